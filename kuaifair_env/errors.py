@@ -1,0 +1,44 @@
+"""Errors that say what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class KuaiFairError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class DataError(KuaiFairError, ValueError):
+    """A log, a table or a file does not hold what it must.
+
+    Args:
+        problem: What is wrong and what would be right.
+        file: The file in which it was found.
+        line: 1-based line in that file (the header is line 1).
+        column: Name of the column.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else str(file)
+        self.line = line
+        self.column = column
+        places = (
+            self.file,
+            None if line is None else f"line {line}",
+            None if column is None else f"column '{column}'",
+        )
+        where = ", ".join(place for place in places if place)
+        super().__init__(f"{where}: {problem}" if where else problem)
+
+
+class ArtifactError(KuaiFairError, ValueError):
+    """A saved model, cache or run is corrupt, foreign, or of another version."""

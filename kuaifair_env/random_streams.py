@@ -1,0 +1,47 @@
+"""One place for session randomness: uniforms that depend on the session alone.
+
+A session's draws are a pure function of (session key, step, slot), so they are the same in a batch of one and of
+a thousand, on any platform, in any order. The mixing function is the finaliser of SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), evaluated on a counter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(n) for n in (30, 27, 31, 11))
+_TO_UNIT = 2.0**-53
+
+
+def stream_key(seed: int) -> np.uint64:
+    """Returns the 64-bit key of the stream that a seed names."""
+    return np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+
+
+def mix(keys: Keys, counters: NDArray[np.uint64]) -> Keys:
+    """Returns pseudo-random 64-bit words for (key, counter), broadcast against each other."""
+    word = keys + (counters + np.uint64(1)) * _GOLDEN
+    word ^= word >> _SHIFT_30
+    word *= _MIX_1
+    word ^= word >> _SHIFT_27
+    word *= _MIX_2
+    word ^= word >> _SHIFT_31
+    return word
+
+
+def derive(keys: Keys, number: int | NDArray[Any]) -> Keys:
+    """Returns the keys of the ``number``-th sub-stream of each stream."""
+    return mix(mix(keys, np.asarray(number, np.uint64)), np.asarray(0, np.uint64))
+
+
+def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Returns uniforms in [0, 1) with 53 random bits for (key, counter), broadcast against each other."""
+    return (mix(keys, counters) >> _SHIFT_11) * _TO_UNIT

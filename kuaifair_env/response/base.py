@@ -1,0 +1,82 @@
+"""What a user does with a slate: the protocol behind which every response model stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+
+PADDING = -1
+"""Item number that marks an empty place in a history."""
+
+
+@dataclass(frozen=True)
+class HistoryWindow:
+    """The last ``H`` items shown to each of ``B`` users, newest last.
+
+    Attributes:
+        items: ``int32 (B, H)``, item rows; ``PADDING`` (-1) where there is none, always at the front.
+        clicks: ``bool (B, H)``, what was clicked; False at padding.
+    """
+
+    items: NDArray[np.int32]
+    clicks: BoolArray
+
+    def take(self, rows: IntArray | BoolArray) -> HistoryWindow:
+        """Returns the windows of some of the users."""
+        return HistoryWindow(self.items[rows], self.clicks[rows])
+
+
+@runtime_checkable
+class ResponseModel(Protocol):
+    """A batched, deterministic function from users, items and history to expected feedback.
+
+    Randomness stays outside: the session draws uniforms and calls :meth:`feedback`.
+    """
+
+    n_users: int
+    n_items: int
+    uses_history: bool
+    """Whether :meth:`expected` reads ``history``; a simulator may skip building it otherwise."""
+
+    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns the expected feedback for each pair.
+
+        Args:
+            users: ``(B,)`` user rows.
+            items: ``(B, K)`` item rows.
+            history: What each user saw before; needed when ``uses_history``.
+
+        Returns:
+            ``float32 (B, K)``: click probabilities, or expected clipped watch ratios.
+        """
+        ...
+
+    def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
+        """Turns expected into realised feedback with the given uniforms in [0, 1), both ``(B, K)``."""
+        ...
+
+    def clicked(self, feedback: FloatArray) -> BoolArray:
+        """Says which realised feedback counts as a click in the history."""
+        ...
+
+    def rearranged(self, items: IntArray) -> ResponseModel:
+        """Returns the same model for the catalogue ``old_items[items]`` (see ``InteractionData.arranged``)."""
+        ...
+
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns ``float32 (B, n_items)``, the expected feedback on items ``0 .. n_items - 1`` (for oracles)."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to a folder or file without pickle, atomically."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns kind, sizes, fit report and provenance, JSON-able."""
+        ...
