@@ -1,0 +1,192 @@
+"""How exposure is divided between popular and long-tail items: the AD family.
+
+The paper's Absolute Difference is ``AD = |f(G_pop) - f(G_longtail)|`` with f the group's part in the lists
+(section 5.1.2). Only f = share of all exposures can reach its published values up to .954, so that is the
+headline (:func:`absolute_difference`); the other readings stand beside it, because one number hides too much:
+
+* the headline loses the sign; :func:`share_gap` keeps it;
+* pooled over users it hides slates that are all popular for some and all long-tail for others; the slate and
+  user levels do not;
+* 0 means half of the exposure for the popular fifth of the items. Equal treatment of *items* is
+  :func:`item_exposure_gap` 0, where uniformly random slates lie; there the headline reads .6.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.metrics.disparity import slate_disparity
+
+
+def popular_share(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns p, the share of all exposures that went to popular items.
+
+    Args:
+        exposures: ``(N,)`` how often each candidate was shown.
+        popular: ``bool (N,)`` group of each candidate.
+
+    Raises:
+        ValueError: Nothing was shown, a negative count, or the sizes differ.
+    """
+    counts, group = _checked(exposures, popular)
+    return float(counts[group].sum() / counts.sum())
+
+
+def share_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns the signed gap S, the popular minus the long-tail share of all exposures, in [-1, 1].
+
+    Args:
+        exposures: See :func:`popular_share`.
+        popular: See :func:`popular_share`.
+
+    Raises:
+        ValueError: See :func:`popular_share`.
+    """
+    return 2.0 * popular_share(exposures, popular) - 1.0
+
+
+def absolute_difference(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns the headline AD, ``|2p - 1|`` pooled over all exposures (paper, section 5.1.2), in [0, 1].
+
+    Args:
+        exposures: See :func:`popular_share`.
+        popular: See :func:`popular_share`.
+
+    Raises:
+        ValueError: See :func:`popular_share`.
+    """
+    return float(slate_disparity(popular_share(exposures, popular)))
+
+
+def slate_absolute_difference(popular_shares: NDArray[Any]) -> float:
+    """Returns the mean of ``|2p - 1|`` over slates, which is never below the pooled AD of the same slates.
+
+    Args:
+        popular_shares: ``(S,)`` p of each slate.
+
+    Raises:
+        ValueError: No slate, or a share outside [0, 1].
+    """
+    shares = np.asarray(popular_shares, np.float64)
+    if not shares.size or not ((shares >= 0.0) & (shares <= 1.0)).all():
+        raise ValueError("there must be at least one slate, and popular shares must lie in [0, 1]")
+    return float(slate_disparity(shares).mean())
+
+
+def user_absolute_difference(popular_counts: NDArray[Any], counts: NDArray[Any]) -> float:
+    """Returns the mean over users of ``|2p_u - 1|``, with p_u pooled over all that user u saw.
+
+    Args:
+        popular_counts: ``(U,)`` popular items shown to each user.
+        counts: ``(U,)`` items shown to each user; users who saw nothing are left out.
+
+    Raises:
+        ValueError: Nobody saw anything, or more popular items than items.
+    """
+    shown = np.asarray(counts, np.float64)
+    popular_shown = np.asarray(popular_counts, np.float64)
+    if shown.shape != popular_shown.shape or not (shown > 0).any():
+        raise ValueError("counts must have one entry for each user, and somebody must have seen something")
+    seen = shown > 0
+    return slate_absolute_difference(popular_shown[seen] / shown[seen])
+
+
+def item_exposure_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns the signed per-item gap: mean exposure of a popular less that of a tail item, over the mean.
+
+    Uniformly random slates score 0 whatever the sizes of the groups; its absolute value is the per-item AD.
+
+    Args:
+        exposures: See :func:`popular_share`.
+        popular: See :func:`popular_share`; neither group may be empty.
+
+    Raises:
+        ValueError: See :func:`popular_share`, or an empty group.
+    """
+    counts, group = _checked(exposures, popular, both=True)
+    return float((counts[group].mean() - counts[~group].mean()) / counts.mean())
+
+
+def coverage_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns the signed gap in coverage: fraction of the popular less fraction of the tail items shown.
+
+    Its absolute value is the coverage AD, the most literal reading of the paper's text ("average proportion
+    of items in the group"). It depends on the number of exposures; see :func:`equal_exposures`.
+
+    Args:
+        exposures: See :func:`popular_share`.
+        popular: See :func:`popular_share`; neither group may be empty.
+
+    Raises:
+        ValueError: See :func:`popular_share`, or an empty group.
+    """
+    counts, group = _checked(exposures, popular, both=True)
+    return float(
+        np.count_nonzero(counts[group]) / group.sum() - np.count_nonzero(counts[~group]) / (~group).sum()
+    )
+
+
+def disparate_treatment_ratio(
+    exposures: NDArray[Any], relevance: NDArray[Any], popular: NDArray[np.bool_]
+) -> float:
+    """Returns exposure per relevance of the popular group over that of the long tail.
+
+    It is the disparate treatment ratio of Singh and Joachims (KDD 2018): 1 means that both groups are shown
+    in proportion to what they deserve; above 1 the popular group gets more.
+
+    Args:
+        exposures: See :func:`popular_share`.
+        relevance: ``(N,)`` true merit of each candidate, such as its unbiased click rate; not negative.
+        popular: See :func:`popular_share`; neither group may be empty or without merit.
+
+    Returns:
+        The ratio; 0 when no popular item was shown and infinity when no long-tail item was.
+
+    Raises:
+        ValueError: See :func:`popular_share`, or a group that is empty or has no relevance.
+    """
+    counts, group = _checked(exposures, popular, both=True)
+    merit = np.asarray(relevance, np.float64)
+    if merit.shape != counts.shape or not np.isfinite(merit).all() or (merit < 0).any():
+        raise ValueError("relevance must have one finite value, not negative, for each candidate")
+    popular_merit, tail_merit = float(merit[group].sum()), float(merit[~group].sum())
+    if popular_merit == 0.0 or tail_merit == 0.0:
+        raise ValueError("each group needs some relevance, or exposure per relevance is undefined")
+    popular_treatment = float(counts[group].sum()) / popular_merit
+    tail_treatment = float(counts[~group].sum()) / tail_merit
+    return popular_treatment / tail_treatment if tail_treatment else math.inf
+
+
+def violation_rate(violations: NDArray[Any]) -> float:
+    """Returns v, the share of slates at or above the bound: what ends sessions early, unseen by AD.
+
+    Args:
+        violations: ``bool (S,)`` whether each slate violated the bound.
+
+    Raises:
+        ValueError: No slate.
+    """
+    flags = np.asarray(violations, np.bool_)
+    if not flags.size:
+        raise ValueError("there must be at least one slate")
+    return float(flags.mean())
+
+
+def _checked(
+    exposures: NDArray[Any], popular: NDArray[np.bool_], both: bool = False
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    counts, group = np.asarray(exposures), np.asarray(popular)
+    if counts.ndim != 1 or counts.shape != group.shape or group.dtype != np.bool_:
+        raise ValueError(
+            f"exposures and popular must be vectors with one count and one bool for each candidate, "
+            f"got shapes {counts.shape} and {group.shape} ({group.dtype})"
+        )
+    if (counts < 0).any() or not 0 < counts.sum() < np.inf:
+        raise ValueError("exposure counts must not be negative, and something must have been shown")
+    if both and (group.all() or not group.any()):
+        raise ValueError("both groups need at least one candidate")
+    return counts, group
