@@ -1,0 +1,69 @@
+"""Data sets: schema, readers of the official archives, own logs, the cache and popularity groups.
+
+Names that need pandas are looked up on first use, so that importing the environments stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kuaifair_env.data.cache import cache_dir, cached, load_data, save_data
+from kuaifair_env.data.popularity import PopularityGroups, groups_of, popularity_groups
+from kuaifair_env.data.schema import (
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+)
+
+if TYPE_CHECKING:
+    from kuaifair_env.data.download import fetch
+    from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
+    from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
+    from kuaifair_env.data.logs import LogColumns, from_frames
+    from kuaifair_env.data.sources import find_source
+
+__all__ = [
+    "Catalogue",
+    "FeatureTable",
+    "InteractionData",
+    "InteractionLog",
+    "LogColumns",
+    "PopularityGroups",
+    "Provenance",
+    "Users",
+    "cache_dir",
+    "cached",
+    "fetch",
+    "find_source",
+    "from_frames",
+    "groups_of",
+    "load_data",
+    "load_kuairand",
+    "load_kuairec",
+    "popularity_groups",
+    "read_kuairand",
+    "read_kuairec",
+    "save_data",
+]
+
+_HOMES = {
+    "LogColumns": "logs",
+    "fetch": "download",
+    "find_source": "sources",
+    "from_frames": "logs",
+    "load_kuairand": "kuairand",
+    "load_kuairec": "kuairec",
+    "read_kuairand": "kuairand",
+    "read_kuairec": "kuairec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

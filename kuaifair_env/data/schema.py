@@ -1,7 +1,7 @@
 """What a data set is, whatever it came from: frozen tables of users, items and logs.
 
-Users and items are addressed by *rows* (0-based positions in ``users.ids`` and ``items.ids``) everywhere inside
-the library; raw ids appear at the borders only. Every table is keyed by raw id, never by file order.
+Users and items are addressed by *rows* (0-based positions in ``users.ids`` and ``items.ids``) everywhere
+inside the library; raw ids appear at the borders only. Every table is keyed by raw id, never by file order.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from kuaifair_env.data.logs import LogColumns
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
@@ -29,7 +34,7 @@ class Provenance:
 
     Attributes:
         name: Short name of the data set, such as ``"KuaiRand-Pure"``.
-        origin: ``"real"`` (official files), ``"partial"`` (a part of them), ``"twin"`` (synthetic) or ``"own"``.
+        origin: ``"real"`` (official files), ``"partial"`` (a part of them), ``"twin"``, ``"own"``.
         description: One line for people.
         files: File name -> SHA-256 of its bytes.
         settings: What else determines the data (seed, sizes, thresholds), JSON-able.
@@ -105,7 +110,7 @@ class Catalogue:
     """The items of a data set.
 
     Attributes:
-        ids: ``int64 (N,)``, distinct raw ids. Readers sort them; :meth:`InteractionData.arranged` may reorder.
+        ids: ``int64 (N,)``, distinct raw ids. Readers sort them, :meth:`InteractionData.arranged` reorders.
         features: One row per item; must not be derived from the test log.
         tags: ``bool (N, T)`` membership in content categories; ``T`` may be 0.
         tag_names: Names of the ``T`` categories.
@@ -151,7 +156,7 @@ class InteractionLog:
         users: ``int32 (R,)`` user rows, non-decreasing.
         items: ``int32 (R,)`` item rows.
         clicks: ``bool (R,)`` positive feedback.
-        times: ``int64 (R,)``, non-decreasing within a user, any unit; the position when the source has no time.
+        times: ``int64 (R,)``, non-decreasing within a user, any unit; the position if the source has no time.
         watch_ratios: ``float32 (R,)`` play time over duration, or None.
         positives_only: True when the source lists positive feedback only, so that exposure is unknown.
     """
@@ -164,7 +169,7 @@ class InteractionLog:
     positives_only: bool = False
 
     def __post_init__(self) -> None:
-        columns = [self.users, self.items, self.clicks, self.times]
+        columns: list[NDArray[Any]] = [self.users, self.items, self.clicks, self.times]
         columns += [] if self.watch_ratios is None else [self.watch_ratios]
         if len({len(column) for column in columns}) != 1:
             raise DataError(f"log columns differ in length: {[len(column) for column in columns]}")
@@ -191,13 +196,13 @@ class InteractionLog:
             watch_ratios: Optional watch ratios.
             positives_only: See the class.
         """
-        times = np.arange(len(users), dtype=np.int64) if times is None else np.asarray(times, np.int64)
-        order = np.lexsort((times, users))
+        moments = np.arange(len(users), dtype=np.int64) if times is None else np.asarray(times, np.int64)
+        order = np.lexsort((moments, users))
         return cls(
             np.asarray(users, np.int32)[order],
             np.asarray(items, np.int32)[order],
             np.asarray(clicks, np.bool_)[order],
-            times[order],
+            moments[order],
             None if watch_ratios is None else np.asarray(watch_ratios, np.float32)[order],
             positives_only,
         )
@@ -256,9 +261,12 @@ class InteractionData:
             _check_rows(log.users, len(self.users), f"{name} log, user")
             _check_rows(log.items, len(self.items), f"{name} log, item")
 
-    @property
+    @cached_property
     def data_hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of ids and both logs: equal data, equal hash, on every platform."""
+        """SHA-256 (first 16 hex digits) of ids and both logs: equal data, equal hash, on every platform.
+
+        Computed once; the cache stores it (:mod:`kuaifair_env.data.cache`).
+        """
         digest = hashlib.sha256()
         for log in (self.train, self.test):
             columns: tuple[tuple[NDArray[Any], str], ...] = (
@@ -269,6 +277,37 @@ class InteractionData:
             for column, kind in columns:
                 digest.update(np.ascontiguousarray(column, kind).tobytes())
         return digest.hexdigest()[:16]
+
+    @classmethod
+    def from_frames(
+        cls,
+        train: pd.DataFrame,
+        test: pd.DataFrame,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        *,
+        name: str = "own logs",
+        columns: LogColumns | None = None,
+        positive_watch_ratio: float | None = None,
+        drop_duplicates: bool | None = None,
+        positives_only: bool = False,
+        provenance: Provenance | None = None,
+    ) -> InteractionData:
+        """Turns a user's own DataFrames into a data set; see :func:`kuaifair_env.data.logs.from_frames`."""
+        from kuaifair_env.data.logs import from_frames
+
+        return from_frames(
+            train,
+            test,
+            items,
+            users,
+            name=name,
+            columns=columns,
+            positive_watch_ratio=positive_watch_ratio,
+            drop_duplicates=drop_duplicates,
+            positives_only=positives_only,
+            provenance=provenance,
+        )
 
     def arranged(self, first: IntArray) -> InteractionData:
         """Returns the same data with the given item rows first, all others behind them.
