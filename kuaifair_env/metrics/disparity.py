@@ -12,7 +12,7 @@ DisparityMode = Literal["parity", "popular_only", "target"]
 ``target``: popular items should get a given share."""
 
 BOUND_TOLERANCE = 1e-9
-"""A slate this close below the bound violates it: ``|2 * 0.65 - 1|`` is 0.3, but less than 0.3 in binary."""
+"""A slate this close below the bound violates it: ``|2 * 0.7 - 1|`` is 0.4, but less than 0.4 in binary."""
 
 
 def slate_disparity(

@@ -1,0 +1,276 @@
+"""Session length follows from patience, reward and violations: exact counts, simulation, published tables."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kuaifair_env.metrics import (
+    constant_session_length,
+    expected_length,
+    implied_violation_rate,
+    length_floor_and_ceiling,
+    normalised_length,
+    violation_probability,
+)
+
+rewards = st.floats(0, 1)
+rates = st.floats(0, 1)
+tempers = st.integers(2, 200)
+twentieths = st.integers(0, 20).map(lambda n: n / 20)
+
+# arXiv:2603.03820, Tables 2 and 3: data, method, Max Len, Len, R_each, R_cum, AD; and the violation rate
+# that the law solved by hand gives for the row, to two digits.
+PUBLISHED = [
+    ("KuaiRec", "A2C", 30, 13.433, 0.62, 8.339, 0.498, 0.86),
+    ("KuaiRec", "A2C", 50, 22.633, 0.68, 15.422, 0.577, 0.89),
+    ("KuaiRec", "TD3", 30, 15.567, 0.801, 12.007, 0.428, 0.73),
+    ("KuaiRec", "TD3", 50, 32.267, 0.85, 26.627, 0.293, 0.39),
+    ("KuaiRec", "BCQ", 30, 20.8, 0.757, 15.036, 0.021, 0.19),
+    ("KuaiRec", "BCQ", 50, 34.067, 0.825, 28.043, 0.037, 0.28),
+    ("KuaiRec", "MOFIR", 30, 13.733, 0.577, 7.852, 0.668, 0.77),
+    ("KuaiRec", "MOFIR", 50, 22.933, 0.616, 14.596, 0.668, 0.8),
+    ("KuaiRec", "DORL", 30, 14.7, 0.579, 7.49, 0.466, 0.62),
+    ("KuaiRec", "DORL", 50, 22.133, 0.667, 14.564, 0.548, 0.93),
+    ("KuaiRec", "DNaIR", 30, 21.733, 0.809, 17.699, 0.083, 0.17),
+    ("KuaiRec", "DNaIR", 50, 23.767, 0.809, 19.325, 0.66, 0.91),
+    ("KuaiRec", "SAC4IR", 30, 21.967, 0.828, 18.116, 0.013, 0.18),
+    ("KuaiRec", "SAC4IR", 50, 33.633, 0.865, 29.47, 0.151, 0.34),
+    ("KuaiRec", "Ours", 30, 26.6, 0.917, 23.752, 0.008, 0.03),
+    ("KuaiRec", "Ours", 50, 34.85, 0.87, 30.419, 0.044, 0.3),
+    ("KuaiRand-Pure", "A2C", 30, 13.667, 0.73, 9.813, 0.923, 0.93),
+    ("KuaiRand-Pure", "A2C", 50, 23.167, 0.819, 18.271, 0.925, 0.98),
+    ("KuaiRand-Pure", "TD3", 30, 16.233, 0.81, 12.468, 0.344, 0.65),
+    ("KuaiRand-Pure", "TD3", 50, 31.233, 0.842, 25.811, 0.298, 0.44),
+    ("KuaiRand-Pure", "BCQ", 30, 17.133, 0.789, 12.925, 0.295, 0.53),
+    ("KuaiRand-Pure", "BCQ", 50, 25.9, 0.838, 20.395, 0.514, 0.77),
+    ("KuaiRand-Pure", "MOFIR", 30, 13.9, 0.745, 10.172, 0.813, 0.91),
+    ("KuaiRand-Pure", "MOFIR", 50, 23.7, 0.833, 18.486, 0.805, 0.95),
+    ("KuaiRand-Pure", "DORL", 30, 13.7, 0.727, 9.724, 0.946, 0.92),
+    ("KuaiRand-Pure", "DORL", 50, 23.1, 0.812, 17.766, 0.954, 0.98),
+    ("KuaiRand-Pure", "DNaIR", 30, 16.267, 0.815, 12.832, 0.559, 0.65),
+    ("KuaiRand-Pure", "DNaIR", 50, 31.8, 0.847, 26.299, 0.443, 0.41),
+    ("KuaiRand-Pure", "SAC4IR", 30, 14.0, 0.788, 10.862, 0.674, 0.94),
+    ("KuaiRand-Pure", "SAC4IR", 50, 28.433, 0.834, 23.123, 0.394, 0.59),
+    ("KuaiRand-Pure", "Ours", 30, 24.067, 0.849, 19.75, 0.011, 0.08),
+    ("KuaiRand-Pure", "Ours", 50, 35.133, 0.848, 29.086, 0.024, 0.26),
+    ("KuaiRec", "FLAT", 30, 24.333, 0.911, 22.081, 0.013, 0.13),
+    ("KuaiRec", "FLAT", 50, 31.267, 0.87, 26.691, 0.222, 0.46),
+    ("KuaiRec", "HRL", 30, 23.167, 0.895, 19.942, 0.013, 0.17),
+    ("KuaiRec", "HRL", 50, 33.4, 0.863, 28.055, 0.016, 0.35),
+    ("KuaiRec", "+RCE", 30, 15.167, 0.653, 9.588, 0.032, 0.63),
+    ("KuaiRec", "+RCE", 50, 25.5, 0.737, 17.528, 0.029, 0.7),
+    ("KuaiRec", "+TCE", 30, 15.867, 0.746, 11.491, 0.03, 0.63),
+    ("KuaiRec", "+TCE", 50, 25.8, 0.793, 20.293, 0.04, 0.73),
+    ("KuaiRec", "+BOD", 30, 15.867, 0.761, 11.74, 0.479, 0.65),
+    ("KuaiRec", "+BOD", 50, 28.8, 0.827, 23.114, 0.209, 0.56),
+    ("KuaiRand-Pure", "FLAT", 30, 21.767, 0.83, 18.105, 0.178, 0.19),
+    ("KuaiRand-Pure", "FLAT", 50, 30.733, 0.813, 24.738, 0.136, 0.43),
+    ("KuaiRand-Pure", "HRL", 30, 19.2, 0.841, 15.678, 0.311, 0.39),
+    ("KuaiRand-Pure", "HRL", 50, 27.533, 0.846, 22.46, 0.593, 0.66),
+    ("KuaiRand-Pure", "+RCE", 30, 15.1, 0.765, 11.267, 0.047, 0.75),
+    ("KuaiRand-Pure", "+RCE", 50, 25.833, 0.835, 20.428, 0.035, 0.77),
+    ("KuaiRand-Pure", "+TCE", 30, 15.333, 0.785, 11.448, 0.041, 0.74),
+    ("KuaiRand-Pure", "+TCE", 50, 25.6, 0.833, 20.217, 0.034, 0.79),
+    ("KuaiRand-Pure", "+BOD", 30, 14.233, 0.78, 10.865, 0.747, 0.89),
+    ("KuaiRand-Pure", "+BOD", 50, 25.533, 0.838, 20.316, 0.577, 0.8),
+]
+
+# README of KuaiSim, whole-session baselines: depth, average reward; and what the law makes of it by hand.
+KUAISIM = [
+    ("TD3", 14.63, 0.6476, 14.55),
+    ("A2C", 14.02, 0.5950, 14.02),
+    ("DDPG", 14.89, 0.6841, 14.94),
+    ("HAC", 14.98, 0.6895, 15.00),
+]
+
+# T0, constant reward, steps when always penalised (without, with one step of grace), steps when never penalised.
+EXACT = [
+    (30, 0.0, 10, 11, 15),
+    (30, 0.5, 12, 13, 20),
+    (30, 0.73, 13, 14, 23),
+    (30, 0.788, 14, 14, 24),
+    (30, 0.9, 14, 15, 27),
+    (30, 1.0, 15, 16, 30),
+    (50, 0.0, 17, 17, 25),
+    (50, 0.5, 20, 21, 33),
+    (50, 0.73, 22, 23, 39),
+    (50, 0.9, 24, 24, 45),
+    (50, 1.0, 25, 26, 50),
+]
+
+
+def simulate(temper, reward_of_step, violates_at_step, penalty=1.0, grace=0):
+    """Plays the rule as it is told: pay for each step, leave below 1."""
+    steps = 0
+    while temper >= 1.0 - 1e-9:
+        steps += 1
+        temper -= min(max(2.0 - reward_of_step(steps), 0.0), 2.0)
+        if steps > grace and violates_at_step(steps):
+            temper -= penalty
+    return steps
+
+
+@pytest.mark.parametrize(("temper", "reward", "always", "always_with_grace", "never"), EXACT)
+def test_sessions_of_constant_reward_last_as_counted_by_hand(
+    temper, reward, always, always_with_grace, never
+):
+    assert constant_session_length(temper, reward, penalised=True) == always
+    assert constant_session_length(temper, reward, penalised=True, grace_steps=1) == always_with_grace
+    assert constant_session_length(temper, reward, penalised=False) == never
+    assert constant_session_length(temper, reward, penalised=False, grace_steps=1) == never
+
+
+@given(
+    tempers,
+    st.integers(0, 20).map(lambda n: n / 20),
+    st.booleans(),
+    st.integers(0, 12),
+    st.sampled_from([0.5, 1, 2]),
+)
+def test_exact_count_is_what_playing_the_rule_gives(temper, reward, penalised, grace, penalty):
+    counted = constant_session_length(temper, reward, penalised=penalised, penalty=penalty, grace_steps=grace)
+    assert counted == simulate(temper, lambda _: reward, lambda _: penalised, penalty, grace)
+
+
+@given(tempers, rewards, st.booleans())
+def test_law_is_within_half_a_step_of_the_exact_count(temper, reward, penalised):
+    exact = constant_session_length(temper, reward, penalised=penalised)
+    assert abs(expected_length(temper, reward, float(penalised)) - exact) <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("temper", "click", "violation"), list(product((30, 50), (0.3, 0.7, 0.9), (0.1, 0.5, 0.9)))
+)
+def test_law_is_within_two_percent_of_random_sessions(temper, click, violation):
+    rng = np.random.default_rng(7)
+    sessions, horizon, slate = 4000, temper + 1, 10
+    rewards_drawn = rng.binomial(slate, click, (sessions, horizon)) / slate
+    violations = rng.random((sessions, horizon)) < violation
+    left = temper - np.cumsum(2.0 - rewards_drawn + violations, axis=1)
+    lengths = (left >= 1.0 - 1e-9).sum(axis=1) + 1
+    seen = np.arange(horizon) < lengths[:, None]
+    predicted = expected_length(temper, rewards_drawn[seen].mean(), violations[seen].mean())
+    assert lengths.mean() == pytest.approx(predicted, rel=0.02)
+
+
+def test_grace_counts_violations_that_cost_nothing():
+    rng = np.random.default_rng(3)
+    lengths = [
+        simulate(30, lambda _: rng.binomial(10, 0.7) / 10, lambda _: True, grace=2) for _ in range(3000)
+    ]
+    assert np.mean(lengths) == pytest.approx(expected_length(30, 0.7, 1.0, grace_steps=2), rel=0.02)
+    assert np.mean(lengths) > expected_length(30, 0.7, 1.0) + 0.5
+
+
+@pytest.mark.parametrize(("method", "depth", "reward", "by_hand"), KUAISIM)
+def test_without_penalty_the_law_gives_the_published_depths_of_kuaisim(method, depth, reward, by_hand):
+    predicted = expected_length(20, reward, 0.0)
+    assert predicted == pytest.approx(by_hand, abs=0.006)
+    assert predicted == pytest.approx(depth, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "max_len", "length", "reward", "total", "ad", "by_hand"), PUBLISHED
+)
+def test_every_published_row_lies_between_floor_and_ceiling(
+    data, method, max_len, length, reward, total, ad, by_hand
+):
+    floor, ceiling = length_floor_and_ceiling(max_len, reward)
+    assert floor <= length <= ceiling
+    assert implied_violation_rate(length, max_len, reward) == pytest.approx(by_hand, abs=0.0051)
+    assert 0.0 <= normalised_length(length, max_len, reward) <= 1.0
+
+
+def test_all_published_rows_are_here():
+    assert len({row[:3] for row in PUBLISHED}) == len(PUBLISHED) == 52
+
+
+def test_published_cumulative_reward_is_len_times_reward_up_to_twelve_percent():
+    ratios = [total / (length * reward) for _, _, _, length, reward, total, _, _ in PUBLISHED]
+    assert min(ratios) == pytest.approx(0.88, abs=0.005)
+    assert max(ratios) < 1.04
+    assert np.mean(ratios) == pytest.approx(0.974, abs=0.002)
+
+
+@given(tempers, rewards, rates)
+def test_implied_rate_undoes_the_law(temper, reward, rate):
+    length = expected_length(temper, reward, rate)
+    assert implied_violation_rate(length, temper, reward) == pytest.approx(rate, abs=1e-9)
+
+
+@given(tempers, rewards, rates, st.floats(0.01, 3))
+def test_length_lies_between_floor_and_ceiling_and_falls_with_violations(temper, reward, rate, penalty):
+    floor, ceiling = length_floor_and_ceiling(temper, reward, penalty=penalty)
+    length = expected_length(temper, reward, rate, penalty=penalty)
+    assert floor - 1e-9 <= length <= ceiling + 1e-9
+    assert -1e-9 <= normalised_length(length, temper, reward, penalty=penalty) <= 1 + 1e-9
+    assert normalised_length(floor, temper, reward, penalty=penalty) == pytest.approx(0, abs=1e-9)
+    assert normalised_length(ceiling, temper, reward, penalty=penalty) == pytest.approx(1)
+
+
+def test_law_takes_arrays():
+    together = expected_length(np.array([30, 50]), np.array([0.5, 0.9]), np.array([0.2, 0.4]))
+    assert together == pytest.approx([29 / 1.7 + 0.5, 49 / 1.5 + 0.5])
+
+
+@pytest.mark.parametrize(
+    ("slate", "bound", "published"), [(6, 0.3, 0.688), (10, 0.3, 0.344), (20, 0.3, 0.263)]
+)
+def test_independent_half_and_half_slates_violate_as_often_as_published(slate, bound, published):
+    assert violation_probability(0.5, slate, bound) == pytest.approx(published, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("bound", "published"),
+    [(0.3, (0.880, 0.437, 0.344, 0.437, 0.623, 0.880)), (0.1, (0.974, 0.799, 0.754, 0.799, 0.882, 0.974))],
+)
+def test_slates_of_ten_violate_as_often_as_published(bound, published):
+    shares = np.array([0.2, 0.4, 0.5, 0.6, 0.685, 0.8])
+    assert violation_probability(shares, 10, bound) == pytest.approx(published, abs=6e-4)
+
+
+@pytest.mark.parametrize("mode", ["parity", "popular_only", "target"])
+def test_violation_probability_is_the_sum_over_all_slates(mode):
+    p, size, bound, target = 0.3, 5, 0.4, 0.2
+    total = 0.0
+    for slate in product((0, 1), repeat=size):
+        share = sum(slate) / size
+        u = {
+            "parity": abs(2 * share - 1),
+            "popular_only": max(0.0, 2 * share - 1),
+            "target": abs(share - target) / max(target, 1 - target),
+        }[mode]
+        if u > bound or math.isclose(u, bound):
+            total += p ** sum(slate) * (1 - p) ** (size - sum(slate))
+    assert violation_probability(p, size, bound, mode, target) == pytest.approx(total)
+
+
+def test_a_single_item_always_violates_and_a_certain_slate_is_certain():
+    assert violation_probability(0.5, 1, 0.3) == pytest.approx(1.0)
+    assert violation_probability(np.array([0.0, 1.0]), 10, 0.3) == pytest.approx([1.0, 1.0])
+    assert violation_probability(0.0, 10, 0.3, "popular_only") == 0.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: expected_length(0.5, 0.5, 0.5),
+        lambda: expected_length(math.nan, 0.5, 0.5),
+        lambda: expected_length(30, 1.5, 0.5),
+        lambda: expected_length(30, math.nan, 0.5),
+        lambda: expected_length(30, 0.5, -0.1),
+        lambda: expected_length(30, 0.5, 0.5, penalty=-1),
+        lambda: expected_length(30, 0.5, 0.5, grace_steps=-1),
+        lambda: normalised_length(20, 30, 0.5, penalty=0.0),
+        lambda: implied_violation_rate(0.5, 30, 0.5),
+        lambda: violation_probability(1.2, 10, 0.3),
+        lambda: violation_probability(0.5, 0, 0.3),
+    ],
+)
+def test_impossible_arguments_are_refused(call):
+    with pytest.raises(ValueError, match=r"must|coincide"):
+        call()
