@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
 
+_SUB_STREAM = np.uint64(0xD1B54A32D192ED03)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -24,6 +25,11 @@ _TO_UNIT = 2.0**-53
 def stream_key(seed: int) -> np.uint64:
     """Returns the 64-bit key of the stream that a seed names."""
     return np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+
+
+def stream_keys(seed: int, count: int) -> Keys:
+    """Returns the keys of seeds ``seed, seed + 1, ...``, as Gymnasium seeds the rows of a vector environment."""
+    return np.asarray([stream_key(seed + row) for row in range(count)], np.uint64)
 
 
 def mix(keys: Keys, counters: NDArray[np.uint64]) -> Keys:
@@ -38,8 +44,8 @@ def mix(keys: Keys, counters: NDArray[np.uint64]) -> Keys:
 
 
 def derive(keys: Keys, number: int | NDArray[Any]) -> Keys:
-    """Returns the keys of the ``number``-th sub-stream of each stream."""
-    return mix(mix(keys, np.asarray(number, np.uint64)), np.asarray(0, np.uint64))
+    """Returns the keys of the ``number``-th sub-stream of each stream, unrelated to the stream's own draws."""
+    return mix(keys ^ _SUB_STREAM, np.atleast_1d(np.asarray(number, np.uint64)))
 
 
 def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:

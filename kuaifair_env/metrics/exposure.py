@@ -31,9 +31,19 @@ def gini(exposures: NDArray[Any], n_items: int | None = None) -> float:
         ValueError: No exposure, a negative count, or more counts than candidates.
     """
     counts, size = _checked(exposures, n_items)
-    shown = np.sort(counts[counts > 0])
-    ranks = np.arange(size - len(shown) + 1, size + 1)
-    return float(((2.0 * ranks - size - 1.0) * shown).sum() / (size * shown.sum()))
+    return float(gini_of_rows(counts[None, counts > 0], size)[0])
+
+
+def gini_of_rows(exposures: NDArray[Any], n_items: int) -> NDArray[np.float64]:
+    """Returns :func:`gini` of each row of counts, for many sessions at once and without checks.
+
+    Args:
+        exposures: ``(n, M)`` with ``M <= n_items``: counts of any M candidates, the others were never shown.
+        n_items: N.
+    """
+    ordered = np.sort(exposures, axis=1)
+    ranks = np.arange(n_items - ordered.shape[1] + 1, n_items + 1)
+    return ((2.0 * ranks - n_items - 1.0) * ordered).sum(axis=1) / (n_items * ordered.sum(axis=1))
 
 
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:

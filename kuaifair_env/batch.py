@@ -1,0 +1,275 @@
+"""The core of every environment form: actions in, sessions stepped, observations and episode records out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env import random_streams
+from kuaifair_env.actions import ActionMode, action_decoder
+from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.leave import LeaveRule, leave_rule
+from kuaifair_env.metrics import gini_of_rows, slate_disparity
+from kuaifair_env.observation import ObservationMode, observer
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.sessions import InitialHistory, Outcome, RandomUsers, Repeats, SessionSimulator, SessionSource
+from kuaifair_env.worlds import World
+
+AUTO_SLATE_SIZE = 10
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How sessions run and how an agent takes part.
+
+    Attributes:
+        max_len: Max Len of the paper: the temper that a user starts with, and the cap in steps.
+        slate_size: Items per slate ``K``; None means 10, or 1 in ``item`` mode.
+        action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.actions`).
+        observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.observation`).
+        leave: A leave rule or the name of one (see :mod:`kuaifair_env.leave`).
+        initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
+        repeats: ``"forbid"`` shows an item at most once per session.
+    """
+
+    max_len: int = 30
+    slate_size: int | None = None
+    action_mode: ActionMode = "embedding"
+    observation_mode: ObservationMode = "state"
+    leave: str | LeaveRule = "temper"
+    initial_history: InitialHistory = "log"
+    repeats: Repeats = "allow"
+
+    @property
+    def items_per_slate(self) -> int:
+        """The slate size in force."""
+        if self.slate_size is not None:
+            return self.slate_size
+        return 1 if self.action_mode == "item" else AUTO_SLATE_SIZE
+
+    def describe(self) -> dict[str, Any]:
+        """Returns all settings, JSON-able; the leave rule spelled out."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        rule = leave_rule(self.leave)
+        kept = asdict(rule) if hasattr(rule, "__dataclass_fields__") else {}  # type: ignore[call-overload]
+        return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | kept}
+
+
+@dataclass(frozen=True)
+class EpisodeRecords:
+    """What became of ``n`` finished sessions, one entry each.
+
+    Attributes:
+        user_ids: ``int64``, raw ids.
+        numbers: ``int64``, place in the list of fixed sessions, or -1.
+        length: ``int64``, Len: steps taken.
+        return_: ``float64``, R_cum: sum of rewards.
+        mean_reward: ``float64``, R_each: mean reward of a step.
+        popular_share: ``float64``, share of popular items among all that was shown.
+        absolute_difference: ``float64``, AD of the session, ``|2 * popular_share - 1|``.
+        signed_gap: ``float64``, ``2 * popular_share - 1``.
+        violation_rate: ``float64``, share of steps that broke the leave rule.
+        gini: ``float64``, Gini of the session's exposure over all candidates, zeros included.
+        coverage: ``float64``, share of the candidates that were shown.
+        left: ``bool``, the user left (rather than reaching the cap).
+    """
+
+    user_ids: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    length: NDArray[np.int64]
+    return_: NDArray[np.float64]
+    mean_reward: NDArray[np.float64]
+    popular_share: NDArray[np.float64]
+    absolute_difference: NDArray[np.float64]
+    signed_gap: NDArray[np.float64]
+    violation_rate: NDArray[np.float64]
+    gini: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+    left: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def info(self, row: int) -> dict[str, Any]:
+        """Returns one session's record under the names that ``info["session"]`` uses."""
+        return {name: column[row].item() for name, column in self.columns().items()}
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Returns all columns under the names that ``info["session"]`` uses."""
+        return {
+            "user_id": self.user_ids,
+            "number": self.numbers,
+            "len": self.length,
+            "r_cum": self.return_,
+            "r_each": self.mean_reward,
+            "popular_share": self.popular_share,
+            "ad": self.absolute_difference,
+            "signed_gap": self.signed_gap,
+            "violation_rate": self.violation_rate,
+            "gini": self.gini,
+            "coverage": self.coverage,
+            "left": self.left,
+        }
+
+
+def step_info(outcome: Outcome, row: int, user_id: int) -> dict[str, Any]:
+    """Returns what ``info`` says of one session's step."""
+    return {
+        "items": outcome.items[row],
+        "clicks": outcome.clicks[row],
+        "feedback": outcome.feedback[row],
+        "popular_share": float(outcome.popular_share[row]),
+        "disparity": float(outcome.disparity[row]),
+        "temper": float(outcome.temper[row]),
+        "violation": bool(outcome.violation[row]),
+        "user_id": user_id,
+    }
+
+
+class SessionBatch:
+    """``B`` sessions with their action decoder, observer and running totals.
+
+    The three environment forms (single, Gymnasium vector, SB3 vector) are thin adapters of this class.
+
+    Args:
+        world: Users, items and their response.
+        config: How sessions run.
+        batch_size: Number of concurrent sessions ``B``.
+    """
+
+    def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
+        self.world = world
+        self.config = config
+        self.batch_size = batch_size
+        slate_size = config.items_per_slate
+        self._decoder = action_decoder(config.action_mode, world.embeddings[: world.n_items], slate_size)
+        self._observer = observer(config.observation_mode, world)
+        self.action_space = self._decoder.space
+        self.observation_space = self._observer.space
+        self.simulator = SessionSimulator(
+            world,
+            batch_size,
+            RandomUsers(world.users, random_streams.stream_keys(0, batch_size)),
+            max_len=config.max_len,
+            slate_size=slate_size,
+            leave=leave_rule(config.leave),
+            initial_history=config.initial_history,
+            repeats=config.repeats,
+        )
+        self._returns = np.zeros(batch_size)
+        self._popular = np.zeros(batch_size)
+        self._violations = np.zeros(batch_size)
+
+    def seed(self, keys: random_streams.Keys) -> None:
+        """Gives each row its own endless stream of random users, named by ``uint64 (B,)`` keys."""
+        self.simulator.source = RandomUsers(self.world.users, keys)
+
+    def serve(self, source: SessionSource) -> None:
+        """Takes sessions from another source from now on (fixed lists for evaluation)."""
+        self.simulator.source = source
+
+    def reset(self, rows: IntArray) -> None:
+        """Starts new sessions in the given rows."""
+        self.simulator.reset(rows)
+        self._returns[rows] = 0.0
+        self._popular[rows] = 0.0
+        self._violations[rows] = 0.0
+
+    def observe(self) -> Any:
+        """Returns one observation per session, stacked."""
+        return self._observer.observe(self.simulator)
+
+    def step(self, actions: NDArray[Any], over: BoolArray | None = None) -> Outcome:
+        """Decodes and executes one action per session.
+
+        Args:
+            actions: ``(B, *action_space.shape)``.
+            over: ``bool (B,)``, sessions that are finished and whose action is ignored.
+
+        Raises:
+            ValueError: If an action is not valid; nothing has happened then.
+        """
+        items = self._slates(np.asarray(actions), over)
+        outcome = self.simulator.step(items)
+        self._returns += outcome.reward
+        self._popular += outcome.popular_share
+        self._violations += outcome.violation
+        return outcome
+
+    def _slates(self, actions: NDArray[Any], over: BoolArray | None) -> NDArray[np.int64]:
+        if len(actions) != self.batch_size:
+            raise ValueError(f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}")
+        allowed = self.simulator.allowed
+        if over is None or not over.any():
+            return self._decoder.decode(actions, allowed)
+        slates = np.broadcast_to(np.arange(self.simulator.slate_size), (self.batch_size, self.simulator.slate_size))
+        slates = slates.copy()
+        live = ~over
+        if live.any():
+            slates[live] = self._decoder.decode(actions[live], None if allowed is None else allowed[live])
+        return slates
+
+    @property
+    def user_ids(self) -> NDArray[np.int64]:
+        """``int64 (B,)``, raw ids of the current users."""
+        return self.world.data.users.ids[self.simulator.users]
+
+    def history_window(self) -> HistoryWindow:
+        """Returns the window of items and feedback behind every observation (what a state purifier reads)."""
+        return self.simulator.history()
+
+    def action_masks(self) -> BoolArray:
+        """Returns ``bool (B, N)``, the items that may be shown now."""
+        allowed = self.simulator.allowed
+        if allowed is None:
+            return np.ones((self.batch_size, self.world.n_items), np.bool_)
+        return allowed.copy()
+
+    def records(self, rows: IntArray) -> EpisodeRecords:
+        """Returns the records of the sessions in the given rows, as they stand."""
+        steps = self.simulator.steps[rows]
+        popular_share = self._popular[rows] / steps
+        counts = _session_exposures(self.simulator.shown(rows), steps, self.world.n_items)
+        return EpisodeRecords(
+            user_ids=self.user_ids[rows],
+            numbers=self.simulator.numbers[rows],
+            length=steps,
+            return_=self._returns[rows],
+            mean_reward=self._returns[rows] / steps,
+            popular_share=popular_share,
+            absolute_difference=slate_disparity(popular_share),
+            signed_gap=2.0 * popular_share - 1.0,
+            violation_rate=self._violations[rows] / steps,
+            gini=gini_of_rows(counts, self.world.n_items),
+            coverage=np.count_nonzero(counts, axis=1) / self.world.n_items,
+            left=self.simulator.left[rows],
+        )
+
+
+def _session_exposures(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
+    """Counts how often each distinct item was shown in each session.
+
+    Args:
+        shown: ``(n, T, K)`` slates.
+        steps: ``(n,)``, how many of the ``T`` slates count.
+        n_items: Number of candidates ``N``.
+
+    Returns:
+        ``int64 (n, M)`` with ``M <= N``, the counts of the distinct items in no particular order, and zeros.
+    """
+    shown = shown[:, : steps.max()]
+    n, length, k = shown.shape
+    unseen = np.arange(length)[None, :] >= steps[:, None]
+    items = np.sort(np.where(unseen[:, :, None], -1, shown).reshape(n, length * k), axis=1)
+    first = np.ones(items.shape, np.bool_)
+    first[:, 1:] = items[:, 1:] != items[:, :-1]
+    starts = np.flatnonzero(first)
+    counts = np.zeros(items.size, np.int64)
+    # Every row begins a new run, so runs never cross rows.
+    counts[starts] = np.diff(np.append(starts, items.size))
+    counts[items.ravel() < 0] = 0
+    counts = counts.reshape(items.shape)
+    return counts if counts.shape[1] <= n_items else np.sort(counts, axis=1)[:, -n_items:]

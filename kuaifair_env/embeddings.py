@@ -1,0 +1,66 @@
+"""Item embeddings for agents, from the training log alone and without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kuaifair_env.data.schema import FloatArray, InteractionLog
+from kuaifair_env.errors import DataError
+
+_TRIVIAL = 0.999
+_SPARE_FACTORS = 8
+
+
+def svd_item_embeddings(
+    log: InteractionLog, n_users: int, n_items: int, dimension: int = 64, seed: int = 0
+) -> FloatArray:
+    """Embeds items by a truncated SVD of the degree-normalised click matrix.
+
+    With ``C`` the binary click matrix, factors of ``D_u^-1/2 C D_i^-1/2`` are scaled by their singular values;
+    the first factor, and any other whose singular value is 1 up to rounding, only says how often an item was
+    clicked or to which island it belongs, and is dropped. Rows have norm ``sqrt(dimension)``, so that components
+    are of order one, and items that nobody clicked are zero.
+
+    Args:
+        log: The training log.
+        n_users: Number of users.
+        n_items: Number of items.
+        dimension: Size ``d`` of an embedding.
+        seed: Seed of the randomised SVD.
+
+    Returns:
+        ``float32 (n_items, dimension)``.
+
+    Raises:
+        DataError: If the log has no clicks, or too few users or items for that many factors.
+    """
+    from scipy import sparse
+    from sklearn.utils.extmath import randomized_svd
+
+    if not log.clicks.any():
+        raise DataError("the training log has no clicks; embeddings need positive feedback")
+    wanted = dimension + _SPARE_FACTORS
+    if min(n_users, n_items) <= wanted:
+        raise DataError(
+            f"{n_users} users and {n_items} items give fewer than the {wanted} factors that embeddings of "
+            f"dimension {dimension} need; use embedding_dim={max(min(n_users, n_items) - _SPARE_FACTORS - 1, 1)}"
+        )
+    cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
+    rows, columns = np.divmod(cells, n_items)
+    user_degrees = np.bincount(rows, minlength=n_users)
+    item_degrees = np.bincount(columns, minlength=n_items)
+    weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
+    matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
+    _, values, factors = randomized_svd(matrix, wanted, n_iter=5, random_state=seed)
+    first = max(1, int((values > _TRIVIAL).sum()))
+    kept = slice(first, first + dimension)
+    embeddings = factors[kept].T * values[kept]
+    if embeddings.shape[1] < dimension:
+        raise DataError(
+            f"the click matrix falls into {first} unconnected parts, which leaves {embeddings.shape[1]} useful "
+            f"factors; use embedding_dim={embeddings.shape[1]} or a denser log"
+        )
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    clicked = item_degrees[:, None] > 0
+    scaled = np.divide(embeddings, norms, out=np.zeros_like(embeddings), where=clicked & (norms > 0))
+    return np.asarray(scaled * np.sqrt(dimension), np.float32)

@@ -1,0 +1,171 @@
+"""The Gymnasium environment: one session at a time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+
+from kuaifair_env import random_streams
+from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
+from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.recorder import SessionRecorder
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.sessions import FixedSessions
+from kuaifair_env.worlds import World
+
+_FIRST_ROW = np.zeros(1, np.int64)
+
+
+class KuaiFairEnv(gym.Env[Any, Any]):
+    """A user scrolls; the agent picks each slate; unequal exposure makes the user leave early.
+
+    ## Description
+
+    One episode is one session of one user. At each step the agent shows a slate of ``K`` items, the user clicks
+    some, and loses patience (temper): faster with dull slates, and faster still with slates in which popular and
+    long-tail items are unequally present. The session ends when the temper falls below 1.
+
+    ## Action space
+
+    | ``action_mode`` | space | meaning |
+    |---|---|---|
+    | ``embedding`` | ``Box(-1, 1, (d,))`` | the top-K items by inner product with the item embeddings are shown |
+    | ``slate`` | ``SlateSpace(N, K)``, a ``MultiDiscrete`` | ``K`` distinct items in order |
+    | ``item`` | ``Discrete(N)`` | one item, ``K = 1`` |
+
+    ## Observation space
+
+    | ``observation_mode`` | space | meaning |
+    |---|---|---|
+    | ``state`` | ``Box((d,))`` | the observed state: mean embedding of the clicked items in the history window |
+    | ``history`` | ``Dict`` | the state, the window's items and clicks, and the user's features |
+
+    ## Rewards
+
+    The mean feedback over the slate, ``r_t`` in [0, 1] for clicks.
+
+    ## Starting state
+
+    A user drawn uniformly, with the last ``H`` exposures of the training log as history
+    (``initial_history="empty"``: none). ``reset(options={"user_id": 7})`` picks the user, ``"session_key"`` (an
+    integer) the luck of the session.
+
+    ## Episode end
+
+    ``terminated``: the user left (see :class:`kuaifair_env.leave.TemperFairness`). ``truncated``: ``max_len``
+    steps were taken and the user is still there, which the default rule does not allow.
+
+    ## Info
+
+    Each step: ``items``, ``clicks``, ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``,
+    ``user_id``. At the end of an episode also ``session``: ``len``, ``r_cum``, ``r_each``, ``ad``, ``signed_gap``,
+    ``popular_share``, ``violation_rate``, ``gini``, ``coverage``, ``left``, ``user_id``.
+
+    ## Arguments
+
+    See :class:`kuaifair_env.batch.SessionConfig` and :func:`kuaifair_env.registration.make_env`.
+
+    ## Version history
+
+    * v0: first release.
+
+    Args:
+        world: Users, items and their response.
+        config: How sessions run; the defaults of :class:`~kuaifair_env.batch.SessionConfig` if None.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(self, world: World, config: SessionConfig | None = None, render_mode: str | None = None) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+        self.config = SessionConfig() if config is None else config
+        self.world = world
+        self.batch = SessionBatch(world, self.config, 1)
+        self.action_space = self.batch.action_space
+        self.observation_space = self.batch.observation_space
+        self.render_mode = render_mode
+        self._recorder = None if render_mode is None else SessionRecorder(world)
+        self._seeded = False
+        self._over = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Starts a session; see the class for ``options``.
+
+        Raises:
+            ValueError: If an option or the user is unknown.
+        """
+        super().reset(seed=seed)
+        if seed is not None or not self._seeded:
+            key = random_streams.stream_key(seed) if seed is not None else self.np_random.integers(2**63)
+            self.batch.seed(np.asarray([key], np.uint64))
+            self._seeded = True
+        self._start(options or {})
+        self._over = False
+        if self._recorder is not None:
+            self._recorder.start(self.batch.simulator)
+        return self._observation(), {"user_id": self._user_id, "temper": float(self.batch.simulator.temper[0])}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Shows a slate.
+
+        Raises:
+            ValueError: If the action is not valid, or the session is over.
+        """
+        if self._over:
+            raise ValueError("the session is over; call reset() before step()")
+        outcome = self.batch.step(np.asarray(action)[None])
+        if self._recorder is not None:
+            self._recorder.add(outcome)
+        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
+        info = step_info(outcome, 0, self._user_id)
+        if terminated or truncated:
+            self._over = True
+            info["session"] = self.batch.records(_FIRST_ROW).info(0)
+        return self._observation(), float(outcome.reward[0]), terminated, truncated, info
+
+    def render(self) -> Any:
+        """Returns the session so far as text or picture; None without a ``render_mode``."""
+        if self._recorder is None:
+            gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' in gym.make")
+            return None
+        return self._recorder.text() if self.render_mode == "ansi" else self._recorder.picture()
+
+    def history_window(self) -> HistoryWindow:
+        """Returns the window of items and clicks behind the observation, with a leading axis of 1."""
+        return self.batch.history_window()
+
+    def action_masks(self) -> BoolArray:
+        """Returns ``bool (N,)``, the items that may be shown now (repeated for each slot in ``slate`` mode)."""
+        masks = self.batch.action_masks()[0]
+        return np.tile(masks, self.config.items_per_slate) if self.config.action_mode == "slate" else masks
+
+    def _start(self, options: dict[str, Any]) -> None:
+        unknown = set(options) - {"user_id", "session_key"}
+        if unknown:
+            raise ValueError(f"reset options are 'user_id' and 'session_key', got {sorted(unknown)}")
+        if not options:
+            self.batch.reset(_FIRST_ROW)
+            return
+        own = self.batch.simulator.source
+        drawn = own.next(_FIRST_ROW)
+        users = self.world.user_rows(options["user_id"]) if "user_id" in options else drawn.users
+        keys = np.asarray([options["session_key"]], np.uint64) if "session_key" in options else drawn.keys
+        self.batch.serve(FixedSessions(users, keys))
+        self.batch.reset(_FIRST_ROW)
+        self.batch.serve(own)
+
+    @property
+    def _user_id(self) -> int:
+        return int(self.batch.user_ids[0])
+
+    def _observation(self) -> Any:
+        observation = self.batch.observe()
+        if isinstance(observation, dict):
+            return {name: part[0] for name, part in observation.items()}
+        return observation[0]

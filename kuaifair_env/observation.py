@@ -1,0 +1,111 @@
+"""What an agent sees: its history-based state, in the space of agent-side item embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.sessions import SessionSimulator
+from kuaifair_env.worlds import World
+
+ObservationMode = Literal["state", "history"]
+OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
+
+Observation = FloatArray | dict[str, Any]
+
+
+class Observer(Protocol):
+    """Turns the sessions of a batch into observations."""
+
+    space: spaces.Space[Any]
+
+    def observe(self, simulator: SessionSimulator) -> Any:
+        """Returns one observation per session, stacked along the first axis (a dict of such arrays for ``Dict``)."""
+        ...
+
+
+class StateObserver:
+    """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
+
+    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)`` or 0; zero without clicks.
+
+    Args:
+        world: Where the embeddings come from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._embeddings = world.embeddings
+        norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
+        bound = float(max(norms.max(), 1e-6)) * 1.001
+        self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
+
+    def observe(self, simulator: SessionSimulator) -> FloatArray:
+        """See :class:`Observer`; returns ``float32 (B, d)``."""
+        counts, items = simulator.clicked_items()
+        starts = np.add.accumulate(counts) - counts
+        if counts.all():
+            return self._means(items, starts, counts)
+        states = np.zeros((simulator.batch_size, self._embeddings.shape[1]), np.float32)
+        some = counts > 0
+        if some.any():
+            states[some] = self._means(items, starts[some], counts[some])
+        return states
+
+    def _means(self, items: IntArray, starts: IntArray, counts: IntArray) -> FloatArray:
+        sums: FloatArray = np.add.reduceat(self._embeddings.take(items, axis=0), starts, axis=0)
+        sums /= counts[:, None]
+        return sums
+
+
+class HistoryObserver:
+    """The observed state together with what it was made of, as a ``Dict`` space.
+
+    Keys: ``state`` (see :class:`StateObserver`), ``items`` (``int64 (H,)``; item + 1, so that 0 is an empty
+    place), ``clicks`` (``int8 (H,)``), and ``user`` (``float32 (F,)``, the user's features) where there are any.
+    Nothing of the leave rule's own state is in it.
+
+    Args:
+        world: Where embeddings and features come from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._state = StateObserver(world)
+        self._features = world.data.users.features.values
+        length = world.history_length
+        parts: dict[str, spaces.Space[Any]] = {
+            "state": self._state.space,
+            "items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
+            "clicks": spaces.MultiBinary(length),
+        }
+        if self._features.shape[1]:
+            bound = float(np.abs(self._features).max()) + 1.0
+            parts["user"] = spaces.Box(-bound, bound, (self._features.shape[1],), np.float32)
+        self.space: spaces.Space[Any] = spaces.Dict(parts)
+
+    def observe(self, simulator: SessionSimulator) -> dict[str, Any]:
+        """See :class:`Observer`."""
+        window = simulator.history()
+        observation = {
+            "state": self._state.observe(simulator),
+            "items": window.items.astype(np.int64) + 1,
+            "clicks": window.clicks.astype(np.int8),
+        }
+        if self._features.shape[1]:
+            observation["user"] = self._features[simulator.users]
+        return observation
+
+
+def observer(mode: ObservationMode, world: World) -> Observer:
+    """Returns the observer of a mode.
+
+    Raises:
+        ValueError: If the mode is unknown.
+    """
+    if mode == "state":
+        return StateObserver(world)
+    if mode == "history":
+        return HistoryObserver(world)
+    raise ValueError(f"observation_mode must be one of {OBSERVATION_MODES}, got {mode!r}")

@@ -1,0 +1,199 @@
+"""The Stable-Baselines3 form: a native ``VecEnv`` over a batch of sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import Wrapper
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from kuaifair_env import random_streams
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
+from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.sessions import Outcome, SessionSource
+from kuaifair_env.worlds import World
+
+InfoLevel = Literal["episode", "step"]
+
+
+class SessionView:
+    """One session of a :class:`KuaiFairVecEnv`, for ``get_attr`` and ``env_method``.
+
+    Args:
+        vec_env: The environment.
+        row: Which of its sessions.
+    """
+
+    def __init__(self, vec_env: KuaiFairVecEnv, row: int) -> None:
+        self._vec_env = vec_env
+        self._row = row
+        self.world = vec_env.world
+        self.config = vec_env.config
+        self.action_space = vec_env.action_space
+        self.observation_space = vec_env.observation_space
+        self.render_mode: str | None = None
+        self.spec = None
+
+    @property
+    def user_id(self) -> int:
+        """Raw id of the current user."""
+        return int(self._vec_env.batch.user_ids[self._row])
+
+    @property
+    def temper(self) -> float:
+        """The current user's patience."""
+        return float(self._vec_env.batch.simulator.temper[self._row])
+
+    def history_window(self) -> HistoryWindow:
+        """Returns the window behind the observation, with a leading axis of 1."""
+        return self._vec_env.history_window().take(np.asarray([self._row]))
+
+    def action_masks(self) -> BoolArray:
+        """Returns the items that may be shown now, as sb3-contrib's ``MaskablePPO`` expects them."""
+        masks = self._vec_env.batch.action_masks()[self._row]
+        return np.tile(masks, self.config.items_per_slate) if self.config.action_mode == "slate" else masks
+
+
+class KuaiFairVecEnv(VecEnv):
+    """``num_envs`` sessions at once behind Stable-Baselines3's ``VecEnv``; see ``KuaiFairEnv`` for the world itself.
+
+    Finished sessions are replaced in the same step; ``infos[i]`` then holds ``terminal_observation``,
+    ``TimeLimit.truncated``, ``episode`` (``r``, ``l``, ``t``, as ``Monitor`` writes them) and ``session`` (the
+    record of :class:`~kuaifair_env.batch.EpisodeRecords`). With ``info_level="step"`` every step's info also has
+    what ``KuaiFairEnv`` reports; the default leaves running sessions' infos empty, since filling thousands of
+    dicts a second costs more than the simulation. :attr:`last_outcome` has all of it as arrays either way.
+
+    Args:
+        world: Users, items and their response.
+        config: How sessions run.
+        num_envs: Number of concurrent sessions.
+        seed: Row ``i`` plays the sessions of a single environment reset with ``seed + i``; None draws a seed.
+        info_level: ``"episode"`` or ``"step"``.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        config: SessionConfig | None = None,
+        num_envs: int = 64,
+        seed: int | None = None,
+        info_level: InfoLevel = "episode",
+    ) -> None:
+        if info_level not in ("episode", "step"):
+            raise ValueError(f"info_level must be 'episode' or 'step', got {info_level!r}")
+        self.config = SessionConfig() if config is None else config
+        self.world = world
+        self.batch = SessionBatch(world, self.config, num_envs)
+        self.info_level = info_level
+        self.last_outcome: Outcome | None = None
+        self.last_records: EpisodeRecords | None = None
+        self._views = [SessionView(self, row) for row in range(num_envs)] if num_envs else []
+        self._actions: NDArray[Any] | None = None
+        self._all = np.arange(num_envs)
+        self._steps_taken = 0
+        super().__init__(num_envs, self.batch.observation_space, self.batch.action_space)
+        for view in self._views:
+            view.action_space, view.observation_space = self.action_space, self.observation_space
+        self.seed(seed)
+        self._apply_seeds()
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds all rows at the next reset: row ``i`` gets ``seed + i``."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        self._seeds = [seed + row for row in range(self.num_envs)]
+        return list(self._seeds)
+
+    def reset(self) -> Any:
+        """Starts new sessions in all rows and returns their observations."""
+        self._apply_seeds()
+        self.batch.reset(self._all)
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return self.batch.observe()
+
+    def serve(self, source: SessionSource) -> None:
+        """Takes sessions from another source, from the next reset or finished session on."""
+        self.batch.serve(source)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Notes the actions; see :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, NDArray[np.float32], BoolArray, list[dict[str, Any]]]:  # type: ignore[override]
+        """Shows a slate in every session and replaces the finished ones."""
+        if self._actions is None:
+            raise ValueError("step_wait() needs step_async(actions) first")
+        outcome = self.batch.step(np.asarray(self._actions))
+        self._actions = None
+        self.last_outcome, self.last_records = outcome, None
+        self._steps_taken += 1
+        done = outcome.done
+        infos = self._step_infos(outcome)
+        observation = self.batch.observe()
+        if done.any():
+            finished = np.flatnonzero(done)
+            self._finish(finished, outcome, observation, infos)
+            self.batch.reset(finished)
+            observation = self.batch.observe()
+        return observation, outcome.reward.astype(np.float32), done, infos
+
+    def history_window(self) -> HistoryWindow:
+        """Returns the windows of items and clicks behind the current observations."""
+        return self.batch.history_window()
+
+    def close(self) -> None:
+        """Does nothing; there is nothing to close."""
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Returns no pictures; render a single environment instead."""
+        return [None] * self.num_envs
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Returns an attribute of each :class:`SessionView`."""
+        return [getattr(self._views[row], attr_name) for row in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets an attribute of each :class:`SessionView`."""
+        for row in self._get_indices(indices):
+            setattr(self._views[row], attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Calls a method of each :class:`SessionView`."""
+        views: Iterable[SessionView] = (self._views[row] for row in self._get_indices(indices))
+        return [getattr(view, method_name)(*method_args, **method_kwargs) for view in views]
+
+    def env_is_wrapped(self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
+        """Says that no session is wrapped: wrap the whole ``VecEnv`` instead."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _apply_seeds(self) -> None:
+        if any(seed is not None for seed in self._seeds):
+            keys = [random_streams.stream_key(int(seed)) for seed in self._seeds if seed is not None]
+            self.batch.seed(np.asarray(keys, np.uint64))
+            self._reset_seeds()
+
+    def _step_infos(self, outcome: Outcome) -> list[dict[str, Any]]:
+        if self.info_level == "episode":
+            return [{} for _ in range(self.num_envs)]
+        user_ids = self.batch.user_ids.tolist()
+        return [step_info(outcome, row, user_ids[row]) for row in range(self.num_envs)]
+
+    def _finish(
+        self, finished: IntArray, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
+    ) -> None:
+        records = self.batch.records(finished)
+        self.last_records = records
+        for place, row in enumerate(finished.tolist()):
+            session = records.info(place)
+            infos[row]["terminal_observation"] = (
+                {name: part[row] for name, part in observation.items()}
+                if isinstance(observation, dict)
+                else observation[row]
+            )
+            infos[row]["TimeLimit.truncated"] = bool(outcome.truncated[row])
+            infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": self._steps_taken}
+            infos[row]["session"] = session

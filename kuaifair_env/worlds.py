@@ -1,0 +1,134 @@
+"""A world: the users, items, popularity groups, agent-side embeddings and user response of one split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.popularity import PopularityGroups
+from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
+from kuaifair_env.errors import DataError
+from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that sessions of one split need.
+
+    Items ``0 .. n_items - 1`` of every table are the candidates, what an agent may show; items behind them occur
+    in histories only.
+
+    Attributes:
+        split: ``"train"`` or ``"test"``.
+        data: The data set, arranged so that the candidates come first.
+        n_items: Number of candidates ``N``.
+        groups: Popularity groups of the candidates, from training exposures.
+        embeddings: ``float32 (M, d)``, agent-side item embeddings ``e_i`` of all ``M`` items, from the training log.
+        response: What users do; fitted on this split's log alone.
+        users: ``int64 (U,)``, user rows whose sessions may start here.
+        initial_history: The last ``H`` training-log exposures of every user of the data set.
+        true_preference: ``float32 (M, m)`` and ``float32 (users, m)`` taste vectors of items and users where the
+            truth is known (twins), for measuring recovery; agents never see them.
+    """
+
+    split: Split
+    data: InteractionData
+    n_items: int
+    groups: PopularityGroups
+    embeddings: FloatArray
+    response: ResponseModel
+    users: NDArray[np.int64]
+    initial_history: HistoryWindow
+    true_preference: tuple[FloatArray, FloatArray] | None = None
+
+    def __post_init__(self) -> None:
+        items = len(self.data.items)
+        if not 1 <= self.n_items <= items:
+            raise DataError(f"a world needs 1..{items} candidates, got {self.n_items}")
+        if len(self.groups.popular) != self.n_items:
+            raise DataError(f"popularity groups cover {len(self.groups.popular)} items, not the {self.n_items} candidates")
+        if len(self.embeddings) != items or self.response.n_items != items:
+            raise DataError(
+                f"embeddings ({len(self.embeddings)}) and response ({self.response.n_items}) must cover all {items} items"
+            )
+        if len(self.users) == 0:
+            raise DataError(f"the {self.split} world has no users")
+        if len(self.initial_history.items) != len(self.data.users):
+            raise DataError("initial_history needs one row for each user of the data set")
+
+    @property
+    def dimension(self) -> int:
+        """Size ``d`` of an item embedding and of the observed state."""
+        return int(self.embeddings.shape[1])
+
+    @property
+    def history_length(self) -> int:
+        """Places ``H`` in a history window."""
+        return int(self.initial_history.items.shape[1])
+
+    @property
+    def item_ids(self) -> NDArray[np.int64]:
+        """``int64 (N,)``, raw ids of the candidates."""
+        return self.data.items.ids[: self.n_items]
+
+    @cached_property
+    def user_ids(self) -> NDArray[np.int64]:
+        """``int64 (U,)``, raw ids of the users whose sessions may start here."""
+        return self.data.users.ids[self.users]
+
+    def user_rows(self, user_ids: Any) -> NDArray[np.int64]:
+        """Returns the rows of users given by raw id.
+
+        Raises:
+            DataError: If a user is unknown or has no session in this world.
+        """
+        ids = np.atleast_1d(np.asarray(user_ids))
+        if ids.dtype.kind not in "iu":
+            raise DataError(f"user ids are integers, got {ids.dtype}")
+        rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
+        unknown = self.user_ids[rows] != ids
+        if unknown.any():
+            raise DataError(f"user {ids[unknown][0]} has no sessions in the {self.split} world of {self.data.provenance.name}")
+        return self.users[rows]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns sizes, provenance and the response model's report, JSON-able."""
+        return {
+            "split": self.split,
+            "users": len(self.users),
+            "candidates": self.n_items,
+            "items": len(self.data.items),
+            "dimension": self.dimension,
+            "history_length": self.history_length,
+            "popular_items": int(self.groups.popular.sum()),
+            "popularity_source": self.groups.source,
+            "data": self.data.provenance.as_dict() | {"hash": self.data.data_hash},
+            "response": self.response.describe(),
+        }
+
+
+def initial_history(log: InteractionLog, n_users: int, length: int) -> HistoryWindow:
+    """Returns each user's last ``length`` exposures of a log, newest last, padded at the front.
+
+    Args:
+        log: Usually the training log.
+        n_users: Number of users.
+        length: Places ``H``.
+
+    Raises:
+        ValueError: If ``length`` is less than 1.
+    """
+    if length < 1:
+        raise ValueError(f"history length must be at least 1, got {length}")
+    ends = log.offsets(n_users)[1:, None]
+    rows = ends - length + np.arange(length)
+    present = rows >= log.offsets(n_users)[:-1, None]
+    rows = np.where(present, rows, 0)
+    items = np.where(present, log.items[rows], PADDING).astype(np.int32)
+    return HistoryWindow(items, log.clicks[rows] & present)

@@ -1,0 +1,8 @@
+"""Every test runs on one numerical thread: two collapse when something else uses a core."""
+
+from __future__ import annotations
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")

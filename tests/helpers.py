@@ -1,0 +1,94 @@
+"""Small worlds whose answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kuaifair_env.data.popularity import popularity_groups
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionData, InteractionLog, Provenance, Users
+from kuaifair_env.embeddings import svd_item_embeddings
+from kuaifair_env.worlds import World, initial_history
+
+
+class TableResponse:
+    """Click probabilities from a table, ``float32 (users, items)``."""
+
+    uses_history = False
+
+    def __init__(self, table: Any) -> None:
+        self.table = np.asarray(table, np.float32)
+        self.n_users, self.n_items = self.table.shape
+
+    def expected(self, users: Any, items: Any, history: Any = None) -> Any:
+        return self.table[users[:, None], items]
+
+    def feedback(self, expected: Any, uniforms: Any) -> Any:
+        return (uniforms < expected).astype(np.float32)
+
+    def clicked(self, feedback: Any) -> Any:
+        return feedback > 0
+
+    def rearranged(self, items: Any) -> TableResponse:
+        return TableResponse(self.table[:, items])
+
+    def expected_catalogue(self, users: Any, n_items: int, history: Any = None) -> Any:
+        return self.table[users, :n_items]
+
+    def save(self, path: str | Path) -> None:
+        raise AssertionError("a test table is never saved")
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "table"}
+
+
+def small_data(
+    n_users: int = 40, n_items: int = 50, rows_per_user: int = 60, n_tags: int = 5, seed: int = 0
+) -> InteractionData:
+    """A log in which item ``i`` is shown with weight ``1 / (i + 1)`` and clicked with probability .4; ids are 10 * row."""
+    rng = np.random.default_rng(seed)
+    weights = 1.0 / np.arange(1, n_items + 1)
+
+    def log() -> InteractionLog:
+        users = np.repeat(np.arange(n_users), rows_per_user)
+        items = rng.choice(n_items, len(users), p=weights / weights.sum())
+        return InteractionLog.sorted(users, items, rng.random(len(users)) < 0.4)
+
+    tags = np.zeros((n_items, n_tags), np.bool_)
+    tags[np.arange(n_items), np.arange(n_items) % max(n_tags, 1)] = n_tags > 0
+    return InteractionData(
+        Users(10 * np.arange(n_users), FeatureTable(rng.normal(size=(n_users, 3)).astype(np.float32), ("a", "b", "c"))),
+        Catalogue(10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))),
+        log(),
+        log(),
+        Provenance("small", "own"),
+    )
+
+
+def small_world(
+    table: Any = None,
+    *,
+    n_users: int = 40,
+    n_items: int = 50,
+    candidates: int | None = None,
+    dimension: int = 8,
+    history_length: int = 20,
+    seed: int = 0,
+) -> World:
+    """A world over :func:`small_data`; ``table`` may be a scalar click probability."""
+    data = small_data(n_users, n_items, seed=seed)
+    if table is None:
+        table = np.random.default_rng(seed).random((n_users, n_items))
+    count = n_items if candidates is None else candidates
+    return World(
+        split="test",
+        data=data,
+        n_items=count,
+        groups=popularity_groups(data.train.exposures(n_items)[:count], data.items.ids[:count]),
+        embeddings=svd_item_embeddings(data.train, n_users, n_items, dimension),
+        response=TableResponse(np.broadcast_to(table, (n_users, n_items))),
+        users=np.arange(n_users),
+        initial_history=initial_history(data.train, n_users, history_length),
+    )

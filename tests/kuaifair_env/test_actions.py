@@ -1,0 +1,116 @@
+"""An action always becomes a slate of distinct, allowed items, or an error that says why not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium.vector.utils import batch_space
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kuaifair_env.actions import SlateSpace, action_decoder, top_k
+
+
+def brute_force(scores: np.ndarray, k: int) -> np.ndarray:
+    return np.array([sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in scores])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 4), st.integers(1, 4000), st.integers(1, 12), st.integers(0, 5), st.integers(0, 9))
+def test_top_k_is_the_sorted_list_with_ties_to_the_smaller_item(rows, columns, k, distinct, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(rows, columns)).astype(np.float32)
+    if distinct:
+        scores = rng.integers(0, distinct, scores.shape).astype(np.float32)
+    k = min(k, columns)
+    np.testing.assert_array_equal(top_k(scores, k), brute_force(scores, k))
+
+
+def test_top_k_never_returns_a_masked_item_even_when_all_others_are_worse():
+    scores = np.full((1, 1000), -1e30, np.float32)
+    scores[0, :500] = 1e30
+    allowed = np.ones((1, 1000), np.bool_)
+    allowed[0, :500] = False
+    assert top_k(scores, 10, allowed).min() >= 500
+
+
+def test_top_k_refuses_what_cannot_be_ranked():
+    with pytest.raises(ValueError, match="NaN"):
+        top_k(np.array([[0.0, np.nan, 1.0]], np.float32), 1)
+    with pytest.raises(ValueError, match="fewer than 3 items"):
+        top_k(np.zeros((1, 5), np.float32), 3, np.array([True, True, False, False, False]))
+    with pytest.raises(ValueError, match="top 6 of 5"):
+        top_k(np.zeros((1, 5), np.float32), 6)
+
+
+def test_large_nan_scores_are_refused_on_the_fast_path_too():
+    scores = np.random.default_rng(0).normal(size=(2, 10_000)).astype(np.float32)
+    scores[1, 77] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        top_k(scores, 10)
+
+
+def test_an_embedding_action_shows_the_items_with_the_largest_inner_product():
+    rng = np.random.default_rng(3)
+    embeddings = rng.normal(size=(300, 8)).astype(np.float32)
+    action = rng.uniform(-1, 1, (5, 8)).astype(np.float32)
+    items = action_decoder("embedding", embeddings, 4).decode(action, None)
+    np.testing.assert_array_equal(items, brute_force(action @ embeddings.T, 4))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
+def test_slate_space_samples_are_members_and_members_are_distinct(n_items, slate_size, seed):
+    slate_size = min(slate_size, n_items)
+    space = SlateSpace(n_items, slate_size, seed=seed)
+    slate = space.sample()
+    assert space.contains(slate)
+    assert len(set(slate.tolist())) == slate_size
+    if slate_size > 1:
+        assert not space.contains(np.full(slate_size, slate[0]))
+    assert not space.contains(np.full(slate_size, n_items))
+    batched = batch_space(space, 3)
+    assert batched.contains(batched.sample())
+    assert batched.shape == (3, slate_size)
+
+
+def test_slate_space_samples_every_item_equally_often():
+    space = SlateSpace(6, 2, seed=0)
+    counts = np.bincount(np.concatenate([space.sample() for _ in range(3000)]), minlength=6)
+    assert np.abs(counts / counts.sum() - 1 / 6).max() < 0.02
+
+
+EMBEDDINGS = np.eye(12, 4, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "slate_size", "action", "message"),
+    [
+        ("embedding", 3, [[0.0, np.nan, 0.0, 0.0]], "session 0 holds NaN"),
+        ("embedding", 3, [[0.0, 0.0, 0.0]], r"shape \(4,\)"),
+        ("slate", 3, [[0, 1, 1]], "holds an item twice"),
+        ("slate", 3, [[0, 1, 12]], r"leaves 0\.\.11"),
+        ("slate", 3, [[0, 1, -1]], r"leaves 0\.\.11"),
+        ("slate", 3, [[0, 1]], "holds 3 item ids"),
+        ("slate", 3, [[0.0, 1.0, 2.0]], "integers"),
+        ("slate", 3, [["a", "b", "c"]], "integers"),
+        ("item", 1, [12], r"leaves 0\.\.11"),
+    ],
+)
+def test_a_bad_action_is_a_clear_error(mode, slate_size, action, message):
+    with pytest.raises(ValueError, match=message):
+        action_decoder(mode, EMBEDDINGS, slate_size).decode(np.asarray(action), None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "slate_size", "message"),
+    [
+        ("slate", 13, r"1\.\.12"),
+        ("slate", 0, r"1\.\.12"),
+        ("item", 2, "one item a step"),
+        ("query", 2, "action_mode must be one of"),
+    ],
+)
+def test_a_slate_that_does_not_fit_is_a_clear_error(mode, slate_size, message):
+    with pytest.raises(ValueError, match=message):
+        action_decoder(mode, EMBEDDINGS, slate_size)

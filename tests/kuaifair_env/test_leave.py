@@ -1,0 +1,140 @@
+"""Users leave exactly when the published rules say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kuaifair_env.leave import CategoryBoredom, NeverLeave, TemperFairness, leave_rule
+
+NO_TAGS = np.zeros((20, 0), np.bool_)
+
+
+def length(rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10) -> int:
+    """Plays constant slates until the user leaves."""
+    bound = rule.bind(1, slate_size, max_len, NO_TAGS)
+    bound.reset(np.array([0]))
+    items = np.arange(slate_size)[None]
+    for step in range(1, 10 * max_len):
+        decision = bound.update(items, np.array([popular_share]), np.array([reward]), np.array([step]))
+        if decision.leaves[0]:
+            return step
+    raise AssertionError("the user never left")
+
+
+# Reward -> (always penalised; with one step of grace; never penalised), for temper 30 and 50.
+VECTORS = {
+    30: {0.0: (10, 11, 15), 0.5: (12, 13, 20), 0.73: (13, 14, 23), 0.788: (14, 14, 24), 0.9: (14, 15, 27), 1.0: (15, 16, 30)},
+    50: {0.0: (17, 17, 25), 0.5: (20, 21, 33), 0.73: (22, 23, 39), 0.9: (24, 24, 45), 1.0: (25, 26, 50)},
+}
+
+
+@pytest.mark.parametrize("max_len", VECTORS)
+def test_constant_slates_last_as_long_as_the_published_rule_says(max_len):
+    for reward, (always, grace, never) in VECTORS[max_len].items():
+        assert length(TemperFairness(), max_len, reward, 0.8) == always
+        assert length(TemperFairness(grace_steps=1), max_len, reward, 0.8) == grace
+        assert length(TemperFairness(), max_len, reward, 0.5) == never
+
+
+def test_the_bound_is_inclusive_and_forgives_rounding():
+    # |2 * 0.65 - 1| is 0.30000000000000004 or 0.29999999999999993, depending on the order of the arithmetic.
+    for share in (0.65, 0.35, 13 / 20, 1 - 0.65):
+        assert length(TemperFairness(), 30, 0.5, share, 20) == 12
+    assert length(TemperFairness(), 30, 0.5, 0.6, 10) == 20
+    assert length(TemperFairness(ad_bound=0.1), 30, 0.5, 0.6, 10) == 12
+
+
+def test_temper_of_exactly_one_stays_although_tenths_do_not_add_up_in_binary():
+    bound = TemperFairness().bind(1, 10, 3, NO_TAGS)
+    bound.reset(np.array([0]))
+    items = np.arange(10)[None]
+    rewards = [0.9, 0.9, 1.0 + 0.2]  # 1.1 + 1.1 + 0.8: the temper falls from 3 to 0 by tenths
+    tempers = [bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)]
+    assert not tempers[0].leaves[0]
+    exactly_one = TemperFairness(initial_temper=4.0).bind(1, 10, 3, NO_TAGS)
+    exactly_one.reset(np.array([0]))
+    steps = [
+        exactly_one.update(items, np.array([0.5]), np.array([r]), np.array([t + 1]))
+        for t, r in enumerate([0.9, 0.9, 1.2])
+    ]
+    assert steps[-1].temper[0] == pytest.approx(1.0)
+    assert not steps[-1].leaves[0]
+
+
+def test_modes_judge_the_side_they_name():
+    tail_only, popular_only = 0.0, 1.0
+    assert length(TemperFairness(), 30, 0.5, tail_only) == 12
+    assert length(TemperFairness(mode="popular_only"), 30, 0.5, tail_only) == 20
+    assert length(TemperFairness(mode="popular_only"), 30, 0.5, popular_only) == 12
+    proportional = TemperFairness(mode="target", target_share=0.2)
+    assert length(proportional, 30, 0.5, 0.2) == 20
+    assert length(proportional, 30, 0.5, 0.5) == 12
+
+
+def test_no_fairness_is_kuaisims_rule():
+    assert length(TemperFairness(unfair_penalty=0.0), 20, 0.5, 1.0) == 13
+
+
+def test_single_items_are_judged_over_ten_steps_and_not_before_four():
+    bound = TemperFairness().bind(1, 1, 30, NO_TAGS)
+    bound.reset(np.array([0]))
+    shares = [1.0] * 5 + [0.0] * 6
+    violations = [
+        bool(bound.update(np.array([[0]]), np.array([p]), np.array([0.5]), np.array([t + 1])).violation[0])
+        for t, p in enumerate(shares)
+    ]
+    # After 4: 4/4; 5: 5/5; 6: 5/6; 7: 5/7 (u = .43); 8: 5/8 (.25); 9: 5/9; 10: 5/10; 11: 4/10 (.2).
+    assert violations == [False] * 3 + [True] * 4 + [False] * 4
+
+
+def test_a_new_session_forgets_the_last_one():
+    bound = TemperFairness(window=3).bind(2, 4, 30, NO_TAGS)
+    bound.reset(np.array([0, 1]))
+    items = np.tile(np.arange(4), (2, 1))
+    for step in range(1, 4):
+        bound.update(items, np.array([1.0, 1.0]), np.array([0.0, 0.0]), np.array([step, step]))
+    bound.reset(np.array([1]))
+    decision = bound.update(items, np.array([0.5, 0.5]), np.array([0.0, 0.0]), np.array([4, 1]))
+    np.testing.assert_allclose(decision.disparity, [abs(2 * 2.5 / 3 - 1), 0.0])
+    np.testing.assert_allclose(decision.temper, [30 - 3 * 3 - 3, 28.0])
+
+
+def test_category_boredom_counts_tags_of_the_recent_items():
+    tags = np.zeros((6, 2), np.bool_)
+    tags[:3, 0] = tags[3:, 1] = True
+    bound = CategoryBoredom(window=3, threshold=1).bind(1, 1, 30, tags)
+    bound.reset(np.array([0]))
+    shown = [0, 3, 1, 4, 2]
+    left = [
+        bool(bound.update(np.array([[i]]), np.zeros(1), np.zeros(1), np.array([t + 1])).leaves[0])
+        for t, i in enumerate(shown)
+    ]
+    # Before item 2 (tag 0) the window holds 3, 1, 4: tag 0 once, which threshold 1 forgives.
+    assert left == [False] * 5
+    assert not bound.update(np.array([[5]]), np.zeros(1), np.zeros(1), np.array([6])).leaves[0]
+    # Now 4, 2, 5 are in the window: tag 1 twice, one more than forgiven.
+    assert bound.update(np.array([[3]]), np.zeros(1), np.zeros(1), np.array([7])).leaves[0]
+
+
+def test_category_window_is_short_at_first_and_not_read_from_its_end():
+    tags = np.ones((4, 1), np.bool_)
+    bound = CategoryBoredom(window=5, threshold=0).bind(1, 1, 30, tags)
+    bound.reset(np.array([0]))
+    first = bound.update(np.array([[0]]), np.zeros(1), np.zeros(1), np.array([1]))
+    second = bound.update(np.array([[1]]), np.zeros(1), np.zeros(1), np.array([2]))
+    assert (bool(first.leaves[0]), bool(second.leaves[0])) == (False, True)
+
+
+def test_rules_by_name_and_their_errors():
+    assert leave_rule("strict") == TemperFairness(ad_bound=0.1)
+    assert leave_rule(NeverLeave()) == NeverLeave()
+    with pytest.raises(ValueError, match="choose from"):
+        leave_rule("sometimes")
+    with pytest.raises(ValueError, match="too small to judge"):
+        TemperFairness(window=1).bind(1, 1, 30, NO_TAGS)
+    with pytest.raises(ValueError, match="has none"):
+        CategoryBoredom().bind(1, 1, 30, NO_TAGS)
+    for settings in ({"ad_bound": 1.5}, {"unfair_penalty": -1.0}, {"mode": "both"}, {"window": 0}, {"grace_steps": -1}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            TemperFairness(**settings)

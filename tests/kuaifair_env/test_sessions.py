@@ -1,0 +1,193 @@
+"""The dynamics: invariants that hold for every policy, and agreement with closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import small_world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kuaifair_env import random_streams
+from kuaifair_env.leave import NeverLeave, TemperFairness
+from kuaifair_env.metrics import expected_length
+from kuaifair_env.sessions import FixedSessions, RandomUsers, SessionSimulator
+
+WORLD = small_world()
+
+
+def simulator(world=WORLD, batch_size=4, seed=0, **settings):
+    settings = {"max_len": 12, "slate_size": 5, "leave": TemperFairness()} | settings
+    source = RandomUsers(world.users, random_streams.stream_keys(seed, batch_size))
+    built = SessionSimulator(world, batch_size, source, **settings)
+    built.reset(np.arange(batch_size))
+    return built
+
+
+def random_slates(rng, batch_size, slate_size, n_items=50):
+    return np.argsort(rng.random((batch_size, n_items)), axis=1)[:, :slate_size]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(1, 6),
+    st.integers(4, 12),
+    st.integers(1, 15),
+    st.sampled_from(["log", "empty"]),
+    st.integers(0, 1000),
+)
+def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_history, seed):
+    sim = simulator(
+        batch_size=batch_size, slate_size=slate_size, max_len=max_len, initial_history=initial_history, seed=seed
+    )
+    rng = np.random.default_rng(seed)
+    shown = [[] for _ in range(batch_size)]
+    start = sim.history()
+    before = [list(zip(start.items[row], start.clicks[row], strict=True)) for row in range(batch_size)]
+    users = sim.users.copy()
+    temper = sim.temper.copy()
+    for _ in range(3 * max_len):
+        items = random_slates(rng, batch_size, slate_size)
+        outcome = sim.step(items)
+        assert (outcome.temper < temper).all(), "temper only falls"
+        temper = outcome.temper.copy()
+        assert (sim.steps <= max_len).all(), "Len <= max_len"
+        np.testing.assert_array_equal(sim.users, users)
+        np.testing.assert_allclose(outcome.popular_share, WORLD.groups.popular[items].mean(axis=1))
+        np.testing.assert_allclose(outcome.reward, outcome.feedback.mean(axis=1))
+        for row in range(batch_size):
+            shown[row] += list(zip(items[row], outcome.clicks[row], strict=True))
+            expected = (before[row] + shown[row])[-WORLD.history_length :]
+            window = sim.history()
+            assert list(zip(window.items[row], window.clicks[row], strict=True)) == expected
+        over = np.flatnonzero(outcome.done)
+        sim.reset(over)
+        fresh = sim.history()
+        for row in over:
+            shown[row] = []
+            before[row] = list(zip(fresh.items[row], fresh.clicks[row], strict=True))
+            own = WORLD.initial_history.items[sim.users[row]] if initial_history == "log" else np.full(20, -1)
+            np.testing.assert_array_equal(fresh.items[row], own, "no user leaks into the next session")
+        users, temper = sim.users.copy(), sim.temper.copy()
+        assert (temper[over] == max_len).all()
+
+
+def play(batch_size, n_sessions, seed=3):
+    """Plays a fixed list of sessions whose slates depend on user and step only; returns their records."""
+    sim = simulator(batch_size=batch_size)
+    sessions = FixedSessions.of_users(WORLD.users[:n_sessions], 1, seed)
+    sim.source = sessions
+    sim.reset(np.arange(batch_size))
+    rows_by_user = {}
+    histories = [[] for _ in range(batch_size)]
+    while len(rows_by_user) < n_sessions:
+        items = (sim.users[:, None] * 3 + sim.steps[:, None] * 7 + np.arange(5)) % 50
+        outcome = sim.step(items)
+        for row in range(batch_size):
+            histories[row].append((outcome.feedback[row].tolist(), outcome.temper[row]))
+        over = np.flatnonzero(outcome.done)
+        for row in over:
+            if sim.numbers[row] >= 0:
+                rows_by_user[int(sim.numbers[row])] = histories[row]
+            histories[row] = []
+        sim.reset(over)
+    return rows_by_user
+
+
+def test_a_session_is_the_same_in_any_batch():
+    alone, together, many = play(1, 20), play(7, 20), play(64, 20)
+    assert alone == together == many
+
+
+def test_constant_clicks_obey_the_length_law():
+    for probability in (0.1, 0.4, 0.75):
+        world = small_world(probability)
+        sim = simulator(world, batch_size=512, max_len=30, slate_size=10, seed=1)
+        rng = np.random.default_rng(0)
+        lengths, rewards, violations, steps = [], 0.0, 0, 0
+        # The first session of every row, so that short sessions are not over-represented.
+        running = np.ones(512, np.bool_)
+        while running.any():
+            outcome = sim.step(random_slates(rng, 512, 10))
+            rewards += outcome.reward[running].sum()
+            violations += outcome.violation[running].sum()
+            steps += running.sum()
+            ended = running & outcome.done
+            lengths += sim.steps[ended].tolist()
+            running &= ~outcome.done
+            sim.reset(np.flatnonzero(outcome.done))
+        predicted = expected_length(30, rewards / steps, violations / steps)
+        assert np.mean(lengths) == pytest.approx(predicted, rel=0.02)
+        assert rewards / steps == pytest.approx(probability, abs=0.01)
+
+
+# KuaiSim's README: total reward and depth of trained agents at temper 20 (simulators.md 1.5 of the project's notes).
+@pytest.mark.parametrize(("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)])
+def test_without_the_fairness_penalty_sessions_last_as_long_as_kuaisims(depth, mean_reward):
+    world = small_world(mean_reward)
+    sim = simulator(world, 2000, max_len=20, slate_size=6, leave=TemperFairness(unfair_penalty=0.0), seed=5)
+    rng = np.random.default_rng(1)
+    lengths = np.zeros(2000)
+    while (lengths == 0).any():
+        outcome = sim.step(random_slates(rng, 2000, 6))
+        lengths = np.where((lengths == 0) & outcome.done, sim.steps, lengths)
+        sim.reset(np.flatnonzero(outcome.done))
+    assert lengths.mean() == pytest.approx(depth, abs=0.25)
+
+
+def test_users_are_drawn_uniformly_and_seeds_differ():
+    users = np.arange(10)
+    source = RandomUsers(users, random_streams.stream_keys(0, 50))
+    drawn = np.concatenate([source.next(np.arange(50)).users for _ in range(200)])
+    assert np.abs(np.bincount(drawn, minlength=10) / len(drawn) - 0.1).max() < 0.012
+    again = RandomUsers(users, random_streams.stream_keys(0, 50)).next(np.arange(50))
+    other = RandomUsers(users, random_streams.stream_keys(1000, 50)).next(np.arange(50))
+    first = RandomUsers(users, random_streams.stream_keys(0, 50)).next(np.arange(50))
+    np.testing.assert_array_equal(first.keys, again.keys)
+    assert not np.intersect1d(first.keys, other.keys).size
+
+
+def test_uniforms_are_uniform_and_the_stream_is_pinned():
+    keys = random_streams.stream_keys(7, 200)
+    draws = random_streams.uniforms(keys[:, None], np.arange(500, dtype=np.uint64))
+    counts = np.bincount((draws.ravel() * 20).astype(int), minlength=20)
+    assert ((counts - 5000) ** 2 / 5000).sum() < 43.8  # chi-square, 19 degrees, p = .001
+    assert abs(np.corrcoef(draws[:, :-1].ravel(), draws[:, 1:].ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]) < 0.01
+    # SplitMix64 seeded with 0 is published to begin with this word.
+    assert random_streams.mix(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
+
+
+def test_forbidding_repeats_masks_what_was_shown():
+    sim = simulator(batch_size=2, max_len=6, slate_size=5, repeats="forbid", leave=NeverLeave())
+    items = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    sim.step(items)
+    assert not sim.allowed[0, :5].any()
+    assert sim.allowed[0, 5:].all()
+    sim.reset(np.array([0]))
+    assert sim.allowed[0].all()
+    assert not sim.allowed[1, 5:10].any()
+
+
+def test_never_leave_is_cut_at_max_len():
+    sim = simulator(batch_size=3, max_len=7, leave=NeverLeave())
+    for step in range(1, 8):
+        outcome = sim.step(random_slates(np.random.default_rng(step), 3, 5))
+        assert outcome.truncated.all() == (step == 7)
+        assert not outcome.terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_len": 0}, "max_len"),
+        ({"slate_size": 51}, r"1\.\.50"),
+        ({"initial_history": "cold"}, "initial_history"),
+        ({"repeats": "maybe"}, "repeats"),
+        ({"repeats": "forbid"}, "needs max_len"),
+    ],
+)
+def test_bad_settings_are_clear_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        simulator(**settings)
