@@ -87,7 +87,7 @@ KUAISIM = [
     ("HAC", 14.98, 0.6895, 15.00),
 ]
 
-# T0, constant reward, steps when always penalised (without, with one step of grace), steps when never penalised.
+# T0, constant reward, steps when always penalised (without, with one step of grace), steps when never.
 EXACT = [
     (30, 0.0, 10, 11, 15),
     (30, 0.5, 12, 13, 20),
