@@ -268,7 +268,7 @@ def _draw_rewards(figure: Figure, trace: SessionTrace) -> None:
     panel.bars(np.arange(1, trace.steps + 1), rewards, _BLUE)
     if trace.steps:
         panel.level(float(rewards.mean()), _BLACK, ":")
-        panel.text(panel.last, float(rewards.mean()), f"mean {rewards.mean():.2f}", _BLACK)
+        panel.text(panel.last, low + (high - low) * 1.1, f"dotted: mean {rewards.mean():.2f}", _BLACK)
 
 
 def _draw_shares(figure: Figure, trace: SessionTrace) -> None:
@@ -282,4 +282,4 @@ def _draw_shares(figure: Figure, trace: SessionTrace) -> None:
     panel.line(steps[~unfair], shares[~unfair], _GREEN, marker="^", size=7, style="none")
     panel.line(steps[unfair], shares[unfair], _VERMILLION, marker="X", size=7, style="none")
     panel.text(panel.last, 1.12, "\u25b2 within the user's bound", _GREEN)
-    panel.text(panel.last - 0.32 * trace.extent, 1.12, "\u2716 unfair slate", _VERMILLION)
+    panel.text(panel.last - 0.31 * (panel.last - panel.first), 1.12, "\u2716 unfair slate", _VERMILLION)
