@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class SessionConfig:
         """Returns all settings, JSON-able; the leave rule spelled out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         rule = leave_rule(self.leave)
-        kept = asdict(rule) if hasattr(rule, "__dataclass_fields__") else {}  # type: ignore[call-overload]
+        kept = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
         return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | kept}
 
 
@@ -92,6 +93,15 @@ class EpisodeRecords:
 
     def __len__(self) -> int:
         return len(self.user_ids)
+
+    def take(self, rows: IntArray | BoolArray) -> EpisodeRecords:
+        """Returns some of the records."""
+        return EpisodeRecords(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[EpisodeRecords]) -> EpisodeRecords:
+        """Returns several lots of records as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def info(self, row: int) -> dict[str, Any]:
         """Returns one session's record under the names that ``info["session"]`` uses."""
@@ -138,6 +148,11 @@ class SessionBatch:
         world: Users, items and their response.
         config: How sessions run.
         batch_size: Number of concurrent sessions ``B``.
+
+    Attributes:
+        outcome: What the last step did, or None before the first.
+        finished: Rows whose session the last step ended.
+        finished_records: Their records in that order, or None if there are none.
     """
 
     def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
@@ -162,6 +177,9 @@ class SessionBatch:
         self._returns = np.zeros(batch_size)
         self._popular = np.zeros(batch_size)
         self._violations = np.zeros(batch_size)
+        self.outcome: Outcome | None = None
+        self.finished: IntArray = np.zeros(0, np.int64)
+        self.finished_records: EpisodeRecords | None = None
 
     def seed(self, keys: random_streams.Keys) -> None:
         """Gives each row its own endless stream of random users, named by ``uint64 (B,)`` keys."""
@@ -197,6 +215,9 @@ class SessionBatch:
         self._returns += outcome.reward
         self._popular += outcome.popular_share
         self._violations += outcome.violation
+        self.finished = np.flatnonzero(outcome.done if over is None else outcome.done & ~over)
+        self.finished_records = self.records(self.finished) if len(self.finished) else None
+        self.outcome = outcome
         return outcome
 
     def _slates(self, actions: NDArray[Any], over: BoolArray | None) -> NDArray[np.int64]:

@@ -126,7 +126,8 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         info = step_info(outcome, 0, self._user_id)
         if terminated or truncated:
             self._over = True
-            info["session"] = self.batch.records(_FIRST_ROW).info(0)
+            assert self.batch.finished_records is not None
+            info["session"] = self.batch.finished_records.info(0)
         return self._observation(), float(outcome.reward[0]), terminated, truncated, info
 
     def render(self) -> Any:

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from kuaifair_env import random_streams
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
-from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sessions import Outcome, SessionSource
 from kuaifair_env.worlds import World
@@ -33,8 +33,8 @@ class SessionView:
         self._row = row
         self.world = vec_env.world
         self.config = vec_env.config
-        self.action_space = vec_env.action_space
-        self.observation_space = vec_env.observation_space
+        self.action_space = vec_env.batch.action_space
+        self.observation_space = vec_env.batch.observation_space
         self.render_mode: str | None = None
         self.spec = None
 
@@ -65,7 +65,7 @@ class KuaiFairVecEnv(VecEnv):
     ``TimeLimit.truncated``, ``episode`` (``r``, ``l``, ``t``, as ``Monitor`` writes them) and ``session`` (the
     record of :class:`~kuaifair_env.batch.EpisodeRecords`). With ``info_level="step"`` every step's info also has
     what ``KuaiFairEnv`` reports; the default leaves running sessions' infos empty, since filling thousands of
-    dicts a second costs more than the simulation. :attr:`last_outcome` has all of it as arrays either way.
+    dicts a second costs more than the simulation. ``batch.outcome`` has all of it as arrays either way.
 
     Args:
         world: Users, items and their response.
@@ -89,15 +89,12 @@ class KuaiFairVecEnv(VecEnv):
         self.world = world
         self.batch = SessionBatch(world, self.config, num_envs)
         self.info_level = info_level
-        self.last_outcome: Outcome | None = None
-        self.last_records: EpisodeRecords | None = None
-        self._views = [SessionView(self, row) for row in range(num_envs)] if num_envs else []
+        # SB3's constructor already asks these for their render_mode.
+        self._views = [SessionView(self, row) for row in range(num_envs)]
         self._actions: NDArray[Any] | None = None
         self._all = np.arange(num_envs)
         self._steps_taken = 0
         super().__init__(num_envs, self.batch.observation_space, self.batch.action_space)
-        for view in self._views:
-            view.action_space, view.observation_space = self.action_space, self.observation_space
         self.seed(seed)
         self._apply_seeds()
 
@@ -129,17 +126,14 @@ class KuaiFairVecEnv(VecEnv):
             raise ValueError("step_wait() needs step_async(actions) first")
         outcome = self.batch.step(np.asarray(self._actions))
         self._actions = None
-        self.last_outcome, self.last_records = outcome, None
         self._steps_taken += 1
-        done = outcome.done
         infos = self._step_infos(outcome)
         observation = self.batch.observe()
-        if done.any():
-            finished = np.flatnonzero(done)
-            self._finish(finished, outcome, observation, infos)
-            self.batch.reset(finished)
+        if self.batch.finished_records is not None:
+            self._finish(self.batch.finished_records, outcome, observation, infos)
+            self.batch.reset(self.batch.finished)
             observation = self.batch.observe()
-        return observation, outcome.reward.astype(np.float32), done, infos
+        return observation, outcome.reward.astype(np.float32), outcome.done, infos
 
     def history_window(self) -> HistoryWindow:
         """Returns the windows of items and clicks behind the current observations."""
@@ -183,11 +177,9 @@ class KuaiFairVecEnv(VecEnv):
         return [step_info(outcome, row, user_ids[row]) for row in range(self.num_envs)]
 
     def _finish(
-        self, finished: IntArray, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
+        self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
     ) -> None:
-        records = self.batch.records(finished)
-        self.last_records = records
-        for place, row in enumerate(finished.tolist()):
+        for place, row in enumerate(self.batch.finished.tolist()):
             session = records.info(place)
             infos[row]["terminal_observation"] = (
                 {name: part[row] for name, part in observation.items()}

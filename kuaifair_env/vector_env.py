@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from kuaifair_env import random_streams
-from kuaifair_env.batch import SessionBatch, SessionConfig
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
@@ -89,10 +89,9 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         over = self._over.copy()
         outcome = self.batch.step(np.asarray(actions), over)
         self._over = outcome.done & ~over
-        finished = np.flatnonzero(self._over)
-        infos = self._infos(outcome, ~over, finished)
+        infos = self._infos(outcome, ~over)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            self._reset_finished(finished, infos)
+            self._reset_finished(self.batch.finished, infos)
         elif over.any():
             self.batch.reset(np.flatnonzero(over))
         reward = np.where(over, 0.0, outcome.reward)
@@ -157,7 +156,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
             "_temper": mask,
         }
 
-    def _infos(self, outcome: Outcome, live: BoolArray, finished: IntArray) -> dict[str, Any]:
+    def _infos(self, outcome: Outcome, live: BoolArray) -> dict[str, Any]:
         infos: dict[str, Any] = {
             "items": outcome.items,
             "clicks": outcome.clicks,
@@ -169,15 +168,15 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
             "user_id": self.batch.user_ids,
         }
         infos |= {f"_{name}": live for name in infos}
-        if len(finished):
-            infos["session"] = self._session_infos(finished)
+        if self.batch.finished_records is not None:
+            infos["session"] = self._session_infos(self.batch.finished_records)
             infos["_session"] = self._over.copy()
         return infos
 
-    def _session_infos(self, finished: IntArray) -> dict[str, Any]:
+    def _session_infos(self, records: EpisodeRecords) -> dict[str, Any]:
         session: dict[str, Any] = {}
-        for name, column in self.batch.records(finished).columns().items():
+        for name, column in records.columns().items():
             session[name] = np.zeros(self.num_envs, column.dtype)
-            session[name][finished] = column
+            session[name][self.batch.finished] = column
             session[f"_{name}"] = self._over.copy()
         return session

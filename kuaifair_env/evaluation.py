@@ -1,0 +1,323 @@
+"""Judging a policy: complete sessions of a fixed list of users, with the same luck for every policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
+from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.leave import TemperFairness, leave_rule
+from kuaifair_env.metrics import (
+    Engagement,
+    FairnessReport,
+    SlateStatistics,
+    engagement,
+    expected_length,
+    length_floor_and_ceiling,
+    ndcg,
+    top_gains,
+)
+from kuaifair_env.sessions import FixedSessions
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from stable_baselines3.common.vec_env import VecEnv
+
+DEFAULT_SEED = 2603
+# Wrappers that change neither observation, action nor reward.
+_TRANSPARENT = {"PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "Monitor"}
+
+
+class Policy(Protocol):
+    """Anything with the ``predict`` of Stable-Baselines3."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns actions for a batch of observations, and the next recurrent state."""
+        ...
+
+
+@runtime_checkable
+class BindsEnvironment(Protocol):
+    """A policy that needs more than observations (users, histories, the truth) and says so."""
+
+    def bind(self, batch: SessionBatch) -> None:
+        """Tells the policy which sessions its observations will come from."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a policy did in complete sessions.
+
+    Attributes:
+        sessions: One record per session, in the order of the list of sessions.
+        engagement: Len, R_each, R_cum.
+        fairness: Every exposure measure.
+        ndcg: Mean R-NDCG@K by true expected feedback, or None where it was not asked for.
+        world: What the sessions ran in, JSON-able.
+        config: How they ran, JSON-able.
+        seed: Seed of the sessions' luck.
+        initial_temper: Temper at the start where the leave rule has one, else None.
+    """
+
+    sessions: EpisodeRecords
+    engagement: Engagement
+    fairness: FairnessReport
+    ndcg: float | None
+    world: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    initial_temper: float | None
+
+    @property
+    def predicted_length(self) -> float | None:
+        """Len by the length law at this reward and violation rate; a check of the simulation, see ``metrics``."""
+        if self.initial_temper is None:
+            return None
+        reward, violations = self.engagement.reward_per_step, self.fairness.violation_rate
+        return float(expected_length(self.initial_temper, reward, violations))
+
+    @property
+    def length_range(self) -> tuple[float, float] | None:
+        """Floor and ceiling of Len at this reward: every slate violates, none does."""
+        if self.initial_temper is None:
+            return None
+        floor, ceiling = length_floor_and_ceiling(self.initial_temper, self.engagement.reward_per_step)
+        return float(floor), float(ceiling)
+
+    def summary(self) -> dict[str, float]:
+        """Returns the headline figures by name: the paper's four, the violation rate, and what checks them."""
+        figures = {
+            "len": self.engagement.length,
+            "r_each": self.engagement.reward_per_step,
+            "r_cum": self.engagement.cumulative_reward,
+            "ad": self.fairness.absolute_difference,
+            "violation_rate": self.fairness.violation_rate,
+            "signed_gap": self.fairness.share_gap,
+            "slate_ad": self.fairness.slate_absolute_difference,
+            "item_exposure_gap": self.fairness.item_exposure_gap,
+            "gini": self.fairness.gini,
+            "coverage": self.fairness.coverage,
+            "entropy": self.fairness.entropy,
+            "sessions": float(len(self.sessions)),
+        }
+        predicted, limits = self.predicted_length, self.length_range
+        if predicted is not None and limits is not None:
+            figures |= {"len_predicted": predicted, "len_floor": limits[0], "len_ceiling": limits[1]}
+        return figures if self.ndcg is None else figures | {"ndcg": self.ndcg}
+
+    def frame(self) -> pd.DataFrame:
+        """Returns the per-session records as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.sessions.columns())
+
+    def table(self) -> str:
+        """Returns the headline figures as aligned text."""
+        rows = self.summary()
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value:>12.4f}" for name, value in rows.items())
+
+
+def evaluate(
+    policy: Policy,
+    env: gym.Env[Any, Any] | KuaiFairVectorEnv | VecEnv,
+    users: Any = None,
+    episodes_per_user: int = 1,
+    *,
+    seed: int = DEFAULT_SEED,
+    deterministic: bool = True,
+    batch_size: int = 256,
+    ranking: bool = False,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Plays complete sessions of a fixed list of users and measures them.
+
+    A session's luck follows from ``seed``, user and episode alone, so every policy meets the same users in the
+    same mood, whatever the batch size. Give an environment of its own: its running sessions are replaced.
+
+    Args:
+        policy: Anything with Stable-Baselines3's ``predict``; see :class:`BindsEnvironment` for policies that need
+            more than observations.
+        env: A KuaiFair environment of any form. An SB3 ``VecEnv`` may be wrapped (``VecNormalize``, a purifier). A
+            single environment is run as a batch, unless wrappers change what it says, which are then run one
+            session at a time.
+        users: Raw user ids; None takes all users of the environment's world.
+        episodes_per_user: Sessions of each user.
+        seed: Seed of the sessions' luck.
+        deterministic: Passed to ``predict``.
+        batch_size: Sessions at once where the environment leaves it open.
+        ranking: Whether to measure R-NDCG@K by the true expected feedback; costs a catalogue of scores each step.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Sessions, figures and provenance.
+
+    Raises:
+        DataError: If a user is unknown.
+        TypeError: If the environment is not a KuaiFair environment.
+    """
+    stepper, batch = _stepper(env, batch_size)
+    world = batch.world
+    rows = world.users if users is None else world.user_rows(users)
+    sessions = FixedSessions.of_users(rows, episodes_per_user, seed)
+    if isinstance(policy, BindsEnvironment):
+        policy.bind(batch)
+    run = _Run(batch, len(sessions), ranking)
+    own = batch.simulator.source
+    batch.serve(sessions)
+    try:
+        with tqdm(total=len(sessions), unit="session", disable=not progress, leave=False) as bar:
+            for ended in run.play(policy, stepper, deterministic):
+                bar.update(ended)
+    finally:
+        batch.serve(own)
+    return run.result(seed)
+
+
+class _Stepper(Protocol):
+    """The part of an SB3 ``VecEnv`` that the evaluation uses."""
+
+    num_envs: int
+
+    def reset(self) -> Any: ...
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any]: ...
+
+
+class _OneAtATime:
+    """A wrapped single environment as a stepper: wrappers see every session from reset to end."""
+
+    num_envs = 1
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self._env = env
+
+    def reset(self) -> Any:
+        return _stacked(self._env.reset()[0])
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any]:
+        observation, reward, terminated, truncated, info = self._env.step(actions[0])
+        done = terminated or truncated
+        if done:
+            observation = self._env.reset()[0]
+        return _stacked(observation), np.asarray([reward]), np.asarray([done]), [info]
+
+
+def _stacked(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {name: np.asarray(part)[None] for name, part in observation.items()}
+    return np.asarray(observation)[None]
+
+
+class _Run:
+    """Plays all sessions of a list and adds up what happened."""
+
+    def __init__(self, batch: SessionBatch, n_sessions: int, ranking: bool) -> None:
+        world = batch.world
+        self._batch = batch
+        self._n_sessions = n_sessions
+        self._ranking = ranking
+        exposures = world.data.train.exposures(len(world.data.items))[: world.n_items]
+        self._slates = SlateStatistics(world.groups.popular, exposures, len(world.data.users))
+        self._records: list[EpisodeRecords] = []
+        self._ndcg: list[NDArray[np.float64]] = []
+
+    def play(self, policy: Policy, stepper: _Stepper, deterministic: bool) -> Iterator[int]:
+        """Runs to the end; yields how many sessions each step finished."""
+        simulator = self._batch.simulator
+        observation = stepper.reset()
+        state: Any = None
+        starts = np.ones(stepper.num_envs, np.bool_)
+        finished = 0
+        while finished < self._n_sessions:
+            live, users = simulator.numbers >= 0, simulator.users.copy()
+            truth = simulator.expected_catalogue() if self._ranking else None
+            actions, state = policy.predict(
+                observation, state=state, episode_start=starts, deterministic=deterministic
+            )
+            observation, _, starts, _ = stepper.step(actions)
+            ended = self._note(live, users, truth)
+            finished += ended
+            yield ended
+
+    def _note(self, live: BoolArray, users: NDArray[np.int64], truth: NDArray[Any] | None) -> int:
+        outcome, records = self._batch.outcome, self._batch.finished_records
+        if outcome is None:
+            raise TypeError("the environment's wrappers did not step the sessions beneath them")
+        self._slates.add(outcome.items[live], users[live], outcome.violation[live])
+        if truth is not None:
+            gains = np.take_along_axis(truth, outcome.items, axis=1)
+            self._ndcg.append(ndcg(gains[live], top_gains(truth[live], gains.shape[1])))
+        if records is None:
+            return 0
+        wanted = records.take(records.numbers >= 0)
+        self._records.append(wanted)
+        return len(wanted)
+
+    def result(self, seed: int) -> EvaluationResult:
+        """Returns what was added up, sessions in the order of the list."""
+        records = EpisodeRecords.joined(self._records)
+        records = records.take(np.argsort(records.numbers))
+        return EvaluationResult(
+            sessions=records,
+            engagement=engagement(records.length, records.return_),
+            fairness=self._slates.report(),
+            ndcg=float(np.concatenate(self._ndcg).mean()) if self._ndcg else None,
+            world=self._batch.world.describe(),
+            config=self._batch.config.describe(),
+            seed=seed,
+            initial_temper=_initial_temper(self._batch.config),
+        )
+
+
+def _initial_temper(config: SessionConfig) -> float | None:
+    """Returns the temper at the start if the length law holds for the leave rule."""
+    rule = leave_rule(config.leave)
+    if not isinstance(rule, TemperFairness) or rule.unfair_penalty not in (0.0, 1.0):
+        return None
+    return float(config.max_len if rule.initial_temper is None else rule.initial_temper)
+
+
+def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
+    """Returns the environment as a batch stepper, and the sessions beneath it."""
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+    if isinstance(env, VecEnv):
+        if not isinstance(env.unwrapped, KuaiFairVecEnv):
+            raise TypeError(
+                f"evaluate() needs a KuaiFairVecEnv beneath the wrappers, got {type(env.unwrapped).__name__}; "
+                "make one with kuaifair_env.make_sb3(...)"
+            )
+        return env, env.unwrapped.batch
+    bottom = getattr(env, "unwrapped", env)
+    if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
+        raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
+    if isinstance(bottom, KuaiFairEnv) and _changes_something(env):
+        env.reset(seed=0)
+        return _OneAtATime(env), bottom.batch
+    if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
+        raise TypeError("evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead")
+    native = KuaiFairVecEnv(bottom.world, bottom.config, batch_size, seed=0)
+    return native, native.batch
+
+
+def _changes_something(env: Any) -> bool:
+    while env is not env.unwrapped:
+        if type(env).__name__ not in _TRANSPARENT:
+            return True
+        env = env.env
+    return False

@@ -1,0 +1,258 @@
+"""The three environment forms keep the contracts of Gymnasium and SB3 and play the same sessions."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.vector import AutoresetMode
+from helpers import small_world
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.leave import NeverLeave
+from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+
+WORLD = small_world(candidates=45)
+MODES = [
+    SessionConfig(max_len=8, action_mode=action, observation_mode=observation, slate_size=None if action == "item" else 5)
+    for action in ("embedding", "slate", "item")
+    for observation in ("state", "history")
+]
+SLATES = SessionConfig(max_len=8, action_mode="slate", slate_size=5)
+
+
+@pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+def test_both_checkers_pass_without_warnings(config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gymnasium_check_env(KuaiFairEnv(WORLD, config, render_mode="ansi"), skip_render_check=True)
+        if config.observation_mode == "state" and config.action_mode != "slate":
+            sb3_check_env(KuaiFairEnv(WORLD, config), warn=True)
+    sb3_check_env(KuaiFairEnv(WORLD, config), warn=False)
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return np.array_equal(one, other)
+
+
+def row_of(stacked, row):
+    return {key: part[row] for key, part in stacked.items()} if isinstance(stacked, dict) else stacked[row]
+
+
+@pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+def test_the_vector_env_plays_what_single_envs_play(config):
+    vector = KuaiFairVectorEnv(WORLD, config, num_envs=5)
+    singles = [KuaiFairEnv(WORLD, config) for _ in range(5)]
+    observations, _ = vector.reset(seed=40)
+    for row, env in enumerate(singles):
+        assert same(env.reset(seed=40 + row)[0], row_of(observations, row))
+    vector.action_space.seed(1)
+    over = [False] * 5
+    for _ in range(25):
+        actions = vector.action_space.sample()
+        observations, rewards, terminated, truncated, infos = vector.step(actions)
+        assert vector.observation_space.contains(observations)
+        for row, env in enumerate(singles):
+            if over[row]:
+                single = (env.reset()[0], 0.0, False, False)
+            else:
+                *single, info = env.step(actions[row])
+                np.testing.assert_array_equal(info["items"], infos["items"][row])
+                assert info["temper"] == infos["temper"][row]
+                if single[2]:
+                    assert info["session"]["len"] == infos["session"]["len"][row]
+                    assert info["session"]["gini"] == pytest.approx(infos["session"]["gini"][row])
+            assert same(single[0], row_of(observations, row))
+            assert (single[1], single[2], single[3]) == (rewards[row], terminated[row], truncated[row])
+            over[row] = single[2] or single[3]
+
+
+def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
+    vector = KuaiFairVectorEnv(WORLD, SLATES, num_envs=4, autoreset_mode=AutoresetMode.SAME_STEP)
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=4, seed=9)
+    first, _ = vector.reset(seed=9)
+    np.testing.assert_array_equal(first, sb3.reset())
+    vector.action_space.seed(2)
+    ended = 0
+    for _ in range(30):
+        actions = vector.action_space.sample()
+        observation, reward, terminated, truncated, infos = vector.step(actions)
+        other, other_reward, done, other_infos = sb3.step(actions)
+        np.testing.assert_array_equal(observation, other)
+        np.testing.assert_allclose(reward, other_reward, rtol=1e-6)
+        np.testing.assert_array_equal(terminated | truncated, done)
+        for row in np.flatnonzero(done):
+            ended += 1
+            np.testing.assert_array_equal(infos["final_obs"][row], other_infos[row]["terminal_observation"])
+            assert infos["final_info"]["session"]["r_cum"][row] == other_infos[row]["session"]["r_cum"]
+            assert not np.array_equal(other[row], other_infos[row]["terminal_observation"])
+            episode = other_infos[row]["episode"]
+            assert episode["l"] == other_infos[row]["session"]["len"]
+            assert episode["r"] == pytest.approx(other_infos[row]["session"]["r_cum"])
+            assert other_infos[row]["TimeLimit.truncated"] is False
+    assert ended > 8
+
+
+def test_the_same_seed_gives_the_same_trajectory_and_another_seed_another():
+    def trajectory(seed):
+        env = KuaiFairEnv(WORLD, SLATES)
+        env.reset(seed=seed)
+        env.action_space.seed(0)
+        return [env.step(env.action_space.sample())[1] for _ in range(3)], env.batch.simulator.users[0]
+
+    assert trajectory(3) == trajectory(3)
+    assert len({trajectory(seed)[1] for seed in range(12)}) > 5
+
+
+def test_trajectories_are_pinned_across_platforms():
+    env = KuaiFairEnv(small_world(0.5), SLATES)
+    _, info = env.reset(seed=11)
+    rewards = [round(env.step(np.arange(5) + step)[1], 3) for step in range(3)]
+    assert (info["user_id"], rewards) == PINNED
+
+
+PINNED = (70, [0.4, 0.6, 0.8])
+
+
+def test_an_episode_ends_with_its_record():
+    env = KuaiFairEnv(WORLD, SLATES)
+    env.reset(seed=0)
+    rewards, shown, done = [], [], False
+    while not done:
+        slate = np.arange(5) + len(shown) % 3
+        _, reward, terminated, truncated, info = env.step(slate)
+        rewards.append(reward)
+        shown.append(slate)
+        done = terminated or truncated
+    record = info["session"]
+    counts = np.bincount(np.concatenate(shown), minlength=45)
+    popular = WORLD.groups.popular[np.concatenate(shown)].mean()
+    assert record["len"] == len(rewards)
+    assert record["r_cum"] == pytest.approx(sum(rewards))
+    assert record["r_each"] == pytest.approx(np.mean(rewards))
+    assert record["ad"] == pytest.approx(abs(2 * popular - 1))
+    assert record["coverage"] == pytest.approx((counts > 0).mean())
+    ordered = np.sort(counts)
+    ranks = np.arange(1, 46)
+    assert record["gini"] == pytest.approx(((2 * ranks - 46) * ordered).sum() / (45 * ordered.sum()))
+    with pytest.raises(ValueError, match="call reset"):
+        env.step(slate)
+
+
+def test_reset_options_pick_user_and_luck():
+    env = KuaiFairEnv(WORLD, SLATES)
+    _, info = env.reset(seed=0, options={"user_id": 70, "session_key": 5})
+    first = [env.step(np.arange(5))[1] for _ in range(3)]
+    assert info["user_id"] == 70
+    env.reset(options={"user_id": 70, "session_key": 5})
+    assert [env.step(np.arange(5))[1] for _ in range(3)] == first
+    for options, message in (({"user": 1}, "user_id"), ({"user_id": 71}, "no sessions"), ({"user_id": "x"}, "integers")):
+        with pytest.raises(ValueError, match=message):
+            env.reset(options=options)
+
+
+def test_nothing_happens_when_an_action_is_bad():
+    env = KuaiFairEnv(WORLD, SLATES)
+    env.reset(seed=0)
+    temper = env.batch.simulator.temper.copy()
+    with pytest.raises(ValueError, match="twice"):
+        env.step(np.array([1, 1, 2, 3, 4]))
+    np.testing.assert_array_equal(env.batch.simulator.temper, temper)
+    assert env.batch.simulator.steps[0] == 0
+
+
+def test_disabled_autoreset_waits_for_the_caller():
+    vector = KuaiFairVectorEnv(WORLD, SLATES, num_envs=3, autoreset_mode="Disabled")
+    vector.reset(seed=0)
+    done = np.zeros(3, np.bool_)
+    while not done.any():
+        _, _, terminated, truncated, _ = vector.step(vector.action_space.sample())
+        done = terminated | truncated
+    with pytest.raises(ValueError, match="reset_mask"):
+        vector.step(vector.action_space.sample())
+    before = vector.batch.simulator.steps.copy()
+    vector.reset(options={"reset_mask": done})
+    np.testing.assert_array_equal(vector.batch.simulator.steps, np.where(done, 0, before))
+    vector.step(vector.action_space.sample())
+
+
+def test_truncation_bootstraps_from_the_terminal_observation():
+    config = SessionConfig(max_len=3, action_mode="slate", slate_size=5, leave=NeverLeave())
+    sb3 = KuaiFairVecEnv(WORLD, config, num_envs=2, seed=0)
+    sb3.reset()
+    for step in range(3):
+        _, _, done, infos = sb3.step(np.tile(np.arange(5), (2, 1)))
+        assert done.all() == (step == 2)
+    assert all(info["TimeLimit.truncated"] for info in infos)
+
+
+def test_vec_env_methods_reach_single_sessions():
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5)
+    sb3.reset()
+    windows = sb3.env_method("history_window")
+    assert windows[1].items.shape == (1, 20)
+    np.testing.assert_array_equal(windows[2].items[0], sb3.history_window().items[2])
+    assert sb3.get_attr("temper") == [8.0] * 3
+    assert len(sb3.get_attr("user_id", indices=[0, 2])) == 2
+    assert sb3.env_method("action_masks", indices=0)[0].shape == (225,)
+    assert sb3.env_is_wrapped(Monitor) == [False] * 3
+    sb3.seed(5)
+    again = sb3.reset()
+    other = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5).reset()
+    np.testing.assert_array_equal(again, other)
+
+
+def test_info_level_step_says_what_the_single_env_says():
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=2, seed=5, info_level="step")
+    sb3.reset()
+    env = KuaiFairEnv(WORLD, SLATES)
+    env.reset(seed=6)
+    _, _, _, infos = sb3.step(np.tile(np.arange(5), (2, 1)))
+    info = env.step(np.arange(5))[-1]
+    assert info.keys() == infos[1].keys()
+    assert all(same(info[key], infos[1][key]) for key in info)
+
+
+def test_sb3_wrappers_work_on_the_native_vec_env():
+    wrapped = VecNormalize(VecMonitor(KuaiFairVecEnv(WORLD, SessionConfig(max_len=8, slate_size=5), 8, seed=0)))
+    model = A2C("MlpPolicy", wrapped, seed=0).learn(400)
+    assert len(model.ep_info_buffer) > 0
+    assert 3 <= np.mean([info["l"] for info in model.ep_info_buffer]) <= 8
+
+
+def test_rendering_follows_the_session():
+    text = KuaiFairEnv(WORLD, SLATES, render_mode="ansi")
+    text.reset(seed=0)
+    text.step(np.arange(5))
+    assert str(WORLD.item_ids[3]) in text.render()
+    picture = KuaiFairEnv(WORLD, SLATES, render_mode="rgb_array")
+    picture.reset(seed=0)
+    blank = picture.render()
+    picture.step(np.arange(5))
+    drawn = picture.render()
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == blank.shape
+    assert (drawn != blank).any()
+    with pytest.raises(ValueError, match="render_mode"):
+        KuaiFairEnv(WORLD, SLATES, render_mode="human")
+
+
+def test_spaces_survive_gymnasiums_wrappers():
+    env = gym.wrappers.RecordEpisodeStatistics(KuaiFairEnv(WORLD, SLATES))
+    env.reset(seed=0)
+    done = False
+    while not done:
+        *_, terminated, truncated, info = env.step(env.action_space.sample())
+        done = terminated or truncated
+    assert info["episode"]["l"] == info["session"]["len"]
