@@ -20,8 +20,7 @@ def gini(exposures: NDArray[Any], n_items: int | None = None) -> float:
     """Returns the Gini coefficient of exposure over all candidates, zeros included.
 
     ``G = sum_i (2i - N - 1) x_(i) / (N sum x)`` with ``x_(i)`` in increasing order: 0 when all candidates are
-    shown equally often, ``1 - 1/N`` when one takes everything. Among m distinct exposures it is at least ``1
-    - m/N``.
+    shown equally often, ``1 - 1/N`` when one takes everything; at least ``1 - m/N`` after m exposures.
 
     Args:
         exposures: ``(N,)`` counts, or the counts of the shown candidates only when ``n_items`` is given.

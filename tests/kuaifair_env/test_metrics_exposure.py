@@ -19,6 +19,7 @@ from kuaifair_env.metrics import (
     engagement,
     equal_exposures,
     gini,
+    gini_of_rows,
     hit,
     intra_list_distance,
     long_tail_count,
@@ -70,6 +71,12 @@ def test_shown_candidates_alone_suffice_when_their_number_is_told(counts):
     for measure in (gini, normalised_entropy, coverage):
         assert measure(shown, len(counts)) == pytest.approx(measure(counts))
     assert top_share(shown, n_items=len(counts)) == pytest.approx(top_share(counts))
+
+
+def test_gini_of_many_sessions_at_once_is_that_of_each():
+    counts = np.random.default_rng(1).integers(0, 4, (20, 15))
+    assert gini_of_rows(counts, 15) == pytest.approx([gini(row) for row in counts])
+    assert gini_of_rows(counts, 90) == pytest.approx([gini(row, 90) for row in counts])
 
 
 @given(exposure_counts())
