@@ -1,0 +1,139 @@
+"""What the readers of the two official data sets share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kuaifair_env.data.assembly import RawLog as RawLog
+from kuaifair_env.data.assembly import build_log, exact_duplicates, pairs_met, rows_of
+from kuaifair_env.data.cache import cached
+from kuaifair_env.data.features import encode_features
+from kuaifair_env.data.schema import InteractionData, InteractionLog, Users
+from kuaifair_env.data.sources import OfficialDataset, SourceFiles, find_source, open_source
+from kuaifair_env.data.tables import Column, as_frame, check_unique, line_of_row, read_columns
+from kuaifair_env.errors import DataError
+
+UNKNOWN_CODE = -124
+"""Both data sets write an unknown integer category as -124."""
+
+_USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_USER_CATEGORIES = (
+    "is_lowactive_period",
+    "is_live_streamer",
+    "is_video_author",
+    *(f"onehot_feat{number}" for number in range(18)),
+)
+
+
+def read_users(files: SourceFiles, name: str) -> Users:
+    """Reads a table of users, which has the same columns in both data sets.
+
+    The ``*_range`` columns repeat the numbers beside them and are left out. ``UNKNOWN`` and -124 are missing.
+    """
+    columns = [
+        Column("user_id", "integer", low=0),
+        Column("user_active_degree", "text", missing_ok=True),
+        *(Column(number, missing_ok=True) for number in _USER_NUMBERS),
+        *(Column(category, missing_ok=True) for category in _USER_CATEGORIES),
+    ]
+    table = read_columns(files, name, columns)
+    ids = table.pop("user_id")
+    check_unique(files, name, "user_id", ids)
+    order = np.argsort(ids)
+    return Users(
+        ids[order], encode_features(category_frame(table, _USER_CATEGORIES).iloc[order], "user feature")
+    )
+
+
+def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
+    """Makes categories of coded columns and of text, with -124 and ``UNKNOWN`` as missing."""
+    frame = as_frame(table)
+    for name in frame.columns:
+        if name in categories and frame[name].dtype.kind == "f":
+            codes = frame[name].where(frame[name] != UNKNOWN_CODE).astype("Int64")
+            frame[name] = codes.astype("category")
+        elif isinstance(frame[name].dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].cat.remove_categories(
+                [value for value in frame[name].cat.categories if value == "UNKNOWN"]
+            )
+    return frame
+
+
+def id_column(name: str, known: NDArray[np.int64], where: str) -> Column:
+    """Describes a column of ids that must be among the known ones."""
+    meaning = f"{where} lists ids {known[0]}..{known[-1]}"
+    return Column(name, "integer", low=float(known[0]), high=float(known[-1]), meaning=meaning)
+
+
+def known_rows(
+    files: SourceFiles, name: str, column: str, ids: NDArray[np.int64], known: NDArray[np.int64], where: str
+) -> NDArray[np.int32]:
+    """Turns raw ids of a log into rows.
+
+    Raises:
+        DataError: With the line of the first id that is not known.
+    """
+    rows, unknown = rows_of(ids, known)
+    if unknown.any():
+        row = int(np.argmax(unknown))
+        raise DataError(
+            f"id {ids[row]} is not in {where}",
+            file=files.label(name),
+            line=line_of_row(files, name, row),
+            column=column,
+        )
+    return rows
+
+
+def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[InteractionLog, dict[str, int]]:
+    """Drops exact duplicates, sorts, and counts.
+
+    Args:
+        raw: The log as read.
+        compared: The columns in which a row must equal an earlier one to be a duplicate.
+    """
+    repeated = exact_duplicates(compared)
+    read, dropped = len(repeated), int(repeated.sum())
+    log, counts = build_log(raw.take(~repeated) if dropped else raw)
+    return log, {"rows_read": read, "exact_duplicates_dropped": dropped, **counts}
+
+
+def overlap(train: InteractionLog, test: InteractionLog, n_users: int, n_items: int) -> int:
+    """Counts the test rows whose user and item also meet in the training log."""
+    return int(pairs_met(train, test, n_users, n_items).sum())
+
+
+def load_cached(
+    facts: OfficialDataset,
+    path: str | Path | None,
+    data_dir: str | Path | None,
+    cache: str | Path | None,
+    settings: Mapping[str, Any],
+    read: Callable[[SourceFiles], InteractionData],
+    used: Sequence[str],
+) -> InteractionData:
+    """Reads official files on first use and opens the cached result afterwards.
+
+    The cache entry belongs to these very files: when size or time of change of one of them changes, they are
+    read again.
+
+    Raises:
+        DataError: When no files are found, or by the reader.
+    """
+    place = path if path is not None else find_source(facts.name, data_dir, cache)
+    if place is None:
+        raise DataError(
+            f"{facts.title} was not found"
+            + (f" in {data_dir}" if data_dir is not None else "")
+            + f"; `kuaifair data fetch {facts.name}` downloads it, or set KUAIFAIR_DATA to the folder of "
+            f"{facts.archive}"
+        )
+    files = open_source(place, facts)
+    key = {"name": facts.title, "files": files.signature(used), **settings}
+    return cached(key, lambda: read(files), cache)

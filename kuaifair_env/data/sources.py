@@ -1,0 +1,399 @@
+"""Where the official files are, and one way to read them: from a folder, a zip archive or a tar archive."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, cast
+
+from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.data.files import file_hash
+from kuaifair_env.data.schema import Provenance
+from kuaifair_env.errors import DataError
+
+DATA_VARIABLE = "KUAIFAIR_DATA"
+"""Environment variable that names a folder with official files."""
+
+READ_ERRORS = (EOFError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+"""What reading a truncated or damaged file or archive raises."""
+
+DatasetName = Literal["kuairec", "kuairand"]
+
+
+@dataclass(frozen=True)
+class OfficialDataset:
+    """What is published of an official data set.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name for people.
+        archive: File name of the official archive.
+        url: Folder of the archive on the publisher's site.
+        md5: The publisher's MD5 of the archive (the Zenodo record's checksum).
+        size: Bytes of the archive.
+        folders: Paths of the data folder after unpacking.
+        files: Files that a reader needs; the first one identifies the data set.
+        rows: Published number of rows of each log.
+        licence: Licence of the data.
+        citation: How to cite it.
+    """
+
+    name: DatasetName
+    title: str
+    archive: str
+    url: str
+    md5: str
+    size: int
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    rows: dict[str, int]
+    licence: str
+    citation: str
+
+
+KUAIREC = OfficialDataset(
+    name="kuairec",
+    title="KuaiRec 2.0",
+    archive="KuaiRec.zip",
+    url="https://zenodo.org/records/18164998/files",
+    md5="261550d472c48eff4990fb13c0e5bcf7",
+    size=431_964_858,
+    folders=("KuaiRec 2.0/data", "KuaiRec/data", "data"),
+    files=("big_matrix.csv", "small_matrix.csv", "item_categories.csv", "user_features.csv"),
+    rows={"big_matrix.csv": 12_530_806, "small_matrix.csv": 4_676_570},
+    licence="CC BY-SA 4.0 (attribution, share alike)",
+    citation="Gao et al., KuaiRec: A Fully-observed Dataset and Insights for Evaluating Recommender Systems, "
+    "CIKM 2022, doi:10.1145/3511808.3557220",
+)
+
+KUAIRAND = OfficialDataset(
+    name="kuairand",
+    title="KuaiRand-Pure",
+    archive="KuaiRand-Pure.tar.gz",
+    url="https://zenodo.org/records/10439422/files",
+    md5="0820331067a3784d9691136f772b35a7",
+    size=47_432_272,
+    folders=("KuaiRand-Pure/data", "data"),
+    files=(
+        "log_random_4_22_to_5_08_pure.csv",
+        "log_standard_4_08_to_4_21_pure.csv",
+        "log_standard_4_22_to_5_08_pure.csv",
+        "user_features_pure.csv",
+        "video_features_basic_pure.csv",
+        "video_features_statistic_pure.csv",
+    ),
+    rows={
+        "log_standard_4_08_to_4_21_pure.csv": 1_141_112,
+        "log_standard_4_22_to_5_08_pure.csv": 295_497,
+        "log_random_4_22_to_5_08_pure.csv": 1_186_059,
+    },
+    licence="CC BY-SA 4.0 (attribution, share alike)",
+    citation="Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
+    "Videos, CIKM 2022, doi:10.1145/3511808.3557624",
+)
+
+DATASETS: dict[str, OfficialDataset] = {"kuairec": KUAIREC, "kuairand": KUAIRAND}
+
+
+def dataset(name: str) -> OfficialDataset:
+    """Returns the facts of an official data set.
+
+    Raises:
+        DataError: For a name other than ``kuairec`` and ``kuairand``.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; there are {' and '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def download_folder(cache: str | Path | None = None) -> Path:
+    """Returns where ``kuaifair data fetch`` puts archives by default."""
+    return cache_dir(cache) / "downloads"
+
+
+def find_source(
+    name: str, data_dir: str | Path | None = None, cache: str | Path | None = None
+) -> Path | None:
+    """Finds the official files of a data set.
+
+    Looked at in this order: ``data_dir``, the folder that ``KUAIFAIR_DATA`` names, the cache's download
+    folder; in each an unpacked folder before an archive. When ``data_dir`` is given, only that is looked at.
+
+    Args:
+        name: ``"kuairec"`` or ``"kuairand"``.
+        data_dir: An archive, an unpacked folder, or a folder that holds one of them.
+        cache: See :func:`kuaifair_env.data.cache.cache_dir`.
+
+    Returns:
+        The data folder or the archive, or None when there is none.
+    """
+    facts = dataset(name)
+    named = os.environ.get(DATA_VARIABLE)
+    places = [data_dir] if data_dir is not None else [named or None, download_folder(cache)]
+    for place in places:
+        found = None if place is None else _find_in(Path(place).expanduser(), facts)
+        if found is not None:
+            return found
+    return None
+
+
+def _find_in(place: Path, facts: OfficialDataset) -> Path | None:
+    if place.is_file():
+        return place if place.name == facts.archive else None
+    folders = (place, *(place / folder for folder in facts.folders))
+    for folder in folders:
+        if (folder / facts.files[0]).is_file() or (folder / f"{facts.files[0]}.gz").is_file():
+            return folder
+    archive = place / facts.archive
+    return archive if archive.is_file() else None
+
+
+PROVENANCE_FILE = "kuaifair_provenance.json"
+"""Lies beside files in the official format that are not the official ones, such as a twin's."""
+
+
+def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
+    """Says which data set an archive or folder holds.
+
+    Args:
+        path: An archive, an unpacked folder, or a folder that holds one of them.
+        name: The data set's name when the caller knows it.
+
+    Raises:
+        DataError: When the path does not exist, or holds neither or both.
+    """
+    place = Path(path).expanduser()
+    if name is not None:
+        return dataset(name)
+    if not place.exists():
+        raise DataError("there is no such file or folder", file=place)
+    if place.is_file():
+        members = ArchiveFiles(place)
+        found = [facts for facts in DATASETS.values() if members.has(facts.files[0])]
+    else:
+        found = [facts for facts in DATASETS.values() if _find_in(place, facts) is not None]
+    if len(found) != 1:
+        problem = "both data sets are" if found else "neither data set is"
+        raise DataError(
+            f"{problem} here; give one of {', '.join(f.archive for f in DATASETS.values())}", file=place
+        )
+    return found[0]
+
+
+class SourceFiles(ABC):
+    """The files of a data set, addressed by their names alone, wherever they lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Says whether there is a file of this name."""
+
+    @abstractmethod
+    def label(self, name: str) -> str:
+        """Returns where a file lies, for messages."""
+
+    @abstractmethod
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns file name -> SHA-256 of what was read: the archive, or each of the named files."""
+
+    @abstractmethod
+    def signature(self, names: Sequence[str]) -> list[list[Any]]:
+        """Returns name, size and time of change of what is read: changes when the files change."""
+
+    @abstractmethod
+    def _stream(self, name: str) -> AbstractContextManager[BinaryIO]: ...
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Opens a file for reading in binary mode.
+
+        Raises:
+            DataError: When there is no such file.
+        """
+        if not self.has(name):
+            raise DataError(f"{name} is missing", file=self.path)
+        with self._stream(name) as stream:
+            yield stream
+
+    def require(self, names: Sequence[str]) -> None:
+        """Checks that all named files are there.
+
+        Raises:
+            DataError: Naming those that are not.
+        """
+        missing = [name for name in names if not self.has(name)]
+        if missing:
+            raise DataError(
+                f"missing: {', '.join(missing)}; the whole official archive is needed", file=self.path
+            )
+
+
+class FolderFiles(SourceFiles):
+    """Files in a folder; ``name.gz`` is taken where ``name`` is not there."""
+
+    def has(self, name: str) -> bool:
+        """Says whether the file or its compressed form is there."""
+        return self._find(name) is not None
+
+    def label(self, name: str) -> str:
+        """Returns the file's path."""
+        return str(self._find(name) or self.path / name)
+
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns the SHA-256 of each of the files."""
+        return {path.name: file_hash(path) for path in map(self._find, names) if path is not None}
+
+    def signature(self, names: Sequence[str]) -> list[list[Any]]:
+        """Returns what changes when one of the files changes."""
+        return [_file_signature(path) for path in map(self._find, names) if path is not None]
+
+    def _find(self, name: str) -> Path | None:
+        return next((path for path in (self.path / name, self.path / f"{name}.gz") if path.is_file()), None)
+
+    def _stream(self, name: str) -> AbstractContextManager[BinaryIO]:
+        path = cast(Path, self._find(name))
+        return cast(
+            "AbstractContextManager[BinaryIO]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        )
+
+
+class ArchiveFiles(SourceFiles):
+    """Files in a zip or tar archive, compressed or not, in whatever folder they are there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._is_zip = path.suffix == ".zip" or zipfile.is_zipfile(path)
+        try:
+            self._members = _by_name(self._list())
+        except READ_ERRORS as error:
+            raise DataError(
+                f"not a whole archive ({error or type(error).__name__}); download it again", file=path
+            ) from error
+
+    def has(self, name: str) -> bool:
+        """Says whether the archive has a member of this name."""
+        return name in self._members
+
+    def label(self, name: str) -> str:
+        """Returns archive and member."""
+        return f"{self.path}:{self._members.get(name, name)}"
+
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns the SHA-256 of the archive."""
+        return {self.path.name: file_hash(self.path)}
+
+    def signature(self, names: Sequence[str]) -> list[list[Any]]:
+        """Returns what changes when the archive changes."""
+        return [_file_signature(self.path)]
+
+    def _list(self) -> list[str]:
+        if self._is_zip:
+            with zipfile.ZipFile(self.path) as archive:
+                return [info.filename for info in archive.infolist() if not info.is_dir()]
+        with tarfile.open(self.path) as archive:
+            return [member.name for member in archive if member.isfile()]
+
+    @contextmanager
+    def _stream(self, name: str) -> Iterator[BinaryIO]:
+        member = self._members[name]
+        if self._is_zip:
+            with zipfile.ZipFile(self.path) as archive, archive.open(member) as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            with tarfile.open(self.path) as tar, cast(BinaryIO, tar.extractfile(member)) as content:
+                yield content
+
+
+def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
+    """Opens the official files of a data set.
+
+    Args:
+        path: The archive, the unpacked root folder, its data folder, or a folder that holds one of them.
+        facts: Which data set is meant.
+
+    Raises:
+        DataError: When nothing of the kind is there, the archive is damaged, or files are missing.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise DataError(
+            f"there is no such file or folder; give {facts.archive} or its unpacked folder", file=place
+        )
+    found = place if place.is_file() else _find_in(place, facts)
+    if found is None:
+        raise DataError(
+            f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}", file=place
+        )
+    files: SourceFiles = FolderFiles(found) if found.is_dir() else ArchiveFiles(found)
+    files.require(facts.files)
+    return files
+
+
+def provenance_of(
+    files: SourceFiles,
+    facts: OfficialDataset,
+    used: Sequence[str],
+    rows: Mapping[str, int],
+    settings: Mapping[str, Any],
+) -> Provenance:
+    """Says what files in the official format are, without taking anybody's word for it.
+
+    They are called real only when every log has exactly the published number of rows and no
+    ``kuaifair_provenance.json`` beside them says otherwise; with other numbers of rows they are partial.
+
+    Args:
+        files: Where the files lie.
+        facts: The official data set.
+        used: Names of the files that were read.
+        rows: Rows of each log, as read.
+        settings: What else determines the data.
+
+    Raises:
+        DataError: When ``kuaifair_provenance.json`` cannot be read.
+    """
+    hashes = files.hashes([name for name in used if files.has(name)])
+    if files.has(PROVENANCE_FILE):
+        with files.open(PROVENANCE_FILE) as stream:
+            try:
+                written = json.loads(stream.read().decode("utf-8"))
+                name, origin = str(written["name"]), written["origin"]
+                if origin not in ("partial", "twin", "own"):
+                    raise ValueError(f"origin {origin!r} is not 'partial', 'twin' or 'own'")
+                told = {**dict(written.get("settings", {})), **settings}
+                return Provenance(name, origin, str(written.get("description", "")), hashes, told)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"cannot be read: {error}", file=files.label(PROVENANCE_FILE)) from error
+    if all(rows.get(name) == expected for name, expected in facts.rows.items()):
+        return Provenance(facts.title, "real", f"official files of {facts.title}", hashes, dict(settings))
+    counts = ", ".join(
+        f"{name} {rows.get(name, 0):,} of {expected:,}" for name, expected in facts.rows.items()
+    )
+    return Provenance(
+        f"partial {facts.title}",
+        "partial",
+        f"files in the format of {facts.title} with other than the published rows: {counts}",
+        hashes,
+        dict(settings),
+    )
+
+
+def _by_name(members: Sequence[str]) -> dict[str, str]:
+    """Maps file names to archive members; of two members of one name the shorter path counts."""
+    real = [member for member in members if not PurePosixPath(member).name.startswith("._")]
+    return {PurePosixPath(member).name: member for member in sorted(real, key=len, reverse=True)}
+
+
+def _file_signature(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]

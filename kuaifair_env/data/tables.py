@@ -1,0 +1,298 @@
+"""Reading CSV columns fast, with errors that name file, line and column.
+
+The fast path parses typed chunks and checks them as arrays. Only when something is wrong is the file read
+again, record by record, to find the physical line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kuaifair_env.data.sources import READ_ERRORS, SourceFiles
+from kuaifair_env.errors import DataError
+
+MISSING_WORDS = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"))
+"""Cells that mean "no value"."""
+
+CHUNK_ROWS = 1_000_000
+
+_LARGEST_INTEGER = 2**62
+_INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column of a CSV file must hold.
+
+    Attributes:
+        name: Name in the header.
+        kind: ``"integer"``, ``"number"`` (finite) or ``"text"``.
+        missing_ok: Whether cells may be empty; never for integers.
+        low: Smallest value.
+        high: Largest value.
+        meaning: What the bounds mean, for messages, such as "user_features.csv lists ids 0..7175".
+    """
+
+    name: str
+    kind: Literal["integer", "number", "text"] = "number"
+    missing_ok: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    meaning: str = ""
+
+    def problem_of(self, cell: str) -> str | None:
+        """Says what is wrong with one cell, None when nothing is."""
+        if cell in MISSING_WORDS:
+            return None if self.missing_ok else "the value is missing"
+        if self.kind == "text":
+            return None
+        if self.kind == "integer" and not _INTEGER.fullmatch(cell):
+            return f"{cell!r} is not an integer"
+        try:
+            value = float(cell)
+        except ValueError:
+            return f"{cell!r} is not a number"
+        if not math.isfinite(value) or (self.kind == "integer" and abs(value) > _LARGEST_INTEGER):
+            return f"{cell!r} is too large or not finite"
+        if not self.low <= value <= self.high:
+            return f"{cell} is out of range; {self.meaning or f'it must lie in {self.low:g}..{self.high:g}'}"
+        return None
+
+    def breaks(self, values: NDArray[Any]) -> bool:
+        """Says whether any value of a parsed chunk breaks the rules."""
+        if self.kind == "text":
+            return not self.missing_ok and bool(pd.isna(values).any())
+        if self.kind == "number":
+            if bool(np.isinf(values).any()) or (not self.missing_ok and bool(np.isnan(values).any())):
+                return True
+            values = values[~np.isnan(values)] if self.missing_ok else values
+        return len(values) > 0 and not (self.low <= values.min() and values.max() <= self.high)
+
+
+def read_columns(
+    files: SourceFiles, name: str, columns: Sequence[Column], chunk_rows: int = CHUNK_ROWS
+) -> dict[str, NDArray[Any]]:
+    """Reads some columns of a CSV file with a header.
+
+    Args:
+        files: Where the file lies.
+        name: Its name.
+        columns: What to read and what each column must hold.
+        chunk_rows: Rows that are parsed at a time.
+
+    Returns:
+        Column name -> ``int64``, ``float64`` (NaN where missing) or ``object`` (None where missing), in file
+        order.
+
+    Raises:
+        DataError: With file, line and column, for a missing column, a bad or missing value, a value out of
+            range, a record with too few or too many fields, or a truncated or damaged file.
+    """
+    header = _header(files, name, columns)
+    parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
+    rows = 0
+    cause: BaseException | None = None
+    with files.open(name) as raw:
+        tally = _Tally(raw)
+        try:
+            for chunk in _chunks(tally, columns, chunk_rows):
+                for column in columns:
+                    values = _values(chunk[column.name], column)
+                    if column.breaks(values):
+                        raise ValueError(f"a bad value in column '{column.name}'")
+                    parts[column.name].append(values)
+                rows += len(chunk)
+        except (*READ_ERRORS, ValueError, OverflowError) as error:
+            cause = error
+    if cause is not None:
+        problem = _find_problem(files, name, header, columns, rows)
+        raise (problem or DataError(f"cannot be read: {cause}", file=files.label(name))) from cause
+    if not rows:
+        raise DataError("there is a header but no row", file=files.label(name), line=1)
+    if not tally.fits(rows, len(header)):
+        problem = _find_problem(files, name, header, columns, 0)
+        if problem is not None:
+            raise problem
+        _check_ending(files, name, tally)
+    return {column: np.concatenate(pieces) for column, pieces in parts.items()}
+
+
+def line_of_row(files: SourceFiles, name: str, row: int) -> int:
+    """Returns the physical line (1-based, the header is line 1) on which data row ``row`` begins."""
+    records = _Records(files, name)
+    for number, _ in enumerate(records):
+        if number == row + 1:
+            return records.line
+    raise IndexError(f"{files.label(name)} has no row {row}")
+
+
+class _Tally(io.BufferedIOBase):
+    """Passes a binary stream on and counts what tells whether every record was whole."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.commas = self.quotes = 0
+        self.last = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = self._stream.read(-1 if size is None else size)
+        if block:
+            self.commas += block.count(b",")
+            self.quotes += block.count(b'"')
+            self.last = block[-1:]
+        return block
+
+    def fits(self, rows: int, width: int) -> bool:
+        """Whether the file ends with a whole line and, quotes apart, has the right number of fields."""
+        return self.last == b"\n" and not self.quotes and self.commas == (rows + 1) * (width - 1)
+
+
+def _chunks(stream: io.BufferedIOBase, columns: Sequence[Column], chunk_rows: int) -> Iterator[pd.DataFrame]:
+    kinds = {"integer": "int64", "number": "float64", "text": "object"}
+    return cast(
+        "Iterator[pd.DataFrame]",
+        pd.read_csv(
+            cast(Any, stream),
+            usecols=[column.name for column in columns],
+            dtype=cast(Any, {column.name: kinds[column.kind] for column in columns}),
+            keep_default_na=False,
+            na_values=sorted(MISSING_WORDS),
+            chunksize=chunk_rows,
+            encoding="utf-8",
+        ),
+    )
+
+
+def _values(series: pd.Series[Any], column: Column) -> NDArray[Any]:
+    if column.kind != "text":
+        return series.to_numpy()
+    values = series.to_numpy(dtype=object, copy=True)
+    values[pd.isna(values)] = None
+    return values
+
+
+def _header(files: SourceFiles, name: str, columns: Sequence[Column]) -> list[str]:
+    try:
+        header = next(iter(_Records(files, name)), None)
+    except READ_ERRORS as error:
+        raise DataError(
+            f"cannot be read ({error}); it is truncated or damaged", file=files.label(name)
+        ) from error
+    if header is None:
+        raise DataError("the file is empty; it must begin with a header", file=files.label(name), line=1)
+    for column in columns:
+        if header.count(column.name) != 1:
+            found = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
+            how = "is missing" if column.name not in header else "occurs twice"
+            raise DataError(
+                f"this column {how}; the header is: {found}",
+                file=files.label(name),
+                line=1,
+                column=column.name,
+            )
+    return header
+
+
+class _Records:
+    """Iterates over the records of a CSV file, blank lines aside; ``line`` is where each one begins."""
+
+    def __init__(self, files: SourceFiles, name: str) -> None:
+        self._files, self._name = files, name
+        self.line = 1
+
+    def __iter__(self) -> Iterator[list[str]]:
+        with self._files.open(self._name) as raw:
+            text = io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", errors="replace", newline="")
+            reader = csv.reader(text)
+            for record in reader:
+                if record:
+                    yield record
+                self.line = reader.line_num + 1
+
+
+def _find_problem(
+    files: SourceFiles, name: str, header: Sequence[str], columns: Sequence[Column], good_rows: int
+) -> DataError | None:
+    """Reads record by record until something is wrong and says what; ``good_rows`` rows are known good."""
+    label = files.label(name)
+    places = [(header.index(column.name), column) for column in columns]
+    records = _Records(files, name)
+    try:
+        for number, record in enumerate(records):
+            if number <= good_rows:
+                continue
+            if len(record) != len(header):
+                return _wrong_width(label, records.line, header, record)
+            for place, column in places:
+                problem = column.problem_of(record[place])
+                if problem is not None:
+                    return DataError(problem, file=label, line=records.line, column=column.name)
+    except (*READ_ERRORS, csv.Error) as error:
+        return DataError(
+            f"cannot be read from this line on ({error}); the file or archive is truncated or damaged",
+            file=label,
+            line=records.line,
+        )
+    return None
+
+
+def _check_ending(files: SourceFiles, name: str, tally: _Tally) -> None:
+    if tally.last != b"\n":
+        records = _Records(files, name)
+        last = 1
+        for _ in records:
+            last = records.line
+        raise DataError(
+            "the file ends in the middle of this line; it is truncated", file=files.label(name), line=last
+        )
+
+
+def _wrong_width(label: str, line: int, header: Sequence[str], record: Sequence[str]) -> DataError:
+    short = len(record) < len(header)
+    return DataError(
+        f"{len(record)} fields where the header has {len(header)}; "
+        + ("the file is truncated or the line is broken" if short else "two lines may have run together"),
+        file=label,
+        line=line,
+        column=header[len(record)] if short else None,
+    )
+
+
+def check_unique(files: SourceFiles, name: str, column: str, values: NDArray[Any]) -> None:
+    """Checks that an id column holds every id once.
+
+    Raises:
+        DataError: Naming the line of the first repeated id.
+    """
+    repeated = np.asarray(pd.Series(values).duplicated())
+    if repeated.any():
+        row = int(np.argmax(repeated))
+        raise DataError(
+            f"id {values[row]} occurs twice",
+            file=files.label(name),
+            line=line_of_row(files, name, row),
+            column=column,
+        )
+
+
+def as_frame(columns: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
+    """Puts columns that were read into a DataFrame; text becomes categories."""
+    return pd.DataFrame(
+        {
+            name: pd.Categorical(values) if values.dtype == object else values
+            for name, values in columns.items()
+        }
+    )
