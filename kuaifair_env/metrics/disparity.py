@@ -21,8 +21,8 @@ def slate_disparity(
     """Returns the disparity u of each slate (or window of slates).
 
     With p the popular share, u is ``|2p - 1|`` for ``parity`` (the paper's AD of what one user saw, section
-    5.1.2), ``max(0, 2p - 1)`` for ``popular_only`` (the wording of section 5.1.1: too many popular items), and
-    ``|p - target| / max(target, 1 - target)`` for ``target``. All lie in [0, 1]; ``target`` 0.5 is
+    5.1.2), ``max(0, 2p - 1)`` for ``popular_only`` (the wording of section 5.1.1: too many popular items),
+    and ``|p - target| / max(target, 1 - target)`` for ``target``. All lie in [0, 1]; ``target`` with 0.5 is
     ``parity``.
 
     Args:

@@ -181,8 +181,7 @@ def equal_exposures(
         For each method ``int64 (N,)`` counts that sum to the same number.
 
     Raises:
-        ValueError: A stream is empty or shorter than ``limit``, or holds an item outside ``0 .. n_items -
-            1``.
+        ValueError: A stream is empty, shorter than ``limit``, or holds an item that is not below ``n_items``.
     """
     flat = {name: np.ravel(stream) for name, stream in streams.items()}
     for name, stream in flat.items():

@@ -124,6 +124,12 @@ def test_sessions_of_constant_reward_last_as_counted_by_hand(
     assert constant_session_length(temper, reward, penalised=False, grace_steps=1) == never
 
 
+def test_a_temper_of_exactly_one_is_not_below_one_whatever_the_rounding():
+    """30 steps of 1.1 leave 34 - 33 = 1, so there is a 31st; in binary 33 / 1.1 is less than 30."""
+    assert 33 / (2.0 - 0.9) < 30
+    assert constant_session_length(34, 0.9, penalised=False) == 31
+
+
 @given(
     tempers,
     st.integers(0, 20).map(lambda n: n / 20),
