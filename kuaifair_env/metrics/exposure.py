@@ -43,7 +43,7 @@ def gini_of_rows(exposures: NDArray[Any], n_items: int) -> NDArray[np.float64]:
     ordered = np.sort(exposures, axis=1)
     ranks = np.arange(n_items - ordered.shape[1] + 1, n_items + 1)
     weighted: NDArray[np.float64] = ((2.0 * ranks - n_items - 1.0) * ordered).sum(axis=1)
-    return weighted / (n_items * ordered.sum(axis=1))
+    return np.asarray(weighted / (n_items * ordered.sum(axis=1)))
 
 
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:
