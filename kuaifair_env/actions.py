@@ -15,7 +15,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 ActionMode = Literal["embedding", "slate", "item"]
 ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
 
-_BLOCKS = 64
+_MOST_BLOCKS = 64
 _FEW = 16
 
 
@@ -69,15 +69,16 @@ class SlateSpace(spaces.MultiDiscrete):
         return f"SlateSpace(n_items={self.n_items}, slate_size={self.slate_size}{batch})"
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, SlateSpace)
-            and (self.n_items, self.slate_size, self.batch) == (other.n_items, other.slate_size, other.batch)
+        return isinstance(other, SlateSpace) and (self.n_items, self.slate_size, self.batch) == (
+            other.n_items,
+            other.slate_size,
+            other.batch,
         )
 
     __hash__ = None  # type: ignore[assignment]
 
 
-@batch_space.register(SlateSpace)
+@batch_space.register(SlateSpace)  # type: ignore[misc]
 def _batch_slate_space(space: SlateSpace, n: int = 1) -> SlateSpace:
     return SlateSpace(space.n_items, space.slate_size, n, seed=space.np_random)
 
@@ -107,13 +108,14 @@ def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> NDArr
     columns = scores.shape[1]
     if not 1 <= k <= columns:
         raise ValueError(f"cannot take the top {k} of {columns} items")
-    width = columns // _BLOCKS
-    if width < k:
+    width = max(columns // _MOST_BLOCKS, 4 * k)
+    blocks = columns // width
+    if blocks < 2:
         return _sorted_top_k(scores, k)
     # The k-th largest maximum over strided blocks bounds the k-th best score from below, at the price of one
     # SIMD pass; only what reaches that bound is sorted.
-    maxima = scores[:, : _BLOCKS * width].reshape(len(scores), _BLOCKS, width).max(axis=1)
-    if np.isnan(maxima).any() or np.isnan(scores[:, _BLOCKS * width :]).any():
+    maxima = scores[:, : blocks * width].reshape(len(scores), blocks, width).max(axis=1)
+    if np.isnan(maxima).any() or np.isnan(scores[:, blocks * width :]).any():
         raise ValueError("scores hold NaN; items cannot be ranked")
     bound = np.partition(maxima, width - k, axis=1)[:, width - k, None]
     # One-dimensional nonzero is ten times as fast as the two-dimensional one.

@@ -16,7 +16,14 @@ from kuaifair_env.leave import LeaveRule, leave_rule
 from kuaifair_env.metrics import gini_of_rows, slate_disparity
 from kuaifair_env.observation import ObservationMode, observer
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.sessions import InitialHistory, Outcome, RandomUsers, Repeats, SessionSimulator, SessionSource
+from kuaifair_env.sessions import (
+    InitialHistory,
+    Outcome,
+    RandomUsers,
+    Repeats,
+    SessionSimulator,
+    SessionSource,
+)
 from kuaifair_env.worlds import World
 
 AUTO_SLATE_SIZE = 10
@@ -55,7 +62,7 @@ class SessionConfig:
         """Returns all settings, JSON-able; the leave rule spelled out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         rule = leave_rule(self.leave)
-        kept = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+        kept: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
         return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | kept}
 
 
@@ -103,9 +110,11 @@ class EpisodeRecords:
         """Returns several lots of records as one."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def info(self, row: int) -> dict[str, Any]:
-        """Returns one session's record under the names that ``info["session"]`` uses."""
-        return {name: column[row].item() for name, column in self.columns().items()}
+    def infos(self) -> list[dict[str, Any]]:
+        """Returns each session's record under the names that ``info["session"]`` uses."""
+        columns = self.columns()
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Returns all columns under the names that ``info["session"]`` uses."""
@@ -196,9 +205,9 @@ class SessionBatch:
         self._popular[rows] = 0.0
         self._violations[rows] = 0.0
 
-    def observe(self) -> Any:
-        """Returns one observation per session, stacked."""
-        return self._observer.observe(self.simulator)
+    def observe(self, rows: IntArray | None = None) -> Any:
+        """Returns one observation per session, stacked; of the given rows or of all."""
+        return self._observer.observe(self.simulator, rows)
 
     def step(self, actions: NDArray[Any], over: BoolArray | None = None) -> Outcome:
         """Decodes and executes one action per session.
@@ -222,11 +231,15 @@ class SessionBatch:
 
     def _slates(self, actions: NDArray[Any], over: BoolArray | None) -> NDArray[np.int64]:
         if len(actions) != self.batch_size:
-            raise ValueError(f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}")
+            raise ValueError(
+                f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}"
+            )
         allowed = self.simulator.allowed
         if over is None or not over.any():
             return self._decoder.decode(actions, allowed)
-        slates = np.broadcast_to(np.arange(self.simulator.slate_size), (self.batch_size, self.simulator.slate_size))
+        slates = np.broadcast_to(
+            np.arange(self.simulator.slate_size), (self.batch_size, self.simulator.slate_size)
+        )
         slates = slates.copy()
         live = ~over
         if live.any():
@@ -288,9 +301,9 @@ def _session_exposures(shown: IntArray, steps: NDArray[np.int64], n_items: int) 
     first = np.ones(items.shape, np.bool_)
     first[:, 1:] = items[:, 1:] != items[:, :-1]
     starts = np.flatnonzero(first)
-    counts = np.zeros(items.size, np.int64)
+    counts: NDArray[np.int64] = np.zeros(items.size, np.int64)
     # Every row begins a new run, so runs never cross rows.
     counts[starts] = np.diff(np.append(starts, items.size))
     counts[items.ravel() < 0] = 0
-    counts = counts.reshape(items.shape)
-    return counts if counts.shape[1] <= n_items else np.sort(counts, axis=1)[:, -n_items:]
+    of_rows = counts.reshape(items.shape)
+    return of_rows if items.shape[1] <= n_items else np.sort(of_rows, axis=1)[:, -n_items:]

@@ -10,6 +10,7 @@ import numpy as np
 from kuaifair_env import random_streams
 from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.leave import leave_rule
 from kuaifair_env.recorder import SessionRecorder
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sessions import FixedSessions
@@ -79,16 +80,20 @@ class KuaiFairEnv(gym.Env[Any, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
 
-    def __init__(self, world: World, config: SessionConfig | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self, world: World, config: SessionConfig | None = None, render_mode: str | None = None
+    ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+            raise ValueError(
+                f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}"
+            )
         self.config = SessionConfig() if config is None else config
         self.world = world
         self.batch = SessionBatch(world, self.config, 1)
         self.action_space = self.batch.action_space
         self.observation_space = self.batch.observation_space
         self.render_mode = render_mode
-        self._recorder = None if render_mode is None else SessionRecorder(world)
+        self._recorder = None if render_mode is None else SessionRecorder(world, leave_rule(self.config.leave))
         self._seeded = False
         self._over = True
 
@@ -109,7 +114,10 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         self._over = False
         if self._recorder is not None:
             self._recorder.start(self.batch.simulator)
-        return self._observation(), {"user_id": self._user_id, "temper": float(self.batch.simulator.temper[0])}
+        return self._observation(), {
+            "user_id": self._user_id,
+            "temper": float(self.batch.simulator.temper[0]),
+        }
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Shows a slate.
@@ -127,7 +135,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         if terminated or truncated:
             self._over = True
             assert self.batch.finished_records is not None
-            info["session"] = self.batch.finished_records.info(0)
+            info["session"] = self.batch.finished_records.infos()[0]
         return self._observation(), float(outcome.reward[0]), terminated, truncated, info
 
     def render(self) -> Any:

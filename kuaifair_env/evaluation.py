@@ -310,7 +310,9 @@ def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
         env.reset(seed=0)
         return _OneAtATime(env), bottom.batch
     if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
-        raise TypeError("evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead")
+        raise TypeError(
+            "evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead"
+        )
     native = KuaiFairVecEnv(bottom.world, bottom.config, batch_size, seed=0)
     return native, native.batch
 

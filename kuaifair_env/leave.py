@@ -140,7 +140,9 @@ class TemperFairness:
 
 
 class _BoundTemperFairness:
-    def __init__(self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float) -> None:
+    def __init__(
+        self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float
+    ) -> None:
         self._rule = rule
         self._start = start
         self._window = window
@@ -162,7 +164,9 @@ class _BoundTemperFairness:
         reward: NDArray[np.float64],
         steps: NDArray[np.int64],
     ) -> LeaveDecision:
-        disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share)
+        disparity = slate_disparity(
+            self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share
+        )
         violation = violates(disparity, self._rule.ad_bound)
         if self._judged_from:
             violation &= steps > self._judged_from
@@ -173,7 +177,9 @@ class _BoundTemperFairness:
         self._temper = temper
         return LeaveDecision(temper.copy(), disparity, violation, temper < 1.0 - BOUND_TOLERANCE)
 
-    def _recent_share(self, popular_share: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _recent_share(
+        self, popular_share: NDArray[np.float64], steps: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         if self._window == 1:
             return popular_share
         self._shares[:, :-1] = self._shares[:, 1:]
@@ -300,5 +306,7 @@ def leave_rule(rule: str | LeaveRule) -> LeaveRule:
     if not isinstance(rule, str):
         return rule
     if rule not in LEAVE_RULES:
-        raise ValueError(f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule")
+        raise ValueError(
+            f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule"
+        )
     return LEAVE_RULES[rule]

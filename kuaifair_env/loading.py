@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import random_streams
+from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.data.files import atomic_path
 from kuaifair_env.data.popularity import PopularitySource, groups_of
-from kuaifair_env.data.schema import IntArray, InteractionData
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionData
 from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.errors import DataError
+from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.worlds import Split, World, initial_history
 
+ResponseKind = Literal["auto", "factorised", "sequential"]
+
 HISTORY_LENGTH = 50
 EMBEDDING_DIM = 64
+_EMBEDDINGS_VERSION = 1
 _FEWEST_TEST_EXPOSURES = 20
 _WANTED_HELD_OUT_USERS = 1000
 
 
-def candidate_rows(data: InteractionData, fewest_exposures: int = _FEWEST_TEST_EXPOSURES) -> NDArray[np.int64]:
+def candidate_rows(
+    data: InteractionData, fewest_exposures: int = _FEWEST_TEST_EXPOSURES
+) -> NDArray[np.int64]:
     """Returns the items that both worlds recommend: those which the test log covers.
 
     Only there does the test world know what users do, and a common candidate set lets an agent with one output
@@ -34,7 +45,9 @@ def candidate_rows(data: InteractionData, fewest_exposures: int = _FEWEST_TEST_E
     """
     covered = np.flatnonzero(data.test.exposures(len(data.items)) >= fewest_exposures)
     if len(covered) == 0:
-        raise DataError(f"no item has {fewest_exposures} exposures in the test log; lower fewest_test_exposures")
+        raise DataError(
+            f"no item has {fewest_exposures} exposures in the test log; lower fewest_test_exposures"
+        )
     return covered
 
 
@@ -56,9 +69,10 @@ def build_world(
     *,
     candidates: IntArray | None = None,
     users: IntArray | None = None,
-    embedding_dim: int = EMBEDDING_DIM,
+    embeddings: FloatArray | None = None,
     history_length: int = HISTORY_LENGTH,
     popularity: PopularitySource = "train",
+    true_preference: tuple[FloatArray, FloatArray] | None = None,
 ) -> World:
     """Builds the world of one split from a data set and a response model that was fitted on that split.
 
@@ -69,9 +83,11 @@ def build_world(
         candidates: Item rows that may be recommended; None takes :func:`candidate_rows`.
         users: User rows whose sessions may start here; None takes :func:`held_out_users` for the test world and
             all others that have training exposures for the training world.
-        embedding_dim: Size ``d`` of the agent-side item embeddings.
+        embeddings: ``float32 (items, d)``, agent-side item embeddings that know nothing of the test log; None takes
+            :func:`~kuaifair_env.embeddings.svd_item_embeddings` of the training log with ``d = 64``.
         history_length: Places ``H`` in a history window.
         popularity: Source of the popularity groups: exposures in the training log, or the platform's counts.
+        true_preference: Taste vectors of items and users where the truth is known.
 
     Raises:
         DataError: If the parts do not fit each other.
@@ -84,13 +100,68 @@ def build_world(
     if users is None:
         held_out = held_out_users(data)
         users = held_out if split == "test" else np.setdiff1d(np.unique(data.train.users), held_out)
+    if embeddings is None:
+        embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), EMBEDDING_DIM)
+    if true_preference is not None:
+        true_preference = (true_preference[0][order], true_preference[1])
     return World(
         split=split,
         data=arranged,
         n_items=len(rows),
         groups=groups_of(arranged, np.arange(len(rows)), source=popularity),
-        embeddings=svd_item_embeddings(arranged.train, len(data.users), len(data.items), embedding_dim),
+        embeddings=embeddings[order],
         response=response.rearranged(order),
         users=np.asarray(users, np.int64),
         initial_history=initial_history(arranged.train, len(data.users), history_length),
+        true_preference=true_preference,
     )
+
+
+def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
+    """Returns :func:`~kuaifair_env.embeddings.svd_item_embeddings` of a data set's training log from the cache.
+
+    Args:
+        data: The data set.
+        dimension: Size ``d`` of an embedding.
+        folder: The cache folder; None takes the default one.
+    """
+    path = cache_dir(folder) / "embeddings" / f"{data.data_hash}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
+    if path.exists():
+        try:
+            embeddings = np.load(path, allow_pickle=False)
+            if embeddings.dtype == np.float32 and embeddings.shape == (len(data.items), dimension):
+                return np.asarray(embeddings)
+        except (OSError, ValueError, EOFError):
+            pass
+        warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
+    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), dimension)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings, allow_pickle=False)
+    return embeddings
+
+
+def cached_response(
+    data: InteractionData, split: Split, kind: ResponseKind = "auto", folder: str | Path | None = None
+) -> ResponseModel:
+    """Returns the response model of a data set's split from the cache, fitting it on first use.
+
+    Args:
+        data: The data set.
+        split: Whose log to fit: ``"train"`` or ``"test"``.
+        kind: ``"auto"`` observes a fully covered test matrix and fits a factor model otherwise.
+        folder: The cache folder; None takes the default one.
+    """
+    if kind not in get_args(ResponseKind):
+        raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
+    from kuaifair_env.response import fit_response, load_response, response_version
+
+    name = f"{data.data_hash}-{split}-{kind}-v{response_version(kind)}.safetensors"
+    path = cache_dir(folder) / "responses" / name
+    if path.exists():
+        try:
+            return load_response(path)
+        except ArtifactError as error:
+            warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
+    response = fit_response(data, split, kind)
+    response.save(path)
+    return response

@@ -22,8 +22,13 @@ class Observer(Protocol):
 
     space: spaces.Space[Any]
 
-    def observe(self, simulator: SessionSimulator) -> Any:
-        """Returns one observation per session, stacked along the first axis (a dict of such arrays for ``Dict``)."""
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> Any:
+        """Returns one observation per session, stacked along the first axis (a dict of such arrays for ``Dict``).
+
+        Args:
+            simulator: The sessions.
+            rows: Which of them; None takes all.
+        """
         ...
 
 
@@ -42,21 +47,14 @@ class StateObserver:
         bound = float(max(norms.max(), 1e-6)) * 1.001
         self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
 
-    def observe(self, simulator: SessionSimulator) -> FloatArray:
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """See :class:`Observer`; returns ``float32 (B, d)``."""
-        counts, items = simulator.clicked_items()
-        starts = np.add.accumulate(counts) - counts
-        if counts.all():
-            return self._means(items, starts, counts)
-        states = np.zeros((simulator.batch_size, self._embeddings.shape[1]), np.float32)
-        some = counts > 0
-        if some.any():
-            states[some] = self._means(items, starts[some], counts[some])
-        return states
-
-    def _means(self, items: IntArray, starts: IntArray, counts: IntArray) -> FloatArray:
-        sums: FloatArray = np.add.reduceat(self._embeddings.take(items, axis=0), starts, axis=0)
-        sums /= counts[:, None]
+        window = simulator.history(rows)
+        weights = window.clicks.astype(np.float32)
+        # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's
+        # state does not depend on the batch it is in.
+        sums: FloatArray = np.matmul(weights[:, None, :], self._embeddings.take(window.items, axis=0))[:, 0]
+        sums /= np.maximum(np.add.reduce(weights, axis=1), 1.0)[:, None]
         return sums
 
 
@@ -85,16 +83,16 @@ class HistoryObserver:
             parts["user"] = spaces.Box(-bound, bound, (self._features.shape[1],), np.float32)
         self.space: spaces.Space[Any] = spaces.Dict(parts)
 
-    def observe(self, simulator: SessionSimulator) -> dict[str, Any]:
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> dict[str, Any]:
         """See :class:`Observer`."""
-        window = simulator.history()
+        window = simulator.history(rows)
         observation = {
-            "state": self._state.observe(simulator),
+            "state": self._state.observe(simulator, rows),
             "items": window.items.astype(np.int64) + 1,
             "clicks": window.clicks.astype(np.int8),
         }
         if self._features.shape[1]:
-            observation["user"] = self._features[simulator.users]
+            observation["user"] = self._features[simulator.users if rows is None else simulator.users[rows]]
         return observation
 
 

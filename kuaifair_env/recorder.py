@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kuaifair_env.leave import CategoryBoredom, LeaveRule, TemperFairness
 from kuaifair_env.rendering import SessionTrace, render_ansi, render_rgb
 from kuaifair_env.sessions import Outcome, SessionSimulator
 from kuaifair_env.worlds import World
@@ -16,10 +17,12 @@ class SessionRecorder:
 
     Args:
         world: For ids and popularity groups.
+        rule: The leave rule, for the reason of leaving.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, rule: LeaveRule) -> None:
         self._world = world
+        self._rule = rule
         self._outcomes: list[Outcome] = []
         self._user_id = 0
         self._max_len = 0
@@ -52,6 +55,7 @@ class SessionRecorder:
             max_len=self._max_len,
             leave_reason=self._leave_reason(),
             item_ids=self._world.item_ids,
+            leave_below=1.0 if isinstance(self._rule, TemperFairness) else None,
         )
 
     def text(self) -> str:
@@ -70,4 +74,6 @@ class SessionRecorder:
             return None
         if self._outcomes[-1].truncated[0]:
             return "max_len reached"
-        return "lost patience"
+        if isinstance(self._rule, TemperFairness):
+            return "lost patience"
+        return "bored by repetition" if isinstance(self._rule, CategoryBoredom) else "left"

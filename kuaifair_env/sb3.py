@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from kuaifair_env import random_streams
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
-from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sessions import Outcome, SessionSource
 from kuaifair_env.worlds import World
@@ -120,7 +120,7 @@ class KuaiFairVecEnv(VecEnv):
         """Notes the actions; see :meth:`step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[Any, NDArray[np.float32], BoolArray, list[dict[str, Any]]]:  # type: ignore[override]
+    def step_wait(self) -> tuple[Any, NDArray[np.float32], BoolArray, list[dict[str, Any]]]:
         """Shows a slate in every session and replaces the finished ones."""
         if self._actions is None:
             raise ValueError("step_wait() needs step_async(actions) first")
@@ -132,7 +132,7 @@ class KuaiFairVecEnv(VecEnv):
         if self.batch.finished_records is not None:
             self._finish(self.batch.finished_records, outcome, observation, infos)
             self.batch.reset(self.batch.finished)
-            observation = self.batch.observe()
+            observation = _replaced(observation, self.batch.finished, self.batch.observe(self.batch.finished))
         return observation, outcome.reward.astype(np.float32), outcome.done, infos
 
     def history_window(self) -> HistoryWindow:
@@ -155,12 +155,16 @@ class KuaiFairVecEnv(VecEnv):
         for row in self._get_indices(indices):
             setattr(self._views[row], attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
         """Calls a method of each :class:`SessionView`."""
         views: Iterable[SessionView] = (self._views[row] for row in self._get_indices(indices))
         return [getattr(view, method_name)(*method_args, **method_kwargs) for view in views]
 
-    def env_is_wrapped(self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> list[bool]:
         """Says that no session is wrapped: wrap the whole ``VecEnv`` instead."""
         return [False for _ in self._get_indices(indices)]
 
@@ -179,8 +183,7 @@ class KuaiFairVecEnv(VecEnv):
     def _finish(
         self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
     ) -> None:
-        for place, row in enumerate(self.batch.finished.tolist()):
-            session = records.info(place)
+        for row, session in zip(self.batch.finished.tolist(), records.infos(), strict=True):
             infos[row]["terminal_observation"] = (
                 {name: part[row] for name, part in observation.items()}
                 if isinstance(observation, dict)
@@ -189,3 +192,12 @@ class KuaiFairVecEnv(VecEnv):
             infos[row]["TimeLimit.truncated"] = bool(outcome.truncated[row])
             infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": self._steps_taken}
             infos[row]["session"] = session
+
+
+def _replaced(observation: Any, rows: IntArray, fresh: Any) -> Any:
+    """Returns observations with some rows replaced; the old ones stay as terminal observations."""
+    if isinstance(observation, dict):
+        return {name: _replaced(part, rows, fresh[name]) for name, part in observation.items()}
+    replaced = observation.copy()
+    replaced[rows] = fresh
+    return replaced

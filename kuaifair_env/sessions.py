@@ -198,14 +198,10 @@ class SessionSimulator:
         """``bool (B, N)``, items that may still be shown, or None when all may."""
         return self._allowed
 
-    def history(self) -> HistoryWindow:
-        """Returns what each user saw last, ``H`` places, newest last."""
-        return HistoryWindow(self._places >> 1, (self._places & 1).astype(np.bool_))
-
-    def clicked_items(self) -> tuple[IntArray, IntArray]:
-        """Returns how many places each window has clicked, ``(B,)``, and their items, row after row (for pooling)."""
-        clicked = self._places & 1
-        return np.add.reduce(clicked, axis=1), self._places.ravel().take(np.flatnonzero(clicked)) >> 1
+    def history(self, rows: IntArray | None = None) -> HistoryWindow:
+        """Returns what users saw last, ``H`` places, newest last; of the given rows or of all."""
+        places = self._places if rows is None else self._places[rows]
+        return HistoryWindow(places >> 1, (places & 1).astype(np.bool_))
 
     def shown(self, rows: IntArray) -> NDArray[np.int32]:
         """Returns ``int32 (len(rows), max_len, K)``, all slates of these sessions; only the first ``steps`` count."""
@@ -213,7 +209,9 @@ class SessionSimulator:
 
     def expected_catalogue(self) -> FloatArray:
         """Returns ``float32 (B, N)``, the expected feedback on every candidate now (for oracles only)."""
-        return self.world.response.expected_catalogue(self.users, self.world.n_items, self._history_for_response())
+        return self.world.response.expected_catalogue(
+            self.users, self.world.n_items, self._history_for_response()
+        )
 
     def reset(self, rows: IntArray) -> None:
         """Replaces the sessions in the given rows of the batch by new ones."""
@@ -280,7 +278,9 @@ def _check_settings(
     if max_len < 1:
         raise ValueError(f"max_len must be at least 1, got {max_len}")
     if not 1 <= slate_size <= world.n_items:
-        raise ValueError(f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}")
+        raise ValueError(
+            f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}"
+        )
     if initial_history not in ("log", "empty"):
         raise ValueError(f"initial_history must be 'log' or 'empty', got {initial_history!r}")
     if repeats not in ("allow", "forbid"):

@@ -56,7 +56,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         self._over = np.ones(num_envs, np.bool_)
         self._seeded = False
 
-    def reset(  # type: ignore[override]
+    def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
@@ -85,7 +85,9 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: If an action is not valid, or in ``DISABLED`` mode a session is over.
         """
         if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
-            raise ValueError(f"sessions {np.flatnonzero(self._over).tolist()} are over; reset them with 'reset_mask'")
+            raise ValueError(
+                f"sessions {np.flatnonzero(self._over).tolist()} are over; reset them with 'reset_mask'"
+            )
         over = self._over.copy()
         outcome = self.batch.step(np.asarray(actions), over)
         self._over = outcome.done & ~over

@@ -52,10 +52,13 @@ class World:
         if not 1 <= self.n_items <= items:
             raise DataError(f"a world needs 1..{items} candidates, got {self.n_items}")
         if len(self.groups.popular) != self.n_items:
-            raise DataError(f"popularity groups cover {len(self.groups.popular)} items, not the {self.n_items} candidates")
+            raise DataError(
+                f"popularity groups cover {len(self.groups.popular)} items, not the {self.n_items} candidates"
+            )
         if len(self.embeddings) != items or self.response.n_items != items:
             raise DataError(
-                f"embeddings ({len(self.embeddings)}) and response ({self.response.n_items}) must cover all {items} items"
+                f"embeddings ({len(self.embeddings)}) and response ({self.response.n_items}) "
+                f"must cover all {items} items"
             )
         if len(self.users) == 0:
             raise DataError(f"the {self.split} world has no users")
@@ -94,7 +97,9 @@ class World:
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         unknown = self.user_ids[rows] != ids
         if unknown.any():
-            raise DataError(f"user {ids[unknown][0]} has no sessions in the {self.split} world of {self.data.provenance.name}")
+            raise DataError(
+                f"user {ids[unknown][0]} has no sessions in the {self.split} world of {self.data.provenance.name}"
+            )
         return self.users[rows]
 
     def describe(self) -> dict[str, Any]:

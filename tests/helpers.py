@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from kuaifair_env.data.popularity import popularity_groups
-from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionData, InteractionLog, Provenance, Users
+from kuaifair_env.data.schema import (
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+)
 from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.worlds import World, initial_history
 
@@ -47,7 +54,7 @@ class TableResponse:
 def small_data(
     n_users: int = 40, n_items: int = 50, rows_per_user: int = 60, n_tags: int = 5, seed: int = 0
 ) -> InteractionData:
-    """A log in which item ``i`` is shown with weight ``1 / (i + 1)`` and clicked with probability .4; ids are 10 * row."""
+    """Item ``i`` is shown with weight ``1 / (i + 1)`` and clicked in 2 cases of 5; ids are 10 * row."""
     rng = np.random.default_rng(seed)
     weights = 1.0 / np.arange(1, n_items + 1)
 
@@ -59,8 +66,13 @@ def small_data(
     tags = np.zeros((n_items, n_tags), np.bool_)
     tags[np.arange(n_items), np.arange(n_items) % max(n_tags, 1)] = n_tags > 0
     return InteractionData(
-        Users(10 * np.arange(n_users), FeatureTable(rng.normal(size=(n_users, 3)).astype(np.float32), ("a", "b", "c"))),
-        Catalogue(10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))),
+        Users(
+            10 * np.arange(n_users),
+            FeatureTable(rng.normal(size=(n_users, 3)).astype(np.float32), ("a", "b", "c")),
+        ),
+        Catalogue(
+            10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))
+        ),
         log(),
         log(),
         Provenance("small", "own"),

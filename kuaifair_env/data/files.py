@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,16 +32,26 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
         return stream_hash(stream, algorithm)
 
 
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text to ``path``: a reader sees the old file or the new one, never a part."""
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary name beside ``path`` to write to; it takes the place of ``path`` if all goes well.
+
+    A reader sees the old file or the new one, never a part; after an error nothing is left behind.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text to ``path`` with :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def folder_size(folder: str | Path) -> int:

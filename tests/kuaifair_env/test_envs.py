@@ -23,7 +23,12 @@ from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world(candidates=45)
 MODES = [
-    SessionConfig(max_len=8, action_mode=action, observation_mode=observation, slate_size=None if action == "item" else 5)
+    SessionConfig(
+        max_len=8,
+        action_mode=action,
+        observation_mode=observation,
+        slate_size=None if action == "item" else 5,
+    )
     for action in ("embedding", "slate", "item")
     for observation in ("state", "history")
 ]
@@ -157,7 +162,11 @@ def test_reset_options_pick_user_and_luck():
     assert info["user_id"] == 70
     env.reset(options={"user_id": 70, "session_key": 5})
     assert [env.step(np.arange(5))[1] for _ in range(3)] == first
-    for options, message in (({"user": 1}, "user_id"), ({"user_id": 71}, "no sessions"), ({"user_id": "x"}, "integers")):
+    for options, message in (
+        ({"user": 1}, "user_id"),
+        ({"user_id": 71}, "no sessions"),
+        ({"user_id": "x"}, "integers"),
+    ):
         with pytest.raises(ValueError, match=message):
             env.reset(options=options)
 
@@ -225,7 +234,9 @@ def test_info_level_step_says_what_the_single_env_says():
 
 
 def test_sb3_wrappers_work_on_the_native_vec_env():
-    wrapped = VecNormalize(VecMonitor(KuaiFairVecEnv(WORLD, SessionConfig(max_len=8, slate_size=5), 8, seed=0)))
+    wrapped = VecNormalize(
+        VecMonitor(KuaiFairVecEnv(WORLD, SessionConfig(max_len=8, slate_size=5), 8, seed=0))
+    )
     model = A2C("MlpPolicy", wrapped, seed=0).learn(400)
     assert len(model.ep_info_buffer) > 0
     assert 3 <= np.mean([info["l"] for info in model.ep_info_buffer]) <= 8

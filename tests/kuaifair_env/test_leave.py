@@ -10,7 +10,9 @@ from kuaifair_env.leave import CategoryBoredom, NeverLeave, TemperFairness, leav
 NO_TAGS = np.zeros((20, 0), np.bool_)
 
 
-def length(rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10) -> int:
+def length(
+    rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10
+) -> int:
     """Plays constant slates until the user leaves."""
     bound = rule.bind(1, slate_size, max_len, NO_TAGS)
     bound.reset(np.array([0]))
@@ -24,7 +26,14 @@ def length(rule: TemperFairness, max_len: int, reward: float, popular_share: flo
 
 # Reward -> (always penalised; with one step of grace; never penalised), for temper 30 and 50.
 VECTORS = {
-    30: {0.0: (10, 11, 15), 0.5: (12, 13, 20), 0.73: (13, 14, 23), 0.788: (14, 14, 24), 0.9: (14, 15, 27), 1.0: (15, 16, 30)},
+    30: {
+        0.0: (10, 11, 15),
+        0.5: (12, 13, 20),
+        0.73: (13, 14, 23),
+        0.788: (14, 14, 24),
+        0.9: (14, 15, 27),
+        1.0: (15, 16, 30),
+    },
     50: {0.0: (17, 17, 25), 0.5: (20, 21, 33), 0.73: (22, 23, 39), 0.9: (24, 24, 45), 1.0: (25, 26, 50)},
 }
 
@@ -50,7 +59,9 @@ def test_temper_of_exactly_one_stays_although_tenths_do_not_add_up_in_binary():
     bound.reset(np.array([0]))
     items = np.arange(10)[None]
     rewards = [0.9, 0.9, 1.0 + 0.2]  # 1.1 + 1.1 + 0.8: the temper falls from 3 to 0 by tenths
-    tempers = [bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)]
+    tempers = [
+        bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)
+    ]
     assert not tempers[0].leaves[0]
     exactly_one = TemperFairness(initial_temper=4.0).bind(1, 10, 3, NO_TAGS)
     exactly_one.reset(np.array([0]))
@@ -135,6 +146,12 @@ def test_rules_by_name_and_their_errors():
         TemperFairness(window=1).bind(1, 1, 30, NO_TAGS)
     with pytest.raises(ValueError, match="has none"):
         CategoryBoredom().bind(1, 1, 30, NO_TAGS)
-    for settings in ({"ad_bound": 1.5}, {"unfair_penalty": -1.0}, {"mode": "both"}, {"window": 0}, {"grace_steps": -1}):
+    for settings in (
+        {"ad_bound": 1.5},
+        {"unfair_penalty": -1.0},
+        {"mode": "both"},
+        {"window": 0},
+        {"grace_steps": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             TemperFairness(**settings)

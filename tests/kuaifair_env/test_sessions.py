@@ -38,7 +38,11 @@ def random_slates(rng, batch_size, slate_size, n_items=50):
 )
 def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_history, seed):
     sim = simulator(
-        batch_size=batch_size, slate_size=slate_size, max_len=max_len, initial_history=initial_history, seed=seed
+        batch_size=batch_size,
+        slate_size=slate_size,
+        max_len=max_len,
+        initial_history=initial_history,
+        seed=seed,
     )
     rng = np.random.default_rng(seed)
     shown = [[] for _ in range(batch_size)]
@@ -122,7 +126,9 @@ def test_constant_clicks_obey_the_length_law():
 
 
 # KuaiSim's README: total reward and depth of trained agents at temper 20 (simulators.md 1.5 of the project's notes).
-@pytest.mark.parametrize(("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)])
+@pytest.mark.parametrize(
+    ("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)]
+)
 def test_without_the_fairness_penalty_sessions_last_as_long_as_kuaisims(depth, mean_reward):
     world = small_world(mean_reward)
     sim = simulator(world, 2000, max_len=20, slate_size=6, leave=TemperFairness(unfair_penalty=0.0), seed=5)

@@ -1,0 +1,78 @@
+"""Gymnasium environments for fair interactive recommendation.
+
+Importing this package registers the ids of :data:`kuaifair_env.registration.ENVIRONMENTS` and nothing else: torch,
+Stable-Baselines3 and pandas are imported when something needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
+from kuaifair_env.data.schema import InteractionData, InteractionLog
+from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.leave import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
+from kuaifair_env.loading import build_world, candidate_rows, held_out_users
+from kuaifair_env.registration import (
+    ENVIRONMENTS,
+    TwinFallbackWarning,
+    make_env,
+    make_sb3,
+    make_vector_env,
+    make_world,
+    register_ids,
+)
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+from kuaifair_env.worlds import World
+
+if TYPE_CHECKING:
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+try:
+    __version__ = version("kuaifair")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ENVIRONMENTS",
+    "ArtifactError",
+    "CategoryBoredom",
+    "DataError",
+    "EpisodeRecords",
+    "EvaluationResult",
+    "InteractionData",
+    "InteractionLog",
+    "KuaiFairEnv",
+    "KuaiFairError",
+    "KuaiFairVecEnv",
+    "KuaiFairVectorEnv",
+    "LeaveRule",
+    "NeverLeave",
+    "SessionBatch",
+    "SessionConfig",
+    "TemperFairness",
+    "TwinFallbackWarning",
+    "World",
+    "build_world",
+    "candidate_rows",
+    "evaluate",
+    "held_out_users",
+    "make_env",
+    "make_sb3",
+    "make_vector_env",
+    "make_world",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the Stable-Baselines3 form on first use."""
+    if name == "KuaiFairVecEnv":
+        return import_module("kuaifair_env.sb3").KuaiFairVecEnv
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_ids()

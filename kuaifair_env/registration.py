@@ -1,0 +1,256 @@
+"""The registered ids: which data stands behind each, and how worlds and environments are made from an id."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.loading import (
+    EMBEDDING_DIM,
+    HISTORY_LENGTH,
+    ResponseKind,
+    build_world,
+    cached_embeddings,
+    cached_response,
+)
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+from kuaifair_env.worlds import Split, World
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from kuaifair_env.actions import ActionMode
+    from kuaifair_env.data.popularity import PopularitySource
+    from kuaifair_env.data.schema import InteractionData
+    from kuaifair_env.data.sources import DatasetName
+    from kuaifair_env.data.twin_config import TasteStrength
+    from kuaifair_env.leave import LeaveRule
+    from kuaifair_env.observation import ObservationMode
+    from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
+    from kuaifair_env.sessions import InitialHistory, Repeats
+
+Source = Literal["auto", "real", "twin"]
+
+
+class TwinFallbackWarning(UserWarning):
+    """A world was asked for by the name of a real data set and made from its synthetic twin."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What stands behind an id.
+
+    Attributes:
+        twin: Name of the synthetic twin.
+        official: Name of the official data set that is used when its files are found, or None.
+        description: One line for tables.
+    """
+
+    twin: str
+    official: DatasetName | None
+    description: str
+
+
+ENVIRONMENTS: dict[str, Origin] = {
+    "KuaiFair-KuaiRec-v0": Origin(
+        "KuaiRec", "kuairec", "KuaiRec from the official files, else its twin with a warning"
+    ),
+    "KuaiFair-KuaiRand-v0": Origin(
+        "KuaiRand", "kuairand", "KuaiRand-Pure from the official files, else its twin with a warning"
+    ),
+    "KuaiFair-KuaiRecTwin-v0": Origin("KuaiRec", None, "synthetic twin of KuaiRec, full size"),
+    "KuaiFair-KuaiRandTwin-v0": Origin("KuaiRand", None, "synthetic twin of KuaiRand-Pure, full size"),
+    "KuaiFair-Toy-v0": Origin("Toy", None, "synthetic twin of a few hundred users and items"),
+}
+
+
+class WorldSettings(TypedDict, total=False):
+    """What determines a world; see :func:`make_world`."""
+
+    split: Split
+    data_dir: str | Path | None
+    source: Source
+    response: ResponseKind
+    taste: TasteStrength | float
+    embedding_dim: int
+    history_length: int
+    popularity: PopularitySource
+
+
+class Settings(WorldSettings, total=False):
+    """Everything that ``gym.make`` takes: a world's settings and those of ``SessionConfig``."""
+
+    max_len: int
+    slate_size: int | None
+    action_mode: ActionMode
+    observation_mode: ObservationMode
+    leave: str | LeaveRule
+    initial_history: InitialHistory
+    repeats: Repeats
+
+
+def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
+    """Makes the world of an id, from the cache where possible.
+
+    Args:
+        env_id: A registered id.
+        **settings: ``split`` (``"train"``, the default, or ``"test"``); ``data_dir`` (folder or archive with the
+            official files; else ``KUAIFAIR_DATA``, else the cache); ``source`` (``"auto"`` falls back to the twin
+            with a warning where the files are missing, ``"real"`` forbids that, ``"twin"`` silences it);
+            ``response`` (``"auto"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
+            ``"strong"`` or standard deviation in logits); ``embedding_dim``; ``history_length``; ``popularity``
+            (``"train"`` or ``"shown"``).
+
+    Returns:
+        The world; equal settings return the same object.
+
+    Raises:
+        DataError: If real files are demanded and missing, or broken.
+        ValueError: If the id or a setting is unknown.
+    """
+    unknown = set(settings) - set(WorldSettings.__annotations__)
+    if unknown:
+        raise ValueError(
+            f"unknown settings {sorted(unknown)}; a world takes {sorted(WorldSettings.__annotations__)}"
+        )
+    if settings.get("source", "auto") not in get_args(Source):
+        raise ValueError(f"source must be one of {get_args(Source)}, got {settings['source']!r}")
+    if settings.get("split", "train") not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {settings['split']!r}")
+    return _make_world(env_id, **settings)
+
+
+def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:
+    """Makes the single environment of an id; the entry point behind ``gym.make``."""
+    world, config = _parts(env_id, settings)
+    return KuaiFairEnv(world, config, render_mode)
+
+
+def make_vector_env(
+    env_id: str,
+    num_envs: int = 1,
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    **settings: Unpack[Settings],
+) -> KuaiFairVectorEnv:
+    """Makes the batched environment of an id; the entry point behind ``gym.make_vec``."""
+    world, config = _parts(env_id, settings)
+    return KuaiFairVectorEnv(world, config, num_envs, autoreset_mode)
+
+
+def make_sb3(
+    env_id: str,
+    num_envs: int = 64,
+    seed: int | None = None,
+    info_level: InfoLevel = "episode",
+    **settings: Unpack[Settings],
+) -> KuaiFairVecEnv:
+    """Makes the native Stable-Baselines3 environment of an id: the fastest way to train an SB3 agent.
+
+    Args:
+        env_id: A registered id.
+        num_envs: Concurrent sessions.
+        seed: Seed of the sessions.
+        info_level: See :class:`~kuaifair_env.sb3.KuaiFairVecEnv`.
+        **settings: See :class:`Settings`.
+    """
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+    world, config = _parts(env_id, settings)
+    return KuaiFairVecEnv(world, config, num_envs, seed, info_level)
+
+
+def register_ids() -> None:
+    """Registers every id with Gymnasium, once."""
+    for env_id in ENVIRONMENTS:
+        if env_id not in gym.registry:
+            gym.register(
+                env_id,
+                entry_point="kuaifair_env.registration:make_env",
+                vector_entry_point="kuaifair_env.registration:make_vector_env",
+                kwargs={"env_id": env_id},
+            )
+
+
+def _parts(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
+    """Divides an environment's settings into a world and a session configuration."""
+    names = {field.name for field in fields(SessionConfig)}
+    unknown = set(settings) - names - set(WorldSettings.__annotations__)
+    if unknown:
+        known = sorted(names | set(WorldSettings.__annotations__))
+        raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {known}")
+    config = SessionConfig(**{name: value for name, value in settings.items() if name in names})
+    world = make_world(env_id, **{name: value for name, value in settings.items() if name not in names})
+    return world, config
+
+
+@lru_cache(maxsize=8)
+def _make_world(
+    env_id: str,
+    split: Split = "train",
+    data_dir: str | Path | None = None,
+    source: Source = "auto",
+    response: ResponseKind = "auto",
+    taste: TasteStrength | float = "measured",
+    embedding_dim: int = EMBEDDING_DIM,
+    history_length: int = HISTORY_LENGTH,
+    popularity: PopularitySource = "train",
+) -> World:
+    data, truth = _data(env_id, data_dir, source, taste)
+    preference = None
+    if split == "test" and truth is not None and response == "auto":
+        model: Any = truth
+        preference = (truth.true_preference.items, truth.true_preference.users)
+    else:
+        model = cached_response(data, split, response)
+    return build_world(
+        data,
+        split,
+        model,
+        embeddings=cached_embeddings(data, embedding_dim),
+        history_length=history_length,
+        popularity=popularity,
+        true_preference=preference,
+    )
+
+
+def _data(
+    env_id: str, data_dir: str | Path | None, source: Source, taste: TasteStrength | float
+) -> tuple[InteractionData, Any]:
+    """Returns the data behind an id, and the true response where the data is synthetic."""
+    if env_id not in ENVIRONMENTS:
+        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
+    origin = ENVIRONMENTS[env_id]
+    if origin.official is not None and source != "twin":
+        from kuaifair_env.data import find_source, load_kuairand, load_kuairec
+
+        found = find_source(origin.official, data_dir)
+        if found is not None or source == "real":
+            load = load_kuairec if origin.official == "kuairec" else load_kuairand
+            return load(found), None
+        _warn_of_twin(env_id, origin.official)
+    from kuaifair_env.data.twin import load_twin, twin_config
+    from kuaifair_env.response.twin import TwinResponse
+
+    twin = load_twin(twin_config(origin.twin, taste_strength=taste))
+    return twin.data, TwinResponse(twin.truth)
+
+
+def _warn_of_twin(env_id: str, official: str) -> None:
+    warnings.warn(
+        f"\n{'*' * 88}\n"
+        f"*  {env_id}: the official files were not found, so this is the SYNTHETIC TWIN.\n"
+        f"*  Do not publish its numbers as results on the real data.\n"
+        f"*  Get the files: kuaifair data fetch {official}   |  forbid this: source='real'  |  "
+        f"silence it: source='twin'\n"
+        f"{'*' * 88}",
+        TwinFallbackWarning,
+        stacklevel=6,
+    )
