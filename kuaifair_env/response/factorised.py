@@ -1,0 +1,255 @@
+"""A logistic factor model of clicks, at run time two tables of vectors whose inner product is the logit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.errors import DataError
+from kuaifair_env.response.artifacts import load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid_of_negated
+
+_KIND = "factorised"
+_SAFE_LOGIT = 80.0
+
+
+class FactorisedResponse(BernoulliFeedback):
+    """Click probability ``sigmoid(mu + a_u + b_i + <p_u, q_i>)``.
+
+    ``a_u``, ``b_i``, ``p_u`` and ``q_i`` are effective: whatever a fit takes from ids and features (``p_u + P x_u``,
+    ``b_i + v y_i``, ...) is summed beforehand, see :func:`kuaifair_env.response.fit.fit_factorised`. Factors are
+    kept centred over users and over items (their means go to the biases, which leaves every logit as it was), so
+    that ``<p_u, q_i>`` is *personal*: it averages to 0 over all items for each user, and over all users for each item.
+
+    Args:
+        offset: ``mu``.
+        user_bias: ``(U,)``, ``a_u``.
+        item_bias: ``(N,)``, ``b_i``.
+        user_factors: ``(U, f)``, ``p_u``; ``f`` may be 0.
+        item_factors: ``(N, f)``, ``q_i``.
+        report: Fit report and provenance, JSON-able; comes back from :meth:`describe`.
+
+    Raises:
+        DataError: If shapes do not fit or a number is NaN or infinite.
+    """
+
+    uses_history = False
+
+    def __init__(
+        self,
+        offset: float,
+        user_bias: NDArray[Any],
+        item_bias: NDArray[Any],
+        user_factors: NDArray[Any],
+        item_factors: NDArray[Any],
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_tables(offset, user_bias, item_bias, user_factors, item_factors)
+        p, q = np.asarray(user_factors, np.float64), np.asarray(item_factors, np.float64)
+        p_mean, q_mean = p.mean(axis=0), q.mean(axis=0)
+        a = np.asarray(user_bias, np.float64) + p @ q_mean
+        b = np.asarray(item_bias, np.float64) + q @ p_mean - p_mean @ q_mean
+        self._offset = float(offset + a.mean() + b.mean())
+        # One row holds all that a pair needs, with the sign turned so that exp() needs no negation:
+        # user (-p, -a - mu, -1), item (q, 1, b).
+        ones_u, ones_i = np.ones((len(p), 1)), np.ones((len(q), 1))
+        a_column = (a - a.mean() + self._offset)[:, None]
+        b_column = (b - b.mean())[:, None]
+        self._users = np.ascontiguousarray(np.hstack([-(p - p_mean), -a_column, -ones_u]), np.float32)
+        self._items = np.ascontiguousarray(np.hstack([q - q_mean, ones_i, b_column]), np.float32)
+        self._report = dict(report or {})
+        self._finish()
+
+    def _finish(self) -> None:
+        self.n_users, self.n_items = len(self._users), len(self._items)
+        lengths = [float(np.sqrt(np.square(table).sum(1)).max()) for table in (self._users, self._items)]
+        self._bounded = lengths[0] * lengths[1] < _SAFE_LOGIT
+
+    @property
+    def offset(self) -> float:
+        """``mu``, the mean logit over all users and items."""
+        return self._offset
+
+    @property
+    def user_bias(self) -> FloatArray:
+        """``float32 (U,)``, ``a_u``; mean 0."""
+        bias: FloatArray = -self._users[:, -2] - np.float32(self._offset)
+        return bias
+
+    @property
+    def item_bias(self) -> FloatArray:
+        """``float32 (N,)``, ``b_i``: item quality in logits; mean 0 over the catalogue that the model was made for."""
+        return self._items[:, -1].copy()
+
+    @property
+    def user_factors(self) -> FloatArray:
+        """``float32 (U, f)``, ``p_u``; mean 0."""
+        return -self._users[:, :-2]
+
+    @property
+    def item_factors(self) -> FloatArray:
+        """``float32 (N, f)``, ``q_i``; mean 0 over the catalogue that the model was made for."""
+        return self._items[:, :-2].copy()
+
+    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns click probabilities, ``float32 (B, K)``; ``history`` is not read.
+
+        A row's result does not depend on the other rows: each is its own matrix-vector product.
+
+        Args:
+            users: ``(B,)`` user rows.
+            items: ``(B, K)`` item rows.
+            history: Ignored.
+
+        Raises:
+            IndexError: If a row is negative (such as padding) or too large.
+        """
+        if items.min(initial=0) < 0 or users.min(initial=0) < 0:
+            raise IndexError("user and item rows must not be negative; padding has no expected feedback")
+        return sigmoid_of_negated(self._negated_logits(users, items), self._bounded)
+
+    def logits(self, users: IntArray, items: IntArray) -> FloatArray:
+        """Returns the logits of :meth:`expected`, ``float32 (B, K)``."""
+        negated = self._negated_logits(users, items)
+        return np.negative(negated, out=negated)
+
+    def personal_logits(self, users: IntArray, items: IntArray) -> FloatArray:
+        """Returns the personal part ``<p_u, q_i>`` of the logits, ``float32 (B, K)``."""
+        p, q = self._users[users, :-2], self._items[items, :-2]
+        personal: FloatArray = -np.matmul(q, p[:, :, None])[..., 0]
+        return personal
+
+    def _negated_logits(self, users: IntArray, items: IntArray) -> FloatArray:
+        of_items: FloatArray = self._items.take(items, axis=0)
+        of_users: FloatArray = self._users.take(users, axis=0)
+        negated: FloatArray = np.matmul(of_items, of_users[:, :, None])[..., 0]
+        return negated
+
+    def expected_catalogue(
+        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
+    ) -> FloatArray:
+        """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
+        return sigmoid_of_negated(self._users[users] @ self._items[:n_items].T, self._bounded)
+
+    def rearranged(self, items: IntArray) -> FactorisedResponse:
+        """Returns the same model for the catalogue ``old_items[items]``; see ``InteractionData.arranged``."""
+        return self._with_tables(self._users, np.ascontiguousarray(self._items[items]))
+
+    def with_taste(self, strength: float) -> FactorisedResponse:
+        """Returns the model with its personal part multiplied by ``strength``.
+
+        0 leaves user level and item quality alone: the world in which an oracle knows all but personal taste.
+
+        Raises:
+            ValueError: If ``strength`` is negative or not finite.
+        """
+        if not (np.isfinite(strength) and strength >= 0):
+            raise ValueError(f"the strength of taste must be a finite number of at least 0, got {strength}")
+        users = self._users.copy()
+        users[:, :-2] *= np.float32(strength)
+        return self._with_tables(users, self._items, {"taste_strength": float(strength)})
+
+    def parts_spread(self, users: IntArray | None = None, items: IntArray | None = None) -> dict[str, float]:
+        """Returns the standard deviations of the logit's parts over a block of users and items.
+
+        Over the block, the logit is split into row means, column means and the rest (two-way analysis of variance).
+
+        Args:
+            users: User rows; None takes all.
+            items: Item rows; None takes all.
+
+        Returns:
+            ``user``, ``item`` and ``personal`` standard deviations and ``personal_share``, the personal part's share
+            of the logit's variance.
+        """
+        u = (self._users if users is None else self._users[users]).astype(np.float64)
+        i = (self._items if items is None else self._items[items]).astype(np.float64)
+        p, q = u[:, :-2], i[:, :-2]
+        user = u[:, -2] + p @ q.mean(axis=0)
+        item = i[:, -1] - q @ p.mean(axis=0)
+        covariances = [np.cov(table, rowvar=False, bias=True).reshape(table.shape[1], -1) for table in (p, q)]
+        personal = float(np.sum(covariances[0] * covariances[1])) if p.shape[1] else 0.0
+        total = float(user.var() + item.var() + personal)
+        return {
+            "user": float(user.std()),
+            "item": float(item.std()),
+            "personal": personal**0.5,
+            "personal_share": personal / total if total else 0.0,
+        }
+
+    def _with_tables(
+        self, users: FloatArray, items: FloatArray, note: Mapping[str, Any] | None = None
+    ) -> FactorisedResponse:
+        twin = object.__new__(type(self))
+        twin._offset, twin._users, twin._items = self._offset, users, items
+        twin._report = self._report | dict(note or {})
+        twin._finish()
+        return twin
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to one safetensors file, atomically."""
+        tensors = {"users": self._users, "items": self._items}
+        save_artifact(path, _KIND, tensors, {"offset": self._offset, "report": self._report})
+
+    @classmethod
+    def load(cls, path: str | Path) -> FactorisedResponse:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
+        """
+        _, tensors, settings = load_artifact(path, _KIND)
+        users = take_tensors(path, tensors, {"users": (None, None)})["users"]
+        items = take_tensors(path, tensors, {"items": (None, users.shape[1])})["items"]
+        model = object.__new__(cls)
+        model._offset = float(take_setting(path, settings, "offset"))
+        model._report = dict(take_setting(path, settings, "report"))
+        model._users, model._items = users, items
+        model._finish()
+        return model
+
+    def describe(self) -> dict[str, Any]:
+        """Returns kind, sizes and the fit report, JSON-able."""
+        return {
+            "kind": _KIND,
+            "users": self.n_users,
+            "items": self.n_items,
+            "factors": self._users.shape[1] - 2,
+            **self._report,
+        }
+
+
+def _check_tables(
+    offset: float,
+    user_bias: NDArray[Any],
+    item_bias: NDArray[Any],
+    user_factors: NDArray[Any],
+    item_factors: NDArray[Any],
+) -> None:
+    users, items = len(user_bias), len(item_bias)
+    if np.ndim(user_factors) != 2 or np.ndim(item_factors) != 2:
+        raise DataError("user and item factors must be matrices, one row each")
+    if user_factors.shape[0] != users or item_factors.shape[0] != items:
+        raise DataError(
+            f"factors of {user_factors.shape[0]} users and {item_factors.shape[0]} items do not fit biases of "
+            f"{users} users and {items} items"
+        )
+    if user_factors.shape[1] != item_factors.shape[1]:
+        raise DataError(
+            f"user factors have rank {user_factors.shape[1]}, item factors {item_factors.shape[1]}"
+        )
+    for what, values in (
+        ("offset", offset),
+        ("user bias", user_bias),
+        ("item bias", item_bias),
+        ("user factors", user_factors),
+        ("item factors", item_factors),
+    ):
+        if not np.isfinite(values).all():
+            raise DataError(f"the {what} holds NaN or infinity")

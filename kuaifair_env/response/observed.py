@@ -1,0 +1,286 @@
+"""A response that is looked up: a matrix in which (nearly) every user has met every item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionData, InteractionLog
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.response.artifacts import load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.base import HistoryWindow
+
+_KIND = "observed"
+_OUTSIDE = -1
+
+Mode = Literal["click", "watch_ratio"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The users and items of a log, and how much of their block it covers.
+
+    Attributes:
+        users: ``int64``, increasing user rows.
+        items: ``int64``, increasing item rows.
+        coverage: Distinct pairs in the log over all cells of the block.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    coverage: float
+
+
+def observed_block(log: InteractionLog, n_items: int) -> Block:
+    """Returns the block of users and items that a log spans."""
+    users, items = np.unique(log.users).astype(np.int64), np.unique(log.items).astype(np.int64)
+    pairs = len(np.unique(log.users.astype(np.int64) * n_items + log.items))
+    return Block(users, items, pairs / (len(users) * len(items)))
+
+
+class ObservedResponse:
+    """Feedback from a matrix of observed cells; the same pair always answers the same.
+
+    ``mode="click"``: feedback 0 or 1; a 1 is a click. ``mode="watch_ratio"``: feedback is the watch ratio clipped at
+    ``clip`` (the reward of Gao et al., CIRS, TOIS 2023, and EasyRL4Rec); it counts as a click in the history where it
+    is at least ``threshold``.
+
+    A missing cell takes the mean of its item's observed cells: in click mode this is a probability, and the session's
+    uniform decides (the only cells that are not deterministic); in watch-ratio mode it is the feedback itself.
+
+    Build one with :meth:`from_log`.
+
+    Args:
+        matrix: ``(users of the block, items of the block)``: uint8 (click mode without missing cells, 0 or 1),
+            float16 or float32.
+        user_places: ``int32 (U,)``, row in the matrix of each user, -1 outside the block.
+        item_places: ``int32 (N,)``, column of each item, -1 outside.
+        mode: See above.
+        threshold: Watch ratio from which feedback is a click (watch-ratio mode).
+        report: What was counted while building, JSON-able.
+    """
+
+    uses_history = False
+
+    def __init__(
+        self,
+        matrix: NDArray[Any],
+        user_places: NDArray[np.int32],
+        item_places: NDArray[np.int32],
+        mode: Mode,
+        threshold: float,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        if mode not in ("click", "watch_ratio"):
+            raise ValueError(f"mode is 'click' or 'watch_ratio', got {mode!r}")
+        if matrix.ndim != 2 or user_places.max(initial=-1) >= len(matrix):
+            raise DataError("user places must point into the matrix")
+        if item_places.max(initial=-1) >= matrix.shape[1]:
+            raise DataError("item places must point into the matrix")
+        self._matrix = matrix
+        self._user_places, self._item_places = user_places, item_places
+        self._mode: Mode = mode
+        self._threshold = float(threshold)
+        self._report = dict(report or {})
+        self.n_users, self.n_items = len(user_places), len(item_places)
+
+    @classmethod
+    def from_log(
+        cls,
+        log: InteractionLog,
+        data: InteractionData,
+        *,
+        mode: Mode = "click",
+        threshold: float | None = None,
+        clip: float = 5.0,
+        minimum_coverage: float = 0.95,
+    ) -> ObservedResponse:
+        """Builds the matrix of a log that covers (nearly) all pairs of its users and items.
+
+        A pair that occurs more than once keeps its last row (in time).
+
+        Args:
+            log: The log, such as KuaiRec's small matrix.
+            data: Says how many users and items there are.
+            mode: ``"click"`` or ``"watch_ratio"``.
+            threshold: Watch ratio that makes a click. In click mode None takes the log's own clicks; in watch-ratio
+                mode None means 1 (watched to the end).
+            clip: Largest watch ratio (watch-ratio mode).
+            minimum_coverage: Share of the block's cells that must be observed.
+
+        Raises:
+            DataError: If the log covers too little, or lacks the watch ratios that are asked for.
+        """
+        block = observed_block(log, len(data.items))
+        if block.coverage < minimum_coverage:
+            raise DataError(
+                f"the log covers {block.coverage:.1%} of the {len(block.users)} x {len(block.items)} pairs of its "
+                f"users and items; an observed response needs {minimum_coverage:.0%}. Fit a FactorisedResponse instead"
+            )
+        if log.positives_only:
+            raise DataError("a log of positives only does not say which pairs were observed")
+        values = _cell_values(log, mode, threshold, clip)
+        user_places, item_places = (
+            _places(block.users, len(data.users)),
+            _places(block.items, len(data.items)),
+        )
+        matrix, missing = _fill(values, user_places[log.users], item_places[log.items], block)
+        report = {
+            "fitted_on": {"logged_rows": len(log)},
+            "block_users": len(block.users),
+            "block_items": len(block.items),
+            "coverage": block.coverage,
+            "missing_cells": missing,
+            "missing_rule": "mean of the item's observed cells",
+            "repeated_rows_dropped": len(log) - (matrix.size - missing),
+            "click_threshold": threshold,
+            "clip": clip if mode == "watch_ratio" else None,
+            "mean_feedback": float(matrix.mean(dtype=np.float64)),
+            "data": data.provenance.name,
+            "origin": data.provenance.origin,
+            "data_hash": data.data_hash,
+        }
+        compact = matrix.astype(np.uint8) if mode == "click" and not missing else matrix.astype(np.float16)
+        return cls(compact, user_places, item_places, mode, 1.0 if threshold is None else threshold, report)
+
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """User rows of the block, increasing."""
+        return np.flatnonzero(self._user_places != _OUTSIDE)
+
+    @property
+    def items(self) -> NDArray[np.int64]:
+        """Item rows of the block, increasing."""
+        return np.flatnonzero(self._item_places != _OUTSIDE)
+
+    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns the cells, ``float32 (B, K)``; ``history`` is not read.
+
+        Args:
+            users: ``(B,)`` user rows of the block.
+            items: ``(B, K)`` item rows of the block.
+            history: Ignored.
+
+        Raises:
+            DataError: If a user or an item is outside the block.
+        """
+        rows, columns = self._user_places[users], self._item_places[items]
+        if rows.min(initial=0) < 0:
+            raise DataError(f"user row {np.asarray(users)[rows < 0][0]} is outside the observed block")
+        if columns.min(initial=0) < 0:
+            raise DataError(f"item row {np.asarray(items)[columns < 0][0]} is outside the observed block")
+        cells: FloatArray = self._matrix[rows[:, None], columns].astype(np.float32)
+        return cells
+
+    def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
+        """Returns the cells themselves; a missing cell's probability (click mode) meets its uniform."""
+        if self._mode == "watch_ratio":
+            return expected
+        realised: FloatArray = (uniforms < expected).astype(np.float32)
+        return realised
+
+    def clicked(self, feedback: FloatArray) -> BoolArray:
+        """Says where feedback is a click: 1 in click mode, a watch ratio of at least ``threshold`` otherwise."""
+        limit = np.float16(self._threshold) if self._mode == "watch_ratio" else 0.5
+        clicks: BoolArray = feedback >= limit
+        return clicks
+
+    def rearranged(self, items: IntArray) -> ObservedResponse:
+        """Returns the same model for the catalogue ``old_items[items]``; the matrix is shared, not copied."""
+        return ObservedResponse(
+            self._matrix,
+            self._user_places,
+            self._item_places[items],
+            self._mode,
+            self._threshold,
+            self._report,
+        )
+
+    def expected_catalogue(
+        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
+    ) -> FloatArray:
+        """Returns the cells of items ``0 .. n_items - 1``, ``float32 (B, n_items)``.
+
+        Raises:
+            DataError: If one of these users or items is outside the block.
+        """
+        return self.expected(users, np.arange(n_items)[None, :])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to one safetensors file, atomically."""
+        save_artifact(
+            path,
+            _KIND,
+            {"matrix": self._matrix, "user_places": self._user_places, "item_places": self._item_places},
+            {"mode": self._mode, "threshold": self._threshold, "report": self._report},
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> ObservedResponse:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
+        """
+        _, tensors, settings = load_artifact(path, _KIND)
+        take_tensors(path, tensors, {"matrix": (None, None), "user_places": (None,), "item_places": (None,)})
+        mode, threshold, report = (
+            take_setting(path, settings, name) for name in ("mode", "threshold", "report")
+        )
+        try:
+            return cls(
+                tensors["matrix"], tensors["user_places"], tensors["item_places"], mode, threshold, report
+            )
+        except ValueError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Returns kind, mode, sizes and what was counted, JSON-able."""
+        return {
+            "kind": _KIND,
+            "mode": self._mode,
+            "click_from": 1.0 if self._mode == "click" else self._threshold,
+            "users": self.n_users,
+            "items": self.n_items,
+            "bytes": int(self._matrix.nbytes),
+            **self._report,
+        }
+
+
+def _cell_values(log: InteractionLog, mode: Mode, threshold: float | None, clip: float) -> FloatArray:
+    if mode == "click" and threshold is None:
+        return log.clicks.astype(np.float32)
+    if log.watch_ratios is None:
+        raise DataError("the log holds no watch ratios; use mode='click' without a threshold")
+    if np.isnan(log.watch_ratios).any():
+        raise DataError(
+            f"{int(np.isnan(log.watch_ratios).sum())} watch ratios are NaN; drop these rows first"
+        )
+    if mode == "click":
+        return (log.watch_ratios >= np.float32(threshold)).astype(np.float32)
+    if not clip > 0:
+        raise ValueError(f"clip must be above 0, got {clip}")
+    return np.minimum(log.watch_ratios, np.float32(clip))
+
+
+def _places(rows: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    places = np.full(size, _OUTSIDE, np.int32)
+    places[rows] = np.arange(len(rows), dtype=np.int32)
+    return places
+
+
+def _fill(
+    values: FloatArray, rows: NDArray[np.int32], columns: NDArray[np.int32], block: Block
+) -> tuple[FloatArray, int]:
+    matrix = np.full((len(block.users), len(block.items)), np.nan, np.float32)
+    matrix[rows, columns] = values
+    missing = np.isnan(matrix)
+    count = int(missing.sum())
+    if count:
+        means = np.nanmean(matrix, axis=0)
+        matrix[missing] = np.broadcast_to(means, matrix.shape)[missing]
+    return matrix, count
