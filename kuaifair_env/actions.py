@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -78,13 +78,13 @@ class SlateSpace(spaces.MultiDiscrete):
     __hash__ = None  # type: ignore[assignment]
 
 
-@batch_space.register(SlateSpace)  # type: ignore[misc]
+@batch_space.register(SlateSpace)
 def _batch_slate_space(space: SlateSpace, n: int = 1) -> SlateSpace:
     return SlateSpace(space.n_items, space.slate_size, n, seed=space.np_random)
 
 
 @iterate.register(SlateSpace)
-def _iterate_slate_space(space: SlateSpace, items: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _iterate_slate_space(space: SlateSpace, items: NDArray[Any]) -> Iterator[NDArray[Any]]:  # type: ignore[misc]
     return iter(items)
 
 
@@ -207,24 +207,26 @@ class SlateActions:
             raise ValueError(f"a slate holds {self._slate_size} item ids, got shape {items.shape[1:]}")
         if items.dtype.kind not in "iu":
             raise ValueError(f"item ids are integers, got {items.dtype}")
+        items = items.astype(np.int64, copy=False)
         ordered = np.sort(items, axis=1)
-        self._check(items, ordered)
+        # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
+        in_range = ordered.view(np.uint64).max() < self._n_items
+        if not (in_range and (ordered[:, 1:] > ordered[:, :-1]).all()):
+            self._refuse(items, ordered)
         if allowed is not None and not np.take_along_axis(allowed, items, axis=1).all():
             row, slot = np.argwhere(~np.take_along_axis(allowed, items, axis=1))[0]
             raise ValueError(
                 f"session {row} was shown item {items[row, slot]} before, and repeats='forbid'; see action_masks()"
             )
-        return items.astype(np.int64, copy=False)
+        return items
 
-    def _check(self, items: IntArray, ordered: IntArray) -> None:
+    def _refuse(self, items: IntArray, ordered: IntArray) -> NoReturn:
         outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= self._n_items)
         if outside.any():
             row = int(np.argmax(outside))
             raise ValueError(f"slate {items[row].tolist()} of session {row} leaves 0..{self._n_items - 1}")
-        repeated = ordered[:, 1:] == ordered[:, :-1]
-        if repeated.any():
-            row = int(np.argmax(repeated.any(axis=1)))
-            raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
+        row = int(np.argmax((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)))
+        raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
 
 
 def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) -> ActionDecoder:

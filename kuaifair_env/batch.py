@@ -169,9 +169,9 @@ class SessionBatch:
         self.config = config
         self.batch_size = batch_size
         slate_size = config.items_per_slate
-        self._decoder = action_decoder(config.action_mode, world.embeddings[: world.n_items], slate_size)
+        self.decoder = action_decoder(config.action_mode, world.embeddings[: world.n_items], slate_size)
         self._observer = observer(config.observation_mode, world)
-        self.action_space = self._decoder.space
+        self.action_space = self.decoder.space
         self.observation_space = self._observer.space
         self.simulator = SessionSimulator(
             world,
@@ -236,14 +236,14 @@ class SessionBatch:
             )
         allowed = self.simulator.allowed
         if over is None or not over.any():
-            return self._decoder.decode(actions, allowed)
+            return self.decoder.decode(actions, allowed)
         slates = np.broadcast_to(
             np.arange(self.simulator.slate_size), (self.batch_size, self.simulator.slate_size)
         )
         slates = slates.copy()
         live = ~over
         if live.any():
-            slates[live] = self._decoder.decode(actions[live], None if allowed is None else allowed[live])
+            slates[live] = self.decoder.decode(actions[live], None if allowed is None else allowed[live])
         return slates
 
     @property

@@ -93,7 +93,9 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         self.action_space = self.batch.action_space
         self.observation_space = self.batch.observation_space
         self.render_mode = render_mode
-        self._recorder = None if render_mode is None else SessionRecorder(world, leave_rule(self.config.leave))
+        self._recorder = (
+            None if render_mode is None else SessionRecorder(world, leave_rule(self.config.leave))
+        )
         self._seeded = False
         self._over = True
 

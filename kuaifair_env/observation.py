@@ -49,11 +49,11 @@ class StateObserver:
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """See :class:`Observer`; returns ``float32 (B, d)``."""
-        window = simulator.history(rows)
-        weights = window.clicks.astype(np.float32)
+        items, clicks = simulator.window(rows)
+        weights = clicks.astype(np.float32)
         # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's
         # state does not depend on the batch it is in.
-        sums: FloatArray = np.matmul(weights[:, None, :], self._embeddings.take(window.items, axis=0))[:, 0]
+        sums: FloatArray = np.matmul(weights[:, None, :], self._embeddings.take(items, axis=0))[:, 0]
         sums /= np.maximum(np.add.reduce(weights, axis=1), 1.0)[:, None]
         return sums
 

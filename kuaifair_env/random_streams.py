@@ -24,7 +24,7 @@ _TO_UNIT = 2.0**-53
 
 def stream_key(seed: int) -> np.uint64:
     """Returns the 64-bit key of the stream that a seed names."""
-    return np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
 def stream_keys(seed: int, count: int) -> Keys:
@@ -50,4 +50,6 @@ def derive(keys: Keys, number: int | NDArray[Any]) -> Keys:
 
 def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Returns uniforms in [0, 1) with 53 random bits for (key, counter), broadcast against each other."""
-    return (mix(keys, counters) >> _SHIFT_11) * _TO_UNIT
+    draws: NDArray[np.float64] = (mix(keys, counters) >> _SHIFT_11).astype(np.float64)
+    draws *= _TO_UNIT
+    return draws

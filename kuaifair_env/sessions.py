@@ -200,8 +200,13 @@ class SessionSimulator:
 
     def history(self, rows: IntArray | None = None) -> HistoryWindow:
         """Returns what users saw last, ``H`` places, newest last; of the given rows or of all."""
+        items, clicks = self.window(rows)
+        return HistoryWindow(items, clicks.astype(np.bool_))
+
+    def window(self, rows: IntArray | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Returns :meth:`history` as integers, items and clicks (0 or 1), which is what pooling wants."""
         places = self._places if rows is None else self._places[rows]
-        return HistoryWindow(places >> 1, (places & 1).astype(np.bool_))
+        return places >> 1, places & 1
 
     def shown(self, rows: IntArray) -> NDArray[np.int32]:
         """Returns ``int32 (len(rows), max_len, K)``, all slates of these sessions; only the first ``steps`` count."""
@@ -241,7 +246,7 @@ class SessionSimulator:
         self._remember(items, clicks)
         temper, disparity, violation, leaves = self._leave.update(items, popular_share, reward, self.steps)
         self.left = leaves
-        truncated = (self.steps >= self.max_len) & ~leaves
+        truncated = (self.steps >= self.max_len) > leaves
         return Outcome(
             items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated
         )

@@ -1,0 +1,218 @@
+"""User-steps per second of every environment form, per action mode and batch size.
+
+    python benchmarks/env_speed.py --threads 2
+    python benchmarks/env_speed.py --profile slate 256
+
+The world is as large as KuaiRec (7,176 users, 10,728 items, d = 64, windows of 50) with a factor model of 32
+dimensions; its numbers are random, since the speed does not depend on them. A figure is the best of several
+rounds; the ratio column compares it with a bare numpy matrix product of the same machine, so that figures of
+different machines can be read side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--threads", type=int, default=2, help="numerical threads (default 2)")
+parser.add_argument("--seconds", type=float, default=0.6, help="length of a round (default 0.6)")
+parser.add_argument("--rounds", type=int, default=3, help="rounds per figure; the best counts (default 3)")
+parser.add_argument("--items", type=int, default=10_728, help="number of candidates (default 10728)")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
+parser.add_argument(
+    "--profile", nargs=2, metavar=("MODE", "BATCH"), help="profile the simulator and SB3 form instead"
+)
+arguments = parser.parse_args()
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = str(arguments.threads)
+
+import numpy as np  # noqa: E402  (threads are set before numpy loads)
+
+from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World  # noqa: E402
+from kuaifair_env.actions import ActionMode  # noqa: E402
+from kuaifair_env.data import (  # noqa: E402
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+    groups_of,
+)
+from kuaifair_env.response.factorised import FactorisedResponse  # noqa: E402
+from kuaifair_env.sb3 import KuaiFairVecEnv  # noqa: E402
+from kuaifair_env.worlds import initial_history  # noqa: E402
+
+USERS, FACTORS, DIMENSION, HISTORY = 7_176, 32, 64, 50
+MODES: tuple[ActionMode, ...] = ("slate", "embedding", "item")
+
+
+def synthetic_world(n_items: int) -> World:
+    """Returns a world of KuaiRec's size whose numbers are random."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(USERS), 60)
+    items = (n_items * rng.beta(0.5, 2.0, len(users))).astype(np.int64)
+    log = InteractionLog.sorted(users, items, rng.random(len(users)) < 0.45)
+    data = InteractionData(
+        Users(np.arange(USERS), FeatureTable.empty(USERS)),
+        Catalogue(np.arange(n_items), FeatureTable.empty(n_items), np.zeros((n_items, 0), np.bool_)),
+        log,
+        log,
+        Provenance("benchmark", "own"),
+    )
+    embeddings = rng.normal(size=(n_items, DIMENSION))
+    embeddings *= np.sqrt(DIMENSION) / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    response = FactorisedResponse(
+        -1.5,
+        rng.normal(0, 0.5, USERS),
+        rng.normal(0, 0.5, n_items),
+        rng.normal(0, 0.2, (USERS, FACTORS)),
+        rng.normal(0, 0.2, (n_items, FACTORS)),
+    )
+    return World(
+        split="test",
+        data=data,
+        n_items=n_items,
+        groups=groups_of(data),
+        embeddings=embeddings.astype(np.float32),
+        response=response,
+        users=np.arange(USERS),
+        initial_history=initial_history(log, USERS, HISTORY),
+    )
+
+
+def random_actions(world: World, mode: ActionMode, batch: int) -> list[np.ndarray]:
+    """Returns a few batches of valid actions, drawn beforehand so that drawing is not timed."""
+    rng = np.random.default_rng(1)
+    if mode == "embedding":
+        return [rng.uniform(-1, 1, (batch, world.dimension)).astype(np.float32) for _ in range(8)]
+    if mode == "item":
+        return [rng.integers(world.n_items, size=batch) for _ in range(8)]
+    slates = [rng.choice(world.n_items, (batch, 12)) for _ in range(8)]
+    return [np.stack([np.unique(row)[:10] for row in slate]) for slate in slates]
+
+
+def simulator_steps(world: World, mode: ActionMode, batch: int) -> Iterator[int]:
+    env = KuaiFairVecEnv(world, SessionConfig(action_mode=mode), batch, seed=0)
+    env.reset()
+    simulator, decode = env.batch.simulator, env.batch.decoder.decode
+    actions = random_actions(world, mode, batch)
+    turn = 0
+    while True:
+        # Slates are valid as they were drawn; the simulator itself takes them without a second look.
+        items = actions[turn % 8] if mode == "slate" else decode(actions[turn % 8], None)
+        outcome = simulator.step(items)
+        finished = np.flatnonzero(outcome.done)
+        if len(finished):
+            simulator.reset(finished)
+        turn += 1
+        yield batch
+
+
+def vector_steps(world: World, mode: ActionMode, batch: int) -> Iterator[int]:
+    env = KuaiFairVectorEnv(world, SessionConfig(action_mode=mode), batch)
+    env.reset(seed=0)
+    actions = random_actions(world, mode, batch)
+    turn = 0
+    while True:
+        env.step(actions[turn % 8])
+        turn += 1
+        yield batch
+
+
+def sb3_steps(world: World, mode: ActionMode, batch: int) -> Iterator[int]:
+    env = KuaiFairVecEnv(world, SessionConfig(action_mode=mode), batch, seed=0)
+    env.reset()
+    actions = random_actions(world, mode, batch)
+    turn = 0
+    while True:
+        env.step(actions[turn % 8])
+        turn += 1
+        yield batch
+
+
+def single_steps(world: World, mode: ActionMode, batch: int) -> Iterator[int]:
+    env = KuaiFairEnv(world, SessionConfig(action_mode=mode))
+    env.reset(seed=0)
+    actions = [action[0] for action in random_actions(world, mode, 1)]
+    turn = 0
+    while True:
+        *_, terminated, truncated, _ = env.step(actions[turn % 8])
+        if terminated or truncated:
+            env.reset()
+        turn += 1
+        yield 1
+
+
+FORMS: dict[str, Callable[[World, ActionMode, int], Iterator[int]]] = {
+    "simulator": simulator_steps,
+    "gymnasium vector": vector_steps,
+    "sb3 vec env": sb3_steps,
+    "single env": single_steps,
+}
+
+
+def rate(steps: Iterator[int], seconds: float, rounds: int) -> float:
+    """Returns the best round's user-steps per second."""
+    for _ in range(20):
+        next(steps)
+    best = 0.0
+    for _ in range(rounds):
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            done += next(steps)
+        best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+def products_per_second() -> float:
+    """Returns how many (256, 64) x (64, 10728) products the machine does in a second."""
+    left, right = np.ones((256, 64), np.float32), np.ones((64, 10_728), np.float32)
+    return rate(iter(lambda: int((left @ right)[0, 0] > 0), 0), 0.5, 3)
+
+
+def profile(world: World, mode: ActionMode, batch: int) -> None:
+    """Prints where the time of the simulator and of the SB3 form goes."""
+    import cProfile
+    import pstats
+
+    for name in ("simulator", "sb3 vec env"):
+        steps = FORMS[name](world, mode, batch)
+        for _ in range(20):
+            next(steps)
+        profiler = cProfile.Profile()
+        profiler.enable()
+        for _ in range(300):
+            next(steps)
+        profiler.disable()
+        print(f"== {name}, {mode}, batch {batch}, 300 steps")
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
+
+
+def main() -> None:
+    world = synthetic_world(arguments.items)
+    if arguments.profile:
+        profile(world, arguments.profile[0], int(arguments.profile[1]))
+        return
+    reference = products_per_second()
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, {arguments.threads} threads"
+    )
+    print(f"reference: {reference:.0f} products (256, 64) x (64, 10728) per second")
+    print(f"{'form':<18}{'mode':<11}{'batch':>6}{'user-steps/s':>15}{'per product':>13}")
+    for mode in MODES:
+        for form, steps in FORMS.items():
+            for batch in arguments.batches if form != "single env" else [1]:
+                speed = rate(steps(world, mode, batch), arguments.seconds, arguments.rounds)
+                print(f"{form:<18}{mode:<11}{batch:>6}{speed:>15,.0f}{speed / reference:>13,.0f}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
