@@ -69,7 +69,7 @@ def fetch(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{facts.archive}-") as temporary:
             arrived = _download(url, Path(temporary), facts, expected, retries, timeout, progress)
-            open_source(arrived, facts)
+            open_source(arrived, facts).require(facts.files)
             digest = file_hash(arrived)
             os.replace(arrived, target)
     except OSError as error:
@@ -99,7 +99,7 @@ def _is_whole(archive: Path, facts: OfficialDataset, expected: str | None) -> bo
         algorithm, digest = expected.split(":")
         return file_hash(archive, algorithm) == digest
     try:
-        open_source(archive, facts)
+        open_source(archive, facts).require(facts.files)
     except DataError:
         return False
     return True
@@ -127,7 +127,7 @@ def _download(
         return Path(source.fetch(facts.archive, downloader=downloader))
     except RequestException as error:
         raise DataError(
-            f"{url} could not be downloaded in {retries + 1} attempt(s): {error}; try again later, or download "
+            f"{url} could not be downloaded in {retries + 1} attempt(s): {error}; try later, or download "
             "it with a browser and set KUAIFAIR_DATA to its folder"
         ) from error
     except ValueError as error:

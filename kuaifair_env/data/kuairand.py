@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.features import encode_features, tag_matrix
 from kuaifair_env.data.official import (
     RawLog,
@@ -25,7 +26,7 @@ from kuaifair_env.data.official import (
     read_users,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionData, InteractionLog
-from kuaifair_env.data.sources import KUAIRAND, SourceFiles, open_source, provenance_of
+from kuaifair_env.data.sources import KUAIRAND, open_source, provenance_of
 from kuaifair_env.data.tables import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.errors import DataError
 
@@ -122,6 +123,7 @@ def _check_feedback(feedback: str) -> None:
 
 
 def _read(files: SourceFiles, feedback: str) -> InteractionData:
+    files.require(KUAIRAND.files)
     users = read_users(files, _USERS)
     items, item_report = _read_items(files)
     rows: dict[str, int] = {}

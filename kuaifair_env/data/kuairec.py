@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.features import encode_features, tag_matrix
 from kuaifair_env.data.official import (
     UNKNOWN_CODE,
@@ -30,7 +31,7 @@ from kuaifair_env.data.official import (
     read_users,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionData, InteractionLog
-from kuaifair_env.data.sources import KUAIREC, SourceFiles, open_source, provenance_of
+from kuaifair_env.data.sources import KUAIREC, open_source, provenance_of
 from kuaifair_env.data.tables import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.errors import DataError
 
@@ -101,6 +102,7 @@ def _check_threshold(positive_watch_ratio: float) -> None:
 
 
 def _read(files: SourceFiles, positive_watch_ratio: float) -> InteractionData:
+    files.require(KUAIREC.files)
     users = read_users(files, "user_features.csv")
     items, item_report = _read_items(files)
     report: dict[str, Any] = {"items": {"total": len(items), **item_report}, "users": {"total": len(users)}}

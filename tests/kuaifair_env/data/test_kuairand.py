@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import official_files as official
+import pandas as pd
+import pytest
+
+from kuaifair_env.data import find_source, load_kuairand, read_kuairand
+from kuaifair_env.data.sources import KUAIRAND, recognise
+from kuaifair_env.errors import DataError
+
+RANDOM = "log_random_4_22_to_5_08_pure.csv"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    official.write_kuairand(tmp_path / "KuaiRand-Pure" / "data")
+    return tmp_path / "KuaiRand-Pure" / "data"
+
+
+def test_standard_logs_train_and_the_random_log_tests(tmp_path: Path) -> None:
+    frames = official.write_kuairand(tmp_path)
+    data = read_kuairand(tmp_path)
+    standard = pd.concat([frame for name, frame in frames.items() if "standard" in name]).drop_duplicates()
+    for log, frame in ((data.train, standard), (data.test, frames[RANDOM])):
+        expected = frame.sort_values(["user_id", "time_ms"], kind="stable")
+        np.testing.assert_array_equal(data.users.ids[log.users], expected.user_id)
+        np.testing.assert_array_equal(data.items.ids[log.items], expected.video_id)
+        np.testing.assert_array_equal(log.times, expected.time_ms)
+        np.testing.assert_array_equal(log.clicks, expected.is_click)
+    assert data.report["train"]["exact_duplicates_dropped"] == 2
+
+
+def test_any_feedback_can_be_the_click(folder: Path) -> None:
+    frame = pd.read_csv(folder / RANDOM).sort_values(["user_id", "time_ms"], kind="stable")
+    for feedback in ("long_view", "is_like", "is_forward"):
+        np.testing.assert_array_equal(read_kuairand(folder, feedback=feedback).test.clicks, frame[feedback])
+    with pytest.raises(DataError, match="is_hate"):
+        read_kuairand(folder, feedback="is_hate")  # type: ignore[arg-type]
+
+
+def test_rows_that_differ_in_any_column_are_no_duplicates(folder: Path) -> None:
+    path = folder / RANDOM
+    frame = pd.read_csv(path)
+    twin = frame.iloc[[5]].assign(comment_stay_time=frame.comment_stay_time.iloc[5] + 1)
+    pd.concat([frame, twin, frame.iloc[[5]]]).to_csv(path, index=False)
+    report = read_kuairand(folder).report["test"]
+    assert (report["rows_read"], report["exact_duplicates_dropped"], report["rows"]) == (152, 1, 151)
+
+
+def test_items_carry_tags_and_platform_counts(folder: Path) -> None:
+    items = read_kuairand(folder).items
+    statistic = pd.read_csv(folder / "video_features_statistic_pure.csv").set_index("video_id").sort_index()
+    np.testing.assert_allclose(items.shown, statistic.show_user_num)
+    assert items.tag_names == ("12", "39")
+    number = np.arange(official.KUAIRAND_ITEMS)
+    np.testing.assert_array_equal(items.tags[:, 1], number % 5 != 0)
+    np.testing.assert_array_equal(items.tags[:, 0], (number % 5 != 0) & (number % 2 == 0))
+    column = items.features.names.index("log1p(show_user_num)")
+    logged = np.log1p(statistic.show_user_num.to_numpy())
+    np.testing.assert_allclose(
+        items.features.values[:, column], (logged - logged.mean()) / logged.std(), atol=1e-5
+    )
+    assert items.features.values[7, items.features.names.index("video_duration=missing")] == 1.0
+
+
+def test_unknown_codes_of_users_are_missing_values(folder: Path) -> None:
+    users = read_kuairand(folder).users
+    names = users.features.names
+    assert "user_active_degree=UNKNOWN" not in names
+    np.testing.assert_array_equal(
+        users.features.values[:, names.index("user_active_degree=missing")], np.arange(len(users)) % 4 == 0
+    )
+    np.testing.assert_array_equal(
+        users.features.values[:, names.index("is_live_streamer=missing")], np.arange(len(users)) % 5 == 0
+    )
+    assert users.features.values[2, names.index("onehot_feat4=missing")] == 1.0
+
+
+@pytest.mark.parametrize("form", ["root", "tar", "beside tar"])
+def test_every_form_of_the_files_gives_the_same_data(tmp_path: Path, folder: Path, form: str) -> None:
+    expected = read_kuairand(folder).data_hash
+    archive = official.pack_tar(folder, tmp_path / "KuaiRand-Pure.tar.gz")
+    if form == "beside tar":
+        shutil.rmtree(folder.parent)
+    path = {"root": tmp_path, "tar": archive, "beside tar": tmp_path}[form]
+    assert read_kuairand(path).data_hash == expected
+
+
+def test_truncated_tar_archives_are_refused_and_leave_no_cache(tmp_path: Path, folder: Path) -> None:
+    archive = official.pack_tar(folder, tmp_path / "KuaiRand-Pure.tar.gz")
+    whole = archive.read_bytes()
+    for size in (0, 30, len(whole) // 3, len(whole) - 20):
+        archive.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"archive|missing"):
+            load_kuairand(archive, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
+BAD = [
+    (RANDOM, "is_click", "2", "out of range"),
+    (RANDOM, "time_ms", "", "missing"),
+    (RANDOM, "user_id", "15", "lists ids 0..14"),
+    (RANDOM, "video_id", "30", "lists ids 0..29"),
+    ("video_features_basic_pure.csv", "tag", "39;12", "list of tag ids"),
+    ("video_features_basic_pure.csv", "video_duration", "-4", "out of range"),
+    ("video_features_statistic_pure.csv", "show_user_num", "many", "not a number"),
+    ("video_features_statistic_pure.csv", "video_id", "77", "out of range"),
+    ("user_features_pure.csv", "fans_user_num", "x", "not a number"),
+]
+
+
+@pytest.mark.parametrize(("name", "column", "cell", "words"), BAD)
+def test_bad_cells_are_named(folder: Path, name: str, column: str, cell: str, words: str) -> None:
+    table = pd.read_csv(folder / name, dtype=str, keep_default_na=False)
+    table.loc[11, column] = cell
+    table.to_csv(folder / name, index=False)
+    with pytest.raises(DataError, match=words) as caught:
+        read_kuairand(folder)
+    assert (Path(str(caught.value.file)).name, caught.value.line, caught.value.column) == (name, 13, column)
+
+
+def test_ids_with_gaps_are_checked_one_by_one(folder: Path) -> None:
+    for name in ("user_features_pure.csv", *(n for n in KUAIRAND.files if n.startswith("log"))):
+        table = pd.read_csv(folder / name)
+        table["user_id"] *= 10
+        table.to_csv(folder / name, index=False)
+    data = read_kuairand(folder)
+    np.testing.assert_array_equal(data.users.ids, 10 * np.arange(official.KUAIRAND_USERS))
+    table = pd.read_csv(folder / RANDOM)
+    table.loc[20, "user_id"] = 55
+    table.to_csv(folder / RANDOM, index=False)
+    with pytest.raises(DataError, match="id 55 is not in user_features_pure") as caught:
+        read_kuairand(folder)
+    assert caught.value.line == 22
+
+
+def test_sources_are_found_in_the_documented_order(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, named, empty = tmp_path / "cache", tmp_path / "named", tmp_path / "empty"
+    for place in (cache / "downloads", named, empty):
+        place.mkdir(parents=True)
+    monkeypatch.setenv("KUAIFAIR_CACHE", str(cache))
+    monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
+    assert find_source("kuairand") is None
+    in_cache = official.pack_tar(folder, cache / "downloads" / "KuaiRand-Pure.tar.gz")
+    assert find_source("kuairand") == in_cache
+    monkeypatch.setenv("KUAIFAIR_DATA", str(named))
+    assert find_source("kuairand") == in_cache
+    in_named = official.pack_tar(folder, named / "KuaiRand-Pure.tar.gz")
+    assert find_source("kuairand") == in_named
+    shutil.copytree(folder.parent, named / "KuaiRand-Pure")
+    assert find_source("kuairand") == named / "KuaiRand-Pure" / "data"
+    assert find_source("kuairand", folder) == folder
+    assert find_source("kuairand", in_named) == in_named
+    assert find_source("kuairand", empty) is None
+    with pytest.raises(DataError, match="kuaifair data fetch kuairand"):
+        load_kuairand(data_dir=empty)
+    with pytest.raises(DataError, match="unknown data set"):
+        find_source("movielens")
+
+
+def test_a_path_is_recognised_by_what_it_holds(tmp_path: Path, folder: Path) -> None:
+    archive = official.pack_tar(folder, tmp_path / "renamed.tar.gz")
+    assert recognise(archive).name == "kuairand"
+    assert recognise(folder).name == "kuairand"
+    official.write_kuairec(tmp_path / "KuaiRec 2.0" / "data")
+    assert recognise(tmp_path / "KuaiRec 2.0").name == "kuairec"
+    with pytest.raises(DataError, match="both"):
+        recognise(tmp_path)
+    assert recognise(tmp_path, "kuairec").name == "kuairec"
