@@ -1,0 +1,143 @@
+"""Worlds are built from one data set so that splits, groups, embeddings and responses stay what they claim to be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import TableResponse, small_data, small_world
+from sklearn.metrics import roc_auc_score
+
+from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.embeddings import svd_item_embeddings
+from kuaifair_env.errors import DataError
+from kuaifair_env.loading import build_world, candidate_rows, held_out_users
+from kuaifair_env.worlds import initial_history
+
+
+def built(data, split="test", **settings):
+    table = np.random.default_rng(0).random((len(data.users), len(data.items)))
+    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), 8)
+    return (
+        build_world(data, split, TableResponse(table), embeddings=embeddings, **settings),
+        table,
+        embeddings,
+    )
+
+
+def test_candidates_come_first_and_every_table_follows_them():
+    data = small_data()
+    candidates = np.array([30, 4, 17, 2, 41, 8])
+    world, table, embeddings = built(data, candidates=candidates)
+    assert world.n_items == 6
+    np.testing.assert_array_equal(world.item_ids, 10 * candidates)
+    np.testing.assert_array_equal(world.embeddings[:6], embeddings[candidates])
+    users = np.arange(5)
+    np.testing.assert_allclose(
+        world.response.expected_catalogue(users, 6), table[users][:, candidates], rtol=1e-6
+    )
+    np.testing.assert_array_equal(world.groups.item_ids, world.item_ids)
+    # The same exposure, addressed before and after the rearrangement.
+    before, after = data.train, world.data.train
+    np.testing.assert_array_equal(data.items.ids[before.items], world.data.items.ids[after.items])
+
+
+def test_popularity_groups_separate_the_candidates_by_training_exposure():
+    world, _, _ = built(small_data(n_items=200, n_users=150, rows_per_user=200))
+    exposures = world.data.train.exposures(200)[: world.n_items]
+    assert roc_auc_score(world.groups.popular, exposures - world.item_ids * 1e-9) == 1.0
+    assert world.groups.popular.mean() == pytest.approx(0.2, abs=1 / world.n_items)
+
+
+def test_both_splits_recommend_the_same_items_to_different_users():
+    data = small_data()
+    train, _, _ = built(data, "train")
+    test, _, _ = built(data, "test")
+    np.testing.assert_array_equal(train.item_ids, test.item_ids)
+    np.testing.assert_array_equal(train.embeddings, test.embeddings)
+    assert not np.intersect1d(train.users, test.users).size
+    np.testing.assert_array_equal(np.sort(np.concatenate([train.users, test.users])), np.arange(40))
+
+
+def test_held_out_users_do_not_depend_on_the_order_or_the_rest_of_the_data():
+    data = small_data(n_users=60)
+    chosen = data.users.ids[held_out_users(data)]
+    assert len(chosen) == 30
+    half = data.test.take(np.isin(data.users.ids[data.test.users], chosen[:20]))
+    again = held_out_users(replace(data, test=half))
+    assert np.isin(data.users.ids[again], chosen[:20]).all()
+
+
+def test_initial_history_is_the_end_of_the_log_and_padded_in_front():
+    log = InteractionLog.sorted(
+        np.array([0, 0, 0, 2, 2]),
+        np.array([5, 6, 7, 8, 9]),
+        np.array([1, 0, 1, 1, 0]),
+        np.array([3, 1, 2, 9, 4]),
+    )
+    window = initial_history(log, 4, 2)
+    np.testing.assert_array_equal(window.items, [[7, 5], [-1, -1], [9, 8], [-1, -1]])
+    np.testing.assert_array_equal(window.clicks, [[1, 1], [0, 0], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(initial_history(log, 4, 4).items[0], [-1, 6, 7, 5])
+
+
+def test_embeddings_find_the_communities_and_not_the_popularity():
+    rng = np.random.default_rng(0)
+    n_users, n_items = 400, 120
+    groups, kinds = rng.integers(0, 4, n_users), np.arange(n_items) % 4
+    users = np.repeat(np.arange(n_users), 40)
+    popularity = 1 / np.arange(1, n_items + 1) ** 0.7
+    items = rng.choice(n_items, len(users), p=popularity / popularity.sum())
+    clicks = rng.random(len(users)) < np.where(groups[users] == kinds[items], 0.8, 0.1)
+    embeddings = svd_item_embeddings(InteractionLog.sorted(users, items, clicks), n_users, n_items, 3)
+    cosine = embeddings @ embeddings.T / 3
+    same = kinds[:, None] == kinds[None, :]
+    np.fill_diagonal(same, False)
+    assert cosine[same].mean() > 0.8
+    assert cosine[~same].mean() < 0.1
+    norms = np.linalg.norm(embeddings, axis=1)
+    assert np.allclose(norms[norms > 0], np.sqrt(3), atol=1e-5)
+
+
+def test_an_item_without_clicks_has_no_direction():
+    log = small_data(n_items=50).train
+    log = InteractionLog(log.users, log.items, log.clicks & (log.items != 7), log.times)
+    embeddings = svd_item_embeddings(log, 40, 50, 8)
+    assert not embeddings[7].any()
+    assert embeddings[:7].any(axis=1).all()
+
+
+def test_worlds_that_cannot_be_are_clear_errors():
+    data = small_data()
+    with pytest.raises(DataError, match="no clicks"):
+        silent = InteractionLog(
+            data.train.users, data.train.items, np.zeros(len(data.train), np.bool_), data.train.times
+        )
+        svd_item_embeddings(silent, 40, 50, 8)
+    with pytest.raises(DataError, match="embedding_dim="):
+        svd_item_embeddings(data.train, 40, 50, 64)
+    with pytest.raises(DataError, match="no item has"):
+        candidate_rows(data, 10**6)
+    with pytest.raises(DataError, match="split"):
+        built(data, "validation")
+    with pytest.raises(DataError, match="at least two"):
+        built(data, candidates=np.array([3]))
+    with pytest.raises(DataError, match="distinct"):
+        built(data, candidates=np.array([3, 3, 4]))
+    with pytest.raises(DataError, match="no users"):
+        built(data, users=np.array([], np.int64))
+    with pytest.raises(DataError, match="integers"):
+        small_world().user_rows(["ten"])
+
+
+def test_importing_the_environments_stays_light():
+    code = (
+        "import sys, kuaifair_env; "
+        "heavy = ('torch', 'stable_baselines3', 'pandas', 'matplotlib', 'sklearn'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
