@@ -97,12 +97,12 @@ def exact_duplicates(columns: Sequence[NDArray[Any]]) -> BoolArray:
 def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog, dict[str, int]]:
     """Sorts a log by user and time and says what it found.
 
-    Rows without time come after all timed rows of their user, in the order of the source: they get the latest
-    time of the whole log.
+    Rows without time come after all timed rows of their user, in the order of the source: their time is one
+    more than the latest time of the whole log.
 
     Returns:
         The log, and the counts ``rows``, ``clicks``, ``users``, ``items``, ``rows_without_time``,
-        ``rows_out_of_order`` (earlier than the same user's row before them in the source) and
+        ``rows_out_of_order`` (earlier than the same user's timed row before them in the source) and
         ``repeated_pairs`` (rows whose user and item occurred in an earlier row).
     """
     n_rows = len(raw.users)
@@ -110,11 +110,12 @@ def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog
     without = 0 if raw.no_time is None else int(raw.no_time.sum())
     if raw.no_time is not None and without:
         known = times[~raw.no_time]
-        times = np.where(raw.no_time, known.max() if len(known) else 0, times)
+        times = np.where(raw.no_time, known.max() + 1 if len(known) else 0, times)
     order = np.argsort(raw.users, kind="stable")
-    same_user = np.diff(raw.users[order]) == 0
-    backwards = int((same_user & (np.diff(times[order]) < 0)).sum())
-    if backwards:
+    timed = order if raw.no_time is None else order[~raw.no_time[order]]
+    same_user = np.diff(raw.users[timed]) == 0
+    backwards = int((same_user & (np.diff(times[timed]) < 0)).sum())
+    if backwards or without:
         order = _time_order(raw.users, times)
     log = InteractionLog(
         raw.users[order],

@@ -143,8 +143,7 @@ def cached(
             return load_data(target)
         except ArtifactError as error:
             warnings.warn(f"cache entry rebuilt: {error}", stacklevel=2)
-            if not _replaceable(target):
-                _set_aside(target)
+            _set_aside(target)
     data = build()
     _store(data, target, key_parts, keep_existing=True)
     try:

@@ -182,7 +182,7 @@ def _ids(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.int64]:
         wrong = ~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) > 2**53)
         if wrong.any():
             raise DataError(
-                f"ids must be integers; row {_first(wrong)} of the {where} has {values[wrong][0]!r}",
+                f"ids must be integers; row {_first(wrong)} of the {where} has {values[wrong][0]}",
                 column=name,
             )
     elif values.dtype.kind == "u" and values.max() > np.iinfo(np.int64).max:

@@ -32,7 +32,7 @@ def test_the_log_is_the_matrix_without_its_duplicates(tmp_path: Path) -> None:
     frames = official.write_kuairec(tmp_path)
     data = read_kuairec(tmp_path)
     for log, frame in ((data.train, frames["big"].drop_duplicates()), (data.test, frames["small"])):
-        last = frame.timestamp.max()
+        last = frame.timestamp.max() + 0.001
         expected = frame.assign(timestamp=frame.timestamp.fillna(last)).sort_values(
             ["user_id", "timestamp"], kind="stable"
         )

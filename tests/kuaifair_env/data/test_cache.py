@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kuaifair_env.data import (
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+    cache_dir,
+    cached,
+    load_data,
+    save_data,
+)
+from kuaifair_env.data.cache import MANIFEST, cached_entries, entry_folder
+from kuaifair_env.errors import ArtifactError, DataError
+
+
+def make_data(seed: int = 0, rows: int = 300, rich: bool = True) -> InteractionData:
+    rng = np.random.default_rng(seed)
+    n_users, n_items = 9, 14
+
+    def log(part: int) -> InteractionLog:
+        ratios = rng.random(rows).astype(np.float32) if rich else None
+        clicks = np.ones(rows, bool) if part else rng.random(rows) < 0.4
+        times = rng.integers(0, 10**12, rows)
+        return InteractionLog.sorted(
+            rng.integers(0, n_users, rows), rng.integers(0, n_items, rows), clicks, times, ratios, bool(part)
+        )
+
+    features = FeatureTable(rng.normal(size=(n_items, 2)).astype(np.float32), ("a", "b=ü"))
+    items = Catalogue(
+        np.arange(n_items) * 7 - 3,
+        features if rich else FeatureTable.empty(n_items),
+        rng.random((n_items, 3)) < 0.5 if rich else np.zeros((n_items, 0), bool),
+        ("0", "1", "9") if rich else (),
+        rng.random(n_items) if rich else None,
+    )
+    users = Users(np.arange(n_users) + 10**12, FeatureTable.empty(n_users))
+    provenance = Provenance("Test Set", "own", "for tests", {"f.csv": "00"}, {"seed": seed})
+    return InteractionData(users, items, log(1), log(0), provenance, {"train": {"rows": rows}})
+
+
+def assert_same(one: InteractionData, two: InteractionData) -> None:
+    for left, right in ((one.train, two.train), (one.test, two.test)):
+        for name in ("users", "items", "clicks", "times", "watch_ratios"):
+            first, second = getattr(left, name), getattr(right, name)
+            assert (first is None) == (second is None)
+            if first is not None:
+                np.testing.assert_array_equal(first, second)
+                assert first.dtype == second.dtype
+        assert left.positives_only == right.positives_only
+    for name in ("ids", "tags", "shown"):
+        np.testing.assert_array_equal(getattr(one.items, name), getattr(two.items, name))
+    np.testing.assert_array_equal(one.items.features.values, two.items.features.values)
+    np.testing.assert_array_equal(one.users.ids, two.users.ids)
+    assert one.items.features.names == two.items.features.names
+    assert one.items.tag_names == two.items.tag_names
+    assert one.provenance == two.provenance
+    assert one.report == two.report
+    assert one.data_hash == two.data_hash
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_what_is_saved_comes_back(tmp_path: Path, rich: bool) -> None:
+    data = make_data(rich=rich)
+    assert_same(load_data(save_data(data, tmp_path / "set")), data)
+
+
+def test_the_stored_hash_is_the_hash_of_the_data(tmp_path: Path) -> None:
+    loaded = load_data(save_data(make_data(), tmp_path / "set"))
+    stored = loaded.__dict__.pop("data_hash")
+    assert loaded.data_hash == stored
+    assert make_data(1).data_hash != stored
+
+
+def test_arrays_are_read_only_and_no_copy(tmp_path: Path) -> None:
+    loaded = load_data(save_data(make_data(), tmp_path / "set"))
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.train.items[0] = 1
+    assert type(loaded.train.items) is np.ndarray
+
+
+def test_nothing_but_the_data_set_is_left_behind(tmp_path: Path) -> None:
+    save_data(make_data(), tmp_path / "set")
+    save_data(make_data(1), tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert_same(load_data(tmp_path / "set"), make_data(1))
+
+
+def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("kuaifair_env.data.cache.np.save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_data(make_data(), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="left alone"):
+        save_data(make_data(), tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
+    with pytest.raises(ArtifactError, match=f"{MANIFEST} is missing"):
+        load_data(tmp_path / "thesis")
+
+
+def damage(folder: Path, how: str) -> None:
+    array, manifest = folder / "train.items.npy", folder / MANIFEST
+    content = json.loads(manifest.read_text())
+    if how == "flip":
+        raw = bytearray(array.read_bytes())
+        raw[-1] ^= 1
+        array.write_bytes(bytes(raw))
+    elif how == "truncate":
+        array.write_bytes(array.read_bytes()[:-7])
+    elif how == "remove":
+        array.unlink()
+    elif how == "pickle":
+        np.save(array, np.array([{"a": 1}], object), allow_pickle=True)
+    elif how == "swap":
+        array.write_bytes((folder / "test.items.npy").read_bytes())
+    elif how == "half manifest":
+        manifest.write_text(manifest.read_text()[:100])
+    else:
+        content.update({"version": {"version": 999}, "format": {"format": "x"}, "keys": {"arrays": {}}}[how])
+        manifest.write_text(json.dumps(content))
+
+
+DAMAGES = ["flip", "truncate", "remove", "pickle", "swap", "half manifest", "version", "format", "keys"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_is_noticed(tmp_path: Path, how: str) -> None:
+    folder = save_data(make_data(), tmp_path / "set")
+    damage(folder, how)
+    with pytest.raises(ArtifactError, match=str(tmp_path)):
+        load_data(folder)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, how: str) -> None:
+    key = {"name": "Test Set", "seed": 0}
+    cached(key, make_data, tmp_path)
+    damage(entry_folder(key, tmp_path), how)
+    with pytest.warns(UserWarning, match="rebuilt"):
+        assert_same(cached(key, make_data, tmp_path), make_data())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(cached(key, lambda: pytest.fail("built again"), tmp_path), make_data())
+
+
+def test_a_data_set_is_built_once_per_key(tmp_path: Path) -> None:
+    built: list[int] = []
+
+    def build(seed: int) -> InteractionData:
+        built.append(seed)
+        return make_data(seed)
+
+    for seed in (0, 1, 0, 1, 0):
+        data = cached({"name": "Test Set", "seed": seed}, lambda seed=seed: build(seed), tmp_path)
+        assert_same(data, make_data(seed))
+    assert built == [0, 1]
+    assert len(cached_entries(tmp_path)) == 2
+
+
+def test_a_failed_build_leaves_no_entry(tmp_path: Path) -> None:
+    def build() -> InteractionData:
+        raise DataError("bad file")
+
+    with pytest.raises(DataError, match="bad file"):
+        cached({"name": "x"}, build, tmp_path)
+    assert cached_entries(tmp_path) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_keys_and_reports_must_be_json() -> None:
+    with pytest.raises(DataError, match="not JSON-able"):
+        entry_folder({"name": "x", "y": np.array([1])})
+    with pytest.raises(DataError, match="not JSON-able"):
+        entry_folder({"name": "x", "y": float("nan")})
+
+
+def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path / "env"))
+    assert cache_dir() == tmp_path / "env"
+    assert cache_dir(tmp_path / "argument") == tmp_path / "argument"
+    monkeypatch.delenv("KUAIFAIR_CACHE")
+    assert cache_dir().name == "kuaifair"
+
+
+def _build_in_a_process(folder: str, seed: int, barrier: object) -> str:
+    barrier.wait()  # type: ignore[attr-defined]
+    hashes = {
+        cached({"name": "Test Set"}, lambda: make_data(5, rows=20_000), folder).data_hash for _ in range(3)
+    }
+    assert len(hashes) == 1
+    return hashes.pop()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot rename a folder with open files")
+def test_processes_that_build_at_the_same_time_do_not_harm_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(3) as pool:
+        barrier = manager.Barrier(3)
+        hashes = pool.starmap(_build_in_a_process, [(str(tmp_path), seed, barrier) for seed in range(3)])
+    assert set(hashes) == {make_data(5, rows=20_000).data_hash}
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    assert_same(load_data(cached_entries(tmp_path)[0]), make_data(5, rows=20_000))

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kuaifair_env.data import InteractionData, LogColumns, Provenance, from_frames
+from kuaifair_env.errors import DataError
+
+
+def train_frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "user_id": [7, -3, 7, 7, 40],
+            "item_id": [100, 5, 5, 100, 2**40],
+            "click": [1, 0, 0, 1, 1],
+            "time": [30, 10, 20, 10, 5],
+        }
+    )
+
+
+def test_frame() -> pd.DataFrame:
+    return pd.DataFrame({"user_id": [40, 7], "item_id": [5, 5], "click": [0, 1], "time": [90, 91]})
+
+
+test_frame.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_ids_may_be_any_integers_and_rows_any_order() -> None:
+    data = InteractionData.from_frames(train_frame(), test_frame())
+    assert data.users.ids.tolist() == [-3, 7, 40]
+    assert data.items.ids.tolist() == [5, 100, 2**40]
+    assert data.users.ids[data.train.users].tolist() == [-3, 7, 7, 7, 40]
+    assert data.items.ids[data.train.items].tolist() == [5, 100, 5, 100, 2**40]
+    assert data.train.times.tolist() == [10, 10, 20, 30, 5]
+    assert data.train.clicks.tolist() == [False, True, False, True, True]
+    assert data.report["train"]["rows_out_of_order"] == 2
+    assert data.provenance.origin == "own"
+
+
+def test_the_frames_are_left_as_they_are() -> None:
+    train, test = train_frame(), test_frame()
+    InteractionData.from_frames(train, test)
+    pd.testing.assert_frame_equal(train, train_frame())
+    pd.testing.assert_frame_equal(test, test_frame())
+
+
+rows = st.lists(
+    st.tuples(st.integers(-5, 5), st.integers(0, 6), st.booleans(), st.integers(0, 4)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(rows, rows)
+def test_the_log_is_the_sorted_frame(
+    train_rows: list[tuple[int, ...]], test_rows: list[tuple[int, ...]]
+) -> None:
+    names = ["user_id", "item_id", "click", "time"]
+    train, test = pd.DataFrame(train_rows, columns=names), pd.DataFrame(test_rows, columns=names)
+    test["time"] += 100
+    if pd.concat([train, test]).item_id.nunique() < 2:
+        with pytest.raises(DataError, match="one item"):
+            from_frames(train, test)
+        return
+    data = from_frames(train, test)
+    for log, frame, which in ((data.train, train, "train"), (data.test, test, "test")):
+        expected = frame.drop_duplicates().sort_values(["user_id", "time"], kind="stable")
+        np.testing.assert_array_equal(data.users.ids[log.users], expected.user_id)
+        np.testing.assert_array_equal(data.items.ids[log.items], expected.item_id)
+        np.testing.assert_array_equal(log.clicks, expected.click)
+        np.testing.assert_array_equal(log.times, expected.time)
+        assert data.report[which]["exact_duplicates_dropped"] == len(frame) - len(expected)
+        pairs = frame.drop_duplicates()[["user_id", "item_id"]]
+        assert data.report[which]["repeated_pairs"] == int(pairs.duplicated().sum())
+        backwards = frame.drop_duplicates().groupby("user_id").time.diff() < 0
+        assert data.report[which]["rows_out_of_order"] == int(backwards.sum())
+
+
+def test_without_time_the_order_of_the_frame_counts_and_repeats_are_kept() -> None:
+    train = pd.DataFrame({"user_id": [2, 1, 2, 2], "item_id": [9, 8, 8, 9], "click": [1, 1, 0, 1]})
+    data = from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}))
+    assert data.items.ids[data.train.items].tolist() == [8, 9, 8, 9]
+    assert data.report["train"]["exact_duplicates_dropped"] == 0
+    assert data.report["train"]["repeated_pairs"] == 1
+    dropped = from_frames(
+        train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}), drop_duplicates=True
+    )
+    assert dropped.report["train"]["exact_duplicates_dropped"] == 1
+
+
+def test_rows_without_time_come_last_in_their_order() -> None:
+    train = pd.DataFrame(
+        {"user_id": 1, "item_id": [4, 3, 2, 1], "click": 0, "time": [np.nan, 2.5, np.nan, 0.25]},
+        index=[9, 9, 9, 9],
+    )
+    data = from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]}))
+    assert data.items.ids[data.train.items].tolist() == [1, 3, 4, 2]
+    assert data.train.times.tolist() == [250, 2500, 2501, 2501]
+    assert data.report["train"]["rows_without_time"] == 2
+
+
+def test_datetimes_become_milliseconds() -> None:
+    moments = pd.to_datetime(["2024-01-01 00:00:01.5", None, "2024-01-01 00:00:00.0"])
+    train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "click": 0, "time": moments})
+    for frame in (train, train.assign(time=train.time.dt.tz_localize("Asia/Shanghai").dt.tz_convert("UTC"))):
+        log = from_frames(frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]})).train
+        assert log.times[1] - log.times[0] == 1500
+        assert log.items.tolist() == [2, 0, 1]
+
+
+def test_a_threshold_on_watch_ratios_makes_clicks() -> None:
+    train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "watch_ratio": [0.5, 2.0, 7.0]})
+    test = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "watch_ratio": [2.5, 0.0]})
+    data = from_frames(train, test, positive_watch_ratio=2.0)
+    assert data.train.clicks.tolist() == [False, True, True]
+    assert data.train.watch_ratios is not None
+    assert data.train.watch_ratios.tolist() == [0.5, 2.0, 7.0]
+    with pytest.raises(DataError, match="watch_ratio"):
+        from_frames(train.drop(columns="watch_ratio"), test, positive_watch_ratio=2.0)
+    with pytest.raises(DataError, match="positive_watch_ratio"):
+        from_frames(train, test)
+
+
+def test_columns_may_have_any_name() -> None:
+    names = LogColumns(user="u", item="i", click="liked", time="t")
+    renamed = {"user_id": "u", "item_id": "i", "click": "liked", "time": "t"}
+    data = from_frames(
+        train_frame().rename(columns=renamed), test_frame().rename(columns=renamed), columns=names
+    )
+    assert data.data_hash == from_frames(train_frame(), test_frame()).data_hash
+
+
+def test_items_and_users_bring_tags_counts_and_features() -> None:
+    items = pd.DataFrame(
+        {
+            "item_id": [2**40, 5, 100, 6],
+            "tags": [["jazz"], None, ["jazz", "live"], []],
+            "shown": [10, 20, 30, 40],
+            "length": [1.0, 2.0, np.nan, 3.0],
+            "kind": ["a", "b", "a", None],
+        }
+    )
+    users = pd.DataFrame({"user_id": [40, 7, -3, 1000], "age": [20, 30, 40, 50]})
+    data = from_frames(train_frame(), test_frame(), items=items, users=users)
+    assert data.items.ids.tolist() == [5, 6, 100, 2**40]
+    assert data.items.tag_names == ("jazz", "live")
+    assert data.items.tags.tolist() == [[False, False], [False, False], [True, True], [True, False]]
+    assert data.items.shown is not None
+    assert data.items.shown.tolist() == [20, 40, 30, 10]
+    assert data.items.features.names == ("length", "length=missing", "kind=a", "kind=b", "kind=missing")
+    np.testing.assert_allclose(data.items.features.values[:, 0], [0, 1.2247449, 0, -1.2247449], atol=1e-6)
+    np.testing.assert_allclose(
+        data.users.features.values[:, 0], np.array([1, -1, -3, 3]) / np.sqrt(5), rtol=1e-6
+    )
+    assert data.report["users"] == {"total": 4, "without_training_rows": 1, "without_test_rows": 2}
+    assert data.report["items"] == {"total": 4, "without_training_rows": 1, "without_test_rows": 3}
+
+
+def test_a_given_provenance_travels_with_the_data() -> None:
+    told = Provenance("partial KuaiRand-Pure", "partial", "a part", {"f": "0"}, {"seed": 1})
+    assert from_frames(train_frame(), test_frame(), provenance=told).provenance == told
+
+
+def test_positives_only_is_checked_and_kept() -> None:
+    clicks = train_frame().assign(click=1)
+    data = from_frames(clicks, test_frame(), positives_only=True)
+    assert data.train.positives_only
+    assert not data.test.positives_only
+    with pytest.raises(DataError, match="positives only"):
+        from_frames(train_frame(), test_frame(), positives_only=True)
+
+
+BAD = [
+    (lambda f: f.iloc[:0], "empty", None),
+    (lambda f: f.drop(columns="item_id"), "no such column", "item_id"),
+    (lambda f: f.drop(columns="click"), "no such column", "click"),
+    (lambda f: f.assign(user_id=[7.0, np.nan, 7, 7, 40]), "no id in row 1", "user_id"),
+    (lambda f: f.assign(user_id=[7.0, 7.5, 7, 7, 40]), "row 1 .* 7.5", "user_id"),
+    (lambda f: f.assign(user_id=list("abcde")), "must be integers.*'a'.*map", "user_id"),
+    (lambda f: f.assign(item_id=["1", "2", "3", "4", "5"]), "must be integers", "item_id"),
+    (lambda f: f.assign(user_id=[True, False, True, True, True]), "must be integers", "user_id"),
+    (lambda f: f.assign(item_id=np.array([1, 2, 3, 4, 2**63], np.uint64)), "64 signed bits", "item_id"),
+    (lambda f: f.assign(click=[0, 1, 2, 0, 1]), "row 2 .* 2.0", "click"),
+    (lambda f: f.assign(click=[0, 1, np.nan, 0, 1]), "row 2 .* nan", "click"),
+    (lambda f: f.assign(click=["yes", "no", "no", "no", "no"]), "0 or 1.*'yes'", "click"),
+    (lambda f: f.assign(watch_ratio=[0, 1, -2.0, 0, 1]), "row 2 .* -2.0", "watch_ratio"),
+    (lambda f: f.assign(watch_ratio=[0, np.inf, 2.0, 0, 1]), "row 1 .* inf", "watch_ratio"),
+    (lambda f: f.assign(time=["a", "b", "c", "d", "e"]), "numbers or datetimes", "time"),
+    (lambda f: f.assign(time=[1.0, np.inf, 2, 3, 4]), "row 1 .* inf", "time"),
+]
+
+
+@pytest.mark.parametrize(("change", "words", "column"), BAD)
+def test_bad_logs_are_refused(change: object, words: str, column: str | None) -> None:
+    for which in ("train", "test"):
+        frames = {"train": train_frame(), "test": train_frame().assign(time=lambda f: f.time + 1000)}
+        frames[which] = change(frames[which])  # type: ignore[operator]
+        with pytest.raises(DataError, match=words) as caught:
+            from_frames(frames["train"], frames["test"])
+        assert caught.value.column == column
+        assert which in str(caught.value)
+
+
+def test_ids_that_no_table_has_are_refused() -> None:
+    with pytest.raises(DataError, match=r"item 1099511627776 in row 4 of the train log .*1 such"):
+        from_frames(train_frame(), test_frame(), items=pd.DataFrame({"item_id": [5, 100]}))
+    with pytest.raises(DataError, match="user 40 in row 4 of the train log"):
+        from_frames(train_frame(), test_frame(), users=pd.DataFrame({"user_id": [7, -3]}))
+
+
+def test_bad_tables_are_refused() -> None:
+    items = pd.DataFrame({"item_id": [5, 100, 2**40]})
+    cases = [
+        (pd.DataFrame({"item_id": [5, 100, 5, 2**40]}), "id 5 occurs twice"),
+        (items.iloc[:0], "empty"),
+        (items.assign(shown=[1, -1, 2]), "item 100"),
+        (items.assign(shown=[1, None, 2]), "item 100"),
+        (items.assign(added=pd.Timestamp("2024-01-01")), "is a date"),
+        (items.assign(size=[1.0, np.inf, 2.0]), "infinite"),
+        (items.assign(lists=[[1], [2], [3]]), "list objects"),
+        (items.assign(tags=[[1.5], [2], [3]]), "neither an integer nor text"),
+        ({"item_id": [5]}, "DataFrame"),
+    ]
+    for table, words in cases:
+        with pytest.raises(DataError, match=words):
+            from_frames(train_frame(), test_frame(), items=table)  # type: ignore[arg-type]
+
+
+def test_one_item_is_no_catalogue() -> None:
+    train = pd.DataFrame({"user_id": [1, 2], "item_id": [4, 4], "click": [0, 1]})
+    with pytest.raises(DataError, match="only one item"):
+        from_frames(train, train.iloc[:1].assign(click=1))
+
+
+def test_a_log_in_both_places_is_refused() -> None:
+    with pytest.raises(DataError, match="2 rows of the test log"):
+        from_frames(train_frame(), pd.concat([test_frame(), train_frame().iloc[[0, 3]]]))
+    untimed = train_frame().drop(columns="time")
+    with pytest.raises(DataError, match="every row"):
+        from_frames(untimed, untimed)
+    shared = from_frames(untimed, pd.concat([untimed, test_frame().drop(columns="time")]))
+    assert shared.report["test_pairs_in_train"] == 6
+
+
+@pytest.mark.slow
+def test_two_million_rows_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    n_rows = 2_000_000
+    train = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 27_000, n_rows),
+            "item_id": rng.integers(0, 7_500, n_rows),
+            "click": rng.integers(0, 2, n_rows),
+            "time": rng.integers(0, 10**9, n_rows),
+        }
+    )
+    begin = time.perf_counter()
+    data = from_frames(train, train.iloc[:1000].assign(time=10**10))
+    assert time.perf_counter() - begin < 20.0
+    assert len(data.train) == n_rows
