@@ -1,1 +1,29 @@
 """Studies: what was run over which seeds and users, and what may be concluded from it."""
+
+from hrl_policies.study.config import STUDY_SEEDS, RunConfig, plan_run
+from hrl_policies.study.plan import cell_folder, run_study, stored_records, study_cells
+from hrl_policies.study.runner import RunResult, judge, load_policy, resume, single_threaded, train
+from hrl_policies.study.store import StoredRun, load_run
+from hrl_policies.study.tables import ResultTable, RunRecord, result_tables, write_records
+
+__all__ = [
+    "STUDY_SEEDS",
+    "ResultTable",
+    "RunConfig",
+    "RunRecord",
+    "RunResult",
+    "StoredRun",
+    "cell_folder",
+    "judge",
+    "load_policy",
+    "load_run",
+    "plan_run",
+    "result_tables",
+    "resume",
+    "run_study",
+    "single_threaded",
+    "stored_records",
+    "study_cells",
+    "train",
+    "write_records",
+]

@@ -1,0 +1,169 @@
+"""What determines a run: everything that its result depends on, as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hrl_policies.worlds import DEFAULT_USERS
+from hrl_policies.zoo import load_settings, method, overridden
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.evaluation import DEFAULT_SEED
+from kuaifair_env.leave import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
+
+STUDY_SEEDS = (11, 15, 19)
+"""Training seeds of a study, those of the paper's code base."""
+
+_RULES: dict[str, type[Any]] = {rule.__name__: rule for rule in (TemperFairness, CategoryBoredom, NeverLeave)}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a method, trained with one seed in one world, judged in the other.
+
+    Attributes:
+        method: Name in the zoo.
+        world: Environment id, or the name that a study gives to worlds of its own.
+        world_settings: What else :func:`kuaifair_env.make_world` was given (never a path).
+        seed: Training seed.
+        session: How sessions run; the action mode is the method's.
+        policy: Name of the policy class; empty for controls.
+        n_envs: Concurrent training sessions.
+        total_steps: Training steps over all sessions; 0 for controls.
+        hyperparameters: Arguments of the algorithm.
+        users: Held-out users to judge on.
+        episodes_per_user: Sessions of each.
+        evaluation_seed: Seed of the luck of those sessions, the same for all methods.
+    """
+
+    method: str
+    world: str
+    seed: int = STUDY_SEEDS[0]
+    session: SessionConfig = field(default_factory=SessionConfig)
+    world_settings: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = ""
+    n_envs: int = 0
+    total_steps: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    users: int = DEFAULT_USERS
+    episodes_per_user: int = 1
+    evaluation_seed: int = DEFAULT_SEED
+
+    def __post_init__(self) -> None:
+        spec = method(self.method)
+        if self.users < 1 or self.episodes_per_user < 1:
+            raise ValueError(
+                f"users and episodes_per_user must be at least 1, got {self.users}, {self.episodes_per_user}"
+            )
+        if spec.learns and (self.total_steps < 1 or self.n_envs < 1):
+            raise ValueError(
+                f"{self.method} trains: total_steps and n_envs must be at least 1, "
+                f"got {self.total_steps} and {self.n_envs}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"a seed is not negative, got {self.seed}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns a JSON-able copy."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return parts | {
+            "session": self.session.describe(),
+            "world_settings": dict(self.world_settings),
+            "hyperparameters": dict(self.hyperparameters),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
+        """Reads what :meth:`as_dict` wrote.
+
+        Raises:
+            ArtifactError: If keys are missing or unknown.
+        """
+        try:
+            return cls(**{**content, "session": session_config(content["session"])})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"this is not the configuration of a run: {error}") from error
+
+
+def plan_run(
+    method_name: str,
+    world: str,
+    *,
+    seed: int = STUDY_SEEDS[0],
+    session: SessionConfig | None = None,
+    total_steps: int | None = None,
+    n_envs: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    world_settings: Mapping[str, Any] | None = None,
+    users: int = DEFAULT_USERS,
+    episodes_per_user: int = 1,
+    evaluation_seed: int = DEFAULT_SEED,
+) -> RunConfig:
+    """Returns the configuration of a run with the zoo's settings, some of them replaced.
+
+    Args:
+        method_name: Name in the zoo.
+        world: See :class:`RunConfig`.
+        seed: Training seed.
+        session: How sessions run; its action mode is replaced by the method's.
+        total_steps: Instead of the zoo's number.
+        n_envs: Instead of the zoo's number.
+        overrides: Hyperparameters by (dotted) name; see :func:`hrl_policies.zoo.overridden`.
+        world_settings: See :class:`RunConfig`.
+        users: See :class:`RunConfig`.
+        episodes_per_user: See :class:`RunConfig`.
+        evaluation_seed: See :class:`RunConfig`.
+
+    Raises:
+        ValueError: If a name or number is not valid.
+    """
+    spec = method(method_name)
+    config = _with_action_mode(session or SessionConfig(), spec.action_mode)
+    common: dict[str, Any] = {
+        "method": method_name,
+        "world": world,
+        "seed": seed,
+        "session": config,
+        "world_settings": dict(world_settings or {}),
+        "users": users,
+        "episodes_per_user": episodes_per_user,
+        "evaluation_seed": evaluation_seed,
+    }
+    if not spec.learns:
+        if overrides:
+            raise ValueError(
+                f"{method_name} is a control and has no hyperparameters; got {sorted(overrides)}"
+            )
+        return RunConfig(**common)
+    settings = load_settings(method_name)
+    return RunConfig(
+        **common,
+        policy=settings.policy,
+        n_envs=settings.n_envs if n_envs is None else n_envs,
+        total_steps=settings.total_steps if total_steps is None else total_steps,
+        hyperparameters=overridden(settings.hyperparameters, overrides or {}),
+    )
+
+
+def session_config(content: Mapping[str, Any]) -> SessionConfig:
+    """Reads what ``SessionConfig.describe`` wrote.
+
+    Raises:
+        ArtifactError: If keys are unknown, or the leave rule is not one of this library.
+    """
+    leave = dict(content["leave"])
+    name = leave.pop("rule", None)
+    if name not in _RULES:
+        raise ArtifactError(
+            f"the run used a leave rule {name!r} of its own, which cannot be rebuilt from its file"
+        )
+    rule: LeaveRule = _RULES[name](**leave)
+    return SessionConfig(**{**content, "leave": rule})
+
+
+def _with_action_mode(session: SessionConfig, mode: Any) -> SessionConfig:
+    """Returns the session settings with a method's action mode, and the slate size of the original."""
+    parts = {part.name: getattr(session, part.name) for part in fields(session)}
+    return SessionConfig(**{**parts, "slate_size": session.items_per_slate, "action_mode": mode})

@@ -1,0 +1,178 @@
+"""Training as a study needs it: a learning curve, a clean stop, and models that are restored without unpickling."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
+from tqdm import tqdm
+
+from hrl_policies.study.store import MODEL, CurveRow
+from kuaifair_env.errors import ArtifactError
+
+REPLAY = "replay.npz"
+_POINTS = 50
+_FEWEST_SESSIONS = 50
+_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+class TrainingMonitor(BaseCallback):
+    """Writes the learning curve from finished training sessions, shows progress, and stops when asked to.
+
+    A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
+    ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
+
+    Args:
+        total_steps: Steps of the whole run.
+        curve: Points that earlier parts of the run wrote.
+        progress: Whether to show a progress bar.
+        label: What the bar says.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__()
+        self.curve = list(curve)
+        self.stop_requested = False
+        self._total = total_steps
+        self._every = max(total_steps // _POINTS, 1)
+        self._progress = progress
+        self._label = label
+        self._sessions: list[dict[str, Any]] = []
+        self._bar: Any = None
+
+    def _on_training_start(self) -> None:
+        self._next = self.num_timesteps + self._every
+        self._bar = tqdm(
+            total=self._total,
+            initial=min(self.num_timesteps, self._total),
+            unit="step",
+            desc=self._label,
+            disable=not self._progress,
+            leave=False,
+        )
+
+    def _on_step(self) -> bool:
+        for row in np.flatnonzero(self.locals["dones"]):
+            self._sessions.append(self.locals["infos"][row]["session"])
+        if self.num_timesteps >= self._next and len(self._sessions) >= _FEWEST_SESSIONS:
+            self._next = self.num_timesteps + self._every
+            self._add_point()
+        self._bar.update(min(self.num_timesteps, self._total) - self._bar.n)
+        return not self.stop_requested
+
+    def _on_training_end(self) -> None:
+        self._add_point()
+        self._bar.close()
+
+    def _add_point(self) -> None:
+        if not self._sessions:
+            return
+        columns = {name: np.asarray([session[name] for session in self._sessions]) for name in _CURVE_INPUTS}
+        lengths = columns["len"]
+        steps = lengths.sum()
+        gap = float(2.0 * (columns["popular_share"] * lengths).sum() / steps - 1.0)
+        self.curve.append(
+            {
+                "steps": self.num_timesteps,
+                "sessions": len(lengths),
+                "len": float(lengths.mean()),
+                "r_each": float(columns["r_cum"].sum() / steps),
+                "r_cum": float(columns["r_cum"].mean()),
+                "ad": abs(gap),
+                "signed_gap": gap,
+                "violation_rate": float((columns["violation_rate"] * lengths).sum() / steps),
+            }
+        )
+        self._sessions.clear()
+
+
+_CURVE_INPUTS = ("len", "r_cum", "popular_share", "violation_rate")
+
+
+@contextmanager
+def stops_cleanly(monitor: TrainingMonitor) -> Iterator[None]:
+    """Makes the first Ctrl-C end training after the current step; the second interrupts at once.
+
+    Outside the main thread, where signals cannot be caught, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        monitor.stop_requested = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` in Stable-Baselines3's own format."""
+    model.save(folder / MODEL)
+
+
+def save_checkpoint(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` and, for off-policy methods, the replay buffer as plain arrays."""
+    save_model(model, folder)
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        arrays = {name: getattr(buffer, name)[:filled] for name in _BUFFER_ARRAYS}
+        np.savez(folder / REPLAY, position=buffer.pos, full=buffer.full, **arrays)
+
+
+def restore_parameters(model: Any, path: Path) -> None:
+    """Gives a freshly built model the parameters in a ``model.zip``.
+
+    Only tensors are read (``torch.load(weights_only=True)``); the pickled settings in the file are not, so a file
+    from a stranger cannot run code. Settings come from the run's ``config.json``.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, or of another method or size.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing")
+    try:
+        _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
+        model.set_parameters(parameters, exact_match=True, device="cpu")
+    except Exception as error:
+        # SB3, torch and zipfile raise a dozen different types here.
+        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+    for name, value in (variables or {}).items():
+        if value is not None:
+            recursive_setattr(model, f"{name}.data", value.data)
+
+
+def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
+    """Brings a freshly built model to the state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        ArtifactError: If a file is missing or damaged.
+    """
+    restore_parameters(model, folder / MODEL)
+    model.num_timesteps = steps_done
+    buffer = getattr(model, "replay_buffer", None)
+    if not isinstance(model, OffPolicyAlgorithm) or buffer is None:
+        return
+    try:
+        with np.load(folder / REPLAY, allow_pickle=False) as arrays:
+            filled = len(arrays["rewards"])
+            for name in _BUFFER_ARRAYS:
+                getattr(buffer, name)[:filled] = arrays[name]
+            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{folder / REPLAY} is missing or damaged: {error}") from error

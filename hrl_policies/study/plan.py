@@ -1,0 +1,149 @@
+"""Many runs: every cell of a study once, each in a folder of its own, going on where an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hrl_policies.study.config import STUDY_SEEDS, RunConfig, plan_run
+from hrl_policies.study.runner import RunResult, partial_folder, resume, train
+from hrl_policies.study.store import StoredRun, load_run
+from hrl_policies.study.tables import RunRecord
+from hrl_policies.worlds import DEFAULT_USERS, WorldPair
+from hrl_policies.zoo import method
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import ArtifactError
+
+
+def study_cells(
+    methods: Sequence[str],
+    world: str,
+    *,
+    seeds: Sequence[int] = STUDY_SEEDS,
+    max_lens: Sequence[int] = (30, 50),
+    session: SessionConfig | None = None,
+    total_steps: Mapping[str, int] | None = None,
+    users: int = DEFAULT_USERS,
+    episodes_per_user: int = 1,
+) -> list[RunConfig]:
+    """Returns every combination of method, horizon and seed; controls, which do not train, with the first seed only.
+
+    Args:
+        methods: Names in the zoo.
+        world: Environment id or name of a :class:`~hrl_policies.worlds.WorldPair`.
+        seeds: Training seeds.
+        max_lens: Horizons.
+        session: What else sessions are like.
+        total_steps: Training steps by method, instead of the zoo's.
+        users: Held-out users to judge on.
+        episodes_per_user: Sessions of each.
+
+    Raises:
+        ValueError: If a method is unknown or a number is not valid.
+    """
+    base = SessionConfig() if session is None else session
+    return [
+        plan_run(
+            name,
+            world,
+            seed=seed,
+            session=replace(base, max_len=max_len),
+            total_steps=(total_steps or {}).get(name) if method(name).learns else None,
+            users=users,
+            episodes_per_user=episodes_per_user,
+        )
+        for max_len in max_lens
+        for name in methods
+        for seed in (seeds if method(name).learns else seeds[:1])
+    ]
+
+
+def run_study(
+    cells: Sequence[RunConfig],
+    store: str | Path,
+    worlds: Mapping[str, WorldPair] | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    progress: bool = False,
+) -> list[RunRecord]:
+    """Runs the cells that the store does not hold yet, and returns the records of all.
+
+    A cell that was interrupted is resumed; a folder of the right name with another configuration is an error, never
+    overwritten. Ctrl-C keeps what is finished. Two processes may share a store if their cells differ (by seed, say).
+
+    Args:
+        cells: What to run; see :func:`study_cells`.
+        store: Folder of run folders.
+        worlds: Worlds by name; ids that are missing here are made.
+        data_dir: Folder with the official files for those.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ArtifactError: If a folder holds a run with another configuration.
+        KeyboardInterrupt: If interrupted; run the same study again to go on.
+    """
+    records = []
+    for cell in cells:
+        folder = Path(store) / cell_folder(cell)
+        pair = None if worlds is None else worlds.get(cell.world)
+        if folder.exists():
+            stored = load_run(folder)
+            _check_same_config(stored, cell)
+            records.append(RunRecord.of_run(stored))
+            continue
+        result = _run(cell, folder, pair, data_dir, progress)
+        if result.evaluation is None:
+            raise KeyboardInterrupt
+        records.append(RunRecord.of_evaluation(cell, result.evaluation))
+    return records
+
+
+def stored_records(store: str | Path) -> list[RunRecord]:
+    """Returns the records of all finished runs in a store.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    folders = sorted(
+        path.parent for path in root.rglob("result.json") if not path.parent.name.startswith(".")
+    )
+    return [RunRecord.of_run(load_run(folder)) for folder in folders]
+
+
+def cell_folder(cell: RunConfig) -> Path:
+    """Returns the name of a run's folder inside a store."""
+    world = re.sub(r"[^A-Za-z0-9.]+", "-", cell.world).strip("-")
+    session = cell.session
+    return Path(world) / f"{cell.method}-len{session.max_len}-k{session.items_per_slate}-seed{cell.seed}"
+
+
+def _run(
+    cell: RunConfig, folder: Path, pair: WorldPair | None, data_dir: str | Path | None, progress: bool
+) -> RunResult:
+    partial = partial_folder(folder)
+    if not partial.exists():
+        return train(cell, pair, output=folder, data_dir=data_dir, progress=progress)
+    _check_same_config(load_run(partial), cell)
+    return resume(partial, pair, data_dir=data_dir, progress=progress)
+
+
+def _check_same_config(stored: StoredRun, cell: RunConfig) -> None:
+    before, now = _plain(stored.config.as_dict()), _plain(cell.as_dict())
+    different = sorted(name for name in now if before.get(name) != now[name])
+    if different:
+        raise ArtifactError(
+            f"{stored.folder} holds a run with another configuration ({', '.join(different)} differ); "
+            "use another store, or remove it"
+        )
+
+
+def _plain(content: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(content))

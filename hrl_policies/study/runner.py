@@ -1,0 +1,360 @@
+"""Trains a method in one world, judges it in the other, and keeps what is needed to check the result."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrl_policies.study.config import RunConfig
+from hrl_policies.study.store import (
+    MODEL,
+    PARTIAL,
+    CurveRow,
+    StoredRun,
+    load_run,
+    need_free,
+    write_partial,
+    write_run,
+)
+from hrl_policies.worlds import WorldPair, evaluation_users, load_worlds
+from hrl_policies.zoo import BuildContext, method
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.sb3 import KuaiFairVecEnv
+
+_EVALUATION_BATCH = 256
+_SEED_STRIDE = 1_000_003
+_SEED_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        config: What was run.
+        evaluation: How the policy did in the test world; None if the run was interrupted.
+        curve: The learning curve, empty for controls.
+        policy: The trained model or the control.
+        steps_done: Training steps taken.
+        folder: Where it was written, or None.
+        training_seconds: Wall time of training (of the last part, if resumed).
+        evaluation_seconds: Wall time of the evaluation.
+    """
+
+    config: RunConfig
+    evaluation: EvaluationResult | None
+    curve: list[CurveRow]
+    policy: Any
+    steps_done: int
+    folder: Path | None
+    training_seconds: float
+    evaluation_seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was finished and judged."""
+        return self.evaluation is not None
+
+
+def single_threaded() -> None:
+    """Gives torch one thread: more cost time with nets of this size, and ruin it when cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def train(
+    config: RunConfig,
+    worlds: WorldPair | None = None,
+    *,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = False,
+) -> RunResult:
+    """Trains a method (controls have nothing to train), judges it on held-out users and writes the run folder.
+
+    The same configuration, versions and platform give the same bytes, timings aside. Ctrl-C ends training cleanly:
+    the folder ``OUTPUT.partial`` then holds the model, and :func:`resume` goes on.
+
+    Args:
+        config: What to run; see :func:`hrl_policies.study.config.plan_run`.
+        worlds: The worlds; None makes those of the environment id ``config.world``.
+        output: Run folder to write; None writes nothing.
+        data_dir: Folder with the official files, if ``worlds`` is None.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ArtifactError: If the folder exists already.
+        DataError: If the worlds cannot be made.
+        ValueError: If a setting is not valid.
+    """
+    target = None if output is None else Path(output)
+    if target is not None:
+        need_free(target)
+        need_free(partial_folder(target))
+    pair = worlds_of(config, worlds, data_dir)
+    policy = build_policy(config, pair)
+    return _finish(config, pair, policy, [], 0, target, progress)
+
+
+def resume(
+    folder: str | Path,
+    worlds: WorldPair | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    progress: bool = False,
+) -> RunResult:
+    """Goes on with an interrupted run.
+
+    Model, optimisers and replay buffer are as they were; running sessions and random streams are new, so a resumed
+    run is a valid run but not, byte for byte, the one that would have been. ``result.json`` says that it was resumed.
+
+    Args:
+        folder: The ``.partial`` folder.
+        worlds: See :func:`train`.
+        data_dir: See :func:`train`.
+        progress: See :func:`train`.
+
+    Raises:
+        ArtifactError: If the folder is not an interrupted run, or the data has changed.
+    """
+    from hrl_policies.study.learning import restore_checkpoint
+
+    path = Path(folder)
+    stored = load_run(path)
+    if stored.complete or not path.name.endswith(PARTIAL):
+        raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
+    target = path.with_name(path.name.removesuffix(PARTIAL))
+    need_free(target)
+    pair = worlds_of(stored.config, worlds, data_dir)
+    _check_same_data(stored, pair)
+    policy = build_policy(stored.config, pair, seed_shift=stored.steps_done)
+    restore_checkpoint(policy, path, stored.steps_done)
+    result = _finish(stored.config, pair, policy, stored.curve, stored.steps_done, target, progress)
+    if result.complete:
+        shutil.rmtree(path)
+    return result
+
+
+def judge(
+    config: RunConfig,
+    policy: Any,
+    worlds: WorldPair,
+    *,
+    users: int | None = None,
+    episodes_per_user: int | None = None,
+    seed: int | None = None,
+    ranking: bool = False,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Judges a policy in the test world as a run's configuration says, or on other users and other luck.
+
+    Args:
+        config: The run.
+        policy: Anything with ``predict``.
+        worlds: The run's worlds.
+        users: Instead of the configuration's number.
+        episodes_per_user: Instead of the configuration's number.
+        seed: Instead of the configuration's ``evaluation_seed``.
+        ranking: Whether to measure R-NDCG@K too.
+        progress: Whether to show a progress bar.
+    """
+    chosen = evaluation_users(worlds.test, config.users if users is None else users)
+    episodes = config.episodes_per_user if episodes_per_user is None else episodes_per_user
+    batch_size = min(_EVALUATION_BATCH, len(chosen) * episodes)
+    return evaluate(
+        policy,
+        KuaiFairVecEnv(worlds.test, config.session, batch_size, seed=0),
+        users=chosen,
+        episodes_per_user=episodes,
+        seed=config.evaluation_seed if seed is None else seed,
+        ranking=ranking,
+        progress=progress,
+    )
+
+
+def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
+    """Returns the trained model or control of a finished run.
+
+    Raises:
+        ArtifactError: If the data has changed, or the model file is damaged.
+    """
+    _check_same_data(run, worlds)
+    policy = build_policy(run.config, worlds)
+    if method(run.config.method).learns:
+        from hrl_policies.study.learning import restore_parameters
+
+        restore_parameters(policy, run.folder / MODEL)
+    return policy
+
+
+def build_policy(config: RunConfig, worlds: WorldPair, seed_shift: int = 0) -> Any:
+    """Builds the untrained model, or the control, of a run.
+
+    Args:
+        config: The run.
+        worlds: Its worlds.
+        seed_shift: Added to the seed of sessions and of the algorithm when a run is resumed.
+
+    Raises:
+        ValueError: If a hyperparameter is not valid.
+    """
+    spec = method(config.method)
+    seed = (config.seed + seed_shift) % _SEED_LIMIT
+    env = KuaiFairVecEnv(worlds.train, config.session, config.n_envs, seed=0) if spec.learns else None
+    policy = spec.build(
+        BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
+    )
+    if env is not None:
+        # Stable-Baselines3 has seeded the sessions with the algorithm's seed. Row i of seed s plays stream s + i, so
+        # neighbouring training seeds would meet the same users with the same luck; distant ones do not.
+        env.seed((seed * _SEED_STRIDE) % _SEED_LIMIT)
+    return policy
+
+
+def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path | None = None) -> WorldPair:
+    """Returns the worlds of a run: those given, if they bear its name, or those of its environment id.
+
+    Raises:
+        ValueError: If the names differ.
+    """
+    if worlds is None:
+        # The keys were those of WorldSettings when the run was planned; make_world checks them again.
+        return load_worlds(config.world, dict(config.world_settings), data_dir)  # type: ignore[arg-type]
+    if worlds.name != config.world:
+        raise ValueError(f"the run wants the worlds {config.world!r}, but was given {worlds.name!r}")
+    return worlds
+
+
+def partial_folder(target: Path) -> Path:
+    """Returns the name of the folder of an interrupted run."""
+    return target.with_name(target.name + PARTIAL)
+
+
+def result_content(
+    config: RunConfig, evaluation: EvaluationResult, steps_done: int, resumed_at: int
+) -> dict[str, Any]:
+    """Returns what ``result.json`` holds."""
+    return {
+        "method": config.method,
+        "world": config.world,
+        "origin": evaluation.world["data"]["origin"],
+        "seed": config.seed,
+        "steps_done": steps_done,
+        "resumed_at": resumed_at,
+        "users": len(set(evaluation.sessions.user_ids.tolist())),
+        "summary": {name: float(value) for name, value in evaluation.summary().items()},
+    }
+
+
+def _finish(
+    config: RunConfig,
+    worlds: WorldPair,
+    policy: Any,
+    curve: list[CurveRow],
+    steps_done: int,
+    target: Path | None,
+    progress: bool,
+) -> RunResult:
+    """Trains what is left to train, evaluates and writes."""
+    start, resumed_at = time.perf_counter(), steps_done
+    learns = method(config.method).learns
+    if learns:
+        curve, steps_done, interrupted = _learn(config, policy, curve, steps_done, progress)
+    training = time.perf_counter() - start
+    start = time.perf_counter()
+    evaluation = None
+    try:
+        if not learns or not interrupted:
+            evaluation = judge(config, policy, worlds, progress=progress)
+    except KeyboardInterrupt:
+        if not learns:
+            raise
+    seconds = time.perf_counter() - start
+    if target is not None:
+        if evaluation is None:
+            target = partial_folder(target)
+            _write_partial(target, config, worlds, curve, steps_done, policy)
+        else:
+            timing = {"training_seconds": training, "evaluation_seconds": seconds}
+            content = result_content(config, evaluation, steps_done, resumed_at)
+            _write(target, config, worlds, curve, policy if learns else None, content, evaluation, timing)
+    return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
+
+
+def _learn(
+    config: RunConfig, model: Any, curve: list[CurveRow], steps_done: int, progress: bool
+) -> tuple[list[CurveRow], int, bool]:
+    """Trains; returns curve, steps taken, and whether it was interrupted."""
+    from hrl_policies.study.learning import TrainingMonitor, stops_cleanly
+
+    left = config.total_steps - steps_done
+    if left <= 0:
+        return curve, steps_done, False
+    monitor = TrainingMonitor(config.total_steps, curve, progress, f"{config.method}, seed {config.seed}")
+    with stops_cleanly(monitor):
+        model.learn(left, callback=monitor, log_interval=None, reset_num_timesteps=steps_done == 0)
+    return monitor.curve, int(model.num_timesteps), monitor.stop_requested
+
+
+def _write(
+    target: Path,
+    config: RunConfig,
+    worlds: WorldPair,
+    curve: list[CurveRow],
+    model: Any,
+    content: Mapping[str, Any],
+    evaluation: EvaluationResult,
+    timing: Mapping[str, Any],
+) -> None:
+    def save(folder: Path) -> None:
+        from hrl_policies.study.learning import save_model
+
+        save_model(model, folder)
+
+    write_run(
+        target,
+        config=config,
+        provenance=worlds.describe(),
+        curve=curve,
+        result=content,
+        sessions=evaluation.sessions.columns(),
+        timing=timing,
+        save_model=None if model is None else save,
+    )
+
+
+def _write_partial(
+    target: Path, config: RunConfig, worlds: WorldPair, curve: list[CurveRow], steps_done: int, model: Any
+) -> None:
+    from hrl_policies.study.learning import save_checkpoint
+
+    write_partial(
+        target,
+        config=config,
+        provenance=worlds.describe(),
+        curve=curve,
+        steps_done=steps_done,
+        save_model=lambda folder: save_checkpoint(model, folder),
+    )
+
+
+def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
+    """Checks that the worlds are over the data of the run."""
+    for split, world in (("train", worlds.train), ("test", worlds.test)):
+        stored = run.provenance[split]
+        now = world.describe()
+        for what, before, after in (
+            ("data", stored["data"]["hash"], now["data"]["hash"]),
+            ("number of candidates", stored["candidates"], now["candidates"]),
+        ):
+            if before != after:
+                raise ArtifactError(
+                    f"{run.folder} was made in another {split} world: its {what} was {before}, here it is {after} "
+                    f"({now['data']['name']}, {now['data']['origin']})"
+                )

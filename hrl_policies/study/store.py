@@ -1,0 +1,290 @@
+"""Run folders: written whole or not at all, read back without executing anything that is stored in them.
+
+A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
+``timing.json`` and, for methods that learn, ``learning_curve.csv`` and ``model.zip``. An interrupted run is called
+``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``) instead of results.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hrl_policies.study.config import RunConfig
+from kuaifair_env.errors import ArtifactError
+
+FORMAT = 1
+MODEL = "model.zip"
+PARTIAL = ".partial"
+
+_CURVE = "learning_curve.csv"
+_PACKAGES = (
+    "kuaifair",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "gymnasium",
+    "torch",
+    "stable-baselines3",
+    "sb3-contrib",
+)
+
+CurveRow = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as it lies on disk.
+
+    Attributes:
+        folder: Where.
+        config: What was run.
+        provenance: Both worlds' descriptions.
+        versions: Of Python, packages and platform.
+        result: ``result.json``; empty for an interrupted run.
+        curve: Rows of the learning curve so far.
+        steps_done: Training steps taken.
+        timing: Seconds and machine; empty for an interrupted run.
+    """
+
+    folder: Path
+    config: RunConfig
+    provenance: dict[str, Any]
+    versions: dict[str, Any]
+    result: dict[str, Any]
+    curve: list[CurveRow]
+    steps_done: int
+    timing: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was finished and judged."""
+        return bool(self.result)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The headline figures by name.
+
+        Raises:
+            ArtifactError: If the run was interrupted.
+        """
+        if not self.complete:
+            raise ArtifactError(f"{self.folder} was interrupted and has no result; resume it first")
+        figures: dict[str, float] = self.result["summary"]
+        return figures
+
+    def sessions(self) -> list[dict[str, float]]:
+        """Returns the per-session records of the evaluation, one dict each."""
+        return read_table(self.folder / "sessions.csv")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty temporary folder beside ``path`` that takes its name if all goes well.
+
+    After an error, or a kill at any moment, there is no folder called ``path``.
+
+    Raises:
+        ArtifactError: If ``path`` exists already.
+    """
+    need_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        need_free(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def need_free(path: Path) -> None:
+    """Checks that there is nothing at ``path``.
+
+    Raises:
+        ArtifactError: If there is.
+    """
+    if path.exists():
+        raise ArtifactError(f"{path} exists already; choose another output folder, or remove it")
+
+
+def write_run(
+    folder: Path,
+    *,
+    config: RunConfig,
+    provenance: Mapping[str, Any],
+    curve: Sequence[CurveRow],
+    result: Mapping[str, Any],
+    sessions: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    save_model: Callable[[Path], None] | None,
+) -> None:
+    """Writes a finished run; see the module for what it holds.
+
+    Raises:
+        ArtifactError: If the folder exists already.
+    """
+    with new_folder(folder) as temporary:
+        _write_common(temporary, config, provenance, curve, save_model)
+        write_json(temporary / "result.json", {"format": FORMAT, **result})
+        write_json(temporary / "timing.json", {**timing, "machine": machine()})
+        rows = [dict(zip(sessions, values, strict=True)) for values in zip(*_lists(sessions), strict=True)]
+        write_table(temporary / "sessions.csv", rows)
+
+
+def write_partial(
+    folder: Path,
+    *,
+    config: RunConfig,
+    provenance: Mapping[str, Any],
+    curve: Sequence[CurveRow],
+    steps_done: int,
+    save_model: Callable[[Path], None],
+) -> None:
+    """Writes an interrupted run in place of an earlier state of the same run."""
+    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        _write_common(temporary, config, provenance, curve, save_model)
+        write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_run(folder: str | Path) -> StoredRun:
+    """Reads a run folder, finished or interrupted. The model stays on disk; see ``runner.load_policy``.
+
+    Raises:
+        ArtifactError: If the folder does not hold a run, or one of another format.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ArtifactError(f"there is no run folder {path}")
+    result = read_json(path / "result.json") if (path / "result.json").exists() else {}
+    progress = read_json(path / "progress.json") if (path / "progress.json").exists() else {}
+    if not result and not progress:
+        raise ArtifactError(f"{path} is not a run folder: it holds neither result.json nor progress.json")
+    found = (result or progress).get("format")
+    if found != FORMAT:
+        raise ArtifactError(f"{path} has run format {found}; this version reads format {FORMAT}")
+    config = RunConfig.from_dict(read_json(path / "config.json"))
+    return StoredRun(
+        folder=path,
+        config=config,
+        provenance=read_json(path / "provenance.json"),
+        versions=read_json(path / "versions.json"),
+        result=result,
+        curve=read_table(path / _CURVE) if (path / _CURVE).exists() else [],
+        steps_done=int(result.get("steps_done", 0) if result else progress["steps_done"]),
+        timing=read_json(path / "timing.json") if result else {},
+    )
+
+
+def versions() -> dict[str, Any]:
+    """Returns the versions that a result depends on, JSON-able."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def machine() -> str:
+    """Returns one line on the machine, for timings."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
+    python = f"Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {platform.machine()}{size}, {platform.system()}, {python}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON with sorted keys, so that equal content gives equal bytes."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is damaged: it does not hold an object")
+    return content
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV; numbers keep all their digits."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, float]]:
+    """Reads a CSV of numbers (booleans count as 0 and 1).
+
+    Raises:
+        ArtifactError: If the file is missing or holds something else.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(stream)]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+
+
+def _write_common(
+    folder: Path,
+    config: RunConfig,
+    provenance: Mapping[str, Any],
+    curve: Sequence[CurveRow],
+    save_model: Callable[[Path], None] | None,
+) -> None:
+    write_json(folder / "config.json", config.as_dict())
+    write_json(folder / "versions.json", versions())
+    write_json(folder / "provenance.json", provenance)
+    if save_model is not None:
+        save_model(folder)
+        write_table(folder / _CURVE, curve)
+
+
+def _lists(columns: Mapping[str, Any]) -> list[list[Any]]:
+    return [column.tolist() for column in columns.values()]
+
+
+def _number(text: str) -> float:
+    return {"True": 1.0, "False": 0.0}[text] if text in ("True", "False") else float(text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

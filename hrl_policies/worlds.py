@@ -1,0 +1,97 @@
+"""The two worlds of a study: agents learn in one and are judged in the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_policies.baselines.scoring import ClickScorer
+from kuaifair_env import random_streams
+from kuaifair_env.errors import DataError
+from kuaifair_env.registration import make_world
+from kuaifair_env.worlds import World
+
+if TYPE_CHECKING:
+    from kuaifair_env.registration import WorldSettings
+
+DEFAULT_USERS = 1_000
+
+
+@dataclass(frozen=True)
+class WorldPair:
+    """A training world and a test world over the same data set.
+
+    Attributes:
+        name: Environment id, or how a study calls worlds of its own.
+        train: Where agents learn.
+        test: Where they are judged.
+    """
+
+    name: str
+    train: World
+    test: World
+
+    def __post_init__(self) -> None:
+        if self.train.split != "train" or self.test.split != "test":
+            raise DataError(
+                f"need a training and a test world, got '{self.train.split}' and '{self.test.split}'"
+            )
+        if not np.array_equal(self.train.item_ids, self.test.item_ids):
+            raise DataError("both worlds must recommend the same candidates in the same order")
+        if np.intersect1d(self.train.users, self.test.users).size:
+            raise DataError("users of the test world must not have sessions in the training world")
+
+    @cached_property
+    def scorer(self) -> ClickScorer:
+        """The click model of the greedy controls, from the training log alone; fitted on first use."""
+        return ClickScorer.fit(self.train)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns name and both worlds' descriptions, JSON-able."""
+        return {"name": self.name, "train": self.train.describe(), "test": self.test.describe()}
+
+
+def load_worlds(
+    env_id: str, settings: WorldSettings | None = None, data_dir: str | Path | None = None
+) -> WorldPair:
+    """Makes both worlds of a registered id.
+
+    Args:
+        env_id: A registered id.
+        settings: What :func:`kuaifair_env.make_world` takes, except ``split`` and ``data_dir``.
+        data_dir: Folder with the official files.
+
+    Raises:
+        DataError: If real files are demanded and missing, or broken.
+        ValueError: If the id or a setting is unknown.
+    """
+    chosen: WorldSettings = {} if settings is None else settings
+    if data_dir is not None:
+        chosen = {**chosen, "data_dir": data_dir}
+    train: WorldSettings = {**chosen, "split": "train"}
+    test: WorldSettings = {**chosen, "split": "test"}
+    return WorldPair(env_id, make_world(env_id, **train), make_world(env_id, **test))
+
+
+def evaluation_users(world: World, count: int = DEFAULT_USERS) -> NDArray[np.int64]:
+    """Returns the raw ids of a fixed list of users to judge policies on: all, or ``count`` chosen by a hash of the id.
+
+    Args:
+        world: Usually the test world.
+        count: How many at most.
+
+    Raises:
+        ValueError: If ``count`` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"need at least 1 user to evaluate on, got {count}")
+    ids = world.user_ids
+    if len(ids) <= count:
+        return ids
+    hashes = random_streams.mix(ids.astype(np.uint64), np.full(1, 2, np.uint64))
+    return np.sort(ids[np.argsort(hashes, kind="stable")[:count]])

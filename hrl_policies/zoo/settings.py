@@ -1,0 +1,94 @@
+"""Hyperparameters by method, from the YAML files beside this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+
+_FOLDER = "hyperparameters"
+_KEYS = {"policy", "n_envs", "total_steps", "hyperparameters"}
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """How a method is trained unless told otherwise.
+
+    Attributes:
+        policy: Name of the policy class.
+        n_envs: Concurrent training sessions.
+        total_steps: Training steps, counted over all sessions (one slate shown is one step).
+        hyperparameters: Arguments of the algorithm.
+    """
+
+    policy: str = "MlpPolicy"
+    n_envs: int = 64
+    total_steps: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_settings(method: str) -> MethodSettings:
+    """Returns the shipped settings of a method.
+
+    Raises:
+        ValueError: If there is no file for the method, or it holds unknown keys.
+    """
+    path = resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
+    if not path.is_file():
+        raise ValueError(f"there are no hyperparameters for method {method!r}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    unknown = set(content) - _KEYS
+    if unknown:
+        raise ValueError(f"{method}.yml holds unknown keys {sorted(unknown)}; it may hold {sorted(_KEYS)}")
+    return MethodSettings(**content)
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Turns ``name=value`` texts into hyperparameters; values are YAML, dots go into nested settings.
+
+    Raises:
+        ValueError: If a text is not of that form.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"a hyperparameter is given as name=value, got {text!r}")
+        try:
+            overrides[name.strip()] = _value(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value of {name.strip()!r} is not valid YAML: {value!r}") from error
+    return overrides
+
+
+def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with some replaced; ``policy_kwargs.log_std_init`` reaches into ``policy_kwargs``.
+
+    Raises:
+        ValueError: If a name reaches into something that is not a group of settings.
+    """
+    result = dict(settings)
+    for name, value in overrides.items():
+        first, dot, rest = name.partition(".")
+        if not dot:
+            result[first] = value
+            continue
+        inner = result.get(first, {})
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"{name!r} cannot be set: {first!r} is {inner!r}, not a group of settings")
+        result[first] = overridden(inner, {rest: value})
+    return result
+
+
+def _value(text: str) -> Any:
+    """Parses YAML; ``1e-3``, which YAML 1.1 takes for text, is a number."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
