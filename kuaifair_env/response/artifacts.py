@@ -72,25 +72,22 @@ def load_artifact(path: str | Path, kind: str | None = None) -> tuple[str, Tenso
     Raises:
         ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
     source = Path(path)
-    if not source.is_file():
-        raise ArtifactError(f"{source} is not a file; a response model is one .safetensors file")
-    try:
-        with safe_open(source, framework="numpy") as stream:
-            header = _header(source, stream.metadata())
-            names = list(stream.keys())
-            tensors = {name: stream.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ArtifactError(
-            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else"
-        ) from error
+    header, tensors = _opened(source, read=True)
     if kind is not None and header["kind"] != kind:
         raise ArtifactError(f"{source} holds a response model of kind '{header['kind']}', not '{kind}'")
     if header["sha256"] != _digest(tensors):
         raise ArtifactError(f"{source} was altered after it was saved: its checksum does not fit its content")
     return header["kind"], tensors, header["settings"]
+
+
+def artifact_kind(path: str | Path) -> str:
+    """Returns the kind of a saved response model, reading the header alone.
+
+    Raises:
+        ArtifactError: If the file is missing, no safetensors file, foreign or of another version.
+    """
+    return str(_opened(Path(path))[0]["kind"])
 
 
 def take_tensors(
@@ -132,6 +129,22 @@ def take_setting(source: str | Path, settings: Mapping[str, Any], name: str) -> 
     if name not in settings:
         raise ArtifactError(f"{source} lacks the setting '{name}'")
     return settings[name]
+
+
+def _opened(source: Path, read: bool = False) -> tuple[dict[str, Any], Tensors]:
+    from safetensors import SafetensorError, safe_open
+
+    if not source.is_file():
+        raise ArtifactError(f"{source} is not a file; a response model is one .safetensors file")
+    try:
+        with safe_open(source, framework="numpy") as stream:
+            header = _header(source, stream.metadata())
+            names = list(stream.keys()) if read else []
+            return header, {name: stream.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else"
+        ) from error
 
 
 def _header(source: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:

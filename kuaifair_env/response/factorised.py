@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.artifacts import load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.artifacts import Tensors, load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid_of_negated
 
@@ -137,6 +137,11 @@ class FactorisedResponse(BernoulliFeedback):
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
         return sigmoid_of_negated(self._users[users] @ self._items[:n_items].T, self._bounded)
 
+    def logits_catalogue(self, users: IntArray, n_items: int) -> FloatArray:
+        """Returns the logits of :meth:`expected_catalogue`, ``float32 (B, n_items)``."""
+        negated: FloatArray = self._users[users] @ self._items[:n_items].T
+        return np.negative(negated, out=negated)
+
     def rearranged(self, items: IntArray) -> FactorisedResponse:
         """Returns the same model for the catalogue ``old_items[items]``; see ``InteractionData.arranged``."""
         return self._with_tables(self._users, np.ascontiguousarray(self._items[items]))
@@ -153,7 +158,8 @@ class FactorisedResponse(BernoulliFeedback):
             raise ValueError(f"the strength of taste must be a finite number of at least 0, got {strength}")
         users = self._users.copy()
         users[:, :-2] *= np.float32(strength)
-        return self._with_tables(users, self._items, {"taste_strength": float(strength)})
+        already = float(self._report.get("taste_strength", 1.0))
+        return self._with_tables(users, self._items, {"taste_strength": already * float(strength)})
 
     def parts_spread(self, users: IntArray | None = None, items: IntArray | None = None) -> dict[str, float]:
         """Returns the standard deviations of the logit's parts over a block of users and items.
@@ -173,8 +179,9 @@ class FactorisedResponse(BernoulliFeedback):
         p, q = u[:, :-2], i[:, :-2]
         user = u[:, -2] + p @ q.mean(axis=0)
         item = i[:, -1] - q @ p.mean(axis=0)
-        covariances = [np.cov(table, rowvar=False, bias=True).reshape(table.shape[1], -1) for table in (p, q)]
-        personal = float(np.sum(covariances[0] * covariances[1])) if p.shape[1] else 0.0
+        p, q = p - p.mean(axis=0), q - q.mean(axis=0)
+        # The variance of <p_u, q_i> over a block of centred factors is the trace of Cov(p) Cov(q).
+        personal = float(np.sum((p.T @ p) * (q.T @ q))) / (len(p) * len(q))
         total = float(user.var() + item.var() + personal)
         return {
             "user": float(user.std()),
@@ -194,8 +201,7 @@ class FactorisedResponse(BernoulliFeedback):
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one safetensors file, atomically."""
-        tensors = {"users": self._users, "items": self._items}
-        save_artifact(path, _KIND, tensors, {"offset": self._offset, "report": self._report})
+        save_artifact(path, _KIND, *self.parts())
 
     @classmethod
     def load(cls, path: str | Path) -> FactorisedResponse:
@@ -205,11 +211,31 @@ class FactorisedResponse(BernoulliFeedback):
             ArtifactError: If the file is corrupt, foreign, of another version or another kind.
         """
         _, tensors, settings = load_artifact(path, _KIND)
-        users = take_tensors(path, tensors, {"users": (None, None)})["users"]
-        items = take_tensors(path, tensors, {"items": (None, users.shape[1])})["items"]
+        return cls.from_parts(path, tensors, settings)
+
+    def parts(self) -> tuple[Tensors, dict[str, Any]]:
+        """Returns the tensors and settings that the model consists of, for saving it inside another one."""
+        return {"users": self._users, "items": self._items}, {"offset": self._offset, "report": self._report}
+
+    @classmethod
+    def from_parts(
+        cls, source: str | Path, tensors: Tensors, settings: Mapping[str, Any]
+    ) -> FactorisedResponse:
+        """Puts together what :meth:`parts` took apart.
+
+        Args:
+            source: The file that they come from, for messages.
+            tensors: Arrays by name.
+            settings: Offset and report.
+
+        Raises:
+            ArtifactError: If something is missing, does not fit, or is not finite.
+        """
+        users = take_tensors(source, tensors, {"users": (None, None)})["users"]
+        items = take_tensors(source, tensors, {"items": (None, users.shape[1])})["items"]
         model = object.__new__(cls)
-        model._offset = float(take_setting(path, settings, "offset"))
-        model._report = dict(take_setting(path, settings, "report"))
+        model._offset = float(take_setting(source, settings, "offset"))
+        model._report = dict(take_setting(source, settings, "report"))
         model._users, model._items = users, items
         model._finish()
         return model

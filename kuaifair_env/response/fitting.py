@@ -1,0 +1,163 @@
+"""The response models of a data set's two worlds, each fitted on its own log, and reading any of them back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from kuaifair_env.data.schema import InteractionData, InteractionLog
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.response.artifacts import artifact_kind
+from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.fit import FactorisedConfig, fit_factorised
+from kuaifair_env.response.observed import ObservedResponse, observed_block
+from kuaifair_env.response.sequential import SequentialResponse
+from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
+
+Split = Literal["train", "test"]
+ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
+FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
+
+_FIT_VERSION = 1
+_SEED = {"train": 101, "test": 202}
+_FULL = 0.95
+
+
+@dataclass(frozen=True)
+class ResponseConfig:
+    """Settings of :func:`fit_response`.
+
+    Attributes:
+        factorised: For factor models.
+        sequential: For history-dependent models.
+        context_share: Share of each user's rows, the earliest, that describe users and items when the training log is
+            fitted; the model is fitted on the later ones.
+    """
+
+    factorised: FactorisedConfig = field(default_factory=FactorisedConfig)
+    sequential: SequentialConfig = field(default_factory=SequentialConfig)
+    context_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.context_share < 1:
+            raise ValueError(f"context_share must lie within 0..1 (1 excluded), got {self.context_share}")
+
+
+@dataclass(frozen=True)
+class WorldResponses:
+    """The response models of the two worlds of a data set."""
+
+    train: FittedResponse
+    test: FittedResponse
+
+
+def fit_response(
+    data: InteractionData,
+    split: Split,
+    kind: ResponseKind = "auto",
+    *,
+    config: ResponseConfig | None = None,
+    seed: int | None = None,
+) -> FittedResponse:
+    """Fits the response model of one world on that world's log.
+
+    The training world's model is fitted on the later part of each user's training log, with the earlier part as
+    context. The test world's model is fitted on the test log, with the training log as context: a declared use, which
+    says what users liked before, never what they do with a test row.
+
+    Args:
+        data: The data set.
+        split: ``"train"`` or ``"test"``.
+        kind: ``"auto"`` looks feedback up where the test log covers 95 % of the pairs of its users and items, and fits
+            a factor model otherwise.
+        config: Settings; None takes the defaults.
+        seed: Seed; None takes one of each split's own.
+
+    Returns:
+        The model; its ``describe()`` holds the fit report.
+
+    Raises:
+        DataError: If the log does not allow the kind that is asked for.
+        ValueError: If ``split`` or ``kind`` is unknown.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+    if kind not in get_args(ResponseKind):
+        raise ValueError(f"kind must be one of {get_args(ResponseKind)}, got {kind!r}")
+    config = config or ResponseConfig()
+    seed = _SEED[split] if seed is None else seed
+    log = data.test if split == "test" else data.train
+    if kind == "auto":
+        covered = not log.positives_only and observed_block(log, len(data.items)).coverage >= _FULL
+        kind = "observed" if split == "test" and covered else "factorised"
+    if kind == "observed":
+        return ObservedResponse.from_log(log, data)
+    context: InteractionLog | None = data.train
+    if split == "train":
+        context, log = earlier_and_later(log, len(data.users), config.context_share)
+    if kind == "factorised":
+        return fit_factorised(log, data, context_log=context, config=config.factorised, seed=seed)
+    return fit_sequential(
+        log, data, context_log=context, config=config.sequential, static=config.factorised, seed=seed
+    )
+
+
+def fit_world_responses(
+    data: InteractionData,
+    kind: ResponseKind = "auto",
+    *,
+    config: ResponseConfig | None = None,
+) -> WorldResponses:
+    """Fits both worlds' models; see :func:`fit_response`. They share neither rows that are fitted nor parameters."""
+    return WorldResponses(*(fit_response(data, split, kind, config=config) for split in get_args(Split)))
+
+
+def earlier_and_later(
+    log: InteractionLog, n_users: int, share: float
+) -> tuple[InteractionLog | None, InteractionLog]:
+    """Splits a log by each user's time.
+
+    Args:
+        log: The log.
+        n_users: Number of users.
+        share: Share of each user's rows that go to the earlier part, rounded down.
+
+    Returns:
+        The earlier part (None when it would be empty) and the later part.
+    """
+    offsets = log.offsets(n_users)
+    counts = np.diff(offsets)
+    place = np.arange(len(log)) - offsets[log.users]
+    earlier = place < np.floor(share * counts[log.users])
+    if not earlier.any():
+        return None, log
+    return log.take(earlier), log.take(~earlier)
+
+
+def load_response(path: str | Path) -> FittedResponse:
+    """Reads any saved response model, whatever its kind.
+
+    Raises:
+        ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
+    """
+    kind = artifact_kind(path)
+    kinds: dict[str, type[FittedResponse]] = {
+        "observed": ObservedResponse,
+        "factorised": FactorisedResponse,
+        "sequential": SequentialResponse,
+    }
+    if kind not in kinds:
+        raise ArtifactError(
+            f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(kinds)}"
+        )
+    return kinds[kind].load(path)
+
+
+def response_version(kind: ResponseKind = "auto") -> int:
+    """Returns a number that changes whenever a fit with default settings would give another model: for cache names."""
+    if kind not in get_args(ResponseKind):
+        raise ValueError(f"kind must be one of {get_args(ResponseKind)}, got {kind!r}")
+    return _FIT_VERSION

@@ -1,0 +1,254 @@
+"""The torch side of the history model; imported inside functions only, so that simulating never needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kuaifair_env.response.base import PADDING
+from kuaifair_env.response.networks import Training, minimise
+from kuaifair_env.response.sequences import Chunks
+from kuaifair_env.response.sequential import TransformerShape
+
+_EPSILON = 1e-5
+_MASKED = -1e9
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What keeps the history model small.
+
+    Attributes:
+        dropout: Share of token and hidden units dropped while training; never while simulating.
+        weight_decay: Of AdamW, for all matrices.
+    """
+
+    dropout: float
+    weight_decay: float
+
+
+class HistoryNetwork(nn.Module):
+    """The trainable form of what :class:`~kuaifair_env.response.sequential.SequentialResponse` evaluates in numpy."""
+
+    def __init__(
+        self,
+        shape: TransformerShape,
+        user_inputs: Tensor,
+        item_inputs: Tensor,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.shape, self.dropout = shape, dropout
+        # Not buffers: a deep copy for the moving average shares them.
+        self._inputs = (user_inputs, item_inputs)
+        d = shape.dimension
+
+        def normal(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*size, generator=generator) * max(size[0], 1) ** -0.5)
+
+        self.weights = nn.ParameterDict()
+        for name, size in shape.weight_shapes().items():
+            if name.endswith("scale"):
+                value = nn.Parameter(torch.ones(size))
+            elif len(size) == 2 and "distance" not in name:
+                value = normal(*size)
+            else:
+                value = nn.Parameter(torch.zeros(size))
+            self.weights[name.replace(".", "_")] = value
+        with torch.no_grad():
+            # The model starts as its static part: the history adds nothing until it has learned to.
+            self.weights["head_out"].mul_(0.1)
+            self.weights["head_out"][:, d] = 0.0
+        self.item_ids = nn.Parameter(0.1 * torch.randn(len(item_inputs), d, generator=generator))
+        self.item_map = normal(item_inputs.shape[1], d)
+        self.user_map = normal(user_inputs.shape[1], d)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryNetwork:
+        twin = HistoryNetwork(self.shape, *self._inputs, self.dropout, torch.Generator())
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def item_codes(self) -> Tensor:
+        """Returns ``(N, d)``, ``e_i`` from id and inputs."""
+        return self.item_ids + self._inputs[1] @ self.item_map
+
+    def user_codes(self, users: Tensor) -> Tensor:
+        """Returns ``(R, d)`` from the users' inputs."""
+        return self._inputs[0][users] @ self.user_map
+
+    def states(self, codes: Tensor, items: Tensor, clicks: Tensor) -> Tensor:
+        """Returns ``(C, H + 1, d)``: entry ``t`` is the state after ``t`` items of each chunk."""
+        w = self.weights
+        tokens = codes[items.clamp(min=0)] + w["feedback"][clicks.long()]
+        x = torch.cat([w["start"].expand(len(items), 1, -1), tokens], 1)
+        x = functional.dropout(x, self.dropout, self.training)
+        present = functional.pad(items != PADDING, (1, 0), value=True)
+        for layer in range(self.shape.layers):
+            x = self._block(x, present, layer)
+        return functional.layer_norm(x, x.shape[-1:], w["final_scale"], w["final_shift"], _EPSILON)
+
+    def _block(self, x: Tensor, present: Tensor, layer: int) -> Tensor:
+        def of(name: str) -> Tensor:
+            weight: Tensor = self.weights[f"{layer}_{name}"]
+            return weight
+
+        chunks, places, d = x.shape
+        heads = self.shape.heads
+        normed = functional.layer_norm(x, (d,), of("attention_scale"), of("attention_shift"), _EPSILON)
+        query, key, value = (
+            (normed @ of(name)).view(chunks, places, heads, d // heads).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        gap = torch.arange(places)[:, None] - torch.arange(places)[None, :]
+        distance = of("distance")[:, gap.clamp(0, self.shape.length - 1)]
+        bias = torch.where(gap >= 0, distance, torch.tensor(_MASKED))
+        bias = torch.cat([of("start_bias")[:, None, None].expand(-1, places, 1), bias[:, :, 1:]], 2)
+        mask = torch.where(present, 0.0, _MASKED)[:, None, None, :]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias + mask)
+        x = x + attended.transpose(1, 2).reshape(chunks, places, d) @ of("mix")
+        normed = functional.layer_norm(x, (d,), of("forward_scale"), of("forward_shift"), _EPSILON)
+        hidden = functional.relu(normed @ of("forward_in") + of("forward_in_bias"))
+        hidden = functional.dropout(hidden, self.dropout, self.training)
+        forward: Tensor = x + hidden @ of("forward_out") + of("forward_out_bias")
+        return forward
+
+    def forward(
+        self, items: Tensor, clicks: Tensor, chunk: Tensor, place: Tensor, user: Tensor, item: Tensor
+    ) -> Tensor:
+        """Returns what the history adds to the static logit of each row, ``(T,)``.
+
+        Args:
+            items: ``(C, H)``, items of the chunks.
+            clicks: ``(C, H)``.
+            chunk: ``(T,)``, the chunk of each row.
+            place: ``(T,)``, how many places of it the row sees.
+            user: ``(T,)``.
+            item: ``(T,)``, the item to be judged.
+        """
+        w, d = self.weights, self.shape.dimension
+        codes = self.item_codes()
+        state = self.states(codes, items, clicks)[chunk, place]
+        joined = torch.cat([state, self.user_codes(user)], 1)
+        joined = functional.dropout(joined, self.dropout, self.training)
+        hidden = functional.relu(joined @ w["head_in"] + w["head_in_bias"])
+        out = hidden @ w["head_out"] + w["head_out_bias"]
+        added: Tensor = (out[:, :d] * codes[item]).sum(1) * d**-0.5 + out[:, d]
+        return added
+
+    def exported(self) -> dict[str, Any]:
+        """Returns numpy copies of ``item_codes``, ``user_codes`` and ``weights``."""
+        with torch.no_grad():
+            names = self.shape.weight_shapes()
+            return {
+                "item_codes": self.item_codes().numpy().copy(),
+                "user_codes": (self._inputs[0] @ self.user_map).numpy().copy(),
+                "weights": {name: self.weights[name.replace(".", "_")].numpy().copy() for name in names},
+            }
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows with what the network needs to know of them; chunks index into these."""
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    clicks: NDArray[np.bool_]
+    static_logits: NDArray[np.float32]
+
+
+class ChunkBatches:
+    """Hands out the tensors of a batch of chunks."""
+
+    def __init__(self, chunks: Chunks, rows: TrainingRows) -> None:
+        self._items = torch.from_numpy(chunks.history.items).long()
+        self._clicks = torch.from_numpy(chunks.history.clicks)
+        self._offsets = chunks.offsets
+        self._places = torch.from_numpy(chunks.places)
+        order = chunks.rows
+        self._users = torch.from_numpy(rows.users[order])
+        self._targets = torch.from_numpy(rows.items[order])
+        self._labels = torch.from_numpy(rows.clicks[order]).float()
+        self._static = torch.from_numpy(rows.static_logits[order])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def loss(self, network: nn.Module, batch: Tensor, reduction: str = "mean") -> Tensor:
+        """Returns the log loss of the rows of a batch of chunks."""
+        chosen = batch.numpy()
+        counts = self._offsets[chosen + 1] - self._offsets[chosen]
+        chunk = np.repeat(np.arange(len(chosen)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = torch.from_numpy(np.repeat(self._offsets[chosen], counts) + within)
+        added = network(
+            self._items[batch],
+            self._clicks[batch],
+            torch.from_numpy(chunk),
+            self._places[rows],
+            self._users[rows],
+            self._targets[rows],
+        )
+        logits = self._static[rows] + added
+        return functional.binary_cross_entropy_with_logits(logits, self._labels[rows], reduction=reduction)
+
+    def mean_loss(self, network: nn.Module, size: int) -> float:
+        """Returns the mean log loss over all rows."""
+        batches = torch.split(torch.arange(len(self)), size)
+        return sum(float(self.loss(network, batch, "sum")) for batch in batches) / len(self._labels)
+
+
+def train_history(
+    fit: tuple[Chunks, TrainingRows],
+    stop: tuple[Chunks, TrainingRows],
+    user_inputs: NDArray[np.float32],
+    item_inputs: NDArray[np.float32],
+    shape: TransformerShape,
+    regularisation: Regularisation,
+    learning_rate: float,
+    training: Training,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains a :class:`HistoryNetwork` on top of static logits.
+
+    Returns:
+        What :meth:`HistoryNetwork.exported` returns, and a report.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        # Dropout draws from the global generator.
+        torch.manual_seed(seed)
+        network = HistoryNetwork(
+            shape,
+            torch.from_numpy(user_inputs),
+            torch.from_numpy(item_inputs),
+            regularisation.dropout,
+            generator,
+        )
+        fit_batches, stop_batches = ChunkBatches(*fit), ChunkBatches(*stop)
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": regularisation.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=learning_rate,
+        )
+        best, report = minimise(
+            network,
+            optimiser,
+            len(fit_batches),
+            fit_batches.loss,
+            lambda model: stop_batches.mean_loss(model, training.batch_size),
+            training,
+            generator,
+        )
+    assert isinstance(best, HistoryNetwork)
+    return best.exported(), report

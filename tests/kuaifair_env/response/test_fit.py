@@ -1,0 +1,231 @@
+"""Fits against worlds whose probabilities are known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.errors import DataError
+from kuaifair_env.response import (
+    FactorisedConfig,
+    FactorisedResponse,
+    NegativeSampling,
+    ObservedResponse,
+    ResponseConfig,
+    SplitConfig,
+    fit_factorised,
+    fit_response,
+    fit_world_responses,
+)
+from kuaifair_env.response.fitting import earlier_and_later
+
+QUICK = FactorisedConfig(
+    rank=6,
+    map_precision=20.0,
+    factor_precision=3.0,
+    learning_rate=3e-3,
+    batch_size=1024,
+    max_epochs=25,
+    split=SplitConfig(stop=0.1, calibrate=0.1, report=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def tasteful(known_world):
+    world = known_world(taste=1.0, n_users=800, rows_per_user=120)
+    return world, fit_factorised(
+        world.data.test, world.data, context_log=world.data.train, config=QUICK, seed=0
+    )
+
+
+@pytest.fixture(scope="module")
+def fresh(tasteful):
+    """Pairs that no log chose: every user with every item, and one draw of clicks."""
+    world, model = tasteful
+    users, items = np.arange(model.n_users), np.tile(np.arange(model.n_items), (model.n_users, 1))
+    clicks = np.random.default_rng(9).random(world.probabilities.shape) < world.probabilities
+    return model.expected(users, items), clicks
+
+
+def test_the_fit_ranks_nearly_as_well_as_the_truth(tasteful, fresh):
+    world, _ = tasteful
+    expected, clicks = fresh
+    bayes = roc_auc_score(clicks.ravel(), world.probabilities.ravel())
+    assert roc_auc_score(clicks.ravel(), expected.ravel()) > bayes - 0.02
+    within = [roc_auc_score(c, e) for c, e in zip(clicks, expected, strict=True) if 0 < c.sum() < len(c)]
+    truth = [
+        roc_auc_score(c, p) for c, p in zip(clicks, world.probabilities, strict=True) if 0 < c.sum() < len(c)
+    ]
+    assert np.mean(within) > np.mean(truth) - 0.03
+
+
+def test_the_fit_is_calibrated_where_nothing_was_logged(fresh):
+    from kuaifair_env.response.calibration import expected_calibration_error
+
+    expected, clicks = fresh
+    assert expected_calibration_error(clicks.ravel(), expected.ravel()) < 0.02
+    assert expected.mean() == pytest.approx(clicks.mean(), abs=0.01)
+
+
+def test_personal_taste_is_found_with_its_true_strength(tasteful):
+    world, model = tasteful
+    users, items = np.arange(model.n_users), np.tile(np.arange(model.n_items), (model.n_users, 1))
+    found = model.personal_logits(users, items)
+    assert np.corrcoef(found.ravel(), world.tastes.ravel())[0, 1] > 0.8
+    # Regressing the truth on the estimate: slope 1 says that the estimate is neither too bold nor too timid.
+    slope = (found * world.tastes).sum() / (found**2).sum()
+    assert slope == pytest.approx(1.0, abs=0.15)
+    described = model.describe()["slopes"]["personal"]
+    assert abs(described["slope"] - 1) < 4 * described["error"] + 0.05
+
+
+def test_a_world_without_taste_is_fitted_as_one(known_world):
+    world = known_world(taste=0.0)
+    model = fit_factorised(world.data.test, world.data, context_log=world.data.train, config=QUICK, seed=0)
+    assert model.parts_spread()["personal"] < 0.25
+    low, high = model.describe()["personal"]["gain_over_main_effects"]["interval"]
+    assert low < 0.01
+    assert high < 0.03
+
+
+def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(known_world):
+    world = known_world(taste=1.5, rows_per_user=80)
+    data = world.data
+    config = FactorisedConfig(rank=6, user_ids=False, map_precision=50.0, learning_rate=3e-3, batch_size=512)
+    shuffled = np.random.default_rng(1).permutation(len(data.users))
+    log = data.train
+    others = InteractionLog.sorted(shuffled[log.users], log.items, log.clicks, log.times)
+    own, foreign = (
+        fit_factorised(data.test, data, context_log=context, config=config, seed=0)
+        for context in (log, others)
+    )
+    gains = [
+        model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] for model in (own, foreign)
+    ]
+    assert gains[0] > 0.05
+    assert gains[1] < 0.02
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(known_world):
+    data = known_world(n_users=100, rows_per_user=30).data
+    first, again, other = (
+        fit_factorised(data.test, data, context_log=data.train, config=QUICK, seed=seed) for seed in (4, 4, 5)
+    )
+    np.testing.assert_array_equal(first.user_factors, again.user_factors)
+    assert np.abs(first.user_factors - other.user_factors).max() > 0
+
+
+def test_fitting_leaves_the_global_generators_alone(known_world):
+    import torch
+
+    before = torch.random.get_rng_state().clone()
+    data = known_world(n_users=60, rows_per_user=30).data
+    fit_factorised(data.test, data, config=QUICK)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_report_says_what_was_done(tasteful):
+    world, model = tasteful
+    report = model.describe()
+    json.dumps(report, allow_nan=False)
+    assert report["kind"] == "factorised"
+    assert report["data_hash"] == world.data.data_hash
+    assert report["context_rows"] == len(world.data.train)
+    counts = report["fitted_on"]
+    assert counts["fit"] + counts["stop"] + counts["calibrate"] + counts["report"] == len(world.data.test)
+    assert report["held_out"]["rows"] == counts["report"]
+    assert report["held_out"]["within_user_auc"] > report["controls"]["item_quality"]["within_user_auc"]
+
+
+def test_positives_only_reach_the_declared_rate(known_world):
+    world = known_world(n_users=200)
+    kept = world.data.test.clicks
+    only = world.data.test.take(kept)
+    log = InteractionLog(only.users, only.items, only.clicks, only.times, positives_only=True)
+    config = FactorisedConfig(
+        rank=2, batch_size=512, negatives=NegativeSampling(popularity_power=0.0, positive_rate=0.05)
+    )
+    model = fit_factorised(log, world.data, config=config)
+    users, items = np.arange(200), np.tile(np.arange(150), (200, 1))
+    assert model.expected(users, items).mean() == pytest.approx(0.05, abs=0.02)
+    notes = model.describe()["fitted_on"]
+    assert notes["negatives"].startswith("drawn: 4 per positive")
+    assert notes["declared_rate"] == 0.05
+
+
+def test_a_log_cannot_be_its_own_context(known_world):
+    data = known_world(n_users=20, rows_per_user=10).data
+    with pytest.raises(DataError, match="predict itself"):
+        fit_factorised(data.test, data, context_log=data.test)
+
+
+def test_rank_zero_fits_main_effects_alone(known_world):
+    data = known_world(n_users=100, rows_per_user=30).data
+    model = fit_factorised(data.test, data, config=FactorisedConfig(rank=0, batch_size=512))
+    assert model.parts_spread()["personal"] == 0.0
+    assert model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] == 0.0
+
+
+def test_each_world_is_fitted_on_its_own_log(known_world):
+    data = known_world(n_users=200, rows_per_user=40).data
+    worlds = fit_world_responses(data, config=ResponseConfig(factorised=QUICK))
+    assert worlds.test.describe()["context_rows"] == len(data.train)
+    assert worlds.test.describe()["fitted_on"]["logged_rows"] == len(data.test)
+    train = worlds.train.describe()
+    assert train["context_rows"] + train["fitted_on"]["logged_rows"] == len(data.train)
+    assert isinstance(worlds.train, FactorisedResponse)
+    assert train["seed"] != worlds.test.describe()["seed"]
+
+
+def test_a_fully_observed_test_log_is_looked_up(known_world):
+    from dataclasses import replace
+
+    data = known_world(n_users=30, n_items=40).data
+    users, items = np.divmod(np.arange(30 * 40), 40)
+    clicks = np.random.default_rng(0).random(1200) < 0.3
+    full = replace(data, test=InteractionLog.sorted(users, items, clicks))
+    model = fit_response(full, "test")
+    assert isinstance(model, ObservedResponse)
+    np.testing.assert_array_equal(model.expected_catalogue(np.arange(30), 40).ravel(), clicks)
+    assert isinstance(
+        fit_response(full, "test", "factorised", config=ResponseConfig(QUICK)), FactorisedResponse
+    )
+
+
+def test_the_earlier_part_precedes_the_later_part_for_every_user():
+    rng = np.random.default_rng(0)
+    log = InteractionLog.sorted(rng.integers(0, 9, 200), rng.integers(0, 5, 200), rng.random(200) < 0.5)
+    earlier, later = earlier_and_later(log, 10, 0.3)
+    assert len(earlier) + len(later) == 200
+    for user in range(9):
+        mine = earlier.users == user
+        assert mine.sum() == np.floor(0.3 * (log.users == user).sum())
+        assert earlier.times[mine].max() < later.times[later.users == user].min()
+    assert earlier_and_later(log, 10, 0.0) == (None, log)
+
+
+def test_unknown_kinds_and_splits_are_named(known_world):
+    data = known_world(n_users=20, rows_per_user=10).data
+    with pytest.raises(ValueError, match="split must be one of"):
+        fit_response(data, "validation")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        fit_response(data, "test", "magic")
+    with pytest.raises(DataError, match="covers"):
+        fit_response(data, "test", "observed")
+
+
+def test_importing_and_simulating_need_no_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, numpy as np, kuaifair_env.response as r\n"
+        "m = r.FactorisedResponse(0.0, np.zeros(2), np.zeros(3), np.ones((2, 1)), np.ones((3, 1)))\n"
+        "m.expected(np.array([0]), np.array([[0, 1]]))\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules), 'heavy import'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

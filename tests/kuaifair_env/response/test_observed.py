@@ -1,0 +1,176 @@
+"""Feedback that is looked up in a fully observed matrix."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from kuaifair_env.data.schema import (
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+)
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.response import ObservedResponse, ResponseModel, load_response, observed_block
+
+USERS, ITEMS = np.array([2, 5, 6, 9]), np.array([1, 3, 4, 8, 11])
+
+
+def data_of(log: InteractionLog) -> InteractionData:
+    return InteractionData(
+        Users(np.arange(10), FeatureTable.empty(10)),
+        Catalogue(np.arange(12), FeatureTable.empty(12), np.zeros((12, 0), bool)),
+        log,
+        log,
+        Provenance("block", "own"),
+    )
+
+
+def block(seed=0, drop=(), positives_only=False):
+    """A log over all pairs of USERS and ITEMS but those dropped, rows in random order, and its matrix."""
+    rng = np.random.default_rng(seed)
+    ratios = rng.gamma(1.0, 1.0, (4, 5)).astype(np.float32)
+    ratios[0, 0] = 30.0
+    kept = [(u, i) for u in range(4) for i in range(5) if (u, i) not in drop]
+    u, i = np.array(kept)[rng.permutation(len(kept))].T
+    log = InteractionLog.sorted(USERS[u], ITEMS[i], ratios[u, i] >= 2, None, ratios[u, i], positives_only)
+    return log, ratios
+
+
+def everything(model):
+    return model.expected(USERS, np.tile(ITEMS, (4, 1)))
+
+
+def test_clicks_of_the_log_are_looked_up():
+    log, ratios = block()
+    model = ObservedResponse.from_log(log, data_of(log))
+    np.testing.assert_array_equal(everything(model), ratios >= 2)
+    assert isinstance(model, ResponseModel)
+    assert (model.n_users, model.n_items) == (10, 12)
+    assert model.users.tolist() == USERS.tolist()
+    assert model.items.tolist() == ITEMS.tolist()
+    described = model.describe()
+    assert described["bytes"] == 20  # one byte a cell
+    assert described["coverage"] == 1.0
+    assert described["missing_cells"] == 0
+    json.dumps(described, allow_nan=False)
+
+
+def test_a_threshold_makes_clicks_of_watch_ratios():
+    log, ratios = block()
+    model = ObservedResponse.from_log(log, data_of(log), threshold=0.5)
+    np.testing.assert_array_equal(everything(model), ratios >= 0.5)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_observed_feedback_does_not_depend_on_chance(uniform):
+    log, ratios = block()
+    for mode, wanted in (("click", ratios >= 2), ("watch_ratio", np.minimum(ratios, 5).astype(np.float16))):
+        model = ObservedResponse.from_log(log, data_of(log), mode=mode)
+        expected = everything(model)
+        feedback = model.feedback(expected, np.full(expected.shape, uniform))
+        np.testing.assert_array_equal(feedback, wanted)
+        assert feedback.dtype == np.float32
+
+
+def test_watch_ratios_are_clipped_and_count_as_clicks_from_the_threshold():
+    log, ratios = block()
+    model = ObservedResponse.from_log(log, data_of(log), mode="watch_ratio", threshold=1.5, clip=4.0)
+    expected = everything(model)
+    np.testing.assert_allclose(expected, np.minimum(ratios, 4), rtol=1e-3)
+    np.testing.assert_array_equal(model.clicked(expected), ratios >= 1.5)
+    assert expected.max() == 4.0
+
+
+def test_a_missing_cell_takes_the_mean_of_its_item():
+    log, ratios = block(drop=[(1, 2)])
+    data = data_of(log)
+    model = ObservedResponse.from_log(log, data, mode="watch_ratio", minimum_coverage=0.9)
+    wanted = np.delete(np.minimum(ratios[:, 2], 5), 1).mean()
+    assert everything(model)[1, 2] == pytest.approx(wanted, rel=1e-3)
+    assert model.describe()["missing_cells"] == 1
+    clicks = ObservedResponse.from_log(log, data, minimum_coverage=0.9)
+    expected = everything(clicks)
+    share = np.delete(ratios[:, 2] >= 2, 1).mean()
+    assert expected[1, 2] == pytest.approx(share, rel=1e-3)
+    uniforms = np.random.default_rng(1).random((5000, 4, 5))
+    drawn = clicks.feedback(expected, uniforms)[:, 1, 2]
+    assert set(np.unique(drawn)) <= {0.0, 1.0}
+    assert abs(drawn.mean() - share) < 0.03
+
+
+def test_the_last_of_repeated_pairs_counts():
+    log, _ = block()
+    users, items = np.r_[log.users, USERS[0]], np.r_[log.items, ITEMS[1]]
+    times = np.r_[log.times, log.times.max() + 1]
+    first = log.clicks[(log.users == USERS[0]) & (log.items == ITEMS[1])][0]
+    longer = InteractionLog.sorted(users, items, np.r_[log.clicks, ~first], times)
+    model = ObservedResponse.from_log(longer, data_of(longer))
+    assert everything(model)[0, 1] == float(~first)
+    assert model.describe()["repeated_rows_dropped"] == 1
+
+
+def test_outside_the_block_is_an_error_that_names_the_row():
+    log, _ = block()
+    model = ObservedResponse.from_log(log, data_of(log))
+    with pytest.raises(DataError, match="user row 3 is outside"):
+        model.expected(np.array([2, 3]), np.tile(ITEMS, (2, 1)))
+    with pytest.raises(DataError, match="item row 7 is outside"):
+        model.expected(np.array([2]), np.array([[1, 7]]))
+    with pytest.raises(DataError, match="item row 0 is outside"):
+        model.expected_catalogue(np.array([2]), 12)
+
+
+def test_candidates_first_makes_the_catalogue_the_block():
+    log, ratios = block()
+    data = data_of(log)
+    order = np.r_[ITEMS, np.setdiff1d(np.arange(12), ITEMS)]
+    model = ObservedResponse.from_log(log, data).rearranged(order)
+    np.testing.assert_array_equal(model.expected_catalogue(USERS, 5), ratios >= 2)
+    again = ObservedResponse.from_log(data.arranged(ITEMS).test, data.arranged(ITEMS))
+    np.testing.assert_array_equal(again.expected_catalogue(USERS, 5), ratios >= 2)
+
+
+@pytest.mark.parametrize("mode", ["click", "watch_ratio"])
+def test_a_saved_matrix_comes_back_equal(mode, tmp_path):
+    log, _ = block(drop=[(0, 1)])
+    model = ObservedResponse.from_log(log, data_of(log), mode=mode, threshold=0.7, minimum_coverage=0.9)
+    model.save(tmp_path / "matrix")
+    back = load_response(tmp_path / "matrix")
+    np.testing.assert_array_equal(everything(back), everything(model))
+    np.testing.assert_array_equal(back.clicked(everything(back)), model.clicked(everything(model)))
+    assert back.describe() == model.describe()
+
+
+def test_a_matrix_whose_places_do_not_fit_is_refused(tmp_path):
+    from kuaifair_env.response.artifacts import save_artifact
+
+    tensors = {"matrix": np.zeros((2, 2), np.uint8), "user_places": np.array([0, 5], np.int32)}
+    tensors["item_places"] = np.array([0, 1], np.int32)
+    save_artifact(tmp_path / "m", "observed", tensors, {"mode": "click", "threshold": 1.0, "report": {}})
+    with pytest.raises(ArtifactError, match="user places"):
+        load_response(tmp_path / "m")
+
+
+def test_logs_that_are_no_matrix_are_refused():
+    log, _ = block(drop=[(0, 0), (1, 1), (2, 2)])
+    assert observed_block(log, 12).coverage == pytest.approx(17 / 20)
+    with pytest.raises(DataError, match=r"covers 85.0% of the 4 x 5 pairs .* needs 95%"):
+        ObservedResponse.from_log(log, data_of(log))
+    positives, _ = block(positives_only=True)
+    with pytest.raises(DataError, match="positives only"):
+        ObservedResponse.from_log(positives, data_of(positives))
+    full, _ = block()
+    bare = InteractionLog(full.users, full.items, full.clicks, full.times)
+    with pytest.raises(DataError, match="no watch ratios"):
+        ObservedResponse.from_log(bare, data_of(bare), mode="watch_ratio")
+    hole = InteractionLog(
+        full.users, full.items, full.clicks, full.times, np.where(full.items == 1, np.nan, 1.0)
+    )
+    with pytest.raises(DataError, match="4 watch ratios are NaN"):
+        ObservedResponse.from_log(hole, data_of(hole), threshold=2.0)

@@ -1,0 +1,261 @@
+"""A user whose clicks depend on the history: the numpy model against torch, and against known worlds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from kuaifair_env.data.schema import (
+    Catalogue,
+    FeatureTable,
+    InteractionData,
+    InteractionLog,
+    Provenance,
+    Users,
+)
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.response import (
+    FactorisedConfig,
+    FactorisedResponse,
+    HistoryWindow,
+    InputConfig,
+    ResponseModel,
+    SequentialConfig,
+    SequentialResponse,
+    TransformerShape,
+    fit_sequential,
+    load_response,
+)
+
+SHAPE = TransformerShape(dimension=8, heads=2, layers=2, hidden=16, length=12)
+
+
+def random_model(seed=0, users=30, items=20, shape=SHAPE):
+    rng = np.random.default_rng(seed)
+    static = FactorisedResponse(
+        -0.5,
+        rng.normal(size=users),
+        rng.normal(size=items),
+        rng.normal(size=(users, 3)),
+        rng.normal(size=(items, 3)),
+    )
+    weights = {
+        name: rng.normal(0, 0.4, size).astype(np.float32) for name, size in shape.weight_shapes().items()
+    }
+    codes = [rng.normal(size=(n, shape.dimension)).astype(np.float32) for n in (items, users)]
+    return SequentialResponse(static, shape, *codes, weights, {"note": 1})
+
+
+def random_window(batch, length=12, items=20, seed=1):
+    rng = np.random.default_rng(seed)
+    seen = rng.integers(0, length + 1, batch)
+    padding = np.arange(length) < length - seen[:, None]
+    window_items = np.where(padding, -1, rng.integers(0, items, (batch, length))).astype(np.int32)
+    return HistoryWindow(window_items, (rng.random((batch, length)) < 0.5) & ~padding)
+
+
+def random_call(batch=16, slate=4, seed=2):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 30, batch), rng.integers(0, 20, (batch, slate))
+
+
+def test_numpy_evaluates_what_torch_trains():
+    import torch
+
+    from kuaifair_env.response.history_network import HistoryNetwork
+
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.normal(size=(n, 4)).astype(np.float32)) for n in (30, 20))
+    network = HistoryNetwork(SHAPE, x, y, 0.3, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    static = FactorisedResponse(0.0, np.zeros(30), np.zeros(20), np.zeros((30, 0)), np.zeros((20, 0)))
+    model = SequentialResponse(static, SHAPE, **network.exported())
+    users, items = random_call(16, 1)
+    window = random_window(16)
+    # torch reads pieces filled from the front, padding behind; numpy reads windows filled from the back.
+    seen = (window.items >= 0).sum(1)
+    shift = (np.arange(12) + 12 - seen[:, None]) % 12
+    front_items = np.take_along_axis(window.items, shift, 1)
+    front_clicks = np.take_along_axis(window.clicks, shift, 1)
+    with torch.no_grad():
+        wanted = network(
+            torch.from_numpy(front_items).long(),
+            torch.from_numpy(front_clicks),
+            torch.arange(16),
+            torch.from_numpy(seen),
+            torch.from_numpy(users),
+            torch.from_numpy(items[:, 0]),
+        ).numpy()
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(model.history_logits(users, items, window)[:, 0], wanted, atol=2e-5)
+
+
+def test_a_row_does_not_depend_on_the_other_rows_of_the_batch():
+    model, (users, items), window = random_model(), random_call(256, 10), random_window(256)
+    together = model.expected(users, items, window)
+    for k in range(0, 256, 17):
+        row = slice(k, k + 1)
+        np.testing.assert_allclose(
+            model.expected(users[row], items[row], window.take(np.array([k]))),
+            together[row],
+            rtol=0,
+            atol=1e-6,
+        )
+    np.testing.assert_array_equal(together, model.expected(users, items, window))
+    assert together.dtype == np.float32
+    assert isinstance(model, ResponseModel)
+
+
+def test_padding_says_nothing_and_only_the_newest_items_count():
+    model, (users, items), window = random_model(), random_call(), random_window(16)
+    wanted = model.expected(users, items, window)
+    front = np.full((16, 5), -1, np.int32)
+    longer = HistoryWindow(
+        np.concatenate([front, window.items], 1), np.concatenate([front >= 0, window.clicks], 1)
+    )
+    np.testing.assert_allclose(model.expected(users, items, longer), wanted, atol=1e-6)
+    empty = HistoryWindow(np.full((16, 12), -1, np.int32), np.zeros((16, 12), bool))
+    none = HistoryWindow(np.zeros((16, 0), np.int32), np.zeros((16, 0), bool))
+    cold = model.expected(users, items, none)
+    np.testing.assert_allclose(model.expected(users, items, empty), cold, atol=1e-6)
+    assert np.isfinite(cold).all()
+
+
+def test_items_feedback_and_order_of_the_history_all_matter():
+    model, (users, items), window = random_model(), random_call(), random_window(16)
+    full = HistoryWindow(np.abs(window.items), window.clicks)
+    wanted = model.expected(users, items, full)
+    for changed in (
+        HistoryWindow(full.items, ~full.clicks),
+        HistoryWindow((full.items + 1) % 20, full.clicks),
+        HistoryWindow(full.items[:, ::-1], full.clicks[:, ::-1]),
+    ):
+        assert np.abs(model.expected(users, items, changed) - wanted).max() > 1e-3
+
+
+def test_the_catalogue_and_rearranging_agree_with_single_pairs():
+    model, (users, items), window = random_model(), random_call(), random_window(16)
+    catalogue = model.expected_catalogue(users, 20, window)
+    np.testing.assert_allclose(
+        np.take_along_axis(catalogue, items, 1), model.expected(users, items, window), atol=1e-6
+    )
+    order = np.random.default_rng(5).permutation(20)
+    position = np.argsort(order)
+    moved_items = np.where(window.items < 0, -1, position[window.items]).astype(np.int32)
+    moved = model.rearranged(order).expected_catalogue(users, 20, HistoryWindow(moved_items, window.clicks))
+    np.testing.assert_allclose(moved, catalogue[:, order], atol=1e-6)
+
+
+def test_a_saved_model_comes_back_equal(tmp_path):
+    model, (users, items), window = random_model(), random_call(), random_window(16)
+    model.save(tmp_path / "s")
+    back = load_response(tmp_path / "s")
+    assert isinstance(back, SequentialResponse)
+    np.testing.assert_array_equal(back.expected(users, items, window), model.expected(users, items, window))
+    assert back.describe() == model.describe()
+    json.dumps(back.describe(), allow_nan=False)
+
+
+def test_a_file_that_lacks_a_weight_is_refused(tmp_path):
+    from kuaifair_env.response.artifacts import load_artifact, save_artifact
+
+    random_model().save(tmp_path / "s")
+    _, tensors, settings = load_artifact(tmp_path / "s")
+    del tensors["weights.0.query"]
+    save_artifact(tmp_path / "s", "sequential", tensors, settings)
+    with pytest.raises(ArtifactError, match=r"weight '0\.query' must have shape"):
+        load_response(tmp_path / "s")
+
+
+def test_calls_without_history_are_errors():
+    model, (users, items) = random_model(), random_call()
+    with pytest.raises(DataError, match="needs the users' history"):
+        model.expected(users, items)
+    with pytest.raises(DataError, match="history has 3 users, asked for 16"):
+        model.expected(users, items, random_window(3))
+    with pytest.raises(IndexError, match="must not be negative"):
+        model.expected(users, items - 50, random_window(16))
+    with pytest.raises(ValueError, match="heads do not divide"):
+        TransformerShape(dimension=9, heads=2)
+
+
+def moody_data(n_users=400, rows_per_user=60, seed=0):
+    """Users click with probability .75 after a click and .25 after none, whatever the item."""
+    rng = np.random.default_rng(seed)
+    uniforms = rng.random((n_users, rows_per_user))
+    clicks = np.zeros((n_users, rows_per_user), bool)
+    for t in range(rows_per_user):
+        before = clicks[:, t - 1] if t else np.zeros(n_users, bool)
+        clicks[:, t] = uniforms[:, t] < np.where(before, 0.75, 0.25)
+    users = np.repeat(np.arange(n_users), rows_per_user)
+    log = InteractionLog.sorted(users, rng.integers(0, 30, len(users)), clicks.ravel())
+    return InteractionData(
+        Users(np.arange(n_users), FeatureTable.empty(n_users)),
+        Catalogue(np.arange(30), FeatureTable.empty(30), np.zeros((30, 0), bool)),
+        log,
+        log,
+        Provenance("moody", "own"),
+    )
+
+
+QUICK = SequentialConfig(
+    shape=TransformerShape(dimension=16, heads=2, layers=1, hidden=16, length=10),
+    dropout=0.0,
+    learning_rate=5e-3,
+    batch_size=64,
+    max_epochs=6,
+)
+STATIC = FactorisedConfig(rank=2, inputs=InputConfig(history_factors=0), max_epochs=4)
+
+
+@pytest.fixture(scope="module")
+def moody_model():
+    data = moody_data()
+    return fit_sequential(data.train, data, config=QUICK, static=STATIC, seed=3)
+
+
+def test_the_fit_finds_a_mood_that_only_the_history_shows(moody_model):
+    users, items = np.zeros(2, np.int64), np.full((2, 1), 4)
+    history = HistoryWindow(np.full((2, 10), 3, np.int32), np.tile(np.arange(10) % 2 == 0, (2, 1)))
+    history.clicks[:, -1] = [True, False]
+    after_click, after_none = moody_model.expected(users, items, history)[:, 0]
+    assert after_click == pytest.approx(0.75, abs=0.06)
+    assert after_none == pytest.approx(0.25, abs=0.06)
+    report = moody_model.describe()
+    # The static part cannot beat the base rate: log(2); the truth has the entropy of a .75 coin.
+    assert report["controls"]["static_part"]["log_loss"] == pytest.approx(np.log(2), abs=0.01)
+    assert report["held_out"]["log_loss"] == pytest.approx(0.5623, abs=0.02)
+    assert report["held_out"]["expected_calibration_error"] < 0.04
+    slope = report["slopes"]["history"]
+    assert abs(slope["slope"] - 1) < 4 * slope["error"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_model(moody_model):
+    data = moody_data()
+    again = fit_sequential(data.train, data, config=QUICK, static=STATIC, seed=3)
+    users, items, window = np.arange(16), np.zeros((16, 2), np.int64), random_window(16)
+    np.testing.assert_array_equal(
+        again.expected(users, items, window), moody_model.expected(users, items, window)
+    )
+
+
+def test_simulating_leaves_random_generators_alone(moody_model):
+    import torch
+
+    before = torch.random.get_rng_state().clone(), np.random.get_state()[1].copy()  # noqa: NPY002
+    moody_model.expected(np.arange(16), np.zeros((16, 2), np.int64), random_window(16))
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_positives_only_have_no_history_to_learn_from():
+    data = moody_data(30)
+    log = data.train
+    only = InteractionLog(log.users, log.items, np.ones(len(log), bool), log.times, positives_only=True)
+    with pytest.raises(DataError, match="non-clicks"):
+        fit_sequential(only, data)
