@@ -1,0 +1,121 @@
+"""The adapters of ``examples/partial_data.py``, on the partial real files where they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kuaifair_env.data import groups_of
+from kuaifair_env.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def adapters() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("partial_data", ROOT / "examples" / "partial_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    place = Path(os.environ.get("KUAIFAIR_PARTIAL_DATA") or ROOT.parent / "shared" / "data")
+    if not (place / "kuairand_pure_partial").is_dir():
+        pytest.skip(f"no partial real data in {place}; set KUAIFAIR_PARTIAL_DATA to its folder")
+    return place
+
+
+def test_partial_kuairand_has_the_published_counts(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairand(folder, cache=tmp_path)
+    assert data.provenance.origin == "partial"
+    assert "0.815" in data.provenance.description
+    assert (len(data.users), len(data.items)) == (27_285, 7_583)
+    assert len(data.train) == 817_187 + 228_329 - 5_460
+    assert len(data.test) == 479_238
+    assert data.test.clicks.mean() == pytest.approx(0.216, abs=0.003)
+    assert data.test.clicks.mean() * adapters.RANDOM_RATE_FACTOR == pytest.approx(0.1762, abs=0.003)
+    assert len(data.items.tag_names) == 46
+    counts = data.test.exposures(len(data.items))
+    covered = counts[counts > 0]
+    assert len(covered) == 5_123
+    raw = pd.read_csv(folder / "kuairand_pure_partial" / "exposures_random.csv.gz")
+    np.testing.assert_array_equal(data.items.ids[counts > 0], np.unique(raw.video_id))
+    assert np.median(data.items.shown) == pytest.approx(3_922, rel=0.01)
+
+
+def test_partial_kuairand_keeps_the_order_of_exposures(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairand(folder, cache=tmp_path)
+    early = pd.read_csv(folder / "kuairand_pure_partial" / "exposures_standard_to_4_24.csv.gz")
+    offsets = data.train.offsets(len(data.users))
+    for user in (0, 1234, 20_000):
+        known = early[early.user_id == user].sort_values("seq_no")
+        begin = offsets[user]
+        np.testing.assert_array_equal(data.train.items[begin : begin + len(known)], known.video_id)
+        np.testing.assert_array_equal(data.train.clicks[begin : begin + len(known)], known.is_click)
+
+
+def test_partial_kuairand_popularity_agrees_with_the_platform(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairand(folder, cache=tmp_path)
+    candidates = np.flatnonzero(data.test.exposures(len(data.items)))
+    by_log, by_platform = groups_of(data, candidates), groups_of(data, candidates, source="shown")
+    assert by_log.popular.sum() == by_platform.popular.sum() == 1_025
+    agreement = (by_log.popular & by_platform.popular).sum() / 1_025
+    assert 0.2 < agreement < 1.0
+
+
+@pytest.mark.slow
+def test_partial_kuairec_draws_negatives_by_its_law(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairec(folder, cache=tmp_path)
+    assert (len(data.users), len(data.items)) == (7_176, 10_728)
+    assert data.train.clicks.mean() == pytest.approx(0.073, abs=0.0005)
+    assert data.report["train"]["repeated_pairs"] == 0
+    assert data.report["test_pairs_in_train"] == 0
+    np.testing.assert_array_equal(np.diff(data.train.offsets(7_176)), 1_612)
+    positives = pd.read_csv(folder / "kuairec_partial" / "big_matrix_wr_ge2.csv.gz").drop_duplicates()
+    drawn = data.train.take(~data.train.clicks)
+    keys = set((positives.user_id * 10_728 + positives.video_id).tolist())
+    assert keys.isdisjoint((drawn.users[:200_000].astype(np.int64) * 10_728 + drawn.items[:200_000]).tolist())
+    # Rare items are drawn at odds that follow the law: (1 + 0)**.8 against (1 + 7)**.8 = 5.3.
+    counts = np.bincount(positives.video_id, minlength=10_728)
+    draws = drawn.exposures(10_728)
+    assert draws[counts == 7].mean() / draws[counts == 0].mean() == pytest.approx(8**0.8, rel=0.15)
+
+
+@pytest.mark.slow
+def test_partial_kuairec_tests_on_the_whole_small_matrix(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairec(folder, share=0.05, cache=tmp_path)
+    with np.load(folder / "kuairec_partial" / "small_matrix_wr_ge2.npz") as small:
+        users, items, liked = small["user_ids"], small["item_ids"], small["Y"]
+    matrix = np.zeros((len(data.users), len(data.items)), bool)
+    matrix[data.test.users[data.test.clicks], data.test.items[data.test.clicks]] = True
+    np.testing.assert_array_equal(matrix[np.ix_(users, items)], liked)
+    assert len(data.test) == liked.size
+    assert data.train.clicks.mean() == pytest.approx(0.073, abs=0.002)
+    assert len(data.train) == pytest.approx(0.05 * 1_612 * 7_176, rel=0.01)
+
+
+def test_missing_files_are_named(adapters: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"exposures_random\.csv\.gz"):
+        adapters.partial_kuairand(tmp_path)
+    with pytest.raises(DataError, match="share"):
+        adapters.partial_kuairec(tmp_path, share=0.0)
