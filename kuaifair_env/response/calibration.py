@@ -120,7 +120,7 @@ class Slopes:
     Attributes:
         offset: Constant.
         values: One slope per part of the logit.
-        errors: Their standard errors.
+        errors: Their standard errors; 0 for a part that is constant, whose slope stays 1.
     """
 
     offset: float
@@ -145,7 +145,7 @@ def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = N
     precision = np.diag(
         np.r_[0.0, np.full(design.shape[1] - 1, 0.0 if prior_scale is None else prior_scale**-2)]
     )
-    # A constant part (an item bias that never moved) has no slope to find: a faint pull to 1 keeps it there.
+    # A constant part (no taste, say) has no slope to find: a faint pull to 1 keeps it there.
     precision[1:, 1:] += 1e-6 * np.eye(design.shape[1] - 1)
     weights = centre.copy()
     for _ in range(50):
@@ -156,8 +156,9 @@ def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = N
         weights = weights - step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-8:
             break
-    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
-    return Slopes(float(weights[0]), weights[1:], errors[1:])
+    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))[1:]
+    errors[design[:, 1:].std(axis=0) == 0] = 0.0
+    return Slopes(float(weights[0]), weights[1:], errors)
 
 
 def assess(users: IntArray, clicks: BoolArray, probabilities: Vector, bins: int = 15) -> dict[str, Any]:

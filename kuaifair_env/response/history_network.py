@@ -167,15 +167,15 @@ class ChunkBatches:
     """Hands out the tensors of a batch of chunks."""
 
     def __init__(self, chunks: Chunks, rows: TrainingRows) -> None:
-        self._items = torch.from_numpy(chunks.history.items).long()
-        self._clicks = torch.from_numpy(chunks.history.clicks)
+        self._items = torch.tensor(chunks.history.items).long()
+        self._clicks = torch.tensor(chunks.history.clicks)
         self._offsets = chunks.offsets
-        self._places = torch.from_numpy(chunks.places)
+        self._places = torch.tensor(chunks.places)
         order = chunks.rows
-        self._users = torch.from_numpy(rows.users[order])
-        self._targets = torch.from_numpy(rows.items[order])
-        self._labels = torch.from_numpy(rows.clicks[order]).float()
-        self._static = torch.from_numpy(rows.static_logits[order])
+        self._users = torch.tensor(rows.users[order])
+        self._targets = torch.tensor(rows.items[order])
+        self._labels = torch.tensor(rows.clicks[order]).float()
+        self._static = torch.tensor(rows.static_logits[order])
 
     def __len__(self) -> int:
         return len(self._items)
@@ -226,8 +226,8 @@ def train_history(
         torch.manual_seed(seed)
         network = HistoryNetwork(
             shape,
-            torch.from_numpy(user_inputs),
-            torch.from_numpy(item_inputs),
+            torch.tensor(user_inputs),
+            torch.tensor(item_inputs),
             regularisation.dropout,
             generator,
         )

@@ -216,8 +216,9 @@ def train_factors(
     rate = float(np.clip(clicks[fit].mean(), 1e-4, 1 - 1e-4))
     with torch.no_grad():
         network.offset.fill_(float(np.log(rate / (1 - rate))))
-    u, i = torch.from_numpy(users), torch.from_numpy(items)
-    c, x_all, y_all = torch.from_numpy(clicks).float(), torch.from_numpy(x), torch.from_numpy(y)
+    # Copies: columns of a cached log are read-only maps of a file, which torch does not know.
+    u, i, x_all, y_all = (torch.tensor(column) for column in (users, items, x, y))
+    c = torch.tensor(clicks).float()
     fit_rows, stop_rows = torch.from_numpy(fit), torch.from_numpy(stop)
     penalty = FactorPenalty(u[fit_rows], i[fit_rows], sizes, **precisions)
     quick = {"offset", "user_bias", "item_bias"}

@@ -93,7 +93,9 @@ def test_the_prior_pulls_slopes_to_one_where_rows_are_few():
 def test_a_part_that_never_varies_keeps_slope_one():
     rng = np.random.default_rng(5)
     parts = np.column_stack([rng.normal(size=500), np.zeros(500)])
-    assert logit_slopes(rng.random(500) < 0.4, parts).values[1] == pytest.approx(1.0)
+    slopes = logit_slopes(rng.random(500) < 0.4, parts)
+    assert slopes.values[1] == pytest.approx(1.0)
+    assert slopes.errors[1] == 0.0 < slopes.errors[0]
 
 
 def test_separable_rows_do_not_break_the_regression():

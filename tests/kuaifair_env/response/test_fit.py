@@ -163,6 +163,17 @@ def test_a_log_cannot_be_its_own_context(known_world):
         fit_factorised(data.test, data, context_log=data.test)
 
 
+@pytest.mark.filterwarnings("error")
+def test_logs_that_are_read_only_maps_of_files_are_fitted_without_warnings(known_world, tmp_path):
+    data = known_world(n_users=60, rows_per_user=30).data
+    columns = {}
+    for name in ("users", "items", "clicks", "times"):
+        np.save(tmp_path / f"{name}.npy", getattr(data.test, name))
+        columns[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    model = fit_factorised(InteractionLog(**columns), data, config=FactorisedConfig(rank=2, max_epochs=2))
+    assert model.n_users == 60
+
+
 def test_rank_zero_fits_main_effects_alone(known_world):
     data = known_world(n_users=100, rows_per_user=30).data
     model = fit_factorised(data.test, data, config=FactorisedConfig(rank=0, batch_size=512))
