@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ``KUAIFAIR_TRACEBACK`` to see where an error comes from.
     """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="kuaifair")
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        app(args=given, prog_name="kuaifair", obj=f"kuaifair {shlex.join(given)}")
     except (KuaiFairError, ValueError, TypeError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -117,6 +120,7 @@ def _options(
 
 @app.command()
 def train(
+    context: typer.Context,
     method: _Method = None,
     env: _Env = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 11,
@@ -161,13 +165,14 @@ def train(
     Example: kuaifair train --method a2c --env KuaiFair-Toy-v0 --seed 11
     """
     from hrl_policies import study
+    from hrl_policies.worlds import DEFAULT_USERS
     from hrl_policies.zoo import parse_overrides
 
     study.single_threaded()
     if resume is not None:
         if method is not None or env is not None or output is not None:
             raise ValueError("--resume takes method, environment and output from the run; leave them out")
-        _report(study.resume(resume, data_dir=data_dir, progress=progress))
+        _report(study.resume(resume, data_dir=data_dir, progress=progress), str(context.obj))
         return
     if method is None or env is None:
         raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
@@ -180,14 +185,16 @@ def train(
         n_envs=n_envs,
         overrides=parse_overrides(settings or []),
         world_settings=dict(_world_settings(source, response, taste)),
-        **_counts(users, episodes),
+        users=DEFAULT_USERS if users is None else users,
+        episodes_per_user=1 if episodes is None else episodes,
     )
     folder = output or Path("runs") / study.cell_folder(config)
-    _report(study.train(config, output=folder, data_dir=data_dir, progress=progress))
+    _report(study.train(config, output=folder, data_dir=data_dir, progress=progress), str(context.obj))
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     users: _Users = None,
     episodes: _Episodes = None,
@@ -210,18 +217,14 @@ def evaluate(
     if not stored.complete:
         raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
     worlds = worlds_of(stored.config, None, data_dir)
+    given = {"users": users, "episodes_per_user": episodes, "evaluation_seed": seed}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    config = replace(stored.config, **changes)
     result = study.judge(
-        stored.config,
-        study.load_policy(stored, worlds),
-        worlds,
-        users=users,
-        episodes_per_user=episodes,
-        seed=seed,
-        ranking=ranking,
-        progress=progress,
+        config, study.load_policy(stored, worlds), worlds, ranking=ranking, progress=progress
     )
-    _print_table([(stored.config, result)], f"kuaifair evaluate {run}")
-    if users is None and episodes is None and seed is None:
+    _print_table([(config, result)], str(context.obj))
+    if not changes:
         _compare(stored, result)
 
 
@@ -260,11 +263,11 @@ def methods() -> None:
     """List the methods, trained ones and controls."""
     from hrl_policies.zoo import METHODS
 
-    table = Table("name", "kind", "acts by", "may see", "source", show_lines=True)
     for spec in METHODS.values():
-        kind = f"{spec.kind} (privileged)" if spec.privileged else spec.kind
-        table.add_row(spec.name, kind, spec.action_mode, spec.sees, spec.reference)
-    Console().print(table)
+        kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
+        typer.echo(f"{spec.name:<15} {spec.title} ({kind}; acts by {spec.action_mode})")
+        typer.echo(f"{'':<15} sees: {spec.sees}")
+        typer.echo(f"{'':<15} from: {spec.reference}")
 
 
 def _session(
@@ -295,18 +298,13 @@ def _world_settings(source: Source, response: Response, taste: str | None) -> Wo
     return settings
 
 
-def _counts(users: int | None, episodes: int | None) -> dict[str, int]:
-    given = {"users": users, "episodes_per_user": episodes}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _report(result: RunResult) -> None:
+def _report(result: RunResult, command: str) -> None:
     console = Console()
     if result.evaluation is None:
         console.print(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
         console.print(f"Go on with: kuaifair train --resume {result.folder}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
-    _print_table([(result.config, result.evaluation)], f"kuaifair evaluate {result.folder}")
+    _print_table([(result.config, result.evaluation)], command)
     if result.steps_done:
         console.print(f"Trained {result.steps_done:,} steps in {result.training_seconds:.0f} s.")
     console.print(f"Run folder: {result.folder}", soft_wrap=True)
@@ -317,7 +315,7 @@ def _print_table(runs: Sequence[tuple[RunConfig, EvaluationResult]], command: st
 
     records = [RunRecord.of_evaluation(config, evaluation) for config, evaluation in runs]
     for table in result_tables(records, command):
-        Console().print(table.rich())
+        table.show(Console())
 
 
 def _compare(stored: StoredRun, result: EvaluationResult) -> None:

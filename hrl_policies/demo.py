@@ -63,7 +63,7 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
         records = run_study(cells, output or scratch, {DEMO_ENV: worlds}, progress=progress)
     for table in result_tables(records, "kuaifair demo"):
-        console.print(table.rich())
+        table.show(console)
     console.print(_READING)
     if output is not None:
         console.print(f"Run folders: {output}", soft_wrap=True)

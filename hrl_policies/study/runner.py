@@ -142,37 +142,25 @@ def resume(
 
 
 def judge(
-    config: RunConfig,
-    policy: Any,
-    worlds: WorldPair,
-    *,
-    users: int | None = None,
-    episodes_per_user: int | None = None,
-    seed: int | None = None,
-    ranking: bool = False,
-    progress: bool = False,
+    config: RunConfig, policy: Any, worlds: WorldPair, *, ranking: bool = False, progress: bool = False
 ) -> EvaluationResult:
-    """Judges a policy in the test world as a run's configuration says, or on other users and other luck.
+    """Judges a policy in the test world, on the users and with the luck that a configuration names.
 
     Args:
-        config: The run.
+        config: The run; replace ``users``, ``episodes_per_user`` or ``evaluation_seed`` for other sessions.
         policy: Anything with ``predict``.
         worlds: The run's worlds.
-        users: Instead of the configuration's number.
-        episodes_per_user: Instead of the configuration's number.
-        seed: Instead of the configuration's ``evaluation_seed``.
         ranking: Whether to measure R-NDCG@K too.
         progress: Whether to show a progress bar.
     """
-    chosen = evaluation_users(worlds.test, config.users if users is None else users)
-    episodes = config.episodes_per_user if episodes_per_user is None else episodes_per_user
-    batch_size = min(_EVALUATION_BATCH, len(chosen) * episodes)
+    chosen = evaluation_users(worlds.test, config.users)
+    batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
     return evaluate(
         policy,
         KuaiFairVecEnv(worlds.test, config.session, batch_size, seed=0),
         users=chosen,
-        episodes_per_user=episodes,
-        seed=config.evaluation_seed if seed is None else seed,
+        episodes_per_user=config.episodes_per_user,
+        seed=config.evaluation_seed,
         ranking=ranking,
         progress=progress,
     )

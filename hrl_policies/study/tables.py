@@ -17,7 +17,7 @@ from kuaifair_env.data.files import atomic_path
 from kuaifair_env.evaluation import EvaluationResult
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
 _LEVEL = 0.95
 _ORIGINS = {
@@ -106,12 +106,12 @@ COLUMNS = (
     Column("R_each", "r_each"),
     Column("R_cum", "r_cum", 2),
     Column("AD", "ad"),
-    Column("violation rate", "violation_rate"),
-    Column("Len by law", "len_predicted", 2, interval=False),
+    Column("viol.", "violation_rate"),
+    Column("law", "len_predicted", 2, interval=False),
     Column("floor", "len_floor", 2, interval=False),
-    Column("ceiling", "len_ceiling", 2, interval=False),
-    Column("signed gap", "signed_gap", interval=False),
-    Column("coverage", "coverage", interval=False),
+    Column("ceil.", "len_ceiling", 2, interval=False),
+    Column("gap", "signed_gap", interval=False),
+    Column("cov.", "coverage", interval=False),
 )
 """The paper's four, what ends sessions, what the length law says of them, and what AD hides."""
 
@@ -139,18 +139,28 @@ class ResultTable:
         lines += [_markdown_row(row) for row in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
 
-    def rich(self) -> Table:
-        """Returns the table for the terminal; the notes are its caption."""
-        from rich.table import Table
+    def text(self) -> str:
+        """Returns title and aligned rows as plain text, without the notes."""
+        # One run of each method needs no column to say so.
+        shown = len(self.header) - (self.header[-1] == "seeds" and all(row[-1] == "1" for row in self.rows))
+        lines = [self.header[:shown], *(row[:shown] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in lines
+        ]
+        return "\n".join([self.title, "", aligned[0], "-" * len(aligned[0]), *aligned[1:]])
 
-        table = Table(
-            title=self.title, caption="\n".join(self.notes), title_justify="left", caption_justify="left"
-        )
-        for number, title in enumerate(self.header):
-            table.add_column(title, justify="right" if number else "left", no_wrap=number == 0)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    def show(self, console: Console) -> None:
+        """Prints the table whole: lines may wrap in a narrow terminal, but no cell is cut."""
+        # Rich's own tables cut cells to the width of the terminal.
+        console.print(self.text(), markup=False, highlight=False, soft_wrap=True)
+        console.print()
+        for note in self.notes:
+            console.print(f"- {note}", markup=False, highlight=False)
+        console.print()
 
 
 def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTable]:
@@ -283,10 +293,14 @@ def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> 
         )
     if any(method(name).privileged for name in names):
         notes.append("† knows what users of the test world truly like: a bound, not a method.")
+    notes.append(
+        "viol.: share of slates that the leave rule punishes; gap: popular minus long-tail share of exposure (AD is "
+        "its size); cov.: share of the candidates that were shown."
+    )
     if "len_predicted" in first.summary:
         notes.append(
-            "Len by law: (T0 - 1)/(2 - R_each + v) + 0.5 with v the violation rate; floor and ceiling are the law with "
-            "v = 1 and v = 0 at the same R_each."
+            "law: the Len that (T0 - 1)/(2 - R_each + viol.) + 0.5 predicts; floor and ceil. are the law with every "
+            "slate punished and none, at the same R_each."
         )
     return (*notes, f"Made by: {command}")
 

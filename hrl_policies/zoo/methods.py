@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from hrl_policies.worlds import WorldPair
@@ -356,9 +357,10 @@ def _algorithm(
     """
     # Stable-Baselines3 writes into the policy_kwargs that it is given.
     settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
+    unknown = set(settings) - set(signature(algorithm.__init__).parameters)
+    if unknown:
+        raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
     try:
         return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
-    except TypeError as error:
-        raise ValueError(
-            f"{algorithm.__name__} does not take these hyperparameters {settings}: {error}"
-        ) from error
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error

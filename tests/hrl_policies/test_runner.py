@@ -1,0 +1,352 @@
+"""Runs: the same seed gives the same bytes, folders are whole or absent, and what stopped can go on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import TableResponse
+from worlds_for_tests import small_pair
+
+import hrl_policies.study.learning as learning
+from hrl_policies.study import (
+    cell_folder,
+    judge,
+    load_policy,
+    load_run,
+    plan_run,
+    resume,
+    run_study,
+    study_cells,
+    train,
+)
+from hrl_policies.study.config import RunConfig
+from hrl_policies.study.store import read_table
+from hrl_policies.worlds import WorldPair, evaluation_users
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.leave import CategoryBoredom, TemperFairness
+
+FILES = {
+    "config.json",
+    "learning_curve.csv",
+    "model.zip",
+    "provenance.json",
+    "result.json",
+    "sessions.csv",
+    "timing.json",
+    "versions.json",
+}
+
+
+def a2c(**settings):
+    given = {"total_steps": 2_000, "n_envs": 8, "seed": 11} | settings
+    return plan_run("a2c", "small", overrides={"n_steps": 8}, **given)
+
+
+def td3(**settings):
+    overrides = {"learning_starts": 64, "batch_size": 32, "buffer_size": 2_000, "gradient_steps": 1}
+    return plan_run("td3", "small", overrides=overrides, n_envs=8, **({"total_steps": 800} | settings))
+
+
+class Interrupting(TableResponse):
+    """Presses Ctrl-C when users were asked for the given time."""
+
+    def __init__(self, table, at):
+        super().__init__(table)
+        self.left = at
+
+    def expected(self, users, items, history=None):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().expected(users, items, history)
+
+
+def interrupted_pair(at):
+    pair = small_pair()
+    return replace(pair, train=replace(pair.train, response=Interrupting(pair.train.response.table, at)))
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    result = train(a2c(), small_pair(), output=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    stored = load_run(tmp_path / "run")
+    assert stored.complete and stored.steps_done == result.steps_done >= 2_000
+    assert stored.config.as_dict() == a2c().as_dict()
+    assert stored.summary == result.evaluation.summary()
+    assert stored.provenance["test"]["data"]["hash"] == small_pair().test.data.data_hash
+    assert stored.versions["packages"]["stable-baselines3"]
+    assert stored.timing["training_seconds"] > 0
+    sessions = stored.sessions()
+    np.testing.assert_array_equal([s["r_cum"] for s in sessions], result.evaluation.sessions.return_)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_controls_have_no_model_and_no_curve(tmp_path):
+    train(plan_run("quota-greedy", "small"), small_pair(), output=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"model.zip", "learning_curve.csv"}
+
+
+@pytest.mark.parametrize("config", [a2c(), td3()], ids=["a2c", "td3"])
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, config):
+    for name, plan in (("one", config), ("two", config), ("other", replace(config, seed=15))):
+        train(plan, small_pair(), output=tmp_path / name)
+    for file in ("learning_curve.csv", "result.json", "sessions.csv", "config.json", "provenance.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    assert (tmp_path / "one/sessions.csv").read_bytes() != (tmp_path / "other/sessions.csv").read_bytes()
+
+
+def test_the_curve_counts_every_training_session_once(tmp_path):
+    result = train(a2c(total_steps=6_000), small_pair(0.5))
+    curve = result.curve
+    assert [row["steps"] for row in curve] == sorted({row["steps"] for row in curve})
+    assert all(row["sessions"] >= 50 for row in curve[:-1])
+    # Finished sessions fill the steps taken but for those still running in each of the 8 rows.
+    played = sum(row["sessions"] * row["len"] for row in curve)
+    assert result.steps_done - 8 * 30 <= played <= result.steps_done
+    assert np.average(
+        [row["r_each"] for row in curve], weights=[r["sessions"] for r in curve]
+    ) == pytest.approx(0.5, abs=0.02)
+    for row in curve:
+        assert row["ad"] == abs(row["signed_gap"])
+        assert row["r_cum"] == pytest.approx(row["len"] * row["r_each"])
+
+
+@pytest.mark.parametrize("config", [a2c(), td3(), plan_run("random", "small")], ids=["a2c", "td3", "random"])
+def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
+    train(config, small_pair(), output=tmp_path / "run")
+    stored, pair = load_run(tmp_path / "run"), small_pair()
+    again = judge(stored.config, load_policy(stored, pair), pair)
+    assert again.summary() == stored.summary
+
+
+def test_agents_learn_what_pays():
+    """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
+    from kuaifair_env.embeddings import svd_item_embeddings
+
+    pair = small_pair(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
+    # Embeddings that can tell the two kinds of items apart.
+    vectors = svd_item_embeddings(pair.train.data.train, 40, 50, 7)
+    kind = np.where(np.arange(50) % 2, 3.0, -3.0)[:, None]
+    vectors = np.concatenate([vectors, kind], axis=1).astype(np.float32)
+    pair = WorldPair("small", replace(pair.train, embeddings=vectors), replace(pair.test, embeddings=vectors))
+    config = plan_run(
+        "ppo", "small", total_steps=16_000, n_envs=16, overrides={"batch_size": 128, "n_epochs": 10}
+    )
+    result = train(config, pair)
+    assert result.curve[0]["r_each"] < 0.6
+    assert result.evaluation.engagement.reward_per_step > 0.9
+
+
+@pytest.mark.parametrize("config", [a2c(), td3()], ids=["a2c", "td3"])
+def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
+    stopped = train(config, interrupted_pair(at=40), output=tmp_path / "run")
+    assert not stopped.complete and stopped.steps_done == 40 * 8
+    assert not (tmp_path / "run").exists()
+    partial = tmp_path / "run.partial"
+    assert load_run(partial).steps_done == 40 * 8
+    with pytest.raises(ArtifactError, match="resume it"):
+        _ = load_run(partial).summary
+
+    done = resume(partial, small_pair())
+    assert done.complete and done.steps_done >= config.total_steps
+    assert not partial.exists()
+    stored = load_run(tmp_path / "run")
+    assert stored.result["resumed_at"] == 320
+    steps = [row["steps"] for row in stored.curve]
+    assert steps == sorted(steps) and steps[-1] <= stored.steps_done
+    assert judge(stored.config, load_policy(stored, small_pair()), small_pair()).summary() == stored.summary
+
+
+def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
+    stopped = train(td3(), interrupted_pair(at=40), output=tmp_path / "run")
+    from hrl_policies.study.runner import build_policy
+
+    fresh = build_policy(td3(), small_pair())
+    learning.restore_checkpoint(fresh, tmp_path / "run.partial", 320)
+    for name, value in stopped.policy.policy.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), fresh.policy.state_dict()[name].numpy(), err_msg=name)
+    old, new = stopped.policy.replay_buffer, fresh.replay_buffer
+    # Stable-Baselines3 stops before it stores the step that was interrupted.
+    assert (old.pos, old.full) == (new.pos, new.full) == (39, False)
+    np.testing.assert_array_equal(old.observations[:39], new.observations[:39])
+    optimisers = [model.critic.optimizer.state_dict()["state"] for model in (stopped.policy, fresh)]
+    np.testing.assert_array_equal(*(state[0]["exp_avg"].numpy() for state in optimisers))
+
+
+def test_sac_keeps_its_entropy_weight(tmp_path):
+    config = plan_run(
+        "sac", "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32}
+    )
+    trained = train(config, small_pair(), output=tmp_path / "run")
+    loaded = load_policy(load_run(tmp_path / "run"), small_pair())
+    assert loaded.log_ent_coef.item() == trained.policy.log_ent_coef.item() != 0.0
+
+
+def test_ctrl_c_leaves_the_usual_signal_handler_behind(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    train(a2c(), interrupted_pair(at=5), output=tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def die_while_writing(folder):
+    def save(model, path):
+        (path / "model.zip").write_bytes(b"half a mod")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    learning.save_model = save
+    train(a2c(total_steps=128), small_pair(), output=folder)
+
+
+def test_a_kill_in_the_middle_leaves_no_run_folder(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(tmp_path / "run",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ArtifactError):
+        load_run(tmp_path / "run")
+    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    assert load_run(tmp_path / "run").complete
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def fail(model, path):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(learning, "save_model", fail)
+    with pytest.raises(OSError, match="no space"):
+        train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    train(plan_run("random", "small"), small_pair(), output=tmp_path / "run")
+    before = (tmp_path / "run/result.json").read_bytes()
+    with pytest.raises(ArtifactError, match="exists already"):
+        train(plan_run("oracle", "small"), small_pair(), output=tmp_path / "run")
+    assert (tmp_path / "run/result.json").read_bytes() == before
+
+
+def test_a_run_is_not_judged_in_another_world(tmp_path):
+    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    stored = load_run(tmp_path / "run")
+    with pytest.raises(ArtifactError, match="another train world: its data was"):
+        load_policy(stored, small_pair(seed=1))
+    with pytest.raises(ValueError, match="wants the worlds 'small'"):
+        train(a2c(), small_pair(name="other"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
+    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    model = tmp_path / "run/model.zip"
+    if damage == "missing":
+        model.unlink()
+    elif damage == "truncated":
+        model.write_bytes(model.read_bytes()[:1000])
+    else:
+        other = train(plan_run("td3", "small", total_steps=64, n_envs=4), small_pair())
+        other.policy.save(model)
+    with pytest.raises(ArtifactError, match=r"model\.zip"):
+        load_policy(load_run(tmp_path / "run"), small_pair())
+
+
+def test_pickled_settings_in_a_model_file_are_never_read(tmp_path, monkeypatch):
+    """A model file from a stranger must not run code: nothing may be unpickled while it is loaded."""
+    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    import cloudpickle
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("a model file was unpickled")
+
+    monkeypatch.setattr(cloudpickle, "loads", refuse)
+    load_policy(load_run(tmp_path / "run"), small_pair())
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "provenance.json"])
+def test_damaged_json_is_refused(tmp_path, name):
+    train(plan_run("random", "small"), small_pair(), output=tmp_path / "run")
+    (tmp_path / "run" / name).write_text("{")
+    with pytest.raises(ArtifactError, match=name):
+        load_run(tmp_path / "run")
+
+
+def test_configurations_survive_json():
+    for leave in ("temper", "strict", TemperFairness(window=2, grace_steps=1), CategoryBoredom()):
+        config = plan_run(
+            "td3", "small", session=SessionConfig(leave=leave, max_len=50, slate_size=6), seed=19
+        )
+        again = RunConfig.from_dict(json.loads(json.dumps(config.as_dict())))
+        assert again.as_dict() == config.as_dict()
+
+
+def test_worlds_must_fit_each_other():
+    pair = small_pair()
+    with pytest.raises(DataError, match="a training and a test world"):
+        WorldPair("x", pair.test, pair.test)
+    with pytest.raises(DataError, match="must not have sessions"):
+        WorldPair("x", replace(pair.train, users=np.arange(40)), pair.test)
+
+
+def test_evaluation_users_are_a_fixed_choice():
+    world = small_pair().test
+    np.testing.assert_array_equal(evaluation_users(world), world.user_ids)
+    few = evaluation_users(world, 6)
+    assert len(few) == 6 and np.isin(few, world.user_ids).all()
+    np.testing.assert_array_equal(few, evaluation_users(world, 6))
+    assert np.isin(few, evaluation_users(world, 9)).all(), "more users only add to the list"
+    with pytest.raises(ValueError, match="at least 1 user"):
+        evaluation_users(world, 0)
+
+
+def study(**settings):
+    return study_cells(
+        ["a2c", "random", "quota-greedy"],
+        "small",
+        seeds=(11, 15),
+        max_lens=(20, 30),
+        total_steps={"a2c": 1024},
+        **settings,
+    )
+
+
+def test_a_study_has_every_cell_once_and_controls_with_one_seed():
+    cells = study()
+    assert len(cells) == 2 * (2 + 1 + 1)
+    assert len({cell_folder(cell) for cell in cells}) == len(cells)
+    assert {cell.session.max_len for cell in cells} == {20, 30}
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    pair = {"small": small_pair()}
+    first = run_study(study()[:3], tmp_path, pair)
+    import hrl_policies.study.plan as plan
+
+    runs = []
+    monkeypatch.setattr(plan, "train", lambda cell, *a, **k: (runs.append(cell), train(cell, *a, **k))[1])
+    records = run_study(study(), tmp_path, pair)
+    assert len(runs) == len(study()) - 3
+    assert [record.summary for record in records[:3]] == [record.summary for record in first]
+    assert len(read_table(tmp_path / cell_folder(study()[0]) / "sessions.csv")) == 15
+
+
+def test_a_study_resumes_an_interrupted_cell(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study()[:1], tmp_path, {"small": interrupted_pair(at=5)})
+    record = run_study(study()[:1], tmp_path, {"small": small_pair()})[0]
+    assert load_run(tmp_path / cell_folder(study()[0])).result["resumed_at"] == 5 * 64
+    assert record.summary["len"] > 1
+
+
+def test_a_study_never_takes_a_run_with_other_settings_for_its_own(tmp_path):
+    pair = {"small": small_pair()}
+    run_study(study()[2:3], tmp_path, pair)
+    with pytest.raises(ArtifactError, match="episodes_per_user"):
+        run_study(study(episodes_per_user=2)[2:3], tmp_path, pair)

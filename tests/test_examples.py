@@ -1,0 +1,54 @@
+"""The examples run as they are printed, with fewer steps."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_quickstart_shows_a_session_and_judges_agent_and_control(capsys):
+    example("quickstart").main(1_000)
+    out = capsys.readouterr().out
+    assert "A2C" in out and "QuotaGreedy" in out
+    assert out.count("violation_rate") == 2
+
+
+@pytest.mark.slow
+def test_own_logs_become_a_world_with_a_table(capsys):
+    example("own_logs").main(["--steps", "1000"])
+    out = capsys.readouterr().out
+    assert "| QuotaGreedy |" in out and "the user's own logs" in out
+
+
+@pytest.mark.slow
+def test_own_logs_come_from_csv_files_too(capsys, tmp_path):
+    module = example("own_logs")
+    for name, frame in zip(
+        ("train", "test"), module.drawn_logs(users=200, items=150, rows=9_000), strict=True
+    ):
+        frame.drop(columns="time").to_csv(tmp_path / f"{name}.csv", index=False)
+    module.main(
+        ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "1000"]
+    )
+    assert "150 candidates" in capsys.readouterr().out
+
+
+def test_the_drawn_logs_are_biased_and_unbiased_as_the_example_says():
+    train, test = example("own_logs").drawn_logs()
+    counts = [frame["item_id"].value_counts() for frame in (train, test)]
+    top_fifth = [count.head(40).sum() / count.sum() for count in counts]
+    assert top_fifth[0] > 0.5 > 0.3 > top_fifth[1]
+    assert isinstance(train, pd.DataFrame) and set(train["click"]) == {0, 1}
