@@ -80,9 +80,8 @@ def _write_matrix(twin: Twin, log: InteractionLog, with_duplicates: bool, path: 
         rng = stream(twin.config, 13)
         extra = rng.integers(0, len(log), round(_EXACT_DUPLICATES * len(log)))
         rows = np.sort(np.concatenate([rows, extra]))
-    else:  # the latest time stands for no time; the first row that has it must keep it, or it would not be known
-        no_time = log.times == log.times.max()
-        no_time[int(np.argmax(no_time))] = False
+    elif round(twin.config.missing_time_share * len(log)):
+        no_time = log.times == log.times.max()  # the last time of such a log stands for no time
     write_parts(path, _matrix_parts(twin, log, rows, no_time))
 
 
@@ -106,12 +105,14 @@ def _matrix_parts(
                 "play_duration": play,
                 "video_duration": duration,
                 "time": text,
-                "date": local_dates(times).astype(np.float64),
+                "date": local_dates(times),
                 "timestamp": times / 1000.0,
                 "watch_ratio": play / duration,
             }
         )
-        frame.loc[no_time[part], ["time", "date", "timestamp"]] = np.nan
+        if no_time.any():
+            frame["date"] = frame["date"].astype(np.float64)
+            frame.loc[no_time[part], ["time", "date", "timestamp"]] = np.nan
         yield frame
 
 

@@ -18,6 +18,13 @@ _KUAIREC_TAGS = numbers(
     "31 1360 5 22"
 )
 
+# show_user_num, video_features_statistic_pure.csv.
+_SHOWN = QuantileLaw(
+    (0.001, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99, 0.995, 0.999, 0.9999),
+    (198, 459, 761, 1_817, 3_922, 9_378, 31_958, 85_202, 116_374, 222_492, 375_364),
+    "log",
+)
+
 KUAIREC = TwinConfig(
     name="KuaiRec",
     layout="kuairec",
@@ -28,7 +35,7 @@ KUAIREC = TwinConfig(
     n_panel_items=3_327,
     train_rows=11_564_987,  # 12,530,806 rows less 965,819 exact duplicates
     test_rows=4_676_570,
-    taste_strength=0.85,
+    taste_strength=0.75,
     conformity=0.25,
     conformity_shape=2.0,
     personalisation=0.5,
@@ -56,10 +63,8 @@ KUAIREC = TwinConfig(
     ),
     test_activity=None,
     test_exposure_log_sd=0.0,
-    # play_cnt of five small videos .7 to 28 M in two months; level and spread as KuaiRand's table
-    shown=QuantileLaw(
-        (0.05, 0.25, 0.50, 0.75, 0.95, 0.99), (761, 1_817, 3_922, 9_378, 31_958, 85_202), "log"
-    ),
+    # level and spread as in KuaiRand's table, the only published one
+    shown=_SHOWN,
     shown_noise=0.3,
     durations=QuantileLaw(
         (0.001, 0.05, 0.25, 0.50, 0.75, 0.95, 0.999), (3.0, 5.3, 7.434, 9.636, 12.179, 58.0, 315.0), "log"
@@ -69,7 +74,7 @@ KUAIREC = TwinConfig(
     missing_time_share=181_992 / 4_676_570,
     tag_quality_share=0.12,
     taste_dimensions=8,
-    taste_decay=0.35,
+    taste_decay=0.3,
     tag_taste_share=0.05,
 )
 """Full size of KuaiRec: 7,176 x 10,728 in training, a fully observed panel of 1,411 x 3,327 as the test."""
@@ -124,9 +129,7 @@ KUAIRAND = TwinConfig(
         (0.001, 0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.9999), (2, 5, 8, 11, 19, 41, 87, 250, 1084), "log"
     ),
     test_exposure_log_sd=0.12,
-    shown=QuantileLaw(
-        (0.05, 0.25, 0.50, 0.75, 0.95, 0.99), (761, 1_817, 3_922, 9_378, 31_958, 85_202), "log"
-    ),
+    shown=_SHOWN,
     shown_noise=0.45,
     durations=QuantileLaw(
         (0.0005, 0.05, 0.25, 0.50, 0.75, 0.95, 0.9999), (5.0, 10.7, 31.9, 81.2, 148.2, 303.5, 1177.7), "log"
@@ -141,12 +144,13 @@ KUAIRAND = TwinConfig(
 TOY = replace(
     KUAIRAND,
     name="Toy",
-    n_users=300,
-    n_items=400,
-    n_panel_users=300,
-    n_panel_items=400,
-    train_rows=18_000,
-    test_rows=24_000,
+    n_users=400,
+    n_items=600,
+    n_panel_users=400,
+    n_panel_items=600,
+    train_rows=16_000,
+    test_rows=36_000,
+    exposure_log_sd=(2.4, 2.4),  # so few items soon run out for a user, which evens exposure out
     tag_frequencies=(30, 20, 15, 10, 8, 6, 5, 4, 3, 2),
 )
 """A few hundred users and items with the laws of KuaiRand, for tests and first contact."""

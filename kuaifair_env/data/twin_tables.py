@@ -93,29 +93,28 @@ VIDEO_CATEGORIES: Mapping[str, Shares] = {  # official tables of videos
 }
 _MISSING_DURATION = 0.0315
 
-# Quantiles of ratios between platform statistics: plays to shows, all others to plays (published statistic
-# table).
-_RATIO_LEVELS = (0.05, 0.25, 0.50, 0.75, 0.95)
+# Quantiles of ratios between platform statistics: plays to shows, all others to plays (published statistic table).
+_RATIO_LEVELS = (0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99)
 _RATIOS = {
-    "play_user_num": (0.268, 0.475, 0.660, 0.827, 0.966),
-    "valid_play_user_num": (0.289, 0.471, 0.593, 0.682, 0.779),
-    "long_time_play_user_num": (0.144, 0.320, 0.459, 0.562, 0.676),
-    "complete_play_user_num": (0.028, 0.100, 0.187, 0.300, 0.502),
-    "like_user_num": (0.006, 0.013, 0.024, 0.045, 0.106),
-    "comment_user_num": (0.0002, 0.0005, 0.0009, 0.0018, 0.006),
-    "follow_user_num": (0.0003, 0.0008, 0.0016, 0.0033, 0.011),
-    "share_user_num": (0.00005, 0.00015, 0.0003, 0.0006, 0.0025),
-    "collect_user_num": (0.001, 0.002, 0.0029, 0.005, 0.013),
+    "play_user_num": (0.154, 0.268, 0.475, 0.660, 0.827, 0.966, 0.999),
+    "valid_play_user_num": (0.187, 0.289, 0.471, 0.593, 0.682, 0.779, 0.827),
+    "long_time_play_user_num": (0.071, 0.144, 0.320, 0.459, 0.562, 0.676, 0.741),
+    "complete_play_user_num": (0.013, 0.028, 0.100, 0.187, 0.300, 0.502, 0.630),
+    "like_user_num": (0.0034, 0.006, 0.013, 0.024, 0.045, 0.106, 0.185),
+    "comment_user_num": (0.00005, 0.0001, 0.0004, 0.0010, 0.0020, 0.0060, 0.0146),
+    "follow_user_num": (0.00015, 0.0003, 0.0008, 0.0016, 0.0031, 0.0085, 0.0151),
+    "share_user_num": (0.00002, 0.00004, 0.0001, 0.00025, 0.0007, 0.0030, 0.0073),
+    "collect_user_num": (0.0005, 0.0007, 0.0014, 0.0025, 0.0054, 0.0153, 0.0299),
 }
-_PROGRESS = QuantileLaw(_RATIO_LEVELS, (0.045, 0.099, 0.155, 0.225, 0.359))
-# Correlation of a ratio with item quality, set so that counts correlate with random-exposure click rates as
-# published.
-_QUALITY_CORRELATION = {
-    "play_user_num": 0.15,
-    "valid_play_user_num": 0.4,
-    "long_time_play_user_num": 0.4,
-    "complete_play_user_num": 0.2,
-    "like_user_num": -0.3,
+_PROGRESS = QuantileLaw(_RATIO_LEVELS, (0.02, 0.045, 0.099, 0.155, 0.225, 0.359, 0.5))
+# Correlations of a ratio with the platform's exposure count and with item quality. Those with the count are published
+# (.311, .311, .161, -.006); those with quality are set so that counts correlate with random click rates as published.
+_TIES = {
+    "play_user_num": (0.26, 0.15),
+    "valid_play_user_num": (0.31, 0.42),
+    "long_time_play_user_num": (0.31, 0.4),
+    "complete_play_user_num": (0.16, 0.2),
+    "like_user_num": (0.0, -0.3),
 }
 STATISTICS = ("counts", "show_user_num", *_RATIOS, "play_progress")
 
@@ -245,13 +244,14 @@ def _draw_statistics(config: TwinConfig, world: TwinWorld, rng: np.random.Genera
     size = config.n_items
     columns: Columns = {"counts": np.minimum(180, 105 + rng.integers(0, 90, size))}
     popularity = (world.exposure_logs - world.exposure_logs.mean()) / world.exposure_logs.std()
-    shown = law_by_rank(
-        config.shown, correlated(rng, popularity, float(np.sqrt(1.0 - config.shown_noise**2)))
-    )
+    shown_scores = correlated(rng, popularity, float(np.sqrt(1.0 - config.shown_noise**2)))
+    shown = law_by_rank(config.shown, shown_scores)
     counts = shown
     columns["show_user_num"] = np.round(shown, 4)
     for name, quantiles in _RATIOS.items():
-        scores = correlated(rng, world.quality_scores, _QUALITY_CORRELATION.get(name, 0.0))
+        with_count, with_quality = _TIES.get(name, (0.0, 0.0))
+        scores = with_count * shown_scores + with_quality * world.quality_scores
+        scores += np.sqrt(1.0 - with_count**2 - with_quality**2) * rng.standard_normal(size)
         ratio = law_by_rank(QuantileLaw(_RATIO_LEVELS, quantiles), scores)
         columns[name] = np.round(counts * ratio, 4)
         if name == "play_user_num":

@@ -39,7 +39,7 @@ class Calendar:
         Args:
             rng: Source of randomness.
             users: ``(R,)`` user rows, non-decreasing.
-            missing: Share of rows without time; they come last, at the latest time of the log.
+            missing: Share of rows without time; they come last, right after the latest time of the log.
 
         Returns:
             Times in milliseconds, increasing within a user, and the order in which the rows come at these
@@ -50,7 +50,8 @@ class Calendar:
         offsets += _drawn(rng, _HOURS, rows) * HOUR_MS
         offsets += (rng.random(rows, np.float32) * HOUR_MS).astype(np.int64)
         if missing:
-            offsets[rng.random(rows) < missing] = offsets.max()
+            known, unknown = np.split(rng.permutation(rows), [rows - min(round(missing * rows), rows - 1)])
+            offsets[unknown] = offsets[known].max() + 1
         order = np.argsort((users.astype(np.int64) << 36) + offsets, kind="stable")
         times: NDArray[np.int64] = self.start_ms + offsets[order]
         return times, order
@@ -122,7 +123,7 @@ _LONG_RATIO = QuantileLaw(
 )
 _LONG_MS_LAW = QuantileLaw(
     (0.001, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99),
-    (18_000, 20_187, 22_282, 29_416, 47_705, 84_707, 140_176, 187_916, 306_692),
+    (18_500, 22_000, 27_000, 42_000, 75_000, 145_000, 240_000, 330_000, 600_000),
     "log",
 )
 
