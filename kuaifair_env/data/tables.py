@@ -155,6 +155,9 @@ class _Tally(io.BufferedIOBase):
             self.last = block[-1:]
         return block
 
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size if size > 0 else io.DEFAULT_BUFFER_SIZE)
+
     def fits(self, rows: int, width: int) -> bool:
         """Whether the file ends with a whole line and, quotes apart, has the right number of fields."""
         return self.last == b"\n" and not self.quotes and self.commas == (rows + 1) * (width - 1)
