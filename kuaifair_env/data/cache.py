@@ -21,7 +21,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kuaifair_env.data.files import file_hash
+from kuaifair_env.data.files import file_hash, remove_stale
 from kuaifair_env.data.schema import (
     Catalogue,
     FeatureTable,
@@ -283,6 +283,7 @@ def _open_array(folder: Path, name: str, entry: Mapping[str, Any], verify: bool)
 
 def _store(data: InteractionData, target: Path, key: Mapping[str, Any], keep_existing: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(target.parent, f".{target.name}-")
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         _write(data, temporary, key)

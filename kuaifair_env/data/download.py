@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pooch
 
-from kuaifair_env.data.files import file_hash, write_text_atomically
+from kuaifair_env.data.files import file_hash, remove_stale, write_text_atomically
 from kuaifair_env.data.sources import OfficialDataset, dataset, download_folder, open_source
 from kuaifair_env.errors import DataError
 
@@ -67,6 +67,7 @@ def fetch(
     announce(f"downloading {url} ({facts.size / 1e6:.0f} MB)")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target.parent, f".{facts.archive}-")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{facts.archive}-") as temporary:
             arrived = _download(url, Path(temporary), facts, expected, retries, timeout, progress)
             open_source(arrived, facts).require(facts.files)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +54,20 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     """Writes UTF-8 text to ``path`` with :func:`atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_stale(folder: str | Path, prefix: str, age: float = 86_400.0) -> None:
+    """Removes what a killed process left behind: folders of a temporary name that nobody touched for a day.
+
+    Args:
+        folder: Where to look.
+        prefix: How the temporary names begin.
+        age: Seconds without change from which a folder counts as abandoned.
+    """
+    for path in Path(folder).glob(f"{prefix}*"):
+        with suppress(OSError):
+            if path.is_dir() and time.time() - path.stat().st_mtime > age:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def folder_size(folder: str | Path) -> int:

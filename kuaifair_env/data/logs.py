@@ -177,17 +177,17 @@ def _ids(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.int64]:
             f"frame['{name}'].map(codes)",
             column=name,
         )
-    values = series.to_numpy()
-    if values.dtype.kind == "f":
-        wrong = ~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) > 2**53)
+    if types.is_float_dtype(series):
+        numbers = series.to_numpy(dtype=np.float64)
+        wrong = ~np.isfinite(numbers) | (numbers != np.rint(numbers)) | (np.abs(numbers) > 2**53)
         if wrong.any():
             raise DataError(
-                f"ids must be integers; row {_first(wrong)} of the {where} has {values[wrong][0]}",
-                column=name,
+                f"ids must be integers; row {_first(wrong)} of the {where} has {numbers[wrong][0]}", column=name
             )
-    elif values.dtype.kind == "u" and values.max() > np.iinfo(np.int64).max:
-        raise DataError(f"an id of the {where} does not fit 64 signed bits: {values.max()}", column=name)
-    return values.astype(np.int64)
+        return numbers.astype(np.int64)
+    if types.is_unsigned_integer_dtype(series) and series.max() > np.iinfo(np.int64).max:
+        raise DataError(f"an id of the {where} does not fit 64 signed bits: {series.max()}", column=name)
+    return series.to_numpy(dtype=np.int64)
 
 
 def _watch_ratios(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.float64] | None:

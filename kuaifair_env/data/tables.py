@@ -115,12 +115,12 @@ def read_columns(
         except (*READ_ERRORS, ValueError, OverflowError) as error:
             cause = error
     if cause is not None:
-        problem = _find_problem(files, name, header, columns, rows)
+        problem = _find_problem(files, name, header, columns, rows, strict=True)
         raise (problem or DataError(f"cannot be read: {cause}", file=files.label(name))) from cause
     if not rows:
         raise DataError("there is a header but no row", file=files.label(name), line=1)
     if not tally.fits(rows, len(header)):
-        problem = _find_problem(files, name, header, columns, 0)
+        problem = _find_problem(files, name, header, columns, 0, strict=False)
         if problem is not None:
             raise problem
         _check_ending(files, name, tally)
@@ -212,14 +212,14 @@ def _header(files: SourceFiles, name: str, columns: Sequence[Column]) -> list[st
 class _Records:
     """Iterates over the records of a CSV file, blank lines aside; ``line`` is where each one begins."""
 
-    def __init__(self, files: SourceFiles, name: str) -> None:
-        self._files, self._name = files, name
+    def __init__(self, files: SourceFiles, name: str, strict: bool = False) -> None:
+        self._files, self._name, self._strict = files, name, strict
         self.line = 1
 
     def __iter__(self) -> Iterator[list[str]]:
         with self._files.open(self._name) as raw:
             text = io.TextIOWrapper(cast(Any, raw), encoding="utf-8-sig", errors="replace", newline="")
-            reader = csv.reader(text)
+            reader = csv.reader(text, strict=self._strict)
             for record in reader:
                 if record:
                     yield record
@@ -227,12 +227,20 @@ class _Records:
 
 
 def _find_problem(
-    files: SourceFiles, name: str, header: Sequence[str], columns: Sequence[Column], good_rows: int
+    files: SourceFiles,
+    name: str,
+    header: Sequence[str],
+    columns: Sequence[Column],
+    good_rows: int,
+    strict: bool,
 ) -> DataError | None:
-    """Reads record by record until something is wrong and says what; ``good_rows`` rows are known good."""
+    """Reads record by record until something is wrong and says what; ``good_rows`` rows are known good.
+
+    Quotes are read strictly only where the fast parser failed too: it forgives what does no harm.
+    """
     label = files.label(name)
     places = [(header.index(column.name), column) for column in columns]
-    records = _Records(files, name)
+    records = _Records(files, name, strict)
     try:
         for number, record in enumerate(records):
             if number <= good_rows:

@@ -126,6 +126,17 @@ def test_a_threshold_on_watch_ratios_makes_clicks() -> None:
         from_frames(train, test)
 
 
+def test_nullable_columns_count_as_what_they_hold() -> None:
+    train, test = train_frame(), test_frame()
+    kinds = {"user_id": "Int64", "item_id": "Float64", "click": "boolean", "time": "Int64"}
+    nullable = from_frames(train.astype(kinds), test.astype(kinds))
+    assert nullable.data_hash == from_frames(train, test).data_hash
+    half = train.astype({"item_id": "Float64"})
+    half.loc[2, "item_id"] = 4.5
+    with pytest.raises(DataError, match=r"row 2 .* 4\.5"):
+        from_frames(half, test)
+
+
 def test_columns_may_have_any_name() -> None:
     names = LogColumns(user="u", item="i", click="liked", time="t")
     renamed = {"user_id": "u", "item_id": "i", "click": "liked", "time": "t"}
