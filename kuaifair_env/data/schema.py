@@ -19,6 +19,7 @@ from kuaifair_env.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
     from kuaifair_env.data.logs import LogColumns
 
 BoolArray = NDArray[np.bool_]
