@@ -59,7 +59,7 @@ class FactorisedConfig:
     bias_precision: float = 3.0
     factor_precision: float = 60.0
     line_precision: float = 50.0
-    map_precision: float = 2000.0
+    map_precision: float = 4000.0
     slope_prior: float = 0.5
     learning_rate: float = 1e-3
     bias_learning_rate: float = 1e-2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -11,6 +12,7 @@ import numpy as np
 from kuaifair_env.data.schema import InteractionData, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.artifacts import artifact_kind
+from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.fit import FactorisedConfig, fit_factorised
 from kuaifair_env.response.observed import ObservedResponse, observed_block
@@ -21,7 +23,7 @@ Split = Literal["train", "test"]
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
 
-_FIT_VERSION = 1
+_FIT_VERSION = 2
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
 
@@ -137,23 +139,26 @@ def earlier_and_later(
     return log.take(earlier), log.take(~earlier)
 
 
-def load_response(path: str | Path) -> FittedResponse:
+def load_response(path: str | Path) -> ResponseModel:
     """Reads any saved response model, whatever its kind.
 
     Raises:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
-    kind = artifact_kind(path)
-    kinds: dict[str, type[FittedResponse]] = {
-        "observed": ObservedResponse,
-        "factorised": FactorisedResponse,
-        "sequential": SequentialResponse,
+    from kuaifair_env.response.twin import TwinResponse
+
+    loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
+        "observed": ObservedResponse.load,
+        "factorised": FactorisedResponse.load,
+        "sequential": SequentialResponse.load,
+        "twin": TwinResponse.load,
     }
-    if kind not in kinds:
+    kind = artifact_kind(path)
+    if kind not in loaders:
         raise ArtifactError(
-            f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(kinds)}"
+            f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(loaders)}"
         )
-    return kinds[kind].load(path)
+    return loaders[kind](path)
 
 
 def response_version(kind: ResponseKind = "auto") -> int:
