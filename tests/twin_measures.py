@@ -16,7 +16,7 @@ from kuaifair_env.data.schema import InteractionLog
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what, published (or measured on partial data) value, the twin's, and how far off it may be."""
+    """One line of the table: the published (or partial data's) value, the twin's, and how far off it may be."""
 
     what: str
     published: float
@@ -33,7 +33,8 @@ def table(title: str, rows: list[Row]) -> str:
     width = max(len(row.what) for row in rows)
     lines = [title, f"{'':{width}}  published       twin  tolerance"]
     lines += [
-        f"{row.what:{width}}  {row.published:9.4g}  {row.twin:9.4g}  {row.tolerance:9.3g}{'' if row.fits else '  <- off'}"
+        f"{row.what:{width}}  {row.published:9.4g}  {row.twin:9.4g}  {row.tolerance:9.3g}"
+        + ("" if row.fits else "  <- off")
         for row in rows
     ]
     return "\n".join(lines)
@@ -89,7 +90,9 @@ def within_user_auc(users, scores, clicks) -> float:
 
 
 def smoothed(rows, clicks, size, weight=15.0):
-    return (np.bincount(rows, clicks, size) + clicks.mean() * weight) / (np.bincount(rows, minlength=size) + weight)
+    return (np.bincount(rows, clicks, size) + clicks.mean() * weight) / (
+        np.bincount(rows, minlength=size) + weight
+    )
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,10 @@ def additive_fit(matrix, seen=None, steps=25):
 
 
 def taste_spectrum(matrix):
-    """Singular values of the Pearson residuals of the additive fit over the Marchenko-Pastur edge, items with 20 positives."""
+    """Singular values of the additive fit's Pearson residuals over the Marchenko-Pastur edge.
+
+    Items with fewer than 20 positives are left out.
+    """
     matrix = matrix[:, matrix.sum(0) >= 20].astype(np.float64)
     chance = additive_fit(matrix)
     residuals = (matrix - chance) / np.sqrt(chance * (1 - chance) + 1e-9)
@@ -157,5 +163,3 @@ def held_out_gain(matrix, rank=10):
     vectors = np.linalg.eigh(residuals @ residuals.T)[1][:, -rank:]
     better = chance + spread * (vectors @ (vectors.T @ residuals))
     return tuple(float(roc_auc_score(matrix[held_out], scores[held_out])) for scores in (chance, better))
-
-

@@ -96,8 +96,8 @@ def _matrix_parts(
         duration = durations[log.items[part]]
         play = np.rint(log.watch_ratios[part].astype(np.float64) * duration).astype(np.int64)
         times = log.times[part]
-        clock = (times + BEIJING_MS).astype("datetime64[ms]")
-        text = pd.Series(np.char.replace(clock.astype(str), "T", " "))
+        text = np.datetime_as_string((times + BEIJING_MS).astype("datetime64[ms]"))
+        text.view("U1").reshape(len(text), -1)[:, 10] = " "
         frame = pd.DataFrame(
             {
                 "user_id": twin.data.users.ids[log.users[part]],

@@ -2,7 +2,9 @@
 
 The figures are published statistics of KuaiRec (Gao et al., CIKM 2022) and KuaiRand-Pure (Gao et al., CIKM
 2022), or were measured on partial copies of them; the comments say which. The twin is synthetic: it shares
-marginals with those data sets and nothing else.
+marginals with those data sets and nothing else. Figures without a source (taste, conformity, personalisation,
+slopes, spreads, correlations, gaps, decay) are no measurements: they were set so that the twin's logs show the
+published marginals, which the test of the marginals checks line by line.
 """
 
 from __future__ import annotations
