@@ -3,9 +3,9 @@
     python benchmarks/headroom.py KuaiFair-Toy-v0 KuaiFair-KuaiRandTwin-v0 --output docs/results
     python benchmarks/headroom.py kuairand kuairec --data ../shared/data --output docs/results
 
-``--taste strong`` makes the twins with the stronger setting. For each world and horizon the table gives Len, R_each and
-R_cum of every control, the R_cum that a better estimate of item quality can add at most (QualityOracle - QuotaGreedy) and
-what personal taste can add beyond it (Oracle - QualityOracle), and how well the length law holds. Intervals are 95 %
+``--taste strong`` makes the twins with the stronger setting. For each world and horizon the table gives Len, R_each
+and R_cum of every control, the R_cum that a better estimate of item quality can add at most (QualityOracle -
+QuotaGreedy), what personal taste can add beyond it (Oracle - QualityOracle), and how well the length law holds. Intervals are 95 %
 bootstrap intervals over users; differences are paired by user.
 """
 
