@@ -1,4 +1,4 @@
-"""The two worlds of partial KuaiRand-Pure and partial KuaiRec, where their files are: what is modelled, and how well."""
+"""The worlds of partial KuaiRand-Pure and partial KuaiRec, where their files are: what is modelled, how well."""
 
 from __future__ import annotations
 
