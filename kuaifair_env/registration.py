@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.twin_config import TasteStrength
     from kuaifair_env.leave import LeaveRule
     from kuaifair_env.observation import ObservationMode
+    from kuaifair_env.response.twin import TwinResponse
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.sessions import InitialHistory, Repeats
 
@@ -80,6 +81,7 @@ class WorldSettings(TypedDict, total=False):
     source: Source
     response: ResponseKind
     taste: TasteStrength | float
+    conformity: float
     embedding_dim: int
     history_length: int
     popularity: PopularitySource
@@ -106,8 +108,9 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             official files; else ``KUAIFAIR_DATA``, else the cache); ``source`` (``"auto"`` falls back to the twin
             with a warning where the files are missing, ``"real"`` forbids that, ``"twin"`` silences it);
             ``response`` (``"auto"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
-            ``"strong"`` or standard deviation in logits); ``embedding_dim``; ``history_length``; ``popularity``
-            (``"train"`` or ``"shown"``).
+            ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the
+            training world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
+            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``).
 
     Returns:
         The world; equal settings return the same object.
@@ -199,11 +202,12 @@ def _make_world(
     source: Source = "auto",
     response: ResponseKind = "auto",
     taste: TasteStrength | float = "measured",
+    conformity: float = 0.0,
     embedding_dim: int = EMBEDDING_DIM,
     history_length: int = HISTORY_LENGTH,
     popularity: PopularitySource = "train",
 ) -> World:
-    data, truth = _data(env_id, data_dir, source, taste)
+    data, truth = _data(env_id, data_dir, source, taste, conformity)
     preference = None
     if split == "test" and truth is not None and response == "auto":
         model: Any = truth
@@ -222,8 +226,12 @@ def _make_world(
 
 
 def _data(
-    env_id: str, data_dir: str | Path | None, source: Source, taste: TasteStrength | float
-) -> tuple[InteractionData, Any]:
+    env_id: str,
+    data_dir: str | Path | None,
+    source: Source,
+    taste: TasteStrength | float,
+    conformity: float,
+) -> tuple[InteractionData, TwinResponse | None]:
     """Returns the data behind an id, and the true response where the data is synthetic."""
     if env_id not in ENVIRONMENTS:
         raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
@@ -240,7 +248,7 @@ def _data(
     from kuaifair_env.response.twin import TwinResponse
 
     twin = load_twin(twin_config(origin.twin, taste_strength=taste))
-    return twin.data, TwinResponse(twin.truth)
+    return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())
 
 
 def _warn_of_twin(env_id: str, official: str) -> None:

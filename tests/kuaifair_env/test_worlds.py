@@ -15,6 +15,7 @@ from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.loading import build_world, candidate_rows, held_out_users
+from kuaifair_env.registration import make_world
 from kuaifair_env.worlds import initial_history
 
 
@@ -141,3 +142,12 @@ def test_importing_the_environments_stays_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_conformity_puts_the_herd_back_into_the_twins_test_world():
+    true = make_world("KuaiFair-Toy-v0", split="test")
+    herding = make_world("KuaiFair-Toy-v0", split="test", conformity=1.0)
+    users = true.users[:50]
+    lift = herding.response.expected_catalogue(users, 600) - true.response.expected_catalogue(users, 600)
+    assert np.corrcoef(lift.mean(axis=0), np.log1p(true.groups.counts))[0, 1] > 0.8
+    assert herding.true_preference is not None
