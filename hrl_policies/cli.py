@@ -299,6 +299,8 @@ def _world_settings(source: Source, response: Response, taste: str | None) -> Wo
 
 
 def _report(result: RunResult, command: str) -> None:
+    from hrl_policies.study.store import machine
+
     console = Console()
     if result.evaluation is None:
         console.print(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
@@ -306,7 +308,9 @@ def _report(result: RunResult, command: str) -> None:
         raise typer.Exit(INTERRUPTED)
     _print_table([(result.config, result.evaluation)], command)
     if result.steps_done:
-        console.print(f"Trained {result.steps_done:,} steps in {result.training_seconds:.0f} s.")
+        console.print(
+            f"Trained {result.steps_done:,} steps in {result.training_seconds:.0f} s ({machine()})."
+        )
     console.print(f"Run folder: {result.folder}", soft_wrap=True)
 
 

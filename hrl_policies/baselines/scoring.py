@@ -132,25 +132,8 @@ class ClickScorer:
         rng = np.random.default_rng(seed)
         train = _sampled(log, np.flatnonzero(~outside[log.users]), sample, rng)
         held_out = _sampled(log, np.flatnonzero(outside[log.users]), sample // 2, rng)
-        folds = _folds(world.data.users.ids)
-        parts = [
-            _examples(
-                log,
-                train[folds[log.users[train]] == fold],
-                _described_by(~outside & (folds != fold), world),
-                world,
-                rng,
-            )
-            for fold in range(_FOLDS)
-        ]
-        features = np.concatenate([part.features for part in parts])
-        clicks = np.concatenate([part.clicks for part in parts])
-        if clicks.all() or not clicks.any():
-            raise DataError(
-                "the training log needs exposures with and without a click; "
-                "set positives_only=True for a log of positives"
-            )
-        intercept, coefficients = _logistic(features, clicks, not log.positives_only)
+        fitted = _cross_fitted_examples(world, train, ~outside, rng)
+        intercept, coefficients = _logistic(fitted, not log.positives_only)
         check = _examples(log, held_out, _described_by(~outside, world), world, rng)
         auc, within = _ranking_quality(check, intercept + check.features @ coefficients)
         final = _item_table(log, ~outside, world, world.embeddings)
@@ -158,7 +141,7 @@ class ClickScorer:
             item_scores=np.asarray(intercept + final.fixed[: world.n_items] @ coefficients[:2], np.float32),
             directions=np.ascontiguousarray((final.units[: world.n_items] * np.float32(coefficients[2])).T),
             report=ScorerReport(
-                rows=len(clicks),
+                rows=len(fitted.clicks),
                 held_out_rows=len(check.clicks),
                 auc=auc,
                 within_user_auc=within,
@@ -222,10 +205,28 @@ class _Examples:
     users: IntArray
 
 
-def _folds(user_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Splits users by a hash of their raw id."""
-    hashes = random_streams.mix(user_ids.astype(np.uint64), np.ones(1, np.uint64))
-    return (hashes % np.uint64(_FOLDS)).astype(np.int64)
+def _cross_fitted_examples(
+    world: World, rows: NDArray[np.int64], users: BoolArray, rng: np.random.Generator
+) -> _Examples:
+    """Returns the examples of some log rows, each half of the users with items as the other half describes them."""
+    log = world.data.train
+    hashes = random_streams.mix(world.data.users.ids.astype(np.uint64), np.ones(1, np.uint64))
+    folds = (hashes % np.uint64(_FOLDS)).astype(np.int64)
+    parts = []
+    for fold in range(_FOLDS):
+        own = rows[folds[log.users[rows]] == fold]
+        parts.append(_examples(log, own, _described_by(users & (folds != fold), world), world, rng))
+    joined = _Examples(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.clicks for part in parts]),
+        np.concatenate([part.users for part in parts]),
+    )
+    if joined.clicks.all() or not joined.clicks.any():
+        raise DataError(
+            "the training log needs exposures with and without a click; "
+            "set positives_only=True for a log of positives"
+        )
+    return joined
 
 
 def _described_by(users: BoolArray, world: World) -> _ItemTable:
@@ -293,14 +294,13 @@ def _drawn_negatives(
     return drawn, found
 
 
-def _logistic(
-    features: NDArray[np.float64], clicks: BoolArray, with_rate: bool
-) -> tuple[float, NDArray[np.float64]]:
+def _logistic(examples: _Examples, with_rate: bool) -> tuple[float, NDArray[np.float64]]:
+    """Returns intercept and coefficients of the logistic regression; without rate its coefficient is 0."""
     from sklearn.linear_model import LogisticRegression
 
     used = slice(0 if with_rate else 1, None)
-    model = LogisticRegression(C=1e4, max_iter=200).fit(features[:, used], clicks)
-    coefficients = np.zeros(features.shape[1])
+    model = LogisticRegression(C=1e4, max_iter=200).fit(examples.features[:, used], examples.clicks)
+    coefficients = np.zeros(len(FEATURES))
     coefficients[used] = model.coef_[0]
     return float(model.intercept_[0]), coefficients
 

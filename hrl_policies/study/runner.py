@@ -96,7 +96,10 @@ def train(
     target = None if output is None else Path(output)
     if target is not None:
         need_free(target)
-        need_free(partial_folder(target))
+        if partial_folder(target).exists():
+            raise ArtifactError(
+                f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
+            )
     pair = worlds_of(config, worlds, data_dir)
     policy = build_policy(config, pair)
     return _finish(config, pair, policy, [], 0, target, progress)

@@ -151,6 +151,8 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     assert not (tmp_path / "run").exists()
     partial = tmp_path / "run.partial"
     assert load_run(partial).steps_done == 40 * 8
+    with pytest.raises(ArtifactError, match="holds an interrupted run; resume it"):
+        train(config, small_pair(), output=tmp_path / "run")
     with pytest.raises(ArtifactError, match="resume it"):
         _ = load_run(partial).summary
 
