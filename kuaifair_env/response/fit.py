@@ -30,8 +30,8 @@ _ITEM_PSEUDO_COUNT = 20.0
 class FactorisedConfig:
     """Settings of :func:`fit_factorised`; the defaults were chosen on held-out rows of partial KuaiRand-Pure.
 
-    Precisions are those of normal priors around 0 (in units of one row's log-likelihood), so they mean the same
-    whatever the number of rows.
+    Precisions are those of normal priors around 0, in units of one row's log-likelihood: but for ``map_precision``
+    they mean the same whatever the number of rows.
 
     Attributes:
         rank: Number of factors ``f``; 0 fits main effects alone.
@@ -42,11 +42,13 @@ class FactorisedConfig:
         bias_precision: Prior precision of ``b_u`` and ``b_i``.
         factor_precision: Of ``p_u`` and ``q_i``.
         line_precision: Of ``w`` and ``v``.
-        map_precision: Of ``P`` and ``Q``.
+        map_precision: Of ``P`` and ``Q``, times the square root of the number of fitted rows: with a product of two
+            maps it is a nuclear-norm penalty, whose best weight grows as the noise does (Koltchinskii, Lounici and
+            Tsybakov, "Nuclear-norm penalization and optimal rates", Annals of Statistics 2011).
         slope_prior: Standard deviation of the prior around 1 of the calibrating slopes.
         learning_rate: Of Adam, for factors, maps and lines.
         bias_learning_rate: Of Adam, for the biases.
-        batch_size: Rows per step.
+        batch_size: Rows per step at most; small logs take smaller batches, see :func:`batch_size_for`.
         max_epochs: Passes at most.
         patience: Passes without a better held-out log loss before the end.
     """
@@ -59,7 +61,7 @@ class FactorisedConfig:
     bias_precision: float = 3.0
     factor_precision: float = 60.0
     line_precision: float = 50.0
-    map_precision: float = 4000.0
+    map_precision: float = 6.5
     slope_prior: float = 0.5
     learning_rate: float = 1e-3
     bias_learning_rate: float = 1e-2
@@ -149,13 +151,23 @@ def _train(
             "bias": config.bias_precision,
             "factors": config.factor_precision,
             "lines": config.line_precision,
-            "maps": config.map_precision,
+            "maps": config.map_precision * len(rows.where("fit")) ** 0.5,
         },
         learning_rate=config.learning_rate,
         bias_learning_rate=config.bias_learning_rate,
-        training=Training(config.batch_size, config.max_epochs, config.patience),
+        training=Training(
+            batch_size_for(len(rows.where("fit")), config.batch_size), config.max_epochs, config.patience
+        ),
         seed=seed,
     )
+
+
+def batch_size_for(examples: int, largest: int, steps: int = 50, smallest: int = 64) -> int:
+    """Returns a batch size that makes at least ``steps`` steps per pass, within ``smallest..largest``.
+
+    A pass of two steps over a small log would hardly move the weights between two looks at the held-out loss.
+    """
+    return min(largest, max(smallest, examples // steps))
 
 
 def logit_parts(model: FactorisedResponse, users: NDArray[Any], items: NDArray[Any]) -> FloatArray:

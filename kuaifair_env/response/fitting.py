@@ -23,7 +23,7 @@ Split = Literal["train", "test"]
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
 
-_FIT_VERSION = 2
+_FIT_VERSION = 3
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
 
@@ -69,6 +69,9 @@ def fit_response(
     The training world's model is fitted on the later part of each user's training log, with the earlier part as
     context. The test world's model is fitted on the test log, with the training log as context: a declared use, which
     says what users liked before, never what they do with a test row.
+
+    ``kind="sequential"`` takes the order of the log's rows as the order in which users saw them. Where a test log has
+    no time, set ``SequentialConfig(history_from="context")``.
 
     Args:
         data: The data set.

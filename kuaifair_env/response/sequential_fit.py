@@ -13,10 +13,17 @@ from kuaifair_env.errors import DataError
 from kuaifair_env.response.bernoulli import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.fit import FactorisedConfig, fit_factorised, without_user_ids
+from kuaifair_env.response.fit import FactorisedConfig, batch_size_for, fit_factorised, without_user_ids
 from kuaifair_env.response.inputs import response_inputs
 from kuaifair_env.response.rows import LabelledRows, labelled_rows
-from kuaifair_env.response.sequences import HistorySource, Stream, history_chunks, history_stream, windows
+from kuaifair_env.response.sequences import (
+    Chunks,
+    HistorySource,
+    Stream,
+    history_chunks,
+    history_stream,
+    windows,
+)
 from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
 
 _ROWS_AT_ONCE = 1024
@@ -33,7 +40,7 @@ class SequentialConfig:
         dropout: While training.
         weight_decay: Of AdamW.
         learning_rate: Of AdamW.
-        batch_size: Pieces of history per step.
+        batch_size: Pieces of history per step at most.
         max_epochs: Passes at most.
         patience: Passes without a better held-out log loss before the end.
         slope_prior: Standard deviation of the prior around 1 of the slope of the history's part.
@@ -123,21 +130,23 @@ def _train(
 
     inputs = response_inputs(data, context, static.inputs, seed)
 
-    def of(role: str) -> tuple[Any, TrainingRows]:
+    def of(role: str) -> tuple[Chunks, TrainingRows]:
         held = rows.where(role)
         users, items = rows.users[held], rows.items[held]
         known = TrainingRows(users, items, rows.clicks[held], _static_logits(base, users, items))
         return history_chunks(stream, rows.positions[held], config.shape.length), known
 
+    fit = of("fit")
+    batch_size = batch_size_for(len(fit[0].offsets) - 1, config.batch_size, smallest=16)
     return train_history(
-        of("fit"),
+        fit,
         of("stop"),
         inputs.users.values,
         inputs.items.values,
         config.shape,
         Regularisation(config.dropout, config.weight_decay),
         config.learning_rate,
-        Training(config.batch_size, config.max_epochs, config.patience),
+        Training(batch_size, config.max_epochs, config.patience),
         seed,
     )
 

@@ -21,11 +21,12 @@ from kuaifair_env.response import (
     fit_response,
     fit_world_responses,
 )
+from kuaifair_env.response.fit import batch_size_for
 from kuaifair_env.response.fitting import earlier_and_later
 
 QUICK = FactorisedConfig(
     rank=6,
-    map_precision=20.0,
+    map_precision=0.1,
     factor_precision=3.0,
     learning_rate=3e-3,
     batch_size=1024,
@@ -83,6 +84,22 @@ def test_personal_taste_is_found_with_its_true_strength(tasteful):
     assert abs(described["slope"] - 1) < 4 * described["error"] + 0.05
 
 
+def test_default_settings_find_taste_in_a_small_log_too(known_world):
+    world = known_world(taste=1.0, n_users=400, rows_per_user=60)
+    model = fit_factorised(world.data.test, world.data, context_log=world.data.train)
+    users, items = np.arange(model.n_users), np.tile(np.arange(model.n_items), (model.n_users, 1))
+    found = model.personal_logits(users, items)
+    assert np.corrcoef(found.ravel(), world.tastes.ravel())[0, 1] > 0.6
+    assert model.describe()["personal"]["gain_over_main_effects"]["interval"][0] > 0.02
+
+
+def test_batches_make_enough_steps_within_their_bounds():
+    assert batch_size_for(1_000_000, 4096) == 4096
+    assert batch_size_for(10_000, 4096) == 200
+    assert batch_size_for(100, 4096) == 64
+    assert batch_size_for(100, 32) == 32
+
+
 def test_a_world_without_taste_is_fitted_as_one(known_world):
     world = known_world(taste=0.0)
     model = fit_factorised(world.data.test, world.data, context_log=world.data.train, config=QUICK, seed=0)
@@ -95,7 +112,7 @@ def test_a_world_without_taste_is_fitted_as_one(known_world):
 def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(known_world):
     world = known_world(taste=1.5, rows_per_user=80)
     data = world.data
-    config = FactorisedConfig(rank=6, user_ids=False, map_precision=50.0, learning_rate=3e-3, batch_size=512)
+    config = FactorisedConfig(rank=6, user_ids=False, map_precision=0.3, learning_rate=3e-3, batch_size=512)
     shuffled = np.random.default_rng(1).permutation(len(data.users))
     log = data.train
     others = InteractionLog.sorted(shuffled[log.users], log.items, log.clicks, log.times)
