@@ -4,9 +4,10 @@
     python benchmarks/headroom.py kuairand kuairec --data ../shared/data --output docs/results
 
 ``--taste strong`` makes the twins with the stronger setting. For each world and horizon the table gives Len, R_each
-and R_cum of every control, the R_cum that a better estimate of item quality can add at most (QualityOracle -
-QuotaGreedy), what personal taste can add beyond it (Oracle - QualityOracle), and how well the length law holds. Intervals are 95 %
-bootstrap intervals over users; differences are paired by user.
+and R_cum of every control, the R_cum that perfect item quality is worth beyond QuotaGreedy (QualityOracle -
+QuotaGreedy; negative where the greedy scores already know more of taste than that), what knowing each user's taste is
+worth beyond it (Oracle - QualityOracle), and how well the length law holds. Intervals are 95 % bootstrap intervals over
+users; differences are paired by user.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ def section(pair: WorldPair, max_len: int, users: int, episodes: int, title: str
     lines += [control_row(method(name).title, result) for name, result in results.items()]
     lines += [
         "",
-        f"- A better item estimate can add at most {written(quality, 2)} R_cum (QualityOracle - QuotaGreedy, paired).",
-        f"- Personal taste can add at most {written(taste, 2)} R_cum beyond it (Oracle - QualityOracle, paired).",
+        f"- Perfect item quality without any taste is worth {written(quality, 2)} R_cum beyond QuotaGreedy "
+        "(QualityOracle - QuotaGreedy, paired).",
+        f"- Knowing each user's taste is worth {written(taste, 2)} R_cum beyond it (Oracle - QualityOracle, paired).",
         f"- Test world: {model['kind']} response, {pair.test.n_items:,} candidates, {len(pair.test.users):,} held-out "
         f"users, of whom {len(gains['random']):,} judged with {episodes} session(s) each; data "
         f"{pair.test.data.provenance.name} ({pair.test.data.provenance.origin}), hash {pair.test.data.data_hash}.",
