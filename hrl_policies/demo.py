@@ -17,17 +17,18 @@ DEMO_STEPS = {"a2c": 500_000, "td3": 60_000}
 DEMO_MAX_LEN = 30
 
 _INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic twin of a few hundred users and items.
-Two agents learn in a training world that was fitted on a popularity-biased log. Then they and all controls meet the
-same held-out users in a test world, where clicks follow true taste."""
+Two agents learn in a training world that was fitted on a popularity-biased log. Then they and all controls meet the \
+same held-out users in a test world, where clicks follow true taste.
+"""
 
 _READING = """[bold]What this shows[/bold]
 - The job runs end to end: data, two worlds, training, judging, and controls, all from one command.
 - What ends sessions is the violation rate: Len follows from R_each and that rate by a law that no method escapes.
-- QuotaGreedy, which learns nothing by reinforcement, never breaks the bound. An agent is worth something here only
-  where it beats that row; the two oracles say how much could be won at most.
+- QuotaGreedy, which learns nothing by reinforcement, never breaks the bound. An agent is worth something here only \
+where it beats that row; the two oracles say how much could be won at most.
 [bold]What it does not show[/bold]
 - Nothing about real users: the toy world is synthetic, and far too small.
-- Nothing about which agent is better: one training seed, short training, no tuning.
+- Nothing about which agent is better: one training seed, short training, hardly any tuning.
 - Nothing about the paper's own method, which this release does not hold yet."""
 
 
