@@ -158,3 +158,24 @@ def test_the_package_is_light_and_threads_are_left_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_demo_shows_agents_beside_all_controls_and_says_what_that_means(capsys, tmp_path, monkeypatch):
+    import hrl_policies.demo as demo
+
+    monkeypatch.setattr(demo, "load_worlds", lambda env_id: small_pair(name=env_id))
+    code, out, err = kuaifair(capsys, "demo", "--steps", "128", "--output", "kept", "--no-progress")
+    assert code == 0, err
+    for name in (
+        "A2C",
+        "TD3",
+        "Random",
+        "PopOnly",
+        "TailOnly",
+        "GreedyCTR",
+        "QuotaGreedy",
+        "QualityOracle †",
+    ):
+        assert f"\n{name} " in out
+    assert "What it does not show" in out
+    assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == 9
