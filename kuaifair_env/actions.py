@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
@@ -52,6 +53,10 @@ class SlateSpace(spaces.MultiDiscrete):
         if probability is not None:
             raise ValueError("SlateSpace.sample draws uniformly; it takes a mask, no probability")
         allowed = self.n_items if mask is None else np.flatnonzero(np.asarray(mask))
+        if np.size(allowed) < self.slate_size and mask is not None:
+            raise ValueError(
+                f"the mask allows {np.size(allowed)} items, too few for slates of {self.slate_size}"
+            )
         slates = [
             self.np_random.choice(allowed, self.slate_size, replace=False) for _ in range(self.batch or 1)
         ]
@@ -80,7 +85,7 @@ class SlateSpace(spaces.MultiDiscrete):
 
 @batch_space.register(SlateSpace)
 def _batch_slate_space(space: SlateSpace, n: int = 1) -> SlateSpace:
-    return SlateSpace(space.n_items, space.slate_size, n, seed=space.np_random)
+    return SlateSpace(space.n_items, space.slate_size, n, seed=deepcopy(space.np_random))
 
 
 @iterate.register(SlateSpace)
@@ -172,7 +177,9 @@ class EmbeddingActions:
     def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
         """See :class:`ActionDecoder`."""
         dimension = self._embeddings.shape[0]
-        actions = np.asarray(actions, np.float32)
+        if actions.dtype.kind not in "fiu":
+            raise ValueError(f"an embedding action holds numbers, got {actions.dtype}")
+        actions = actions.astype(np.float32, copy=False)
         if actions.ndim != 2 or actions.shape[1] != dimension:
             raise ValueError(f"an embedding action has shape ({dimension},), got {actions.shape[1:]}")
         if not np.isfinite(actions).all():
@@ -207,7 +214,8 @@ class SlateActions:
             raise ValueError(f"a slate holds {self._slate_size} item ids, got shape {items.shape[1:]}")
         if items.dtype.kind not in "iu":
             raise ValueError(f"item ids are integers, got {items.dtype}")
-        items = items.astype(np.int64, copy=False)
+        # A copy: outcomes keep their items, and callers may write the next action into the same array.
+        items = items.astype(np.int64)
         ordered = np.sort(items, axis=1)
         # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
         in_range = ordered.view(np.uint64).max() < self._n_items

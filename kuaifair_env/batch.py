@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from kuaifair_env.sessions import (
     Outcome,
     RandomUsers,
     Repeats,
+    Sessions,
     SessionSimulator,
     SessionSource,
 )
@@ -50,6 +51,12 @@ class SessionConfig:
     leave: str | LeaveRule = "temper"
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
+
+    def __post_init__(self) -> None:
+        for name in ("max_len", "slate_size"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, np.integer)):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
 
     @property
     def items_per_slate(self) -> int:
@@ -173,10 +180,12 @@ class SessionBatch:
         self._observer = observer(config.observation_mode, world)
         self.action_space = self.decoder.space
         self.observation_space = self._observer.space
+        self._random_users = RandomUsers(world.users, random_streams.stream_keys(0, batch_size))
+        self._all = np.arange(batch_size)
         self.simulator = SessionSimulator(
             world,
             batch_size,
-            RandomUsers(world.users, random_streams.stream_keys(0, batch_size)),
+            self._random_users,
             max_len=config.max_len,
             slate_size=slate_size,
             leave=leave_rule(config.leave),
@@ -190,20 +199,45 @@ class SessionBatch:
         self.finished: IntArray = np.zeros(0, np.int64)
         self.finished_records: EpisodeRecords | None = None
 
-    def seed(self, keys: random_streams.Keys) -> None:
-        """Gives each row its own endless stream of random users, named by ``uint64 (B,)`` keys."""
-        self.simulator.source = RandomUsers(self.world.users, keys)
+    def seed(self, keys: random_streams.Keys, rows: IntArray | None = None) -> None:
+        """Gives rows their own endless streams of random users.
+
+        Args:
+            keys: ``uint64``, one key for each of the rows.
+            rows: Which rows; None takes all.
+        """
+        self._random_users.reseed(self._all if rows is None else rows, keys)
+        self.simulator.source = self._random_users
 
     def serve(self, source: SessionSource) -> None:
         """Takes sessions from another source from now on (fixed lists for evaluation)."""
         self.simulator.source = source
 
-    def reset(self, rows: IntArray) -> None:
-        """Starts new sessions in the given rows."""
-        self.simulator.reset(rows)
+    def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
+        """Starts new sessions in the given rows: those given, or what the source hands out."""
+        self.simulator.reset(rows, sessions)
         self._returns[rows] = 0.0
         self._popular[rows] = 0.0
         self._violations[rows] = 0.0
+
+    def chosen_sessions(self, rows: IntArray, options: Sequence[Mapping[str, Any]]) -> Sessions:
+        """Returns a session for each of the given rows, drawn at random but for what its options choose.
+
+        Args:
+            rows: Rows of the batch.
+            options: For each row ``{"user_id": raw id, "session_key": 0 <= integer < 2**64}``, both optional.
+
+        Raises:
+            ValueError: If an option or a user is unknown; nothing has been drawn then.
+        """
+        chosen = [_checked_options(one, self.world) for one in options]
+        drawn = self.simulator.source.next(rows)
+        for place, (user, key) in enumerate(chosen):
+            if user is not None:
+                drawn.users[place] = user
+            if key is not None:
+                drawn.keys[place] = key
+        return drawn
 
     def observe(self, rows: IntArray | None = None) -> Any:
         """Returns one observation per session, stacked; of the given rows or of all."""
@@ -230,7 +264,7 @@ class SessionBatch:
         return outcome
 
     def _slates(self, actions: NDArray[Any], over: BoolArray | None) -> NDArray[np.int64]:
-        if len(actions) != self.batch_size:
+        if actions.ndim == 0 or len(actions) != self.batch_size:
             raise ValueError(
                 f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}"
             )
@@ -262,6 +296,12 @@ class SessionBatch:
             return np.ones((self.batch_size, self.world.n_items), np.bool_)
         return allowed.copy()
 
+    def action_mask(self, row: int) -> BoolArray:
+        """Returns the mask of one session as sb3-contrib's ``MaskablePPO`` reads it: once for each slot of a slate."""
+        allowed = self.simulator.allowed
+        mask = np.ones(self.world.n_items, np.bool_) if allowed is None else allowed[row].copy()
+        return np.tile(mask, self.config.items_per_slate) if self.config.action_mode == "slate" else mask
+
     def records(self, rows: IntArray) -> EpisodeRecords:
         """Returns the records of the sessions in the given rows, as they stand."""
         steps = self.simulator.steps[rows]
@@ -281,6 +321,24 @@ class SessionBatch:
             coverage=np.count_nonzero(counts, axis=1) / self.world.n_items,
             left=self.simulator.left[rows],
         )
+
+
+def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | None, int | None]:
+    """Returns the user row and the session key that reset options choose."""
+    unknown = set(options) - {"user_id", "session_key"}
+    if unknown:
+        raise ValueError(f"reset options are 'user_id' and 'session_key', got {sorted(unknown)}")
+    user, key = options.get("user_id"), options.get("session_key")
+    if key is not None:
+        if not isinstance(key, (int, np.integer)) or not 0 <= key < 2**64:
+            raise ValueError(f"session_key must be an integer from 0 to 2**64 - 1, got {key!r}")
+        key = int(key)
+    if user is None:
+        return None, key
+    rows = world.user_rows(user)
+    if len(rows) != 1:
+        raise ValueError(f"user_id must be one raw user id, got {user!r}")
+    return int(rows[0]), key
 
 
 def _session_exposures(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:

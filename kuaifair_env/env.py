@@ -13,7 +13,6 @@ from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.leave import leave_rule
 from kuaifair_env.recorder import SessionRecorder
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.sessions import FixedSessions
 from kuaifair_env.worlds import World
 
 _FIRST_ROW = np.zeros(1, np.int64)
@@ -112,7 +111,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
             key = random_streams.stream_key(seed) if seed is not None else self.np_random.integers(2**63)
             self.batch.seed(np.asarray([key], np.uint64))
             self._seeded = True
-        self._start(options or {})
+        self.batch.reset(_FIRST_ROW, self.batch.chosen_sessions(_FIRST_ROW, [options]) if options else None)
         self._over = False
         if self._recorder is not None:
             self._recorder.start(self.batch.simulator)
@@ -145,6 +144,8 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         if self._recorder is None:
             gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' in gym.make")
             return None
+        if not self._recorder.started:
+            raise ValueError("there is no session yet; call reset() before render()")
         return self._recorder.text() if self.render_mode == "ansi" else self._recorder.picture()
 
     def history_window(self) -> HistoryWindow:
@@ -153,23 +154,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
 
     def action_masks(self) -> BoolArray:
         """Returns ``bool (N,)``, the items that may be shown now (repeated for each slot in ``slate`` mode)."""
-        masks = self.batch.action_masks()[0]
-        return np.tile(masks, self.config.items_per_slate) if self.config.action_mode == "slate" else masks
-
-    def _start(self, options: dict[str, Any]) -> None:
-        unknown = set(options) - {"user_id", "session_key"}
-        if unknown:
-            raise ValueError(f"reset options are 'user_id' and 'session_key', got {sorted(unknown)}")
-        if not options:
-            self.batch.reset(_FIRST_ROW)
-            return
-        own = self.batch.simulator.source
-        drawn = own.next(_FIRST_ROW)
-        users = self.world.user_rows(options["user_id"]) if "user_id" in options else drawn.users
-        keys = np.asarray([options["session_key"]], np.uint64) if "session_key" in options else drawn.keys
-        self.batch.serve(FixedSessions(users, keys))
-        self.batch.reset(_FIRST_ROW)
-        self.batch.serve(own)
+        return self.batch.action_mask(0)
 
     @property
     def _user_id(self) -> int:

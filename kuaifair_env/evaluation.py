@@ -167,6 +167,7 @@ def evaluate(
     Raises:
         DataError: If a user is unknown.
         TypeError: If the environment is not a KuaiFair environment.
+        ValueError: If there is no session to play, or a wrapper does not play sessions to their end.
     """
     stepper, batch = _stepper(env, batch_size)
     world = batch.world
@@ -201,8 +202,9 @@ class _OneAtATime:
 
     num_envs = 1
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], batch: SessionBatch) -> None:
         self._env = env
+        self._batch = batch
 
     def reset(self) -> Any:
         return _stacked(self._env.reset()[0])
@@ -210,6 +212,11 @@ class _OneAtATime:
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any]:
         observation, reward, terminated, truncated, info = self._env.step(actions[0])
         done = terminated or truncated
+        if done != (self._batch.finished_records is not None):
+            raise ValueError(
+                "a wrapper of the environment ends episodes before or after their sessions (TimeLimit does); only "
+                "complete sessions can be measured, so evaluate without it"
+            )
         if done:
             observation = self._env.reset()[0]
         return _stacked(observation), np.asarray([reward]), np.asarray([done]), [info]
@@ -243,6 +250,11 @@ class _Run:
         finished = 0
         while finished < self._n_sessions:
             live, users = simulator.numbers >= 0, simulator.users.copy()
+            if not live.any():
+                raise ValueError(
+                    f"only {finished} of {self._n_sessions} sessions were played to their end; "
+                    "a wrapper of the environment replaces sessions that still run"
+                )
             truth = simulator.expected_catalogue() if self._ranking else None
             actions, state = policy.predict(
                 observation, state=state, episode_start=starts, deterministic=deterministic
@@ -302,13 +314,14 @@ def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
                 f"evaluate() needs a KuaiFairVecEnv beneath the wrappers, got {type(env.unwrapped).__name__}; "
                 "make one with kuaifair_env.make_sb3(...)"
             )
+        env.unwrapped.apply_seeds()
         return env, env.unwrapped.batch
     bottom = getattr(env, "unwrapped", env)
     if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
         raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
     if isinstance(bottom, KuaiFairEnv) and _changes_something(env):
         env.reset(seed=0)
-        return _OneAtATime(env), bottom.batch
+        return _OneAtATime(env, bottom.batch), bottom.batch
     if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
         raise TypeError(
             "evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead"

@@ -61,9 +61,10 @@ class StateObserver:
 class HistoryObserver:
     """The observed state together with what it was made of, as a ``Dict`` space.
 
-    Keys: ``state`` (see :class:`StateObserver`), ``items`` (``int64 (H,)``; item + 1, so that 0 is an empty
-    place), ``clicks`` (``int8 (H,)``), and ``user`` (``float32 (F,)``, the user's features) where there are any.
-    Nothing of the leave rule's own state is in it.
+    Keys: ``state`` (see :class:`StateObserver`), ``history_items`` (``int64 (H,)``; item + 1, so that 0 is an empty
+    place), ``history_clicks`` (``int8 (H,)``), and ``user`` (``float32 (F,)``, the user's features) where there are
+    any. Nothing of the leave rule's own state is in it. The plain names ``items`` and ``clicks`` would not do: torch's
+    ``ModuleDict``, in which SB3's ``MultiInputPolicy`` keeps one module a key, refuses ``items``.
 
     Args:
         world: Where embeddings and features come from.
@@ -75,8 +76,8 @@ class HistoryObserver:
         length = world.history_length
         parts: dict[str, spaces.Space[Any]] = {
             "state": self._state.space,
-            "items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
-            "clicks": spaces.MultiBinary(length),
+            "history_items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
+            "history_clicks": spaces.MultiBinary(length),
         }
         if self._features.shape[1]:
             bound = float(np.abs(self._features).max()) + 1.0
@@ -88,8 +89,8 @@ class HistoryObserver:
         window = simulator.history(rows)
         observation = {
             "state": self._state.observe(simulator, rows),
-            "items": window.items.astype(np.int64) + 1,
-            "clicks": window.clicks.astype(np.int8),
+            "history_items": window.items.astype(np.int64) + 1,
+            "history_clicks": window.clicks.astype(np.int8),
         }
         if self._features.shape[1]:
             observation["user"] = self._features[simulator.users if rows is None else simulator.users[rows]]

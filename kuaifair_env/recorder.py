@@ -18,6 +18,9 @@ class SessionRecorder:
     Args:
         world: For ids and popularity groups.
         rule: The leave rule, for the reason of leaving.
+
+    Attributes:
+        started: Whether there is a session.
     """
 
     def __init__(self, world: World, rule: LeaveRule) -> None:
@@ -26,7 +29,9 @@ class SessionRecorder:
         self._outcomes: list[Outcome] = []
         self._user_id = 0
         self._max_len = 0
+        self._slate_size = 0
         self._start_temper = 0.0
+        self.started = False
 
     def start(self, simulator: SessionSimulator) -> None:
         """Forgets the last session and begins with the simulator's current one."""
@@ -35,6 +40,7 @@ class SessionRecorder:
         self._max_len = simulator.max_len
         self._slate_size = simulator.slate_size
         self._start_temper = float(simulator.temper[0])
+        self.started = True
 
     def add(self, outcome: Outcome) -> None:
         """Notes one step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -54,16 +55,16 @@ class SessionView:
 
     def action_masks(self) -> BoolArray:
         """Returns the items that may be shown now, as sb3-contrib's ``MaskablePPO`` expects them."""
-        masks = self._vec_env.batch.action_masks()[self._row]
-        return np.tile(masks, self.config.items_per_slate) if self.config.action_mode == "slate" else masks
+        return self._vec_env.batch.action_mask(self._row)
 
 
 class KuaiFairVecEnv(VecEnv):
     """``num_envs`` sessions at once behind Stable-Baselines3's ``VecEnv``; see ``KuaiFairEnv`` for the world itself.
 
     Finished sessions are replaced in the same step; ``infos[i]`` then holds ``terminal_observation``,
-    ``TimeLimit.truncated``, ``episode`` (``r``, ``l``, ``t``, as ``Monitor`` writes them) and ``session`` (the
-    record of :class:`~kuaifair_env.batch.EpisodeRecords`). With ``info_level="step"`` every step's info also has
+    ``TimeLimit.truncated``, ``episode`` (``r``, ``l`` and the seconds ``t``, as ``Monitor`` writes them) and
+    ``session`` (the record of :class:`~kuaifair_env.batch.EpisodeRecords`). ``set_options`` takes what
+    ``KuaiFairEnv.reset`` does, for the next reset. With ``info_level="step"`` every step's info also has
     what ``KuaiFairEnv`` reports; the default leaves running sessions' infos empty, since filling thousands of
     dicts a second costs more than the simulation. ``batch.outcome`` has all of it as arrays either way.
 
@@ -93,10 +94,11 @@ class KuaiFairVecEnv(VecEnv):
         self._views = [SessionView(self, row) for row in range(num_envs)]
         self._actions: NDArray[Any] | None = None
         self._all = np.arange(num_envs)
-        self._steps_taken = 0
+        self._started = False
+        self._made_at = time.perf_counter()
         super().__init__(num_envs, self.batch.observation_space, self.batch.action_space)
         self.seed(seed)
-        self._apply_seeds()
+        self.apply_seeds()
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds all rows at the next reset: row ``i`` gets ``seed + i``."""
@@ -106,27 +108,51 @@ class KuaiFairVecEnv(VecEnv):
         return list(self._seeds)
 
     def reset(self) -> Any:
-        """Starts new sessions in all rows and returns their observations."""
-        self._apply_seeds()
-        self.batch.reset(self._all)
-        self.reset_infos = [{} for _ in range(self.num_envs)]
+        """Starts new sessions in all rows and returns their observations.
+
+        Raises:
+            ValueError: If an option that :meth:`set_options` noted, or its user, is unknown.
+        """
+        self.apply_seeds()
+        options, chosen = self._options, any(self._options)
+        self._reset_options()
+        self.batch.reset(self._all, self.batch.chosen_sessions(self._all, options) if chosen else None)
+        self._started = True
+        tempers = self.batch.simulator.temper.tolist()
+        self.reset_infos = [
+            {"user_id": user_id, "temper": temper}
+            for user_id, temper in zip(self.batch.user_ids.tolist(), tempers, strict=True)
+        ]
         return self.batch.observe()
 
     def serve(self, source: SessionSource) -> None:
         """Takes sessions from another source, from the next reset or finished session on."""
+        self.apply_seeds()
         self.batch.serve(source)
+
+    def apply_seeds(self) -> None:
+        """Applies seeds that wait for the next reset, which would put random users in place of another source."""
+        if any(seed is not None for seed in self._seeds):
+            keys = [random_streams.stream_key(int(seed)) for seed in self._seeds if seed is not None]
+            self.batch.seed(np.asarray(keys, np.uint64))
+            self._reset_seeds()
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Notes the actions; see :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, NDArray[np.float32], BoolArray, list[dict[str, Any]]]:
-        """Shows a slate in every session and replaces the finished ones."""
+        """Shows a slate in every session and replaces the finished ones.
+
+        Raises:
+            ValueError: If an action is not valid, or there was no reset or no :meth:`step_async`.
+        """
         if self._actions is None:
             raise ValueError("step_wait() needs step_async(actions) first")
+        if not self._started:
+            raise ValueError("there are no sessions yet; call reset() before step()")
         outcome = self.batch.step(np.asarray(self._actions))
         self._actions = None
-        self._steps_taken += 1
         infos = self._step_infos(outcome)
         observation = self.batch.observe()
         if self.batch.finished_records is not None:
@@ -168,12 +194,6 @@ class KuaiFairVecEnv(VecEnv):
         """Says that no session is wrapped: wrap the whole ``VecEnv`` instead."""
         return [False for _ in self._get_indices(indices)]
 
-    def _apply_seeds(self) -> None:
-        if any(seed is not None for seed in self._seeds):
-            keys = [random_streams.stream_key(int(seed)) for seed in self._seeds if seed is not None]
-            self.batch.seed(np.asarray(keys, np.uint64))
-            self._reset_seeds()
-
     def _step_infos(self, outcome: Outcome) -> list[dict[str, Any]]:
         if self.info_level == "episode":
             return [{} for _ in range(self.num_envs)]
@@ -183,6 +203,7 @@ class KuaiFairVecEnv(VecEnv):
     def _finish(
         self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
     ) -> None:
+        seconds = round(time.perf_counter() - self._made_at, 6)
         for row, session in zip(self.batch.finished.tolist(), records.infos(), strict=True):
             infos[row]["terminal_observation"] = (
                 {name: part[row] for name, part in observation.items()}
@@ -190,7 +211,7 @@ class KuaiFairVecEnv(VecEnv):
                 else observation[row]
             )
             infos[row]["TimeLimit.truncated"] = bool(outcome.truncated[row])
-            infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": self._steps_taken}
+            infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": seconds}
             infos[row]["session"] = session
 
 

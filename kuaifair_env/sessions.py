@@ -56,6 +56,11 @@ class RandomUsers:
         self._keys = keys.copy()
         self._drawn = np.zeros(len(keys), np.uint64)
 
+    def reseed(self, rows: IntArray, keys: random_streams.Keys) -> None:
+        """Starts the streams of the given rows afresh, with ``uint64 (len(rows),)`` keys; the others go on."""
+        self._keys[rows] = keys
+        self._drawn[rows] = 0
+
     def next(self, rows: IntArray) -> Sessions:
         """See :class:`SessionSource`."""
         keys = random_streams.derive(self._keys[rows], self._drawn[rows])
@@ -218,9 +223,14 @@ class SessionSimulator:
             self.users, self.world.n_items, self._history_for_response()
         )
 
-    def reset(self, rows: IntArray) -> None:
-        """Replaces the sessions in the given rows of the batch by new ones."""
-        users, keys, numbers = self.source.next(rows)
+    def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
+        """Replaces the sessions in the given rows of the batch by new ones.
+
+        Args:
+            rows: Which rows.
+            sessions: One for each of them; None asks :attr:`source`.
+        """
+        users, keys, numbers = self.source.next(rows) if sessions is None else sessions
         self.users[rows] = users
         self.numbers[rows] = numbers
         self.steps[rows] = 0

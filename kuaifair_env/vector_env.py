@@ -23,10 +23,11 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
     """``num_envs`` sessions at once behind Gymnasium's vector API; see :class:`KuaiFairEnv` for the world itself.
 
     With the same seeds, row ``i`` plays the same sessions as a single environment that was reset with
-    ``seed + i``. ``infos`` holds arrays with a leading axis of ``num_envs`` and their ``_name`` masks; finished
-    sessions come under ``session``. In ``SAME_STEP`` mode ``final_obs`` and ``final_info`` belong to the finished
-    session, in ``NEXT_STEP`` mode (Gymnasium's default) the step after a session's end resets it and ignores its
-    action, in ``DISABLED`` mode call ``reset(options={"reset_mask": mask})``.
+    ``seed + i``. ``infos`` holds what Gymnasium's ``SyncVectorEnv`` would: arrays with a leading axis of
+    ``num_envs`` and their ``_name`` masks (what a mask leaves out means nothing); finished sessions come under
+    ``session``. In ``NEXT_STEP`` mode (Gymnasium's default) the step after a session's end resets it and ignores
+    its action; in ``SAME_STEP`` mode the same step does, and ``final_obs`` and ``final_info`` (with ``session``)
+    belong to the session that ended; in ``DISABLED`` mode call ``reset(options={"reset_mask": mask})``.
 
     Args:
         world: Users, items and their response.
@@ -54,7 +55,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._all = np.arange(num_envs)
         self._over = np.ones(num_envs, np.bool_)
-        self._seeded = False
+        self._started = False
 
     def reset(
         self,
@@ -65,25 +66,29 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         """Starts new sessions in all rows, or in those of ``options["reset_mask"]``.
 
         Args:
-            seed: One seed for all (row ``i`` gets ``seed + i``), or one for each row.
+            seed: One seed for all (row ``i`` gets ``seed + i``), or one for each row, where None lets the row's
+                stream of sessions go on. Rows that are not reset keep theirs.
             options: ``{"reset_mask": bool (num_envs,)}``.
 
         Raises:
-            ValueError: If an option is unknown or the seeds or the mask have the wrong length.
+            ValueError: If an option is unknown, the seeds or the mask do not fit, or the first reset has a mask.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
-        self._seed(seed)
         rows = self._rows_to_reset(options or {})
+        self._seed(seed, rows)
         self.batch.reset(rows)
         self._over[rows] = False
+        self._started = True
         return self.batch.observe(), self._start_infos(rows)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """Shows a slate in every running session.
 
         Raises:
-            ValueError: If an action is not valid, or in ``DISABLED`` mode a session is over.
+            ValueError: If an action is not valid, there was no reset, or in ``DISABLED`` mode a session is over.
         """
+        if not self._started:
+            raise ValueError("there are no sessions yet; call reset() before step()")
         if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
             raise ValueError(
                 f"sessions {np.flatnonzero(self._over).tolist()} are over; reset them with 'reset_mask'"
@@ -95,7 +100,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             self._reset_finished(self.batch.finished, infos)
         elif over.any():
-            self.batch.reset(np.flatnonzero(over))
+            self._replace(np.flatnonzero(over), infos)
         reward = np.where(over, 0.0, outcome.reward)
         return self.batch.observe(), reward, outcome.terminated & ~over, outcome.truncated & ~over, infos
 
@@ -107,19 +112,20 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         """Returns ``bool (num_envs, N)``, the items that may be shown now."""
         return self.batch.action_masks()
 
-    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
-        if seed is None and self._seeded:
-            return
-        if seed is None or isinstance(seed, (int, np.integer)):
-            first = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-            keys = random_streams.stream_keys(first, self.num_envs)
+    def _seed(self, seed: int | Sequence[int | None] | None, rows: IntArray) -> None:
+        if isinstance(seed, (int, np.integer)):
+            seeds: list[int | None] = [int(seed) + row for row in range(self.num_envs)]
         else:
-            if len(seed) != self.num_envs:
-                raise ValueError(f"need one seed for each of {self.num_envs} sessions, got {len(seed)}")
-            seeds = [int(self.np_random.integers(2**31)) if one is None else int(one) for one in seed]
-            keys = np.asarray([random_streams.stream_key(one) for one in seeds], np.uint64)
-        self.batch.seed(keys)
-        self._seeded = True
+            seeds = [None] * self.num_envs if seed is None else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"need one seed for each of {self.num_envs} sessions, got {len(seeds)}")
+        if not self._started:
+            drawn = self.np_random.integers(2**63, size=self.num_envs).tolist()
+            seeds = [drawn[row] if one is None else one for row, one in enumerate(seeds)]
+        keys = {row: random_streams.stream_key(int(one)) for row, one in enumerate(seeds) if one is not None}
+        seeded = np.asarray([row for row in rows.tolist() if row in keys], np.int64)
+        if len(seeded):
+            self.batch.seed(np.asarray([keys[row] for row in seeded.tolist()], np.uint64), seeded)
 
     def _rows_to_reset(self, options: dict[str, Any]) -> IntArray:
         unknown = set(options) - {"reset_mask"}
@@ -130,23 +136,39 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         mask = np.asarray(options["reset_mask"])
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
             raise ValueError(f"reset_mask must be bool ({self.num_envs},), got {mask.dtype} {mask.shape}")
+        if not mask.any():
+            raise ValueError("reset_mask picks no session; at least one entry must be True")
+        if not self._started:
+            raise ValueError("the first reset starts all sessions; give it no reset_mask")
         return np.flatnonzero(mask)
 
     def _reset_finished(self, finished: IntArray, infos: dict[str, Any]) -> None:
         if len(finished) == 0:
             return
         last = self.batch.observe()
-        infos["final_obs"] = np.full(self.num_envs, None, object)
+        final_obs = np.full(self.num_envs, None, object)
         for row in finished:
-            infos["final_obs"][row] = (
+            final_obs[row] = (
                 {name: part[row] for name, part in last.items()} if isinstance(last, dict) else last[row]
             )
-        mask = self._over.copy()
-        infos["_final_obs"] = mask
-        infos["final_info"] = {name: part for name, part in infos.items() if "final_obs" not in name}
-        infos["_final_info"] = mask
-        self.batch.reset(finished)
+        ended = self._over.copy()
+        running = ~ended
+        final_info = {name: ended if name.startswith("_") else part for name, part in infos.items()}
+        del infos["session"], infos["_session"]
+        infos |= {name: running for name in infos if name.startswith("_")}
+        self._replace(finished, infos)
         self._over[:] = False
+        infos |= {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
+
+    def _replace(self, rows: IntArray, infos: dict[str, Any]) -> None:
+        """Starts new sessions in some rows and says so, as ``reset`` does."""
+        self.batch.reset(rows)
+        infos["user_id"] = self.batch.user_ids
+        infos["temper"] = infos["temper"].copy()
+        infos["temper"][rows] = self.batch.simulator.temper[rows]
+        infos["_user_id"] = infos["_user_id"].copy()
+        infos["_user_id"][rows] = True
+        infos["_temper"] = infos["_user_id"]
 
     def _start_infos(self, rows: IntArray) -> dict[str, Any]:
         mask = np.zeros(self.num_envs, np.bool_)

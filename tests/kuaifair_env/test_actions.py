@@ -74,6 +74,21 @@ def test_slate_space_samples_are_members_and_members_are_distinct(n_items, slate
     assert batched.shape == (3, slate_size)
 
 
+def test_a_mask_restricts_samples_and_must_leave_enough():
+    space = SlateSpace(8, 3, seed=0)
+    mask = np.array([0, 1, 1, 0, 1, 0, 0, 1], np.bool_)
+    assert all(mask[space.sample(mask)].all() for _ in range(20))
+    with pytest.raises(ValueError, match="allows 2 items"):
+        space.sample(np.arange(8) < 2)
+
+
+def test_a_batched_space_draws_its_own_samples():
+    space = SlateSpace(8, 3, seed=0)
+    expected = SlateSpace(8, 3, seed=0).sample()
+    batch_space(space, 2).sample()
+    np.testing.assert_array_equal(space.sample(), expected)
+
+
 def test_slate_space_samples_every_item_equally_often():
     space = SlateSpace(6, 2, seed=0)
     counts = np.bincount(np.concatenate([space.sample() for _ in range(3000)]), minlength=6)
@@ -88,6 +103,7 @@ EMBEDDINGS = np.eye(12, 4, dtype=np.float32)
     [
         ("embedding", 3, [[0.0, np.nan, 0.0, 0.0]], "session 0 holds NaN"),
         ("embedding", 3, [[0.0, 0.0, 0.0]], r"shape \(4,\)"),
+        ("embedding", 3, [["1", "2", "3", "4"]], "numbers"),
         ("slate", 3, [[0, 1, 1]], "holds an item twice"),
         ("slate", 3, [[0, 1, 12]], r"leaves 0\.\.11"),
         ("slate", 3, [[0, 1, -1]], r"leaves 0\.\.11"),

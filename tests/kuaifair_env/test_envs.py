@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import gymnasium as gym
@@ -10,10 +12,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import AutoresetMode
 from helpers import small_world
-from stable_baselines3 import A2C
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
@@ -40,9 +45,11 @@ def test_both_checkers_pass_without_warnings(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gymnasium_check_env(KuaiFairEnv(WORLD, config, render_mode="ansi"), skip_render_check=True)
-        if config.observation_mode == "state" and config.action_mode != "slate":
-            sb3_check_env(KuaiFairEnv(WORLD, config), warn=True)
-    sb3_check_env(KuaiFairEnv(WORLD, config), warn=False)
+        sb3_check_env(KuaiFairEnv(WORLD, config), warn=True)
+
+
+def pickle_copy(env):
+    return pickle.loads(pickle.dumps(env))
 
 
 def same(one, other):
@@ -81,6 +88,59 @@ def test_the_vector_env_plays_what_single_envs_play(config):
             assert same(single[0], row_of(observations, row))
             assert (single[1], single[2], single[3]) == (rewards[row], terminated[row], truncated[row])
             over[row] = single[2] or single[3]
+
+
+def assert_says(infos, reference, num_envs):
+    """Both say the same of the same rows; rows that a mask leaves out hold nothing."""
+    for name in {key.lstrip("_") for key in infos} | {key.lstrip("_") for key in reference}:
+        mask = infos.get(f"_{name}", np.zeros(num_envs, np.bool_))
+        np.testing.assert_array_equal(mask, reference.get(f"_{name}", np.zeros(num_envs, np.bool_)), name)
+        if not mask.any():
+            continue
+        if isinstance(infos[name], dict):
+            assert_says(infos[name], reference[name], num_envs)
+        elif name == "final_obs":
+            assert all(same(infos[name][row], reference[name][row]) for row in np.flatnonzero(mask))
+        else:
+            np.testing.assert_allclose(infos[name][mask], reference[name][mask], err_msg=name)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("config", MODES[1:3], ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+def test_the_vector_env_keeps_gymnasiums_own_contract(config, mode):
+    ours = KuaiFairVectorEnv(WORLD, config, num_envs=4, autoreset_mode=mode)
+    theirs = gym.vector.SyncVectorEnv([lambda: KuaiFairEnv(WORLD, config)] * 4, autoreset_mode=mode)
+    assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"]
+    assert ours.action_space == theirs.action_space
+    assert ours.observation_space == theirs.observation_space
+
+    def reset(seed, mask=None):
+        options = ({}, {}) if mask is None else ({"reset_mask": mask}, {"reset_mask": mask.copy()})
+        (one, infos), (other, reference) = (
+            env.reset(seed=seed, options=chosen) for env, chosen in zip((ours, theirs), options, strict=True)
+        )
+        assert same(one, other)
+        assert_says(infos, reference, 4)
+
+    reset(3)
+    ours.action_space.seed(8)
+    ended = 0
+    for step in range(40):
+        actions = ours.action_space.sample()
+        one, reward, terminated, truncated, infos = ours.step(actions)
+        other, *reference = theirs.step(actions)
+        assert same(one, other)
+        for mine, their in zip((reward, terminated, truncated), reference[:3], strict=True):
+            np.testing.assert_array_equal(mine, their)
+        assert_says(infos, reference[3], 4)
+        over = terminated | truncated
+        ended += over.sum()
+        if mode is AutoresetMode.DISABLED and over.any():
+            # Some rows are seeded anew, some go on with their own stream; rows that still run are left alone.
+            reset([step, None, step + 1, None], over)
+    assert ended > 8
+    reset([None, 5, None, 6])
+    reset(None)
 
 
 def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
@@ -166,9 +226,43 @@ def test_reset_options_pick_user_and_luck():
         ({"user": 1}, "user_id"),
         ({"user_id": 71}, "no sessions"),
         ({"user_id": "x"}, "integers"),
+        ({"user_id": [70, 80]}, "one raw user id"),
+        ({"session_key": -1}, "session_key"),
+        ({"session_key": 1.5}, "session_key"),
     ):
         with pytest.raises(ValueError, match=message):
             env.reset(options=options)
+
+
+def test_refused_options_draw_nothing():
+    env, other = KuaiFairEnv(WORLD, SLATES), KuaiFairEnv(WORLD, SLATES)
+    env.reset(seed=0)
+    other.reset(seed=0)
+    with pytest.raises(ValueError, match="session_key"):
+        env.reset(options={"session_key": "x"})
+    assert env.reset()[1] == other.reset()[1]
+
+
+def test_outcomes_do_not_share_memory_with_the_action():
+    env = KuaiFairEnv(WORLD, SLATES)
+    env.reset(seed=0)
+    action = np.arange(5)
+    info = env.step(action)[-1]
+    action[:] = 40
+    np.testing.assert_array_equal(info["items"], np.arange(5))
+
+
+@pytest.mark.parametrize("make", [pickle_copy, copy.deepcopy])
+def test_a_copy_plays_the_same_session(make):
+    env = KuaiFairEnv(WORLD, SLATES, render_mode="ansi")
+    env.reset(seed=4)
+    env.step(np.arange(5))
+    twin = make(env)
+    for _ in range(2):
+        one, other = env.step(np.arange(5)), twin.step(np.arange(5))
+        assert one[1:4] == other[1:4]
+        assert same(one[0], other[0])
+    assert env.render() == twin.render()
 
 
 def test_nothing_happens_when_an_action_is_bad():
@@ -196,6 +290,37 @@ def test_disabled_autoreset_waits_for_the_caller():
     vector.step(vector.action_space.sample())
 
 
+def test_stepping_or_drawing_before_the_first_reset_is_a_clear_error():
+    slates = np.tile(np.arange(5), (3, 1))
+    for mode in AutoresetMode:
+        with pytest.raises(ValueError, match="call reset"):
+            KuaiFairVectorEnv(WORLD, SLATES, 3, mode).step(slates)
+    with pytest.raises(ValueError, match="call reset"):
+        KuaiFairVecEnv(WORLD, SLATES, 3, seed=0).step(slates)
+    with pytest.raises(ValueError, match="call reset"):
+        KuaiFairEnv(WORLD, SLATES, render_mode="ansi").render()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros(3, np.bool_), "at least one"),
+        (np.ones(2, np.bool_), r"bool \(3,\)"),
+        (np.ones(3), "bool"),
+        (np.array([True, False, False]), "first reset"),
+    ],
+)
+def test_a_bad_reset_mask_is_a_clear_error(mask, message):
+    with pytest.raises(ValueError, match=message):
+        KuaiFairVectorEnv(WORLD, SLATES, 3).reset(options={"reset_mask": mask})
+
+
+@pytest.mark.parametrize("settings", [{"max_len": 8.5}, {"slate_size": "5"}, {"leave": 5}])
+def test_settings_of_the_wrong_type_are_clear_errors(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        KuaiFairEnv(WORLD, SessionConfig(**settings))
+
+
 def test_truncation_bootstraps_from_the_terminal_observation():
     config = SessionConfig(max_len=3, action_mode="slate", slate_size=5, leave=NeverLeave())
     sb3 = KuaiFairVecEnv(WORLD, config, num_envs=2, seed=0)
@@ -220,6 +345,64 @@ def test_vec_env_methods_reach_single_sessions():
     again = sb3.reset()
     other = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5).reset()
     np.testing.assert_array_equal(again, other)
+
+
+def test_vec_env_options_pick_users_and_luck_once():
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5)
+    sb3.set_options([{"user_id": 70}, {}, {"user_id": 80, "session_key": 3}])
+    sb3.reset()
+    assert sb3.get_attr("user_id", [0, 2]) == [70, 80]
+    assert [info["user_id"] for info in sb3.reset_infos] == sb3.get_attr("user_id")
+    rewards = sb3.step(np.tile(np.arange(5), (3, 1)))[1]
+    env = KuaiFairEnv(WORLD, SLATES)
+    env.reset(options={"user_id": 80, "session_key": 3})
+    assert env.step(np.arange(5))[1] == pytest.approx(rewards[2])
+    sb3.reset()
+    assert sb3.get_attr("user_id", [0, 2]) != [70, 80]
+    sb3.set_options({"user": 1})
+    with pytest.raises(ValueError, match="user_id"):
+        sb3.reset()
+
+
+def test_masks_of_single_sessions_are_rows_of_the_batchs():
+    config = SessionConfig(max_len=4, action_mode="item", repeats="forbid", leave="never")
+    sb3 = KuaiFairVecEnv(WORLD, config, num_envs=3, seed=5)
+    sb3.reset()
+    sb3.step(np.array([3, 4, 5]))
+    masks = np.stack(sb3.env_method("action_masks"))
+    np.testing.assert_array_equal(masks, sb3.batch.action_masks())
+    assert [np.flatnonzero(~mask).tolist() for mask in masks] == [[3], [4], [5]]
+    masks[:] = False
+    assert sb3.batch.action_masks().any(), "callers get copies"
+
+
+def test_maskable_ppo_never_repeats_an_item():
+    config = SessionConfig(max_len=6, action_mode="item", repeats="forbid")
+    model = MaskablePPO("MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=0), n_steps=16, batch_size=16)
+    model.learn(64)  # a repeated item is a ValueError
+
+
+def test_histories_train_with_multi_input_policies_and_recurrent_ones_with_states():
+    history = SessionConfig(max_len=6, slate_size=5, observation_mode="history")
+    env = VecNormalize(KuaiFairVecEnv(WORLD, history, 4, seed=0), norm_obs_keys=["state"])
+    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16).learn(32)
+    state = SessionConfig(max_len=6, slate_size=5)
+    env = VecCheckNan(KuaiFairVecEnv(WORLD, state, 4, seed=0), raise_exception=True)
+    RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=16).learn(32)
+
+
+def test_sb3s_own_evaluation_measures_our_sessions():
+    config = SessionConfig(max_len=8, slate_size=5)
+    model = A2C("MlpPolicy", VecMonitor(KuaiFairVecEnv(WORLD, config, 4, seed=0)), seed=0)
+    monitored = VecMonitor(KuaiFairVecEnv(WORLD, config, 4, seed=3))
+    rewards, lengths = evaluate_policy(model, monitored, 8, return_episode_rewards=True)
+    assert len(rewards) == 8
+    assert all(3 <= length <= 8 for length in lengths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single, _ = evaluate_policy(model, Monitor(KuaiFairEnv(WORLD, config)), 4)
+        model.learn(40, callback=EvalCallback(monitored, eval_freq=5, n_eval_episodes=2, verbose=0))
+    assert 0 <= single <= 8
 
 
 def test_info_level_step_says_what_the_single_env_says():

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from helpers import small_world
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
@@ -77,6 +77,36 @@ def test_wrappers_that_change_observations_are_run_and_not_skipped():
     twice = evaluate(FollowsTheState(), Negate(Negate(KuaiFairEnv(WORLD, CONFIG))), WORLD.user_ids[:8])
     assert wrapped.summary() != plain.summary()
     assert twice.summary() == pytest.approx(plain.summary())
+
+
+def test_wrappers_that_cut_sessions_short_are_refused():
+    with pytest.raises(ValueError, match="complete sessions"):
+        evaluate(FollowsTheState(), gym.wrappers.TimeLimit(KuaiFairEnv(WORLD, CONFIG), 2))
+    longer = gym.wrappers.TimeLimit(KuaiFairEnv(WORLD, CONFIG), 50)
+    assert len(evaluate(FollowsTheState(), longer, WORLD.user_ids[:3]).sessions) == 3
+
+
+class ResetsEarly(VecEnvWrapper):
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        self.venv.step_wait()
+        return self.reset(), np.zeros(self.num_envs), np.ones(self.num_envs, np.bool_), [{}] * self.num_envs
+
+
+def test_vec_wrappers_that_replace_running_sessions_are_refused():
+    with pytest.raises(ValueError, match="played to their end"):
+        evaluate(FollowsTheState(), ResetsEarly(KuaiFairVecEnv(WORLD, CONFIG, 4, seed=0)))
+
+
+def test_a_seed_that_waits_for_the_reset_does_not_replace_the_list_of_sessions():
+    plain = evaluate(FollowsTheState(), KuaiFairVecEnv(WORLD, CONFIG, 4, seed=0))
+    env = KuaiFairVecEnv(WORLD, CONFIG, 4, seed=0)
+    env.seed(3)
+    assert evaluate(FollowsTheState(), env).summary() == plain.summary()
+    first = env.reset()
+    np.testing.assert_array_equal(first, KuaiFairVecEnv(WORLD, CONFIG, 4, seed=3).reset())
 
 
 def test_figures_agree_with_the_records_and_with_the_length_law():
@@ -158,5 +188,9 @@ def test_foreign_environments_and_unknown_users_are_clear_errors():
         evaluate(SameSlate([0]), DummyVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)]))
     with pytest.raises(ValueError, match="no sessions"):
         evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), users=[5])
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), users=[])
+    with pytest.raises(ValueError, match="integers"):
+        evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), users=["70"])
     with pytest.raises(ValueError, match="episodes_per_user"):
         evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), episodes_per_user=0)
