@@ -112,8 +112,8 @@ class TemperFairness:
     def __post_init__(self) -> None:
         if not 0 <= self.ad_bound <= 1:
             raise ValueError(f"ad_bound must lie in [0, 1], got {self.ad_bound}")
-        if self.unfair_penalty < 0:
-            raise ValueError(f"unfair_penalty must not be negative, got {self.unfair_penalty}")
+        if not 0 <= self.unfair_penalty < float("inf"):
+            raise ValueError(f"unfair_penalty must be finite and not negative, got {self.unfair_penalty}")
         if self.mode not in ("parity", "popular_only", "target"):
             raise ValueError(f"mode must be 'parity', 'popular_only' or 'target', got {self.mode!r}")
         if not 0 <= self.target_share <= 1:
@@ -122,6 +122,10 @@ class TemperFairness:
             raise ValueError(f"window must be at least 1 slate, got {self.window}")
         if self.grace_steps < 0:
             raise ValueError(f"grace_steps must not be negative, got {self.grace_steps}")
+        if self.initial_temper is not None and not 1 <= self.initial_temper < float("inf"):
+            raise ValueError(
+                f"initial_temper must be at least 1, where users leave, and finite, got {self.initial_temper}"
+            )
 
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """See :class:`LeaveRule`.
@@ -301,9 +305,11 @@ def leave_rule(rule: str | LeaveRule) -> LeaveRule:
     """Returns the rule of that name, or the rule itself.
 
     Raises:
-        ValueError: If there is no rule of that name.
+        ValueError: If there is no rule of that name, or it is no rule.
     """
     if not isinstance(rule, str):
+        if not hasattr(rule, "bind"):
+            raise ValueError(f"leave must be a LeaveRule or one of {sorted(LEAVE_RULES)}, got {rule!r}")
         return rule
     if rule not in LEAVE_RULES:
         raise ValueError(

@@ -142,6 +142,8 @@ def test_rules_by_name_and_their_errors():
     assert leave_rule(NeverLeave()) == NeverLeave()
     with pytest.raises(ValueError, match="choose from"):
         leave_rule("sometimes")
+    with pytest.raises(ValueError, match="LeaveRule"):
+        leave_rule(5)
     with pytest.raises(ValueError, match="too small to judge"):
         TemperFairness(window=1).bind(1, 1, 30, NO_TAGS)
     with pytest.raises(ValueError, match="has none"):
@@ -149,6 +151,9 @@ def test_rules_by_name_and_their_errors():
     for settings in (
         {"ad_bound": 1.5},
         {"unfair_penalty": -1.0},
+        {"unfair_penalty": float("nan")},
+        {"initial_temper": 0.5},
+        {"initial_temper": float("nan")},
         {"mode": "both"},
         {"window": 0},
         {"grace_steps": -1},
