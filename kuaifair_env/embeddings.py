@@ -32,13 +32,15 @@ def svd_item_embeddings(
         ``float32 (n_items, dimension)``.
 
     Raises:
-        DataError: If the log has no clicks, or too few users or items for that many factors.
+        DataError: If the dimension is below 1, the log has no clicks, or too few users or items for that many factors.
     """
     from scipy import sparse
     from sklearn.utils.extmath import randomized_svd
 
     if not log.clicks.any():
         raise DataError("the training log has no clicks; embeddings need positive feedback")
+    if dimension < 1:
+        raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
     wanted = dimension + _SPARE_FACTORS
     if min(n_users, n_items) <= wanted:
         raise DataError(

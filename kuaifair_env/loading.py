@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def build_world(
         groups=groups_of(arranged, np.arange(len(rows)), source=popularity),
         embeddings=embeddings[order],
         response=response.rearranged(order),
-        users=np.asarray(users, np.int64),
+        users=np.unique(np.asarray(users, np.int64)),
         initial_history=initial_history(arranged.train, len(data.users), history_length),
         true_preference=true_preference,
     )
@@ -125,7 +126,8 @@ def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path 
         dimension: Size ``d`` of an embedding.
         folder: The cache folder; None takes the default one.
     """
-    path = cache_dir(folder) / "embeddings" / f"{data.data_hash}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
+    name = f"{data.data_hash}-{_rows_hash(data)}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
+    path = cache_dir(folder) / "embeddings" / name
     if path.exists():
         try:
             embeddings = np.load(path, allow_pickle=False)
@@ -138,6 +140,23 @@ def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path 
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, embeddings, allow_pickle=False)
     return embeddings
+
+
+def _rows_hash(data: InteractionData, contents: bool = False) -> str:
+    """Hashes what ``data_hash`` leaves out: which row is whose, and on request features, tags and watch ratios.
+
+    The same logs with the items in another order, or with other features, give other tables.
+    """
+    columns: list[NDArray[Any] | None] = [data.users.ids, data.items.ids]
+    if contents:
+        columns += [data.users.features.values, data.items.features.values, data.items.tags]
+        columns += [data.train.watch_ratios, data.test.watch_ratios]
+    digest = hashlib.sha256()
+    for column in columns:
+        array = np.zeros(0, np.bool_) if column is None else np.ascontiguousarray(column)
+        digest.update(f"{array.shape} {array.dtype.str} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:8]
 
 
 def cached_response(
@@ -155,7 +174,8 @@ def cached_response(
         raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
     from kuaifair_env.response import fit_response, load_response, response_version
 
-    name = f"{data.data_hash}-{split}-{kind}-v{response_version(kind)}.safetensors"
+    contents = f"{data.data_hash}-{_rows_hash(data, contents=True)}"
+    name = f"{contents}-{split}-{kind}-v{response_version(kind)}.safetensors"
     path = cache_dir(folder) / "responses" / name
     if path.exists():
         try:

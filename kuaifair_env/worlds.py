@@ -31,7 +31,7 @@ class World:
         groups: Popularity groups of the candidates, from training exposures.
         embeddings: ``float32 (M, d)``, agent-side item embeddings ``e_i`` of all ``M`` items, from the training log.
         response: What users do; fitted on this split's log alone.
-        users: ``int64 (U,)``, user rows whose sessions may start here.
+        users: ``int64 (U,)``, increasing user rows whose sessions may start here.
         initial_history: The last ``H`` training-log exposures of every user of the data set.
         true_preference: ``float32 (M, m)`` and ``float32 (users, m)`` taste vectors of items and users where the
             truth is known (twins), for measuring recovery; agents never see them.
@@ -60,8 +60,16 @@ class World:
                 f"embeddings ({len(self.embeddings)}) and response ({self.response.n_items}) "
                 f"must cover all {items} items"
             )
+        if self.embeddings.ndim != 2 or not self.dimension or not np.isfinite(self.embeddings).all():
+            raise DataError(f"embeddings must be finite and (items, d), got shape {self.embeddings.shape}")
         if len(self.users) == 0:
             raise DataError(f"the {self.split} world has no users")
+        if (np.diff(self.users) <= 0).any() or self.users[0] < 0 or self.users[-1] >= len(self.data.users):
+            raise DataError(f"users must be increasing rows within 0..{len(self.data.users) - 1}")
+        if self.response.n_users != len(self.data.users):
+            raise DataError(
+                f"the response model knows {self.response.n_users} users, not the {len(self.data.users)} of the data"
+            )
         if len(self.initial_history.items) != len(self.data.users):
             raise DataError("initial_history needs one row for each user of the data set")
 
@@ -89,9 +97,11 @@ class World:
         """Returns the rows of users given by raw id.
 
         Raises:
-            DataError: If a user is unknown or has no session in this world.
+            DataError: If there are no ids, or a user is unknown or has no session in this world.
         """
         ids = np.atleast_1d(np.asarray(user_ids))
+        if ids.size == 0:
+            raise DataError("no user ids were given; at least one is needed")
         if ids.dtype.kind not in "iu":
             raise DataError(f"user ids are integers, got {ids.dtype}")
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)

@@ -11,10 +11,18 @@ import pytest
 from helpers import TableResponse, small_data, small_world
 from sklearn.metrics import roc_auc_score
 
-from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import FeatureTable, InteractionLog
 from kuaifair_env.embeddings import svd_item_embeddings
+from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
-from kuaifair_env.loading import build_world, candidate_rows, held_out_users
+from kuaifair_env.loading import (
+    build_world,
+    cached_embeddings,
+    cached_response,
+    candidate_rows,
+    held_out_users,
+)
 from kuaifair_env.registration import make_world
 from kuaifair_env.worlds import initial_history
 
@@ -130,8 +138,90 @@ def test_worlds_that_cannot_be_are_clear_errors():
         built(data, candidates=np.array([3, 3, 4]))
     with pytest.raises(DataError, match="no users"):
         built(data, users=np.array([], np.int64))
+    for users in ([-1, 3], [3, 40]):
+        with pytest.raises(DataError, match=r"within 0\.\.39"):
+            built(data, users=np.array(users))
+    with pytest.raises(DataError, match="knows 39 users"):
+        build_world(data, "test", TableResponse(np.zeros((39, 50))), embeddings=np.ones((50, 4), np.float32))
+    for embeddings in (np.full((50, 4), np.nan, np.float32), np.zeros((50, 0), np.float32)):
+        with pytest.raises(DataError, match="finite"):
+            build_world(data, "test", TableResponse(np.zeros((40, 50))), embeddings=embeddings)
+    with pytest.raises(DataError, match="at least 1"):
+        svd_item_embeddings(data.train, 40, 50, 0)
     with pytest.raises(DataError, match="integers"):
         small_world().user_rows(["ten"])
+
+
+def test_all_items_equally_popular_is_a_clear_error():
+    data = small_data()
+    users, items = np.divmod(np.arange(40 * 50), 50)
+    even = InteractionLog.sorted(users, items, (users + items) % 3 == 0)
+    with pytest.raises(DataError, match="none is more popular"):
+        built(replace(data, train=even))
+
+
+def test_users_may_be_given_in_any_order_and_more_than_once():
+    world, _, _ = built(small_data(), users=np.array([9, 3, 9, 20]))
+    np.testing.assert_array_equal(world.user_ids, [30, 90, 200])
+    np.testing.assert_array_equal(world.user_rows([200, 30]), [20, 3])
+
+
+def test_a_user_without_history_starts_from_nothing():
+    data = small_data()
+    data = replace(data, train=data.train.take(data.train.users != 7))
+    world, _, _ = built(data, users=np.array([7]))
+    env = KuaiFairEnv(world, SessionConfig(max_len=4, slate_size=5))
+    state, info = env.reset(seed=0)
+    assert info["user_id"] == 70
+    assert not state.any()
+    assert (env.history_window().items == -1).all()
+    assert env.step(np.ones(8, np.float32))[0].shape == (8,)
+
+
+def test_one_item_slates_work_and_the_candidates_can_all_be_shown_at_once():
+    world = small_world(candidates=4)
+    for size, leave in ((1, "temper"), (4, "temper"), (1, "never")):
+        env = KuaiFairEnv(world, SessionConfig(max_len=3, slate_size=size, action_mode="slate", leave=leave))
+        env.reset(seed=0)
+        done = False
+        while not done:
+            *_, terminated, truncated, info = env.step(env.action_space.sample())
+            done = terminated or truncated
+        assert 0 <= info["session"]["gini"] <= 1
+        assert 0 < info["session"]["coverage"] <= 1
+
+
+def test_what_is_cached_belongs_to_these_rows_and_features(tmp_path):
+    data = small_data()
+    shuffled = data.arranged(np.array([30, 4, 17]))
+    assert shuffled.data_hash == data.data_hash, "the logs are the same"
+    embeddings = cached_embeddings(data, 4, tmp_path)
+    np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), embeddings)
+    np.testing.assert_allclose(
+        np.abs(cached_embeddings(shuffled, 4, tmp_path)[:3]), np.abs(embeddings[[30, 4, 17]]), atol=1e-4
+    )
+
+
+def test_a_response_model_is_fitted_again_for_other_rows_or_features(tmp_path, monkeypatch):
+    class Kept(TableResponse):
+        def save(self, path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("kept")
+
+    fitted = []
+    monkeypatch.setattr(
+        "kuaifair_env.response.fit_response",
+        lambda data, split, kind: fitted.append(data) or Kept(np.zeros((40, 50))),
+    )
+    monkeypatch.setattr("kuaifair_env.response.load_response", lambda path: path)
+    data = small_data()
+    tall = replace(data.users, features=FeatureTable(2 * data.users.features.values, ("a", "b", "c")))
+    ratios = replace(data.test, watch_ratios=np.ones(len(data.test), np.float32))
+    others = [data.arranged(np.array([30, 4])), replace(data, users=tall), replace(data, test=ratios)]
+    for one in [data, *others]:
+        cached_response(one, "test", "factorised", tmp_path)
+        cached_response(one, "test", "factorised", tmp_path)
+    assert fitted == [data, *others], "once each"
 
 
 def test_importing_the_environments_stays_light():
