@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.errors import DataError
 from kuaifair_env.loading import (
     EMBEDDING_DIM,
     HISTORY_LENGTH,
@@ -105,20 +106,23 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     Args:
         env_id: A registered id.
         **settings: ``split`` (``"train"``, the default, or ``"test"``); ``data_dir`` (folder or archive with the
-            official files; else ``KUAIFAIR_DATA``, else the cache); ``source`` (``"auto"`` falls back to the twin
-            with a warning where the files are missing, ``"real"`` forbids that, ``"twin"`` silences it);
+            official files, which synthetic ids ignore; else ``KUAIFAIR_DATA``, else the cache); ``source``
+            (``"auto"`` falls back to the twin with a warning where the files are missing, ``"real"`` forbids that,
+            ``"twin"`` silences it);
             ``response`` (``"auto"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
             ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the
             training world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
             ``history_length``; ``popularity`` (``"train"`` or ``"shown"``).
 
     Returns:
-        The world; equal settings return the same object.
+        The world; equal settings return the same object while it is among the last few that were made.
 
     Raises:
-        DataError: If real files are demanded and missing, or broken.
-        ValueError: If the id or a setting is unknown.
+        DataError: If real files are demanded and missing, or broken, or ``data_dir`` does not exist.
+        ValueError: If the id or a setting is unknown, or does not fit the id.
     """
+    if env_id not in ENVIRONMENTS:
+        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
     unknown = set(settings) - set(WorldSettings.__annotations__)
     if unknown:
         raise ValueError(
@@ -128,7 +132,23 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         raise ValueError(f"source must be one of {get_args(Source)}, got {settings['source']!r}")
     if settings.get("split", "train") not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}, got {settings['split']!r}")
-    return _make_world(env_id, **settings)
+    files = _official_files(env_id, settings.get("data_dir"), settings.get("source", "auto"))
+    if files is not None and not {"taste", "conformity"}.isdisjoint(settings):
+        raise ValueError(
+            f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them"
+        )
+    # Spelt out in one order, so that equal settings meet the same entry of the cache.
+    return _cached_world(
+        ENVIRONMENTS[env_id],
+        files,
+        settings.get("split", "train"),
+        settings.get("response", "auto"),
+        settings.get("taste", "measured"),
+        settings.get("conformity", 0.0),
+        settings.get("embedding_dim", EMBEDDING_DIM),
+        settings.get("history_length", HISTORY_LENGTH),
+        settings.get("popularity", "train"),
+    )
 
 
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:
@@ -195,19 +215,18 @@ def _parts(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
 
 
 @lru_cache(maxsize=8)
-def _make_world(
-    env_id: str,
-    split: Split = "train",
-    data_dir: str | Path | None = None,
-    source: Source = "auto",
-    response: ResponseKind = "auto",
-    taste: TasteStrength | float = "measured",
-    conformity: float = 0.0,
-    embedding_dim: int = EMBEDDING_DIM,
-    history_length: int = HISTORY_LENGTH,
-    popularity: PopularitySource = "train",
+def _cached_world(
+    origin: Origin,
+    files: Path | None,
+    split: Split,
+    response: ResponseKind,
+    taste: TasteStrength | float,
+    conformity: float,
+    embedding_dim: int,
+    history_length: int,
+    popularity: PopularitySource,
 ) -> World:
-    data, truth = _data(env_id, data_dir, source, taste, conformity)
+    data, truth = _data(origin, files, taste, conformity)
     preference = None
     if split == "test" and truth is not None and response == "auto":
         model: Any = truth
@@ -225,25 +244,42 @@ def _make_world(
     )
 
 
+def _official_files(env_id: str, data_dir: str | Path | None, source: Source) -> Path | None:
+    """Returns the official files that an id reads, or None where its twin stands in; looked for at every call."""
+    official = ENVIRONMENTS[env_id].official
+    if official is None:
+        if source == "real":
+            raise ValueError(f"{env_id} is synthetic, there are no real files behind it; drop source='real'")
+        return None
+    if source == "twin":
+        return None
+    if data_dir is not None and not Path(data_dir).expanduser().exists():
+        raise DataError(
+            "there is no such file or folder; data_dir must hold the official files", file=data_dir
+        )
+    from kuaifair_env.data import find_source
+
+    found = find_source(official, data_dir)
+    if found is None and source == "real":
+        where = "the folder that KUAIFAIR_DATA names, or the cache" if data_dir is None else f"{data_dir}"
+        raise DataError(
+            f"{env_id} with source='real' needs the official files, and {where} does not hold them; "
+            f"get them with: kuaifair data fetch {official}"
+        )
+    if found is None:
+        _warn_of_twin(env_id, official)
+    return found
+
+
 def _data(
-    env_id: str,
-    data_dir: str | Path | None,
-    source: Source,
-    taste: TasteStrength | float,
-    conformity: float,
+    origin: Origin, files: Path | None, taste: TasteStrength | float, conformity: float
 ) -> tuple[InteractionData, TwinResponse | None]:
     """Returns the data behind an id, and the true response where the data is synthetic."""
-    if env_id not in ENVIRONMENTS:
-        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
-    origin = ENVIRONMENTS[env_id]
-    if origin.official is not None and source != "twin":
-        from kuaifair_env.data import find_source, load_kuairand, load_kuairec
+    if files is not None:
+        from kuaifair_env.data import load_kuairand, load_kuairec
 
-        found = find_source(origin.official, data_dir)
-        if found is not None or source == "real":
-            load = load_kuairec if origin.official == "kuairec" else load_kuairand
-            return load(found), None
-        _warn_of_twin(env_id, origin.official)
+        load = load_kuairec if origin.official == "kuairec" else load_kuairand
+        return load(files), None
     from kuaifair_env.data.twin import load_twin, twin_config
     from kuaifair_env.response.twin import TwinResponse
 
@@ -260,5 +296,5 @@ def _warn_of_twin(env_id: str, official: str) -> None:
         f"silence it: source='twin'\n"
         f"{'*' * 88}",
         TwinFallbackWarning,
-        stacklevel=6,
+        stacklevel=4,
     )

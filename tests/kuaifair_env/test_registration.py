@@ -1,0 +1,293 @@
+"""Every id makes environments that keep the contracts, from the data that its name promises or with a loud warning."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from kuaifair_env import (
+    ENVIRONMENTS,
+    TwinFallbackWarning,
+    make_env,
+    make_sb3,
+    make_world,
+    registration,
+)
+from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
+from kuaifair_env.errors import DataError
+from kuaifair_env.leave import TemperFairness
+from kuaifair_env.registration import register_ids
+
+TOY = "KuaiFair-Toy-v0"
+LARGE = [env_id for env_id in ENVIRONMENTS if env_id != TOY]
+REAL = [env_id for env_id in LARGE if ENVIRONMENTS[env_id].official]
+MODES = [(action, seen) for action in ("embedding", "slate", "item") for seen in ("state", "history")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def twin_cache(tmp_path_factory):
+    """Keeps twins for the whole session: in the user's cache where there is one, else in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not cache_dir().exists():
+            patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield cache_dir()
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    """Pretends that no official files are on this machine."""
+    monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
+    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: None)
+
+
+@pytest.fixture
+def toy_for_all(monkeypatch):
+    """Lets the toy twin stand in for the large ones, so that the choice of data can be tested quickly."""
+    from kuaifair_env.data.twin import twin_config
+
+    registration._cached_world.cache_clear()
+    monkeypatch.setattr(
+        "kuaifair_env.data.twin.twin_config", lambda name, **settings: twin_config("Toy", **settings)
+    )
+    yield
+    registration._cached_world.cache_clear()
+
+
+def check_every_mode(env_id, source):
+    for action, seen in MODES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            env = gym.make(
+                env_id,
+                split="test",
+                source=source,
+                action_mode=action,
+                observation_mode=seen,
+                render_mode="rgb_array",
+            )
+            gymnasium_check_env(env.unwrapped, skip_render_check=True)
+            sb3_check_env(env.unwrapped, warn=True)
+            env.reset(seed=1)
+            env.step(env.action_space.sample())
+            assert env.render().shape == (560, 720, 3)
+
+
+def test_both_checkers_pass_without_warnings_in_every_mode():
+    check_every_mode(TOY, "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", LARGE)
+def test_both_checkers_pass_without_warnings_in_every_mode_at_full_size(env_id):
+    check_every_mode(env_id, "twin" if ENVIRONMENTS[env_id].official else "auto")
+    world = make_world(env_id, split="test", source="twin")
+    sizes = {"KuaiRec": (7176, 10728), "KuaiRand": (27285, 7583)}[ENVIRONMENTS[env_id].twin]
+    assert (len(world.data.users), len(world.data.items)) == sizes
+    assert world.data.provenance.origin == "twin"
+
+
+def test_the_training_world_passes_too():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gymnasium_check_env(gym.make(TOY, split="train").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", REAL)
+def test_a_twin_in_place_of_real_data_is_announced_at_every_call(env_id, no_files, toy_for_all):
+    for _ in range(2):
+        with pytest.warns(TwinFallbackWarning, match="SYNTHETIC TWIN") as caught:
+            world = make_world(env_id, split="test")
+        assert len(caught) == 1
+        assert env_id in str(caught[0].message)
+        assert caught[0].filename == __file__, "the warning points at the caller"
+        assert world.describe()["data"]["origin"] == "twin"
+    with pytest.warns(TwinFallbackWarning):
+        gym.make(env_id, split="test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_world(env_id, split="test", source="twin")
+
+
+@pytest.mark.parametrize("env_id", REAL)
+def test_real_data_can_be_demanded(env_id, no_files, tmp_path):
+    with pytest.raises(DataError, match="kuaifair data fetch"):
+        make_world(env_id, source="real")
+    with pytest.raises(DataError, match="empty_folder"):
+        (tmp_path / "empty_folder").mkdir()
+        make_world(env_id, source="real", data_dir=tmp_path / "empty_folder")
+
+
+def test_a_demand_for_real_data_looks_nowhere_else_than_it_was_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUAIFAIR_DATA", str(tmp_path))
+    looked = []
+    monkeypatch.setattr(
+        "kuaifair_env.data.find_source", lambda name, data_dir=None: looked.append(str(data_dir))
+    )
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="mine"):
+        make_world("KuaiFair-KuaiRand-v0", source="real", data_dir=tmp_path / "mine")
+    assert looked == [str(tmp_path / "mine")]
+
+
+def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tmp_path):
+    with pytest.warns(TwinFallbackWarning):
+        make_world("KuaiFair-KuaiRand-v0", split="test")
+    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: tmp_path)
+    read = []
+
+    def load(path):
+        read.append(path)
+        raise DataError("this folder is empty", file=path)
+
+    monkeypatch.setattr("kuaifair_env.data.load_kuairand", load)
+    with pytest.raises(DataError, match="empty"):
+        make_world("KuaiFair-KuaiRand-v0", split="test")
+    assert read == [tmp_path]
+    with pytest.raises(ValueError, match="settings of twins"):
+        make_world("KuaiFair-KuaiRand-v0", taste="strong")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "message"),
+    [
+        ("KuaiFair-Nowhere-v0", {}, "there are KuaiFair-KuaiRec-v0"),
+        (TOY, {"slatesize": 3}, "unknown settings"),
+        (TOY, {"source": "web"}, "source must be one of"),
+        (TOY, {"source": "real"}, "synthetic"),
+        (TOY, {"split": "validation"}, "split must be one of"),
+        (TOY, {"response": "oracle"}, "response must be one of"),
+        (TOY, {"taste": "sweet"}, "taste"),
+        (TOY, {"popularity": "likes"}, "popularity"),
+        (TOY, {"embedding_dim": 0}, "at least 1"),
+        (TOY, {"embedding_dim": 500}, "embedding_dim="),
+        (TOY, {"history_length": 0}, "history length"),
+        (TOY, {"slate_size": 601}, r"1\.\.600"),
+        (TOY, {"max_len": 0}, "max_len"),
+        (TOY, {"leave": "soon"}, "choose from"),
+        (TOY, {"action_mode": "query"}, "action_mode"),
+        (TOY, {"observation_mode": "all"}, "observation_mode"),
+        ("KuaiFair-KuaiRec-v0", {"data_dir": "no/such/folder"}, "no such file or folder"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_clear_error(env_id, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_env(env_id, **settings)
+
+
+def test_equal_settings_share_one_world():
+    world = make_world(TOY)
+    assert make_world(TOY, split="train") is world
+    assert make_world(TOY, source="twin", split="test") is make_world(TOY, split="test", source="twin")
+    assert make_world(TOY, split="test") is not world
+    assert gym.make(TOY).unwrapped.world is gym.make(TOY, max_len=50).unwrapped.world is world
+
+
+def test_the_two_worlds_share_candidates_and_embeddings_but_neither_users_nor_responses():
+    train, test = make_world(TOY, split="train"), make_world(TOY, split="test")
+    np.testing.assert_array_equal(train.item_ids, test.item_ids)
+    np.testing.assert_array_equal(train.embeddings, test.embeddings)
+    np.testing.assert_array_equal(train.groups.popular, test.groups.popular)
+    assert not np.intersect1d(train.user_ids, test.user_ids).size
+    assert type(train.response) is not type(test.response)
+
+
+@pytest.mark.parametrize("settings", [{}, {"leave": "strict", "max_len": 50, "action_mode": "item"}])
+def test_specifications_are_json_and_make_the_same_environment_again(settings):
+    env = gym.make(TOY, **settings)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.config == env.unwrapped.config
+    assert gym.make_vec(TOY, num_envs=2, **settings).spec.to_json()
+
+
+def test_registering_twice_changes_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        register_ids()
+    assert set(ENVIRONMENTS) <= set(gym.registry)
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_make_vec_makes_every_kind_of_vector_env(mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector = gym.make_vec(TOY, num_envs=2, vectorization_mode=mode, split="test", action_mode="slate")
+        observation, _ = vector.reset(seed=4)
+        assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+        vector.step(vector.action_space.sample())
+        vector.close()
+    single, _ = gym.make(TOY, split="test").reset(seed=5)
+    np.testing.assert_array_equal(observation[1], single)
+
+
+def test_make_vec_passes_the_autoreset_mode_on():
+    vector = gym.make_vec(TOY, num_envs=2, autoreset_mode="SameStep", leave=TemperFairness(ad_bound=0.2))
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_sb3s_helpers_find_the_id_without_an_import():
+    A2C("MlpPolicy", make_vec_env(f"kuaifair_env:{TOY}", 2, seed=0), n_steps=4).learn(16)
+    native = make_sb3(TOY, num_envs=2, seed=7)
+    theirs = make_vec_env(TOY, 2, seed=7)
+    np.testing.assert_array_equal(native.reset(), theirs.reset())
+
+
+TRAJECTORY = f"""
+import hashlib, gymnasium as gym, numpy as np
+env = gym.make("kuaifair_env:{TOY}", split="test", action_mode="slate")
+digest, (observation, info) = hashlib.sha256(), env.reset(seed=12)
+for step in range(60):
+    digest.update(np.round(observation, 4).tobytes())
+    observation, reward, terminated, truncated, info = env.step((np.arange(10) * 7 + step) % 600)
+    digest.update(f"{{info['user_id']}} {{reward:.6f}} {{info['temper']:.6f}} {{terminated}}".encode())
+    if terminated or truncated:
+        observation, info = env.reset()
+print(digest.hexdigest())
+"""
+
+
+def test_a_seed_gives_the_same_sessions_in_every_process_and_without_an_import():
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", TRAJECTORY],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (0, 1)
+    }
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == 64
+
+
+@pytest.mark.slow
+def test_subprocesses_play_what_this_process_plays():
+    here = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3)
+    there = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3, vec_env_cls=SubprocVecEnv)
+    vector = gym.make_vec(TOY, num_envs=2, vectorization_mode="async")
+    try:
+        first = here.reset()
+        np.testing.assert_array_equal(first, there.reset())
+        np.testing.assert_array_equal(first, vector.reset(seed=3)[0])
+        actions = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
+        for _ in range(5):
+            one, reward, _, _ = here.step(actions)
+            other, other_reward, _, _ = there.step(actions)
+            np.testing.assert_array_equal(one, other)
+            np.testing.assert_allclose(reward, other_reward, rtol=1e-6)
+            np.testing.assert_allclose(vector.step(actions)[1], reward, rtol=1e-6)
+    finally:
+        there.close()
+        vector.close()
