@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuaifair_env import random_streams
+from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.leave import NeverLeave, TemperFairness
 from kuaifair_env.metrics import expected_length
 from kuaifair_env.sessions import FixedSessions, RandomUsers, SessionSimulator
@@ -74,6 +75,40 @@ def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_hi
             np.testing.assert_array_equal(fresh.items[row], own, "no user leaks into the next session")
         users, temper = sim.users.copy(), sim.temper.copy()
         assert (temper[over] == max_len).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from(["embedding", "slate"]),
+    st.sampled_from(["allow", "forbid"]),
+    st.integers(4, 8),
+    st.integers(0, 1000),
+)
+def test_slates_are_distinct_and_the_state_is_the_mean_of_what_was_clicked(mode, repeats, slate_size, seed):
+    config = SessionConfig(max_len=6, slate_size=slate_size, action_mode=mode, repeats=repeats)
+    batch = SessionBatch(WORLD, config, 3)
+    batch.seed(random_streams.stream_keys(seed, 3))
+    batch.reset(np.arange(3))
+    rng = np.random.default_rng(seed)
+    shown = [[] for _ in range(3)]
+    for _ in range(12):
+        actions = rng.normal(size=(3, 8)).astype(np.float32)
+        if mode == "slate":
+            weights = batch.action_masks() * rng.random((3, 50))
+            actions = np.argsort(-weights, axis=1)[:, :slate_size]
+        outcome = batch.step(actions)
+        state, window = batch.observe(), batch.history_window()
+        for row in range(3):
+            assert len(set(outcome.items[row])) == slate_size
+            shown[row] += outcome.items[row].tolist()
+            if repeats == "forbid":
+                assert len(set(shown[row])) == len(shown[row])
+            clicked = window.items[row][window.clicks[row]]
+            mean = WORLD.embeddings[clicked].mean(axis=0) if len(clicked) else np.zeros(8)
+            np.testing.assert_allclose(state[row], mean, atol=1e-5)
+        for row in batch.finished:
+            shown[row] = []
+        batch.reset(batch.finished)
 
 
 def play(batch_size, n_sessions, seed=3):
