@@ -47,6 +47,7 @@ class Response(str, Enum):
     """Which model of users stands behind a world."""
 
     auto = "auto"
+    observed = "observed"
     factorised = "factorised"
     sequential = "sequential"
 

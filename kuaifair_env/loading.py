@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,12 @@ from kuaifair_env import random_streams
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.files import atomic_path
 from kuaifair_env.data.popularity import PopularitySource, groups_of
-from kuaifair_env.data.schema import FloatArray, IntArray, InteractionData
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionData, Split
 from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.response.base import ResponseModel
-from kuaifair_env.worlds import Split, World, initial_history
-
-ResponseKind = Literal["auto", "factorised", "sequential"]
+from kuaifair_env.response.fitting import ResponseKind
+from kuaifair_env.worlds import World, initial_history
 
 HISTORY_LENGTH = 50
 EMBEDDING_DIM = 64

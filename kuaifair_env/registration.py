@@ -12,18 +12,19 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import Split
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.loading import (
     EMBEDDING_DIM,
     HISTORY_LENGTH,
-    ResponseKind,
     build_world,
     cached_embeddings,
     cached_response,
 )
+from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.worlds import Split, World
+from kuaifair_env.worlds import World
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,7 +110,7 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             official files, which synthetic ids ignore; else ``KUAIFAIR_DATA``, else the cache); ``source``
             (``"auto"`` falls back to the twin with a warning where the files are missing, ``"real"`` forbids that,
             ``"twin"`` silences it);
-            ``response`` (``"auto"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
+            ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
             ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the
             training world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
             ``history_length``; ``popularity`` (``"train"`` or ``"shown"``).

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.popularity import PopularityGroups
-from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
+from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog, Split
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
-
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,8 @@ def _ids(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.int64]:
         wrong = ~np.isfinite(numbers) | (numbers != np.rint(numbers)) | (np.abs(numbers) > 2**53)
         if wrong.any():
             raise DataError(
-                f"ids must be integers; row {_first(wrong)} of the {where} has {numbers[wrong][0]}", column=name
+                f"ids must be integers; row {_first(wrong)} of the {where} has {numbers[wrong][0]}",
+                column=name,
             )
         return numbers.astype(np.int64)
     if types.is_unsigned_integer_dtype(series) and series.max() > np.iinfo(np.int64).max:

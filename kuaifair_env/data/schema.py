@@ -26,6 +26,7 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.integer[Any]]
 
+Split = Literal["train", "test"]
 Origin = Literal["real", "partial", "twin", "own"]
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from kuaifair_env.data.schema import InteractionData, InteractionLog
+from kuaifair_env.data.schema import InteractionData, InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.artifacts import artifact_kind
 from kuaifair_env.response.base import ResponseModel
@@ -19,7 +19,6 @@ from kuaifair_env.response.observed import ObservedResponse, observed_block
 from kuaifair_env.response.sequential import SequentialResponse
 from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
 
-Split = Literal["train", "test"]
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
 
