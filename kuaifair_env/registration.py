@@ -110,9 +110,9 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             official files, which synthetic ids ignore; else ``KUAIFAIR_DATA``, else the cache); ``source``
             (``"auto"`` falls back to the twin with a warning where the files are missing, ``"real"`` forbids that,
             ``"twin"`` silences it);
-            ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins: ``"measured"``,
-            ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the
-            training world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
+            ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins:
+            ``"measured"``, ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the training
+            world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
             ``history_length``; ``popularity`` (``"train"`` or ``"shown"``).
 
     Returns:
