@@ -79,7 +79,7 @@ def build_world(
     Args:
         data: The data set, items in the order that ``response`` knows.
         split: ``"train"`` or ``"test"``.
-        response: What users do; see :func:`kuaifair_env.response.fit.fit_responses`.
+        response: What users do; see :func:`kuaifair_env.response.fitting.fit_response`.
         candidates: Item rows that may be recommended; None takes :func:`candidate_rows`.
         users: User rows whose sessions may start here; None takes :func:`held_out_users` for the test world and
             all others that have training exposures for the training world.
