@@ -8,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_sets import build_in_a_process, make_data
 
 from kuaifair_env.data import (
-    Catalogue,
-    FeatureTable,
     InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
     cache_dir,
     cached,
     load_data,
@@ -23,31 +19,6 @@ from kuaifair_env.data import (
 )
 from kuaifair_env.data.cache import MANIFEST, cached_entries, entry_folder
 from kuaifair_env.errors import ArtifactError, DataError
-
-
-def make_data(seed: int = 0, rows: int = 300, rich: bool = True) -> InteractionData:
-    rng = np.random.default_rng(seed)
-    n_users, n_items = 9, 14
-
-    def log(part: int) -> InteractionLog:
-        ratios = rng.random(rows).astype(np.float32) if rich else None
-        clicks = np.ones(rows, bool) if part else rng.random(rows) < 0.4
-        times = rng.integers(0, 10**12, rows)
-        return InteractionLog.sorted(
-            rng.integers(0, n_users, rows), rng.integers(0, n_items, rows), clicks, times, ratios, bool(part)
-        )
-
-    features = FeatureTable(rng.normal(size=(n_items, 2)).astype(np.float32), ("a", "b=ü"))
-    items = Catalogue(
-        np.arange(n_items) * 7 - 3,
-        features if rich else FeatureTable.empty(n_items),
-        rng.random((n_items, 3)) < 0.5 if rich else np.zeros((n_items, 0), bool),
-        ("0", "1", "9") if rich else (),
-        rng.random(n_items) if rich else None,
-    )
-    users = Users(np.arange(n_users) + 10**12, FeatureTable.empty(n_users))
-    provenance = Provenance("Test Set", "own", "for tests", {"f.csv": "00"}, {"seed": seed})
-    return InteractionData(users, items, log(1), log(0), provenance, {"train": {"rows": rows}})
 
 
 def assert_same(one: InteractionData, two: InteractionData) -> None:
@@ -211,21 +182,12 @@ def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest
     assert cache_dir().name == "kuaifair"
 
 
-def _build_in_a_process(folder: str, seed: int, barrier: object) -> str:
-    barrier.wait()  # type: ignore[attr-defined]
-    hashes = {
-        cached({"name": "Test Set"}, lambda: make_data(5, rows=20_000), folder).data_hash for _ in range(3)
-    }
-    assert len(hashes) == 1
-    return hashes.pop()
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot rename a folder with open files")
 def test_processes_that_build_at_the_same_time_do_not_harm_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(3) as pool:
         barrier = manager.Barrier(3)
-        hashes = pool.starmap(_build_in_a_process, [(str(tmp_path), seed, barrier) for seed in range(3)])
+        hashes = pool.starmap_async(build_in_a_process, [(str(tmp_path), barrier)] * 3).get(timeout=120)
     assert set(hashes) == {make_data(5, rows=20_000).data_hash}
     assert len(list((tmp_path / "data").iterdir())) == 1
     assert_same(load_data(cached_entries(tmp_path)[0]), make_data(5, rows=20_000))
