@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from worlds_for_tests import small_pair
+from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.runner as runner
 from hrl_policies.cli import main
@@ -133,8 +133,6 @@ def test_an_unknown_environment_is_explained(monkeypatch, capsys):
 
 
 def test_interrupted_training_can_be_resumed(capsys, tmp_path, monkeypatch):
-    from test_runner import interrupted_pair
-
     def worlds(env_id, *rest):
         pair = interrupted_pair(at=10)
         return type(pair)(env_id, pair.train, pair.test)

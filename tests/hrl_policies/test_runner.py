@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import TableResponse
-from worlds_for_tests import small_pair
+from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.learning as learning
 from hrl_policies.study import (
@@ -52,25 +51,6 @@ def a2c(**settings):
 def td3(**settings):
     overrides = {"learning_starts": 64, "batch_size": 32, "buffer_size": 2_000, "gradient_steps": 1}
     return plan_run("td3", "small", overrides=overrides, n_envs=8, **({"total_steps": 800} | settings))
-
-
-class Interrupting(TableResponse):
-    """Presses Ctrl-C when users were asked for the given time."""
-
-    def __init__(self, table, at):
-        super().__init__(table)
-        self.left = at
-
-    def expected(self, users, items, history=None):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().expected(users, items, history)
-
-
-def interrupted_pair(at):
-    pair = small_pair()
-    return replace(pair, train=replace(pair.train, response=Interrupting(pair.train.response.table, at)))
 
 
 def test_a_run_folder_holds_everything(tmp_path):
