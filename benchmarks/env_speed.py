@@ -177,20 +177,20 @@ def products_per_second() -> float:
 
 
 def profile(world: World, mode: ActionMode, batch: int) -> None:
-    """Prints where the time of the simulator and of the SB3 form goes."""
+    """Prints where the time of each form goes."""
     import cProfile
     import pstats
 
-    for name in ("simulator", "sb3 vec env"):
+    for name in FORMS:
         steps = FORMS[name](world, mode, batch)
         for _ in range(20):
             next(steps)
         profiler = cProfile.Profile()
         profiler.enable()
-        for _ in range(300):
+        for _ in range(2000):
             next(steps)
         profiler.disable()
-        print(f"== {name}, {mode}, batch {batch}, 300 steps")
+        print(f"== {name}, {mode}, batch {batch}, 2,000 steps")
         pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
 
 
