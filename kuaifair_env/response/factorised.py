@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env.artifacts import Tensors, load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.artifacts import Tensors, load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid_of_negated
 

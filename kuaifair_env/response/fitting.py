@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from kuaifair_env.artifacts import artifact_kind
 from kuaifair_env.data.schema import InteractionData, InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.response.artifacts import artifact_kind
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.fit import FactorisedConfig, fit_factorised

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from kuaifair_env.artifacts import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.data.twin_truth import TruePreference, TwinTruth
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.response.artifacts import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from kuaifair_env.artifacts import RESPONSES, load_artifact, save_artifact, take_tensors
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response import load_response, response_version
-from kuaifair_env.response.artifacts import FORMAT, VERSION, load_artifact, save_artifact, take_tensors
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_flipped_bit_in_a_table_is_noticed(saved):
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros(3)}, path)
-    with pytest.raises(ArtifactError, match="not one of KuaiFair's"):
+    with pytest.raises(ArtifactError, match="but not a response model"):
         load_response(path)
     path.write_bytes(pickle.dumps({"weight": 1}))
     with pytest.raises(ArtifactError, match="something else"):
@@ -55,7 +55,10 @@ def test_foreign_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": VERSION + 1}, f"version {VERSION + 1}, this release reads version {VERSION}"),
+        (
+            {"version": RESPONSES.version + 1},
+            f"version {RESPONSES.version + 1}, this release reads version {RESPONSES.version}",
+        ),
         ({"format": "kuaifair-encoder"}, "not a response model"),
         ({"kind": "oracle-of-delphi"}, "unknown kind 'oracle-of-delphi'"),
         ({"settings": None}, "lacks kind or settings"),
@@ -70,7 +73,7 @@ def test_a_header_that_does_not_fit_is_named(tmp_path, change, message):
 
     with safe_open(path, framework="numpy") as stream:
         header = json.loads(stream.metadata()["kuaifair"])
-    assert header["format"] == FORMAT
+    assert header["format"] == RESPONSES.format
     save_file(tensors, path, metadata={"kuaifair": json.dumps(header | change)})
     with pytest.raises(ArtifactError, match=message):
         load_response(path)

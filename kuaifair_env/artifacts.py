@@ -1,4 +1,4 @@
-"""Response models as files: safetensors with a JSON header, written whole or not at all, checked when read."""
+"""Models as files: safetensors with a JSON header, written whole or not at all, checked when read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,35 @@ from numpy.typing import NDArray
 
 from kuaifair_env.errors import ArtifactError
 
-FORMAT = "kuaifair-response"
-VERSION = 1
 _HEADER = "kuaifair"
 
 Tensors = dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Family:
+    """A family of files that one part of the library writes and reads.
+
+    Attributes:
+        format: How the header calls it.
+        version: Raised whenever older files can no longer be read.
+        title: What messages call one of its files.
+    """
+
+    format: str
+    version: int
+    title: str
+
+
+RESPONSES = Family("kuaifair-response", 1, "response model")
+
+
 def save_artifact(
-    path: str | Path, kind: str, tensors: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]
+    path: str | Path,
+    kind: str,
+    tensors: Mapping[str, NDArray[Any]],
+    settings: Mapping[str, Any],
+    family: Family = RESPONSES,
 ) -> None:
     """Writes tensors and settings to one safetensors file, atomically.
 
@@ -32,6 +53,7 @@ def save_artifact(
         kind: What the artifact is, such as ``"factorised"``.
         tensors: Arrays by name.
         settings: JSON-able; comes back from :func:`load_artifact`.
+        family: Whose file it is.
 
     Raises:
         ArtifactError: If ``path`` is a folder.
@@ -40,11 +62,11 @@ def save_artifact(
 
     target = Path(path)
     if target.is_dir():
-        raise ArtifactError(f"{target} is a folder; give the name of a file, such as response.safetensors")
+        raise ArtifactError(f"{target} is a folder; give the name of a file, such as model.safetensors")
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     header = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": family.format,
+        "version": family.version,
         "kind": kind,
         "sha256": _digest(arrays),
         "settings": dict(settings),
@@ -59,12 +81,15 @@ def save_artifact(
         temporary.unlink(missing_ok=True)
 
 
-def load_artifact(path: str | Path, kind: str | None = None) -> tuple[str, Tensors, dict[str, Any]]:
+def load_artifact(
+    path: str | Path, kind: str | None = None, family: Family = RESPONSES
+) -> tuple[str, Tensors, dict[str, Any]]:
     """Reads what :func:`save_artifact` wrote.
 
     Args:
         path: The file.
         kind: The kind that it must be; None takes any.
+        family: Whose file it must be.
 
     Returns:
         Kind, tensors by name, settings.
@@ -73,21 +98,21 @@ def load_artifact(path: str | Path, kind: str | None = None) -> tuple[str, Tenso
         ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind.
     """
     source = Path(path)
-    header, tensors = _opened(source, read=True)
+    header, tensors = _opened(source, family, read=True)
     if kind is not None and header["kind"] != kind:
-        raise ArtifactError(f"{source} holds a response model of kind '{header['kind']}', not '{kind}'")
+        raise ArtifactError(f"{source} holds a {family.title} of kind '{header['kind']}', not '{kind}'")
     if header["sha256"] != _digest(tensors):
         raise ArtifactError(f"{source} was altered after it was saved: its checksum does not fit its content")
     return header["kind"], tensors, header["settings"]
 
 
-def artifact_kind(path: str | Path) -> str:
-    """Returns the kind of a saved response model, reading the header alone.
+def artifact_kind(path: str | Path, family: Family = RESPONSES) -> str:
+    """Returns the kind of a saved model, reading the header alone.
 
     Raises:
         ArtifactError: If the file is missing, no safetensors file, foreign or of another version.
     """
-    return str(_opened(Path(path))[0]["kind"])
+    return str(_opened(Path(path), family)[0]["kind"])
 
 
 def take_tensors(
@@ -131,14 +156,14 @@ def take_setting(source: str | Path, settings: Mapping[str, Any], name: str) -> 
     return settings[name]
 
 
-def _opened(source: Path, read: bool = False) -> tuple[dict[str, Any], Tensors]:
+def _opened(source: Path, family: Family, read: bool = False) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
     if not source.is_file():
-        raise ArtifactError(f"{source} is not a file; a response model is one .safetensors file")
+        raise ArtifactError(f"{source} is not a file; a {family.title} is one .safetensors file")
     try:
         with safe_open(source, framework="numpy") as stream:
-            header = _header(source, stream.metadata())
+            header = _header(source, stream.metadata(), family)
             names = list(stream.keys()) if read else []
             return header, {name: stream.get_tensor(name) for name in names}
     except SafetensorError as error:
@@ -147,18 +172,19 @@ def _opened(source: Path, read: bool = False) -> tuple[dict[str, Any], Tensors]:
         ) from error
 
 
-def _header(source: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def _header(source: Path, metadata: Mapping[str, str] | None, family: Family) -> dict[str, Any]:
     if not metadata or _HEADER not in metadata:
-        raise ArtifactError(f"{source} is a safetensors file, but not one of KuaiFair's response models")
+        raise ArtifactError(f"{source} is a safetensors file, but not a {family.title} of KuaiFair")
     try:
         header = json.loads(metadata[_HEADER])
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{source}: its header is not JSON ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ArtifactError(f"{source} is a KuaiFair file, but not a response model")
-    if header.get("version") != VERSION:
+    if not isinstance(header, dict) or header.get("format") != family.format:
+        raise ArtifactError(f"{source} is a KuaiFair file, but not a {family.title}")
+    if header.get("version") != family.version:
         raise ArtifactError(
-            f"{source} is of version {header.get('version')}, this release reads version {VERSION}; fit it anew"
+            f"{source} is of version {header.get('version')}, this release reads version {family.version}; "
+            "make it anew"
         )
     if not isinstance(header.get("kind"), str) or not isinstance(header.get("settings"), dict):
         raise ArtifactError(f"{source}: its header lacks kind or settings")
