@@ -77,7 +77,7 @@ def _played(
     ended = simulator.history()
     for step in range(int(steps.max())):
         scores = taste * (_unit_rows(observer.observe(simulator)) @ units) + slant * popularity
-        scores -= np.log(rng.standard_exponential(scores.shape, np.float32))
+        scores += rng.gumbel(size=scores.shape).astype(np.float32)
         simulator.step(top_k(scores, simulator.slate_size))
         now = steps == step + 1
         if now.any():

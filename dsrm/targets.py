@@ -6,7 +6,7 @@ optimal. Here the target is something else that the condition does not hold, or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -141,8 +141,8 @@ class PooledPositives:
 
     def of_users(self, users: IntArray) -> FloatArray:
         """Returns the mean over all positives of each user, ``float32 (n, d)``."""
-        means: FloatArray = self._sums[users] / np.maximum(self._mass[users], 1e-6)[:, None]
-        return means
+        means = self._sums[users] / np.maximum(self._mass[users], np.float32(1e-6))[:, None]
+        return np.asarray(means, np.float32)
 
     def outside(self, windows: SampledWindows, exclude: NDArray[np.bool_]) -> FloatArray:
         """Returns the same without the window's own positives where ``exclude`` is True and enough are left."""
@@ -212,7 +212,10 @@ class LiteralTargets:
 
 
 class UnbiasedTargets:
-    """The mean embedding of what calibration users clicked when exposure was random, or fully observed.
+    """What calibration users like when exposure is random, or fully observed, in the place of their profile.
+
+    The target is the mean embedding of what a user clicked, less that of what the user was shown, plus the mean
+    profile of all users. Without the second term it would mostly say which items the test log holds.
 
     Args:
         world: The training world.
@@ -230,35 +233,46 @@ class UnbiasedTargets:
     ) -> None:
         self._builder = builder
         self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
-        rows = np.isin(world.data.test.users, calibration)
-        self._pool = PooledPositives(
-            builder, world.data.test.take(rows), len(world.data.users), weighted=False
+        n_users = len(world.data.users)
+        log = world.data.test.take(np.isin(world.data.test.users, calibration))
+        clicked = PooledPositives(builder, log, n_users, weighted=False)
+        shown = PooledPositives(
+            builder, replace(log, clicks=np.ones(len(log), np.bool_)), n_users, weighted=False
         )
-        enough = np.flatnonzero(self._pool.counts >= _FEWEST_POSITIVES)
-        self.users = np.intersect1d(np.intersect1d(calibration, world.users), enough)
+        self.users = np.intersect1d(
+            np.intersect1d(calibration, world.users), np.flatnonzero(clicked.counts >= _FEWEST_POSITIVES)
+        )
+        profiles = PooledPositives(builder, world.data.train, n_users).of_users(world.users)
+        self._targets = np.zeros((n_users, builder.dimension), np.float32)
+        self._targets[self.users] = (
+            clicked.of_users(self.users) - shown.of_users(self.users) + profiles.mean(axis=0)
+        )
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         windows = self._windows.draw(users, rng)
         states = observed_states(self._builder, windows.window)
-        return Examples(
-            states, self._builder.build(states, windows.window), self._pool.of_users(windows.users)
-        )
+        return Examples(states, self._builder.build(states, windows.window), self._targets[windows.users])
 
 
 class MixedTargets:
-    """One part calibration users' unbiased targets, ``ratio`` parts profiles.
+    """Calibration users' unbiased targets among many profiles.
 
     Args:
         unbiased: The scarce, clean source.
         profile: The plentiful one.
-        ratio: Profiles for each unbiased example.
+        profile_share: Share of profiles among the examples.
+
+    Raises:
+        ValueError: If the share is not within [0, 1].
     """
 
-    def __init__(self, unbiased: UnbiasedTargets, profile: ProfileTargets, ratio: float = 3.0) -> None:
+    def __init__(self, unbiased: UnbiasedTargets, profile: ProfileTargets, profile_share: float) -> None:
+        if not 0.0 <= profile_share <= 1.0:
+            raise ValueError(f"profile_share must lie in [0, 1], got {profile_share}")
         self._unbiased = unbiased
         self._profile = profile
-        self._share = 1.0 / (1.0 + ratio)
+        self._share = 1.0 - profile_share
         self.users = profile.users
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
