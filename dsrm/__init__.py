@@ -1,7 +1,73 @@
-"""State purification: turning an observed state, shaped by what was popular, into one that says what a user likes.
+"""State purification for interactive recommendation: diffusion models, their controls, and wrappers.
 
-Home of the Denoising State Representation Module of the paper (arXiv:2603.03820, section 4.1) and of the controls that
-it must beat. Everything here will stand behind one ``Purifier`` protocol, so that agents do not know which one they are
-given, and will run as an observation wrapper over single and batched environments. This release holds the environments
-and the controls for agents; purifiers come in the next one.
+purifier = dsrm.pretrain(world, dsrm.PretrainConfig(mode="profile"))
+env = dsrm.DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0"), purifier)
 """
+
+from typing import TYPE_CHECKING, Any
+
+from dsrm.purifier import MismatchError, StatePurifier
+
+if TYPE_CHECKING:
+    from dsrm.artifacts import load_purifier, purifier_hash, save_purifier
+    from dsrm.calibration import calibration_users
+    from dsrm.condition import ConditionBuilder
+    from dsrm.controls import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier
+    from dsrm.model import DSRM, DSRMConfig
+    from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
+    from dsrm.regression import RegressionPurifier
+    from dsrm.samplers import SamplerConfig
+    from dsrm.training import TrainingConfig
+
+# torch takes seconds to import; names that need it are looked up when they are used.
+_HOMES = {
+    "load_purifier": "artifacts",
+    "purifier_hash": "artifacts",
+    "save_purifier": "artifacts",
+    "calibration_users": "calibration",
+    "ConditionBuilder": "condition",
+    "IdentityPurifier": "controls",
+    "IPSPurifier": "controls",
+    "LinearDebiasPurifier": "controls",
+    "NoisePurifier": "controls",
+    "DSRM": "model",
+    "DSRMConfig": "model",
+    "MODES": "pretrain",
+    "PretrainConfig": "pretrain",
+    "noise_like": "pretrain",
+    "pretrain": "pretrain",
+    "RegressionPurifier": "regression",
+    "SamplerConfig": "samplers",
+    "TrainingConfig": "training",
+}
+
+__all__ = [
+    "DSRM",
+    "MODES",
+    "ConditionBuilder",
+    "DSRMConfig",
+    "IPSPurifier",
+    "IdentityPurifier",
+    "LinearDebiasPurifier",
+    "MismatchError",
+    "NoisePurifier",
+    "PretrainConfig",
+    "RegressionPurifier",
+    "SamplerConfig",
+    "StatePurifier",
+    "TrainingConfig",
+    "calibration_users",
+    "load_purifier",
+    "noise_like",
+    "pretrain",
+    "purifier_hash",
+    "save_purifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dsrm' has no attribute {name!r}")
+    return getattr(import_module(f"dsrm.{_HOMES[name]}"), name)
