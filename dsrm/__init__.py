@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsrm.regression import RegressionPurifier
     from dsrm.samplers import SamplerConfig
     from dsrm.training import TrainingConfig
+    from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 
 # torch takes seconds to import; names that need it are looked up when they are used.
 _HOMES = {
@@ -39,6 +40,9 @@ _HOMES = {
     "RegressionPurifier": "regression",
     "SamplerConfig": "samplers",
     "TrainingConfig": "training",
+    "DSRMObservationWrapper": "wrappers",
+    "DSRMVectorWrapper": "wrappers",
+    "VecDSRM": "wrappers",
 }
 
 __all__ = [
@@ -46,6 +50,8 @@ __all__ = [
     "MODES",
     "ConditionBuilder",
     "DSRMConfig",
+    "DSRMObservationWrapper",
+    "DSRMVectorWrapper",
     "IPSPurifier",
     "IdentityPurifier",
     "LinearDebiasPurifier",
@@ -56,6 +62,7 @@ __all__ = [
     "SamplerConfig",
     "StatePurifier",
     "TrainingConfig",
+    "VecDSRM",
     "calibration_users",
     "load_purifier",
     "noise_like",

@@ -169,6 +169,7 @@ class SessionBatch:
         outcome: What the last step did, or None before the first.
         finished: Rows whose session the last step ended.
         finished_records: Their records in that order, or None if there are none.
+        finished_window: Their history windows in that order, or None; what a purifier needs for the last observation.
     """
 
     def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
@@ -198,6 +199,7 @@ class SessionBatch:
         self.outcome: Outcome | None = None
         self.finished: IntArray = np.zeros(0, np.int64)
         self.finished_records: EpisodeRecords | None = None
+        self.finished_window: HistoryWindow | None = None
 
     def seed(self, keys: random_streams.Keys, rows: IntArray | None = None) -> None:
         """Gives rows their own endless streams of random users.
@@ -260,6 +262,7 @@ class SessionBatch:
         self._violations += outcome.violation
         self.finished = np.flatnonzero(outcome.done if over is None else outcome.done & ~over)
         self.finished_records = self.records(self.finished) if len(self.finished) else None
+        self.finished_window = self.simulator.history(self.finished) if len(self.finished) else None
         self.outcome = outcome
         return outcome
 

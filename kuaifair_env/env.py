@@ -152,6 +152,11 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         """Returns the window of items and clicks behind the observation, with a leading axis of 1."""
         return self.batch.history_window()
 
+    @property
+    def finished_window(self) -> HistoryWindow | None:
+        """The window behind the last observation if the last step ended the session, else None."""
+        return self.batch.finished_window
+
     def action_masks(self) -> BoolArray:
         """Returns ``bool (N,)``, the items that may be shown now (repeated for each slot in ``slate`` mode)."""
         return self.batch.action_mask(0)

@@ -1,0 +1,160 @@
+"""Purified observations belong to their own sessions, in every form of the environment."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium
+from gymnasium.vector import AutoresetMode
+from helpers import small_world
+from purifiers import WindowPurifier
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_checker import check_env as check_sb3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+from dsrm.purifier import MismatchError
+from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.evaluation import evaluate
+from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+
+WORLD = small_world(0.4)
+CONFIG = SessionConfig(max_len=4, slate_size=4)
+HISTORY = SessionConfig(max_len=4, slate_size=4, observation_mode="history")
+
+
+def single(config: SessionConfig = CONFIG) -> DSRMObservationWrapper:
+    return DSRMObservationWrapper(KuaiFairEnv(WORLD, config), WindowPurifier())
+
+
+def vec(rows: int, config: SessionConfig = CONFIG, seed: int = 3) -> VecDSRM:
+    return VecDSRM(KuaiFairVecEnv(WORLD, config, rows, seed=seed), WindowPurifier())
+
+
+def actions(rows: int, steps: int) -> np.ndarray:
+    return np.random.default_rng(5).uniform(-1, 1, (steps, rows, WORLD.dimension)).astype(np.float32)
+
+
+@pytest.mark.parametrize("config", [CONFIG, HISTORY])
+def test_the_checkers_of_both_libraries_pass(config):
+    check_gymnasium(single(config), skip_render_check=True)
+    check_sb3(single(config))
+
+
+def test_single_sb3_and_vector_forms_give_the_same_states_and_last_states():
+    rows, steps = 3, 12
+    plan = actions(rows, steps)
+    native, dummy = (
+        vec(rows),
+        VecDSRM(DummyVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)] * rows), WindowPurifier()),
+    )
+    dummy.seed(3)
+    same_step = DSRMVectorWrapper(
+        KuaiFairVectorEnv(WORLD, CONFIG, rows, AutoresetMode.SAME_STEP), WindowPurifier()
+    )
+    first = native.reset()
+    np.testing.assert_array_equal(first, dummy.reset())
+    np.testing.assert_array_equal(first, same_step.reset(seed=3)[0])
+    ended = 0
+    for step in range(steps):
+        states, _, done, infos = native.step(plan[step])
+        others, _, done_too, infos_too = dummy.step(plan[step])
+        vector, _, terminated, truncated, info = same_step.step(plan[step])
+        np.testing.assert_array_equal(states, others)
+        np.testing.assert_array_equal(states, vector)
+        np.testing.assert_array_equal(done, done_too)
+        np.testing.assert_array_equal(done, terminated | truncated)
+        for row in np.flatnonzero(done):
+            ended += 1
+            last = infos[row]["terminal_observation"]
+            np.testing.assert_array_equal(last, infos_too[row]["terminal_observation"])
+            np.testing.assert_array_equal(last, info["final_obs"][row])
+            assert not np.array_equal(last, states[row])
+    assert ended >= rows
+
+
+def test_a_last_state_is_purified_with_the_window_of_its_own_session():
+    plan = actions(1, 12)
+    env, lone = vec(1), single()
+    env.reset()
+    lone.reset(seed=3)
+    for step in range(12):
+        _, _, done, infos = env.step(plan[step])
+        state, _, terminated, truncated, _ = lone.step(plan[step, 0])
+        if done[0]:
+            assert terminated or truncated
+            np.testing.assert_array_equal(infos[0]["terminal_observation"], state)
+            return
+    pytest.fail("no session ended")
+
+
+def test_next_step_autoreset_shows_the_last_state_as_an_ordinary_one():
+    env = DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, CONFIG, 2), WindowPurifier())
+    lone = single()
+    env.reset(seed=3)
+    lone.reset(seed=3)
+    plan = actions(2, 12)
+    for step in range(12):
+        states, _, terminated, truncated, info = env.step(plan[step])
+        assert "final_obs" not in info
+        state, *_ = lone.step(plan[step, 0])
+        np.testing.assert_array_equal(states[0], state)
+        if terminated[0] or truncated[0]:
+            return
+    pytest.fail("no session ended")
+
+
+def test_each_state_is_purified_once_per_step_whatever_the_optimiser_does():
+    env = vec(4)
+    PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=5, device="cpu").learn(64)
+    collected = 64 + 4
+    ended = env.dsrm.rows - collected
+    # What is beyond one purification per state are the last states of the sessions that ended.
+    assert 0 < ended <= 64 / 2
+
+
+def test_wrapping_under_vec_normalize_and_monitor_and_evaluating_works():
+    env = VecNormalize(VecMonitor(vec(4)), norm_reward=False)
+    model = A2C("MlpPolicy", env, n_steps=4, device="cpu").learn(64)
+    result = evaluate(model, vec(4), episodes_per_user=1)
+    alone = evaluate(model, single(), users=WORLD.user_ids[:6])
+    together = evaluate(model, vec(4), users=WORLD.user_ids[:6])
+    assert len(result.sessions) == len(WORLD.users)
+    assert alone.summary() == together.summary()
+
+
+def test_other_kinds_of_agents_train_on_purified_states():
+    items = SessionConfig(max_len=4, action_mode="item")
+    model = DQN("MlpPolicy", vec(2, items), learning_starts=8, device="cpu").learn(64)
+    assert model.predict(vec(2, items).reset())[0].shape == (2,)
+
+
+def test_a_wrong_world_or_environment_is_an_error_that_says_so():
+    other = WindowPurifier(dimension=3)
+    for wrap in (
+        lambda: DSRMObservationWrapper(KuaiFairEnv(WORLD, CONFIG), other),
+        lambda: VecDSRM(KuaiFairVecEnv(WORLD, CONFIG, 2), other),
+        lambda: DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, CONFIG, 2), other),
+    ):
+        with pytest.raises(MismatchError, match="made for 3 dimensions, not 8"):
+            wrap()
+    with pytest.raises(TypeError, match="needs a KuaiFair environment"):
+        DSRMObservationWrapper(gym.make("CartPole-v1"), WindowPurifier())
+    with pytest.raises(TypeError, match="needs KuaiFair sessions"):
+        VecDSRM(DummyVecEnv([lambda: gym.make("CartPole-v1")]), WindowPurifier())
+    with pytest.raises(TypeError, match="needs a KuaiFair vector environment"):
+        DSRMVectorWrapper(gym.make_vec("CartPole-v1", 2), WindowPurifier())
+
+
+def test_the_space_is_the_purifiers_and_the_rest_of_a_dict_stays():
+    assert single().observation_space.shape == (WORLD.dimension + 1,)
+    space = single(HISTORY).observation_space
+    assert space["state"].shape == (WORLD.dimension + 1,)
+    raw = KuaiFairEnv(WORLD, HISTORY)
+    purified, _ = single(HISTORY).reset(seed=1)
+    plain, _ = raw.reset(seed=1)
+    np.testing.assert_array_equal(purified["history_items"], plain["history_items"])
+    assert space.contains(purified)
