@@ -17,15 +17,16 @@ MOST_STEPS = 12
 SLATE_SIZE = 10
 _BATCH = 512
 _TASTE, _POPULARITY = 8.0, 1.5
+_POOLS = (32, 128, 512)
 
 
 def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> HistoryWindow:
     """Plays one short session of each given user and returns where its window ended.
 
     Each session is served by another policy, so that training meets the whole range: slates are the top items by
-    ``a cos(s~, e_i) + b popularity_i + noise`` with ``a`` from 0 to 8, ``b`` from -1.5 to 1.5 drawn for the session
-    and Gumbel noise for the step, for 1 to 12 steps after the logged history. Feedback comes from the given world,
-    which is to be the training world.
+    ``a cos(s~, e_i) + b popularity_i`` with ``a`` from 0 to 8 and ``b`` from -1.5 to 1.5 drawn for the session, among
+    32, 128 or 512 random candidates drawn for the step (from nearly random to nearly greedy), for 1 to 12 steps after
+    the logged history. Feedback comes from the given world, which is to be the training world.
 
     Args:
         world: The training world.
@@ -76,9 +77,9 @@ def _played(
     slant = rng.uniform(-_POPULARITY, _POPULARITY, (len(users), 1)).astype(np.float32)
     ended = simulator.history()
     for step in range(int(steps.max())):
-        scores = taste * (_unit_rows(observer.observe(simulator)) @ units) + slant * popularity
-        scores += rng.gumbel(size=scores.shape).astype(np.float32)
-        simulator.step(top_k(scores, simulator.slate_size))
+        pool = rng.choice(world.n_items, min(int(rng.choice(_POOLS)), world.n_items), replace=False)
+        scores = taste * (_unit_rows(observer.observe(simulator)) @ units[:, pool]) + slant * popularity[pool]
+        simulator.step(pool[top_k(scores, simulator.slate_size)])
         now = steps == step + 1
         if now.any():
             window = simulator.history(np.flatnonzero(now))

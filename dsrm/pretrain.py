@@ -44,6 +44,7 @@ Target = Literal["profile", "unbiased", "paired"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 _DISTILLATION_CONDITIONS = 30_000
+_SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
 _VALIDATION_SHARE = 10
 
@@ -231,7 +232,8 @@ def _diffusion(
 
         def teacher(condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             keyed = condition[:, :size]
-            drawn = spread.samples(condition, keyed).numpy()
+            few = slice(None, _SPREAD_CONDITIONS)
+            drawn = spread.samples(condition[few], keyed[few]).numpy()
             return answer.sample(condition, keyed), torch.from_numpy(root_mean_square_spread(drawn))
 
         student, cosine = distil(teacher, conditions, config.distillation, config.seed)

@@ -21,7 +21,7 @@ class Teacher(Protocol):
     """Gives the states that a student learns."""
 
     def __call__(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns ``(B, d)`` states and ``(B,)`` spreads for standardised conditions."""
+        """Returns ``(B, d)`` states for standardised conditions, and spreads ``(n,)`` for the first ``n <= B``."""
         ...
 
 
@@ -124,12 +124,14 @@ def distil(
     inputs, held = torch.from_numpy(conditions), max(len(conditions) // 10, 1)
     generator = torch.Generator().manual_seed(seed)
     net = _net(conditions.shape[1], states.shape[1] + 1, config.width, generator)
-    wanted = torch.cat([states, spreads.clamp(min=_LEAST_SPREAD).log()[:, None]], dim=1)
+    spreads = spreads.clamp(min=_LEAST_SPREAD).log()
     optimiser = torch.optim.Adam(net.parameters(), config.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     for _ in range(config.steps):
         rows = torch.randint(len(inputs) - held, (config.batch_size,), generator=generator)
-        loss = nn.functional.mse_loss(net(inputs[rows]), wanted[rows])
+        known = torch.randint(len(spreads), (config.batch_size // 4,), generator=generator)
+        loss = nn.functional.mse_loss(net(inputs[rows])[:, :-1], states[rows])
+        loss = loss + nn.functional.mse_loss(net(inputs[known])[:, -1], spreads[known])
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()

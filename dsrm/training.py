@@ -45,7 +45,7 @@ class TrainingConfig:
 
     rounds: int = 20
     examples: int = 40_000
-    epochs: int = 4
+    epochs: int = 2
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hrl_policies.cli_data import data_app
+from hrl_policies.cli_purifiers import pretrain
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(pretrain)
 
 
 class Source(str, Enum):
@@ -152,6 +154,10 @@ def train(
     ] = None,
     users: _Users = None,
     episodes: _Episodes = None,
+    purifier: Annotated[
+        Path | None,
+        typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with an interrupted run: its folder, which ends in .partial.")
@@ -171,8 +177,10 @@ def train(
 
     study.single_threaded()
     if resume is not None:
-        if method is not None or env is not None or output is not None:
-            raise ValueError("--resume takes method, environment and output from the run; leave them out")
+        if any(given is not None for given in (method, env, output, purifier)):
+            raise ValueError(
+                "--resume takes method, environment, purifier and output from the run; leave them out"
+            )
         _report(study.resume(resume, data_dir=data_dir, progress=progress), str(context.obj))
         return
     if method is None or env is None:
@@ -188,9 +196,13 @@ def train(
         world_settings=dict(_world_settings(source, response, taste)),
         users=DEFAULT_USERS if users is None else users,
         episodes_per_user=1 if episodes is None else episodes,
+        purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
     )
     folder = output or Path("runs") / study.cell_folder(config)
-    _report(study.train(config, output=folder, data_dir=data_dir, progress=progress), str(context.obj))
+    _report(
+        study.train(config, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
+        str(context.obj),
+    )
 
 
 @app.command()
@@ -222,7 +234,12 @@ def evaluate(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     config = replace(stored.config, **changes)
     result = study.judge(
-        config, study.load_policy(stored, worlds), worlds, ranking=ranking, progress=progress
+        config,
+        study.load_policy(stored, worlds),
+        worlds,
+        study.purifying_of(stored),
+        ranking=ranking,
+        progress=progress,
     )
     _print_table([(config, result)], str(context.obj))
     if not changes:

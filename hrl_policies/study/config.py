@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from hrl_policies.worlds import DEFAULT_USERS
@@ -17,6 +18,32 @@ STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
 
 _RULES: dict[str, type[Any]] = {rule.__name__: rule for rule in (TemperFairness, CategoryBoredom, NeverLeave)}
+
+
+@dataclass(frozen=True)
+class PurifierIdentity:
+    """Which purifier stands between sessions and agent.
+
+    Attributes:
+        name: Its mode, such as ``"profile"``, or its kind where it has none.
+        hash: First 16 hex digits of the SHA-256 of its file, of which a run folder holds a copy.
+    """
+
+    name: str
+    hash: str
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> PurifierIdentity:
+        """Reads a purifier's file.
+
+        Raises:
+            ArtifactError: If it is not one.
+        """
+        from dsrm.artifacts import load_purifier, purifier_hash
+
+        described = load_purifier(path).describe()
+        mode = described.get("report", {}).get("mode", described["kind"])
+        return cls(str(mode), purifier_hash(path))
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,7 @@ class RunConfig:
         users: Held-out users to judge on.
         episodes_per_user: Sessions of each.
         evaluation_seed: Seed of the luck of those sessions, the same for all methods.
+        purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
     """
 
     method: str
@@ -50,6 +78,7 @@ class RunConfig:
     users: int = DEFAULT_USERS
     episodes_per_user: int = 1
     evaluation_seed: int = DEFAULT_SEED
+    purifier: PurifierIdentity | None = None
 
     def __post_init__(self) -> None:
         spec = method(self.method)
@@ -72,6 +101,7 @@ class RunConfig:
             "session": self.session.describe(),
             "world_settings": dict(self.world_settings),
             "hyperparameters": dict(self.hyperparameters),
+            "purifier": None if self.purifier is None else asdict(self.purifier),
         }
 
     @classmethod
@@ -82,7 +112,14 @@ class RunConfig:
             ArtifactError: If keys are missing or unknown.
         """
         try:
-            return cls(**{**content, "session": session_config(content["session"])})
+            purifier = content.get("purifier")
+            return cls(
+                **{
+                    **content,
+                    "session": session_config(content["session"]),
+                    "purifier": None if purifier is None else PurifierIdentity(**purifier),
+                }
+            )
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"this is not the configuration of a run: {error}") from error
 
@@ -100,6 +137,7 @@ def plan_run(
     users: int = DEFAULT_USERS,
     episodes_per_user: int = 1,
     evaluation_seed: int = DEFAULT_SEED,
+    purifier: PurifierIdentity | None = None,
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
@@ -115,6 +153,7 @@ def plan_run(
         users: See :class:`RunConfig`.
         episodes_per_user: See :class:`RunConfig`.
         evaluation_seed: See :class:`RunConfig`.
+        purifier: See :class:`RunConfig`.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -130,6 +169,7 @@ def plan_run(
         "users": users,
         "episodes_per_user": episodes_per_user,
         "evaluation_seed": evaluation_seed,
+        "purifier": purifier,
     }
     if not spec.learns:
         if overrides:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study.config import STUDY_SEEDS, RunConfig, plan_run
+from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import RunResult, partial_folder, resume, train
 from hrl_policies.study.store import StoredRun, load_run
 from hrl_policies.study.tables import RunRecord
@@ -28,6 +28,7 @@ def study_cells(
     total_steps: Mapping[str, int] | None = None,
     users: int = DEFAULT_USERS,
     episodes_per_user: int = 1,
+    purifiers: Sequence[PurifierIdentity | None] = (None,),
 ) -> list[RunConfig]:
     """Returns every combination of method, horizon and seed; controls, which do not train, with the first seed only.
 
@@ -40,6 +41,7 @@ def study_cells(
         total_steps: Training steps by method, instead of the zoo's.
         users: Held-out users to judge on.
         episodes_per_user: Sessions of each.
+        purifiers: Every method is run with each of them; None is without.
 
     Raises:
         ValueError: If a method is unknown or a number is not valid.
@@ -54,9 +56,11 @@ def study_cells(
             total_steps=(total_steps or {}).get(name) if method(name).learns else None,
             users=users,
             episodes_per_user=episodes_per_user,
+            purifier=purifier,
         )
         for max_len in max_lens
         for name in methods
+        for purifier in purifiers
         for seed in (seeds if method(name).learns else seeds[:1])
     ]
 
@@ -66,6 +70,7 @@ def run_study(
     store: str | Path,
     worlds: Mapping[str, WorldPair] | None = None,
     *,
+    purifiers: Mapping[PurifierIdentity, str | Path] | None = None,
     data_dir: str | Path | None = None,
     progress: bool = False,
 ) -> list[RunRecord]:
@@ -78,6 +83,7 @@ def run_study(
         cells: What to run; see :func:`study_cells`.
         store: Folder of run folders.
         worlds: Worlds by name; ids that are missing here are made.
+        purifiers: Files of the purifiers that cells name.
         data_dir: Folder with the official files for those.
         progress: Whether to show progress bars.
 
@@ -94,7 +100,7 @@ def run_study(
             _check_same_config(stored, cell)
             records.append(RunRecord.of_run(stored))
             continue
-        result = _run(cell, folder, pair, data_dir, progress)
+        result = _run(cell, folder, pair, _file_of(cell, purifiers or {}), data_dir, progress)
         if result.evaluation is None:
             raise KeyboardInterrupt
         records.append(RunRecord.of_evaluation(cell, result.evaluation))
@@ -120,15 +126,29 @@ def cell_folder(cell: RunConfig) -> Path:
     """Returns the name of a run's folder inside a store."""
     world = re.sub(r"[^A-Za-z0-9.]+", "-", cell.world).strip("-")
     session = cell.session
-    return Path(world) / f"{cell.method}-len{session.max_len}-k{session.items_per_slate}-seed{cell.seed}"
+    name = cell.method if cell.purifier is None else f"{cell.method}+{cell.purifier.name}"
+    return Path(world) / f"{name}-len{session.max_len}-k{session.items_per_slate}-seed{cell.seed}"
+
+
+def _file_of(cell: RunConfig, purifiers: Mapping[PurifierIdentity, str | Path]) -> str | Path | None:
+    if cell.purifier is None:
+        return None
+    if cell.purifier not in purifiers:
+        raise ValueError(f"{cell_folder(cell)} needs the file of the purifier '{cell.purifier.name}'")
+    return purifiers[cell.purifier]
 
 
 def _run(
-    cell: RunConfig, folder: Path, pair: WorldPair | None, data_dir: str | Path | None, progress: bool
+    cell: RunConfig,
+    folder: Path,
+    pair: WorldPair | None,
+    purifier: str | Path | None,
+    data_dir: str | Path | None,
+    progress: bool,
 ) -> RunResult:
     partial = partial_folder(folder)
     if not partial.exists():
-        return train(cell, pair, output=folder, data_dir=data_dir, progress=progress)
+        return train(cell, pair, purifier=purifier, output=folder, data_dir=data_dir, progress=progress)
     _check_same_config(load_run(partial), cell)
     return resume(partial, pair, data_dir=data_dir, progress=progress)
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hrl_policies.study.config import RunConfig
+from hrl_policies.study.config import PurifierIdentity, RunConfig
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
+    PURIFIER,
     CurveRow,
     StoredRun,
     load_run,
@@ -25,6 +26,12 @@ from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.worlds import World
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from dsrm.purifier import StatePurifier
 
 _EVALUATION_BATCH = 256
 _SEED_STRIDE = 1_000_003
@@ -61,6 +68,19 @@ class RunResult:
         return self.evaluation is not None
 
 
+@dataclass(frozen=True)
+class Purifying:
+    """A purifier and the bytes of its file, which go into the run folder.
+
+    Attributes:
+        purifier: The purifier.
+        content: Its file.
+    """
+
+    purifier: StatePurifier
+    content: bytes
+
+
 def single_threaded() -> None:
     """Gives torch one thread: more cost time with nets of this size, and ruin it when cores are shared."""
     import torch
@@ -72,6 +92,7 @@ def train(
     config: RunConfig,
     worlds: WorldPair | None = None,
     *,
+    purifier: str | Path | None = None,
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     progress: bool = False,
@@ -84,12 +105,13 @@ def train(
     Args:
         config: What to run; see :func:`hrl_policies.study.config.plan_run`.
         worlds: The worlds; None makes those of the environment id ``config.world``.
+        purifier: File of the purifier that the configuration names.
         output: Run folder to write; None writes nothing.
         data_dir: Folder with the official files, if ``worlds`` is None.
         progress: Whether to show progress bars.
 
     Raises:
-        ArtifactError: If the folder exists already.
+        ArtifactError: If the folder exists already, or the purifier's file is not the one that is named.
         DataError: If the worlds cannot be made.
         ValueError: If a setting is not valid.
     """
@@ -101,8 +123,9 @@ def train(
                 f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
             )
     pair = worlds_of(config, worlds, data_dir)
-    policy = build_policy(config, pair)
-    return _finish(config, pair, policy, [], 0, target, progress)
+    purifying = _opened(config, purifier)
+    policy = build_policy(config, pair, purifying)
+    return _finish(config, pair, purifying, policy, [], 0, target, progress)
 
 
 def resume(
@@ -136,16 +159,25 @@ def resume(
     need_free(target)
     pair = worlds_of(stored.config, worlds, data_dir)
     _check_same_data(stored, pair)
-    policy = build_policy(stored.config, pair, seed_shift=stored.steps_done)
+    purifying = purifying_of(stored)
+    policy = build_policy(stored.config, pair, purifying, seed_shift=stored.steps_done)
     restore_checkpoint(policy, path, stored.steps_done)
-    result = _finish(stored.config, pair, policy, stored.curve, stored.steps_done, target, progress)
+    result = _finish(
+        stored.config, pair, purifying, policy, stored.curve, stored.steps_done, target, progress
+    )
     if result.complete:
         shutil.rmtree(path)
     return result
 
 
 def judge(
-    config: RunConfig, policy: Any, worlds: WorldPair, *, ranking: bool = False, progress: bool = False
+    config: RunConfig,
+    policy: Any,
+    worlds: WorldPair,
+    purifying: Purifying | None = None,
+    *,
+    ranking: bool = False,
+    progress: bool = False,
 ) -> EvaluationResult:
     """Judges a policy in the test world, on the users and with the luck that a configuration names.
 
@@ -153,6 +185,7 @@ def judge(
         config: The run; replace ``users``, ``episodes_per_user`` or ``evaluation_seed`` for other sessions.
         policy: Anything with ``predict``.
         worlds: The run's worlds.
+        purifying: The run's purifier; see :func:`purifying_of`.
         ranking: Whether to measure R-NDCG@K too.
         progress: Whether to show a progress bar.
     """
@@ -160,7 +193,7 @@ def judge(
     batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
     return evaluate(
         policy,
-        KuaiFairVecEnv(worlds.test, config.session, batch_size, seed=0),
+        _sessions(worlds.test, config, batch_size, purifying),
         users=chosen,
         episodes_per_user=config.episodes_per_user,
         seed=config.evaluation_seed,
@@ -176,7 +209,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
         ArtifactError: If the data has changed, or the model file is damaged.
     """
     _check_same_data(run, worlds)
-    policy = build_policy(run.config, worlds)
+    policy = build_policy(run.config, worlds, purifying_of(run))
     if method(run.config.method).learns:
         from hrl_policies.study.learning import restore_parameters
 
@@ -184,12 +217,24 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     return policy
 
 
-def build_policy(config: RunConfig, worlds: WorldPair, seed_shift: int = 0) -> Any:
+def purifying_of(run: StoredRun) -> Purifying | None:
+    """Returns the purifier of a run folder, or None.
+
+    Raises:
+        ArtifactError: If it is missing or damaged.
+    """
+    return _opened(run.config, run.folder / PURIFIER if run.config.purifier else None)
+
+
+def build_policy(
+    config: RunConfig, worlds: WorldPair, purifying: Purifying | None = None, seed_shift: int = 0
+) -> Any:
     """Builds the untrained model, or the control, of a run.
 
     Args:
         config: The run.
         worlds: Its worlds.
+        purifying: Its purifier.
         seed_shift: Added to the seed of sessions and of the algorithm when a run is resumed.
 
     Raises:
@@ -197,7 +242,7 @@ def build_policy(config: RunConfig, worlds: WorldPair, seed_shift: int = 0) -> A
     """
     spec = method(config.method)
     seed = (config.seed + seed_shift) % _SEED_LIMIT
-    env = KuaiFairVecEnv(worlds.train, config.session, config.n_envs, seed=0) if spec.learns else None
+    env = _sessions(worlds.train, config, config.n_envs, purifying) if spec.learns else None
     policy = spec.build(
         BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
     )
@@ -246,6 +291,7 @@ def result_content(
 def _finish(
     config: RunConfig,
     worlds: WorldPair,
+    purifying: Purifying | None,
     policy: Any,
     curve: list[CurveRow],
     steps_done: int,
@@ -262,7 +308,7 @@ def _finish(
     evaluation = None
     try:
         if not learns or not interrupted:
-            evaluation = judge(config, policy, worlds, progress=progress)
+            evaluation = judge(config, policy, worlds, purifying, progress=progress)
     except KeyboardInterrupt:
         if not learns:
             raise
@@ -270,12 +316,39 @@ def _finish(
     if target is not None:
         if evaluation is None:
             target = partial_folder(target)
-            _write_partial(target, config, worlds, curve, steps_done, policy)
+            _write_partial(target, config, worlds, purifying, curve, steps_done, policy)
         else:
             timing = {"training_seconds": training, "evaluation_seconds": seconds}
             content = result_content(config, evaluation, steps_done, resumed_at)
-            _write(target, config, worlds, curve, policy if learns else None, content, evaluation, timing)
+            model = policy if learns else None
+            _write(target, config, worlds, purifying, curve, model, content, evaluation, timing)
     return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
+
+
+def _sessions(world: World, config: RunConfig, count: int, purifying: Purifying | None) -> VecEnv:
+    """Returns ``count`` sessions with purified observations, if there is a purifier."""
+    env = KuaiFairVecEnv(world, config.session, count, seed=0)
+    if purifying is None:
+        return env
+    from dsrm.wrappers import VecDSRM
+
+    return VecDSRM(env, purifying.purifier)
+
+
+def _opened(config: RunConfig, path: str | Path | None) -> Purifying | None:
+    """Opens the purifier that a configuration names."""
+    if config.purifier is None:
+        if path is not None:
+            raise ValueError("a purifier was given, but the run's configuration names none; see plan_run")
+        return None
+    if path is None:
+        raise ValueError(f"the run needs the file of its purifier '{config.purifier.name}'")
+    from dsrm.artifacts import load_purifier
+
+    found = PurifierIdentity.of_file(path)
+    if found.hash != config.purifier.hash:
+        raise ArtifactError(f"{path} has hash {found.hash}; the run names {config.purifier.hash}")
+    return Purifying(load_purifier(path), Path(path).read_bytes())
 
 
 def _learn(
@@ -297,6 +370,7 @@ def _write(
     target: Path,
     config: RunConfig,
     worlds: WorldPair,
+    purifying: Purifying | None,
     curve: list[CurveRow],
     model: Any,
     content: Mapping[str, Any],
@@ -317,11 +391,18 @@ def _write(
         sessions=evaluation.sessions.columns(),
         timing=timing,
         save_model=None if model is None else save,
+        purifier=None if purifying is None else purifying.content,
     )
 
 
 def _write_partial(
-    target: Path, config: RunConfig, worlds: WorldPair, curve: list[CurveRow], steps_done: int, model: Any
+    target: Path,
+    config: RunConfig,
+    worlds: WorldPair,
+    purifying: Purifying | None,
+    curve: list[CurveRow],
+    steps_done: int,
+    model: Any,
 ) -> None:
     from hrl_policies.study.learning import save_checkpoint
 
@@ -332,6 +413,7 @@ def _write_partial(
         curve=curve,
         steps_done=steps_done,
         save_model=lambda folder: save_checkpoint(model, folder),
+        purifier=None if purifying is None else purifying.content,
     )
 
 

@@ -1,7 +1,8 @@
 """Run folders: written whole or not at all, read back without executing anything that is stored in them.
 
 A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
-``timing.json`` and, for methods that learn, ``learning_curve.csv`` and ``model.zip``. An interrupted run is called
+``timing.json``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and ``purifier.safetensors`` where
+states were purified. An interrupted run is called
 ``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``) instead of results.
 """
 
@@ -25,6 +26,7 @@ from kuaifair_env.errors import ArtifactError
 
 FORMAT = 1
 MODEL = "model.zip"
+PURIFIER = "purifier.safetensors"
 PARTIAL = ".partial"
 
 _CURVE = "learning_curve.csv"
@@ -130,6 +132,7 @@ def write_run(
     sessions: Mapping[str, Any],
     timing: Mapping[str, Any],
     save_model: Callable[[Path], None] | None,
+    purifier: bytes | None = None,
 ) -> None:
     """Writes a finished run; see the module for what it holds.
 
@@ -137,7 +140,7 @@ def write_run(
         ArtifactError: If the folder exists already.
     """
     with new_folder(folder) as temporary:
-        _write_common(temporary, config, provenance, curve, save_model)
+        _write_common(temporary, config, provenance, curve, save_model, purifier)
         write_json(temporary / "result.json", {"format": FORMAT, **result})
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
         rows = [dict(zip(sessions, values, strict=True)) for values in zip(*_lists(sessions), strict=True)]
@@ -152,13 +155,14 @@ def write_partial(
     curve: Sequence[CurveRow],
     steps_done: int,
     save_model: Callable[[Path], None],
+    purifier: bytes | None = None,
 ) -> None:
     """Writes an interrupted run in place of an earlier state of the same run."""
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write_common(temporary, config, provenance, curve, save_model)
+        _write_common(temporary, config, provenance, curve, save_model, purifier)
         write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
         if folder.exists():
             os.replace(folder, old)
@@ -266,10 +270,13 @@ def _write_common(
     provenance: Mapping[str, Any],
     curve: Sequence[CurveRow],
     save_model: Callable[[Path], None] | None,
+    purifier: bytes | None,
 ) -> None:
     write_json(folder / "config.json", config.as_dict())
     write_json(folder / "versions.json", versions())
     write_json(folder / "provenance.json", provenance)
+    if purifier is not None:
+        (folder / PURIFIER).write_bytes(purifier)
     if save_model is not None:
         save_model(folder)
         write_table(folder / _CURVE, curve)

@@ -52,6 +52,11 @@ class RunRecord:
     users: int
     response: str
 
+    @property
+    def purifier(self) -> str:
+        """Name of the purifier, empty without one."""
+        return "" if self.config.purifier is None else self.config.purifier.name
+
     @classmethod
     def of_evaluation(cls, config: RunConfig, evaluation: EvaluationResult) -> RunRecord:
         """Returns the record of a run in memory."""
@@ -196,6 +201,7 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "candidates": record.candidates,
             "users": record.users,
             "method": record.config.method,
+            "purifier": record.purifier,
             "seed": record.config.seed,
             "max_len": record.config.session.max_len,
             "slate_size": record.config.session.items_per_slate,
@@ -232,8 +238,18 @@ def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
     columns = [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
     order = list(METHODS)
     names = sorted({record.config.method for record in records}, key=order.index)
+    variants = sorted(
+        {(record.config.method, record.purifier) for record in records},
+        key=lambda variant: (order.index(variant[0]), variant[1]),
+    )
     rows = [
-        _row(name, [record for record in records if record.config.method == name], columns) for name in names
+        _row(
+            name,
+            purifier,
+            [record for record in records if (record.config.method, record.purifier) == (name, purifier)],
+            columns,
+        )
+        for name, purifier in variants
     ]
     return ResultTable(
         title=f"{first.config.world}, Max Len {first.config.session.max_len}",
@@ -243,11 +259,13 @@ def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
     )
 
 
-def _row(name: str, records: Sequence[RunRecord], columns: Sequence[Column]) -> tuple[str, ...]:
+def _row(
+    name: str, purifier: str, records: Sequence[RunRecord], columns: Sequence[Column]
+) -> tuple[str, ...]:
     seeds = sorted({record.config.seed for record in records})
     if len(seeds) != len(records):
         raise ValueError(f"{name} was run more than once with the same seed under the same conditions")
-    mark = " †" if method(name).privileged else ""
+    mark = (f" + {purifier}" if purifier else "") + (" †" if method(name).privileged else "")
     cells = (_cell([record.summary[column.figure] for record in records], column) for column in columns)
     return (method(name).title + mark, *cells, str(len(seeds)))
 
@@ -291,6 +309,12 @@ def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> 
             f"Trained in the training world with seeds {seeds}; steps: {steps}. "
             "± is half the 95 % Student interval of the mean over training seeds; controls are run once."
         )
+    purified = {
+        (record.purifier, record.config.purifier.hash) for record in records if record.config.purifier
+    }
+    if purified:
+        files = ", ".join(f"{name} {digest}" for name, digest in sorted(purified))
+        notes.append(f"Purifiers (name and hash of the file): {files}.")
     if any(method(name).privileged for name in names):
         notes.append("† knows what users of the test world truly like: a bound, not a method.")
     notes.append(

@@ -13,7 +13,7 @@ from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
 
 if TYPE_CHECKING:
-    from kuaifair_env.sb3 import KuaiFairVecEnv
+    from stable_baselines3.common.vec_env import VecEnv
 
 MethodKind = Literal["online", "offline", "control"]
 
@@ -34,7 +34,7 @@ class BuildContext:
     worlds: WorldPair
     config: SessionConfig
     seed: int
-    env: KuaiFairVecEnv | None
+    env: VecEnv | None
     policy: str
     hyperparameters: Mapping[str, Any]
 

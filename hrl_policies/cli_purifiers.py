@@ -1,0 +1,153 @@
+"""The commands that make and probe purifiers: ``kuaifair pretrain``."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from dsrm.purifier import StatePurifier
+    from kuaifair_env.registration import WorldSettings
+
+CHECKPOINT = ".partial"
+
+
+class PurifierMode(str, Enum):
+    """How a purifier is made."""
+
+    profile = "profile"
+    paper = "paper"
+    unbiased = "unbiased"
+    paired = "paired"
+    regression = "regression"
+    linear_debias = "linear_debias"
+    ips = "ips"
+    identity = "identity"
+    noise = "noise"
+
+
+class TargetKind(str, Enum):
+    """What the regression control learns."""
+
+    profile = "profile"
+    unbiased = "unbiased"
+    paired = "paired"
+
+
+class WorldSource(str, Enum):
+    """Where data comes from."""
+
+    auto = "auto"
+    real = "real"
+    twin = "twin"
+
+
+def pretrain(
+    env: Annotated[str, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")],
+    mode: Annotated[
+        PurifierMode, typer.Option("--mode", "-m", help="paper is literal and measures as the identity.")
+    ] = PurifierMode.profile,
+    target: Annotated[TargetKind, typer.Option(help="What --mode regression learns.")] = TargetKind.profile,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    levels: Annotated[int, typer.Option(min=1, help="Noise levels K.")] = 20,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Most rounds of training.")] = None,
+    examples: Annotated[int | None, typer.Option(min=100, help="Windows of a round.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="--mode noise: as much noise as this purifier moves states.")
+    ] = None,
+    source: Annotated[
+        WorldSource, typer.Option(help="real forbids the twin, twin forbids real files.")
+    ] = WorldSource.auto,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
+    ] = None,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")] = True,
+) -> None:
+    """Pretrain a state purifier in the training world and write it to one file.
+
+    A killed run goes on from OUTPUT.partial when the same command is given again. unbiased reads the test log of
+    declared calibration users, who are never judged; all other modes read the training log alone.
+
+    Example: kuaifair pretrain --env KuaiFair-Toy-v0 --mode profile --output profile.safetensors
+    """
+    from hrl_policies.study import single_threaded
+    from kuaifair_env.errors import ArtifactError
+    from kuaifair_env.registration import make_world
+
+    if output.exists():
+        raise ArtifactError(f"{output} exists already; choose another file, or remove it")
+    if like is not None and mode is not PurifierMode.noise:
+        raise ValueError("--like is for --mode noise")
+    single_threaded()
+    settings: WorldSettings = {"split": "train", "source": source.value}
+    if data_dir is not None:
+        settings["data_dir"] = data_dir
+    world = make_world(env, **settings)
+    start = time.perf_counter()
+    purifier = _made(world, mode, target, seed, levels, rounds, examples, like, output, progress)
+    from dsrm.artifacts import purifier_hash, save_purifier
+
+    save_purifier(purifier, output)
+    _report(purifier, output, purifier_hash(output), time.perf_counter() - start)
+
+
+def _made(
+    world: Any,
+    mode: PurifierMode,
+    target: TargetKind,
+    seed: int,
+    levels: int,
+    rounds: int | None,
+    examples: int | None,
+    like: Path | None,
+    output: Path,
+    progress: bool,
+) -> StatePurifier:
+    from dataclasses import replace
+
+    from dsrm.artifacts import load_purifier
+    from dsrm.pretrain import PretrainConfig, noise_like, pretrain
+    from dsrm.training import TrainingConfig
+
+    if like is not None:
+        return noise_like(load_purifier(like), world, seed)
+    training = TrainingConfig()
+    if rounds is not None:
+        training = replace(training, rounds=rounds)
+    if examples is not None:
+        training = replace(training, examples=examples)
+    config = PretrainConfig(mode=mode.value, target=target.value, seed=seed, levels=levels, training=training)
+    checkpoint = output.with_name(output.name + CHECKPOINT)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return pretrain(world, config, checkpoint=checkpoint, progress=progress)
+
+
+def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) -> None:
+    from hrl_policies.study.store import machine
+
+    console = Console(soft_wrap=True, highlight=False)
+    described = purifier.describe()
+    report = described.get("report", {})
+    for name, text in (
+        ("kind", described["kind"]),
+        ("mode", report.get("mode")),
+        ("data", (report.get("data") or {}).get("name")),
+        ("users", report.get("training_users")),
+        ("held out for early stopping", report.get("validation_users")),
+        ("test log", report.get("test_log")),
+        ("rounds (best)", f"{report['rounds']} ({report['best_round']})" if "rounds" in report else None),
+        ("validation loss", report["curve"][report["best_round"] - 1][1] if report.get("curve") else None),
+        ("student against teacher, cosine", report.get("student_cosine")),
+        ("popularity R^2 of the direction", report.get("popularity_r2")),
+    ):
+        if text is not None:
+            console.print(f"{name:<34}{text}", markup=False)
+    console.print(f"{'seconds':<34}{seconds:.1f} ({machine()})", markup=False)
+    console.print(f"{'file':<34}{output} (hash {digest})", markup=False)
