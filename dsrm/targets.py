@@ -80,6 +80,8 @@ class WindowSource:
     """
 
     def __init__(self, world: World, settings: WindowSettings) -> None:
+        if world.split != "train":
+            raise ValueError("purifiers learn in the training world; the test world stays unseen")
         self._world = world
         self._settings = settings
 

@@ -1,0 +1,164 @@
+"""Every purifier and control on held-out users, three seeds; writes JSON and the tables of docs/results/purification.md.
+
+    python benchmarks/purifiers.py KuaiFair-KuaiRecTwin-v0 --store runs/purifiers --results docs/results
+    python benchmarks/purifiers.py kuairand --data ../shared/data --store runs/purifiers --results docs/results
+
+A world is an environment id or one of the two partial data sets. Purifiers that the store holds are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+from partial_worlds import NAMES, load, worlds_of
+
+from dsrm.artifacts import load_purifier, save_purifier
+from dsrm.model import DSRM
+from dsrm.pretrain import PretrainConfig, noise_like, pretrain
+from dsrm.probe_data import probe_set
+from dsrm.probes import RAW, ProbeReport, probe, purified_states
+from dsrm.purifier import StatePurifier
+from dsrm.samplers import SamplerConfig
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
+from hrl_policies.worlds import WorldPair, load_worlds
+from kuaifair_env.data.files import write_text_atomically
+
+MADE: dict[str, Callable[[int], PretrainConfig]] = {
+    "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),
+    "regression": lambda seed: PretrainConfig(mode="regression", seed=seed),
+    "paper": lambda seed: PretrainConfig(mode="paper", seed=seed),
+    "paired": lambda seed: PretrainConfig(mode="paired", seed=seed),
+    "linear_debias": lambda seed: PretrainConfig(mode="linear_debias", seed=seed),
+    "ips": lambda seed: PretrainConfig(mode="ips", seed=seed),
+    "unbiased*": lambda seed: PretrainConfig(mode="unbiased", seed=seed),
+    "regression unbiased*": lambda seed: PretrainConfig(mode="regression", target="unbiased", seed=seed),
+}
+SAMPLERS = {
+    "profile, DDIM 5": SamplerConfig("ddim", 5),
+    "profile, DPM++ 3": SamplerConfig("dpm++", 3),
+    "profile, one DDPM sample": SamplerConfig("ddpm", 20, start="noise"),
+    "profile, mean of 8 samples": SamplerConfig("ddim", 10, eta=1.0, start="noise", samples=8),
+    "profile, guidance 1": SamplerConfig("ddim", 5, guidance=1.0),
+    "profile, from the state": SamplerConfig("ddim", 5, start="state", level=10),
+}
+COLUMNS = {
+    "recovery_cosine": "recovery cos",
+    "recovery_mse": "recovery MSE",
+    "taste_r2": "taste R2",
+    "auc": "AUC",
+    "top_click_rate": "top-10 rate",
+    "ndcg": "NDCG@10",
+    "interest": "interest acc.",
+    "popularity_r2": "pop. R2",
+    "popularity_knn_r2": "pop. kNN R2",
+    "level_r2": "level R2",
+    "effective_rank": "eff. rank",
+    "raw_cosine": "cos to raw",
+}
+
+
+def pair_of(name: str, data: Path | None) -> WorldPair:
+    """Returns both worlds of an environment id or of a partial data set."""
+    if name not in NAMES:
+        return load_worlds(name)
+    if data is None:
+        raise SystemExit("--data is needed for the partial data sets")
+    return worlds_of(name, load(name, data))
+
+
+def made(pair: WorldPair, store: Path, seed: int) -> dict[str, StatePurifier]:
+    """Returns all purifiers of a seed, from the store or made now."""
+    purifiers: dict[str, StatePurifier] = {}
+    for name, config in MADE.items():
+        path = store / f"{name.replace(' ', '_').replace('*', '')}-seed{seed}.safetensors"
+        if not path.exists():
+            start = time.perf_counter()
+            save_purifier(pretrain(pair.train, config(seed)), path)
+            print(f"{pair.name}: {name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+        purifiers[name] = load_purifier(path)
+    purifiers["noise"] = noise_like(purifiers["profile"], pair.train, seed)
+    profile = purifiers["profile"]
+    assert isinstance(profile, DSRM)
+    return purifiers | {name: profile.with_sampler(sampler) for name, sampler in SAMPLERS.items()}
+
+
+def table(reports: list[ProbeReport], title: str) -> str:
+    """Returns the Markdown table of some seeds: mean over seeds of the value and of both ends of its interval."""
+    names = list(reports[0].measures)
+    columns = [key for key in COLUMNS if key in reports[0].measures[RAW]]
+    lines = [f"### {title}", "", "| state | " + " | ".join(COLUMNS[key] for key in columns) + " |"]
+    lines.append("|---|" + "---|" * len(columns))
+    for name in names:
+        cells = [_cell([report.measures[name][key] for report in reports]) for key in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measures: list[Any]) -> str:
+    value = float(np.mean([measure.value for measure in measures]))
+    low = float(np.mean([measure.interval[0] for measure in measures]))
+    high = float(np.mean([measure.interval[1] for measure in measures]))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if abs(value) < 10 else f"{value:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("world")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = pair_of(arguments.world, arguments.data)
+    stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+    store = arguments.store / stem
+    store.mkdir(parents=True, exist_ok=True)
+    reports: dict[str, list[ProbeReport]] = {"log": [], "policy": []}
+    for seed in arguments.seeds:
+        purifiers = made(pair, store, seed)
+        for kind, found in reports.items():
+            probes = probe_set(pair.test, kind, seed=seed)
+            found.append(probe(probes, purified_states(probes, pair.test, purifiers), seed))
+    data = pair.test.data.provenance
+    notes = (
+        f"Data: {data.name} ({data.origin}), hash {pair.test.data.data_hash}. Seeds {arguments.seeds}; "
+        f"{reports['log'][0].users} held-out users; mean over seeds of values and of both ends of the 95 % bootstrap "
+        "intervals over users. * reads the test log of declared calibration users, who are not among those probed."
+    )
+    command = f"python benchmarks/purifiers.py {arguments.world} --store STORE --results RESULTS"
+    tables = [
+        table(found, f"{data.name}: {'last logged' if kind == 'log' else 'policy-made'} windows")
+        for kind, found in reports.items()
+    ]
+    text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
+    print(text)
+    if arguments.results:
+        write_text_atomically(arguments.results / f"purification_{stem}.md", text)
+        content = {kind: [report.as_dict() for report in found] for kind, found in reports.items()}
+        path = arguments.results / f"purification_{stem}.json"
+        write_text_atomically(path, json.dumps(_rounded(content), indent=1, sort_keys=True) + "\n")
+
+
+def _rounded(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_rounded(value) for value in content]
+    return round(content, 5) if isinstance(content, float) else content
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What purified states are probed on: windows of held-out users, and labels that do not come from those windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsrm.condition import ConditionBuilder
+from dsrm.policy_windows import policy_windows
+from dsrm.targets import observed_states
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.worlds import World
+
+_FEWEST_POSITIVES = 3
+_FEWEST_OF_A_CLASS = 20
+_USERS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """One window for each of ``n`` held-out users, with labels from elsewhere.
+
+    Attributes:
+        kind: ``"log"`` (the last exposures of the training log) or ``"policy"`` (made by simulated policies).
+        users: ``int64 (n,)``, user rows.
+        window: The windows.
+        states: ``float32 (n, d)``, observed states ``s~``.
+        interest: ``int64 (n,)``, the most frequent tag among a user's *unbiased* positives, or -1 where there are too few
+            positives or too few users of that tag.
+        popularity: ``float64 (n,)``, mean log-popularity of what was clicked in the window.
+        level: ``float64 (n,)``, the same over all positives of the user's training log.
+        log: Unbiased feedback of these users.
+        embeddings: ``float32 (M, d)``, unit item embeddings.
+        clean: ``float32 (n, d)``, true clean states ``s*`` where the truth is known (twins), else None.
+        taste: ``float32 (n, m)``, true taste vectors of the users, else None.
+    """
+
+    kind: str
+    users: NDArray[np.int64]
+    window: HistoryWindow
+    states: FloatArray
+    interest: NDArray[np.int64]
+    popularity: NDArray[np.float64]
+    level: NDArray[np.float64]
+    log: InteractionLog
+    embeddings: FloatArray
+    clean: FloatArray | None
+    taste: FloatArray | None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def probe_set(world: World, kind: str = "log", most_users: int = 3_000, seed: int = 0) -> ProbeSet:
+    """Builds a probe set from a test world.
+
+    Args:
+        world: The test world; its users are held out from all pretraining.
+        kind: ``"log"`` or ``"policy"``.
+        most_users: Take at most so many users.
+        seed: Seed of the choice of users and of the policies.
+
+    Raises:
+        ValueError: If the world is not a test world, the kind is unknown, or nobody has clicks to build a state from.
+    """
+    if world.split != "test":
+        raise ValueError("purifiers are probed on the users of the test world")
+    if kind not in ("log", "policy"):
+        raise ValueError(f"windows are of kind 'log' or 'policy', got {kind!r}")
+    rng = np.random.default_rng(seed)
+    users = world.users
+    if len(users) > most_users:
+        users = np.sort(rng.choice(users, most_users, replace=False))
+    window = world.initial_history.take(users) if kind == "log" else policy_windows(world, users, rng)
+    clicked = window.clicks.any(axis=1)
+    if not clicked.any():
+        raise ValueError("none of the users has a click in the window, so there is no state to probe")
+    users, window = users[clicked], window.take(np.flatnonzero(clicked))
+    builder = ConditionBuilder.of_world(world)
+    log = world.data.test.take(np.isin(world.data.test.users, users))
+    truth = world.true_preference
+    return ProbeSet(
+        kind=kind,
+        users=users,
+        window=window,
+        states=observed_states(builder, window),
+        interest=_interest(world, log, users),
+        popularity=builder.statistics(window)[:, 0].astype(np.float64),
+        level=_level(world, builder, users),
+        log=log,
+        embeddings=unit_rows(world.embeddings),
+        clean=None if truth is None else clean_states(world, users),
+        taste=None if truth is None else truth[1][users],
+    )
+
+
+def clean_states(world: World, users: IntArray) -> FloatArray:
+    """Returns the true clean states: the mean embedding weighted by the true click probability, ``float32 (n, d)``.
+
+    Args:
+        world: A world whose response model is the truth.
+        users: User rows.
+    """
+    parts = []
+    for low in range(0, len(users), _USERS_AT_ONCE):
+        rows = users[low : low + _USERS_AT_ONCE]
+        history = world.initial_history.take(rows) if world.response.uses_history else None
+        appeal = world.response.expected_catalogue(rows, world.n_items, history)
+        parts.append(appeal @ world.embeddings[: world.n_items] / appeal.sum(axis=1, keepdims=True))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def unit_rows(vectors: FloatArray) -> FloatArray:
+    """Returns vectors of length 1; zero vectors stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-9))
+    return units
+
+
+def _interest(world: World, log: InteractionLog, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    tags = world.data.items.tags
+    labels = np.full(len(users), -1, np.int64)
+    if tags.shape[1] == 0:
+        return labels
+    place = np.searchsorted(users, log.users[log.clicks])
+    counts = np.zeros((len(users), tags.shape[1]))
+    np.add.at(counts, place, tags[log.items[log.clicks]].astype(np.float64))
+    positives = np.bincount(place, minlength=len(users))
+    known: BoolArray = (positives >= _FEWEST_POSITIVES) & (counts.max(axis=1) > 0)
+    labels[known] = counts[known].argmax(axis=1)
+    frequent = np.bincount(labels[known], minlength=tags.shape[1]) >= _FEWEST_OF_A_CLASS
+    labels[known] = np.where(frequent[labels[known]], labels[known], -1)
+    return labels
+
+
+def _level(world: World, builder: ConditionBuilder, users: NDArray[np.int64]) -> NDArray[np.float64]:
+    log = world.data.train
+    rows = log.clicks
+    total = np.bincount(log.users[rows], builder.popularity[log.items[rows]], len(world.data.users))
+    count = np.bincount(log.users[rows], minlength=len(world.data.users))
+    return np.asarray((total / np.maximum(count, 1))[users])
