@@ -1,4 +1,4 @@
-"""Every purifier and control on held-out users, three seeds; writes JSON and the tables of docs/results/purification.md.
+"""Every purifier and control on held-out users, three seeds; writes the tables of docs/results/purification.md.
 
     python benchmarks/purifiers.py KuaiFair-KuaiRecTwin-v0 --store runs/purifiers --results docs/results
     python benchmarks/purifiers.py kuairand --data ../shared/data --store runs/purifiers --results docs/results

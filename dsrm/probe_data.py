@@ -28,7 +28,7 @@ class ProbeSet:
         users: ``int64 (n,)``, user rows.
         window: The windows.
         states: ``float32 (n, d)``, observed states ``s~``.
-        interest: ``int64 (n,)``, the most frequent tag among a user's *unbiased* positives, or -1 where there are too few
+        interest: ``int64 (n,)``, the most frequent tag of a user's *unbiased* positives, or -1 where there are too few
             positives or too few users of that tag.
         popularity: ``float64 (n,)``, mean log-popularity of what was clicked in the window.
         level: ``float64 (n,)``, the same over all positives of the user's training log.

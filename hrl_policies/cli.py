@@ -158,6 +158,12 @@ def train(
         Path | None,
         typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote."),
     ] = None,
+    item_term: Annotated[
+        str | None,
+        typer.Option(
+            help="Give agents and controls an estimate of each item's worth: log, ips, features or unbiased."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with an interrupted run: its folder, which ends in .partial.")
@@ -197,6 +203,7 @@ def train(
         users=DEFAULT_USERS if users is None else users,
         episodes_per_user=1 if episodes is None else episodes,
         purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
+        item_term=item_term or "",
     )
     folder = output or Path("runs") / study.cell_folder(config)
     _report(

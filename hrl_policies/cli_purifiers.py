@@ -58,6 +58,10 @@ def pretrain(
     levels: Annotated[int, typer.Option(min=1, help="Noise levels K.")] = 20,
     rounds: Annotated[int | None, typer.Option(min=1, help="Most rounds of training.")] = None,
     examples: Annotated[int | None, typer.Option(min=100, help="Windows of a round.")] = None,
+    item_term: Annotated[
+        str | None,
+        typer.Option(help="For worlds with this item term: log, ips, features or unbiased."),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(help="--mode noise: as much noise as this purifier moves states.")
     ] = None,
@@ -90,6 +94,10 @@ def pretrain(
     if data_dir is not None:
         settings["data_dir"] = data_dir
     world = make_world(env, **settings)
+    if item_term is not None:
+        from dsrm.item_term import fit_item_term, item_term_mode, with_item_term
+
+        world = with_item_term(world, fit_item_term(world, item_term_mode(item_term)))
     start = time.perf_counter()
     purifier = _made(world, mode, target, seed, levels, rounds, examples, like, output, progress)
     from dsrm.artifacts import purifier_hash, save_purifier

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from kuaifair_env.registration import make_world
 from kuaifair_env.worlds import World
 
 if TYPE_CHECKING:
+    from dsrm.item_term import ItemTerm
     from kuaifair_env.registration import WorldSettings
 
 DEFAULT_USERS = 1_000
@@ -30,11 +31,13 @@ class WorldPair:
         name: Environment id, or how a study calls worlds of its own.
         train: Where agents learn.
         test: Where they are judged.
+        item_term: The item term that both worlds hold, if any; see :meth:`given`.
     """
 
     name: str
     train: World
     test: World
+    item_term: ItemTerm | None = None
 
     def __post_init__(self) -> None:
         if self.train.split != "train" or self.test.split != "test":
@@ -49,11 +52,35 @@ class WorldPair:
     @cached_property
     def scorer(self) -> ClickScorer:
         """The click model of the greedy controls, from the training log alone; fitted on first use."""
-        return ClickScorer.fit(self.train)
+        if self.item_term is None:
+            return ClickScorer.fit(self.train)
+        bare = replace(self.train, embeddings=self.train.embeddings[:, :-1], item_term=None)
+        return ClickScorer.of_item_term(self.train, ClickScorer.fit(bare), self.item_term.similarity)
+
+    def given(self, term: ItemTerm) -> WorldPair:
+        """Returns both worlds with an item term, for every agent and every control.
+
+        Raises:
+            MismatchError: If it was fitted on other data, or the worlds have one.
+        """
+        from dsrm.item_term import with_item_term
+
+        return WorldPair(self.name, with_item_term(self.train, term), with_item_term(self.test, term), term)
+
+    def given_mode(self, mode: str) -> WorldPair:
+        """Returns both worlds with the item term of a mode, fitted now.
+
+        Raises:
+            ValueError: If the mode is unknown.
+        """
+        from dsrm.item_term import fit_item_term, item_term_mode
+
+        return self.given(fit_item_term(self.train, item_term_mode(mode)))
 
     def describe(self) -> dict[str, Any]:
         """Returns name and both worlds' descriptions, JSON-able."""
-        return {"name": self.name, "train": self.train.describe(), "test": self.test.describe()}
+        described = {"name": self.name, "train": self.train.describe(), "test": self.test.describe()}
+        return described | ({} if self.item_term is None else {"item_term": dict(self.item_term.provenance)})
 
 
 def load_worlds(

@@ -33,6 +33,8 @@ class World:
         initial_history: The last ``H`` training-log exposures of every user of the data set.
         true_preference: ``float32 (M, m)`` and ``float32 (users, m)`` taste vectors of items and users where the
             truth is known (twins), for measuring recovery; agents never see them.
+        item_term: ``float32 (M,)``, estimated log-odds of a click on every item under random exposure, if agents are
+            given one (see ``dsrm.item_term``); the embeddings then hold it as their last coordinate.
     """
 
     split: Split
@@ -44,6 +46,7 @@ class World:
     users: NDArray[np.int64]
     initial_history: HistoryWindow
     true_preference: tuple[FloatArray, FloatArray] | None = None
+    item_term: FloatArray | None = None
 
     def __post_init__(self) -> None:
         items = len(self.data.items)
@@ -60,6 +63,8 @@ class World:
             )
         if self.embeddings.ndim != 2 or not self.dimension or not np.isfinite(self.embeddings).all():
             raise DataError(f"embeddings must be finite and (items, d), got shape {self.embeddings.shape}")
+        if self.item_term is not None and self.item_term.shape != (items,):
+            raise DataError(f"item_term must be one number for each of {items} items")
         if len(self.users) == 0:
             raise DataError(f"the {self.split} world has no users")
         if (np.diff(self.users) <= 0).any() or self.users[0] < 0 or self.users[-1] >= len(self.data.users):

@@ -120,11 +120,12 @@ class ClickScorer:
             DataError: If the log has no clicks, or nothing but clicks without being marked as positives only.
             ValueError: If ``sample`` is less than 100.
         """
+        if world.item_term is not None:
+            raise DataError("a world with an item term is scored by ClickScorer.of_item_term")
         if sample < 100:
             raise ValueError(f"a sample of {sample} exposures is too small; give at least 100")
         log = world.data.train
-        outside = np.zeros(len(world.data.users), np.bool_)
-        outside[held_out_users(world.data)] = True
+        outside = ~_not_held_out(world)
         if outside[log.users].all():
             raise DataError(
                 "every user of the training log is held out; the click scorer has nobody to learn from"
@@ -149,6 +150,39 @@ class ClickScorer:
                 coefficients={name: float(value) for name, value in zip(FEATURES, coefficients, strict=True)},
                 negatives=_negatives(log),
             ),
+        )
+
+    @classmethod
+    def of_item_term(cls, world: World, fitted: ClickScorer, similarity: float | None) -> ClickScorer:
+        """Returns the scorer that takes the world's item term for what it knows of items.
+
+        Where the term was calibrated on unbiased feedback the log-odds are the term plus ``similarity * cos(s~, e_i)``,
+        both as calibrated. Otherwise the term takes the place of the log's click rate in the fitted model, on the
+        click rate's scale; popularity and similarity keep their coefficients.
+
+        Args:
+            world: A world with an item term, which its embeddings hold as their last coordinate.
+            fitted: The scorer of the same world without the term.
+            similarity: Calibrated log-odds per unit of similarity, or None.
+        """
+        assert world.item_term is not None
+        term = world.item_term[: world.n_items].astype(np.float64)
+        units = _unit_rows(world.embeddings[: world.n_items])
+        if similarity is None:
+            table = _item_table(
+                world.data.train, _not_held_out(world), world, world.embeddings[:, :-1]
+            ).fixed[: world.n_items]
+            rate, popularity = table.T
+            scaled = rate.mean() + (term - term.mean()) * rate.std() / max(float(term.std()), 1e-6)
+            names = fitted.report.coefficients
+            items = fitted.report.intercept + names["click_rate"] * scaled + names["popularity"] * popularity
+            similarity = names["similarity"]
+        else:
+            items = term
+        return cls(
+            item_scores=np.asarray(items, np.float32),
+            directions=np.ascontiguousarray((units * np.float32(similarity)).T),
+            report=fitted.report,
         )
 
 
@@ -187,6 +221,12 @@ def states_before(
         )
         states[part] = window @ embeddings
     return states
+
+
+def _not_held_out(world: World) -> BoolArray:
+    free = np.ones(len(world.data.users), np.bool_)
+    free[held_out_users(world.data)] = False
+    return free
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class RunConfig:
         episodes_per_user: Sessions of each.
         evaluation_seed: Seed of the luck of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
+        item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
     """
 
     method: str
@@ -79,6 +80,7 @@ class RunConfig:
     episodes_per_user: int = 1
     evaluation_seed: int = DEFAULT_SEED
     purifier: PurifierIdentity | None = None
+    item_term: str = ""
 
     def __post_init__(self) -> None:
         spec = method(self.method)
@@ -138,6 +140,7 @@ def plan_run(
     episodes_per_user: int = 1,
     evaluation_seed: int = DEFAULT_SEED,
     purifier: PurifierIdentity | None = None,
+    item_term: str = "",
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
@@ -154,6 +157,7 @@ def plan_run(
         episodes_per_user: See :class:`RunConfig`.
         evaluation_seed: See :class:`RunConfig`.
         purifier: See :class:`RunConfig`.
+        item_term: See :class:`RunConfig`.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -170,6 +174,7 @@ def plan_run(
         "episodes_per_user": episodes_per_user,
         "evaluation_seed": evaluation_seed,
         "purifier": purifier,
+        "item_term": item_term,
     }
     if not spec.learns:
         if overrides:

@@ -29,6 +29,7 @@ def study_cells(
     users: int = DEFAULT_USERS,
     episodes_per_user: int = 1,
     purifiers: Sequence[PurifierIdentity | None] = (None,),
+    item_term: str = "",
 ) -> list[RunConfig]:
     """Returns every combination of method, horizon and seed; controls, which do not train, with the first seed only.
 
@@ -42,6 +43,7 @@ def study_cells(
         users: Held-out users to judge on.
         episodes_per_user: Sessions of each.
         purifiers: Every method is run with each of them; None is without.
+        item_term: Mode of the item term that all methods and controls are given; empty for none.
 
     Raises:
         ValueError: If a method is unknown or a number is not valid.
@@ -57,6 +59,7 @@ def study_cells(
             users=users,
             episodes_per_user=episodes_per_user,
             purifier=purifier,
+            item_term=item_term,
         )
         for max_len in max_lens
         for name in methods
@@ -127,6 +130,7 @@ def cell_folder(cell: RunConfig) -> Path:
     world = re.sub(r"[^A-Za-z0-9.]+", "-", cell.world).strip("-")
     session = cell.session
     name = cell.method if cell.purifier is None else f"{cell.method}+{cell.purifier.name}"
+    name += f"-item-{cell.item_term}" if cell.item_term else ""
     return Path(world) / f"{name}-len{session.max_len}-k{session.items_per_slate}-seed{cell.seed}"
 
 

@@ -261,7 +261,13 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
     """
     if worlds is None:
         # The keys were those of WorldSettings when the run was planned; make_world checks them again.
-        return load_worlds(config.world, dict(config.world_settings), data_dir)  # type: ignore[arg-type]
+        made = load_worlds(config.world, dict(config.world_settings), data_dir)  # type: ignore[arg-type]
+        return made.given_mode(config.item_term) if config.item_term else made
+    held = "" if worlds.item_term is None else worlds.item_term.mode
+    if held != config.item_term:
+        raise ValueError(
+            f"the run wants the item term {config.item_term or 'none'!r}, but the worlds hold {held or 'none'!r}"
+        )
     if worlds.name != config.world:
         raise ValueError(f"the run wants the worlds {config.world!r}, but was given {worlds.name!r}")
     return worlds

@@ -202,6 +202,7 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "users": record.users,
             "method": record.config.method,
             "purifier": record.purifier,
+            "item_term": record.config.item_term,
             "seed": record.config.seed,
             "max_len": record.config.session.max_len,
             "slate_size": record.config.session.items_per_slate,
@@ -222,8 +223,15 @@ def learning_curve(path: str | Path) -> list[dict[str, float]]:
 def _conditions(record: RunRecord) -> str:
     session = record.config.session.describe()
     session.pop("action_mode")
+    term = record.config.item_term
     return repr(
-        (record.config.world, record.data_hash, record.response, sorted(session.items(), key=lambda e: e[0]))
+        (
+            record.config.world,
+            term,
+            record.data_hash,
+            record.response,
+            sorted(session.items(), key=lambda e: e[0]),
+        )
     )
 
 
@@ -252,7 +260,8 @@ def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
         for name, purifier in variants
     ]
     return ResultTable(
-        title=f"{first.config.world}, Max Len {first.config.session.max_len}",
+        title=f"{first.config.world}, Max Len {first.config.session.max_len}"
+        + (f", item term '{first.config.item_term}'" if first.config.item_term else ""),
         header=("method", *(column.title for column in columns), "seeds"),
         rows=tuple(rows),
         notes=_notes(records, names, command),
