@@ -40,6 +40,9 @@ MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "paired": lambda seed: PretrainConfig(mode="paired", seed=seed),
     "linear_debias": lambda seed: PretrainConfig(mode="linear_debias", seed=seed),
     "ips": lambda seed: PretrainConfig(mode="ips", seed=seed),
+    "tce": lambda seed: PretrainConfig(mode="tce", seed=seed),
+    "rce": lambda seed: PretrainConfig(mode="rce", seed=seed),
+    "bod": lambda seed: PretrainConfig(mode="bod", seed=seed),
     "unbiased*": lambda seed: PretrainConfig(mode="unbiased", seed=seed),
     "regression unbiased*": lambda seed: PretrainConfig(mode="regression", target="unbiased", seed=seed),
 }

@@ -21,9 +21,9 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "linear_debias": ("dsrm.controls", "LinearDebiasPurifier"),
     "regression": ("dsrm.regression", "RegressionPurifier"),
     "diffusion": ("dsrm.model", "DSRM"),
-    "tce": ("dsrm.click_denoisers", "TCEPurifier"),
-    "rce": ("dsrm.click_denoisers", "RCEPurifier"),
-    "bod": ("dsrm.click_denoisers", "BODPurifier"),
+    "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
 }
 
 

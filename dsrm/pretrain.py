@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dsrm.binding import WorldKey
 from dsrm.calibration import DEFAULT_SHARE, calibration_users
+from dsrm.click_denoisers import ClickDenoiser
+from dsrm.click_model import ClickModelConfig
 from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
 from dsrm.controls import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier
 from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction
@@ -37,7 +39,18 @@ from kuaifair_env import random_streams
 from kuaifair_env.worlds import World
 
 Mode = Literal[
-    "profile", "paper", "unbiased", "paired", "regression", "linear_debias", "ips", "identity", "noise"
+    "profile",
+    "paper",
+    "unbiased",
+    "paired",
+    "regression",
+    "linear_debias",
+    "ips",
+    "identity",
+    "noise",
+    "tce",
+    "rce",
+    "bod",
 ]
 Target = Literal["profile", "unbiased", "paired"]
 
@@ -55,7 +68,8 @@ class PretrainConfig:
 
     Attributes:
         mode: ``"profile"`` (default), ``"paper"`` (literal; measures as the identity), ``"unbiased"``, ``"paired"``, or
-            a control: ``"regression"``, ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``.
+            a control: ``"regression"``, ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a heuristic
+            denoiser: ``"tce"``, ``"rce"``, ``"bod"``.
         target: Whose target the regression control learns.
         seed: Seed of everything.
         schedule: Kind of noise schedule; None is cosine, and linear in ``paper`` mode.
@@ -72,6 +86,7 @@ class PretrainConfig:
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
         profile_share: Share of profiles mixed into unbiased examples.
         noise_scale: Root mean square of the noise control.
+        denoiser_steps: Optimiser steps of the heuristic denoisers' click model.
     """
 
     mode: Mode = "profile"
@@ -91,6 +106,7 @@ class PretrainConfig:
     calibration_share: float = DEFAULT_SHARE
     profile_share: float = 0.25
     noise_scale: float = 0.1
+    denoiser_steps: int = 1_500
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -134,6 +150,9 @@ def pretrain(
         return IPSPurifier(chosen.exponent, chosen.clip_quantile)
     if chosen.mode == "noise":
         return NoisePurifier(chosen.noise_scale, chosen.seed)
+    if chosen.mode == "tce" or chosen.mode == "rce" or chosen.mode == "bod":
+        click = ClickModelConfig(chosen.mode, steps=chosen.denoiser_steps, seed=chosen.seed)
+        return ClickDenoiser.fit(world, click, progress)
     builder = ConditionBuilder.of_world(world, chosen.exponent, chosen.clip_quantile)
     if chosen.mode == "linear_debias":
         return _linear_debias(world, builder, chosen)

@@ -29,6 +29,9 @@ class PurifierMode(str, Enum):
     ips = "ips"
     identity = "identity"
     noise = "noise"
+    tce = "tce"
+    rce = "rce"
+    bod = "bod"
 
 
 class TargetKind(str, Enum):
