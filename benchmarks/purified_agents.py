@@ -1,4 +1,4 @@
-"""Agents and controls with and without purified states and item terms, in the test world (the paper's Fig. 3 asks this).
+"""Agents and controls with and without purified states and item terms, in the test world (see the paper's Fig. 3).
 
     python benchmarks/purified_agents.py kuairand --data ../shared/data --purifiers runs/purifiers --store runs/purified
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.worlds import StateEncoder, World
 
 DEFAULT_EXPONENT = 0.5
 DEFAULT_CLIP_QUANTILE = 0.95
@@ -66,12 +66,14 @@ class ConditionBuilder:
         weights: ``float32 (M,)``, inverse-propensity weights.
         popularity: ``float32 (M,)``, standardised ``log(1 + exposures)`` of the training log.
         popular: ``bool (M,)``, popularity groups continued to items that are no candidates.
+        encoder: The world's state encoder, if it has one.
     """
 
     embeddings: FloatArray
     weights: FloatArray
     popularity: FloatArray
     popular: BoolArray
+    encoder: StateEncoder | None = None
 
     @classmethod
     def of_world(
@@ -94,7 +96,7 @@ class ConditionBuilder:
         popular = exposures >= least
         popular[: world.n_items] = world.groups.popular
         weights = propensity_weights(exposures, exponent, clip_quantile)
-        return cls(world.embeddings, weights, np.asarray(popularity, np.float32), popular)
+        return cls(world.embeddings, weights, np.asarray(popularity, np.float32), popular, world.encoder)
 
     @property
     def dimension(self) -> int:

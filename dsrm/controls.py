@@ -22,7 +22,9 @@ _NOISE_REACH = 6.0
 
 
 def raw_bound(world: World) -> float:
-    """Returns the largest absolute value of an observed state's component: the largest norm of an embedding."""
+    """Returns a bound of an observed state's components: the largest norm of an embedding, or the encoder's."""
+    if world.encoder is not None:
+        return world.encoder.bound
     return float(max(np.linalg.norm(world.embeddings, axis=1).max(), 1e-6)) * 1.001
 
 

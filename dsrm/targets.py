@@ -109,7 +109,9 @@ class WindowSource:
 
 
 def observed_states(builder: ConditionBuilder, window: HistoryWindow) -> FloatArray:
-    """Returns the observed states ``s~`` of windows: the mean embedding of what was clicked, ``float32 (B, d)``."""
+    """Returns the observed states ``s~`` of windows, as the environment does: ``float32 (B, d)``."""
+    if builder.encoder is not None:
+        return builder.encoder.encode(window)
     weights = window.clicks.astype(np.float32)
     sums: FloatArray = np.matmul(weights[:, None, :], builder.embeddings.take(window.items, axis=0))[:, 0]
     sums /= np.maximum(weights.sum(axis=1), 1.0)[:, None]

@@ -35,7 +35,8 @@ class Observer(Protocol):
 class StateObserver:
     """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
 
-    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)`` or 0; zero without clicks.
+    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)`` or 0; zero without clicks. Where the
+    world has a state encoder, the state is the encoder's.
 
     Args:
         world: Where the embeddings come from.
@@ -43,12 +44,15 @@ class StateObserver:
 
     def __init__(self, world: World) -> None:
         self._embeddings = world.embeddings
+        self._encoder = world.encoder
         norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
-        bound = float(max(norms.max(), 1e-6)) * 1.001
+        bound = float(max(norms.max(), 1e-6)) * 1.001 if world.encoder is None else world.encoder.bound
         self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """See :class:`Observer`; returns ``float32 (B, d)``."""
+        if self._encoder is not None:
+            return self._encoder.encode(simulator.history(rows))
         items, clicks = simulator.window(rows)
         weights = clicks.astype(np.float32)
         # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's

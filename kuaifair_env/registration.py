@@ -24,7 +24,7 @@ from kuaifair_env.loading import (
 )
 from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.worlds import World
+from kuaifair_env.worlds import World, WorldEncoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +87,7 @@ class WorldSettings(TypedDict, total=False):
     embedding_dim: int
     history_length: int
     popularity: PopularitySource
+    encoder: WorldEncoder | None
 
 
 class Settings(WorldSettings, total=False):
@@ -113,7 +114,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins:
             ``"measured"``, ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the training
             world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
-            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``).
+            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``encoder`` (a pretrained
+            ``dsrm.encoder.Encoder``, in place of the SVD's embeddings).
 
     Returns:
         The world; equal settings return the same object while it is among the last few that were made.
@@ -139,7 +141,7 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them"
         )
     # Spelt out in one order, so that equal settings meet the same entry of the cache.
-    return _cached_world(
+    world = _cached_world(
         ENVIRONMENTS[env_id],
         files,
         settings.get("split", "train"),
@@ -150,6 +152,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         settings.get("history_length", HISTORY_LENGTH),
         settings.get("popularity", "train"),
     )
+    encoder = settings.get("encoder")
+    return world if encoder is None else encoder.encoded(world)
 
 
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,27 @@ from kuaifair_env.data.popularity import PopularityGroups
 from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog, Split
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
+
+
+class StateEncoder(Protocol):
+    """Makes observed states out of windows where the mean of the clicked embeddings is not enough."""
+
+    @property
+    def bound(self) -> float:
+        """Largest absolute value of a state's component."""
+        ...
+
+    def encode(self, window: HistoryWindow) -> FloatArray:
+        """Returns the observed states ``s~`` of windows, ``float32 (B, d)``, each from its own window alone."""
+        ...
+
+
+class WorldEncoder(Protocol):
+    """Gives a world its item embeddings and, maybe, its states (``dsrm.encoder.Encoder``)."""
+
+    def encoded(self, world: World) -> World:
+        """Returns the same world with this encoder's embeddings and states."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class World:
             truth is known (twins), for measuring recovery; agents never see them.
         item_term: ``float32 (M,)``, estimated log-odds of a click on every item under random exposure, if agents are
             given one (see ``dsrm.item_term``); the embeddings then hold it as their last coordinate.
+        encoder: Makes the observed states; None takes the mean embedding of the clicked items.
     """
 
     split: Split
@@ -47,6 +69,7 @@ class World:
     initial_history: HistoryWindow
     true_preference: tuple[FloatArray, FloatArray] | None = None
     item_term: FloatArray | None = None
+    encoder: StateEncoder | None = None
 
     def __post_init__(self) -> None:
         items = len(self.data.items)

@@ -1,0 +1,109 @@
+"""Agent-side encoders against the SVD's mean: how well cos(s~, e_i) ranks unbiased feedback; writes encoders_WORLD.md.
+
+    python benchmarks/encoders.py kuairand --data ../shared/data --results docs/results
+
+Selection looks at users who are in the training world (their random exposures are read by nothing else here); the test
+world's users are looked at once, beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+from purifiers import pair_of
+
+from dsrm.condition import ConditionBuilder
+from dsrm.encoder import EncoderConfig
+from dsrm.encoder_training import pretrain_encoder
+from dsrm.probe_data import unit_rows
+from dsrm.targets import observed_states
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
+from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.loading import held_out_users
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.worlds import World
+
+VARIANTS = {
+    "mean, logQ": EncoderConfig("mean"),
+    "mean, no logQ": EncoderConfig("mean", log_q=False),
+    "transformer, logQ": EncoderConfig("transformer", batch_size=256, steps=1_500),
+    "transformer, no logQ": EncoderConfig("transformer", log_q=False, batch_size=256, steps=1_500),
+}
+
+
+def auc(world: World, states: FloatArray, held: bool) -> str:
+    """Returns the within-user AUC of cos(s~, e_i) on the test log of held-out users, or of all others."""
+    log = world.data.test
+    rows = np.isin(log.users, held_out_users(world.data)) == held
+    users, items = log.users[rows], log.items[rows]
+    scores = np.einsum("nd,nd->n", unit_rows(states)[users], unit_rows(world.embeddings)[items])
+    found = within_user_auc(users, log.clicks[rows], scores)
+    low, high = found.interval(resamples=300)
+    return f"{found.mean:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def milliseconds(world: World, rows: int) -> float:
+    """Returns the best time of encoding the windows of ``rows`` users."""
+    builder, window = ConditionBuilder.of_world(world), world.initial_history.take(world.users[:rows])
+    best = np.inf
+    for _ in range(20):
+        start = time.perf_counter()
+        observed_states(builder, window)
+        best = min(best, time.perf_counter() - start)
+    return 1e3 * best
+
+
+def row(name: str, world: World, window: HistoryWindow, seconds: float) -> str:
+    """Returns a line of the table."""
+    states = observed_states(ConditionBuilder.of_world(world), window)
+    times = " / ".join(f"{milliseconds(world, rows):.2f}" for rows in (1, 64, 256))
+    return f"| {name} | {auc(world, states, False)} | {auc(world, states, True)} | {times} | {seconds:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("world")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    single_threaded()
+    world = pair_of(arguments.world, arguments.data).train
+    window = world.initial_history
+    lines = [
+        f"### {world.data.provenance.name}: encoders",
+        "",
+        "| encoder | AUC, users of the training world | AUC, held-out users | ms at batch 1 / 64 / 256 | training s |",
+        "|---|---|---|---|---|",
+        row("SVD, mean (default)", world, window, 0.0),
+    ]
+    for name, config in VARIANTS.items():
+        start = time.perf_counter()
+        encoder = pretrain_encoder(world, config)
+        lines.append(row(name, encoder.encoded(world), window, time.perf_counter() - start))
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        f"Data: {world.data.provenance.name} ({world.data.provenance.origin}), hash {world.data.data_hash}; seed 0; "
+        "windows are the last 50 training exposures; within-user AUC on the test log with 95 % bootstrap intervals over users.",
+        "",
+        f"Made by: `python benchmarks/encoders.py {arguments.world} --results RESULTS` ({machine()}, 1 thread).",
+    ]
+    print("\n".join(lines))
+    if arguments.results:
+        stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+        write_text_atomically(arguments.results / f"encoders_{stem}.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
