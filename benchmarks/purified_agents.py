@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--agents", nargs="*", default=list(AGENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(STUDY_SEEDS))
+    parser.add_argument("--steps", type=int, default=200_000, help="training steps of each agent")
     arguments = parser.parse_args()
     single_threaded()
     pair = pair_of(arguments.world, arguments.data)
@@ -78,12 +79,14 @@ def main() -> None:
     cells += [
         plan_run("quota-greedy", pair.name, session=session, purifier=identity) for identity in purifiers
     ]
+    steps = dict.fromkeys(arguments.agents, arguments.steps)
     agents = ("identity", "noise", "profile", "regression", "unbiased")
     cells += study_cells(
         arguments.agents,
         pair.name,
         seeds=arguments.seeds,
         max_lens=(30,),
+        total_steps=steps,
         purifiers=[None, *(identities[name] for name in agents)],
     )
     records = run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers, progress=False)
@@ -94,7 +97,12 @@ def main() -> None:
             for name in ("greedy-ctr", "quota-greedy")
         ]
         cells += study_cells(
-            arguments.agents[:1], pair.name, seeds=arguments.seeds, max_lens=(30,), item_term=term
+            arguments.agents[:1],
+            pair.name,
+            seeds=arguments.seeds,
+            max_lens=(30,),
+            total_steps=steps,
+            item_term=term,
         )
         records += run_study(cells, arguments.store, {pair.name: given})
     command = f"python benchmarks/purified_agents.py {arguments.world} --purifiers PURIFIERS --store STORE"

@@ -85,7 +85,7 @@ class EncoderNet(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("features", torch.from_numpy(features))
-        self.ids = nn.Embedding(*start.shape, _weight=torch.from_numpy(start.copy()))
+        self.ids = nn.Embedding(start.shape[0], start.shape[1], _weight=torch.from_numpy(start.copy()))
         self.described = nn.Linear(features.shape[1], config.dimension, bias=False)
         nn.init.zeros_(self.described.weight)
         if config.kind == "transformer":
