@@ -95,7 +95,7 @@ def main() -> None:
     lines += [
         "",
         f"Data: {world.data.provenance.name} ({world.data.provenance.origin}), hash {world.data.data_hash}; seed 0; "
-        "windows are the last 50 training exposures; within-user AUC on the test log, 95 % bootstrap intervals over users.",
+        "windows are the last 50 training exposures; within-user AUC on the test log, 95 % bootstrap intervals.",
         "",
         f"Made by: `python benchmarks/encoders.py {arguments.world} --results RESULTS` ({machine()}, 1 thread).",
     ]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dsrm.calibration import calibration_users
     from dsrm.condition import ConditionBuilder
     from dsrm.controls import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier
+    from dsrm.encoder import Encoder, EncoderConfig
+    from dsrm.encoder_training import pretrain_encoder
+    from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
     from dsrm.model import DSRM, DSRMConfig
     from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
     from dsrm.regression import RegressionPurifier
@@ -31,6 +34,12 @@ _HOMES = {
     "IPSPurifier": "controls",
     "LinearDebiasPurifier": "controls",
     "NoisePurifier": "controls",
+    "Encoder": "encoder",
+    "EncoderConfig": "encoder",
+    "pretrain_encoder": "encoder_training",
+    "ItemTerm": "item_term",
+    "fit_item_term": "item_term",
+    "with_item_term": "item_term",
     "DSRM": "model",
     "DSRMConfig": "model",
     "MODES": "pretrain",
@@ -52,8 +61,11 @@ __all__ = [
     "DSRMConfig",
     "DSRMObservationWrapper",
     "DSRMVectorWrapper",
+    "Encoder",
+    "EncoderConfig",
     "IPSPurifier",
     "IdentityPurifier",
+    "ItemTerm",
     "LinearDebiasPurifier",
     "MismatchError",
     "NoisePurifier",
@@ -64,11 +76,14 @@ __all__ = [
     "TrainingConfig",
     "VecDSRM",
     "calibration_users",
+    "fit_item_term",
     "load_purifier",
     "noise_like",
     "pretrain",
+    "pretrain_encoder",
     "purifier_hash",
     "save_purifier",
+    "with_item_term",
 ]
 
 

@@ -34,7 +34,13 @@ from dsrm.targets import (
     WindowSource,
     observed_states,
 )
-from dsrm.training import Trainer, TrainingConfig, denoising_objective, regression_objective
+from dsrm.training import (
+    Trainer,
+    TrainingConfig,
+    denoising_objective,
+    regression_objective,
+    top_heavy_objective,
+)
 from kuaifair_env import random_streams
 from kuaifair_env.worlds import World
 
@@ -225,7 +231,9 @@ def _diffusion(
         config.blocks,
     )
     trained = _trainer(world, source, config, checkpoint).run(
-        lambda: Denoiser(shape, schedule), denoising_objective, progress
+        lambda: Denoiser(shape, schedule),
+        denoising_objective if literal else top_heavy_objective,
+        progress,
     )
     model_config = DSRMConfig(
         mode=config.mode,

@@ -14,6 +14,7 @@ from kuaifair_env.artifacts import Tensors
 from kuaifair_env.data.schema import FloatArray
 
 _LEAST_SPREAD = 1e-3
+_SPREAD_WEIGHT = 0.1
 _NAMES = tuple(f"student.{part}.{layer}" for layer in range(3) for part in ("weight", "bias"))
 
 
@@ -37,7 +38,7 @@ class DistillationConfig:
     """
 
     width: int = 256
-    steps: int = 3_000
+    steps: int = 5_000
     batch_size: int = 512
     learning_rate: float = 1e-3
 
@@ -131,7 +132,7 @@ def distil(
         rows = torch.randint(len(inputs) - held, (config.batch_size,), generator=generator)
         known = torch.randint(len(spreads), (config.batch_size // 4,), generator=generator)
         loss = nn.functional.mse_loss(net(inputs[rows])[:, :-1], states[rows])
-        loss = loss + nn.functional.mse_loss(net(inputs[known])[:, -1], spreads[known])
+        loss = loss + _SPREAD_WEIGHT * nn.functional.mse_loss(net(inputs[known])[:, -1], spreads[known])
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()

@@ -88,10 +88,33 @@ def denoising_objective(
     net: Denoiser, target: Tensor, condition: Tensor, dropout: float, generator: torch.Generator
 ) -> Tensor:
     """The denoising loss at uniformly drawn levels (eq. 7)."""
-    count = len(target)
-    level = torch.randint(1, len(net.alphas_bar), (count,), generator=generator)
+    level = torch.randint(1, len(net.alphas_bar), (len(target),), generator=generator)
+    return _denoising(net, target, condition, level, dropout, generator)
+
+
+def top_heavy_objective(
+    net: Denoiser, target: Tensor, condition: Tensor, dropout: float, generator: torch.Generator
+) -> Tensor:
+    """The denoising loss with half of the examples at the noisiest level, where the posterior mean is read off.
+
+    At uniform levels that level would see one example in ``K``, and the mean would be the worst-trained answer.
+    """
+    half = len(target) // 2
+    level = torch.randint(1, len(net.alphas_bar), (len(target),), generator=generator)
+    level[:half] = len(net.alphas_bar) - 1
+    return _denoising(net, target, condition, level, dropout, generator)
+
+
+def _denoising(
+    net: Denoiser,
+    target: Tensor,
+    condition: Tensor,
+    level: Tensor,
+    dropout: float,
+    generator: torch.Generator,
+) -> Tensor:
     noise = torch.randn(target.shape, generator=generator)
-    dropped = torch.rand(count, generator=generator) < dropout if dropout else None
+    dropped = torch.rand(len(target), generator=generator) < dropout if dropout else None
     return denoising_loss(net, target, condition, noise, level, dropped)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hrl_policies.cli_data import data_app
-from hrl_policies.cli_purifiers import pretrain
+from hrl_policies.cli_purifiers import encode, pretrain, probe
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
+app.command()(probe)
+app.command()(encode)
 
 
 class Source(str, Enum):

@@ -1,0 +1,125 @@
+"""Milliseconds per purification for each sampler at batch 1, 64 and 256, beside the policy's own forward pass.
+
+    python benchmarks/purify_latency.py --env KuaiFair-KuaiRandTwin-v0 --purifier profile.safetensors
+
+Quality stands beside it: the within-user AUC of the same states on held-out users' unbiased feedback. One thread; the
+best of interleaved rounds, so that what else the machine does matters little; ratios matter more than milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from purifiers import pair_of
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from dsrm.artifacts import load_purifier
+from dsrm.model import DSRM
+from dsrm.probe_data import probe_set
+from dsrm.probes import RAW, probe, purified_states
+from dsrm.purifier import StatePurifier
+from dsrm.samplers import SamplerConfig
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
+from kuaifair_env.data.files import write_text_atomically
+
+BATCHES = (1, 64, 256)
+ROUNDS = 12
+SAMPLERS: dict[str, SamplerConfig | None] = {
+    "student (default)": None,
+    "1 evaluation": SamplerConfig("ddim", 1),
+    "DPM++ 3": SamplerConfig("dpm++", 3),
+    "DDIM 5": SamplerConfig("ddim", 5),
+    "DDIM 10": SamplerConfig("ddim", 10),
+    "DDPM 20, one sample": SamplerConfig("ddpm", 20, start="noise"),
+    "DDIM 10, eta 1, mean of 8": SamplerConfig("ddim", 10, eta=1.0, start="noise", samples=8),
+}
+
+
+def best_times(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Returns the best milliseconds of each call over interleaved rounds."""
+    best = dict.fromkeys(calls, np.inf)
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", required=True, help="environment id, kuairand or kuairec")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--purifier", type=Path, required=True)
+    parser.add_argument("--regression", type=Path)
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    single_threaded()
+    world = pair_of(arguments.env, arguments.data).test
+    model = load_purifier(arguments.purifier)
+    assert isinstance(model, DSRM)
+    variants: dict[str, StatePurifier] = {
+        name: model.with_sampler(sampler) for name, sampler in SAMPLERS.items()
+    }
+    if arguments.regression:
+        variants["regression control"] = load_purifier(arguments.regression)
+    probes = probe_set(world)
+    quality = probe(probes, purified_states(probes, world, variants)).measures
+    spaces = model.bind(world)
+    policy = ActorCriticPolicy(spaces, spaces, lambda _: 3e-4)
+    times: dict[int, dict[str, float]] = {}
+    for batch in BATCHES:
+        rows = np.arange(batch) % len(probes)
+        states, window = probes.states[rows], probes.window.take(rows)
+        purifying = {
+            name: (lambda one=one, s=states, w=window: one.purify(s, w)) for name, one in variants.items()
+        }
+        observed = torch.from_numpy(states)
+
+        def forward(observed: torch.Tensor = observed) -> object:
+            with torch.inference_mode():
+                return policy(observed)
+
+        def condition(s: np.ndarray = states, w: object = window) -> object:
+            return model.conditions(s, w)  # type: ignore[arg-type]
+
+        times[batch] = best_times(
+            {"policy's forward pass": forward, "building the condition": condition, **purifying}
+        )
+    lines = [
+        "| | " + " | ".join(f"ms, batch {batch}" for batch in BATCHES) + " | of the policy's at 64 | AUC |",
+        "|---|" + "---:|" * (len(BATCHES) + 2),
+    ]
+    for name in times[1]:
+        shown = " | ".join(f"{times[batch][name]:.3f}" for batch in BATCHES)
+        ratio = times[64][name] / times[64]["policy's forward pass"]
+        measure = quality.get(name)
+        auc = "" if measure is None else f"{measure['auc'].value:.4f}"
+        lines.append(f"| {name} | {shown} | {ratio:.2f} | {auc} |")
+    raw = quality[RAW]["auc"]
+    lines += [
+        "",
+        f"Raw state: AUC {raw.value:.4f} [{raw.interval[0]:.4f}, {raw.interval[1]:.4f}] on {len(probes)} users "
+        f"of {world.data.provenance.name} ({world.data.provenance.origin}). Purifying includes building the condition.",
+        "",
+        f"Made by: `python benchmarks/purify_latency.py --env {arguments.env} --purifier FILE` ({machine()}).",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.results:
+        write_text_atomically(arguments.results / "purify_latency.md", text)
+
+
+if __name__ == "__main__":
+    main()
