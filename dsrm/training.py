@@ -43,7 +43,7 @@ class TrainingConfig:
         validation_examples: Examples of held-out users.
     """
 
-    rounds: int = 12
+    rounds: int = 6
     examples: int = 40_000
     epochs: int = 2
     batch_size: int = 512
