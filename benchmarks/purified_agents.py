@@ -17,7 +17,7 @@ from purifiers import pair_of
 
 from dsrm.artifacts import load_purifier, save_purifier
 from dsrm.controls import IdentityPurifier
-from dsrm.pretrain import noise_like
+from dsrm.pretraining import noise_like
 from hrl_policies.study import (
     STUDY_SEEDS,
     PurifierIdentity,

@@ -23,7 +23,7 @@ from partial_worlds import NAMES, load, worlds_of
 
 from dsrm.artifacts import load_purifier, save_purifier
 from dsrm.model import DSRM
-from dsrm.pretrain import PretrainConfig, noise_like, pretrain
+from dsrm.pretraining import PretrainConfig, noise_like, pretrain
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, ProbeReport, probe, purified_states
 from dsrm.purifier import StatePurifier
@@ -54,6 +54,7 @@ SAMPLERS = {
     "profile, guidance 1": SamplerConfig("ddim", 5, guidance=1.0),
     "profile, from the state": SamplerConfig("ddim", 5, start="state", level=10),
 }
+WINDOWS = {"log": "last logged", "short": "short (last five exposures)", "policy": "policy-made"}
 COLUMNS = {
     "recovery_cosine": "recovery cos",
     "recovery_mse": "recovery MSE",
@@ -98,7 +99,7 @@ def made(pair: WorldPair, store: Path, seed: int) -> dict[str, StatePurifier]:
 def table(reports: list[ProbeReport], title: str) -> str:
     """Returns the Markdown table of some seeds: mean over seeds of the value and of both ends of its interval."""
     names = list(reports[0].measures)
-    columns = [key for key in COLUMNS if key in reports[0].measures[RAW]]
+    columns = [key for key in COLUMNS if all(key in report.measures[RAW] for report in reports)]
     lines = [f"### {title}", "", "| state | " + " | ".join(COLUMNS[key] for key in columns) + " |"]
     lines.append("|---|" + "---|" * len(columns))
     for name in names:
@@ -129,7 +130,7 @@ def main() -> None:
     stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
     store = arguments.store / stem
     store.mkdir(parents=True, exist_ok=True)
-    reports: dict[str, list[ProbeReport]] = {"log": [], "policy": []}
+    reports: dict[str, list[ProbeReport]] = {kind: [] for kind in WINDOWS}
     for seed in arguments.seeds:
         purifiers = made(pair, store, seed)
         for kind, found in reports.items():
@@ -142,10 +143,7 @@ def main() -> None:
         "intervals over users. * reads the test log of declared calibration users, who are not among those probed."
     )
     command = f"python benchmarks/purifiers.py {arguments.world} --store STORE --results RESULTS"
-    tables = [
-        table(found, f"{data.name}: {'last logged' if kind == 'log' else 'policy-made'} windows")
-        for kind, found in reports.items()
-    ]
+    tables = [table(found, f"{data.name}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
     text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
     print(text)
     if arguments.results:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsrm.encoder_training import pretrain_encoder
     from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
     from dsrm.model import DSRM, DSRMConfig
-    from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
+    from dsrm.pretraining import MODES, PretrainConfig, noise_like, pretrain
     from dsrm.regression import RegressionPurifier
     from dsrm.samplers import SamplerConfig
     from dsrm.training import TrainingConfig
@@ -42,10 +42,10 @@ _HOMES = {
     "with_item_term": "item_term",
     "DSRM": "model",
     "DSRMConfig": "model",
-    "MODES": "pretrain",
-    "PretrainConfig": "pretrain",
-    "noise_like": "pretrain",
-    "pretrain": "pretrain",
+    "MODES": "pretraining",
+    "PretrainConfig": "pretraining",
+    "noise_like": "pretraining",
+    "pretrain": "pretraining",
     "RegressionPurifier": "regression",
     "SamplerConfig": "samplers",
     "TrainingConfig": "training",

@@ -33,7 +33,7 @@ class DenoiserConfig:
 
     state_size: int
     condition_size: int
-    prediction: Prediction = "sample"
+    prediction: Prediction = "velocity"
     width: int = 256
     blocks: int = 3
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsrm.encoder import Encoder, EncoderConfig, EncoderNet
-from dsrm.pretrain import split_users
+from dsrm.pretraining import split_users
 from dsrm.windows import windows_before
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.embeddings import svd_item_embeddings

@@ -228,9 +228,11 @@ class DSRM:
         )
 
     def _with(self, config: DSRMConfig) -> DSRM:
-        return DSRM(
+        other = DSRM(
             config, self.key, self._denoiser, self._condition, self._state, self._student, self.report
         )
+        other._binding = self._binding
+        return other
 
     def _states(self, conditions: FloatArray, states: FloatArray) -> FloatArray:
         if self._sampler is None:

@@ -11,8 +11,11 @@ from dsrm.condition import ConditionBuilder
 from dsrm.policy_windows import policy_windows
 from dsrm.targets import observed_states
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.worlds import World
+
+KINDS = ("log", "short", "policy")
+SHORT = 5
 
 _FEWEST_POSITIVES = 3
 _FEWEST_OF_A_CLASS = 20
@@ -24,7 +27,8 @@ class ProbeSet:
     """One window for each of ``n`` held-out users, with labels from elsewhere.
 
     Attributes:
-        kind: ``"log"`` (the last exposures of the training log) or ``"policy"`` (made by simulated policies).
+        kind: ``"log"`` (the last exposures of the training log), ``"short"`` (the last five of them, as of users whom
+            a platform hardly knows) or ``"policy"`` (made by simulated policies).
         users: ``int64 (n,)``, user rows.
         window: The windows.
         states: ``float32 (n, d)``, observed states ``s~``.
@@ -59,7 +63,7 @@ def probe_set(world: World, kind: str = "log", most_users: int = 3_000, seed: in
 
     Args:
         world: The test world; its users are held out from all pretraining.
-        kind: ``"log"`` or ``"policy"``.
+        kind: ``"log"``, ``"short"`` or ``"policy"``.
         most_users: Take at most so many users.
         seed: Seed of the choice of users and of the policies.
 
@@ -68,13 +72,16 @@ def probe_set(world: World, kind: str = "log", most_users: int = 3_000, seed: in
     """
     if world.split != "test":
         raise ValueError("purifiers are probed on the users of the test world")
-    if kind not in ("log", "policy"):
-        raise ValueError(f"windows are of kind 'log' or 'policy', got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"windows are of one of the kinds {KINDS}, got {kind!r}")
     rng = np.random.default_rng(seed)
     users = world.users
     if len(users) > most_users:
         users = np.sort(rng.choice(users, most_users, replace=False))
-    window = world.initial_history.take(users) if kind == "log" else policy_windows(world, users, rng)
+    window = policy_windows(world, users, rng) if kind == "policy" else world.initial_history.take(users)
+    if kind == "short":
+        older = np.arange(window.items.shape[1]) < window.items.shape[1] - SHORT
+        window = HistoryWindow(np.where(older, PADDING, window.items), window.clicks & ~older)
     clicked = window.clicks.any(axis=1)
     if not clicked.any():
         raise ValueError("none of the users has a click in the window, so there is no state to probe")

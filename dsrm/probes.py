@@ -247,8 +247,8 @@ class _Judge:
             return float(values.sum() ** 2 / (values**2).sum())
 
         return {
-            "effective_rank": self._measure(effective_rank, 50),
-            "participation": self._measure(participation, 50),
+            "effective_rank": _centred(self._measure(effective_rank, 50)),
+            "participation": _centred(self._measure(participation, 50)),
         }
 
     def _utility(self, states: FloatArray) -> dict[str, Measure]:
@@ -327,6 +327,11 @@ class _Judge:
             statistic(everyone),
             np.asarray([statistic(chosen) for chosen in self._resamples[:resamples]]),
         )
+
+
+def _centred(measure: Measure) -> Measure:
+    """Takes the bootstrap's bias away: resamples repeat users, so ranks come out too low in every one of them."""
+    return Measure(measure.value, measure.resampled - measure.resampled.mean() + measure.value)
 
 
 def _standardised(states: FloatArray) -> NDArray[np.float64]:

@@ -50,6 +50,7 @@ class WindowKind(str, Enum):
     """Which windows are probed."""
 
     log = "log"
+    short = "short"
     policy = "policy"
 
 
@@ -138,7 +139,7 @@ def _made(
     from dataclasses import replace
 
     from dsrm.artifacts import load_purifier
-    from dsrm.pretrain import PretrainConfig, noise_like, pretrain
+    from dsrm.pretraining import PretrainConfig, noise_like, pretrain
     from dsrm.training import TrainingConfig
 
     if like is not None:

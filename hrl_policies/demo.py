@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrl_policies.study import RunRecord, plan_run, result_tables, run_study
-from hrl_policies.worlds import load_worlds
+from hrl_policies.study import PurifierIdentity, RunRecord, plan_run, result_tables, run_study
+from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import controls
 
 if TYPE_CHECKING:
@@ -15,17 +15,22 @@ if TYPE_CHECKING:
 DEMO_ENV = "KuaiFair-Toy-v0"
 DEMO_STEPS = {"a2c": 500_000, "td3": 60_000}
 DEMO_MAX_LEN = 30
+DEMO_PURIFIED = ("a2c", "quota-greedy")
+DEMO_ROUNDS = 3
 
 _INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic twin of a few hundred users and items.
-Two agents learn in a training world that was fitted on a popularity-biased log. Then they and all controls meet the \
-same held-out users in a test world, where clicks follow true taste.
+Two agents learn in a training world that was fitted on a popularity-biased log; one of them also learns on states \
+that DSRM purified, and on states with as much noise instead. Then they and all controls meet the same held-out users \
+in a test world, where clicks follow true taste.
 """
 
 _READING = """[bold]What this shows[/bold]
-- The job runs end to end: data, two worlds, training, judging, and controls, all from one command.
+- The job runs end to end: data, two worlds, purification, training, judging, and controls, all from one command.
 - What ends sessions is the violation rate: Len follows from R_each and that rate by a law that no method escapes.
 - QuotaGreedy, which learns nothing by reinforcement, never breaks the bound. An agent is worth something here only \
 where it beats that row; the two oracles say how much could be won at most.
+- Purified states are worth something only where "+ profile" beats both the plain row and "+ noise". QuotaGreedy on \
+purified states says what they are worth without any learning by reinforcement.
 [bold]What it does not show[/bold]
 - Nothing about real users: the toy world is synthetic, and far too small.
 - Nothing about which agent is better: one training seed, short training, hardly any tuning.
@@ -62,10 +67,41 @@ def run_demo(
     ]
     cells += [plan_run(name, DEMO_ENV, seed=seed, session=session) for name in controls()]
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
-        records = run_study(cells, output or scratch, {DEMO_ENV: worlds}, progress=progress)
+        purifiers = _purifiers(worlds, seed, Path(output or scratch), progress)
+        cells += [
+            plan_run(
+                name,
+                DEMO_ENV,
+                seed=seed,
+                session=session,
+                total_steps=steps or DEMO_STEPS.get(name),
+                purifier=identity,
+            )
+            for identity in purifiers
+            for name in DEMO_PURIFIED
+        ]
+        records = run_study(
+            cells, output or scratch, {DEMO_ENV: worlds}, purifiers=purifiers, progress=progress
+        )
     for table in result_tables(records, "kuaifair demo"):
         table.show(console)
     console.print(_READING)
     if output is not None:
         console.print(f"Run folders: {output}", soft_wrap=True)
     return records
+
+
+def _purifiers(worlds: WorldPair, seed: int, folder: Path, progress: bool) -> dict[PurifierIdentity, Path]:
+    """Pretrains DSRM briefly and makes its noise control, unless the folder holds them."""
+    from dsrm.artifacts import load_purifier, save_purifier
+    from dsrm.pretraining import PretrainConfig, noise_like, pretrain
+    from dsrm.training import TrainingConfig
+
+    profile, noise = folder / "profile.safetensors", folder / "noise.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not profile.exists():
+        config = PretrainConfig(mode="profile", seed=seed, training=TrainingConfig(rounds=DEMO_ROUNDS))
+        save_purifier(pretrain(worlds.train, config, progress=progress), profile)
+    if not noise.exists():
+        save_purifier(noise_like(load_purifier(profile), worlds.train, seed), noise)
+    return {PurifierIdentity.of_file(path): path for path in (profile, noise)}

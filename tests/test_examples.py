@@ -52,3 +52,20 @@ def test_the_drawn_logs_are_biased_and_unbiased_as_the_example_says():
     top_fifth = [count.head(40).sum() / count.sum() for count in counts]
     assert top_fifth[0] > 0.5 > 0.3 > top_fifth[1]
     assert isinstance(train, pd.DataFrame) and set(train["click"]) == {0, 1}
+
+
+@pytest.mark.slow
+def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(capsys):
+    example("wrap_any_sb3_agent").main(1_000, rounds=1)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("A2C", "PPO"))]
+    assert len(rows) == 8
+    numbers = {tuple(row[:24].split(maxsplit=1)): row[24:].split() for row in rows}
+    for agent in ("A2C", "PPO"):
+        assert numbers[agent, "raw"] == numbers[agent, "identity"]
+        assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
+
+
+def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
+    example("own_purifier").main()
+    out = capsys.readouterr().out
+    assert "purified state" in out and "shrinking" in out and "short windows" in out

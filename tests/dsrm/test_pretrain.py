@@ -12,10 +12,10 @@ from training_worlds import taste_worlds
 import dsrm
 from dsrm.artifacts import load_purifier, save_purifier
 from dsrm.condition import ConditionBuilder, propensity_weights
-from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
+from dsrm.pretraining import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
 from dsrm.samplers import SamplerConfig
 from dsrm.student import DistillationConfig
-from dsrm.targets import observed_states
+from dsrm.targets import WindowSettings, observed_states
 from dsrm.training import TrainingConfig
 from dsrm.windows import sample_windows
 from kuaifair_env.errors import ArtifactError
@@ -39,7 +39,7 @@ def made():
 @pytest.fixture(scope="module")
 def well_made():
     training = TrainingConfig(rounds=10, examples=6_000, batch_size=256, validation_examples=600)
-    distillation = DistillationConfig(width=64, steps=1_500)
+    distillation = DistillationConfig(width=128, steps=3_000)
     return {
         mode: pretrain(
             TRAIN,
@@ -49,6 +49,8 @@ def well_made():
                 width=64,
                 blocks=2,
                 calibration_share=0.45,
+                exclude_share=0.0,
+                windows=WindowSettings(policy_share=0.0),
                 distillation=distillation,
             ),
         )

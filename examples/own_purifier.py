@@ -1,0 +1,75 @@
+"""A purifier of your own: any object with ``bind``, ``purify`` and ``describe`` goes where DSRM goes.
+
+Run: python examples/own_purifier.py
+
+This one shrinks states towards the mean state of the training log, as an empirical Bayes estimate would: the fewer
+clicks stand behind a state, the less it is believed.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+import kuaifair_env
+from dsrm import DSRMObservationWrapper, MismatchError
+from dsrm.probe_data import probe_set
+from dsrm.probe_report import report_table
+from dsrm.probes import probe, purified_states
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.worlds import World
+
+ENV = "KuaiFair-Toy-v0"
+
+
+class ShrinkingPurifier:
+    """Weighs a state of ``n`` clicks by ``n / (n + strength)`` and the mean state by the rest.
+
+    Args:
+        world: The training world.
+        strength: How many clicks the mean state is worth.
+    """
+
+    def __init__(self, world: World, strength: float = 5.0) -> None:
+        log = world.data.train
+        self.mean: FloatArray = world.embeddings[log.items[log.clicks]].mean(axis=0)
+        self.strength = strength
+        self.data_hash = world.data.data_hash
+
+    def bind(self, world: World) -> spaces.Box:
+        """Refuses worlds over other data; a wrong number would be worse than an error."""
+        if world.data.data_hash != self.data_hash:
+            raise MismatchError("the mean state is that of another data set")
+        bound = float(np.abs(world.embeddings).max())
+        return spaces.Box(-bound, bound, (world.dimension,), np.float32)
+
+    def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
+        """A pure function of each row, for a whole batch at once."""
+        clicks = window.clicks.sum(axis=1, keepdims=True)
+        trust = (clicks / (clicks + self.strength)).astype(np.float32)
+        purified: FloatArray = trust * states + (1 - trust) * self.mean
+        return purified
+
+    def describe(self) -> dict[str, Any]:
+        """What stands in the results beside the numbers."""
+        return {"kind": "shrinking", "strength": self.strength, "data": self.data_hash}
+
+
+def main() -> None:
+    purifier = ShrinkingPurifier(kuaifair_env.make_world(ENV, split="train"))
+
+    # It wraps an environment like any other purifier ...
+    env = DSRMObservationWrapper(gym.make(ENV), purifier)
+    observation, _ = env.reset(seed=0)
+    print("purified state:", np.round(observation[:4], 3), "...\n")
+
+    # ... and is probed like any other: does it know more about interest, and less about popularity?
+    test = kuaifair_env.make_world(ENV, split="test")
+    probes = probe_set(test, "short")
+    print(report_table(probe(probes, purified_states(probes, test, {"shrinking": purifier}))))
+
+
+if __name__ == "__main__":
+    main()

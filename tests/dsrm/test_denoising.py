@@ -1,0 +1,145 @@
+"""T-CE, R-CE and BOD: the losses by hand, and what the trained denoisers make of a log with known false clicks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from training_worlds import taste_worlds
+
+from dsrm import denoising_losses as losses
+from dsrm.click_denoisers import ClickDenoiser
+from dsrm.click_model import ClickModelConfig, item_vectors, train_click_model
+
+TRAIN, TEST = taste_worlds()
+
+
+def test_truncated_cross_entropy_drops_the_positives_of_the_largest_loss_and_no_negative():
+    logits = torch.tensor([3.0, -4.0, 0.5, 5.0, -2.0])
+    labels = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    assert losses.truncated_cross_entropy(logits, labels, 0.0) == pytest.approx(float(each.mean()))
+    # One row of five: row 1, the positive with logit -4, although row 3, a negative, has the larger loss.
+    kept = each[[0, 2, 3, 4]].mean()
+    assert losses.truncated_cross_entropy(logits, labels, 0.2) == pytest.approx(float(kept))
+
+
+def test_the_drop_rate_rises_linearly_and_stays():
+    rates = [losses.drop_rate(step, 10, 0.2) for step in (0, 5, 10, 50)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.2])
+
+
+def test_reweighting_follows_the_formula_and_its_weights_have_no_gradient():
+    logits = torch.tensor([1.0, -0.5], requires_grad=True)
+    labels = torch.tensor([1.0, 0.0])
+    p = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(0.5))]
+    wanted = (p[0] ** 0.25 * -math.log(p[0]) + (1 - p[1]) ** 0.25 * -math.log(1 - p[1])) / 2
+    loss = losses.reweighted_cross_entropy(logits, labels, 0.25)
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
+    loss.backward()
+    assert float(logits.grad[0]) == pytest.approx(p[0] ** 0.25 * (p[0] - 1) / 2, rel=1e-5)
+
+
+def test_bod_losses_against_their_formulas():
+    rng = np.random.default_rng(0)
+    user, positive, negative = (torch.tensor(rng.normal(size=(4, 3))) for _ in range(3))
+    of_positive, of_negative = torch.tensor(rng.random((2, 4)))
+    u, i, j, gi, gj = (part.numpy() for part in (user, positive, negative, of_positive, of_negative))
+    score = gi * (u * i).sum(1) - gj * (u * j).sum(1)
+    assert float(losses.weighted_bpr(user, positive, negative, of_positive, of_negative)) == pytest.approx(
+        np.log1p(np.exp(-score)).mean()
+    )
+    cosine = (u * i).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(i, axis=1)
+    assert float(losses.weighted_alignment(user, positive, of_positive)) == pytest.approx(
+        (gi * (2 - 2 * cosine)).mean()
+    )
+    # Vectors that all coincide are the least uniform: log mean exp(0) = 0.
+    assert float(losses.uniformity(torch.ones(5, 3))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bods_outer_loss_falls_along_its_gradient_in_the_weights():
+    rng = np.random.default_rng(1)
+    user, positive, negative = (
+        torch.tensor(rng.normal(size=(64, 5)), dtype=torch.float32).requires_grad_() for _ in range(3)
+    )
+    weights = torch.tensor(rng.normal(size=(2, 64)), dtype=torch.float32).requires_grad_()
+
+    def loss():
+        return losses.bod_outer_loss(user, positive, negative, *weights.sigmoid())
+
+    before = loss()
+    (gradient,) = torch.autograd.grad(before, weights)
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        weights -= 0.5 * gradient / gradient.norm()
+    assert float(loss().detach()) < float(before.detach())
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return {
+        loss: ClickDenoiser.fit(TRAIN, ClickModelConfig(loss, steps=400, batch_size=256, dimension=16))
+        for loss in ("tce", "rce", "bod")
+    }
+
+
+def test_weights_follow_the_recipes(fitted):
+    window = TEST.initial_history.take(TEST.users)
+    clicks = window.clicks.sum(axis=1)
+    for loss, denoiser in fitted.items():
+        denoiser.bind(TEST)
+        weights = denoiser.weights(window)
+        assert (weights[~window.clicks] == 0).all()
+        if loss == "tce":
+            kept = (weights > 0).sum(axis=1)
+            np.testing.assert_array_equal(kept, clicks - np.floor(0.2 * clicks + 1e-6))
+            assert set(np.unique(weights)) <= {0.0, 1.0}
+        else:
+            assert ((weights > 0) & (weights < 1))[window.clicks].all()
+
+
+def test_a_denoised_state_is_the_weighted_mean_of_the_clicked_embeddings(fitted):
+    window = TEST.initial_history.take(TEST.users[:7])
+    denoiser = fitted["rce"]
+    denoiser.bind(TEST)
+    weights = denoiser.weights(window)
+    purified = denoiser.purify(np.zeros((7, TEST.dimension), np.float32), window)
+    for row in range(7):
+        places = np.flatnonzero(window.clicks[row])
+        vectors = TEST.embeddings[window.items[row, places]]
+        wanted = weights[row, places] @ vectors / weights[row].sum()
+        np.testing.assert_allclose(purified[row], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["tce", "rce", "bod"])
+def test_the_click_model_learns_tastes(loss):
+    # Items of one tag must lie closer together than items of different tags, or nothing has been learnt.
+    vectors = item_vectors(
+        train_click_model(TRAIN, ClickModelConfig(loss, steps=600, batch_size=512, learning_rate=1e-2))
+    )
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    tags = TEST.data.items.tags.argmax(axis=1)
+    some = np.arange(24, 120)
+    same = tags[some][:, None] == tags[some]
+    cosines = units[some] @ units[some].T
+    np.fill_diagonal(same, False)
+    other = ~same & ~np.eye(len(some), dtype=bool)
+    assert cosines[same].mean() > cosines[other].mean() + 0.02
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 8.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"loss": "magic"},
+        {"loss": "tce", "drop": 1.0},
+        {"loss": "rce", "beta": -1},
+        {"loss": "bod", "steps": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError):
+        ClickModelConfig(**bad)
