@@ -45,7 +45,8 @@ class SlateDisparity:
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """See :class:`FairnessReward`."""
-        return -np.abs(2.0 * self._popular[slates].mean(axis=1, dtype=np.float32) - 1.0)
+        share: FloatArray = self._popular[slates].mean(axis=1, dtype=np.float32)
+        return np.asarray(-np.abs(2.0 * share - 1.0), np.float32)
 
     def ended(self, rows: BoolArray) -> None:
         """See :class:`FairnessReward`."""
@@ -66,7 +67,7 @@ class SessionShare:
         """See :class:`FairnessReward`."""
         now = self._popular[slates].mean(axis=1, dtype=np.float32)
         self._share = self._kept * self._share + (1.0 - self._kept) * now
-        return -np.abs(2.0 * self._share - 1.0).astype(np.float32)
+        return np.asarray(-np.abs(2.0 * self._share - 1.0), np.float32)
 
     def ended(self, rows: BoolArray) -> None:
         """See :class:`FairnessReward`."""

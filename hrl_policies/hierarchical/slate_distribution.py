@@ -12,7 +12,8 @@ MASKED = -1e30
 class SlateDistribution:
     """Plackett-Luce: items are drawn one after another, each in proportion to ``exp(logit)`` among those left.
 
-    ``log p(a_1 .. a_K) = sum_j [psi_{a_j} - log sum_{i not in a_1 .. a_{j-1}} exp(psi_i)]`` (Luce, 1959; Plackett, 1975).
+    ``log p(a_1 .. a_K) = sum_j [psi_{a_j} - log sum_{i not in a_1 .. a_{j-1}} exp(psi_i)]`` (Luce, 1959; Plackett,
+    1975).
 
     Args:
         logits: ``float32 (B, N)``, scores ``Psi``.
