@@ -80,7 +80,9 @@ class ItemTable(nn.Module):
         ):
             buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
         if scorer is not None:
-            self.similarity.fill_(float(np.linalg.norm(scorer.directions, axis=0).max()))
+            # Directions are unit embeddings times the coefficient, whose sign a norm would lose.
+            along = np.einsum("dn,nd->n", scorer.directions[:, order], embeddings / norms)
+            self.similarity.fill_(float(along[np.abs(along).argmax()]))
 
     def best(self, scores: Tensor, count: int) -> Tensor:
         """Returns the best items of each group, half of ``count`` from either, or all of a smaller group.

@@ -88,7 +88,7 @@ class QuotaSlateDistribution:
 
     def slot_log_probs(self, slates: Tensor) -> Tensor:
         """Returns the log-probability of each slot given those before it, ``float32 (B, K)``."""
-        first = torch.arange(self.slate_size) < self._counts
+        first = torch.arange(self.slate_size, device=slates.device) < self._counts
         found = []
         for group, inside in zip(self._groups, (first, ~first), strict=True):
             chosen = torch.where(inside, group.gather(1, slates), MASKED)
@@ -105,7 +105,7 @@ class QuotaSlateDistribution:
         return (_entropy(self._groups[0]) + _entropy(self._groups[1])) / 2
 
     def _joined(self, popular: Tensor, tail: Tensor) -> Tensor:
-        places = torch.arange(self.slate_size).expand(len(popular), -1)
+        places = torch.arange(self.slate_size, device=popular.device).expand(len(popular), -1)
         head = popular.topk(self.slate_size, dim=1).indices
         rest = tail.topk(self.slate_size, dim=1).indices
         behind = (places - self._counts).clamp_min(0)
