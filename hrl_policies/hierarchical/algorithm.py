@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -185,6 +186,10 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        if self.slot_credit and not isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(
+                "slot_credit needs the window: make the environment with observation_mode='history'"
+            )
         world = None if self.env is None else _world_of(self.env)
         if world is not None:
             self.policy_kwargs.setdefault("dimension", world.dimension)
@@ -381,7 +386,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         for name, parts in records.items():
             self.logger.record(f"train/{name}", float(torch.stack(parts).mean()))
         for name, part in (("manager", MANAGER), ("worker", ENGAGEMENT), ("cost", COST)):
-            fit = explained_variance(rollout.values[..., part].ravel(), rollout.returns[..., part].ravel())
+            rows = rollout.decided if part == MANAGER else np.ones_like(rollout.decided)
+            fit = explained_variance(rollout.values[rows, part], rollout.returns[rows, part])
             self.logger.record(f"train/{name}_explained_variance", fit)
         actions = rollout.manager_actions()
         form = self.policy.hierarchy.weights

@@ -284,8 +284,9 @@ class HierarchicalPolicy(BasePolicy):
         return self.decide(observation, deterministic).slates
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        return parameters | {
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             "hierarchy": self._hierarchy,
             "dimension": self.dimension,
