@@ -175,11 +175,13 @@ def train(
 ) -> None:
     """Train a method in the training world, judge it in the test world, and write a run folder.
 
-    Ctrl-C stops cleanly and keeps what was learned; --resume goes on.
+    Ctrl-C stops cleanly and keeps what was learned; --resume goes on. Methods that learn on purified states (dsrm-hrl)
+    pretrain their purifier on first use, unless --purifier names one.
 
     Example: kuaifair train --method a2c --env KuaiFair-Toy-v0 --seed 11
     """
-    from hrl_policies import study
+    from hrl_policies import study, zoo
+    from hrl_policies.study.runner import open_worlds
     from hrl_policies.worlds import DEFAULT_USERS
     from hrl_policies.zoo import parse_overrides
 
@@ -193,6 +195,14 @@ def train(
         return
     if method is None or env is None:
         raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
+    world_settings = dict(_world_settings(source, response, taste))
+    worlds = None
+    mode = zoo.method(method).purifier
+    if mode and purifier is None:
+        from hrl_policies.purifiers import cached_purifier
+
+        worlds = open_worlds(env, world_settings, item_term or "", data_dir)
+        purifier = cached_purifier(worlds.train, mode, progress=progress)
     config = study.plan_run(
         method,
         env,
@@ -201,7 +211,7 @@ def train(
         total_steps=steps,
         n_envs=n_envs,
         overrides=parse_overrides(settings or []),
-        world_settings=dict(_world_settings(source, response, taste)),
+        world_settings=world_settings,
         users=DEFAULT_USERS if users is None else users,
         episodes_per_user=1 if episodes is None else episodes,
         purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
@@ -209,7 +219,7 @@ def train(
     )
     folder = output or Path("runs") / study.cell_folder(config)
     _report(
-        study.train(config, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
+        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
         str(context.obj),
     )
 

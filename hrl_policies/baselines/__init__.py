@@ -7,6 +7,7 @@ from hrl_policies.baselines.controls import (
     QualityOracle,
     QuotaGreedy,
     RandomSlates,
+    SessionQuota,
     item_quality,
 )
 from hrl_policies.baselines.scoring import ClickScorer, ScorerReport
@@ -22,6 +23,7 @@ __all__ = [
     "QuotaGreedy",
     "RandomSlates",
     "ScorerReport",
+    "SessionQuota",
     "best_slates",
     "fair_counts",
     "item_quality",

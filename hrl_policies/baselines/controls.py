@@ -178,6 +178,32 @@ class QuotaGreedy(GreedyCTR):
         )
 
 
+class SessionQuota(QuotaGreedy):
+    """QuotaGreedy that also counts: clicks on an item in the window raise its score, skips lower it.
+
+    What listening to the session is worth without any learning by reinforcement. It may take any number of popular
+    items that the leave rule does not punish. Its two weights are round numbers, not tuned.
+
+    Args:
+        scorer: The click model.
+        click: Log-odds that a click in the window adds.
+        skip: Log-odds that a skip takes away.
+    """
+
+    def __init__(self, scorer: ClickScorer, click: float = 0.5, skip: float = 0.25) -> None:
+        super().__init__(scorer)
+        self._click, self._skip = np.float32(click), np.float32(skip)
+
+    def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
+        """See :class:`Control`."""
+        scores = self._scorer.score(states)
+        window = batch.history_window()
+        rows, places = np.nonzero((window.items >= 0) & (window.items < batch.world.n_items))
+        worth = np.where(window.clicks[rows, places], self._click, -self._skip)
+        np.add.at(scores, (rows, window.items[rows, places]), worth)
+        return best_slates(scores, batch.world.groups.popular, self._fair.now(), batch.simulator.allowed)
+
+
 class QualityOracle(_SlateControl):
     """The best slate inside the leave rule's bound by the items' true mean appeal: all that is not personal taste.
 

@@ -241,28 +241,28 @@ class HierarchicalPPO(OnPolicyAlgorithm):
                 found = self.policy.decide(self._last_obs, held=held.now(self.device))
             decided = held.took(found.actions)
             slates = found.slates.cpu().numpy()
-            observation, reward, done, infos = env.step(slates)
+            new_obs, rewards, dones, infos = env.step(slates)
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos, done)
-            ended = np.flatnonzero(done)
-            seen = _with_terminal(observation, infos, ended)
+            self._update_info_buffer(infos, dones)
+            ended = np.flatnonzero(dones)
+            seen = _with_terminal(new_obs, infos, ended)
             fair = fairness.reward(slates, found.entropies.cpu().numpy())
             cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.disparity_bound)
             rollout.add(
                 found,
-                rewards=self._rewards(reward, fair, cost),
+                rewards=self._rewards(rewards, fair, cost),
                 clicks=clicks_of(seen, self.policy.slate_size) if self.slot_credit else None,
-                done=done,
+                done=dones,
                 final_values=self._final_values(infos, seen, ended, env.num_envs),
                 decided=decided,
             )
-            fairness.ended(done)
-            held.ended(done)
-            self._last_obs = cast(Any, observation)
-            self._last_episode_starts = done
+            fairness.ended(dones)
+            held.ended(dones)
+            self._last_obs = cast(Any, new_obs)
+            self._last_episode_starts = dones
         with torch.inference_mode():
             last = self.policy.predict_values(self._last_obs).cpu().numpy()
         rollout.finish(last, (self.manager_gamma, self.gamma, self.gamma), self.gae_lambda)

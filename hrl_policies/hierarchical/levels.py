@@ -13,6 +13,8 @@ from hrl_policies.hierarchical.slate_distribution import MASKED
 
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.02, 2.0
 _HER4IF_DEVIATION = 0.1
+# Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
+_MEMORY_PACE = 10.0
 _LEAST_WEIGHT = 1e-3
 OFFER = 2
 
@@ -99,7 +101,7 @@ class Worker(nn.Module):
             self.items = nn.Embedding(table.items, settings.width)
             nn.init.normal_(self.items.weight, std=1.0 / math.sqrt(settings.width))
         if settings.memory:
-            self.memory = nn.Parameter(torch.zeros(2))
+            self.slow_memory = nn.Parameter(torch.zeros(2))
         if settings.manager == "flat":
             self.global_action = nn.Parameter(torch.zeros(settings.action_size))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.start_temperature)))
@@ -110,6 +112,11 @@ class Worker(nn.Module):
     def temperature(self) -> Tensor:
         """``tau``."""
         return self.log_temperature.clamp(math.log(_LEAST_TEMPERATURE), math.log(_MOST_TEMPERATURE)).exp()
+
+    @property
+    def memory(self) -> Tensor:
+        """``float32 (2,)``, what a click on an item in the window adds to its accuracy term, and what a skip does."""
+        return _MEMORY_PACE * self.slow_memory
 
     def queries(self, features: Tensor) -> Tensor:
         """Returns what items are compared with: unit queries ``(B, d)``, or the hidden layer of ``her4if``."""

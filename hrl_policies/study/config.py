@@ -65,6 +65,7 @@ class RunConfig:
         evaluation_seed: Seed of the luck of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
+        taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.varied``).
     """
 
     method: str
@@ -81,6 +82,7 @@ class RunConfig:
     evaluation_seed: int = DEFAULT_SEED
     purifier: PurifierIdentity | None = None
     item_term: str = ""
+    taste_noise: float = 0.0
 
     def __post_init__(self) -> None:
         spec = method(self.method)
@@ -92,6 +94,13 @@ class RunConfig:
             raise ValueError(
                 f"{self.method} trains: total_steps and n_envs must be at least 1, "
                 f"got {self.total_steps} and {self.n_envs}"
+            )
+        if not self.taste_noise >= 0:
+            raise ValueError(f"taste_noise is not negative, got {self.taste_noise}")
+        if spec.purifier and self.purifier is None:
+            raise ValueError(
+                f"{self.method} learns on purified states: name a purifier, PurifierIdentity.of_file(PATH), as "
+                f"`kuaifair pretrain --mode {spec.purifier}` or hrl_policies.purifiers.cached_purifier makes them"
             )
         if self.seed < 0:
             raise ValueError(f"a seed is not negative, got {self.seed}")
@@ -141,6 +150,7 @@ def plan_run(
     evaluation_seed: int = DEFAULT_SEED,
     purifier: PurifierIdentity | None = None,
     item_term: str = "",
+    taste_noise: float | None = None,
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
@@ -158,12 +168,13 @@ def plan_run(
         evaluation_seed: See :class:`RunConfig`.
         purifier: See :class:`RunConfig`.
         item_term: See :class:`RunConfig`.
+        taste_noise: Instead of the zoo's number.
 
     Raises:
         ValueError: If a name or number is not valid.
     """
     spec = method(method_name)
-    config = _with_action_mode(session or SessionConfig(), spec.action_mode)
+    config = _with_modes(session or SessionConfig(), spec.action_mode, spec.observation_mode)
     common: dict[str, Any] = {
         "method": method_name,
         "world": world,
@@ -189,6 +200,7 @@ def plan_run(
         n_envs=settings.n_envs if n_envs is None else n_envs,
         total_steps=settings.total_steps if total_steps is None else total_steps,
         hyperparameters=overridden(settings.hyperparameters, overrides or {}),
+        taste_noise=settings.taste_noise if taste_noise is None else taste_noise,
     )
 
 
@@ -208,7 +220,12 @@ def session_config(content: Mapping[str, Any]) -> SessionConfig:
     return SessionConfig(**{**content, "leave": rule})
 
 
-def _with_action_mode(session: SessionConfig, mode: Any) -> SessionConfig:
-    """Returns the session settings with a method's action mode, and the slate size of the original."""
+def _with_modes(session: SessionConfig, action_mode: Any, observation_mode: Any) -> SessionConfig:
+    """Returns the session settings with a method's modes, and the slate size of the original.
+
+    A method that looks at the state alone takes the window too, where the sessions were asked to give it.
+    """
     parts = {part.name: getattr(session, part.name) for part in fields(session)}
-    return SessionConfig(**{**parts, "slate_size": session.items_per_slate, "action_mode": mode})
+    if observation_mode != "state":
+        parts["observation_mode"] = observation_mode
+    return SessionConfig(**{**parts, "slate_size": session.items_per_slate, "action_mode": action_mode})

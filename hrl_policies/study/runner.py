@@ -26,6 +26,7 @@ from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.varied import varied
 from kuaifair_env.worlds import World
 
 if TYPE_CHECKING:
@@ -242,7 +243,8 @@ def build_policy(
     """
     spec = method(config.method)
     seed = (config.seed + seed_shift) % _SEED_LIMIT
-    env = _sessions(worlds.train, config, config.n_envs, purifying) if spec.learns else None
+    world = varied(worlds.train, config.taste_noise, config.seed)
+    env = _sessions(world, config, config.n_envs, purifying) if spec.learns else None
     policy = spec.build(
         BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
     )
@@ -260,9 +262,7 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
         ValueError: If the names differ.
     """
     if worlds is None:
-        # The keys were those of WorldSettings when the run was planned; make_world checks them again.
-        made = load_worlds(config.world, dict(config.world_settings), data_dir)  # type: ignore[arg-type]
-        return made.given_mode(config.item_term) if config.item_term else made
+        return open_worlds(config.world, config.world_settings, config.item_term, data_dir)
     held = "" if worlds.item_term is None else worlds.item_term.mode
     if held != config.item_term:
         raise ValueError(
@@ -271,6 +271,22 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
     if worlds.name != config.world:
         raise ValueError(f"the run wants the worlds {config.world!r}, but was given {worlds.name!r}")
     return worlds
+
+
+def open_worlds(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    item_term: str = "",
+    data_dir: str | Path | None = None,
+) -> WorldPair:
+    """Makes the worlds of an environment id, with an item term if one is named.
+
+    Raises:
+        ValueError: If a name or setting is unknown.
+    """
+    # Keys are those of WorldSettings; make_world checks them again.
+    made = load_worlds(name, dict(settings or {}), data_dir)  # type: ignore[arg-type]
+    return made.given_mode(item_term) if item_term else made
 
 
 def partial_folder(target: Path) -> Path:

@@ -222,7 +222,8 @@ def learning_curve(path: str | Path) -> list[dict[str, float]]:
 
 def _conditions(record: RunRecord) -> str:
     session = record.config.session.describe()
-    session.pop("action_mode")
+    for mode in ("action_mode", "observation_mode"):
+        session.pop(mode)
     term = record.config.item_term
     return repr(
         (
@@ -274,7 +275,8 @@ def _row(
     seeds = sorted({record.config.seed for record in records})
     if len(seeds) != len(records):
         raise ValueError(f"{name} was run more than once with the same seed under the same conditions")
-    mark = (f" + {purifier}" if purifier else "") + (" †" if method(name).privileged else "")
+    own = method(name).purifier == purifier
+    mark = (f" + {purifier}" if purifier and not own else "") + (" †" if method(name).privileged else "")
     cells = (_cell([record.summary[column.figure] for record in records], column) for column in columns)
     return (method(name).title + mark, *cells, str(len(seeds)))
 

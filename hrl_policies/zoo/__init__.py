@@ -1,5 +1,6 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
+from hrl_policies.zoo import hierarchical as _hierarchical
 from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
@@ -10,6 +11,9 @@ from hrl_policies.zoo.methods import (
     register_method,
 )
 from hrl_policies.zoo.settings import MethodSettings, load_settings, overridden, parse_overrides
+
+# Importing the module registers its methods.
+del _hierarchical
 
 __all__ = [
     "METHODS",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.observation import ObservationMode
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -50,6 +51,8 @@ class MethodSpec:
         reference: Where it comes from.
         kind: ``"online"`` trains in the training world, ``"offline"`` on its log, ``"control"`` not at all.
         action_mode: How it acts.
+        observation_mode: Whether it observes the state alone, or the window behind it too.
+        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretraining.MODES``); empty for none.
         sees: What it may look at.
         privileged: Whether it looks at what users of the test world truly like.
         build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
@@ -64,6 +67,8 @@ class MethodSpec:
     sees: str
     privileged: bool
     build: Callable[[BuildContext], Any]
+    observation_mode: ObservationMode = "state"
+    purifier: str = ""
 
     @property
     def learns(self) -> bool:
@@ -87,6 +92,8 @@ def register_method(
     action_mode: ActionMode,
     sees: str,
     privileged: bool = False,
+    observation_mode: ObservationMode = "state",
+    purifier: str = "",
 ) -> Callable[[Builder], Builder]:
     """Registers a build function as a method; see :class:`MethodSpec` for the arguments.
 
@@ -97,7 +104,19 @@ def register_method(
     def register(build: Builder) -> Builder:
         if name in METHODS:
             raise ValueError(f"a method called {name!r} exists already: {METHODS[name].title}")
-        METHODS[name] = MethodSpec(name, title, family, reference, kind, action_mode, sees, privileged, build)
+        METHODS[name] = MethodSpec(
+            name,
+            title,
+            family,
+            reference,
+            kind,
+            action_mode,
+            sees,
+            privileged,
+            build,
+            observation_mode,
+            purifier,
+        )
         return build
 
     return register
@@ -140,7 +159,7 @@ def build_a2c(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's A2C."""
     from stable_baselines3 import A2C
 
-    return _algorithm(A2C, context)
+    return sb3_algorithm(A2C, context)
 
 
 @register_method(
@@ -165,7 +184,7 @@ def build_td3(context: BuildContext) -> Any:
         size = context.worlds.train.dimension
         noise = NormalActionNoise(np.zeros(size), np.full(size, float(deviation)))
         hyperparameters["action_noise"] = noise
-    return _algorithm(TD3, context, hyperparameters)
+    return sb3_algorithm(TD3, context, hyperparameters)
 
 
 @register_method(
@@ -181,7 +200,7 @@ def build_ppo(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's PPO."""
     from stable_baselines3 import PPO
 
-    return _algorithm(PPO, context)
+    return sb3_algorithm(PPO, context)
 
 
 @register_method(
@@ -197,7 +216,7 @@ def build_sac(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's SAC."""
     from stable_baselines3 import SAC
 
-    return _algorithm(SAC, context)
+    return sb3_algorithm(SAC, context)
 
 
 @register_method(
@@ -213,7 +232,7 @@ def build_recurrent_ppo(context: BuildContext) -> Any:
     """Builds sb3-contrib's RecurrentPPO."""
     from sb3_contrib import RecurrentPPO
 
-    return _algorithm(RecurrentPPO, context)
+    return sb3_algorithm(RecurrentPPO, context)
 
 
 @register_method(
@@ -230,7 +249,7 @@ def build_tqc(context: BuildContext) -> Any:
     """Builds sb3-contrib's TQC."""
     from sb3_contrib import TQC
 
-    return _algorithm(TQC, context)
+    return sb3_algorithm(TQC, context)
 
 
 @register_method(
@@ -314,6 +333,22 @@ def build_quota_greedy(context: BuildContext) -> Any:
 
 
 @register_method(
+    "session-quota",
+    title="SessionQuota",
+    family="control",
+    reference="QuotaGreedy that counts clicks and skips in the window",
+    kind="control",
+    action_mode="slate",
+    sees="training log, observed state, window, popularity groups, the leave rule's bound",
+)
+def build_session_quota(context: BuildContext) -> Any:
+    """Builds the fair control that listens to the session."""
+    from hrl_policies.baselines.controls import SessionQuota
+
+    return SessionQuota(context.worlds.scorer)
+
+
+@register_method(
     "quality-oracle",
     title="QualityOracle",
     family="control",
@@ -347,10 +382,15 @@ def build_oracle(context: BuildContext) -> Any:
     return Oracle()
 
 
-def _algorithm(
+def sb3_algorithm(
     algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None
 ) -> Any:
     """Builds an SB3 algorithm over the training sessions.
+
+    Args:
+        algorithm: Its class.
+        context: What to build from.
+        hyperparameters: Instead of the context's.
 
     Raises:
         ValueError: If it does not know one of the hyperparameters.

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 _FOLDER = "hyperparameters"
-_KEYS = {"policy", "n_envs", "total_steps", "hyperparameters"}
+_KEYS = {"policy", "n_envs", "total_steps", "taste_noise", "hyperparameters"}
+_LIKE = "like"
 
 
 @dataclass(frozen=True)
@@ -21,29 +22,44 @@ class MethodSettings:
         policy: Name of the policy class.
         n_envs: Concurrent training sessions.
         total_steps: Training steps, counted over all sessions (one slate shown is one step).
+        taste_noise: Deviation of the tastes that training users have besides the training world's, in log-odds; see
+            ``kuaifair_env.varied``.
         hyperparameters: Arguments of the algorithm.
     """
 
     policy: str = "MlpPolicy"
     n_envs: int = 64
     total_steps: int = 0
+    taste_noise: float = 0.0
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_settings(method: str) -> MethodSettings:
     """Returns the shipped settings of a method.
 
+    A file may say ``like: OTHER`` and hold only what differs from that method's; hyperparameters are named as in
+    :func:`overridden`.
+
     Raises:
         ValueError: If there is no file for the method, or it holds unknown keys.
     """
+    return MethodSettings(**_content(method))
+
+
+def _content(method: str) -> dict[str, Any]:
     path = resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
     if not path.is_file():
         raise ValueError(f"there are no hyperparameters for method {method!r}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    other = content.pop(_LIKE, None)
     unknown = set(content) - _KEYS
     if unknown:
         raise ValueError(f"{method}.yml holds unknown keys {sorted(unknown)}; it may hold {sorted(_KEYS)}")
-    return MethodSettings(**content)
+    if other is None:
+        return content
+    base = _content(other)
+    changed = overridden(base["hyperparameters"], content.pop("hyperparameters", {}))
+    return base | content | {"hyperparameters": changed}
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

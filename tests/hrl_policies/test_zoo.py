@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from worlds_for_tests import small_pair
 
-from hrl_policies.study import plan_run, train
+from dsrm.artifacts import save_purifier
+from dsrm.controls import IPSPurifier
+from hrl_policies.study import PurifierIdentity, plan_run, train
 from hrl_policies.zoo import (
     METHODS,
     BuildContext,
@@ -20,6 +22,18 @@ from hrl_policies.zoo import (
 )
 from kuaifair_env.batch import SessionConfig
 
+HIERARCHICAL = [
+    "dsrm-hrl",
+    "hrl",
+    "hrl+tce",
+    "hrl+rce",
+    "hrl+bod",
+    "dsrm-hrl-constant",
+    "dsrm-hrl-no-memory",
+    "flat",
+    "flat+fair",
+    "dsrm-hrl-literal",
+]
 SMALL = {
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 32, "n_epochs": 1},
@@ -31,13 +45,18 @@ SMALL = {
 
 
 def test_the_zoo_holds_what_the_readme_names():
-    assert learners() == ["a2c", "td3", "ppo", "sac", "recurrent-ppo", "tqc"]
+    assert learners() == [
+        *("a2c", "td3", "ppo", "sac", "recurrent-ppo", "tqc"),
+        *HIERARCHICAL,
+        "a2c+fair",
+    ]
     assert controls() == [
         "random",
         "pop-only",
         "tail-only",
         "greedy-ctr",
         "quota-greedy",
+        "session-quota",
         "quality-oracle",
         "oracle",
     ]
@@ -54,6 +73,38 @@ def test_agents_train_and_are_judged_on_every_test_user(name):
     assert result.evaluation.config["action_mode"] == "embedding"
 
 
+@pytest.mark.parametrize("name", HIERARCHICAL)
+def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path):
+    purifier = None
+    if method(name).purifier:
+        with pytest.raises(ValueError, match="learns on purified states"):
+            plan_run(name, "small")
+        save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
+        purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
+    config = plan_run(
+        name, "small", total_steps=64, n_envs=4, overrides={"n_steps": 8, "batch_size": 16}, purifier=purifier
+    )
+    result = train(config, small_pair(), purifier=purifier and tmp_path / "p.safetensors")
+    assert result.steps_done >= 64
+    assert result.evaluation.config["action_mode"] == "slate"
+    assert result.policy.policy.hierarchy.memory == (
+        config.session.observation_mode == "history" and "no-memory" not in name
+    )
+
+
+def test_a2c_with_fairness_earns_less_for_unfair_slates_and_is_judged_by_clicks():
+    pair = small_pair(1.0)
+    config = plan_run(
+        "a2c+fair", "small", total_steps=64, n_envs=4, overrides={"n_steps": 4, "fair_coef": 0.5}
+    )
+    model = train(config, pair).policy
+    env = model.get_env()
+    env.reset()
+    _, reward, _, _ = env.step(np.zeros((4, *env.action_space.shape), np.float32))
+    share = env.unwrapped.batch.outcome.popular_share
+    np.testing.assert_allclose(reward, 1.0 - 0.5 * np.abs(2 * share - 1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", controls())
 def test_controls_are_judged_on_every_test_user(name):
     pair = small_pair()
@@ -67,7 +118,8 @@ def test_controls_are_judged_on_every_test_user(name):
 def test_shipped_settings_are_what_the_algorithm_takes(name):
     settings = load_settings(name)
     assert settings.total_steps >= 100_000
-    config = plan_run(name, "small")
+    spec = method(name)
+    config = plan_run(name, "small", purifier=PurifierIdentity("any", "0" * 16) if spec.purifier else None)
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
     pair = small_pair()

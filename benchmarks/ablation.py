@@ -1,0 +1,143 @@
+"""The paper's Table 3 and the controls that could refute it, in the test world; writes docs/results/ablation_WORLD.md.
+
+    python benchmarks/ablation.py kuairand --data ../shared/data --store runs/ablation --results docs/results
+    python benchmarks/ablation.py KuaiFair-KuaiRandTwin-v0 --store runs/ablation --results docs/results
+
+Purifiers are pretrained once (seed 0) and kept in the cache. ``--item-term unbiased`` gives every method and every
+control the same item term. Runs are kept in the store; several processes may share the work with ``--seeds``, and a last
+call with all seeds writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from purifiers import pair_of
+
+from hrl_policies.purifiers import cached_purifier
+from hrl_policies.study import (
+    PurifierIdentity,
+    RunConfig,
+    cell_folder,
+    load_run,
+    plan_run,
+    result_tables,
+    run_study,
+)
+from hrl_policies.study.comparison import comparison_table
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.tables import write_records
+from hrl_policies.worlds import WorldPair
+from hrl_policies.zoo import method
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.files import write_text_atomically
+
+METHODS = (
+    "dsrm-hrl",
+    "hrl",
+    "hrl+tce",
+    "hrl+rce",
+    "hrl+bod",
+    "dsrm-hrl-constant",
+    "dsrm-hrl-no-memory",
+    "flat",
+    "flat+fair",
+    "dsrm-hrl-literal",
+    "a2c",
+    "a2c+fair",
+)
+OTHER_STATES = ("regression", "ips", "unbiased")
+CONTROLS = ("random", "greedy-ctr", "quota-greedy", "session-quota", "quality-oracle", "oracle")
+PURIFIED_CONTROLS = ("quota-greedy", "session-quota")
+SEEDS = (11, 15, 19, 23, 27, 31, 35, 39, 43, 47)
+BASE = "dsrm-hrl"
+
+
+def files(pair: WorldPair, modes: Sequence[str]) -> dict[str, Path]:
+    """Returns the files of the purifiers of some modes, pretrained now if need be."""
+    return {mode: cached_purifier(pair.train, mode, progress=False) for mode in modes}
+
+
+def cells_of(
+    pair: WorldPair,
+    identities: dict[str, PurifierIdentity],
+    seeds: Sequence[int],
+    max_len: int,
+    item_term: str,
+    methods: Sequence[str],
+) -> list[RunConfig]:
+    """Returns all runs: methods on their own states, DSRM-HRL on other states, and controls."""
+    session = SessionConfig(max_len=max_len)
+
+    def cell(name: str, seed: int, mode: str) -> RunConfig:
+        return plan_run(
+            name,
+            pair.name,
+            seed=seed,
+            session=session,
+            purifier=identities[mode] if mode else None,
+            item_term=item_term,
+        )
+
+    found = [cell(name, SEEDS[0], "") for name in CONTROLS]
+    found += [cell(name, SEEDS[0], mode) for mode in ("profile", "unbiased") for name in PURIFIED_CONTROLS]
+    for seed in seeds:
+        found += [cell(name, seed, method(name).purifier) for name in methods]
+        if BASE in methods:
+            found += [cell(BASE, seed, mode) for mode in OTHER_STATES]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("world")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--item-term", default="", choices=["", "log", "ips", "features", "unbiased"])
+    parser.add_argument("--max-len", type=int, default=30)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = pair_of(arguments.world, arguments.data)
+    if arguments.item_term:
+        pair = pair.given_mode(arguments.item_term)
+    own = {method(name).purifier for name in arguments.methods} - {""}
+    paths = files(pair, sorted(own | {"profile", *OTHER_STATES}))
+    identities = {
+        mode: PurifierIdentity(mode, PurifierIdentity.of_file(path).hash) for mode, path in paths.items()
+    }
+    cells = cells_of(
+        pair, identities, arguments.seeds, arguments.max_len, arguments.item_term, arguments.methods
+    )
+    purifiers = {identities[mode]: path for mode, path in paths.items()}
+    records = run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers)
+    stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+    term = f"_{arguments.item_term}" if arguments.item_term else ""
+    name = f"ablation_{stem}{term}_{arguments.max_len}"
+    command = f"python benchmarks/ablation.py {arguments.world} --store STORE --max-len {arguments.max_len}"
+    command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
+    parts = [table.markdown() for table in result_tables(records, command)]
+    runs = [load_run(arguments.store / cell_folder(cell)) for cell in cells]
+    parts.append(comparison_table(runs, "DSRM-HRL", "QuotaGreedy", "Oracle"))
+    parts.append(
+        "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed and "
+        "user, both resampled (95 %)."
+    )
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if arguments.results:
+        write_text_atomically(arguments.results / f"{name}.md", text)
+        write_records(arguments.results / f"{name}.csv", records)
+
+
+if __name__ == "__main__":
+    main()
