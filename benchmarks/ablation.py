@@ -4,8 +4,8 @@
     python benchmarks/ablation.py KuaiFair-KuaiRandTwin-v0 --store runs/ablation --results docs/results
 
 Purifiers are pretrained once (seed 0) and kept in the cache. ``--item-term unbiased`` gives every method and every
-control the same item term. Runs are kept in the store; several processes may share the work with ``--seeds``, and a last
-call with all seeds writes the page.
+control the same item term. Runs are kept in the store; several processes may share the work with ``--seeds``, and a
+last call with all seeds writes the page.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def main() -> None:
     runs = [load_run(arguments.store / cell_folder(cell)) for cell in cells]
     parts.append(comparison_table(runs, "DSRM-HRL", "QuotaGreedy", "Oracle"))
     parts.append(
-        "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed and "
-        "user, both resampled (95 %)."
+        "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed "
+        "and user, both resampled (95 %)."
     )
     text = "\n\n".join(parts) + "\n"
     print(text)

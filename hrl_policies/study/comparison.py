@@ -50,7 +50,7 @@ def comparison_table(runs: Sequence[StoredRun], base: str, floor: str, ceiling: 
     titles = ("method", "seeds", "Len, IQM", "R_cum, IQM", "R_cum of every seed", f"R_cum - {floor}",
               f"R_cum - {base}", f"Len - {floor}", "way to the Oracle")  # fmt: skip
     lines = [_row(titles), _row(["---"] * len(titles))]
-    for name in sorted(earned, key=lambda one: -float(earned[one].mean())):
+    for name in sorted(earned, key=lambda one: float(-earned[one].mean())):
         own = earned[name]
         cells = [
             name,
@@ -79,7 +79,7 @@ def _of_users(runs: Sequence[StoredRun], column: str) -> NDArray[np.float64]:
     """Returns ``(S, U)``, one row for each seed in order, one column for each session in a common order."""
     rows = []
     for run in sorted(runs, key=lambda one: one.config.seed):
-        sessions = sorted(run.sessions, key=lambda one: (one["user_id"], one["episode"]))
+        sessions = sorted(run.sessions(), key=lambda one: one["number"])
         rows.append([session[column] for session in sessions])
     return np.asarray(rows, np.float64)
 
