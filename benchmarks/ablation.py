@@ -45,6 +45,7 @@ METHODS = (
     "hrl+bod",
     "dsrm-hrl-constant",
     "dsrm-hrl-no-memory",
+    "dsrm-hrl-query",
     "flat",
     "flat+fair",
     "dsrm-hrl-literal",

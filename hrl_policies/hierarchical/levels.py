@@ -96,6 +96,7 @@ class Worker(nn.Module):
         inputs = state_size + CONTEXT + settings.action_size
         if settings.worker == "query":
             self.query = _mlp(inputs, settings.width, table.dimension, gain=0.0)
+            self.log_similarity = nn.Parameter(torch.zeros(()))
         elif settings.worker == "her4if":
             self.query = _mlp(inputs, settings.width, settings.width, gain=1.0)
             self.items = nn.Embedding(table.items, settings.width)
@@ -119,13 +120,18 @@ class Worker(nn.Module):
         return _MEMORY_PACE * self.slow_memory
 
     def queries(self, features: Tensor) -> Tensor:
-        """Returns what items are compared with: unit queries ``(B, d)``, or the hidden layer of ``her4if``."""
+        """Returns what items are compared with, ``(B, d)``, or the hidden layer of ``her4if``."""
         state = features[:, : self.dimension]
         if self.settings.worker == "her4if":
             hidden: Tensor = self.query(features)
             return hidden
-        moved: Tensor = state + self.query(features) if self.settings.worker == "query" else state
-        return nn.functional.normalize(moved, dim=1, eps=1e-6)
+        units: Tensor = nn.functional.normalize(state, dim=1, eps=1e-6)
+        if self.settings.worker == "strict":
+            return units
+        moved = self.query(features)
+        moved = moved / (1.0 + moved.norm(dim=1, keepdim=True))
+        aimed: Tensor = nn.functional.normalize(units + self.settings.reach * moved, dim=1, eps=1e-6)
+        return aimed * self.log_similarity.exp()
 
     def catalogue(self, features: Tensor, table: ItemTable) -> Tensor:
         """Returns the accuracy term of all items, ``(B, N)``, without memory."""

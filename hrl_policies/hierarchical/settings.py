@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,19 +20,18 @@ class HierarchySettings:
             one, the hierarchy is unsupported) or ``"flat"`` (one global weight, learned by the worker's own PPO).
         weights: How the manager's action ``x`` becomes weights ``z = (w_acc, w_fair)`` of eq. 6. ``"simplex"``:
             ``w_fair = sigmoid(x)``, ``w_acc = 1 - w_fair``. ``"paper"``: both by softplus. ``"her4if"``: Gaussian
-            around a
-            softmax, rectified, and multiplied to the probabilities of popular and long-tail items. ``"quota"``:
-            ``x`` is
-            the number of popular items, and the price ``w_fair`` of eq. 6 is the one that makes the slate meet it
-            exactly:
-            eq. 5 as a constraint, solved for each slate, not as a penalty whose knife-edge both levels must learn.
-        worker: ``"query"``: ``q = s^ + MLP(s^, z)`` with a last layer of zeros, so that training starts at eq. 6.
-            ``"strict"``: eq. 6 to the letter; only its temperature is trained. ``"her4if"``: a learned table of
-            items.
+            around a softmax, rectified, and multiplied to the probabilities of popular and long-tail items.
+            ``"quota"``: ``x`` is the number of popular items, and the price ``w_fair`` of eq. 6 is the one that makes
+            the slate meet it exactly: eq. 5 as a constraint, solved for each slate, not as a penalty whose knife-edge
+            both levels must learn.
+        worker: ``"query"``: items are compared with ``s^ + reach * MLP(s^, z)``, whose last layer starts at zero, so
+            that training starts at eq. 6. ``"strict"``: eq. 6 to the letter; only its temperature, and ``memory``, are
+            trained. ``"her4if"``: a learned table of items.
+        reach: How far from the state, of length 1, a ``query`` may move. Training users teach it their own world's
+            tastes, which those of other worlds need not share; 0 leaves it how much similarity counts.
         memory: Whether the worker may learn what an item's clicks and skips in the window say of its next showing;
             needs ``observation_mode="history"``.
-        candidates: Items ranked by chance for each slate, half of them the best popular, half the best long-tail
-        ones;
+        candidates: Items ranked by chance for each slate, half of them the best popular, half the best long-tail ones;
             0 takes the whole catalogue.
         interval: Steps ``c`` for which the manager's action holds.
         constant: ``x`` of the constant manager.
@@ -43,6 +43,7 @@ class HierarchySettings:
     manager: ManagerKind = "learned"
     weights: WeightForm = "simplex"
     worker: WorkerKind = "query"
+    reach: float = 0.3
     memory: bool = False
     candidates: int = 64
     interval: int = 1
@@ -61,6 +62,8 @@ class HierarchySettings:
             )
         if self.candidates < 0 or self.interval < 1 or self.width < 1:
             raise ValueError("candidates must not be negative; interval and width are at least 1")
+        if not 0.0 <= self.reach < math.inf:
+            raise ValueError(f"reach must be 0 or more, got {self.reach}")
         if self.start_temperature <= 0 or self.start_deviation <= 0:
             raise ValueError("start_temperature and start_deviation must be positive")
 

@@ -46,6 +46,7 @@ _register("dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always as
 _register(
     "dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window", "profile"
 )
+_register("dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state", "profile")
 _register("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega", "profile")
 _register("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair", "profile")
 _register(

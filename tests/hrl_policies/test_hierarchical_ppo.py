@@ -85,7 +85,7 @@ class Listener(BaseCallback):
 
 def roll(model: HierarchicalPPO, callback: BaseCallback | None = None):
     """Plays one rollout without learning from it."""
-    total, wrapped = model._setup_learn(10_000, callback, reset_num_timesteps=False)
+    _, wrapped = model._setup_learn(10_000, callback, reset_num_timesteps=False)
     wrapped.on_training_start({}, {})
     assert model.collect_rollouts(model.env, wrapped, model.rollout_buffer, model.n_steps)
     return model.rollout_buffer

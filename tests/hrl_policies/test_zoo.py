@@ -30,6 +30,7 @@ HIERARCHICAL = [
     "hrl+bod",
     "dsrm-hrl-constant",
     "dsrm-hrl-no-memory",
+    "dsrm-hrl-query",
     "flat",
     "flat+fair",
     "dsrm-hrl-literal",
