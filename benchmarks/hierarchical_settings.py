@@ -4,7 +4,8 @@
 
 The twin is drawn with another seed than ``KuaiFair-KuaiRandTwin-v0``: other users, other items, other tastes. Each line
 is the shipped ``hrl`` (DSRM-HRL on raw states) with something changed. Runs are kept in the store; several processes
-may share the work with ``--seeds``, and a last call with all seeds writes the page.
+may share the work with ``--seeds``, and a last call with all seeds writes the page. With ``--item-term unbiased`` every
+line and every control is given the item term that calibration users make.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ LINES: Mapping[str, str] = {
     "no memory": "hierarchy.memory=false",
     "simplex weights": "hierarchy.weights=simplex",
     "no taste noise": "taste_noise=0",
+    "taste noise .5": "taste_noise=0.5",
     "taste noise 1": "taste_noise=1",
+    "taste noise 2": "taste_noise=2",
     "taste noise 4": "taste_noise=4",
     "learning rate .0003": "learning_rate=0.0003",
     "learning rate .003": "learning_rate=0.003",
@@ -58,12 +61,18 @@ def twin_pair(seed: int) -> WorldPair:
     )
 
 
-def cell(world: str, line: str, seed: int) -> RunConfig:
+def cell(world: str, line: str, seed: int, item_term: str) -> RunConfig:
     """Returns one run: ``hrl`` with the overrides of a line."""
     overrides = parse_overrides(line.split())
     noise, steps = overrides.pop("taste_noise", None), overrides.pop("total_steps", None)
     config = plan_run(
-        "hrl", world, seed=seed, session=SessionConfig(max_len=30), total_steps=steps, overrides=overrides
+        "hrl",
+        world,
+        seed=seed,
+        session=SessionConfig(max_len=30),
+        total_steps=steps,
+        overrides=overrides,
+        item_term=item_term,
     )
     return config if noise is None else replace(config, taste_noise=float(noise))
 
@@ -84,37 +93,45 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--item-term", default="", choices=["", "unbiased"])
     parser.add_argument("--lines", nargs="+", choices=list(LINES), default=list(LINES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     arguments = parser.parse_args()
     single_threaded()
+    term = arguments.item_term
     pair = twin_pair(TWIN_SEED)
+    pair = pair.given_mode(term) if term else pair
+    store = arguments.store / (term or "none")
     worlds = {pair.name: pair}
     page = [
-        f"### HierarchicalPPO's settings, {pair.name}, Max Len 30",
+        f"### HierarchicalPPO's settings, {pair.name}, Max Len 30"
+        + (f", item term '{term}'" if term else ""),
         "",
         "| `hrl` with | Len | R_each | R_cum | violation rate | seeds |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name in arguments.lines:
-        cells = [cell(pair.name, LINES[name], seed) for seed in arguments.seeds]
-        records = run_study(cells, arguments.store / name.replace(" ", "_"), worlds)
+        cells = [cell(pair.name, LINES[name], seed, term) for seed in arguments.seeds]
+        records = run_study(cells, store / name.replace(" ", "_"), worlds)
         page.append(row(name + (f" (`{LINES[name]}`)" if LINES[name] else ""), records))
         print(page[-1], flush=True)
     for name in CONTROLS:
-        config = plan_run(name, pair.name, session=SessionConfig(max_len=30))
-        page.append(row(f"control: {name}", run_study([config], arguments.store / "controls", worlds)))
+        config = plan_run(name, pair.name, session=SessionConfig(max_len=30), item_term=term)
+        page.append(row(f"control: {name}", run_study([config], store / "controls", worlds)))
     page += [
         "",
         f"Twin (synthetic), hash {pair.test.data.data_hash}; 1,000 held-out users; ± is half the 95 % Student interval "
         "over training seeds. This twin is for choosing settings; nothing is claimed in it.",
         "",
-        f"Made by: `python benchmarks/hierarchical_settings.py --store STORE --results RESULTS` ({machine()}).",
+        "Made by: `python benchmarks/hierarchical_settings.py --store STORE --results RESULTS"
+        + (f" --item-term {term}" if term else "")
+        + f"` ({machine()}).",
     ]
     text = "\n".join(page) + "\n"
     print(text)
     if arguments.results:
-        write_text_atomically(arguments.results / "hierarchical_settings.md", text)
+        stem = "hierarchical_settings" + (f"_{term}" if term else "")
+        write_text_atomically(arguments.results / f"{stem}.md", text)
 
 
 if __name__ == "__main__":

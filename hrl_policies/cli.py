@@ -272,11 +272,12 @@ def demo(
         int | None, typer.Option(min=64, help="Training steps for each agent, instead of the demo's own.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the runs; none are kept without.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for runs and figure; without, only the figure is kept."),
     ] = None,
     progress: _Progress = True,
 ) -> None:
-    """The main job in miniature: two agents and all controls on the toy world, in minutes, without a download."""
+    """The main job in miniature: agents and all controls on the toy world, in minutes, without a download."""
     from hrl_policies.demo import run_demo
     from hrl_policies.study import single_threaded
 

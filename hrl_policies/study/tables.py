@@ -275,10 +275,15 @@ def _row(
     seeds = sorted({record.config.seed for record in records})
     if len(seeds) != len(records):
         raise ValueError(f"{name} was run more than once with the same seed under the same conditions")
-    own = method(name).purifier == purifier
-    mark = (f" + {purifier}" if purifier and not own else "") + (" †" if method(name).privileged else "")
     cells = (_cell([record.summary[column.figure] for record in records], column) for column in columns)
-    return (method(name).title + mark, *cells, str(len(seeds)))
+    return (variant_title(name, purifier), *cells, str(len(seeds)))
+
+
+def variant_title(name: str, purifier: str) -> str:
+    """Returns how a method is called in tables and figures: with its purifier if not its own, † if privileged."""
+    spec = method(name)
+    other = f" + {purifier}" if purifier and purifier != spec.purifier else ""
+    return spec.title + other + (" †" if spec.privileged else "")
 
 
 def _cell(values: Sequence[float], column: Column) -> str:

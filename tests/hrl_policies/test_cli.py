@@ -12,6 +12,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 import hrl_policies.study.runner as runner
 from hrl_policies.cli import main
 from hrl_policies.study import load_run
+from hrl_policies.zoo import controls
 
 
 @pytest.fixture(autouse=True)
@@ -166,14 +167,22 @@ def test_the_demo_shows_agents_beside_all_controls_and_says_what_that_means(caps
     assert code == 0, err
     for name in (
         "A2C",
-        "TD3",
+        "A2C + profile",
+        "A2C + noise",
+        "HRL",
+        "DSRM-HRL",
+        "DSRM-HRL + noise",
         "Random",
         "PopOnly",
         "TailOnly",
         "GreedyCTR",
         "QuotaGreedy",
+        "QuotaGreedy + profile",
+        "SessionQuota",
+        "SessionQuota + noise",
         "QualityOracle †",
     ):
         assert f"\n{name} " in out
     assert "What it does not show" in out
-    assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == 9
+    assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == 2 + len(controls()) + 2 * 4
+    assert (tmp_path / "kept" / "kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")

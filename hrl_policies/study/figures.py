@@ -1,0 +1,69 @@
+"""Results as pictures that read in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrl_policies.study.tables import RunRecord, variant_title
+from hrl_policies.zoo import method
+from kuaifair_env.data.files import atomic_path
+
+_AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
+
+
+def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
+    """Draws R_cum and Len of every method, best last, with a dot for each training seed.
+
+    Agents are dark, controls light, privileged bounds hatched. Beside Len stand its floor and ceiling, where the length
+    law knows them: Len with every slate punished, and with none, at the same R_each.
+
+    Args:
+        path: PNG file to write.
+        records: Runs of one world under one set of conditions.
+
+    Raises:
+        ValueError: If there are no runs.
+    """
+    if not records:
+        raise ValueError("there are no finished runs to draw")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault((record.config.method, record.purifier), []).append(record)
+    variants = sorted(groups, key=lambda one: np.mean([run.summary["r_cum"] for run in groups[one]]))
+    figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(variants)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, variant in enumerate(variants):
+        for axis, name in ((left, "r_cum"), (right, "len")):
+            _bar(axis, place, variant[0], [run.summary[name] for run in groups[variant]])
+        summary = groups[variant][0].summary
+        if len(groups[variant]) == 1 and "len_floor" in summary:
+            right.hlines(place, summary["len_floor"], summary["len_ceiling"], color="black", linewidth=1)
+            ends = [summary["len_floor"], summary["len_ceiling"]]
+            right.plot(ends, [place, place], "|", color="black", markersize=7)
+    left.set_yticks(range(len(variants)), [variant_title(*variant) for variant in variants])
+    first = records[0]
+    left.set_xlabel("R_cum")
+    right.set_xlabel("Len (line: floor and ceiling)")
+    figure.suptitle(f"{first.config.world}, Max Len {first.config.session.max_len}", fontsize=11)
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        # Without the writing library's name and version equal figures are equal bytes.
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+
+
+def _bar(axis: Any, place: int, name: str, values: Sequence[float]) -> None:
+    spec = method(name)
+    look: dict[str, Any] = {"color": _AGENT if spec.learns else _CONTROL}
+    if spec.privileged:
+        look = {"facecolor": "white", "edgecolor": "black", "hatch": "///"}
+    axis.barh(place, float(np.mean(values)), height=0.7, **look)
+    if len(values) > 1:
+        axis.plot(values, [place] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
+    axis.spines[["top", "right"]].set_visible(False)
