@@ -9,7 +9,6 @@ without its sense. An agent that gains as much from noise has not gained from pu
 import sys
 
 import gymnasium as gym
-import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -24,12 +23,13 @@ from dsrm import (
     noise_like,
     pretrain,
 )
+from hrl_policies.study import single_threaded
 
 ENV = "KuaiFair-Toy-v0"
 
 
 def main(steps: int = 100_000, rounds: int = 6) -> None:
-    torch.set_num_threads(1)
+    single_threaded()
     world = kuaifair_env.make_world(ENV, split="train")
     dsrm = pretrain(
         world, PretrainConfig(mode="profile", training=TrainingConfig(rounds=rounds)), progress=True

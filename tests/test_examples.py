@@ -69,3 +69,16 @@ def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
     example("own_purifier").main()
     out = capsys.readouterr().out
     assert "purified state" in out and "shrinking" in out and "short windows" in out
+
+
+@pytest.mark.slow
+def test_dsrm_hrl_trains_is_saved_and_keeps_the_bound(capsys):
+    example("train_dsrm_hrl").main(2_048, rounds=1)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    measured = {
+        row[0]: [float(figure) for figure in row[1:]] for row in rows if len(row) == 5 and row[0] != "method"
+    }
+    assert set(measured) == {"DSRM-HRL", "HRL", "QuotaGreedy", "SessionQuota"}
+    assert measured["QuotaGreedy"][3] == measured["SessionQuota"][3] == 0
+    # Even a hardly trained quota manager breaks the bound less often than chance does (.87).
+    assert measured["DSRM-HRL"][3] < 0.5

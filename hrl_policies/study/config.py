@@ -200,7 +200,7 @@ def plan_run(
         n_envs=settings.n_envs if n_envs is None else n_envs,
         total_steps=settings.total_steps if total_steps is None else total_steps,
         hyperparameters=overridden(settings.hyperparameters, overrides or {}),
-        taste_noise=settings.taste_noise if taste_noise is None else taste_noise,
+        taste_noise=settings.noise_for(item_term) if taste_noise is None else taste_noise,
     )
 
 

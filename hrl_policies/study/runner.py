@@ -83,10 +83,12 @@ class Purifying:
 
 
 def single_threaded() -> None:
-    """Gives torch one thread: more cost time with nets of this size, and ruin it when cores are shared."""
+    """Gives torch and BLAS one thread: more cost time with arrays of this size, and ruin it when cores are shared."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def train(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 _FOLDER = "hyperparameters"
-_KEYS = {"policy", "n_envs", "total_steps", "taste_noise", "hyperparameters"}
+_KEYS = {"policy", "n_envs", "total_steps", "taste_noise", "calibrated_taste_noise", "hyperparameters"}
 _LIKE = "like"
 
 
@@ -24,6 +24,8 @@ class MethodSettings:
         total_steps: Training steps, counted over all sessions (one slate shown is one step).
         taste_noise: Deviation of the tastes that training users have besides the training world's, in log-odds; see
             ``kuaifair_env.varied``.
+        calibrated_taste_noise: The same where the item term was calibrated on unbiased feedback, so that scores are
+            less wrong; None takes ``taste_noise``.
         hyperparameters: Arguments of the algorithm.
     """
 
@@ -31,7 +33,13 @@ class MethodSettings:
     n_envs: int = 64
     total_steps: int = 0
     taste_noise: float = 0.0
+    calibrated_taste_noise: float | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def noise_for(self, item_term: str) -> float:
+        """Returns the deviation of tastes under an item term (its mode; empty for none)."""
+        calibrated = self.calibrated_taste_noise
+        return calibrated if item_term == "unbiased" and calibrated is not None else self.taste_noise
 
 
 def load_settings(method: str) -> MethodSettings:

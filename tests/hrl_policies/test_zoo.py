@@ -211,3 +211,28 @@ def test_a_method_of_ones_own_is_a_decorated_function(monkeypatch):
         register_method(
             "a2c", title="", family="", reference="", kind="control", action_mode="slate", sees=""
         )(build)
+
+
+def test_training_users_deviate_less_where_scores_are_calibrated():
+    settings = load_settings("dsrm-hrl")
+    assert settings.noise_for("") == settings.noise_for("features") == 2.0
+    assert settings.noise_for("unbiased") == 0.5
+    assert load_settings("a2c").noise_for("unbiased") == 0.0
+    assert load_settings("dsrm-hrl-literal").noise_for("unbiased") == 0.0
+    session = SessionConfig()
+    noises = [
+        plan_run("hrl", "KuaiFair-Toy-v0", session=session, item_term=term).taste_noise
+        for term in ("", "unbiased")
+    ]
+    assert noises == [2.0, 0.5]
+
+
+def test_single_threaded_holds_for_blas_too():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from hrl_policies.study import single_threaded
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        single_threaded()
+        counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert counts and set(counts) == {1}
