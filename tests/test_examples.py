@@ -59,7 +59,7 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
     example("wrap_any_sb3_agent").main(1_000, rounds=1)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("A2C", "PPO"))]
     assert len(rows) == 8
-    numbers = {tuple(row[:24].split(maxsplit=1)): row[24:].split() for row in rows}
+    numbers = {(row[:6].strip(), row[6:24].strip()): row[24:].split() for row in rows}
     for agent in ("A2C", "PPO"):
         assert numbers[agent, "raw"] == numbers[agent, "identity"]
         assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
