@@ -131,7 +131,7 @@ class TrialJournal:
         _drop_torn_line(path)
         try:
             storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
-            return self._optuna.create_study(
+            study: optuna.Study = self._optuna.create_study(
                 storage=storage,
                 study_name=_STUDY,
                 direction="maximize",
@@ -140,6 +140,7 @@ class TrialJournal:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged: {error}") from error
+        return study
 
     def _check_plan(self, path: Path, plan: Mapping[str, Any]) -> None:
         kept = self._study.user_attrs.get(_PLAN)

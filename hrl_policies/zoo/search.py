@@ -240,7 +240,7 @@ def _dimension(where: str, line: Any) -> Dimension:
         if any(end != int(end) for end in ends):
             raise ValueError(f"{where}: integer needs whole numbers, got {values!r}")
         return Integers(int(ends[0]), int(ends[1]))
-    return Interval(*ends, log=kind == "log")
+    return Interval(ends[0], ends[1], log=kind == "log")
 
 
 def _number(where: str, value: Any) -> float:
