@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class TuningPlan:
         if self.seed < 0 or self.runs < 1:
             raise ValueError(f"seed is not negative and runs at least 1, got {self.seed} and {self.runs}")
 
-    @property
+    @cached_property
     def settings(self) -> MethodSettings:
         """The settings that the search starts from."""
         return load_settings(self.method)

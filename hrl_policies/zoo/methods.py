@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from hrl_policies.worlds import WorldPair
@@ -412,10 +412,23 @@ def sb3_algorithm(
     """
     # Stable-Baselines3 writes into the policy_kwargs that it is given.
     settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
-    unknown = set(settings) - set(signature(algorithm.__init__).parameters)
+    unknown = set(settings) - _arguments(algorithm)
     if unknown:
         raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
     try:
         return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
+
+
+def _arguments(algorithm: type[Any]) -> set[str]:
+    """Returns the names of a class's arguments, those that it hands on to its bases by ``**`` included."""
+    names: set[str] = set()
+    for base in algorithm.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(base.__init__).parameters
+        names |= set(parameters)
+        if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
