@@ -118,7 +118,7 @@ def test_a_plugins_method_is_found_by_name_trained_and_tunable(installed):
 
 
 def ask_for_a_method_that_nobody_has():
-    with pytest.raises(ValueError, match="no method is called 'a3c'; there are .*own-a2c"):
+    with pytest.raises(ValueError, match=r"no method is called 'a3c'; there are .*own-a2c"):
         method("a3c")
 
 
