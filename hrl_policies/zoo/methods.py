@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo.plugins import load_plugins
-from hrl_policies.zoo.settings import MethodSettings
+from hrl_policies.zoo.settings import MethodSettings, has_shipped_settings
 from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.observation import ObservationMode
@@ -106,12 +106,16 @@ def register_method(
     :mod:`hrl_policies.zoo.plugins`.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or a method that learns has no settings.
     """
 
     def register(build: Builder) -> Builder:
         if name in METHODS:
             raise ValueError(f"a method called {name!r} exists already: {METHODS[name].title}")
+        if kind != "control" and settings is None and not has_shipped_settings(name):
+            raise ValueError(
+                f"{name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
+            )
         METHODS[name] = MethodSpec(
             name,
             title,
@@ -427,7 +431,7 @@ def _arguments(algorithm: type[Any]) -> set[str]:
     for base in algorithm.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = signature(base.__init__).parameters
+        parameters = signature(vars(base)["__init__"]).parameters
         names |= set(parameters)
         if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break

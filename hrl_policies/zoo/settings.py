@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from hrl_policies.zoo.search import SearchSpace, inherited_search, search_space
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _FOLDER = "hyperparameters"
 _SEARCH = "search"
@@ -103,14 +106,19 @@ def _settings(content: dict[str, Any], source: str) -> MethodSettings:
     return MethodSettings(**content, search=search_space(lines, content.get("hyperparameters", {}), source))
 
 
+def has_shipped_settings(method: str) -> bool:
+    """Returns whether there is a shipped settings file for a method."""
+    return _shipped_file(method).is_file()
+
+
+def _shipped_file(method: str) -> Traversable:
+    return resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
+
+
 def _shipped(method: str) -> dict[str, Any]:
-    path = resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
-    if not path.is_file():
-        raise ValueError(
-            f"there are no hyperparameters for method {method!r}; a method of your own brings them: "
-            "register_method(..., settings=MethodSettings(...))"
-        )
-    return _content(path.read_text(encoding="utf-8"), f"{method}.yml")
+    if not has_shipped_settings(method):
+        raise ValueError(f"there are no hyperparameters for method {method!r}")
+    return _content(_shipped_file(method).read_text(encoding="utf-8"), f"{method}.yml")
 
 
 def _content(text: str, source: str) -> dict[str, Any]:

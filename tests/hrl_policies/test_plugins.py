@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 import warnings
@@ -170,8 +171,35 @@ def test_a_plugin_may_look_up_methods_while_it_is_imported(installed):
 
 def test_a_learner_without_settings_is_explained(installed):
     installed(bare=lambda: registered("bare", settings=None))
-    with pytest.raises(ValueError, match=r"no hyperparameters for method 'bare'; .*settings=MethodSettings"):
-        plan_run("bare", "small")
+    with pytest.warns(UserWarning, match=r"'bare' learns and needs settings: .*settings=MethodSettings"):
+        assert "bare" not in learners()
+
+
+def test_an_installed_package_is_found_and_left_alone_until_it_is_asked_for(tmp_path):
+    (tmp_path / "kuaifair_addon.py").write_text(
+        "from dataclasses import replace\n"
+        "from hrl_policies.zoo import load_settings, register_method\n"
+        "@register_method('addon', title='Addon', family='own', reference='here', kind='online',\n"
+        "                 action_mode='embedding', sees='nothing', settings=load_settings('a2c'))\n"
+        "def build(context): ...\n"
+    )
+    described = tmp_path / "kuaifair_addon-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: kuaifair-addon\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[kuaifair.methods]\naddon = kuaifair_addon:build\nlost = kuaifair_lost\n"
+    )
+    code = (
+        f"import sys, warnings; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from hrl_policies import zoo\n"
+        "zoo.method('a2c'); print('kuaifair_addon' in sys.modules)\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always'); print(zoo.method('addon').title); print(seen[0].message)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported, title, warning = done.stdout.splitlines()
+    assert imported == "False" and title == "Addon"
+    assert "the plugin 'lost' of the package kuaifair-addon (kuaifair_lost) was left out" in warning
 
 
 def test_the_command_line_knows_plugins(installed, capsys):

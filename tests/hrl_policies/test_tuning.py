@@ -210,6 +210,8 @@ def test_the_best_settings_are_a_settings_file(world, quick, tmp_path):
     assert config.total_steps == 128
     assert config.hyperparameters["learning_rate"] == result.best.values["learning_rate"]
     assert config.hyperparameters["gamma"] == 0.5
+    with pytest.raises(ValueError, match="is a control and has no hyperparameters; got a settings file"):
+        plan_run("random", "small", settings=settings)
     assert (
         "noisy scores" in path.read_text()
         and f"R_cum of {result.validation_users} validation" in path.read_text()
