@@ -277,7 +277,8 @@ def _write(result: TuningResult, world: World) -> None:
     lines = [
         f"Best of {len(result.trials)} trials of {plan.method} in the training world of {plan.world} "
         f"({provenance.name}, {provenance.origin} data), seed {plan.seed}, {plan.runs} run(s) each,",
-        f"Max Len {plan.session.max_len}, {plan.session.items_per_slate} items per slate.",
+        f"of {result.best_settings.total_steps:,} steps; Max Len {plan.session.max_len}, "
+        f"{plan.session.items_per_slate} items per slate.",
         f"R_cum of {result.validation_users} validation users: {best.score:.3f} in trial {best.number}, "
         f"{first.score:.3f} with the settings that the search started from.",
         "The best of many noisy scores is too high: judge these settings anew, with other seeds.",

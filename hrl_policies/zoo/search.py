@@ -5,6 +5,7 @@ Each line names a hyperparameter, with dots into groups, and says where to look 
     hyperparameters:
       learning_rate: 0.0007
       n_steps: 16
+      n_epochs: 4
       vf_coef: 0.5
       policy_kwargs:
         log_std_init: -1.8

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from hrl_policies.cli import main
-from hrl_policies.zoo import METHODS, all_methods, load_settings
+from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
 
 
 def kuaifair(capsys, *arguments):
@@ -70,7 +71,12 @@ def test_one_method_is_shown_whole(capsys):
         assert text in words
     _, out, _ = kuaifair(capsys, "methods", "oracle")
     assert "knows the test world's truth" in out and "hyperparameters" not in out
-    _, out, _ = kuaifair(capsys, "methods", "recurrent-ppo")
+
+
+def test_a_method_without_a_search_space_says_so(capsys, monkeypatch):
+    bare = replace(METHODS["a2c"], name="bare", settings=MethodSettings(hyperparameters={"gamma": 0.9}))
+    monkeypatch.setitem(METHODS, "bare", bare)
+    _, out, _ = kuaifair(capsys, "methods", "bare")
     assert "kuaifair tune cannot search" in out
 
 

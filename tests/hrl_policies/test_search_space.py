@@ -12,8 +12,9 @@ from hrl_policies.zoo import load_settings, read_settings, search_space
 HYPERPARAMETERS = {"rate": 0.001, "steps": 16, "kind": "auto", "group": {"width": 64, "layers": [64, 64]}}
 
 
-def test_the_methods_of_the_papers_tables_can_be_tuned():
-    assert {"a2c", "td3", "ppo", "sac", "dsrm-hrl", "hrl", "flat"} <= set(tunable())
+def test_the_methods_of_the_papers_tables_and_their_rivals_can_be_tuned():
+    rivals = {"a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc"}
+    assert {"dsrm-hrl", "hrl", "flat", *rivals} <= set(tunable())
 
 
 def test_what_tells_a_method_from_the_one_it_is_like_is_not_searched():
