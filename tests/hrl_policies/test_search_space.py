@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds_for_tests import small_pair
 
+from hrl_policies.study import plan_run
+from hrl_policies.study.runner import build_policy
 from hrl_policies.study.tuning import tunable
 from hrl_policies.zoo import load_settings, read_settings, search_space
 
@@ -15,6 +18,20 @@ HYPERPARAMETERS = {"rate": 0.001, "steps": 16, "kind": "auto", "group": {"width"
 def test_the_methods_of_the_papers_tables_and_their_rivals_can_be_tuned():
     rivals = {"a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc"}
     assert {"dsrm-hrl", "hrl", "flat", *rivals} <= set(tunable())
+
+
+@pytest.mark.parametrize("name", ["a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc", "hrl"])
+def test_every_choice_and_every_end_of_the_shipped_spaces_is_accepted(name):
+    pair, settings = small_pair(), load_settings(name)
+    small = {"buffer_size": 100} if "buffer_size" in settings.hyperparameters else {}
+    for place, dimension in settings.search.items():
+        ((_, values),) = dimension.as_dict().items()
+        for value in values:
+            config = plan_run(name, "small", n_envs=32, overrides={**small, place: value})
+            model = build_policy(config, pair)
+            held = getattr(model, place, value) if "." not in place else value
+            # Stable-Baselines3 keeps clip_range as a schedule.
+            assert callable(held) or held == value
 
 
 def test_what_tells_a_method_from_the_one_it_is_like_is_not_searched():
