@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from hrl_policies.cli_purifiers import WorldSource
 
 if TYPE_CHECKING:
     from hrl_policies.study.tuning import TuningResult
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _SHOWN = 5
-
-
-class TuningSource(str, Enum):
-    """Where data comes from."""
-
-    auto = "auto"
-    real = "real"
-    twin = "twin"
 
 
 def tune(
@@ -42,8 +35,8 @@ def tune(
         Path | None, typer.Option("--output", "-o", help="Folder of the search; the same one goes on.")
     ] = None,
     source: Annotated[
-        TuningSource, typer.Option(help="real forbids the twin, twin forbids real files.")
-    ] = TuningSource.auto,
+        WorldSource, typer.Option(help="real forbids the twin, twin forbids real files.")
+    ] = WorldSource.auto,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
