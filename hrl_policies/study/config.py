@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.worlds import DEFAULT_USERS
-from hrl_policies.zoo import load_settings, method, overridden
+from hrl_policies.zoo import MethodSettings, load_settings, method, overridden
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -151,6 +151,7 @@ def plan_run(
     purifier: PurifierIdentity | None = None,
     item_term: str = "",
     taste_noise: float | None = None,
+    settings: MethodSettings | None = None,
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
@@ -169,6 +170,7 @@ def plan_run(
         purifier: See :class:`RunConfig`.
         item_term: See :class:`RunConfig`.
         taste_noise: Instead of the zoo's number.
+        settings: Instead of the zoo's (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -188,12 +190,12 @@ def plan_run(
         "item_term": item_term,
     }
     if not spec.learns:
-        if overrides:
-            raise ValueError(
-                f"{method_name} is a control and has no hyperparameters; got {sorted(overrides)}"
-            )
+        if overrides or settings is not None:
+            given = "a settings file" if settings is not None else sorted(overrides or {})
+            raise ValueError(f"{method_name} is a control and has no hyperparameters; got {given}")
         return RunConfig(**common)
-    settings = load_settings(method_name)
+    if settings is None:
+        settings = load_settings(method_name)
     return RunConfig(
         **common,
         policy=settings.policy,
