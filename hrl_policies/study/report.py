@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import report_curves
+from hrl_policies.study.report_further import further_tables
 from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, versions_of_runs, worlds_of_runs
 from hrl_policies.study.report_sources import PICTURES, FailedRun, common_folder
 from hrl_policies.study.report_summary import limits, overview
-from hrl_policies.study.report_tables import MISSING, families, table_sections
+from hrl_policies.study.report_tables import MISSING, families, run_title, table_sections
 from hrl_policies.study.store import StoredRun
-from hrl_policies.study.tables import ORIGINS
+from hrl_policies.study.tables import ORIGINS, ResultTable
+from hrl_policies.zoo import METHODS
 from kuaifair_env.data.files import write_text_atomically
 
 _ASSETS = "report_assets"
@@ -58,6 +60,7 @@ def write_report(
     title: str,
     command: str,
     figures: Sequence[Path] = (),
+    further: Sequence[ResultTable] = (),
     failures: Sequence[FailedRun] = (),
 ) -> Path:
     """Writes the report of runs as one HTML file that holds its style, script and pictures, and may load nothing else.
@@ -71,6 +74,7 @@ def write_report(
         title: Heading of the report.
         command: The command that makes it.
         figures: PNG and SVG files; the text of ``NAME.txt`` beside one is its caption.
+        further: Tables besides those of the runs, such as comparisons and costs.
         failures: Runs that ended with an error.
 
     Returns:
@@ -86,10 +90,18 @@ def write_report(
         "title": title,
         "command": command,
         "figures": [ReportFigure.of_file(Path(figure)) for figure in figures],
-        **_content(runs, failures, command),
+        "further": further_tables(further),
+        **_content(sorted(runs, key=_order), failures, command),
     }
     write_text_atomically(path, _rendered(content))
     return Path(path)
+
+
+def _order(run: StoredRun) -> tuple[object, ...]:
+    """Returns what runs are sorted by: world, Max Len, the order of the zoo, and seed."""
+    config = run.config
+    place = list(METHODS).index(config.method)
+    return config.world, config.session.max_len, place, run_title(config), config.seed, run.folder.name
 
 
 def _content(runs: Sequence[StoredRun], failures: Sequence[FailedRun], command: str) -> dict[str, Any]:

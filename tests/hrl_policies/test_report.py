@@ -24,6 +24,7 @@ from hrl_policies.study.report import write_report
 from hrl_policies.study.report_curves import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
 from hrl_policies.study.report_sources import FailedRun, failed_runs, stored_figures, stored_runs
 from hrl_policies.study.report_summary import limits
+from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 
@@ -294,6 +295,30 @@ def test_pictures_are_in_the_file_whole_and_an_svg_goes_before_its_png(store, ru
     sources = [one.attrs["src"].partition(",") for one in page.all("img")]
     assert [base64.b64decode(source[2]) for source in sources] == [PNG, svg]
     assert [source[0] for source in sources] == ["data:image/png;base64", "data:image/svg+xml;base64"]
+
+
+def test_further_tables_sort_by_the_number_that_a_cell_begins_with(runs, tmp_path):
+    table = ResultTable(
+        "Costs",
+        ("method", "steps", "change", "remark"),
+        (
+            ("A2C", "1,200", "+0.50 [0.1, 0.9]", "3 of 4"),
+            ("TD3", "900", "-1.25 ± 0.3", "none"),
+            ("SAC", "", "2e-3", ""),
+        ),
+        ("a note",),
+    )
+    page = Page(text_of(tmp_path / "report.html", runs, further=[table]))
+    (card,) = [one for one in page.all("article") if "Costs" in one.text]
+    cells = [
+        [one.attrs.get("data-value") for one in page.inside(row, "td")] for row in page.inside(card, "tr")[1:]
+    ]
+    assert cells == [["1200", "+0.50", None], ["900", "-1.25", None], ["", "2e-3", None]]
+    assert "a note" in card.text
+
+
+def test_the_order_of_the_runs_does_not_matter(runs, tmp_path):
+    assert text_of(tmp_path / "one.html", runs) == text_of(tmp_path / "two.html", runs[::-1])
 
 
 def test_hundreds_of_runs_stay_a_few_megabytes(runs, tmp_path):

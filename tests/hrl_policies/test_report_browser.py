@@ -118,7 +118,7 @@ def test_the_policy_stops_whatever_would_reach_for_the_network(browser, address)
     browser.get_log("browser")
 
 
-@pytest.mark.parametrize("title", ["Len", "R_cum", "viol.", "seeds"])
+@pytest.mark.parametrize("title", ["Len", "R_cum", "gap", "seeds"])
 def test_a_click_sorts_by_number_ascending_and_the_next_descending(page, title):
     table = results(page)
     before = column(page, table, title)

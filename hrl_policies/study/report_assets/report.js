@@ -9,7 +9,7 @@
 
   function setOpen(group, open) {
     group.classList.toggle("open", open);
-    group.querySelector(".expand").setAttribute("aria-expanded", String(open));
+    group.querySelector(".expand")?.setAttribute("aria-expanded", String(open));
   }
 
   // A cell with data-value is a number, and an empty one a missing number; any other cell is text.
@@ -79,7 +79,7 @@
       let left = 0;
       for (const group of table.tBodies) {
         const { search, family } = group.dataset;
-        group.hidden = !(families.has(family) && words.every((word) => search.includes(word)));
+        group.hidden = !((family === undefined || families.has(family)) && words.every((word) => search.includes(word)));
         left += group.hidden ? 0 : 1;
       }
       table.closest(".card").querySelector(".none").hidden = left > 0;
@@ -102,7 +102,9 @@
 
   for (const table of tables) {
     makeSortable(table);
-    addExpandAll(table);
+    if (table.querySelector(".expand")) {
+      addExpandAll(table);
+    }
     for (const group of table.tBodies) {
       setOpen(group, false);
     }
