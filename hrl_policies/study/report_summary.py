@@ -30,6 +30,7 @@ def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
     ordered = sorted(runs, key=lambda run: order.index(run.config.method))
     learning = [run for run in ordered if method(run.config.method).learns]
     controls = [run for run in ordered if not method(run.config.method).learns]
+    seeds = sorted({run.config.seed for run in learning if run.complete})
     states = {
         "finished": sum(run.complete for run in runs),
         "interrupted": sum(not run.complete for run in runs),
@@ -47,7 +48,7 @@ def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
         ("worlds", _listed(run.config.world for run in runs)),
         ("data", _listed(_data(run) for run in runs)),
         ("Max Len", _listed(str(length) for length in sorted({run.config.session.max_len for run in runs}))),
-        ("training seeds", _listed(str(seed) for seed in sorted({run.config.seed for run in learning}))),
+        ("training seeds", _listed(str(seed) for seed in seeds)),
         ("judged on", "; ".join(sorted(judged))),
     )
     return tuple((name, value) for name, value in facts if value)
