@@ -123,7 +123,6 @@ def _content(runs: Sequence[StoredRun], failures: Sequence[FailedRun], command: 
 
 def _rendered(content: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     from kuaifair_env import __version__
 
@@ -137,8 +136,8 @@ def _rendered(content: Mapping[str, Any]) -> str:
     style, script = _asset("style.css"), _asset("report.js")
     return environment.get_template("report.html.j2").render(
         content,
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         policy=_policy(style, script),
         version=__version__,
         curve=report_curves,
