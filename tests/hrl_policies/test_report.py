@@ -208,6 +208,14 @@ def test_the_summary_names_methods_controls_seeds_and_users(page):
     assert "Max Len 30, 50 training seeds 11, 15 judged on 15 held-out users" in words
 
 
+def test_a_store_without_a_finished_run_has_a_report_too(store, runs, tmp_path):
+    for some in ([], [run for run in runs if not run.complete]):
+        page = Page(text_of(tmp_path / "report.html", some, failures=failed_runs(store)))
+        assert "No run is finished yet." in page.all("main")[0].text
+        assert ERROR in page.all("main")[0].text
+        assert len(page.all("tbody")) == len(some)
+
+
 @pytest.mark.parametrize("where", ["title", "command", "error", "folder", "caption", "method"])
 def test_text_is_shown_and_never_run(runs, tmp_path, monkeypatch, where):
     settings = {"title": {"title": ATTACK}, "command": {"command": ATTACK}}.get(where, {})
