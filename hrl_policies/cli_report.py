@@ -19,14 +19,14 @@ def report(
 ) -> None:
     """Write the runs of a store as one HTML file that needs no network: tables, figures, learning curves, provenance.
 
-    Pictures (.svg, .png) in the store and in its folder `figures` go into it; NAME.txt beside one is its caption.
+    Pictures (.svg, .png) in the store and its folder `figures` go into it; NAME.caption.txt beside one is its caption.
 
     Example: kuaifair study report runs --output report.html
     """
     from hrl_policies.study.report import write_report
-    from hrl_policies.study.report_sources import failed_runs, stored_figures, stored_runs
+    from hrl_policies.study.report_sources import all_runs, failed_runs, stored_figures
 
-    runs, failures = stored_runs(store), failed_runs(store)
+    runs, failures = all_runs(store), failed_runs(store)
     if not runs and not failures:
         raise ValueError(
             f"{store} holds no runs; `kuaifair train --output {store}/NAME` or a study writes some"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import report_curves
+from hrl_policies.study.report_figures import ReportFigure
 from hrl_policies.study.report_further import further_tables
 from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, versions_of_runs, worlds_of_runs
-from hrl_policies.study.report_sources import PICTURES, FailedRun, common_folder
+from hrl_policies.study.report_sources import FailedRun, common_folder
 from hrl_policies.study.report_summary import limits, overview
 from hrl_policies.study.report_tables import MISSING, families, run_title, table_sections
 from hrl_policies.study.store import StoredRun
@@ -22,35 +22,6 @@ from hrl_policies.zoo import METHODS
 from kuaifair_env.data.files import write_text_atomically
 
 _ASSETS = "report_assets"
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A picture of the report.
-
-    Attributes:
-        source: The whole picture as a ``data:`` URI.
-        caption: What stands below it.
-    """
-
-    source: str
-    caption: str
-
-    @classmethod
-    def of_file(cls, path: Path) -> ReportFigure:
-        """Reads a picture; its caption is the text of ``NAME.txt`` beside it, or else its name.
-
-        Raises:
-            ValueError: If it is of a kind that reports do not hold.
-            OSError: If it cannot be read.
-        """
-        media = PICTURES.get(path.suffix.lower())
-        if media is None:
-            raise ValueError(f"a report holds pictures of the kinds {', '.join(PICTURES)}; got {path}")
-        beside = path.with_suffix(".txt")
-        caption = beside.read_text(encoding="utf-8").strip() if beside.exists() else path.stem
-        content = base64.b64encode(path.read_bytes()).decode("ascii")
-        return cls(f"data:{media};base64,{content}", caption)
 
 
 def write_report(
@@ -70,10 +41,10 @@ def write_report(
 
     Args:
         path: File to write; one that exists is replaced.
-        runs: Finished and interrupted runs; see :func:`hrl_policies.study.report_sources.stored_runs`.
+        runs: Finished and interrupted runs; see :func:`hrl_policies.study.report_sources.all_runs`.
         title: Heading of the report.
         command: The command that makes it.
-        figures: PNG and SVG files; the text of ``NAME.txt`` beside one is its caption.
+        figures: PNG and SVG files; see :meth:`~hrl_policies.study.report_figures.ReportFigure.of_file` for captions.
         further: Tables besides those of the runs, such as comparisons and costs.
         failures: Runs that ended with an error.
 

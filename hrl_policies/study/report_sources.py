@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrl_policies.study.report_figures import PICTURES
 from hrl_policies.study.store import PARTIAL, StoredRun, load_run
 from kuaifair_env.errors import ArtifactError
 
 FAILED = ".failed"
 TRACEBACK = "traceback.txt"
-PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
-"""Kinds of pictures that a report can hold with their media types, the preferred one first."""
-
 _FIGURES = "figures"
 
 
@@ -37,7 +35,7 @@ class FailedRun:
         return lines[-1].strip() if lines else "no error was recorded"
 
 
-def stored_runs(store: str | Path) -> list[StoredRun]:
+def all_runs(store: str | Path) -> list[StoredRun]:
     """Returns all runs of a store, finished and interrupted, in the order of their folders.
 
     Raises:

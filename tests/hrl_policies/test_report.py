@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 from small_stores import CONTROLS, ERROR, MAX_LENS, SEEDS, write_small_store
 
 from hrl_policies.cli_report import report
 from hrl_policies.study.report import write_report
 from hrl_policies.study.report_curves import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
-from hrl_policies.study.report_sources import FailedRun, failed_runs, stored_figures, stored_runs
+from hrl_policies.study.report_figures import ReportFigure
+from hrl_policies.study.report_sources import FailedRun, all_runs, failed_runs, stored_figures
 from hrl_policies.study.report_summary import limits
 from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
@@ -84,7 +86,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(store):
-    return stored_runs(store)
+    return all_runs(store)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +227,7 @@ def test_text_is_shown_and_never_run(runs, tmp_path, monkeypatch, where):
         runs = [replace(runs[0], folder=runs[0].folder.parent / ATTACK), *runs[1:]]
     if where == "caption":
         (tmp_path / "figure.png").write_bytes(PNG)
-        (tmp_path / "figure.txt").write_text(ATTACK, encoding="utf-8")
+        (tmp_path / "figure.caption.txt").write_text(ATTACK, encoding="utf-8")
         settings = {"figures": [tmp_path / "figure.png"]}
     if where == "method":
         harmful = replace(METHODS["random"], title=ATTACK, sees=ATTACK, family=ATTACK)
@@ -240,7 +242,7 @@ def test_equal_runs_in_another_folder_give_equal_bytes(store, runs, tmp_path):
     copied = tmp_path / "elsewhere" / "deep"
     shutil.copytree(store, copied)
     first = text_of(tmp_path / "first.html", runs, failures=failed_runs(store))
-    second = text_of(tmp_path / "second.html", stored_runs(copied), failures=failed_runs(copied))
+    second = text_of(tmp_path / "second.html", all_runs(copied), failures=failed_runs(copied))
     assert first == second
     assert str(store.parent) not in first
 
@@ -303,6 +305,17 @@ def test_pictures_are_in_the_file_whole_and_an_svg_goes_before_its_png(store, ru
     sources = [one.attrs["src"].partition(",") for one in page.all("img")]
     assert [base64.b64decode(source[2]) for source in sources] == [PNG, svg]
     assert [source[0] for source in sources] == ["data:image/png;base64", "data:image/svg+xml;base64"]
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_caption_is_the_text_beside_a_figure_or_else_what_the_figure_says_of_itself(tmp_path, kind):
+    path = tmp_path / f"fig_7_learning-curves.{kind}"
+    Figure(figsize=(1, 1)).savefig(path, metadata={"Description": "Data: a <twin> & more"})
+    assert ReportFigure.of_file(path).caption == "Fig 7 learning curves. Data: a <twin> & more"
+    Figure(figsize=(1, 1)).savefig(path)
+    assert ReportFigure.of_file(path).caption == "Fig 7 learning curves"
+    (tmp_path / "fig_7_learning-curves.caption.txt").write_text("Own words.\n", encoding="utf-8")
+    assert ReportFigure.of_file(path).caption == "Own words."
 
 
 def test_further_tables_sort_by_the_number_that_a_cell_begins_with(runs, tmp_path):
@@ -377,11 +390,14 @@ def test_what_cannot_be_reported_is_refused_with_words(store, runs, tmp_path):
     (tmp_path / "figure.gif").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"kinds \.svg, \.png; got .*figure\.gif"):
         text_of(tmp_path / "report.html", runs, figures=[tmp_path / "figure.gif"])
+    (tmp_path / "figure.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"figure\.png is not a PNG picture"):
+        text_of(tmp_path / "report.html", runs, figures=[tmp_path / "figure.png"])
     with pytest.raises(FileNotFoundError):
         text_of(tmp_path / "report.html", runs, figures=[tmp_path / "missing.png"])
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(ArtifactError, match="there is no folder"):
-        stored_runs(tmp_path / "nowhere")
+        all_runs(tmp_path / "nowhere")
 
 
 def test_the_command_writes_the_report_of_a_store(store, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from small_stores import write_small_store
 
 from hrl_policies.study.report import write_report
-from hrl_policies.study.report_sources import failed_runs, stored_runs
+from hrl_policies.study.report_sources import all_runs, failed_runs
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
@@ -53,7 +53,7 @@ def address(tmp_path_factory):
     )
     path = write_report(
         folder / "report.html",
-        stored_runs(store),
+        all_runs(store),
         title="A study",
         command="kuaifair study report runs",
         figures=[figure],
