@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LEVEL = 0.95
-_ORIGINS = {
+ORIGINS = {
     "real": "real data, official files",
     "partial": "PARTIAL data: a part of the official files",
     "twin": "SYNTHETIC TWIN, not real data",
     "own": "the user's own logs",
 }
+"""Where data comes from, in the words of every table."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,15 @@ def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTabl
     """
     if not records:
         raise ValueError("there are no finished runs to tabulate")
+    return [_table(group, command) for group in by_conditions(records)]
+
+
+def by_conditions(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Groups runs that belong into one table: one world, one way of running sessions, one item term."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(_conditions(record), []).append(record)
-    return [_table(group, command) for group in groups.values()]
+    return list(groups.values())
 
 
 def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
@@ -309,7 +315,7 @@ def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> 
     session = first.config.session.describe()
     trained = [record for record in records if method(record.config.method).learns]
     notes = [
-        f"Data: {first.data} ({_ORIGINS[first.origin]}), hash {first.data_hash}; response model of the test world: "
+        f"Data: {first.data} ({ORIGINS[first.origin]}), hash {first.data_hash}; response model of the test world: "
         f"{first.response}; {first.candidates} candidates.",
         f"Judged on {first.users} held-out users, {first.config.episodes_per_user} session(s) each, the same users and "
         f"the same luck for every method; slates of {session['slate_size']}; leave rule {_rule(session['leave'])}.",
