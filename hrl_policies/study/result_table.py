@@ -17,6 +17,9 @@ TableFormat = Literal["text", "markdown", "latex", "csv"]
 SUFFIXES: dict[TableFormat, str] = {"text": ".txt", "markdown": ".md", "latex": ".tex", "csv": ".csv"}
 """Formats, and how their files end."""
 
+MISSING = "-"
+"""A cell for which there is nothing; empty in CSV."""
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -126,6 +129,11 @@ class ResultTable:
         """Number of columns before the first group."""
         return len(self.header) - sum(span.columns for span in self.spans)
 
+    @property
+    def _left(self) -> int:
+        """Number of columns of words at the left."""
+        return self.common if self.spans else 1
+
     def full_header(self) -> tuple[str, ...]:
         """Returns column titles that need no line above them: each with the title of its group."""
         titles = list(self.header[: self.common]) if self.spans else list(self.header)
@@ -153,7 +161,10 @@ class ResultTable:
         """Returns the table as Markdown."""
         header = self.full_header()
         lines = [f"### {self.title}", ""]
-        lines += [_markdown_row(header), "|" + " --- |" + " ---: |" * (len(header) - 1)]
+        lines += [
+            _markdown_row(header),
+            "|" + " --- |" * self._left + " ---: |" * (len(header) - self._left),
+        ]
         lines += [_markdown_row([str(cell) for cell in row]) for row in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
 
@@ -164,33 +175,36 @@ class ResultTable:
             self.header[-1] == "seeds" and all(str(row[-1]) == "1" for row in self.rows)
         )
         if not self.spans:
-            return "\n".join([self.title, "", *_aligned(self.header, self.rows, range(shown))])
+            return "\n".join([self.title, "", *_aligned(self.header, self.rows, range(shown), self._left)])
         lines = [self.title]
         for span, start in self._groups():
             columns = [*range(self.common), *range(start, start + span.columns)]
-            lines += ["", span.title, *_aligned(self.header, self.rows, columns)]
+            lines += ["", span.title, *_aligned(self.header, self.rows, columns, self._left)]
         return "\n".join(lines)
 
     def latex(self) -> str:
-        """Returns the table as LaTeX; the document needs the package ``booktabs``.
+        r"""Returns the table as LaTeX; the document needs the package ``booktabs``.
 
-        Text is escaped. Notes stand below the rows.
+        Text is escaped, intervals are set small, groups of columns stand one below another, and notes below the rows.
         """
-        columns = len(self.header)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(self.title)}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule"]
-        if self.spans:
-            above = [""] * self.common + [
-                rf"\multicolumn{{{span.columns}}}{{c}}{{{escape_latex(span.title)}}}" for span in self.spans
+        lines = [r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{escape_latex(self.title)}}}"]
+        groups = self._groups() or [(None, 0)]
+        for number, (span, start) in enumerate(groups):
+            lines += [r"\par\medskip"] if number else []
+            end = len(self.header) if span is None else start + span.columns
+            columns = [*range(self.common if span else 0), *range(start, end)]
+            lines += [
+                rf"\begin{{tabular}}{{{'l' * self._left + 'r' * (len(columns) - self._left)}}}",
+                r"\toprule",
             ]
-            rules = [
-                rf"\cmidrule(lr){{{start + 1}-{start + span.columns}}}" for span, start in self._groups()
-            ]
-            lines += [" & ".join(above) + r" \\", " ".join(rules)]
-        lines += [_latex_row(self.header), r"\midrule"]
-        lines += [_latex_row([str(cell) for cell in row]) for row in self.rows]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize {escape_latex(note)}" for note in self.notes]
+            if span is not None:
+                above = rf"\multicolumn{{{span.columns}}}{{c}}{{{escape_latex(span.title)}}} \\"
+                lines.append("& " * self.common + above)
+                lines.append(rf"\cmidrule(lr){{{self.common + 1}-{len(columns)}}}")
+            lines += [_latex_row([self.header[column] for column in columns]), r"\midrule"]
+            lines += [_latex_row([row[column] for column in columns]) for row in self.rows]
+            lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par\raggedright {escape_latex(note)}" for note in self.notes]
         return "\n".join([*lines, r"\end{table}", ""])
 
     def csv(self) -> str:
@@ -236,12 +250,15 @@ def escape_latex(text: str) -> str:
     return _LATEX_SPECIAL.sub(lambda found: _LATEX[found[0]], text)
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Sequence[int]) -> list[str]:
+def _aligned(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Sequence[int], left: int
+) -> list[str]:
     lines = [[str(line[column]) for column in columns] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
         "  ".join(
-            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
@@ -251,7 +268,12 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Seq
 def _csv_column(title: str, cells: Sequence[Cell]) -> dict[str, list[str]]:
     """Returns a column, and behind it those with the ends of intervals and with spreads, if any."""
     measured = [cell if isinstance(cell, Measured) else None for cell in cells]
-    columns = {title: [repr(float(cell.value)) if isinstance(cell, Measured) else cell for cell in cells]}
+    columns = {
+        title: [
+            repr(float(cell.value)) if isinstance(cell, Measured) else "" if cell == MISSING else cell
+            for cell in cells
+        ]
+    }
     for part in ("low", "high", "spread"):
         values = [None if cell is None else getattr(cell, part) for cell in measured]
         if any(value is not None for value in values):
@@ -263,5 +285,12 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape_latex, cells)) + r" \\"
+def _latex_row(cells: Sequence[Cell]) -> str:
+    return " & ".join(map(_latex_cell, cells)) + r" \\"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if isinstance(cell, str) or cell.low is None:
+        return escape_latex(str(cell))
+    value, interval = str(cell).split(" ", 1)
+    return rf"{escape_latex(value)} {{\tiny {escape_latex(interval)}}}"
