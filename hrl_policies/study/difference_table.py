@@ -116,7 +116,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             *world_notes(comparison.runs),
             "difference: mean over seeds and users, with its 95 % bootstrap interval: seeds are resampled, then users; "
             "users alone where there is one pair of runs. The same users met the same luck under every method.",
-            "p: of no difference, two-sided, by exact sign flips over seeds (over users where there is one pair of runs). "
+            "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
             "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
             "too short; where the two disagree, trust p.",
             f"p, Holm: adjusted for all {len(made)} comparisons of this table. A control is run once and stands "

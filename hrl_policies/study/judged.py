@@ -125,6 +125,14 @@ class JudgedRun:
         return self.record.config.seed
 
     @property
+    def initial_temper(self) -> float | None:
+        """Temper at the start of a session where the leave rule has a length law, else None."""
+        if "len_floor" not in self.record.summary:
+            return None
+        session = self.record.config.session
+        return float(session.describe()["leave"].get("initial_temper") or session.max_len)
+
+    @property
     def task(self) -> Task:
         """World and horizon."""
         record = self.record

@@ -41,7 +41,7 @@ def length_scores(comparison: Comparison) -> Scores | None:
     Returns:
         The scores, or None where a leave rule has no length law.
     """
-    if not all("len_floor" in run.record.summary for run in comparison.runs):
+    if any(run.initial_temper is None for run in comparison.runs):
         return None
     return Scores(
         "normalised Len",
@@ -74,10 +74,15 @@ def reward_scores(comparison: Comparison) -> Scores | None:
 
 
 def normalised_len(run: JudgedRun) -> float:
-    """Returns where the Len of a run lies between its floor and its ceiling."""
-    summary, session = run.record.summary, run.record.config.session
-    temper = session.describe()["leave"].get("initial_temper") or session.max_len
-    return float(normalised_length(summary["len"], temper, summary["r_each"]))
+    """Returns where the Len of a run lies between its floor and its ceiling.
+
+    Raises:
+        ValueError: If its leave rule has no length law.
+    """
+    if run.initial_temper is None:
+        raise ValueError(f"{run.run.folder} was run under a leave rule without a length law")
+    summary = run.record.summary
+    return float(normalised_length(summary["len"], run.initial_temper, summary["r_each"]))
 
 
 def common_seeds(groups: Sequence[Sequence[JudgedRun]]) -> list[int]:

@@ -1,0 +1,40 @@
+"""Figures on disk: PNG, SVG or PDF, equal bytes for equal figures, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kuaifair_env.data.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 150
+
+# What the writers would add: the library's name and version, and the time.
+_NOTHING: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+_SETTINGS = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure atomically, in the format that the file's ending names.
+
+    Args:
+        figure: The figure.
+        path: A name that ends in ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        ValueError: If the ending is another.
+    """
+    import matplotlib
+
+    form = Path(path).suffix.removeprefix(".").lower()
+    if form not in _NOTHING:
+        raise ValueError(f"a figure ends in .png, .svg or .pdf, but {Path(path).name!r} does not")
+    with atomic_path(path) as temporary, matplotlib.rc_context(_SETTINGS):
+        figure.savefig(temporary, format=form, dpi=DPI, metadata=_NOTHING[form])
