@@ -18,15 +18,17 @@ _NOTHING: dict[str, dict[str, None]] = {
     "svg": {"Creator": None, "Date": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
 }
+_ABOUT = {"png": "Description", "svg": "Description", "pdf": "Subject"}
 _SETTINGS = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
     """Writes a figure atomically, in the format that the file's ending names.
 
     Args:
         figure: The figure.
         path: A name that ends in ``.png``, ``.svg`` or ``.pdf``.
+        about: What the figure is made from, such as the data's origin and hash; kept inside the file.
 
     Raises:
         ValueError: If the ending is another.
@@ -37,4 +39,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     if form not in _NOTHING:
         raise ValueError(f"a figure ends in .png, .svg or .pdf, but {Path(path).name!r} does not")
     with atomic_path(path) as temporary, matplotlib.rc_context(_SETTINGS):
-        figure.savefig(temporary, format=form, dpi=DPI, metadata=_NOTHING[form])
+        figure.savefig(
+            temporary, format=form, dpi=DPI, metadata=_NOTHING[form] | {_ABOUT[form]: about or None}
+        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_policies.study import notes as notes_of
 from hrl_policies.study.records import RunRecord
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
@@ -225,6 +226,12 @@ class Comparison:
         )
         parts += [f"item term '{config.item_term}'"] if config.item_term else []
         return ", ".join(parts)
+
+    @property
+    def provenance(self) -> str:
+        """Data behind each world, in one line."""
+        lines = {run.task.world_title: notes_of.data(run.record) for run in self.runs}
+        return " ".join(f"{world}: {line}" for world, line in sorted(lines.items()))
 
     def find(self, method_name: str) -> Variant:
         """Returns the variant of a method on its own states.

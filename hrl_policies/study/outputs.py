@@ -10,10 +10,12 @@ from hrl_policies.study.difference_table import difference_table, score_table
 from hrl_policies.study.judged import Comparison, comparisons
 from hrl_policies.study.paper_tables import BASE, Average, ablation_table, overall_table
 from hrl_policies.study.result_table import SUFFIXES, ResultTable, TableFormat
+from hrl_policies.study.runner import open_worlds
 from hrl_policies.study.store import StoredRun
 from hrl_policies.study.world_table import world_table
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.errors import ArtifactError
 
 _COMMAND = "kuaifair study tables STORE"
 
@@ -46,7 +48,10 @@ def study_tables(
         found["table_1_environments"] = world_table(worlds, command, compare=compare)
     groups = comparisons(runs)
     if base is not None and not any(_holds(one, base) for one in groups):
-        groups[0].find(base)
+        held = sorted({one.method for group in groups for one in group.variants if one.own_states})
+        raise ValueError(
+            f"no finished run is of {base!r}, the method to compare with; there are {', '.join(held)}"
+        )
     for number, group in enumerate(groups, 1):
         ending = f"_{number}" if len(groups) > 1 else ""
         chosen = (base or BASE) if _holds(group, base or BASE) else None
@@ -102,6 +107,33 @@ def write_tables(
             write_text_atomically(path, table.render(form))
             written.append(path)
     return written
+
+
+def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None) -> list[WorldPair]:
+    """Makes the worlds of runs again, each once.
+
+    Args:
+        runs: Run folders in registered environments.
+        data_dir: Folder with the official files.
+
+    Raises:
+        ArtifactError: If the data has changed since a run.
+        DataError: If worlds cannot be made.
+        ValueError: If runs were made in a study's own worlds, which have no id.
+    """
+    made: dict[str, WorldPair] = {}
+    for run in runs:
+        config = run.config
+        key = repr((config.world, sorted(config.world_settings.items()), config.item_term))
+        if key not in made:
+            made[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
+        before, now = run.provenance["test"]["data"]["hash"], made[key].test.data.data_hash
+        if before != now:
+            raise ArtifactError(
+                f"{run.folder} was made on data with hash {before}; here {config.world} has {now}. "
+                "Point --data-dir at the same files"
+            )
+    return list(made.values())
 
 
 def _holds(comparison: Comparison, method_name: str) -> bool:

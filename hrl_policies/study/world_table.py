@@ -30,7 +30,7 @@ def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = Fal
     """Returns users, items, interactions and density of the logs, and whom and what sessions are played with.
 
     Args:
-        pairs: The worlds.
+        pairs: The worlds; the same data under the same name is shown once.
         command: The command that makes these numbers again.
         compare: Whether to show the paper's figures below ours.
 
@@ -41,7 +41,8 @@ def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = Fal
         raise ValueError("there are no worlds to tabulate")
     rows: list[tuple[Cell, ...]] = []
     matched = False
-    for pair in pairs:
+    unique = {(pair.name, pair.test.data.data_hash): pair for pair in pairs}.values()
+    for pair in unique:
         for world in (pair.train, pair.test):
             log = world.data.train if world.split == "train" else world.data.test
             rows.append((*_named(pair, world), *_cells(log), str(len(world.users)), str(world.n_items)))
@@ -52,7 +53,7 @@ def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = Fal
     notes = [
         f"{pair.name}: {pair.test.data.provenance.name} ({pair.test.data.provenance.origin}), "
         f"hash {pair.test.data.data_hash}."
-        for pair in pairs
+        for pair in unique
     ]
     notes.append(
         "users, items, interactions: in the log that the world's users and response model come from; density: share of "

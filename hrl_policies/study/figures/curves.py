@@ -27,7 +27,8 @@ _FEWEST = 2
 def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int) -> bool:
     """Draws Len, AD and violation rate of training sessions over training steps, one row for each world.
 
-    A line is the mean over training seeds, its band reaches from the lowest seed to the highest. Len has its floor and
+    A line is the mean over training seeds, its band reaches from the lowest seed to the highest; a method with fewer
+    than two points has no line. Len has its floor and
     ceiling by the length law. Exploration is included, and sessions are those that ended: a result is what the tables
     say of held-out users, not a curve.
 
@@ -62,8 +63,8 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
                 axis.set_title(task.world_title, loc="left", fontsize=10)
             else:
                 axis.set_ylim(-0.03, 1.03)
-    legend_beside(figure, axes, f"Max Len {max_len}")
-    save_figure(figure, path)
+    legend_beside(figure, axes, f"Max Len {max_len}\nline: mean of seeds\nband: all seeds")
+    save_figure(figure, path, comparison.provenance)
     return True
 
 

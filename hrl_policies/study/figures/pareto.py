@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _EQUITY = (("1 - AD: equity between groups", "ad"), ("1 - Gini: equity between items", "gini"))
-_FRONTIER = "frontier of the means, without bounds"
+_FRONTIER = "frontier of means"
 
 
 def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
@@ -49,8 +49,8 @@ def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
             axis.set_xlabel(label)
         row[0].set_ylabel("R_cum")
         row[0].set_title(task.world_title, loc="left", fontsize=10)
-    legend_beside(figure, axes, f"Max Len {max_len}")
-    save_figure(figure, path)
+    legend_beside(figure, axes, f"Max Len {max_len}\nlarge: mean, small: seeds\nhollow: control")
+    save_figure(figure, path, comparison.provenance)
     return True
 
 

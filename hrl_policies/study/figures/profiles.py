@@ -43,11 +43,11 @@ def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
     figure, axes = grid(1, len(scores), 4.2, 3.2)
     for axis, one in zip(axes[0], scores, strict=True):
         _draw(axis, one, look)
-        axis.set_xlabel(f"{one.title} ({one.explanation})", fontsize=8)
+        axis.set_xlabel(f"{one.title}\n({one.explanation})", fontsize=9)
         axis.set_ylabel("share of runs above")
         axis.set_ylim(-0.03, 1.03)
     legend_beside(figure, axes, f"{len(comparison.tasks)} tasks")
-    save_figure(figure, path)
+    save_figure(figure, path, comparison.provenance)
     return True
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hrl_policies.study.tables import RunRecord, variant_title
+from hrl_policies.study import notes as notes_of
+from hrl_policies.study.judged import world_title
+from hrl_policies.study.records import RunRecord
+from hrl_policies.study.tables import variant_title
 from hrl_policies.zoo import method
 from kuaifair_env.figure_files import save_figure
 
@@ -49,8 +52,11 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     first = records[0]
     left.set_xlabel("R_cum")
     right.set_xlabel("Len (line: floor and ceiling)")
-    figure.suptitle(f"{first.config.world}, Max Len {first.config.session.max_len}", fontsize=11)
-    save_figure(figure, path)
+    figure.suptitle(
+        f"{world_title(first.config.world, first.origin)}, Max Len {first.config.session.max_len}",
+        fontsize=11,
+    )
+    save_figure(figure, path, notes_of.data(first))
 
 
 def _bar(axis: Any, place: int, name: str, values: Sequence[float]) -> None:

@@ -115,7 +115,7 @@ def draw_diffusion_steps(
                 draw_law(axis, *([one.figures[end] for one in own] for end in _LAW))
             _label(axis, own, STEP_FIGURES[name])
         row[0].set_title(world, loc="left", fontsize=10)
-    legend_beside(figure, axes)
+    legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")
     save_figure(figure, path)
 
 

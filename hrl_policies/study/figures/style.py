@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette without its yellow, which is too light on paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d")
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _LAW = "0.55"
@@ -40,8 +40,8 @@ class Look:
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """Returns a look for each name; up to 35 differ in marker or line even without colour."""
-    # Seven and five have no common factor, so pairs of marker and line repeat after 35 names only.
+    """Returns a look for each name; without colour lines differ up to 65 names, and markers alone up to 13."""
+    # The numbers of colours, markers and lines have no common factor: pairs repeat late.
     return {
         name: Look(
             _COLOURS[place % len(_COLOURS)],
