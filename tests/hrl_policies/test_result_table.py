@@ -26,10 +26,7 @@ FLAT = ResultTable("Flat", ("method", "Len"), (("A2C", "3"), ("[x] | y", Measure
 
 
 def test_a_measured_number_reads_with_its_interval_or_spread():
-    assert (
-        str(Measured(12.345, 2, 11.0, 13.5)) == "12.35 [11.00, 13.50]"
-        or str(Measured(12.345, 2, 11.0, 13.5)) == "12.34 [11.00, 13.50]"
-    )
+    assert str(Measured(12.346, 2, 11.0, 13.5)) == "12.35 [11.00, 13.50]"
     assert str(Measured(0.25, 1, -0.5, 1.0, sign=True)) == "+0.2 [-0.5, +1.0]"
     assert str(Measured(26.6, 3, spread=0.816)) == "26.600 ± 0.816"
     with pytest.raises(ValueError, match="two ends"):
@@ -99,11 +96,12 @@ def test_a_row_of_latex_never_begins_with_what_a_line_break_would_swallow():
     assert row.startswith("{[}x]")
 
 
-@given(st.text())
+@given(st.text(st.sampled_from("ab\\&%$#_{}~^±†[]<>µ² ")))
 def test_escaped_text_holds_no_command_of_its_own(text):
     escaped = escape_latex(text)
-    commands = r"\\(textbackslash|textasciitilde|textasciicircum|dag)\{\}|\$(\\pm|\\times|\\mu|-|<|>|\^2)\$|\{\[\}|\\[&%$#_{}]"
-    rest = re.sub(commands, "", escaped)
+    words = r"\\(textbackslash|textasciitilde|textasciicircum|dag)\{\}"
+    signs = r"\$(\\pm|\\times|\\mu|-|<|>|\^2)\$|\{\[\}|\\[&%$#_{}]"
+    rest = re.sub(f"{words}|{signs}", "", escaped)
     assert not re.search(r"[\\&%$#_{}~^]", rest)
 
 
