@@ -93,7 +93,7 @@ class UserSums:
         if figure in ratios:
             return ratio_interval(*ratios[figure], resamples=resamples)
         if figure == "ad":
-            return bootstrap(_absolute_difference, self.popular, self.steps, resamples=resamples)
+            return folded(bootstrap(_signed_gap, self.popular, self.steps, resamples=resamples))
         raise ValueError(f"no interval over users is known for {figure!r}; choose {', '.join(ratios)} or ad")
 
 
@@ -252,6 +252,16 @@ def world_title(world: str, origin: str) -> str:
     return f"{short} ({origin})"
 
 
+def folded(signed: Interval) -> Interval:
+    """Returns the interval of a size, such as AD, from that of the signed quantity.
+
+    Resampling the size itself would be biased near 0, where every resample lies on the same side.
+    """
+    ends = abs(signed.low), abs(signed.high)
+    low = 0.0 if signed.low <= 0.0 <= signed.high else min(ends)
+    return Interval(abs(signed.estimate), low, max(ends), signed.level)
+
+
 def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     """Groups finished runs into what may stand in one table; interrupted runs are left out.
 
@@ -310,5 +320,5 @@ def _conditions(run: JudgedRun) -> str:
     return repr((run.record.config.item_term, sorted(session.items())))
 
 
-def _absolute_difference(popular: Values, steps: Values) -> Values:
-    return np.abs(2.0 * popular.sum(axis=-1) / steps.sum(axis=-1) - 1.0)
+def _signed_gap(popular: Values, steps: Values) -> Values:
+    return np.asarray(2.0 * popular.sum(axis=-1) / steps.sum(axis=-1) - 1.0)
