@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kuaifair_env.data.files import atomic_path
 
@@ -19,7 +19,7 @@ _NOTHING: dict[str, dict[str, None]] = {
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
 }
 _ABOUT = {"png": "Description", "svg": "Description", "pdf": "Subject"}
-_SETTINGS = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
+_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
 
 
 def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:

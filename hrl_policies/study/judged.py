@@ -51,7 +51,7 @@ class UserSums:
         ids, rows = np.unique(table["user_id"].astype(np.int64), return_inverse=True)
 
         def added(values: Values) -> Values:
-            return np.bincount(rows, weights=values, minlength=len(ids))
+            return np.asarray(np.bincount(rows, weights=values, minlength=len(ids)), np.float64)
 
         steps = table["len"]
         return cls(

@@ -188,7 +188,7 @@ class ResultTable:
         Text is escaped, intervals are set small, groups of columns stand one below another, and notes below the rows.
         """
         lines = [r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{escape_latex(self.title)}}}"]
-        groups = self._groups() or [(None, 0)]
+        groups: list[tuple[Span | None, int]] = [*self._groups()] or [(None, 0)]
         for number, (span, start) in enumerate(groups):
             lines += [r"\par\medskip"] if number else []
             end = len(self.header) if span is None else start + span.columns

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from stored_studies import LIKE_THE_PAPERS, OWN
+from stored_studies import OWN
 from typer.testing import CliRunner
 
 from hrl_policies.cli_study_output import output_app
@@ -75,4 +77,6 @@ def test_worlds_are_made_again_only_if_their_data_are_the_same(store):
     runs = stored_runs(store)
     with pytest.raises(ValueError, match=OWN):
         worlds_of_runs([run for run in runs if run.config.world == OWN])
-    assert any(run.config.world == LIKE_THE_PAPERS for run in runs)
+    elsewhere = replace(runs[0], config=replace(runs[0].config, world="KuaiFair-Toy-v0"))
+    with pytest.raises(ArtifactError, match=r"was made on data with hash .*; here KuaiFair-Toy-v0 has"):
+        worlds_of_runs([elsewhere])
