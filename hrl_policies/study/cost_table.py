@@ -68,7 +68,10 @@ def cost_table(
         title="Training time",
         header=(*titles, "machine"),
         rows=tuple(rows),
-        notes=_notes(machines, len(trained) - len(whole), sessions, compare, command),
+        notes=(
+            comparison.provenance,
+            *_notes(machines, len(trained) - len(whole), sessions, compare, command),
+        ),
     )
 
 

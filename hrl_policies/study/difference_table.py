@@ -162,6 +162,7 @@ def score_table(comparison: Comparison, base: str | None, command: str) -> Resul
         if all(variant in one.by_variant for one in scores)
     ]
     notes = [
+        comparison.provenance,
         *(f"{one.title}: {one.explanation}." for one in scores),
         f"Tasks: {', '.join(f'{task.world_title} {task.max_len}' for task in comparison.tasks)}.",
         "IQM: interquartile mean over seeds and tasks, with its 95 % stratified bootstrap interval (seeds resampled "

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study import notes as notes_of
+from hrl_policies.study.config import RunConfig
 from hrl_policies.study.records import RunRecord
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
@@ -219,11 +221,17 @@ class Comparison:
 
     @property
     def conditions(self) -> str:
-        """What the runs share beyond the default sessions, for titles; empty for nothing."""
+        """How the runs differ from default sessions in default worlds, for titles; empty if not at all."""
         config = self.runs[0].record.config
-        parts = (
-            [f"slates of {config.session.items_per_slate}"] if config.session.items_per_slate != 10 else []
-        )
+        usual = _session(RunConfig("random", config.world))
+        parts = [
+            f"{name} {notes_of.leave_rule(value) if name == 'leave' else value}"
+            for name, value in _session(config).items()
+            if value != usual[name]
+        ]
+        parts += [
+            f"{name} {value}" for name, value in sorted(config.world_settings.items()) if value != "auto"
+        ]
         parts += [f"item term '{config.item_term}'"] if config.item_term else []
         return ", ".join(parts)
 
@@ -314,10 +322,18 @@ def _check_alike(runs: Sequence[JudgedRun]) -> None:
 
 
 def _conditions(run: JudgedRun) -> str:
-    session = run.record.config.session.describe()
-    for name in ("action_mode", "observation_mode", "max_len"):
-        session.pop(name)
-    return repr((run.record.config.item_term, sorted(session.items())))
+    config = run.record.config
+    return repr((config.item_term, sorted(_session(config).items()), sorted(config.world_settings.items())))
+
+
+def _session(config: RunConfig) -> dict[str, Any]:
+    """Returns what sessions were like, apart from the horizon and from how a method acts and observes."""
+    session = config.session.describe()
+    return {
+        name: value
+        for name, value in session.items()
+        if name not in ("action_mode", "observation_mode", "max_len")
+    }
 
 
 def _signed_gap(popular: Values, steps: Values) -> Values:

@@ -32,7 +32,8 @@ def judging(record: RunRecord) -> str:
     session = record.config.session.describe()
     return (
         f"Judged on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same users "
-        f"and the same luck for every method; slates of {session['slate_size']}; leave rule {_rule(session['leave'])}."
+        f"and the same luck for every method; slates of {session['slate_size']}; "
+        f"leave rule {leave_rule(session['leave'])}."
     )
 
 
@@ -56,7 +57,8 @@ def purifiers(records: Sequence[RunRecord]) -> list[str]:
     return [f"Purifiers (name and hash of the file): {files}."] if purified else []
 
 
-def _rule(rule: Mapping[str, Any]) -> str:
+def leave_rule(rule: Mapping[str, Any]) -> str:
+    """Returns a leave rule with its settings."""
     settings = ", ".join(
         f"{name}={value}" for name, value in rule.items() if name != "rule" and value is not None
     )

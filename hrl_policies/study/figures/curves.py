@@ -43,6 +43,8 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
     Raises:
         ValueError: If the file's ending is unknown.
     """
+    from matplotlib.ticker import EngFormatter
+
     tasks = [task for task in comparison.tasks if task.max_len == max_len]
     shown = {task: _with_curves(comparison, task) for task in tasks}
     shown = {task: found for task, found in shown.items() if found}
@@ -57,7 +59,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
                 _draw(axis, runs, name, title, look[title])
             axis.set_ylabel(label)
             axis.set_xlabel("training steps")
-            axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             if name == "len":
                 _draw_law(axis, [run for runs in found.values() for run in runs])
                 axis.set_title(task.world_title, loc="left", fontsize=10)
