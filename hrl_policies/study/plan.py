@@ -10,7 +10,7 @@ from typing import Any
 
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import RunResult, partial_folder, resume, train
-from hrl_policies.study.store import StoredRun, load_run
+from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.tables import RunRecord
 from hrl_policies.worlds import DEFAULT_USERS, WorldPair
 from hrl_policies.zoo import method
@@ -116,13 +116,7 @@ def stored_records(store: str | Path) -> list[RunRecord]:
     Raises:
         ArtifactError: If there is no such folder, or a run folder is damaged.
     """
-    root = Path(store)
-    if not root.is_dir():
-        raise ArtifactError(f"there is no folder {root}")
-    folders = sorted(
-        path.parent for path in root.rglob("result.json") if not path.parent.name.startswith(".")
-    )
-    return [RunRecord.of_run(load_run(folder)) for folder in folders]
+    return [RunRecord.of_run(run) for run in stored_runs(store)]
 
 
 def cell_folder(cell: RunConfig) -> Path:

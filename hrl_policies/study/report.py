@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import report_curves
+from hrl_policies.study.notes import ORIGINS
 from hrl_policies.study.report_figures import ReportFigure
 from hrl_policies.study.report_further import further_tables
 from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, versions_of_runs, worlds_of_runs
 from hrl_policies.study.report_sources import FailedRun, common_folder
 from hrl_policies.study.report_summary import limits, overview
 from hrl_policies.study.report_tables import MISSING, families, run_title, table_sections
+from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.store import StoredRun
-from hrl_policies.study.tables import ORIGINS, ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.data.files import write_text_atomically
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrl_policies.study.notes import ORIGINS
 from hrl_policies.study.report_curves import CurvePanel, axis_top, curve_panel
 from hrl_policies.study.report_tables import Cell, family_of, run_title, search_words
 from hrl_policies.study.store import StoredRun
-from hrl_policies.study.tables import COLUMNS, ORIGINS
+from hrl_policies.study.tables import COLUMNS
 from hrl_policies.zoo import method
 
 Pairs = tuple[tuple[str, str], ...]

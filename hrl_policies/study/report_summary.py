@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from hrl_policies.study.notes import ORIGINS
 from hrl_policies.study.report_runs import Pairs
 from hrl_policies.study.report_sources import FailedRun
 from hrl_policies.study.report_tables import run_title
 from hrl_policies.study.store import StoredRun
-from hrl_policies.study.tables import ORIGINS
 from hrl_policies.zoo import METHODS, method
 
 _FEW_SEEDS = 5

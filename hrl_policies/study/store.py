@@ -201,6 +201,19 @@ def load_run(folder: str | Path) -> StoredRun:
     )
 
 
+def stored_runs(store: str | Path) -> list[StoredRun]:
+    """Returns all finished runs below a folder, in the order of their paths.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    folders = (path.parent for path in root.rglob("result.json"))
+    return [load_run(folder) for folder in sorted(folders) if not folder.name.startswith(".")]
+
+
 def versions() -> dict[str, Any]:
     """Returns the versions that a result depends on, JSON-able."""
     return {

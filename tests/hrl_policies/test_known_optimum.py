@@ -18,11 +18,11 @@ from kuaifair_env.sb3 import KuaiFairVecEnv
 K = 10
 SESSION = SessionConfig(action_mode="slate", slate_size=K, observation_mode="history")
 SEEDS = (11, 15, 19, 23, 27)
-STEPS = 14_336
+STEPS = 10_240
 
 
 def world():
-    """Six of ten popular items are liked in 9 cases of 10, five of forty others in 6; the bound allows 4 to 6 popular."""
+    """Six popular items are liked in 9 cases of 10, five others in 6; the bound allows 4 to 6 popular items."""
     bare = small_world()
     popular, tail = np.flatnonzero(bare.groups.popular), np.flatnonzero(~bare.groups.popular)
     liked = np.where(bare.groups.popular, 0.2, 0.1)
@@ -44,7 +44,9 @@ def best_click_rate(counts) -> float:
 
 
 def r_cum(policy) -> float:
-    return evaluate(policy, KuaiFairVecEnv(WORLD, SESSION, 40, seed=0), episodes_per_user=10).summary()["r_cum"]
+    return evaluate(policy, KuaiFairVecEnv(WORLD, SESSION, 40, seed=0), episodes_per_user=10).summary()[
+        "r_cum"
+    ]
 
 
 def trained(seed: int, **hierarchy) -> HierarchicalPPO:
@@ -57,6 +59,7 @@ def trained(seed: int, **hierarchy) -> HierarchicalPPO:
         seed=seed,
         device="cpu",
         slot_credit=1.0,
+        manager_ent_coef=0.01,
         learning_rate=3e-3,
         n_steps=16,
         batch_size=256,
