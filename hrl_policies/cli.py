@@ -19,6 +19,7 @@ from hrl_policies.cli_data import data_app
 from hrl_policies.cli_methods import methods
 from hrl_policies.cli_purifiers import encode, pretrain, probe
 from hrl_policies.cli_tuning import tune
+from hrl_policies.cli_study import study_app
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
 app.command()(pretrain)
 app.command()(probe)
 app.command()(encode)

@@ -90,6 +90,7 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "users": record.users,
             "method": record.config.method,
             "purifier": record.purifier,
+            "variant": record.config.variant,
             "item_term": record.config.item_term,
             "seed": record.config.seed,
             "max_len": record.config.session.max_len,
@@ -136,17 +137,12 @@ def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
     order = list(METHODS)
     names = sorted({record.config.method for record in records}, key=order.index)
     variants = sorted(
-        {(record.config.method, record.purifier) for record in records},
-        key=lambda variant: (order.index(variant[0]), variant[1]),
+        {_variant(record) for record in records},
+        key=lambda variant: (order.index(variant[0]), *variant[1:]),
     )
     rows = [
-        _row(
-            name,
-            purifier,
-            [record for record in records if (record.config.method, record.purifier) == (name, purifier)],
-            columns,
-        )
-        for name, purifier in variants
+        _row(variant, [record for record in records if _variant(record) == variant], columns)
+        for variant in variants
     ]
     return ResultTable(
         title=f"{first.config.world}, Max Len {first.config.session.max_len}"
@@ -157,21 +153,28 @@ def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
     )
 
 
+def _variant(record: RunRecord) -> tuple[str, str, str]:
+    return record.config.method, record.purifier, record.config.variant
+
+
 def _row(
-    name: str, purifier: str, records: Sequence[RunRecord], columns: Sequence[Column]
+    variant: tuple[str, str, str], records: Sequence[RunRecord], columns: Sequence[Column]
 ) -> tuple[str, ...]:
     seeds = sorted({record.config.seed for record in records})
     if len(seeds) != len(records):
-        raise ValueError(f"{name} was run more than once with the same seed under the same conditions")
+        raise ValueError(
+            f"{variant_title(*variant)} was run more than once with the same seed under the same conditions"
+        )
     cells = (_cell([record.summary[column.figure] for record in records], column) for column in columns)
-    return (variant_title(name, purifier), *cells, str(len(seeds)))
+    return (variant_title(*variant), *cells, str(len(seeds)))
 
 
-def variant_title(name: str, purifier: str) -> str:
+def variant_title(name: str, purifier: str, variant: str = "") -> str:
     """Returns how a method is called in tables and figures: with its purifier if not its own, † if privileged."""
     spec = method(name)
     other = f" + {purifier}" if purifier and purifier != spec.purifier else ""
-    return spec.title + other + (" †" if spec.privileged else "")
+    changed = f" ({variant})" if variant else ""
+    return spec.title + changed + other + (" †" if spec.privileged else "")
 
 
 def _cell(values: Sequence[float], column: Column) -> str:
