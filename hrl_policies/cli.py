@@ -18,8 +18,8 @@ from rich.table import Table
 from hrl_policies.cli_data import data_app
 from hrl_policies.cli_methods import methods
 from hrl_policies.cli_purifiers import encode, pretrain, probe
-from hrl_policies.cli_tuning import tune
 from hrl_policies.cli_study import study_app
+from hrl_policies.cli_tuning import tune
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ def report(
 
     Example: kuaifair study report runs --output report.html
     """
+    from hrl_policies.study.outputs import study_tables
     from hrl_policies.study.report import write_report
     from hrl_policies.study.report_sources import all_runs, failed_runs, stored_figures
 
@@ -31,17 +32,20 @@ def report(
         raise ValueError(
             f"{store} holds no runs; `kuaifair train --output {store}/NAME` or a study writes some"
         )
+    finished = [run for run in runs if run.complete]
+    further = study_tables(finished, command=str(context.obj)) if finished else {}
     written = write_report(
         output,
         runs,
         title=title or f"KuaiFair study: {store.resolve().name}",
         command=str(context.obj),
         figures=stored_figures(store),
+        further=list(further.values()),
         failures=failures,
     )
-    finished = sum(run.complete for run in runs)
     Console().print(
-        f"Report: {written} ({finished} finished, {len(runs) - finished} interrupted, {len(failures)} failed runs)",
+        f"Report: {written} ({len(finished)} finished, {len(runs) - len(finished)} interrupted, "
+        f"{len(failures)} failed runs)",
         soft_wrap=True,
         highlight=False,
         markup=False,

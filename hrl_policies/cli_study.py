@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from hrl_policies.cli_report import report
+from hrl_policies.cli_study_output import figures, tables
+
 if TYPE_CHECKING:
     from hrl_policies.study.conduct import StudyResult
     from hrl_policies.study.engines import Engine
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 study_app = typer.Typer(
     help="Studies: methods x worlds x horizons x seeds, from one file.", no_args_is_help=True
 )
+
+study_app.command()(tables)
+study_app.command()(figures)
+study_app.command()(report)
 
 SOME_FAILED = 1
 """Exit code where the study ran to its end but not all of its runs did."""

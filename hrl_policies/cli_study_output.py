@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from hrl_policies.study.store import StoredRun
     from hrl_policies.worlds import WorldPair
 
-output_app = typer.Typer(help="Tables and figures of a store of runs.", no_args_is_help=True)
-
 
 class TableChoice(str, Enum):
     """Forms of a table."""
@@ -61,7 +59,6 @@ _DataDir = Annotated[
 ]
 
 
-@output_app.command()
 def tables(
     context: typer.Context,
     store: _Store,
@@ -120,7 +117,6 @@ def tables(
     _tell(console, written)
 
 
-@output_app.command()
 def figures(
     store: _Store,
     forms: Annotated[

@@ -1,4 +1,4 @@
-"""Further tables of a report: any :class:`~hrl_policies.study.tables.ResultTable`, made sortable."""
+"""Further tables of a report: any :class:`~hrl_policies.study.result_table.ResultTable`, made sortable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hrl_policies.study.tables import ResultTable
+from hrl_policies.study.result_table import ResultTable
 
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _EMPTY = ("", "-", "—")
@@ -53,12 +53,12 @@ def _further(table: ResultTable, anchor: str) -> FurtherTable:
     texts = [[str(cell).strip() for cell in row] for row in table.rows]
     numeric = [
         place > 0 and all(row[place] in _EMPTY or _NUMBER.match(row[place]) for row in texts)
-        for place in range(len(table.header))
+        for place in range(len(table.full_header()))
     ]
     return FurtherTable(
         anchor,
         table.title,
-        tuple(zip(table.header, numeric, strict=True)),
+        tuple(zip(table.full_header(), numeric, strict=True)),
         tuple(
             tuple(
                 FurtherCell(text, _key(text) if number else None)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrl_policies.study.folders import FAILED, TRACEBACK, reason_of
 from hrl_policies.study.report_figures import PICTURES
 from hrl_policies.study.store import PARTIAL, StoredRun, load_run
 from kuaifair_env.errors import ArtifactError
 
-FAILED = ".failed"
-TRACEBACK = "traceback.txt"
 _FIGURES = "figures"
 
 
@@ -31,8 +30,7 @@ class FailedRun:
     @property
     def error(self) -> str:
         """The last line of the traceback, which names the error."""
-        lines = [line for line in self.traceback.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "no error was recorded"
+        return reason_of(self.traceback)
 
 
 def all_runs(store: str | Path) -> list[StoredRun]:

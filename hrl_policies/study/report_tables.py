@@ -139,7 +139,8 @@ class TableSection:
 
 def run_title(config: RunConfig) -> str:
     """Returns how tables call the method of a run."""
-    return variant_title(config.method, "" if config.purifier is None else config.purifier.name)
+    purifier = "" if config.purifier is None else config.purifier.name
+    return variant_title(config.method, purifier, config.variant)
 
 
 def search_words(config: RunConfig) -> str:
