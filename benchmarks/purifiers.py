@@ -2,8 +2,12 @@
 
     python benchmarks/purifiers.py KuaiFair-KuaiRecTwin-v0 --store runs/purifiers --results docs/results
     python benchmarks/purifiers.py kuairand --data ../shared/data --store runs/purifiers --results docs/results
+    python benchmarks/purifiers.py KuaiRand --conformity 1.5 --taste strong --modes profile regression ips paper \
+        linear_debias --store runs/purifiers --results docs/results
 
-A world is an environment id or one of the two partial data sets. Purifiers that the store holds are not made again.
+A world is an environment id, one of the two partial data sets, or with ``--conformity`` a twin whose users click what
+is popular more than the data sets' do: a world in which there is much to purify. Purifiers that the store holds are not
+made again.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,9 @@ from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.data.twin import load_twin, twin_config
+from kuaifair_env.loading import build_world, cached_embeddings, cached_response
+from kuaifair_env.response.twin import TwinResponse
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),
@@ -80,18 +87,32 @@ def pair_of(name: str, data: Path | None) -> WorldPair:
     return worlds_of(name, load(name, data))
 
 
-def made(pair: WorldPair, store: Path, seed: int) -> dict[str, StatePurifier]:
+def conformist_pair(preset: str, conformity: float, taste: str) -> WorldPair:
+    """Returns both worlds of a twin whose users follow popularity; the test world is their taste without it."""
+    twin = load_twin(twin_config(preset, taste_strength=taste, conformity=conformity))  # type: ignore[arg-type]
+    data, embeddings = twin.data, cached_embeddings(twin.data, 64)
+    train = build_world(data, "train", cached_response(data, "train"), embeddings=embeddings)
+    truth = TwinResponse(twin.truth, 0.0, data.provenance.as_dict())
+    known = (truth.true_preference.items, truth.true_preference.users)
+    test = build_world(data, "test", truth, embeddings=embeddings, true_preference=known)
+    return WorldPair(f"{preset} twin, conformity {conformity:g}, taste {taste}", train, test)
+
+
+def made(pair: WorldPair, store: Path, seed: int, modes: Sequence[str]) -> dict[str, StatePurifier]:
     """Returns all purifiers of a seed, from the store or made now."""
     purifiers: dict[str, StatePurifier] = {}
-    for name, config in MADE.items():
+    for name in modes:
+        config = MADE[name]
         path = store / f"{name.replace(' ', '_').replace('*', '')}-seed{seed}.safetensors"
         if not path.exists():
             start = time.perf_counter()
             save_purifier(pretrain(pair.train, config(seed)), path)
             print(f"{pair.name}: {name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
         purifiers[name] = load_purifier(path)
-    purifiers["noise"] = noise_like(purifiers["profile"], pair.train, seed)
+    if "profile" not in purifiers:
+        return purifiers
     profile = purifiers["profile"]
+    purifiers["noise"] = noise_like(profile, pair.train, seed)
     assert isinstance(profile, DSRM)
     return purifiers | {name: profile.with_sampler(sampler) for name, sampler in SAMPLERS.items()}
 
@@ -124,26 +145,40 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--modes", nargs="+", choices=list(MADE), default=list(MADE))
+    parser.add_argument(
+        "--conformity", type=float, help="a twin (preset KuaiRand, KuaiRec or Toy) with so much"
+    )
+    parser.add_argument("--taste", default="measured", choices=["measured", "strong"])
     arguments = parser.parse_args()
     single_threaded()
-    pair = pair_of(arguments.world, arguments.data)
     stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+    options = ""
+    if arguments.conformity is None:
+        pair = pair_of(arguments.world, arguments.data)
+    else:
+        pair = conformist_pair(arguments.world, arguments.conformity, arguments.taste)
+        stem += f"_conformity{arguments.conformity:g}_{arguments.taste}"
+        options = f" --conformity {arguments.conformity:g} --taste {arguments.taste}"
+    if arguments.modes != list(MADE):
+        options += f" --modes {' '.join(arguments.modes)}"
     store = arguments.store / stem
     store.mkdir(parents=True, exist_ok=True)
     reports: dict[str, list[ProbeReport]] = {kind: [] for kind in WINDOWS}
     for seed in arguments.seeds:
-        purifiers = made(pair, store, seed)
+        purifiers = made(pair, store, seed, arguments.modes)
         for kind, found in reports.items():
             probes = probe_set(pair.test, kind, seed=seed)
             found.append(probe(probes, purified_states(probes, pair.test, purifiers), seed))
     data = pair.test.data.provenance
+    title = data.name if arguments.conformity is None else pair.name
     notes = (
         f"Data: {data.name} ({data.origin}), hash {pair.test.data.data_hash}. Seeds {arguments.seeds}; "
         f"{reports['log'][0].users} held-out users; mean over seeds of values and of both ends of the 95 % bootstrap "
         "intervals over users. * reads the test log of declared calibration users, who are not among those probed."
     )
-    command = f"python benchmarks/purifiers.py {arguments.world} --store STORE --results RESULTS"
-    tables = [table(found, f"{data.name}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
+    command = f"python benchmarks/purifiers.py {arguments.world}{options} --store STORE --results RESULTS"
+    tables = [table(found, f"{title}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
     text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
     print(text)
     if arguments.results:

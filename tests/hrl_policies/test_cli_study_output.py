@@ -8,7 +8,7 @@ import pytest
 from stored_studies import OWN
 from typer.testing import CliRunner
 
-from hrl_policies.cli_study_output import output_app
+from hrl_policies.cli_study import study_app
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
 from kuaifair_env.errors import ArtifactError
@@ -17,7 +17,7 @@ RUNNER = CliRunner()
 
 
 def call(*arguments):
-    result = RUNNER.invoke(output_app, [str(argument) for argument in arguments])
+    result = RUNNER.invoke(study_app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -1,0 +1,146 @@
+"""Training time of A2C, HRL and DSRM-HRL for a number of sessions, side by side; writes docs/results/train_speed.md.
+
+    python benchmarks/train_speed.py --results docs/results
+
+World: the KuaiRec twin with its whole catalogue as candidates, slates of 10, Max Len 30, 64 concurrent sessions, one
+thread. The methods take turns, a tenth of the sessions each, so that a machine whose speed drifts slows all of them
+alike; ratios are medians over the turns. The purifier is trained briefly: its quality does not change its cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from dsrm.artifacts import load_purifier, save_purifier
+from dsrm.pretraining import PretrainConfig, pretrain
+from dsrm.training import TrainingConfig
+from hrl_policies.study import PurifierIdentity, plan_run
+from hrl_policies.study.runner import Purifying, build_policy, single_threaded
+from hrl_policies.study.store import machine
+from hrl_policies.worlds import WorldPair
+from hrl_policies.zoo import method
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.data.twin import load_twin, twin_config
+from kuaifair_env.loading import build_world, cached_embeddings, cached_response
+
+METHODS = ("a2c", "hrl", "dsrm-hrl")
+TURNS = 10
+SEED = 11
+PAPER = {"a2c": None, "hrl": 8_463, "dsrm-hrl": 15_909}
+"""Seconds in the paper's Table 4, on other hardware and another simulator."""
+
+
+class StopAfterSessions(BaseCallback):
+    """Ends training when a number of sessions have ended."""
+
+    def __init__(self, sessions: int) -> None:
+        super().__init__()
+        self.left = sessions
+
+    def _on_step(self) -> bool:
+        self.left -= int(np.count_nonzero(self.locals["dones"]))
+        return self.left > 0
+
+
+def whole_catalogue(n_items: int | None) -> WorldPair:
+    """Returns the KuaiRec twin with all of its items, or the first of them, as candidates."""
+    data = load_twin(twin_config("KuaiRec")).data
+    embeddings, response = cached_embeddings(data, 64), cached_response(data, "train")
+    candidates = np.arange(len(data.items) if n_items is None else n_items)
+    train = build_world(data, "train", response, candidates=candidates, embeddings=embeddings)
+    # Nothing is judged here: the training world's own users stand in for those of a test world.
+    held, rest = train.users[:100], train.users[100:]
+    return WorldPair("KuaiRec twin", replace(train, users=rest), replace(train, split="test", users=held))
+
+
+def brief_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, Purifying]:
+    """Trains a profile purifier for one round."""
+    path = folder / "profile.safetensors"
+    save_purifier(
+        pretrain(pair.train, PretrainConfig(mode="profile", training=TrainingConfig(rounds=1))), path
+    )
+    return PurifierIdentity.of_file(path), Purifying(load_purifier(path), path.read_bytes())
+
+
+def turns_of(models: dict[str, BaseAlgorithm], sessions: int) -> dict[str, list[tuple[float, int]]]:
+    """Trains the models in turns; returns seconds and steps of each turn."""
+    spent: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
+    for _ in range(TURNS):
+        for name, model in models.items():
+            before, start = model.num_timesteps, time.perf_counter()
+            model.learn(10**9, StopAfterSessions(sessions // TURNS), reset_num_timesteps=False)
+            spent[name].append((time.perf_counter() - start, model.num_timesteps - before))
+    return spent
+
+
+def page(spent: dict[str, list[tuple[float, int]]], sessions: int, items: int, command: str) -> str:
+    """Returns the page."""
+    base = np.asarray([seconds for seconds, _ in spent["hrl"]])
+    lines = [
+        f"### Training time for {sessions:,} sessions, {items:,} candidates",
+        "",
+        "| method | seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | paper, s (other "
+        "hardware, other simulator) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, turns in spent.items():
+        seconds, steps = (np.asarray(column) for column in zip(*turns, strict=True))
+        ratio = seconds / base
+        paper = f"{PAPER[name]:,}" if PAPER[name] else ""
+        lines.append(
+            f"| {method(name).title} | {seconds.sum():.0f} | {steps.sum():,} | {steps.sum() / seconds.sum():,.0f} | "
+            f"{np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}] | {paper} |"
+        )
+    lines += [
+        "",
+        "KuaiRec twin (synthetic), slates of 10, Max Len 30, 64 concurrent sessions, seed 11, one thread.",
+        "",
+        f"Made by: `{command}` ({machine()}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sessions", type=int, default=20_000)
+    parser.add_argument("--items", type=int, help="candidates (default: the whole catalogue)")
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = whole_catalogue(arguments.items)
+    with TemporaryDirectory() as folder:
+        identity, purifying = brief_purifier(pair, Path(folder))
+        models = {name: model_of(name, pair, identity, purifying) for name in METHODS}
+        spent = turns_of(models, arguments.sessions)
+    text = page(
+        spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS"
+    )
+    print(text)
+    if arguments.results:
+        write_text_atomically(arguments.results / "train_speed.md", text)
+
+
+def model_of(name: str, pair: WorldPair, identity: PurifierIdentity, purifying: Purifying) -> BaseAlgorithm:
+    """Returns the untrained model of a method with the zoo's settings."""
+    own = bool(method(name).purifier)
+    config = plan_run(
+        name, pair.name, seed=SEED, session=SessionConfig(max_len=30), purifier=identity if own else None
+    )
+    build: Callable[..., BaseAlgorithm] = build_policy
+    return build(config, pair, purifying if own else None)
+
+
+if __name__ == "__main__":
+    main()
