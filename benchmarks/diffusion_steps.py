@@ -7,6 +7,7 @@ sampler takes, and, with a linear schedule, how much noise there is at all. Here
 levels, and each is then sampled with few and many evaluations (from the noisiest level) and from weaker levels (with
 five evaluations, starting at the noised observed state). Judged by the within-user AUC of cos(s^, e_i) on unbiased
 feedback of held-out users, on logged and on policy-made windows, and by QuotaGreedy's R_cum in the test world.
+Writes a page, and of the samplers with as many evaluations from full noise a CSV and a figure.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from dsrm.samplers import SamplerConfig
 from dsrm.student import DistillationConfig
 from dsrm.wrappers import VecDSRM
 from hrl_policies.baselines import QuotaGreedy
+from hrl_policies.study.figures import StepResult, draw_diffusion_steps, write_step_results
+from hrl_policies.study.judged import world_title
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair, evaluation_users
@@ -43,6 +46,7 @@ from kuaifair_env.sb3 import KuaiFairVecEnv
 LEVELS = (5, 20, 100, 500)
 SHARES = (0.25, 0.5, 0.75, 1.0)
 BATCH = 250
+DRAWN = ("len", "len_floor", "len_ceiling", "r_each", "r_cum", "ad", "violation_rate", "auc")
 
 
 def samplers(levels: int) -> dict[str, SamplerConfig]:
@@ -65,16 +69,16 @@ def auc(probes: ProbeSet, states: FloatArray) -> float:
     return within_user_auc(place, probes.log.clicks, scores).mean
 
 
-def earned(pair: WorldPair, purifier: StatePurifier | None) -> float:
-    """Returns QuotaGreedy's R_cum in the test world, Max Len 30."""
+def earned(pair: WorldPair, purifier: StatePurifier | None) -> dict[str, float]:
+    """Returns QuotaGreedy's headline figures in the test world, Max Len 30."""
     env = KuaiFairVecEnv(pair.test, SessionConfig(max_len=30, action_mode="slate"), BATCH, seed=0)
     users = evaluation_users(pair.test, 1_000)
     wrapped = env if purifier is None else VecDSRM(env, purifier)
-    return evaluate(QuotaGreedy(pair.scorer), wrapped, users=users, seed=0).summary()["r_cum"]
+    return evaluate(QuotaGreedy(pair.scorer), wrapped, users=users, seed=0).summary()
 
 
-def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[str, list[float]]:
-    """Returns both AUCs, R_cum and microseconds per state, for each sampler."""
+def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[str, dict[str, float]]:
+    """Returns both AUCs, microseconds per state and QuotaGreedy's figures, for each sampler."""
     found = {}
     for name, sampler in samplers(model.schedule.levels).items():
         purifier = model.with_sampler(sampler)
@@ -82,8 +86,8 @@ def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[st
         start = time.perf_counter()
         judged = [auc(one, purifier.purify(one.states, one.window)) for one in probes]
         microseconds = 1e6 * (time.perf_counter() - start) / sum(len(one) for one in probes)
-        gain = earned(pair, purifier) if sampler.steps <= 20 else float("nan")
-        found[name] = [*judged, gain, microseconds]
+        gains = earned(pair, purifier) if sampler.steps <= 20 else {}
+        found[name] = gains | {"auc": judged[0], "auc_policy": judged[1], "microseconds": microseconds}
     return found
 
 
@@ -107,7 +111,8 @@ def main() -> None:
         "|---:|---|---|---|---|---:|",
     ]
     raw = [auc(one, one.states) for one in probes]
-    lines.append(f"| | raw | {raw[0]:.4f} | {raw[1]:.4f} | {earned(pair, None):.2f} | |")
+    lines.append(f"| | raw | {raw[0]:.4f} | {raw[1]:.4f} | {earned(pair, None)['r_cum']:.2f} | |")
+    results: list[StepResult] = []
     mode: Mode = "unbiased" if arguments.mode == "unbiased" else "profile"
     for levels in LEVELS:
         found = []
@@ -119,9 +124,24 @@ def main() -> None:
             found.append(rows_of(pair, probes, model))
             print(f"K = {levels}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
         for name in found[0]:
-            numbers = np.asarray([one[name] for one in found])
-            cells = [_cell(numbers[:, 0], 4), _cell(numbers[:, 1], 4), _cell(numbers[:, 2], 2)]
-            lines.append(f"| {levels} | {name} | {' | '.join(cells)} | {numbers[:, 3].min():.0f} |")
+            cells = [
+                _cell(np.asarray([one[name].get(figure, np.nan) for one in found]), digits)
+                for figure, digits in (("auc", 4), ("auc_policy", 4), ("r_cum", 2))
+            ]
+            fastest = min(one[name]["microseconds"] for one in found)
+            lines.append(f"| {levels} | {name} | {' | '.join(cells)} | {fastest:.0f} |")
+        results += [
+            StepResult(
+                world_title(pair.name, pair.test.data.provenance.origin),
+                levels,
+                int(name.split()[0]),
+                seed,
+                {figure: one[name][figure] for figure in DRAWN if figure in one[name]},
+            )
+            for seed, one in zip(arguments.seeds, found, strict=True)
+            for name in one
+            if name.endswith(" deterministic")
+        ]
     lines += [
         "",
         f"Mean ± standard deviation over pretraining seeds {arguments.seeds}; {len(probes[0])} and {len(probes[1])} "
@@ -135,7 +155,10 @@ def main() -> None:
     print(text)
     if arguments.results:
         stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        write_text_atomically(arguments.results / f"diffusion_steps_{stem}_{arguments.mode}.md", text)
+        name = f"diffusion_steps_{stem}_{arguments.mode}"
+        write_text_atomically(arguments.results / f"{name}.md", text)
+        write_step_results(arguments.results / f"{name}.csv", results)
+        draw_diffusion_steps(arguments.results / f"{name}.png", results, ("len", "r_cum", "ad", "auc"))
 
 
 def _cell(numbers: FloatArray, digits: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_policies.study.judged import UserSums
 from hrl_policies.study.statistics import Interval, mean_interval, paired_difference, stratified_interval
 from hrl_policies.study.store import StoredRun
 from hrl_policies.zoo import method
@@ -76,13 +77,10 @@ def by_label(runs: Sequence[StoredRun]) -> Mapping[str, NDArray[np.float64]]:
     return {name: _of_users(group, "r_cum").mean(axis=1) for name, group in grouped.items()}
 
 
-def _of_users(runs: Sequence[StoredRun], column: str) -> NDArray[np.float64]:
-    """Returns ``(S, U)``, one row for each seed in order, one column for each session in a common order."""
-    rows = []
-    for run in sorted(runs, key=lambda one: one.config.seed):
-        sessions = sorted(run.sessions(), key=lambda one: one["number"])
-        rows.append([session[column] for session in sessions])
-    return np.asarray(rows, np.float64)
+def _of_users(runs: Sequence[StoredRun], figure: str) -> NDArray[np.float64]:
+    """Returns ``(S, U)``, one row for each seed in order, one column for each user."""
+    ordered = sorted(runs, key=lambda one: one.config.seed)
+    return np.stack([UserSums.of_sessions(run.sessions()).per_session(figure) for run in ordered])
 
 
 def _middle(table: NDArray[np.float64]) -> str:

@@ -91,25 +91,26 @@ def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: 
     from dsrm.probe_figures import draw_counts_and_rates, draw_states
     from dsrm.probes import purified_states
 
-    path = folder / f"fig_2_counts_and_rates_{_plain(pair.name)}.{form}"
+    term = "" if pair.item_term is None else pair.item_term.mode
+    name = _plain(f"{pair.name} {term}")
+    path = folder / f"fig_2_counts_and_rates_{name}.{form}"
     draw_counts_and_rates(path, pair.test.data)
     written = [path]
-    purifiers = _purifiers(pair, runs)
+    purifiers = _purifiers(pair.name, term, runs)
     if purifiers:
         probes = probe_set(pair.test)
-        path = folder / f"fig_4_states_{_plain(pair.name)}.{form}"
+        path = folder / f"fig_4_states_{name}.{form}"
         draw_states(path, probes, purified_states(probes, pair.test, purifiers))
         written.append(path)
     return written
 
 
-def _purifiers(pair: WorldPair, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
+def _purifiers(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
     """Returns the purifiers of finished runs in a world, one of each name."""
-    term = "" if pair.item_term is None else pair.item_term.mode
     found: dict[str, StatePurifier] = {}
     for run in runs:
         config = run.config
-        if run.complete and config.purifier and (config.world, config.item_term) == (pair.name, term):
+        if run.complete and config.purifier and (config.world, config.item_term) == (world, term):
             purifying = None if config.purifier.name in found else purifying_of(run)
             if purifying is not None:
                 found[config.purifier.name] = purifying.purifier

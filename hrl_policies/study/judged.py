@@ -235,6 +235,10 @@ class Comparison:
         parts += [f"item term '{config.item_term}'"] if config.item_term else []
         return ", ".join(parts)
 
+    def heading(self, max_len: int) -> str:
+        """Returns the horizon, and below it what else is not as usual, for figures."""
+        return "\n".join([f"Max Len {max_len}", *([self.conditions] if self.conditions else [])])
+
     @property
     def provenance(self) -> str:
         """Data behind each world, in one line."""

@@ -24,6 +24,7 @@ from hrl_policies.study.figures import (
     draw_purification_gain,
     pareto_front,
     read_step_results,
+    write_step_results,
 )
 from hrl_policies.study.figures.curves import on_common_steps
 from hrl_policies.study.figures.style import looks
@@ -219,9 +220,11 @@ def test_results_of_diffusion_steps_come_from_a_table(tmp_path):
     first, second = read_step_results(path)
     assert (first.world, first.levels, first.steps, first.figures["r_cum"]) == ("twin", 5, 1, 15.0)
     assert second.seed == 2 and "r_cum" not in second.figures
-    with pytest.raises(ValueError, match=r"real, 500 levels, 500 steps, seed 2 has no 'r_cum'"):
+    with pytest.raises(ValueError, match=r"no result of real has 'r_cum'"):
         draw_diffusion_steps(tmp_path / "a.png", [first, second])
     draw_diffusion_steps(tmp_path / "a.png", [first, second], ("len", "ad"))
+    write_step_results(tmp_path / "again.csv", [first, second])
+    assert read_step_results(tmp_path / "again.csv") == [first, second]
     assert size_of(tmp_path / "a.png")[0] > 400
 
 

@@ -5,7 +5,12 @@ from hrl_policies.study.figures.gain import draw_purification_gain
 from hrl_policies.study.figures.pareto import draw_pareto, pareto_front
 from hrl_policies.study.figures.profiles import draw_profiles
 from hrl_policies.study.figures.results import draw_results
-from hrl_policies.study.figures.steps import StepResult, draw_diffusion_steps, read_step_results
+from hrl_policies.study.figures.steps import (
+    StepResult,
+    draw_diffusion_steps,
+    read_step_results,
+    write_step_results,
+)
 
 __all__ = [
     "StepResult",
@@ -17,4 +22,5 @@ __all__ = [
     "draw_results",
     "pareto_front",
     "read_step_results",
+    "write_step_results",
 ]

@@ -65,7 +65,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
                 axis.set_title(task.world_title, loc="left", fontsize=10)
             else:
                 axis.set_ylim(-0.03, 1.03)
-    legend_beside(figure, axes, f"Max Len {max_len}\nline: mean of seeds\nband: all seeds")
+    legend_beside(figure, axes, f"{comparison.heading(max_len)}\nline: mean of seeds\nband: all seeds")
     save_figure(figure, path, comparison.provenance)
     return True
 

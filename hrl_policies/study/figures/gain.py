@@ -52,7 +52,7 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
         row[0].set_title(task.world_title, loc="left", fontsize=10)
         for axis in row[1:]:
             axis.set_yticks([])
-    legend_beside(figure, axes, f"Max Len {max_len}\nbar: mean, dots: seeds")
+    legend_beside(figure, axes, f"{comparison.heading(max_len)}\nbar: mean, dots: seeds")
     save_figure(figure, path, comparison.provenance)
     return True
 

@@ -49,7 +49,7 @@ def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
             axis.set_xlabel(label)
         row[0].set_ylabel("R_cum")
         row[0].set_title(task.world_title, loc="left", fontsize=10)
-    legend_beside(figure, axes, f"Max Len {max_len}\nlarge: mean, small: seeds\nhollow: control")
+    legend_beside(figure, axes, f"{comparison.heading(max_len)}\nlarge: mean, small: seeds\nhollow: control")
     save_figure(figure, path, comparison.provenance)
     return True
 

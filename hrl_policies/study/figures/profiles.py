@@ -46,7 +46,7 @@ def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
         axis.set_xlabel(f"{one.title}\n({one.explanation})", fontsize=9)
         axis.set_ylabel("share of runs above")
         axis.set_ylim(-0.03, 1.03)
-    legend_beside(figure, axes, f"{len(comparison.tasks)} tasks\nband: 95 %")
+    legend_beside(figure, axes, f"{comparison.conditions}\n{len(comparison.tasks)} tasks\nband: 95 %")
     save_figure(figure, path, comparison.provenance)
     return True
 

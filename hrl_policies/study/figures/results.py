@@ -53,7 +53,8 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     left.set_xlabel("R_cum")
     right.set_xlabel("Len (line: floor and ceiling)")
     figure.suptitle(
-        f"{world_title(first.config.world, first.origin)}, Max Len {first.config.session.max_len}",
+        f"{world_title(first.config.world, first.origin)}, Max Len {first.config.session.max_len}"
+        + (f", item term '{first.config.item_term}'" if first.config.item_term else ""),
         fontsize=11,
     )
     save_figure(figure, path, notes_of.data(first))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hrl_policies.study.figures.style import Look, draw_law, grid, legend_beside, looks
+from hrl_policies.study.store import write_table
+from kuaifair_env.data.files import atomic_path
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.figure_files import save_figure
 
@@ -69,13 +71,25 @@ def read_step_results(path: str | Path) -> list[StepResult]:
         raise ArtifactError(f"{path} does not hold results of a study of diffusion steps: {error}") from error
 
 
+def write_step_results(path: str | Path, results: Sequence[StepResult]) -> None:
+    """Writes results as a CSV that :func:`read_step_results` reads, atomically; what a result lacks stays empty."""
+    names = sorted({name for one in results for name in one.figures})
+    rows = [
+        {"world": one.world, "levels": one.levels, "steps": one.steps, "seed": one.seed}
+        | {name: one.figures.get(name, "") for name in names}
+        for one in results
+    ]
+    with atomic_path(path) as temporary:
+        write_table(temporary, rows)
+
+
 def draw_diffusion_steps(
     path: str | Path, results: Sequence[StepResult], figures: Sequence[str] = ("len", "r_cum", "ad")
 ) -> None:
     """Draws figures over the number of sampler steps, a line for each number of noise levels, a row for each world.
 
     The paper moves both together; where a study moves them apart, they have lines of their own. A line is the mean over
-    seeds, which are dots. Len has its floor and ceiling.
+    seeds, which are dots. A result that lacks a figure is left out of its panel. Len has its floor and ceiling.
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
@@ -83,20 +97,17 @@ def draw_diffusion_steps(
         figures: Names in ``STEP_FIGURES``, one column each.
 
     Raises:
-        ValueError: If there are no results, or one lacks a figure.
+        ValueError: If there are no results, or none of a world has a figure.
     """
     if not results:
         raise ValueError("there are no results of diffusion steps to draw")
+    worlds = list(dict.fromkeys(one.world for one in results))
     for name in figures:
         if name not in STEP_FIGURES:
             raise ValueError(f"unknown figure {name!r}; choose {', '.join(STEP_FIGURES)}")
-        for one in results:
-            if name not in one.figures:
-                raise ValueError(
-                    f"the result of {one.world}, {one.levels} levels, {one.steps} steps, seed {one.seed} has no "
-                    f"{name!r}"
-                )
-    worlds = list(dict.fromkeys(one.world for one in results))
+        for world in worlds:
+            if not any(name in one.figures for one in results if one.world == world):
+                raise ValueError(f"no result of {world} has {name!r}")
     together = all(one.levels == one.steps for one in results)
     kinds = (
         ["steps = levels"]
@@ -108,11 +119,12 @@ def draw_diffusion_steps(
     for row, world in zip(axes, worlds, strict=True):
         own = [one for one in results if one.world == world]
         for axis, name in zip(row, figures, strict=True):
+            held = [one for one in own if name in one.figures]
             for kind in kinds:
-                chosen = own if together else [one for one in own if f"{one.levels} levels" == kind]
+                chosen = held if together else [one for one in held if f"{one.levels} levels" == kind]
                 _draw(axis, chosen, name, kind, look[kind])
             if name == "len":
-                draw_law(axis, *([one.figures[end] for one in own] for end in _LAW))
+                draw_law(axis, *([one.figures[end] for one in held] for end in _LAW))
             _label(axis, own, STEP_FIGURES[name])
         row[0].set_title(world, loc="left", fontsize=10)
     legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _LAW = "0.55"
 _SIZE = 9
+_LEGEND_WIDTH = 30
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,13 @@ def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, 
 
 
 def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
-    """Puts one legend of all labelled artists to the right of the panels, each label once."""
+    """Puts one legend of all labelled artists to the right of the panels, each label once.
+
+    Args:
+        figure: The figure.
+        axes: Its panels.
+        title: What stands above the legend; long lines are wrapped.
+    """
     entries: dict[str, Any] = {}
     for axis in axes.ravel():
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -86,7 +94,7 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
             fontsize=_SIZE - 1,
             frameon=False,
             handlelength=3.2,
-            title=title or None,
+            title="\n".join(fill(line, _LEGEND_WIDTH) for line in title.splitlines()) or None,
             title_fontsize=_SIZE - 1,
         )
 
