@@ -40,7 +40,7 @@ def write_minari(transitions: LoggedTransitions, target: str | Path) -> None:
     minari = _minari()
     buffers = [_episode(minari, transitions, rows) for rows in transitions.sessions]
     if isinstance(target, Path):
-        _write_folder(transitions, buffers, target)
+        _write_folder(transitions, buffers, target, minari.__version__)
         return
     try:
         with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def _metadata(transitions: LoggedTransitions) -> dict[str, Any]:
     }
 
 
-def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Path) -> None:
+def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Path, version: str) -> None:
     storage = import_module("minari.dataset.minari_storage").MinariStorage
     if target.exists():
         raise ArtifactError(f"{target} exists already; choose another folder, or remove it")
@@ -155,7 +155,8 @@ def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Pa
             action_space=transitions.action_space,
             data_format="hdf5",
         )
-        made.update_metadata({"dataset_id": f"{target.name}-v0", **_metadata(transitions)})
+        named = {"dataset_id": f"{target.name}-v0", "minari_version": version}
+        made.update_metadata(named | _metadata(transitions))
         made.update_episodes(buffers)
         os.replace(temporary, target)
     finally:

@@ -206,7 +206,8 @@ class OfflineAlgorithm(BaseAlgorithm):
     def train(self) -> Mapping[str, float]:
         """Takes one gradient step and returns its losses by name."""
         assert self._tensors is not None and self.transitions is not None
-        self.policy.set_training_mode(True)
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         drawn = np.random.default_rng((self._entropy, self.num_timesteps))
         rows = torch.from_numpy(drawn.integers(0, len(self.transitions), self.batch_size)).to(self.device)
@@ -214,7 +215,6 @@ class OfflineAlgorithm(BaseAlgorithm):
         batch = TensorBatch(*(None if part is None else part[rows] for part in self._tensors))  # type: ignore[arg-type]
         losses = self._update(batch, noise)
         self._n_updates += 1
-        self.policy.set_training_mode(False)
         return losses
 
     @abstractmethod
