@@ -184,9 +184,9 @@ def test_logs_that_hold_no_transitions_are_refused():
     with pytest.raises(DataError, match="the training world, got the test world"):
         log_transitions(pair.test)
     positives = replace(pair.train.data, train=replace(pair.train.data.train, positives_only=True))
-    with pytest.raises(DataError, match="positive feedback only.*env_behaviour"):
+    with pytest.raises(DataError, match=r"positive feedback only.*env_behaviour"):
         log_transitions(replace(pair.train, data=positives))
-    with pytest.raises(DataError, match="no user .* whole slate of 50"):
+    with pytest.raises(DataError, match=r"no user .* whole slate of 50"):
         log_transitions(pair.train, "slate", LogReading(slate_size=50))
     for setting, text in (
         ({"session_end": "left"}, "session_end must be"),
@@ -266,7 +266,7 @@ def test_a_replay_buffer_bootstraps_truncated_sessions_only():
         truncated=np.asarray([0, 0, 0, 0, 0, 1], bool),
     )
     buffer = data.to_replay_buffer("cpu")
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (what the buffer draws from)
     batch = buffer.sample(500)
     rows = np.rint(batch.observations[:, 0].numpy() * n).astype(int)
     assert set(rows) == set(range(n))
