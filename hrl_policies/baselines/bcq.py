@@ -141,8 +141,11 @@ class BCQ(OfflineAlgorithm):
     def _check_actions(self, transitions: LoggedTransitions) -> None:
         own, given = self.action_space, transitions.action_space
         assert isinstance(own, spaces.Box)
-        same = isinstance(given, spaces.Box) and own.shape == given.shape
-        if not same or not (np.array_equal(own.low, given.low) and np.array_equal(own.high, given.high)):  # type: ignore[attr-defined]
+        if (
+            not isinstance(given, spaces.Box)
+            or own.shape != given.shape
+            or not (np.array_equal(own.low, given.low) and np.array_equal(own.high, given.high))
+        ):
             raise ValueError(f"transitions act in {given}, the algorithm in {own}")
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

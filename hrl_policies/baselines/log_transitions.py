@@ -81,7 +81,7 @@ def log_transitions(
     over at the end is dropped. The observation is the state that the environment would show after the same
     exposures, from the window of the last ``H``; the reward is the slate's mean click. Where actions are item ids, a
     slate that holds an item which is no candidate, or one item twice, is no action and is dropped: its exposures
-    stay in the windows, and the session is cut there.
+    stay in the windows, and the session is cut there. Embedding actions may point at any logged item.
 
     Args:
         world: The training world.
@@ -129,7 +129,7 @@ def log_transitions(
 
 @dataclass(frozen=True)
 class _Slates:
-    """Slates by the log row that they start at, in the order of the log."""
+    """Slates by the log row that they start at, in the order of the log; ``dropped`` counts those that are no actions."""
 
     starts: NDArray[np.int64]
     users: NDArray[np.int64]
@@ -159,16 +159,17 @@ def _cut(world: World, reading: LogReading, named: bool) -> _Slates:
     starts = offsets[users] + place * size
     last = (place % length == length - 1) | (place == np.repeat(counts, counts) - 1)
     session = np.cumsum(np.r_[0, last[:-1]]) if len(last) else np.zeros(0, np.int64)
-    kept = _valid(log, starts, size, world.n_items) if named else np.ones(len(starts), np.bool_)
+    valid = _valid(log, starts, size, world.n_items) if named else np.ones(len(starts), np.bool_)
+    kept = valid
     if reading.max_transitions is not None:
-        kept &= _chosen(session, kept, reading.max_transitions, reading.seed)
+        kept = valid & _chosen(session, valid, reading.max_transitions, reading.seed)
     natural = last[kept]
     starts, users, session = starts[kept], users[kept], session[kept]
     # A slate whose successor was dropped ends the record of its session: what follows it was not kept.
     followed = np.zeros(len(starts), np.bool_)
     followed[:-1] = (np.diff(starts) == size) & (np.diff(session) == 0)
     terminated = natural & (reading.session_end == "terminated")
-    return _Slates(starts, users, terminated, ~followed & ~terminated, int((~kept).sum()))
+    return _Slates(starts, users, terminated, ~followed & ~terminated, int((~valid).sum()))
 
 
 def _valid(log: InteractionLog, starts: NDArray[np.int64], size: int, n_items: int) -> BoolArray:

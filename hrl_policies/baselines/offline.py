@@ -47,6 +47,18 @@ class TensorBatch(NamedTuple):
     going_on: Tensor
     slot_rewards: Tensor | None
 
+    def take(self, rows: Tensor) -> TensorBatch:
+        """Returns some of the transitions."""
+        slots = self.slot_rewards
+        return TensorBatch(
+            self.observations[rows],
+            self.actions[rows],
+            self.rewards[rows],
+            self.next_observations[rows],
+            self.going_on[rows],
+            None if slots is None else slots[rows],
+        )
+
 
 class OfflineAlgorithm(BaseAlgorithm):
     """Base of algorithms that learn from :class:`LoggedTransitions` alone; one timestep is one gradient step.
@@ -212,8 +224,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         drawn = np.random.default_rng((self._entropy, self.num_timesteps))
         rows = torch.from_numpy(drawn.integers(0, len(self.transitions), self.batch_size)).to(self.device)
         noise = torch.Generator().manual_seed(int(drawn.integers(2**62)))
-        batch = TensorBatch(*(None if part is None else part[rows] for part in self._tensors))  # type: ignore[arg-type]
-        losses = self._update(batch, noise)
+        losses = self._update(self._tensors.take(rows), noise)
         self._n_updates += 1
         return losses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,17 +69,17 @@ class ProgressMonitor(BaseCallback):
         self._add_point()
         self._bar.close()
 
+    @abstractmethod
     def _note(self) -> None:
         """Takes what the step showed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ready(self) -> bool:
         """Says whether enough was noted for a point."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _add_point(self) -> None:
         """Adds what was noted since the last point, if anything, to the curve."""
-        raise NotImplementedError
 
 
 class TrainingMonitor(ProgressMonitor):

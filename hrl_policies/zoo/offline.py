@@ -103,10 +103,10 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
             policy, behaviour = RandomSlates(seed=data.seed), {"seed": data.seed}
         return collect_transitions(policy, env, data.transitions, data.seed, behaviour=behaviour)
     size = 1 if data.exposures == "single" else config.items_per_slate
-    length = data.session_length or config.max_len * (config.items_per_slate // size)
+    whole = config.max_len * (config.items_per_slate // size)
     reading = LogReading(
         slate_size=size,
-        session_length=length,
+        session_length=whole if data.session_length is None else data.session_length,
         session_end=data.session_end,  # type: ignore[arg-type]
         action_items=data.action_items,  # type: ignore[arg-type]
         max_transitions=data.transitions,

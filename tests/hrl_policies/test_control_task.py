@@ -82,15 +82,25 @@ def test_bcq_does_better_than_the_behaviour_it_learned_from_and_than_cloning_it(
         data,
         gamma=0.98,
         tau=0.01,
-        policy_kwargs={"net_arch": [64, 64], "action_net_arch": [64, 64], "samples": 20},
+        policy_kwargs={
+            "net_arch": [64, 64],
+            "action_net_arch": [64, 64],
+            "perturbation": 0.2,
+            "samples": 20,
+        },
         seed=0,
         device="cpu",
-    ).learn(3_000, log_interval=None)
-    learned, cloned = returns(model), returns(Cloned(data))
-    # Swinging up from where the sessions start costs about 150 even the controller without noise.
-    assert learned.mean() > -350
-    assert learned.mean() > behaviour.mean() + 150
-    assert learned.mean() > cloned.mean() - 50
+    )
+    # The last iterate flickers, so three of them count.
+    learned = []
+    for steps in (2_000, 500, 500):
+        model.learn(steps, log_interval=None, reset_num_timesteps=False)
+        learned.append(returns(model).mean())
+    cloned = returns(Cloned(data)).mean()
+    # Even without flailing the controller earns about -155 from where these sessions start.
+    assert np.mean(learned) > behaviour.mean() + 100
+    assert np.mean(learned) > cloned + 100
+    assert max(learned) > -300
 
 
 @pytest.mark.slow
@@ -105,5 +115,5 @@ def test_td3_learns_pendulum_as_published():
         policy_kwargs={"net_arch": [64, 64]},
         seed=0,
         device="cpu",
-    ).learn(5_000)
+    ).learn(8_000)
     assert returns(model).mean() > -250
