@@ -129,7 +129,7 @@ def log_transitions(
 
 @dataclass(frozen=True)
 class _Slates:
-    """Slates by the log row that they start at, in the order of the log; ``dropped`` counts those that are no actions."""
+    """Slates by the log row that they start at, in its order; ``dropped`` counts those that are no actions."""
 
     starts: NDArray[np.int64]
     users: NDArray[np.int64]
