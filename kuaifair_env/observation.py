@@ -6,8 +6,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sessions import SessionSimulator
 from kuaifair_env.worlds import World
 
@@ -53,7 +55,15 @@ class StateObserver:
         """See :class:`Observer`; returns ``float32 (B, d)``."""
         if self._encoder is not None:
             return self._encoder.encode(simulator.history(rows))
-        items, clicks = simulator.window(rows)
+        return self._pooled(*simulator.window(rows))
+
+    def of_window(self, window: HistoryWindow) -> FloatArray:
+        """Returns the observed states of windows that no session holds (logged ones), ``float32 (B, d)``."""
+        if self._encoder is not None:
+            return self._encoder.encode(window)
+        return self._pooled(window.items, window.clicks)
+
+    def _pooled(self, items: IntArray, clicks: NDArray[Any]) -> FloatArray:
         weights = clicks.astype(np.float32)
         # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's
         # state does not depend on the batch it is in.

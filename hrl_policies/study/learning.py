@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +26,8 @@ _FEWEST_SESSIONS = 50
 _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class TrainingMonitor(BaseCallback):
-    """Writes the learning curve from finished training sessions, shows progress, and stops when asked to.
-
-    A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
-    ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
+class ProgressMonitor(BaseCallback):
+    """Shows progress, adds points to a learning curve, and stops training when asked to.
 
     Args:
         total_steps: Steps of the whole run.
@@ -46,7 +44,6 @@ class TrainingMonitor(BaseCallback):
         self._every = max(total_steps // _POINTS, 1)
         self._progress = progress
         self._label = label
-        self._sessions: list[dict[str, Any]] = []
         self._bar: Any = None
 
     def _on_training_start(self) -> None:
@@ -61,9 +58,8 @@ class TrainingMonitor(BaseCallback):
         )
 
     def _on_step(self) -> bool:
-        for row in np.flatnonzero(self.locals["dones"]):
-            self._sessions.append(self.locals["infos"][row]["session"])
-        if self.num_timesteps >= self._next and len(self._sessions) >= _FEWEST_SESSIONS:
+        self._note()
+        if self.num_timesteps >= self._next and self._ready():
             self._next = self.num_timesteps + self._every
             self._add_point()
         self._bar.update(min(self.num_timesteps, self._total) - self._bar.n)
@@ -72,6 +68,43 @@ class TrainingMonitor(BaseCallback):
     def _on_training_end(self) -> None:
         self._add_point()
         self._bar.close()
+
+    @abstractmethod
+    def _note(self) -> None:
+        """Takes what the step showed."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Says whether enough was noted for a point."""
+
+    @abstractmethod
+    def _add_point(self) -> None:
+        """Adds what was noted since the last point, if anything, to the curve."""
+
+
+class TrainingMonitor(ProgressMonitor):
+    """Writes the learning curve from finished training sessions.
+
+    A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
+    ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
+
+    Args:
+        total_steps: See :class:`ProgressMonitor`.
+        curve: See :class:`ProgressMonitor`.
+        progress: See :class:`ProgressMonitor`.
+        label: See :class:`ProgressMonitor`.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__(total_steps, curve, progress, label)
+        self._sessions: list[dict[str, Any]] = []
+
+    def _note(self) -> None:
+        for row in np.flatnonzero(self.locals["dones"]):
+            self._sessions.append(self.locals["infos"][row]["session"])
+
+    def _ready(self) -> bool:
+        return len(self._sessions) >= _FEWEST_SESSIONS
 
     def _add_point(self) -> None:
         if not self._sessions:
@@ -98,8 +131,38 @@ class TrainingMonitor(BaseCallback):
 _CURVE_INPUTS = ("len", "r_cum", "popular_share", "violation_rate")
 
 
+class LossMonitor(ProgressMonitor):
+    """Writes the learning curve of an offline method, which plays no sessions: ``steps`` and its mean losses.
+
+    The mean is over the gradient steps since the last point.
+
+    Args:
+        total_steps: See :class:`ProgressMonitor`.
+        curve: See :class:`ProgressMonitor`.
+        progress: See :class:`ProgressMonitor`.
+        label: See :class:`ProgressMonitor`.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__(total_steps, curve, progress, label)
+        self._losses: list[dict[str, float]] = []
+
+    def _note(self) -> None:
+        self._losses.append(self.locals["losses"])
+
+    def _ready(self) -> bool:
+        return True
+
+    def _add_point(self) -> None:
+        if not self._losses:
+            return
+        means = {name: float(np.mean([one[name] for one in self._losses])) for name in self._losses[0]}
+        self.curve.append({"steps": self.num_timesteps, **means})
+        self._losses.clear()
+
+
 @contextmanager
-def stops_cleanly(monitor: TrainingMonitor) -> Iterator[None]:
+def stops_cleanly(monitor: ProgressMonitor) -> Iterator[None]:
     """Makes the first Ctrl-C end training after the current step; the second interrupts at once.
 
     Outside the main thread, where signals cannot be caught, it does nothing.

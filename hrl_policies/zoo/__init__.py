@@ -1,6 +1,7 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
 from hrl_policies.zoo import hierarchical as _hierarchical
+from hrl_policies.zoo import offline as _offline
 from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
@@ -20,8 +21,8 @@ from hrl_policies.zoo.settings import (
     read_settings,
 )
 
-# Importing the module registers its methods.
-del _hierarchical
+# Importing the modules registers their methods.
+del _hierarchical, _offline
 
 __all__ = [
     "METHODS",

@@ -1,0 +1,231 @@
+"""Logged transitions: what offline methods learn from, with where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray
+from kuaifair_env.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+LogActions = NDArray[Any]
+
+
+class Minibatch(NamedTuple):
+    """Some transitions; see :class:`LoggedTransitions` for the arrays."""
+
+    observations: FloatArray
+    actions: LogActions
+    rewards: FloatArray
+    next_observations: FloatArray
+    terminated: BoolArray
+    slot_rewards: FloatArray | None
+
+
+@dataclass(frozen=True)
+class LoggedTransitions:
+    """``n`` transitions, session after session, in the order in which they happened.
+
+    Within a session the next observation is the observation of the next row, bit for bit; a session ends with the
+    row in which ``terminated`` or ``truncated`` is set. Only ``terminated`` stops a value from being bootstrapped:
+    a session that was merely cut off goes on, unseen.
+
+    Attributes:
+        observations: ``float32 (n, d)``.
+        actions: ``float32 (n, m)`` for a ``Box``; item ids, ``int64 (n,)`` for ``Discrete`` and ``int64 (n, K)`` for
+            slates.
+        rewards: ``float32 (n,)``, mean feedback of the slate.
+        next_observations: ``float32 (n, d)``.
+        terminated: ``bool (n,)``, the session ended here.
+        truncated: ``bool (n,)``, the record of the session ended here.
+        observation_space: Of the observations.
+        action_space: Of the actions.
+        provenance: Where the transitions came from, JSON-able: ``source`` (``"log"``, ``"env_behaviour"``, ...) and,
+            for KuaiFair data, the data set with its hash and origin.
+        slot_rewards: ``float32 (n, K)``, feedback on each item of a slate, where actions are item ids; else None.
+
+    Raises:
+        DataError: If arrays do not fit each other or their spaces, hold NaN, or sessions are broken.
+    """
+
+    observations: FloatArray
+    actions: LogActions
+    rewards: FloatArray
+    next_observations: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    observation_space: spaces.Box
+    action_space: spaces.Space[Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    slot_rewards: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        for name in ("observations", "next_observations", "rewards", "actions"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise DataError(f"{name} of logged transitions hold NaN or infinity")
+        _check_actions(self.actions, self.action_space)
+        ends = self.ends
+        if not ends[-1]:
+            raise DataError("the last transition must end its session: set terminated or truncated")
+        within = np.flatnonzero(~ends[:-1])
+        same = (self.next_observations[within] == self.observations[within + 1]).reshape(len(within), -1)
+        if not same.all():
+            row = int(within[~same.all(axis=1)][0])
+            raise DataError(
+                f"transition {row} is followed by another observation than its own next one; end the session there"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def ends(self) -> BoolArray:
+        """``bool (n,)``, last transition of each session."""
+        return self.terminated | self.truncated
+
+    @property
+    def sessions(self) -> list[slice]:
+        """Rows of each session."""
+        stops = np.flatnonzero(self.ends) + 1
+        return [slice(int(a), int(b)) for a, b in zip(np.r_[0, stops[:-1]], stops, strict=True)]
+
+    @property
+    def slots(self) -> int:
+        """Items of a logged slate ``K`` (1 for ``Discrete``, and for actions that name no items)."""
+        named = isinstance(self.action_space, spaces.MultiDiscrete)
+        return int(self.actions.shape[1]) if named else 1
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) of all arrays: equal transitions, equal hash."""
+        digest = hashlib.sha256()
+        for name in (*_ARRAYS, "slot_rewards"):
+            values = getattr(self, name)
+            if values is not None:
+                digest.update(f"{name}{values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns sizes, mean reward, content hash and provenance, JSON-able."""
+        return {
+            "transitions": len(self),
+            "sessions": len(self.sessions),
+            "mean_reward": float(self.rewards.mean(dtype=np.float64)),
+            "content_hash": self.content_hash,
+            "provenance": dict(self.provenance),
+        }
+
+    def take(self, rows: NDArray[np.int64]) -> Minibatch:
+        """Returns some of the transitions."""
+        return Minibatch(
+            self.observations[rows],
+            self.actions[rows],
+            self.rewards[rows],
+            self.next_observations[rows],
+            self.terminated[rows],
+            None if self.slot_rewards is None else self.slot_rewards[rows],
+        )
+
+    def sample(self, size: int, rng: np.random.Generator) -> Minibatch:
+        """Draws transitions uniformly with replacement."""
+        return self.take(rng.integers(0, len(self), size))
+
+    def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
+        """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.
+
+        Truncated sessions are bootstrapped, terminated ones are not; continuous actions are scaled to ``[-1, 1]``, as
+        those algorithms store them.
+        """
+        from stable_baselines3.common.buffers import ReplayBuffer
+
+        buffer = ReplayBuffer(len(self), self.observation_space, self.action_space, device, n_envs=1)
+        actions = scaled_actions(self.actions, self.action_space)
+        buffer.observations[:, 0] = self.observations
+        buffer.next_observations[:, 0] = self.next_observations
+        buffer.actions[:, 0] = actions.reshape(len(self), -1)
+        buffer.rewards[:, 0] = self.rewards
+        buffer.dones[:, 0] = self.ends
+        buffer.timeouts[:, 0] = self.truncated
+        buffer.pos, buffer.full = 0, True
+        return buffer
+
+    def to_minari(self, target: str | Path) -> None:
+        """Writes a Minari data set (HDF5); see :func:`hrl_policies.baselines.minari_files.write_minari`."""
+        from hrl_policies.baselines.minari_files import write_minari
+
+        write_minari(self, target)
+
+    @classmethod
+    def from_minari(cls, source: str | Path) -> LoggedTransitions:
+        """Reads a Minari data set; see :func:`hrl_policies.baselines.minari_files.read_minari`."""
+        from hrl_policies.baselines.minari_files import read_minari
+
+        return read_minari(source)
+
+
+_ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+
+
+def scaled_actions(actions: LogActions, space: spaces.Space[Any]) -> LogActions:
+    """Returns continuous actions scaled from their ``Box`` to ``[-1, 1]``; item ids as they are."""
+    if not isinstance(space, spaces.Box):
+        return actions
+    scaled: FloatArray = 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
+    return scaled.astype(np.float32)
+
+
+def _check_shapes(data: LoggedTransitions) -> None:
+    n = len(data.rewards)
+    if n == 0:
+        raise DataError("there are no transitions; offline methods need at least one")
+    lengths = {name: len(getattr(data, name)) for name in _ARRAYS}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"transition arrays differ in length: {lengths}")
+    for name in ("observations", "next_observations"):
+        shape = getattr(data, name).shape[1:]
+        if shape != data.observation_space.shape:
+            raise DataError(f"{name} have shape {shape}, the space {data.observation_space.shape}")
+    if data.actions.shape[1:] != data.action_space.shape:
+        raise DataError(f"actions have shape {data.actions.shape[1:]}, the space {data.action_space.shape}")
+    for name in ("rewards", "terminated", "truncated"):
+        if getattr(data, name).shape != (n,):
+            raise DataError(f"{name} must be one value for each of {n} transitions")
+    for name in ("observations", "next_observations", "rewards"):
+        if getattr(data, name).dtype != np.float32:
+            raise DataError(f"{name} must be float32, got {getattr(data, name).dtype}")
+    if (data.terminated & data.truncated).any():
+        raise DataError("a transition is terminated or truncated, not both")
+    slots = data.slot_rewards
+    if slots is not None and slots.shape != (n, data.slots):
+        raise DataError(f"slot_rewards must have shape {(n, data.slots)}, got {slots.shape}")
+
+
+def _check_actions(actions: LogActions, space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Box):
+        if actions.dtype != np.float32:
+            raise DataError(f"continuous actions must be float32, got {actions.dtype}")
+        low, high = space.low, space.high
+    elif isinstance(space, spaces.Discrete):
+        low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = np.zeros(space.shape), space.nvec - 1
+    else:
+        raise DataError(f"actions of logged transitions are Box, Discrete or MultiDiscrete, not {space}")
+    outside = ((actions < low) | (actions > high)).reshape(len(actions), -1).any(axis=1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise DataError(f"action {actions[row]} of transition {row} is outside {space}")

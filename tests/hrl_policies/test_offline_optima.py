@@ -1,0 +1,251 @@
+"""Offline methods find optima that are known: of a small decision process, and of a world with two kinds of users."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import TableResponse, small_world
+
+from hrl_policies.baselines.discrete_bcq import DiscreteBCQ
+from hrl_policies.baselines.discrete_bcq_policy import DiscreteBCQPolicy
+from hrl_policies.baselines.offline import TensorBatch
+from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.study import plan_run, train
+from hrl_policies.worlds import WorldPair
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.popularity import popularity_groups
+from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.embeddings import svd_item_embeddings
+from kuaifair_env.leave import NeverLeave
+from kuaifair_env.worlds import initial_history
+
+torch.set_num_threads(1)
+STATES, ACTIONS, DISCOUNT = 6, 4, 0.9
+
+
+class Process:
+    """A random decision process with one ending; action 0 is the best nearly everywhere, but was never tried."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.next = rng.integers(STATES, size=(STATES, ACTIONS))
+        self.reward = rng.random((STATES, ACTIONS)).astype(np.float32)
+        self.ends = rng.random((STATES, ACTIONS)) < 0.15
+        self.reward[:, 0] = 3.0
+        self.tried = np.ones((STATES, ACTIONS), np.bool_)
+        self.tried[:, 0] = False
+        self.rng = rng
+
+    def values(self, allowed: np.ndarray) -> np.ndarray:
+        """Value iteration over the allowed actions."""
+        table = np.zeros((STATES, ACTIONS))
+        for _ in range(500):
+            best = np.where(allowed, table, -np.inf).max(axis=1)
+            table = self.reward + DISCOUNT * ~self.ends * best[self.next]
+        return table
+
+    def log(self, sessions: int = 60, length: int = 40) -> LoggedTransitions:
+        rows: list[tuple[int, int, float, int, bool, bool]] = []
+        for _ in range(sessions):
+            state = int(self.rng.integers(STATES))
+            for step in range(length):
+                action = int(self.rng.choice(np.flatnonzero(self.tried[state])))
+                after, over = int(self.next[state, action]), bool(self.ends[state, action])
+                rows.append(
+                    (state, action, self.reward[state, action], after, over, step == length - 1 and not over)
+                )
+                state = after
+                if over:
+                    break
+        states, actions, rewards, after, over, cut = (
+            np.asarray(column) for column in zip(*rows, strict=True)
+        )
+        one_hot = np.eye(STATES, dtype=np.float32)
+        return LoggedTransitions(
+            one_hot[states],
+            actions,
+            rewards.astype(np.float32),
+            one_hot[after],
+            over,
+            cut,
+            spaces.Box(0, 1, (STATES,)),
+            spaces.Discrete(ACTIONS),
+        )
+
+
+@pytest.mark.slow
+def test_discrete_bcq_finds_the_optimum_of_what_was_tried():
+    process = Process()
+    log = process.log()
+    model = DiscreteBCQ(
+        "DiscreteBCQPolicy",
+        None,
+        log,
+        learning_rate=3e-3,
+        tau=0.02,
+        gamma=DISCOUNT,
+        policy_kwargs={"net_arch": [32]},
+        seed=0,
+        device="cpu",
+    ).learn(2_500, log_interval=None)
+    table = process.values(process.tried)
+    states = np.eye(STATES, dtype=np.float32)
+    chosen, _ = model.predict(states, deterministic=True)
+    best = np.where(process.tried, table, -np.inf)
+    np.testing.assert_array_equal(chosen, best.argmax(axis=1))
+    assert (process.values(np.ones_like(process.tried)).argmax(axis=1) != chosen).any()
+    with torch.no_grad():
+        found = model.policy.values(torch.from_numpy(states), model.policy.embeddings).numpy()
+    np.testing.assert_allclose(found[process.tried], table[process.tried], atol=0.15)
+
+
+def policy(items: int, slots: int, threshold: float = 0.3, **settings) -> DiscreteBCQPolicy:
+    torch.manual_seed(0)
+    space = spaces.Discrete(items) if slots == 1 else spaces.MultiDiscrete([items] * slots)
+    return DiscreteBCQPolicy(
+        spaces.Box(-1, 1, (3,)), space, lambda _: 1e-3, [8], threshold=threshold, **settings
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_an_item_is_allowed_where_the_log_makes_it_likely_enough(threshold, slots):
+    logits = torch.randn(40, 7, generator=torch.Generator().manual_seed(1))
+    allowed = policy(7, slots, threshold).allowed(logits, slots).numpy()
+    chance = torch.softmax(logits, dim=1).numpy()
+    likely = chance >= threshold * chance.max(axis=1, keepdims=True) * (1 - 1e-6)
+    rank = (-chance).argsort(axis=1).argsort(axis=1)
+    np.testing.assert_array_equal(allowed, likely | (rank < slots))
+    if slots == 1:
+        np.testing.assert_array_equal(allowed, likely)
+
+
+def test_slates_are_the_best_of_the_allowed_items():
+    made = policy(9, 3)
+    states = torch.randn(20, 3)
+    slates, _ = made.predict(states.numpy(), deterministic=True)
+    with torch.no_grad():
+        allowed = made.allowed(made.behaviour(states, made.embeddings), 3).numpy()
+        values = made.values(states, made.embeddings).numpy()
+    expected = np.argsort(-np.where(allowed, values, -np.inf), axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(slates, expected)
+
+
+def test_targets_choose_with_one_network_and_value_with_the_other():
+    rng = np.random.default_rng(0)
+    n, items, slots = 12, 6, 2
+    chain = rng.random((n + 1, 3)).astype(np.float32)
+    data = LoggedTransitions(
+        chain[:-1],
+        np.stack([rng.permutation(items)[:slots] for _ in range(n)]),
+        np.zeros(n, np.float32),
+        chain[1:],
+        np.arange(n) == n - 1,
+        np.zeros(n, np.bool_),
+        spaces.Box(0, 1, (3,)),
+        spaces.MultiDiscrete([items] * slots),
+        slot_rewards=rng.random((n, slots)).astype(np.float32),
+    )
+    model = DiscreteBCQ(
+        "MlpPolicy", None, data, policy_kwargs={"net_arch": [8]}, gamma=0.8, seed=0, device="cpu"
+    )
+    own = model.policy
+    with torch.no_grad():
+        for parameter in own.values.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    batch = TensorBatch(*model._tensors)
+    found, count = model._targets(batch)
+    with torch.no_grad():
+        after = torch.from_numpy(chain[1:])
+        allowed = own.allowed(own.behaviour(after, own.embeddings), slots).numpy()
+        online, target = (net(after, own.embeddings).numpy() for net in (own.values, own.values_target))
+    for row in range(n):
+        shown = np.argsort(-np.where(allowed[row], online[row], -np.inf))[:slots]
+        later = 0.8 * target[row, shown].mean() * (row < n - 1)
+        np.testing.assert_allclose(found[row], data.slot_rewards[row] + later, rtol=1e-5)
+    assert count == pytest.approx(allowed.sum(axis=1).mean())
+
+
+def test_heads_over_embeddings_score_by_inner_product():
+    made = policy(5, 1, dimension=4)
+    made.embeddings.copy_(torch.randn(5, 4))
+    states = torch.randn(6, 3)
+    with torch.no_grad():
+        made.values.bias.copy_(torch.arange(5.0))
+        expected = made.values.net(states) @ made.embeddings.T / 2.0 + torch.arange(5.0)
+        torch.testing.assert_close(made.values(states, made.embeddings), expected)
+
+
+def test_actions_and_embeddings_that_do_not_fit_are_refused():
+    data = Process().log(2)
+    with pytest.raises(ValueError, match="item_embeddings has 3 rows for 4 items"):
+        DiscreteBCQ("MlpPolicy", None, data, item_embeddings=np.zeros((3, 2), np.float32))
+    with pytest.raises(ValueError, match="threshold lies in"):
+        DiscreteBCQ("MlpPolicy", None, data, policy_kwargs={"threshold": 1.5})
+    box = replace(data, actions=np.zeros((len(data), 1), np.float32), action_space=spaces.Box(-1, 1, (1,)))
+    with pytest.raises(ValueError, match="discrete BCQ shows items"):
+        DiscreteBCQ("MlpPolicy", None, box)
+    pairs = np.stack([data.actions, (data.actions + 1) % ACTIONS], axis=1)
+    slates = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS] * 2))
+    with pytest.raises(ValueError, match="need slot_rewards"):
+        DiscreteBCQ("MlpPolicy", None, slates)
+    model = DiscreteBCQ("MlpPolicy", None, data)
+    with pytest.raises(ValueError, match="over 9 items, the algorithm over 4"):
+        model.set_transitions(replace(data, action_space=spaces.Discrete(9)))
+
+
+def two_kinds(seed: int = 0) -> WorldPair:
+    """Users click 9 of 10 items of their own kind and 1 of 10 others; the log shows items at random."""
+    rng = np.random.default_rng(seed)
+    n_users, n_items, rows = 80, 50, 200
+    likes = np.arange(n_users)[:, None] % 2 == np.arange(n_items) % 2
+    table = np.where(likes, 0.9, 0.1)
+    users = np.repeat(np.arange(n_users), rows)
+    items = rng.integers(n_items, size=len(users))
+    base = small_world(table, n_users=n_users, n_items=n_items)
+    log = InteractionLog.sorted(users, items, rng.random(len(users)) < table[users, items])
+    data = replace(base.data, train=log)
+    world = replace(
+        base,
+        data=data,
+        groups=popularity_groups(log.exposures(n_items), data.items.ids),
+        embeddings=svd_item_embeddings(log, n_users, n_items, 8),
+        initial_history=initial_history(log, n_users, 20),
+        response=TableResponse(table),
+    )
+    return WorldPair(
+        "two kinds",
+        replace(world, split="train", users=np.arange(20, 80)),
+        replace(world, users=np.arange(20)),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "overrides", "steps"),
+    [
+        ("bcq", {}, 300),
+        ("bcq", {"data.action_items": "shown"}, 600),
+        ("bcq-discrete", {"learning_rate": 0.002, "policy_kwargs.threshold": 0.1, "gamma": 0.9}, 1_000),
+        ("bcq-discrete", {"learning_rate": 0.002, "data.source": "env_behaviour", "gamma": 0.9}, 1_000),
+    ],
+    ids=["clicked", "shown", "discrete", "discrete-behaviour"],
+)
+def test_users_of_two_kinds_get_what_they_like_though_the_log_showed_items_at_random(name, overrides, steps):
+    """The optimum is .9, and what was logged earned .5."""
+    pair = two_kinds()
+    session = SessionConfig(leave=NeverLeave(), max_len=10)
+    small = {"policy_kwargs.net_arch": [32, 32], "data.transitions": 10_000}
+    if name == "bcq":
+        small["policy_kwargs.action_net_arch"] = [32, 32]
+    config = plan_run(
+        name, "two kinds", session=session, total_steps=steps, n_envs=4, overrides=small | overrides
+    )
+    result = train(config, pair)
+    logged = result.policy.transitions.rewards.mean()
+    assert logged == pytest.approx(0.5, abs=0.02)
+    assert result.evaluation.summary()["r_each"] > 0.85
