@@ -55,9 +55,7 @@ def item_levels(world: World) -> ItemLevels:
     code = _quantiles(world.data.train.exposures(len(tags)), _DECILES)
     source = "popularity deciles"
     features = world.data.items.features
-    duration = [
-        place for place, name in enumerate(features.names) if "duration" in name and "=" not in name
-    ]
+    duration = [place for place, name in enumerate(features.names) if "duration" in name and "=" not in name]
     if duration:
         code = code * _QUARTILES + _quantiles(features.values[:, duration[0]], _QUARTILES)
         source += " x duration quartiles"
@@ -153,5 +151,7 @@ def _normalised_entropies(counts: sp.csr_matrix) -> FloatArray:
     totals = np.bincount(rows, weights=counts.data, minlength=len(distinct))
     shares = counts.data / totals[rows]
     entropy = np.bincount(rows, weights=-shares * np.log(shares), minlength=len(distinct))
-    found = np.where(distinct > 1, entropy / np.log(np.maximum(distinct, 2)), np.where(distinct == 1, 0.0, 1.0))
+    found = np.where(
+        distinct > 1, entropy / np.log(np.maximum(distinct, 2)), np.where(distinct == 1, 0.0, 1.0)
+    )
     return np.minimum(found, 1.0).astype(np.float32)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hrl_policies.baselines.world_model import Side, WorldModel
 from kuaifair_env.data.schema import FloatArray, IntArray
@@ -49,7 +50,7 @@ class LearnedResponse(BernoulliFeedback):
 
     def predict(self, users: IntArray, items: IntArray) -> Prediction:
         """Returns the prediction for users ``(B,)`` with items ``(B, K)``."""
-        return self._predicted(users, self._items.rows(torch.from_numpy(np.asarray(items, np.int64))))
+        return self._predicted(users, self._items.rows(_rows(items)))
 
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
         """Returns the predicted means, ``float32 (B, K)``; ``history`` is not read."""
@@ -67,7 +68,7 @@ class LearnedResponse(BernoulliFeedback):
         """Returns the same model for the catalogue ``old_items[items]``."""
         twin = object.__new__(LearnedResponse)
         twin._model, twin._users, twin.latest = self._model, self._users, None
-        twin._items = self._items.rows(torch.from_numpy(np.asarray(items, np.int64)))
+        twin._items = self._items.rows(_rows(items))
         twin.n_users, twin.n_items = self.n_users, len(items)
         return twin
 
@@ -89,9 +90,13 @@ class LearnedResponse(BernoulliFeedback):
         }
 
     def _predicted(self, users: IntArray, items: Side) -> Prediction:
-        user = self._users.rows(torch.from_numpy(np.asarray(users, np.int64))).spread()
+        user = self._users.rows(_rows(users)).spread()
         with torch.inference_mode():
             mean, log_variance = self._model.combined(user, items)
             return Prediction(
                 mean.mean(0).clamp(0.0, 1.0).numpy(), log_variance.amax(0).exp().numpy().astype(np.float32)
             )
+
+
+def _rows(rows: IntArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows, np.int64))

@@ -1,6 +1,7 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
 from hrl_policies.zoo import hierarchical as _hierarchical
+from hrl_policies.zoo import model_based as _model_based
 from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
@@ -12,8 +13,8 @@ from hrl_policies.zoo.methods import (
 )
 from hrl_policies.zoo.settings import MethodSettings, load_settings, overridden, parse_overrides
 
-# Importing the module registers its methods.
-del _hierarchical
+# Importing a module registers its methods.
+del _hierarchical, _model_based
 
 __all__ = [
     "METHODS",
