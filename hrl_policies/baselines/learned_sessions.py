@@ -75,7 +75,8 @@ def pessimistic(
     """Returns DORL's reward of slates, ``float32 (B,)``; see :class:`PessimisticRewards`."""
     least = -uncertainty_weight * MAX_VARIANCE
     bracket = predicted.mean - uncertainty_weight * predicted.variance + entropy_weight * bonus
-    return np.maximum(bracket - least, 0.0).mean(axis=1, dtype=np.float32)
+    reward: FloatArray = np.maximum(bracket - least, 0.0).mean(axis=1, dtype=np.float32)
+    return reward
 
 
 def sessions_given(env: VecEnv) -> tuple[World, SessionConfig]:
