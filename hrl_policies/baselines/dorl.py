@@ -19,7 +19,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from hrl_policies.baselines.feature_entropy import FeatureEntropy, item_levels
 from hrl_policies.baselines.learned_response import LearnedResponse
-from hrl_policies.baselines.learned_sessions import ExitKind, learned_sessions, sessions_given
+from hrl_policies.baselines.learned_sessions import ExitKind, learned_sessions
+from hrl_policies.baselines.sessions_like import sessions_given
 from hrl_policies.baselines.world_model import (
     WorldModel,
     WorldModelSettings,
@@ -135,7 +136,7 @@ class DORL(A2C):
     def _setup_model(self) -> None:
         super()._setup_model()
         if self.env is not None:
-            world, _ = sessions_given(self.env)
+            world, _ = sessions_given(self.env, "DORL")
             self.world_model_sizes = vars(WorldModelSizes.of(world))
         assert self.world_model_sizes is not None
         self.world_model = WorldModel(
@@ -181,7 +182,7 @@ class DORL(A2C):
 
     def _learned(self, env: Any) -> Any:
         """Returns sessions in the world model, which is fitted now if it is new."""
-        world, _ = sessions_given(env)
+        world, _ = sessions_given(env, "DORL")
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
         if not bool(self.world_model.fitted):
             settings = WorldModelSettings(**self.world_model_settings)

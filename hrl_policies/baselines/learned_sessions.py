@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
 from hrl_policies.baselines.feature_entropy import FeatureEntropy
 from hrl_policies.baselines.learned_response import LearnedResponse, Prediction
+from hrl_policies.baselines.sessions_like import purified_like, sessions_given
 from hrl_policies.baselines.world_model import MAX_VARIANCE
-from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.worlds import World
 
 ExitKind = Literal["configured", "none"]
 
@@ -79,32 +76,6 @@ def pessimistic(
     return reward
 
 
-def sessions_given(env: VecEnv) -> tuple[World, SessionConfig]:
-    """Returns the world and settings of the sessions beneath an environment.
-
-    Raises:
-        TypeError: If it is not a KuaiFair environment, or a wrapper changes what agents see in a way that cannot be
-            repeated over other sessions.
-    """
-    layer = env
-    while isinstance(layer, VecEnvWrapper):
-        if not isinstance(layer, (VecDSRM, VecMonitor)):
-            raise TypeError(
-                f"DORL trains in sessions of its own and cannot repeat {type(layer).__name__} over them; give it a "
-                "KuaiFair environment with nothing but VecDSRM or VecMonitor around it"
-            )
-        layer = layer.venv
-    if isinstance(layer, KuaiFairVecEnv):
-        return layer.world, layer.config
-    singles = layer.envs if isinstance(layer, DummyVecEnv) else []
-    if not singles or not all(isinstance(single.unwrapped, KuaiFairEnv) for single in singles):
-        raise TypeError(f"DORL needs KuaiFair sessions beneath the environment, got {type(layer).__name__}")
-    if any(layer.env_is_wrapped(cast(Any, DSRMObservationWrapper))):
-        raise TypeError("DORL cannot repeat DSRMObservationWrapper; purify a KuaiFairVecEnv with VecDSRM")
-    bottom = cast(KuaiFairEnv, singles[0].unwrapped)
-    return bottom.world, bottom.config
-
-
 def learned_sessions(
     env: VecEnv,
     response: LearnedResponse,
@@ -120,7 +91,7 @@ def learned_sessions(
     Users, histories, spaces and purifier are the environment's; its response model is not in them.
 
     Args:
-        env: See :func:`sessions_given`; it is neither reset nor stepped.
+        env: See :func:`~hrl_policies.baselines.sessions_like.sessions_given`; it is neither reset nor stepped.
         response: The world model.
         entropy: The entropy term.
         uncertainty_weight: See :class:`PessimisticRewards`.
@@ -129,21 +100,8 @@ def learned_sessions(
             to its cap.
         seed: Of users and clicks.
     """
-    world, config = sessions_given(env)
+    world, config = sessions_given(env, "DORL")
     if exits == "none":
         config = replace(config, leave="never")
     sessions = KuaiFairVecEnv(replace(world, response=response), config, env.num_envs, seed=seed)
-    made: VecEnv = PessimisticRewards(sessions, entropy, uncertainty_weight, entropy_weight)
-    for purifier in reversed(_purifiers(env)):
-        made = VecDSRM(made, purifier)
-    return made
-
-
-def _purifiers(env: VecEnv) -> list[Any]:
-    """Returns the purifiers around sessions, outermost first."""
-    found = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecDSRM):
-            found.append(env.dsrm)
-        env = env.venv
-    return found
+    return purified_like(env, PessimisticRewards(sessions, entropy, uncertainty_weight, entropy_weight))

@@ -2,6 +2,7 @@
 
 from hrl_policies.zoo import hierarchical as _hierarchical
 from hrl_policies.zoo import model_based as _model_based
+from hrl_policies.zoo import multi_objective as _multi_objective
 from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
@@ -14,7 +15,7 @@ from hrl_policies.zoo.methods import (
 from hrl_policies.zoo.settings import MethodSettings, load_settings, overridden, parse_overrides
 
 # Importing a module registers its methods.
-del _hierarchical, _model_based
+del _hierarchical, _model_based, _multi_objective
 
 __all__ = [
     "METHODS",

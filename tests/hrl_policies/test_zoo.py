@@ -51,6 +51,7 @@ def test_the_zoo_holds_what_the_readme_names():
         *HIERARCHICAL,
         "a2c+fair",
         "dorl",
+        "mofir",
     ]
     assert controls() == [
         "random",
