@@ -300,7 +300,7 @@ def test_arguments_that_make_no_sense_are_refused(changes, message):
 
 
 def test_sessions_that_cannot_be_repeated_are_refused():
-    with pytest.raises(TypeError, match="MOFIR .* cannot repeat VecNormalize"):
+    with pytest.raises(TypeError, match=r"MOFIR .* cannot repeat VecNormalize"):
         agent(VecNormalize(sessions()))
 
 
