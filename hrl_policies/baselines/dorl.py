@@ -21,12 +21,8 @@ from hrl_policies.baselines.feature_entropy import FeatureEntropy, item_levels
 from hrl_policies.baselines.learned_response import LearnedResponse
 from hrl_policies.baselines.learned_sessions import ExitKind, learned_sessions
 from hrl_policies.baselines.sessions_like import sessions_given
-from hrl_policies.baselines.world_model import (
-    WorldModel,
-    WorldModelSettings,
-    WorldModelSizes,
-    fit_world_model,
-)
+from hrl_policies.baselines.world_model import WorldModel, WorldModelSettings, WorldModelSizes
+from hrl_policies.baselines.world_model_fit import fit_world_model
 
 SelfDORL = TypeVar("SelfDORL", bound="DORL")
 _EXITS = ("configured", "none")

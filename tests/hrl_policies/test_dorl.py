@@ -28,8 +28,8 @@ from hrl_policies.baselines.world_model import (
     WorldModel,
     WorldModelSettings,
     WorldModelSizes,
-    fit_world_model,
 )
+from hrl_policies.baselines.world_model_fit import fit_world_model
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
