@@ -5,9 +5,9 @@ mean and a variance of the click (Gao et al., Alleviating Matthew Effect of Offl
 Interactive Recommendation, SIGIR 2023). All members are one network with a leading axis, so that a batch of pairs is a
 few batched products.
 
-Profiled in a world of 5,000 items (64 sessions, slates of 10): fitting spends two fifths of its time in backward passes;
-a training step of DORL spends half of it here, one part in gathering rows of the first layer (linear, so tabulated once
-for every user and item), one part in the second layer.
+Profiled in a world of 5,000 items (64 sessions, slates of 10): fitting spends two fifths of its time in backward
+passes; a training step of DORL spends half of it here, as much on gathering rows of the first layer (linear, so
+tabulated once for every user and item) as on the second layer.
 """
 
 from __future__ import annotations

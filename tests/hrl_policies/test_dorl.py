@@ -79,7 +79,7 @@ def test_the_world_model_finds_the_click_probabilities_behind_a_log():
     liked = (np.arange(60)[:, None] + np.arange(30)) % 2
     table = np.where(liked, 0.8, 0.2)
     world = logged_pair(table, rows_per_user=100).train
-    response, report = fitted(world, max_epochs=30, patience=3)
+    response, report = fitted(world, batch_size=128, learning_rate=3e-3, patience=3)
     found = everything(response, world).mean[world.users]
     assert np.abs(found - table[world.users]).mean() < 0.1
     assert np.corrcoef(found.ravel(), table[world.users].ravel())[0, 1] > 0.95
@@ -96,7 +96,7 @@ def test_variance_is_larger_where_the_log_shows_nothing():
     world = logged_pair(
         table, shown=shown, rows_per_user=100, embeddings=np.eye(40, 8, dtype=np.float32)
     ).train
-    response, _ = fitted(world, max_epochs=30)
+    response, _ = fitted(world, batch_size=128, learning_rate=3e-3)
     variance = everything(response, world).variance[world.users]
     assert variance[:, ~shown].mean() > 1.3 * variance[:, shown].mean()
     assert (variance <= MAX_VARIANCE).all()
@@ -112,7 +112,7 @@ def test_features_and_tags_say_something_of_items_that_were_never_shown():
     ).train
     described = replace(world.data.items, features=FeatureTable(value[:, None], ("value",)))
     world = replace(world, data=replace(world.data, items=described))
-    found = everything(fitted(world, max_epochs=30)[0], world).mean[world.users]
+    found = everything(fitted(world, batch_size=128, learning_rate=3e-3)[0], world).mean[world.users]
     assert found[:, ~shown & (value > 0)].min() > found[:, ~shown & (value < 0)].max() + 0.3
 
 
