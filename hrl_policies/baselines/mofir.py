@@ -13,10 +13,11 @@ takes a fiftieth, the sessions the rest.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
@@ -81,7 +82,7 @@ class MOFIR(TD3):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"PreferencePolicy": PreferencePolicy}
-    policy: PreferencePolicy  # type: ignore[assignment]
+    policy: PreferencePolicy
     replay_buffer: SlateReplayBuffer
 
     def __init__(
@@ -132,7 +133,7 @@ class MOFIR(TD3):
         self.epsilon = (float(epsilon[0]), float(epsilon[1]))
         self.action_noise_std, self.scalar_weight = action_noise_std, scalar_weight
         super().__init__(
-            policy,  # type: ignore[arg-type]
+            policy,
             env,  # type: ignore[arg-type]
             learning_rate=learning_rate,
             buffer_size=buffer_size,
@@ -243,20 +244,22 @@ class MOFIR(TD3):
         )
         after = batch.next_observations.repeat(times, 1)
         with torch.no_grad():
-            actions = self.actor_target(after, preferences)  # type: ignore[call-arg]
+            actions = self.actor_target(after, preferences)
             if self.target_policy_noise:
                 noise = self.target_policy_noise * torch.randn_like(actions)
                 noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
                 actions = torch.nn.functional.normalize(actions + noise, dim=1)
-            values = self.critic_target(after, actions, preferences)  # type: ignore[call-arg, arg-type]
+            values = self.critic_target(after, actions, preferences)
             worse = (values * preferences).sum(-1).argmin(0)
             value = values[worse, torch.arange(len(preferences), device=values.device)]
-        return (rewards.repeat(times, 1) + self.gamma * (1.0 - batch.dones.repeat(times, 1)) * value).detach()
+        following = self.gamma * (1.0 - batch.dones.repeat(times, 1)) * value
+        targets: Tensor = (rewards.repeat(times, 1) + following).detach()
+        return targets
 
     def _update_critics(self, batch: SlateReplaySamples, preferences: Tensor) -> float:
         times = len(preferences) // len(batch.items)
         states, actions = batch.observations.repeat(times, 1), batch.actions.repeat(times, 1)
-        values = self.critic(states, actions, preferences)  # type: ignore[call-arg, arg-type]
+        values = self.critic(states, actions, preferences)
         gaps = values - self.targets(batch, preferences)
         loss = gaps.square().sum(-1).mean(1).sum()
         ramp = self.scalar_weight * (1.0 - self._current_progress_remaining)
@@ -269,8 +272,8 @@ class MOFIR(TD3):
 
     def _update_actor(self, batch: SlateReplaySamples, preferences: Tensor) -> float:
         states = batch.observations.repeat(len(preferences) // len(batch.items), 1)
-        actions = self.actor(states, preferences)  # type: ignore[call-arg]
-        value = self.critic(states, actions, preferences)[0]  # type: ignore[call-arg, arg-type]
+        actions = self.actor(states, preferences)
+        value = self.critic(states, actions, preferences)[0]
         loss = -(value * preferences).sum(1).mean()
         self.actor.optimizer.zero_grad()
         # The critics' own gradients, a third of this pass, are not wanted.
@@ -289,7 +292,7 @@ class MOFIR(TD3):
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns actions as executed, and as stored: for each session's preference, some of them random."""
-        size = int(np.prod(self.action_space.shape))
+        size = cast(spaces.Box, self.action_space).shape[0]
         queries = self._rng.standard_normal((n_envs, size))
         if self.num_timesteps >= learning_starts:
             noise = self.action_noise_std * self._rng.standard_normal((n_envs, size))

@@ -117,7 +117,8 @@ def efficient(points: Sequence[Sequence[float]]) -> list[bool]:
     values = np.asarray(points, np.float64).reshape(-1, 2)
     as_good = (values[None] >= values[:, None]).all(axis=2)
     better = (values[None] > values[:, None]).any(axis=2)
-    return (~(as_good & better).any(axis=1)).tolist()
+    beaten = np.any(as_good & better, axis=1)
+    return [not found for found in beaten.tolist()]
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float] = (0.0, 0.0)) -> float:

@@ -160,12 +160,12 @@ class PreferencePolicy(TD3Policy):
                 f"{len(cast(Tensor, tensor))} observations need as many preferences or one, got {len(weights)}"
             )
         with torch.no_grad():
-            actions = self.actor(tensor, weights.expand(len(cast(Tensor, tensor)), -1)).cpu().numpy()  # type: ignore[call-arg]
+            actions = self.actor(tensor, weights.expand(len(cast(Tensor, tensor)), -1)).cpu().numpy()
         actions = self.unscale_action(actions)
         return (actions if batched else actions[0]), state
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return cast(Tensor, self.actor(observation, self.preference.expand(len(observation), -1)))  # type: ignore[call-arg]
+        return cast(Tensor, self.actor(observation, self.preference.expand(len(observation), -1)))
 
 
 def as_preferences(preference: Any) -> NDArray[np.float32]:
@@ -185,4 +185,4 @@ def as_preferences(preference: Any) -> NDArray[np.float32]:
         raise ValueError(
             f"weights of a preference are finite, not negative and not all 0, got {preference!r}"
         )
-    return (weights / totals).astype(np.float32)
+    return np.asarray(weights / totals, np.float32)

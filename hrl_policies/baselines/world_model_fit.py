@@ -41,7 +41,8 @@ def fit_world_model(
     pairs = _pairs(world, settings, rng)
     stop = rng.random(len(pairs.users)) < settings.held_out
     fit, held = np.flatnonzero(~stop), np.flatnonzero(stop)
-    if min(len(fit), len(held)) < 1:
+    exposed = held[pairs.logged[held]]
+    if not len(fit) or not len(exposed):
         raise DataError(f"{len(pairs.users)} rows are too few to hold out a share of {settings.held_out:g}")
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(len(fit), generator=generator) for _ in range(model.members)])
@@ -58,7 +59,6 @@ def fit_world_model(
     )
     model.load_state_dict(best.state_dict())
     model.fitted.fill_(True)
-    exposed = held[pairs.logged[held]]
     means = judge.means(model, exposed)
     return {
         "epochs": training["epochs"],

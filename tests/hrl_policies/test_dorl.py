@@ -18,6 +18,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm import DSRMObservationWrapper, VecDSRM
+from dsrm.artifacts import save_purifier
+from dsrm.controls import IPSPurifier
 from hrl_policies.baselines.controls import RandomSlates
 from hrl_policies.baselines.dorl import DORL
 from hrl_policies.baselines.feature_entropy import FeatureEntropy, ItemLevels, item_levels
@@ -30,7 +32,7 @@ from hrl_policies.baselines.world_model import (
     WorldModelSizes,
 )
 from hrl_policies.baselines.world_model_fit import fit_world_model
-from hrl_policies.study import load_policy, load_run, plan_run, resume, train
+from hrl_policies.study import PurifierIdentity, load_policy, load_run, plan_run, resume, train
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
@@ -174,6 +176,14 @@ def test_tables_give_what_the_members_would_have_given():
             variances.append(float(np.exp(low + (high - low) / (1 + np.exp(-float(out[1].detach()))))))
         assert found.mean[b, k] == pytest.approx(np.clip(np.mean(means), 0, 1), abs=1e-5)
         assert found.variance[b, k] == pytest.approx(max(variances), rel=1e-4)
+
+
+def test_a_log_that_is_too_small_is_refused():
+    world = parity(rows_per_user=60).train
+    first = np.flatnonzero(world.data.train.users == world.users[0])[:10]
+    world = replace(world, data=replace(world.data, train=world.data.train.take(first)))
+    with pytest.raises(DataError, match="at least 20 training-log rows of users with sessions, got 10"):
+        fitted(world)
 
 
 @pytest.mark.parametrize(
@@ -511,6 +521,13 @@ def test_a_run_is_trained_without_the_training_world_and_judged_in_the_test_worl
     np.testing.assert_array_equal(
         policy.predict(seen, deterministic=True)[0], result.policy.predict(seen, deterministic=True)[0]
     )
+
+
+def test_a_run_on_purified_states_is_judged_on_purified_states(tmp_path):
+    save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
+    identity = PurifierIdentity.of_file(tmp_path / "p.safetensors")
+    result = train(plan(purifier=identity), parity(), purifier=tmp_path / "p.safetensors")
+    assert result.complete and isinstance(result.policy.get_env(), VecDSRM)
 
 
 def test_a_resumed_run_goes_on_in_the_same_world_model(tmp_path, monkeypatch):
