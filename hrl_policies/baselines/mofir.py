@@ -7,8 +7,7 @@ the first author's FCPO and usual practice. What is ours: observed states instea
 length 1, both rewards divided by the slate size, and a default preference that is chosen in the training world.
 
 Profiled in a world of 5,000 items (64 sessions, slates of 10, two updates a step): nine tenths of a training step are
-updates, half of them the actor's before its backward pass was held to the actor's parameters; drawing from the buffer
-takes a fiftieth, the sessions the rest.
+updates, the actor's and the critics' in equal parts; drawing from the buffer takes a fiftieth, the sessions the rest.
 """
 
 from __future__ import annotations
