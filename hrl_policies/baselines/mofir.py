@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import Tensor
 
-from hrl_policies.baselines.pareto import grid, pareto_front
+from hrl_policies.baselines.preference_front import preference_front, preference_grid
 from hrl_policies.baselines.preference_policy import OBJECTIVES, PreferencePolicy, as_preferences
 from hrl_policies.baselines.sessions_like import purified_like, sessions_given
 from hrl_policies.baselines.slate_replay import SlateReplayBuffer, SlateReplaySamples, executed_slates
@@ -205,7 +205,7 @@ class MOFIR(TD3):
         world, config = sessions_given(self.env, "MOFIR")
         users = evaluation_users(world, self.validation_users)
         sessions = purified_like(self.env, KuaiFairVecEnv(world, config, len(users), seed=0))
-        front = pareto_front(self, sessions, grid(self.grid_size), users=users)
+        front = preference_front(self, sessions, preference_grid(self.grid_size), users=users)
         best = max(front, key=lambda point: point.cumulative_reward)
         self.policy.preference.copy_(torch.tensor(best.preference))
         return self.preference

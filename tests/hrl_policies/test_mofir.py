@@ -18,17 +18,16 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from dsrm import VecDSRM
 from hrl_policies.baselines.controls import RandomSlates
 from hrl_policies.baselines.mofir import MOFIR
-from hrl_policies.baselines.pareto import (
+from hrl_policies.baselines.preference_front import (
     FrontPoint,
     Preferring,
-    draw_front,
-    efficient,
-    grid,
     hypervolume,
-    pareto_front,
+    preference_front,
+    preference_grid,
 )
 from hrl_policies.baselines.preference_policy import as_preferences
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
+from hrl_policies.study.figures import draw_preference_front, pareto_front
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
@@ -79,7 +78,7 @@ def luck():
 
 
 def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_its_area(learnt):
-    front = pareto_front(learnt, sessions(24, seed=1))
+    front = preference_front(learnt, sessions(24, seed=1))
     clicks, tail = ([getattr(point, name) for point in front] for name in ("clicks", "tail_share"))
     assert (clicks[0], tail[0]) == pytest.approx(ENDS[0], abs=0.03)
     assert tail[-1] == 1.0 and clicks[0] > clicks[-1]
@@ -102,7 +101,7 @@ def test_balanced_preferences_show_good_items_of_the_long_tail(learnt):
 
 
 def test_the_default_preference_is_the_best_of_the_training_world(learnt):
-    front = pareto_front(learnt, sessions(24, seed=1), grid(3), users=PAIR.train.user_ids)
+    front = preference_front(learnt, sessions(24, seed=1), preference_grid(3), users=PAIR.train.user_ids)
     best = max(front, key=lambda point: point.cumulative_reward)
     assert learnt.preference == pytest.approx(best.preference)
     assert learnt.preference == (1.0, 0.0), "nobody leaves here, so clicks are all that counts"
@@ -313,11 +312,8 @@ _points = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, 
 def test_the_area_is_that_of_the_cells_that_are_dominated(points):
     cells = sum(any(x < a and y < b for a, b in points) for x, y in itertools.product(range(8), range(8)))
     assert hypervolume(points) == cells
-    kept = [point for point, best in zip(points, efficient(points), strict=True) if best]
+    kept = [points[row] for row in pareto_front(points)]
     assert hypervolume(kept) == cells
-    for point, best in zip(points, efficient(points), strict=True):
-        beaten = any(a >= point[0] and b >= point[1] and (a, b) != point for a, b in points)
-        assert best != beaten
 
 
 def test_an_area_counts_from_its_reference():
@@ -327,27 +323,29 @@ def test_an_area_counts_from_its_reference():
 
 
 def test_a_grid_goes_from_clicks_alone_to_fairness_alone():
-    assert grid(5) == [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
+    assert preference_grid(5) == [(1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
     with pytest.raises(ValueError, match="at least 2"):
-        grid(1)
+        preference_grid(1)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_front_is_drawn_the_same_every_time(learnt, tmp_path, ending):
-    front = pareto_front(learnt, sessions(24, seed=1), [(1, 0), (0.5, 0.5)])
+    front = preference_front(learnt, sessions(24, seed=1), [(1, 0), (0.5, 0.5)])
     for name in ("a", "b"):
-        draw_front(tmp_path / f"{name}.{ending}", front, [("Random", 0.42, 0.8)], title="small world")
+        draw_preference_front(
+            tmp_path / f"{name}.{ending}", front, [("Random", 0.42, 0.8)], title="small world"
+        )
     drawn = (tmp_path / f"a.{ending}").read_bytes()
     assert drawn == (tmp_path / f"b.{ending}").read_bytes()
     assert drawn.startswith(b"\x89PNG") if ending == "png" else b"<svg" in drawn
 
 
 def test_drawings_that_make_no_sense_are_refused(learnt, tmp_path):
-    with pytest.raises(ValueError, match="no points"):
-        draw_front(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match="no preferences to draw"):
+        draw_preference_front(tmp_path / "a.png", [])
     point = FrontPoint((1.0, 0.0), 0.5, 0.5, 5.0, luck())
-    with pytest.raises(ValueError, match=r"\.png or \.svg"):
-        draw_front(tmp_path / "a.jpg", [point])
+    with pytest.raises(ValueError, match="a figure ends in"):
+        draw_preference_front(tmp_path / "a.jpg", [point])
 
 
 # Runs -----------------------------------------------------------------------------------------------------------

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from kuaifair_env.data.files import atomic_path
 from kuaifair_env.evaluation import DEFAULT_SEED, EvaluationResult, evaluate
 
 Preference = tuple[float, float]
@@ -68,7 +66,7 @@ class FrontPoint:
     evaluation: EvaluationResult
 
 
-def grid(size: int = 5) -> list[Preference]:
+def preference_grid(size: int = 5) -> list[Preference]:
     """Returns evenly spaced preferences, from clicks alone to long-tail share alone.
 
     Raises:
@@ -79,7 +77,7 @@ def grid(size: int = 5) -> list[Preference]:
     return [(float(1.0 - share), float(share)) for share in np.linspace(0.0, 1.0, size)]
 
 
-def pareto_front(
+def preference_front(
     agent: PreferenceAgent,
     env: Any,
     preferences: Sequence[Preference] | None = None,
@@ -93,16 +91,16 @@ def pareto_front(
     Args:
         agent: The agent.
         env: Sessions to judge in; see :func:`kuaifair_env.evaluation.evaluate`.
-        preferences: Which; None takes :func:`grid`.
+        preferences: Which; None takes :func:`preference_grid`.
         users: Raw user ids; None takes all.
         episodes_per_user: Sessions of each user.
         seed: Seed of the sessions' luck.
 
     Returns:
-        One point for each preference, in their order; not all of them need be efficient (see :func:`efficient`).
+        One point for each preference, in their order; some may be beaten by others.
     """
     found = []
-    for preference in grid() if preferences is None else preferences:
+    for preference in preference_grid() if preferences is None else preferences:
         result = evaluate(Preferring(agent, preference), env, users, episodes_per_user, seed=seed)
         engagement = result.engagement
         tail = (1.0 - result.fairness.share_gap) / 2.0
@@ -110,15 +108,6 @@ def pareto_front(
             FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result)
         )
     return found
-
-
-def efficient(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Says of each point of two objectives whether no other is as good in both and better in one."""
-    values = np.asarray(points, np.float64).reshape(-1, 2)
-    as_good = (values[None] >= values[:, None]).all(axis=2)
-    better = (values[None] > values[:, None]).any(axis=2)
-    beaten = np.any(as_good & better, axis=1)
-    return [not found for found in beaten.tolist()]
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float] = (0.0, 0.0)) -> float:
@@ -136,74 +125,3 @@ def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float] = 
         area += width * max(reached - height, 0.0)
         height = max(height, reached)
     return area
-
-
-def draw_front(
-    path: str | Path,
-    points: Sequence[FrontPoint],
-    others: Sequence[tuple[str, float, float]] = (),
-    *,
-    title: str = "",
-) -> None:
-    """Draws a front; it reads in grey.
-
-    Efficient points are filled and joined, others hollow; each bears its weight of the long-tail share.
-
-    Args:
-        path: File to write, PNG or SVG by its ending.
-        points: See :func:`pareto_front`.
-        others: Names, clicks and long-tail shares of methods to compare with, drawn as crosses.
-        title: Headline.
-
-    Raises:
-        ValueError: If there are no points, or the ending is another.
-    """
-    ending = Path(path).suffix.lower()
-    if not points:
-        raise ValueError("there are no points to draw")
-    if ending not in (".png", ".svg"):
-        raise ValueError(f"a front is drawn as .png or .svg, got {str(path)!r}")
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    kept = efficient([(point.clicks, point.tail_share) for point in points])
-    joined = sorted(
-        (point.clicks, point.tail_share) for point, best in zip(points, kept, strict=True) if best
-    )
-    axis.plot(*zip(*joined, strict=True), "-", color="#5b8db8", linewidth=1.5, zorder=1)
-    for point, best in zip(points, kept, strict=True):
-        axis.plot(
-            point.clicks,
-            point.tail_share,
-            "o",
-            color="#5b8db8" if best else "white",
-            markeredgecolor="black",
-            markersize=7,
-        )
-        axis.annotate(
-            f"{point.preference[1]:.2f}",
-            (point.clicks, point.tail_share),
-            xytext=(6, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    for name, clicks, tail in others:
-        axis.plot(clicks, tail, "x", color="black", markersize=6)
-        axis.annotate(name, (clicks, tail), xytext=(6, -9), textcoords="offset points", fontsize=8)
-    axis.set_xlabel("clicks (R_each)")
-    axis.set_ylabel("long-tail share of what was shown")
-    axis.spines[["top", "right"]].set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=11)
-    # Without dates, versions and random ids equal figures are equal bytes.
-    with rc_context({"svg.hashsalt": "front"}), atomic_path(path) as temporary:
-        figure.savefig(
-            temporary,
-            format=ending[1:],
-            dpi=130,
-            metadata={"Software": None} if ending == ".png" else {"Date": None, "Creator": None},
-        )
