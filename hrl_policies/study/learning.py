@@ -194,7 +194,7 @@ def save_checkpoint(model: Any, folder: Path) -> None:
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
         filled = buffer.buffer_size if buffer.full else buffer.pos
-        arrays = {name: getattr(buffer, name)[:filled] for name in _BUFFER_ARRAYS}
+        arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
         np.savez(folder / REPLAY, position=buffer.pos, full=buffer.full, **arrays)
 
 
@@ -234,8 +234,14 @@ def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
     try:
         with np.load(folder / REPLAY, allow_pickle=False) as arrays:
             filled = len(arrays["rewards"])
-            for name in _BUFFER_ARRAYS:
-                getattr(buffer, name)[:filled] = arrays[name]
+            for name, array in _buffer_arrays(buffer).items():
+                array[:filled] = arrays[name]
             buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{folder / REPLAY} is missing or damaged: {error}") from error
+
+
+def _buffer_arrays(buffer: Any) -> dict[str, np.ndarray]:
+    """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
+    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS}
+    return arrays | getattr(buffer, "columns", {})

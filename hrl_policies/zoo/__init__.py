@@ -1,6 +1,8 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
 from hrl_policies.zoo import hierarchical as _hierarchical
+from hrl_policies.zoo import model_based as _model_based
+from hrl_policies.zoo import multi_objective as _multi_objective
 from hrl_policies.zoo import offline as _offline
 from hrl_policies.zoo.methods import (
     METHODS,
@@ -22,7 +24,7 @@ from hrl_policies.zoo.settings import (
 )
 
 # Importing the modules registers their methods.
-del _hierarchical, _offline
+del _hierarchical, _model_based, _multi_objective, _offline
 
 __all__ = [
     "METHODS",

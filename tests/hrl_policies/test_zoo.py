@@ -51,6 +51,8 @@ def test_the_zoo_holds_what_the_readme_names():
         *("a2c", "td3", "ppo", "sac", "recurrent-ppo", "tqc"),
         *HIERARCHICAL,
         "a2c+fair",
+        "dorl",
+        "mofir",
         *OFFLINE,
     ]
     assert controls() == [

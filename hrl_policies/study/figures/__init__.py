@@ -3,6 +3,7 @@
 from hrl_policies.study.figures.curves import draw_learning_curves
 from hrl_policies.study.figures.gain import draw_purification_gain
 from hrl_policies.study.figures.pareto import draw_pareto, pareto_front
+from hrl_policies.study.figures.preferences import draw_preference_front
 from hrl_policies.study.figures.profiles import draw_profiles
 from hrl_policies.study.figures.results import draw_results
 from hrl_policies.study.figures.steps import (
@@ -17,6 +18,7 @@ __all__ = [
     "draw_diffusion_steps",
     "draw_learning_curves",
     "draw_pareto",
+    "draw_preference_front",
     "draw_profiles",
     "draw_purification_gain",
     "draw_results",
