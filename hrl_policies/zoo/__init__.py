@@ -1,5 +1,6 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
+from hrl_policies.zoo import discrete as _discrete
 from hrl_policies.zoo import hierarchical as _hierarchical
 from hrl_policies.zoo.methods import (
     METHODS,
@@ -12,8 +13,8 @@ from hrl_policies.zoo.methods import (
 )
 from hrl_policies.zoo.settings import MethodSettings, load_settings, overridden, parse_overrides
 
-# Importing the module registers its methods.
-del _hierarchical
+# Importing the modules registers their methods.
+del _discrete, _hierarchical
 
 __all__ = [
     "METHODS",
