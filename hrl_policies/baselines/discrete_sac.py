@@ -96,6 +96,8 @@ class DiscreteSAC(ItemAgent):
         gradient_steps: Updates each time; -1 as many as there were steps.
         ent_coef: ``alpha``; ``"auto"`` learns it from 1, ``"auto_0.2"`` from 0.2, a number fixes it.
         target_entropy_ratio: Share of the largest entropy, ``log N``, that a learnt ``alpha`` aims at.
+        huber_delta: Errors of the critics that are larger count linearly, so that values lean from the mean towards the
+            median: with a small one critics overlook that users leave.
         max_grad_norm: Where each network's gradient is cut off.
         stats_window_size: See Stable-Baselines3.
         tensorboard_log: See Stable-Baselines3.
@@ -128,6 +130,7 @@ class DiscreteSAC(ItemAgent):
         gradient_steps: int = 1,
         ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.98,
+        huber_delta: float = 10.0,
         max_grad_norm: float = 10.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -139,6 +142,8 @@ class DiscreteSAC(ItemAgent):
     ) -> None:
         if not 0.0 < target_entropy_ratio <= 1.0:
             raise ValueError(f"target_entropy_ratio must lie in (0, 1], got {target_entropy_ratio}")
+        if not huber_delta > 0.0:
+            raise ValueError(f"huber_delta must be positive, got {huber_delta}")
         super().__init__(
             policy,
             env,
@@ -162,6 +167,7 @@ class DiscreteSAC(ItemAgent):
         self.actor_learning_rate = actor_learning_rate
         self.ent_coef = ent_coef
         self.target_entropy_ratio = target_entropy_ratio
+        self.huber_delta = huber_delta
         start, self._learns_ent_coef = _start_of(ent_coef)
         self._start_log_ent_coef = math.log(start)
         if _init_setup_model:
@@ -225,8 +231,11 @@ class DiscreteSAC(ItemAgent):
             following = soft_values(logs, self.policy.least_q(batch.next_observations, target=True), alpha)
             discounts = self.gamma * (1.0 - batch.dones)
             targets = self._slot_rewards(batch) + discounts * following[:, None]
+        units, items = self.policy.units, batch.items
         losses = [
-            nn.functional.huber_loss(critic.of(batch.observations, self.policy.units, batch.items), targets)
+            nn.functional.huber_loss(
+                critic.of(batch.observations, units, items), targets, delta=self.huber_delta
+            )
             for critic in cast(Iterable[ItemNet], self.policy.critics)
         ]
         loss = torch.stack(losses).sum()

@@ -140,6 +140,7 @@ class DNaIR(ItemAgent):
         gamma: Discount.
         train_freq: Steps of all sessions between updates.
         gradient_steps: Updates each time; -1 as many as there were steps.
+        huber_delta: See :class:`~hrl_policies.baselines.discrete_sac.DiscreteSAC`.
         max_grad_norm: Where the gradient is cut off.
         stats_window_size: See Stable-Baselines3.
         tensorboard_log: See Stable-Baselines3.
@@ -175,6 +176,7 @@ class DNaIR(ItemAgent):
         gamma: float = 0.9,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
+        huber_delta: float = 10.0,
         max_grad_norm: float = 10.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -193,6 +195,8 @@ class DNaIR(ItemAgent):
             raise ValueError("acc='itemcf' measures similarity, which candidates=0 leaves out")
         if novelty_coef < 0.0:
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
+        if not huber_delta > 0.0:
+            raise ValueError(f"huber_delta must be positive, got {huber_delta}")
         super().__init__(
             policy,
             env,
@@ -215,6 +219,7 @@ class DNaIR(ItemAgent):
         )
         self.mode, self.acc = mode, acc
         self.novelty_coef = novelty_coef
+        self.huber_delta = huber_delta
         if _init_setup_model:
             self._setup_model()
 
@@ -257,7 +262,7 @@ class DNaIR(ItemAgent):
             values = self.policy.q_net.of(batch.observations, self.policy.units, batch.items)
             if self.mode == "kuaisim":
                 values = values.sum(dim=1, keepdim=True)
-            loss = nn.functional.huber_loss(values, self._targets(batch))
+            loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
             self._descend(self.policy.optimizer, loss)
             polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
             losses.append(loss.detach())

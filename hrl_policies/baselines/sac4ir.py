@@ -46,6 +46,7 @@ class SAC4IR(DiscreteSAC):
         gradient_steps: See there.
         ent_coef: See there.
         target_entropy_ratio: See there.
+        huber_delta: See there.
         max_grad_norm: See there.
         stats_window_size: See there.
         tensorboard_log: See there.
@@ -78,6 +79,7 @@ class SAC4IR(DiscreteSAC):
         gradient_steps: int = 1,
         ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.7,
+        huber_delta: float = 10.0,
         max_grad_norm: float = 10.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -107,6 +109,7 @@ class SAC4IR(DiscreteSAC):
             gradient_steps=gradient_steps,
             ent_coef=ent_coef,
             target_entropy_ratio=target_entropy_ratio,
+            huber_delta=huber_delta,
             max_grad_norm=max_grad_norm,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
