@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hrl_policies.baselines.item_agent import ItemAgent, allowed_items
 from hrl_policies.baselines.item_heads import HeadKind, ItemNet
-from hrl_policies.baselines.item_policy import ItemPolicy
+from hrl_policies.baselines.item_policy import ItemPolicy, catalogue_of
 from hrl_policies.baselines.log_tables import NEIGHBOURS, ItemTables
 from hrl_policies.baselines.similar_items import SimilarItems
 from hrl_policies.baselines.slate_replay import Column, ExecutedSlates, SlateReplaySamples
@@ -235,13 +235,11 @@ class DNaIR(ItemAgent):
     def _columns(self) -> dict[str, Column]:
         """Returns what the buffer keeps besides."""
         columns: dict[str, Column] = {}
-        candidates, space = self.policy_kwargs["candidates"], self.action_space
-        if candidates and isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-            items = int(space.n if isinstance(space, spaces.Discrete) else space.nvec[0])
-            columns[_CANDIDATES] = ((min(candidates, items),), np.int32)
+        items, slate_size = catalogue_of(self.action_space)
+        if self.policy_kwargs["candidates"]:
+            columns[_CANDIDATES] = ((min(self.policy_kwargs["candidates"], items),), np.int32)
         if self.acc == "itemcf":
-            size = 1 if isinstance(space, spaces.Discrete) else space.shape[0]  # type: ignore[index]
-            columns[_ACCURACY] = ((size,), np.float32)
+            columns[_ACCURACY] = ((slate_size,), np.float32)
         return columns
 
     def _fill(self, world: World) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -16,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from hrl_policies.baselines.item_policy import ItemPolicy
+from hrl_policies.baselines.item_policy import ItemPolicy, catalogue_of
 from hrl_policies.baselines.slate_replay import (
     Column,
     ExecutedSlates,
@@ -95,12 +94,13 @@ class ItemAgent(OffPolicyAlgorithm):
             support_multi_env=True,
             seed=seed,
             sde_support=False,
-            supported_action_spaces=(spaces.Discrete, spaces.MultiDiscrete),
         )
         self.max_grad_norm = max_grad_norm
         self._n_updates = 0
 
     def _setup_model(self) -> None:
+        # Refuses actions that are no items before the buffer asks about them.
+        catalogue_of(self.action_space)
         world = None if self.env is None else world_beneath(self.env)
         if world is not None:
             self.policy_kwargs.setdefault("dimension", world.dimension)

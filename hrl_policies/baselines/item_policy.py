@@ -45,7 +45,7 @@ class ItemPolicy(BasePolicy):
         dimension: int = 0,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=False)
-        self.items, self.slate_size = _catalogue(action_space)
+        self.items, self.slate_size = catalogue_of(action_space)
         self.state_size = int(state_space(observation_space).shape[0])
         self.net_arch, self.head, self.dimension = tuple(net_arch), head, dimension
         self.register_buffer("units", torch.zeros(self.items, dimension))
@@ -136,8 +136,12 @@ class ItemPolicy(BasePolicy):
         }
 
 
-def _catalogue(action_space: spaces.Space[Any]) -> tuple[int, int]:
-    """Returns items ``N`` and slate size ``K``."""
+def catalogue_of(action_space: spaces.Space[Any]) -> tuple[int, int]:
+    """Returns items ``N`` and slate size ``K`` of an action space.
+
+    Raises:
+        ValueError: If its actions are not items.
+    """
     if isinstance(action_space, spaces.Discrete):
         if action_space.start != 0:
             raise ValueError(f"actions must be numbered from 0, got {action_space}")
