@@ -195,6 +195,9 @@ class DNaIR(ItemAgent):
             raise ValueError("acc='itemcf' measures similarity, which candidates=0 leaves out")
         if novelty_coef < 0.0:
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
+        given = {"candidates", "explore"} & set(policy_kwargs or {})
+        if given:
+            raise ValueError(f"{', '.join(sorted(given))}: give them to DNaIR itself, not in policy_kwargs")
         if not huber_delta > 0.0:
             raise ValueError(f"huber_delta must be positive, got {huber_delta}")
         super().__init__(

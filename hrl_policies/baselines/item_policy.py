@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class ItemPolicy(BasePolicy):
         part = observation["state"] if isinstance(observation, dict) else observation
         return torch.as_tensor(part, device=self.device).to(torch.float32)
 
+    @abstractmethod
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
         """Returns slates, ``int64 (B, K)``.
 
@@ -73,7 +75,6 @@ class ItemPolicy(BasePolicy):
             deterministic: Whether to show the best items instead of exploring.
             allowed: ``bool (B, N)``, items that may be shown; None allows all.
         """
-        raise NotImplementedError
 
     def actions(self, slates: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns slates ``(B, K)`` as the action space wants them: ``(B,)`` if it is ``Discrete``."""

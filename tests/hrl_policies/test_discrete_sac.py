@@ -150,7 +150,7 @@ def test_cart_pole_is_balanced():
     env = make_vec_env("CartPole-v1", 8, seed=0)
     model = agent(
         env, DiscreteSAC, learning_rate=1e-3, learning_starts=1_000, batch_size=64, gradient_steps=4, tau=0.005,
-        target_entropy_ratio=0.5, buffer_size=30_000, policy_kwargs={"net_arch": [64, 64]},
+        target_entropy_ratio=0.5, huber_delta=1.0, buffer_size=30_000, policy_kwargs={"net_arch": [64, 64]},
     )  # fmt: skip
     model.learn(30_000)
     mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 8, seed=99), 24)

@@ -264,6 +264,7 @@ def test_callbacks_and_progress_bar_work(tmp_path):
         ({"candidates": 3}, "fill a slate of 6, got 3"),
         ({"candidates": 0, "acc": "itemcf"}, "acc='itemcf' measures similarity"),
         ({"mode": "kuaisim"}, r"mode='kuaisim' has candidates=0 and acc='env'"),
+        ({"policy_kwargs": {"explore": 0.1}}, "explore: give them to DNaIR itself"),
         ({"huber_delta": -1.0}, "huber_delta must be positive"),
     ],
 )
