@@ -46,6 +46,7 @@ LINES: Mapping[str, str] = {
     "learning rate .003": "learning_rate=0.003",
     "twice the steps": "total_steps=300000",
     "one advantage per slate": "slot_credit=0",
+    "manager entropy .01": "manager_ent_coef=0.01",
 }
 CONTROLS = ("quota-greedy", "session-quota", "oracle")
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsrm.probe_data import ProbeSet
-from kuaifair_env.data.files import atomic_path
 from kuaifair_env.data.schema import FloatArray, InteractionData
+from kuaifair_env.figure_files import save_figure
 
 _MOST_POINTS = 1_500
 _MOST_INTERESTS = 6
@@ -26,7 +26,7 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
     picture reads without colour.
 
     Args:
-        path: PNG file to write.
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
         probes: Windows and labels.
         states: ``float32 (n, d)`` by name, one column each.
         seed: Seed of the choice of points and of t-SNE.
@@ -62,7 +62,7 @@ def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, 
     A count of clicks can hardly avoid growing with the count of exposures that it is part of; the rate can.
 
     Args:
-        path: PNG file to write.
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
         data: The data set; its training log is drawn.
 
     Returns:
@@ -115,7 +115,5 @@ def _save(figure: Any, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        # Without the writing library's name and version equal figures are equal bytes.
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    save_figure(figure, path)
     plt.close(figure)

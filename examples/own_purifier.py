@@ -3,7 +3,8 @@
 Run: python examples/own_purifier.py
 
 This one shrinks states towards the mean state of the training log, as an empirical Bayes estimate would: the fewer
-clicks stand behind a state, the less it is believed.
+clicks stand behind a state, the less it is believed. Agents train on its states through ``dsrm.VecDSRM``, as in
+``wrap_any_sb3_agent.py``.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from dsrm import DSRMObservationWrapper, MismatchError
 from dsrm.probe_data import probe_set
 from dsrm.probe_report import report_table
 from dsrm.probes import probe, purified_states
+from hrl_policies.baselines import ClickScorer, QuotaGreedy
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.worlds import World
@@ -58,7 +60,8 @@ class ShrinkingPurifier:
 
 
 def main() -> None:
-    purifier = ShrinkingPurifier(kuaifair_env.make_world(ENV, split="train"))
+    world = kuaifair_env.make_world(ENV, split="train")
+    purifier = ShrinkingPurifier(world)
 
     # It wraps an environment like any other purifier ...
     env = DSRMObservationWrapper(gym.make(ENV), purifier)
@@ -69,6 +72,13 @@ def main() -> None:
     test = kuaifair_env.make_world(ENV, split="test")
     probes = probe_set(test, "short")
     print(report_table(probe(probes, purified_states(probes, test, {"shrinking": purifier}))))
+
+    # What counts is what a policy earns with it: the same control, the same users, the same luck.
+    control = QuotaGreedy(ClickScorer.fit(world))
+    judged = gym.make(ENV, split="test", action_mode="slate")
+    for name, sessions in (("raw", judged), ("shrinking", DSRMObservationWrapper(judged, purifier))):
+        found = kuaifair_env.evaluate(control, sessions).summary()
+        print(f"QuotaGreedy on {name:<10} Len {found['len']:.2f}  R_cum {found['r_cum']:.2f}")
 
 
 if __name__ == "__main__":

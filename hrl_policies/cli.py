@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hrl_policies.cli_data import data_app
+from hrl_policies.cli_methods import methods
 from hrl_policies.cli_purifiers import encode, pretrain, probe
+from hrl_policies.cli_study import study_app
+from hrl_policies.cli_tuning import tune
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
@@ -34,9 +37,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
 app.command()(pretrain)
 app.command()(probe)
 app.command()(encode)
+app.command()(methods)
+app.command()(tune)
 
 
 class Source(str, Enum):
@@ -154,6 +160,10 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Hyperparameter as name=value; repeat for several.")
     ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help="Settings file instead of the shipped one, such as tune's best.yml."),
+    ] = None,
     users: _Users = None,
     episodes: _Episodes = None,
     purifier: Annotated[
@@ -183,13 +193,13 @@ def train(
     from hrl_policies import study, zoo
     from hrl_policies.study.runner import open_worlds
     from hrl_policies.worlds import DEFAULT_USERS
-    from hrl_policies.zoo import parse_overrides
+    from hrl_policies.zoo import parse_overrides, read_settings
 
     study.single_threaded()
     if resume is not None:
-        if any(given is not None for given in (method, env, output, purifier)):
+        if any(given is not None for given in (method, env, output, purifier, settings_file)):
             raise ValueError(
-                "--resume takes method, environment, purifier and output from the run; leave them out"
+                "--resume takes method, environment, purifier, settings and output from the run; leave them out"
             )
         _report(study.resume(resume, data_dir=data_dir, progress=progress), str(context.obj))
         return
@@ -216,6 +226,7 @@ def train(
         episodes_per_user=1 if episodes is None else episodes,
         purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
         item_term=item_term or "",
+        settings=None if settings_file is None else read_settings(settings_file),
     )
     folder = output or Path("runs") / study.cell_folder(config)
     _report(
@@ -294,18 +305,6 @@ def envs() -> None:
     for env_id, origin in ENVIRONMENTS.items():
         table.add_row(env_id, origin.description)
     Console().print(table)
-
-
-@app.command()
-def methods() -> None:
-    """List the methods, trained ones and controls."""
-    from hrl_policies.zoo import METHODS
-
-    for spec in METHODS.values():
-        kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
-        typer.echo(f"{spec.name:<15} {spec.title} ({kind}; acts by {spec.action_mode})")
-        typer.echo(f"{'':<15} sees: {spec.sees}")
-        typer.echo(f"{'':<15} from: {spec.reference}")
 
 
 def _session(

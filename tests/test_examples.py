@@ -59,7 +59,7 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
     example("wrap_any_sb3_agent").main(1_000, rounds=1)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("A2C", "PPO"))]
     assert len(rows) == 8
-    numbers = {tuple(row[:24].split(maxsplit=1)): row[24:].split() for row in rows}
+    numbers = {(row[:6].strip(), row[6:24].strip()): row[24:].split() for row in rows}
     for agent in ("A2C", "PPO"):
         assert numbers[agent, "raw"] == numbers[agent, "identity"]
         assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
@@ -69,6 +69,10 @@ def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
     example("own_purifier").main()
     out = capsys.readouterr().out
     assert "purified state" in out and "shrinking" in out and "short windows" in out
+    earned = {
+        line.split()[2]: float(line.split()[-1]) for line in out.splitlines() if "QuotaGreedy on" in line
+    }
+    assert set(earned) == {"raw", "shrinking"} and earned["raw"] != earned["shrinking"]
 
 
 @pytest.mark.slow
@@ -82,3 +86,70 @@ def test_dsrm_hrl_trains_is_saved_and_keeps_the_bound(capsys):
     assert measured["QuotaGreedy"][3] == measured["SessionQuota"][3] == 0
     # Even a hardly trained quota manager breaks the bound less often than chance does (.87).
     assert measured["DSRM-HRL"][3] < 0.5
+
+
+@pytest.fixture
+def own_registry():
+    """Methods that an example registers are gone after the test."""
+    from hrl_policies.zoo import METHODS
+
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.slow
+def test_an_agent_of_ones_own_is_trained_beside_a2c_and_a_control(capsys, own_registry):
+    example("own_method").main(1_000)
+    out = capsys.readouterr().out
+    for name in ("| A2C, annealed |", "| A2C |", "| QuotaGreedy |", "no evidence"):
+        assert name in out
+
+
+def test_an_agent_of_ones_own_anneals_its_noise_and_is_an_sb3_algorithm(own_registry, tmp_path):
+    from hrl_policies.study.tuning import TuningPlan
+    from hrl_policies.zoo import load_settings
+    from kuaifair_env import make_sb3
+
+    module = example("own_method")
+    settings = load_settings("annealed-a2c")
+    sessions = make_sb3(module.ENV, 8, seed=1)
+    agent = module.AnnealedA2C(settings.policy, sessions, device="cpu", **settings.hyperparameters)
+    start = agent.policy.log_std.max().item()
+    agent.learn(1_024)
+    assert start == pytest.approx(-1.8) and agent.policy.log_std.max().item() <= -2.9
+    agent.save(tmp_path / "agent.zip")
+    loaded = module.AnnealedA2C.load(tmp_path / "agent.zip", env=sessions, device="cpu")
+    assert loaded.final_log_std == -3.0 and loaded.policy.log_std.equal(agent.policy.log_std)
+    assert set(TuningPlan("annealed-a2c", module.ENV).settings.search) == {"final_log_std", "learning_rate"}
+
+
+def test_a_leave_rule_of_ones_own_makes_users_leave_after_dull_slates_in_a_row():
+    import numpy as np
+
+    bound = example("own_leave_rule").DullSlates(patience=2).bind(3, 10, 30, np.zeros((5, 0), bool))
+    bound.reset(np.arange(3))
+    leaving = []
+    for rewards in ([0.0, 0.0, 0.5], [0.0, 0.3, 0.0], [0.0, 0.0, 0.0]):
+        decision = bound.update(np.zeros((3, 10), int), np.ones(3), np.array(rewards), np.ones(3, int))
+        leaving.append(decision.leaves.tolist())
+        np.testing.assert_array_equal(decision.leaves, decision.temper < 1)
+    assert leaving == [[False, False, False], [True, False, False], [True, False, True]]
+    bound.reset(np.array([0]))
+    assert bound.temper().tolist() == [2.0, 1.0, 0.0]
+
+
+def test_controls_are_judged_under_a_leave_rule_of_ones_own(capsys):
+    example("own_leave_rule").main()
+    rows = [line.rsplit(maxsplit=5) for line in capsys.readouterr().out.splitlines()[1:7]]
+    found = {(row[0], row[1]): [float(figure) for figure in row[2:]] for row in rows}
+    assert len(found) == 6
+    # Equal exposure lengthens sessions where users ask for it, and hardly where they do not.
+    gain = {
+        rule: found[rule, "QuotaGreedy"][0] / found[rule, "GreedyCTR"][0]
+        for rule in ("temper", "dull slates")
+    }
+    assert gain["temper"] > 1.3 and abs(gain["dull slates"] - 1) < 0.1
+    # Less patience, shorter sessions.
+    assert found["dull, 1", "GreedyCTR"][0] < found["dull slates", "GreedyCTR"][0]

@@ -2,6 +2,8 @@
 
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.plan import cell_folder, run_study, stored_records, study_cells
+from hrl_policies.study.records import RunRecord
+from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.runner import (
     RunResult,
     judge,
@@ -12,7 +14,7 @@ from hrl_policies.study.runner import (
     train,
 )
 from hrl_policies.study.store import StoredRun, load_run
-from hrl_policies.study.tables import ResultTable, RunRecord, result_tables, write_records
+from hrl_policies.study.tables import result_tables, write_records
 
 __all__ = [
     "STUDY_SEEDS",

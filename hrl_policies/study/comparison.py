@@ -19,7 +19,8 @@ def label(run: StoredRun) -> str:
     """Returns how a comparison calls the method of a run: its title, and its purifier where that is not its own."""
     spec = method(run.config.method)
     purifier = "" if run.config.purifier is None else run.config.purifier.name
-    return spec.title if purifier == spec.purifier else f"{spec.title} + {purifier}"
+    name = f"{spec.title} ({run.config.variant})" if run.config.variant else spec.title
+    return name if purifier == spec.purifier else f"{name} + {purifier}"
 
 
 def comparison_table(runs: Sequence[StoredRun], base: str, floor: str, ceiling: str) -> str:

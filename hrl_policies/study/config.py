@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.worlds import DEFAULT_USERS
-from hrl_policies.zoo import load_settings, method, overridden
+from hrl_policies.zoo import MethodSettings, load_settings, method, overridden
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -66,6 +66,8 @@ class RunConfig:
         purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
         taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.varied``).
+        variant: What tells this run from others of its method in a study, such as ``"learning_rate=0.001"``; tables
+            and folders show it, results do not depend on it.
     """
 
     method: str
@@ -83,6 +85,7 @@ class RunConfig:
     purifier: PurifierIdentity | None = None
     item_term: str = ""
     taste_noise: float = 0.0
+    variant: str = ""
 
     def __post_init__(self) -> None:
         spec = method(self.method)
@@ -108,6 +111,9 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Returns a JSON-able copy."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        if not self.variant:
+            # Folders of plain runs stay as they were before there were variants.
+            del parts["variant"]
         return parts | {
             "session": self.session.describe(),
             "world_settings": dict(self.world_settings),
@@ -151,6 +157,8 @@ def plan_run(
     purifier: PurifierIdentity | None = None,
     item_term: str = "",
     taste_noise: float | None = None,
+    settings: MethodSettings | None = None,
+    variant: str = "",
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
@@ -169,6 +177,8 @@ def plan_run(
         purifier: See :class:`RunConfig`.
         item_term: See :class:`RunConfig`.
         taste_noise: Instead of the zoo's number.
+        settings: Instead of the zoo's (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first.
+        variant: See :class:`RunConfig`.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -186,14 +196,15 @@ def plan_run(
         "evaluation_seed": evaluation_seed,
         "purifier": purifier,
         "item_term": item_term,
+        "variant": variant,
     }
     if not spec.learns:
-        if overrides:
-            raise ValueError(
-                f"{method_name} is a control and has no hyperparameters; got {sorted(overrides)}"
-            )
+        if overrides or settings is not None:
+            given = "a settings file" if settings is not None else sorted(overrides or {})
+            raise ValueError(f"{method_name} is a control and has no hyperparameters; got {given}")
         return RunConfig(**common)
-    settings = load_settings(method_name)
+    if settings is None:
+        settings = load_settings(method_name)
     return RunConfig(
         **common,
         policy=settings.policy,

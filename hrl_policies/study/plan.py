@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,15 @@ from typing import Any
 
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import RunResult, partial_folder, resume, train
-from hrl_policies.study.store import StoredRun, load_run
+from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.tables import RunRecord
 from hrl_policies.worlds import DEFAULT_USERS, WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.leave import LEAVE_RULES, leave_rule
+
+_LONGEST_SLUG = 60
 
 
 def study_cells(
@@ -98,16 +102,49 @@ def run_study(
     for cell in cells:
         folder = Path(store) / cell_folder(cell)
         pair = None if worlds is None else worlds.get(cell.world)
-        if folder.exists():
-            stored = load_run(folder)
-            _check_same_config(stored, cell)
-            records.append(RunRecord.of_run(stored))
-            continue
-        result = _run(cell, folder, pair, _file_of(cell, purifiers or {}), data_dir, progress)
-        if result.evaluation is None:
-            raise KeyboardInterrupt
-        records.append(RunRecord.of_evaluation(cell, result.evaluation))
+        records.append(run_cell(cell, folder, pair, _file_of(cell, purifiers or {}), data_dir, progress))
     return records
+
+
+def run_cell(
+    cell: RunConfig,
+    folder: Path,
+    worlds: WorldPair | None = None,
+    purifier: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = False,
+) -> RunRecord:
+    """Runs one cell, or reads its record if its folder is there already.
+
+    Args:
+        cell: What to run.
+        folder: Its run folder.
+        worlds: Its worlds; None makes those of its environment id.
+        purifier: File of its purifier.
+        data_dir: Folder with the official files, if worlds are made.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ArtifactError: If the folder holds a run with another configuration.
+        KeyboardInterrupt: If interrupted; call again to go on.
+    """
+    if folder.exists():
+        return stored_record(cell, folder)
+    result = _run(cell, folder, worlds, purifier, data_dir, progress)
+    if result.evaluation is None:
+        raise KeyboardInterrupt
+    return RunRecord.of_evaluation(cell, result.evaluation)
+
+
+def stored_record(cell: RunConfig, folder: Path) -> RunRecord:
+    """Reads the record of a cell that has run.
+
+    Raises:
+        ArtifactError: If the folder holds a run with another configuration, or is damaged.
+    """
+    stored = load_run(folder)
+    _check_same_config(stored, cell)
+    return RunRecord.of_run(stored)
 
 
 def stored_records(store: str | Path) -> list[RunRecord]:
@@ -116,13 +153,7 @@ def stored_records(store: str | Path) -> list[RunRecord]:
     Raises:
         ArtifactError: If there is no such folder, or a run folder is damaged.
     """
-    root = Path(store)
-    if not root.is_dir():
-        raise ArtifactError(f"there is no folder {root}")
-    folders = sorted(
-        path.parent for path in root.rglob("result.json") if not path.parent.name.startswith(".")
-    )
-    return [RunRecord.of_run(load_run(folder)) for folder in folders]
+    return [RunRecord.of_run(run) for run in stored_runs(store)]
 
 
 def cell_folder(cell: RunConfig) -> Path:
@@ -131,7 +162,30 @@ def cell_folder(cell: RunConfig) -> Path:
     session = cell.session
     name = cell.method if cell.purifier is None else f"{cell.method}+{cell.purifier.name}"
     name += f"-item-{cell.item_term}" if cell.item_term else ""
-    return Path(world) / f"{name}-len{session.max_len}-k{session.items_per_slate}-seed{cell.seed}"
+    name += f"-{_slug(cell.variant)}" if cell.variant else ""
+    kind = f"len{session.max_len}-k{session.items_per_slate}{_unusual(session)}"
+    return Path(world) / f"{name}-{kind}-seed{cell.seed}"
+
+
+def _slug(text: str) -> str:
+    """Returns a text as part of a file name; a hash tells apart texts that a file name cannot."""
+    plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "-", text).strip("-.")[:_LONGEST_SLUG]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _unusual(session: SessionConfig) -> str:
+    """Returns what is unusual about sessions, besides their length and slates; nothing for the default ones."""
+    usual = SessionConfig()
+    rule = leave_rule(session.leave)
+    parts = []
+    if rule != leave_rule(usual.leave):
+        names = [name for name, known in LEAVE_RULES.items() if known == rule]
+        parts.append(names[0] if names else _slug(str(session.describe()["leave"])))
+    if session.initial_history != usual.initial_history:
+        parts.append(f"{session.initial_history}-history")
+    if session.repeats != usual.repeats:
+        parts.append(f"{session.repeats}-repeats")
+    return "".join(f"-{part}" for part in parts)
 
 
 def _file_of(cell: RunConfig, purifiers: Mapping[PurifierIdentity, str | Path]) -> str | Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
+from hrl_policies.study.run_log import RunLog
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -125,10 +126,12 @@ def train(
             raise ArtifactError(
                 f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
             )
-    pair = worlds_of(config, worlds, data_dir)
-    purifying = _opened(config, purifier)
-    policy = build_policy(config, pair, purifying)
-    return _finish(config, pair, purifying, policy, [], 0, target, progress)
+    log = RunLog(config)
+    with log.recording():
+        pair = worlds_of(config, worlds, data_dir)
+        purifying = _opened(config, purifier)
+        policy = build_policy(config, pair, purifying)
+        return _finish(config, pair, purifying, policy, [], 0, target, progress, log)
 
 
 def resume(
@@ -160,14 +163,17 @@ def resume(
         raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
     target = path.with_name(path.name.removesuffix(PARTIAL))
     need_free(target)
-    pair = worlds_of(stored.config, worlds, data_dir)
-    _check_same_data(stored, pair)
-    purifying = purifying_of(stored)
-    policy = build_policy(stored.config, pair, purifying, seed_shift=stored.steps_done)
-    restore_checkpoint(policy, path, stored.steps_done)
-    result = _finish(
-        stored.config, pair, purifying, policy, stored.curve, stored.steps_done, target, progress
-    )
+    log = RunLog(stored.config)
+    log.add(f"resumed after {stored.steps_done:,} steps")
+    with log.recording():
+        pair = worlds_of(stored.config, worlds, data_dir)
+        _check_same_data(stored, pair)
+        purifying = purifying_of(stored)
+        policy = build_policy(stored.config, pair, purifying, seed_shift=stored.steps_done)
+        restore_checkpoint(policy, path, stored.steps_done)
+        result = _finish(
+            stored.config, pair, purifying, policy, stored.curve, stored.steps_done, target, progress, log
+        )
     if result.complete:
         shutil.rmtree(path)
     return result
@@ -321,6 +327,7 @@ def _finish(
     steps_done: int,
     target: Path | None,
     progress: bool,
+    log: RunLog,
 ) -> RunResult:
     """Trains what is left to train, evaluates and writes."""
     start, resumed_at = time.perf_counter(), steps_done
@@ -345,7 +352,8 @@ def _finish(
             timing = {"training_seconds": training, "evaluation_seconds": seconds}
             content = result_content(config, evaluation, steps_done, resumed_at)
             model = policy if learns else None
-            _write(target, config, worlds, purifying, curve, model, content, evaluation, timing)
+            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of judging")
+            _write(target, config, worlds, purifying, curve, model, content, evaluation, timing, log)
     return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
 
 
@@ -400,6 +408,7 @@ def _write(
     content: Mapping[str, Any],
     evaluation: EvaluationResult,
     timing: Mapping[str, Any],
+    log: RunLog,
 ) -> None:
     def save(folder: Path) -> None:
         from hrl_policies.study.learning import save_model
@@ -416,6 +425,7 @@ def _write(
         timing=timing,
         save_model=None if model is None else save,
         purifier=None if purifying is None else purifying.content,
+        log=log.text(),
     )
 
 

@@ -1,9 +1,9 @@
 """Run folders: written whole or not at all, read back without executing anything that is stored in them.
 
 A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
-``timing.json``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and ``purifier.safetensors`` where
-states were purified. An interrupted run is called
-``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``) instead of results.
+``timing.json``, ``log.txt``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and
+``purifier.safetensors`` where states were purified. An interrupted run is called ``NAME.partial`` and holds
+``progress.json`` (and ``replay.npz``) instead of results.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ FORMAT = 1
 MODEL = "model.zip"
 PURIFIER = "purifier.safetensors"
 PARTIAL = ".partial"
+LOG = "log.txt"
 
 _CURVE = "learning_curve.csv"
 _PACKAGES = (
@@ -133,6 +134,7 @@ def write_run(
     timing: Mapping[str, Any],
     save_model: Callable[[Path], None] | None,
     purifier: bytes | None = None,
+    log: str = "",
 ) -> None:
     """Writes a finished run; see the module for what it holds.
 
@@ -142,6 +144,7 @@ def write_run(
     with new_folder(folder) as temporary:
         _write_common(temporary, config, provenance, curve, save_model, purifier)
         write_json(temporary / "result.json", {"format": FORMAT, **result})
+        (temporary / LOG).write_text(log, encoding="utf-8", newline="\n")
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
         rows = [dict(zip(sessions, values, strict=True)) for values in zip(*_lists(sessions), strict=True)]
         write_table(temporary / "sessions.csv", rows)
@@ -199,6 +202,19 @@ def load_run(folder: str | Path) -> StoredRun:
         steps_done=int(result.get("steps_done", 0) if result else progress["steps_done"]),
         timing=read_json(path / "timing.json") if result else {},
     )
+
+
+def stored_runs(store: str | Path) -> list[StoredRun]:
+    """Returns all finished runs below a folder, in the order of their paths.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    folders = (path.parent for path in root.rglob("result.json"))
+    return [load_run(folder) for folder in sorted(folders) if not folder.name.startswith(".")]
 
 
 def versions() -> dict[str, Any]:

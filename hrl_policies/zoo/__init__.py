@@ -6,12 +6,20 @@ from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
     MethodSpec,
+    all_methods,
     controls,
     learners,
     method,
     register_method,
 )
-from hrl_policies.zoo.settings import MethodSettings, load_settings, overridden, parse_overrides
+from hrl_policies.zoo.search import SearchSpace, search_space
+from hrl_policies.zoo.settings import (
+    MethodSettings,
+    load_settings,
+    overridden,
+    parse_overrides,
+    read_settings,
+)
 
 # Importing the modules registers their methods.
 del _discrete, _hierarchical
@@ -21,11 +29,15 @@ __all__ = [
     "BuildContext",
     "MethodSettings",
     "MethodSpec",
+    "SearchSpace",
+    "all_methods",
     "controls",
     "learners",
     "load_settings",
     "method",
     "overridden",
     "parse_overrides",
+    "read_settings",
     "register_method",
+    "search_space",
 ]

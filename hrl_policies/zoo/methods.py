@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from hrl_policies.worlds import WorldPair
+from hrl_policies.zoo.plugins import load_plugins
+from hrl_policies.zoo.settings import MethodSettings, has_shipped_settings
 from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.observation import ObservationMode
@@ -56,6 +58,7 @@ class MethodSpec:
         sees: What it may look at.
         privileged: Whether it looks at what users of the test world truly like.
         build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
+        settings: How it is trained unless told otherwise; None takes the shipped file of its name.
     """
 
     name: str
@@ -69,6 +72,7 @@ class MethodSpec:
     build: Callable[[BuildContext], Any]
     observation_mode: ObservationMode = "state"
     purifier: str = ""
+    settings: MethodSettings | None = None
 
     @property
     def learns(self) -> bool:
@@ -77,7 +81,7 @@ class MethodSpec:
 
 
 METHODS: dict[str, MethodSpec] = {}
-"""All registered methods, in the order of the tables."""
+"""The methods registered so far, in the order of the tables; :func:`all_methods` asks plugins too."""
 
 Builder = Callable[[BuildContext], Any]
 
@@ -94,16 +98,24 @@ def register_method(
     privileged: bool = False,
     observation_mode: ObservationMode = "state",
     purifier: str = "",
+    settings: MethodSettings | None = None,
 ) -> Callable[[Builder], Builder]:
     """Registers a build function as a method; see :class:`MethodSpec` for the arguments.
 
+    A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``; see
+    :mod:`hrl_policies.zoo.plugins`.
+
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or a method that learns has no settings.
     """
 
     def register(build: Builder) -> Builder:
         if name in METHODS:
             raise ValueError(f"a method called {name!r} exists already: {METHODS[name].title}")
+        if kind != "control" and settings is None and not has_shipped_settings(name):
+            raise ValueError(
+                f"{name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
+            )
         METHODS[name] = MethodSpec(
             name,
             title,
@@ -116,6 +128,7 @@ def register_method(
             build,
             observation_mode,
             purifier,
+            settings,
         )
         return build
 
@@ -123,24 +136,30 @@ def register_method(
 
 
 def method(name: str) -> MethodSpec:
-    """Returns a method by name.
+    """Returns a method by name; plugins are loaded if the zoo itself has none of that name.
 
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in METHODS:
+    if name not in METHODS and name not in all_methods():
         raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]
 
 
+def all_methods() -> Mapping[str, MethodSpec]:
+    """Returns :data:`METHODS` with those of installed plugins (:mod:`hrl_policies.zoo.plugins`)."""
+    load_plugins(METHODS)
+    return METHODS
+
+
 def learners() -> list[str]:
     """Returns the names of the methods that are trained."""
-    return [spec.name for spec in METHODS.values() if spec.learns]
+    return [spec.name for spec in all_methods().values() if spec.learns]
 
 
 def controls() -> list[str]:
     """Returns the names of the controls."""
-    return [spec.name for spec in METHODS.values() if not spec.learns]
+    return [spec.name for spec in all_methods().values() if not spec.learns]
 
 
 _STATE_AND_CLICKS = "observed states and rewards of the training world"
@@ -397,10 +416,23 @@ def sb3_algorithm(
     """
     # Stable-Baselines3 writes into the policy_kwargs that it is given.
     settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
-    unknown = set(settings) - set(signature(algorithm.__init__).parameters)
+    unknown = set(settings) - _arguments(algorithm)
     if unknown:
         raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
     try:
         return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
+
+
+def _arguments(algorithm: type[Any]) -> set[str]:
+    """Returns the names of a class's arguments, those that it hands on to its bases by ``**`` included."""
+    names: set[str] = set()
+    for base in algorithm.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(vars(base)["__init__"]).parameters
+        names |= set(parameters)
+        if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names

@@ -1,16 +1,31 @@
-"""Hyperparameters by method, from the YAML files beside this module."""
+"""Hyperparameters by method: from the YAML files beside this module, or as the method itself brings them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hrl_policies.zoo.search import SearchSpace, inherited_search, search_space
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
 _FOLDER = "hyperparameters"
-_KEYS = {"policy", "n_envs", "total_steps", "taste_noise", "calibrated_taste_noise", "hyperparameters"}
+_SEARCH = "search"
+_KEYS = {
+    "policy",
+    "n_envs",
+    "total_steps",
+    "taste_noise",
+    "calibrated_taste_noise",
+    "hyperparameters",
+    _SEARCH,
+}
 _LIKE = "like"
 
 
@@ -27,6 +42,7 @@ class MethodSettings:
         calibrated_taste_noise: The same where the item term was calibrated on unbiased feedback, so that scores are
             less wrong; None takes ``taste_noise``.
         hyperparameters: Arguments of the algorithm.
+        search: Where to look for better ones; see :mod:`hrl_policies.zoo.search`. Empty if nobody said.
     """
 
     policy: str = "MlpPolicy"
@@ -35,6 +51,15 @@ class MethodSettings:
     taste_noise: float = 0.0
     calibrated_taste_noise: float | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    search: SearchSpace = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what a settings file holds."""
+        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return parts | {
+            "hyperparameters": dict(self.hyperparameters),
+            _SEARCH: {name: dimension.as_dict() for name, dimension in self.search.items()},
+        }
 
     def noise_for(self, item_term: str) -> float:
         """Returns the deviation of tastes under an item term (its mode; empty for none)."""
@@ -43,7 +68,7 @@ class MethodSettings:
 
 
 def load_settings(method: str) -> MethodSettings:
-    """Returns the shipped settings of a method.
+    """Returns the settings of a method: those that it was registered with, or else the shipped ones.
 
     A file may say ``like: OTHER`` and hold only what differs from that method's; hyperparameters are named as in
     :func:`overridden`.
@@ -51,23 +76,68 @@ def load_settings(method: str) -> MethodSettings:
     Raises:
         ValueError: If there is no file for the method, or it holds unknown keys.
     """
-    return MethodSettings(**_content(method))
+    # methods.py imports this module.
+    from hrl_policies.zoo.methods import METHODS
+
+    spec = METHODS.get(method)
+    if spec is not None and spec.settings is not None:
+        return spec.settings
+    return _settings(_shipped(method), f"{method}.yml")
 
 
-def _content(method: str) -> dict[str, Any]:
-    path = resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
-    if not path.is_file():
+def read_settings(path: str | Path) -> MethodSettings:
+    """Returns the settings in a file of one's own, such as the ``best.yml`` of ``kuaifair tune``.
+
+    Args:
+        path: YAML in the form of the shipped files; ``like`` may name a shipped one.
+
+    Raises:
+        ValueError: If there is no such file, or it holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the settings {path} cannot be read: {error}") from error
+    return _settings(_content(text, str(path)), str(path))
+
+
+def _settings(content: dict[str, Any], source: str) -> MethodSettings:
+    lines = content.pop(_SEARCH, {})
+    return MethodSettings(**content, search=search_space(lines, content.get("hyperparameters", {}), source))
+
+
+def has_shipped_settings(method: str) -> bool:
+    """Returns whether there is a shipped settings file for a method."""
+    return _shipped_file(method).is_file()
+
+
+def _shipped_file(method: str) -> Traversable:
+    return resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
+
+
+def _shipped(method: str) -> dict[str, Any]:
+    if not has_shipped_settings(method):
         raise ValueError(f"there are no hyperparameters for method {method!r}")
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return _content(_shipped_file(method).read_text(encoding="utf-8"), f"{method}.yml")
+
+
+def _content(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} holds no settings; it may hold {sorted(_KEYS)}")
     other = content.pop(_LIKE, None)
     unknown = set(content) - _KEYS
     if unknown:
-        raise ValueError(f"{method}.yml holds unknown keys {sorted(unknown)}; it may hold {sorted(_KEYS)}")
+        raise ValueError(f"{source} holds unknown keys {sorted(unknown)}; it may hold {sorted(_KEYS)}")
     if other is None:
         return content
-    base = _content(other)
-    changed = overridden(base["hyperparameters"], content.pop("hyperparameters", {}))
-    return base | content | {"hyperparameters": changed}
+    base, own = _shipped(other), content.pop("hyperparameters", {})
+    search = inherited_search(base.pop(_SEARCH, {}), content.pop(_SEARCH, {}), list(own))
+    changed = overridden(base["hyperparameters"], own)
+    return base | content | {"hyperparameters": changed, _SEARCH: search}
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

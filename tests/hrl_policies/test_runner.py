@@ -34,6 +34,7 @@ from kuaifair_env.leave import CategoryBoredom, TemperFairness
 FILES = {
     "config.json",
     "learning_curve.csv",
+    "log.txt",
     "model.zip",
     "provenance.json",
     "result.json",

@@ -255,3 +255,23 @@ def test_single_threaded_holds_for_blas_too():
         single_threaded()
         counts = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert counts and set(counts) == {1}
+
+
+def test_a_subclass_that_hands_arguments_on_keeps_the_hyperparameters_of_its_base():
+    from stable_baselines3 import A2C
+
+    from hrl_policies.zoo.methods import sb3_algorithm
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+    class Own(A2C):
+        def __init__(self, *arguments, patience=1, **settings):
+            super().__init__(*arguments, **settings)
+            self.patience = patience
+
+    pair = small_pair()
+    env = KuaiFairVecEnv(pair.train, SessionConfig(), 2, seed=0)
+    context = BuildContext(pair, SessionConfig(), 11, env, "MlpPolicy", {"n_steps": 3, "patience": 7})
+    own = sb3_algorithm(Own, context)
+    assert (own.n_steps, own.patience) == (3, 7)
+    with pytest.raises(ValueError, match=r"Own has no hyperparameter n_step$"):
+        sb3_algorithm(Own, context, {"n_step": 3})

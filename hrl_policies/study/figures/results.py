@@ -1,4 +1,4 @@
-"""Results as pictures that read in grey."""
+"""All methods of one world as bars that read in grey."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hrl_policies.study.tables import RunRecord, variant_title
+from hrl_policies.study import notes as notes_of
+from hrl_policies.study.judged import world_title
+from hrl_policies.study.records import RunRecord
+from hrl_policies.study.tables import variant_title
 from hrl_policies.zoo import method
-from kuaifair_env.data.files import atomic_path
+from kuaifair_env.figure_files import save_figure
 
 _AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
 
@@ -22,7 +25,7 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     law knows them: Len with every slate punished, and with none, at the same R_each.
 
     Args:
-        path: PNG file to write.
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
         records: Runs of one world under one set of conditions.
 
     Raises:
@@ -30,7 +33,6 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     """
     if not records:
         raise ValueError("there are no finished runs to draw")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups: dict[tuple[str, str], list[RunRecord]] = {}
@@ -42,20 +44,19 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     for place, variant in enumerate(variants):
         for axis, name in ((left, "r_cum"), (right, "len")):
             _bar(axis, place, variant[0], [run.summary[name] for run in groups[variant]])
-        summary = groups[variant][0].summary
-        if len(groups[variant]) == 1 and "len_floor" in summary:
-            right.hlines(place, summary["len_floor"], summary["len_ceiling"], color="black", linewidth=1)
-            ends = [summary["len_floor"], summary["len_ceiling"]]
-            right.plot(ends, [place, place], "|", color="black", markersize=7)
+        known = [run.summary for run in groups[variant] if "len_floor" in run.summary]
+        if known:
+            ends = [float(np.mean([one[name] for one in known])) for name in ("len_floor", "len_ceiling")]
+            right.plot(ends, [place, place], "|-", color="black", markersize=7, linewidth=1)
     left.set_yticks(range(len(variants)), [variant_title(*variant) for variant in variants])
     first = records[0]
     left.set_xlabel("R_cum")
     right.set_xlabel("Len (line: floor and ceiling)")
-    figure.suptitle(f"{first.config.world}, Max Len {first.config.session.max_len}", fontsize=11)
-    FigureCanvasAgg(figure)
-    with atomic_path(path) as temporary:
-        # Without the writing library's name and version equal figures are equal bytes.
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    figure.suptitle(
+        f"{world_title(first.config.world, first.origin)}, Max Len {first.config.session.max_len}",
+        fontsize=11,
+    )
+    save_figure(figure, path, notes_of.data(first))
 
 
 def _bar(axis: Any, place: int, name: str, values: Sequence[float]) -> None:

@@ -1,0 +1,130 @@
+"""``kuaifair methods``: what is in the zoo."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hrl_policies.zoo import MethodSpec
+
+_WIDTH = 118
+_COLUMNS = ("name", "title", "kind", "acts by", "purifier")
+_NAMES = (
+    "name",
+    "title",
+    "family",
+    "reference",
+    "kind",
+    "action_mode",
+    "observation_mode",
+    "purifier",
+    "sees",
+)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show all of one method.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods by family: what they are, how they act, where they come from and what they may see.
+
+    Example: kuaifair methods a2c
+    """
+    from hrl_policies.zoo import all_methods, method
+
+    if as_json:
+        specs = all_methods().values() if name is None else [method(name)]
+        content = [_described(spec) for spec in specs]
+        typer.echo(json.dumps(content if name is None else content[0], indent=1))
+        return
+    typer.echo("\n".join(_listing(all_methods().values()) if name is None else _page(method(name))))
+
+
+def _listing(specs: Iterable[MethodSpec]) -> list[str]:
+    """Returns the table: a block for each family, a line for each method, and under it where from and what it sees."""
+    families: dict[str, list[MethodSpec]] = {}
+    for spec in specs:
+        families.setdefault(spec.family, []).append(spec)
+    rows = {spec.name: _cells(spec) for members in families.values() for spec in members}
+    widths = [max(len(row[place]) for row in (_COLUMNS, *rows.values())) for place in range(len(_COLUMNS))]
+    lines = [_aligned(_COLUMNS, widths)]
+    for family, members in families.items():
+        lines += ["", family]
+        for spec in members:
+            lines.append(_aligned(rows[spec.name], widths))
+            lines += _wrapped("from: ", spec.reference) + _wrapped("sees: ", spec.sees)
+    return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
+
+
+def _page(spec: MethodSpec) -> list[str]:
+    """Returns all of one method."""
+    described = _described(spec)
+    facts = {name.replace("_", " "): str(described[name]) for name in _NAMES if described[name]}
+    if spec.privileged:
+        facts["privileged"] = "knows the test world's truth"
+    if not spec.learns:
+        return _block(facts)
+    settings = described["settings"]
+    search = settings.pop("search")
+    lines = _block(facts)
+    for title, group in (
+        ("trained with", {key: value for key, value in settings.items() if not isinstance(value, Mapping)}),
+        ("hyperparameters", _flat(settings["hyperparameters"])),
+        ("search space", {key: _space(line) for key, line in search.items()}),
+    ):
+        lines += ["", title, *(_block(group) if group else ["  none: kuaifair tune cannot search"])]
+    return lines
+
+
+def _described(spec: MethodSpec) -> dict[str, Any]:
+    """Returns what the zoo knows of a method, JSON-able."""
+    from hrl_policies.zoo import load_settings
+
+    described = {name: getattr(spec, name) for name in _NAMES} | {"privileged": spec.privileged}
+    return described | ({"settings": load_settings(spec.name).as_dict()} if spec.learns else {})
+
+
+def _cells(spec: MethodSpec) -> tuple[str, ...]:
+    kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
+    return f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    indent = " " * 6
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent + label, subsequent_indent=indent + " " * len(label)
+    )
+
+
+def _block(facts: Mapping[str, Any]) -> list[str]:
+    width = max(len(name) for name in facts)
+    lines = []
+    for name, value in facts.items():
+        head = f"  {name:<{width}}  "
+        lines += textwrap.wrap(str(value), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return lines
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings under dotted names, as ``--set`` takes them."""
+    flat: dict[str, Any] = {}
+    for name, value in group.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _space(line: Mapping[str, Any]) -> str:
+    kind, values = next(iter(line.items()))
+    if kind == "choice":
+        return "one of " + ", ".join(str(value) for value in values)
+    low, high = values
+    return f"{low} to {high}, {'whole numbers' if kind == 'integer' else kind}"

@@ -1,0 +1,248 @@
+"""What may be claimed: paired differences to a base method with intervals and p-values, and scores over all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_policies.study.judged import Comparison, JudgedRun, Task, Variant
+from hrl_policies.study.multiple import holm, sign_flip_test
+from hrl_policies.study.paper_tables import world_notes
+from hrl_policies.study.result_table import MISSING, Cell, Measured, ResultTable, Span
+from hrl_policies.study.scores import Scores, common_seeds, length_scores, reward_scores
+from hrl_policies.study.statistics import (
+    Interval,
+    interquartile_mean,
+    mean_interval,
+    paired_difference,
+    probability_of_improvement,
+    stratified_interval,
+)
+from hrl_policies.zoo import method
+
+Values = NDArray[np.float64]
+
+_FIGURES = (("R_cum", "r_cum"), ("Len", "len"))
+_RESAMPLES = 4_000
+_SCORE_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A base method minus another, in one task.
+
+    Attributes:
+        task: World and horizon.
+        other: The other method.
+        figure: ``"r_cum"`` or ``"len"``.
+        interval: Mean difference with its interval over seeds and users (users alone for one pair of runs).
+        p_value: Of no difference: exact sign flips over seeds (over users for one pair of runs).
+        seeds: Number of pairs of seeds.
+    """
+
+    task: Task
+    other: Variant
+    figure: str
+    interval: Interval
+    p_value: float
+    seeds: int
+
+
+def differences(comparison: Comparison, base: str) -> list[Difference]:
+    """Compares a method with every other one, in every task and in both figures.
+
+    The same users met the same luck under every method, so users are paired. Seeds are paired by number, which only
+    says which runs to subtract; a control, which is run once, stands against each seed of the other.
+
+    Args:
+        comparison: Runs under one set of conditions.
+        base: Name of the method in the zoo; it is taken on its own states.
+
+    Raises:
+        ValueError: If the base was not run, or two methods have several seeds but none in common.
+    """
+    own = comparison.find(base)
+    found = []
+    for task in comparison.tasks:
+        for other in comparison.variants:
+            pair = [comparison.by_cell.get((task, variant), ()) for variant in (own, other)]
+            if other != own and all(pair):
+                found += [_difference(task, other, pair[0], pair[1], figure) for _, figure in _FIGURES]
+    return found
+
+
+def difference_table(comparison: Comparison, base: str, command: str) -> ResultTable | None:
+    """Returns the paired differences to a base, with p-values adjusted for all of them together (Holm).
+
+    Args:
+        comparison: Runs under one set of conditions.
+        base: Name of the method in the zoo.
+        command: The command that makes these numbers again.
+
+    Returns:
+        The table, or None if nothing but the base was run.
+
+    Raises:
+        ValueError: See :func:`differences`.
+    """
+    made = differences(comparison, base)
+    if not made:
+        return None
+    adjusted = holm(np.asarray([one.p_value for one in made]))
+    rows: dict[tuple[Task, Variant], list[Cell]] = {}
+    for one, p_adjusted in zip(made, adjusted, strict=True):
+        cells = rows.setdefault((one.task, one.other), [])
+        digits = 2
+        found = one.interval
+        cells += [
+            Measured(found.estimate, digits, found.low, found.high, sign=True),
+            Measured(one.p_value, 4),
+            Measured(float(p_adjusted), 4),
+            str(one.seeds),
+        ]
+    own = comparison.find(base).title
+    return ResultTable(
+        title=f"{own} minus each other method"
+        + (f", {comparison.conditions}" if comparison.conditions else ""),
+        header=("world", "Max Len", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
+        rows=tuple(
+            (task.world_title, str(task.max_len), variant.title, *cells)
+            for (task, variant), cells in rows.items()
+        ),
+        notes=(
+            *world_notes(comparison.runs),
+            "difference: mean over seeds and users, with its 95 % bootstrap interval: seeds are resampled, then users; "
+            "users alone where there is one pair of runs. The same users met the same luck under every method.",
+            "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
+            "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
+            "too short; where the two disagree, trust p.",
+            f"p, Holm: adjusted for all {len(made)} comparisons of this table. A control is run once and stands "
+            "against each seed of the other.",
+            f"Made by: {command}",
+        ),
+        spans=tuple(Span(title, 4) for title, _ in _FIGURES),
+    )
+
+
+def score_table(comparison: Comparison, base: str | None, command: str) -> ResultTable | None:
+    """Returns scores over all worlds and horizons: interquartile means, and how likely the base beats each method.
+
+    Only methods that were run in every task with common seeds have a row.
+
+    Args:
+        comparison: Runs under one set of conditions.
+        base: Name of the method in the zoo; None leaves out the probability of improvement.
+        command: The command that makes these numbers again.
+
+    Returns:
+        The table, or None if there is no score.
+
+    Raises:
+        ValueError: If the base was not run.
+    """
+    scores = [one for one in (length_scores(comparison), reward_scores(comparison)) if one is not None]
+    scores = [one for one in scores if one.by_variant]
+    if not scores:
+        return None
+    own = None if base is None else comparison.find(base)
+    header, spans = ["method", "seeds"], []
+    for one in scores:
+        header += ["IQM", "mean", *([] if own is None else ["P(base better)"])]
+        spans.append(Span(one.title, 2 if own is None else 3))
+    rows = [
+        (
+            variant.title,
+            str(len(scores[0].by_variant[variant])),
+            *(cell for one in scores for cell in _score_cells(one, variant, own)),
+        )
+        for variant in comparison.variants
+        if all(variant in one.by_variant for one in scores)
+    ]
+    notes = [
+        comparison.provenance,
+        *(f"{one.title}: {one.explanation}." for one in scores),
+        f"Tasks: {', '.join(f'{task.world_title} {task.max_len}' for task in comparison.tasks)}.",
+        "IQM: interquartile mean over seeds and tasks, with its 95 % stratified bootstrap interval (seeds resampled "
+        "within tasks; none for one seed).",
+    ]
+    if own is not None:
+        notes.append(
+            f"P(base better): how likely a run of {own.title} scores above one of the method, averaged over tasks, "
+            "a tie counting one half, with its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)."
+        )
+    return ResultTable(
+        "Scores over worlds and horizons" + (f", {comparison.conditions}" if comparison.conditions else ""),
+        tuple(header),
+        tuple(rows),
+        (*notes, f"Made by: {command}"),
+        tuple(spans),
+    )
+
+
+def _score_cells(scores: Scores, variant: Variant, base: Variant | None) -> list[Cell]:
+    table = scores.by_variant[variant]
+    if len(table) < 2:
+        middle = Measured(float(interquartile_mean(table.ravel())), 3)
+    else:
+        found = stratified_interval(table, resamples=_SCORE_RESAMPLES)
+        middle = Measured(found.estimate, 3, found.low, found.high)
+    cells: list[Cell] = [middle, Measured(float(table.mean()), 3)]
+    if base is None:
+        return cells
+    own = scores.by_variant.get(base)
+    if base == variant or own is None:
+        return [*cells, MISSING]
+    return [*cells, _improvement(own, table)]
+
+
+def _improvement(first: Values, second: Values) -> Measured:
+    if min(len(first), len(second)) < 2:
+        gap = np.sign(first[:, None, :] - second[None, :, :])
+        return Measured(float(0.5 + 0.5 * gap.mean()), 2)
+    found = probability_of_improvement(first, second)
+    return Measured(found.estimate, 2, found.low, found.high)
+
+
+def _difference(
+    task: Task, other: Variant, first: Sequence[JudgedRun], second: Sequence[JudgedRun], figure: str
+) -> Difference:
+    a, b = _paired(task, other, first, second, figure)
+    if len(a) < 2:
+        gaps = (a - b)[0]
+        return Difference(
+            task, other, figure, mean_interval(gaps, resamples=_RESAMPLES), sign_flip_test(gaps), 1
+        )
+    interval = paired_difference(a, b, resamples=_RESAMPLES)
+    return Difference(task, other, figure, interval, sign_flip_test((a - b).mean(axis=1)), len(a))
+
+
+def _paired(
+    task: Task, other: Variant, first: Sequence[JudgedRun], second: Sequence[JudgedRun], figure: str
+) -> tuple[Values, Values]:
+    """Returns two tables ``(S, U)`` of the same seeds and users."""
+    if _once(first) or _once(second):
+        count = max(len(first), len(second))
+        a, b = _table(first, figure), _table(second, figure)
+        return np.broadcast_to(a, (count, a.shape[1])), np.broadcast_to(b, (count, b.shape[1]))
+    seeds = common_seeds((first, second))
+    if not seeds:
+        raise ValueError(
+            f"{first[0].variant.title} and {other.title} were trained with different seeds in {task.world}, "
+            f"Max Len {task.max_len}; they need at least one in common"
+        )
+    return (
+        _table([run for run in first if run.seed in seeds], figure),
+        _table([run for run in second if run.seed in seeds], figure),
+    )
+
+
+def _once(runs: Sequence[JudgedRun]) -> bool:
+    """Says whether there is no training seed to pair: a control, which is run once."""
+    return len(runs) == 1 and not method(runs[0].variant.method).learns
+
+
+def _table(runs: Sequence[JudgedRun], figure: str) -> Values:
+    return np.stack([run.users.per_session(figure) for run in runs])

@@ -1,0 +1,283 @@
+"""Runs as plain data: learning curve, settings, hashes, versions; what runs share is described once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrl_policies.study.notes import ORIGINS
+from hrl_policies.study.report_curves import CurvePanel, axis_top, curve_panel
+from hrl_policies.study.report_tables import Cell, family_of, run_title, search_words
+from hrl_policies.study.store import StoredRun
+from hrl_policies.study.tables import COLUMNS
+from hrl_policies.zoo import method
+
+Pairs = tuple[tuple[str, str], ...]
+
+RUN_COLUMNS = tuple(
+    column for column in COLUMNS if column.figure in ("len", "r_each", "r_cum", "ad", "violation_rate")
+)
+"""Figures that stand beside a run."""
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """One run with all that is known of it.
+
+    Attributes:
+        anchor: Id in the document.
+        title: Method, and purifier if it is not its own.
+        state: ``"finished"`` or ``"interrupted"``.
+        family: Which checkbox shows it.
+        search: What the filter looks into.
+        world: Environment id, or name of a study's own.
+        max_len: Horizon.
+        seed: Training seed.
+        steps: Training steps taken.
+        figures: Cells of Len, R_each, R_cum, AD and the violation rate.
+        panels: Its learning curve.
+        settings: What was run.
+        hyperparameters: Arguments of the algorithm.
+        provenance: Hashes of data and files.
+        method: What the method is, sees and comes from.
+        timing: Seconds and machine; differs from one run to the next.
+        data: Anchor of its worlds.
+        software: Anchor of its versions.
+    """
+
+    anchor: str
+    title: str
+    state: str
+    family: str
+    search: str
+    world: str
+    max_len: int
+    seed: int
+    steps: Cell
+    figures: tuple[Cell, ...]
+    panels: tuple[CurvePanel, ...]
+    settings: Pairs
+    hyperparameters: Pairs
+    provenance: Pairs
+    method: Pairs
+    timing: str
+    data: str
+    software: str
+
+
+@dataclass(frozen=True)
+class Described:
+    """Something that several runs share: their worlds, or their software.
+
+    Attributes:
+        anchor: Id in the document.
+        title: Its name.
+        origin: Where data comes from; empty for software.
+        facts: What is worth reading.
+        full: All of it as JSON.
+    """
+
+    anchor: str
+    title: str
+    origin: str
+    facts: Pairs
+    full: str
+
+
+def run_sections(
+    runs: Sequence[StoredRun],
+    anchors: Mapping[Path, str],
+    root: Path,
+    worlds: Mapping[str, Described],
+    software: Mapping[str, Described],
+) -> tuple[RunSection, ...]:
+    """Returns a section for every run.
+
+    Args:
+        runs: The runs.
+        anchors: Their ids by folder.
+        root: Folder that is left out of their names.
+        worlds: See :func:`worlds_of_runs`.
+        software: See :func:`versions_of_runs`.
+    """
+    tops: dict[tuple[str, int], float] = {}
+    for run in runs:
+        values = [row["r_cum"] for row in run.curve] + ([run.summary["r_cum"]] if run.complete else [])
+        tops[_scale(run)] = max(tops.get(_scale(run), 0.0), axis_top(values))
+    return tuple(
+        _run_section(
+            run,
+            anchors[run.folder],
+            run.folder.absolute().relative_to(root).as_posix(),
+            tops[_scale(run)],
+            worlds[fingerprint(run.provenance)].anchor,
+            software[fingerprint(run.versions)].anchor,
+        )
+        for run in runs
+    )
+
+
+def _scale(run: StoredRun) -> tuple[str, int]:
+    """Returns what runs have in common whose curves are drawn on one scale."""
+    return run.config.world, run.config.session.max_len
+
+
+def _run_section(run: StoredRun, anchor: str, name: str, top: float, data: str, software: str) -> RunSection:
+    config, spec = run.config, method(run.config.method)
+    title = run_title(config)
+    state = "finished" if run.complete else "interrupted"
+    return RunSection(
+        anchor=anchor,
+        title=title,
+        state=state,
+        family=family_of(config.method),
+        search=f"{search_words(config)} {state}",
+        world=config.world,
+        max_len=config.session.max_len,
+        seed=config.seed,
+        steps=Cell.count(run.steps_done),
+        figures=tuple(
+            Cell.of([run.summary[column.figure]] if run.complete else [], column) for column in RUN_COLUMNS
+        ),
+        panels=_panels(run, top),
+        settings=_settings(run),
+        hyperparameters=tuple(_flat(config.hyperparameters)),
+        provenance=_provenance(run, name),
+        method=(
+            ("what", spec.kind),
+            ("acts by", spec.action_mode),
+            ("sees", spec.sees),
+            ("from", spec.reference),
+        ),
+        timing=_timing(run.timing),
+        data=data,
+        software=software,
+    )
+
+
+def _panels(run: StoredRun, top: float) -> tuple[CurvePanel, ...]:
+    summary = run.summary if run.complete else {}
+    panels = (
+        curve_panel(run.curve, "r_cum", "R_cum", top, summary.get("r_cum")),
+        curve_panel(run.curve, "violation_rate", "violation rate", 1.0, summary.get("violation_rate")),
+    )
+    return tuple(panel for panel in panels if panel is not None)
+
+
+def _settings(run: StoredRun) -> Pairs:
+    config = run.config
+    session = config.session.describe()
+    trained = (
+        ("policy", config.policy),
+        ("training sessions at once", str(config.n_envs)),
+        ("training steps", f"{run.steps_done:,} of {config.total_steps:,}"),
+        ("taste noise", f"{config.taste_noise:g}"),
+    )
+    return (
+        *(trained if method(config.method).learns else ()),
+        ("item term", config.item_term or "none"),
+        ("judged on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
+        ("evaluation seed", str(config.evaluation_seed)),
+        *(("world " + name, value) for name, value in _flat(config.world_settings)),
+        *_flat(session),
+    )
+
+
+def _provenance(run: StoredRun, name: str) -> Pairs:
+    config, data = run.config, run.provenance["test"]["data"]
+    resumed = run.result.get("resumed_at", 0)
+    return (
+        ("run folder", name),
+        ("data", f"{data['name']} ({ORIGINS[data['origin']]})"),
+        ("data hash", data["hash"]),
+        ("purifier", f"{config.purifier.name}, hash {config.purifier.hash}" if config.purifier else "none"),
+        *((("resumed", f"after {resumed:,} steps"),) if resumed else ()),
+    )
+
+
+def _timing(timing: Mapping[str, Any]) -> str:
+    if not timing:
+        return ""
+    seconds = f"training {timing['training_seconds']:.1f} s, judging {timing['evaluation_seconds']:.1f} s"
+    return f"{seconds} ({timing['machine']})"
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Returns a hash of JSON-able content, equal for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def worlds_of_runs(runs: Sequence[StoredRun]) -> dict[str, Described]:
+    """Returns every pair of worlds once, by fingerprint."""
+    found: dict[str, Described] = {}
+    for run in runs:
+        key = fingerprint(run.provenance)
+        if key not in found:
+            found[key] = _described_worlds(run.provenance, f"worlds-{len(found) + 1}")
+    return found
+
+
+def _described_worlds(provenance: Mapping[str, Any], anchor: str) -> Described:
+    test = provenance["test"]
+    data = test["data"]
+    facts = [
+        ("data", f"{data['name']}: {ORIGINS[data['origin']]}"),
+        ("what it is", str(data.get("description", ""))),
+        ("data hash", data["hash"]),
+        *((f"file {name}", str(digest)) for name, digest in sorted(data.get("files", {}).items())),
+    ]
+    for split in ("train", "test"):
+        world = provenance[split]
+        kind = world["response"].get("kind", "unknown")
+        facts.append(
+            (
+                f"{split} world",
+                f"{world['candidates']:,} candidates, {world['users']:,} users, response model: {kind}",
+            )
+        )
+    title = str(provenance.get("name", data["name"]))
+    full = json.dumps(provenance, indent=1, sort_keys=True)
+    return Described(
+        anchor, title, data["origin"], tuple(fact for fact in facts if fact[1]), _short_lists(full)
+    )
+
+
+def versions_of_runs(runs: Sequence[StoredRun]) -> dict[str, Described]:
+    """Returns every set of versions once, by fingerprint."""
+    found: dict[str, Described] = {}
+    for run in runs:
+        key = fingerprint(run.versions)
+        if key not in found:
+            facts = (
+                ("Python", str(run.versions["python"])),
+                ("platform", str(run.versions["platform"])),
+                *((name, str(number)) for name, number in sorted(run.versions["packages"].items())),
+            )
+            anchor = f"software-{len(found) + 1}"
+            found[key] = Described(anchor, f"Software {len(found) + 1}", "", facts, "")
+    return found
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields nested settings by dotted name."""
+    for name, value in sorted(content.items()):
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_lists(text: str) -> str:
+    """Puts lists of numbers in indented JSON on one line each."""
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)

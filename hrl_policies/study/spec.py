@@ -1,0 +1,292 @@
+"""What a study is, as one small file says it: methods x worlds x horizons x seeds, and whatever is swept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hrl_policies.study.config import STUDY_SEEDS
+from hrl_policies.worlds import DEFAULT_USERS
+from hrl_policies.zoo import controls
+from kuaifair_env.errors import ArtifactError, KuaiFairError
+
+CONTROLS = "controls"
+"""Stands for all controls in a list of methods."""
+NO_PURIFIER = "none"
+
+_PLANS = "plans"
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+T = TypeVar("T")
+
+
+class StudyError(KuaiFairError, ValueError):
+    """A study cannot be run as it is written.
+
+    Args:
+        where: The file, or the name of the study.
+        problems: All of them, one line each.
+    """
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{where} has {count}:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+@dataclass(frozen=True)
+class StudyMethod:
+    """A method as a study runs it.
+
+    Attributes:
+        name: Name in the zoo.
+        purifier: Mode of its purifier; empty for none; None takes those of the study, or the one that is part of the
+            method.
+        set: Hyperparameters by (dotted) name, instead of the zoo's.
+        steps: Training steps, instead of the study's or the zoo's.
+        label: What tables add to its title; the settings in ``set`` where this is empty.
+    """
+
+    name: str
+    purifier: str | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A study.
+
+    Attributes:
+        name: What it is called.
+        methods: What is compared.
+        worlds: Environment ids, or names of :class:`~hrl_policies.worlds.WorldPair` that are passed along.
+        max_lens: Horizons.
+        seeds: Training seeds of methods that learn.
+        control_seeds: Seeds of controls, which do not learn: the first training seed where this is empty.
+        users: Held-out users to judge on.
+        episodes: Sessions of each.
+        steps: Training steps of every method that learns; None takes the zoo's.
+        slate_size: Items per slate ``K``.
+        leave: Name of the leave rule.
+        initial_history: See :class:`~kuaifair_env.batch.SessionConfig`.
+        repeats: See :class:`~kuaifair_env.batch.SessionConfig`.
+        item_term: Mode of the item term that all agents and controls are given; empty for none.
+        purifiers: Every method without a purifier of its own is run with each of these modes; empty is without.
+        sweep: Values by parameter: a setting of sessions, of training, or a hyperparameter. Every combination is run.
+        world_settings: What else :func:`kuaifair_env.make_world` is given, such as ``source: real``.
+        data_dir: Folder with the official files.
+    """
+
+    name: str
+    methods: tuple[StudyMethod, ...]
+    worlds: tuple[str, ...]
+    max_lens: tuple[int, ...] = (30, 50)
+    seeds: tuple[int, ...] = STUDY_SEEDS
+    control_seeds: tuple[int, ...] = ()
+    users: int = DEFAULT_USERS
+    episodes: int = 1
+    steps: int | None = None
+    slate_size: int = 10
+    leave: str = "temper"
+    initial_history: str = "log"
+    repeats: str = "allow"
+    item_term: str = ""
+    purifiers: tuple[str, ...] = ("",)
+    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    world_settings: Mapping[str, Any] = field(default_factory=dict)
+    data_dir: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what :func:`parse_study` reads, JSON-able."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        lists = {name: list(value) for name, value in parts.items() if isinstance(value, tuple)}
+        methods = [{part.name: getattr(one, part.name) for part in fields(one)} for one in self.methods]
+        for one in methods:
+            one["purifier"] = NO_PURIFIER if one["purifier"] == "" else one["purifier"]
+            one["set"] = dict(one["set"])
+        return {
+            **parts,
+            **lists,
+            "methods": methods,
+            "purifiers": [mode or NO_PURIFIER for mode in self.purifiers],
+            "sweep": {name: list(values) for name, values in self.sweep.items()},
+            "world_settings": dict(self.world_settings),
+        }
+
+
+def shipped_plans() -> list[str]:
+    """Returns the names of the studies that come with the library."""
+    folder = resources.files("hrl_policies.study").joinpath(_PLANS)
+    return sorted(path.name.removesuffix(".yml") for path in folder.iterdir() if path.name.endswith(".yml"))
+
+
+def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[str]]:
+    """Reads a study, shipped or written by the user.
+
+    Args:
+        plan: Name of a shipped study, or a YAML file.
+        quick: Whether to take the small form of a shipped study.
+
+    Returns:
+        The study, and what is wrong with the form of the file; what could not be read has its default.
+
+    Raises:
+        ArtifactError: If there is no such study or file, or it is not YAML.
+    """
+    name = f"{plan}_quick" if quick else str(plan)
+    if name in shipped_plans():
+        text = resources.files("hrl_policies.study").joinpath(_PLANS, f"{name}.yml").read_text("utf-8")
+        return parse_study(_yaml(text, name))
+    if quick:
+        small = [one.removesuffix("_quick") for one in shipped_plans() if one.endswith("_quick")]
+        raise ArtifactError(f"only shipped studies have a quick form: {', '.join(small)}; got {plan}")
+    path = Path(plan)
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {plan}, and no shipped study of that name: {shipped_plans()}")
+    return parse_study(_yaml(path.read_text(encoding="utf-8"), str(plan)))
+
+
+def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
+    """Reads a study from plain data; see :func:`read_study` for what it returns."""
+    if not isinstance(content, Mapping):
+        return StudySpec("", (), ()), [f"a study is a mapping of settings, got {content!r}"]
+    reader = _Reader(content, {part.name for part in fields(StudySpec)})
+    spec = StudySpec(
+        name=reader.take("name", _text, ""),
+        methods=_methods(reader),
+        worlds=reader.take("worlds", _several(_text), ()),
+        max_lens=reader.take("max_lens", _several(_whole), StudySpec.max_lens),
+        seeds=reader.take("seeds", _several(_whole), STUDY_SEEDS),
+        control_seeds=reader.take("control_seeds", _any_number_of(_whole), ()),
+        users=reader.take("users", _whole, DEFAULT_USERS),
+        episodes=reader.take("episodes", _whole, 1),
+        steps=reader.take("steps", _whole, None),
+        slate_size=reader.take("slate_size", _whole, StudySpec.slate_size),
+        leave=reader.take("leave", _text, StudySpec.leave),
+        initial_history=reader.take("initial_history", _text, StudySpec.initial_history),
+        repeats=reader.take("repeats", _text, StudySpec.repeats),
+        item_term=reader.take("item_term", _text, ""),
+        purifiers=reader.take("purifiers", _several(_purifier), ("",)),
+        sweep=reader.take("sweep", _sweep, {}),
+        world_settings=reader.take("world_settings", _mapping, {}),
+        data_dir=reader.take("data_dir", _text, None),
+    )
+    for needed in ("name", "methods", "worlds"):
+        if needed not in content:
+            reader.problems.append(f"'{needed}' is missing")
+    return spec, reader.problems
+
+
+class _Reader:
+    """Takes settings out of a mapping and notes what is wrong with them."""
+
+    def __init__(self, content: Mapping[str, Any], known: set[str], where: str = "") -> None:
+        self.problems: list[str] = []
+        self.content = content
+        self._where = where
+        unknown = sorted(str(name) for name in content if name not in known)
+        if unknown:
+            self.problems.append(f"{where}unknown settings {unknown}; there are {sorted(known)}")
+
+    def take(self, name: str, read: Callable[[Any], T], default: Any) -> Any:
+        if self.content.get(name) is None:
+            return default
+        try:
+            return read(self.content[name])
+        except ValueError as error:
+            self.problems.append(f"{self._where}'{name}' {error}, got {self.content[name]!r}")
+            return default
+
+
+def _methods(reader: _Reader) -> tuple[StudyMethod, ...]:
+    listed = reader.take("methods", _several(lambda one: one), ())
+    known = {part.name for part in fields(StudyMethod)}
+    methods: list[StudyMethod] = []
+    for entry in listed:
+        if entry == CONTROLS:
+            methods += [StudyMethod(name) for name in controls()]
+        elif isinstance(entry, str):
+            methods.append(StudyMethod(entry))
+        elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
+            inner = _Reader(entry, known, f"method '{entry['name']}': ")
+            methods.append(
+                StudyMethod(
+                    name=entry["name"],
+                    purifier=inner.take("purifier", _purifier, None),
+                    set=inner.take("set", _mapping, {}),
+                    steps=inner.take("steps", _whole, None),
+                    label=inner.take("label", _text, ""),
+                )
+            )
+            reader.problems += inner.problems
+        else:
+            reader.problems.append(f"a method is a name, or a mapping with a 'name', got {entry!r}")
+    return tuple(methods)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"{where} is not valid YAML: {error}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text")
+    return value
+
+
+def _purifier(value: Any) -> str:
+    mode = "" if value is None else _text(value)
+    return "" if mode == NO_PURIFIER else mode
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a mapping of names to values")
+    return {name: _number(one) for name, one in value.items()}
+
+
+def _sweep(value: Any) -> dict[str, tuple[Any, ...]]:
+    return {name: _several(_number)(values) for name, values in _mapping(value).items()}
+
+
+def _number(value: Any) -> Any:
+    """Returns ``1e-3`` as the number that it is; YAML 1.1 takes it for text."""
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+
+
+def _any_number_of(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    def read_list(value: Any) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise ValueError("must be a list")
+        try:
+            return tuple(read(one) for one in value)
+        except ValueError as error:
+            raise ValueError(f"must be a list, each entry of which {error}") from None
+
+    return read_list
+
+
+def _several(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    def read_list(value: Any) -> tuple[T, ...]:
+        found = _any_number_of(read)(value)
+        if not found:
+            raise ValueError("must not be empty")
+        return found
+
+    return read_list

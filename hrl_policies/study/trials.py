@@ -1,0 +1,195 @@
+"""The trials of a search, kept by Optuna in a journal: what to try next, and what came of it.
+
+The journal is a text file of JSON lines; nothing in it is executed when it is read. The sampler is seeded anew for
+every trial, from the seed and the number of trials before it, so that a search which was interrupted goes on with the
+trials that it would have made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kuaifair_env.errors import ArtifactError, KuaiFairError
+
+if TYPE_CHECKING:
+    import optuna
+
+    from hrl_policies.zoo import SearchSpace
+
+_STUDY = "kuaifair"
+_PLAN, _VALUES, _SECONDS, _ERROR = "plan", "values", "seconds", "error"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A finished trial.
+
+    Attributes:
+        number: 0 is the first, with the shipped values.
+        values: What was tried, by (dotted) name.
+        score: What came of it; None if the method refused the values or diverged.
+        seconds: Wall time.
+        error: Why there is no score.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    score: float | None
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be made.
+
+    Attributes:
+        number: Its number.
+        values: What to try, by (dotted) name.
+        trial: Optuna's own trial.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    trial: optuna.Trial
+
+
+class TrialJournal:
+    """The trials of one search; one process at a time may write.
+
+    Args:
+        path: The journal, made if it is not there.
+        plan: All that a trial's score depends on, JSON-able; a journal belongs to one plan.
+        space: Where to look.
+        first: The values of the first trial.
+        seed: Seed of the sampler.
+
+    Raises:
+        KuaiFairError: If Optuna is not installed.
+        ArtifactError: If the journal is damaged, or that of another plan.
+    """
+
+    def __init__(
+        self, path: Path, plan: Mapping[str, Any], space: SearchSpace, first: Mapping[str, Any], seed: int
+    ) -> None:
+        self._optuna = import_optuna()
+        self._space, self._first, self._seed = space, first, seed
+        self._study = self._opened(path)
+        self._check_plan(path, json.loads(json.dumps(plan)))
+        self._drop_interrupted()
+
+    def finished(self) -> list[TrialRecord]:
+        """Returns the finished trials in their order."""
+        found = [trial for trial in self._study.get_trials(deepcopy=False) if _is_finished(trial)]
+        return [
+            TrialRecord(
+                number,
+                trial.user_attrs[_VALUES],
+                trial.value if trial.state.name == "COMPLETE" else None,
+                trial.user_attrs[_SECONDS],
+                trial.user_attrs.get(_ERROR, ""),
+            )
+            for number, trial in enumerate(found)
+        ]
+
+    def propose(self) -> Proposal:
+        """Returns what to try next."""
+        number = len(self.finished())
+        self._study.sampler = self._sampler(number)
+        if number == 0 and not self._in_state("WAITING"):
+            self._study.enqueue_trial(
+                {name: self._space[name].asked(value) for name, value in self._first.items()}
+            )
+        trial = self._study.ask()
+        values = {name: dimension.suggest(trial, name) for name, dimension in self._space.items()}
+        trial.set_user_attr(_VALUES, values)
+        return Proposal(number, values, trial)
+
+    def record(self, proposal: Proposal, score: float, seconds: float) -> None:
+        """Keeps the score of a trial."""
+        proposal.trial.set_user_attr(_SECONDS, seconds)
+        self._study.tell(proposal.trial, score)
+
+    def record_failure(self, proposal: Proposal, error: str, seconds: float) -> None:
+        """Keeps that a trial has no score."""
+        proposal.trial.set_user_attr(_SECONDS, seconds)
+        proposal.trial.set_user_attr(_ERROR, error)
+        self._study.tell(proposal.trial, state=self._optuna.trial.TrialState.FAIL)
+
+    def _opened(self, path: Path) -> optuna.Study:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        try:
+            storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+            study: optuna.Study = self._optuna.create_study(
+                storage=storage,
+                study_name=_STUDY,
+                direction="maximize",
+                pruner=self._optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is damaged: {error}") from error
+        return study
+
+    def _check_plan(self, path: Path, plan: Mapping[str, Any]) -> None:
+        kept = self._study.user_attrs.get(_PLAN)
+        if kept is None:
+            self._study.set_user_attr(_PLAN, plan)
+            return
+        different = sorted(name for name in {*kept, *plan} if kept.get(name) != plan.get(name))
+        if different:
+            raise ArtifactError(
+                f"{path} holds trials of another search ({', '.join(different)} differ); choose another output folder"
+            )
+
+    def _drop_interrupted(self) -> None:
+        """Closes trials that were begun and never finished; they are made again."""
+        for trial in self._in_state("RUNNING"):
+            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+
+    def _in_state(self, name: str) -> list[Any]:
+        state = self._optuna.trial.TrialState[name]
+        return self._study.get_trials(deepcopy=False, states=(state,))
+
+    def _sampler(self, number: int) -> Any:
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        return self._optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
+
+
+def import_optuna() -> Any:
+    """Returns the module ``optuna``.
+
+    Raises:
+        KuaiFairError: If it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise KuaiFairError("tuning needs Optuna; install it with: pip install 'kuaifair[tune]'") from error
+    return optuna
+
+
+def _is_finished(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state.name == "COMPLETE" or _ERROR in trial.user_attrs
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Takes out the last line of a journal whose writer was killed in the middle of it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(whole)

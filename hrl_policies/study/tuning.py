@@ -1,0 +1,313 @@
+"""Tuning: the same number of trials and the same criterion for every method, without the test world.
+
+The criterion is R_cum of validation users: a fifth of the users of the training world, chosen by a hash of their ids,
+who are kept out of training and then meet the agent in the training world. Neither the test world's response nor its
+users are ever made. The first trial is that of the settings which the method has; the rest are proposed by Optuna's
+TPE sampler. All trials train for the same steps with the same seeds, and none is cut short.
+
+A folder holds ``trials.jsonl`` (Optuna's journal, with which the same call goes on), ``trials.csv`` and ``best.yml``,
+the best settings in the zoo's form; for methods that learn on purified states also the purifier, pretrained without
+the validation users.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hrl_policies.study.config import PurifierIdentity, RunConfig, plan_run
+from hrl_policies.study.runner import train
+from hrl_policies.study.store import write_table
+from hrl_policies.study.trials import TrialJournal, TrialRecord
+from hrl_policies.worlds import WorldPair, evaluation_users
+from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
+from hrl_policies.zoo.search import setting
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.files import atomic_path, write_text_atomically
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.worlds import World
+
+if TYPE_CHECKING:
+    from hrl_policies.study.trials import Proposal
+
+JOURNAL, TRIALS, BEST = "trials.jsonl", "trials.csv", "best.yml"
+CRITERION = "r_cum"
+
+_VALIDATION_SHARE = 5
+_FEWEST_USERS = 10
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What determines the trials of a search.
+
+    Attributes:
+        method: Name in the zoo.
+        world: Environment id, or how a study calls a world of its own.
+        seed: Seed of the sampler, and the first training seed; studies use others.
+        runs: Training seeds of each trial, ``seed, seed + 1, ...``; its score is their mean.
+        total_steps: Training steps of each; None takes the method's own.
+        session: How sessions run.
+        world_settings: What else the world was made with.
+        users: Most validation users to judge on.
+        episodes_per_user: Sessions of each.
+    """
+
+    method: str
+    world: str
+    seed: int = 0
+    runs: int = 1
+    total_steps: int | None = None
+    session: SessionConfig = field(default_factory=SessionConfig)
+    world_settings: Mapping[str, Any] = field(default_factory=dict)
+    users: int = 500
+    episodes_per_user: int = 10
+
+    def __post_init__(self) -> None:
+        if not method(self.method).learns:
+            raise ValueError(f"{self.method} is a control and has nothing to tune; there are {tunable()}")
+        if not load_settings(self.method).search:
+            raise ValueError(
+                f"the settings of {self.method} say nothing about where to search; there are {tunable()}. "
+                f"Add a search section to its settings (hrl_policies.zoo.search says how)"
+            )
+        if self.seed < 0 or self.runs < 1:
+            raise ValueError(f"seed is not negative and runs at least 1, got {self.seed} and {self.runs}")
+
+    @cached_property
+    def settings(self) -> MethodSettings:
+        """The settings that the search starts from."""
+        return load_settings(self.method)
+
+    def config(self, values: Mapping[str, Any], seed: int, purifier: PurifierIdentity | None) -> RunConfig:
+        """Returns one run of a trial."""
+        return plan_run(
+            self.method,
+            self.world,
+            seed=seed,
+            session=self.session,
+            total_steps=self.total_steps,
+            overrides=values,
+            world_settings=self.world_settings,
+            users=self.users,
+            episodes_per_user=self.episodes_per_user,
+            purifier=purifier,
+        )
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a search gave.
+
+    Attributes:
+        plan: What was searched.
+        trials: All trials; the first is that of the shipped settings.
+        folder: Where they are kept.
+        validation_users: How many users each trial was judged on.
+    """
+
+    plan: TuningPlan
+    trials: list[TrialRecord]
+    folder: Path
+    validation_users: int
+
+    @property
+    def best(self) -> TrialRecord:
+        """The trial of the highest score, the earliest of equals."""
+        scored = [(trial.score, -trial.number, trial) for trial in self.trials if trial.score is not None]
+        return max(scored, key=lambda entry: entry[:2])[2]
+
+    @property
+    def best_settings(self) -> MethodSettings:
+        """The settings of the best trial, with the steps that it trained for."""
+        settings = self.plan.settings
+        return replace(
+            settings,
+            total_steps=self.plan.total_steps or settings.total_steps,
+            hyperparameters=overridden(settings.hyperparameters, self.best.values),
+        )
+
+
+def tunable() -> list[str]:
+    """Returns the names of the methods whose settings say where to search."""
+    return [name for name in learners() if load_settings(name).search]
+
+
+def validation_pair(world: World, name: str) -> WorldPair:
+    """Divides the users of a training world: four fifths to learn from, a fifth to judge on, in the same world.
+
+    Args:
+        world: A training world.
+        name: Of the pair.
+
+    Raises:
+        DataError: If it is not one, or has too few users.
+    """
+    if world.split != "train":
+        raise DataError(f"methods are tuned in the training world, got the {world.split} world")
+    if len(world.users) < _FEWEST_USERS:
+        raise DataError(
+            f"tuning needs at least {_FEWEST_USERS} users in the training world, got {len(world.users)}"
+        )
+    kept = world.user_rows(evaluation_users(world, len(world.users) // _VALIDATION_SHARE))
+    others = np.setdiff1d(world.users, kept)
+    return WorldPair(name, replace(world, users=others), replace(world, split="test", users=kept))
+
+
+def tune(
+    plan: TuningPlan, world: World, trials: int, output: str | Path, *, progress: bool = False
+) -> TuningResult:
+    """Searches until a folder holds so many trials; the same call goes on where an earlier one stopped.
+
+    Same plan, same trials: interrupted or not. A trial whose values the method refuses, or that diverges, counts, and
+    says why; the first one must work.
+
+    Args:
+        plan: What to search.
+        world: The training world.
+        trials: How many there shall be in all.
+        output: The folder.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ArtifactError: If the folder holds something else, or another search.
+        DataError: If the world is not a training world, or has too few users.
+        KuaiFairError: If Optuna is not installed.
+        ValueError: If a setting is not valid.
+        KeyboardInterrupt: If interrupted; the same call goes on.
+    """
+    if trials < 1:
+        raise ValueError(f"need at least 1 trial, got {trials}")
+    folder = Path(output)
+    _need_own(folder)
+    pair = validation_pair(world, plan.world)
+    settings = plan.settings
+    first = {name: setting(settings.hyperparameters, name, plan.method) for name in settings.search}
+    journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
+    purifier = _purifier(plan, pair, folder, progress)
+    users = min(plan.users, len(pair.test.users))
+    with _bar(plan, trials, len(journal.finished()), progress) as bar:
+        while len(journal.finished()) < trials:
+            _try(plan, pair, purifier, journal, progress)
+            result = TuningResult(plan, journal.finished(), folder, users)
+            _write(result, world)
+            bar.set_postfix_str(f"best {result.best.score:.3f}")
+            bar.update()
+    result = TuningResult(plan, journal.finished(), folder, users)
+    _write(result, world)
+    return result
+
+
+def _try(
+    plan: TuningPlan, pair: WorldPair, purifier: Path | None, journal: TrialJournal, progress: bool
+) -> None:
+    """Makes one trial."""
+    proposal = journal.propose()
+    start = time.perf_counter()
+    try:
+        score = _score(plan, pair, purifier, proposal, progress)
+    except ValueError as error:
+        # The method refuses these values, or diverges: torch and Gymnasium say so with a ValueError. Errors of data
+        # and files, and any in the first trial, are no fault of the values.
+        if isinstance(error, KuaiFairError) or proposal.number == 0:
+            raise
+        journal.record_failure(proposal, str(error), time.perf_counter() - start)
+        return
+    journal.record(proposal, score, time.perf_counter() - start)
+
+
+def _score(
+    plan: TuningPlan, pair: WorldPair, purifier: Path | None, proposal: Proposal, progress: bool
+) -> float:
+    identity = None if purifier is None else PurifierIdentity.of_file(purifier)
+    scores = []
+    for seed in range(plan.seed, plan.seed + plan.runs):
+        result = train(
+            plan.config(proposal.values, seed, identity), pair, purifier=purifier, progress=progress
+        )
+        if result.evaluation is None:
+            raise KeyboardInterrupt
+        scores.append(result.evaluation.summary()[CRITERION])
+    return float(np.mean(scores))
+
+
+def _purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: bool) -> Path | None:
+    """Pretrains the purifier that is part of the method, without the validation users."""
+    mode = method(plan.method).purifier
+    if not mode:
+        return None
+    from hrl_policies.purifiers import cached_purifier
+
+    return cached_purifier(pair.train, mode, folder=folder, progress=progress)
+
+
+def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
+    """Returns all that scores depend on, JSON-able."""
+    settings = plan.settings
+    return {
+        "method": plan.method,
+        "world": plan.world,
+        "world_settings": dict(plan.world_settings),
+        "data": world.data.data_hash,
+        "seed": plan.seed,
+        "runs": plan.runs,
+        "session": plan.session.describe(),
+        "users": plan.users,
+        "episodes_per_user": plan.episodes_per_user,
+        "settings": settings.as_dict() | {"total_steps": plan.total_steps or settings.total_steps},
+    }
+
+
+def _write(result: TuningResult, world: World) -> None:
+    """Writes the table of trials and the best settings."""
+    import yaml
+
+    rows = [_row(trial) for trial in result.trials]
+    with atomic_path(result.folder / TRIALS) as temporary:
+        write_table(temporary, rows)
+    plan, best, first = result.plan, result.best, result.trials[0]
+    provenance = world.data.provenance
+    lines = [
+        f"Best of {len(result.trials)} trials of {plan.method} in the training world of {plan.world} "
+        f"({provenance.name}, {provenance.origin} data), seed {plan.seed}, {plan.runs} run(s) each,",
+        f"of {result.best_settings.total_steps:,} steps; Max Len {plan.session.max_len}, "
+        f"{plan.session.items_per_slate} items per slate.",
+        f"R_cum of {result.validation_users} validation users: {best.score:.3f} in trial {best.number}, "
+        f"{first.score:.3f} with the settings that the search started from.",
+        "The best of many noisy scores is too high: judge these settings anew, with other seeds.",
+    ]
+    content = json.loads(json.dumps(result.best_settings.as_dict()))
+    text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False)
+    write_text_atomically(result.folder / BEST, text)
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    values = {
+        name: json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in trial.values.items()
+    }
+    score = "" if trial.score is None else trial.score
+    seconds = round(trial.seconds, 1)
+    return {"number": trial.number, **values, CRITERION: score, "seconds": seconds, "error": trial.error}
+
+
+def _need_own(folder: Path) -> None:
+    """Checks that a folder is new, or that of a search."""
+    if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} exists already and holds no search; choose another output folder")
+
+
+def _bar(plan: TuningPlan, trials: int, done: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    label = f"tuning {plan.method}"
+    return tqdm(
+        total=trials, initial=min(done, trials), unit="trial", desc=label, disable=not progress, leave=False
+    )

@@ -1,0 +1,403 @@
+"""Tables 1 to 4, differences and scores from run folders, number by number."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from stored_studies import LIKE_THE_PAPERS, MAX_LENS, OWN, pairs
+
+from hrl_policies.study.cost_table import cost_table
+from hrl_policies.study.difference_table import difference_table, differences, score_table
+from hrl_policies.study.judged import JudgedRun, Task, UserSums, Variant, comparisons, folded
+from hrl_policies.study.multiple import holm
+from hrl_policies.study.outputs import study_tables, write_tables
+from hrl_policies.study.paper_tables import PAPER, ablation_table, overall_table
+from hrl_policies.study.result_table import MISSING, Measured
+from hrl_policies.study.scores import length_scores, reward_scores
+from hrl_policies.study.statistics import Interval, ratio_interval, stratified_interval
+from hrl_policies.study.store import load_run, stored_runs
+from hrl_policies.study.world_table import world_table
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
+
+TWIN, SMALL = "KuaiRecTwin (own)", "small (own)"
+
+
+@pytest.fixture(scope="module")
+def runs(store):
+    return stored_runs(store)
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    (found,) = comparisons(runs)
+    return found
+
+
+def cell(table, row, column, world=TWIN, max_len=None):
+    """Returns a cell by the words at the left of its row and above its column."""
+    name = column if max_len is None else f"Max Len {max_len}: {column}"
+    place = table.full_header().index(name)
+    (found,) = [cells for cells in table.rows if world in cells[:2] and row in cells[:3]]
+    return found[place]
+
+
+def own_runs(runs, method, world=LIKE_THE_PAPERS, max_len=30, purified=False):
+    return [
+        run
+        for run in runs
+        if (run.config.method, run.config.world, run.config.session.max_len) == (method, world, max_len)
+        and (run.config.purifier is not None) == purified
+    ]
+
+
+def test_sums_of_users_give_back_every_headline_figure(comparison):
+    for run in comparison.runs:
+        for figure in ("len", "r_each", "r_cum", "ad", "violation_rate"):
+            found = run.users.interval(figure, resamples=50)
+            assert found.estimate == pytest.approx(run.record.summary[figure], abs=1e-9)
+            assert found.low - 1e-12 <= found.estimate <= found.high + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("signed", "size"),
+    [
+        ((-0.1, -0.3, 0.05), (0.1, 0.0, 0.3)),
+        ((-0.4, -0.5, -0.2), (0.4, 0.2, 0.5)),
+        ((0.3, 0.2, 0.6), (0.3, 0.2, 0.6)),
+    ],
+)
+def test_the_interval_of_a_size_follows_from_that_of_the_signed_gap(signed, size):
+    assert folded(Interval(*signed, 0.9)) == Interval(*size, 0.9)
+
+
+def test_sessions_of_one_user_are_one_unit():
+    rows = [
+        {
+            "user_id": float(user),
+            "len": 4.0 + user,
+            "r_cum": 2.0,
+            "popular_share": 0.5,
+            "violation_rate": 0.25,
+        }
+        for user in (7, 3, 7)
+    ]
+    sums = UserSums.of_sessions(rows)
+    assert sums.user_ids.tolist() == [3, 7]
+    assert sums.sessions.tolist() == [1, 2] and sums.steps.tolist() == [7, 22]
+    assert sums.per_session("len").tolist() == [7.0, 11.0]
+    assert sums.violations.tolist() == [1.75, 5.5]
+    with pytest.raises(ValueError, match="no 'ad'"):
+        sums.per_session("ad")
+    with pytest.raises(ValueError, match="'gini'"):
+        sums.interval("gini")
+
+
+def test_a_cell_is_the_mean_over_seeds_with_students_interval(runs, comparison):
+    table = overall_table(comparison, "x")
+    lengths = [run.summary["len"] for run in own_runs(runs, "a2c")]
+    low, high = stats.t.interval(0.95, 2, np.mean(lengths), stats.sem(lengths))
+    found = cell(table, "A2C", "Len", max_len=30)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(lengths), low, high))
+    assert cell(table, "A2C", "seeds", max_len=30) == "3"
+    shares = cell(table, "A2C", "viol.", max_len=30)
+    assert 0.0 <= shares.low <= shares.value <= shares.high <= 1.0
+
+
+def test_a_control_has_its_interval_over_users(runs, comparison):
+    (run,) = own_runs(runs, "random")
+    users = JudgedRun.of_run(run).users
+    expected = ratio_interval(users.reward, users.steps, resamples=2_000)
+    found = cell(overall_table(comparison, "x"), "Random", "R_each", max_len=30)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (run.summary["r_each"], expected.low, expected.high)
+    )
+    assert found.low < found.value < found.high
+
+
+def test_interquartile_means_come_with_stratified_intervals(runs, comparison):
+    found = cell(overall_table(comparison, "x", average="iqm"), "A2C", "R_cum", max_len=8)
+    values = np.asarray([run.summary["r_cum"] for run in own_runs(runs, "a2c", max_len=8)])
+    expected = stratified_interval(values[:, None], resamples=10_000)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.estimate, expected.low, expected.high)
+    )
+    with pytest.raises(ValueError, match="unknown average 'median'"):
+        overall_table(comparison, "x", average="median")
+
+
+def test_floor_and_ceiling_stand_beside_len(runs, comparison):
+    table = overall_table(comparison, "x")
+    floor, ceiling = zip(
+        *(length_floor_and_ceiling(30, run.summary["r_each"]) for run in own_runs(runs, "a2c")), strict=True
+    )
+    assert cell(table, "A2C", "floor", max_len=30).value == pytest.approx(np.mean(floor))
+    assert cell(table, "A2C", "ceil.", max_len=30).value == pytest.approx(np.mean(ceiling))
+
+
+def test_worlds_are_rows_horizons_are_groups_and_methods_come_in_the_order_of_the_zoo(comparison):
+    table = overall_table(comparison, "kuaifair x")
+    assert [row[:2] for row in table.rows] == [
+        (world, method) for world in (TWIN, SMALL) for method in ("A2C", "Random", "QuotaGreedy", "Oracle †")
+    ]
+    assert [span.title for span in table.spans] == ["Max Len 8", "Max Len 30"]
+    text = table.render("markdown")
+    for part in (
+        "15 held-out users",
+        "the user's own logs",
+        "11, 15, 19",
+        "A2C 1,200",
+        "Made by: kuaifair x",
+    ):
+        assert part in text
+
+
+def test_ablations_hold_parts_and_other_states_beside_the_whole(comparison):
+    table = ablation_table(comparison, "x")
+    assert [row[:2] for row in table.rows] == [
+        (TWIN, "A2C"),
+        (TWIN, "A2C + ips"),
+        (TWIN, "HRL"),
+        (SMALL, "A2C"),
+    ]
+    assert any("ips" in note for note in table.notes if note.startswith("Purifiers"))
+
+
+def test_the_papers_figures_stand_below_ours_and_say_where_they_are_from(comparison):
+    table = overall_table(comparison, "x", compare=True)
+    name = f"A2C: {PAPER}"
+    assert "another world" in name
+    length = cell(table, name, "Len", max_len=30)
+    assert (length.value, length.spread, length.low) == (13.433, 0.236, None)
+    assert cell(table, name, "AD", max_len=30).value == 0.498
+    floor, ceiling = length_floor_and_ceiling(30, 0.62)
+    assert cell(table, name, "floor", max_len=30).value == pytest.approx(floor)
+    assert cell(table, name, "ceil.", max_len=30).value == pytest.approx(ceiling)
+    assert cell(table, name, "viol.", max_len=30).value == pytest.approx(
+        implied_violation_rate(13.433, 30, 0.62)
+    )
+    assert cell(table, name, "Len", max_len=8) == MISSING
+    assert sum(PAPER in str(row[1]) for row in table.rows) == 1
+    assert any("not released" in note for note in table.notes)
+    assert not any(PAPER in str(row[1]) for row in overall_table(comparison, "x").rows)
+
+
+def test_worlds_that_the_paper_does_not_have_are_named(runs):
+    (own,) = comparisons([run for run in runs if run.config.world == OWN])
+    table = overall_table(own, "x", compare=True)
+    assert any("no figures for these worlds" in note for note in table.notes)
+
+
+def test_training_times_are_scaled_to_the_same_number_of_sessions(runs, comparison):
+    table = cost_table(comparison, "x", sessions=1_000, compare=True)
+    chosen = own_runs(runs, "hrl")
+    rates = [
+        run.timing["training_seconds"] * 1_000 / sum(point["sessions"] for point in run.curve)
+        for run in chosen
+    ]
+    row = next(row for row in table.rows if row[:3] == (TWIN, "30", "HRL"))
+    by_title = dict(zip(table.header, row, strict=True))
+    assert by_title["s per 1,000 sessions"].value == pytest.approx(np.mean(rates))
+    assert by_title["seconds"].value == pytest.approx(
+        np.mean([run.timing["training_seconds"] for run in chosen])
+    )
+    assert by_title["paper (another machine)"].value == pytest.approx(8_462.525 / 20)
+    assert by_title["machine"] == "1" and f"Machine 1: {chosen[0].timing['machine']}." in table.notes
+    short = next(row for row in table.rows if row[:3] == (TWIN, "8", "HRL"))
+    assert short[table.header.index("paper (another machine)")] == MISSING
+    assert not any("Random" in row for row in table.rows)
+    with pytest.raises(ValueError, match="at least 1 session"):
+        cost_table(comparison, "x", sessions=0)
+
+
+def test_resumed_runs_have_no_training_time(runs):
+    chosen = own_runs(runs, "hrl")
+    resumed = replace(chosen[0], result=chosen[0].result | {"resumed_at": 64})
+    (found,) = comparisons([resumed, *chosen[1:]])
+    table = cost_table(found, "x")
+    assert table.rows[0][table.header.index("seeds")] == "2"
+    assert any("Left out: 1 run(s)" in note for note in table.notes)
+    (only,) = comparisons([resumed])
+    assert cost_table(only, "x") is None
+
+
+def test_logs_are_counted():
+    made = pairs()
+    table = world_table(list(made.values()), "x", compare=True)
+    log = made[OWN].train.data.train
+    row = dict(zip(table.header, next(r for r in table.rows if r[:2] == (SMALL, "train")), strict=True))
+    seen = {(int(user), int(item)) for user, item in zip(log.users, log.items, strict=True)}
+    users, items = len({user for user, _ in seen}), len({item for _, item in seen})
+    assert (row["users"], row["items"], row["interactions"]) == (str(users), str(items), str(len(log)))
+    assert row["density, %"].value == pytest.approx(100 * len(seen) / (users * items))
+    assert row["clicks, %"].value == pytest.approx(100 * log.clicks.mean())
+    assert (row["session users"], row["candidates"]) == ("25", "50")
+    published = [row for row in table.rows if "in the paper" in str(row[0])]
+    assert [row[1:5] for row in published] == [
+        ("train", "7176", "10728", "12530800"),
+        ("test", "1411", "3327", "4676500"),
+    ]
+    with pytest.raises(ValueError, match="no worlds"):
+        world_table([], "x")
+
+
+def test_differences_pair_users_and_seeds(runs, comparison):
+    found = differences(comparison, "a2c")
+    task = Task(LIKE_THE_PAPERS, 30, "small", "own")
+    to_hrl = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "hrl", "r_cum"))
+
+    def earned(run):
+        return JudgedRun.of_run(run).users.per_session("r_cum")
+
+    gaps = [
+        (earned(a) - earned(b)).mean()
+        for a, b in zip(own_runs(runs, "a2c"), own_runs(runs, "hrl"), strict=True)
+    ]
+    assert to_hrl.interval.estimate == pytest.approx(np.mean(gaps))
+    flips = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=3)]
+    assert to_hrl.p_value == pytest.approx(np.mean(np.asarray(flips) >= abs(sum(gaps)) - 1e-12))
+    assert to_hrl.seeds == 3
+    (control,) = own_runs(runs, "random")
+    to_random = next(
+        one for one in found if (one.task, one.other.method, one.figure) == (task, "random", "r_cum")
+    )
+    expected = np.mean([(earned(run) - earned(control)).mean() for run in own_runs(runs, "a2c")])
+    assert to_random.interval.estimate == pytest.approx(expected)
+    assert len(found) == 2 * (2 * 5 + 2 * 3)
+
+
+def test_controls_are_compared_over_users(comparison):
+    one = next(one for one in differences(comparison, "quota-greedy") if one.other.method == "random")
+    assert one.seeds == 1 and one.p_value < 0.01 and one.interval.low > 0
+
+
+def test_all_p_values_of_a_table_are_corrected_together(comparison):
+    table = difference_table(comparison, "a2c", "x")
+    found = differences(comparison, "a2c")
+    header = table.full_header()
+    raw = [row[place] for place in _places(header, ": p") for row in table.rows]
+    adjusted = [row[place] for place in _places(header, "p, Holm") for row in table.rows]
+    assert sorted(one.value for one in raw) == pytest.approx(sorted(one.p_value for one in found))
+    assert [one.value for one in adjusted] == pytest.approx(
+        holm(np.asarray([one.value for one in raw])).tolist()
+    )
+    assert any(f"all {len(found)} comparisons" in note for note in table.notes)
+    assert str(table.rows[0][3])[0] in "+-"
+
+
+def _places(header, ending):
+    return [place for place, title in enumerate(header) if title.endswith(ending)]
+
+
+def test_a_base_that_was_not_run_is_named_with_those_that_were(runs, comparison):
+    with pytest.raises(ValueError, match=r"no run of 'flat'.*a2c, hrl, oracle"):
+        difference_table(comparison, "flat", "x")
+    with pytest.raises(ValueError, match="no finished run is of 'flat'"):
+        study_tables(runs, base="flat")
+    assert "differences" not in study_tables(runs)
+
+
+def test_seeds_without_a_match_are_not_compared(runs):
+    a2c = [run for run in own_runs(runs, "a2c") if run.config.seed == 11]
+    hrl = [run for run in own_runs(runs, "hrl") if run.config.seed == 15]
+    (found,) = comparisons([*a2c, *hrl])
+    with pytest.raises(ValueError, match="different seeds"):
+        differences(found, "a2c")
+
+
+def test_scores_are_nothing_at_the_floor_and_one_at_the_fair_control(comparison):
+    lengths, rewards = length_scores(comparison), reward_scores(comparison)
+    control = rewards.by_variant[Variant("quota-greedy", "")]
+    assert control == pytest.approx(np.ones((1, 4)))
+    assert rewards.by_variant[Variant("random", "")] == pytest.approx(np.zeros((1, 4)))
+    assert (rewards.by_variant[Variant("oracle", "")] > 1.5).all()
+    run = comparison.by_cell[comparison.tasks[0], Variant("a2c", "")][0]
+    summary = run.record.summary
+    by_hand = (summary["len"] - summary["len_floor"]) / (summary["len_ceiling"] - summary["len_floor"])
+    assert lengths.by_variant[Variant("a2c", "")][0, 0] == pytest.approx(by_hand)
+    assert lengths.by_variant[Variant("a2c", "")].shape == (3, 4)
+    # HRL was not run in both worlds: no score over all tasks.
+    assert Variant("hrl", "") not in lengths.by_variant
+
+
+def test_score_table_has_intervals_for_seeds_and_chances_against_the_base(comparison):
+    table = score_table(comparison, "a2c", "x")
+    assert [row[0] for row in table.rows] == ["A2C", "Random", "QuotaGreedy", "Oracle †"]
+    header = table.full_header()
+    place = header.index("normalised R_cum: P(base better)")
+    chances = {row[0]: row[place] for row in table.rows}
+    assert chances["A2C"] == MISSING and chances["QuotaGreedy"].value == 0.0
+    middle = table.rows[0][header.index("normalised Len: IQM")]
+    expected = stratified_interval(length_scores(comparison).by_variant[Variant("a2c", "")], resamples=10_000)
+    assert (middle.value, middle.low) == pytest.approx((expected.estimate, expected.low))
+    assert "normalised Len: P(base better)" not in score_table(comparison, None, "x").full_header()
+
+
+def test_without_the_controls_there_is_no_reward_score(runs):
+    (found,) = comparisons([run for run in runs if run.config.method != "quota-greedy"])
+    assert reward_scores(found) is None
+    assert [span.title for span in score_table(found, None, "x").spans] == ["normalised Len"]
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs):
+    first, second, *_ = own_runs(runs, "a2c")
+    with pytest.raises(ValueError, match="more than once with the same seed"):
+        comparisons([first, first])
+    other = replace(second, config=replace(second.config, evaluation_seed=1))
+    with pytest.raises(ValueError, match="different luck"):
+        comparisons([first, other])
+    with pytest.raises(ValueError, match="no finished runs"):
+        comparisons([])
+    interrupted = replace(second, result={})
+    assert len(comparisons([first, interrupted])[0].runs) == 1
+
+
+def test_other_sessions_have_tables_of_their_own(runs):
+    first, second, *_ = own_runs(runs, "a2c")
+    other = replace(
+        second, config=replace(second.config, session=replace(second.config.session, slate_size=6))
+    )
+    tables = study_tables([first, other])
+    assert [name for name in tables if name.startswith("table_2")] == [
+        "table_2_overall_1",
+        "table_2_overall_2",
+    ]
+    assert tables["table_2_overall_1"].title == "Overall results"
+    assert tables["table_2_overall_2"].title == "Overall results, slate_size 6"
+
+
+def test_every_table_is_written_in_every_form(runs, tmp_path):
+    written = write_tables(
+        tmp_path, runs, ("text", "markdown", "latex", "csv"), compare=True, base="a2c",
+        worlds=list(pairs().values()), command="kuaifair study tables S",
+    )  # fmt: skip
+    names = {
+        "table_1_environments", "table_2_overall", "table_3_ablation", "table_4_training_time", "differences", "scores"
+    }  # fmt: skip
+    assert {path.name for path in written} == {
+        name + ending for name in names for ending in (".txt", ".md", ".tex", ".csv")
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
+    for path in written:
+        assert "kuaifair study tables S" in path.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown format 'html'"):
+        write_tables(tmp_path, runs, ("html",))
+
+
+def test_numbers_are_numbers(comparison):
+    for table in (overall_table(comparison, "x"), cost_table(comparison, "x")):
+        for row in table.rows:
+            for one in row:
+                assert not isinstance(one, Measured) or np.isfinite(one.value)
+
+
+def test_a_store_that_is_not_there_is_an_error(store, tmp_path):
+    with pytest.raises(ArtifactError, match="no folder"):
+        stored_runs(tmp_path / "nowhere")
+    assert stored_runs(tmp_path) == []
+    assert len(stored_runs(store)) == len(MAX_LENS) * (3 * 4 + 6)
+    assert load_run(stored_runs(store)[0].folder).complete

@@ -1,0 +1,145 @@
+"""Search spaces: what a settings file may say, and what comes of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds_for_tests import small_pair
+
+from hrl_policies.study import plan_run
+from hrl_policies.study.runner import build_policy
+from hrl_policies.study.tuning import tunable
+from hrl_policies.zoo import load_settings, read_settings, search_space
+
+HYPERPARAMETERS = {"rate": 0.001, "steps": 16, "kind": "auto", "group": {"width": 64, "layers": [64, 64]}}
+
+
+def test_the_methods_of_the_papers_tables_and_their_rivals_can_be_tuned():
+    rivals = {"a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc"}
+    assert {"dsrm-hrl", "hrl", "flat", *rivals} <= set(tunable())
+
+
+@pytest.mark.parametrize("name", ["a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc", "hrl"])
+def test_every_choice_and_every_end_of_the_shipped_spaces_is_accepted(name):
+    pair, settings = small_pair(), load_settings(name)
+    small = {"buffer_size": 100} if "buffer_size" in settings.hyperparameters else {}
+    for place, dimension in settings.search.items():
+        ((_, values),) = dimension.as_dict().items()
+        for value in values:
+            config = plan_run(name, "small", n_envs=32, overrides={**small, place: value})
+            model = build_policy(config, pair)
+            held = getattr(model, place, value) if "." not in place else value
+            # Stable-Baselines3 keeps clip_range as a schedule.
+            assert callable(held) or held == value
+
+
+def test_what_tells_a_method_from_the_one_it_is_like_is_not_searched():
+    base = load_settings("dsrm-hrl").search
+    assert load_settings("hrl").search == base
+    assert "fair_coef" in base
+    # FLAT is the agent without a fairness reward and without a manager; a search must not turn it into another method.
+    assert set(base) - set(load_settings("flat").search) == {"fair_coef", "manager_gamma"}
+    assert "slot_credit" not in load_settings("dsrm-hrl-literal").search
+
+
+def test_a_search_section_goes_to_and_fro():
+    section = {
+        "rate": {"log": [0.0001, 0.1]},
+        "steps": {"integer": [8, 32]},
+        "kind": {"choice": ["auto", 0.1, None]},
+        "group.width": {"uniform": [32.0, 128.0]},
+        "group.layers": {"choice": [[64, 64], [256]]},
+    }
+    space = search_space(section, HYPERPARAMETERS, "here")
+    assert {name: dimension.as_dict() for name, dimension in space.items()} == section
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    space = search_space(
+        {"rate": {"log": ["1e-4", "1e-1"]}, "kind": {"choice": ["auto", "1e-2"]}}, HYPERPARAMETERS, "here"
+    )
+    assert space["rate"].as_dict() == {"log": [1e-4, 1e-1]}
+    assert space["kind"].as_dict() == {"choice": ["auto", 1e-2]}
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ([], "search is a group of lines"),
+        ({"rate": 3}, "must be one of log, uniform, integer, choice"),
+        ({"rate": {"normal": [0, 1]}}, "must be one of log"),
+        ({"rate": {"log": [0.1, 0.2], "uniform": [0, 1]}}, "must be one of log"),
+        ({"rate": {"log": [0.1]}}, "at least two values"),
+        ({"rate": {"log": [0.1, 0.0001]}}, "low < high"),
+        ({"rate": {"log": [0.0, 0.1]}}, "log needs positive numbers"),
+        ({"rate": {"uniform": [0, 1, 2]}}, "low < high"),
+        ({"rate": {"uniform": ["low", 1]}}, "finite numbers, got 'low'"),
+        ({"rate": {"uniform": [0, ".inf"]}}, "finite numbers"),
+        ({"steps": {"integer": [1.5, 20]}}, "whole numbers"),
+        ({"kind": {"choice": ["auto", "auto"]}}, "holds a value twice"),
+        ({"kind": {"choice": ["manual", 0.1]}}, "leaves out the shipped value 'auto'"),
+        ({"rate": {"log": [0.01, 0.1]}}, "leaves out the shipped value 0.001"),
+        (
+            {"rat": {"log": [0.01, 0.1]}},
+            "here: search names 'rat', but hyperparameters holds no such setting",
+        ),
+        ({"group.depth": {"integer": [1, 2]}}, "'group.depth'"),
+    ],
+)
+def test_sections_that_are_none_are_explained(section, words):
+    with pytest.raises(ValueError, match="here") as error:
+        search_space(section, HYPERPARAMETERS, "here")
+    assert words in str(error.value)
+
+
+@given(
+    kind=st.sampled_from(["log", "uniform", "integer"]),
+    low=st.integers(1, 50),
+    width=st.integers(1, 50),
+    seed=st.integers(0, 2**31),
+)
+def test_what_optuna_proposes_lies_in_the_space(kind, low, width, seed):
+    optuna = pytest.importorskip("optuna")
+    space = search_space({"a": {kind: [low, low + width]}}, {"a": low}, "here")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+    value = space["a"].suggest(trial, "a")
+    assert space["a"].holds(value)
+    assert space["a"].asked(value) == value
+    assert kind != "integer" or isinstance(value, int)
+
+
+def test_a_settings_file_of_ones_own_may_be_like_a_shipped_one(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text(
+        "like: a2c\nn_envs: 8\nhyperparameters: {gamma: 0.5}\n"
+        "search:\n  n_steps: null\n  vf_coef: {uniform: [0.1, 1]}\n"
+    )
+    mine, shipped = read_settings(path), load_settings("a2c")
+    assert mine.n_envs == 8 and mine.policy == shipped.policy
+    assert mine.hyperparameters == {**shipped.hyperparameters, "gamma": 0.5}
+    assert set(mine.search) == (set(shipped.search) - {"gamma", "n_steps"}) | {"vf_coef"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", "holds no settings"),
+        ("policy: [", "not valid YAML"),
+        ("polici: MlpPolicy\n", "unknown keys"),
+        ("like: a3c\n", "no hyperparameters for method 'a3c'"),
+        (
+            "hyperparameters: {gamma: 0.9}\nsearch: {gama: {choice: [0.9, 0.99]}}\n",
+            "mine.yml: search names 'gama'",
+        ),
+    ],
+)
+def test_settings_files_that_are_none_are_explained(tmp_path, text, words):
+    path = tmp_path / "mine.yml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_settings(path)
+    assert words in str(error.value)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_settings(tmp_path / "nowhere.yml")

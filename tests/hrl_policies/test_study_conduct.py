@@ -1,0 +1,252 @@
+"""Whole studies: the same bytes from every engine, failures beside results, and nothing lost but what was running."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from studies_for_tests import Notes, killing_pair, raising_pair, study
+from worlds_for_tests import small_pair
+
+import hrl_policies.purifiers
+from hrl_policies.study import load_run, stored_records
+from hrl_policies.study.checks import check_study
+from hrl_policies.study.conduct import conduct
+from hrl_policies.study.engines import InsideEngine, LocalEngine, RayEngine
+from hrl_policies.study.folders import read_study_file, state_of, study_lock
+from kuaifair_env.errors import ArtifactError
+
+COMMAND = "kuaifair study run small.yml"
+TABLES = ("tables.md", "runs.csv")
+
+
+def conducted(spec, store, engine=None, worlds=None, **settings):
+    """Conducts a study; returns its result and what a watch saw."""
+    worlds = {"small": small_pair()} if worlds is None else worlds
+    watch = Notes()
+    result = conduct(
+        check_study(spec, worlds=worlds),
+        store,
+        engine or InsideEngine(),
+        watch,
+        command=COMMAND,
+        worlds=worlds,
+        **settings,
+    )
+    return result, watch
+
+
+def files_of(store):
+    """Everything that a study's runs determine, by name: not how long they took, nor on what machine."""
+    kept = (*TABLES, "result.json", "sessions.csv", "learning_curve.csv", "config.json", "provenance.json")
+    return {str(path.relative_to(store)): path.read_bytes() for name in kept for path in store.rglob(name)}
+
+
+def troubled(tmp_path):
+    """Four worlds alike: one as it should be, one that raises, two that kill processes once and always."""
+    return {
+        "small": small_pair(),
+        "raising": raising_pair("raising"),
+        "killing": killing_pair("killing", tmp_path / "killing", 1),
+        "deadly": killing_pair("deadly", tmp_path / "deadly", 10_000),
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The study in worlds without trouble, in this process: what every engine must give."""
+    store = tmp_path_factory.mktemp("plain")
+    worlds = {name: small_pair(name=name) for name in ("small", "killing")}
+    conducted(study(worlds=list(worlds)), store, worlds=worlds)
+    return files_of(store)
+
+
+def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
+    result, watch = conducted(study(), tmp_path)
+    names = [f"small/a2c-n_steps=2-len10-k10-seed{seed}" for seed in (3, 4)]
+    names += ["small/random-len10-k10-seed3", "small/quota-greedy-len10-k10-seed3"]
+    assert watch.begun == names and watch.over == dict.fromkeys(names, "")
+    assert list(watch.left) == names and watch.before == (0, 0) and min(watch.left.values()) > 0
+    assert not result.failures and [record.config.seed for record in result.records] == [3, 4, 3, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "runs.csv", "small", "study.json", "tables.md"]  # fmt: skip
+    table = (tmp_path / "tables.md").read_text()
+    assert "| A2C (n_steps=2) |" in table and f"Made by: {COMMAND}" in table
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert len(rows) == 5 and ",n_steps=2," in rows[1]
+    log = (tmp_path / names[0] / "log.txt").read_text()
+    assert log.startswith("run: a2c (n_steps=2) in small, Max Len 10, seed 3, 128 steps in 64 sessions\n")
+    assert "torch" in log and "finished:" in log
+    assert {str(record.config.method) for record in stored_records(tmp_path)} == {
+        "a2c",
+        "random",
+        "quota-greedy",
+    }
+
+
+def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path):
+    conducted(study(), tmp_path)
+    before = files_of(tmp_path)
+    _, watch = conducted(study(), tmp_path)
+    assert watch.begun == [] and watch.before == (4, 0)
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_that_raises_is_recorded_and_the_others_go_on(tmp_path):
+    worlds = {"raising": raising_pair("raising"), "small": small_pair()}
+    spec = study(worlds=["raising", "small"])
+    result, watch = conducted(spec, tmp_path, worlds=worlds)
+    assert len(result.records) == 4 and {record.config.world for record in result.records} == {"small"}
+    assert len(result.failures) == 4 and sum(bool(error) for error in watch.over.values()) == 4
+    failed = tmp_path / "raising/random-len10-k10-seed3.failed"
+    assert "RuntimeError: the users went home" in (failed / "traceback.txt").read_text()
+    assert json.loads((failed / "config.json").read_text())["method"] == "random"
+    page = (tmp_path / "tables.md").read_text()
+    assert "### 4 runs failed and are not in these tables" in page
+    assert "- raising/random-len10-k10-seed3: RuntimeError: the users went home" in page
+
+    again, watch = conducted(spec, tmp_path, worlds=worlds)
+    assert watch.begun == [] and watch.before == (4, 4) and len(again.failures) == 4
+    mended = worlds | {"raising": small_pair(name="raising")}
+    healed, watch = conducted(spec, tmp_path, worlds=mended, retry_failed=True)
+    assert len(watch.begun) == 4 and not healed.failures and len(healed.records) == 8
+    assert not list(tmp_path.rglob("*.failed")) and "failed" not in (tmp_path / "tables.md").read_text()
+
+
+def test_leftovers_of_killed_runs_are_removed_and_strangers_stay(tmp_path):
+    (tmp_path / "small/.random-len10-k10-seed3.00ff00ff.tmp").mkdir(parents=True)
+    (tmp_path / "small/.random-len10-k10-seed3.failed.00ff00ff.tmp").mkdir(parents=True)
+    (tmp_path / "small/.somebody-else.00ff00ff.tmp").mkdir(parents=True)
+    conducted(study(), tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".somebody-else.00ff00ff.tmp"]
+
+
+def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(tmp_path):
+    conducted(study(), tmp_path)
+    with pytest.raises(ArtifactError, match=r"holds another study \(seeds, users differ\)"):
+        conducted(study(seeds=[5], users=7), tmp_path)
+    with study_lock(tmp_path), pytest.raises(ArtifactError, match="another process works on the study"):
+        conducted(study(), tmp_path)
+    content, command = read_study_file(tmp_path)
+    assert content["name"] == "small study" and command == COMMAND
+    with pytest.raises(ArtifactError, match="is not the folder of a study"):
+        read_study_file(tmp_path / "small")
+
+
+def test_a_changed_run_is_an_error_and_not_a_result(tmp_path):
+    conducted(study(), tmp_path)
+    path = tmp_path / "small/random-len10-k10-seed3/config.json"
+    path.write_text(path.read_text().replace('"users": 15', '"users": 14'))
+    with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(users differ\)"):
+        conducted(study(), tmp_path)
+
+
+def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
+    sweep = {"gamma": [0.5, 0.9], "leave": ["temper", "never"]}
+    result, _ = conducted(study(sweep=sweep, seeds=[3]), tmp_path)
+    assert len(result.records) == 2 * (2 + 2)
+    table = (tmp_path / "tables.md").read_text()
+    assert table.count("### small, Max Len 10") == 2
+    for row in ("| A2C (n_steps=2, gamma=0.5) |", "| A2C (n_steps=2, gamma=0.9) |", "| Random |"):
+        assert table.count(row) == 2
+
+
+def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_path):
+    made = []
+    original = hrl_policies.purifiers.cached_purifier
+
+    def counted(world, mode, *rest, **named):
+        made.append(mode)
+        return original(world, mode, *rest, folder=tmp_path / "cache", **named)
+
+    monkeypatch.setattr(hrl_policies.purifiers, "cached_purifier", counted)
+    spec = study(purifiers=["none", "ips", "identity"], max_lens=[10, 12])
+    result, watch = conducted(spec, tmp_path / "store")
+    assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 4
+    assert watch.begun[:2] == ["purifier 'ips' of small", "purifier 'identity' of small"]
+    kept = sorted(path.name for path in (tmp_path / "store/purifiers").iterdir())
+    assert kept == ["small-identity.safetensors", "small-ips.safetensors"]
+    run = load_run(tmp_path / "store/small/random+ips-len12-k10-seed3")
+    assert (run.folder / "purifier.safetensors").read_bytes() == (
+        tmp_path / "store/purifiers/small-ips.safetensors"
+    ).read_bytes()
+    before = files_of(tmp_path / "store")
+    _, watch = conducted(spec, tmp_path / "store")
+    assert watch.begun == [] and files_of(tmp_path / "store") == before
+
+
+def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkeypatch, tmp_path):
+    def broken(*rest, **named):
+        raise MemoryError("too many windows")
+
+    monkeypatch.setattr(hrl_policies.purifiers, "cached_purifier", broken)
+    result, _ = conducted(study(purifiers=["none", "ips"]), tmp_path)
+    assert len(result.records) == 4 and len(result.failures) == 4
+    assert all("+ips-" in name and "too many windows" in text for name, text in result.failures.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, workers):
+    worlds = troubled(tmp_path)
+    store = tmp_path / "store"
+    result, _ = conducted(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
+    check_troubled_study(result, store, plain, "ended by signal SIGKILL, 2 times")
+    assert (tmp_path / "killing").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, monkeypatch):
+    pytest.importorskip("ray")
+    support = str(Path(__file__).parents[1] / "support")
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{support}")
+    worlds = troubled(tmp_path)
+    store = tmp_path / "store"
+    result, watch = conducted(study(worlds=list(worlds)), store, RayEngine(count=2), worlds)
+    check_troubled_study(result, store, plain, "the run's Ray task failed, after 3 tries")
+    assert (tmp_path / "killing").read_text() == "x"
+    assert len(watch.over) == 16
+
+
+def check_troubled_study(result, store, plain, death):
+    """Checks the study in all four worlds against the one in the two of them where runs can be finished."""
+    assert {record.config.world for record in result.records} == {"small", "killing"}
+    assert len(result.records) == 8 and len(result.failures) == 8
+    for name, text in result.failures.items():
+        assert ("the users went home" if name.startswith("raising") else death) in text
+    found = files_of(store)
+    runs = {name for name in plain if name not in TABLES}
+    assert {name for name in found if name in runs} == runs
+    for name in runs:
+        assert found[name] == plain[name], name
+    assert found["runs.csv"] == plain["runs.csv"]
+    assert found["tables.md"].startswith(plain["tables.md"])
+    assert not list(store.rglob("*.tmp"))
+
+
+def benchmark(name):
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path):
+    kills = benchmark("study_kills")
+    plan = kills.write_plan(tmp_path, learners=4, seeds=1, max_lens=(30,))
+    report = kills.compare(plan, tmp_path, kills=3, rng=np.random.default_rng(0), workers=2)
+    assert report.runs == 12 and report.kills == 3
+    assert report.different == () and report.leftovers == ()
+
+
+def test_worlds_of_ones_own_may_have_an_item_term(tmp_path):
+    pair = small_pair()
+    result, _ = conducted(study(item_term="log", methods=["quota-greedy"]), tmp_path, worlds={"small": pair})
+    (record,) = result.records
+    assert record.config.item_term == "log" and pair.item_term is None
+    assert state_of(tmp_path / "small/quota-greedy-item-log-len10-k10-seed3") == "done"

@@ -1,0 +1,249 @@
+"""Figures are drawn from what was run, say where Len must lie, and are the same bytes for the same runs."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from stored_studies import LIKE_THE_PAPERS, OWN, pairs
+
+from hrl_policies.study.drawing import draw_study
+from hrl_policies.study.figures import (
+    StepResult,
+    draw_diffusion_steps,
+    draw_learning_curves,
+    draw_pareto,
+    draw_profiles,
+    draw_purification_gain,
+    pareto_front,
+    read_step_results,
+)
+from hrl_policies.study.figures.curves import on_common_steps
+from hrl_policies.study.figures.style import looks
+from hrl_policies.study.judged import Variant, comparisons
+from hrl_policies.study.store import stored_runs
+from kuaifair_env.errors import ArtifactError
+
+GRID = "world,levels,steps,seed,len,r_cum,ad,len_floor,len_ceiling\n"
+
+
+@pytest.fixture(scope="module")
+def runs(store):
+    return stored_runs(store)
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    (found,) = comparisons(runs)
+    return found
+
+
+def size_of(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+def words_of(path):
+    """Returns the words of an SVG file: its glyphs come with the text in a comment."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 4).map(float))
+)
+def test_the_frontier_holds_whom_nobody_beats(points):
+    beaten = {i for i, a in enumerate(points) for b in points if (b >= a).all() and (b > a).any()}
+    front = pareto_front(points)
+    assert set(front.tolist()) == set(range(len(points))) - beaten
+    assert (np.diff(points[front, 0]) >= 0).all() and (np.diff(points[front, 1]) <= 0).all()
+
+
+def test_a_frontier_needs_finite_pairs():
+    for points in (np.ones(3), np.ones((2, 3)), np.array([[1.0, np.nan]])):
+        with pytest.raises(ValueError, match="finite points"):
+            pareto_front(points)
+
+
+def test_looks_differ_without_colour():
+    found = looks([f"method {i}" for i in range(60)])
+    assert len({(look.marker, str(look.line)) for look in found.values()}) == 60
+    assert len({look.marker for look in list(found.values())[:13]}) == 13
+    assert len({look.hatch for look in list(found.values())[:5]}) == 5
+
+
+def test_seeds_are_brought_to_the_same_steps(comparison):
+    task = next(task for task in comparison.tasks if task.world == OWN and task.max_len == 8)
+    runs = comparison.by_cell[task, Variant("a2c", "")]
+    straight = [
+        replace(
+            run,
+            run=replace(run.run, curve=[{"steps": 10.0 * i, "len": 3.0 * i + k} for i in range(1, 5 + k)]),
+        )
+        for k, run in enumerate(runs)
+    ]
+    steps, values = on_common_steps(straight, "len")
+    assert (steps[0], steps[-1]) == (10.0, 40.0)
+    assert values == pytest.approx(np.stack([0.3 * steps + k for k in range(3)]))
+
+
+def test_every_figure_is_drawn_in_every_format(runs, tmp_path):
+    written = draw_study(
+        tmp_path, [run for run in runs if run.config.world == LIKE_THE_PAPERS], ("png", "svg")
+    )
+    names = {"profiles"} | {
+        f"{name}_len{max_len}"
+        for max_len in (8, 30)
+        for name in (
+            "fig_3_purification_gain", "fig_7_learning_curves", "pareto",
+            f"results_{LIKE_THE_PAPERS}",
+        )
+    }  # fmt: skip
+    assert {path.name for path in written} == {f"{name}.{form}" for name in names for form in ("png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
+    for path in written:
+        if path.suffix == ".png":
+            width, height = size_of(path)
+            assert width >= 400 and height >= 150
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_equal_runs_give_equal_bytes(comparison, tmp_path, form):
+    for name in ("a", "b"):
+        draw_pareto(tmp_path / f"{name}.{form}", comparison, 8)
+    assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
+
+
+def test_figures_carry_what_they_are_made_from(comparison, tmp_path):
+    for form in ("png", "svg"):
+        draw_pareto(tmp_path / f"a.{form}", comparison, 8)
+        content = (tmp_path / f"a.{form}").read_bytes()
+        for run in comparison.runs:
+            assert run.record.data_hash.encode() in content
+        assert matplotlib.__version__.encode() not in content
+
+
+@pytest.mark.parametrize("draw", [draw_learning_curves, draw_purification_gain])
+def test_every_figure_of_len_shows_floor_and_ceiling(comparison, tmp_path, draw):
+    assert draw(tmp_path / "a.svg", comparison, 8)
+    words = words_of(tmp_path / "a.svg")
+    assert {"floor of Len", "ceiling of Len", "KuaiRecTwin (own)"} <= set(words)
+
+
+def test_learning_curves_are_labelled_by_method(comparison, tmp_path):
+    draw_learning_curves(tmp_path / "a.svg", comparison, 8)
+    words = words_of(tmp_path / "a.svg")
+    assert {"A2C", "A2C + ips", "Len", "AD", "violation rate", "training steps"} <= set(words)
+    assert "Random" not in words
+
+
+def test_purification_is_shown_for_methods_with_several_states_only(comparison, tmp_path):
+    draw_purification_gain(tmp_path / "a.svg", comparison, 8)
+    words = words_of(tmp_path / "a.svg")
+    assert {"raw states", "ips", "A2C"} <= set(words)
+    assert "HRL" not in words and "small (own)" not in words
+
+
+def test_the_frontier_is_drawn_between_groups_and_between_items(comparison, tmp_path):
+    draw_pareto(tmp_path / "a.svg", comparison, 30)
+    words = set(words_of(tmp_path / "a.svg"))
+    assert {"Oracle †", "HRL", "frontier of means"} <= words
+    assert any("1 - AD" in word for word in words) and any("1 - Gini" in word for word in words)
+
+
+def test_profiles_leave_out_what_was_run_once(comparison, tmp_path):
+    draw_profiles(tmp_path / "a.svg", comparison)
+    words = words_of(tmp_path / "a.svg")
+    assert {"A2C", "4 tasks"} <= set(words)
+    assert "Random" not in words
+
+
+def test_where_there_is_nothing_to_draw_nothing_is_written(runs, tmp_path):
+    (controls,) = comparisons([run for run in runs if run.config.method in ("random", "oracle")])
+    path = tmp_path / "a.png"
+    assert not draw_learning_curves(path, controls, 8)
+    assert not draw_purification_gain(path, controls, 8)
+    assert not draw_profiles(path, controls)
+    assert not draw_pareto(path, controls, 99)
+    assert not path.exists()
+
+
+def test_worlds_add_counts_and_states(runs, tmp_path):
+    chosen = [run for run in runs if run.config.world == LIKE_THE_PAPERS and run.config.session.max_len == 8]
+    written = draw_study(tmp_path, chosen, ("png",), worlds=[pairs()[LIKE_THE_PAPERS]])
+    names = {path.name for path in written}
+    assert f"fig_2_counts_and_rates_{LIKE_THE_PAPERS}.png" in names
+    assert f"fig_4_states_{LIKE_THE_PAPERS}.png" in names
+
+
+def test_unknown_formats_are_refused_before_anything_is_written(runs, comparison, tmp_path):
+    with pytest.raises(ValueError, match="unknown format 'jpg'"):
+        draw_study(tmp_path / "out", runs, ("png", "jpg"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"ends in \.png, \.svg or \.pdf"):
+        draw_pareto(tmp_path / "a.jpg", comparison, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def steps_of(levels, together):
+    return [
+        StepResult(
+            "twin (twin)", level, step, seed,
+            {"len": 20.0 + seed, "r_cum": 15.0, "ad": 0.1, "len_floor": 13.0, "len_ceiling": 25.0},
+        )
+        for level in levels
+        for step in ([level] if together else [1, level])
+        for seed in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("together", "labels"), [(True, {"steps = levels"}), (False, {"5 levels", "500 levels"})]
+)
+def test_diffusion_steps_have_a_line_for_each_number_of_levels(tmp_path, together, labels):
+    draw_diffusion_steps(tmp_path / "a.svg", steps_of((5, 500), together))
+    words = set(words_of(tmp_path / "a.svg"))
+    assert labels | {"floor of Len", "ceiling of Len", "diffusion steps", "twin (twin)", "500"} <= words
+
+
+def test_results_of_diffusion_steps_come_from_a_table(tmp_path):
+    path = tmp_path / "steps.csv"
+    path.write_text(GRID + "twin,5,1,0,20,15,0.1,13,25\nreal,500,500,2,14.5,,0.2,13,25\n")
+    first, second = read_step_results(path)
+    assert (first.world, first.levels, first.steps, first.figures["r_cum"]) == ("twin", 5, 1, 15.0)
+    assert second.seed == 2 and "r_cum" not in second.figures
+    with pytest.raises(ValueError, match=r"real, 500 levels, 500 steps, seed 2 has no 'r_cum'"):
+        draw_diffusion_steps(tmp_path / "a.png", [first, second])
+    draw_diffusion_steps(tmp_path / "a.png", [first, second], ("len", "ad"))
+    assert size_of(tmp_path / "a.png")[0] > 400
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("world,levels,steps\na,5,1\n", "no column 'seed'"),
+        (GRID + "a,five,1,0,1,1,1,1,1\n", "does not hold"),
+        (GRID + "a,0,1,0,1,1,1,1,1\n", "at least 1"),
+        ("world,levels,steps,seed,len\na,5,1,0,20\n", "floor and ceiling"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(tmp_path, text, message):
+    (tmp_path / "steps.csv").write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        read_step_results(tmp_path / "steps.csv")
+    with pytest.raises(ArtifactError, match="no file"):
+        read_step_results(tmp_path / "nothing.csv")
+
+
+def test_unknown_figures_of_diffusion_steps_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no results"):
+        draw_diffusion_steps(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match="unknown figure 'speed'"):
+        draw_diffusion_steps(tmp_path / "a.png", steps_of((5,), True), ("speed",))
