@@ -2,6 +2,11 @@
 
 Christodoulou, Soft actor-critic for discrete action settings, arXiv:1910.07207, 2019; Haarnoja et al., Soft
 actor-critic algorithms and applications, arXiv:1812.05905, 2018.
+
+Where the time of training goes (cProfile; 7,583 items, 64 sessions, four updates of 128 transitions for each of their
+steps): a third into products of queries with all item embeddings, six an update and one for acting; a quarter into
+element-wise passes over transitions x items (softmax, minimum, expectations); a tenth each into hidden layers and
+backward passes; a twentieth into the noise that draws slates. The environment takes next to nothing.
 """
 
 from __future__ import annotations
