@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import VecDSRM
 from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.dnair import DNaIR, QItemPolicy, mixed
+from hrl_policies.baselines.dnair import DNaIR
+from hrl_policies.baselines.item_q_policy import QItemPolicy, mixed
 from hrl_policies.baselines.log_tables import ItemTables
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
