@@ -1,4 +1,8 @@
-"""What trained methods are measured against: controls that learn nothing, and the click model they rank by."""
+"""What trained methods are measured against: controls that learn nothing, and the click model they rank by.
+
+Learnt baselines need torch and are imported from modules of their own: :mod:`hrl_policies.baselines.sac4ir`,
+:mod:`hrl_policies.baselines.dnair`.
+"""
 
 from hrl_policies.baselines.controls import (
     Control,

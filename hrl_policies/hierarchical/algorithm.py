@@ -248,7 +248,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
                 return False
             self._update_info_buffer(infos, dones)
             ended = np.flatnonzero(dones)
-            seen = _with_terminal(new_obs, infos, ended)
+            seen = with_terminal(new_obs, infos, ended)
             fair = fairness.reward(slates, found.entropies.cpu().numpy())
             cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.disparity_bound)
             rollout.add(
@@ -459,7 +459,7 @@ def _world_of(env: VecEnv) -> World:
         ) from error
 
 
-def _with_terminal(observation: Any, infos: list[dict[str, Any]], ended: NDArray[np.int64]) -> Any:
+def with_terminal(observation: Any, infos: list[dict[str, Any]], ended: NDArray[np.int64]) -> Any:
     """Returns what the step led to: the next observations, and the last ones of sessions that ended."""
     if not len(ended):
         return observation

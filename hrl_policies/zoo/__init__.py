@@ -1,5 +1,6 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
+from hrl_policies.zoo import discrete as _discrete
 from hrl_policies.zoo import hierarchical as _hierarchical
 from hrl_policies.zoo import model_based as _model_based
 from hrl_policies.zoo import multi_objective as _multi_objective
@@ -24,7 +25,7 @@ from hrl_policies.zoo.settings import (
 )
 
 # Importing the modules registers their methods.
-del _hierarchical, _model_based, _multi_objective, _offline
+del _discrete, _hierarchical, _model_based, _multi_objective, _offline
 
 __all__ = [
     "METHODS",

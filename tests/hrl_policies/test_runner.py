@@ -54,6 +54,11 @@ def td3(**settings):
     return plan_run("td3", "small", overrides=overrides, n_envs=8, **({"total_steps": 800} | settings))
 
 
+def item_agent(name):
+    overrides = {"learning_starts": 64, "batch_size": 32, "buffer_size": 2_000, "gradient_steps": 1}
+    return plan_run(name, "small", overrides=overrides, n_envs=8, total_steps=800)
+
+
 def test_a_run_folder_holds_everything(tmp_path):
     result = train(a2c(), small_pair(), output=tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
@@ -125,7 +130,11 @@ def test_agents_learn_what_pays():
     assert result.evaluation.engagement.reward_per_step > 0.9
 
 
-@pytest.mark.parametrize("config", [a2c(), td3()], ids=["a2c", "td3"])
+@pytest.mark.parametrize(
+    "config",
+    [a2c(), td3(), item_agent("sac4ir"), item_agent("dnair")],
+    ids=["a2c", "td3", "sac4ir", "dnair"],
+)
 def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     stopped = train(config, interrupted_pair(at=40), output=tmp_path / "run")
     assert not stopped.complete and stopped.steps_done == 40 * 8
@@ -163,9 +172,10 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
     np.testing.assert_array_equal(*(state[0]["exp_avg"].numpy() for state in optimisers))
 
 
-def test_sac_keeps_its_entropy_weight(tmp_path):
+@pytest.mark.parametrize("name", ["sac", "sac4ir"])
+def test_sac_keeps_its_entropy_weight(tmp_path, name):
     config = plan_run(
-        "sac", "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32}
+        name, "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32}
     )
     trained = train(config, small_pair(), output=tmp_path / "run")
     loaded = load_policy(load_run(tmp_path / "run"), small_pair())

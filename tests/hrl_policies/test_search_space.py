@@ -16,11 +16,13 @@ HYPERPARAMETERS = {"rate": 0.001, "steps": 16, "kind": "auto", "group": {"width"
 
 
 def test_the_methods_of_the_papers_tables_and_their_rivals_can_be_tuned():
-    rivals = {"a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc"}
+    rivals = {"a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc", "sac4ir", "dnair"}
     assert {"dsrm-hrl", "hrl", "flat", *rivals} <= set(tunable())
 
 
-@pytest.mark.parametrize("name", ["a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc", "hrl"])
+@pytest.mark.parametrize(
+    "name", ["a2c", "a2c+fair", "td3", "ppo", "sac", "recurrent-ppo", "tqc", "sac4ir", "dnair", "hrl"]
+)
 def test_every_choice_and_every_end_of_the_shipped_spaces_is_accepted(name):
     pair, settings = small_pair(), load_settings(name)
     small = {"buffer_size": 100} if "buffer_size" in settings.hyperparameters else {}

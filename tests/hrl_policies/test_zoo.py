@@ -36,6 +36,7 @@ HIERARCHICAL = [
     "dsrm-hrl-literal",
 ]
 OFFLINE = ["bcq", "bcq-discrete"]
+DISCRETE = ["sac4ir", "sac4ir-kuaisim", "dnair", "dnair-kuaisim"]
 SMALL = {
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 32, "n_epochs": 1},
@@ -49,6 +50,7 @@ SMALL = {
 def test_the_zoo_holds_what_the_readme_names():
     assert learners() == [
         *("a2c", "td3", "ppo", "sac", "recurrent-ppo", "tqc"),
+        *DISCRETE,
         *HIERARCHICAL,
         "a2c+fair",
         "dorl",
@@ -76,6 +78,23 @@ def test_agents_train_and_are_judged_on_every_test_user(name):
     assert result.policy.num_timesteps == result.steps_done
     np.testing.assert_array_equal(result.evaluation.sessions.user_ids, pair.test.user_ids)
     assert result.evaluation.config["action_mode"] == "embedding"
+
+
+@pytest.mark.parametrize("purified", [False, True], ids=["raw", "purified"])
+@pytest.mark.parametrize("name", DISCRETE)
+def test_agents_that_name_items_train_and_are_judged(name, purified, tmp_path):
+    purifier = None
+    if purified:
+        save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
+        purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
+    overrides = {"learning_starts": 16, "batch_size": 16, "buffer_size": 1000}
+    pair = small_pair()
+    config = plan_run(name, "small", total_steps=128, n_envs=4, overrides=overrides, purifier=purifier)
+    result = train(config, pair, purifier=purifier and tmp_path / "p.safetensors")
+    assert result.steps_done == 128 and result.policy._n_updates > 0
+    np.testing.assert_array_equal(result.evaluation.sessions.user_ids, pair.test.user_ids)
+    assert result.evaluation.config["action_mode"] == "slate"
+    assert result.policy.policy.head == "embedding"
 
 
 @pytest.mark.parametrize("name", HIERARCHICAL)
