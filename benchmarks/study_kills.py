@@ -150,7 +150,7 @@ def count_done(store: Path) -> int:
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    """Returns tables, records and whatever a run determines, by name; timings, logs and models' archives are left out."""
+    """Returns tables, records and whatever a run determines, by name; not timings, logs and models' archives."""
     names = {"tables.md", "runs.csv", *COMPARED}
     return {
         str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.name in names

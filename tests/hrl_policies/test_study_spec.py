@@ -242,10 +242,10 @@ def test_the_example_study_is_valid():
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(
-        ArtifactError, match=r"there is no file no.yml, and no shipped study of that name: \['paper'"
+        ArtifactError, match=r"there is no file no\.yml, and no shipped study of that name: \['paper'"
     ):
         read_study("no.yml")
-    with pytest.raises(ArtifactError, match="only shipped studies have a quick form: paper; got no.yml"):
+    with pytest.raises(ArtifactError, match=r"only shipped studies have a quick form: paper; got no\.yml"):
         read_study("no.yml", quick=True)
     (tmp_path / "broken.yml").write_text("name: [")
     with pytest.raises(ArtifactError, match="is not valid YAML"):
@@ -254,4 +254,5 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_study_of_a_session_setting_keeps_rows_free_of_it():
     (run,) = planned_runs(study(methods=["random"], leave="strict"))
-    assert run.variant == "" and run.config().session == SessionConfig(max_len=10, slate_size=10, leave="strict", action_mode="slate")  # fmt: skip
+    expected = SessionConfig(max_len=10, slate_size=10, leave="strict", action_mode="slate")
+    assert run.variant == "" and run.config().session == expected
