@@ -71,8 +71,9 @@ def test_all_mistakes_are_named_in_one_message():
 def test_missing_settings_and_wrong_forms_are_named():
     assert problems_of({}) == ("'name' is missing", "'methods' is missing", "'worlds' is missing")
     assert problems_of(["a2c"])[0].startswith("a study is a mapping of settings")
-    wrong = {"name": "x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
+    wrong = {"name": "../x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
     assert [problem.split(",")[0] for problem in problems_of(wrong)] == [
+        "'name' must be a text of letters",
         "'methods' must not be empty",
         "'worlds' must be a list",
         "'sweep' must be a list",
