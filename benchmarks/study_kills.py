@@ -146,7 +146,8 @@ def kill_after(
 
 def count_done(store: Path) -> int:
     """Returns the number of finished runs."""
-    return sum(not path.parent.name.startswith(".") for path in store.rglob("result.json"))
+    # No search of folders, which come and go while the study runs.
+    return sum(not path.parent.name.startswith(".") for path in store.glob("*/*/result.json"))
 
 
 def files_of(store: Path) -> dict[str, bytes]:
