@@ -196,7 +196,7 @@ def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path,
     store = tmp_path / "store"
     result, _ = conducted(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
     check_troubled_study(result, store, plain)
-    assert (tmp_path / "killing").read_text() == "x"
+    assert (tmp_path / "killing").read_text().startswith("x")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, pl
     store = tmp_path / "store"
     result, watch = conducted(study(worlds=list(worlds)), store, RayEngine(), worlds)
     check_troubled_study(result, store, plain)
-    assert (tmp_path / "killing").read_text() == "x" and len(watch.over) == 12
+    assert (tmp_path / "killing").read_text().startswith("x") and len(watch.over) == 12
     assert cluster.is_initialized(), "a cluster that was there before the study outlives it"
 
 
