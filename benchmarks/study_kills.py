@@ -146,11 +146,12 @@ def kill_after(
 
 def count_done(store: Path) -> int:
     """Returns the number of finished runs."""
-    return sum(not path.parent.name.startswith(".") for path in store.rglob("result.json"))
+    # No search of folders, which come and go while the study runs.
+    return sum(not path.parent.name.startswith(".") for path in store.glob("*/*/result.json"))
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    """Returns tables, records and whatever a run determines, by name; timings, logs and models' archives are left out."""
+    """Returns tables, records and whatever a run determines, by name; not timings, logs and models' archives."""
     names = {"tables.md", "runs.csv", *COMPARED}
     return {
         str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.name in names

@@ -93,7 +93,7 @@ def run(
     """
     spec, runs = _checked(plan, quick, data_dir)
     command = f"kuaifair study run {shlex.quote(plan)}{' --quick' if quick else ''}"
-    folder = store or Path("studies") / (spec.name or "study")
+    folder = store or Path("studies") / spec.name
     _conduct(runs, folder, _engine(engine, workers, address), command, data_dir, retry_failed)
 
 

@@ -153,3 +153,25 @@ def test_controls_are_judged_under_a_leave_rule_of_ones_own(capsys):
     assert gain["temper"] > 1.3 and abs(gain["dull slates"] - 1) < 0.1
     # Less patience, shorter sessions.
     assert found["dull, 1", "GreedyCTR"][0] < found["dull slates", "GreedyCTR"][0]
+
+
+@pytest.mark.slow
+def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, tmp_path):
+    from dataclasses import replace
+
+    from hrl_policies.study.spec import read_study
+
+    module = example("reproduce_paper")
+    spec, _ = read_study("paper", quick=True)
+    methods = tuple(entry for entry in spec.methods if entry.name in ("a2c", "td3", "hrl", "quota-greedy"))
+    small = replace(spec, methods=methods, steps=256, seeds=(11,), max_lens=(30,), users=20)
+    small = replace(small, methods=tuple(replace(entry, steps=None) for entry in small.methods))
+    result = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
+    assert len(result.records) == 4 and not result.failures
+    out = capsys.readouterr().out
+    assert "QuotaGreedy" in out and "Made by: python examples/reproduce_paper.py quick" in out
+    tables = (tmp_path / "paper/tables.md").read_bytes()
+    again = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
+    assert len(again.records) == 4 and (tmp_path / "paper/tables.md").read_bytes() == tables
+    with pytest.raises(SystemExit, match="say quick or full"):
+        module.main("huge")

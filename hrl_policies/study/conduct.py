@@ -117,15 +117,19 @@ def _run_all(crew: Crew, left: Mapping[str, PlannedRun], setting: Setting, root:
     purifiers = {name: task for name, run in left.items() if (task := _purifier_task(run, root)) is not None}
     pretraining = {task.name: task for task in purifiers.values()}
     broken = _perform(crew, list(pretraining.values()), watch)
+    identities = {
+        name: PurifierIdentity.of_file(task.target)
+        for name, task in pretraining.items()
+        if name not in broken
+    }
     tasks, configs = [], {}
     for name, run in left.items():
         task = purifiers.get(name)
         if task is not None and task.name in broken:
-            watch.ended(name, 0.0, broken[task.name])
             write_failure(root / name, run.config(), broken[task.name])
+            watch.ended(name, 0.0, broken[task.name])
             continue
-        identity = None if task is None else PurifierIdentity.of_file(task.target)
-        configs[name] = run.config(identity)
+        configs[name] = run.config(None if task is None else identities[task.name])
         tasks.append(RunTask(configs[name], str(root / name), None if task is None else task.target, name))
     for event in crew.run(tasks):
         if isinstance(event, Started):

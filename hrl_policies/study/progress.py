@@ -32,11 +32,12 @@ class StudyProgress:
         self.running: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self._weights: dict[str, float] = {}
-        self._spent = self._spent_weight = 0.0
+        # Kept as a number: a display in a thread of its own must not walk through what changes under it.
+        self._left = self._spent = self._spent_weight = 0.0
 
     def planned(self, weights: Mapping[str, float], done: int, failed: int) -> None:
         """See :class:`hrl_policies.study.conduct.Watch`."""
-        self._weights = dict(weights)
+        self._weights, self._left = dict(weights), sum(weights.values())
         self.done, self.failed = done, failed
         self.total = len(weights) + done + failed
 
@@ -53,6 +54,7 @@ class StudyProgress:
             # Worlds and purifiers are no runs.
             return
         weight = self._weights.pop(name)
+        self._left -= weight
         if error:
             self.failed += 1
             return
@@ -65,7 +67,7 @@ class StudyProgress:
         """Seconds until the end, if the runs that are left go as those that have ended; None while none has."""
         if not self._spent_weight:
             return None
-        left = sum(self._weights.values()) * self._spent / self._spent_weight
+        left = self._left * self._spent / self._spent_weight
         return left / max(1, min(self.workers, len(self._weights)))
 
     def summary(self) -> str:
@@ -143,7 +145,6 @@ class LiveProgress(StudyProgress):
     def render(self) -> Group:
         """Returns what the terminal shows now."""
         table = Table.grid(padding=(0, 2))
-        # The live display renders in a thread of its own, while runs start and end.
         for name, since in list(self.running.items())[:_SHOWN_RUNNING]:
             table.add_row(Text("running", style="cyan"), Text(name), duration(time.monotonic() - since))
         for name, reason in list(self.failures.items())[-_SHOWN_FAILURES:]:

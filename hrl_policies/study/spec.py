@@ -21,6 +21,7 @@ CONTROLS = "controls"
 NO_PURIFIER = "none"
 
 _PLANS = "plans"
+_FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
         return StudySpec("", (), ()), [f"a study is a mapping of settings, got {content!r}"]
     reader = _Reader(content, {part.name for part in fields(StudySpec)})
     spec = StudySpec(
-        name=reader.take("name", _text, ""),
+        name=reader.take("name", _folder_name, ""),
         methods=_methods(reader),
         worlds=reader.take("worlds", _several(_text), ()),
         max_lens=reader.take("max_lens", _several(_whole), StudySpec.max_lens),
@@ -241,6 +242,12 @@ def _yaml(text: str, where: str) -> Any:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("must be a text")
+    return value
+
+
+def _folder_name(value: Any) -> str:
+    if not isinstance(value, str) or not _FOLDER_NAME.fullmatch(value):
+        raise ValueError("must be a text of letters, digits, blanks and -_.+=, as its folder is called by it")
     return value
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studies_for_tests import Notes, killing_pair, raising_pair, study
+from studies_for_tests import Dies, Notes, Raises, Writes, killing_pair, raising_pair, study
 from worlds_for_tests import small_pair
 
 import hrl_policies.purifiers
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
 from hrl_policies.study.conduct import conduct
-from hrl_policies.study.engines import InsideEngine, LocalEngine, RayEngine
+from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting
 from hrl_policies.study.folders import read_study_file, state_of, study_lock
 from kuaifair_env.errors import ArtifactError
 
@@ -46,12 +48,11 @@ def files_of(store):
 
 
 def troubled(tmp_path):
-    """Four worlds alike: one as it should be, one that raises, two that kill processes once and always."""
+    """Three worlds alike: one as it should be, one that raises, one that kills the first process that judges."""
     return {
         "small": small_pair(),
         "raising": raising_pair("raising"),
         "killing": killing_pair("killing", tmp_path / "killing", 1),
-        "deadly": killing_pair("deadly", tmp_path / "deadly", 10_000),
     }
 
 
@@ -71,7 +72,8 @@ def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
     assert watch.begun == names and watch.over == dict.fromkeys(names, "")
     assert list(watch.left) == names and watch.before == (0, 0) and min(watch.left.values()) > 0
     assert not result.failures and [record.config.seed for record in result.records] == [3, 4, 3, 3]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "runs.csv", "small", "study.json", "tables.md"]  # fmt: skip
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".lock", "runs.csv", "small", "study.json", "tables.md"]
     table = (tmp_path / "tables.md").read_text()
     assert "| A2C (n_steps=2) |" in table and f"Made by: {COMMAND}" in table
     rows = (tmp_path / "runs.csv").read_text().splitlines()
@@ -193,30 +195,52 @@ def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path,
     worlds = troubled(tmp_path)
     store = tmp_path / "store"
     result, _ = conducted(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
-    check_troubled_study(result, store, plain, "ended by signal SIGKILL, 2 times")
-    assert (tmp_path / "killing").read_text() == "x"
+    check_troubled_study(result, store, plain)
+    assert (tmp_path / "killing").read_text().startswith("x")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of several processes on this machine, which find the modules of these tests."""
+    ray = pytest.importorskip("ray")
+    folders = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, monkeypatch):
-    pytest.importorskip("ray")
-    support = str(Path(__file__).parents[1] / "support")
-    root = str(Path(__file__).parents[2])
-    monkeypatch.setenv("PYTHONPATH", f"{root}:{support}")
+def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, cluster):
     worlds = troubled(tmp_path)
     store = tmp_path / "store"
-    result, watch = conducted(study(worlds=list(worlds)), store, RayEngine(count=2), worlds)
-    check_troubled_study(result, store, plain, "the run's Ray task failed, after 3 tries")
-    assert (tmp_path / "killing").read_text() == "x"
-    assert len(watch.over) == 16
+    result, watch = conducted(study(worlds=list(worlds)), store, RayEngine(), worlds)
+    check_troubled_study(result, store, plain)
+    assert (tmp_path / "killing").read_text().startswith("x") and len(watch.over) == 12
+    assert cluster.is_initialized(), "a cluster that was there before the study outlives it"
 
 
-def check_troubled_study(result, store, plain, death):
-    """Checks the study in all four worlds against the one in the two of them where runs can be finished."""
+@pytest.mark.slow
+def test_ray_tells_which_tasks_killed_their_processes_and_does_the_others(tmp_path, cluster):
+    folder = str(tmp_path)
+    tasks = [Dies("always", folder, 99), Dies("twice", folder, 2), Raises("raises"), Writes("last", folder)]
+    with RayEngine().open(Setting()) as crew:
+        events = list(crew.run(tasks))
+    errors = {event.task: event.error for event in events if isinstance(event, Ended)}
+    assert errors["twice"] == errors["last"] == ""
+    assert "the run's Ray task failed, after 3 tries" in errors["always"]
+    assert "LookupError: raises found nothing" in errors["raises"]
+    assert (tmp_path / "twice").read_text() == "survived"
+    process, threads = (tmp_path / "last").read_text().split()
+    assert int(process) != os.getpid() and threads == "1"
+
+
+def check_troubled_study(result, store, plain):
+    """Checks the study in all three worlds against the one in the two of them where runs can be finished."""
     assert {record.config.world for record in result.records} == {"small", "killing"}
-    assert len(result.records) == 8 and len(result.failures) == 8
-    for name, text in result.failures.items():
-        assert ("the users went home" if name.startswith("raising") else death) in text
+    assert len(result.records) == 8 and len(result.failures) == 4
+    assert all("the users went home" in text for text in result.failures.values())
     found = files_of(store)
     runs = {name for name in plain if name not in TABLES}
     assert {name for name in found if name in runs} == runs
@@ -231,6 +255,8 @@ def benchmark(name):
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

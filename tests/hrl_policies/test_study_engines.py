@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from studies_for_tests import Dies, Raises, Writes
+from studies_for_tests import Dies, Raises, Writes, leaves_at_once
 
 import hrl_policies.study.engines.local as local
 from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting, Started
@@ -65,10 +65,6 @@ def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(monkeyp
     monkeypatch.setattr(local, "_main", leaves_at_once)
     with pytest.raises(RuntimeError, match=r"do not start: 3 in a row ended by exit code 7.*__main__"):
         events_of(LocalEngine(1), [Writes("one", str(tmp_path))])
-
-
-def leaves_at_once(connection, setting):
-    os._exit(7)
 
 
 def test_the_number_of_workers_is_that_of_the_cores_unless_given():

@@ -71,8 +71,9 @@ def test_all_mistakes_are_named_in_one_message():
 def test_missing_settings_and_wrong_forms_are_named():
     assert problems_of({}) == ("'name' is missing", "'methods' is missing", "'worlds' is missing")
     assert problems_of(["a2c"])[0].startswith("a study is a mapping of settings")
-    wrong = {"name": "x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
+    wrong = {"name": "../x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
     assert [problem.split(",")[0] for problem in problems_of(wrong)] == [
+        "'name' must be a text of letters",
         "'methods' must not be empty",
         "'worlds' must be a list",
         "'sweep' must be a list",
@@ -242,10 +243,10 @@ def test_the_example_study_is_valid():
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(
-        ArtifactError, match=r"there is no file no.yml, and no shipped study of that name: \['paper'"
+        ArtifactError, match=r"there is no file no\.yml, and no shipped study of that name: \['paper'"
     ):
         read_study("no.yml")
-    with pytest.raises(ArtifactError, match="only shipped studies have a quick form: paper; got no.yml"):
+    with pytest.raises(ArtifactError, match=r"only shipped studies have a quick form: paper; got no\.yml"):
         read_study("no.yml", quick=True)
     (tmp_path / "broken.yml").write_text("name: [")
     with pytest.raises(ArtifactError, match="is not valid YAML"):
@@ -254,4 +255,5 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_study_of_a_session_setting_keeps_rows_free_of_it():
     (run,) = planned_runs(study(methods=["random"], leave="strict"))
-    assert run.variant == "" and run.config().session == SessionConfig(max_len=10, slate_size=10, leave="strict", action_mode="slate")  # fmt: skip
+    expected = SessionConfig(max_len=10, slate_size=10, leave="strict", action_mode="slate")
+    assert run.variant == "" and run.config().session == expected

@@ -122,6 +122,11 @@ class Dies:
         (Path(self.folder) / self.name).write_text("survived")
 
 
+def leaves_at_once(connection: Any, setting: Any) -> None:
+    """What a worker does that cannot start."""
+    os._exit(7)
+
+
 class Notes:
     """A watch that remembers."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from hrl_policies.study.engines.base import Crew, Ended, Event, Setting, Started, Task, WorldShelf, performed
@@ -134,9 +135,8 @@ def _ray() -> Any:
         ValueError: If it is not installed.
     """
     try:
-        import ray
+        return import_module("ray")
     except ImportError:
         raise ValueError(
             "the ray engine needs Ray, which is not installed: pip install 'kuaifair[ray]', or take the local engine"
         ) from None
-    return ray

@@ -1,0 +1,122 @@
+"""Measures what the methods of the zoo cost, for `kuaifair study plan`; writes hrl_policies/study/plans/costs.json.
+
+    python benchmarks/study_costs.py [method or purifier ...]
+
+Costs are processor time of one thread in calibration products (see ``hrl_policies.study.estimate``), so that they can
+be carried to another machine. Each method is trained and judged in the toy world and in the KuaiRand twin: what grows
+with the number of candidates is told from what does not. Purifiers are pretrained in the toy world. What is named is
+added to the table, or replaced there; without names everything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsrm.controls import IdentityPurifier
+from hrl_policies.purifiers import cached_purifier
+from hrl_policies.study import PurifierIdentity, judge, plan_run
+from hrl_policies.study.estimate import calibration_seconds
+from hrl_policies.study.learning import save_model
+from hrl_policies.study.runner import Purifying, build_policy, single_threaded
+from hrl_policies.worlds import WorldPair, load_worlds
+from hrl_policies.zoo import METHODS, load_settings, method
+from kuaifair_env.data.files import folder_size, write_text_atomically
+
+TABLE = Path(__file__).resolve().parents[1] / "hrl_policies/study/plans/costs.json"
+WORLDS = ("KuaiFair-Toy-v0", "KuaiFair-KuaiRandTwin-v0")
+PURIFIERS = ("profile", "tce", "rce", "bod")
+STEPS = 4_096
+USERS = 100
+
+
+def cost_of_method(name: str, pairs: list[WorldPair]) -> dict[str, float]:
+    """Returns the costs of a method: at the start, by step, by session, and what each candidate adds to these."""
+    measured = [measure(name, pair) for pair in pairs]
+    sizes = [pair.test.n_items for pair in pairs]
+    cost: dict[str, float] = {"start": measured[0]["start"], "bytes": measured[0]["bytes"]}
+    for part in ("step", "session"):
+        small, large = (one[part] for one in measured)
+        each = max(0.0, (large - small) / (sizes[1] - sizes[0]))
+        cost[part] = max(0.0, small - each * sizes[0])
+        cost[f"{part}_item"] = each
+    return {part: float(f"{value:.3g}") for part, value in cost.items()}
+
+
+def measure(name: str, pair: WorldPair) -> dict[str, float]:
+    """Returns processor time in calibration products."""
+    unit = calibration_seconds()
+    spec, overrides = method(name), {}
+    if spec.learns and "learning_starts" in load_settings(name).hyperparameters:
+        # Nothing is learned before, so that a short run would look too cheap.
+        overrides["learning_starts"] = 64
+    # Purification costs little beside simulation; here an identity stands in for it.
+    purifying = Purifying(IdentityPurifier(), b"") if spec.purifier else None
+    identity = PurifierIdentity("identity", "") if spec.purifier else None
+    steps = STEPS if spec.learns else None
+    config = plan_run(name, pair.name, total_steps=steps, users=USERS, overrides=overrides, purifier=identity)
+    start = time.process_time()
+    policy = build_policy(config, pair, purifying)
+    built = time.process_time()
+    taken = STEPS
+    if spec.learns:
+        policy.learn(STEPS, log_interval=None)
+        taken = max(int(policy.num_timesteps), 1)
+    learned = time.process_time()
+    judge(replace(config, users=USERS), policy, pair, purifying)
+    judged = time.process_time()
+    return {
+        "start": (built - start) / unit,
+        "step": (learned - built) / unit / taken if spec.learns else 0.0,
+        "session": (judged - learned) / unit / USERS,
+        "bytes": float(model_bytes(policy)) if spec.learns else 0.0,
+    }
+
+
+def model_bytes(policy: Any) -> int:
+    """Returns the size of a model's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(policy, Path(folder))
+        return folder_size(folder)
+
+
+def cost_of_purifier(mode: str, pair: WorldPair) -> dict[str, float]:
+    """Returns what pretraining costs, and how large the file is."""
+    unit = calibration_seconds()
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        path = cached_purifier(pair.train, mode, folder=folder)
+        work = (time.process_time() - start) / unit
+        return {"work": float(f"{work:.3g}"), "bytes": path.stat().st_size}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*")
+    names = parser.parse_args().names or [*METHODS, *PURIFIERS]
+    single_threaded()
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    pairs = [load_worlds(world) for world in WORLDS]
+    for pair in pairs:
+        # Fitted once for all controls, not once for each.
+        _ = pair.scorer
+    # The first run imports what all need.
+    measure("a2c", pairs[0])
+    for name in names:
+        if name in PURIFIERS:
+            table["purifiers"][name] = cost_of_purifier(name, pairs[0])
+        else:
+            table["methods"][name] = cost_of_method(name, pairs)
+        print(name, table["purifiers"].get(name) or table["methods"][name], flush=True)
+        write_text_atomically(TABLE, json.dumps(table, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
