@@ -17,7 +17,7 @@ from hrl_policies.study.planning import (
 )
 from hrl_policies.study.spec import StudyError, StudyMethod, StudySpec
 from hrl_policies.worlds import WorldPair, load_worlds
-from hrl_policies.zoo import METHODS, method
+from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.sources import find_source
 from kuaifair_env.leave import LEAVE_RULES
@@ -86,8 +86,8 @@ def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[
     from dsrm.pretraining import MODES
 
     for entry in spec.methods:
-        if entry.name not in METHODS:
-            yield f"no method is called {entry.name!r}; there are {', '.join(METHODS)}"
+        if entry.name not in all_methods():
+            yield f"no method is called {entry.name!r}; there are {', '.join(all_methods())}"
     for world in spec.worlds:
         if world not in ENVIRONMENTS and world not in given:
             yield f"no world is called {world!r}; there are {', '.join([*ENVIRONMENTS, *given])}"
@@ -100,7 +100,7 @@ def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[
         for value in (getattr(spec, name), *spec.sweep.get(name, ())):
             if value not in choices:
                 yield f"'{name}' is one of {', '.join(choices)}, got {value!r}"
-    known = [entry for entry in spec.methods if entry.name in METHODS]
+    known = [entry for entry in spec.methods if entry.name in all_methods()]
     for parameter in spec.sweep:
         if known and not any(_concerns(entry, parameter) for entry in known):
             yield (
@@ -134,9 +134,9 @@ def _value_problems(spec: StudySpec) -> Iterator[str]:
         if twice:
             yield f"'{name}' names {', '.join(map(repr, twice))} more than once"
     for entry in spec.methods:
-        if entry.name not in METHODS:
+        if entry.name not in all_methods():
             continue
-        own = METHODS[entry.name]
+        own = all_methods()[entry.name]
         if own.purifier and entry.purifier == "":
             yield f"{entry.name} learns on purified states: its purifier cannot be none (its own is {own.purifier!r})"
         if not own.learns and (entry.set or entry.steps is not None):
@@ -226,7 +226,7 @@ def _with_known_methods(spec: StudySpec) -> StudySpec:
     kept = tuple(
         entry
         for entry in spec.methods
-        if entry.name in METHODS
+        if entry.name in all_methods()
         and (method(entry.name).learns or not entry.set)
         and not (method(entry.name).purifier and entry.purifier == "")
     )
