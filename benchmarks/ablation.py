@@ -4,8 +4,8 @@
     python benchmarks/ablation.py KuaiFair-KuaiRandTwin-v0 --store runs/ablation --results docs/results
 
 Purifiers are pretrained once (seed 0) and kept in the cache. ``--item-term unbiased`` gives every method and every
-control the same item term. Runs are kept in the store; several processes may share the work with ``--seeds``, and a
-last call with all seeds writes the page.
+control the same item term. Runs are kept in the store; several processes, or machines, may share the work with
+``--seeds``. ``--stored`` runs nothing and makes the page of what the store holds.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from partial_worlds import NAMES
 from purifiers import pair_of
 
 from hrl_policies.purifiers import cached_purifier
 from hrl_policies.study import (
     PurifierIdentity,
     RunConfig,
+    RunRecord,
+    StoredRun,
     cell_folder,
     load_run,
     plan_run,
@@ -31,6 +34,7 @@ from hrl_policies.study import (
 )
 from hrl_policies.study.comparison import comparison_table
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import write_records
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
@@ -106,7 +110,14 @@ def main() -> None:
     parser.add_argument("--max-len", type=int, default=30)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--stored", action="store_true")
     arguments = parser.parse_args()
+    if arguments.stored:
+        name = NAMES.get(arguments.world, arguments.world)
+        write_page(
+            arguments, [run for run in stored_runs(arguments.store) if _wanted(run.config, name, arguments)]
+        )
+        return
     single_threaded()
     pair = pair_of(arguments.world, arguments.data)
     if arguments.item_term:
@@ -120,14 +131,18 @@ def main() -> None:
         pair, identities, arguments.seeds, arguments.max_len, arguments.item_term, arguments.methods
     )
     purifiers = {identities[mode]: path for mode, path in paths.items()}
-    records = run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers)
+    run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers)
+    write_page(arguments, [load_run(arguments.store / cell_folder(cell)) for cell in cells])
+
+
+def write_page(arguments: argparse.Namespace, runs: Sequence[StoredRun]) -> None:
+    """Prints the page of finished runs, and writes it and one row for each run where results go."""
     stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
     term = f"_{arguments.item_term}" if arguments.item_term else ""
-    name = f"ablation_{stem}{term}_{arguments.max_len}"
     command = f"python benchmarks/ablation.py {arguments.world} --store STORE --max-len {arguments.max_len}"
     command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
+    records = [RunRecord.of_run(run) for run in runs]
     parts = [table.markdown() for table in result_tables(records, command)]
-    runs = [load_run(arguments.store / cell_folder(cell)) for cell in cells]
     parts.append(comparison_table(runs, "DSRM-HRL", "QuotaGreedy", "Oracle"))
     parts.append(
         "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed "
@@ -136,8 +151,14 @@ def main() -> None:
     text = "\n\n".join(parts) + "\n"
     print(text)
     if arguments.results:
+        name = f"ablation_{stem}{term}_{arguments.max_len}"
         write_text_atomically(arguments.results / f"{name}.md", text)
         write_records(arguments.results / f"{name}.csv", records)
+
+
+def _wanted(config: RunConfig, world: str, arguments: argparse.Namespace) -> bool:
+    asked = (world, arguments.max_len, arguments.item_term)
+    return (config.world, config.session.max_len, config.item_term) == asked
 
 
 if __name__ == "__main__":

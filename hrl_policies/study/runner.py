@@ -387,12 +387,14 @@ def _learn(
     config: RunConfig, model: Any, curve: list[CurveRow], steps_done: int, progress: bool
 ) -> tuple[list[CurveRow], int, bool]:
     """Trains; returns curve, steps taken, and whether it was interrupted."""
+    from hrl_policies.baselines.offline import OfflineAlgorithm
     from hrl_policies.study.learning import LossMonitor, TrainingMonitor, stops_cleanly
 
     left = config.total_steps - steps_done
     if left <= 0:
         return curve, steps_done, False
-    kind = LossMonitor if method(config.method).kind == "offline" else TrainingMonitor
+    # What learns in a model of the log plays sessions there, although it is offline.
+    kind = LossMonitor if isinstance(model, OfflineAlgorithm) else TrainingMonitor
     monitor = kind(config.total_steps, curve, progress, f"{config.method}, seed {config.seed}")
     with stops_cleanly(monitor):
         model.learn(left, callback=monitor, log_interval=None, reset_num_timesteps=steps_done == 0)
