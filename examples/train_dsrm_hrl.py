@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
 
 import kuaifair_env
-from dsrm import DSRMObservationWrapper, PretrainConfig, StatePurifier, TrainingConfig, VecDSRM, pretrain
+from dsrm import PretrainConfig, StatePurifier, TrainingConfig, VecDSRM, pretrain
 from hrl_policies.baselines import ClickScorer, QuotaGreedy, SessionQuota
 from hrl_policies.hierarchical import HierarchicalPPO
 from hrl_policies.study import single_threaded
@@ -34,7 +34,7 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
     for name, purifier in (("DSRM-HRL", dsrm), ("HRL", None)):
         report(name, trained(scorer, purifier, steps), judging(purifier))
     for control in (QuotaGreedy(scorer), SessionQuota(scorer)):
-        report(type(control).__name__, control, gym.make(ENV, split="test", action_mode="slate"))
+        report(type(control).__name__, control, judging(None))
 
 
 def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> HierarchicalPPO:
@@ -58,13 +58,15 @@ def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> 
         return HierarchicalPPO.load(Path(folder) / "agent.zip", device="cpu")
 
 
-def judging(purifier: StatePurifier | None) -> gym.Env:
-    """Returns the test environment, purified where training was."""
-    test = gym.make(ENV, split="test", action_mode="slate", observation_mode="history")
-    return test if purifier is None else DSRMObservationWrapper(test, purifier)
+def judging(purifier: StatePurifier | None) -> VecEnv:
+    """Returns sessions of the test world, purified where training was."""
+    test = kuaifair_env.make_sb3(
+        ENV, num_envs=100, split="test", action_mode="slate", observation_mode="history"
+    )
+    return test if purifier is None else VecDSRM(test, purifier)
 
 
-def report(name: str, policy: object, env: gym.Env) -> None:
+def report(name: str, policy: object, env: VecEnv) -> None:
     """Prints a line of the table."""
     found = kuaifair_env.evaluate(policy, env).summary()
     print(

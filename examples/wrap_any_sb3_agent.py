@@ -7,14 +7,14 @@ without its sense. An agent that gains as much from noise has not gained from pu
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
-import gymnasium as gym
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import kuaifair_env
 from dsrm import (
-    DSRMObservationWrapper,
     IdentityPurifier,
     PretrainConfig,
     StatePurifier,
@@ -26,6 +26,11 @@ from dsrm import (
 from hrl_policies.study import single_threaded
 
 ENV = "KuaiFair-Toy-v0"
+AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
+    "A2C": A2C,
+    # With 64 sessions, PPO's usual 2,048 steps would be rollouts of 131,072.
+    "PPO": partial(PPO, n_steps=64, batch_size=1024),
+}
 
 
 def main(steps: int = 100_000, rounds: int = 6) -> None:
@@ -41,21 +46,21 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
         "DSRM (profile)": dsrm,
     }
     print(f"{'agent':<6}{'state':<18}{'Len':>7}{'R_each':>9}{'R_cum':>8}")
-    for name, algorithm in (("A2C", A2C), ("PPO", PPO)):
+    for name, algorithm in AGENTS.items():
         for state, purifier in purifiers.items():
             found = trained_and_judged(algorithm, purifier, steps)
             print(f"{name:<6}{state:<18}{found['len']:>7.2f}{found['r_each']:>9.3f}{found['r_cum']:>8.2f}")
 
 
 def trained_and_judged(
-    algorithm: type[BaseAlgorithm], purifier: StatePurifier | None, steps: int
+    algorithm: Callable[..., BaseAlgorithm], purifier: StatePurifier | None, steps: int
 ) -> dict[str, float]:
     """Trains in the training world and judges on held-out users of the test world, both on the same kind of state."""
     train = kuaifair_env.make_sb3(ENV, num_envs=64, seed=11)
-    test = gym.make(ENV, split="test")
+    test = kuaifair_env.make_sb3(ENV, num_envs=100, split="test")
     if purifier is not None:
-        train = VecDSRM(train, purifier)
-        test = DSRMObservationWrapper(test, purifier)
+        # A single environment takes DSRMObservationWrapper(gym.make(ENV), purifier) instead.
+        train, test = VecDSRM(train, purifier), VecDSRM(test, purifier)
     agent = algorithm("MlpPolicy", train, seed=11, device="cpu").learn(steps)
     return kuaifair_env.evaluate(agent, test).summary()
 

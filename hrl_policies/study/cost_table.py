@@ -97,7 +97,7 @@ def _mean(values: Sequence[float]) -> Measured:
 def _published(run: JudgedRun, sessions: int) -> Cell:
     """Returns the paper's time for as many sessions; it has times for one world and one horizon only."""
     task = run.task
-    name = paper_name(run.variant.method) if run.variant.own_states else None
+    name = paper_name(run.variant.method) if run.variant.as_shipped else None
     if paper_data(task.world, task.data) != "KuaiRec" or task.max_len != _PAPER_MAX_LEN or name is None:
         return MISSING
     seconds = PUBLISHED_SECONDS.get(name)

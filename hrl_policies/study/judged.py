@@ -144,7 +144,8 @@ class JudgedRun:
     @property
     def variant(self) -> Variant:
         """Method and purifier."""
-        return Variant(self.record.config.method, self.record.purifier)
+        config = self.record.config
+        return Variant(config.method, self.record.purifier, config.variant)
 
 
 @dataclass(frozen=True, order=True)
@@ -171,30 +172,32 @@ class Task:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method on some states.
+    """A method on some states, under some settings.
 
     Attributes:
         method: Name in the zoo.
         purifier: Name of the purifier; empty without one.
+        setting: What a study changed, such as ``"n_steps=2"``; empty for the zoo's settings.
     """
 
     method: str
     purifier: str
+    setting: str = ""
 
     @property
     def title(self) -> str:
         """How tables and figures call it."""
-        return variant_title(self.method, self.purifier)
+        return variant_title(self.method, self.purifier, self.setting)
 
     @property
-    def own_states(self) -> bool:
-        """Whether the purifier is the method's own."""
-        return self.purifier == method(self.method).purifier
+    def as_shipped(self) -> bool:
+        """Whether states and settings are the method's own."""
+        return self.purifier == method(self.method).purifier and not self.setting
 
     @property
-    def place(self) -> tuple[int, str]:
+    def place(self) -> tuple[int, str, str]:
         """Sorts variants in the order of the zoo."""
-        return list(METHODS).index(self.method), self.purifier
+        return list(METHODS).index(self.method), self.purifier, self.setting
 
 
 @dataclass(frozen=True)
@@ -252,9 +255,9 @@ class Comparison:
             ValueError: If it was not run.
         """
         for variant in self.variants:
-            if variant.method == method_name and variant.own_states:
+            if variant.method == method_name and variant.as_shipped:
                 return variant
-        held = sorted({one.method for one in self.variants if one.own_states})
+        held = sorted({one.method for one in self.variants if one.as_shipped})
         raise ValueError(f"there is no run of {method_name!r} to compare with; there are {', '.join(held)}")
 
 

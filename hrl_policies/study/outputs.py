@@ -48,7 +48,7 @@ def study_tables(
         found["table_1_environments"] = world_table(worlds, command, compare=compare)
     groups = comparisons(runs)
     if base is not None and not any(_holds(one, base) for one in groups):
-        held = sorted({one.method for group in groups for one in group.variants if one.own_states})
+        held = sorted({one.method for group in groups for one in group.variants if one.as_shipped})
         raise ValueError(
             f"no finished run is of {base!r}, the method to compare with; there are {', '.join(held)}"
         )
@@ -137,4 +137,4 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
 
 
 def _holds(comparison: Comparison, method_name: str) -> bool:
-    return any(one.method == method_name and one.own_states for one in comparison.variants)
+    return any(one.method == method_name and one.as_shipped for one in comparison.variants)

@@ -43,7 +43,7 @@ def overall_table(
     Raises:
         ValueError: If the average is unknown.
     """
-    chosen = [one for one in comparison.variants if one.own_states and not _is_ablation(one)]
+    chosen = [one for one in comparison.variants if one.as_shipped and not _is_ablation(one)]
     return _table("Overall results", comparison, chosen, command, average, compare)
 
 
@@ -64,11 +64,11 @@ def ablation_table(
     Raises:
         ValueError: If the average is unknown.
     """
-    parts = [one for one in comparison.variants if _is_ablation(one) or not one.own_states]
+    parts = [one for one in comparison.variants if _is_ablation(one) or not one.as_shipped]
     if not parts:
         return None
-    wholes = {one.method for one in parts if not one.own_states} | {BASE}
-    chosen = [one for one in comparison.variants if one in parts or (one.own_states and one.method in wholes)]
+    wholes = {one.method for one in parts if not one.as_shipped} | {BASE}
+    chosen = [one for one in comparison.variants if one in parts or (one.as_shipped and one.method in wholes)]
     return _table("Ablations", comparison, chosen, command, average, compare)
 
 
@@ -170,7 +170,7 @@ def measured(runs: Sequence[JudgedRun], column: Column, average: Average = "mean
 
 def _published(task: Task, variant: Variant, horizons: Sequence[int]) -> dict[int, PublishedResult]:
     data = paper_data(task.world, task.data)
-    if data is None or not variant.own_states:
+    if data is None or not variant.as_shipped:
         return {}
     found = {max_len: published_result(data, variant.method, max_len) for max_len in horizons}
     return {max_len: row for max_len, row in found.items() if row is not None}

@@ -73,7 +73,9 @@ def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
     assert list(watch.left) == names and watch.before == (0, 0) and min(watch.left.values()) > 0
     assert not result.failures and [record.config.seed for record in result.records] == [3, 4, 3, 3]
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".lock", "runs.csv", "small", "study.json", "tables.md"]
+    made = [".lock", "figures", "report.html", "runs.csv", "small", "study.json", "tables", "tables.md"]
+    assert left == made and set(result.files) >= {tmp_path / "report.html", tmp_path / "tables.md"}
+    assert all(path.stat().st_size for path in result.files)
     table = (tmp_path / "tables.md").read_text()
     assert "| A2C (n_steps=2) |" in table and f"Made by: {COMMAND}" in table
     rows = (tmp_path / "runs.csv").read_text().splitlines()

@@ -35,9 +35,10 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
         raise ValueError("there are no finished runs to draw")
     from matplotlib.figure import Figure
 
-    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
-        groups.setdefault((record.config.method, record.purifier), []).append(record)
+        key = (record.config.method, record.purifier, record.config.variant)
+        groups.setdefault(key, []).append(record)
     variants = sorted(groups, key=lambda one: np.mean([run.summary["r_cum"] for run in groups[one]]))
     figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(variants)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
