@@ -61,6 +61,10 @@ def trained(seed: int, **hierarchy) -> HierarchicalPPO:
         slot_credit=1.0,
         manager_ent_coef=0.01,
         learning_rate=3e-3,
+        # A manager as fast as the worker settles before it knows what the worker can do, and what its choice is worth
+        # now drowns in what the rest of the session brings.
+        manager_learning_rate=1e-3,
+        manager_gamma=0.8,
         n_steps=16,
         batch_size=256,
         target_kl=None,
@@ -79,7 +83,8 @@ def test_both_levels_together_reach_98_percent_of_the_optimal_return_with_every_
     best = r_cum(Oracle())
     # Half of each group, the manager's obvious choice, is not enough.
     assert best_click_rate((5,)) * float(expected_length(30.0, best_click_rate((5,)), 0.0)) < 0.96 * best
-    assert {seed: r_cum(trained(seed)) / best > 0.98 for seed in SEEDS} == dict.fromkeys(SEEDS, True)
+    reached = {seed: r_cum(trained(seed)) / best for seed in SEEDS}
+    assert min(reached.values()) > 0.98, reached
 
 
 @pytest.mark.slow
