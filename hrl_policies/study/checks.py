@@ -114,7 +114,7 @@ def _value_problems(spec: StudySpec) -> Iterator[str]:
         ("max_lens", spec.max_lens, 1),
         ("seeds", spec.seeds, 0),
         ("control_seeds", spec.control_seeds, 0),
-        ("users", (spec.users,), 1),
+        ("users", (spec.users,), 2),
         ("episodes", (spec.episodes,), 1),
         ("slate_size", (spec.slate_size, *spec.sweep.get("slate_size", ())), 1),
         ("steps", () if spec.steps is None else (spec.steps,), 1),

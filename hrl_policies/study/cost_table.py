@@ -77,7 +77,7 @@ def cost_table(
 
 def _cells(runs: Sequence[JudgedRun], sessions: int) -> list[Cell]:
     seconds = [float(run.run.timing["training_seconds"]) for run in runs]
-    played = [sum(point["sessions"] for point in run.run.curve) for run in runs]
+    played = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
     steps = np.mean([run.run.steps_done for run in runs])
     cells: list[Cell] = [str(len(runs)), f"{steps:.0f}"]
     if min(played) < 1:
@@ -111,7 +111,7 @@ def _notes(
     notes.append(
         "seconds: wall time of training alone, without pretraining of a purifier and without judging, mean over seeds "
         f"with its 95 % Student interval; the next column scales each run to {sessions:,} training sessions. "
-        "sessions counts those that ended during training."
+        f"sessions counts those that ended during training; {MISSING} where there were none, as offline."
     )
     notes.append("Compare times within a machine, and only of runs that had it to themselves.")
     if resumed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from hrl_policies.study.statistics import (
 from hrl_policies.zoo import method
 
 Values = NDArray[np.float64]
+Runs = Sequence[JudgedRun]
 
 _FIGURES = (("R_cum", "r_cum"), ("Len", "len"))
 _RESAMPLES = 4_000
@@ -55,23 +56,23 @@ def differences(comparison: Comparison, base: str) -> list[Difference]:
     """Compares a method with every other one, in every task and in both figures.
 
     The same users met the same luck under every method, so users are paired. Seeds are paired by number, which only
-    says which runs to subtract; a control, which is run once, stands against each seed of the other.
+    says which runs to subtract; a control, which is run once, stands against each seed of the other. Methods that have
+    no seed in common in a task are not compared there.
 
     Args:
         comparison: Runs under one set of conditions.
         base: Name of the method in the zoo; it is taken on its own states.
 
     Raises:
-        ValueError: If the base was not run, or two methods have several seeds but none in common.
+        ValueError: If the base was not run.
     """
     own = comparison.find(base)
-    found = []
-    for task in comparison.tasks:
-        for other in comparison.variants:
-            pair = [comparison.by_cell.get((task, variant), ()) for variant in (own, other)]
-            if other != own and all(pair):
-                found += [_difference(task, other, pair[0], pair[1], figure) for _, figure in _FIGURES]
-    return found
+    return [
+        _difference(task, other, *pair, figure)
+        for task, other, pair in _pairs(comparison, own)
+        if _comparable(*pair)
+        for _, figure in _FIGURES
+    ]
 
 
 def difference_table(comparison: Comparison, base: str, command: str) -> ResultTable | None:
@@ -83,7 +84,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
         command: The command that makes these numbers again.
 
     Returns:
-        The table, or None if nothing but the base was run.
+        The table, or None if there is nothing to compare the base with.
 
     Raises:
         ValueError: See :func:`differences`.
@@ -103,9 +104,9 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             Measured(float(p_adjusted), 4),
             str(one.seeds),
         ]
-    own = comparison.find(base).title
+    own = comparison.find(base)
     return ResultTable(
-        title=f"{own} minus each other method"
+        title=f"{own.title} minus each other method"
         + (f", {comparison.conditions}" if comparison.conditions else ""),
         header=("world", "Max Len", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
         rows=tuple(
@@ -121,6 +122,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             "too short; where the two disagree, trust p.",
             f"p, Holm: adjusted for all {len(made)} comparisons of this table. A control is run once and stands "
             "against each seed of the other.",
+            *_left_out(comparison, own),
             f"Made by: {command}",
         ),
         spans=tuple(Span(title, 4) for title, _ in _FIGURES),
@@ -206,10 +208,31 @@ def _improvement(first: Values, second: Values) -> Measured:
     return Measured(found.estimate, 2, found.low, found.high)
 
 
-def _difference(
-    task: Task, other: Variant, first: Sequence[JudgedRun], second: Sequence[JudgedRun], figure: str
-) -> Difference:
-    a, b = _paired(task, other, first, second, figure)
+def _pairs(comparison: Comparison, own: Variant) -> Iterator[tuple[Task, Variant, tuple[Runs, Runs]]]:
+    """Yields every other method that was run in a task of the base, with the runs of both, the base's first."""
+    for task in comparison.tasks:
+        for other in comparison.variants:
+            first, second = (comparison.by_cell.get((task, variant), ()) for variant in (own, other))
+            if other != own and first and second:
+                yield task, other, (first, second)
+
+
+def _comparable(first: Runs, second: Runs) -> bool:
+    return _once(first) or _once(second) or bool(common_seeds((first, second)))
+
+
+def _left_out(comparison: Comparison, own: Variant) -> list[str]:
+    """Returns a note on the methods that could not be paired with the base, or none."""
+    names = [
+        f"{other.title} ({task.world_title}, Max Len {task.max_len})"
+        for task, other, pair in _pairs(comparison, own)
+        if not _comparable(*pair)
+    ]
+    return [f"Not compared, as no training seed is common: {', '.join(names)}."] if names else []
+
+
+def _difference(task: Task, other: Variant, first: Runs, second: Runs, figure: str) -> Difference:
+    a, b = _paired(first, second, figure)
     if len(a) < 2:
         gaps = (a - b)[0]
         return Difference(
@@ -219,30 +242,23 @@ def _difference(
     return Difference(task, other, figure, interval, sign_flip_test((a - b).mean(axis=1)), len(a))
 
 
-def _paired(
-    task: Task, other: Variant, first: Sequence[JudgedRun], second: Sequence[JudgedRun], figure: str
-) -> tuple[Values, Values]:
+def _paired(first: Runs, second: Runs, figure: str) -> tuple[Values, Values]:
     """Returns two tables ``(S, U)`` of the same seeds and users."""
     if _once(first) or _once(second):
         count = max(len(first), len(second))
         a, b = _table(first, figure), _table(second, figure)
         return np.broadcast_to(a, (count, a.shape[1])), np.broadcast_to(b, (count, b.shape[1]))
     seeds = common_seeds((first, second))
-    if not seeds:
-        raise ValueError(
-            f"{first[0].variant.title} and {other.title} were trained with different seeds in {task.world}, "
-            f"Max Len {task.max_len}; they need at least one in common"
-        )
     return (
         _table([run for run in first if run.seed in seeds], figure),
         _table([run for run in second if run.seed in seeds], figure),
     )
 
 
-def _once(runs: Sequence[JudgedRun]) -> bool:
+def _once(runs: Runs) -> bool:
     """Says whether there is no training seed to pair: a control, which is run once."""
     return len(runs) == 1 and not method(runs[0].variant.method).learns
 
 
-def _table(runs: Sequence[JudgedRun], figure: str) -> Values:
+def _table(runs: Runs, figure: str) -> Values:
     return np.stack([run.users.per_session(figure) for run in runs])

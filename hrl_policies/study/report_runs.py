@@ -107,7 +107,9 @@ def run_sections(
     """
     tops: dict[tuple[str, int], float] = {}
     for run in runs:
-        values = [row["r_cum"] for row in run.curve] + ([run.summary["r_cum"]] if run.complete else [])
+        values = [row["r_cum"] for row in run.session_curve] + (
+            [run.summary["r_cum"]] if run.complete else []
+        )
         tops[_scale(run)] = max(tops.get(_scale(run), 0.0), axis_top(values))
     return tuple(
         _run_section(

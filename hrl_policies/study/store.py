@@ -56,7 +56,7 @@ class StoredRun:
         provenance: Both worlds' descriptions.
         versions: Of Python, packages and platform.
         result: ``result.json``; empty for an interrupted run.
-        curve: Rows of the learning curve so far.
+        curve: Rows of the learning curve so far: training sessions, or the losses of an offline method.
         steps_done: Training steps taken.
         timing: Seconds and machine; empty for an interrupted run.
     """
@@ -74,6 +74,11 @@ class StoredRun:
     def complete(self) -> bool:
         """Whether the run was finished and judged."""
         return bool(self.result)
+
+    @property
+    def session_curve(self) -> list[CurveRow]:
+        """Points of the curve that sum up training sessions; offline methods play none, their points are losses."""
+        return [point for point in self.curve if "sessions" in point]
 
     @property
     def summary(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from hrl_policies.study import (
     run_study,
     train,
 )
+from hrl_policies.study.finish import finish
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.tables import learning_curve
 from hrl_policies.worlds import WorldPair
@@ -116,6 +118,22 @@ def test_studies_run_offline_methods_beside_others(tmp_path):
     records = run_study(plans, tmp_path, {"small": small_pair()})
     assert len(records) == 3
     assert all(record.summary["len"] > 1 for record in records)
+
+
+def test_methods_that_play_no_training_sessions_are_tabulated_drawn_and_reported(tmp_path):
+    play = {"policy_kwargs.net_arch": [16], "n_steps": 2}
+    plans = [config("bcq"), config("bcq-discrete")]
+    plans += [plan_run("a2c", "small", seed=11, total_steps=2_560, n_envs=64, overrides=play)]
+    records = run_study(plans, tmp_path, {"small": small_pair()})
+    written = {path.name: path for path in finish(tmp_path, records, {}, "x")}
+    assert {"fig_7_learning_curves_len30.svg", "report.html"} <= set(written)
+    rows = written["table_4_training_time.csv"].read_text().splitlines()
+    offline = next(row for row in rows if ",BCQ," in row)
+    titles = next(row for row in rows if row.startswith("world,")).split(",")
+    found = dict(zip(titles, offline.split(","), strict=False))
+    assert found["steps"] == "60" and found["sessions"] == "" and float(found["seconds"]) >= 0.0
+    curves = re.findall(r"<!-- (.*?) -->", written["fig_7_learning_curves_len30.svg"].read_text("utf-8"))
+    assert "A2C" in curves and not any("BCQ" in words for words in curves)
 
 
 @pytest.mark.parametrize("name", METHODS)

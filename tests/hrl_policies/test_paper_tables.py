@@ -305,8 +305,11 @@ def test_seeds_without_a_match_are_not_compared(runs):
     a2c = [run for run in own_runs(runs, "a2c") if run.config.seed == 11]
     hrl = [run for run in own_runs(runs, "hrl") if run.config.seed == 15]
     (found,) = comparisons([*a2c, *hrl])
-    with pytest.raises(ValueError, match="different seeds"):
-        differences(found, "a2c")
+    assert differences(found, "a2c") == [] and difference_table(found, "a2c", "x") is None
+    (found,) = comparisons([*a2c, *hrl, *own_runs(runs, "random")])
+    assert {one.other.method for one in differences(found, "a2c")} == {"random"}
+    notes = difference_table(found, "a2c", "x").notes
+    assert f"Not compared, as no training seed is common: HRL ({TWIN}, Max Len 30)." in notes
 
 
 def test_scores_are_nothing_at_the_floor_and_one_at_the_fair_control(comparison):

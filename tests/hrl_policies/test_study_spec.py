@@ -23,6 +23,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TOY = "KuaiFair-Toy-v0"
 
 
+def test_one_user_is_too_few_for_an_interval():
+    content = {"name": "one", "methods": ["random"], "worlds": [TOY], "users": 1}
+    assert problems_of(content) == ("'users' must hold whole numbers from 2, got 1",)
+
+
 def test_all_mistakes_are_named_in_one_message():
     content = {
         "name": "wrong",

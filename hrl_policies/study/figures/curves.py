@@ -28,9 +28,9 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
     """Draws Len, AD and violation rate of training sessions over training steps, one row for each world.
 
     A line is the mean over training seeds, its band reaches from the lowest seed to the highest; a method with fewer
-    than two points has no line. Len has its floor and
-    ceiling by the length law. Exploration is included, and sessions are those that ended: a result is what the tables
-    say of held-out users, not a curve.
+    than two points has no line, and neither has an offline one, which plays no training sessions. Len has its floor
+    and ceiling by the length law. Exploration is included, and sessions are those that ended: a result is what the
+    tables say of held-out users, not a curve.
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
@@ -91,7 +91,7 @@ def _with_curves(comparison: Comparison, task: Task) -> dict[str, tuple[JudgedRu
     found = {}
     for variant in comparison.variants:
         runs = comparison.by_cell.get((task, variant), ())
-        if runs and all(len(run.run.curve) >= _FEWEST for run in runs):
+        if runs and all(len(run.run.session_curve) >= _FEWEST for run in runs):
             found[variant.title] = runs
     return found
 
