@@ -152,6 +152,16 @@ def test_purification_is_shown_for_methods_with_several_states_only(comparison, 
     assert "HRL" not in words and "small (own)" not in words
 
 
+def test_swept_settings_are_not_taken_for_states(runs, tmp_path):
+    raw = [run for run in runs if run.config.method == "a2c" and run.config.purifier is None]
+    swept = [replace(run, config=replace(run.config, variant="gamma=0.5")) for run in raw]
+    (settings,) = comparisons([*raw, *swept])
+    assert not draw_purification_gain(tmp_path / "a.svg", settings, 8)
+    (both,) = comparisons([*(run for run in runs if run.config.method == "a2c"), *swept])
+    assert draw_purification_gain(tmp_path / "a.svg", both, 8)
+    assert not any("gamma" in words for words in words_of(tmp_path / "a.svg"))
+
+
 def test_the_frontier_is_drawn_between_groups_and_between_items(comparison, tmp_path):
     draw_pareto(tmp_path / "a.svg", comparison, 30)
     words = set(words_of(tmp_path / "a.svg"))

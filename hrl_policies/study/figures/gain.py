@@ -10,7 +10,7 @@ import numpy as np
 
 from hrl_policies.study.figures.style import grid, legend_beside, looks
 from hrl_policies.study.judged import Comparison, JudgedRun, Task, Variant
-from hrl_policies.zoo import method
+from hrl_policies.study.tables import variant_title
 from kuaifair_env.figure_files import save_figure
 
 if TYPE_CHECKING:
@@ -58,19 +58,24 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
 
 
 def _several_states(comparison: Comparison, task: Task) -> list[Variant]:
-    """Returns the variants of methods with more than one kind of states, method by method, raw states first."""
-    by_method: dict[str, list[Variant]] = {}
+    """Returns the variants of methods with more than one kind of states under the same settings, raw states first."""
+    groups: dict[str, list[Variant]] = {}
     for variant in comparison.variants:
         if comparison.by_cell.get((task, variant)):
-            by_method.setdefault(variant.method, []).append(variant)
-    return [one for group in by_method.values() if len(group) > 1 for one in group]
+            groups.setdefault(_on_any_states(variant), []).append(variant)
+    return [one for group in groups.values() if len(group) > 1 for one in group]
+
+
+def _on_any_states(variant: Variant) -> str:
+    """Returns what a variant is called, whatever states it sees."""
+    return variant_title(variant.method, "", variant.setting)
 
 
 def _ticks(variants: Sequence[Variant]) -> tuple[list[float], list[str]]:
     """Returns one tick for each method, in the middle of its bars."""
-    names = list(dict.fromkeys(one.method for one in variants))
-    places = [[-i for i, one in enumerate(variants) if one.method == name] for name in names]
-    return [float(np.mean(place)) for place in places], [method(name).title for name in names]
+    names = list(dict.fromkeys(map(_on_any_states, variants)))
+    places = [[-i for i, one in enumerate(variants) if _on_any_states(one) == name] for name in names]
+    return [float(np.mean(place)) for place in places], names
 
 
 def _draw(
