@@ -1,8 +1,17 @@
-"""Studies: what was run over which seeds and users, and what may be concluded from it."""
+"""Studies: what was run over which seeds and users, and what may be concluded from it.
 
+A study in a file is read (:func:`read_study`), checked (:func:`check_study`) and done by an engine
+(:func:`conduct`, :mod:`hrl_policies.study.engines`); :func:`run_study` runs a list of configurations in this process.
+"""
+
+from hrl_policies.study.checks import check_study
+from hrl_policies.study.conduct import StudyResult, conduct
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
+from hrl_policies.study.drawing import draw_study
+from hrl_policies.study.outputs import study_tables, write_tables
 from hrl_policies.study.plan import cell_folder, run_study, stored_records, study_cells
 from hrl_policies.study.records import RunRecord
+from hrl_policies.study.report import write_report
 from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.runner import (
     RunResult,
@@ -13,7 +22,8 @@ from hrl_policies.study.runner import (
     single_threaded,
     train,
 )
-from hrl_policies.study.store import StoredRun, load_run
+from hrl_policies.study.spec import StudyError, StudySpec, read_study
+from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.tables import result_tables, write_records
 
 __all__ = [
@@ -24,18 +34,29 @@ __all__ = [
     "RunRecord",
     "RunResult",
     "StoredRun",
+    "StudyError",
+    "StudyResult",
+    "StudySpec",
     "cell_folder",
+    "check_study",
+    "conduct",
+    "draw_study",
     "judge",
     "load_policy",
     "load_run",
     "plan_run",
     "purifying_of",
+    "read_study",
     "result_tables",
     "resume",
     "run_study",
     "single_threaded",
     "stored_records",
+    "stored_runs",
     "study_cells",
+    "study_tables",
     "train",
     "write_records",
+    "write_report",
+    "write_tables",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +67,6 @@ def comparison_table(runs: Sequence[StoredRun], base: str, floor: str, ceiling: 
         ]
         lines.append(_row(cells))
     return "\n".join(lines)
-
-
-def by_label(runs: Sequence[StoredRun]) -> Mapping[str, NDArray[np.float64]]:
-    """Returns R_cum of each seed by method, ``float64 (S,)``."""
-    grouped: dict[str, list[StoredRun]] = defaultdict(list)
-    for run in runs:
-        grouped[label(run)].append(run)
-    return {name: _of_users(group, "r_cum").mean(axis=1) for name, group in grouped.items()}
 
 
 def _of_users(runs: Sequence[StoredRun], figure: str) -> NDArray[np.float64]:
