@@ -81,9 +81,10 @@ class LoggedTransitions:
         if not ends[-1]:
             raise DataError("the last transition must end its session: set terminated or truncated")
         within = np.flatnonzero(~ends[:-1])
-        same = (self.next_observations[within] == self.observations[within + 1]).reshape(len(within), -1)
+        axes = tuple(range(1, self.observations.ndim))
+        same = (self.next_observations[within] == self.observations[within + 1]).all(axis=axes)
         if not same.all():
-            row = int(within[~same.all(axis=1)][0])
+            row = int(within[~same][0])
             raise DataError(
                 f"transition {row} is followed by another observation than its own next one; end the session there"
             )

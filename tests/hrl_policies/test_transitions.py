@@ -258,6 +258,13 @@ def test_control_tasks_can_be_collected_too():
     assert "data" not in data.provenance
 
 
+def test_sessions_may_last_one_step_each():
+    data = simple(terminated=np.ones(6, bool))
+    assert len(data.sessions) == 6
+    read = log_transitions(small_pair().train, "slate", LogReading(slate_size=3, session_length=1))
+    assert read.ends.all() and len(read.sessions) == len(read)
+
+
 def test_a_replay_buffer_bootstraps_truncated_sessions_only():
     n = 6
     data = simple(
