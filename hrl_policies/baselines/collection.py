@@ -10,11 +10,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from hrl_policies.baselines.item_agent import world_beneath
 from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.hierarchical.algorithm import with_terminal
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.worlds import World
 
 
 class BehaviourPolicy(Protocol):
@@ -82,7 +83,7 @@ def collect_transitions(
         DataError: If the environment plays the test world.
         ValueError: If ``steps`` is less than 1, or observations are not a ``Box``.
     """
-    world = _world_of(env)
+    world = world_beneath(env)
     if world is not None and world.split != "train":
         raise DataError(f"transitions are collected in the training world, got the {world.split} world")
     if steps < 1:
@@ -132,7 +133,7 @@ def _play(
             "observations": observation,
             "actions": np.array(actions),
             "rewards": rewards,
-            "next_observations": _with_last(following, done, infos),
+            "next_observations": with_terminal(following, infos, np.flatnonzero(done)),
             "terminated": done & ~cut,
             "truncated": cut,
         }
@@ -151,23 +152,7 @@ _COLUMNS = (
 _DTYPES = dict.fromkeys(("observations", "rewards", "next_observations", "slot_rewards"), np.float32)
 
 
-def _with_last(observation: Any, done: Any, infos: list[dict[str, Any]]) -> Any:
-    """Returns the observations that sessions ended with in place of those of their successors."""
-    found = observation.copy()
-    for row in np.flatnonzero(done):
-        found[row] = infos[row]["terminal_observation"]
-    return found
-
-
 def _in_sessions(parts: list[Any], dtype: Any) -> Any:
     """Turns rounds of ``(B, ...)`` into ``(B * rounds, ...)``, each row of the batch in one piece."""
     stacked = np.stack(parts, axis=1)
     return np.ascontiguousarray(stacked.reshape(-1, *stacked.shape[2:]), dtype or stacked.dtype)
-
-
-def _world_of(env: VecEnv) -> World | None:
-    try:
-        found = env.get_attr("world", indices=0)[0]
-    except AttributeError:
-        return None
-    return found if isinstance(found, World) else None

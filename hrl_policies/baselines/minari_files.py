@@ -70,7 +70,8 @@ def read_minari(source: str | Path) -> LoggedTransitions:
 
     Raises:
         ArtifactError: If there is no such data set, or it is damaged.
-        DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or ``MultiDiscrete``.
+        DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or
+            ``MultiDiscrete``.
         KuaiFairError: If Minari is not installed.
     """
     minari = _minari()
@@ -85,7 +86,9 @@ def read_minari(source: str | Path) -> LoggedTransitions:
     try:
         episodes = list(dataset.iterate_episodes())
     except (ValueError, OSError, KeyError) as error:
-        raise ArtifactError(f"the episodes of the Minari data set {source} cannot be read: {error}") from error
+        raise ArtifactError(
+            f"the episodes of the Minari data set {source} cannot be read: {error}"
+        ) from error
     if not episodes:
         raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
     columns = [_columns(episode) for episode in episodes]

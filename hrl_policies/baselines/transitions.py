@@ -190,7 +190,9 @@ def scaled_actions(actions: LogActions, space: spaces.Space[Any]) -> LogActions:
     if not isinstance(space, spaces.Box):
         return actions
     if not (space.is_bounded() and (space.high > space.low).all()):
-        raise DataError(f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}")
+        raise DataError(
+            f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}"
+        )
     scaled: FloatArray = 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
     return scaled.astype(np.float32)
 
