@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
 from hrl_policies.baselines.item_agent import world_beneath
 from hrl_policies.baselines.transitions import LoggedTransitions
@@ -81,7 +81,7 @@ def collect_transitions(
 
     Raises:
         DataError: If the environment plays the test world.
-        ValueError: If ``steps`` is less than 1, or observations are not a ``Box``.
+        ValueError: If ``steps`` is less than 1, observations are not a ``Box``, or ``VecNormalize`` changes them.
     """
     world = world_beneath(env)
     if world is not None and world.split != "train":
@@ -92,6 +92,8 @@ def collect_transitions(
         raise ValueError(
             f"offline methods observe a Box (observation_mode='state'), not {env.observation_space}"
         )
+    if is_vecenv_wrapped(env, VecNormalize):
+        raise ValueError("logged transitions are not normalised; collect without VecNormalize")
     rounds = -(-steps // env.num_envs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,6 +123,7 @@ def _play(
     bind = getattr(policy, "bind", None)
     if batch is not None and bind is not None:
         bind(batch)
+    continuous = isinstance(env.action_space, spaces.Box)
     parts: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     env.seed(seed)
     observation: Any = env.reset()
@@ -131,7 +134,7 @@ def _play(
         cut = np.asarray([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & done
         row = {
             "observations": observation,
-            "actions": np.array(actions),
+            "actions": np.array(actions, np.float32 if continuous else np.int64),
             "rewards": rewards,
             "next_observations": with_terminal(following, infos, np.flatnonzero(done)),
             "terminated": done & ~cut,

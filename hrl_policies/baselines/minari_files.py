@@ -96,8 +96,7 @@ def read_minari(source: str | Path) -> LoggedTransitions:
     actions = dataset.action_space
     if metadata.get(_SLATES):
         actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
-    if isinstance(actions, spaces.Box):
-        joined["actions"] = joined["actions"].astype(np.float32)
+    joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
     stored = metadata.get(_PROVENANCE)
     provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
     return LoggedTransitions(

@@ -234,6 +234,8 @@ def _check_actions(actions: LogActions, space: spaces.Space[Any]) -> None:
         low, high = np.zeros(space.shape), space.nvec - 1
     else:
         raise DataError(f"actions of logged transitions are Box, Discrete or MultiDiscrete, not {space}")
+    if not isinstance(space, spaces.Box) and actions.dtype != np.int64:
+        raise DataError(f"item ids must be int64, got {actions.dtype}")
     outside = ((actions < low) | (actions > high)).reshape(len(actions), -1).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))
