@@ -493,6 +493,11 @@ def test_environments_that_cannot_be_modelled_are_refused(make, message):
         agent(make(parity()))
 
 
+def test_the_test_world_is_never_learned_in():
+    with pytest.raises(DataError, match="got the test world"):
+        agent(KuaiFairVecEnv(parity().test, NEVER, 2, seed=0)).learn(4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
