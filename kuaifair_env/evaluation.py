@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -319,7 +319,7 @@ def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
     bottom = getattr(env, "unwrapped", env)
     if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
         raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
-    if isinstance(bottom, KuaiFairEnv) and _changes_something(env):
+    if isinstance(bottom, KuaiFairEnv) and changing_wrappers(env):
         env.reset(seed=0)
         return _OneAtATime(env, bottom.batch), bottom.batch
     if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
@@ -330,9 +330,10 @@ def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
     return native, native.batch
 
 
-def _changes_something(env: Any) -> bool:
-    while env is not env.unwrapped:
-        if type(env).__name__ not in _TRANSPARENT:
-            return True
-        env = env.env
-    return False
+def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
+    """Returns the kinds of wrappers around a single environment that may change what it says or takes."""
+    found, layer = [], cast(Any, env)
+    while layer is not layer.unwrapped:
+        found.append(type(layer).__name__)
+        layer = layer.env
+    return [name for name in found if name not in _TRANSPARENT]

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
+from hrl_policies.baselines.item_agent import world_beneath
 from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.hierarchical.algorithm import with_terminal
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.worlds import World
 
 
 class BehaviourPolicy(Protocol):
@@ -80,9 +81,9 @@ def collect_transitions(
 
     Raises:
         DataError: If the environment plays the test world.
-        ValueError: If ``steps`` is less than 1, or observations are not a ``Box``.
+        ValueError: If ``steps`` is less than 1, observations are not a ``Box``, or ``VecNormalize`` changes them.
     """
-    world = _world_of(env)
+    world = world_beneath(env)
     if world is not None and world.split != "train":
         raise DataError(f"transitions are collected in the training world, got the {world.split} world")
     if steps < 1:
@@ -91,6 +92,8 @@ def collect_transitions(
         raise ValueError(
             f"offline methods observe a Box (observation_mode='state'), not {env.observation_space}"
         )
+    if is_vecenv_wrapped(env, VecNormalize):
+        raise ValueError("logged transitions are not normalised; collect without VecNormalize")
     rounds = -(-steps // env.num_envs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,6 +123,7 @@ def _play(
     bind = getattr(policy, "bind", None)
     if batch is not None and bind is not None:
         bind(batch)
+    continuous = isinstance(env.action_space, spaces.Box)
     parts: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     env.seed(seed)
     observation: Any = env.reset()
@@ -130,9 +134,9 @@ def _play(
         cut = np.asarray([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & done
         row = {
             "observations": observation,
-            "actions": np.array(actions),
+            "actions": np.array(actions, np.float32 if continuous else np.int64),
             "rewards": rewards,
-            "next_observations": _with_last(following, done, infos),
+            "next_observations": with_terminal(following, infos, np.flatnonzero(done)),
             "terminated": done & ~cut,
             "truncated": cut,
         }
@@ -151,23 +155,7 @@ _COLUMNS = (
 _DTYPES = dict.fromkeys(("observations", "rewards", "next_observations", "slot_rewards"), np.float32)
 
 
-def _with_last(observation: Any, done: Any, infos: list[dict[str, Any]]) -> Any:
-    """Returns the observations that sessions ended with in place of those of their successors."""
-    found = observation.copy()
-    for row in np.flatnonzero(done):
-        found[row] = infos[row]["terminal_observation"]
-    return found
-
-
 def _in_sessions(parts: list[Any], dtype: Any) -> Any:
     """Turns rounds of ``(B, ...)`` into ``(B * rounds, ...)``, each row of the batch in one piece."""
     stacked = np.stack(parts, axis=1)
     return np.ascontiguousarray(stacked.reshape(-1, *stacked.shape[2:]), dtype or stacked.dtype)
-
-
-def _world_of(env: VecEnv) -> World | None:
-    try:
-        found = env.get_attr("world", indices=0)[0]
-    except AttributeError:
-        return None
-    return found if isinstance(found, World) else None

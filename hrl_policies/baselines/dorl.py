@@ -23,6 +23,7 @@ from hrl_policies.baselines.learned_sessions import ExitKind, learned_sessions
 from hrl_policies.baselines.sessions_like import sessions_given
 from hrl_policies.baselines.world_model import WorldModel, WorldModelSettings, WorldModelSizes
 from hrl_policies.baselines.world_model_fit import fit_world_model
+from kuaifair_env.errors import DataError
 
 SelfDORL = TypeVar("SelfDORL", bound="DORL")
 _EXITS = ("configured", "none")
@@ -161,7 +162,7 @@ class DORL(A2C):
             progress_bar: Whether to show one.
 
         Raises:
-            DataError: If the training log does not allow a world model.
+            DataError: If this is a test world, or the training log does not allow a world model.
             ValueError: If there is no environment.
         """
         given, before = self.env, self._last_obs
@@ -179,6 +180,8 @@ class DORL(A2C):
     def _learned(self, env: Any) -> Any:
         """Returns sessions in the world model, which is fitted now if it is new."""
         world, _ = sessions_given(env, "DORL")
+        if world.split != "train":
+            raise DataError(f"DORL learns about the users of the training world, got the {world.split} world")
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
         if not bool(self.world_model.fitted):
             settings = WorldModelSettings(**self.world_model_settings)

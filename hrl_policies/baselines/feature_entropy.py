@@ -21,9 +21,6 @@ from kuaifair_env.worlds import World
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-LONGEST = 2
-"""Largest ``k``; the largest value of ``P_E``."""
-
 _ROWS_AT_ONCE = 500_000
 _DECILES = 10
 _QUARTILES = 4

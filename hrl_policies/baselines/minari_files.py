@@ -69,8 +69,9 @@ def read_minari(source: str | Path) -> LoggedTransitions:
         and observations become ``float32``. An episode that neither terminates nor is truncated counts as truncated.
 
     Raises:
-        ArtifactError: If there is no such data set.
-        DataError: If its observations are not vectors, or its actions not ``Box``, ``Discrete`` or ``MultiDiscrete``.
+        ArtifactError: If there is no such data set, or it is damaged.
+        DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or
+            ``MultiDiscrete``.
         KuaiFairError: If Minari is not installed.
     """
     minari = _minari()
@@ -82,14 +83,20 @@ def read_minari(source: str | Path) -> LoggedTransitions:
     space = dataset.observation_space
     if not isinstance(space, spaces.Box):
         raise DataError(f"{source}: offline methods learn from vectors, but observations are {space}")
-    episodes = list(dataset.iterate_episodes())
+    try:
+        episodes = list(dataset.iterate_episodes())
+    except (ValueError, OSError, KeyError) as error:
+        raise ArtifactError(
+            f"the episodes of the Minari data set {source} cannot be read: {error}"
+        ) from error
+    if not episodes:
+        raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
     columns = [_columns(episode) for episode in episodes]
     joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
     actions = dataset.action_space
     if metadata.get(_SLATES):
         actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
-    if isinstance(actions, spaces.Box):
-        joined["actions"] = joined["actions"].astype(np.float32)
+    joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
     stored = metadata.get(_PROVENANCE)
     provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
     return LoggedTransitions(

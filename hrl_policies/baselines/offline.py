@@ -125,6 +125,12 @@ class OfflineAlgorithm(BaseAlgorithm):
         self.transitions: LoggedTransitions | None = None
         self._tensors: TensorBatch | None = None
         if env is None and transitions is not None:
+            # Stable-Baselines3 has only checked an environment's.
+            if not isinstance(transitions.action_space, supported_action_spaces):
+                names = " or ".join(space.__name__ for space in supported_action_spaces)
+                raise ValueError(
+                    f"{type(self).__name__} acts in a {names}, the transitions in {transitions.action_space}"
+                )
             self.observation_space = transitions.observation_space
             self.action_space = transitions.action_space
             self.n_envs = 1
@@ -202,9 +208,10 @@ class OfflineAlgorithm(BaseAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
+            # Before the step: what an earlier call of learn left is not this one's.
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             losses = self.train()
             self.num_timesteps += 1
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             for name, value in losses.items():
                 self.logger.record_mean(f"train/{name}", value)
             if log_interval is not None and self.num_timesteps % log_interval == 0:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
-from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
+from dsrm.wrappers import VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.evaluation import changing_wrappers
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.worlds import World
 
@@ -40,8 +41,12 @@ def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:
         raise TypeError(
             f"{agent} needs KuaiFair sessions beneath the environment, got {type(layer).__name__}"
         )
-    if any(layer.env_is_wrapped(cast(Any, DSRMObservationWrapper))):
-        raise TypeError(f"{agent} cannot repeat DSRMObservationWrapper; purify a KuaiFairVecEnv with VecDSRM")
+    changed = [name for single in singles for name in changing_wrappers(single)]
+    if changed:
+        raise TypeError(
+            f"{agent} plays sessions of its own and cannot repeat {changed[0]} over them; give it single KuaiFair "
+            "environments as they are (to purify their states, VecDSRM around them all)"
+        )
     bottom = cast(KuaiFairEnv, singles[0].unwrapped)
     return bottom.world, bottom.config
 

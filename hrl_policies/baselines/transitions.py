@@ -81,9 +81,10 @@ class LoggedTransitions:
         if not ends[-1]:
             raise DataError("the last transition must end its session: set terminated or truncated")
         within = np.flatnonzero(~ends[:-1])
-        same = (self.next_observations[within] == self.observations[within + 1]).reshape(len(within), -1)
+        axes = tuple(range(1, self.observations.ndim))
+        same = (self.next_observations[within] == self.observations[within + 1]).all(axis=axes)
         if not same.all():
-            row = int(within[~same.all(axis=1)][0])
+            row = int(within[~same][0])
             raise DataError(
                 f"transition {row} is followed by another observation than its own next one; end the session there"
             )
@@ -181,9 +182,17 @@ _ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminate
 
 
 def scaled_actions(actions: LogActions, space: spaces.Space[Any]) -> LogActions:
-    """Returns continuous actions scaled from their ``Box`` to ``[-1, 1]``; item ids as they are."""
+    """Returns continuous actions scaled from their ``Box`` to ``[-1, 1]``; item ids as they are.
+
+    Raises:
+        DataError: If the ``Box`` has no size, or no end.
+    """
     if not isinstance(space, spaces.Box):
         return actions
+    if not (space.is_bounded() and (space.high > space.low).all()):
+        raise DataError(
+            f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}"
+        )
     scaled: FloatArray = 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
     return scaled.astype(np.float32)
 
@@ -225,6 +234,8 @@ def _check_actions(actions: LogActions, space: spaces.Space[Any]) -> None:
         low, high = np.zeros(space.shape), space.nvec - 1
     else:
         raise DataError(f"actions of logged transitions are Box, Discrete or MultiDiscrete, not {space}")
+    if not isinstance(space, spaces.Box) and actions.dtype != np.int64:
+        raise DataError(f"item ids must be int64, got {actions.dtype}")
     outside = ((actions < low) | (actions > high)).reshape(len(actions), -1).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))

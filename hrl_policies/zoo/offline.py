@@ -51,6 +51,12 @@ class OfflineData:
         for name, kinds in (("source", DataSource), ("exposures", Exposures)):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(f"data.{name} must be one of {get_args(kinds)}, got {getattr(self, name)!r}")
+        for name in ("transitions", "session_length", "seed"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) or (value is None and name != "seed")):
+                raise ValueError(f"data.{name} must be a whole number, got {value!r}")
+        if not isinstance(self.noise, (int, float)):
+            raise ValueError(f"data.noise must be a number, got {self.noise!r}")
         if self.source == "env_behaviour" and self.transitions is None:
             raise ValueError("data.source=env_behaviour needs data.transitions, how many to collect")
 

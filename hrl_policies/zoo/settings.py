@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -103,6 +104,19 @@ def read_settings(path: str | Path) -> MethodSettings:
 
 def _settings(content: dict[str, Any], source: str) -> MethodSettings:
     lines = content.pop(_SEARCH, {})
+    for name, least in (("n_envs", 1), ("total_steps", 0)):
+        value = content.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{source}: {name} must be a whole number from {least}, got {value!r}")
+    for name in ("taste_noise", "calibrated_taste_noise"):
+        value = content.get(name, 0.0)
+        unset = value is None and name == "calibrated_taste_noise"
+        if not unset and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf
+        ):
+            raise ValueError(f"{source}: {name} must be a number from 0, got {value!r}")
+    if not isinstance(content.get("policy", ""), str):
+        raise ValueError(f"{source}: policy must be the name of a policy class, got {content['policy']!r}")
     return MethodSettings(**content, search=search_space(lines, content.get("hyperparameters", {}), source))
 
 
@@ -131,7 +145,13 @@ def _content(text: str, source: str) -> dict[str, Any]:
     other = content.pop(_LIKE, None)
     unknown = set(content) - _KEYS
     if unknown:
-        raise ValueError(f"{source} holds unknown keys {sorted(unknown)}; it may hold {sorted(_KEYS)}")
+        raise ValueError(
+            f"{source} holds unknown keys {sorted(unknown, key=str)}; it may hold {sorted(_KEYS)}"
+        )
+    for name in ("hyperparameters", _SEARCH):
+        group = content.get(name, {})
+        if not isinstance(group, Mapping) or not all(isinstance(key, str) for key in group):
+            raise ValueError(f"{source}: {name} is a group of settings by name, got {group!r}")
     if other is None:
         return content
     base, own = _shipped(other), content.pop("hyperparameters", {})

@@ -21,6 +21,7 @@ from hrl_policies.baselines.log_transitions import LogReading, log_transitions
 from hrl_policies.baselines.offline import TensorBatch
 from hrl_policies.baselines.transitions import LoggedTransitions
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 torch.set_num_threads(1)
@@ -230,12 +231,26 @@ def test_learning_rates_follow_their_schedule():
     np.testing.assert_allclose(sorted(rates), [0.001])
 
 
+def test_learning_anew_starts_the_schedule_anew():
+    seen: list[float] = []
+    model = made("bcq", learning_rate=lambda left: seen.append(left) or 0.01 * left).learn(4)
+    seen.clear()
+    model.learn(4)
+    assert sorted(set(seen), reverse=True) == [1.0, 0.75, 0.5, 0.25]
+
+
 def test_what_cannot_be_learned_from_is_refused():
     data = made("bcq").transitions
     with pytest.raises(ValueError, match="needs an environment or transitions"):
         BCQ("BCQPolicy")
     with pytest.raises(ValueError, match="the algorithm in"):
         BCQ("BCQPolicy", sessions(), replace(data, action_space=spaces.Box(-2, 2, (8,))))
+    with pytest.raises(ValueError, match="BCQ acts in a Box, the transitions in Discrete"):
+        items = np.zeros(len(data), np.int64)
+        BCQ("BCQPolicy", None, replace(data, actions=items, action_space=spaces.Discrete(3)))
+    with pytest.raises(DataError, match="finite bounds"):
+        endless = spaces.Box(-np.inf, np.inf, (8,))
+        BCQ("BCQPolicy", None, replace(data, action_space=endless), policy_kwargs=SMALL)
     with pytest.raises(ValueError, match="transitions observe"):
         wider = np.zeros((len(data), 9), np.float32)
         space = spaces.Box(-1, 1, (9,))

@@ -478,13 +478,24 @@ def test_a_single_environment_of_gymnasium_will_do():
             ),
             "cannot repeat DSRMObservationWrapper",
         ),
+        (
+            lambda pair: DummyVecEnv(
+                [lambda: gym.wrappers.TransformReward(KuaiFairEnv(pair.train), lambda reward: 2 * reward)]
+            ),
+            "cannot repeat TransformReward",
+        ),
         (lambda pair: gym.make("Pendulum-v1"), "needs KuaiFair sessions"),
     ],
-    ids=["normalised", "purified one by one", "foreign"],
+    ids=["normalised", "purified one by one", "other rewards", "foreign"],
 )
 def test_environments_that_cannot_be_modelled_are_refused(make, message):
     with pytest.raises(TypeError, match=message):
         agent(make(parity()))
+
+
+def test_the_test_world_is_never_learned_in():
+    with pytest.raises(DataError, match="got the test world"):
+        agent(KuaiFairVecEnv(parity().test, NEVER, 2, seed=0)).learn(4)
 
 
 @pytest.mark.parametrize(

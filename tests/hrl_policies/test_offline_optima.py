@@ -187,9 +187,14 @@ def test_actions_and_embeddings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="threshold lies in"):
         DiscreteBCQ("MlpPolicy", None, data, policy_kwargs={"threshold": 1.5})
     box = replace(data, actions=np.zeros((len(data), 1), np.float32), action_space=spaces.Box(-1, 1, (1,)))
-    with pytest.raises(ValueError, match="discrete BCQ shows items"):
+    with pytest.raises(
+        ValueError, match="DiscreteBCQ acts in a Discrete or MultiDiscrete, the transitions in"
+    ):
         DiscreteBCQ("MlpPolicy", None, box)
     pairs = np.stack([data.actions, (data.actions + 1) % ACTIONS], axis=1)
+    uneven = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS, ACTIONS + 1]))
+    with pytest.raises(ValueError, match="discrete BCQ shows items"):
+        DiscreteBCQ("MlpPolicy", None, uneven)
     slates = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS] * 2))
     with pytest.raises(ValueError, match="need slot_rewards"):
         DiscreteBCQ("MlpPolicy", None, slates)

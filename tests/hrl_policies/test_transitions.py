@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from helpers import TableResponse, small_world
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 from worlds_for_tests import small_pair
 
 from hrl_policies.baselines.collection import NoisyState, collect_transitions
@@ -247,6 +248,24 @@ def test_the_test_world_is_never_collected_from():
         collect_transitions(NoisyState(), KuaiFairVecEnv(pair.train, history, 2), 10)
 
 
+def test_normalised_sessions_are_not_collected_from():
+    env = KuaiFairVecEnv(small_pair().train, SessionConfig(action_mode="slate"), 2)
+    with pytest.raises(ValueError, match="collect without VecNormalize"):
+        collect_transitions(RandomSlates(), VecNormalize(env), 4)
+
+
+class Narrow:
+    """Names items in fewer bits than logged transitions do."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.tile(np.arange(10, dtype=np.int32), (len(observation), 1)), state
+
+
+def test_items_named_in_few_bits_are_kept_as_item_ids():
+    env = KuaiFairVecEnv(small_pair().train, SessionConfig(action_mode="slate"), 2)
+    assert collect_transitions(Narrow(), env, 4).actions.dtype == np.int64
+
+
 def test_control_tasks_can_be_collected_too():
     class Torque:
         def predict(self, observation, state=None, episode_start=None, deterministic=False):
@@ -256,6 +275,13 @@ def test_control_tasks_can_be_collected_too():
     assert not data.terminated.any()
     assert np.flatnonzero(data.truncated).tolist() == [199, 399, 449, 649, 849, 899, 1099, 1299, 1349]
     assert "data" not in data.provenance
+
+
+def test_sessions_may_last_one_step_each():
+    data = simple(terminated=np.ones(6, bool))
+    assert len(data.sessions) == 6
+    read = log_transitions(small_pair().train, "slate", LogReading(slate_size=3, session_length=1))
+    assert read.ends.all() and len(read.sessions) == len(read)
 
 
 def test_a_replay_buffer_bootstraps_truncated_sessions_only():
@@ -287,6 +313,7 @@ def test_a_replay_buffer_bootstraps_truncated_sessions_only():
         ({"rewards": np.ones(5, np.float32)}, "differ in length"),
         ({"actions": np.full((6, 1), 3, np.float32)}, "transition 0 is outside"),
         ({"actions": np.full(6, 7), "action_space": spaces.Discrete(7)}, "transition 0 is outside"),
+        ({"actions": np.zeros(6, np.int32), "action_space": spaces.Discrete(7)}, "must be int64, got int32"),
         ({"action_space": spaces.MultiBinary(1)}, "not MultiBinary"),
         ({"observation_space": spaces.Box(0, 1, (2,))}, "observations have shape"),
         ({"slot_rewards": np.ones((6, 2), np.float32)}, "slot_rewards must have shape"),
@@ -327,7 +354,7 @@ def test_minari_sets_of_others_are_read(minari):
     episodes = [
         minari.data_collector.EpisodeBuffer(
             observations=np.arange(4.0)[:, None] + start,
-            actions=np.asarray([0, 1, 0]),
+            actions=np.asarray([0, 1, 0], np.int32),
             rewards=[0.0, 1.0, 2.0],
             terminations=[False, False, end],
             truncations=[False, False, True],
@@ -344,6 +371,20 @@ def test_minari_sets_of_others_are_read(minari):
     assert data.observations[:, 0].tolist() == [0, 1, 2, 5, 6, 7]
     assert data.terminated.tolist() == [False, False, True, False, False, False]
     assert data.truncated.tolist() == [False] * 5 + [True]
+    assert data.actions.dtype == np.int64
     assert data.provenance == {"source": "minari", "dataset_id": "other/set-v0"}
     with pytest.raises(ArtifactError, match="no Minari data set nowhere/set-v0"):
         LoggedTransitions.from_minari("nowhere/set-v0")
+
+
+def test_minari_sets_without_data_are_refused(minari, tmp_path):
+    spaces_of = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
+    storage = minari.dataset.minari_storage.MinariStorage.new(
+        tmp_path / "set", data_format="hdf5", **spaces_of
+    )
+    storage.update_metadata({"dataset_id": "empty/set-v0", "minari_version": minari.__version__})
+    with pytest.raises(ArtifactError, match=r"episodes of the Minari data set .* cannot be read"):
+        LoggedTransitions.from_minari(tmp_path / "set")
+    storage.update_episodes([])
+    with pytest.raises(DataError, match="holds no episodes"):
+        LoggedTransitions.from_minari(tmp_path / "set")
