@@ -260,3 +260,19 @@ def test_unknown_figures_of_diffusion_steps_are_refused(tmp_path):
         draw_diffusion_steps(tmp_path / "a.png", [])
     with pytest.raises(ValueError, match="unknown figure 'speed'"):
         draw_diffusion_steps(tmp_path / "a.png", steps_of((5,), True), ("speed",))
+
+
+def test_a_legend_of_many_methods_is_not_cut_off():
+    from hrl_policies.study.figures.style import grid, legend_beside
+
+    figure, axes = grid(1, 1, 4.0, 2.0)
+    for number in range(30):
+        axes[0, 0].plot([0, 1], [0, number], label=f"method {number}")
+    legend_beside(figure, axes, "a title")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
+    small, panels = grid(1, 1, 4.0, 2.0)
+    panels[0, 0].plot([0, 1], [0, 1], label="one")
+    legend_beside(small, panels)
+    assert small.get_figheight() == 2.0

@@ -22,6 +22,7 @@ _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _LAW = "0.55"
 _SIZE = 9
 _LEGEND_WIDTH = 30
+_MARGIN = 0.15
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(
+        legend = figure.legend(
             list(entries.values()),
             list(entries),
             loc="outside right upper",
@@ -97,6 +98,9 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
             title="\n".join(fill(line, _LEGEND_WIDTH) for line in title.splitlines()) or None,
             title_fontsize=_SIZE - 1,
         )
+        # Many methods need a taller legend than the panels are.
+        needed = legend.get_window_extent().height / figure.dpi + 2 * _MARGIN
+        figure.set_figheight(max(float(figure.get_figheight()), needed))
 
 
 def draw_law(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
