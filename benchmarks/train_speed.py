@@ -4,7 +4,8 @@
 
 World: the KuaiRec twin with its whole catalogue as candidates, slates of 10, Max Len 30, 64 concurrent sessions, one
 thread. The methods take turns, a tenth of the sessions each, so that a machine whose speed drifts slows all of them
-alike; ratios are medians over the turns. The purifier is trained briefly: its quality does not change its cost.
+alike; ratios are medians over the turns. Seconds are processor time of the one thread, which other work on the machine
+does not lengthen. The purifier is trained briefly: its quality does not change its cost.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def turns_of(models: dict[str, BaseAlgorithm], sessions: int) -> dict[str, list[
     spent: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
     for _ in range(TURNS):
         for name, model in models.items():
-            before, start = model.num_timesteps, time.perf_counter()
+            before, start = model.num_timesteps, time.process_time()
             model.learn(10**9, StopAfterSessions(sessions // TURNS), reset_num_timesteps=False)
-            spent[name].append((time.perf_counter() - start, model.num_timesteps - before))
+            spent[name].append((time.process_time() - start, model.num_timesteps - before))
     return spent
 
 
@@ -89,7 +90,7 @@ def page(spent: dict[str, list[tuple[float, int]]], sessions: int, items: int, c
     lines = [
         f"### Training time for {sessions:,} sessions, {items:,} candidates",
         "",
-        "| method | seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | paper, s (other "
+        "| method | processor seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | paper, s (other "
         "hardware, other simulator) |",
         "|---|---:|---:|---:|---:|---:|",
     ]

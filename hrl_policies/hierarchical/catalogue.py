@@ -96,17 +96,23 @@ class ItemTable(nn.Module):
         """
         if count == 0 or count >= self.items:
             return torch.arange(self.items, device=scores.device).expand(len(scores), -1)
-        heads = int(self.popular.sum())
-        half = max(count // 2, self.slate_size)
+        heads, half = int(self.popular.sum()), self._half(count)
         parts = []
         for low, part in ((0, scores[:, :heads]), (heads, scores[:, heads:])):
             if part.shape[1]:
                 parts.append(low + part.topk(min(half, part.shape[1]), dim=1, sorted=False).indices)
         return torch.cat(parts, dim=1)
 
-    def offers(self, scores: Tensor) -> Tensor:
-        """Returns the mean of the best scores of both groups, half a slate of each, ``float32 (B, 2)``."""
+    def offers(self, scores: Tensor, count: int = 0) -> Tensor:
+        """Returns the mean of the best scores of both groups, half a slate of each, ``float32 (B, 2)``.
+
+        Args:
+            scores: ``(B, N)``, or ``(B, C)`` of the candidates that :meth:`best` names, which hold the same best ones.
+            count: What :meth:`best` was given for those.
+        """
         heads = int(self.popular.sum())
+        if scores.shape[1] < self.items:
+            heads = min(heads, self._half(count))
         half = max(self.slate_size // 2, 1)
         parts = [
             part.topk(min(half, part.shape[1]), dim=1).values.mean(dim=1)
@@ -115,6 +121,11 @@ class ItemTable(nn.Module):
             for part in (scores[:, :heads], scores[:, heads:])
         ]
         return torch.stack(parts, dim=1)
+
+
+    def _half(self, count: int) -> int:
+        """Returns how many candidates of each group stand for half of ``count``: at least a slate."""
+        return max(count // 2, self.slate_size)
 
 
 class Window:

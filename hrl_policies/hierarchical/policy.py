@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +139,17 @@ class HierarchicalPolicy(BasePolicy):
         """
         seen = Observed(observation, self.table)
         base = self._base(seen)
-        mean, deviation = base.mean(dim=1, keepdim=True), base.std(dim=1, keepdim=True).clamp_min(1e-6)
+        mean = base.mean(dim=1, keepdim=True)
+        # torch.std takes several times as long as the norm.
+        norm = torch.linalg.vector_norm(base - mean, dim=1, keepdim=True)
+        deviation = (norm / math.sqrt(max(base.shape[1] - 1, 1))).clamp_min(1e-6)
         scale = torch.cat([mean, deviation], dim=1)
-        offers = (self.table.offers(base) - mean) / deviation
+        wanted = self.hierarchy.candidates
+        candidates = self.table.best(base, wanted)
+        offers = (self.table.offers(base.gather(1, candidates), wanted) - mean) / deviation
         for_manager = torch.cat([seen.state, seen.context, offers], dim=1)
         actions, manager_logs = self._manager_acts(for_manager, deterministic, held)
         for_worker = torch.cat([seen.state, seen.context, actions], dim=1)
-        candidates = self.table.best(base, self.hierarchy.candidates)
         counts = base.new_zeros(*candidates.shape, 2)
         if seen.window is not None and self.hierarchy.memory:
             counts = seen.window.counts(candidates)

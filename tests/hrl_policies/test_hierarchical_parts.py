@@ -284,6 +284,10 @@ def test_offers_are_the_mean_of_half_a_slate_of_each_group():
         for row in scores
     ]
     np.testing.assert_allclose(table.offers(torch.from_numpy(scores)), expected, rtol=1e-5)
+    for count in (0, 6, 22, 38, 100):
+        candidates = table.best(torch.from_numpy(scores), count)
+        among = table.offers(torch.from_numpy(scores).gather(1, candidates), count)
+        np.testing.assert_allclose(among, expected, rtol=1e-5)
 
 
 H = 15
