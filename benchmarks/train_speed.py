@@ -90,8 +90,8 @@ def page(spent: dict[str, list[tuple[float, int]]], sessions: int, items: int, c
     lines = [
         f"### Training time for {sessions:,} sessions, {items:,} candidates",
         "",
-        "| method | processor seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | paper, s (other "
-        "hardware, other simulator) |",
+        "| method | processor seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | "
+        "paper, s (other hardware, other simulator) |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, turns in spent.items():

@@ -122,7 +122,6 @@ class ItemTable(nn.Module):
         ]
         return torch.stack(parts, dim=1)
 
-
     def _half(self, count: int) -> int:
         """Returns how many candidates of each group stand for half of ``count``: at least a slate."""
         return max(count // 2, self.slate_size)
