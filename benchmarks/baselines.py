@@ -1,7 +1,7 @@
-"""The paper's baselines beside all controls in the test world (Table 2); writes docs/results/baselines_WORLD.md.
+"""The paper's baselines beside all controls in the test world (Table 2); writes docs/results/paper/WORLD.md.
 
-    python benchmarks/baselines.py kuairand --data ../shared/data --store runs/baselines --results docs/results
-    python benchmarks/baselines.py KuaiFair-KuaiRandTwin-v0 --store runs/baselines --results docs/results
+    python benchmarks/baselines.py kuairand --data ../shared/data --store runs/baselines --results docs/results/paper
+    python benchmarks/baselines.py KuaiFair-KuaiRandTwin-v0 --store runs/baselines --results docs/results/paper
 
 Every method trains with the zoo's settings. Runs are kept in the store; several processes may share the work with
 ``--methods`` and ``--seeds``. ``--stored`` runs nothing and makes the page of what the store holds: runs of
@@ -62,8 +62,8 @@ def main() -> None:
     print(text)
     if arguments.results:
         stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        write_text_atomically(arguments.results / f"baselines_{stem}.md", text)
-        write_records(arguments.results / f"baselines_{stem}.csv", [RunRecord.of_run(run) for run in runs])
+        write_text_atomically(arguments.results / f"{stem}.md", text)
+        write_records(arguments.results / f"{stem}.csv", [RunRecord.of_run(run) for run in runs])
 
 
 if __name__ == "__main__":
