@@ -158,7 +158,8 @@ def write_page(arguments: argparse.Namespace, runs: Sequence[StoredRun]) -> None
 
 def _wanted(config: RunConfig, world: str, arguments: argparse.Namespace) -> bool:
     asked = (world, arguments.max_len, arguments.item_term)
-    return (config.world, config.session.max_len, config.item_term) == asked
+    known = config.method in METHODS or config.method in CONTROLS
+    return known and (config.world, config.session.max_len, config.item_term) == asked
 
 
 if __name__ == "__main__":
