@@ -22,7 +22,7 @@ from purifiers import pair_of
 from hrl_policies.study import STUDY_SEEDS, run_study, study_cells
 from hrl_policies.study.outputs import study_tables
 from hrl_policies.study.runner import single_threaded
-from hrl_policies.study.store import machine, stored_runs
+from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import RunRecord, write_records
 from hrl_policies.zoo import controls
 from kuaifair_env.data.files import write_text_atomically
@@ -58,7 +58,7 @@ def main() -> None:
     ]
     command = f"python benchmarks/baselines.py {arguments.world} --store STORE --results RESULTS"
     tables = study_tables(runs, compare=True, base="quota-greedy", average="iqm", command=command)
-    text = "\n\n".join(table.markdown() for table in tables.values()) + f"\n\n{machine()}\n"
+    text = "\n\n".join(table.markdown() for table in tables.values()) + "\n"
     print(text)
     if arguments.results:
         stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
