@@ -114,7 +114,7 @@ class DiscreteBCQ(OfflineAlgorithm):
         policy, items = self.policy, batch.actions
         states = batch.observations.flatten(1)
         targets, allowed = self._targets(batch)
-        values = policy.values(states, policy.embeddings).gather(1, items)
+        values = policy.values.of(states, policy.embeddings, items)
         logits = policy.behaviour(states, policy.embeddings)
         value_loss = huber_loss(values, targets)
         slots = items.shape[1]
@@ -137,9 +137,9 @@ class DiscreteBCQ(OfflineAlgorithm):
         policy, states = self.policy, batch.next_observations.flatten(1)
         slots = batch.actions.shape[1]
         allowed = policy.allowed(policy.behaviour(states, policy.embeddings), slots)
-        online = policy.values(states, policy.embeddings).masked_fill(~allowed, -torch.inf)
+        online = torch.where(allowed, policy.values(states, policy.embeddings), -torch.inf)
         shown = online.topk(slots, dim=1).indices
-        after = policy.values_target(states, policy.embeddings).gather(1, shown).mean(dim=1, keepdim=True)
+        after = policy.values_target.of(states, policy.embeddings, shown).mean(dim=1, keepdim=True)
         rewards = batch.rewards if batch.slot_rewards is None else batch.slot_rewards
         return rewards + self.gamma * batch.going_on * after, float(allowed.sum(dim=1).float().mean())
 

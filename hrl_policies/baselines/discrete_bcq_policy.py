@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -10,34 +11,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import Tensor, nn
+from torch import Tensor
 
+from hrl_policies.baselines.item_heads import ItemNet
 from kuaifair_env.actions import top_k
-
-
-class ItemHead(nn.Module):
-    """One number for each item: ``(x . e_i) / sqrt(d) + b_i``, or a row of weights for each item of its own.
-
-    Args:
-        state_size: Size of a state.
-        items: Number of items ``N``.
-        net_arch: Hidden layers.
-        dimension: Size ``d`` of the item embeddings; 0 for a full head.
-    """
-
-    def __init__(self, state_size: int, items: int, net_arch: Sequence[int], dimension: int) -> None:
-        super().__init__()
-        outputs = dimension or items
-        self.net = nn.Sequential(*create_mlp(state_size, outputs, list(net_arch)))
-        self.bias = nn.Parameter(torch.zeros(items)) if dimension else None
-        self.scale = float(dimension) ** -0.5 if dimension else 1.0
-
-    def forward(self, states: Tensor, embeddings: Tensor) -> Tensor:
-        """Returns ``float32 (B, N)`` for ``(B, d)`` states and ``(N, d)`` embeddings (empty for a full head)."""
-        found: Tensor = self.net(states)
-        return found if self.bias is None else self.scale * (found @ embeddings.T) + self.bias
 
 
 class DiscreteBCQPolicy(BasePolicy):
@@ -52,7 +30,7 @@ class DiscreteBCQPolicy(BasePolicy):
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
         net_arch: Hidden layers of values and of the behaviour model, which share nothing.
-        dimension: Size of the item embeddings that both heads use; 0 for full heads.
+        dimension: Size of the item embeddings that both score by; 0 gives each item weights of its own.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
         use_sde: Must be False.
 
@@ -78,8 +56,10 @@ class DiscreteBCQPolicy(BasePolicy):
         self.items, self.slate_size = items_and_slots(action_space)
         state_size = int(np.prod(observation_space.shape))
         self.net_arch, self.dimension, self.threshold = list(net_arch), dimension, threshold
-        self.values = ItemHead(state_size, self.items, self.net_arch, dimension)
-        self.behaviour = ItemHead(state_size, self.items, self.net_arch, dimension)
+        self.values, self.behaviour = (
+            ItemNet(state_size, net_arch, self.items, dimension, "embedding" if dimension else "linear")
+            for _ in range(2)
+        )
         self.values_target = deepcopy(self.values)
         self.values_target.requires_grad_(False)
         trained = [*self.values.parameters(), *self.behaviour.parameters()]
@@ -95,7 +75,8 @@ class DiscreteBCQPolicy(BasePolicy):
             slots: Items to fill a slate with ``K``.
         """
         best = logits.amax(dim=1, keepdim=True)
-        likely = (logits - best).exp() >= self.threshold
+        # exp(logits - best) >= threshold, without an exponential for every item.
+        likely = logits >= best + (math.log(self.threshold) if self.threshold else -math.inf)
         return likely.scatter(1, logits.topk(slots, dim=1).indices, True)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:

@@ -151,15 +151,15 @@ def build_bcq(context: BuildContext) -> Any:
     sees=_SEES,
 )
 def build_discrete_bcq(context: BuildContext) -> Any:
-    """Builds discrete BCQ; ``item_head`` is ``embedding`` or ``full``, ``data`` says what it learns from."""
+    """Builds discrete BCQ; ``item_head`` is ``embedding`` or ``linear``, ``data`` says what it learns from."""
     from hrl_policies.baselines.discrete_bcq import DiscreteBCQ
 
     if context.config.repeats == "forbid":
         raise ValueError("bcq-discrete does not know what was shown before; it needs repeats='allow'")
     settings, data = _split(context)
     head = settings.pop("item_head", "embedding")
-    if head not in ("embedding", "full"):
-        raise ValueError(f"item_head must be 'embedding' or 'full', got {head!r}")
+    if head not in ("embedding", "linear"):
+        raise ValueError(f"item_head must be 'embedding' or 'linear', got {head!r}")
     if head == "embedding":
         world = context.worlds.train
         settings["item_embeddings"] = world.embeddings[: world.n_items]
