@@ -12,6 +12,7 @@ from rich.console import Console
 from hrl_policies.cli_purifiers import WorldSource
 
 if TYPE_CHECKING:
+    from hrl_policies.study.confirmation import Confirmation
     from hrl_policies.study.tuning import TuningResult
     from kuaifair_env.registration import WorldSettings
 
@@ -30,6 +31,14 @@ def tune(
         int, typer.Option(min=0, help="Seed of the search and of training; results need others.")
     ] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Training seeds of each trial; scores are means.")] = 1,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Then train the best trial's settings and the shipped ones with so many other seeds, for all the "
+            "method's steps; best.yml gets what wins.",
+        ),
+    ] = 0,
     max_len: Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")] = 30,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the search; the same one goes on.")
@@ -52,6 +61,7 @@ def tune(
     Example: kuaifair tune a2c --env KuaiFair-Toy-v0 --trials 20 --steps 100000
     """
     from hrl_policies.study import single_threaded
+    from hrl_policies.study.confirmation import confirm as confirm_search
     from hrl_policies.study.trials import import_optuna
     from hrl_policies.study.tuning import TuningPlan
     from hrl_policies.study.tuning import tune as search
@@ -78,13 +88,16 @@ def tune(
     folder = output or Path("tuning") / place / f"{method}-len{max_len}-seed{seed}"
     try:
         result = search(plan, world, trials, folder, progress=progress)
+        confirmation = confirm_search(result, world, confirm, progress=progress) if confirm else None
     except KeyboardInterrupt:
         console = Console(soft_wrap=True, highlight=False)
         console.print(
-            f"Interrupted; the trials so far are in {folder}. The same command goes on.", markup=False
+            f"Interrupted; what is finished is in {folder}. The same command goes on.", markup=False
         )
         raise typer.Exit(INTERRUPTED) from None
     _report(result)
+    if confirm:
+        _report_confirmation(confirmation)
 
 
 def _report(result: TuningResult) -> None:
@@ -103,9 +116,27 @@ def _report(result: TuningResult) -> None:
     failed = len(result.trials) - len(scored)
     lines += [
         f"{len(result.trials)} trials, {failed} without a score; R_cum of {result.validation_users} validation users "
-        "of the training world. The best of many noisy scores is too high: judge it anew, with other seeds:",
+        "of the training world. The best of many noisy scores is too high; --confirm judges it anew, with other seeds.",
         f"kuaifair train --method {result.plan.method} --env {result.plan.world} --settings {result.folder / BEST}",
         f"All trials: {result.folder / TRIALS}",
+    ]
+    console.print("\n".join(lines), markup=False)
+
+
+def _report_confirmation(confirmation: Confirmation | None) -> None:
+    """Prints both sides, seed by seed, and which won."""
+    console = Console(soft_wrap=True, highlight=False)
+    if confirmation is None:
+        console.print("No trial beat the shipped settings; there is nothing to confirm.")
+        return
+    start, found = confirmation.scores("start"), confirmation.scores("found")
+    seeds = [run.seed for run in confirmation.runs if run.side == "start"]
+    lines = [f"{'seed':>5} {'shipped':>8} {'found':>8}"]
+    lines += [f"{seed:>5} {a:>8.3f} {b:>8.3f}" for seed, a, b in zip(seeds, start, found, strict=True)]
+    lines += [
+        f"{'mean':>5} {sum(start) / len(start):>8.3f} {sum(found) / len(found):>8.3f}",
+        f"{confirmation.runs[0].steps:,} steps each. best.yml holds "
+        f"{'what was found' if confirmation.kept == 'found' else 'the shipped settings'}.",
     ]
     console.print("\n".join(lines), markup=False)
 

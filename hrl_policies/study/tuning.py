@@ -6,15 +6,15 @@ users are ever made. The first trial is that of the settings which the method ha
 TPE sampler. All trials train for the same steps with the same seeds, and none is cut short.
 
 A folder holds ``trials.jsonl`` (Optuna's journal, with which the same call goes on), ``trials.csv`` and ``best.yml``,
-the best settings in the zoo's form; for methods that learn on purified states also the purifier, pretrained without
-the validation users.
+the best settings in the zoo's form, which :mod:`hrl_policies.study.confirmation` judges anew; for methods that learn on
+purified states also the purifier, pretrained without the validation users.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -191,7 +191,7 @@ def tune(
     settings = plan.settings
     first = {name: setting(settings.hyperparameters, name, plan.method) for name in settings.search}
     journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
-    purifier = _purifier(plan, pair, folder, progress)
+    purifier = search_purifier(plan, pair, folder, progress)
     users = min(plan.users, len(pair.test.users))
     with _bar(plan, trials, len(journal.finished()), progress) as bar:
         while len(journal.finished()) < trials:
@@ -226,20 +226,43 @@ def _try(
 def _score(
     plan: TuningPlan, pair: WorldPair, purifier: Path | None, proposal: Proposal, progress: bool
 ) -> float:
+    seeds = range(plan.seed, plan.seed + plan.runs)
+    return float(
+        np.mean([train_and_score(plan, pair, purifier, proposal.values, seed, progress) for seed in seeds])
+    )
+
+
+def train_and_score(
+    plan: TuningPlan,
+    pair: WorldPair,
+    purifier: Path | None,
+    values: Mapping[str, Any],
+    seed: int,
+    progress: bool = False,
+) -> float:
+    """Trains once and returns R_cum of the validation users.
+
+    Args:
+        plan: What is searched; says for how many steps.
+        pair: See :func:`validation_pair`.
+        purifier: See :func:`search_purifier`.
+        values: What to train with, by (dotted) name.
+        seed: Training seed.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        KeyboardInterrupt: If interrupted.
+        ValueError: If the method refuses the values, or diverges.
+    """
     identity = None if purifier is None else PurifierIdentity.of_file(purifier)
-    scores = []
-    for seed in range(plan.seed, plan.seed + plan.runs):
-        result = train(
-            plan.config(proposal.values, seed, identity), pair, purifier=purifier, progress=progress
-        )
-        if result.evaluation is None:
-            raise KeyboardInterrupt
-        scores.append(result.evaluation.summary()[CRITERION])
-    return float(np.mean(scores))
+    result = train(plan.config(values, seed, identity), pair, purifier=purifier, progress=progress)
+    if result.evaluation is None:
+        raise KeyboardInterrupt
+    return float(result.evaluation.summary()[CRITERION])
 
 
-def _purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: bool) -> Path | None:
-    """Pretrains the purifier that is part of the method, without the validation users."""
+def search_purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: bool = False) -> Path | None:
+    """Returns the file of the purifier that is part of the method, pretrained without the validation users."""
     mode = method(plan.method).purifier
     if not mode:
         return None
@@ -267,11 +290,28 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
 
 def _write(result: TuningResult, world: World) -> None:
     """Writes the table of trials and the best settings."""
-    import yaml
-
     rows = [_row(trial) for trial in result.trials]
     with atomic_path(result.folder / TRIALS) as temporary:
         write_table(temporary, rows)
+    write_best(
+        result,
+        result.best_settings,
+        world,
+        ["The best of many noisy scores is too high: judge these settings anew, with other seeds."],
+    )
+
+
+def write_best(result: TuningResult, settings: MethodSettings, world: World, verdict: Sequence[str]) -> None:
+    """Writes ``best.yml``.
+
+    Args:
+        result: The search.
+        settings: What to write.
+        world: The training world.
+        verdict: Lines of comment on what these settings are.
+    """
+    import yaml
+
     plan, best, first = result.plan, result.best, result.trials[0]
     provenance = world.data.provenance
     lines = [
@@ -281,9 +321,9 @@ def _write(result: TuningResult, world: World) -> None:
         f"{plan.session.items_per_slate} items per slate.",
         f"R_cum of {result.validation_users} validation users: {best.score:.3f} in trial {best.number}, "
         f"{first.score:.3f} with the settings that the search started from.",
-        "The best of many noisy scores is too high: judge these settings anew, with other seeds.",
+        *verdict,
     ]
-    content = json.loads(json.dumps(result.best_settings.as_dict()))
+    content = json.loads(json.dumps(settings.as_dict()))
     text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False)
     write_text_atomically(result.folder / BEST, text)
 
