@@ -60,6 +60,7 @@ def cost_table(
         "seeds",
         "steps",
         "sessions",
+        "peak MiB",
         "seconds",
         f"s per {sessions:,} sessions",
     ]
@@ -80,10 +81,18 @@ def _cells(runs: Sequence[JudgedRun], sessions: int) -> list[Cell]:
     played = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
     steps = np.mean([run.run.steps_done for run in runs])
     cells: list[Cell] = [str(len(runs)), f"{steps:.0f}"]
+    memory = _peak_memory(runs)
     if min(played) < 1:
-        return [*cells, MISSING, _mean(seconds), MISSING]
+        return [*cells, MISSING, memory, _mean(seconds), MISSING]
     scaled = [one * sessions / count for one, count in zip(seconds, played, strict=True)]
-    return [*cells, f"{np.mean(played):.0f}", _mean(seconds), _mean(scaled)]
+    return [*cells, f"{np.mean(played):.0f}", memory, _mean(seconds), _mean(scaled)]
+
+
+def _peak_memory(runs: Sequence[JudgedRun]) -> Cell:
+    """Returns the largest peak; older runs and some systems do not tell."""
+    known = [run.run.timing.get("peak_memory_mib") for run in runs]
+    told = [float(value) for value in known if value is not None]
+    return Measured(max(told), 0) if told else MISSING
 
 
 def _mean(values: Sequence[float]) -> Measured:
@@ -112,6 +121,9 @@ def _notes(
         "seconds: wall time of training alone, without pretraining of a purifier and without judging, mean over seeds "
         f"with its 95 % Student interval; the next column scales each run to {sessions:,} training sessions. "
         f"sessions counts those that ended during training; {MISSING} where there were none, as offline."
+    )
+    notes.append(
+        "peak MiB: the largest resident memory of a run's process, its worlds included; largest of the seeds."
     )
     notes.append("Compare times within a machine, and only of runs that had it to themselves.")
     if resumed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
+from hrl_policies.study.memory import PeakMemory
 from hrl_policies.study.run_log import RunLog
 from hrl_policies.study.store import (
     MODEL,
@@ -126,12 +127,12 @@ def train(
             raise ArtifactError(
                 f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
             )
-    log = RunLog(config)
+    log, memory = RunLog(config), PeakMemory()
     with log.recording():
         pair = worlds_of(config, worlds, data_dir)
         purifying = _opened(config, purifier)
         policy = build_policy(config, pair, purifying)
-        return _finish(config, pair, purifying, policy, [], 0, target, progress, log)
+        return _finish(config, pair, purifying, policy, [], 0, target, progress, log, memory)
 
 
 def resume(
@@ -163,7 +164,7 @@ def resume(
         raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
     target = path.with_name(path.name.removesuffix(PARTIAL))
     need_free(target)
-    log = RunLog(stored.config)
+    log, memory = RunLog(stored.config), PeakMemory()
     log.add(f"resumed after {stored.steps_done:,} steps")
     with log.recording():
         pair = worlds_of(stored.config, worlds, data_dir)
@@ -172,7 +173,16 @@ def resume(
         policy = build_policy(stored.config, pair, purifying, seed_shift=stored.steps_done)
         restore_checkpoint(policy, path, stored.steps_done)
         result = _finish(
-            stored.config, pair, purifying, policy, stored.curve, stored.steps_done, target, progress, log
+            stored.config,
+            pair,
+            purifying,
+            policy,
+            stored.curve,
+            stored.steps_done,
+            target,
+            progress,
+            log,
+            memory,
         )
     if result.complete:
         shutil.rmtree(path)
@@ -328,6 +338,7 @@ def _finish(
     target: Path | None,
     progress: bool,
     log: RunLog,
+    memory: PeakMemory,
 ) -> RunResult:
     """Trains what is left to train, evaluates and writes."""
     start, resumed_at = time.perf_counter(), steps_done
@@ -349,7 +360,11 @@ def _finish(
             target = partial_folder(target)
             _write_partial(target, config, worlds, purifying, curve, steps_done, policy)
         else:
-            timing = {"training_seconds": training, "evaluation_seconds": seconds}
+            timing = {
+                "training_seconds": training,
+                "evaluation_seconds": seconds,
+                "peak_memory_mib": memory.mib(),
+            }
             content = result_content(config, evaluation, steps_done, resumed_at)
             model = policy if learns else None
             log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of judging")

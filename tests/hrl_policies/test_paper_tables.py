@@ -214,6 +214,21 @@ def test_training_times_are_scaled_to_the_same_number_of_sessions(runs, comparis
         cost_table(comparison, "x", sessions=0)
 
 
+def test_peak_memory_is_the_largest_of_the_seeds_and_missing_where_it_was_not_kept(runs):
+    chosen = own_runs(runs, "hrl")
+    sizes = [400.0, 512.0, 450.0]
+    told = [
+        replace(run, timing=run.timing | {"peak_memory_mib": size})
+        for run, size in zip(chosen, sizes, strict=False)
+    ]
+    (found,) = comparisons(told)
+    table = cost_table(found, "x")
+    column = table.header.index("peak MiB")
+    assert table.rows[0][column].value == max(sizes[: len(told)])
+    (older,) = comparisons([replace(run, timing=run.timing | {"peak_memory_mib": None}) for run in chosen])
+    assert cost_table(older, "x").rows[0][column] == MISSING
+
+
 def test_resumed_runs_have_no_training_time(runs):
     chosen = own_runs(runs, "hrl")
     resumed = replace(chosen[0], result=chosen[0].result | {"resumed_at": 64})

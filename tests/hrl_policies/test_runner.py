@@ -68,7 +68,7 @@ def test_a_run_folder_holds_everything(tmp_path):
     assert stored.summary == result.evaluation.summary()
     assert stored.provenance["test"]["data"]["hash"] == small_pair().test.data.data_hash
     assert stored.versions["packages"]["stable-baselines3"]
-    assert stored.timing["training_seconds"] > 0
+    assert stored.timing["training_seconds"] > 0 and stored.timing["peak_memory_mib"] > 50
     sessions = stored.sessions()
     np.testing.assert_array_equal([s["r_cum"] for s in sessions], result.evaluation.sessions.return_)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
