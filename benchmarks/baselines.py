@@ -4,8 +4,8 @@
     python benchmarks/baselines.py KuaiFair-KuaiRandTwin-v0 --store runs/baselines --results docs/results/paper
 
 Every method trains with the zoo's settings. Runs are kept in the store; several processes may share the work with
-``--methods`` and ``--seeds``. ``--stored`` runs nothing and makes the page of what the store holds: runs of
-benchmarks/ablation.py in the same store come into the same tables.
+``--methods`` and ``--seeds``. ``--stored`` runs nothing and makes the page of what the store holds. Runs of DSRM-HRL
+and A2C + fairness in the same store (benchmarks/ablation.py) stand beside; their parts have pages of their own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from hrl_policies.study.outputs import study_tables
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import RunRecord, write_records
-from hrl_policies.zoo import controls
+from hrl_policies.zoo import controls, method
 from kuaifair_env.data.files import write_text_atomically
 
 METHODS = ("a2c", "td3", "bcq", "bcq-discrete", "mofir", "dorl", "dnair", "sac4ir")
+BESIDE = ("dsrm-hrl", "a2c+fair")
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ def main() -> None:
         if run.config.world == name
         and not run.config.item_term
         and run.config.session.max_len in arguments.max_lens
+        and run.config.method in (*METHODS, *BESIDE, *controls())
+        and (run.config.purifier is None or method(run.config.method).purifier)
     ]
     command = f"python benchmarks/baselines.py {arguments.world} --store STORE --results RESULTS"
     tables = study_tables(runs, compare=True, base="quota-greedy", average="iqm", command=command)

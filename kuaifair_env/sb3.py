@@ -222,3 +222,14 @@ def _replaced(observation: Any, rows: IntArray, fresh: Any) -> Any:
     replaced = observation.copy()
     replaced[rows] = fresh
     return replaced
+
+
+def world_beneath(env: VecEnv) -> World | None:
+    """Returns the world of the KuaiFair sessions beneath a ``VecEnv``; None if there are none."""
+    if isinstance(env.unwrapped, KuaiFairVecEnv):
+        return env.unwrapped.world
+    try:
+        found = env.get_attr("world", indices=0)[0]
+    except AttributeError:
+        return None
+    return found if isinstance(found, World) else None

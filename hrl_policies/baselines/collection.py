@@ -10,12 +10,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
-from hrl_policies.baselines.item_agent import world_beneath
 from hrl_policies.baselines.transitions import LoggedTransitions
 from hrl_policies.hierarchical.algorithm import with_terminal
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import DataError
-from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 
 
 class BehaviourPolicy(Protocol):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -26,7 +27,7 @@ from hrl_policies.baselines.slate_replay import (
 from hrl_policies.hierarchical.slate_distribution import SlateDistribution
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray
-from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.worlds import World
 
 
@@ -110,6 +111,15 @@ class ItemAgent(OffPolicyAlgorithm):
         self._bound: SessionBatch | None = None
         if world is not None:
             self._fill(world)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        scaled = self._vec_normalize_env
+        if scaled is not None and scaled.norm_reward:
+            raise ValueError(
+                f"{type(self).__name__} learns from the feedback on each item, which VecNormalize does not scale; use "
+                "VecNormalize(..., norm_reward=False)"
+            )
+        return super()._setup_learn(*args, **kwargs)
 
     def _fill(self, world: World) -> None:
         """Takes what the agent may know of items from the training world."""
@@ -209,17 +219,6 @@ class ItemAgent(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_bound"]
-
-
-def world_beneath(env: VecEnv) -> World | None:
-    """Returns the world of the KuaiFair sessions beneath a ``VecEnv``; None if there are none."""
-    if isinstance(env.unwrapped, KuaiFairVecEnv):
-        return env.unwrapped.world
-    try:
-        found = env.get_attr("world", indices=0)[0]
-    except AttributeError:
-        return None
-    return found if isinstance(found, World) else None
 
 
 def allowed_items(env: VecEnv) -> BoolArray | None:

@@ -168,7 +168,11 @@ class MOFIR(TD3):
             self.replay_buffer_kwargs = {"slate_size": config.items_per_slate, "columns": columns}
         super()._setup_model()
         self._critic_schedule = FloatSchedule(self.critic_learning_rate)
-        self._rng = np.random.default_rng(self.seed)
+        # A model that was loaded and trains on must not draw again what it drew before.
+        if self.seed is not None and self.num_timesteps > 0:
+            self._rng = np.random.default_rng([self.seed, self.num_timesteps])
+        else:
+            self._rng = np.random.default_rng(self.seed)
         self._preferences = np.zeros((0, len(OBJECTIVES)), np.float32)
         if self.fixed_preference is not None:
             self.policy.preference.copy_(torch.tensor(self.fixed_preference))

@@ -31,6 +31,7 @@ from hrl_policies.hierarchical.rollouts import (
     clicks_of,
 )
 from kuaifair_env.metrics import slate_disparity, violates
+from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.worlds import World
 
 SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
@@ -190,7 +191,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             raise ValueError(
                 "slot_credit needs the window: make the environment with observation_mode='history'"
             )
-        world = None if self.env is None else _world_of(self.env)
+        world = None if self.env is None else _need_world(self.env)
         if world is not None:
             self.policy_kwargs.setdefault("dimension", world.dimension)
         manager_rate = (
@@ -449,14 +450,14 @@ class _Holding:
         self._left[done] = 0
 
 
-def _world_of(env: VecEnv) -> World:
-    try:
-        return cast(World, env.get_attr("world", indices=0)[0])
-    except AttributeError as error:
+def _need_world(env: VecEnv) -> World:
+    world = world_beneath(env)
+    if world is None:
         raise TypeError(
             "HierarchicalPPO reads items and popularity groups off a KuaiFair environment; "
             f"{type(env.unwrapped).__name__} has no world"
-        ) from error
+        )
+    return world
 
 
 def with_terminal(observation: Any, infos: list[dict[str, Any]], ended: NDArray[np.int64]) -> Any:

@@ -11,7 +11,7 @@ from helpers import small_world
 from purifiers import WindowPurifier
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
 from hrl_policies.baselines.controls import RandomSlates
@@ -281,3 +281,13 @@ def test_environments_that_do_not_fit_are_refused():
         agent(sessions(action_mode="embedding"))
     with pytest.raises(TypeError, match="reads items off a KuaiFair environment"):
         agent(make_vec_env("CartPole-v1", 2), candidates=0)
+
+
+def test_scaled_rewards_are_refused_because_feedback_on_items_is_not_scaled():
+    def learn(**scales):
+        env = VecNormalize(sessions(observation_mode="state"), norm_obs=False, **scales)
+        return agent(env, candidates=0).learn(128)
+
+    with pytest.raises(ValueError, match=r"DNaIR learns from the feedback .* norm_reward=False"):
+        learn()
+    assert learn(norm_reward=False).num_timesteps == 128

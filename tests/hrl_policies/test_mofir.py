@@ -237,6 +237,15 @@ def test_saving_keeps_networks_optimisers_and_the_default_preference(learnt, tmp
     assert again.num_timesteps == learnt.num_timesteps + 1024
 
 
+def test_a_model_that_was_saved_and_trains_on_draws_other_preferences_than_at_its_start(tmp_path):
+    model = agent(sessions(8, seed=3)).learn(256)
+    model.save(tmp_path / "model.zip")
+    first, again, twice = agent(), *(MOFIR.load(tmp_path / "model.zip", env=sessions()) for _ in range(2))
+    drawn = [one._session_preferences(100) for one in (first, again, twice)]
+    assert not np.isin(drawn[1], drawn[0]).any()
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     states = [
         list(agent(sessions(seed=3), seed=seed).learn(256).policy.state_dict().values()) for seed in (1, 1, 2)
