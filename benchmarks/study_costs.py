@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dsrm.controls import IdentityPurifier
+from hrl_policies.baselines.offline import OfflineAlgorithm
 from hrl_policies.purifiers import cached_purifier
 from hrl_policies.study import PurifierIdentity, judge, plan_run
 from hrl_policies.study.estimate import calibration_seconds
@@ -31,7 +32,9 @@ from kuaifair_env.data.files import folder_size, write_text_atomically
 TABLE = Path(__file__).resolve().parents[1] / "hrl_policies/study/plans/costs.json"
 WORLDS = ("KuaiFair-Toy-v0", "KuaiFair-KuaiRandTwin-v0")
 PURIFIERS = ("profile", "tce", "rce", "bod")
-STEPS = 4_096
+SHORT, LONG = 1_024, 5_120
+# Gradient steps of an offline method, each of which costs as much as many slates.
+OFFLINE = {SHORT: 64, LONG: 512}
 USERS = 100
 
 
@@ -49,8 +52,29 @@ def cost_of_method(name: str, pairs: list[WorldPair]) -> dict[str, float]:
 
 
 def measure(name: str, pair: WorldPair) -> dict[str, float]:
-    """Returns processor time in calibration products."""
+    """Returns processor time in calibration products.
+
+    What comes once, such as a world model or the choice of a preference, is told from what comes with every step by
+    training twice, for fewer and for more steps.
+    """
     unit = calibration_seconds()
+    spec = method(name)
+    if not spec.learns:
+        _, built, session = trained_and_judged(name, pair, None)
+        return {"start": built / unit, "step": 0.0, "session": session / unit, "bytes": 0.0}
+    few, some, _ = trained_and_judged(name, pair, SHORT)
+    policy, more, session = trained_and_judged(name, pair, LONG)
+    step = max(0.0, (more - some) / (policy.num_timesteps - few.num_timesteps))
+    return {
+        "start": max(0.0, some - step * few.num_timesteps) / unit,
+        "step": step / unit,
+        "session": session / unit,
+        "bytes": float(model_bytes(policy)),
+    }
+
+
+def trained_and_judged(name: str, pair: WorldPair, steps: int | None) -> tuple[Any, float, float]:
+    """Returns a policy, the processor time of building and training it, and that of judging one session."""
     spec, overrides = method(name), {}
     if spec.learns and "learning_starts" in load_settings(name).hyperparameters:
         # Nothing is learned before, so that a short run would look too cheap.
@@ -58,24 +82,14 @@ def measure(name: str, pair: WorldPair) -> dict[str, float]:
     # Purification costs little beside simulation; here an identity stands in for it.
     purifying = Purifying(IdentityPurifier(), b"") if spec.purifier else None
     identity = PurifierIdentity("identity", "") if spec.purifier else None
-    steps = STEPS if spec.learns else None
     config = plan_run(name, pair.name, total_steps=steps, users=USERS, overrides=overrides, purifier=identity)
     start = time.process_time()
     policy = build_policy(config, pair, purifying)
-    built = time.process_time()
-    taken = STEPS
-    if spec.learns:
-        policy.learn(STEPS, log_interval=None)
-        taken = max(int(policy.num_timesteps), 1)
-    learned = time.process_time()
+    if steps is not None:
+        policy.learn(OFFLINE[steps] if isinstance(policy, OfflineAlgorithm) else steps, log_interval=None)
+    trained = time.process_time()
     judge(replace(config, users=USERS), policy, pair, purifying)
-    judged = time.process_time()
-    return {
-        "start": (built - start) / unit,
-        "step": (learned - built) / unit / taken if spec.learns else 0.0,
-        "session": (judged - learned) / unit / USERS,
-        "bytes": float(model_bytes(policy)) if spec.learns else 0.0,
-    }
+    return policy, trained - start, (time.process_time() - trained) / USERS
 
 
 def model_bytes(policy: Any) -> int:
