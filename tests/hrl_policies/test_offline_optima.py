@@ -230,12 +230,22 @@ def two_kinds(seed: int = 0) -> WorldPair:
     )
 
 
+# Continuous BCQ as its article has it.
+AUTHORS = {
+    "learning_rate": 0.001,
+    "gamma": 0.99,
+    "minimum_weight": 0.75,
+    "policy_kwargs.perturbation": 0.05,
+    "data.session_end": "truncated",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides", "steps"),
     [
-        ("bcq", {}, 300),
-        ("bcq", {"data.action_items": "shown"}, 600),
+        ("bcq", AUTHORS | {"data.action_items": "clicked"}, 300),
+        ("bcq", AUTHORS | {"data.action_items": "shown"}, 600),
         ("bcq-discrete", {"learning_rate": 0.002, "policy_kwargs.threshold": 0.1, "gamma": 0.9}, 1_000),
         ("bcq-discrete", {"learning_rate": 0.002, "data.source": "env_behaviour", "gamma": 0.9}, 1_000),
     ],
