@@ -33,7 +33,7 @@ from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.tables import half_interval
 from hrl_policies.worlds import WorldPair, evaluation_users
 from kuaifair_env.data.files import write_text_atomically
-from kuaifair_env.evaluation import Policy, evaluate
+from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.worlds import World
 
@@ -47,9 +47,10 @@ def sessions(world: World, config: RunConfig) -> KuaiFairVecEnv:
     return KuaiFairVecEnv(world, config.session, BATCH, seed=0)
 
 
-def place(policy: Policy, world: World, config: RunConfig) -> tuple[float, float]:
-    """Returns clicks and long-tail share of a policy without preferences."""
-    found = evaluate(policy, sessions(world, config), evaluation_users(world, USERS))
+def place(name: str, pair: WorldPair, world: World) -> tuple[float, float]:
+    """Returns clicks and long-tail share of a control."""
+    config = plan_run(name, pair.name)
+    found = evaluate(build_policy(config, pair), sessions(world, config), evaluation_users(world, USERS))
     return found.engagement.reward_per_step, (1.0 - found.fairness.share_gap) / 2.0
 
 
@@ -126,9 +127,7 @@ def main() -> None:
     texts = [f"# MOFIR's front, {pair.name}"]
     for split, world in (("training", pair.train), ("test", pair.test)):
         fronts = fronts_of(arguments.store, pair, cells, world)
-        others = [
-            (name, *place(build_policy(plan_run(name, pair.name), pair), world, cells[0])) for name in BESIDE
-        ]
+        others = [(name, *place(name, pair, world)) for name in BESIDE]
         texts.append(table(split, fronts, others).markdown())
         if arguments.results:
             draw_preference_front(
