@@ -2,8 +2,8 @@
 
     python benchmarks/control_tasks.py --results docs/results
 
-The same settings as the slow tests (tests/hrl_policies/test_control_task.py, test_discrete_sac.py), with several
-training seeds. Returns are means over 20 episodes (24 for CartPole) from the same starts.
+What the slow tests of tests/hrl_policies/test_control_task.py and test_discrete_sac.py train, with several seeds.
+Returns are means over 20 episodes (24 for CartPole) from the same starts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/hrl_policies"))
 
-from stable_baselines3 import TD3
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.noise import NormalActionNoise
-from test_control_task import LENGTH, PENDULUM, Cloned, EnergyController, returns
+from test_control_task import LENGTH, Cloned, bcq_returns, flailing_log, returns, td3_return
+from test_discrete_sac import cart_pole_return
 
-from hrl_policies.baselines.bcq import BCQ
-from hrl_policies.baselines.collection import collect_transitions
-from hrl_policies.baselines.discrete_sac import DiscreteSAC
 from hrl_policies.study.result_table import Measured, ResultTable
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.tables import half_interval
@@ -34,71 +29,22 @@ from kuaifair_env.data.files import write_text_atomically
 
 def td3(seed: int) -> dict[str, float]:
     """Trains TD3 on Pendulum."""
-    model = TD3(
-        "MlpPolicy",
-        PENDULUM,
-        learning_starts=500,
-        batch_size=100,
-        gamma=0.98,
-        action_noise=NormalActionNoise(np.zeros(1), np.full(1, 0.1)),
-        policy_kwargs={"net_arch": [64, 64]},
-        seed=seed,
-        device="cpu",
-    ).learn(8_000)
-    return {"TD3, Pendulum-v1, 8,000 steps": float(returns(model).mean())}
+    return {"TD3, Pendulum-v1, 8,000 steps": td3_return(seed)}
 
 
 def bcq(seed: int) -> dict[str, float]:
     """Learns Pendulum from a log in which every other session flails, beside cloning the same log."""
-    flailing = np.tile([0.1, 0.9], 10)
-    data = collect_transitions(
-        EnergyController(flailing, seed), make_vec_env(PENDULUM, 20), 20 * 3 * LENGTH, seed
-    )
-    model = BCQ(
-        "BCQPolicy",
-        None,
-        data,
-        gamma=0.98,
-        tau=0.01,
-        policy_kwargs={
-            "net_arch": [64, 64],
-            "action_net_arch": [64, 64],
-            "perturbation": 0.2,
-            "samples": 20,
-        },
-        seed=seed,
-        device="cpu",
-    )
-    learned = []
-    for steps in (2_000, 500, 500):
-        model.learn(steps, log_interval=None, reset_num_timesteps=False)
-        learned.append(returns(model).mean())
+    data = flailing_log(seed, seed)
     return {
         "the log that BCQ learns from": float(data.rewards.reshape(-1, LENGTH).sum(axis=1).mean()),
         "behaviour cloning of that log": float(returns(Cloned(data)).mean()),
-        "BCQ, Pendulum-v1, 3,000 gradient steps": float(np.mean(learned)),
+        "BCQ, Pendulum-v1, 3,000 gradient steps": float(np.mean(bcq_returns(data, seed))),
     }
 
 
 def discrete_sac(seed: int) -> dict[str, float]:
     """Trains discrete SAC on CartPole."""
-    model = DiscreteSAC(
-        "SoftItemPolicy",
-        make_vec_env("CartPole-v1", 8, seed=seed),
-        learning_rate=1e-3,
-        learning_starts=1_000,
-        batch_size=64,
-        gradient_steps=4,
-        tau=0.005,
-        target_entropy_ratio=0.5,
-        huber_delta=1.0,
-        buffer_size=30_000,
-        policy_kwargs={"net_arch": [64, 64]},
-        seed=seed,
-        device="cpu",
-    ).learn(30_000)
-    mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 8, seed=99), 24)
-    return {"discrete SAC, CartPole-v1, 30,000 steps": float(np.asarray(mean))}
+    return {"discrete SAC, CartPole-v1, 30,000 steps": float(cart_pole_return(seed))}
 
 
 REFERENCES = {

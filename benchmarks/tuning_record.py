@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hrl_policies.study import plan_run, train
 from hrl_policies.study.confirmation import CONFIRMATION
 from hrl_policies.study.result_table import Cell, Measured, ResultTable
-from hrl_policies.study.tuning import CRITERION, TRIALS
-from hrl_policies.zoo import METHODS, method
+from hrl_policies.study.tuning import CRITERION, TRIALS, validation_pair
+from hrl_policies.zoo import METHODS, controls, method
 from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.registration import make_world
 
 Row = dict[str, str]
+WORLD = "KuaiFair-KuaiRandTwin-v0"
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -76,6 +79,18 @@ def summary(name: str, folder: Path) -> tuple[Cell, ...]:
     )
 
 
+def controls_on_validation_users() -> str:
+    """Returns what the controls earn with the users that trials are judged on."""
+    pair = validation_pair(make_world(WORLD, split="train"), WORLD)
+    earned = {}
+    for name in controls():
+        config = plan_run(name, WORLD, users=500, episodes_per_user=10)
+        result = train(config, pair).evaluation
+        assert result is not None
+        earned[method(name).title] = result.summary()[CRITERION]
+    return ", ".join(f"{title} {score:.1f}" for title, score in earned.items())
+
+
 def steps_of(folder: Path) -> str:
     """Returns how many steps each trial trained for."""
     for line in (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines():
@@ -114,6 +129,7 @@ def main() -> None:
             "(twin), Max Len 30; no user of the test world, and not its response, was touched.",
             "shipped before, best trial: one training seed, a quarter of the steps. confirmed: three other seeds "
             "(each in parentheses), all steps, on the same validation users; what has the larger mean is shipped.",
+            f"Controls with the same users: {controls_on_validation_users()}.",
             "steps of each trial: "
             + "; ".join(f"{method(name).title} {steps_of(folder)}" for name, folder in folders.items())
             + ".",

@@ -36,7 +36,7 @@ def tune(
         typer.Option(
             min=0,
             help="Then train the best trial's settings and the shipped ones with so many other seeds, for all the "
-            "method's steps; best.yml gets what wins.",
+            "method's steps; confirmed.yml gets what wins.",
         ),
     ] = 0,
     max_len: Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")] = 30,
@@ -135,7 +135,7 @@ def _report_confirmation(confirmation: Confirmation | None) -> None:
     lines += [f"{seed:>5} {a:>8.3f} {b:>8.3f}" for seed, a, b in zip(seeds, start, found, strict=True)]
     lines += [
         f"{'mean':>5} {sum(start) / len(start):>8.3f} {sum(found) / len(found):>8.3f}",
-        f"{confirmation.runs[0].steps:,} steps each. best.yml holds "
+        f"{confirmation.runs[0].steps:,} steps each. confirmed.yml holds "
         f"{'what was found' if confirmation.kept == 'found' else 'the shipped settings'}.",
     ]
     console.print("\n".join(lines), markup=False)

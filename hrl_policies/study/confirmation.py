@@ -2,8 +2,8 @@
 
 The best of many noisy scores is too high, and trials are often shorter than training. So the settings of the best trial
 and those that the search started from train again, as long as the method trains and with seeds that no trial had, and
-meet the same validation users. What wins on average is written to ``best.yml``. Numbers found on a scale are rounded to
-two digits first, for a search does not know more.
+meet the same validation users. What wins on average is written to ``confirmed.yml``. Numbers found on a scale are
+rounded to two digits first, for a search does not know more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hrl_policies.study.tuning import (
     search_purifier,
     train_and_score,
     validation_pair,
-    write_best,
+    write_settings,
 )
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import MethodSettings, overridden
@@ -34,7 +34,7 @@ from kuaifair_env.data.files import atomic_path
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.worlds import World
 
-CONFIRMATION = "confirmation.csv"
+CONFIRMATION, CONFIRMED = "confirmation.csv", "confirmed.yml"
 Side = Literal["start", "found"]
 
 
@@ -146,7 +146,7 @@ def confirm(
         runs[place] = made.get(run.identity) or confirmation_run(search, run, pair, purifier, progress)
         write_confirmation(search, [run for run in runs if run.score is not None])
     result = Confirmation(search, runs)
-    write_best(search, result.settings, world, _verdict(result))
+    write_settings(search, CONFIRMED, result.settings, world, _verdict(result))
     return result
 
 

@@ -293,19 +293,23 @@ def _write(result: TuningResult, world: World) -> None:
     rows = [_row(trial) for trial in result.trials]
     with atomic_path(result.folder / TRIALS) as temporary:
         write_table(temporary, rows)
-    write_best(
+    write_settings(
         result,
+        BEST,
         result.best_settings,
         world,
         ["The best of many noisy scores is too high: judge these settings anew, with other seeds."],
     )
 
 
-def write_best(result: TuningResult, settings: MethodSettings, world: World, verdict: Sequence[str]) -> None:
-    """Writes ``best.yml``.
+def write_settings(
+    result: TuningResult, name: str, settings: MethodSettings, world: World, verdict: Sequence[str]
+) -> None:
+    """Writes a settings file into the folder of a search.
 
     Args:
         result: The search.
+        name: Of the file.
         settings: What to write.
         world: The training world.
         verdict: Lines of comment on what these settings are.
@@ -325,7 +329,7 @@ def write_best(result: TuningResult, settings: MethodSettings, world: World, ver
     ]
     content = json.loads(json.dumps(settings.as_dict()))
     text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False)
-    write_text_atomically(result.folder / BEST, text)
+    write_text_atomically(result.folder / name, text)
 
 
 def _row(trial: TrialRecord) -> dict[str, Any]:

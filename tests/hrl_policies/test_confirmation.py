@@ -75,10 +75,10 @@ def test_both_sides_train_for_all_steps_with_the_same_new_seeds(world, fake, tmp
         (rate, seed) for rate in rates for seed in (6, 7, 8)
     )
     assert result.kept == "found" and np.mean(result.scores("found")) > np.mean(result.scores("start"))
-    kept = read_settings(tmp_path / "search/best.yml")
+    kept = read_settings(tmp_path / "search/confirmed.yml")
     assert kept == result.settings and kept.total_steps == shipped.total_steps
     assert kept.hyperparameters["learning_rate"] == float(f"{search.best.values['learning_rate']:.2g}")
-    text = (tmp_path / "search/best.yml").read_text()
+    text = (tmp_path / "search/confirmed.yml").read_text()
     assert "Confirmed with 3 other seed(s)" in text and "noisy scores" not in text
     assert [row["seed"] for row in table(tmp_path / "search")] == ["6", "6", "7", "7", "8", "8"]
 
@@ -88,7 +88,10 @@ def test_what_does_not_hold_up_is_not_kept(world, fake, tmp_path):
     search = tune(PLAN, world, 12, tmp_path / "search")
     result = confirm(search, world, 2)
     assert result.kept == "start"
-    assert read_settings(tmp_path / "search/best.yml").hyperparameters == load_settings("a2c").hyperparameters
+    assert (
+        read_settings(tmp_path / "search/confirmed.yml").hyperparameters
+        == load_settings("a2c").hyperparameters
+    )
 
 
 def test_an_interrupted_confirmation_goes_on_and_a_damaged_one_is_refused(world, fake, monkeypatch, tmp_path):
@@ -108,6 +111,9 @@ def test_an_interrupted_confirmation_goes_on_and_a_damaged_one_is_refused(world,
     result = confirm(search, world, 3)
     assert len(fake.runs) == 6 and len(result.runs) == 6
     assert confirm(search, world, 3).runs == result.runs and len(fake.runs) == 6
+    kept = (tmp_path / "search/confirmed.yml").read_text()
+    tune(PLAN, world, 8, tmp_path / "search")
+    assert (tmp_path / "search/confirmed.yml").read_text() == kept
     assert len(confirm(search, world, 4).runs) == 8 and len(fake.runs) == 8
     path = tmp_path / "search/confirmation.csv"
     path.write_text(path.read_text().replace("seed", "sowing"))
