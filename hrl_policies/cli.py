@@ -226,7 +226,7 @@ def train(
         episodes_per_user=1 if episodes is None else episodes,
         purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
         item_term=item_term or "",
-        settings=None if settings_file is None else read_settings(settings_file),
+        settings=None if settings_file is None else read_settings(settings_file, env),
     )
     folder = output or Path("runs") / study.cell_folder(config)
     _report(

@@ -29,20 +29,28 @@ _NAMES = (
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show all of one method.")] = None,
+    env: Annotated[
+        str | None,
+        typer.Option("--env", "-e", help="Its settings in this environment, if they differ there."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods by family: what they are, how they act, where they come from and what they may see.
 
-    Example: kuaifair methods a2c
+    Example: kuaifair methods a2c --env KuaiFair-Toy-v0
     """
     from hrl_policies.zoo import all_methods, method
+    from kuaifair_env.registration import ENVIRONMENTS
 
+    if env is not None and env not in ENVIRONMENTS:
+        raise ValueError(f"no environment is called {env!r}; there are {', '.join(ENVIRONMENTS)}")
     if as_json:
         specs = all_methods().values() if name is None else [method(name)]
-        content = [_described(spec) for spec in specs]
+        content = [_described(spec, env or "") for spec in specs]
         typer.echo(json.dumps(content if name is None else content[0], indent=1))
         return
-    typer.echo("\n".join(_listing(all_methods().values()) if name is None else _page(method(name))))
+    lines = _listing(all_methods().values()) if name is None else _page(method(name), env or "")
+    typer.echo("\n".join(lines))
 
 
 def _listing(specs: Iterable[MethodSpec]) -> list[str]:
@@ -61,9 +69,9 @@ def _listing(specs: Iterable[MethodSpec]) -> list[str]:
     return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
 
 
-def _page(spec: MethodSpec) -> list[str]:
-    """Returns all of one method."""
-    described = _described(spec)
+def _page(spec: MethodSpec, env: str) -> list[str]:
+    """Returns all of one method, with its settings in an environment (empty for those of all without their own)."""
+    described = _described(spec, env)
     facts = {name.replace("_", " "): str(described[name]) for name in _NAMES if described[name]}
     if spec.privileged:
         facts["privileged"] = "knows the test world's truth"
@@ -71,22 +79,33 @@ def _page(spec: MethodSpec) -> list[str]:
         return _block(facts)
     settings = described["settings"]
     search = settings.pop("search")
+    own = described["worlds_with_settings"]
     lines = _block(facts)
     for title, group in (
-        ("trained with", {key: value for key, value in settings.items() if not isinstance(value, Mapping)}),
+        (
+            f"trained with, in {env}" if env in own else "trained with",
+            {key: value for key, value in settings.items() if not isinstance(value, Mapping)},
+        ),
         ("hyperparameters", _flat(settings["hyperparameters"])),
         ("search space", {key: _space(line) for key, line in search.items()}),
     ):
         lines += ["", title, *(_block(group) if group else ["  none: kuaifair tune cannot search"])]
+    if own:
+        lines += ["", f"Settings of their own (--env shows them): {', '.join(own)}"]
     return lines
 
 
-def _described(spec: MethodSpec) -> dict[str, Any]:
+def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
     """Returns what the zoo knows of a method, JSON-able."""
-    from hrl_policies.zoo import load_settings
+    from hrl_policies.zoo import load_settings, worlds_with_settings
 
     described = {name: getattr(spec, name) for name in _NAMES} | {"privileged": spec.privileged}
-    return described | ({"settings": load_settings(spec.name).as_dict()} if spec.learns else {})
+    if not spec.learns:
+        return described
+    return described | {
+        "settings": load_settings(spec.name, env).as_dict(),
+        "worlds_with_settings": worlds_with_settings(spec.name),
+    }
 
 
 def _cells(spec: MethodSpec) -> tuple[str, ...]:

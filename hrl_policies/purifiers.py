@@ -11,16 +11,16 @@ from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.worlds import World
 
-_VERSION = 1
+_VERSION = 2
 
 
 def cached_purifier(
     world: World, mode: str, seed: int = 0, *, folder: str | Path | None = None, progress: bool = False
 ) -> Path:
-    """Returns the file of a purifier of a training world, pretraining it if the cache holds none.
+    """Returns the file of a purifier of a training world and its users, pretraining it if the cache holds none.
 
     Args:
-        world: The training world.
+        world: The training world, with the users to train on.
         mode: One of ``dsrm.MODES``.
         seed: Seed of its training.
         folder: The cache folder; None takes the default one.
@@ -35,8 +35,9 @@ def cached_purifier(
 
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    key = json.dumps(WorldKey.of_world(world).as_dict(), sort_keys=True).encode()
-    name = f"{mode}-{hashlib.sha256(key).hexdigest()[:16]}-seed{seed}-v{_VERSION}.safetensors"
+    key = hashlib.sha256(json.dumps(WorldKey.of_world(world).as_dict(), sort_keys=True).encode())
+    key.update(world.users.tobytes())
+    name = f"{mode}-{key.hexdigest()[:16]}-seed{seed}-v{_VERSION}.safetensors"
     path = cache_dir(folder) / "purifiers" / name
     if path.exists():
         try:

@@ -204,7 +204,7 @@ def plan_run(
             raise ValueError(f"{method_name} is a control and has no hyperparameters; got {given}")
         return RunConfig(**common)
     if settings is None:
-        settings = load_settings(method_name)
+        settings = load_settings(method_name, world)
     return RunConfig(
         **common,
         policy=settings.policy,

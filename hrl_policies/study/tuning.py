@@ -84,7 +84,7 @@ class TuningPlan:
     @cached_property
     def settings(self) -> MethodSettings:
         """The settings that the search starts from."""
-        return load_settings(self.method)
+        return load_settings(self.method, self.world)
 
     def config(self, values: Mapping[str, Any], seed: int, purifier: PurifierIdentity | None) -> RunConfig:
         """Returns one run of a trial."""

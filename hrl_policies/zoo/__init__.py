@@ -22,6 +22,7 @@ from hrl_policies.zoo.settings import (
     overridden,
     parse_overrides,
     read_settings,
+    worlds_with_settings,
 )
 
 # Importing the modules registers their methods.
@@ -43,4 +44,5 @@ __all__ = [
     "read_settings",
     "register_method",
     "search_space",
+    "worlds_with_settings",
 ]

@@ -1,4 +1,19 @@
-"""Hyperparameters by method: from the YAML files beside this module, or as the method itself brings them."""
+"""Hyperparameters by method and world: from the YAML files beside this module, or as the method itself brings them.
+
+A file holds the settings for all worlds, and may hold others for some of them, by environment id::
+
+    total_steps: 500000
+    hyperparameters:
+      learning_rate: 0.0009
+    worlds:
+      KuaiFair-Toy-v0:
+        total_steps: 100000
+        hyperparameters:
+          learning_rate: 0.003
+
+What a section does not name is as in all worlds. A file may also say ``like: OTHER``, and then holds only what differs
+from that method's.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +42,9 @@ _KEYS = {
     "hyperparameters",
     _SEARCH,
 }
-_LIKE = "like"
+_LIKE, _WORLDS, _HYPERPARAMETERS = "like", "worlds", "hyperparameters"
+# What a world may have otherwise; policy class, noise of tastes and search space belong to the method.
+_WORLD_KEYS = {"n_envs", "total_steps", _HYPERPARAMETERS}
 
 
 @dataclass(frozen=True)
@@ -68,11 +85,12 @@ class MethodSettings:
         return calibrated if item_term == "unbiased" and calibrated is not None else self.taste_noise
 
 
-def load_settings(method: str) -> MethodSettings:
+def load_settings(method: str, world: str = "") -> MethodSettings:
     """Returns the settings of a method: those that it was registered with, or else the shipped ones.
 
-    A file may say ``like: OTHER`` and hold only what differs from that method's; hyperparameters are named as in
-    :func:`overridden`.
+    Args:
+        method: Its name.
+        world: Environment id; a world without a section in the file has what all worlds have.
 
     Raises:
         ValueError: If there is no file for the method, or it holds unknown keys.
@@ -83,14 +101,31 @@ def load_settings(method: str) -> MethodSettings:
     spec = METHODS.get(method)
     if spec is not None and spec.settings is not None:
         return spec.settings
-    return _settings(_shipped(method), f"{method}.yml")
+    return _settings(_shipped(method, world), f"{method}.yml")
 
 
-def read_settings(path: str | Path) -> MethodSettings:
+def worlds_with_settings(method: str) -> list[str]:
+    """Returns the environment ids for which a method has settings of their own.
+
+    Raises:
+        ValueError: If there is no file for the method, or it holds unknown keys.
+    """
+    from hrl_policies.zoo.methods import METHODS
+
+    spec = METHODS.get(method)
+    if spec is not None and spec.settings is not None:
+        return []
+    content = _parsed_file(method)
+    inherited = worlds_with_settings(content[_LIKE]) if content.get(_LIKE) is not None else []
+    return sorted({*inherited, *content.get(_WORLDS, {})})
+
+
+def read_settings(path: str | Path, world: str = "") -> MethodSettings:
     """Returns the settings in a file of one's own, such as the ``best.yml`` of ``kuaifair tune``.
 
     Args:
         path: YAML in the form of the shipped files; ``like`` may name a shipped one.
+        world: See :func:`load_settings`.
 
     Raises:
         ValueError: If there is no such file, or it holds something else.
@@ -99,7 +134,7 @@ def read_settings(path: str | Path) -> MethodSettings:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the settings {path} cannot be read: {error}") from error
-    return _settings(_content(text, str(path)), str(path))
+    return _settings(_content(_parsed(text, str(path)), str(path), world), str(path))
 
 
 def _settings(content: dict[str, Any], source: str) -> MethodSettings:
@@ -129,35 +164,58 @@ def _shipped_file(method: str) -> Traversable:
     return resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
 
 
-def _shipped(method: str) -> dict[str, Any]:
+def _parsed_file(method: str) -> dict[str, Any]:
     if not has_shipped_settings(method):
         raise ValueError(f"there are no hyperparameters for method {method!r}")
-    return _content(_shipped_file(method).read_text(encoding="utf-8"), f"{method}.yml")
+    return _parsed(_shipped_file(method).read_text(encoding="utf-8"), f"{method}.yml")
 
 
-def _content(text: str, source: str) -> dict[str, Any]:
+def _shipped(method: str, world: str) -> dict[str, Any]:
+    return _content(_parsed_file(method), f"{method}.yml", world)
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    """Returns what a file says, once its form is known to be right."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source} holds no settings; it may hold {sorted(_KEYS)}")
-    other = content.pop(_LIKE, None)
-    unknown = set(content) - _KEYS
+    unknown = set(content) - _KEYS - {_LIKE, _WORLDS}
     if unknown:
         raise ValueError(
             f"{source} holds unknown keys {sorted(unknown, key=str)}; it may hold {sorted(_KEYS)}"
         )
-    for name in ("hyperparameters", _SEARCH):
-        group = content.get(name, {})
-        if not isinstance(group, Mapping) or not all(isinstance(key, str) for key in group):
-            raise ValueError(f"{source}: {name} is a group of settings by name, got {group!r}")
-    if other is None:
-        return content
-    base, own = _shipped(other), content.pop("hyperparameters", {})
-    search = inherited_search(base.pop(_SEARCH, {}), content.pop(_SEARCH, {}), list(own))
-    changed = overridden(base["hyperparameters"], own)
-    return base | content | {"hyperparameters": changed, _SEARCH: search}
+    for name in (_HYPERPARAMETERS, _SEARCH):
+        _need_group(content.get(name, {}), f"{source}: {name}", "settings by name")
+    _need_group(content.get(_WORLDS, {}), f"{source}: {_WORLDS}", "settings by environment id")
+    for world, section in content.get(_WORLDS, {}).items():
+        if not isinstance(section, Mapping) or not set(section) <= _WORLD_KEYS:
+            raise ValueError(
+                f"{source}: {_WORLDS}: {world} may hold {sorted(_WORLD_KEYS)}, each with its value, got {section!r}"
+            )
+        _need_group(
+            section.get(_HYPERPARAMETERS, {}), f"{source}: {world}: {_HYPERPARAMETERS}", "settings by name"
+        )
+    return content
+
+
+def _need_group(group: Any, where: str, what: str) -> None:
+    if not isinstance(group, Mapping) or not all(isinstance(key, str) for key in group):
+        raise ValueError(f"{where} is a group of {what}, got {group!r}")
+
+
+def _content(content: dict[str, Any], source: str, world: str) -> dict[str, Any]:
+    """Returns the settings for a world: what the file is like, then its own, then what it says of the world."""
+    other, there = content.pop(_LIKE, None), content.pop(_WORLDS, {}).get(world, {})
+    if other is not None:
+        base, own = _shipped(other, world), content.pop(_HYPERPARAMETERS, {})
+        search = inherited_search(base.pop(_SEARCH, {}), content.pop(_SEARCH, {}), list(own))
+        changed = overridden(base[_HYPERPARAMETERS], own)
+        content = base | content | {_HYPERPARAMETERS: changed, _SEARCH: search}
+    changed = overridden(content.get(_HYPERPARAMETERS, {}), there.get(_HYPERPARAMETERS, {}))
+    return {**content, **there, _HYPERPARAMETERS: changed}
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
