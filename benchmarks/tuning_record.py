@@ -1,10 +1,11 @@
-"""The record of the searches behind the shipped hyperparameters; writes docs/results/tuning.md and tuning/METHOD.csv.
+"""The record of the searches behind the shipped hyperparameters: tuning_searches_WORLD.md and tuning/WORLD/METHOD.csv.
 
     kuaifair tune METHOD --env KuaiFair-KuaiRandTwin-v0 --trials 12 --steps STEPS --confirm 3 -o runs/tuning/METHOD
     python benchmarks/tuning_record.py runs/tuning --results docs/results
 
 Every method gets 12 trials of a quarter of its training steps and, if a trial beat the shipped settings, three runs of
-all its steps for either side. STEPS of each are in the page.
+all its steps for either side. STEPS of each are in the page. A folder of searches is one world's; its parts may be
+called otherwise than their methods, where one was searched again.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import Any
 from hrl_policies.study import plan_run, train
 from hrl_policies.study.confirmation import CONFIRMATION
 from hrl_policies.study.result_table import Cell, Measured, ResultTable
-from hrl_policies.study.tuning import CRITERION, TRIALS, validation_pair
+from hrl_policies.study.tuning import CRITERION, JOURNAL, TRIALS, validation_pair
 from hrl_policies.zoo import METHODS, controls, method
 from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.registration import make_world
 
 Row = dict[str, str]
-WORLD = "KuaiFair-KuaiRandTwin-v0"
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -46,8 +46,28 @@ def short(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def summary(name: str, folder: Path) -> tuple[Cell, ...]:
-    """Returns the line of a method."""
+def plan_of(folder: Path) -> dict[str, Any]:
+    """Returns what was searched: the plan that the journal of a search begins with.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
+        plan = json.loads(line).get("user_attr", {}).get("plan")
+        if plan:
+            return dict(plan)
+    raise ValueError(f"{folder / JOURNAL} does not say what was searched")
+
+
+def title_of(folder: Path) -> str:
+    """Returns the name of a method, and of its search where it is called otherwise."""
+    name = plan_of(folder)["method"]
+    title = method(name).title
+    return title if folder.name == name else f"{title} ({folder.name})"
+
+
+def summary(folder: Path) -> tuple[Cell, ...]:
+    """Returns the line of a search."""
     trials, confirmed = rows_of(folder / TRIALS), rows_of(folder / CONFIRMATION)
     scored = [row for row in trials if row[CRITERION]]
     best = max(scored, key=lambda row: float(row[CRITERION]))
@@ -68,7 +88,7 @@ def summary(name: str, folder: Path) -> tuple[Cell, ...]:
     settings = ", ".join(f"{part.split('.')[-1]} {short(value)}" for part, value in values.items())
     seconds = sum(float(row["seconds"]) for row in (*trials, *confirmed))
     return (
-        method(name).title,
+        title_of(folder),
         str(len(trials)),
         Measured(float(trials[0][CRITERION]), 2),
         Measured(float(best[CRITERION]), 2),
@@ -79,25 +99,32 @@ def summary(name: str, folder: Path) -> tuple[Cell, ...]:
     )
 
 
-def controls_on_validation_users() -> str:
+def controls_on_validation_users(world: str) -> str:
     """Returns what the controls earn with the users that trials are judged on."""
-    pair = validation_pair(make_world(WORLD, split="train"), WORLD)
+    pair = validation_pair(make_world(world, split="train"), world)
     earned = {}
     for name in controls():
-        config = plan_run(name, WORLD, users=500, episodes_per_user=10)
+        config = plan_run(name, world, users=500, episodes_per_user=10)
         result = train(config, pair).evaluation
         assert result is not None
         earned[method(name).title] = result.summary()[CRITERION]
     return ", ".join(f"{title} {score:.1f}" for title, score in earned.items())
 
 
-def steps_of(folder: Path) -> str:
-    """Returns how many steps each trial trained for."""
-    for line in (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines():
-        plan = json.loads(line).get("user_attr", {}).get("plan")
-        if plan:
-            return f"{plan['settings']['total_steps']:,}"
-    return "-"
+def searches_in(folder: Path) -> tuple[str, list[Path]]:
+    """Returns the world of a folder's searches, and the searches in the order of the zoo.
+
+    Raises:
+        ValueError: If there are none, or of several worlds.
+    """
+    found = sorted(path.parent for path in folder.glob(f"*/{TRIALS}"))
+    worlds = {plan_of(search)["world"] for search in found}
+    if len(worlds) != 1:
+        raise ValueError(f"{folder} must hold searches of one world, it has {sorted(worlds)}")
+    order = list(METHODS)
+    return worlds.pop(), sorted(
+        found, key=lambda search: (order.index(plan_of(search)["method"]), search.name)
+    )
 
 
 def main() -> None:
@@ -107,11 +134,11 @@ def main() -> None:
     parser.add_argument("searches", type=Path, help="a folder of searches, each named as its method")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
-    folders = {
-        name: arguments.searches / name for name in METHODS if (arguments.searches / name / TRIALS).exists()
-    }
+    world, searches = searches_in(arguments.searches)
+    training = validation_pair(make_world(world, split="train"), world)
+    provenance = training.train.data.provenance
     table = ResultTable(
-        title="Searches",
+        title=f"Searches in the training world of {world}",
         header=(
             "method",
             "trials",
@@ -123,15 +150,18 @@ def main() -> None:
             "settings that were searched",
             "seconds",
         ),
-        rows=tuple(summary(name, folder) for name, folder in folders.items()),
+        rows=tuple(summary(search) for search in searches),
         notes=(
-            "R_cum of 500 validation users (10 sessions each) of the training world of KuaiFair-KuaiRandTwin-v0 "
-            "(twin), Max Len 30; no user of the test world, and not its response, was touched.",
+            f"R_cum of {min(500, len(training.test.users))} validation users (10 sessions each) of the training world "
+            f"({provenance.name}, {provenance.origin} data), Max Len 30; no user of the test world, and not its "
+            "response, was touched.",
             "shipped before, best trial: one training seed, a quarter of the steps. confirmed: three other seeds "
             "(each in parentheses), all steps, on the same validation users; what has the larger mean is shipped.",
-            f"Controls with the same users: {controls_on_validation_users()}.",
+            f"Controls with the same users: {controls_on_validation_users(world)}.",
             "steps of each trial: "
-            + "; ".join(f"{method(name).title} {steps_of(folder)}" for name, folder in folders.items())
+            + "; ".join(
+                f"{title_of(search)} {plan_of(search)['settings']['total_steps']:,}" for search in searches
+            )
             + ".",
             "Made by: python benchmarks/tuning_record.py SEARCHES --results RESULTS",
         ),
@@ -139,14 +169,15 @@ def main() -> None:
     text = table.markdown()
     print(text)
     if arguments.results:
-        write_text_atomically(arguments.results / "tuning_searches.md", text + "\n")
-        target = arguments.results / "tuning"
+        name = world.removeprefix("KuaiFair-").rpartition("-v")[0].lower()
+        write_text_atomically(arguments.results / f"tuning_searches_{name}.md", text + "\n")
+        target = arguments.results / "tuning" / name
         target.mkdir(parents=True, exist_ok=True)
-        for name, folder in folders.items():
+        for search in searches:
             for source in (TRIALS, CONFIRMATION):
-                if (folder / source).exists():
-                    content = (folder / source).read_text(encoding="utf-8")
-                    write_text_atomically(target / f"{name}.{source}", content)
+                if (search / source).exists():
+                    content = (search / source).read_text(encoding="utf-8")
+                    write_text_atomically(target / f"{search.name}.{source}", content)
 
 
 if __name__ == "__main__":
