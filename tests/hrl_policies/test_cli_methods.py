@@ -92,6 +92,23 @@ def test_json_holds_the_same_for_programs(capsys):
     assert json.loads(out) == content["a2c"]
 
 
+def test_settings_of_one_environment_are_shown_when_asked_for(capsys):
+    toy = "KuaiFair-Toy-v0"
+    there, elsewhere = load_settings("a2c", toy), load_settings("a2c")
+    assert there.hyperparameters["gamma"] != elsewhere.hyperparameters["gamma"]
+    _, out, _ = kuaifair(capsys, "methods", "a2c")
+    assert f"gamma {elsewhere.hyperparameters['gamma']}" in " ".join(out.split())
+    assert f"Settings of their own (--env shows them): {toy}" in out
+    _, out, _ = kuaifair(capsys, "methods", "a2c", "--env", toy)
+    assert f"trained with, in {toy}" in out
+    assert f"gamma {there.hyperparameters['gamma']}" in " ".join(out.split())
+    _, out, _ = kuaifair(capsys, "methods", "a2c", "--env", toy, "--json")
+    content = json.loads(out)
+    assert content["settings"] == there.as_dict() and content["worlds_with_settings"] == [toy]
+    code, _, err = kuaifair(capsys, "methods", "a2c", "--env", "KuaiFair-Toy")
+    assert code == 2 and f"no environment is called 'KuaiFair-Toy'; there are {toy}" in err
+
+
 def test_an_unknown_method_is_explained(capsys):
     code, _, err = kuaifair(capsys, "methods", "a3c")
     assert code == 2 and "no method is called 'a3c'; there are a2c" in err
