@@ -106,7 +106,7 @@ def test_settings_of_one_environment_are_shown_when_asked_for(capsys):
     content = json.loads(out)
     assert content["settings"] == there.as_dict() and content["worlds_with_settings"] == [toy]
     code, _, err = kuaifair(capsys, "methods", "a2c", "--env", "KuaiFair-Toy")
-    assert code == 2 and f"no environment is called 'KuaiFair-Toy'; there are " in err and toy in err
+    assert code == 2 and "no environment is called 'KuaiFair-Toy'; there are " in err and toy in err
 
 
 def test_an_unknown_method_is_explained(capsys):
