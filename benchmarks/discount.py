@@ -1,0 +1,145 @@
+"""How far ahead agents look: every method with other discounts; writes docs/results/discount_WORLD.md.
+
+    python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --store runs/discount --results docs/results
+    python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --methods dorl --discounts 0 --seeds 1 2 3 --share 1 --store runs/discount
+
+Each trains in the training world, a quarter of its steps (both BCQs: half), and is judged there on validation users, as
+trials of ``kuaifair tune`` are. The store keeps what was measured; ``--stored`` measures nothing more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hrl_policies.study.result_table import Cell, ResultTable
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.tuning import TuningPlan, search_purifier, train_and_score, validation_pair
+from hrl_policies.worlds import WorldPair
+from hrl_policies.zoo import load_settings, method
+from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.registration import make_world
+
+METHODS = (
+    "a2c",
+    "td3",
+    "bcq",
+    "bcq-discrete",
+    "mofir",
+    "dorl",
+    "dnair",
+    "sac4ir",
+    "ppo",
+    "recurrent-ppo",
+    "dsrm-hrl",
+)
+DISCOUNTS = (0.0, 0.5)
+
+
+def wanted(
+    name: str, world: str, discounts: Sequence[float] | None, seeds: Sequence[int], share: float
+) -> list[dict[str, Any]]:
+    """Returns what is to be measured of a method: the discounts, or those of the page and its own."""
+    settings = load_settings(name, world)
+    offline_share = min(1.0, 2 * share) if method(name).kind == "offline" else share
+    if discounts is None:
+        discounts = sorted({*DISCOUNTS, settings.hyperparameters["gamma"]})
+    return [
+        {
+            "method": name,
+            "gamma": gamma,
+            "seed": seed,
+            "steps": round(settings.total_steps * offline_share),
+            "settings": dict(settings.hyperparameters),
+        }
+        for gamma in discounts
+        for seed in seeds
+    ]
+
+
+def measured(task: Mapping[str, Any], world: str, pair: WorldPair, store: Path) -> dict[str, Any]:
+    """Returns a task with its score; what the store holds is not measured again."""
+    path = store / f"{task['method']}-gamma{task['gamma']}-seed{task['seed']}-steps{task['steps']}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if {key: found[key] for key in task} != json.loads(json.dumps(dict(task))):
+            raise ValueError(f"{path} was measured with other settings; choose another store, or remove it")
+        return found
+    plan = TuningPlan(task["method"], world, total_steps=task["steps"])
+    purifier = search_purifier(plan, pair, store)
+    start = time.perf_counter()
+    score = train_and_score(plan, pair, purifier, {"gamma": task["gamma"]}, task["seed"])
+    found = {**task, "r_cum": score, "seconds": round(time.perf_counter() - start, 1)}
+    store.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, json.dumps(found))
+    return found
+
+
+def rows(found: list[dict[str, Any]]) -> tuple[tuple[Cell, ...], ...]:
+    """Returns a line for each method and number of steps."""
+    lines = []
+    for name, steps in sorted(
+        {(one["method"], one["steps"]) for one in found}, key=lambda key: (METHODS.index(key[0]), key[1])
+    ):
+        runs = [one for one in found if (one["method"], one["steps"]) == (name, steps)]
+        own = runs[0]["settings"]["gamma"]
+        scores = {
+            gamma: [
+                one["r_cum"] for one in sorted(runs, key=lambda one: one["seed"]) if one["gamma"] == gamma
+            ]
+            for gamma in {one["gamma"] for one in runs}
+        }
+        cells = [
+            ", ".join(f"{score:.1f}" for score in scores.get(gamma, [])) or "-" for gamma in (*DISCOUNTS, own)
+        ]
+        lines.append((method(name).title, f"{steps:,}", *cells[:-1], f"{cells[-1]} ({own:g})"))
+    return tuple(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("world", help="environment id")
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--discounts", nargs="+", type=float, help="instead of 0, 0.5 and the shipped one")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="of the training steps; both BCQs get twice as many"
+    )
+    parser.add_argument("--stored", action="store_true", help="make the page of what the store holds")
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = validation_pair(make_world(arguments.world, split="train"), arguments.world)
+    if not arguments.stored:
+        for name in arguments.methods:
+            for task in wanted(name, arguments.world, arguments.discounts, arguments.seeds, arguments.share):
+                one = measured(task, arguments.world, pair, arguments.store)
+                print(f"{name}, gamma {one['gamma']:g}, seed {one['seed']}: {one['r_cum']:.2f}", flush=True)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.store.glob("*.json"))]
+    provenance = pair.train.data.provenance
+    table = ResultTable(
+        title=f"R_cum by discount, training world of {arguments.world}",
+        header=("method", "steps", *(f"gamma {gamma:g}" for gamma in DISCOUNTS), "shipped (gamma)"),
+        rows=rows(found),
+        notes=(
+            f"{len(pair.test.users)} validation users at most 500, 10 sessions each, {provenance.name} "
+            f"({provenance.origin} data), Max Len 30; all other settings as shipped. One number for each seed.",
+            "DSRM-HRL: gamma of the worker; its manager's stays as it is.",
+            f"Made by: python benchmarks/discount.py {arguments.world} --store STORE --results RESULTS",
+        ),
+    )
+    print(table.markdown())
+    if arguments.results:
+        stem = arguments.world.removeprefix("KuaiFair-").rpartition("-v")[0].lower()
+        write_text_atomically(arguments.results / f"discount_{stem}.md", table.markdown() + "\n")
+
+
+if __name__ == "__main__":
+    main()
