@@ -1,7 +1,7 @@
 """How far ahead agents look: every method with other discounts; writes docs/results/discount_WORLD.md.
 
     python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --store runs/discount --results docs/results
-    python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --methods dorl --discounts 0 --seeds 1 2 3 --share 1 --store runs/discount
+    python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --store runs/discount --methods dorl --share 1 --seeds 1 2 3
 
 Each trains in the training world, a quarter of its steps (both BCQs: half), and is judged there on validation users, as
 trials of ``kuaifair tune`` are. The store keeps what was measured; ``--stored`` measures nothing more.
