@@ -38,6 +38,8 @@ METHODS = (
     "dsrm-hrl",
 )
 DISCOUNTS = (0.0, 0.5)
+# A quarter of their steps would be too few to learn anything.
+TWICE = ("bcq", "bcq-discrete")
 
 
 def wanted(
@@ -45,7 +47,7 @@ def wanted(
 ) -> list[dict[str, Any]]:
     """Returns what is to be measured of a method: the discounts, or those of the page and its own."""
     settings = load_settings(name, world)
-    offline_share = min(1.0, 2 * share) if method(name).kind == "offline" else share
+    share = min(1.0, 2 * share) if name in TWICE else share
     if discounts is None:
         discounts = sorted({*DISCOUNTS, settings.hyperparameters["gamma"]})
     return [
@@ -53,7 +55,7 @@ def wanted(
             "method": name,
             "gamma": gamma,
             "seed": seed,
-            "steps": round(settings.total_steps * offline_share),
+            "steps": round(settings.total_steps * share),
             "settings": dict(settings.hyperparameters),
         }
         for gamma in discounts
