@@ -8,7 +8,7 @@ users, with all tables from the training log alone.
 Where the time of training goes (torch's profiler; 7,583 items, 64 sessions, four updates of 256 transitions for each of
 their steps, 200 candidates): three quarters into updates; of torch's own time 30 % into gathering the candidates'
 embeddings, 20 % into top-K of similarities, 13 % into hidden layers. Nothing in an update grows with the
-catalogue, so a step costs less than a third of one of discrete SAC.
+catalogue, so a step costs about a third of one of discrete SAC.
 """
 
 from __future__ import annotations
