@@ -124,9 +124,16 @@ def test_agents_learn_what_pays():
     kind = np.where(np.arange(50) % 2, 3.0, -3.0)[:, None]
     vectors = np.concatenate([vectors, kind], axis=1).astype(np.float32)
     pair = WorldPair("small", replace(pair.train, embeddings=vectors), replace(pair.test, embeddings=vectors))
-    config = plan_run(
-        "ppo", "small", total_steps=16_000, n_envs=16, overrides={"batch_size": 128, "n_epochs": 10}
-    )
+    settings = {
+        "batch_size": 128,
+        "n_epochs": 10,
+        "n_steps": 16,
+        "learning_rate": 0.00091,
+        "gamma": 0.9,
+        "gae_lambda": 0.95,
+        "policy_kwargs.log_std_init": -1.0,
+    }
+    config = plan_run("ppo", "small", total_steps=16_000, n_envs=16, overrides=settings)
     result = train(config, pair)
     assert result.curve[0]["r_each"] < 0.6
     assert result.evaluation.engagement.reward_per_step > 0.9
