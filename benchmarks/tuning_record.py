@@ -21,6 +21,7 @@ from hrl_policies.study import plan_run, train
 from hrl_policies.study.confirmation import CONFIRMATION
 from hrl_policies.study.result_table import Cell, Measured, ResultTable
 from hrl_policies.study.tuning import CRITERION, JOURNAL, TRIALS, validation_pair
+from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import METHODS, controls, method
 from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.registration import make_world
@@ -99,12 +100,11 @@ def summary(folder: Path) -> tuple[Cell, ...]:
     )
 
 
-def controls_on_validation_users(world: str) -> str:
+def controls_on_validation_users(pair: WorldPair) -> str:
     """Returns what the controls earn with the users that trials are judged on."""
-    pair = validation_pair(make_world(world, split="train"), world)
     earned = {}
     for name in controls():
-        config = plan_run(name, world, users=500, episodes_per_user=10)
+        config = plan_run(name, pair.name, users=500, episodes_per_user=10)
         result = train(config, pair).evaluation
         assert result is not None
         earned[method(name).title] = result.summary()[CRITERION]
@@ -135,8 +135,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     world, searches = searches_in(arguments.searches)
-    training = validation_pair(make_world(world, split="train"), world)
-    provenance = training.train.data.provenance
+    pair = validation_pair(make_world(world, split="train"), world)
+    provenance = pair.train.data.provenance
     table = ResultTable(
         title=f"Searches in the training world of {world}",
         header=(
@@ -152,12 +152,12 @@ def main() -> None:
         ),
         rows=tuple(summary(search) for search in searches),
         notes=(
-            f"R_cum of {min(500, len(training.test.users))} validation users (10 sessions each) of the training world "
+            f"R_cum of {min(500, len(pair.test.users))} validation users (10 sessions each) of the training world "
             f"({provenance.name}, {provenance.origin} data), Max Len 30; no user of the test world, and not its "
             "response, was touched.",
             "shipped before, best trial: one training seed, a quarter of the steps. confirmed: three other seeds "
             "(each in parentheses), all steps, on the same validation users; what has the larger mean is shipped.",
-            f"Controls with the same users: {controls_on_validation_users(world)}.",
+            f"Controls with the same users: {controls_on_validation_users(pair)}.",
             "steps of each trial: "
             + "; ".join(
                 f"{title_of(search)} {plan_of(search)['settings']['total_steps']:,}" for search in searches

@@ -40,10 +40,10 @@ def methods(
     Example: kuaifair methods a2c --env KuaiFair-Toy-v0
     """
     from hrl_policies.zoo import all_methods, method
-    from kuaifair_env.registration import ENVIRONMENTS
+    from kuaifair_env.registration import need_environment
 
-    if env is not None and env not in ENVIRONMENTS:
-        raise ValueError(f"no environment is called {env!r}; there are {', '.join(ENVIRONMENTS)}")
+    if env is not None:
+        need_environment(env)
     if as_json:
         specs = all_methods().values() if name is None else [method(name)]
         content = [_described(spec, env or "") for spec in specs]

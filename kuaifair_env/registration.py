@@ -124,8 +124,7 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         DataError: If real files are demanded and missing, or broken, or ``data_dir`` does not exist.
         ValueError: If the id or a setting is unknown, or does not fit the id.
     """
-    if env_id not in ENVIRONMENTS:
-        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
+    need_environment(env_id)
     unknown = set(settings) - set(WorldSettings.__annotations__)
     if unknown:
         raise ValueError(
@@ -154,6 +153,16 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     )
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
+
+
+def need_environment(env_id: str) -> None:
+    """Checks that an environment id is one of this library.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if env_id not in ENVIRONMENTS:
+        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
 
 
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:

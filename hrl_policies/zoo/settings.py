@@ -32,17 +32,16 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _FOLDER = "hyperparameters"
-_SEARCH = "search"
+_LIKE, _WORLDS, _HYPERPARAMETERS, _SEARCH = "like", "worlds", "hyperparameters", "search"
 _KEYS = {
     "policy",
     "n_envs",
     "total_steps",
     "taste_noise",
     "calibrated_taste_noise",
-    "hyperparameters",
+    _HYPERPARAMETERS,
     _SEARCH,
 }
-_LIKE, _WORLDS, _HYPERPARAMETERS = "like", "worlds", "hyperparameters"
 # What a world may have otherwise; policy class, noise of tastes and search space belong to the method.
 _WORLD_KEYS = {"n_envs", "total_steps", _HYPERPARAMETERS}
 
@@ -75,7 +74,7 @@ class MethodSettings:
         """Returns what a settings file holds."""
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return parts | {
-            "hyperparameters": dict(self.hyperparameters),
+            _HYPERPARAMETERS: dict(self.hyperparameters),
             _SEARCH: {name: dimension.as_dict() for name, dimension in self.search.items()},
         }
 
@@ -152,7 +151,7 @@ def _settings(content: dict[str, Any], source: str) -> MethodSettings:
             raise ValueError(f"{source}: {name} must be a number from 0, got {value!r}")
     if not isinstance(content.get("policy", ""), str):
         raise ValueError(f"{source}: policy must be the name of a policy class, got {content['policy']!r}")
-    return MethodSettings(**content, search=search_space(lines, content.get("hyperparameters", {}), source))
+    return MethodSettings(**content, search=search_space(lines, content.get(_HYPERPARAMETERS, {}), source))
 
 
 def has_shipped_settings(method: str) -> bool:
