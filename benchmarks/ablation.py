@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from partial_worlds import NAMES
 from purifiers import pair_of
 
-from hrl_policies.purifiers import cached_purifier
 from hrl_policies.study import (
     PurifierIdentity,
     RunConfig,
@@ -32,14 +31,14 @@ from hrl_policies.study import (
     result_tables,
     run_study,
 )
-from hrl_policies.study.comparison import comparison_table
+from hrl_policies.study.differences import comparison_table
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import write_records
-from hrl_policies.worlds import WorldPair
+from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 METHODS = (
     "dsrm-hrl",

@@ -25,7 +25,7 @@ from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import RunRecord, write_records
 from hrl_policies.zoo import controls, method
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 METHODS = ("a2c", "td3", "bcq", "bcq-discrete", "mofir", "dorl", "dnair", "sac4ir")
 BESIDE = ("dsrm-hrl", "a2c+fair")

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/hrl_policies
 from test_control_task import LENGTH, Cloned, bcq_returns, flailing_log, returns, td3_return
 from test_discrete_sac import cart_pole_return
 
-from hrl_policies.study.result_table import Measured, ResultTable
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.table import Measured, ResultTable
 from hrl_policies.study.tables import half_interval
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 
 def td3(seed: int) -> dict[str, float]:

@@ -23,23 +23,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from purifiers import pair_of
 
-from dsrm.model import DSRM
-from dsrm.pretraining import Mode, PretrainConfig, pretrain
+from dsrm.diffusion import SamplerConfig
+from dsrm.model import DSRM, DistillationConfig
+from dsrm.pretrain import Mode, PretrainConfig, pretrain
 from dsrm.probe_data import ProbeSet, probe_set, unit_rows
 from dsrm.purifier import StatePurifier
-from dsrm.samplers import SamplerConfig
-from dsrm.student import DistillationConfig
 from dsrm.wrappers import VecDSRM
-from hrl_policies.baselines import QuotaGreedy
+from hrl_policies.controls import QuotaGreedy
 from hrl_policies.study.figures import StepResult, draw_diffusion_steps, write_step_results
-from hrl_policies.study.judged import world_title
+from hrl_policies.study.results import world_title
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair, evaluation_users
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
 

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study.result_table import Cell, ResultTable
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.table import Cell, ResultTable
 from hrl_policies.study.tuning import TuningPlan, search_purifier, train_and_score, validation_pair
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import load_settings, method
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.registration import make_world
 
 METHODS = (

@@ -18,20 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from purifiers import pair_of
 
-from dsrm.condition import ConditionBuilder
-from dsrm.encoder import EncoderConfig
-from dsrm.encoder_training import pretrain_encoder
-from dsrm.pretraining import PretrainConfig, pretrain
+from dsrm.encoder import EncoderConfig, pretrain_encoder
+from dsrm.pretrain import PretrainConfig, pretrain
 from dsrm.probe_data import unit_rows
 from dsrm.targets import observed_states
+from dsrm.windows import ConditionBuilder
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.loading import held_out_users
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World, held_out_users
 
 PURIFIED = "mean, logQ"
 VARIANTS = {

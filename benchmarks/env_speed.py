@@ -34,7 +34,6 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402  (threads are set before numpy loads)
 
 from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World  # noqa: E402
-from kuaifair_env.actions import ActionMode  # noqa: E402
 from kuaifair_env.data import (  # noqa: E402
     Catalogue,
     FeatureTable,
@@ -46,7 +45,8 @@ from kuaifair_env.data import (  # noqa: E402
 )
 from kuaifair_env.response.factorised import FactorisedResponse  # noqa: E402
 from kuaifair_env.sb3 import KuaiFairVecEnv  # noqa: E402
-from kuaifair_env.worlds import initial_history  # noqa: E402
+from kuaifair_env.spaces import ActionMode  # noqa: E402
+from kuaifair_env.world import initial_history  # noqa: E402
 
 USERS, FACTORS, DIMENSION, HISTORY = 7_176, 32, 64, 50
 MODES: tuple[ActionMode, ...] = ("slate", "embedding", "item")

@@ -25,7 +25,7 @@ from hrl_policies.study.statistics import Interval, mean_interval, ratio_interva
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import method
 from kuaifair_env import EvaluationResult, SessionConfig
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 CONTROLS = ("random", "pop-only", "tail-only", "greedy-ctr", "quota-greedy", "quality-oracle", "oracle")
 HEADER = "| control | Len | R_each | R_cum | AD | violation rate | Len by the law | off by |"

@@ -21,7 +21,6 @@ from headroom import per_user
 from partial_worlds import NAMES
 from purifiers import pair_of
 
-from dsrm.calibration import calibration_users
 from dsrm.item_term import ITEM_TERM_MODES
 from hrl_policies.study import judge, plan_run
 from hrl_policies.study.runner import build_policy, single_threaded
@@ -29,9 +28,10 @@ from hrl_policies.study.statistics import Interval, mean_interval
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import write_text_atomically
-from kuaifair_env.loading import build_world
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response import fit_response
+from kuaifair_env.splits import calibration_users
+from kuaifair_env.world import build_world
 
 POLICIES = ("greedy-ctr", "quota-greedy", "session-quota")
 BOUNDS = ("random", "quality-oracle", "oracle")

@@ -18,24 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from purifiers import pair_of
 
-from hrl_policies.baselines.preference_front import (
+from hrl_policies.mofir.front import (
     FrontPoint,
     hypervolume,
     preference_front,
     preference_grid,
 )
 from hrl_policies.study import STUDY_SEEDS, load_policy, load_run, plan_run, run_study
+from hrl_policies.study.cells import cell_folder
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.figures import draw_preference_front
-from hrl_policies.study.plan import cell_folder
-from hrl_policies.study.result_table import Measured, ResultTable
 from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.table import Measured, ResultTable
 from hrl_policies.study.tables import half_interval
 from hrl_policies.worlds import WorldPair, evaluation_users
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 USERS, BATCH = 1_000, 256
 POINTS = 9

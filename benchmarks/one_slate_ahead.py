@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from purifiers import pair_of
 
 from hrl_policies.study import STUDY_SEEDS, plan_run, train
-from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.runner import single_threaded
-from kuaifair_env.data.files import write_text_atomically
+from hrl_policies.study.table import ResultTable
+from kuaifair_env.files import write_text_atomically
 
 MEASURES = ("len", "r_each", "r_cum", "ad", "violation_rate")
 

@@ -26,8 +26,8 @@ from hrl_policies.study.tables import write_records
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls
 from kuaifair_env import InteractionData, build_world
-from kuaifair_env.data.files import write_text_atomically
-from kuaifair_env.loading import cached_embeddings, cached_response
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.world import cached_embeddings, cached_response
 
 NAMES = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
 AGENTS = ("a2c", "td3")

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from purifiers import pair_of
 
 from hrl_policies.study import STUDY_SEEDS, plan_run, train
-from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.table import ResultTable
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.worlds import World
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.world import World
 
 WEIGHTS = (0.0, 0.5, 1.0)
 

@@ -20,16 +20,14 @@ import numpy as np
 from purifiers import pair_of
 from scipy.stats import spearmanr
 
-from dsrm.artifacts import load_purifier
-from dsrm.condition import ConditionBuilder
 from dsrm.model import DSRM
+from dsrm.purifier import load_purifier
 from dsrm.targets import PooledPositives, observed_states
-from dsrm.windows import sample_windows
+from dsrm.windows import ConditionBuilder, sample_windows
 from hrl_policies.study.runner import single_threaded
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.loading import held_out_users
-from kuaifair_env.worlds import World
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.world import World, held_out_users
 
 LENGTHS = (2, 5, 10, 20, 50)
 FEWEST_CLICKS = 5

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from purifiers import pair_of
 
-from dsrm.artifacts import load_purifier, save_purifier
-from dsrm.controls import IdentityPurifier
-from dsrm.pretraining import noise_like
+from dsrm.baselines import IdentityPurifier
+from dsrm.pretrain import noise_like
+from dsrm.purifier import load_purifier, save_purifier
 from hrl_policies.study import (
     STUDY_SEEDS,
     PurifierIdentity,
@@ -31,7 +31,7 @@ from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.tables import write_records
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 AGENTS = ("a2c", "ppo")
 CONTROLS = ("random", "greedy-ctr", "quota-greedy", "quality-oracle", "oracle")

@@ -25,20 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from partial_worlds import NAMES, load, worlds_of
 
-from dsrm.artifacts import load_purifier, save_purifier
+from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
-from dsrm.pretraining import PretrainConfig, noise_like, pretrain
+from dsrm.pretrain import PretrainConfig, noise_like, pretrain
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, ProbeReport, probe, purified_states
-from dsrm.purifier import StatePurifier
-from dsrm.samplers import SamplerConfig
+from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair, load_worlds
-from kuaifair_env.data.files import write_text_atomically
-from kuaifair_env.data.twin import load_twin, twin_config
-from kuaifair_env.loading import build_world, cached_embeddings, cached_response
-from kuaifair_env.response.twin import TwinResponse
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.response.synthetic import TwinResponse
+from kuaifair_env.synthetic.twin import load_twin, twin_config
+from kuaifair_env.world import build_world, cached_embeddings, cached_response
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),

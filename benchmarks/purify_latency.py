@@ -21,15 +21,14 @@ import torch
 from purifiers import pair_of
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from dsrm.artifacts import load_purifier
+from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, probe, purified_states
-from dsrm.purifier import StatePurifier
-from dsrm.samplers import SamplerConfig
+from dsrm.purifier import StatePurifier, load_purifier
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 BATCHES = (1, 64, 256)
 ROUNDS = 12

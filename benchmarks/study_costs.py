@@ -2,7 +2,7 @@
 
     python benchmarks/study_costs.py [method or purifier ...]
 
-Costs are processor time of one thread in calibration products (see ``hrl_policies.study.estimate``), so that they can
+Costs are processor time of one thread in calibration products (see ``hrl_policies.study.progress``), so that they can
 be carried to another machine. Each method is trained and judged in the toy world and in the KuaiRand twin: what grows
 with the number of candidates is told from what does not. Purifiers are pretrained in the toy world. What is named is
 added to the table, or replaced there; without names everything is measured.
@@ -18,16 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsrm.controls import IdentityPurifier
-from hrl_policies.baselines.offline import OfflineAlgorithm
-from hrl_policies.purifiers import cached_purifier
+from dsrm.baselines import IdentityPurifier
+from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, judge, plan_run
-from hrl_policies.study.estimate import calibration_seconds
-from hrl_policies.study.learning import save_model
+from hrl_policies.study.monitoring import save_model
+from hrl_policies.study.progress import calibration_seconds
 from hrl_policies.study.runner import Purifying, build_policy, single_threaded
-from hrl_policies.worlds import WorldPair, load_worlds
+from hrl_policies.worlds import WorldPair, cached_purifier, load_worlds
 from hrl_policies.zoo import METHODS, load_settings, method
-from kuaifair_env.data.files import folder_size, write_text_atomically
+from kuaifair_env.files import folder_size, write_text_atomically
 
 TABLE = Path(__file__).resolve().parents[1] / "hrl_policies/study/plans/costs.json"
 WORLDS = ("KuaiFair-Toy-v0", "KuaiFair-KuaiRandTwin-v0")

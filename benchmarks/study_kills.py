@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from hrl_policies.study.store import machine
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 WORLD = "KuaiFair-Toy-v0"
 COMPARED = ("result.json", "sessions.csv", "learning_curve.csv", "config.json", "provenance.json")
@@ -107,7 +107,7 @@ def resumed(store: Path, workers: int) -> subprocess.Popen[bytes]:
 def kuaifair(*arguments: str) -> subprocess.Popen[bytes]:
     """Starts ``kuaifair study`` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hrl_policies.cli", "study", *arguments],
+        [sys.executable, "-m", "hrl_policies.cli.main", "study", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -21,8 +21,8 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dsrm.artifacts import load_purifier, save_purifier
-from dsrm.pretraining import PretrainConfig, pretrain
+from dsrm.pretrain import PretrainConfig, pretrain
+from dsrm.purifier import load_purifier, save_purifier
 from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run
 from hrl_policies.study.runner import Purifying, build_policy, single_threaded
@@ -30,9 +30,9 @@ from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import write_text_atomically
-from kuaifair_env.data.twin import load_twin, twin_config
-from kuaifair_env.loading import build_world, cached_embeddings, cached_response
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.synthetic.twin import load_twin, twin_config
+from kuaifair_env.world import build_world, cached_embeddings, cached_response
 
 METHODS = ("a2c", "hrl", "dsrm-hrl")
 TURNS = 10

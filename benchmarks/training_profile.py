@@ -18,16 +18,16 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from dsrm.controls import IdentityPurifier
-from hrl_policies.baselines.offline import OfflineAlgorithm
+from dsrm.baselines import IdentityPurifier
+from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, plan_run
-from hrl_policies.study.estimate import calibration_seconds
-from hrl_policies.study.result_table import Cell, Measured, ResultTable
+from hrl_policies.study.progress import calibration_seconds
 from hrl_policies.study.runner import Purifying, build_policy, single_threaded
 from hrl_policies.study.store import machine
+from hrl_policies.study.table import Cell, Measured, ResultTable
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import learners, load_settings, method
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 
 WORLD = "KuaiFair-KuaiRandTwin-v0"
 WARM_UP, STEPS, PROFILED = 4_096, 16_384, 4_096

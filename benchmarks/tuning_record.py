@@ -19,11 +19,11 @@ from typing import Any
 
 from hrl_policies.study import plan_run, train
 from hrl_policies.study.confirmation import CONFIRMATION
-from hrl_policies.study.result_table import Cell, Measured, ResultTable
+from hrl_policies.study.table import Cell, Measured, ResultTable
 from hrl_policies.study.tuning import CRITERION, JOURNAL, TRIALS, validation_pair
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import METHODS, controls, method
-from kuaifair_env.data.files import write_text_atomically
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.registration import make_world
 
 Row = dict[str, str]

@@ -9,45 +9,47 @@ from typing import TYPE_CHECKING, Any
 from dsrm.purifier import MismatchError, StatePurifier
 
 if TYPE_CHECKING:
-    from dsrm.artifacts import load_purifier, purifier_hash, save_purifier
-    from dsrm.calibration import calibration_users
-    from dsrm.condition import ConditionBuilder
-    from dsrm.controls import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier
-    from dsrm.encoder import Encoder, EncoderConfig
-    from dsrm.encoder_training import pretrain_encoder
+    from dsrm.baselines import (
+        IdentityPurifier,
+        IPSPurifier,
+        LinearDebiasPurifier,
+        NoisePurifier,
+        RegressionPurifier,
+    )
+    from dsrm.diffusion import SamplerConfig
+    from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
     from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
     from dsrm.model import DSRM, DSRMConfig
-    from dsrm.pretraining import MODES, PretrainConfig, noise_like, pretrain
-    from dsrm.regression import RegressionPurifier
-    from dsrm.samplers import SamplerConfig
+    from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
+    from dsrm.purifier import load_purifier, purifier_hash, save_purifier
     from dsrm.training import TrainingConfig
+    from dsrm.windows import ConditionBuilder
     from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 
 # torch takes seconds to import; names that need it are looked up when they are used.
 _HOMES = {
-    "load_purifier": "artifacts",
-    "purifier_hash": "artifacts",
-    "save_purifier": "artifacts",
-    "calibration_users": "calibration",
-    "ConditionBuilder": "condition",
-    "IdentityPurifier": "controls",
-    "IPSPurifier": "controls",
-    "LinearDebiasPurifier": "controls",
-    "NoisePurifier": "controls",
+    "load_purifier": "purifier",
+    "purifier_hash": "purifier",
+    "save_purifier": "purifier",
+    "ConditionBuilder": "windows",
+    "IdentityPurifier": "baselines",
+    "IPSPurifier": "baselines",
+    "LinearDebiasPurifier": "baselines",
+    "NoisePurifier": "baselines",
     "Encoder": "encoder",
     "EncoderConfig": "encoder",
-    "pretrain_encoder": "encoder_training",
+    "pretrain_encoder": "encoder",
     "ItemTerm": "item_term",
     "fit_item_term": "item_term",
     "with_item_term": "item_term",
     "DSRM": "model",
     "DSRMConfig": "model",
-    "MODES": "pretraining",
-    "PretrainConfig": "pretraining",
-    "noise_like": "pretraining",
-    "pretrain": "pretraining",
-    "RegressionPurifier": "regression",
-    "SamplerConfig": "samplers",
+    "MODES": "pretrain",
+    "PretrainConfig": "pretrain",
+    "noise_like": "pretrain",
+    "pretrain": "pretrain",
+    "RegressionPurifier": "baselines",
+    "SamplerConfig": "diffusion",
     "TrainingConfig": "training",
     "DSRMObservationWrapper": "wrappers",
     "DSRMVectorWrapper": "wrappers",
@@ -75,7 +77,6 @@ __all__ = [
     "StatePurifier",
     "TrainingConfig",
     "VecDSRM",
-    "calibration_users",
     "fit_item_term",
     "load_purifier",
     "noise_like",

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from dsrm.binding import Binding, WorldKey
+from dsrm.baselines import raw_bound
 from dsrm.click_model import ClickModel, ClickModelConfig, train_click_model, window_tensors
-from dsrm.controls import raw_bound
-from dsrm.purifier import MismatchError, state_space
-from kuaifair_env.artifacts import Tensors
+from dsrm.purifier import Binding, MismatchError, WorldKey, state_space
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 
 class ClickDenoiser:

@@ -15,21 +15,217 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.calibration import DEFAULT_SHARE, calibration_users
-from dsrm.item_estimates import (
-    Counts,
-    boosted,
-    calibrated,
-    similarity_slope,
-    smoothed_logits,
-    training_counts,
-    user_corrected,
-)
 from dsrm.purifier import MismatchError
-from kuaifair_env.artifacts import Family, Tensors, load_artifact, save_artifact, take_setting
-from kuaifair_env.data.schema import FloatArray, InteractionData
+from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.worlds import World
+from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
+from kuaifair_env.splits import DEFAULT_SHARE, calibration_users
+from kuaifair_env.world import World, held_out_users
+
+_PRIOR_ROWS = 20.0
+_USER_PRIOR_ROWS = 10.0
+_FOLDS = 5
+_PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+_MOST_WEIGHT = 500.0
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each item was shown and clicked.
+
+    Attributes:
+        shown: ``float64 (M,)``.
+        clicked: ``float64 (M,)``.
+    """
+
+    shown: Vector
+    clicked: Vector
+
+    @classmethod
+    def of(cls, items: NDArray[np.integer], clicks: NDArray[np.bool_], n_items: int) -> Counts:
+        """Counts log rows."""
+        return cls(
+            np.bincount(items, minlength=n_items).astype(np.float64),
+            np.bincount(items, clicks, n_items).astype(np.float64),
+        )
+
+    @property
+    def rate(self) -> float:
+        """Click rate over all rows."""
+        return float(self.clicked.sum() / max(self.shown.sum(), 1.0))
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Item log-odds calibrated on unbiased rows.
+
+    Attributes:
+        values: ``float64 (M,)``.
+        prior: Rows that the prediction from features counts for.
+        losses: Held-out log-loss by prior.
+    """
+
+    values: Vector
+    prior: float
+    losses: dict[str, float]
+
+
+def logits(rates: Vector) -> Vector:
+    """Returns log-odds of rates, kept away from 0 and 1."""
+    kept = np.clip(rates, 1e-3, 1.0 - 1e-3)
+    return np.asarray(np.log(kept / (1.0 - kept)))
+
+
+def training_counts(data: InteractionData) -> Counts:
+    """Counts the training rows of all users whom the test world does not hold out."""
+    log = _free_rows(data)
+    return Counts.of(log.items, log.clicks, len(data.items))
+
+
+def smoothed_logits(counts: Counts) -> Vector:
+    """Returns the log-odds of click rates, smoothed by 20 rows at the overall rate."""
+    return logits((counts.clicked + _PRIOR_ROWS * counts.rate) / (counts.shown + _PRIOR_ROWS))
+
+
+def user_corrected(data: InteractionData) -> Vector:
+    """Returns click log-odds corrected for who saw the item: clicks over what these users click on average.
+
+    Rows count inversely to their user's number of exposures, so that an item's raters are users and not their rows
+    (self-normalised inverse propensity of the user's activity).
+    """
+    log, n_items, n_users = _free_rows(data), len(data.items), len(data.users)
+    shown = np.bincount(log.users, minlength=n_users)
+    overall = float(log.clicks.mean())
+    habit = (np.bincount(log.users, log.clicks, n_users) + _USER_PRIOR_ROWS * overall) / (
+        shown + _USER_PRIOR_ROWS
+    )
+    weight = 1.0 / np.maximum(shown, 1)[log.users]
+    weight /= weight.mean()
+    clicked = np.bincount(log.items, weight * log.clicks, n_items) + _PRIOR_ROWS * overall
+    expected = np.bincount(log.items, weight * habit[log.users], n_items) + _PRIOR_ROWS * overall
+    return logits(np.clip(overall * clicked / expected, 0.0, 1.0))
+
+
+def boosted(features: NDArray[np.float64], wanted: Vector, shown: Vector, seed: int) -> Vector:
+    """Predicts log-odds from features, each item by trees that have not seen it, and shrinks towards its own value.
+
+    Args:
+        features: ``float64 (M, F)``.
+        wanted: ``float64 (M,)``, log-odds from the log, unreliable where an item was hardly shown.
+        shown: ``float64 (M,)``, exposures behind them.
+        seed: Seed of trees and folds.
+    """
+    fold = np.random.default_rng(seed).permutation(len(wanted)) % _FOLDS
+    predicted = np.empty(len(wanted))
+    for number in range(_FOLDS):
+        inside = (fold != number) & (shown > 0)
+        weights = np.minimum(shown[inside], _MOST_WEIGHT)
+        model = _trees(seed).fit(features[inside], wanted[inside], sample_weight=weights)
+        predicted[fold == number] = model.predict(features[fold == number])
+    trust = shown / (shown + 5 * _PRIOR_ROWS)
+    return trust * wanted + (1.0 - trust) * predicted
+
+
+def calibrated(features: NDArray[np.float64], log: InteractionLog, seed: int) -> Calibrated:
+    """Calibrates items on unbiased rows: trees on their features, shrunk towards each item's own rows.
+
+    How many rows the trees' prediction counts for is chosen by log-loss on users who were left out.
+
+    Args:
+        features: ``float64 (M, F)``.
+        log: Unbiased rows of calibration users.
+        seed: Seed of trees and folds.
+    """
+    users, place = np.unique(log.users, return_inverse=True)
+    fold = (np.random.default_rng(seed).permutation(len(users)) % _FOLDS)[place]
+    losses = np.zeros(len(_PRIORS))
+    for number in range(_FOLDS):
+        held = fold == number
+        counts = Counts.of(log.items[~held], log.clicks[~held], len(features))
+        predicted = _rates(features, counts, seed)
+        for which, prior in enumerate(_PRIORS):
+            rates = (counts.clicked + prior * predicted) / (counts.shown + prior)
+            p = np.clip(rates[log.items[held]], 1e-4, 1.0 - 1e-4)
+            losses[which] += -np.where(log.clicks[held], np.log(p), np.log1p(-p)).sum() / len(log)
+    prior = _PRIORS[int(losses.argmin())]
+    return Calibrated(
+        shrunk(features, log, prior, seed),
+        prior,
+        {str(prior): round(float(loss), 6) for prior, loss in zip(_PRIORS, losses, strict=True)},
+    )
+
+
+def shrunk(features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int) -> Vector:
+    """Returns the log-odds of items: their own rows, and ``prior`` rows at the rate that trees predict."""
+    counts = Counts.of(log.items, log.clicks, len(features))
+    rates = (counts.clicked + prior * _rates(features, counts, seed)) / (counts.shown + prior)
+    return logits(rates)
+
+
+def similarity_slope(
+    world: World, features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int
+) -> float:
+    """Returns the log-odds per unit of ``cos(s~, e_i)`` given the item term, on calibration users' unbiased rows.
+
+    Each half of the users is described by items calibrated on the other half, since an item's term would otherwise hold
+    the click that it is to explain.
+
+    Args:
+        world: Embeddings and logged histories.
+        features: ``float64 (M, F)``.
+        log: Unbiased rows of calibration users.
+        prior: See :func:`shrunk`.
+        seed: Seed of trees and halves.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    users, place = np.unique(log.users, return_inverse=True)
+    half = (np.random.default_rng(seed).permutation(len(users)) % 2)[place]
+    item = np.empty(len(log))
+    for number in range(2):
+        item[half == number] = shrunk(features, log.take(half != number), prior, seed)[
+            log.items[half == number]
+        ]
+    window = world.initial_history.take(users)
+    weights = window.clicks.astype(np.float32)
+    states = np.matmul(weights[:, None, :], world.embeddings.take(window.items, axis=0))[:, 0]
+    units = _unit(states)[place]
+    similarity = np.einsum("nd,nd->n", units, _unit(world.embeddings)[log.items])
+    model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
+    # In units of the item term's own slope, so that the term enters scores as it is.
+    return float(model.coef_[0, 1] / max(model.coef_[0, 0], 1e-6))
+
+
+def _rates(features: NDArray[np.float64], counts: Counts, seed: int) -> Vector:
+    seen = counts.shown > 0
+    rates = counts.clicked[seen] / counts.shown[seen]
+    model = _trees(seed).fit(features[seen], rates, sample_weight=counts.shown[seen])
+    return np.asarray(np.clip(model.predict(features), 1e-3, 1.0 - 1e-3))
+
+
+def _trees(seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(
+        max_iter=200,
+        learning_rate=0.03,
+        max_leaf_nodes=8,
+        min_samples_leaf=50,
+        l2_regularization=5.0,
+        random_state=seed,
+    )
+
+
+def _free_rows(data: InteractionData) -> InteractionLog:
+    return data.train.take(~np.isin(data.train.users, held_out_users(data)))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    units: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return units
+
 
 ItemTermMode = Literal["log", "ips", "features", "unbiased"]
 ITEM_TERM_MODES: tuple[ItemTermMode, ...] = get_args(ItemTermMode)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.condition import ConditionBuilder
-from dsrm.policy_windows import policy_windows
 from dsrm.targets import observed_states
+from dsrm.windows import ConditionBuilder, policy_windows
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 KINDS = ("log", "short", "policy")
 SHORT = 5

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsrm.probe_data import ProbeSet
 from kuaifair_env.data.schema import FloatArray, InteractionData
-from kuaifair_env.figure_files import save_figure
+from kuaifair_env.files import save_figure
 
 _MOST_POINTS = 1_500
 _MOST_INTERESTS = 6

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
+from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.errors import KuaiFairError
+from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 
 class MismatchError(KuaiFairError, ValueError):
@@ -56,3 +65,216 @@ class StatePurifier(Protocol):
 def state_space(bound: float, dimension: int) -> spaces.Box:
     """Returns the space of states whose components lie within ``[-bound, bound]``."""
     return spaces.Box(-float(bound), float(bound), (dimension,), np.float32)
+
+
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class WorldKey:
+    """What identifies the data, the catalogue and the item embeddings that a purifier was trained on.
+
+    Attributes:
+        data_name: Name of the data set.
+        data_origin: ``"real"``, ``"partial"``, ``"twin"`` or ``"own"``.
+        data_hash: Hash of ids and logs.
+        items: Number of items ``M``.
+        items_hash: Hash of the item ids, in increasing order.
+        dimension: Size ``d`` of an embedding.
+        fingerprint: ``d`` numbers, the sum of all embeddings with signs that follow from the item ids. It changes with
+            any embedding, but not with the order of the items.
+    """
+
+    data_name: str
+    data_origin: str
+    data_hash: str
+    items: int
+    items_hash: str
+    dimension: int
+    fingerprint: tuple[float, ...]
+
+    @classmethod
+    def of_world(cls, world: World) -> WorldKey:
+        """Returns the key of a world; both worlds of a pair have the same."""
+        provenance = world.data.provenance
+        return cls(
+            provenance.name,
+            provenance.origin,
+            world.data.data_hash,
+            len(world.data.items),
+            _ids_hash(world.data.items.ids),
+            world.dimension,
+            tuple(float(f"{value:.6g}") for value in _fingerprint(world)),
+        )
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> WorldKey:
+        """Returns the key that :meth:`as_dict` wrote.
+
+        Raises:
+            ArtifactError: If something is missing or of another type.
+        """
+        try:
+            return cls(**{**content, "fingerprint": tuple(float(value) for value in content["fingerprint"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the artifact does not say which world it was made for ({error})") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns a JSON-able copy."""
+        return asdict(self) | {"fingerprint": list(self.fingerprint)}
+
+    def check(self, world: World) -> None:
+        """Checks that a world is the one.
+
+        Raises:
+            MismatchError: If it is not; says what differs.
+        """
+        now = WorldKey.of_world(world)
+        for what, made, here in (
+            ("states of dimension", self.dimension, now.dimension),
+            ("a catalogue of", f"{self.items} items", f"{now.items} items"),
+            ("the item ids with hash", self.items_hash, now.items_hash),
+            (
+                "the data with hash",
+                f"{self.data_hash} ({self.data_name}, {self.data_origin})",
+                f"{now.data_hash} ({now.data_name}, {now.data_origin})",
+            ),
+        ):
+            if made != here:
+                raise MismatchError(
+                    f"the purifier was made for {what} {made}, but this environment has {here}; pretrain one for "
+                    "this environment (kuaifair pretrain)"
+                )
+        scale = max(float(np.abs(self.fingerprint).max()), 1.0)
+        if np.abs(np.subtract(self.fingerprint, now.fingerprint)).max() > _TOLERANCE * scale:
+            raise MismatchError(
+                "the purifier was made for other item embeddings (same catalogue, same dimension, other vectors); "
+                "use the encoder that it was trained with, or pretrain one for these"
+            )
+
+
+class Binding:
+    """A purifier's tie to a world: checked once, then the tables of that world.
+
+    Args:
+        key: The world that the purifier was trained on; None fits any.
+        exponent: Of the inverse-propensity weights.
+        clip_quantile: Where those weights are cut off.
+    """
+
+    def __init__(
+        self,
+        key: WorldKey | None = None,
+        exponent: float = DEFAULT_EXPONENT,
+        clip_quantile: float = DEFAULT_CLIP_QUANTILE,
+    ) -> None:
+        self.key = key
+        self._exponent = exponent
+        self._clip_quantile = clip_quantile
+        self._builder: ConditionBuilder | None = None
+        self._ids: NDArray[np.int64] | None = None
+
+    def bind(self, world: World) -> ConditionBuilder:
+        """Checks a world and takes its tables; worlds with the same items in the same order share them.
+
+        Raises:
+            MismatchError: If the world does not fit, or the purifier is in use in a world of another item order.
+        """
+        if self.key is not None:
+            self.key.check(world)
+        ids = world.data.items.ids
+        if self._ids is not None and not np.array_equal(ids, self._ids):
+            raise MismatchError(
+                "the purifier is in use in an environment with other items, or in another order; load it a second time"
+            )
+        if self._builder is None:
+            self._builder = ConditionBuilder.of_world(world, self._exponent, self._clip_quantile)
+            self._ids = ids
+        return self._builder
+
+    @property
+    def builder(self) -> ConditionBuilder:
+        """The tables.
+
+        Raises:
+            MismatchError: If the purifier was not bound.
+        """
+        if self._builder is None:
+            raise MismatchError(
+                "the purifier knows no world yet; wrap an environment with it, or call bind(world)"
+            )
+        return self._builder
+
+
+def _ids_hash(ids: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(np.sort(ids), "<i8").tobytes()).hexdigest()[:16]
+
+
+def _fingerprint(world: World) -> NDArray[np.float64]:
+    words = seeding.mix(world.data.items.ids.astype(np.uint64), np.zeros(1, np.uint64))
+    signs = np.where((words & np.uint64(1)).astype(np.bool_), 1.0, -1.0)
+    total: NDArray[np.float64] = signs @ world.embeddings.astype(np.float64)
+    return np.asarray(total / np.sqrt(len(signs)))
+
+
+PURIFIERS = Family("kuaifair-purifier", 1, "state purifier")
+
+_CLASSES: dict[str, tuple[str, str]] = {
+    "identity": ("dsrm.baselines", "IdentityPurifier"),
+    "ips": ("dsrm.baselines", "IPSPurifier"),
+    "noise": ("dsrm.baselines", "NoisePurifier"),
+    "linear_debias": ("dsrm.baselines", "LinearDebiasPurifier"),
+    "regression": ("dsrm.baselines", "RegressionPurifier"),
+    "diffusion": ("dsrm.model", "DSRM"),
+    "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
+}
+
+
+@runtime_checkable
+class SavablePurifier(StatePurifier, Protocol):
+    """A purifier that can be written to a file."""
+
+    kind: str
+
+    def parts(self) -> tuple[Tensors, dict[str, Any]]:
+        """Returns tensors and JSON-able settings from which the class's ``from_parts`` restores it."""
+        ...
+
+
+def save_purifier(purifier: StatePurifier, path: str | Path) -> None:
+    """Writes a purifier of this library to one safetensors file, atomically.
+
+    Raises:
+        ArtifactError: If it is none of this library's, or the path is a folder.
+    """
+    if not isinstance(purifier, SavablePurifier) or purifier.kind not in _CLASSES:
+        raise ArtifactError(
+            f"{type(purifier).__name__} cannot be saved: it needs a kind that this library can load and parts()"
+        )
+    tensors, settings = purifier.parts()
+    save_artifact(path, purifier.kind, tensors, settings, PURIFIERS)
+
+
+def load_purifier(path: str | Path) -> StatePurifier:
+    """Reads what :func:`save_purifier` wrote. Nothing in the file is executed.
+
+    Raises:
+        ArtifactError: If the file is missing, truncated, altered, foreign or of another version.
+    """
+    kind, tensors, settings = load_artifact(path, family=PURIFIERS)
+    if kind not in _CLASSES:
+        raise ArtifactError(f"{path} holds a purifier of the unknown kind '{kind}'")
+    module, name = _CLASSES[kind]
+    restore: Callable[[Tensors, Mapping[str, Any]], StatePurifier]
+    restore = getattr(import_module(module), name).from_parts
+    try:
+        return restore(tensors, settings)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{path} is not a whole purifier of kind '{kind}' ({error})") from error
+
+
+def purifier_hash(path: str | Path) -> str:
+    """Returns the first 16 hex digits of the SHA-256 of a purifier's file: what a run's configuration names it by."""
+    return file_hash(path)[:16]

@@ -12,12 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.condition import ConditionBuilder
-from dsrm.policy_windows import policy_windows
-from dsrm.windows import LONGEST, SHORTEST, SampledWindows, sample_windows
+from dsrm.windows import LONGEST, SHORTEST, ConditionBuilder, SampledWindows, policy_windows, sample_windows
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 _FEWEST_POSITIVES = 3
 _MOST_INSERTED = 0.5

@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsrm.denoiser import Denoiser, denoising_loss
-from dsrm.regression import answers
-from dsrm.standardise import Standardiser
+from dsrm.baselines import answers
+from dsrm.denoiser import Denoiser, Standardiser, denoising_loss
 from dsrm.targets import Examples, ExampleSource
-from kuaifair_env.artifacts import Family, Tensors, load_artifact, save_artifact
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
 
 CHECKPOINTS = Family("kuaifair-pretraining", 1, "pretraining checkpoint")
 

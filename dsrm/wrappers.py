@@ -20,7 +20,7 @@ from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 _STATE = "state"
 

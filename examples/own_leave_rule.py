@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kuaifair_env
-from hrl_policies.baselines import ClickScorer, GreedyCTR, QuotaGreedy
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import GreedyCTR, QuotaGreedy
+from kuaifair_env.abandonment import BoundLeaveRule, LeaveDecision
 from kuaifair_env.data.schema import BoolArray, IntArray
-from kuaifair_env.leave import BoundLeaveRule, LeaveDecision
 
 ENV = "KuaiFair-Toy-v0"
 

@@ -16,12 +16,12 @@ from gymnasium import spaces
 import kuaifair_env
 from dsrm import DSRMObservationWrapper, MismatchError
 from dsrm.probe_data import probe_set
-from dsrm.probe_report import report_table
-from dsrm.probes import probe, purified_states
-from hrl_policies.baselines import ClickScorer, QuotaGreedy
+from dsrm.probes import probe, purified_states, report_table
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import QuotaGreedy
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 ENV = "KuaiFair-Toy-v0"
 

@@ -21,8 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data import InteractionData, Provenance, cached
-from kuaifair_env.data.files import file_hash
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import file_hash
 
 KUAIRAND_FOLDER, KUAIREC_FOLDER = "kuairand_pure_partial", "kuairec_partial"
 

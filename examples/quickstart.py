@@ -10,7 +10,8 @@ import torch
 from stable_baselines3 import A2C
 
 import kuaifair_env
-from hrl_policies.baselines import ClickScorer, QuotaGreedy
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import QuotaGreedy
 
 
 def main(steps: int = 200_000) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.conduct import StudyResult, conduct
 from hrl_policies.study.engines import LocalEngine
-from hrl_policies.study.estimate import FACTOR, duration, estimate_study
-from hrl_policies.study.progress import progress_for
+from hrl_policies.study.progress import FACTOR, duration, estimate_study, progress_for
+from hrl_policies.study.runs import StudyResult, conduct
 from hrl_policies.study.spec import StudySpec, read_study
 from hrl_policies.study.tables import result_tables
 

@@ -14,11 +14,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import kuaifair_env
 from dsrm import PretrainConfig, StatePurifier, TrainingConfig, VecDSRM, pretrain
-from hrl_policies.baselines import ClickScorer, QuotaGreedy, SessionQuota
-from hrl_policies.hierarchical import HierarchicalPPO
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import QuotaGreedy, SessionQuota
+from hrl_policies.hrl_ppo import HierarchicalPPO
 from hrl_policies.study import single_threaded
+from kuaifair_env.randomisation import varied
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.varied import varied
 
 ENV = "KuaiFair-Toy-v0"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.baselines.scoring import ClickScorer
-from kuaifair_env import random_streams
-from kuaifair_env.errors import DataError
+from hrl_policies.common.click_scorer import ClickScorer
+from kuaifair_env import seeding
+from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.registration import make_world
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     from dsrm.item_term import ItemTerm
     from kuaifair_env.registration import WorldSettings
+
 
 DEFAULT_USERS = 1_000
 
@@ -120,5 +125,46 @@ def evaluation_users(world: World, count: int = DEFAULT_USERS) -> NDArray[np.int
     ids = world.user_ids
     if len(ids) <= count:
         return ids
-    hashes = random_streams.mix(ids.astype(np.uint64), np.full(1, 2, np.uint64))
+    hashes = seeding.mix(ids.astype(np.uint64), np.full(1, 2, np.uint64))
     return np.sort(ids[np.argsort(hashes, kind="stable")[:count]])
+
+
+_VERSION = 2
+
+
+def cached_purifier(
+    world: World, mode: str, seed: int = 0, *, folder: str | Path | None = None, progress: bool = False
+) -> Path:
+    """Returns the file of a purifier of a training world and its users, pretraining it if the cache holds none.
+
+    Args:
+        world: The training world, with the users to train on.
+        mode: One of ``dsrm.MODES``.
+        seed: Seed of its training.
+        folder: The cache folder; None takes the default one.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If the mode is unknown, or the world is not a training world.
+    """
+    from dsrm.pretrain import MODES, PretrainConfig, pretrain
+    from dsrm.purifier import WorldKey, load_purifier, save_purifier
+
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    key = hashlib.sha256(json.dumps(WorldKey.of_world(world).as_dict(), sort_keys=True).encode())
+    key.update(world.users.tobytes())
+    name = f"{mode}-{key.hexdigest()[:16]}-seed{seed}-v{_VERSION}.safetensors"
+    path = cache_dir(folder) / "purifiers" / name
+    if path.exists():
+        try:
+            load_purifier(path)
+            return path
+        except ArtifactError as error:
+            warnings.warn(f"the purifier is made again: {error}", stacklevel=2)
+            path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = PretrainConfig(mode=mode, seed=seed)
+    checkpoint = path.with_name(path.name + ".partial")
+    save_purifier(pretrain(world, config, checkpoint=checkpoint, progress=progress), path)
+    return path

@@ -10,13 +10,12 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import InteractionData, InteractionLog
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
-from kuaifair_env.leave import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
-from kuaifair_env.loading import build_world, candidate_rows, held_out_users
 from kuaifair_env.registration import (
     ENVIRONMENTS,
     TwinFallbackWarning,
@@ -27,7 +26,7 @@ from kuaifair_env.registration import (
     register_ids,
 )
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World, build_world, candidate_rows, held_out_users
 
 if TYPE_CHECKING:
     from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env import random_streams
-from kuaifair_env.actions import ActionMode, action_decoder
+from kuaifair_env import seeding
+from kuaifair_env.abandonment import LeaveRule, leave_rule
 from kuaifair_env.data.schema import BoolArray, IntArray
-from kuaifair_env.leave import LeaveRule, leave_rule
 from kuaifair_env.metrics import gini_of_rows, slate_disparity
-from kuaifair_env.observation import ObservationMode, observer
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.sessions import (
+from kuaifair_env.simulator import (
     InitialHistory,
     Outcome,
     RandomUsers,
@@ -25,7 +23,8 @@ from kuaifair_env.sessions import (
     SessionSimulator,
     SessionSource,
 )
-from kuaifair_env.worlds import World
+from kuaifair_env.spaces import ActionMode, ObservationMode, action_decoder, observer
+from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
 
@@ -37,9 +36,9 @@ class SessionConfig:
     Attributes:
         max_len: Max Len of the paper: the temper that a user starts with, and the cap in steps.
         slate_size: Items per slate ``K``; None means 10, or 1 in ``item`` mode.
-        action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.actions`).
-        observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.observation`).
-        leave: A leave rule or the name of one (see :mod:`kuaifair_env.leave`).
+        action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.spaces`).
+        observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.spaces`).
+        leave: A leave rule or the name of one (see :mod:`kuaifair_env.abandonment`).
         initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
         repeats: ``"forbid"`` shows an item at most once per session.
     """
@@ -181,7 +180,7 @@ class SessionBatch:
         self._observer = observer(config.observation_mode, world)
         self.action_space = self.decoder.space
         self.observation_space = self._observer.space
-        self._random_users = RandomUsers(world.users, random_streams.stream_keys(0, batch_size))
+        self._random_users = RandomUsers(world.users, seeding.stream_keys(0, batch_size))
         self._all = np.arange(batch_size)
         self.simulator = SessionSimulator(
             world,
@@ -201,7 +200,7 @@ class SessionBatch:
         self.finished_records: EpisodeRecords | None = None
         self.finished_window: HistoryWindow | None = None
 
-    def seed(self, keys: random_streams.Keys, rows: IntArray | None = None) -> None:
+    def seed(self, keys: seeding.Keys, rows: IntArray | None = None) -> None:
         """Gives rows their own endless streams of random users.
 
         Args:

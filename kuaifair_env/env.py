@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from kuaifair_env import random_streams
+from kuaifair_env import seeding
+from kuaifair_env.abandonment import leave_rule
 from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
-from kuaifair_env.leave import leave_rule
-from kuaifair_env.recorder import SessionRecorder
+from kuaifair_env.render import SessionRecorder
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 _FIRST_ROW = np.zeros(1, np.int64)
 
@@ -54,7 +54,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
 
     ## Episode end
 
-    ``terminated``: the user left (see :class:`kuaifair_env.leave.TemperFairness`). ``truncated``: ``max_len``
+    ``terminated``: the user left (see :class:`kuaifair_env.abandonment.TemperFairness`). ``truncated``: ``max_len``
     steps were taken and the user is still there, which the default rule does not allow.
 
     ## Info
@@ -108,7 +108,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         """
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
-            key = random_streams.stream_key(seed) if seed is not None else self.np_random.integers(2**63)
+            key = seeding.stream_key(seed) if seed is not None else self.np_random.integers(2**63)
             self.batch.seed(np.asarray([key], np.uint64))
             self._seeded = True
         self.batch.reset(_FIRST_ROW, self.batch.chosen_sessions(_FIRST_ROW, [options]) if options else None)

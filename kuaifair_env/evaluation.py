@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.leave import TemperFairness, leave_rule
 from kuaifair_env.metrics import (
     Engagement,
     FairnessReport,
@@ -25,7 +25,7 @@ from kuaifair_env.metrics import (
     ndcg,
     top_gains,
 )
-from kuaifair_env.sessions import FixedSessions
+from kuaifair_env.simulator import FixedSessions
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 if TYPE_CHECKING:

@@ -15,30 +15,30 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import Split
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
-from kuaifair_env.loading import (
+from kuaifair_env.response.fitting import ResponseKind
+from kuaifair_env.vector_env import KuaiFairVectorEnv
+from kuaifair_env.world import (
     EMBEDDING_DIM,
     HISTORY_LENGTH,
+    World,
+    WorldEncoder,
     build_world,
     cached_embeddings,
     cached_response,
 )
-from kuaifair_env.response.fitting import ResponseKind
-from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.worlds import World, WorldEncoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kuaifair_env.actions import ActionMode
+    from kuaifair_env.abandonment import LeaveRule
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.schema import InteractionData
     from kuaifair_env.data.sources import DatasetName
-    from kuaifair_env.data.twin_config import TasteStrength
-    from kuaifair_env.leave import LeaveRule
-    from kuaifair_env.observation import ObservationMode
-    from kuaifair_env.response.twin import TwinResponse
+    from kuaifair_env.response.synthetic import TwinResponse
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
-    from kuaifair_env.sessions import InitialHistory, Repeats
+    from kuaifair_env.simulator import InitialHistory, Repeats
+    from kuaifair_env.spaces import ActionMode, ObservationMode
+    from kuaifair_env.synthetic.config import TasteStrength
 
 Source = Literal["auto", "real", "twin"]
 
@@ -294,8 +294,8 @@ def _data(
 
         load = load_kuairec if origin.official == "kuairec" else load_kuairand
         return load(files), None
-    from kuaifair_env.data.twin import load_twin, twin_config
-    from kuaifair_env.response.twin import TwinResponse
+    from kuaifair_env.response.synthetic import TwinResponse
+    from kuaifair_env.synthetic.twin import load_twin, twin_config
 
     twin = load_twin(twin_config(origin.twin, taste_strength=taste))
     return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())

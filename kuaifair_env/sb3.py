@@ -11,12 +11,12 @@ from gymnasium import Wrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from kuaifair_env import random_streams
+from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.sessions import Outcome, SessionSource
-from kuaifair_env.worlds import World
+from kuaifair_env.simulator import Outcome, SessionSource
+from kuaifair_env.world import World
 
 InfoLevel = Literal["episode", "step"]
 
@@ -133,7 +133,7 @@ class KuaiFairVecEnv(VecEnv):
     def apply_seeds(self) -> None:
         """Applies seeds that wait for the next reset, which would put random users in place of another source."""
         if any(seed is not None for seed in self._seeds):
-            keys = [random_streams.stream_key(int(seed)) for seed in self._seeds if seed is not None]
+            keys = [seeding.stream_key(int(seed)) for seed in self._seeds if seed is not None]
             self.batch.seed(np.asarray(keys, np.uint64))
             self._reset_seeds()
 

@@ -10,13 +10,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from kuaifair_env import random_streams
+from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.sessions import Outcome
-from kuaifair_env.worlds import World
+from kuaifair_env.simulator import Outcome
+from kuaifair_env.world import World
 
 
 class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
@@ -122,7 +122,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._started:
             drawn = self.np_random.integers(2**63, size=self.num_envs).tolist()
             seeds = [drawn[row] if one is None else one for row, one in enumerate(seeds)]
-        keys = {row: random_streams.stream_key(int(one)) for row, one in enumerate(seeds) if one is not None}
+        keys = {row: seeding.stream_key(int(one)) for row, one in enumerate(seeds) if one is not None}
         seeded = np.asarray([row for row in rows.tolist() if row in keys], np.int64)
         if len(seeded):
             self.batch.seed(np.asarray([keys[row] for row in seeded.tolist()], np.uint64), seeded)

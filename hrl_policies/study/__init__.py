@@ -4,15 +4,11 @@ A study in a file is read (:func:`read_study`), checked (:func:`check_study`) an
 (:func:`conduct`, :mod:`hrl_policies.study.engines`); :func:`run_study` runs a list of configurations in this process.
 """
 
+from hrl_policies.study.cells import cell_folder, run_study, stored_records, study_cells
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.conduct import StudyResult, conduct
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
-from hrl_policies.study.drawing import draw_study
-from hrl_policies.study.outputs import study_tables, write_tables
-from hrl_policies.study.plan import cell_folder, run_study, stored_records, study_cells
-from hrl_policies.study.records import RunRecord
+from hrl_policies.study.outputs import draw_study, study_tables, write_tables
 from hrl_policies.study.report import write_report
-from hrl_policies.study.result_table import ResultTable
 from hrl_policies.study.runner import (
     RunResult,
     judge,
@@ -22,8 +18,10 @@ from hrl_policies.study.runner import (
     single_threaded,
     train,
 )
+from hrl_policies.study.runs import StudyResult, conduct
 from hrl_policies.study.spec import StudyError, StudySpec, read_study
-from hrl_policies.study.store import StoredRun, load_run, stored_runs
+from hrl_policies.study.store import RunRecord, StoredRun, load_run, stored_runs
+from hrl_policies.study.table import ResultTable
 from hrl_policies.study.tables import result_tables, write_records
 
 __all__ = [

@@ -8,22 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from hrl_policies.study.planning import (
+from hrl_policies.study.spec import (
     SESSION_PARAMETERS,
     TRAINING_PARAMETERS,
     PlannedRun,
+    StudyError,
+    StudyMethod,
+    StudySpec,
     planned_runs,
     sweeps,
 )
-from hrl_policies.study.spec import StudyError, StudyMethod, StudySpec
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
+from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.data.sources import find_source
-from kuaifair_env.leave import LEAVE_RULES
 from kuaifair_env.registration import Source, WorldSettings
 from kuaifair_env.response.fitting import ResponseKind
-from kuaifair_env.sessions import InitialHistory, Repeats
+from kuaifair_env.simulator import InitialHistory, Repeats
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
 _CHOICES = {
@@ -83,7 +85,7 @@ def study_warnings(
 
 def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[str]:
     from dsrm.item_term import ITEM_TERM_MODES
-    from dsrm.pretraining import MODES
+    from dsrm.pretrain import MODES
 
     for entry in spec.methods:
         if entry.name not in all_methods():
@@ -249,6 +251,6 @@ def _missing(world: str, data_dir: str | Path | None) -> bool:
 
 def _candidates(world: str, given: Mapping[str, WorldPair]) -> int:
     """Returns how many candidates a world has, or the most that it can have."""
-    from kuaifair_env.data.twin import twin_config
+    from kuaifair_env.synthetic.twin import twin_config
 
     return given[world].test.n_items if world in given else twin_config(ENVIRONMENTS[world].twin).n_items

@@ -9,10 +9,10 @@ from typing import Any
 
 from hrl_policies.worlds import DEFAULT_USERS
 from hrl_policies.zoo import MethodSettings, load_settings, method, overridden
+from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
-from kuaifair_env.leave import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
 
 STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
@@ -39,7 +39,7 @@ class PurifierIdentity:
         Raises:
             ArtifactError: If it is not one.
         """
-        from dsrm.artifacts import load_purifier, purifier_hash
+        from dsrm.purifier import load_purifier, purifier_hash
 
         described = load_purifier(path).describe()
         mode = described.get("report", {}).get("mode", described["kind"])
@@ -65,7 +65,7 @@ class RunConfig:
         evaluation_seed: Seed of the luck of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
-        taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.varied``).
+        taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.randomisation``).
         variant: What tells this run from others of its method in a study, such as ``"learning_rate=0.001"``; tables
             and folders show it, results do not depend on it.
     """
@@ -103,7 +103,7 @@ class RunConfig:
         if spec.purifier and self.purifier is None:
             raise ValueError(
                 f"{self.method} learns on purified states: name a purifier, PurifierIdentity.of_file(PATH), as "
-                f"`kuaifair pretrain --mode {spec.purifier}` or hrl_policies.purifiers.cached_purifier makes them"
+                f"`kuaifair pretrain --mode {spec.purifier}` or hrl_policies.worlds.cached_purifier makes them"
             )
         if self.seed < 0:
             raise ValueError(f"a seed is not negative, got {self.seed}")

@@ -30,9 +30,9 @@ from hrl_policies.study.tuning import (
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import MethodSettings, overridden
 from hrl_policies.zoo.search import Interval
-from kuaifair_env.data.files import atomic_path
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.worlds import World
+from kuaifair_env.files import atomic_path
+from kuaifair_env.world import World
 
 CONFIRMATION, CONFIRMED = "confirmation.csv", "confirmed.yml"
 Side = Literal["start", "found"]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.store import new_folder, read_json, write_json
-from kuaifair_env.data.files import atomic_path
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import atomic_path
 
 FAILED = ".failed"
 STUDY = "study.json"

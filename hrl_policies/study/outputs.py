@@ -2,20 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from hrl_policies.study.cost_table import cost_table
-from hrl_policies.study.difference_table import difference_table, score_table
-from hrl_policies.study.judged import Comparison, comparisons
-from hrl_policies.study.paper_tables import BASE, Average, ablation_table, overall_table
-from hrl_policies.study.result_table import SUFFIXES, ResultTable, TableFormat
-from hrl_policies.study.runner import open_worlds
-from hrl_policies.study.store import StoredRun
-from hrl_policies.study.world_table import world_table
+from hrl_policies.study.differences import difference_table, score_table
+from hrl_policies.study.figures import (
+    draw_learning_curves,
+    draw_pareto,
+    draw_profiles,
+    draw_purification_gain,
+    draw_results,
+)
+from hrl_policies.study.paper_tables import (
+    BASE,
+    Average,
+    ablation_table,
+    cost_table,
+    overall_table,
+    world_table,
+)
+from hrl_policies.study.results import Comparison, comparisons
+from hrl_policies.study.runner import open_worlds, purifying_of
+from hrl_policies.study.store import StoredRun, stored_runs
+from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
+from hrl_policies.study.tables import RunRecord, result_tables, write_records
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.data.files import write_text_atomically
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from dsrm.purifier import StatePurifier
+
+
+FigureFormat = Literal["png", "svg", "pdf"]
+FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
+
+
+def draw_study(
+    folder: str | Path,
+    runs: Sequence[StoredRun],
+    formats: Sequence[FigureFormat] = ("png", "svg"),
+    *,
+    worlds: Sequence[WorldPair] = (),
+) -> list[Path]:
+    """Draws every figure that the runs allow: the paper's 3 and 7, the Pareto frontier, profiles and results.
+
+    With the worlds at hand also its Fig. 2 (clicks against exposures) and, where runs were purified, its Fig. 4 (raw
+    and purified states).
+
+    Args:
+        folder: Where to.
+        runs: Run folders; interrupted ones are left out.
+        formats: ``"png"``, ``"svg"`` or ``"pdf"``.
+        worlds: The worlds of the runs; empty leaves out Figs. 2 and 4.
+
+    Returns:
+        The files.
+
+    Raises:
+        ArtifactError: If a run folder is damaged.
+        ValueError: If a format is unknown, no run is finished, or runs cannot be compared.
+    """
+    for form in formats:
+        if form not in FORMATS:
+            raise ValueError(f"unknown format {form!r} of a figure; choose {', '.join(FORMATS)}")
+    groups = comparisons(runs)
+    written = []
+    for form in formats:
+        for number, group in enumerate(groups, 1):
+            ending = f"_{number}" if len(groups) > 1 else ""
+            written += _draw_group(Path(folder), group, ending, form)
+        for pair in worlds:
+            written += _draw_world(Path(folder), pair, runs, form)
+    return written
+
+
+def _draw_group(folder: Path, group: Comparison, ending: str, form: FigureFormat) -> list[Path]:
+    written = []
+    for max_len in sorted({task.max_len for task in group.tasks}):
+        for name, draw in (
+            ("fig_3_purification_gain", draw_purification_gain),
+            ("fig_7_learning_curves", draw_learning_curves),
+            ("pareto", draw_pareto),
+        ):
+            path = folder / f"{name}_len{max_len}{ending}.{form}"
+            if draw(path, group, max_len):
+                written.append(path)
+    path = folder / f"profiles{ending}.{form}"
+    if draw_profiles(path, group):
+        written.append(path)
+    for task in group.tasks:
+        path = folder / f"results_{_plain(task.world)}_len{task.max_len}{ending}.{form}"
+        draw_results(path, [run.record for run in group.runs if run.task == task])
+        written.append(path)
+    return written
+
+
+def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: FigureFormat) -> list[Path]:
+    from dsrm.probe_data import probe_set
+    from dsrm.probe_figures import draw_counts_and_rates, draw_states
+    from dsrm.probes import purified_states
+
+    term = "" if pair.item_term is None else pair.item_term.mode
+    name = _plain(f"{pair.name} {term}")
+    path = folder / f"fig_2_counts_and_rates_{name}.{form}"
+    draw_counts_and_rates(path, pair.test.data)
+    written = [path]
+    purifiers = _purifiers(pair.name, term, runs)
+    if purifiers:
+        probes = probe_set(pair.test)
+        path = folder / f"fig_4_states_{name}.{form}"
+        draw_states(path, probes, purified_states(probes, pair.test, purifiers))
+        written.append(path)
+    return written
+
+
+def _purifiers(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
+    """Returns the purifiers of finished runs in a world, one of each name."""
+    found: dict[str, StatePurifier] = {}
+    for run in runs:
+        config = run.config
+        if run.complete and config.purifier and (config.world, config.item_term) == (world, term):
+            purifying = None if config.purifier.name in found else purifying_of(run)
+            if purifying is not None:
+                found[config.purifier.name] = purifying.purifier
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
 
 _COMMAND = "kuaifair study tables STORE"
 
@@ -138,3 +256,59 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
 
 def _holds(comparison: Comparison, method_name: str) -> bool:
     return any(one.method == method_name and one.as_shipped for one in comparison.variants)
+
+
+TABLES = "tables.md"
+RECORDS = "runs.csv"
+PAPER_TABLES = "tables"
+FIGURES = "figures"
+REPORT = "report.html"
+
+
+def finish(
+    folder: Path, records: Sequence[RunRecord], failures: Mapping[str, str], command: str
+) -> list[Path]:
+    """Writes everything that is made of a study's runs.
+
+    Args:
+        folder: Where; the store.
+        records: Finished runs, in the order of the plan.
+        failures: Last line of the traceback by run that failed.
+        command: The command that makes these numbers again.
+
+    Returns:
+        What was written.
+    """
+    tables, rows = folder / TABLES, folder / RECORDS
+    parts = [table.markdown() for table in result_tables(records, command)] if records else []
+    if failures:
+        lines = [f"- {name}: {reason}" for name, reason in failures.items()]
+        parts.append(
+            "\n".join([f"### {len(failures)} runs failed and are not in these tables", "", *lines, ""])
+        )
+    write_text_atomically(tables, "\n".join(parts))
+    if not records:
+        rows.unlink(missing_ok=True)
+        return [tables]
+    write_records(rows, records)
+    return [tables, rows, *_papers(folder, command)]
+
+
+def _papers(folder: Path, command: str) -> list[Path]:
+    """Writes the tables and figures in the paper's form, and the report that holds them all."""
+    from hrl_policies.study.outputs import draw_study, study_tables, write_tables
+    from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
+
+    runs = stored_runs(folder)
+    made = write_tables(folder / PAPER_TABLES, runs, ["markdown", "latex", "csv"], command=command)
+    made += draw_study(folder / FIGURES, runs)
+    report = write_report(
+        folder / REPORT,
+        all_runs(folder),
+        title=f"KuaiFair study: {folder.name}",
+        command=command,
+        figures=stored_figures(folder),
+        further=list(study_tables(runs, command=command).values()),
+        failures=failed_runs(folder),
+    )
+    return [*made, report]

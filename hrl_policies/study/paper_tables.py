@@ -7,14 +7,25 @@ from typing import Literal
 
 import numpy as np
 
-from hrl_policies.study import notes as notes_of
-from hrl_policies.study.judged import Comparison, JudgedRun, Task, Variant
-from hrl_policies.study.published import PublishedResult, paper_data, published_result
-from hrl_policies.study.result_table import MISSING, Cell, Measured, ResultTable, Span
+from hrl_policies.study import labels as notes_of
+from hrl_policies.study.published import (
+    PAPER_EPISODES,
+    PUBLISHED_LOGS,
+    PUBLISHED_SECONDS,
+    PublishedResult,
+    paper_data,
+    paper_name,
+    published_result,
+)
+from hrl_policies.study.results import Comparison, JudgedRun, Task, Variant, world_title
 from hrl_policies.study.statistics import stratified_interval
+from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
 from hrl_policies.study.tables import COLUMNS, Column, half_interval
+from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
+from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
+from kuaifair_env.world import World
 
 Average = Literal["mean", "iqm"]
 
@@ -247,3 +258,214 @@ def world_notes(runs: Sequence[JudgedRun]) -> list[str]:
         lines[before + notes_of.data(run.record)] = None
         lines[before + notes_of.judging(run.record)] = None
     return list(lines)
+
+
+_HEADER = (
+    "world",
+    "usage",
+    "users",
+    "items",
+    "interactions",
+    "density, %",
+    "clicks, %",
+    "session users",
+    "candidates",
+)
+
+
+def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = False) -> ResultTable:
+    """Returns users, items, interactions and density of the logs, and whom and what sessions are played with.
+
+    Args:
+        pairs: The worlds; the same data under the same name is shown once.
+        command: The command that makes these numbers again.
+        compare: Whether to show the paper's figures below ours.
+
+    Raises:
+        ValueError: If there are no worlds.
+    """
+    if not pairs:
+        raise ValueError("there are no worlds to tabulate")
+    rows: list[tuple[Cell, ...]] = []
+    matched = False
+    unique = {(pair.name, pair.test.data.data_hash): pair for pair in pairs}.values()
+    for pair in unique:
+        for world in (pair.train, pair.test):
+            log = world.data.train if world.split == "train" else world.data.test
+            rows.append(
+                (*_named(pair, world), *_cells_world_table(log), str(len(world.users)), str(world.n_items))
+            )
+            published = _published_world_table(pair, world) if compare else None
+            if published is not None:
+                matched = True
+                rows.append(published)
+    notes = [
+        f"{pair.name}: {pair.test.data.provenance.name} ({pair.test.data.provenance.origin}), "
+        f"hash {pair.test.data.data_hash}."
+        for pair in unique
+    ]
+    notes.append(
+        "users, items, interactions: in the log that the world's users and response model come from; density: share of "
+        "the pairs of those users and items that were seen; clicks: share of interactions. session users may start a "
+        "session; candidates may be shown."
+    )
+    if matched:
+        notes.append("Rows of the paper: arXiv:2603.03820, Table 1; interactions there are rounded.")
+    return ResultTable(
+        title="Training and test environments",
+        header=_HEADER,
+        rows=tuple(rows),
+        notes=(*notes, f"Made by: {command}"),
+    )
+
+
+def _named(pair: WorldPair, world: World) -> tuple[str, str]:
+    return world_title(pair.name, world.data.provenance.origin), world.split
+
+
+def _cells_world_table(log: InteractionLog) -> tuple[Cell, ...]:
+    users, items = len(np.unique(log.users)), len(np.unique(log.items))
+    largest = int(log.items.max(initial=0)) + 1
+    pairs = len(np.unique(log.users.astype(np.int64) * largest + log.items))
+    return (
+        str(users),
+        str(items),
+        str(len(log)),
+        Measured(100.0 * pairs / max(users * items, 1), 2),
+        Measured(100.0 * float(log.clicks.mean()) if len(log) else 0.0, 1),
+    )
+
+
+def _published_world_table(pair: WorldPair, world: World) -> tuple[Cell, ...] | None:
+    data = paper_data(pair.name, world.data.provenance.name)
+    for row in PUBLISHED_LOGS:
+        if (row.data, row.split) == (data, world.split):
+            # The paper gives no density; it follows only if no pair was logged twice.
+            numbers = (str(row.users), str(row.items), str(row.interactions))
+            return (f"{row.data} in the paper", row.split, *numbers, MISSING, MISSING, MISSING, MISSING)
+    return None
+
+
+_PAPER_MAX_LEN = 30
+
+
+def cost_table(
+    comparison: Comparison, command: str, *, sessions: int = PAPER_EPISODES, compare: bool = False
+) -> ResultTable | None:
+    """Returns the time that training takes, by world, horizon, method and machine.
+
+    Args:
+        comparison: Runs under one set of conditions.
+        command: The command that makes these numbers again.
+        sessions: Training sessions that times are scaled to.
+        compare: Whether to show the paper's times beside ours.
+
+    Returns:
+        The table, or None if nothing was trained in one go.
+
+    Raises:
+        ValueError: If ``sessions`` is less than 1.
+    """
+    if sessions < 1:
+        raise ValueError(f"need at least 1 session to scale to, got {sessions}")
+    trained = [run for run in comparison.runs if method(run.variant.method).learns]
+    whole = [run for run in trained if not run.run.result.get("resumed_at")]
+    machines = sorted({run.run.timing["machine"] for run in whole})
+    rows: list[tuple[Cell, ...]] = []
+    for task in comparison.tasks:
+        for variant in comparison.variants:
+            for number, machine in enumerate(machines, 1):
+                runs = [
+                    run
+                    for run in comparison.by_cell.get((task, variant), ())
+                    if run in whole and run.run.timing["machine"] == machine
+                ]
+                if runs:
+                    own: list[Cell] = [task.world_title, str(task.max_len), variant.title]
+                    own += _cells_cost_table(runs, sessions)
+                    own += [_published_cost_table(runs[0], sessions)] if compare else []
+                    rows.append((*own, str(number)))
+    if not rows:
+        return None
+    titles = [
+        "world",
+        "Max Len",
+        "method",
+        "seeds",
+        "steps",
+        "sessions",
+        "peak MiB",
+        "seconds",
+        f"s per {sessions:,} sessions",
+    ]
+    titles += ["paper (another machine)"] if compare else []
+    return ResultTable(
+        title="Training time",
+        header=(*titles, "machine"),
+        rows=tuple(rows),
+        notes=(
+            comparison.provenance,
+            *_notes_cost_table(machines, len(trained) - len(whole), sessions, compare, command),
+        ),
+    )
+
+
+def _cells_cost_table(runs: Sequence[JudgedRun], sessions: int) -> list[Cell]:
+    seconds = [float(run.run.timing["training_seconds"]) for run in runs]
+    played = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
+    steps = np.mean([run.run.steps_done for run in runs])
+    cells: list[Cell] = [str(len(runs)), f"{steps:.0f}"]
+    memory = _peak_memory(runs)
+    if min(played) < 1:
+        return [*cells, MISSING, memory, _mean(seconds), MISSING]
+    scaled = [one * sessions / count for one, count in zip(seconds, played, strict=True)]
+    return [*cells, f"{np.mean(played):.0f}", memory, _mean(seconds), _mean(scaled)]
+
+
+def _peak_memory(runs: Sequence[JudgedRun]) -> Cell:
+    """Returns the largest peak; older runs and some systems do not tell."""
+    known = [run.run.timing.get("peak_memory_mib") for run in runs]
+    told = [float(value) for value in known if value is not None]
+    return Measured(max(told), 0) if told else MISSING
+
+
+def _mean(values: Sequence[float]) -> Measured:
+    value = float(np.mean(values))
+    if len(values) < 2:
+        return Measured(value, 1)
+    half = half_interval(values)
+    return Measured(value, 1, max(value - half, 0.0), value + half)
+
+
+def _published_cost_table(run: JudgedRun, sessions: int) -> Cell:
+    """Returns the paper's time for as many sessions; it has times for one world and one horizon only."""
+    task = run.task
+    name = paper_name(run.variant.method) if run.variant.as_shipped else None
+    if paper_data(task.world, task.data) != "KuaiRec" or task.max_len != _PAPER_MAX_LEN or name is None:
+        return MISSING
+    seconds = PUBLISHED_SECONDS.get(name)
+    return MISSING if seconds is None else Measured(seconds * sessions / PAPER_EPISODES, 1)
+
+
+def _notes_cost_table(
+    machines: Sequence[str], resumed: int, sessions: int, compare: bool, command: str
+) -> tuple[str, ...]:
+    notes = [f"Machine {number}: {machine}." for number, machine in enumerate(machines, 1)]
+    notes.append(
+        "seconds: wall time of training alone, without pretraining of a purifier and without judging, mean over seeds "
+        f"with its 95 % Student interval; the next column scales each run to {sessions:,} training sessions. "
+        f"sessions counts those that ended during training; {MISSING} where there were none, as offline."
+    )
+    notes.append(
+        "peak MiB: the largest resident memory of a run's process, its worlds included; largest of the seeds."
+    )
+    notes.append("Compare times within a machine, and only of runs that had it to themselves.")
+    if resumed:
+        notes.append(
+            f"Left out: {resumed} run(s) that were interrupted and resumed, whose time is known in part only."
+        )
+    if compare:
+        notes.append(
+            "paper: arXiv:2603.03820, Table 4 (KuaiRec, Max Len 30, 20,000 episodes); its machine is not named."
+        )
+    return (*notes, f"Made by: {command}")

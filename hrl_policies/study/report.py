@@ -4,23 +4,274 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import html
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study import report_curves
-from hrl_policies.study.notes import ORIGINS
-from hrl_policies.study.report_figures import ReportFigure
-from hrl_policies.study.report_further import further_tables
-from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, versions_of_runs, worlds_of_runs
-from hrl_policies.study.report_sources import FailedRun, common_folder
-from hrl_policies.study.report_summary import limits, overview
-from hrl_policies.study.report_tables import MISSING, families, run_title, table_sections
-from hrl_policies.study.result_table import ResultTable
-from hrl_policies.study.store import StoredRun
-from hrl_policies.zoo import METHODS
-from kuaifair_env.data.files import write_text_atomically
+from hrl_policies.study import report_runs as report_curves
+from hrl_policies.study.folders import FAILED, TRACEBACK, reason_of
+from hrl_policies.study.labels import ORIGINS
+from hrl_policies.study.report_runs import RUN_COLUMNS, Pairs, run_sections, versions_of_runs, worlds_of_runs
+from hrl_policies.study.report_tables import MISSING, families, further_tables, run_title, table_sections
+from hrl_policies.study.store import PARTIAL, StoredRun, load_run
+from hrl_policies.study.table import ResultTable
+from hrl_policies.zoo import METHODS, method
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import write_text_atomically
+
+PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
+"""Kinds of pictures that a report can hold with their media types, the preferred one first."""
+
+CAPTION = ".caption.txt"
+
+_DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A picture of the report.
+
+    Attributes:
+        source: The whole picture as a ``data:`` URI.
+        caption: What stands below it.
+    """
+
+    source: str
+    caption: str
+
+    @classmethod
+    def of_file(cls, path: Path) -> ReportFigure:
+        """Reads a picture.
+
+        Its caption is the text of ``NAME.caption.txt`` beside it, or else its name and the description that is kept
+        inside it, as :mod:`matplotlib` writes it.
+
+        Raises:
+            ValueError: If it is of a kind that reports do not hold, or damaged.
+            OSError: If it cannot be read.
+        """
+        kind = path.suffix.lower()
+        if kind not in PICTURES:
+            raise ValueError(f"a report holds pictures of the kinds {', '.join(PICTURES)}; got {path}")
+        content = path.read_bytes()
+        beside = path.with_suffix(CAPTION)
+        if beside.exists():
+            caption = beside.read_text(encoding="utf-8").strip()
+        else:
+            inside = _svg_description(content) if kind == ".svg" else _png_description(path)
+            name = path.stem.replace("_", " ").replace("-", " ")
+            caption = f"{name[:1].upper()}{name[1:]}. {inside}".removesuffix(". ")
+        encoded = base64.b64encode(content).decode("ascii")
+        return cls(f"data:{PICTURES[kind]};base64,{encoded}", caption)
+
+
+def _svg_description(content: bytes) -> str:
+    found = _DESCRIPTION.search(content.decode("utf-8", errors="replace"))
+    return "" if found is None else html.unescape(found[1]).strip()
+
+
+def _png_description(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return str(picture.info.get("Description", "")).strip()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a PNG picture: {error}") from error
+
+
+_FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that ended with an error.
+
+    Attributes:
+        name: Its folder, relative to the store.
+        traceback: What Python said.
+    """
+
+    name: str
+    traceback: str
+
+    @property
+    def error(self) -> str:
+        """The last line of the traceback, which names the error."""
+        return reason_of(self.traceback)
+
+
+def all_runs(store: str | Path) -> list[StoredRun]:
+    """Returns all runs of a store, finished and interrupted, in the order of their folders.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    root = _existing(store)
+    folders = {path.parent for path in root.rglob("result.json")}
+    folders |= {path.parent for path in root.rglob("progress.json") if path.parent.name.endswith(PARTIAL)}
+    return [load_run(folder) for folder in sorted(folders) if not _unlisted(folder, root)]
+
+
+def failed_runs(store: str | Path) -> list[FailedRun]:
+    """Returns the runs of a store that ended with an error: folders ``NAME.failed`` that hold a ``traceback.txt``.
+
+    Raises:
+        ArtifactError: If there is no such folder.
+    """
+    root = _existing(store)
+    return [
+        FailedRun(
+            path.parent.relative_to(root).as_posix().removesuffix(FAILED),
+            path.read_text(encoding="utf-8", errors="replace").strip(),
+        )
+        for path in sorted(root.rglob(TRACEBACK))
+        if path.parent.name.endswith(FAILED)
+    ]
+
+
+def stored_figures(store: str | Path) -> list[Path]:
+    """Returns the pictures in a store and in its folder ``figures``; of two kinds of one picture the SVG.
+
+    Raises:
+        ArtifactError: If there is no such folder.
+    """
+    root = _existing(store)
+    found: dict[Path, Path] = {}
+    for kind in PICTURES:
+        for folder in (root, root / _FIGURES):
+            for path in folder.glob(f"*{kind}"):
+                found.setdefault(path.with_suffix(""), path)
+    return [found[name] for name in sorted(found)]
+
+
+def common_folder(runs: Sequence[StoredRun]) -> Path:
+    """Returns the deepest folder that holds all runs, so that a report can name them without it."""
+    if not runs:
+        return Path()
+    return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]))
+
+
+def _existing(store: str | Path) -> Path:
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    return root
+
+
+def _unlisted(folder: Path, root: Path) -> bool:
+    """Says whether a folder is temporary, or what a failed run left."""
+    parts = folder.relative_to(root).parts
+    return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
+
+
+_FEW_SEEDS = 5
+_ORIGIN_LIMITS = {
+    "real": "Data are real and whole, but users are simulated by a response model of logged feedback: nothing here "
+    "was shown to people.",
+    "partial": "Data are a PART of the official files: numbers cannot be compared with those of the whole data set, "
+    "and users are simulated.",
+    "twin": "Data are a SYNTHETIC TWIN: people who do not exist, made to resemble a data set in its marginals. It "
+    "shows how methods behave where the truth is known, and nothing about real users.",
+    "own": "Data are the user's own logs, and users are simulated by a response model of logged feedback: nothing "
+    "here was shown to people.",
+}
+
+
+def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
+    """Returns what was run, in a few pairs of words."""
+    order = list(METHODS)
+    ordered = sorted(runs, key=lambda run: order.index(run.config.method))
+    learning = [run for run in ordered if method(run.config.method).learns]
+    controls = [run for run in ordered if not method(run.config.method).learns]
+    seeds = sorted({run.config.seed for run in learning if run.complete})
+    states = {
+        "finished": sum(run.complete for run in runs),
+        "interrupted": sum(not run.complete for run in runs),
+        "failed": len(failures),
+    }
+    judged = {
+        f"{run.result['users']} held-out users, {run.config.episodes_per_user} session(s) each"
+        for run in runs
+        if run.complete
+    }
+    facts = (
+        ("runs", ", ".join(f"{number} {state}" for state, number in states.items() if number)),
+        ("trained methods", _listed(run_title(run.config) for run in learning)),
+        ("controls", _listed(run_title(run.config) for run in controls)),
+        ("worlds", _listed(run.config.world for run in runs)),
+        ("data", _listed(_data(run) for run in runs)),
+        ("Max Len", _listed(str(length) for length in sorted({run.config.session.max_len for run in runs}))),
+        ("training seeds", _listed(str(seed) for seed in seeds)),
+        ("judged on", "; ".join(sorted(judged))),
+    )
+    return tuple((name, value) for name, value in facts if value)
+
+
+def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
+    """Returns what may and may not be concluded from runs, one sentence or two each."""
+    finished = [run for run in runs if run.complete]
+    origins = dict.fromkeys(run.provenance["test"]["data"]["origin"] for run in runs)
+    found = [_ORIGIN_LIMITS[origin] for origin in origins]
+    learning = [run for run in finished if method(run.config.method).learns]
+    controls = [run for run in finished if not method(run.config.method).learns]
+    if learning:
+        found.append(_seeds_limit(learning))
+        if all(method(run.config.method).privileged for run in controls):
+            found.append(
+                "No control was run that a trained method could be held against: the tables cannot show that training "
+                "helped."
+            )
+        else:
+            found.append(
+                "A trained method is worth something only where it does better than the controls, which learn nothing "
+                "by reinforcement, by more than the intervals."
+            )
+    if any(method(run.config.method).privileged for run in finished):
+        found.append(
+            "Rows with † know what users of the test world truly like. They are bounds that say how much could be won, "
+            "not methods."
+        )
+    if any("len_floor" in run.summary for run in finished):
+        found.append(
+            "Len, R_each and the violation rate are tied by a law: floor and ceiling are the shortest and longest Len "
+            "at a method's own R_each, so a long Len says first of all that the leave rule was seldom broken."
+        )
+    found.append(
+        "AD near 0 says that popular and long-tail items get equal shares of exposure, not that items are treated "
+        "alike: there are far fewer popular ones."
+    )
+    return tuple(found)
+
+
+def _seeds_limit(learning: Sequence[StoredRun]) -> str:
+    seeds: dict[tuple[object, ...], set[int]] = {}
+    for run in learning:
+        key = (run_title(run.config), run.config.world, run.config.session.max_len, run.config.item_term)
+        seeds.setdefault(key, set()).add(run.config.seed)
+    fewest = min(map(len, seeds.values()))
+    if fewest == 1:
+        return (
+            "At least one trained method has a single training seed: its row has no interval, and a difference between "
+            "two such rows may be the luck of training."
+        )
+    text = f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {fewest}"
+    return text + (": so few give wide intervals." if fewest < _FEW_SEEDS else ".")
+
+
+def _data(run: StoredRun) -> str:
+    data = run.provenance["test"]["data"]
+    return f"{data['name']} ({ORIGINS[data['origin']]})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
 
 _ASSETS = "report_assets"
 
@@ -42,10 +293,10 @@ def write_report(
 
     Args:
         path: File to write; one that exists is replaced.
-        runs: Finished and interrupted runs; see :func:`hrl_policies.study.report_sources.all_runs`.
+        runs: Finished and interrupted runs; see :func:`hrl_policies.study.report.all_runs`.
         title: Heading of the report.
         command: The command that makes it.
-        figures: PNG and SVG files; see :meth:`~hrl_policies.study.report_figures.ReportFigure.of_file` for captions.
+        figures: PNG and SVG files; see :meth:`~hrl_policies.study.report.ReportFigure.of_file` for captions.
         further: Tables besides those of the runs, such as comparisons and costs.
         failures: Runs that ended with an error.
 

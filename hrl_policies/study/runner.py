@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
-from hrl_policies.study.memory import PeakMemory
-from hrl_policies.study.run_log import RunLog
+from hrl_policies.study.monitoring import PeakMemory, RunLog
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -27,9 +26,9 @@ from hrl_policies.worlds import WorldPair, evaluation_users, load_worlds
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.randomisation import varied
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.varied import varied
-from kuaifair_env.worlds import World
+from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -156,7 +155,7 @@ def resume(
     Raises:
         ArtifactError: If the folder is not an interrupted run, or the data has changed.
     """
-    from hrl_policies.study.learning import restore_checkpoint
+    from hrl_policies.study.monitoring import restore_checkpoint
 
     path = Path(folder)
     stored = load_run(path)
@@ -230,7 +229,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     _check_same_data(run, worlds)
     policy = build_policy(run.config, worlds, purifying_of(run))
     if method(run.config.method).learns:
-        from hrl_policies.study.learning import restore_parameters
+        from hrl_policies.study.monitoring import restore_parameters
 
         restore_parameters(policy, run.folder / MODEL)
     return policy
@@ -390,7 +389,7 @@ def _opened(config: RunConfig, path: str | Path | None) -> Purifying | None:
         return None
     if path is None:
         raise ValueError(f"the run needs the file of its purifier '{config.purifier.name}'")
-    from dsrm.artifacts import load_purifier
+    from dsrm.purifier import load_purifier
 
     found = PurifierIdentity.of_file(path)
     if found.hash != config.purifier.hash:
@@ -402,8 +401,8 @@ def _learn(
     config: RunConfig, model: Any, curve: list[CurveRow], steps_done: int, progress: bool
 ) -> tuple[list[CurveRow], int, bool]:
     """Trains; returns curve, steps taken, and whether it was interrupted."""
-    from hrl_policies.baselines.offline import OfflineAlgorithm
-    from hrl_policies.study.learning import LossMonitor, TrainingMonitor, stops_cleanly
+    from hrl_policies.common.offline import OfflineAlgorithm
+    from hrl_policies.study.monitoring import LossMonitor, TrainingMonitor, stops_cleanly
 
     left = config.total_steps - steps_done
     if left <= 0:
@@ -429,7 +428,7 @@ def _write(
     log: RunLog,
 ) -> None:
     def save(folder: Path) -> None:
-        from hrl_policies.study.learning import save_model
+        from hrl_policies.study.monitoring import save_model
 
         save_model(model, folder)
 
@@ -456,7 +455,7 @@ def _write_partial(
     steps_done: int,
     model: Any,
 ) -> None:
-    from hrl_policies.study.learning import save_checkpoint
+    from hrl_policies.study.monitoring import save_checkpoint
 
     write_partial(
         target,

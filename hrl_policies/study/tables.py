@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from hrl_policies.study import notes as notes_of
-from hrl_policies.study.records import RunRecord as RunRecord
-from hrl_policies.study.result_table import ResultTable
+from hrl_policies.study import labels as notes_of
+from hrl_policies.study.store import RunRecord as RunRecord
 from hrl_policies.study.store import read_table, write_table
+from hrl_policies.study.table import ResultTable
 from hrl_policies.zoo import METHODS, method
-from kuaifair_env.data.files import atomic_path
+from kuaifair_env.files import atomic_path
 
 _LEVEL = 0.95
 

@@ -30,9 +30,9 @@ from hrl_policies.worlds import WorldPair, evaluation_users
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
 from hrl_policies.zoo.search import setting
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.files import atomic_path, write_text_atomically
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.worlds import World
+from kuaifair_env.files import atomic_path, write_text_atomically
+from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     from hrl_policies.study.trials import Proposal
@@ -266,7 +266,7 @@ def search_purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: b
     mode = method(plan.method).purifier
     if not mode:
         return None
-    from hrl_policies.purifiers import cached_purifier
+    from hrl_policies.worlds import cached_purifier
 
     return cached_purifier(pair.train, mode, folder=folder, progress=progress)
 

@@ -1,10 +1,6 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
-from hrl_policies.zoo import discrete as _discrete
-from hrl_policies.zoo import hierarchical as _hierarchical
-from hrl_policies.zoo import model_based as _model_based
-from hrl_policies.zoo import multi_objective as _multi_objective
-from hrl_policies.zoo import offline as _offline
+from hrl_policies.zoo import builders as _builders
 from hrl_policies.zoo.methods import (
     METHODS,
     BuildContext,
@@ -25,8 +21,8 @@ from hrl_policies.zoo.settings import (
     worlds_with_settings,
 )
 
-# Importing the modules registers their methods.
-del _discrete, _hierarchical, _model_based, _multi_objective, _offline
+# Importing the module registers its methods.
+del _builders
 
 __all__ = [
     "METHODS",

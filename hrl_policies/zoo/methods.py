@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import metadata
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from hrl_policies.worlds import WorldPair
-from hrl_policies.zoo.plugins import load_plugins
 from hrl_policies.zoo.settings import MethodSettings, has_shipped_settings
-from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.observation import ObservationMode
+from kuaifair_env.spaces import ActionMode, ObservationMode
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
+
+
+GROUP = "kuaifair.methods"
+
+_tried: set[tuple[str, str]] = set()
+"""Name and value of the entry points of this process that were loaded, or failed to."""
+
+
+def load_plugins(methods: MutableMapping[str, Any]) -> None:
+    """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind.
+
+    Args:
+        methods: Where methods are registered.
+    """
+    for point in metadata.entry_points(group=GROUP):
+        key = (point.name, point.value)
+        if key in _tried:
+            continue
+        # Marked first: a plugin may look up methods while it is imported.
+        _tried.add(key)
+        before = dict(methods)
+        try:
+            point.load()
+        except Exception as error:
+            # A plugin may fail in any way at all, and must not take the zoo with it.
+            methods.clear()
+            methods.update(before)
+            package = "" if point.dist is None else f" of the package {point.dist.name}"
+            warnings.warn(
+                f"the plugin {point.name!r}{package} ({point.value}) was left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+
 
 MethodKind = Literal["online", "offline", "control"]
 
@@ -54,7 +88,7 @@ class MethodSpec:
         kind: ``"online"`` trains in the training world, ``"offline"`` on its log, ``"control"`` not at all.
         action_mode: How it acts.
         observation_mode: Whether it observes the state alone, or the window behind it too.
-        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretraining.MODES``); empty for none.
+        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretrain.MODES``); empty for none.
         sees: What it may look at.
         privileged: Whether it looks at what users of the test world truly like.
         build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
@@ -103,7 +137,7 @@ def register_method(
     """Registers a build function as a method; see :class:`MethodSpec` for the arguments.
 
     A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``; see
-    :mod:`hrl_policies.zoo.plugins`.
+    :mod:`hrl_policies.zoo.methods`.
 
     Raises:
         ValueError: If the name is taken, or a method that learns has no settings.
@@ -147,7 +181,7 @@ def method(name: str) -> MethodSpec:
 
 
 def all_methods() -> Mapping[str, MethodSpec]:
-    """Returns :data:`METHODS` with those of installed plugins (:mod:`hrl_policies.zoo.plugins`)."""
+    """Returns :data:`METHODS` with those of installed plugins (:mod:`hrl_policies.zoo.methods`)."""
     load_plugins(METHODS)
     return METHODS
 
@@ -282,7 +316,7 @@ def build_tqc(context: BuildContext) -> Any:
 )
 def build_random(context: BuildContext) -> Any:
     """Builds uniformly random slates."""
-    from hrl_policies.baselines.controls import RandomSlates
+    from hrl_policies.controls import RandomSlates
 
     return RandomSlates(seed=context.seed)
 
@@ -298,7 +332,7 @@ def build_random(context: BuildContext) -> Any:
 )
 def build_pop_only(context: BuildContext) -> Any:
     """Builds random slates of popular items."""
-    from hrl_policies.baselines.controls import RandomSlates
+    from hrl_policies.controls import RandomSlates
 
     return RandomSlates(context.worlds.test.groups.popular, context.seed)
 
@@ -314,7 +348,7 @@ def build_pop_only(context: BuildContext) -> Any:
 )
 def build_tail_only(context: BuildContext) -> Any:
     """Builds random slates of long-tail items."""
-    from hrl_policies.baselines.controls import RandomSlates
+    from hrl_policies.controls import RandomSlates
 
     return RandomSlates(~context.worlds.test.groups.popular, context.seed)
 
@@ -330,7 +364,7 @@ def build_tail_only(context: BuildContext) -> Any:
 )
 def build_greedy_ctr(context: BuildContext) -> Any:
     """Builds the greedy control."""
-    from hrl_policies.baselines.controls import GreedyCTR
+    from hrl_policies.controls import GreedyCTR
 
     return GreedyCTR(context.worlds.scorer)
 
@@ -346,7 +380,7 @@ def build_greedy_ctr(context: BuildContext) -> Any:
 )
 def build_quota_greedy(context: BuildContext) -> Any:
     """Builds the trivial fair control."""
-    from hrl_policies.baselines.controls import QuotaGreedy
+    from hrl_policies.controls import QuotaGreedy
 
     return QuotaGreedy(context.worlds.scorer)
 
@@ -362,7 +396,7 @@ def build_quota_greedy(context: BuildContext) -> Any:
 )
 def build_session_quota(context: BuildContext) -> Any:
     """Builds the fair control that listens to the session."""
-    from hrl_policies.baselines.controls import SessionQuota
+    from hrl_policies.controls import SessionQuota
 
     return SessionQuota(context.worlds.scorer)
 
@@ -379,7 +413,7 @@ def build_session_quota(context: BuildContext) -> Any:
 )
 def build_quality_oracle(context: BuildContext) -> Any:
     """Builds the oracle that knows items but no users."""
-    from hrl_policies.baselines.controls import QualityOracle
+    from hrl_policies.controls import QualityOracle
 
     return QualityOracle(context.worlds.test)
 
@@ -396,7 +430,7 @@ def build_quality_oracle(context: BuildContext) -> Any:
 )
 def build_oracle(context: BuildContext) -> Any:
     """Builds the oracle that knows everything."""
-    from hrl_policies.baselines.controls import Oracle
+    from hrl_policies.controls import Oracle
 
     return Oracle()
 

@@ -55,7 +55,7 @@ class MethodSettings:
         n_envs: Concurrent training sessions.
         total_steps: Training steps, counted over all sessions (one slate shown is one step).
         taste_noise: Deviation of the tastes that training users have besides the training world's, in log-odds; see
-            ``kuaifair_env.varied``.
+            ``kuaifair_env.randomisation``.
         calibrated_taste_noise: The same where the item term was calibrated on unbiased feedback, so that scores are
             less wrong; None takes ``taste_noise``.
         hyperparameters: Arguments of the algorithm.

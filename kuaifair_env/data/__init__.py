@@ -21,9 +21,9 @@ from kuaifair_env.data.schema import (
 
 if TYPE_CHECKING:
     from kuaifair_env.data.download import fetch
+    from kuaifair_env.data.frames import LogColumns, from_frames
     from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
     from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
-    from kuaifair_env.data.logs import LogColumns, from_frames
     from kuaifair_env.data.sources import find_source
 
 __all__ = [
@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LogColumns": "logs",
+    "LogColumns": "frames",
     "fetch": "download",
     "find_source": "sources",
-    "from_frames": "logs",
+    "from_frames": "frames",
     "load_kuairand": "kuairand",
     "load_kuairec": "kuairec",
     "read_kuairand": "kuairand",

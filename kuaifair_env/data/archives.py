@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from kuaifair_env.data.files import file_hash
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import file_hash
 
 READ_ERRORS = (EOFError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 """What reading a truncated or damaged file or archive raises."""

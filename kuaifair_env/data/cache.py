@@ -21,7 +21,6 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kuaifair_env.data.files import file_hash, remove_stale
 from kuaifair_env.data.schema import (
     Catalogue,
     FeatureTable,
@@ -31,6 +30,7 @@ from kuaifair_env.data.schema import (
     Users,
 )
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import file_hash, remove_stale
 
 CACHE_VARIABLE = "KUAIFAIR_CACHE"
 """Environment variable that moves the cache folder."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pooch
 
-from kuaifair_env.data.files import file_hash, remove_stale, write_text_atomically
 from kuaifair_env.data.sources import OfficialDataset, dataset, download_folder, open_source
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import file_hash, remove_stale, write_text_atomically
 
 _CHUNK = 1 << 18
 

@@ -18,7 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.archives import SourceFiles
-from kuaifair_env.data.features import encode_features, tag_matrix
+from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
+from kuaifair_env.data.encoding import encode_features, tag_matrix
 from kuaifair_env.data.official import (
     UNKNOWN_CODE,
     RawLog,
@@ -32,7 +33,6 @@ from kuaifair_env.data.official import (
 )
 from kuaifair_env.data.schema import Catalogue, InteractionData, InteractionLog
 from kuaifair_env.data.sources import KUAIREC, open_source, provenance_of
-from kuaifair_env.data.tables import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.errors import DataError
 
 POSITIVE_WATCH_RATIO = 2.0

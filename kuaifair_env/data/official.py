@@ -11,13 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.archives import SourceFiles
-from kuaifair_env.data.assembly import RawLog as RawLog
-from kuaifair_env.data.assembly import build_log, exact_duplicates, pairs_met, rows_of
 from kuaifair_env.data.cache import cached
-from kuaifair_env.data.features import encode_features
+from kuaifair_env.data.csv_columns import Column, as_frame, check_unique, line_of_row, read_columns
+from kuaifair_env.data.encoding import RawLog as RawLog
+from kuaifair_env.data.encoding import build_log, encode_features, exact_duplicates, pairs_met, rows_of
 from kuaifair_env.data.schema import InteractionData, InteractionLog, Users
 from kuaifair_env.data.sources import OfficialDataset, find_source, open_source
-from kuaifair_env.data.tables import Column, as_frame, check_unique, line_of_row, read_columns
 from kuaifair_env.errors import DataError
 
 UNKNOWN_CODE = -124

@@ -20,7 +20,7 @@ from kuaifair_env.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kuaifair_env.data.logs import LogColumns
+    from kuaifair_env.data.frames import LogColumns
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
@@ -295,8 +295,8 @@ class InteractionData:
         positives_only: bool = False,
         provenance: Provenance | None = None,
     ) -> InteractionData:
-        """Turns a user's own DataFrames into a data set; see :func:`kuaifair_env.data.logs.from_frames`."""
-        from kuaifair_env.data.logs import from_frames
+        """Turns a user's own DataFrames into a data set; see :func:`kuaifair_env.data.frames.from_frames`."""
+        from kuaifair_env.data.frames import from_frames
 
         return from_frames(
             train,

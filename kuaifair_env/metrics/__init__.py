@@ -5,9 +5,16 @@ than NumPy. :mod:`disparity` is what users react to inside a session, the other 
 afterwards.
 """
 
-from kuaifair_env.metrics.accumulators import ExposureCounter, FairnessReport, SlateStatistics
-from kuaifair_env.metrics.disparity import BOUND_TOLERANCE, DisparityMode, slate_disparity, violates
-from kuaifair_env.metrics.engagement import Engagement, engagement
+from kuaifair_env.metrics.engagement import (
+    Engagement,
+    constant_session_length,
+    engagement,
+    expected_length,
+    implied_violation_rate,
+    length_floor_and_ceiling,
+    normalised_length,
+    violation_probability,
+)
 from kuaifair_env.metrics.exposure import (
     average_popularity,
     coverage,
@@ -21,6 +28,8 @@ from kuaifair_env.metrics.exposure import (
     top_share,
 )
 from kuaifair_env.metrics.fairness import (
+    BOUND_TOLERANCE,
+    DisparityMode,
     absolute_difference,
     coverage_gap,
     disparate_treatment_ratio,
@@ -28,18 +37,13 @@ from kuaifair_env.metrics.fairness import (
     popular_share,
     share_gap,
     slate_absolute_difference,
+    slate_disparity,
     user_absolute_difference,
+    violates,
     violation_rate,
 )
-from kuaifair_env.metrics.length_law import (
-    constant_session_length,
-    expected_length,
-    implied_violation_rate,
-    length_floor_and_ceiling,
-    normalised_length,
-    violation_probability,
-)
 from kuaifair_env.metrics.ranking import hit, intra_list_distance, ndcg, reciprocal_rank, top_gains
+from kuaifair_env.metrics.slate_statistics import ExposureCounter, FairnessReport, SlateStatistics
 
 __all__ = [
     "BOUND_TOLERANCE",

@@ -5,7 +5,7 @@ Importing this package does not import torch; fitting does.
 
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.fit import FactorisedConfig, fit_factorised
+from kuaifair_env.response.factorised_fit import FactorisedConfig, fit_factorised
 from kuaifair_env.response.fitting import (
     ResponseConfig,
     ResponseKind,
@@ -15,9 +15,8 @@ from kuaifair_env.response.fitting import (
     load_response,
     response_version,
 )
-from kuaifair_env.response.inputs import InputConfig
+from kuaifair_env.response.inputs import InputConfig, NegativeSampling, SplitConfig
 from kuaifair_env.response.observed import ObservedResponse, observed_block
-from kuaifair_env.response.rows import NegativeSampling, SplitConfig
 from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
 from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
 

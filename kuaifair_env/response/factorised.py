@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.artifacts import Tensors, load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid_of_negated
+from kuaifair_env.files import Tensors, load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid_of_negated
 
 _KIND = "factorised"
 _SAFE_LOGIT = 80.0
@@ -23,9 +22,10 @@ class FactorisedResponse(BernoulliFeedback):
     """Click probability ``sigmoid(mu + a_u + b_i + <p_u, q_i>)``.
 
     ``a_u``, ``b_i``, ``p_u`` and ``q_i`` are effective: whatever a fit takes from ids and features (``p_u + P x_u``,
-    ``b_i + v y_i``, ...) is summed beforehand, see :func:`kuaifair_env.response.fit.fit_factorised`. Factors are
-    kept centred over users and over items (their means go to the biases, which leaves every logit as it was), so
-    that ``<p_u, q_i>`` is *personal*: it averages to 0 over all items for each user, and over all users for each item.
+    ``b_i + v y_i``, ...) is summed beforehand, see :func:`kuaifair_env.response.factorised_fit.fit_factorised`.
+    Factors are kept centred over users and over items (their means go to the biases, which leaves every logit as
+    it was), so that ``<p_u, q_i>`` is *personal*: it averages to 0 over all items for each user, and over all users
+    for each item.
 
     Args:
         offset: ``mu``.

@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from kuaifair_env.artifacts import artifact_kind
 from kuaifair_env.data.schema import InteractionData, InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.fit import FactorisedConfig, fit_factorised
+from kuaifair_env.response.factorised_fit import FactorisedConfig, fit_factorised
 from kuaifair_env.response.observed import ObservedResponse, observed_block
 from kuaifair_env.response.sequential import SequentialResponse
 from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
@@ -147,7 +147,7 @@ def load_response(path: str | Path) -> ResponseModel:
     Raises:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
-    from kuaifair_env.response.twin import TwinResponse
+    from kuaifair_env.response.synthetic import TwinResponse
 
     loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
         "observed": ObservedResponse.load,

@@ -205,7 +205,7 @@ def train_factors(
     training: Training,
     seed: int,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
-    """Fits a :class:`FactorNetwork` by minibatch Adam; see :func:`kuaifair_env.response.fit.fit_factorised`.
+    """Fits a :class:`FactorNetwork` by minibatch Adam; see :func:`kuaifair_env.response.factorised_fit.fit_factorised`.
 
     Returns:
         Effective offset, biases and factors, and a report.

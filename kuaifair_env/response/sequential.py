@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.artifacts import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.response.bernoulli import BernoulliFeedback, sigmoid
+from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.base import PADDING, BernoulliFeedback, HistoryWindow, sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
 
 _KIND = "sequential"

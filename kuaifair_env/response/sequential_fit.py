@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.bernoulli import sigmoid
+from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.fit import FactorisedConfig, batch_size_for, fit_factorised, without_user_ids
-from kuaifair_env.response.inputs import response_inputs
-from kuaifair_env.response.rows import LabelledRows, labelled_rows
+from kuaifair_env.response.factorised_fit import (
+    FactorisedConfig,
+    batch_size_for,
+    fit_factorised,
+    without_user_ids,
+)
+from kuaifair_env.response.inputs import LabelledRows, labelled_rows, response_inputs
 from kuaifair_env.response.sequences import (
     Chunks,
     HistorySource,
@@ -70,8 +74,8 @@ def fit_sequential(
     """Fits a factor model without user ids, and on top of it a transformer over what each user saw before each row.
 
     Users' levels and tastes beyond their inputs are then learned from the history, which is what makes the model react.
-    Rows have the same roles as in :func:`~kuaifair_env.response.fit.fit_factorised` with the same seed; static and
-    history part get one calibrating slope each.
+    Rows have the same roles as in :func:`~kuaifair_env.response.factorised_fit.fit_factorised` with the same seed;
+    static and history part get one calibrating slope each.
 
     Args:
         log: What is fitted; must hold non-clicks.

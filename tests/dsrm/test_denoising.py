@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from training_worlds import taste_worlds
 
-from dsrm import denoising_losses as losses
+from dsrm import click_model as losses
 from dsrm.click_denoisers import ClickDenoiser
 from dsrm.click_model import ClickModelConfig, item_vectors, train_click_model
 

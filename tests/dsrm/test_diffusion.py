@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsrm.denoiser import Denoiser, DenoiserConfig, denoising_loss
-from dsrm.row_noise import row_keys, row_normals
-from dsrm.samplers import Sampler, SamplerConfig
-from dsrm.schedule import NoiseSchedule
+from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, row_keys, row_normals
 
 
 class Exact:

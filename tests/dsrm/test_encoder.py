@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from training_worlds import taste_worlds
 
-from dsrm.condition import ConditionBuilder
-from dsrm.encoder import Encoder, EncoderConfig
-from dsrm.encoder_training import pretrain_encoder
+from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
 from dsrm.purifier import MismatchError
 from dsrm.targets import observed_states
+from dsrm.windows import ConditionBuilder
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError

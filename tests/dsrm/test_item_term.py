@@ -8,18 +8,26 @@ import numpy as np
 import pytest
 from training_worlds import N_ITEMS, taste_worlds
 
-from dsrm.calibration import calibration_users
-from dsrm.item_estimates import Counts, calibrated, smoothed_logits, user_corrected
-from dsrm.item_term import ITEM_TERM_MODES, ItemTerm, fit_item_term, with_item_term
+from dsrm.item_term import (
+    ITEM_TERM_MODES,
+    Counts,
+    ItemTerm,
+    calibrated,
+    fit_item_term,
+    smoothed_logits,
+    user_corrected,
+    with_item_term,
+)
 from dsrm.purifier import MismatchError
-from hrl_policies.baselines.controls import QuotaGreedy
+from hrl_policies.controls import QuotaGreedy
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.loading import held_out_users
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.splits import calibration_users
+from kuaifair_env.world import held_out_users
 
 TRAIN, TEST = taste_worlds()
 

@@ -10,17 +10,17 @@ from helpers import small_world
 from training_worlds import taste_worlds
 
 import dsrm
-from dsrm.artifacts import load_purifier, save_purifier
-from dsrm.condition import ConditionBuilder, propensity_weights
-from dsrm.pretraining import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
-from dsrm.samplers import SamplerConfig
-from dsrm.student import DistillationConfig
+from dsrm.diffusion import SamplerConfig
+from dsrm.model import DistillationConfig
+from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
+from dsrm.purifier import load_purifier, save_purifier
 from dsrm.targets import WindowSettings, observed_states
 from dsrm.training import TrainingConfig
-from dsrm.windows import sample_windows
+from dsrm.windows import ConditionBuilder, propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.loading import held_out_users
 from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.splits import calibration_users
+from kuaifair_env.world import held_out_users
 
 TRAIN, TEST = taste_worlds()
 QUICK = TrainingConfig(rounds=3, examples=2_000, batch_size=128, validation_examples=300)
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(tmp
 
 def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_judged():
     held = held_out_users(TRAIN.data)
-    calibration = dsrm.calibration_users(TRAIN.data)
+    calibration = calibration_users(TRAIN.data)
     assert np.intersect1d(calibration, held).size == 0
     assert np.intersect1d(calibration, TEST.users).size == 0
     for mode in ("profile", "paper", "paired", "unbiased"):

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from training_worlds import taste_worlds
 
-from dsrm.condition import ConditionBuilder
-from dsrm.controls import IdentityPurifier
+from dsrm.baselines import IdentityPurifier
 from dsrm.probe_data import KINDS, SHORT, probe_set
 from dsrm.probe_figures import draw_counts_and_rates, draw_states
-from dsrm.probe_report import report_table
-from dsrm.probes import RAW, probe, purified_states
+from dsrm.probes import RAW, probe, purified_states, report_table
 from dsrm.targets import observed_states
+from dsrm.windows import ConditionBuilder
 
 TRAIN, TEST = taste_worlds()
 RNG = np.random.default_rng(3)

@@ -14,12 +14,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Normal, kl_divergence
 from worlds_for_tests import small_pair
 
-from hrl_policies.baselines.bcq import BCQ
-from hrl_policies.baselines.bcq_policy import BCQPolicy
-from hrl_policies.baselines.discrete_bcq import DiscreteBCQ
-from hrl_policies.baselines.log_transitions import LogReading, log_transitions
-from hrl_policies.baselines.offline import TensorBatch
-from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.bcq.algorithm import BCQ, DiscreteBCQ
+from hrl_policies.bcq.policies import BCQPolicy
+from hrl_policies.common.offline import TensorBatch
+from hrl_policies.common.transition_sources import LogReading, log_transitions
+from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from worlds_for_tests import small_pair
 
-import dsrm.pretraining
+import dsrm.pretrain
 from dsrm import IPSPurifier
-from hrl_policies.purifiers import cached_purifier
+from hrl_policies.worlds import cached_purifier
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def made(monkeypatch):
         worlds.append(world)
         return IPSPurifier()
 
-    monkeypatch.setattr(dsrm.pretraining, "pretrain", pretrain)
+    monkeypatch.setattr(dsrm.pretrain, "pretrain", pretrain)
     return worlds
 
 

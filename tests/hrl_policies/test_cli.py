@@ -10,7 +10,7 @@ import pytest
 from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.runner as runner
-from hrl_policies.cli import main
+from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
 from hrl_policies.zoo import controls
 
@@ -152,7 +152,7 @@ def test_interrupted_training_can_be_resumed(capsys, tmp_path, monkeypatch):
 def test_the_package_is_light_and_threads_are_left_alone():
     """Importing sets no thread count and loads neither torch nor Stable-Baselines3, nor does asking for help."""
     code = (
-        "import sys, hrl_policies, hrl_policies.cli, hrl_policies.zoo, hrl_policies.baselines\n"
+        "import sys, hrl_policies, hrl_policies.cli.main, hrl_policies.zoo, hrl_policies.common\n"
         "print([name for name in ('torch', 'stable_baselines3', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,7 +160,7 @@ def test_the_package_is_light_and_threads_are_left_alone():
 
 
 def test_the_demo_shows_agents_beside_all_controls_and_says_what_that_means(capsys, tmp_path, monkeypatch):
-    import hrl_policies.demo as demo
+    import hrl_policies.cli.demo as demo
 
     monkeypatch.setattr(demo, "load_worlds", lambda env_id: small_pair(name=env_id))
     code, out, err = kuaifair(capsys, "demo", "--steps", "128", "--output", "kept", "--no-progress")

@@ -12,7 +12,7 @@ import official_files as official
 import pytest
 from typer.testing import CliRunner
 
-from hrl_policies.cli_data import data_app
+from hrl_policies.cli.data import data_app
 
 run = partial(CliRunner().invoke, data_app)
 
@@ -112,7 +112,7 @@ def test_info_lists_what_the_cache_holds(tmp_path: Path) -> None:
 
 def test_importing_the_commands_is_light() -> None:
     code = (
-        "import sys, hrl_policies.cli_data; "
+        "import sys, hrl_policies.cli.data; "
         "print([name for name in ('torch', 'pandas', 'stable_baselines3', 'pooch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hrl_policies.cli import main
+from hrl_policies.cli.main import main
 from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
 
 

@@ -8,7 +8,7 @@ import pytest
 from training_worlds import taste_worlds
 
 import kuaifair_env.registration as registration
-from hrl_policies.cli import main
+from hrl_policies.cli.main import main
 
 ENV = ["--env", "KuaiFair-Toy-v0"]
 QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]

@@ -8,7 +8,7 @@ from worlds_for_tests import small_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.runner as runner
-from hrl_policies.cli import main
+from hrl_policies.cli.main import main
 from hrl_policies.study.engines import InsideEngine, LocalEngine
 
 PLAN = """
@@ -88,7 +88,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hrl_policies.study.engines.inside.performed", interrupted)
+    monkeypatch.setattr("hrl_policies.study.engines.performed", interrupted)
     code, out, _ = kuaifair(capsys, *RUN)
     assert code == 130 and "Go on with: kuaifair study resume store" in out
 

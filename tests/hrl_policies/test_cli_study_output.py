@@ -8,7 +8,7 @@ import pytest
 from stored_studies import OWN
 from typer.testing import CliRunner
 
-from hrl_policies.cli_study import study_app
+from hrl_policies.cli.study import study_app
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
 from kuaifair_env.errors import ArtifactError

@@ -10,9 +10,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
-from hrl_policies.baselines.bcq import BCQ
-from hrl_policies.baselines.collection import collect_transitions
-from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.bcq.algorithm import BCQ
+from hrl_policies.common.transition_sources import collect_transitions
+from hrl_policies.common.transitions import LoggedTransitions
 
 torch.set_num_threads(1)
 PENDULUM, LENGTH = "Pendulum-v1", 200

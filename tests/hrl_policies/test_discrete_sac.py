@@ -18,13 +18,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import VecDSRM
-from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.discrete_sac import DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
-from hrl_policies.baselines.item_heads import ItemNet
-from hrl_policies.baselines.log_tables import ItemTables
-from hrl_policies.baselines.sac4ir import SAC4IR
-from hrl_policies.baselines.slate_replay import SlateReplaySamples
-from hrl_policies.hierarchical.fair_sessions import FairSessions
+from hrl_policies.common.buffers import SlateReplaySamples
+from hrl_policies.common.item_policy import ItemNet
+from hrl_policies.common.item_tables import ItemTables
+from hrl_policies.controls import RandomSlates
+from hrl_policies.hrl_ppo.rewards import FairSessions
+from hrl_policies.sac4ir.algorithm import SAC4IR
+from hrl_policies.sac4ir.discrete_sac import DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate

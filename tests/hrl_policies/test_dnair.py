@@ -14,10 +14,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.dnair import DNaIR
-from hrl_policies.baselines.item_q_policy import QItemPolicy, mixed
-from hrl_policies.baselines.log_tables import ItemTables
+from hrl_policies.common.item_tables import ItemTables
+from hrl_policies.controls import RandomSlates
+from hrl_policies.dnair.algorithm import DNaIR
+from hrl_policies.dnair.policies import QItemPolicy, mixed
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate

@@ -18,20 +18,27 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm import DSRMObservationWrapper, VecDSRM
-from dsrm.artifacts import save_purifier
-from dsrm.controls import IPSPurifier
-from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.dorl import DORL
-from hrl_policies.baselines.feature_entropy import FeatureEntropy, ItemLevels, item_levels
-from hrl_policies.baselines.learned_response import LearnedResponse, Prediction
-from hrl_policies.baselines.learned_sessions import PessimisticRewards, learned_sessions, pessimistic
-from hrl_policies.baselines.world_model import (
+from dsrm.baselines import IPSPurifier
+from dsrm.purifier import save_purifier
+from hrl_policies.controls import RandomSlates
+from hrl_policies.dorl.algorithm import DORL
+from hrl_policies.dorl.simulation import (
+    FeatureEntropy,
+    ItemLevels,
+    LearnedResponse,
+    PessimisticRewards,
+    Prediction,
+    item_levels,
+    learned_sessions,
+    pessimistic,
+)
+from hrl_policies.dorl.world_model import (
     MAX_VARIANCE,
     WorldModel,
     WorldModelSettings,
     WorldModelSizes,
+    fit_world_model,
 )
-from hrl_policies.baselines.world_model_fit import fit_world_model
 from hrl_policies.study import PurifierIdentity, load_policy, load_run, plan_run, resume, train
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
@@ -255,7 +262,7 @@ def test_a_log_is_counted_alike_in_blocks(monkeypatch):
     data = logged_data(TABLE, n_tags=5)
     levels = ItemLevels(data.items.tags, "tags")
     whole = FeatureEntropy.of_log(data.train, levels)
-    monkeypatch.setattr("hrl_policies.baselines.feature_entropy._ROWS_AT_ONCE", 37)
+    monkeypatch.setattr("hrl_policies.dorl.simulation._ROWS_AT_ONCE", 37)
     parts = FeatureEntropy.of_log(data.train, levels)
     np.testing.assert_array_equal(whole.pairs, parts.pairs)
     np.testing.assert_array_equal(whole.singles, parts.singles)
@@ -542,7 +549,7 @@ def test_a_run_on_purified_states_is_judged_on_purified_states(tmp_path):
 
 
 def test_a_resumed_run_goes_on_in_the_same_world_model(tmp_path, monkeypatch):
-    from hrl_policies.study import learning
+    from hrl_policies.study import monitoring as learning
 
     pair = parity()
     original = learning.TrainingMonitor._on_step
@@ -556,7 +563,7 @@ def test_a_resumed_run_goes_on_in_the_same_world_model(tmp_path, monkeypatch):
     assert stopped.evaluation is None
     monkeypatch.setattr(learning.TrainingMonitor, "_on_step", original)
     monkeypatch.setattr(
-        "hrl_policies.baselines.dorl.fit_world_model", lambda *given: pytest.fail("it was fitted again")
+        "hrl_policies.dorl.algorithm.fit_world_model", lambda *given: pytest.fail("it was fitted again")
     )
     result = resume(tmp_path / "run.partial", pair)
     assert result.complete and result.steps_done >= 512

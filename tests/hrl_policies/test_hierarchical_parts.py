@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from hrl_policies.baselines.scoring import ClickScorer
-from hrl_policies.hierarchical import HierarchySettings
-from hrl_policies.hierarchical.catalogue import ItemTable, Observed, Window
-from hrl_policies.hierarchical.levels import omegas
-from hrl_policies.hierarchical.rewards import fairness_reward
-from hrl_policies.hierarchical.rollouts import advantages, clicks_of
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.hrl_ppo import HierarchySettings
+from hrl_policies.hrl_ppo.buffer import advantages, clicks_of
+from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas
+from hrl_policies.hrl_ppo.rewards import fairness_reward
 from kuaifair_env.metrics import gini
 
 T, B = 24, 5

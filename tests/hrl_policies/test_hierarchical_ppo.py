@@ -25,13 +25,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import VecDSRM
-from hrl_policies.baselines.scoring import ClickScorer
-from hrl_policies.hierarchical import HierarchicalPolicy, HierarchicalPPO, QuotaSlateDistribution
-from hrl_policies.hierarchical.rollouts import COST, ENGAGEMENT, MANAGER
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.hrl_ppo import HierarchicalPolicy, HierarchicalPPO, QuotaSlateDistribution
+from hrl_policies.hrl_ppo.buffer import COST, ENGAGEMENT, MANAGER
 from kuaifair_env import KuaiFairEnv
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.leave import TemperFairness
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 K = 6

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import small_world
 
-from hrl_policies.baselines import Oracle
-from hrl_policies.hierarchical import HierarchicalPPO
+from hrl_policies.controls import Oracle
+from hrl_policies.hrl_ppo import HierarchicalPPO
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.metrics import expected_length

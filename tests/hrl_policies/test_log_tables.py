@@ -9,8 +9,7 @@ import pytest
 import torch
 from helpers import small_data, small_world
 
-from hrl_policies.baselines.log_tables import ItemTables
-from hrl_policies.baselines.similar_items import SimilarItems
+from hrl_policies.common.item_tables import ItemTables, SimilarItems
 from kuaifair_env.data.schema import InteractionLog
 
 N = 50
@@ -69,7 +68,7 @@ def test_the_test_log_says_nothing():
 
 
 def test_many_items_are_counted_as_few_are(monkeypatch):
-    import hrl_policies.baselines.log_tables as module
+    import hrl_policies.common.item_tables as module
 
     whole = ItemTables.of_world(WORLD, 7)
     monkeypatch.setattr(module, "_ITEMS_AT_ONCE", 9)

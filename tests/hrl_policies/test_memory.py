@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-import hrl_policies.study.memory as memory
-from hrl_policies.study.memory import PeakMemory
+import hrl_policies.study.monitoring as memory
+from hrl_policies.study.monitoring import PeakMemory
 
 LARGE = 200 * 2**20
 

@@ -16,16 +16,16 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.mofir import MOFIR
-from hrl_policies.baselines.preference_front import (
+from hrl_policies.controls import RandomSlates
+from hrl_policies.mofir.algorithm import MOFIR
+from hrl_policies.mofir.front import (
     FrontPoint,
     Preferring,
     hypervolume,
     preference_front,
     preference_grid,
 )
-from hrl_policies.baselines.preference_policy import as_preferences
+from hrl_policies.mofir.policies import as_preferences
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
 from hrl_policies.study.figures import draw_preference_front, pareto_front
 from kuaifair_env import KuaiFairEnv
@@ -382,7 +382,7 @@ def test_a_run_keeps_its_default_preference(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_its_preferences(tmp_path, monkeypatch):
-    from hrl_policies.study import learning
+    from hrl_policies.study import monitoring as learning
 
     original = learning.TrainingMonitor._on_step
 

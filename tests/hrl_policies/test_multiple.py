@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from hrl_policies.study.multiple import holm, sign_flip_test
+from hrl_policies.study.statistics import holm, sign_flip_test
 
 probabilities = hnp.arrays(np.float64, st.integers(1, 6), elements=st.floats(0, 1))
 

@@ -10,18 +10,17 @@ import torch
 from gymnasium import spaces
 from helpers import TableResponse, small_world
 
-from hrl_policies.baselines.discrete_bcq import DiscreteBCQ
-from hrl_policies.baselines.discrete_bcq_policy import DiscreteBCQPolicy
-from hrl_policies.baselines.offline import TensorBatch
-from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.bcq.algorithm import DiscreteBCQ
+from hrl_policies.bcq.policies import DiscreteBCQPolicy
+from hrl_policies.common.offline import TensorBatch
+from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.study import plan_run, train
 from hrl_policies.worlds import WorldPair
+from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.leave import NeverLeave
-from kuaifair_env.worlds import initial_history
+from kuaifair_env.world import initial_history, svd_item_embeddings
 
 torch.set_num_threads(1)
 STATES, ACTIONS, DISCOUNT = 6, 4, 0.9

@@ -12,9 +12,9 @@ import pytest
 import torch
 from worlds_for_tests import small_pair
 
-import hrl_policies.study.learning as learning
-from dsrm.artifacts import save_purifier
-from dsrm.controls import IPSPurifier
+import hrl_policies.study.monitoring as learning
+from dsrm.baselines import IPSPurifier
+from dsrm.purifier import save_purifier
 from hrl_policies.study import (
     PurifierIdentity,
     judge,
@@ -25,11 +25,11 @@ from hrl_policies.study import (
     run_study,
     train,
 )
-from hrl_policies.study.finish import finish
+from hrl_policies.study.outputs import finish
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.tables import learning_curve
 from hrl_policies.worlds import WorldPair
-from hrl_policies.zoo.offline import OfflineData
+from hrl_policies.zoo.builders import OfflineData
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import DataError
 

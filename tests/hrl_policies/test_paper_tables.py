@@ -10,17 +10,14 @@ import pytest
 from scipy import stats
 from stored_studies import LIKE_THE_PAPERS, MAX_LENS, OWN, pairs
 
-from hrl_policies.study.cost_table import cost_table
-from hrl_policies.study.difference_table import difference_table, differences, score_table
-from hrl_policies.study.judged import JudgedRun, Task, UserSums, Variant, comparisons, folded
-from hrl_policies.study.multiple import holm
+from hrl_policies.study.differences import difference_table, differences, score_table
 from hrl_policies.study.outputs import study_tables, write_tables
-from hrl_policies.study.paper_tables import PAPER, ablation_table, overall_table
-from hrl_policies.study.result_table import MISSING, Measured
+from hrl_policies.study.paper_tables import PAPER, ablation_table, cost_table, overall_table, world_table
+from hrl_policies.study.results import JudgedRun, Task, UserSums, Variant, comparisons, folded
 from hrl_policies.study.scores import length_scores, reward_scores
-from hrl_policies.study.statistics import Interval, ratio_interval, stratified_interval
+from hrl_policies.study.statistics import Interval, holm, ratio_interval, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
-from hrl_policies.study.world_table import world_table
+from hrl_policies.study.table import MISSING, Measured
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
 

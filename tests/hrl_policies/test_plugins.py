@@ -12,8 +12,8 @@ import pytest
 from worlds_for_tests import small_pair
 
 import hrl_policies.zoo.methods as methods_module
-import hrl_policies.zoo.plugins as plugins
-from hrl_policies.cli import main
+import hrl_policies.zoo.methods as plugins
+from hrl_policies.cli.main import main
 from hrl_policies.study import plan_run, train
 from hrl_policies.zoo import (
     MethodSettings,

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from hrl_policies.study.profiles import performance_profile
+from hrl_policies.study.scores import performance_profile
 from hrl_policies.study.statistics import (
     interquartile_mean,
     probability_of_improvement,

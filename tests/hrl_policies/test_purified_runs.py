@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from worlds_for_tests import interrupted_pair, small_pair
 
-from dsrm.artifacts import load_purifier, save_purifier
-from dsrm.controls import IdentityPurifier, IPSPurifier, NoisePurifier
+from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
+from dsrm.purifier import load_purifier, save_purifier
 from hrl_policies.study import (
     PurifierIdentity,
     RunRecord,

@@ -20,12 +20,17 @@ from matplotlib.figure import Figure
 from scipy import stats
 from small_stores import CONTROLS, ERROR, MAX_LENS, SEEDS, write_small_store
 
-from hrl_policies.cli_report import report
-from hrl_policies.study.report import write_report
-from hrl_policies.study.report_curves import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
-from hrl_policies.study.report_figures import ReportFigure
-from hrl_policies.study.report_sources import FailedRun, all_runs, failed_runs, stored_figures
-from hrl_policies.study.report_summary import limits
+from hrl_policies.cli.study import report
+from hrl_policies.study.report import (
+    FailedRun,
+    ReportFigure,
+    all_runs,
+    failed_runs,
+    limits,
+    stored_figures,
+    write_report,
+)
+from hrl_policies.study.report_runs import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
 from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError

@@ -8,8 +8,7 @@ import shutil
 import pytest
 from small_stores import write_small_store
 
-from hrl_policies.study.report import write_report
-from hrl_policies.study.report_sources import all_runs, failed_runs
+from hrl_policies.study.report import all_runs, failed_runs, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait

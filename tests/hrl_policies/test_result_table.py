@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.study.result_table import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
+from hrl_policies.study.table import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
 
 GROUPED = ResultTable(
     "Results & more",

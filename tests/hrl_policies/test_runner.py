@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worlds_for_tests import interrupted_pair, small_pair
 
-import hrl_policies.study.learning as learning
+import hrl_policies.study.monitoring as learning
 from hrl_policies.study import (
     cell_folder,
     judge,
@@ -25,12 +25,12 @@ from hrl_policies.study import (
     train,
 )
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.memory import PeakMemory
+from hrl_policies.study.monitoring import PeakMemory
 from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair, evaluation_users
+from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.leave import CategoryBoredom, TemperFairness
 
 FILES = {
     "config.json",
@@ -116,7 +116,7 @@ def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
 
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
-    from kuaifair_env.embeddings import svd_item_embeddings
+    from kuaifair_env.world import svd_item_embeddings
 
     pair = small_pair(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
     # Embeddings that can tell the two kinds of items apart.
@@ -329,7 +329,7 @@ def test_a_study_has_every_cell_once_and_controls_with_one_seed():
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pair = {"small": small_pair()}
     first = run_study(study()[:3], tmp_path, pair)
-    import hrl_policies.study.plan as plan
+    import hrl_policies.study.cells as plan
 
     runs = []
     monkeypatch.setattr(plan, "train", lambda cell, *a, **k: (runs.append(cell), train(cell, *a, **k))[1])

@@ -9,8 +9,7 @@ import pytest
 from helpers import TableResponse, small_world
 from sklearn.metrics import roc_auc_score
 
-from hrl_policies.baselines import ClickScorer
-from hrl_policies.baselines.scoring import states_before
+from hrl_policies.common.click_scorer import ClickScorer, states_before
 from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import DataError
@@ -66,7 +65,7 @@ def test_similarity_counts_where_users_have_a_taste_and_not_where_they_have_none
 def test_the_state_moves_the_ranking_towards_what_was_clicked():
     halves = np.arange(400) % 2
     world = world_with_log(lambda users, items: np.where(halves[users] == items % 2, 0.8, 0.1))
-    from kuaifair_env.embeddings import svd_item_embeddings
+    from kuaifair_env.world import svd_item_embeddings
 
     world = replace(world, embeddings=svd_item_embeddings(world.data.train, 400, 40, 8))
     scorer = ClickScorer.fit(world)
@@ -111,7 +110,7 @@ def test_neither_test_log_nor_response_nor_held_out_users_decide_scores():
     changed = replace(world, response=TableResponse(np.zeros((40, 50))))
     np.testing.assert_array_equal(ClickScorer.fit(changed).item_scores, fitted.item_scores)
     data = world.data
-    from kuaifair_env.loading import held_out_users
+    from kuaifair_env.world import held_out_users
 
     held_out = np.isin(data.train.users, held_out_users(data))
     flipped = replace(data.train, clicks=data.train.clicks ^ held_out)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.hierarchical.slate_distribution import QuotaSlateDistribution, SlateDistribution
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
 
 N, K = 6, 3
 SLATES = torch.tensor(list(permutations(range(N), K)))

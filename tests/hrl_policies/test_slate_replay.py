@@ -12,13 +12,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.baselines.slate_replay import SlateReplayBuffer, executed_slates
-from hrl_policies.study.learning import restore_checkpoint, save_checkpoint
+from hrl_policies.common.buffers import SlateReplayBuffer, executed_slates
+from hrl_policies.study.monitoring import restore_checkpoint, save_checkpoint
 from kuaifair_env import KuaiFairEnv
-from kuaifair_env.actions import top_k
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import top_k
 
 K, N = 6, 50
 WORLD = small_world()

@@ -10,9 +10,9 @@ from helpers import small_world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.baselines import FairCounts, best_slates, fair_counts, nearest_to_half
+from hrl_policies.common.slates import FairCounts, best_slates, fair_counts, nearest_to_half
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionBatch, SessionConfig
-from kuaifair_env.leave import TemperFairness
 
 
 def best_by_trying(scores, popular, counts, allowed):

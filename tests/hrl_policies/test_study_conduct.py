@@ -13,12 +13,12 @@ import pytest
 from studies_for_tests import Dies, Notes, Raises, Writes, killing_pair, raising_pair, study
 from worlds_for_tests import small_pair
 
-import hrl_policies.purifiers
+import hrl_policies.worlds
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.conduct import conduct
 from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting
 from hrl_policies.study.folders import read_study_file, state_of, study_lock
+from hrl_policies.study.runs import conduct
 from kuaifair_env.errors import ArtifactError
 
 COMMAND = "kuaifair study run small.yml"
@@ -159,13 +159,13 @@ def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
 
 def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_path):
     made = []
-    original = hrl_policies.purifiers.cached_purifier
+    original = hrl_policies.worlds.cached_purifier
 
     def counted(world, mode, *rest, **named):
         made.append(mode)
         return original(world, mode, *rest, folder=tmp_path / "cache", **named)
 
-    monkeypatch.setattr(hrl_policies.purifiers, "cached_purifier", counted)
+    monkeypatch.setattr(hrl_policies.worlds, "cached_purifier", counted)
     spec = study(purifiers=["none", "ips", "identity"], max_lens=[10, 12])
     result, watch = conducted(spec, tmp_path / "store")
     assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 4
@@ -185,7 +185,7 @@ def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkey
     def broken(*rest, **named):
         raise MemoryError("too many windows")
 
-    monkeypatch.setattr(hrl_policies.purifiers, "cached_purifier", broken)
+    monkeypatch.setattr(hrl_policies.worlds, "cached_purifier", broken)
     result, _ = conducted(study(purifiers=["none", "ips"]), tmp_path)
     assert len(result.records) == 4 and len(result.failures) == 4
     assert all("+ips-" in name and "too many windows" in text for name, text in result.failures.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from studies_for_tests import Dies, Raises, Writes, leaves_at_once
 
-import hrl_policies.study.engines.local as local
+import hrl_policies.study.engines as local
 from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting, Started
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from stored_studies import LIKE_THE_PAPERS, OWN, pairs
 
-from hrl_policies.study.drawing import draw_study
 from hrl_policies.study.figures import (
     StepResult,
     draw_diffusion_steps,
@@ -28,7 +27,8 @@ from hrl_policies.study.figures import (
 )
 from hrl_policies.study.figures.curves import on_common_steps
 from hrl_policies.study.figures.style import looks
-from hrl_policies.study.judged import Variant, comparisons
+from hrl_policies.study.outputs import draw_study
+from hrl_policies.study.results import Variant, comparisons
 from hrl_policies.study.store import stored_runs
 from kuaifair_env.errors import ArtifactError
 

@@ -9,10 +9,18 @@ import pytest
 from rich.console import Console
 from studies_for_tests import study
 
-import hrl_policies.study.estimate as estimate
-from hrl_policies.study.estimate import duration, estimate_study, size, work_of
-from hrl_policies.study.planning import planned_runs
-from hrl_policies.study.progress import LiveProgress, PlainProgress, StudyProgress, progress_for
+import hrl_policies.study.progress as estimate
+from hrl_policies.study.progress import (
+    LiveProgress,
+    PlainProgress,
+    StudyProgress,
+    duration,
+    estimate_study,
+    progress_for,
+    size,
+    work_of,
+)
+from hrl_policies.study.spec import planned_runs
 from hrl_policies.zoo import METHODS
 
 FAILURE = "Traceback (most recent call last):\nRuntimeError: no users\n"

@@ -11,10 +11,9 @@ from studies_for_tests import A2C, problems_of, study
 from worlds_for_tests import small_pair
 
 from hrl_policies.study import study_cells
+from hrl_policies.study.cells import cell_folder
 from hrl_policies.study.checks import check_study, study_warnings
-from hrl_policies.study.plan import cell_folder
-from hrl_policies.study.planning import planned_runs
-from hrl_policies.study.spec import StudyError, parse_study, read_study, shipped_plans
+from hrl_policies.study.spec import StudyError, parse_study, planned_runs, read_study, shipped_plans
 from hrl_policies.zoo import METHODS, controls
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError

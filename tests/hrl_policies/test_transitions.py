@@ -13,16 +13,21 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from worlds_for_tests import small_pair
 
-from hrl_policies.baselines.collection import NoisyState, collect_transitions
-from hrl_policies.baselines.controls import RandomSlates
-from hrl_policies.baselines.log_transitions import LogReading, log_transitions, slate_embeddings
-from hrl_policies.baselines.transitions import LoggedTransitions
+from hrl_policies.common.transition_sources import (
+    LogReading,
+    NoisyState,
+    collect_transitions,
+    log_transitions,
+    slate_embeddings,
+)
+from hrl_policies.common.transitions import LoggedTransitions
+from hrl_policies.controls import RandomSlates
+from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.leave import NeverLeave
-from kuaifair_env.observation import StateObserver
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.sessions import Sessions, SessionSimulator
+from kuaifair_env.simulator import Sessions, SessionSimulator
+from kuaifair_env.spaces import StateObserver
 
 ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
@@ -167,7 +172,7 @@ def test_a_limit_takes_whole_sessions_at_random():
 
 
 def test_purified_agents_learn_from_purified_states():
-    from dsrm.controls import IPSPurifier
+    from dsrm.baselines import IPSPurifier
     from dsrm.wrappers import VecDSRM
 
     pair, purifier = small_pair(), IPSPurifier()

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from worlds_for_tests import small_pair
 
-import hrl_policies.purifiers as purifiers
 import hrl_policies.study.runner as runner
 import hrl_policies.study.tuning as tuning
-from dsrm.artifacts import save_purifier
-from dsrm.controls import IPSPurifier
-from hrl_policies.cli import main
+import hrl_policies.worlds as purifiers
+from dsrm.baselines import IPSPurifier
+from dsrm.purifier import save_purifier
+from hrl_policies.cli.main import main
 from hrl_policies.study import plan_run, train
 from hrl_policies.study.tuning import TuningPlan, tune, validation_pair
 from hrl_policies.zoo import load_settings, read_settings

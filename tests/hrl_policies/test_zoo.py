@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from worlds_for_tests import small_pair
 
-from dsrm.artifacts import save_purifier
-from dsrm.controls import IPSPurifier
+from dsrm.baselines import IPSPurifier
+from dsrm.purifier import save_purifier
 from hrl_policies.study import PurifierIdentity, plan_run, train
 from hrl_policies.zoo import (
     METHODS,

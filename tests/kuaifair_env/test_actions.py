@@ -8,7 +8,7 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kuaifair_env.actions import SlateSpace, action_decoder, top_k
+from kuaifair_env.spaces import SlateSpace, action_decoder, top_k
 
 
 def brute_force(scores: np.ndarray, k: int) -> np.ndarray:

@@ -20,9 +20,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
+from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.leave import NeverLeave
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 

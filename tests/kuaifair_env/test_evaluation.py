@@ -8,10 +8,10 @@ import pytest
 from helpers import small_world
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
+from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.leave import NeverLeave, TemperFairness
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 

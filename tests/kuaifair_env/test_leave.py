@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kuaifair_env.leave import CategoryBoredom, NeverLeave, TemperFairness, leave_rule
+from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness, leave_rule
 
 NO_TAGS = np.zeros((20, 0), np.bool_)
 

@@ -25,9 +25,9 @@ from kuaifair_env import (
     make_world,
     registration,
 )
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
 from kuaifair_env.errors import DataError
-from kuaifair_env.leave import TemperFairness
 from kuaifair_env.registration import register_ids
 
 TOY = "KuaiFair-Toy-v0"
@@ -55,11 +55,11 @@ def no_files(monkeypatch):
 @pytest.fixture
 def toy_for_all(monkeypatch):
     """Lets the toy twin stand in for the large ones, so that the choice of data can be tested quickly."""
-    from kuaifair_env.data.twin import twin_config
+    from kuaifair_env.synthetic.twin import twin_config
 
     registration._cached_world.cache_clear()
     monkeypatch.setattr(
-        "kuaifair_env.data.twin.twin_config", lambda name, **settings: twin_config("Toy", **settings)
+        "kuaifair_env.synthetic.twin.twin_config", lambda name, **settings: twin_config("Toy", **settings)
     )
     yield
     registration._cached_world.cache_clear()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kuaifair_env.rendering import SessionTrace, render_ansi, render_rgb
+from kuaifair_env.render import SessionTrace, render_ansi, render_rgb
 
 VERMILLION, GREEN, BLUE = (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73), (0x00, 0x72, 0xB2)
 
@@ -123,7 +123,7 @@ def test_rewards_below_zero_and_above_one_fit():
 
 def test_matplotlib_comes_late_and_pyplot_never():
     code = (
-        "import sys; sys.path.insert(0, 'tests/kuaifair_env'); import kuaifair_env.rendering as r;"
+        "import sys; sys.path.insert(0, 'tests/kuaifair_env'); import kuaifair_env.render as r;"
         "assert 'matplotlib' not in sys.modules; import test_rendering as t; r.render_ansi(t.trace_of());"
         "assert 'matplotlib' not in sys.modules; r.render_rgb(t.trace_of());"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"

@@ -8,18 +8,18 @@ from helpers import small_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kuaifair_env import random_streams
+from kuaifair_env import seeding
+from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionBatch, SessionConfig
-from kuaifair_env.leave import NeverLeave, TemperFairness
 from kuaifair_env.metrics import expected_length
-from kuaifair_env.sessions import FixedSessions, RandomUsers, SessionSimulator
+from kuaifair_env.simulator import FixedSessions, RandomUsers, SessionSimulator
 
 WORLD = small_world()
 
 
 def simulator(world=WORLD, batch_size=4, seed=0, **settings):
     settings = {"max_len": 12, "slate_size": 5, "leave": TemperFairness()} | settings
-    source = RandomUsers(world.users, random_streams.stream_keys(seed, batch_size))
+    source = RandomUsers(world.users, seeding.stream_keys(seed, batch_size))
     built = SessionSimulator(world, batch_size, source, **settings)
     built.reset(np.arange(batch_size))
     return built
@@ -87,7 +87,7 @@ def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_hi
 def test_slates_are_distinct_and_the_state_is_the_mean_of_what_was_clicked(mode, repeats, slate_size, seed):
     config = SessionConfig(max_len=6, slate_size=slate_size, action_mode=mode, repeats=repeats)
     batch = SessionBatch(WORLD, config, 3)
-    batch.seed(random_streams.stream_keys(seed, 3))
+    batch.seed(seeding.stream_keys(seed, 3))
     batch.reset(np.arange(3))
     rng = np.random.default_rng(seed)
     shown = [[] for _ in range(3)]
@@ -178,25 +178,25 @@ def test_without_the_fairness_penalty_sessions_last_as_long_as_kuaisims(depth, m
 
 def test_users_are_drawn_uniformly_and_seeds_differ():
     users = np.arange(10)
-    source = RandomUsers(users, random_streams.stream_keys(0, 50))
+    source = RandomUsers(users, seeding.stream_keys(0, 50))
     drawn = np.concatenate([source.next(np.arange(50)).users for _ in range(200)])
     assert np.abs(np.bincount(drawn, minlength=10) / len(drawn) - 0.1).max() < 0.012
-    again = RandomUsers(users, random_streams.stream_keys(0, 50)).next(np.arange(50))
-    other = RandomUsers(users, random_streams.stream_keys(1000, 50)).next(np.arange(50))
-    first = RandomUsers(users, random_streams.stream_keys(0, 50)).next(np.arange(50))
+    again = RandomUsers(users, seeding.stream_keys(0, 50)).next(np.arange(50))
+    other = RandomUsers(users, seeding.stream_keys(1000, 50)).next(np.arange(50))
+    first = RandomUsers(users, seeding.stream_keys(0, 50)).next(np.arange(50))
     np.testing.assert_array_equal(first.keys, again.keys)
     assert not np.intersect1d(first.keys, other.keys).size
 
 
 def test_uniforms_are_uniform_and_the_stream_is_pinned():
-    keys = random_streams.stream_keys(7, 200)
-    draws = random_streams.uniforms(keys[:, None], np.arange(500, dtype=np.uint64))
+    keys = seeding.stream_keys(7, 200)
+    draws = seeding.uniforms(keys[:, None], np.arange(500, dtype=np.uint64))
     counts = np.bincount((draws.ravel() * 20).astype(int), minlength=20)
     assert ((counts - 5000) ** 2 / 5000).sum() < 43.8  # chi-square, 19 degrees, p = .001
     assert abs(np.corrcoef(draws[:, :-1].ravel(), draws[:, 1:].ravel())[0, 1]) < 0.01
     assert abs(np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]) < 0.01
     # SplitMix64 seeded with 0 is published to begin with this word.
-    assert random_streams.mix(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
+    assert seeding.mix(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
 
 
 def test_forbidding_repeats_masks_what_was_shown():

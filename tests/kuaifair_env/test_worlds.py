@@ -13,18 +13,18 @@ from sklearn.metrics import roc_auc_score
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
-from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
-from kuaifair_env.loading import (
+from kuaifair_env.registration import make_world
+from kuaifair_env.world import (
     build_world,
     cached_embeddings,
     cached_response,
     candidate_rows,
     held_out_users,
+    initial_history,
+    svd_item_embeddings,
 )
-from kuaifair_env.registration import make_world
-from kuaifair_env.worlds import initial_history
 
 
 def built(data, split="test", **settings):

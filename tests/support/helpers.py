@@ -16,8 +16,7 @@ from kuaifair_env.data.schema import (
     Provenance,
     Users,
 )
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.worlds import World, initial_history
+from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 
 class TableResponse:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from worlds_for_tests import small_pair
 
-from dsrm.artifacts import save_purifier
-from dsrm.controls import IPSPurifier
+from dsrm.baselines import IPSPurifier
+from dsrm.purifier import save_purifier
 from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, run_study
 from hrl_policies.study.store import StoredRun, stored_runs
 from hrl_policies.worlds import WorldPair

@@ -16,9 +16,7 @@ from kuaifair_env.data.schema import (
     Provenance,
     Users,
 )
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.loading import held_out_users
-from kuaifair_env.worlds import World, initial_history
+from kuaifair_env.world import World, held_out_users, initial_history, svd_item_embeddings
 
 N_USERS, N_ITEMS, N_TAGS, DIMENSION = 600, 120, 4, 8
 

@@ -1,16 +1,19 @@
 """Figures of a study, after the paper's: they read in print, in grey and for the colour-blind."""
 
-from hrl_policies.study.figures.curves import draw_learning_curves
-from hrl_policies.study.figures.gain import draw_purification_gain
-from hrl_policies.study.figures.pareto import draw_pareto, pareto_front
-from hrl_policies.study.figures.preferences import draw_preference_front
-from hrl_policies.study.figures.profiles import draw_profiles
-from hrl_policies.study.figures.results import draw_results
-from hrl_policies.study.figures.steps import (
+from hrl_policies.study.figures.curves import (
     StepResult,
     draw_diffusion_steps,
+    draw_learning_curves,
+    draw_purification_gain,
     read_step_results,
     write_step_results,
+)
+from hrl_policies.study.figures.results import (
+    draw_pareto,
+    draw_preference_front,
+    draw_profiles,
+    draw_results,
+    pareto_front,
 )
 
 __all__ = [

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import chisquare, kstest, norm
 
-from kuaifair_env.data.twin import (
+from kuaifair_env.synthetic.log import calendars, draw_test, draw_train, play_times
+from kuaifair_env.synthetic.truth import build_world, law_by_rank
+from kuaifair_env.synthetic.twin import (
     KUAIRAND,
     KUAIREC,
     TOY,
@@ -23,9 +25,6 @@ from kuaifair_env.data.twin import (
     load_twin,
     twin_config,
 )
-from kuaifair_env.data.twin_log import draw_test, draw_train
-from kuaifair_env.data.twin_truth import build_world, law_by_rank
-from kuaifair_env.data.twin_watching import calendars, play_times
 
 PANEL = replace(
     KUAIREC,
@@ -303,7 +302,7 @@ def test_tables_say_something_of_items_but_not_the_truth(toy):
 def test_a_twin_comes_from_the_cache_the_second_time(tmp_path, toy, monkeypatch):
     first = load_twin(TOY, tmp_path)
     assert first.data.data_hash == toy.data.data_hash
-    monkeypatch.setattr("kuaifair_env.data.twin._draw_data", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr("kuaifair_env.synthetic.twin._draw_data", lambda *_: pytest.fail("generated again"))
     second = load_twin(TOY, tmp_path)
     assert second.data.data_hash == toy.data.data_hash
     assert np.array_equal(second.data.train.times, toy.data.train.times)

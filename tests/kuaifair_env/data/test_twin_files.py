@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kuaifair_env.data import twin_files
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.data.schema import InteractionData
-from kuaifair_env.data.twin import KUAIRAND, KUAIREC, TOY, generate_twin
-from kuaifair_env.data.twin_files import write_official
-from kuaifair_env.data.twin_watching import LONG_VIEW_MS
 from kuaifair_env.errors import DataError
+from kuaifair_env.synthetic import files as twin_files
+from kuaifair_env.synthetic.files import write_official
+from kuaifair_env.synthetic.log import LONG_VIEW_MS
+from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, TOY, generate_twin
 
 PANEL = replace(
     KUAIREC,

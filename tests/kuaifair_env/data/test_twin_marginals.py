@@ -28,9 +28,9 @@ from twin_measures import (
 )
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.data.twin import KUAIRAND, KUAIREC, TOY, Twin, generate_twin, twin_config
-from kuaifair_env.data.twin_truth import TwinWorld, build_world
-from kuaifair_env.data.twin_watching import play_times
+from kuaifair_env.synthetic.log import play_times
+from kuaifair_env.synthetic.truth import TwinWorld, build_world
+from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, TOY, Twin, generate_twin, twin_config
 
 APRIL_25 = 1_650_816_000_000  # midnight in Beijing
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from kuaifair_env.artifacts import RESPONSES, load_artifact, save_artifact, take_tensors
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import RESPONSES, load_artifact, save_artifact, take_tensors
 from kuaifair_env.response import load_response, response_version
 
 

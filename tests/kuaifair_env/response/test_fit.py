@@ -21,7 +21,7 @@ from kuaifair_env.response import (
     fit_response,
     fit_world_responses,
 )
-from kuaifair_env.response.fit import batch_size_for
+from kuaifair_env.response.factorised_fit import batch_size_for
 from kuaifair_env.response.fitting import earlier_and_later
 
 QUICK = FactorisedConfig(

@@ -148,7 +148,7 @@ def test_a_saved_matrix_comes_back_equal(mode, tmp_path):
 
 
 def test_a_matrix_whose_places_do_not_fit_is_refused(tmp_path):
-    from kuaifair_env.artifacts import save_artifact
+    from kuaifair_env.files import save_artifact
 
     tensors = {"matrix": np.zeros((2, 2), np.uint8), "user_places": np.array([0, 5], np.int32)}
     tensors["item_places"] = np.array([0, 1], np.int32)

@@ -161,7 +161,7 @@ def test_a_saved_model_comes_back_equal(tmp_path):
 
 
 def test_a_file_that_lacks_a_weight_is_refused(tmp_path):
-    from kuaifair_env.artifacts import load_artifact, save_artifact
+    from kuaifair_env.files import load_artifact, save_artifact
 
     random_model().save(tmp_path / "s")
     _, tensors, settings = load_artifact(tmp_path / "s")

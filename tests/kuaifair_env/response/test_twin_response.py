@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from kuaifair_env.data.twin import TOY, generate_twin
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.base import ResponseModel
-from kuaifair_env.response.twin import TwinResponse
+from kuaifair_env.response.synthetic import TwinResponse
+from kuaifair_env.synthetic.twin import TOY, generate_twin
 
 
 @pytest.fixture(scope="module")

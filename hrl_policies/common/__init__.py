@@ -1,0 +1,1 @@
+"""What several algorithms share: slates, buffers, logged transitions, item policies, the click scorer."""

@@ -1,0 +1,376 @@
+"""A click model that agents may have: popularity, past click rate and the observed state, from the training log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env import seeding
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.errors import DataError
+from kuaifair_env.world import World, held_out_users, svd_item_embeddings
+
+DEFAULT_SAMPLE = 200_000
+FEATURES = ("click_rate", "popularity", "similarity")
+
+_FOLDS = 2
+_PRIOR_EXPOSURES = 20.0
+_ROWS_AT_ONCE = 20_000
+_NEGATIVE_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class ScorerReport:
+    """How a scorer was fitted and how well it ranks what it has not seen.
+
+    Attributes:
+        rows: Exposures that the coefficients were fitted on.
+        held_out_rows: Exposures of held-out users that the two AUCs were measured on.
+        auc: Area under the ROC curve over those exposures.
+        within_user_auc: Mean of each held-out user's own AUC: what the order of items is worth once it is known
+            who clicks a lot.
+        intercept: Log-odds at average features.
+        coefficients: Log-odds per unit of each of ``FEATURES``.
+        negatives: ``"exposures without a click"``, or how they were drawn where the log has none.
+    """
+
+    rows: int
+    held_out_rows: int
+    auc: float | None
+    within_user_auc: float | None
+    intercept: float
+    coefficients: dict[str, float]
+    negatives: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns a JSON-able copy."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClickScorer:
+    """A logistic model of clicks with three inputs, all of them from the training log.
+
+    The log-odds of a click on item ``i`` in state ``s~`` are linear in
+
+    * ``click_rate``: the item's smoothed log-odds of a click in the log,
+    * ``popularity``: its log exposure count, standardised over the items,
+    * ``similarity``: ``cos(s~, e_i)``, zero for an empty state.
+
+    It is what the greedy controls rank by. It knows neither response model nor test log, and needs no torch.
+
+    Attributes:
+        item_scores: ``float32 (N,)``, the part of the log-odds that does not depend on the state.
+        directions: ``float32 (d, N)``, unit item embeddings times the coefficient of the similarity.
+        report: How it was fitted.
+    """
+
+    item_scores: FloatArray
+    directions: FloatArray
+    report: ScorerReport = field(compare=False)
+
+    @property
+    def n_items(self) -> int:
+        """Number of candidates ``N``."""
+        return len(self.item_scores)
+
+    def score(self, states: FloatArray) -> FloatArray:
+        """Returns the log-odds of a click on every candidate.
+
+        Args:
+            states: ``float32 (B, d)``, observed states ``s~``.
+
+        Returns:
+            ``float32 (B, N)``.
+
+        Raises:
+            ValueError: If the states have another dimension than the embeddings.
+        """
+        states = np.asarray(states, np.float32)
+        if states.ndim != 2 or states.shape[1] != len(self.directions):
+            raise ValueError(f"states must be (B, {len(self.directions)}), got {states.shape}")
+        scores: FloatArray = _unit_rows(states) @ self.directions
+        scores += self.item_scores
+        return scores
+
+    @classmethod
+    def fit(cls, world: World, *, sample: int = DEFAULT_SAMPLE, seed: int = 0) -> ClickScorer:
+        """Fits the model to the training log of a world.
+
+        The coefficients come from exposures of users who are not held out, and the state of an exposure from the
+        history window before it. An item's click rate and embedding would already hold the click that they are to
+        explain, so users are split in two halves and each half is described by the other's. The fitted model then
+        takes click rates of all users who are not held out, and the world's embeddings.
+
+        A log of positives only has no click rate and no real negatives: each positive is then paired with one
+        candidate, drawn uniformly, that the user never clicked, and ``click_rate`` is left out. Scores of such a
+        log say what users choose, not what they like when shown.
+
+        Args:
+            world: Whose candidates, embeddings and training log count; its response and test log do not.
+            sample: Exposures to fit on, at most.
+            seed: Seed of the sampling.
+
+        Raises:
+            DataError: If the log has no clicks, or nothing but clicks without being marked as positives only.
+            ValueError: If ``sample`` is less than 100.
+        """
+        if world.item_term is not None:
+            raise DataError("a world with an item term is scored by ClickScorer.of_item_term")
+        if sample < 100:
+            raise ValueError(f"a sample of {sample} exposures is too small; give at least 100")
+        log = world.data.train
+        outside = ~_not_held_out(world)
+        if outside[log.users].all():
+            raise DataError(
+                "every user of the training log is held out; the click scorer has nobody to learn from"
+            )
+        rng = np.random.default_rng(seed)
+        train = _sampled(log, np.flatnonzero(~outside[log.users]), sample, rng)
+        held_out = _sampled(log, np.flatnonzero(outside[log.users]), sample // 2, rng)
+        fitted = _cross_fitted_examples(world, train, ~outside, rng)
+        intercept, coefficients = _logistic(fitted, not log.positives_only)
+        check = _examples(log, held_out, _described_by(~outside, world), world, rng)
+        auc, within = _ranking_quality(check, intercept + check.features @ coefficients)
+        final = _item_table(log, ~outside, world, world.embeddings)
+        return cls(
+            item_scores=np.asarray(intercept + final.fixed[: world.n_items] @ coefficients[:2], np.float32),
+            directions=np.ascontiguousarray((final.units[: world.n_items] * np.float32(coefficients[2])).T),
+            report=ScorerReport(
+                rows=len(fitted.clicks),
+                held_out_rows=len(check.clicks),
+                auc=auc,
+                within_user_auc=within,
+                intercept=float(intercept),
+                coefficients={name: float(value) for name, value in zip(FEATURES, coefficients, strict=True)},
+                negatives=_negatives(log),
+            ),
+        )
+
+    @classmethod
+    def of_item_term(cls, world: World, fitted: ClickScorer, similarity: float | None) -> ClickScorer:
+        """Returns the scorer that takes the world's item term for what it knows of items.
+
+        Where the term was calibrated on unbiased feedback the log-odds are the term plus ``similarity * cos(s~, e_i)``,
+        both as calibrated. Otherwise the term takes the place of the log's click rate in the fitted model, on the
+        click rate's scale; popularity and similarity keep their coefficients.
+
+        Args:
+            world: A world with an item term, which its embeddings hold as their last coordinate.
+            fitted: The scorer of the same world without the term.
+            similarity: Calibrated log-odds per unit of similarity, or None.
+        """
+        assert world.item_term is not None
+        term = world.item_term[: world.n_items].astype(np.float64)
+        units = _unit_rows(world.embeddings[: world.n_items])
+        if similarity is None:
+            table = _item_table(
+                world.data.train, _not_held_out(world), world, world.embeddings[:, :-1]
+            ).fixed[: world.n_items]
+            rate, popularity = table.T
+            scaled = rate.mean() + (term - term.mean()) * rate.std() / max(float(term.std()), 1e-6)
+            names = fitted.report.coefficients
+            items = fitted.report.intercept + names["click_rate"] * scaled + names["popularity"] * popularity
+            similarity = names["similarity"]
+        else:
+            items = term
+        return cls(
+            item_scores=np.asarray(items, np.float32),
+            directions=np.ascontiguousarray((units * np.float32(similarity)).T),
+            report=fitted.report,
+        )
+
+
+def states_before(
+    log: InteractionLog, rows: NDArray[np.int64], embeddings: FloatArray, history_length: int
+) -> FloatArray:
+    """Returns the observed state just before each of some exposures.
+
+    The mean embedding of the clicked items among the user's ``history_length`` exposures before the row, as
+    :class:`kuaifair_env.spaces.StateObserver` computes it in a session.
+
+    Args:
+        log: The log.
+        rows: ``int64 (n,)`` positions in the log.
+        embeddings: ``float32 (M, d)``.
+        history_length: Places ``H``.
+
+    Returns:
+        ``float32 (n, d)``; zero where nothing was clicked before.
+    """
+    from scipy import sparse
+
+    starts = np.searchsorted(log.users, log.users[rows])
+    states = np.empty((len(rows), embeddings.shape[1]), np.float32)
+    for low in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(low, low + _ROWS_AT_ONCE)
+        places = rows[part, None] - history_length + np.arange(history_length)
+        inside = places >= starts[part, None]
+        places = np.where(inside, places, 0)
+        clicked = inside & log.clicks[places]
+        counts = clicked.sum(axis=1)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        weights = np.repeat(1.0 / np.maximum(counts, 1), counts).astype(np.float32)
+        window = sparse.csr_matrix(
+            (weights, log.items[places[clicked]], ends), shape=(len(counts), len(embeddings))
+        )
+        states[part] = window @ embeddings
+    return states
+
+
+def _not_held_out(world: World) -> BoolArray:
+    free = np.ones(len(world.data.users), np.bool_)
+    free[held_out_users(world.data)] = False
+    return free
+
+
+@dataclass(frozen=True)
+class _ItemTable:
+    """What a set of users says of every item: ``fixed (M, 2)`` click rate and popularity, ``units (M, d)``."""
+
+    fixed: NDArray[np.float64]
+    units: FloatArray
+    embeddings: FloatArray
+
+
+@dataclass(frozen=True)
+class _Examples:
+    features: NDArray[np.float64]
+    clicks: BoolArray
+    users: IntArray
+
+
+def _cross_fitted_examples(
+    world: World, rows: NDArray[np.int64], users: BoolArray, rng: np.random.Generator
+) -> _Examples:
+    """Returns the examples of some log rows, each half of the users with items as the other half describes them."""
+    log = world.data.train
+    hashes = seeding.mix(world.data.users.ids.astype(np.uint64), np.ones(1, np.uint64))
+    folds = (hashes % np.uint64(_FOLDS)).astype(np.int64)
+    parts = []
+    for fold in range(_FOLDS):
+        own = rows[folds[log.users[rows]] == fold]
+        parts.append(_examples(log, own, _described_by(users & (folds != fold), world), world, rng))
+    joined = _Examples(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.clicks for part in parts]),
+        np.concatenate([part.users for part in parts]),
+    )
+    if joined.clicks.all() or not joined.clicks.any():
+        raise DataError(
+            "the training log needs exposures with and without a click; "
+            "set positives_only=True for a log of positives"
+        )
+    return joined
+
+
+def _described_by(users: BoolArray, world: World) -> _ItemTable:
+    """Describes every item by the log rows of some users alone, embeddings included."""
+    log = world.data.train
+    part = log.take(users[log.users])
+    if not part.clicks.any():
+        raise DataError(
+            "too few users with clicks in the training log to describe items by others than the user who is "
+            "predicted; the click scorer needs clicks of at least a handful of users"
+        )
+    embeddings = svd_item_embeddings(part, len(users), len(world.data.items), world.dimension)
+    return _item_table(log, users, world, embeddings)
+
+
+def _item_table(log: InteractionLog, users: BoolArray, world: World, embeddings: FloatArray) -> _ItemTable:
+    """Describes every item by the log rows of some users and by the given embeddings."""
+    items = len(world.data.items)
+    part = log.take(users[log.users])
+    shown = part.exposures(items).astype(np.float64)
+    overall = part.clicks.mean() if len(part) else 0.5
+    rate = (part.click_counts(items) + _PRIOR_EXPOSURES * overall) / (shown + _PRIOR_EXPOSURES)
+    # A log of positives only has rate 1 throughout; its log-odds are left out of the model and need only be finite.
+    rate = np.clip(rate, 1e-6, 1 - 1e-6)
+    popularity = np.log1p(shown)
+    spread = popularity.std()
+    standardised = (popularity - popularity.mean()) / (spread if spread > 0 else 1.0)
+    fixed = np.column_stack([np.log(rate / (1 - rate)), standardised])
+    return _ItemTable(fixed, _unit_rows(embeddings), embeddings)
+
+
+def _examples(
+    log: InteractionLog, rows: NDArray[np.int64], table: _ItemTable, world: World, rng: np.random.Generator
+) -> _Examples:
+    """Returns features and clicks of some log rows; for positives only, with one drawn negative for each."""
+    units = _unit_rows(states_before(log, rows, table.embeddings, world.history_length))
+    users, items, clicks = log.users[rows], log.items[rows], log.clicks[rows]
+    if log.positives_only:
+        drawn, found = _drawn_negatives(log, users, world, rng)
+        users = np.concatenate([users, users[found]])
+        units = np.concatenate([units, units[found]])
+        items = np.concatenate([items, drawn[found]])
+        clicks = np.concatenate([clicks, np.zeros(int(found.sum()), np.bool_)])
+    similarity = np.einsum("nd,nd->n", units, table.units[items])
+    return _Examples(np.column_stack([table.fixed[items], similarity]), clicks, users)
+
+
+def _drawn_negatives(
+    log: InteractionLog, users: IntArray, world: World, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], BoolArray]:
+    """Draws one candidate for each user that the user never clicked, and says where one was found."""
+    width = len(world.data.items)
+    clicked = np.unique(log.users[log.clicks].astype(np.int64) * width + log.items[log.clicks])
+    drawn = np.zeros(len(users), np.int64)
+    missing = np.arange(len(users))
+    for _ in range(_NEGATIVE_DRAWS):
+        drawn[missing] = rng.integers(world.n_items, size=len(missing))
+        cells = users[missing].astype(np.int64) * width + drawn[missing]
+        place = np.minimum(np.searchsorted(clicked, cells), len(clicked) - 1)
+        missing = missing[clicked[place] == cells]
+        if not len(missing):
+            break
+    found = np.ones(len(users), np.bool_)
+    found[missing] = False
+    return drawn, found
+
+
+def _logistic(examples: _Examples, with_rate: bool) -> tuple[float, NDArray[np.float64]]:
+    """Returns intercept and coefficients of the logistic regression; without rate its coefficient is 0."""
+    from sklearn.linear_model import LogisticRegression
+
+    used = slice(0 if with_rate else 1, None)
+    model = LogisticRegression(C=1e4, max_iter=200).fit(examples.features[:, used], examples.clicks)
+    coefficients = np.zeros(len(FEATURES))
+    coefficients[used] = model.coef_[0]
+    return float(model.intercept_[0]), coefficients
+
+
+def _ranking_quality(examples: _Examples, scores: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Returns AUC and mean within-user AUC; None where there is nothing to tell apart."""
+    from kuaifair_env.response.calibration import auc, within_user_auc
+
+    try:
+        within = within_user_auc(examples.users, examples.clicks, scores).mean
+    except DataError:
+        return None, None
+    return auc(examples.clicks, scores), within
+
+
+def _sampled(
+    log: InteractionLog, rows: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    if log.positives_only:
+        rows = rows[log.clicks[rows]]
+    return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
+
+
+def _negatives(log: InteractionLog) -> str:
+    if log.positives_only:
+        return "one uniformly drawn candidate for each positive, never clicked by the user"
+    return "exposures without a click"
+
+
+def _unit_rows(vectors: FloatArray) -> FloatArray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: FloatArray = np.divide(
+        vectors, norms, out=np.zeros_like(vectors, dtype=np.float32), where=norms > 0
+    )
+    return unit

@@ -1,0 +1,297 @@
+"""What offline methods share: a Stable-Baselines3 algorithm that learns from transitions and steps no environment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    ProgressBarCallback,
+)
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import configure_logger
+from torch import Tensor
+
+from hrl_policies.common.transitions import LoggedTransitions, scaled_actions
+
+SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
+
+
+class TensorBatch(NamedTuple):
+    """Transitions as tensors on the device.
+
+    Attributes:
+        observations: ``float32 (B, d)``.
+        actions: ``float32 (B, m)`` in ``[-1, 1]``, or ``int64 (B, K)`` item ids.
+        rewards: ``float32 (B, 1)``.
+        next_observations: ``float32 (B, d)``.
+        going_on: ``float32 (B, 1)``, 0 where the session terminated, else 1.
+        slot_rewards: ``float32 (B, K)``, feedback on each item of a slate, or None.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    going_on: Tensor
+    slot_rewards: Tensor | None
+
+    def take(self, rows: Tensor) -> TensorBatch:
+        """Returns some of the transitions."""
+        slots = self.slot_rewards
+        return TensorBatch(
+            self.observations[rows],
+            self.actions[rows],
+            self.rewards[rows],
+            self.next_observations[rows],
+            self.going_on[rows],
+            None if slots is None else slots[rows],
+        )
+
+
+class OfflineAlgorithm(BaseAlgorithm):
+    """Base of algorithms that learn from :class:`LoggedTransitions` alone; one timestep is one gradient step.
+
+    Training never touches the environment: it gives spaces, and callbacks that evaluate may ask for it. What a step
+    draws follows from the seed and the number of the step, so that training in parts, saved and loaded in between,
+    gives the parameters that training in one piece gives.
+
+    Subclasses build their networks in :meth:`_setup_model` (after this class's) and update them in :meth:`_update`.
+
+    Args:
+        policy: Policy class or its name.
+        env: Sessions of the training world; None takes the spaces of the transitions.
+        transitions: What to learn from; may be given later (:meth:`set_transitions`).
+        learning_rate: A number or a schedule.
+        batch_size: Transitions of a gradient step.
+        tau: Step of the target networks.
+        gamma: Discount.
+        tensorboard_log: See Stable-Baselines3.
+        policy_kwargs: Arguments of the policy.
+        verbose: See Stable-Baselines3.
+        seed: Seed of everything random; None draws one.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        supported_action_spaces: What the algorithm can act in.
+
+    Raises:
+        ValueError: If a setting is not valid, spaces do not fit, or there are neither sessions nor transitions.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        transitions: LoggedTransitions | None,
+        *,
+        learning_rate: float | Schedule,
+        batch_size: int,
+        tau: float,
+        gamma: float,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: torch.device | str,
+        supported_action_spaces: tuple[type[spaces.Space[Any]], ...],
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not (0.0 < tau <= 1.0 and 0.0 <= gamma <= 1.0):
+            raise ValueError(f"tau lies in (0, 1] and gamma in [0, 1], got {tau} and {gamma}")
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=supported_action_spaces,
+        )
+        self.batch_size, self.tau, self.gamma = batch_size, tau, gamma
+        self.transitions: LoggedTransitions | None = None
+        self._tensors: TensorBatch | None = None
+        if env is None and transitions is not None:
+            # Stable-Baselines3 has only checked an environment's.
+            if not isinstance(transitions.action_space, supported_action_spaces):
+                names = " or ".join(space.__name__ for space in supported_action_spaces)
+                raise ValueError(
+                    f"{type(self).__name__} acts in a {names}, the transitions in {transitions.action_space}"
+                )
+            self.observation_space = transitions.observation_space
+            self.action_space = transitions.action_space
+            self.n_envs = 1
+        self._given = transitions
+
+    def _setup_model(self) -> None:
+        if not hasattr(self, "observation_space"):
+            raise ValueError(f"{type(self).__name__} needs an environment or transitions, for their spaces")
+        if not isinstance(self.observation_space, spaces.Box):
+            raise ValueError(
+                f"{type(self).__name__} observes a Box (observation_mode='state'), not {self.observation_space}"
+            )
+        if self._vec_normalize_env is not None:
+            raise ValueError("logged transitions are not normalised; leave VecNormalize out")
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if not hasattr(self, "_entropy"):
+            self._entropy = (
+                int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+            )
+        self.policy = self.policy_class(
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+        ).to(self.device)
+        if self._given is not None:
+            self.set_transitions(self._given)
+            self._given = None
+
+    def set_transitions(self, transitions: LoggedTransitions) -> None:
+        """Sets what to learn from; a loaded model needs it before it can learn on.
+
+        Raises:
+            ValueError: If the transitions' spaces are not those of the algorithm.
+        """
+        if transitions.observation_space.shape != self.observation_space.shape:
+            raise ValueError(
+                f"transitions observe {transitions.observation_space}, the algorithm {self.observation_space}"
+            )
+        self._check_actions(transitions)
+        self.transitions = transitions
+        actions = scaled_actions(transitions.actions, transitions.action_space)
+        if isinstance(transitions.action_space, spaces.Discrete):
+            actions = actions[:, None] - transitions.action_space.start
+        self._tensors = TensorBatch(
+            self._tensor(transitions.observations),
+            self._tensor(actions),
+            self._tensor(transitions.rewards[:, None]),
+            self._tensor(transitions.next_observations),
+            self._tensor(~transitions.terminated[:, None]).float(),
+            None if transitions.slot_rewards is None else self._tensor(transitions.slot_rewards),
+        )
+
+    def learn(
+        self: SelfOffline,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1_000,
+        tb_log_name: str = "offline",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOffline:
+        """Takes ``total_timesteps`` gradient steps; see Stable-Baselines3.
+
+        Callbacks see one step for each gradient step, with its losses in ``locals["losses"]``; there are no rollouts.
+        ``log_interval`` counts gradient steps.
+
+        Raises:
+            ValueError: If there are no transitions.
+        """
+        if self._tensors is None:
+            raise ValueError(
+                f"{type(self).__name__} has nothing to learn from; call set_transitions(transitions) first"
+            )
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            # Before the step: what an earlier call of learn left is not this one's.
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            losses = self.train()
+            self.num_timesteps += 1
+            for name, value in losses.items():
+                self.logger.record_mean(f"train/{name}", value)
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
+                self._dump_logs()
+            callback.update_locals(locals())
+            if not callback.on_step():
+                break
+        callback.on_training_end()
+        return self
+
+    def train(self) -> Mapping[str, float]:
+        """Takes one gradient step and returns its losses by name."""
+        assert self._tensors is not None and self.transitions is not None
+        if not self.policy.training:
+            self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        drawn = np.random.default_rng((self._entropy, self.num_timesteps))
+        rows = torch.from_numpy(drawn.integers(0, len(self.transitions), self.batch_size)).to(self.device)
+        noise = torch.Generator().manual_seed(int(drawn.integers(2**62)))
+        losses = self._update(self._tensors.take(rows), noise)
+        self._n_updates += 1
+        return losses
+
+    @abstractmethod
+    def _update(self, batch: TensorBatch, noise: torch.Generator) -> Mapping[str, float]:
+        """Takes a gradient step on a batch; all randomness comes from the (CPU) generator."""
+
+    @abstractmethod
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Returns the optimisers whose learning rate follows the schedule."""
+
+    @abstractmethod
+    def _check_actions(self, transitions: LoggedTransitions) -> None:
+        """Raises a ``ValueError`` if the algorithm cannot learn from such actions."""
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        # Stable-Baselines3's own, without what is only for agents that play: resetting the environment, episode infos.
+        self.start_time = time.time_ns()
+        self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
+        self._num_timesteps_at_start = self.num_timesteps
+        self._total_timesteps = self.num_timesteps + total_timesteps
+        if not self._custom_logger:
+            self._logger = configure_logger(
+                self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps
+            )
+        return self._total_timesteps, self._init_callback(callback, progress_bar)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if not progress_bar:
+            return super()._init_callback(callback)
+        given = CallbackList(callback) if isinstance(callback, list) else callback
+        asked = given if isinstance(given, BaseCallback) else ConvertCallback(given)
+        return super()._init_callback(CallbackList([asked, _GradientSteps()]))
+
+    def _dump_logs(self) -> None:
+        seconds = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
+        steps = self.num_timesteps - self._num_timesteps_at_start
+        self.logger.record("time/gradient_steps_per_second", int(steps / seconds))
+        self.logger.record("time/time_elapsed", int(seconds), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "transitions", "_tensors", "_given"]
+
+
+class _GradientSteps(ProgressBarCallback):
+    """Stable-Baselines3's progress bar, for steps that are not taken in all sessions at once."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(1)
+        return True

@@ -1,0 +1,411 @@
+"""Logged transitions: what offline methods learn from, with where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.spaces import SlateSpace
+
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+
+LogActions = NDArray[Any]
+
+
+class Minibatch(NamedTuple):
+    """Some transitions; see :class:`LoggedTransitions` for the arrays."""
+
+    observations: FloatArray
+    actions: LogActions
+    rewards: FloatArray
+    next_observations: FloatArray
+    terminated: BoolArray
+    slot_rewards: FloatArray | None
+
+
+@dataclass(frozen=True)
+class LoggedTransitions:
+    """``n`` transitions, session after session, in the order in which they happened.
+
+    Within a session the next observation is the observation of the next row, bit for bit; a session ends with the
+    row in which ``terminated`` or ``truncated`` is set. Only ``terminated`` stops a value from being bootstrapped:
+    a session that was merely cut off goes on, unseen.
+
+    Attributes:
+        observations: ``float32 (n, d)``.
+        actions: ``float32 (n, m)`` for a ``Box``; item ids, ``int64 (n,)`` for ``Discrete`` and ``int64 (n, K)`` for
+            slates.
+        rewards: ``float32 (n,)``, mean feedback of the slate.
+        next_observations: ``float32 (n, d)``.
+        terminated: ``bool (n,)``, the session ended here.
+        truncated: ``bool (n,)``, the record of the session ended here.
+        observation_space: Of the observations.
+        action_space: Of the actions.
+        provenance: Where the transitions came from, JSON-able: ``source`` (``"log"``, ``"env_behaviour"``, ...) and,
+            for KuaiFair data, the data set with its hash and origin.
+        slot_rewards: ``float32 (n, K)``, feedback on each item of a slate, where actions are item ids; else None.
+
+    Raises:
+        DataError: If arrays do not fit each other or their spaces, hold NaN, or sessions are broken.
+    """
+
+    observations: FloatArray
+    actions: LogActions
+    rewards: FloatArray
+    next_observations: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    observation_space: spaces.Box
+    action_space: spaces.Space[Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    slot_rewards: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        for name in ("observations", "next_observations", "rewards", "actions"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise DataError(f"{name} of logged transitions hold NaN or infinity")
+        _check_actions(self.actions, self.action_space)
+        ends = self.ends
+        if not ends[-1]:
+            raise DataError("the last transition must end its session: set terminated or truncated")
+        within = np.flatnonzero(~ends[:-1])
+        axes = tuple(range(1, self.observations.ndim))
+        same = (self.next_observations[within] == self.observations[within + 1]).all(axis=axes)
+        if not same.all():
+            row = int(within[~same][0])
+            raise DataError(
+                f"transition {row} is followed by another observation than its own next one; end the session there"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def ends(self) -> BoolArray:
+        """``bool (n,)``, last transition of each session."""
+        return self.terminated | self.truncated
+
+    @property
+    def sessions(self) -> list[slice]:
+        """Rows of each session."""
+        stops = np.flatnonzero(self.ends) + 1
+        return [slice(int(a), int(b)) for a, b in zip(np.r_[0, stops[:-1]], stops, strict=True)]
+
+    @property
+    def slots(self) -> int:
+        """Items of a logged slate ``K`` (1 for ``Discrete``, and for actions that name no items)."""
+        named = isinstance(self.action_space, spaces.MultiDiscrete)
+        return int(self.actions.shape[1]) if named else 1
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) of all arrays: equal transitions, equal hash."""
+        digest = hashlib.sha256()
+        for name in (*_ARRAYS, "slot_rewards"):
+            values = getattr(self, name)
+            if values is not None:
+                digest.update(f"{name}{values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns sizes, mean reward, content hash and provenance, JSON-able."""
+        return {
+            "transitions": len(self),
+            "sessions": len(self.sessions),
+            "mean_reward": float(self.rewards.mean(dtype=np.float64)),
+            "content_hash": self.content_hash,
+            "provenance": dict(self.provenance),
+        }
+
+    def take(self, rows: NDArray[np.int64]) -> Minibatch:
+        """Returns some of the transitions."""
+        return Minibatch(
+            self.observations[rows],
+            self.actions[rows],
+            self.rewards[rows],
+            self.next_observations[rows],
+            self.terminated[rows],
+            None if self.slot_rewards is None else self.slot_rewards[rows],
+        )
+
+    def sample(self, size: int, rng: np.random.Generator) -> Minibatch:
+        """Draws transitions uniformly with replacement."""
+        return self.take(rng.integers(0, len(self), size))
+
+    def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
+        """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.
+
+        Truncated sessions are bootstrapped, terminated ones are not; continuous actions are scaled to ``[-1, 1]``, as
+        those algorithms store them.
+        """
+        from stable_baselines3.common.buffers import ReplayBuffer
+
+        buffer = ReplayBuffer(len(self), self.observation_space, self.action_space, device, n_envs=1)
+        actions = scaled_actions(self.actions, self.action_space)
+        buffer.observations[:, 0] = self.observations
+        buffer.next_observations[:, 0] = self.next_observations
+        buffer.actions[:, 0] = actions.reshape(len(self), -1)
+        buffer.rewards[:, 0] = self.rewards
+        buffer.dones[:, 0] = self.ends
+        buffer.timeouts[:, 0] = self.truncated
+        buffer.pos, buffer.full = 0, True
+        return buffer
+
+    def to_minari(self, target: str | Path) -> None:
+        """Writes a Minari data set (HDF5); see :func:`hrl_policies.common.transitions.write_minari`."""
+        from hrl_policies.common.transitions import write_minari
+
+        write_minari(self, target)
+
+    @classmethod
+    def from_minari(cls, source: str | Path) -> LoggedTransitions:
+        """Reads a Minari data set; see :func:`hrl_policies.common.transitions.read_minari`."""
+        from hrl_policies.common.transitions import read_minari
+
+        return read_minari(source)
+
+
+_ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+
+
+def scaled_actions(actions: LogActions, space: spaces.Space[Any]) -> LogActions:
+    """Returns continuous actions scaled from their ``Box`` to ``[-1, 1]``; item ids as they are.
+
+    Raises:
+        DataError: If the ``Box`` has no size, or no end.
+    """
+    if not isinstance(space, spaces.Box):
+        return actions
+    if not (space.is_bounded() and (space.high > space.low).all()):
+        raise DataError(
+            f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}"
+        )
+    scaled: FloatArray = 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
+    return scaled.astype(np.float32)
+
+
+def _check_shapes(data: LoggedTransitions) -> None:
+    n = len(data.rewards)
+    if n == 0:
+        raise DataError("there are no transitions; offline methods need at least one")
+    lengths = {name: len(getattr(data, name)) for name in _ARRAYS}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"transition arrays differ in length: {lengths}")
+    for name in ("observations", "next_observations"):
+        shape = getattr(data, name).shape[1:]
+        if shape != data.observation_space.shape:
+            raise DataError(f"{name} have shape {shape}, the space {data.observation_space.shape}")
+    if data.actions.shape[1:] != data.action_space.shape:
+        raise DataError(f"actions have shape {data.actions.shape[1:]}, the space {data.action_space.shape}")
+    for name in ("rewards", "terminated", "truncated"):
+        if getattr(data, name).shape != (n,):
+            raise DataError(f"{name} must be one value for each of {n} transitions")
+    for name in ("observations", "next_observations", "rewards"):
+        if getattr(data, name).dtype != np.float32:
+            raise DataError(f"{name} must be float32, got {getattr(data, name).dtype}")
+    if (data.terminated & data.truncated).any():
+        raise DataError("a transition is terminated or truncated, not both")
+    slots = data.slot_rewards
+    if slots is not None and slots.shape != (n, data.slots):
+        raise DataError(f"slot_rewards must have shape {(n, data.slots)}, got {slots.shape}")
+
+
+def _check_actions(actions: LogActions, space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Box):
+        if actions.dtype != np.float32:
+            raise DataError(f"continuous actions must be float32, got {actions.dtype}")
+        low, high = space.low, space.high
+    elif isinstance(space, spaces.Discrete):
+        low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = np.zeros(space.shape), space.nvec - 1
+    else:
+        raise DataError(f"actions of logged transitions are Box, Discrete or MultiDiscrete, not {space}")
+    if not isinstance(space, spaces.Box) and actions.dtype != np.int64:
+        raise DataError(f"item ids must be int64, got {actions.dtype}")
+    outside = ((actions < low) | (actions > high)).reshape(len(actions), -1).any(axis=1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise DataError(f"action {actions[row]} of transition {row} is outside {space}")
+
+
+_PROVENANCE = "kuaifair_provenance"
+_SLATES = "kuaifair_slates"
+_SLOT_REWARDS = "slot_rewards"
+
+
+def write_minari(transitions: LoggedTransitions, target: str | Path) -> None:
+    """Writes transitions as a Minari data set, one episode a session.
+
+    Feedback on single items goes to ``infos["slot_rewards"]``, provenance into the data set's metadata.
+
+    Args:
+        transitions: What to write.
+        target: A Minari id such as ``"kuaifair/kuairec/log-v0"``, put where Minari keeps its data sets
+            (``MINARI_DATASETS_PATH``), or a ``Path``: the folder to make.
+
+    Raises:
+        ArtifactError: If there is a data set of that name already, or the id is not valid.
+        KuaiFairError: If Minari is not installed.
+    """
+    minari = _minari()
+    buffers = [_episode(minari, transitions, rows) for rows in transitions.sessions]
+    if isinstance(target, Path):
+        _write_folder(transitions, buffers, target, minari.__version__)
+        return
+    try:
+        with warnings.catch_warnings():
+            # Minari asks for an author and a link to code, which a user's own log need not have.
+            warnings.simplefilter("ignore", UserWarning)
+            dataset = minari.create_dataset_from_buffers(
+                target,
+                buffers,
+                action_space=transitions.action_space,
+                observation_space=transitions.observation_space,
+                data_format="hdf5",
+            )
+    except ValueError as error:
+        raise ArtifactError(f"Minari refuses the data set {target!r}: {error}") from error
+    dataset.storage.update_metadata(_metadata(transitions))
+
+
+def read_minari(source: str | Path) -> LoggedTransitions:
+    """Reads a Minari data set, one that :func:`write_minari` wrote or any other of vectors and simple actions.
+
+    Args:
+        source: The id of a local data set, or a ``Path`` to a folder.
+
+    Returns:
+        The transitions; of data sets from elsewhere the provenance says ``source: "minari"`` and their id. Rewards
+        and observations become ``float32``. An episode that neither terminates nor is truncated counts as truncated.
+
+    Raises:
+        ArtifactError: If there is no such data set, or it is damaged.
+        DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or
+            ``MultiDiscrete``.
+        KuaiFairError: If Minari is not installed.
+    """
+    minari = _minari()
+    try:
+        dataset = minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(source)
+    except (ValueError, OSError, KeyError) as error:
+        raise ArtifactError(f"there is no Minari data set {source}: {error}") from error
+    metadata = dataset.storage.metadata
+    space = dataset.observation_space
+    if not isinstance(space, spaces.Box):
+        raise DataError(f"{source}: offline methods learn from vectors, but observations are {space}")
+    try:
+        episodes = list(dataset.iterate_episodes())
+    except (ValueError, OSError, KeyError) as error:
+        raise ArtifactError(
+            f"the episodes of the Minari data set {source} cannot be read: {error}"
+        ) from error
+    if not episodes:
+        raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
+    columns = [_columns(episode) for episode in episodes]
+    joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
+    actions = dataset.action_space
+    if metadata.get(_SLATES):
+        actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
+    joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
+    stored = metadata.get(_PROVENANCE)
+    provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
+    return LoggedTransitions(
+        **joined,
+        observation_space=spaces.Box(
+            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+        ),
+        action_space=actions,
+        provenance=provenance if stored is None else json.loads(stored),
+    )
+
+
+def _columns(episode: Any) -> dict[str, Any]:
+    observations = np.asarray(episode.observations, np.float32)
+    terminated, truncated = (
+        np.asarray(flags, np.bool_).copy() for flags in (episode.terminations, episode.truncations)
+    )
+    # Some data sets set both in the last step; the end of the task counts.
+    truncated &= ~terminated
+    truncated[-1] |= not terminated[-1]
+    found = {
+        "observations": observations[:-1],
+        "next_observations": observations[1:],
+        "actions": np.asarray(episode.actions),
+        "rewards": np.asarray(episode.rewards, np.float32),
+        "terminated": terminated,
+        "truncated": truncated,
+    }
+    slots = (episode.infos or {}).get(_SLOT_REWARDS)
+    return found if slots is None else found | {"slot_rewards": slots}
+
+
+def _episode(minari: Any, transitions: LoggedTransitions, rows: slice) -> Any:
+    last = transitions.next_observations[rows.stop - 1 : rows.stop]
+    slots = transitions.slot_rewards
+    return minari.data_collector.EpisodeBuffer(
+        observations=np.concatenate([transitions.observations[rows], last]),
+        actions=transitions.actions[rows],
+        rewards=transitions.rewards[rows],
+        terminations=transitions.terminated[rows],
+        truncations=transitions.truncated[rows],
+        infos=None if slots is None else {_SLOT_REWARDS: slots[rows]},
+    )
+
+
+def _metadata(transitions: LoggedTransitions) -> dict[str, Any]:
+    return {
+        _PROVENANCE: json.dumps(dict(transitions.provenance), sort_keys=True),
+        _SLATES: isinstance(transitions.action_space, SlateSpace),
+    }
+
+
+def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Path, version: str) -> None:
+    storage = import_module("minari.dataset.minari_storage").MinariStorage
+    if target.exists():
+        raise ArtifactError(f"{target} exists already; choose another folder, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        made = storage.new(
+            temporary,
+            observation_space=transitions.observation_space,
+            action_space=transitions.action_space,
+            data_format="hdf5",
+        )
+        named = {"dataset_id": f"{target.name}-v0", "minari_version": version}
+        made.update_metadata(named | _metadata(transitions))
+        made.update_episodes(buffers)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _minari() -> Any:
+    try:
+        return import_module("minari")
+    except ImportError as error:
+        raise KuaiFairError(
+            "Minari data sets need Minari with HDF5: pip install 'kuaifair[minari]'"
+        ) from error

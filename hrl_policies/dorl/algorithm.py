@@ -1,0 +1,208 @@
+"""DORL: A2C in a world model, made pessimistic where the model is unsure and fond of what the log varies.
+
+Gao et al., Alleviating Matthew Effect of Offline Reinforcement Learning in Interactive Recommendation, SIGIR 2023. What
+is ours: observed states instead of the mean of the last three items; slates; sessions with the library's own dynamics,
+in which the world model clicks, so that nothing is asked of the world that the agent is given. The original steps the
+true environment and takes its exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from hrl_policies.common.sessions import sessions_given
+from hrl_policies.dorl.simulation import (
+    ExitKind,
+    FeatureEntropy,
+    LearnedResponse,
+    item_levels,
+    learned_sessions,
+)
+from hrl_policies.dorl.world_model import WorldModel, WorldModelSettings, WorldModelSizes, fit_world_model
+from kuaifair_env.errors import DataError
+
+SelfDORL = TypeVar("SelfDORL", bound="DORL")
+_EXITS = ("configured", "none")
+_SEED_STRIDE = 1_000_003
+_SEED_LIMIT = 2**31
+
+
+class DORL(A2C):
+    """Offline, model-based A2C: it fits a world model to the training log and learns in that.
+
+    ``learn`` never resets or steps the environment: it takes users, histories, items, settings and spaces from it, fits
+    the ensemble on its first call, and plays sessions of its own. Callbacks see those as ``training_env``; their
+    ``session`` records hold predicted clicks. The ensemble is saved and loaded with the policy.
+
+    Args:
+        policy: See Stable-Baselines3's A2C.
+        env: KuaiFair sessions, purified or not.
+        world_model: Arguments of :class:`~hrl_policies.dorl.world_model.WorldModelSettings`.
+        uncertainty_weight: ``l1`` of the reward ``max(0, r - l1 P_U + l2 P_E - r_min)``.
+        entropy_weight: ``l2`` of the reward.
+        exits: ``"configured"`` applies the sessions' leave rule to predicted clicks, ``"none"`` plays every session to
+            its cap.
+        learning_rate: See Stable-Baselines3's A2C, like what follows.
+        n_steps: Steps of a rollout in each session.
+        gamma: Discount.
+        gae_lambda: Of generalised advantage estimation.
+        ent_coef: Weight of the policy's entropy.
+        vf_coef: Weight of the critic's loss.
+        max_grad_norm: Where gradients are cut off.
+        use_rms_prop: RMSprop instead of Adam.
+        normalize_advantage: Whether to standardise advantages.
+        stats_window_size: Sessions over which logged means are taken.
+        tensorboard_log: Folder.
+        policy_kwargs: Arguments of the policy.
+        verbose: How much is printed.
+        seed: Seed of everything random.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, of the policy; the ensemble stays on the CPU.
+        _init_setup_model: See Stable-Baselines3.
+
+    Attributes:
+        world_model_report: What fitting the ensemble gave; None before, and after parameters alone were restored.
+
+    Raises:
+        ValueError: If a setting is not valid.
+        TypeError: If the environment is not a KuaiFair environment that can be modelled.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        *,
+        world_model: Mapping[str, Any] | None = None,
+        uncertainty_weight: float = 0.01,
+        entropy_weight: float = 0.05,
+        exits: ExitKind = "configured",
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 16,
+        gamma: float = 0.9,
+        gae_lambda: float = 1.0,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_rms_prop: bool = False,
+        normalize_advantage: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if exits not in _EXITS:
+            raise ValueError(f"exits must be one of {_EXITS}, got {exits!r}")
+        if not (uncertainty_weight >= 0 and entropy_weight >= 0):
+            raise ValueError(
+                "uncertainty_weight and entropy_weight must not be negative, "
+                f"got {uncertainty_weight} and {entropy_weight}"
+            )
+        self.world_model_settings = dict(world_model or {})
+        WorldModelSettings(**self.world_model_settings)
+        self.uncertainty_weight, self.entropy_weight, self.exits = uncertainty_weight, entropy_weight, exits
+        self.world_model_sizes: dict[str, int] | None = None
+        self.world_model_report: dict[str, Any] | None = None
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_rms_prop=use_rms_prop,
+            normalize_advantage=normalize_advantage,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.env is not None:
+            world, _ = sessions_given(self.env, "DORL")
+            self.world_model_sizes = vars(WorldModelSizes.of(world))
+        assert self.world_model_sizes is not None
+        self.world_model = WorldModel(
+            WorldModelSizes(**self.world_model_sizes),
+            WorldModelSettings(**self.world_model_settings),
+            0 if self.seed is None else self.seed,
+        )
+
+    def learn(
+        self: SelfDORL,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "DORL",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDORL:
+        """Fits the world model if that has not been done, and trains in it; see Stable-Baselines3.
+
+        Args:
+            total_timesteps: Steps in learned sessions.
+            callback: See Stable-Baselines3, like what follows.
+            log_interval: Updates between logs.
+            tb_log_name: Name of the run.
+            reset_num_timesteps: Whether to count from 0.
+            progress_bar: Whether to show one.
+
+        Raises:
+            DataError: If this is a test world, or the training log does not allow a world model.
+            ValueError: If there is no environment.
+        """
+        given, before = self.env, self._last_obs
+        if given is None:
+            raise ValueError("DORL has no environment; call set_env, or load(..., env=...)")
+        self.env = self._learned(given)
+        self._last_obs = None
+        try:
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+        finally:
+            self.env, self._last_obs = given, before
+
+    def _learned(self, env: Any) -> Any:
+        """Returns sessions in the world model, which is fitted now if it is new."""
+        world, _ = sessions_given(env, "DORL")
+        if world.split != "train":
+            raise DataError(f"DORL learns about the users of the training world, got the {world.split} world")
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+        if not bool(self.world_model.fitted):
+            settings = WorldModelSettings(**self.world_model_settings)
+            self.world_model_report = fit_world_model(self.world_model, world, settings, seed)
+        return learned_sessions(
+            env,
+            LearnedResponse(self.world_model, world),
+            FeatureEntropy.of_log(world.data.train, item_levels(world)),
+            uncertainty_weight=self.uncertainty_weight,
+            entropy_weight=self.entropy_weight,
+            exits=self.exits,
+            # Neighbouring seeds would meet the same users with the same luck; see hrl_policies.study.runner.
+            seed=(seed + self.num_timesteps) * _SEED_STRIDE % _SEED_LIMIT,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "world_model"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules, variables = super()._get_torch_save_params()
+        return [*modules, "world_model"], variables

@@ -1,0 +1,14 @@
+"""Hierarchical PPO: a manager weighs accuracy against fairness, a worker ranks items (paper 4.3)."""
+
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
+from hrl_policies.hrl_ppo.algorithm import HierarchicalPPO
+from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
+from hrl_policies.hrl_ppo.settings import HierarchySettings
+
+__all__ = [
+    "HierarchicalPPO",
+    "HierarchicalPolicy",
+    "HierarchySettings",
+    "QuotaSlateDistribution",
+    "SlateDistribution",
+]

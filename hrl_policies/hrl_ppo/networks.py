@@ -1,0 +1,424 @@
+"""What both levels know of the items, and what an observation says of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hrl_policies.common.slates import MASKED
+from hrl_policies.hrl_ppo.settings import HierarchySettings
+from kuaifair_env.world import World
+
+if TYPE_CHECKING:
+    from hrl_policies.common.click_scorer import ClickScorer
+
+
+CONTEXT = 5
+
+
+class ItemTable(nn.Module):
+    """Item tables as buffers, so that a saved policy needs no environment to be loaded.
+
+    Inside, items are in an order of their own, the popular group first, so that each group is a slice; ``order`` and
+    ``place`` lead from there to the environment's items and back.
+
+    The accuracy term of an item is ``prior_i + cos(query, e_i) * similarity``: eq. 6's similarity alone without a click
+    scorer, and the scorer's log-odds with one, which are what the greedy controls rank by.
+
+    Args:
+        items: Candidates ``N``.
+        dimension: Size ``d`` of item embeddings.
+        slate_size: Items ``K`` of a slate.
+    """
+
+    order: Tensor
+    place: Tensor
+    feasible: Tensor
+    units: Tensor
+    prior: Tensor
+    similarity: Tensor
+    popularity: Tensor
+    popular: Tensor
+
+    def __init__(self, items: int, dimension: int, slate_size: int) -> None:
+        super().__init__()
+        self.items, self.dimension, self.slate_size = items, dimension, slate_size
+        self.register_buffer("order", torch.arange(items))
+        self.register_buffer("place", torch.arange(items))
+        self.register_buffer("feasible", torch.ones(slate_size + 1, dtype=torch.bool))
+        self.register_buffer("units", torch.zeros(items, dimension))
+        self.register_buffer("prior", torch.zeros(items))
+        self.register_buffer("similarity", torch.ones(()))
+        self.register_buffer("popularity", torch.zeros(items))
+        self.register_buffer("popular", torch.zeros(items, dtype=torch.bool))
+
+    def fill(self, world: World, scorer: ClickScorer | None) -> None:
+        """Takes the tables of a world.
+
+        Args:
+            world: The training world; its embeddings, popularity groups and training exposures are read.
+            scorer: The click model to start from; None starts from similarity alone.
+        """
+        popular = world.groups.popular
+        order = np.argsort(~popular, kind="stable")
+        embeddings = world.embeddings[: world.n_items][order]
+        norms = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+        logs = np.log1p(world.data.train.exposures(len(world.data.items))[: world.n_items])
+        standardised = (logs - logs.mean()) / max(float(logs.std()), 1e-6)
+        counts = np.arange(self.slate_size + 1)
+        tail = self.items - int(popular.sum())
+        feasible = (counts <= popular.sum()) & (self.slate_size - counts <= tail)
+        prior = np.zeros(self.items, np.float32) if scorer is None else scorer.item_scores
+        for buffer, values in (
+            (self.order, order),
+            (self.place, np.argsort(order)),
+            (self.feasible, feasible),
+            (self.units, (embeddings / norms).astype(np.float32)),
+            (self.popularity, standardised[order].astype(np.float32)),
+            (self.popular, popular[order]),
+            (self.prior, prior[order]),
+        ):
+            buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        if scorer is not None:
+            # Directions are unit embeddings times the coefficient, whose sign a norm would lose.
+            along = np.einsum("dn,nd->n", scorer.directions[:, order], embeddings / norms)
+            self.similarity.fill_(float(along[np.abs(along).argmax()]))
+
+    def best(self, scores: Tensor, count: int) -> Tensor:
+        """Returns the best items of each group, half of ``count`` from either, or all of a smaller group.
+
+        Args:
+            scores: ``(B, N)``.
+            count: How many; 0 takes all items.
+
+        Returns:
+            ``int64 (B, C)``, places in the table's own order.
+        """
+        if count == 0 or count >= self.items:
+            return torch.arange(self.items, device=scores.device).expand(len(scores), -1)
+        heads, half = int(self.popular.sum()), self._half(count)
+        parts = []
+        for low, part in ((0, scores[:, :heads]), (heads, scores[:, heads:])):
+            if part.shape[1]:
+                parts.append(low + part.topk(min(half, part.shape[1]), dim=1, sorted=False).indices)
+        return torch.cat(parts, dim=1)
+
+    def offers(self, scores: Tensor, count: int = 0) -> Tensor:
+        """Returns the mean of the best scores of both groups, half a slate of each, ``float32 (B, 2)``.
+
+        Args:
+            scores: ``(B, N)``, or ``(B, C)`` of the candidates that :meth:`best` names, which hold the same best ones.
+            count: What :meth:`best` was given for those.
+        """
+        heads = int(self.popular.sum())
+        if scores.shape[1] < self.items:
+            heads = min(heads, self._half(count))
+        half = max(self.slate_size // 2, 1)
+        parts = [
+            part.topk(min(half, part.shape[1]), dim=1).values.mean(dim=1)
+            if part.shape[1]
+            else scores.new_zeros(len(scores))
+            for part in (scores[:, :heads], scores[:, heads:])
+        ]
+        return torch.stack(parts, dim=1)
+
+    def _half(self, count: int) -> int:
+        """Returns how many candidates of each group stand for half of ``count``: at least a slate."""
+        return max(count // 2, self.slate_size)
+
+
+class Window:
+    """Clicks and skips of an observation's window, ready to be counted by item.
+
+    Args:
+        items: ``int64 (B, H)``, item + 1, 0 where there is none (the observation's own coding).
+        clicks: ``float32 (B, H)``.
+        table: Items.
+    """
+
+    def __init__(self, items: Tensor, clicks: Tensor, table: ItemTable) -> None:
+        # Items of the log that are no candidates are counted nowhere.
+        self._known = (items > 0) & (items <= table.items)
+        self._rows = table.place[torch.where(self._known, items - 1, 0)]
+        self._clicks = clicks * self._known
+        self._skips = (1.0 - clicks) * self._known
+        self._table = table
+
+    def add(self, scores: Tensor, of_click: Tensor, of_skip: Tensor) -> Tensor:
+        """Returns scores ``(B, N)`` plus a weight for each click on an item and one for each skip."""
+        return scores.scatter_add(1, self._rows, of_click * self._clicks + of_skip * self._skips)
+
+    def counts(self, candidates: Tensor) -> Tensor:
+        """Returns clicks and skips of candidates ``int64 (B, C)``, ``float32 (B, C, 2)``."""
+        same = (candidates[:, :, None] == self._rows[:, None, :]).to(torch.float32)
+        return torch.stack(
+            [torch.einsum("bch,bh->bc", same, part) for part in (self._clicks, self._skips)], 2
+        )
+
+    def context(self) -> Tensor:
+        """Returns what the manager sees of the window, ``float32 (B, 5)``.
+
+        Share of places filled; click rate; popular share of what was shown, and of what was clicked; click rate of
+        popular minus long-tail items.
+        """
+        popular = self._table.popular[self._rows] * self._known.to(torch.float32)
+        shown = self._known.sum(1).to(torch.float32)
+        clicked, head = self._clicks.sum(1), popular.sum(1)
+        head_clicks = (popular * self._clicks).sum(1)
+        of_head = head_clicks / head.clamp_min(1.0)
+        of_tail = (clicked - head_clicks) / (shown - head).clamp_min(1.0)
+        parts = (
+            shown / self._known.shape[1],
+            clicked / shown.clamp_min(1.0),
+            head / shown.clamp_min(1.0),
+            head_clicks / clicked.clamp_min(1.0),
+            of_head - of_tail,
+        )
+        return torch.stack(parts, dim=1)
+
+
+class Observed:
+    """An observation as both levels take it: state and, where there is one, the window.
+
+    Args:
+        observation: ``float32 (B, d_out)``, or a dict with ``state``, ``history_items`` and ``history_clicks``.
+        table: Items; its device is where everything goes.
+    """
+
+    def __init__(self, observation: Any, table: ItemTable) -> None:
+        device = table.units.device
+
+        def tensor(part: Any) -> Tensor:
+            return torch.as_tensor(part, device=device)
+
+        self.window: Window | None = None
+        if isinstance(observation, dict):
+            self.state = tensor(observation["state"]).to(torch.float32)
+            if "history_items" in observation:
+                items = tensor(observation["history_items"]).to(torch.int64)
+                clicks = tensor(observation["history_clicks"]).to(torch.float32)
+                self.window = Window(items, clicks, table)
+        else:
+            self.state = tensor(observation).to(torch.float32)
+        context = self.state.new_zeros(len(self.state), CONTEXT)
+        self.context = context if self.window is None else self.window.context()
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.02, 2.0
+_HER4IF_DEVIATION = 0.1
+# Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
+_MEMORY_PACE = 10.0
+_LEAST_WEIGHT = 1e-3
+OFFER = 2
+
+
+class Manager(nn.Module):
+    """``pi_h(z | s^)`` and its critic ``V_h`` (eq. 5).
+
+    Args:
+        settings: Forms.
+        state_size: Size of a purified state.
+        slate_size: Items ``K`` of a slate.
+    """
+
+    def __init__(self, settings: HierarchySettings, state_size: int, slate_size: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.counts = slate_size + 1
+        inputs = state_size + CONTEXT + OFFER
+        outputs = self.counts if settings.weights == "quota" else settings.action_size
+        self.actor = _mlp(inputs, settings.width, outputs, gain=0.01)
+        self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
+        self.log_deviation = nn.Parameter(
+            torch.full((settings.action_size,), math.log(settings.start_deviation))
+        )
+
+    def distribution(self, features: Tensor, feasible: Tensor) -> torch.distributions.Distribution:
+        """Returns the law of ``x`` (before it is squashed into weights, so that no Jacobian is needed).
+
+        Args:
+            features: ``(B, inputs)``.
+            feasible: ``bool (K + 1,)``, numbers of popular items that both groups can fill.
+        """
+        mean = self.actor(features)
+        if self.settings.weights == "quota":
+            return torch.distributions.Categorical(
+                logits=torch.where(feasible, mean, MASKED), validate_args=False
+            )
+        if self.settings.weights == "her4if":
+            return _normal(mean.softmax(dim=1), torch.full_like(mean, _HER4IF_DEVIATION))
+        return _normal(mean, self.log_deviation.exp().expand_as(mean))
+
+    def act(self, features: Tensor, feasible: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        """Returns ``x``, ``float32 (B, size)``, and its log-probability, ``float32 (B,)``."""
+        law = self.distribution(features, feasible)
+        sampled: Tensor = law.sample()
+        if self.settings.weights == "quota":
+            assert isinstance(law, torch.distributions.Categorical)
+            count = law.probs.argmax(dim=1) if deterministic else sampled
+            return count[:, None].to(torch.float32), _log_prob(law, count)
+        action = law.mean if deterministic else sampled
+        return action, _log_prob(law, action)
+
+    def judge(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probabilities and entropies of actions, ``float32 (B,)`` each."""
+        law = self.distribution(features, feasible)
+        if self.settings.weights == "quota":
+            return _log_prob(law, actions[:, 0]), _entropy(law)
+        return _log_prob(law, actions), _entropy(law)
+
+    def value(self, features: Tensor) -> Tensor:
+        """Returns ``V_h``, ``float32 (B,)``."""
+        value: Tensor = self.critic(features)[:, 0]
+        return value
+
+
+class Worker(nn.Module):
+    """``pi_l(L | s^, z)`` with its critics ``V_l`` and, for the constraint, ``V_c``.
+
+    Args:
+        settings: Forms.
+        state_size: Size of a purified state, ``d`` or more.
+        table: Items.
+    """
+
+    def __init__(self, settings: HierarchySettings, state_size: int, table: ItemTable) -> None:
+        super().__init__()
+        self.settings = settings
+        self.dimension = table.dimension
+        inputs = state_size + CONTEXT + settings.action_size
+        if settings.worker == "query":
+            self.query = _mlp(inputs, settings.width, table.dimension, gain=0.0)
+            self.log_similarity = nn.Parameter(torch.zeros(()))
+        elif settings.worker == "her4if":
+            self.query = _mlp(inputs, settings.width, settings.width, gain=1.0)
+            self.items = nn.Embedding(table.items, settings.width)
+            nn.init.normal_(self.items.weight, std=1.0 / math.sqrt(settings.width))
+        if settings.memory:
+            self.slow_memory = nn.Parameter(torch.zeros(2))
+        if settings.manager == "flat":
+            self.global_action = nn.Parameter(torch.zeros(settings.action_size))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.start_temperature)))
+        self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
+        self.cost_critic = _mlp(inputs, settings.width, 1, gain=1.0)
+
+    @property
+    def temperature(self) -> Tensor:
+        """``tau``."""
+        return self.log_temperature.clamp(math.log(_LEAST_TEMPERATURE), math.log(_MOST_TEMPERATURE)).exp()
+
+    @property
+    def memory(self) -> Tensor:
+        """``float32 (2,)``, what a click on an item in the window adds to its accuracy term, and what a skip does."""
+        return _MEMORY_PACE * self.slow_memory
+
+    def queries(self, features: Tensor) -> Tensor:
+        """Returns what items are compared with, ``(B, d)``, or the hidden layer of ``her4if``."""
+        state = features[:, : self.dimension]
+        if self.settings.worker == "her4if":
+            hidden: Tensor = self.query(features)
+            return hidden
+        units: Tensor = nn.functional.normalize(state, dim=1, eps=1e-6)
+        if self.settings.worker == "strict":
+            return units
+        moved = self.query(features)
+        moved = moved / (1.0 + moved.norm(dim=1, keepdim=True))
+        aimed: Tensor = nn.functional.normalize(units + self.settings.reach * moved, dim=1, eps=1e-6)
+        return aimed * self.log_similarity.exp()
+
+    def catalogue(self, features: Tensor, table: ItemTable) -> Tensor:
+        """Returns the accuracy term of all items, ``(B, N)``, without memory."""
+        queries = self.queries(features)
+        if self.settings.worker == "her4if":
+            return queries @ self.items.weight.T
+        scores: Tensor = torch.addmm(table.prior, queries * table.similarity, table.units.T)
+        return scores
+
+    def accuracy(self, features: Tensor, candidates: Tensor, counts: Tensor, table: ItemTable) -> Tensor:
+        """Returns the accuracy term of candidates, ``(B, C)``, memory included.
+
+        Args:
+            features: ``(B, inputs)``.
+            candidates: ``int64 (B, C)``.
+            counts: ``(B, C, 2)``, clicks and skips in the window.
+            table: Items.
+        """
+        queries = self.queries(features)
+        if self.settings.worker == "her4if":
+            scores = torch.einsum("bw,bcw->bc", queries, self.items(candidates))
+        else:
+            similar = torch.einsum("bd,bcd->bc", queries, table.units[candidates])
+            scores = table.prior[candidates] + table.similarity * similar
+        return scores + counts @ self.memory if self.settings.memory else scores
+
+    def values(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns ``V_l`` and ``V_c``, ``float32 (B,)`` each."""
+        return self.critic(features)[:, 0], self.cost_critic(features)[:, 0]
+
+    def logits(self, scores: Tensor, actions: Tensor, popularity: Tensor, popular: Tensor) -> Tensor:
+        """Returns ``Psi`` of eq. 6 for standardised accuracy terms.
+
+        Args:
+            scores: ``(B, C)``, standardised accuracy.
+            actions: ``(B, size)``, the manager's ``x``; not used by ``flat``.
+            popularity: ``(B, C)``, standardised log-popularity.
+            popular: ``bool (B, C)``.
+        """
+        form = self.settings.weights
+        if form == "quota":
+            return scores / self.temperature
+        chosen = self.global_action.expand(len(scores), -1) if self.settings.manager == "flat" else actions
+        if form == "her4if":
+            weights = chosen.relu() + _LEAST_WEIGHT
+            return scores / self.temperature + torch.where(popular, weights[:, :1], weights[:, 1:]).log()
+        accuracy, fairness = omegas(chosen, form)
+        return (accuracy[:, None] * scores - fairness[:, None] * popularity) / self.temperature
+
+
+def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Returns ``w_acc`` and ``w_fair`` of the manager's ``x``, ``float32 (B,)`` each."""
+    if form == "simplex":
+        fairness = actions[:, 0].sigmoid()
+        return 1.0 - fairness, fairness
+    weights = nn.functional.softplus(actions)
+    return weights[:, 0], weights[:, 1]
+
+
+def _log_prob(law: torch.distributions.Distribution, actions: Tensor) -> Tensor:
+    found: Tensor = law.log_prob(actions)
+    return found
+
+
+def _entropy(law: torch.distributions.Distribution) -> Tensor:
+    found: Tensor = law.entropy()
+    return found
+
+
+def _normal(mean: Tensor, deviation: Tensor) -> torch.distributions.Distribution:
+    return torch.distributions.Independent(
+        torch.distributions.Normal(mean, deviation, validate_args=False), 1, validate_args=False
+    )
+
+
+def _mlp(inputs: int, width: int, outputs: int, gain: float) -> nn.Sequential:
+    layers = nn.Sequential(
+        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs)
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
+            nn.init.zeros_(layer.bias)
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    if gain:
+        nn.init.orthogonal_(last.weight, gain)
+    else:
+        nn.init.zeros_(last.weight)
+    return layers

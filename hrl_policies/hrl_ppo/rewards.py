@@ -1,0 +1,207 @@
+"""The fairness part of the manager's reward, Fair(L_t) of the paper's eq. 4, in five forms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from kuaifair_env.data.schema import BoolArray, FloatArray
+from kuaifair_env.sb3 import KuaiFairVecEnv
+
+FairKind = Literal["slate_ad", "ema_group", "ema_gini", "decile_gini", "policy_entropy"]
+
+_HALF_LIFE = 5.0
+_GINI_WINDOW = 20.0
+_DECILES = 10
+
+
+class FairnessReward(Protocol):
+    """Turns what was shown into a reward for each session."""
+
+    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
+        """Returns ``float32 (B,)``; 0 is fair, less is less fair.
+
+        Args:
+            slates: ``int64 (B, K)``, what each session is shown now.
+            entropies: ``float32 (B,)``, entropy of the first slot.
+        """
+        ...
+
+    def ended(self, rows: BoolArray) -> None:
+        """Forgets sessions that have ended, ``bool (B,)``."""
+        ...
+
+    def started_rollout(self) -> None:
+        """Called once before each rollout."""
+        ...
+
+
+class SlateDisparity:
+    """``-|2 p - 1|`` with ``p`` the popular share of the slate: what the leave rule looks at (``slate_ad``)."""
+
+    def __init__(self, popular: BoolArray) -> None:
+        self._popular = popular
+
+    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
+        """See :class:`FairnessReward`."""
+        share: FloatArray = self._popular[slates].mean(axis=1, dtype=np.float32)
+        return np.asarray(-np.abs(2.0 * share - 1.0), np.float32)
+
+    def ended(self, rows: BoolArray) -> None:
+        """See :class:`FairnessReward`."""
+
+    def started_rollout(self) -> None:
+        """See :class:`FairnessReward`."""
+
+
+class SessionShare:
+    """The same on the session's share, with a half-life of five slates (``ema_group``)."""
+
+    def __init__(self, popular: BoolArray, sessions: int) -> None:
+        self._popular = popular
+        self._kept = 0.5 ** (1.0 / _HALF_LIFE)
+        self._share = np.full(sessions, 0.5, np.float32)
+
+    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
+        """See :class:`FairnessReward`."""
+        now = self._popular[slates].mean(axis=1, dtype=np.float32)
+        self._share = self._kept * self._share + (1.0 - self._kept) * now
+        return np.asarray(-np.abs(2.0 * self._share - 1.0), np.float32)
+
+    def ended(self, rows: BoolArray) -> None:
+        """See :class:`FairnessReward`."""
+        self._share[rows] = 0.5
+
+    def started_rollout(self) -> None:
+        """See :class:`FairnessReward`."""
+
+
+class SystemGini:
+    """How much a step moves the Gini coefficient of exposure over all sessions (``ema_gini``, ``decile_gini``).
+
+    ``Fair_t = Phi_t - Phi_{t-1}`` with ``Phi`` minus the Gini coefficient of a moving average of exposures, scaled so
+    that a whole rollout's change weighs as much as its slates; counters start afresh with every rollout, since what
+    other sessions were shown is not the user's doing. The reward of a step is the same in all sessions.
+
+    Args:
+        owner: ``int64 (N,)``, which of ``width`` counters an item belongs to.
+        width: Counters: all items, or ten popularity deciles.
+        scale: What a change of 1 is worth.
+    """
+
+    def __init__(self, owner: NDArray[np.int64], width: int, scale: float) -> None:
+        self._owner = owner
+        self._sizes = np.maximum(np.bincount(owner, minlength=width), 1)
+        self._scale = scale
+        self._shown = np.zeros(width)
+        self._last: float | None = None
+
+    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
+        """See :class:`FairnessReward`."""
+        kept = 1.0 - slates.size / (_GINI_WINDOW * len(self._owner) + slates.size)
+        self._shown = kept * self._shown + np.bincount(
+            self._owner[slates].ravel(), minlength=len(self._shown)
+        )
+        potential = -_gini(self._shown / self._sizes)
+        change = 0.0 if self._last is None else potential - self._last
+        self._last = potential
+        return np.full(len(slates), self._scale * change, np.float32)
+
+    def ended(self, rows: BoolArray) -> None:
+        """See :class:`FairnessReward`."""
+
+    def started_rollout(self) -> None:
+        """See :class:`FairnessReward`."""
+        self._shown[:] = 0.0
+        self._last = None
+
+
+class PolicyEntropy:
+    """Entropy of the policy over ``log N``, minus 1 (``policy_entropy``; the form of HER4IF's successors)."""
+
+    def __init__(self, items: int) -> None:
+        self._most = float(np.log(max(items, 2)))
+
+    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
+        """See :class:`FairnessReward`."""
+        return (entropies / self._most - 1.0).astype(np.float32)
+
+    def ended(self, rows: BoolArray) -> None:
+        """See :class:`FairnessReward`."""
+
+    def started_rollout(self) -> None:
+        """See :class:`FairnessReward`."""
+
+
+def fairness_reward(
+    kind: FairKind, popular: BoolArray, popularity: NDArray[Any], sessions: int, slate_size: int
+) -> FairnessReward:
+    """Returns a fairness reward by name.
+
+    Args:
+        kind: See :data:`FairKind`.
+        popular: ``bool (N,)``, the popular group.
+        popularity: ``(N,)``, whatever orders items by popularity.
+        sessions: Concurrent sessions ``B``.
+        slate_size: Items ``K`` of a slate.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if kind == "slate_ad":
+        return SlateDisparity(popular)
+    if kind == "ema_group":
+        return SessionShare(popular, sessions)
+    items = len(popular)
+    if kind == "ema_gini":
+        return SystemGini(np.arange(items), items, items / slate_size)
+    if kind == "decile_gini":
+        rank = np.argsort(np.argsort(popularity, kind="stable"), kind="stable")
+        return SystemGini(rank * _DECILES // items, _DECILES, float(_DECILES))
+    if kind == "policy_entropy":
+        return PolicyEntropy(items)
+    raise ValueError(f"fair must be one of {get_args(FairKind)}, got {kind!r}")
+
+
+def _gini(values: NDArray[np.float64]) -> float:
+    from kuaifair_env.metrics import gini
+
+    return float(gini(values))
+
+
+class FairSessions(VecEnvWrapper):
+    """Rewards ``r + lambda Fair(L_t)`` with ``Fair = -|2 p - 1|`` of the slate, what HRL's manager earns (eq. 4).
+
+    Episode records keep the plain reward.
+
+    Args:
+        venv: Sessions, purified or not.
+        fair_coef: ``lambda``.
+
+    Raises:
+        TypeError: If these are not KuaiFair sessions.
+    """
+
+    def __init__(self, venv: VecEnv, fair_coef: float) -> None:
+        bottom = venv.unwrapped
+        if not isinstance(bottom, KuaiFairVecEnv):
+            raise TypeError(f"FairSessions needs a KuaiFairVecEnv, got {type(bottom).__name__}")
+        super().__init__(venv)
+        self._batch = bottom.batch
+        self._fair_coef = fair_coef
+
+    def reset(self) -> VecEnvObs:
+        """Starts sessions."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Shows slates and adds the fairness term."""
+        observation, reward, done, infos = self.venv.step_wait()
+        outcome = self._batch.outcome
+        assert outcome is not None
+        fair = -np.abs(2.0 * outcome.popular_share - 1.0)
+        return observation, (reward + self._fair_coef * fair).astype(np.float32), done, infos

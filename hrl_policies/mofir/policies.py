@@ -1,0 +1,188 @@
+"""Actor and critics that take a preference over objectives as a further input (MOFIR's conditioned networks)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.td3.policies import Actor, TD3Policy
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hrl_policies.common.buffers import state_space
+
+OBJECTIVES = ("clicks", "tail_share")
+"""What the two components of rewards, preferences and values are."""
+
+
+class ConditionedActor(Actor):
+    """``mu(s, w)``, a unit vector; arguments as Stable-Baselines3's ``Actor``.
+
+    What a query shows depends on its direction alone, so nothing is lost. A tanh, as in DDPG, runs into a corner of the
+    box within a few updates, where its gradient vanishes for every preference.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: nn.Module,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim + len(OBJECTIVES),
+            activation_fn,
+            normalize_images,
+        )
+        layers = create_mlp(self.features_dim, action_space.shape[0], net_arch, activation_fn)
+        self.mu = nn.Sequential(*layers)
+
+    def forward(self, obs: Tensor, preferences: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns unit vectors ``(B, d)`` for states and preferences ``(B, 2)``."""
+        features = self.extract_features(obs, self.features_extractor)
+        return functional.normalize(self.mu(torch.cat([features, preferences], dim=1)), dim=1)
+
+
+class VectorCritics(BaseModel):
+    """One critic or two, each ``Q(s, a, w)`` in two dimensions; arguments as ``ContinuousCritic``'s."""
+
+    features_extractor: BaseFeaturesExtractor
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 1,
+        share_features_extractor: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
+        self.share_features_extractor = share_features_extractor
+        self.networks = nn.ModuleList(
+            nn.Sequential(*create_mlp(inputs, len(OBJECTIVES), net_arch, activation_fn))
+            for _ in range(n_critics)
+        )
+
+    def forward(self, obs: Tensor, actions: Tensor, preferences: Tensor) -> Tensor:
+        """Returns values ``(critics, B, 2)``."""
+        features = self.extract_features(obs, self.features_extractor)
+        inputs = torch.cat([features, actions, preferences], dim=1)
+        return torch.stack([network(inputs) for network in self.networks])
+
+
+class PreferencePolicy(TD3Policy):
+    """Actor and critics for states and preferences, with the preference that holds unless another is given.
+
+    Of ``Dict`` observations ``state`` is read. The default preference is a buffer, saved with the networks.
+
+    Args:
+        observation_space: ``Box``, or ``Dict`` with a ``Box`` called ``state``.
+        action_space: ``Box``.
+        lr_schedule: Learning rate of the actor, and of the critics until the algorithm sets theirs.
+        kwargs: See Stable-Baselines3's ``TD3Policy``.
+    """
+
+    preference: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(state_space(observation_space), action_space, lr_schedule, **kwargs)
+        self.register_buffer("preference", torch.full((len(OBJECTIVES),), 1.0 / len(OBJECTIVES)))
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> ConditionedActor:
+        """Returns a new actor."""
+        settings = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return ConditionedActor(**settings).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> VectorCritics:  # type: ignore[override]
+        """Returns new critics."""
+        settings = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return VectorCritics(**settings).to(self.device)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        preference: Any = None,
+    ) -> tuple[NDArray[Any], Any]:
+        """Returns actions, which are always deterministic.
+
+        Args:
+            observation: One observation, or a batch.
+            state: Passed through.
+            episode_start: Ignored.
+            deterministic: Ignored.
+            preference: Weights of clicks and long-tail share, ``(2,)`` or ``(B, 2)``; only their ratio counts. None
+                takes the policy's default.
+
+        Raises:
+            ValueError: If it is not a preference.
+        """
+        self.set_training_mode(False)
+        states = observation["state"] if isinstance(observation, dict) else observation
+        tensor, batched = self.obs_to_tensor(states)
+        weights = self.preference
+        if preference is not None:
+            weights = torch.as_tensor(as_preferences(preference), device=self.device)
+        if weights.ndim == 2 and len(weights) != len(cast(Tensor, tensor)):
+            raise ValueError(
+                f"{len(cast(Tensor, tensor))} observations need as many preferences or one, got {len(weights)}"
+            )
+        with torch.no_grad():
+            actions = self.actor(tensor, weights.expand(len(cast(Tensor, tensor)), -1)).cpu().numpy()
+        actions = self.unscale_action(actions)
+        return (actions if batched else actions[0]), state
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        return cast(Tensor, self.actor(observation, self.preference.expand(len(observation), -1)))
+
+
+def as_preferences(preference: Any) -> NDArray[np.float32]:
+    """Returns a preference, or one for each session, scaled to sum to 1.
+
+    Args:
+        preference: Weights of clicks and long-tail share, ``(2,)`` or ``(B, 2)``.
+
+    Raises:
+        ValueError: If the shape is another, or weights are negative, infinite or all 0.
+    """
+    weights = np.asarray(preference, np.float64)
+    if weights.ndim not in (1, 2) or weights.shape[-1] != len(OBJECTIVES):
+        raise ValueError(f"a preference is (weight of clicks, weight of long-tail share), got {preference!r}")
+    totals = weights.sum(axis=-1, keepdims=True)
+    if not np.isfinite(weights).all() or (weights < 0).any() or (totals <= 0).any():
+        raise ValueError(
+            f"weights of a preference are finite, not negative and not all 0, got {preference!r}"
+        )
+    return np.asarray(weights / totals, np.float32)

@@ -1,0 +1,366 @@
+"""The most memory that a run takes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
+from tqdm import tqdm
+
+from hrl_policies.study.config import RunConfig
+from hrl_policies.study.store import MODEL, CurveRow, machine, versions
+from kuaifair_env.errors import ArtifactError
+
+_RESET = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+# Resets the largest resident size of a process; see proc_pid_clear_refs(5).
+_RESET_PEAK = "5"
+_KIB, _MIB = 2**10, 2**20
+# What the process held at most before the object was made may exceed by so much what it holds then.
+_SLACK = 8 * _MIB
+
+
+class PeakMemory:
+    """The largest resident memory of this process since the object was made, worlds and libraries included.
+
+    Linux forgets earlier peaks when asked to. Other systems, and containers that forbid the question, remember them
+    for as long as the process lives: there, the peak is known once it exceeds all earlier ones.
+    """
+
+    def __init__(self) -> None:
+        _forget_earlier_peaks()
+        self._at_start = _peak()
+        held = _status("VmRSS")
+        self._starts_low = self._at_start is not None and held is not None and self._at_start <= held + _SLACK
+
+    def mib(self) -> float | None:
+        """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""
+        peak = _peak()
+        if peak is None or self._at_start is None or not (self._starts_low or peak > self._at_start):
+            return None
+        return round(peak / _MIB, 1)
+
+
+def _forget_earlier_peaks() -> None:
+    try:
+        _RESET.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        # Not Linux, or not allowed; what was reached before is then told apart by its size.
+        return
+
+
+def _peak() -> int | None:
+    size = _status("VmHWM")
+    return _peak_of_process() if size is None else size
+
+
+def _status(name: str) -> int | None:
+    """Returns a line of the process's status, in bytes."""
+    try:
+        text = _STATUS.read_text(encoding="ascii")
+    except OSError:
+        return None
+    sizes = (int(line.split()[1]) * _KIB for line in text.splitlines() if line.startswith(f"{name}:"))
+    return next(sizes, None)
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * _KIB
+
+
+class RunLog:
+    """Lines of a run's ``log.txt``, collected while it runs and written with its folder.
+
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        steps = f", {config.total_steps:,} steps in {config.n_envs} sessions" if config.total_steps else ""
+        variant = f" ({config.variant})" if config.variant else ""
+        where = f"{config.world}, Max Len {config.session.max_len}"
+        found = versions()
+        packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+        self._lines = [
+            f"run: {config.method}{variant} in {where}, seed {config.seed}{steps}",
+            f"purifier: {f'{config.purifier.name} {config.purifier.hash}' if config.purifier else 'none'}",
+            f"on: Python {found['python']}, {found['platform']}; {machine()}",
+            f"with: {packages}",
+        ]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Notes every warning once, and shows it as it would have been shown."""
+        shown = warnings.showwarning
+        seen: set[str] = set()
+
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            said = f"warning: {category.__name__}: {' '.join(str(message).split())}"
+            if said not in seen:
+                seen.add(said)
+                self._lines.append(said)
+            shown(message, category, filename, lineno, file, line)
+
+        # Entering this makes Python forget which warnings earlier runs of the process have shown.
+        with warnings.catch_warnings():
+            warnings.showwarning = note
+            yield
+
+    def add(self, line: str) -> None:
+        """Adds a line."""
+        self._lines.append(line)
+
+    def text(self) -> str:
+        """Returns the log."""
+        return "\n".join(self._lines) + "\n"
+
+
+REPLAY = "replay.npz"
+_POINTS = 50
+_FEWEST_SESSIONS = 50
+_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+class ProgressMonitor(BaseCallback):
+    """Shows progress, adds points to a learning curve, and stops training when asked to.
+
+    Args:
+        total_steps: Steps of the whole run.
+        curve: Points that earlier parts of the run wrote.
+        progress: Whether to show a progress bar.
+        label: What the bar says.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__()
+        self.curve = list(curve)
+        self.stop_requested = False
+        self._total = total_steps
+        self._every = max(total_steps // _POINTS, 1)
+        self._progress = progress
+        self._label = label
+        self._bar: Any = None
+
+    def _on_training_start(self) -> None:
+        self._next = self.num_timesteps + self._every
+        self._bar = tqdm(
+            total=self._total,
+            initial=min(self.num_timesteps, self._total),
+            unit="step",
+            desc=self._label,
+            disable=not self._progress,
+            leave=False,
+        )
+
+    def _on_step(self) -> bool:
+        self._note()
+        if self.num_timesteps >= self._next and self._ready():
+            self._next = self.num_timesteps + self._every
+            self._add_point()
+        self._bar.update(min(self.num_timesteps, self._total) - self._bar.n)
+        return not self.stop_requested
+
+    def _on_training_end(self) -> None:
+        self._add_point()
+        self._bar.close()
+
+    @abstractmethod
+    def _note(self) -> None:
+        """Takes what the step showed."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Says whether enough was noted for a point."""
+
+    @abstractmethod
+    def _add_point(self) -> None:
+        """Adds what was noted since the last point, if anything, to the curve."""
+
+
+class TrainingMonitor(ProgressMonitor):
+    """Writes the learning curve from finished training sessions.
+
+    A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
+    ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
+
+    Args:
+        total_steps: See :class:`ProgressMonitor`.
+        curve: See :class:`ProgressMonitor`.
+        progress: See :class:`ProgressMonitor`.
+        label: See :class:`ProgressMonitor`.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__(total_steps, curve, progress, label)
+        self._sessions: list[dict[str, Any]] = []
+
+    def _note(self) -> None:
+        for row in np.flatnonzero(self.locals["dones"]):
+            self._sessions.append(self.locals["infos"][row]["session"])
+
+    def _ready(self) -> bool:
+        return len(self._sessions) >= _FEWEST_SESSIONS
+
+    def _add_point(self) -> None:
+        if not self._sessions:
+            return
+        columns = {name: np.asarray([session[name] for session in self._sessions]) for name in _CURVE_INPUTS}
+        lengths = columns["len"]
+        steps = lengths.sum()
+        gap = float(2.0 * (columns["popular_share"] * lengths).sum() / steps - 1.0)
+        self.curve.append(
+            {
+                "steps": self.num_timesteps,
+                "sessions": len(lengths),
+                "len": float(lengths.mean()),
+                "r_each": float(columns["r_cum"].sum() / steps),
+                "r_cum": float(columns["r_cum"].mean()),
+                "ad": abs(gap),
+                "signed_gap": gap,
+                "violation_rate": float((columns["violation_rate"] * lengths).sum() / steps),
+            }
+        )
+        self._sessions.clear()
+
+
+_CURVE_INPUTS = ("len", "r_cum", "popular_share", "violation_rate")
+
+
+class LossMonitor(ProgressMonitor):
+    """Writes the learning curve of an offline method, which plays no sessions: ``steps`` and its mean losses.
+
+    The mean is over the gradient steps since the last point.
+
+    Args:
+        total_steps: See :class:`ProgressMonitor`.
+        curve: See :class:`ProgressMonitor`.
+        progress: See :class:`ProgressMonitor`.
+        label: See :class:`ProgressMonitor`.
+    """
+
+    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
+        super().__init__(total_steps, curve, progress, label)
+        self._losses: list[dict[str, float]] = []
+
+    def _note(self) -> None:
+        self._losses.append(self.locals["losses"])
+
+    def _ready(self) -> bool:
+        return True
+
+    def _add_point(self) -> None:
+        if not self._losses:
+            return
+        means = {name: float(np.mean([one[name] for one in self._losses])) for name in self._losses[0]}
+        self.curve.append({"steps": self.num_timesteps, **means})
+        self._losses.clear()
+
+
+@contextmanager
+def stops_cleanly(monitor: ProgressMonitor) -> Iterator[None]:
+    """Makes the first Ctrl-C end training after the current step; the second interrupts at once.
+
+    Outside the main thread, where signals cannot be caught, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        monitor.stop_requested = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` in Stable-Baselines3's own format."""
+    model.save(folder / MODEL)
+
+
+def save_checkpoint(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` and, for off-policy methods, the replay buffer as plain arrays."""
+    save_model(model, folder)
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
+        np.savez(folder / REPLAY, position=buffer.pos, full=buffer.full, **arrays)
+
+
+def restore_parameters(model: Any, path: Path) -> None:
+    """Gives a freshly built model the parameters in a ``model.zip``.
+
+    Only tensors are read (``torch.load(weights_only=True)``); the pickled settings in the file are not, so a file
+    from a stranger cannot run code. Settings come from the run's ``config.json``.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, or of another method or size.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing")
+    try:
+        _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
+        model.set_parameters(parameters, exact_match=True, device="cpu")
+    except Exception as error:
+        # SB3, torch and zipfile raise a dozen different types here.
+        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+    for name, value in (variables or {}).items():
+        if value is not None:
+            recursive_setattr(model, f"{name}.data", value.data)
+
+
+def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
+    """Brings a freshly built model to the state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        ArtifactError: If a file is missing or damaged.
+    """
+    restore_parameters(model, folder / MODEL)
+    model.num_timesteps = steps_done
+    buffer = getattr(model, "replay_buffer", None)
+    if not isinstance(model, OffPolicyAlgorithm) or buffer is None:
+        return
+    try:
+        with np.load(folder / REPLAY, allow_pickle=False) as arrays:
+            filled = len(arrays["rewards"])
+            for name, array in _buffer_arrays(buffer).items():
+                array[:filled] = arrays[name]
+            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{folder / REPLAY} is missing or damaged: {error}") from error
+
+
+def _buffer_arrays(buffer: Any) -> dict[str, np.ndarray]:
+    """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
+    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS}
+    return arrays | getattr(buffer, "columns", {})

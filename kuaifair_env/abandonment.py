@@ -1,0 +1,318 @@
+"""When a user leaves: rules that turn a session's slates and rewards into a temper and a decision.
+
+A rule is a frozen dataclass of settings; :meth:`LeaveRule.bind` gives it the arrays of a batch of sessions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, slate_disparity, violates
+
+_FEWEST_ITEMS_TO_JUDGE = 4
+
+
+class LeaveDecision(NamedTuple):
+    """What a rule says after one step of ``B`` sessions.
+
+    Attributes:
+        temper: ``float64 (B,)``, patience left; the user leaves below 1.
+        disparity: ``float64 (B,)``, the ``u`` that was judged; 0 for rules that do not judge shares.
+        violation: ``bool (B,)``, whether the step broke the rule's norm.
+        leaves: ``bool (B,)``, whether the user leaves now.
+    """
+
+    temper: NDArray[np.float64]
+    disparity: NDArray[np.float64]
+    violation: BoolArray
+    leaves: BoolArray
+
+
+class BoundLeaveRule(Protocol):
+    """A leave rule together with the state of ``B`` sessions."""
+
+    def reset(self, rows: IntArray) -> None:
+        """Starts new sessions in the given rows of the batch."""
+        ...
+
+    def update(
+        self,
+        items: IntArray,
+        popular_share: NDArray[np.float64],
+        reward: NDArray[np.float64],
+        steps: NDArray[np.int64],
+    ) -> LeaveDecision:
+        """Digests one slate per session.
+
+        Args:
+            items: ``(B, K)`` shown items.
+            popular_share: ``(B,)`` share of popular items in the slate.
+            reward: ``(B,)`` mean feedback over the slate.
+            steps: ``(B,)`` steps taken so far, this one included.
+        """
+        ...
+
+    def temper(self) -> NDArray[np.float64]:
+        """Returns the current temper, ``(B,)``."""
+        ...
+
+
+class LeaveRule(Protocol):
+    """Settings of a rule; :meth:`bind` gives it a batch."""
+
+    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+        """Returns the rule with room for ``batch_size`` sessions.
+
+        Args:
+            batch_size: Number of sessions ``B``.
+            slate_size: Items per slate ``K``.
+            max_len: The environment's Max Len.
+            tags: ``bool (N, T)`` categories of the items.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TemperFairness:
+    """Users lose patience with dull slates, and more of it with slates of unequal exposure (the default).
+
+    ``temper_0 = max_len``; after a slate with mean feedback ``r`` and popular share ``p``::
+
+        temper += clip(r - 2, -2, 0)
+        temper -= unfair_penalty    if u >= ad_bound
+        leaves  = temper < 1
+
+    with ``u = |2p - 1|`` (``parity``), ``max(0, 2p - 1)`` (``popular_only``) or the distance of ``p`` to
+    ``target_share``. The temper loss is KuaiSim's (Zhao et al., 2023), the penalty the fairness-aware abandonment
+    of the paper's section 5.1.1, whose numbers the paper does not give: see ``docs/environments.md``.
+
+    Attributes:
+        ad_bound: Disparity from which a slate counts as unfair (inclusive, tolerance 1e-9).
+        unfair_penalty: Temper lost to an unfair slate; 0 switches the fairness part off.
+        mode: How a popular share becomes the disparity ``u``.
+        target_share: The share that ``mode="target"`` calls fair.
+        window: Slates over which the share is taken; None means 1, or 10 for slates of one item.
+        grace_steps: First steps of a session that are not judged.
+        initial_temper: ``temper_0``; None means the environment's ``max_len``.
+    """
+
+    ad_bound: float = 0.3
+    unfair_penalty: float = 1.0
+    mode: DisparityMode = "parity"
+    target_share: float = 0.5
+    window: int | None = None
+    grace_steps: int = 0
+    initial_temper: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ad_bound <= 1:
+            raise ValueError(f"ad_bound must lie in [0, 1], got {self.ad_bound}")
+        if not 0 <= self.unfair_penalty < float("inf"):
+            raise ValueError(f"unfair_penalty must be finite and not negative, got {self.unfair_penalty}")
+        if self.mode not in ("parity", "popular_only", "target"):
+            raise ValueError(f"mode must be 'parity', 'popular_only' or 'target', got {self.mode!r}")
+        if not 0 <= self.target_share <= 1:
+            raise ValueError(f"target_share must lie in [0, 1], got {self.target_share}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 slate, got {self.window}")
+        if self.grace_steps < 0:
+            raise ValueError(f"grace_steps must not be negative, got {self.grace_steps}")
+        if self.initial_temper is not None and not 1 <= self.initial_temper < float("inf"):
+            raise ValueError(
+                f"initial_temper must be at least 1, where users leave, and finite, got {self.initial_temper}"
+            )
+
+    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+        """See :class:`LeaveRule`.
+
+        Raises:
+            ValueError: If a full window holds fewer than 4 items, too few to judge a share.
+        """
+        window = self.window or (10 if slate_size == 1 else 1)
+        if self.unfair_penalty and window * slate_size < _FEWEST_ITEMS_TO_JUDGE:
+            raise ValueError(
+                f"a window of {window} slates of {slate_size} items is too small to judge a share; "
+                f"give TemperFairness(window=...) at least {-(-_FEWEST_ITEMS_TO_JUDGE // slate_size)}"
+            )
+        start = float(max_len if self.initial_temper is None else self.initial_temper)
+        return _BoundTemperFairness(self, batch_size, slate_size, window, start)
+
+
+class _BoundTemperFairness:
+    def __init__(
+        self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float
+    ) -> None:
+        self._rule = rule
+        self._start = start
+        self._window = window
+        self._judged_from = max(rule.grace_steps, -(-_FEWEST_ITEMS_TO_JUDGE // slate_size) - 1)
+        self._temper = np.full(batch_size, start)
+        self._shares = np.zeros((batch_size, window))
+
+    def temper(self) -> NDArray[np.float64]:
+        return self._temper
+
+    def reset(self, rows: IntArray) -> None:
+        self._temper[rows] = self._start
+        self._shares[rows] = 0.0
+
+    def update(
+        self,
+        items: IntArray,
+        popular_share: NDArray[np.float64],
+        reward: NDArray[np.float64],
+        steps: NDArray[np.int64],
+    ) -> LeaveDecision:
+        disparity = slate_disparity(
+            self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share
+        )
+        violation = violates(disparity, self._rule.ad_bound)
+        if self._judged_from:
+            violation &= steps > self._judged_from
+        # A new array: callers keep the decision of an earlier step.
+        temper = self._temper - np.minimum(np.maximum(2.0 - reward, 0.0), 2.0)
+        if self._rule.unfair_penalty:
+            temper -= self._rule.unfair_penalty * violation
+        self._temper = temper
+        return LeaveDecision(temper.copy(), disparity, violation, temper < 1.0 - BOUND_TOLERANCE)
+
+    def _recent_share(
+        self, popular_share: NDArray[np.float64], steps: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        if self._window == 1:
+            return popular_share
+        self._shares[:, :-1] = self._shares[:, 1:]
+        self._shares[:, -1] = popular_share
+        mean: NDArray[np.float64] = self._shares.sum(axis=1) / np.minimum(steps, self._window)
+        return mean
+
+
+@dataclass(frozen=True)
+class CategoryBoredom:
+    """Users leave when the content categories of recent items repeat too often.
+
+    The quit rule of CIRS and EasyRL4Rec (Gao et al., 2023): with the tags of the last ``window`` items, the user
+    leaves when any tag of a newly shown item already stood more than ``threshold`` times among them. The public
+    code misreads the window in the first ``window`` turns; here it is simply shorter then. Items of one slate
+    are judged against the slates before it.
+
+    Attributes:
+        window: How many of the last items count.
+        threshold: Repeats that a user forgives.
+    """
+
+    window: int = 10
+    threshold: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.threshold < 0:
+            raise ValueError(f"window must be at least 1 and threshold at least 0, got {self}")
+
+    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+        """See :class:`LeaveRule`.
+
+        Raises:
+            ValueError: If the items have no tags.
+        """
+        if tags.shape[1] == 0:
+            raise ValueError("CategoryBoredom needs items with tags; this catalogue has none")
+        return _BoundCategoryBoredom(self, batch_size, slate_size, max_len, tags)
+
+
+class _BoundCategoryBoredom:
+    def __init__(
+        self, rule: CategoryBoredom, batch_size: int, slate_size: int, max_len: int, tags: BoolArray
+    ) -> None:
+        self._rule = rule
+        self._tags = tags
+        self._recent = np.full((batch_size, max(rule.window, slate_size)), -1, np.int64)
+        self._start = float(max_len)
+        self._temper = np.full(batch_size, self._start)
+
+    def temper(self) -> NDArray[np.float64]:
+        return self._temper
+
+    def reset(self, rows: IntArray) -> None:
+        self._recent[rows] = -1
+        self._temper[rows] = self._start
+
+    def update(
+        self,
+        items: IntArray,
+        popular_share: NDArray[np.float64],
+        reward: NDArray[np.float64],
+        steps: NDArray[np.int64],
+    ) -> LeaveDecision:
+        window = self._recent[:, -self._rule.window :]
+        counts = (self._tags[window] & (window >= 0)[:, :, None]).sum(axis=1)
+        bored = ((counts > self._rule.threshold)[:, None, :] & self._tags[items]).any(axis=(1, 2))
+        k = items.shape[1]
+        self._recent[:, :-k] = self._recent[:, k:]
+        self._recent[:, -k:] = items
+        self._temper = np.where(bored, 0.0, self._temper - 1.0)
+        return LeaveDecision(self._temper.copy(), np.zeros(len(items)), bored, bored)
+
+
+@dataclass(frozen=True)
+class NeverLeave:
+    """Users stay until the environment's ``max_len`` truncates the session (fixed-length evaluation)."""
+
+    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+        """See :class:`LeaveRule`."""
+        return _BoundNeverLeave(batch_size, max_len)
+
+
+class _BoundNeverLeave:
+    def __init__(self, batch_size: int, max_len: int) -> None:
+        self._start = float(max_len + 1)
+        self._temper = np.full(batch_size, self._start)
+
+    def temper(self) -> NDArray[np.float64]:
+        return self._temper
+
+    def reset(self, rows: IntArray) -> None:
+        self._temper[rows] = self._start
+
+    def update(
+        self,
+        items: IntArray,
+        popular_share: NDArray[np.float64],
+        reward: NDArray[np.float64],
+        steps: NDArray[np.int64],
+    ) -> LeaveDecision:
+        self._temper = self._temper - 1.0
+        never = np.zeros(len(items), np.bool_)
+        return LeaveDecision(self._temper.copy(), np.zeros(len(items)), never, never)
+
+
+LEAVE_RULES: dict[str, LeaveRule] = {
+    "temper": TemperFairness(),
+    "strict": TemperFairness(ad_bound=0.1),
+    "no_fairness": TemperFairness(unfair_penalty=0.0),
+    "popular_only": TemperFairness(mode="popular_only"),
+    "category": CategoryBoredom(),
+    "never": NeverLeave(),
+}
+"""Rules by name, for ``gym.make(..., leave="strict")``."""
+
+
+def leave_rule(rule: str | LeaveRule) -> LeaveRule:
+    """Returns the rule of that name, or the rule itself.
+
+    Raises:
+        ValueError: If there is no rule of that name, or it is no rule.
+    """
+    if not isinstance(rule, str):
+        if not hasattr(rule, "bind"):
+            raise ValueError(f"leave must be a LeaveRule or one of {sorted(LEAVE_RULES)}, got {rule!r}")
+        return rule
+    if rule not in LEAVE_RULES:
+        raise ValueError(
+            f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule"
+        )
+    return LEAVE_RULES[rule]

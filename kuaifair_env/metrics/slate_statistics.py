@@ -1,0 +1,196 @@
+"""Exposure and fairness counted slate by slate, without keeping the slates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.metrics import exposure, fairness
+from kuaifair_env.metrics.fairness import slate_disparity
+
+
+class ExposureCounter:
+    """Counts how often each candidate was shown.
+
+    Args:
+        n_items: N, number of candidates.
+
+    Attributes:
+        counts: ``int64 (N,)``, live; copy it before changing it.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        if n_items < 1:
+            raise ValueError(f"n_items must be at least 1, got {n_items}")
+        self.counts: NDArray[np.int64] = np.zeros(n_items, np.int64)
+
+    def add(self, items: NDArray[Any]) -> None:
+        """Counts the items of some slates.
+
+        Args:
+            items: Item rows of any shape, usually ``(B, K)``.
+
+        Raises:
+            ValueError: An item outside ``0 .. N - 1``; nothing is counted then.
+        """
+        shown = np.ravel(items)
+        if not len(shown):
+            return
+        low, high, size = int(shown.min()), int(shown.max()), len(self.counts)
+        if low < 0 or high >= size:
+            raise ValueError(f"item {low if low < 0 else high} is outside 0..{size - 1}")
+        if len(shown) * 8 < size:
+            np.add.at(self.counts, shown, 1)
+        else:
+            self.counts += np.bincount(shown, minlength=size)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.counts[:] = 0
+
+
+@dataclass(frozen=True)
+class FairnessReport:
+    """Every exposure measure of a set of slates; see :mod:`fairness` and :mod:`exposure` for each formula.
+
+    Attributes:
+        slates: Number of slates.
+        exposures: Number of exposures, which Gini, entropy and both coverages depend on.
+        violation_rate: v, share of slates at or above the bound.
+        absolute_difference: The paper's AD, pooled.
+        share_gap: AD with its sign: above 0, popular items get more than half.
+        slate_absolute_difference: Mean ``|2p - 1|`` over slates.
+        user_absolute_difference: Mean ``|2p_u - 1|`` over users.
+        item_exposure_gap: Signed gap in exposure per item; 0 for random slates.
+        coverage_gap: Signed gap in the fraction of the group ever shown.
+        gini: Gini of exposure over all candidates.
+        entropy: Normalised entropy of exposure over all candidates.
+        coverage: Fraction of the candidates ever shown.
+        top_share: Share of exposure of the most shown tenth of the candidates.
+        average_popularity: ARP.
+        long_tail_share: APLT, per slate.
+        long_tail_count: ACLT, per slate.
+        novelty: Mean self-information in bits.
+    """
+
+    slates: int
+    exposures: int
+    violation_rate: float
+    absolute_difference: float
+    share_gap: float
+    slate_absolute_difference: float
+    user_absolute_difference: float
+    item_exposure_gap: float
+    coverage_gap: float
+    gini: float
+    entropy: float
+    coverage: float
+    top_share: float
+    average_popularity: float
+    long_tail_share: float
+    long_tail_count: float
+    novelty: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the measures by name, JSON-able."""
+        return asdict(self)
+
+
+class SlateStatistics:
+    """Accumulates what :class:`FairnessReport` needs, in memory that does not grow with the number of slates.
+
+    Args:
+        popular: ``bool (N,)`` group of each candidate.
+        training_exposures: ``(N,)`` exposures of each candidate in the training log.
+        n_users: Number of users whose rows may occur.
+
+    Raises:
+        ValueError: The sizes do not fit, or a group is empty.
+    """
+
+    def __init__(self, popular: NDArray[np.bool_], training_exposures: NDArray[Any], n_users: int) -> None:
+        if popular.ndim != 1 or popular.dtype != np.bool_ or popular.all() or not popular.any():
+            raise ValueError("popular must be a bool vector with candidates in both groups")
+        if np.shape(training_exposures) != popular.shape:
+            raise ValueError(
+                f"training_exposures must have one count for each of the {len(popular)} candidates"
+            )
+        if n_users < 1:
+            raise ValueError(f"n_users must be at least 1, got {n_users}")
+        self.popular = popular
+        self.training_exposures = np.asarray(training_exposures, np.float64)
+        self.counter = ExposureCounter(len(popular))
+        self._shown: NDArray[np.int64] = np.zeros(n_users, np.int64)
+        self._shown_popular: NDArray[np.int64] = np.zeros(n_users, np.int64)
+        self._slates = 0
+        self._violations = 0
+        self._disparity = 0.0
+        self._tail_share = 0.0
+
+    def add(self, items: NDArray[Any], users: NDArray[Any], violations: NDArray[np.bool_]) -> None:
+        """Counts one slate for each of B sessions.
+
+        Args:
+            items: ``int (B, K)`` item rows of each slate.
+            users: ``int (B,)`` user row of each slate; a user may occur several times.
+            violations: ``bool (B,)`` whether each slate was at or above the bound.
+
+        Raises:
+            ValueError: The shapes do not fit, or an item or user is out of range; nothing is counted then.
+        """
+        if (
+            items.ndim != 2
+            or not items.shape[1]
+            or users.shape != (len(items),)
+            or violations.shape != users.shape
+        ):
+            raise ValueError(
+                f"need items (B, K), users (B,) and violations (B,), got {items.shape}, {users.shape} "
+                f"and {violations.shape}"
+            )
+        if not len(items):
+            return
+        if users.min() < 0 or users.max() >= len(self._shown):
+            raise ValueError(f"a user row is outside 0..{len(self._shown) - 1}")
+        self.counter.add(items)
+        popular_counts = self.popular[items].sum(axis=1)
+        size = items.shape[1]
+        shares = popular_counts / size
+        np.add.at(self._shown, users, size)
+        np.add.at(self._shown_popular, users, popular_counts)
+        self._slates += len(items)
+        self._violations += int(np.count_nonzero(violations))
+        self._disparity += float(slate_disparity(shares).sum())
+        self._tail_share += float((1.0 - shares).sum())
+
+    def report(self) -> FairnessReport:
+        """Returns the measures of everything added so far.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not self._slates:
+            raise ValueError("no slate was added")
+        counts = self.counter.counts
+        return FairnessReport(
+            slates=self._slates,
+            exposures=int(counts.sum()),
+            violation_rate=self._violations / self._slates,
+            absolute_difference=fairness.absolute_difference(counts, self.popular),
+            share_gap=fairness.share_gap(counts, self.popular),
+            slate_absolute_difference=self._disparity / self._slates,
+            user_absolute_difference=fairness.user_absolute_difference(self._shown_popular, self._shown),
+            item_exposure_gap=fairness.item_exposure_gap(counts, self.popular),
+            coverage_gap=fairness.coverage_gap(counts, self.popular),
+            gini=exposure.gini(counts),
+            entropy=exposure.normalised_entropy(counts),
+            coverage=exposure.coverage(counts),
+            top_share=exposure.top_share(counts),
+            average_popularity=exposure.average_popularity(counts, self.training_exposures),
+            long_tail_share=self._tail_share / self._slates,
+            long_tail_count=float(counts[~self.popular].sum()) / self._slates,
+            novelty=exposure.novelty(counts, self.training_exposures),
+        )

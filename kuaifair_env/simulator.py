@@ -1,0 +1,307 @@
+"""The dynamics of interactive sessions, for a whole batch at once; they live in this module and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env import seeding
+from kuaifair_env.abandonment import LeaveRule
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.world import World
+
+InitialHistory = Literal["log", "empty"]
+Repeats = Literal["allow", "forbid"]
+
+# A history place holds 2 * item + click, so that shifting the window moves one array.
+_EMPTY_PLACE = np.int32(2 * PADDING)
+_USER_DRAW = np.zeros(1, np.uint64)
+
+
+class Sessions(NamedTuple):
+    """Which sessions to start.
+
+    Attributes:
+        users: ``int64 (n,)`` user rows.
+        keys: ``uint64 (n,)`` stream keys; all randomness of a session follows from its key.
+        numbers: ``int64 (n,)`` position in the source's list, or -1 where the source has none.
+    """
+
+    users: NDArray[np.int64]
+    keys: seeding.Keys
+    numbers: NDArray[np.int64]
+
+
+class SessionSource(Protocol):
+    """Decides who comes next."""
+
+    def next(self, rows: IntArray) -> Sessions:
+        """Returns one session for each of the given rows of the batch."""
+        ...
+
+
+class RandomUsers:
+    """Each row of the batch is an endless, reproducible stream of uniformly drawn users.
+
+    Args:
+        users: ``int (U,)`` user rows to draw from.
+        keys: ``uint64 (B,)`` stream key of each row.
+    """
+
+    def __init__(self, users: IntArray, keys: seeding.Keys) -> None:
+        self._users = np.asarray(users, np.int64)
+        self._keys = keys.copy()
+        self._drawn = np.zeros(len(keys), np.uint64)
+
+    def reseed(self, rows: IntArray, keys: seeding.Keys) -> None:
+        """Starts the streams of the given rows afresh, with ``uint64 (len(rows),)`` keys; the others go on."""
+        self._keys[rows] = keys
+        self._drawn[rows] = 0
+
+    def next(self, rows: IntArray) -> Sessions:
+        """See :class:`SessionSource`."""
+        keys = seeding.derive(self._keys[rows], self._drawn[rows])
+        self._drawn[rows] += np.uint64(1)
+        draw = seeding.uniforms(keys, _USER_DRAW)
+        users = self._users[(draw * len(self._users)).astype(np.int64)]
+        return Sessions(users, keys, np.full(len(users), -1))
+
+
+class FixedSessions:
+    """A given list of sessions, handed out in order, for evaluation on the same users and the same luck.
+
+    When the list is exhausted its last session is repeated with number -1, so that a batch can run out.
+
+    Args:
+        users: ``int (n,)`` user rows.
+        keys: ``uint64 (n,)`` stream keys.
+    """
+
+    def __init__(self, users: IntArray, keys: seeding.Keys) -> None:
+        if len(users) == 0 or len(users) != len(keys):
+            raise ValueError(f"need one key for each of at least one user, got {len(users)} and {len(keys)}")
+        self._users = np.asarray(users, np.int64)
+        self._keys = np.asarray(keys, np.uint64)
+        self._given = 0
+
+    @classmethod
+    def of_users(cls, users: IntArray, episodes_per_user: int, seed: int) -> FixedSessions:
+        """Returns ``episodes_per_user`` sessions of each user; a session's luck follows from seed, user and episode."""
+        if episodes_per_user < 1:
+            raise ValueError(f"episodes_per_user must be at least 1, got {episodes_per_user}")
+        repeated = np.repeat(np.asarray(users, np.int64), episodes_per_user)
+        episodes = np.tile(np.arange(episodes_per_user), len(users))
+        of_user = seeding.derive(np.asarray([seeding.stream_key(seed)], np.uint64), repeated)
+        return cls(repeated, seeding.derive(of_user, episodes))
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def next(self, rows: IntArray) -> Sessions:
+        """See :class:`SessionSource`."""
+        wanted = self._given + np.arange(len(rows))
+        self._given += len(rows)
+        last = len(self._users) - 1
+        given = np.minimum(wanted, last)
+        return Sessions(self._users[given], self._keys[given], np.where(wanted > last, -1, wanted))
+
+
+class Outcome(NamedTuple):
+    """What one step did to each of ``B`` sessions.
+
+    Attributes:
+        items: ``int64 (B, K)``, what was shown.
+        feedback: ``float32 (B, K)``, realised feedback (0 or 1 for clicks).
+        clicks: ``bool (B, K)``.
+        reward: ``float64 (B,)``, mean feedback over the slate, ``r_t``.
+        popular_share: ``float64 (B,)``, share of popular items in the slate, ``p_t``.
+        disparity: ``float64 (B,)``, what the leave rule judged, ``u_t``.
+        violation: ``bool (B,)``, whether the leave rule was violated.
+        temper: ``float64 (B,)``, patience left.
+        terminated: ``bool (B,)``, the user left.
+        truncated: ``bool (B,)``, the session reached ``max_len`` and the user had not left.
+    """
+
+    items: NDArray[np.int64]
+    feedback: FloatArray
+    clicks: BoolArray
+    reward: NDArray[np.float64]
+    popular_share: NDArray[np.float64]
+    disparity: NDArray[np.float64]
+    violation: BoolArray
+    temper: NDArray[np.float64]
+    terminated: BoolArray
+    truncated: BoolArray
+
+    @property
+    def done(self) -> BoolArray:
+        """``bool (B,)``, whether the session is over."""
+        return self.terminated | self.truncated
+
+
+class SessionSimulator:
+    """``B`` concurrent sessions as arrays: who is there, what they saw, how patient they still are.
+
+    The caller decides when a finished session is replaced: :meth:`step` never resets. Stepping a finished session
+    again is allowed once, so that vector environments can reset one step later; its outcome means nothing.
+
+    Args:
+        world: Users, items and their response.
+        batch_size: Number of sessions ``B``.
+        source: Who comes next.
+        max_len: Max Len; the temper a user starts with, and the cap of a session in steps.
+        slate_size: Items per slate ``K``.
+        leave: When a user leaves.
+        initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
+        repeats: ``"forbid"`` shows an item at most once per session.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        batch_size: int,
+        source: SessionSource,
+        *,
+        max_len: int,
+        slate_size: int,
+        leave: LeaveRule,
+        initial_history: InitialHistory = "log",
+        repeats: Repeats = "allow",
+    ) -> None:
+        _check_settings(world, batch_size, max_len, slate_size, initial_history, repeats)
+        self.world = world
+        self.batch_size = batch_size
+        self.max_len = max_len
+        self.slate_size = slate_size
+        self.source = source
+        self.users = np.zeros(batch_size, np.int64)
+        self.numbers = np.full(batch_size, -1, np.int64)
+        self.steps = np.zeros(batch_size, np.int64)
+        self.left = np.zeros(batch_size, np.bool_)
+        self._leave = leave.bind(batch_size, slate_size, max_len, world.data.items.tags[: world.n_items])
+        self._popular = world.groups.popular.astype(np.float64) / slate_size
+        self._initial = _initial_places(world) if initial_history == "log" else None
+        self._places = np.full((batch_size, world.history_length), _EMPTY_PLACE)
+        # One step more than max_len: a finished session may be stepped once more before it is replaced.
+        self._uniforms = np.zeros((batch_size, max_len + 1, slate_size))
+        self._shown = np.zeros((batch_size, max_len + 1, slate_size), np.int32)
+        self._allowed = np.ones((batch_size, world.n_items), np.bool_) if repeats == "forbid" else None
+        self._rows = np.arange(batch_size)
+        # Draw 0 of a session's stream picks the user; the responses follow.
+        self._draws = np.arange(1, (max_len + 1) * slate_size + 1, dtype=np.uint64)
+
+    @property
+    def temper(self) -> NDArray[np.float64]:
+        """``float64 (B,)``, patience left."""
+        return self._leave.temper()
+
+    @property
+    def allowed(self) -> BoolArray | None:
+        """``bool (B, N)``, items that may still be shown, or None when all may."""
+        return self._allowed
+
+    def history(self, rows: IntArray | None = None) -> HistoryWindow:
+        """Returns what users saw last, ``H`` places, newest last; of the given rows or of all."""
+        items, clicks = self.window(rows)
+        return HistoryWindow(items, clicks.astype(np.bool_))
+
+    def window(self, rows: IntArray | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Returns :meth:`history` as integers, items and clicks (0 or 1), which is what pooling wants."""
+        places = self._places if rows is None else self._places[rows]
+        return places >> 1, places & 1
+
+    def shown(self, rows: IntArray) -> NDArray[np.int32]:
+        """Returns ``int32 (len(rows), max_len, K)``, all slates of these sessions; only the first ``steps`` count."""
+        return self._shown[rows, : self.max_len]
+
+    def expected_catalogue(self) -> FloatArray:
+        """Returns ``float32 (B, N)``, the expected feedback on every candidate now (for oracles only)."""
+        return self.world.response.expected_catalogue(
+            self.users, self.world.n_items, self._history_for_response()
+        )
+
+    def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
+        """Replaces the sessions in the given rows of the batch by new ones.
+
+        Args:
+            rows: Which rows.
+            sessions: One for each of them; None asks :attr:`source`.
+        """
+        users, keys, numbers = self.source.next(rows) if sessions is None else sessions
+        self.users[rows] = users
+        self.numbers[rows] = numbers
+        self.steps[rows] = 0
+        self._leave.reset(rows)
+        self._places[rows] = _EMPTY_PLACE if self._initial is None else self._initial[users]
+        drawn = seeding.uniforms(keys[:, None], self._draws)
+        self._uniforms[rows] = drawn.reshape(-1, self.max_len + 1, self.slate_size)
+        if self._allowed is not None:
+            self._allowed[rows] = True
+
+    def step(self, items: NDArray[np.int64]) -> Outcome:
+        """Shows one slate to each user.
+
+        Args:
+            items: ``int64 (B, K)`` distinct candidates in each row (see :mod:`kuaifair_env.spaces`).
+        """
+        response = self.world.response
+        expected = response.expected(self.users, items, self._history_for_response())
+        feedback = response.feedback(expected, self._uniforms[self._rows, self.steps])
+        clicks = response.clicked(feedback)
+        reward = np.add.reduce(feedback, axis=1, dtype=np.float64) / self.slate_size
+        popular_share = np.add.reduce(self._popular[items], axis=1)
+        self._remember(items, clicks)
+        temper, disparity, violation, leaves = self._leave.update(items, popular_share, reward, self.steps)
+        self.left = leaves
+        truncated = (self.steps >= self.max_len) > leaves
+        return Outcome(
+            items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated
+        )
+
+    def _history_for_response(self) -> HistoryWindow | None:
+        return self.history() if self.world.response.uses_history else None
+
+    def _remember(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
+        self._shown[self._rows, self.steps] = items
+        self.steps += 1
+        length = self._places.shape[1]
+        kept = min(self.slate_size, length)
+        self._places[:, : length - kept] = self._places[:, kept:]
+        self._places[:, length - kept :] = (2 * items + clicks)[:, -kept:]
+        if self._allowed is not None:
+            self._allowed[self._rows[:, None], items] = False
+
+
+def _initial_places(world: World) -> NDArray[np.int32]:
+    window = world.initial_history
+    return np.asarray(2 * window.items + window.clicks, np.int32)
+
+
+def _check_settings(
+    world: World,
+    batch_size: int,
+    max_len: int,
+    slate_size: int,
+    initial_history: InitialHistory,
+    repeats: Repeats,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if max_len < 1:
+        raise ValueError(f"max_len must be at least 1, got {max_len}")
+    if not 1 <= slate_size <= world.n_items:
+        raise ValueError(
+            f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}"
+        )
+    if initial_history not in ("log", "empty"):
+        raise ValueError(f"initial_history must be 'log' or 'empty', got {initial_history!r}")
+    if repeats not in ("allow", "forbid"):
+        raise ValueError(f"repeats must be 'allow' or 'forbid', got {repeats!r}")
+    if repeats == "forbid" and max_len * slate_size > world.n_items:
+        raise ValueError(
+            f"repeats='forbid' needs max_len * slate_size = {max_len * slate_size} items, "
+            f"but there are {world.n_items} candidates"
+        )

@@ -1,0 +1,376 @@
+"""What an agent may say, and how it becomes a slate of distinct items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, Literal, NoReturn, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.simulator import SessionSimulator
+from kuaifair_env.world import World
+
+ActionMode = Literal["embedding", "slate", "item"]
+ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
+
+_MOST_BLOCKS = 64
+_FEW = 16
+
+
+class SlateSpace(spaces.MultiDiscrete):
+    """Ordered slates of ``slate_size`` distinct items out of ``n_items``.
+
+    A ``MultiDiscrete`` whose samples and members have no item twice, so that code which knows ``MultiDiscrete``
+    works and random actions are valid.
+
+    Args:
+        n_items: Number of candidates ``N``.
+        slate_size: Items per slate ``K``, at most ``N``.
+        batch: Number of slates in one element, or None for a single slate.
+        seed: Seed or generator of :meth:`sample`.
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        slate_size: int,
+        batch: int | None = None,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        if slate_size > n_items:
+            raise ValueError(f"slate_size {slate_size} is larger than the {n_items} candidates")
+        self.n_items = n_items
+        self.slate_size = slate_size
+        self.batch = batch
+        shape = (slate_size,) if batch is None else (batch, slate_size)
+        super().__init__(np.full(shape, n_items, np.int64), seed=seed)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> NDArray[np.int64]:
+        """Draws distinct items uniformly; ``mask`` is an optional ``bool (n_items,)`` of allowed items."""
+        if probability is not None:
+            raise ValueError("SlateSpace.sample draws uniformly; it takes a mask, no probability")
+        allowed = self.n_items if mask is None else np.flatnonzero(np.asarray(mask))
+        if np.size(allowed) < self.slate_size and mask is not None:
+            raise ValueError(
+                f"the mask allows {np.size(allowed)} items, too few for slates of {self.slate_size}"
+            )
+        slates = [
+            self.np_random.choice(allowed, self.slate_size, replace=False) for _ in range(self.batch or 1)
+        ]
+        return np.asarray(slates, np.int64).reshape(self.shape)
+
+    def contains(self, x: Any) -> bool:
+        """Says whether ``x`` holds valid ids of the right shape, none of them twice in a slate."""
+        if not super().contains(x):
+            return False
+        ordered = np.sort(np.asarray(x), axis=-1)
+        return not bool((ordered[..., 1:] == ordered[..., :-1]).any())
+
+    def __repr__(self) -> str:
+        batch = "" if self.batch is None else f", batch={self.batch}"
+        return f"SlateSpace(n_items={self.n_items}, slate_size={self.slate_size}{batch})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlateSpace) and (self.n_items, self.slate_size, self.batch) == (
+            other.n_items,
+            other.slate_size,
+            other.batch,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@batch_space.register(SlateSpace)
+def _batch_slate_space(space: SlateSpace, n: int = 1) -> SlateSpace:
+    return SlateSpace(space.n_items, space.slate_size, n, seed=deepcopy(space.np_random))
+
+
+@iterate.register(SlateSpace)
+def _iterate_slate_space(space: SlateSpace, items: NDArray[Any]) -> Iterator[NDArray[Any]]:  # type: ignore[misc]
+    return iter(items)
+
+
+def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> NDArray[np.int64]:
+    """Returns the ``k`` best columns of each row, best first; equal scores go to the smaller column.
+
+    The one top-K of the library; exact.
+
+    Args:
+        scores: ``float32 (B, N)``.
+        k: How many, at most ``N``.
+        allowed: ``bool (B, N)`` or ``(N,)``; what is not allowed is scored minus infinity (an additive mask).
+
+    Raises:
+        ValueError: If a row has fewer than ``k`` allowed columns, or a score is NaN.
+    """
+    if allowed is not None:
+        if (np.count_nonzero(allowed, axis=-1) < k).any():
+            raise ValueError(f"fewer than {k} items are allowed; use a smaller slate or repeats='allow'")
+        scores = np.where(allowed, scores, np.float32(-np.inf))
+    columns = scores.shape[1]
+    if not 1 <= k <= columns:
+        raise ValueError(f"cannot take the top {k} of {columns} items")
+    width = max(columns // _MOST_BLOCKS, 4 * k)
+    blocks = columns // width
+    if blocks < 2:
+        return _sorted_top_k(scores, k)
+    # The k-th largest maximum over strided blocks bounds the k-th best score from below, at the price of one
+    # SIMD pass; only what reaches that bound is sorted.
+    maxima = scores[:, : blocks * width].reshape(len(scores), blocks, width).max(axis=1)
+    if np.isnan(maxima).any() or np.isnan(scores[:, blocks * width :]).any():
+        raise ValueError("scores hold NaN; items cannot be ranked")
+    bound = np.partition(maxima, width - k, axis=1)[:, width - k, None]
+    # One-dimensional nonzero is ten times as fast as the two-dimensional one.
+    rows, found = np.divmod(np.flatnonzero(scores >= bound), columns)
+    counts = np.bincount(rows, minlength=len(scores))
+    if not k <= counts.min() <= counts.max() <= _FEW * k:
+        return _sorted_top_k(scores, k)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    best = np.full((len(scores), counts.max()), -np.inf, np.float32)
+    best[rows, places] = scores[rows, found]
+    members = np.zeros(best.shape, np.int64)
+    members[rows, places] = found
+    return np.take_along_axis(members, _sorted_top_k(best, k), axis=1)
+
+
+def _sorted_top_k(scores: FloatArray, k: int) -> NDArray[np.int64]:
+    """Top-K by a stable sort: equal scores keep the order of their columns."""
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN; items cannot be ranked")
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+class ActionDecoder(Protocol):
+    """Turns a batch of actions into slates."""
+
+    space: spaces.Space[Any]
+
+    def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
+        """Returns ``int64 (B, K)`` distinct items.
+
+        Args:
+            actions: ``(B, *space.shape)``.
+            allowed: ``bool (B, N)``, items that may be shown, or None for all.
+
+        Raises:
+            ValueError: If an action has the wrong shape or type, NaN, unknown, repeated or forbidden items.
+        """
+        ...
+
+
+class EmbeddingActions:
+    """``Box(-1, 1, (d,))``, executed as the top-K items by inner product with the item embeddings.
+
+    Args:
+        embeddings: ``float32 (N, d)`` of the candidates.
+        slate_size: Items per slate ``K``.
+    """
+
+    def __init__(self, embeddings: FloatArray, slate_size: int) -> None:
+        self._embeddings = np.ascontiguousarray(embeddings.T)
+        self._slate_size = slate_size
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (embeddings.shape[1],), np.float32)
+
+    def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
+        """See :class:`ActionDecoder`."""
+        dimension = self._embeddings.shape[0]
+        if actions.dtype.kind not in "fiu":
+            raise ValueError(f"an embedding action holds numbers, got {actions.dtype}")
+        actions = actions.astype(np.float32, copy=False)
+        if actions.ndim != 2 or actions.shape[1] != dimension:
+            raise ValueError(f"an embedding action has shape ({dimension},), got {actions.shape[1:]}")
+        if not np.isfinite(actions).all():
+            row = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            raise ValueError(f"action of session {row} holds NaN or infinity")
+        return top_k(actions @ self._embeddings, self._slate_size, allowed)
+
+
+class SlateActions:
+    """``K`` distinct item ids in order (see :class:`SlateSpace`); ``K = 1`` in ``item`` mode is ``Discrete(N)``.
+
+    Args:
+        n_items: Number of candidates ``N``.
+        slate_size: Items per slate ``K``.
+        single: Whether an action is one plain id.
+    """
+
+    def __init__(self, n_items: int, slate_size: int, single: bool = False) -> None:
+        self._n_items = n_items
+        self._slate_size = slate_size
+        self._single = single
+        self.space: spaces.Space[Any] = (
+            spaces.Discrete(n_items) if single else SlateSpace(n_items, slate_size)
+        )
+
+    def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
+        """See :class:`ActionDecoder`."""
+        items = np.asarray(actions)
+        if self._single and items.ndim == 1:
+            items = items[:, None]
+        if items.ndim != 2 or items.shape[1] != self._slate_size:
+            raise ValueError(f"a slate holds {self._slate_size} item ids, got shape {items.shape[1:]}")
+        if items.dtype.kind not in "iu":
+            raise ValueError(f"item ids are integers, got {items.dtype}")
+        # A copy: outcomes keep their items, and callers may write the next action into the same array.
+        items = items.astype(np.int64)
+        ordered = np.sort(items, axis=1)
+        # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
+        in_range = ordered.view(np.uint64).max() < self._n_items
+        if not (in_range and (ordered[:, 1:] > ordered[:, :-1]).all()):
+            self._refuse(items, ordered)
+        if allowed is not None and not np.take_along_axis(allowed, items, axis=1).all():
+            row, slot = np.argwhere(~np.take_along_axis(allowed, items, axis=1))[0]
+            raise ValueError(
+                f"session {row} was shown item {items[row, slot]} before, and repeats='forbid'; see action_masks()"
+            )
+        return items
+
+    def _refuse(self, items: IntArray, ordered: IntArray) -> NoReturn:
+        outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= self._n_items)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise ValueError(f"slate {items[row].tolist()} of session {row} leaves 0..{self._n_items - 1}")
+        row = int(np.argmax((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)))
+        raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
+
+
+def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) -> ActionDecoder:
+    """Returns the decoder of a mode.
+
+    Args:
+        mode: ``"embedding"``, ``"slate"`` or ``"item"``.
+        embeddings: ``float32 (N, d)`` of the candidates.
+        slate_size: Items per slate; must be 1 in ``item`` mode.
+
+    Raises:
+        ValueError: If the mode is unknown, or the slate does not fit the mode or the candidates.
+    """
+    n_items = len(embeddings)
+    if not 1 <= slate_size <= n_items:
+        raise ValueError(f"slate_size must lie in 1..{n_items} (the number of candidates), got {slate_size}")
+    if mode == "embedding":
+        return EmbeddingActions(embeddings, slate_size)
+    if mode == "slate":
+        return SlateActions(n_items, slate_size)
+    if mode == "item":
+        if slate_size != 1:
+            raise ValueError(f"action_mode='item' shows one item a step; give slate_size=1, not {slate_size}")
+        return SlateActions(n_items, 1, single=True)
+    raise ValueError(f"action_mode must be one of {ACTION_MODES}, got {mode!r}")
+
+
+ObservationMode = Literal["state", "history"]
+OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
+
+Observation = FloatArray | dict[str, Any]
+
+
+class Observer(Protocol):
+    """Turns the sessions of a batch into observations."""
+
+    space: spaces.Space[Any]
+
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> Any:
+        """Returns one observation per session, stacked along the first axis (a dict of such arrays for ``Dict``).
+
+        Args:
+            simulator: The sessions.
+            rows: Which of them; None takes all.
+        """
+        ...
+
+
+class StateObserver:
+    """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
+
+    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)`` or 0; zero without clicks. Where the
+    world has a state encoder, the state is the encoder's.
+
+    Args:
+        world: Where the embeddings come from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._embeddings = world.embeddings
+        self._encoder = world.encoder
+        norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
+        bound = float(max(norms.max(), 1e-6)) * 1.001 if world.encoder is None else world.encoder.bound
+        self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
+
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
+        """See :class:`Observer`; returns ``float32 (B, d)``."""
+        if self._encoder is not None:
+            return self._encoder.encode(simulator.history(rows))
+        return self._pooled(*simulator.window(rows))
+
+    def of_window(self, window: HistoryWindow) -> FloatArray:
+        """Returns the observed states of windows that no session holds (logged ones), ``float32 (B, d)``."""
+        if self._encoder is not None:
+            return self._encoder.encode(window)
+        return self._pooled(window.items, window.clicks)
+
+    def _pooled(self, items: IntArray, clicks: NDArray[Any]) -> FloatArray:
+        weights = clicks.astype(np.float32)
+        # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's
+        # state does not depend on the batch it is in.
+        sums: FloatArray = np.matmul(weights[:, None, :], self._embeddings.take(items, axis=0))[:, 0]
+        sums /= np.maximum(np.add.reduce(weights, axis=1), 1.0)[:, None]
+        return sums
+
+
+class HistoryObserver:
+    """The observed state together with what it was made of, as a ``Dict`` space.
+
+    Keys: ``state`` (see :class:`StateObserver`), ``history_items`` (``int64 (H,)``; item + 1, so that 0 is an empty
+    place), ``history_clicks`` (``int8 (H,)``), and ``user`` (``float32 (F,)``, the user's features) where there are
+    any. Nothing of the leave rule's own state is in it. The plain names ``items`` and ``clicks`` would not do: torch's
+    ``ModuleDict``, in which SB3's ``MultiInputPolicy`` keeps one module a key, refuses ``items``.
+
+    Args:
+        world: Where embeddings and features come from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._state = StateObserver(world)
+        self._features = world.data.users.features.values
+        length = world.history_length
+        parts: dict[str, spaces.Space[Any]] = {
+            "state": self._state.space,
+            "history_items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
+            "history_clicks": spaces.MultiBinary(length),
+        }
+        if self._features.shape[1]:
+            bound = float(np.abs(self._features).max()) + 1.0
+            parts["user"] = spaces.Box(-bound, bound, (self._features.shape[1],), np.float32)
+        self.space: spaces.Space[Any] = spaces.Dict(parts)
+
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> dict[str, Any]:
+        """See :class:`Observer`."""
+        window = simulator.history(rows)
+        observation = {
+            "state": self._state.observe(simulator, rows),
+            "history_items": window.items.astype(np.int64) + 1,
+            "history_clicks": window.clicks.astype(np.int8),
+        }
+        if self._features.shape[1]:
+            observation["user"] = self._features[simulator.users if rows is None else simulator.users[rows]]
+        return observation
+
+
+def observer(mode: ObservationMode, world: World) -> Observer:
+    """Returns the observer of a mode.
+
+    Raises:
+        ValueError: If the mode is unknown.
+    """
+    if mode == "state":
+        return StateObserver(world)
+    if mode == "history":
+        return HistoryObserver(world)
+    raise ValueError(f"observation_mode must be one of {OBSERVATION_MODES}, got {mode!r}")

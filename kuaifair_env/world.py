@@ -1,0 +1,407 @@
+"""Item embeddings for agents, from the training log alone and without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env import seeding
+from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionData, InteractionLog, Split
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import atomic_path
+from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
+from kuaifair_env.response.fitting import ResponseKind
+
+_TRIVIAL = 0.999
+_SPARE_FACTORS = 8
+
+
+def svd_item_embeddings(
+    log: InteractionLog, n_users: int, n_items: int, dimension: int = 64, seed: int = 0
+) -> FloatArray:
+    """Embeds items by a truncated SVD of the degree-normalised click matrix.
+
+    With ``C`` the binary click matrix, factors of ``D_u^-1/2 C D_i^-1/2`` are scaled by their singular values;
+    the first factor, and any other whose singular value is 1 up to rounding, only says how often an item was
+    clicked or to which island it belongs, and is dropped. Rows have norm ``sqrt(dimension)``, so that components
+    are of order one, and items that nobody clicked are zero.
+
+    Args:
+        log: The training log.
+        n_users: Number of users.
+        n_items: Number of items.
+        dimension: Size ``d`` of an embedding.
+        seed: Seed of the randomised SVD.
+
+    Returns:
+        ``float32 (n_items, dimension)``.
+
+    Raises:
+        DataError: If the dimension is below 1, the log has no clicks, or too few users or items for that many factors.
+    """
+    from scipy import sparse
+    from sklearn.utils.extmath import randomized_svd
+
+    if not log.clicks.any():
+        raise DataError("the training log has no clicks; embeddings need positive feedback")
+    if dimension < 1:
+        raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
+    wanted = dimension + _SPARE_FACTORS
+    if min(n_users, n_items) <= wanted:
+        raise DataError(
+            f"{n_users} users and {n_items} items give fewer than the {wanted} factors that embeddings of "
+            f"dimension {dimension} need; use embedding_dim={max(min(n_users, n_items) - _SPARE_FACTORS - 1, 1)}"
+        )
+    cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
+    rows, columns = np.divmod(cells, n_items)
+    user_degrees = np.bincount(rows, minlength=n_users)
+    item_degrees = np.bincount(columns, minlength=n_items)
+    weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
+    matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
+    _, values, factors = randomized_svd(matrix, wanted, n_iter=5, random_state=seed)
+    first = max(1, int((values > _TRIVIAL).sum()))
+    kept = slice(first, first + dimension)
+    embeddings = factors[kept].T * values[kept]
+    if embeddings.shape[1] < dimension:
+        raise DataError(
+            f"the click matrix falls into {first} unconnected parts, which leaves {embeddings.shape[1]} useful "
+            f"factors; use embedding_dim={embeddings.shape[1]} or a denser log"
+        )
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    clicked = item_degrees[:, None] > 0
+    scaled = np.divide(embeddings, norms, out=np.zeros_like(embeddings), where=clicked & (norms > 0))
+    return np.asarray(scaled * np.sqrt(dimension), np.float32)
+
+
+class StateEncoder(Protocol):
+    """Makes observed states out of windows where the mean of the clicked embeddings is not enough."""
+
+    @property
+    def bound(self) -> float:
+        """Largest absolute value of a state's component."""
+        ...
+
+    def encode(self, window: HistoryWindow) -> FloatArray:
+        """Returns the observed states ``s~`` of windows, ``float32 (B, d)``, each from its own window alone."""
+        ...
+
+
+class WorldEncoder(Protocol):
+    """Gives a world its item embeddings and, maybe, its states (``dsrm.encoder.Encoder``)."""
+
+    def encoded(self, world: World) -> World:
+        """Returns the same world with this encoder's embeddings and states."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that sessions of one split need.
+
+    Items ``0 .. n_items - 1`` of every table are the candidates, what an agent may show; items behind them occur
+    in histories only.
+
+    Attributes:
+        split: ``"train"`` or ``"test"``.
+        data: The data set, arranged so that the candidates come first.
+        n_items: Number of candidates ``N``.
+        groups: Popularity groups of the candidates, from training exposures.
+        embeddings: ``float32 (M, d)``, agent-side item embeddings ``e_i`` of all ``M`` items, from the training log.
+        response: What users do; fitted on this split's log alone.
+        users: ``int64 (U,)``, increasing user rows whose sessions may start here.
+        initial_history: The last ``H`` training-log exposures of every user of the data set.
+        true_preference: ``float32 (M, m)`` and ``float32 (users, m)`` taste vectors of items and users where the
+            truth is known (twins), for measuring recovery; agents never see them.
+        item_term: ``float32 (M,)``, estimated log-odds of a click on every item under random exposure, if agents are
+            given one (see ``dsrm.item_term``); the embeddings then hold it as their last coordinate.
+        encoder: Makes the observed states; None takes the mean embedding of the clicked items.
+    """
+
+    split: Split
+    data: InteractionData
+    n_items: int
+    groups: PopularityGroups
+    embeddings: FloatArray
+    response: ResponseModel
+    users: NDArray[np.int64]
+    initial_history: HistoryWindow
+    true_preference: tuple[FloatArray, FloatArray] | None = None
+    item_term: FloatArray | None = None
+    encoder: StateEncoder | None = None
+
+    def __post_init__(self) -> None:
+        items = len(self.data.items)
+        if not 1 <= self.n_items <= items:
+            raise DataError(f"a world needs 1..{items} candidates, got {self.n_items}")
+        if len(self.groups.popular) != self.n_items:
+            raise DataError(
+                f"popularity groups cover {len(self.groups.popular)} items, not the {self.n_items} candidates"
+            )
+        if len(self.embeddings) != items or self.response.n_items != items:
+            raise DataError(
+                f"embeddings ({len(self.embeddings)}) and response ({self.response.n_items}) "
+                f"must cover all {items} items"
+            )
+        if self.embeddings.ndim != 2 or not self.dimension or not np.isfinite(self.embeddings).all():
+            raise DataError(f"embeddings must be finite and (items, d), got shape {self.embeddings.shape}")
+        if self.item_term is not None and self.item_term.shape != (items,):
+            raise DataError(f"item_term must be one number for each of {items} items")
+        if len(self.users) == 0:
+            raise DataError(f"the {self.split} world has no users")
+        if (np.diff(self.users) <= 0).any() or self.users[0] < 0 or self.users[-1] >= len(self.data.users):
+            raise DataError(f"users must be increasing rows within 0..{len(self.data.users) - 1}")
+        if self.response.n_users != len(self.data.users):
+            raise DataError(
+                f"the response model knows {self.response.n_users} users, not the {len(self.data.users)} of the data"
+            )
+        if len(self.initial_history.items) != len(self.data.users):
+            raise DataError("initial_history needs one row for each user of the data set")
+
+    @property
+    def dimension(self) -> int:
+        """Size ``d`` of an item embedding and of the observed state."""
+        return int(self.embeddings.shape[1])
+
+    @property
+    def history_length(self) -> int:
+        """Places ``H`` in a history window."""
+        return int(self.initial_history.items.shape[1])
+
+    @property
+    def item_ids(self) -> NDArray[np.int64]:
+        """``int64 (N,)``, raw ids of the candidates."""
+        return self.data.items.ids[: self.n_items]
+
+    @cached_property
+    def user_ids(self) -> NDArray[np.int64]:
+        """``int64 (U,)``, raw ids of the users whose sessions may start here."""
+        return self.data.users.ids[self.users]
+
+    def user_rows(self, user_ids: Any) -> NDArray[np.int64]:
+        """Returns the rows of users given by raw id.
+
+        Raises:
+            DataError: If there are no ids, or a user is unknown or has no session in this world.
+        """
+        ids = np.atleast_1d(np.asarray(user_ids))
+        if ids.size == 0:
+            raise DataError("no user ids were given; at least one is needed")
+        if ids.dtype.kind not in "iu":
+            raise DataError(f"user ids are integers, got {ids.dtype}")
+        rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
+        unknown = self.user_ids[rows] != ids
+        if unknown.any():
+            raise DataError(
+                f"user {ids[unknown][0]} has no sessions in the {self.split} world of {self.data.provenance.name}"
+            )
+        return self.users[rows]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns sizes, provenance and the response model's report, JSON-able."""
+        return {
+            "split": self.split,
+            "users": len(self.users),
+            "candidates": self.n_items,
+            "items": len(self.data.items),
+            "dimension": self.dimension,
+            "history_length": self.history_length,
+            "popular_items": int(self.groups.popular.sum()),
+            "popularity_source": self.groups.source,
+            "data": self.data.provenance.as_dict() | {"hash": self.data.data_hash},
+            "response": self.response.describe(),
+        }
+
+
+def initial_history(log: InteractionLog, n_users: int, length: int) -> HistoryWindow:
+    """Returns each user's last ``length`` exposures of a log, newest last, padded at the front.
+
+    Args:
+        log: Usually the training log.
+        n_users: Number of users.
+        length: Places ``H``.
+
+    Raises:
+        ValueError: If ``length`` is less than 1.
+    """
+    if length < 1:
+        raise ValueError(f"history length must be at least 1, got {length}")
+    ends = log.offsets(n_users)[1:, None]
+    rows = ends - length + np.arange(length)
+    present = rows >= log.offsets(n_users)[:-1, None]
+    rows = np.where(present, rows, 0)
+    items = np.where(present, log.items[rows], PADDING).astype(np.int32)
+    return HistoryWindow(items, log.clicks[rows] & present)
+
+
+HISTORY_LENGTH = 50
+EMBEDDING_DIM = 64
+_EMBEDDINGS_VERSION = 1
+_FEWEST_TEST_EXPOSURES = 20
+_WANTED_HELD_OUT_USERS = 1000
+
+
+def candidate_rows(
+    data: InteractionData, fewest_exposures: int = _FEWEST_TEST_EXPOSURES
+) -> NDArray[np.int64]:
+    """Returns the items that both worlds recommend: those which the test log covers.
+
+    Only there does the test world know what users do, and a common candidate set lets an agent with one output
+    per item move from the training world to the test world.
+
+    Args:
+        data: The data set.
+        fewest_exposures: Test-log exposures that an item needs.
+
+    Raises:
+        DataError: If no item has as many.
+    """
+    covered = np.flatnonzero(data.test.exposures(len(data.items)) >= fewest_exposures)
+    if len(covered) == 0:
+        raise DataError(
+            f"no item has {fewest_exposures} exposures in the test log; lower fewest_test_exposures"
+        )
+    return covered
+
+
+def held_out_users(data: InteractionData) -> NDArray[np.int64]:
+    """Returns the users that training worlds never meet, chosen by a hash of their raw id.
+
+    A fifth of the users of the test log; up to half of them where that gives fewer than 1,000.
+    """
+    tested = np.unique(data.test.users).astype(np.int64)
+    count = max(len(tested) // 5, min(_WANTED_HELD_OUT_USERS, len(tested) // 2))
+    hashes = seeding.mix(data.users.ids[tested].astype(np.uint64), np.zeros(1, np.uint64))
+    return np.sort(tested[np.argsort(hashes, kind="stable")[:count]])
+
+
+def build_world(
+    data: InteractionData,
+    split: Split,
+    response: ResponseModel,
+    *,
+    candidates: IntArray | None = None,
+    users: IntArray | None = None,
+    embeddings: FloatArray | None = None,
+    history_length: int = HISTORY_LENGTH,
+    popularity: PopularitySource = "train",
+    true_preference: tuple[FloatArray, FloatArray] | None = None,
+) -> World:
+    """Builds the world of one split from a data set and a response model that was fitted on that split.
+
+    Args:
+        data: The data set, items in the order that ``response`` knows.
+        split: ``"train"`` or ``"test"``.
+        response: What users do; see :func:`kuaifair_env.response.fitting.fit_response`.
+        candidates: Item rows that may be recommended; None takes :func:`candidate_rows`.
+        users: User rows whose sessions may start here; None takes :func:`held_out_users` for the test world and
+            all others that have training exposures for the training world.
+        embeddings: ``float32 (items, d)``, agent-side item embeddings that know nothing of the test log; None takes
+            :func:`~kuaifair_env.world.svd_item_embeddings` of the training log with ``d = 64``.
+        history_length: Places ``H`` in a history window.
+        popularity: Source of the popularity groups: exposures in the training log, or the platform's counts.
+        true_preference: Taste vectors of items and users where the truth is known.
+
+    Raises:
+        DataError: If the parts do not fit each other.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"split must be 'train' or 'test', got {split!r}")
+    rows = candidate_rows(data) if candidates is None else np.asarray(candidates, np.int64)
+    order = np.concatenate([rows, np.setdiff1d(np.arange(len(data.items)), rows)])
+    arranged = data.arranged(rows)
+    if users is None:
+        held_out = held_out_users(data)
+        users = held_out if split == "test" else np.setdiff1d(np.unique(data.train.users), held_out)
+    if embeddings is None:
+        embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), EMBEDDING_DIM)
+    if true_preference is not None:
+        true_preference = (true_preference[0][order], true_preference[1])
+    return World(
+        split=split,
+        data=arranged,
+        n_items=len(rows),
+        groups=groups_of(arranged, np.arange(len(rows)), source=popularity),
+        embeddings=embeddings[order],
+        response=response.rearranged(order),
+        users=np.unique(np.asarray(users, np.int64)),
+        initial_history=initial_history(arranged.train, len(data.users), history_length),
+        true_preference=true_preference,
+    )
+
+
+def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
+    """Returns :func:`~kuaifair_env.world.svd_item_embeddings` of a data set's training log from the cache.
+
+    Args:
+        data: The data set.
+        dimension: Size ``d`` of an embedding.
+        folder: The cache folder; None takes the default one.
+    """
+    name = f"{data.data_hash}-{_rows_hash(data)}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
+    path = cache_dir(folder) / "embeddings" / name
+    if path.exists():
+        try:
+            embeddings = np.load(path, allow_pickle=False)
+            if embeddings.dtype == np.float32 and embeddings.shape == (len(data.items), dimension):
+                return np.asarray(embeddings)
+        except (OSError, ValueError, EOFError):
+            pass
+        warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
+    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), dimension)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings, allow_pickle=False)
+    return embeddings
+
+
+def _rows_hash(data: InteractionData, contents: bool = False) -> str:
+    """Hashes what ``data_hash`` leaves out: which row is whose, and on request features, tags and watch ratios.
+
+    The same logs with the items in another order, or with other features, give other tables.
+    """
+    columns: list[NDArray[Any] | None] = [data.users.ids, data.items.ids]
+    if contents:
+        columns += [data.users.features.values, data.items.features.values, data.items.tags]
+        columns += [data.train.watch_ratios, data.test.watch_ratios]
+    digest = hashlib.sha256()
+    for column in columns:
+        array = np.zeros(0, np.bool_) if column is None else np.ascontiguousarray(column)
+        digest.update(f"{array.shape} {array.dtype.str} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:8]
+
+
+def cached_response(
+    data: InteractionData, split: Split, kind: ResponseKind = "auto", folder: str | Path | None = None
+) -> ResponseModel:
+    """Returns the response model of a data set's split from the cache, fitting it on first use.
+
+    Args:
+        data: The data set.
+        split: Whose log to fit: ``"train"`` or ``"test"``.
+        kind: ``"auto"`` observes a fully covered test matrix and fits a factor model otherwise.
+        folder: The cache folder; None takes the default one.
+    """
+    if kind not in get_args(ResponseKind):
+        raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
+    from kuaifair_env.response import fit_response, load_response, response_version
+
+    contents = f"{data.data_hash}-{_rows_hash(data, contents=True)}"
+    name = f"{contents}-{split}-{kind}-v{response_version(kind)}.safetensors"
+    path = cache_dir(folder) / "responses" / name
+    if path.exists():
+        try:
+            return load_response(path)
+        except ArtifactError as error:
+            warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
+    response = fit_response(data, split, kind)
+    response.save(path)
+    return response
