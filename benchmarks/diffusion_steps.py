@@ -5,7 +5,7 @@
 The paper's one number moves three things at once: how finely noise is graded in training, how many evaluations the
 sampler takes, and, with a linear schedule, how much noise there is at all. Here models are trained with 5 to 500
 levels, and each is then sampled with few and many evaluations (from the noisiest level) and from weaker levels (with
-five evaluations, starting at the noised observed state). Judged by the within-user AUC of cos(s^, e_i) on unbiased
+five evaluations, starting at the noised observed state). Evaluated by the within-user AUC of cos(s^, e_i) on unbiased
 feedback of held-out users, on logged and on policy-made windows, and by QuotaGreedy's R_cum in the test world.
 Writes a page, and of the samplers with as many evaluations from full noise a CSV and a figure.
 """
@@ -83,10 +83,10 @@ def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[st
         purifier = model.with_sampler(sampler)
         purifier.bind(pair.test)
         start = time.perf_counter()
-        judged = [auc(one, purifier.purify(one.states, one.window)) for one in probes]
+        evaluated = [auc(one, purifier.purify(one.states, one.window)) for one in probes]
         microseconds = 1e6 * (time.perf_counter() - start) / sum(len(one) for one in probes)
         gains = earned(pair, purifier) if sampler.steps <= 20 else {}
-        found[name] = gains | {"auc": judged[0], "auc_policy": judged[1], "microseconds": microseconds}
+        found[name] = gains | {"auc": evaluated[0], "auc_policy": evaluated[1], "microseconds": microseconds}
     return found
 
 

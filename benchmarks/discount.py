@@ -3,8 +3,8 @@
     python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --store runs/discount --results docs/results
     python benchmarks/discount.py KuaiFair-KuaiRandTwin-v0 --store runs/discount --methods dorl --share 1 --seeds 1 2 3
 
-Each trains in the training world, a quarter of its steps (both BCQs: half), and is judged there on validation users, as
-trials of ``kuaifair tune`` are. The store keeps what was measured; ``--stored`` measures nothing more.
+Each trains in the training world, a quarter of its steps (both BCQs: half), and is evaluated there on validation users,
+as trials of ``kuaifair tune`` are. The store keeps what was measured; ``--stored`` measures nothing more.
 """
 
 from __future__ import annotations

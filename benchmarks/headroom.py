@@ -6,8 +6,8 @@
 ``--taste strong`` makes the twins with the stronger setting. For each world and horizon the table gives Len, R_each
 and R_cum of every control, the R_cum that perfect item quality is worth beyond QuotaGreedy (QualityOracle -
 QuotaGreedy; negative where the greedy scores already know more of taste than that), what knowing each user's taste is
-worth beyond it (Oracle - QualityOracle), and how well the length law holds. Intervals are 95 % bootstrap intervals over
-users; differences are paired by user.
+worth beyond it (Oracle - QualityOracle), and how well the length formula holds. Intervals are 95 % bootstrap intervals
+over users; differences are paired by user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from partial_worlds import NAMES, load, worlds_of
 
-from hrl_policies.study import judge, plan_run, single_threaded
+from hrl_policies.study import evaluate_run, plan_run, single_threaded
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.statistics import Interval, mean_interval, ratio_interval
 from hrl_policies.worlds import WorldPair, load_worlds
@@ -28,7 +28,7 @@ from kuaifair_env import EvaluationResult, SessionConfig
 from kuaifair_env.files import write_text_atomically
 
 CONTROLS = ("random", "pop-only", "tail-only", "greedy-ctr", "quota-greedy", "quality-oracle", "oracle")
-HEADER = "| control | Len | R_each | R_cum | AD | violation rate | Len by the law | off by |"
+HEADER = "| control | Len | R_each | R_cum | AD | violation rate | Len by the formula | off by |"
 
 
 def pair_of(name: str, data: Path | None, taste: str) -> WorldPair:
@@ -51,7 +51,7 @@ def control_row(title: str, result: EvaluationResult) -> str:
     """Returns one line of the table."""
     summary = result.summary()
     length, collected = per_user(result, "len"), per_user(result, "r_cum")
-    law = summary["len_predicted"]
+    formula = summary["len_predicted"]
     cells = (
         title,
         written(mean_interval(length), 2),
@@ -59,8 +59,8 @@ def control_row(title: str, result: EvaluationResult) -> str:
         written(mean_interval(collected), 2),
         f"{summary['ad']:.3f}",
         f"{summary['violation_rate']:.3f}",
-        f"{law:.2f}",
-        f"{100 * (summary['len'] / law - 1):+.1f} %",
+        f"{formula:.2f}",
+        f"{100 * (summary['len'] / formula - 1):+.1f} %",
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -71,12 +71,12 @@ def written(interval: Interval, digits: int) -> str:
 
 
 def section(pair: WorldPair, max_len: int, users: int, episodes: int, title: str) -> str:
-    """Judges every control in a world and returns the part of the page about it."""
+    """Evaluates every control in a world and returns the part of the page about it."""
     session = SessionConfig(max_len=max_len)
     results = {}
     for name in CONTROLS:
         config = plan_run(name, pair.name, session=session, users=users, episodes_per_user=episodes)
-        results[name] = judge(config, build_policy(config, pair), pair)
+        results[name] = evaluate_run(config, build_policy(config, pair), pair)
     gains = {name: per_user(result, "r_cum") for name, result in results.items()}
     quality = mean_interval(gains["quality-oracle"] - gains["quota-greedy"])
     taste = mean_interval(gains["oracle"] - gains["quality-oracle"])
@@ -90,7 +90,7 @@ def section(pair: WorldPair, max_len: int, users: int, episodes: int, title: str
         "(QualityOracle - QuotaGreedy, paired).",
         f"- Knowing each user's taste is worth {written(taste, 2)} R_cum beyond it (Oracle - QualityOracle, paired).",
         f"- Test world: {model['kind']} response, {pair.test.n_items:,} candidates, {len(pair.test.users):,} held-out "
-        f"users, of whom {len(gains['random']):,} judged with {episodes} session(s) each; data "
+        f"users, of whom {len(gains['random']):,} evaluated with {episodes} session(s) each; data "
         f"{pair.test.data.provenance.name} ({pair.test.data.provenance.origin}), hash {pair.test.data.data_hash}.",
     ]
     if "within_user_auc" in held_out:

@@ -3,8 +3,8 @@
     python benchmarks/item_term.py kuairand --data ../shared/data --results docs/results
 
 The leak check concerns the ``unbiased`` term alone. It reads the test log of declared calibration users, and the test
-world's response was fitted on the whole test log, so both share the luck of those rows. The check fits the response
-again without them; what the term is worth there, it is worth by knowledge.
+world's response was fitted on the whole test log, so both share the randomness of those rows. The check fits the
+response again without them; what the term is worth there, it is worth by knowledge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from partial_worlds import NAMES
 from purifiers import pair_of
 
 from dsrm.item_term import ITEM_TERM_MODES
-from hrl_policies.study import judge, plan_run
+from hrl_policies.study import evaluate_run, plan_run
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.statistics import Interval, mean_interval
 from hrl_policies.study.store import machine
@@ -41,7 +41,7 @@ HEADER = "| item term | " + " | ".join(POLICIES) + " |\n|---|" + "---:|" * len(P
 def earned(pair: WorldPair, name: str) -> Interval:
     """Returns a policy's R_cum with its interval over users."""
     config = plan_run(name, pair.name, session=SessionConfig(max_len=30), item_term="")
-    result = judge(config, build_policy(config, pair), pair)
+    result = evaluate_run(config, build_policy(config, pair), pair)
     return mean_interval(per_user(result, "r_cum"))
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     page += [
         f"Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; 1,000 held-out users, 95 % "
         "bootstrap intervals over users; no agent learns here. * reads the test log of declared calibration users (a "
-        "tenth), none of whom is judged.",
+        "tenth), none of whom is evaluated.",
         "",
         f"Made by: `python benchmarks/item_term.py {arguments.world} --results RESULTS` ({machine()}).",
     ]

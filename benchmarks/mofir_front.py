@@ -43,7 +43,7 @@ BESIDE = ("random", "tail-only", "pop-only", "quota-greedy")
 
 
 def sessions(world: World, config: RunConfig) -> KuaiFairVecEnv:
-    """Returns sessions to judge in."""
+    """Returns sessions to evaluate in."""
     return KuaiFairVecEnv(world, config.session, BATCH, seed=0)
 
 
@@ -97,7 +97,7 @@ def table(split: str, fronts: list[list[FrontPoint]], others: list[tuple[str, fl
 
 
 def fronts_of(store: Path, pair: WorldPair, cells: list[RunConfig], world: World) -> list[list[FrontPoint]]:
-    """Judges every seed's model for all preferences."""
+    """Evaluates every seed's model for all preferences."""
     users = evaluation_users(world, USERS)
     return [
         preference_front(

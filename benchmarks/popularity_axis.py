@@ -5,7 +5,7 @@
 
 Every item's embedding gets one more dimension, its standardised log-popularity in the training log times a weight and
 the embedding's length, and is scaled to its old length; with weight 0 the dimension is empty. Nothing else changes:
-same users, responses and luck.
+same users, responses and randomness.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/response_models.py ../shared/data
 
-Every line is fitted on the same rows of the random log and judged on the same fifth of it that no fit has seen:
+Every line is fitted on the same rows of the random log and evaluated on the same fifth of it that no fit has seen:
 within-user AUC with a 95 % bootstrap interval over users, its paired gain over item quality alone, AUC, log loss,
 expected calibration error, the slope of the personal part (1 where taste is neither overstated nor understated), and
 the personal part's standard deviation and share of the logit's variance.
@@ -71,7 +71,7 @@ def variants(data: InteractionData, seed: int) -> list[Variant]:
     ]
 
 
-def judged(model: FactorisedResponse, rows: LabelledRows, quality: np.ndarray) -> list[str]:
+def evaluated(model: FactorisedResponse, rows: LabelledRows, quality: np.ndarray) -> list[str]:
     """Returns the cells of one line."""
     held = rows.where("report")
     users, items, clicks = rows.users[held], rows.items[held], rows.clicks[held]
@@ -129,7 +129,7 @@ def main() -> None:
         model = fit_factorised(
             data.test, variant.data, context_log=variant.context, config=variant.config, seed=arguments.seed
         )
-        table.add_row(variant.name, *judged(model, rows, quality))
+        table.add_row(variant.name, *evaluated(model, rows, quality))
     console.print(table)
 
 

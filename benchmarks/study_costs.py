@@ -3,9 +3,9 @@
     python benchmarks/study_costs.py [method or purifier ...]
 
 Costs are processor time of one thread in calibration products (see ``hrl_policies.study.progress``), so that they can
-be carried to another machine. Each method is trained and judged in the toy world and in the KuaiRand twin: what grows
-with the number of candidates is told from what does not. Purifiers are pretrained in the toy world. What is named is
-added to the table, or replaced there; without names everything is measured.
+be carried to another machine. Each method is trained and evaluated in the toy world and in the KuaiRand twin: what
+grows with the number of candidates is told from what does not. Purifiers are pretrained in the toy world. What is named
+is added to the table, or replaced there; without names everything is measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from dsrm.baselines import IdentityPurifier
 from hrl_policies.common.offline import OfflineAlgorithm
-from hrl_policies.study import PurifierIdentity, judge, plan_run
+from hrl_policies.study import PurifierIdentity, evaluate_run, plan_run
 from hrl_policies.study.monitoring import save_model
 from hrl_policies.study.progress import calibration_seconds
 from hrl_policies.study.runner import Purifying, build_policy, single_threaded
@@ -59,10 +59,10 @@ def measure(name: str, pair: WorldPair) -> dict[str, float]:
     unit = calibration_seconds()
     spec = method(name)
     if not spec.learns:
-        _, built, session = trained_and_judged(name, pair, None)
+        _, built, session = trained_and_evaluated(name, pair, None)
         return {"start": built / unit, "step": 0.0, "session": session / unit, "bytes": 0.0}
-    few, some, _ = trained_and_judged(name, pair, SHORT)
-    policy, more, session = trained_and_judged(name, pair, LONG)
+    few, some, _ = trained_and_evaluated(name, pair, SHORT)
+    policy, more, session = trained_and_evaluated(name, pair, LONG)
     step = max(0.0, (more - some) / (policy.num_timesteps - few.num_timesteps))
     return {
         "start": max(0.0, some - step * few.num_timesteps) / unit,
@@ -72,8 +72,8 @@ def measure(name: str, pair: WorldPair) -> dict[str, float]:
     }
 
 
-def trained_and_judged(name: str, pair: WorldPair, steps: int | None) -> tuple[Any, float, float]:
-    """Returns a policy, the processor time of building and training it, and that of judging one session."""
+def trained_and_evaluated(name: str, pair: WorldPair, steps: int | None) -> tuple[Any, float, float]:
+    """Returns a policy, the processor time of building and training it, and that of evaluation one session."""
     spec, overrides = method(name), {}
     if spec.learns and "learning_starts" in load_settings(name).hyperparameters:
         # Nothing is learned before, so that a short run would look too cheap.
@@ -87,7 +87,7 @@ def trained_and_judged(name: str, pair: WorldPair, steps: int | None) -> tuple[A
     if steps is not None:
         policy.learn(OFFLINE[steps] if isinstance(policy, OfflineAlgorithm) else steps, log_interval=None)
     trained = time.process_time()
-    judge(replace(config, users=USERS), policy, pair, purifying)
+    evaluate_run(replace(config, users=USERS), policy, pair, purifying)
     return policy, trained - start, (time.process_time() - trained) / USERS
 
 

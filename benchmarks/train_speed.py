@@ -59,7 +59,7 @@ def whole_catalogue(n_items: int | None) -> WorldPair:
     embeddings, response = cached_embeddings(data, 64), cached_response(data, "train")
     candidates = np.arange(len(data.items) if n_items is None else n_items)
     train = build_world(data, "train", response, candidates=candidates, embeddings=embeddings)
-    # Nothing is judged here: the training world's own users stand in for those of a test world.
+    # Nothing is evaluated here: the training world's own users stand in for those of a test world.
     held, rest = train.users[:100], train.users[100:]
     return WorldPair("KuaiRec twin", replace(train, users=rest), replace(train, split="test", users=held))
 

@@ -101,7 +101,7 @@ def summary(folder: Path) -> tuple[Cell, ...]:
 
 
 def controls_on_validation_users(pair: WorldPair) -> str:
-    """Returns what the controls earn with the users that trials are judged on."""
+    """Returns what the controls earn with the users that trials are evaluated on."""
     earned = {}
     for name in controls():
         config = plan_run(name, pair.name, users=500, episodes_per_user=10)

@@ -31,7 +31,7 @@ def raw_bound(world: World) -> float:
 
 
 class IdentityPurifier:
-    """Leaves states as they are; whatever it seems to gain is luck."""
+    """Leaves states as they are; whatever it seems to gain is randomness."""
 
     kind = "identity"
 

@@ -346,7 +346,7 @@ def fit_item_term(
         values = fit.values
         similarity = similarity_slope(world, features, log, fit.prior, seed)
         provenance |= {
-            "test_log": f"{len(log):,} rows of {len(users):,} calibration users, who are never judged",
+            "test_log": f"{len(log):,} rows of {len(users):,} calibration users, who are never evaluated",
             "prior_rows": fit.prior,
             "log_loss_by_prior": fit.losses,
         }

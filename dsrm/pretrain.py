@@ -346,5 +346,5 @@ def _report(world: World, source: ExampleSource, config: PretrainConfig) -> dict
     if "unbiased" in (config.mode, report["target"]):
         users = calibration_users(world.data, config.calibration_share)
         rows = int(np.isin(world.data.test.users, users).sum())
-        report["test_log"] = f"{rows:,} rows of {len(users):,} calibration users, who are never judged"
+        report["test_log"] = f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
     return report

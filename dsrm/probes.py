@@ -1,8 +1,8 @@
 """Probes: whether purified states hold more interest and less popularity, and are of more use (see also the controls).
 
 Low popularity decodability alone proves nothing, a constant state has it; interest must rise while popularity falls.
-Every probe is cross-validated over users, with bootstrap intervals over users; all states are judged on the same users
-and the same resamples, so that differences are paired.
+Every probe is cross-validated over users, with bootstrap intervals over users; all states are evaluated on the same
+users and the same resamples, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -129,18 +129,18 @@ def probe(probes: ProbeSet, states: Mapping[str, FloatArray], seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     resamples = rng.integers(len(probes), size=(_RESAMPLES, len(probes)))
     folds = rng.permutation(len(probes)) % _FOLDS
-    judge = _Judge(probes, resamples, folds)
+    evaluate = _ProbeEvaluation(probes, resamples, folds)
     labels = probes.interest[probes.interest >= 0]
     majority = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     return ProbeReport(
         probes.kind,
         len(probes),
         (len(np.unique(labels)), majority),
-        {name: judge.measures(vectors) for name, vectors in states.items()},
+        {name: evaluate.measures(vectors) for name, vectors in states.items()},
     )
 
 
-class _Judge:
+class _ProbeEvaluation:
     """Applies all probes to one state after another, on the same folds and resamples."""
 
     def __init__(self, probes: ProbeSet, resamples: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
@@ -260,15 +260,15 @@ class _Judge:
         auc = within_user_auc(place, probes.log.clicks, scores)
         weight, value = np.zeros(len(probes)), np.zeros(len(probes))
         weight[auc.users], value[auc.users] = auc.weights, auc.values
-        rate, gain, judged = _top_of_each(place, scores, probes.log.clicks, len(probes))
+        rate, gain, evaluated = _top_of_each(place, scores, probes.log.clicks, len(probes))
 
         def ranked(chosen: NDArray[np.int64]) -> float:
             return float(np.average(value[chosen], weights=weight[chosen]))
 
         return {
             "auc": self._measure(ranked),
-            "top_click_rate": self._mean_of(rate, judged),
-            "ndcg": self._mean_of(gain, judged & (gain >= 0)),
+            "top_click_rate": self._mean_of(rate, evaluated),
+            "ndcg": self._mean_of(gain, evaluated & (gain >= 0)),
         }
 
     def _recovery(self, states: FloatArray) -> dict[str, Measure]:

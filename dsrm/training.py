@@ -189,7 +189,7 @@ class Trainer:
                     first if run.rounds == 0 else self._draw(self._users, self._config.examples, run.rounds)
                 )
                 loss = self._round(run, _tensors(examples, condition, state), objective)
-                run.judged(loss, self._validation(run.average, validation, objective))
+                run.evaluated(loss, self._validation(run.average, validation, objective))
                 if self._checkpoint is not None:
                     run.save(self._checkpoint, self._identity())
                 bar.update()
@@ -285,7 +285,7 @@ class _Run:
             for averaged, present in zip(self.average.parameters(), self.net.parameters(), strict=True):
                 averaged.lerp_(present, 1.0 - decay)
 
-    def judged(self, loss: float, validation: float) -> None:
+    def evaluated(self, loss: float, validation: float) -> None:
         """Notes the losses of a round and keeps the averaged weights if they are the best so far."""
         if not np.isfinite([loss, validation]).all():
             raise ValueError(f"training diverged in round {self.rounds}: losses {loss}, {validation}")

@@ -1,4 +1,4 @@
-"""Your own logs as a world: from DataFrames to a trained and judged agent.
+"""Your own logs as a world: from DataFrames to a trained and evaluated agent.
 
 Run: python examples/own_logs.py [--train train.csv --test test.csv] [--steps 100000]
 

@@ -3,8 +3,8 @@
 Run: python examples/own_method.py [training steps]
 
 The agent is A2C whose exploration noise shrinks while it trains, shown beside plain A2C and QuotaGreedy, a control that
-learns nothing by reinforcement. Once registered it is planned, trained, judged, stored and tuned by name. In a package
-of your own, name the module in pyproject.toml, and ``kuaifair train``, ``tune`` and ``methods`` know it too:
+learns nothing by reinforcement. Once registered it is planned, trained, evaluated, stored and tuned by name. In a
+package of your own, name the module in pyproject.toml, and ``kuaifair train``, ``tune`` and ``methods`` know it too:
 
     [project.entry-points."kuaifair.methods"]
     annealed-a2c = "my_package.own_method"

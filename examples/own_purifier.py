@@ -73,10 +73,10 @@ def main() -> None:
     probes = probe_set(test, "short")
     print(report_table(probe(probes, purified_states(probes, test, {"shrinking": purifier}))))
 
-    # What counts is what a policy earns with it: the same control, the same users, the same luck.
+    # What counts is what a policy earns with it: the same control, the same users, the same random numbers.
     control = QuotaGreedy(ClickScorer.fit(world))
-    judged = gym.make(ENV, split="test", action_mode="slate")
-    for name, sessions in (("raw", judged), ("shrinking", DSRMObservationWrapper(judged, purifier))):
+    evaluated = gym.make(ENV, split="test", action_mode="slate")
+    for name, sessions in (("raw", evaluated), ("shrinking", DSRMObservationWrapper(evaluated, purifier))):
         found = kuaifair_env.evaluate(control, sessions).summary()
         print(f"QuotaGreedy on {name:<10} Len {found['len']:.2f}  R_cum {found['r_cum']:.2f}")
 

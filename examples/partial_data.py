@@ -85,11 +85,11 @@ def partial_kuairec(
     never shown count as not clicked).
 
     Training log: the positives of the big matrix (repeats of a pair dropped: they are as frequent as the big
-    matrix's exact duplicate rows), plus negatives drawn by this law. Every user gets 1,612 views, the published mean
-    without duplicates, so that 7.3 % of the views are positive, as published. A user's negatives are drawn without
-    replacement among the items that are not the user's positives, with weights ``(1 + positives of the item) ** 0.8``;
-    pairs of the small matrix are never drawn. Positives keep their order in the file, negatives fall at random among
-    them.
+    matrix's exact duplicate rows), plus negatives drawn by this distribution. Every user gets 1,612 views, the
+    published mean without duplicates, so that 7.3 % of the views are positive, as published. A user's negatives are
+    drawn without replacement among the items that are not the user's positives, with weights ``(1 + positives of the
+    item) ** 0.8``; pairs of the small matrix are never drawn. Positives keep their order in the file, negatives fall at
+    random among them.
 
     Positives alone do not tell popularity from quality (positives = exposures x quality). The exponent says how much of
     their spread is exposure; of 0.5, 0.6, ..., 0.9 the value 0.8 brings the quantiles of the items' positive rates

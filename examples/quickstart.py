@@ -26,7 +26,7 @@ def main(steps: int = 200_000) -> None:
         over = left or truncated
     print(env.render())
 
-    # A2C learns in the training world; both are judged on held-out users of the test world.
+    # A2C learns in the training world; both are evaluated on held-out users of the test world.
     agent = A2C("MlpPolicy", kuaifair_env.make_sb3("KuaiFair-Toy-v0", seed=11), seed=11, device="cpu")
     agent.learn(steps)
     control = QuotaGreedy(ClickScorer.fit(kuaifair_env.make_world("KuaiFair-Toy-v0", split="train")))

@@ -1,4 +1,4 @@
-"""DSRM-HRL from its parts: purify, train both levels, save, load, judge beside HRL and two controls.
+"""DSRM-HRL from its parts: purify, train both levels, save, load, evaluate beside HRL and two controls.
 
 Run: python examples/train_dsrm_hrl.py [training steps]
 
@@ -33,9 +33,9 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
     )
     print(f"{'method':<14}{'Len':>7}{'R_each':>9}{'R_cum':>8}{'viol.':>8}")
     for name, purifier in (("DSRM-HRL", dsrm), ("HRL", None)):
-        report(name, trained(scorer, purifier, steps), judging(purifier))
+        report(name, trained(scorer, purifier, steps), evaluation(purifier))
     for control in (QuotaGreedy(scorer), SessionQuota(scorer)):
-        report(type(control).__name__, control, judging(None))
+        report(type(control).__name__, control, evaluation(None))
 
 
 def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> HierarchicalPPO:
@@ -59,7 +59,7 @@ def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> 
         return HierarchicalPPO.load(Path(folder) / "agent.zip", device="cpu")
 
 
-def judging(purifier: StatePurifier | None) -> VecEnv:
+def evaluation(purifier: StatePurifier | None) -> VecEnv:
     """Returns sessions of the test world, purified where training was."""
     test = kuaifair_env.make_sb3(
         ENV, num_envs=100, split="test", action_mode="slate", observation_mode="history"

@@ -48,14 +48,14 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
     print(f"{'agent':<6}{'state':<18}{'Len':>7}{'R_each':>9}{'R_cum':>8}")
     for name, algorithm in AGENTS.items():
         for state, purifier in purifiers.items():
-            found = trained_and_judged(algorithm, purifier, steps)
+            found = trained_and_evaluated(algorithm, purifier, steps)
             print(f"{name:<6}{state:<18}{found['len']:>7.2f}{found['r_each']:>9.3f}{found['r_cum']:>8.2f}")
 
 
-def trained_and_judged(
+def trained_and_evaluated(
     algorithm: Callable[..., BaseAlgorithm], purifier: StatePurifier | None, steps: int
 ) -> dict[str, float]:
-    """Trains in the training world and judges on held-out users of the test world, both on the same kind of state."""
+    """Trains in the training world and evaluates on held-out users of the test world, on the same kind of state."""
     train = kuaifair_env.make_sb3(ENV, num_envs=64, seed=11)
     test = kuaifair_env.make_sb3(ENV, num_envs=100, split="test")
     if purifier is not None:

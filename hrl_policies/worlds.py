@@ -1,4 +1,4 @@
-"""The two worlds of a study: agents learn in one and are judged in the other."""
+"""The two worlds of a study: agents learn in one and are evaluated in the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WorldPair:
     Attributes:
         name: Environment id, or how a study calls worlds of its own.
         train: Where agents learn.
-        test: Where they are judged.
+        test: Where they are evaluated.
         item_term: The item term that both worlds hold, if any; see :meth:`given`.
     """
 
@@ -111,7 +111,7 @@ def load_worlds(
 
 
 def evaluation_users(world: World, count: int = DEFAULT_USERS) -> NDArray[np.int64]:
-    """Returns the raw ids of a fixed list of users to judge policies on: all, or ``count`` chosen by a hash of the id.
+    """Returns the raw ids of the users to evaluate policies on: all, or ``count`` chosen by a hash of the id.
 
     Args:
         world: Usually the test world.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, slate_disparity, violates
 
-_FEWEST_ITEMS_TO_JUDGE = 4
+_MIN_ITEMS_FOR_SHARE = 4
 
 
 class LeaveDecision(NamedTuple):
@@ -22,7 +22,7 @@ class LeaveDecision(NamedTuple):
 
     Attributes:
         temper: ``float64 (B,)``, patience left; the user leaves below 1.
-        disparity: ``float64 (B,)``, the ``u`` that was judged; 0 for rules that do not judge shares.
+        disparity: ``float64 (B,)``, the ``u`` that was evaluated; 0 for rules that do not evaluate shares.
         violation: ``bool (B,)``, whether the step broke the rule's norm.
         leaves: ``bool (B,)``, whether the user leaves now.
     """
@@ -97,7 +97,7 @@ class TemperFairness:
         mode: How a popular share becomes the disparity ``u``.
         target_share: The share that ``mode="target"`` calls fair.
         window: Slates over which the share is taken; None means 1, or 10 for slates of one item.
-        grace_steps: First steps of a session that are not judged.
+        grace_steps: First steps of a session that are not evaluated.
         initial_temper: ``temper_0``; None means the environment's ``max_len``.
     """
 
@@ -131,13 +131,13 @@ class TemperFairness:
         """See :class:`LeaveRule`.
 
         Raises:
-            ValueError: If a full window holds fewer than 4 items, too few to judge a share.
+            ValueError: If a full window holds fewer than 4 items, too few to measure a share.
         """
         window = self.window or (10 if slate_size == 1 else 1)
-        if self.unfair_penalty and window * slate_size < _FEWEST_ITEMS_TO_JUDGE:
+        if self.unfair_penalty and window * slate_size < _MIN_ITEMS_FOR_SHARE:
             raise ValueError(
-                f"a window of {window} slates of {slate_size} items is too small to judge a share; "
-                f"give TemperFairness(window=...) at least {-(-_FEWEST_ITEMS_TO_JUDGE // slate_size)}"
+                f"a window of {window} slates of {slate_size} items is too small to measure a share; "
+                f"give TemperFairness(window=...) at least {-(-_MIN_ITEMS_FOR_SHARE // slate_size)}"
             )
         start = float(max_len if self.initial_temper is None else self.initial_temper)
         return _BoundTemperFairness(self, batch_size, slate_size, window, start)
@@ -150,7 +150,7 @@ class _BoundTemperFairness:
         self._rule = rule
         self._start = start
         self._window = window
-        self._judged_from = max(rule.grace_steps, -(-_FEWEST_ITEMS_TO_JUDGE // slate_size) - 1)
+        self._evaluated_from = max(rule.grace_steps, -(-_MIN_ITEMS_FOR_SHARE // slate_size) - 1)
         self._temper = np.full(batch_size, start)
         self._shares = np.zeros((batch_size, window))
 
@@ -172,8 +172,8 @@ class _BoundTemperFairness:
             self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share
         )
         violation = violates(disparity, self._rule.ad_bound)
-        if self._judged_from:
-            violation &= steps > self._judged_from
+        if self._evaluated_from:
+            violation &= steps > self._evaluated_from
         # A new array: callers keep the decision of an earlier step.
         temper = self._temper - np.minimum(np.maximum(2.0 - reward, 0.0), 2.0)
         if self._rule.unfair_penalty:
@@ -199,7 +199,7 @@ class CategoryBoredom:
     The quit rule of CIRS and EasyRL4Rec (Gao et al., 2023): with the tags of the last ``window`` items, the user
     leaves when any tag of a newly shown item already stood more than ``threshold`` times among them. The public
     code misreads the window in the first ``window`` turns; here it is simply shorter then. Items of one slate
-    are judged against the slates before it.
+    are evaluated against the slates before it.
 
     Attributes:
         window: How many of the last items count.

@@ -50,7 +50,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
 
     A user drawn uniformly, with the last ``H`` exposures of the training log as history
     (``initial_history="empty"``: none). ``reset(options={"user_id": 7})`` picks the user, ``"session_key"`` (an
-    integer) the luck of the session.
+    integer) the randomness of the session.
 
     ## Episode end
 

@@ -1,4 +1,4 @@
-"""Judging a policy: complete sessions of a fixed list of users, with the same luck for every policy."""
+"""Evaluation a policy: complete sessions of a fixed list of users, with the same random numbers for every policy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class EvaluationResult:
         ndcg: Mean R-NDCG@K by true expected feedback, or None where it was not asked for.
         world: What the sessions ran in, JSON-able.
         config: How they ran, JSON-able.
-        seed: Seed of the sessions' luck.
+        seed: Seed of the sessions' randomness.
         initial_temper: Temper at the start where the leave rule has one, else None.
     """
 
@@ -82,7 +82,7 @@ class EvaluationResult:
 
     @property
     def predicted_length(self) -> float | None:
-        """Len by the length law at this reward and violation rate; a check of the simulation, see ``metrics``."""
+        """Len by the length formula at this reward and violation rate; a check of the simulation, see ``metrics``."""
         if self.initial_temper is None:
             return None
         reward, violations = self.engagement.reward_per_step, self.fairness.violation_rate
@@ -144,7 +144,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Plays complete sessions of a fixed list of users and measures them.
 
-    A session's luck follows from ``seed``, user and episode alone, so every policy meets the same users in the
+    A session's randomness follows from ``seed``, user and episode alone, so every policy meets the same users in the
     same mood, whatever the batch size. Give an environment of its own: its running sessions are replaced.
 
     Args:
@@ -155,7 +155,7 @@ def evaluate(
             session at a time.
         users: Raw user ids; None takes all users of the environment's world.
         episodes_per_user: Sessions of each user.
-        seed: Seed of the sessions' luck.
+        seed: Seed of the sessions' randomness.
         deterministic: Passed to ``predict``.
         batch_size: Sessions at once where the environment leaves it open.
         ranking: Whether to measure R-NDCG@K by the true expected feedback; costs a catalogue of scores each step.
@@ -295,7 +295,7 @@ class _Run:
 
 
 def _initial_temper(config: SessionConfig) -> float | None:
-    """Returns the temper at the start if the length law holds for the leave rule."""
+    """Returns the temper at the start if the length formula holds for the leave rule."""
     rule = leave_rule(config.leave)
     if not isinstance(rule, TemperFairness) or rule.unfair_penalty not in (0.0, 1.0):
         return None

@@ -21,7 +21,7 @@ class VariedResponse:
 
     An agent that learns in a world fitted on its own inputs finds that its inputs are never wrong, and learns to trust
     them more than feedback; users of other worlds differ. Training in a world with such deviations (domain
-    randomisation) teaches it to listen to the session. For training only: nothing is judged here.
+    randomisation) teaches it to listen to the session. For training only: nothing is evaluated here.
 
     Args:
         base: The model.
@@ -105,5 +105,5 @@ def varied(world: World, deviation: float, seed: int = 0) -> World:
     if not deviation:
         return world
     if world.split != "train":
-        raise ValueError("only training worlds are varied; nothing is judged among users who were made up")
+        raise ValueError("only training worlds are varied; nothing is evaluated among users who were made up")
     return replace(world, response=VariedResponse(world.response, deviation, seed))

@@ -71,7 +71,7 @@ class RandomUsers:
 
 
 class FixedSessions:
-    """A given list of sessions, handed out in order, for evaluation on the same users and the same luck.
+    """A given list of sessions, handed out in order, for evaluation on the same users and the same random numbers.
 
     When the list is exhausted its last session is repeated with number -1, so that a batch can run out.
 
@@ -89,7 +89,7 @@ class FixedSessions:
 
     @classmethod
     def of_users(cls, users: IntArray, episodes_per_user: int, seed: int) -> FixedSessions:
-        """Returns ``episodes_per_user`` sessions of each user; a session's luck follows from seed, user and episode."""
+        """Returns ``episodes_per_user`` sessions of each user; a session is random by seed, user and episode."""
         if episodes_per_user < 1:
             raise ValueError(f"episodes_per_user must be at least 1, got {episodes_per_user}")
         repeated = np.repeat(np.asarray(users, np.int64), episodes_per_user)
@@ -118,7 +118,7 @@ class Outcome(NamedTuple):
         clicks: ``bool (B, K)``.
         reward: ``float64 (B,)``, mean feedback over the slate, ``r_t``.
         popular_share: ``float64 (B,)``, share of popular items in the slate, ``p_t``.
-        disparity: ``float64 (B,)``, what the leave rule judged, ``u_t``.
+        disparity: ``float64 (B,)``, what the leave rule evaluated, ``u_t``.
         violation: ``bool (B,)``, whether the leave rule was violated.
         temper: ``float64 (B,)``, patience left.
         terminated: ``bool (B,)``, the user left.

@@ -1,4 +1,4 @@
-"""Calibration users: the few whose unbiased feedback may be read, and who are then never judged."""
+"""Calibration users: the few whose unbiased feedback may be read, and who are then never evaluated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_SHARE = 0.1
 def calibration_users(data: InteractionData, share: float = DEFAULT_SHARE) -> NDArray[np.int64]:
     """Returns the rows of the calibration users, chosen by a hash of their raw id.
 
-    They are drawn from the users of the test log whom the test world does not hold out, so that nobody who is judged
+    They are drawn from the users of the test log whom the test world does not hold out, so that nobody who is evaluated
     is among them. Whoever uses their feedback declares it: it is data that other methods do not have.
 
     Args:

@@ -27,8 +27,8 @@ the same held-out users in a test world, where clicks follow true taste.
 """
 
 _READING = """[bold]What this shows[/bold]
-- The job runs end to end: data, two worlds, purification, training, judging, and controls, all from one command.
-- What ends sessions is the violation rate: Len follows from R_each and that rate by a law that no method escapes.
+- The job runs end to end: data, two worlds, purification, training, evaluation, and controls, all from one command.
+- What ends sessions is the violation rate: Len follows from R_each and that rate by a formula that no method escapes.
 - QuotaGreedy, which learns nothing by reinforcement, never breaks the bound; SessionQuota also counts the clicks of \
 the session. An agent is worth something here only where it beats those rows; the two oracles say how much could be won.
 - Purified states are worth something only where "+ profile" beats both the plain row and "+ noise" (DSRM-HRL's plain \
@@ -42,7 +42,7 @@ and intervals."""
 def run_demo(
     console: Console, *, seed: int, steps: int | None, output: Path | None, progress: bool
 ) -> list[RunRecord]:
-    """Trains agents briefly, judges them and all controls, prints a table with its reading, and draws a figure.
+    """Trains agents briefly, evaluates them and all controls, prints a table with its reading, and draws a figure.
 
     Args:
         console: Where to print.

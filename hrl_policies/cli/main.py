@@ -84,7 +84,9 @@ _DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
 ]
-_Users = Annotated[int | None, typer.Option(min=1, help="Held-out users to judge on (default 1000, or all).")]
+_Users = Annotated[
+    int | None, typer.Option(min=1, help="Held-out users to evaluate on (default 1000, or all).")
+]
 _Episodes = Annotated[int | None, typer.Option(min=1, help="Sessions of each user (default 1).")]
 _Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 
@@ -183,7 +185,7 @@ def train(
     data_dir: _DataDir = None,
     progress: _Progress = True,
 ) -> None:
-    """Train a method in the training world, judge it in the test world, and write a run folder.
+    """Train a method in the training world, evaluate it in the test world, and write a run folder.
 
     Ctrl-C stops cleanly and keeps what was learned; --resume goes on. Methods that learn on purified states (dsrm-hrl)
     pretrain their purifier on first use, unless --purifier names one.
@@ -242,15 +244,15 @@ def evaluate(
     users: _Users = None,
     episodes: _Episodes = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the sessions' luck, instead of the run's.")
+        int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
     ] = None,
     ranking: Annotated[bool, typer.Option(help="Measure R-NDCG by true expected feedback too.")] = False,
     data_dir: _DataDir = None,
     progress: _Progress = True,
 ) -> None:
-    """Judge the model of a run again, and say whether the stored result comes out.
+    """Evaluate the model of a run again, and say whether the stored result comes out.
 
-    With --users, --episodes or --seed it is judged on other sessions instead.
+    With --users, --episodes or --seed it is evaluated on other sessions instead.
     """
     from hrl_policies import study
     from hrl_policies.study.runner import worlds_of
@@ -263,7 +265,7 @@ def evaluate(
     given = {"users": users, "episodes_per_user": episodes, "evaluation_seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     config = replace(stored.config, **changes)
-    result = study.judge(
+    result = study.evaluate_run(
         config,
         study.load_policy(stored, worlds),
         worlds,

@@ -99,7 +99,7 @@ def pretrain(
     """Pretrain a state purifier in the training world and write it to one file.
 
     A killed run goes on from OUTPUT.partial when the same command is given again. unbiased reads the test log of
-    declared calibration users, who are never judged; all other modes read the training log alone.
+    declared calibration users, who are never evaluated; all other modes read the training log alone.
 
     Example: kuaifair pretrain --env KuaiFair-Toy-v0 --mode profile --output profile.safetensors
     """

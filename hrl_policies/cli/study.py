@@ -419,7 +419,7 @@ def _print_plan(console: Console, spec: StudySpec, runs: Sequence[PlannedRun]) -
         console,
         f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.slate_size}; leave rule {spec.leave}",
     )
-    _say(console, f"judged on {spec.users:,} users, {spec.episodes} session(s) each")
+    _say(console, f"evaluated on {spec.users:,} users, {spec.episodes} session(s) each")
     rows: dict[tuple[str, str, str], list[PlannedRun]] = {}
     for run in runs:
         rows.setdefault((run.entry.name, run.purifier, run.variant), []).append(run)

@@ -116,7 +116,7 @@ def _report(result: TuningResult) -> None:
     failed = len(result.trials) - len(scored)
     lines += [
         f"{len(result.trials)} trials, {failed} without a score; R_cum of {result.validation_users} validation users "
-        "of the training world. The best of many noisy scores is too high; --confirm judges it anew, with other seeds.",
+        "of the training world. The best of many noisy scores is too high; --confirm tries it again with other seeds.",
         f"kuaifair train --method {result.plan.method} --env {result.plan.world} --settings {result.folder / BEST}",
         f"All trials: {result.folder / TRIALS}",
     ]

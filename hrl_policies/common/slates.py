@@ -220,10 +220,10 @@ def _totals(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def fair_counts(rule: str | LeaveRule, slate_size: int) -> BoolArray:
     """Says which numbers of popular items in a slate of ``K`` a leave rule does not punish, as ``bool (K + 1,)``.
 
-    All of them under rules that do not judge exposure. For rules over a window of several slates this treats the
+    All of them under rules that do not evaluate exposure. For rules over a window of several slates this treats the
     slate as the first; :class:`FairCounts` follows the window.
     """
-    parts = _judging(rule)
+    parts = _temper_rule(rule)
     if parts is None:
         return np.ones(slate_size + 1, np.bool_)
     return _within_bound(parts, np.arange(slate_size + 1) / slate_size)
@@ -232,7 +232,7 @@ def fair_counts(rule: str | LeaveRule, slate_size: int) -> BoolArray:
 class FairCounts:
     """Which numbers of popular items each session of a batch can be shown now without breaking its leave rule.
 
-    Follows windows of several slates exactly. First steps that a rule forgives are treated as if it judged them.
+    Follows windows of several slates exactly. First steps that a rule forgives are treated as if it evaluated them.
 
     Args:
         batch: The sessions.
@@ -241,7 +241,7 @@ class FairCounts:
     def __init__(self, batch: SessionBatch) -> None:
         self._simulator = batch.simulator
         self._slate_size = batch.config.items_per_slate
-        self._rule = _judging(batch.config.leave)
+        self._rule = _temper_rule(batch.config.leave)
         self._fixed = fair_counts(batch.config.leave, self._slate_size)
         self._popular = batch.world.groups.popular
         window = None if self._rule is None else self._rule.window
@@ -276,7 +276,7 @@ def nearest_to_half(counts: BoolArray) -> BoolArray:
     return np.asarray(usable & (distance == distance.min(axis=-1, keepdims=True)))
 
 
-def _judging(rule: str | LeaveRule) -> TemperFairness | None:
+def _temper_rule(rule: str | LeaveRule) -> TemperFairness | None:
     """Returns the rule if it punishes unequal exposure."""
     found = leave_rule(rule)
     return found if isinstance(found, TemperFairness) and found.unfair_penalty > 0 else None

@@ -196,7 +196,7 @@ class DORL(A2C):
             uncertainty_weight=self.uncertainty_weight,
             entropy_weight=self.entropy_weight,
             exits=self.exits,
-            # Neighbouring seeds would meet the same users with the same luck; see hrl_policies.study.runner.
+            # Neighbouring seeds would meet the same users with the same random numbers; see hrl_policies.study.runner.
             seed=(seed + self.num_timesteps) * _SEED_STRIDE % _SEED_LIMIT,
         )
 

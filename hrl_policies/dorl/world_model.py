@@ -271,19 +271,19 @@ def fit_world_model(
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack([torch.randperm(len(fit), generator=generator) for _ in range(model.members)])
     places = torch.from_numpy(fit)
-    judge = _Loss(model, world, pairs, settings)
+    loss = _Loss(model, world, pairs, settings)
     best, training = minimise(
         model,
         torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
         len(fit),
-        lambda network, batch: judge.penalised(network, places[orders[:, batch]]),
-        lambda network: judge.held_out(network, held),
+        lambda network, batch: loss.penalised(network, places[orders[:, batch]]),
+        lambda network: loss.held_out(network, held),
         Training(settings.batch_size, settings.max_epochs, settings.patience),
         generator,
     )
     model.load_state_dict(best.state_dict())
     model.fitted.fill_(True)
-    means = judge.means(model, exposed)
+    means = loss.means(model, exposed)
     return {
         "epochs": training["epochs"],
         "held_out_loss": training["held_out_loss"],

@@ -326,7 +326,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return found
 
     def _update_worker(self, batch: Minibatch, records: dict[str, list[Tensor]]) -> bool:
-        logs, entropy = self.policy.judge_worker(
+        logs, entropy = self.policy.evaluate_worker(
             batch.worker_features, batch.candidates, batch.counts, batch.scale, batch.slots
         )
         advantage = self._normalised(batch.advantages[:, ENGAGEMENT])
@@ -357,7 +357,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         if not bool(rows.any()):
             return True
         features, actions = batch.manager_features[rows], batch.actions[rows]
-        logs, entropy = self.policy.manager.judge(features, self.policy.table.feasible, actions)
+        logs, entropy = self.policy.manager.evaluate(features, self.policy.table.feasible, actions)
         advantage = self._normalised(batch.advantages[rows, MANAGER])
         value_loss = torch.nn.functional.mse_loss(
             self.policy.manager.value(features), batch.returns[rows, MANAGER]

@@ -241,7 +241,7 @@ class Manager(nn.Module):
         )
 
     def distribution(self, features: Tensor, feasible: Tensor) -> torch.distributions.Distribution:
-        """Returns the law of ``x`` (before it is squashed into weights, so that no Jacobian is needed).
+        """Returns the distribution of ``x`` (before it is squashed into weights, so that no Jacobian is needed).
 
         Args:
             features: ``(B, inputs)``.
@@ -258,21 +258,21 @@ class Manager(nn.Module):
 
     def act(self, features: Tensor, feasible: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         """Returns ``x``, ``float32 (B, size)``, and its log-probability, ``float32 (B,)``."""
-        law = self.distribution(features, feasible)
-        sampled: Tensor = law.sample()
+        distribution = self.distribution(features, feasible)
+        sampled: Tensor = distribution.sample()
         if self.settings.weights == "quota":
-            assert isinstance(law, torch.distributions.Categorical)
-            count = law.probs.argmax(dim=1) if deterministic else sampled
-            return count[:, None].to(torch.float32), _log_prob(law, count)
-        action = law.mean if deterministic else sampled
-        return action, _log_prob(law, action)
+            assert isinstance(distribution, torch.distributions.Categorical)
+            count = distribution.probs.argmax(dim=1) if deterministic else sampled
+            return count[:, None].to(torch.float32), _log_prob(distribution, count)
+        action = distribution.mean if deterministic else sampled
+        return action, _log_prob(distribution, action)
 
-    def judge(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities and entropies of actions, ``float32 (B,)`` each."""
-        law = self.distribution(features, feasible)
+        distribution = self.distribution(features, feasible)
         if self.settings.weights == "quota":
-            return _log_prob(law, actions[:, 0]), _entropy(law)
-        return _log_prob(law, actions), _entropy(law)
+            return _log_prob(distribution, actions[:, 0]), _entropy(distribution)
+        return _log_prob(distribution, actions), _entropy(distribution)
 
     def value(self, features: Tensor) -> Tensor:
         """Returns ``V_h``, ``float32 (B,)``."""
@@ -391,13 +391,13 @@ def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:
     return weights[:, 0], weights[:, 1]
 
 
-def _log_prob(law: torch.distributions.Distribution, actions: Tensor) -> Tensor:
-    found: Tensor = law.log_prob(actions)
+def _log_prob(distribution: torch.distributions.Distribution, actions: Tensor) -> Tensor:
+    found: Tensor = distribution.log_prob(actions)
     return found
 
 
-def _entropy(law: torch.distributions.Distribution) -> Tensor:
-    found: Tensor = law.entropy()
+def _entropy(distribution: torch.distributions.Distribution) -> Tensor:
+    found: Tensor = distribution.entropy()
     return found
 
 

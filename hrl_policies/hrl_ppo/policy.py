@@ -23,7 +23,7 @@ _ADAM_EPSILON = 1e-5
 
 @dataclass
 class Decision:
-    """What both levels decided for a batch, and what is needed to judge it again.
+    """What both levels decided for a batch, and what is needed to evaluate it again.
 
     Attributes:
         slates: ``int64 (B, K)``, the environment's items.
@@ -152,8 +152,8 @@ class HierarchicalPolicy(BasePolicy):
         counts = base.new_zeros(*candidates.shape, 2)
         if seen.window is not None and self.hierarchy.memory:
             counts = seen.window.counts(candidates)
-        law = self._slates(for_worker, actions, candidates, counts, scale)
-        slots = law.mode() if deterministic else law.sample()
+        distribution = self._slates(for_worker, actions, candidates, counts, scale)
+        slots = distribution.mode() if deterministic else distribution.sample()
         engagement, cost = self.worker.values(for_worker)
         return Decision(
             slates=self.table.order[candidates.gather(1, slots)],
@@ -165,12 +165,12 @@ class HierarchicalPolicy(BasePolicy):
             worker_features=for_worker,
             actions=actions,
             manager_log_probs=manager_logs,
-            worker_log_probs=law.slot_log_probs(slots),
+            worker_log_probs=distribution.slot_log_probs(slots),
             values=torch.stack([self.manager.value(for_manager), engagement, cost], dim=1),
-            entropies=law.entropy(),
+            entropies=distribution.entropy(),
         )
 
-    def judge_worker(
+    def evaluate_worker(
         self,
         features: Tensor,
         candidates: Tensor,
@@ -183,8 +183,8 @@ class HierarchicalPolicy(BasePolicy):
         The manager's ``x`` is data here, out of ``features``: no gradient of the worker reaches the manager.
         """
         actions = features[:, features.shape[1] - self.hierarchy.action_size :]
-        law = self._slates(features, actions, candidates, counts, scale)
-        return law.slot_log_probs(slots), law.entropy()
+        distribution = self._slates(features, actions, candidates, counts, scale)
+        return distribution.slot_log_probs(slots), distribution.entropy()
 
     def predict_values(self, observation: Any) -> Tensor:
         """Returns ``V_h``, ``V_l`` and ``V_c`` of a batch, ``float32 (B, 3)``."""

@@ -39,10 +39,10 @@ _PREFERENCE = "preference"
 class MOFIR(TD3):
     """Preference-conditioned DDPG over queries, with the reward ``(mean clicks, long-tail share)`` of a slate.
 
-    Sessions draw a preference ``w ~ Dirichlet(1, 1)`` each. An update judges every transition by the preference it was
-    played with and by a random one, and averages. ``predict(..., preference=(w_click, w_fair))`` acts for a preference;
-    without one it acts for :attr:`preference`, which ``learn`` chooses at its end: the one of ``grid_size`` whose
-    R_cum is largest over ``validation_users`` users of the training world. Give ``preference`` to fix it instead.
+    Sessions draw a preference ``w ~ Dirichlet(1, 1)`` each. An update evaluates every transition by the preference it
+    was played with and by a random one, and averages. ``predict(..., preference=(w_click, w_fair))`` acts for a
+    preference; without one it acts for :attr:`preference`, which ``learn`` chooses at its end: the one of ``grid_size``
+    whose R_cum is largest over ``validation_users`` users of the training world. Give ``preference`` to fix it instead.
 
     Args:
         policy: ``"PreferencePolicy"`` or a subclass of it.

@@ -86,15 +86,15 @@ def preference_front(
     episodes_per_user: int = 1,
     seed: int = DEFAULT_SEED,
 ) -> list[FrontPoint]:
-    """Judges an agent once for every preference, always on the same users with the same luck.
+    """Evaluates an agent once for every preference, always on the same users with the same random numbers.
 
     Args:
         agent: The agent.
-        env: Sessions to judge in; see :func:`kuaifair_env.evaluation.evaluate`.
+        env: Sessions to evaluate in; see :func:`kuaifair_env.evaluation.evaluate`.
         preferences: Which; None takes :func:`preference_grid`.
         users: Raw user ids; None takes all.
         episodes_per_user: Sessions of each user.
-        seed: Seed of the sessions' luck.
+        seed: Seed of the sessions' randomness.
 
     Returns:
         One point for each preference, in their order; some may be beaten by others.

@@ -69,8 +69,8 @@ class SoftItemPolicy(ItemPolicy):
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
         """See :class:`~hrl_policies.common.item_policy.ItemPolicy`."""
         logits = self.actor(self.states(observation), self.units)
-        law = SlateDistribution(logits, self.slate_size, allowed)
-        return law.mode() if deterministic else law.sample()
+        distribution = SlateDistribution(logits, self.slate_size, allowed)
+        return distribution.mode() if deterministic else distribution.sample()
 
     def least_q(self, states: Tensor, target: bool = False) -> Tensor:
         """Returns the lesser of both critics' values of every item, ``float32 (B, N)``."""

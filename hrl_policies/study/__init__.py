@@ -11,7 +11,7 @@ from hrl_policies.study.outputs import draw_study, study_tables, write_tables
 from hrl_policies.study.report import write_report
 from hrl_policies.study.runner import (
     RunResult,
-    judge,
+    evaluate_run,
     load_policy,
     purifying_of,
     resume,
@@ -39,7 +39,7 @@ __all__ = [
     "check_study",
     "conduct",
     "draw_study",
-    "judge",
+    "evaluate_run",
     "load_policy",
     "load_run",
     "plan_run",

@@ -44,7 +44,7 @@ def study_cells(
         max_lens: Horizons.
         session: What else sessions are like.
         total_steps: Training steps by method, instead of the zoo's.
-        users: Held-out users to judge on.
+        users: Held-out users to evaluate on.
         episodes_per_user: Sessions of each.
         purifiers: Every method is run with each of them; None is without.
         item_term: Mode of the item term that all methods and controls are given; empty for none.

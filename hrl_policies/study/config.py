@@ -48,7 +48,7 @@ class PurifierIdentity:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a method, trained with one seed in one world, judged in the other.
+    """One run: a method, trained with one seed in one world, evaluated in the other.
 
     Attributes:
         method: Name in the zoo.
@@ -60,10 +60,10 @@ class RunConfig:
         n_envs: Concurrent training sessions.
         total_steps: Training steps over all sessions; 0 for controls.
         hyperparameters: Arguments of the algorithm.
-        users: Held-out users to judge on.
+        users: Held-out users to evaluate on.
         episodes_per_user: Sessions of each.
-        evaluation_seed: Seed of the luck of those sessions, the same for all methods.
-        purifier: What purifies the observed states, in training and in judging; None leaves them as they are.
+        evaluation_seed: Seed of the randomness of those sessions, the same for all methods.
+        purifier: What purifies the observed states, in training and in evaluation; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
         taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.randomisation``).
         variant: What tells this run from others of its method in a study, such as ``"learning_rate=0.001"``; tables

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.paper_tables import world_notes
-from hrl_policies.study.results import Comparison, JudgedRun, Task, UserSums, Variant
+from hrl_policies.study.results import Comparison, EvaluatedRun, Task, UserSums, Variant
 from hrl_policies.study.scores import Scores, common_seeds, length_scores, reward_scores
 from hrl_policies.study.statistics import (
     Interval,
@@ -41,8 +41,8 @@ def comparison_table(runs: Sequence[StoredRun], base: str, floor: str, ceiling: 
     """Returns a Markdown table over all methods.
 
     Len and R_cum are interquartile means over training seeds with stratified bootstrap intervals (Agarwal et al.,
-    NeurIPS 2021). Differences of R_cum are paired: the same users met the same luck under every method; seeds are
-    resampled, then users. The last column says how far a method goes from ``floor`` to ``ceiling``.
+    NeurIPS 2021). Differences of R_cum are paired: the same users met the same random numbers under every method; seeds
+    are resampled, then users. The last column says how far a method goes from ``floor`` to ``ceiling``.
 
     Args:
         runs: Finished runs in one world, with one horizon and one item term.
@@ -117,7 +117,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 Values = NDArray[np.float64]
-Runs = Sequence[JudgedRun]
+Runs = Sequence[EvaluatedRun]
 
 _FIGURES = (("R_cum", "r_cum"), ("Len", "len"))
 _SCORE_RESAMPLES = 10_000
@@ -147,9 +147,9 @@ class Difference:
 def differences(comparison: Comparison, base: str) -> list[Difference]:
     """Compares a method with every other one, in every task and in both figures.
 
-    The same users met the same luck under every method, so users are paired. Seeds are paired by number, which only
-    says which runs to subtract; a control, which is run once, stands against each seed of the other. Methods that have
-    no seed in common in a task are not compared there.
+    The same users met the same random numbers under every method, so users are paired. Seeds are paired by number,
+    which only says which runs to subtract; a control, which is run once, stands against each seed of the other. Methods
+    that have no seed in common in a task are not compared there.
 
     Args:
         comparison: Runs under one set of conditions.
@@ -208,7 +208,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
         notes=(
             *world_notes(comparison.runs),
             "difference: mean over seeds and users, with its 95 % bootstrap interval: seeds are resampled, then users; "
-            "users alone where there is one pair of runs. The same users met the same luck under every method.",
+            "users alone where there is one pair of runs. Users and random numbers are the same under every method.",
             "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
             "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
             "too short; where the two disagree, trust p.",

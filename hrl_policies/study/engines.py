@@ -113,7 +113,7 @@ class Ended:
 Event = Started | Ended
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers that are there."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
@@ -130,7 +130,7 @@ class Engine(Protocol):
     def workers(self) -> int:
         """How many tasks run at once."""
 
-    def open(self, setting: Setting) -> AbstractContextManager[Crew]:
+    def open(self, setting: Setting) -> AbstractContextManager[WorkerPool]:
         """Gives workers, and sends them home at the end; whatever they are doing then is lost."""
 
 
@@ -159,7 +159,7 @@ class InsideEngine:
         return 1
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[Crew]:
+    def open(self, setting: Setting) -> Iterator[WorkerPool]:
         """Gives the calling process as the only worker."""
         from hrl_policies.study.runner import single_threaded
 
@@ -217,13 +217,13 @@ class LocalEngine:
         return cores() if self.count is None else self.count
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[Crew]:
+    def open(self, setting: Setting) -> Iterator[WorkerPool]:
         """Gives the processes, which start when there is something to do."""
-        crew = _Pool(self.workers, setting)
+        pool = _Pool(self.workers, setting)
         try:
-            yield crew
+            yield pool
         finally:
-            crew.stop()
+            pool.stop()
 
 
 @dataclass
@@ -446,7 +446,7 @@ class RayEngine:
         return int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else cores()
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[Crew]:
+    def open(self, setting: Setting) -> Iterator[WorkerPool]:
         """Connects to the cluster, or starts one, which then ends with the study."""
         ray = _ray()
         own = not ray.is_initialized()
@@ -541,7 +541,6 @@ def _ray() -> Any:
 
 
 __all__ = [
-    "Crew",
     "Ended",
     "Engine",
     "Event",
@@ -551,5 +550,6 @@ __all__ = [
     "Setting",
     "Started",
     "Task",
+    "WorkerPool",
     "WorldShelf",
 ]

@@ -1,4 +1,4 @@
-"""What tables and figures say of their numbers: data, judging, training, purifiers."""
+"""What tables and figures say of their numbers: data, evaluation, training, purifiers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def data(record: RunRecord) -> str:
     )
 
 
-def judging(record: RunRecord) -> str:
-    """Returns on whom, how often and under which rule a run was judged."""
+def evaluation(record: RunRecord) -> str:
+    """Returns on whom, how often and under which rule a run was evaluated."""
     session = record.config.session.describe()
     return (
-        f"Judged on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same users "
-        f"and the same luck for every method; slates of {session['slate_size']}; "
+        f"Evaluated on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same "
+        f"users and the same random numbers for every method; slates of {session['slate_size']}; "
         f"leave rule {leave_rule(session['leave'])}."
     )
 

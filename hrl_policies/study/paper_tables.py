@@ -17,7 +17,7 @@ from hrl_policies.study.published import (
     paper_name,
     published_result,
 )
-from hrl_policies.study.results import Comparison, JudgedRun, Task, Variant, world_title
+from hrl_policies.study.results import Comparison, EvaluatedRun, Task, Variant, world_title
 from hrl_policies.study.statistics import stratified_interval
 from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
 from hrl_policies.study.tables import COLUMNS, Column, half_interval
@@ -139,19 +139,19 @@ def _by_world(tasks: Sequence[Task]) -> list[list[Task]]:
     return list(worlds.values())
 
 
-def _columns(runs: Sequence[JudgedRun]) -> list[Column]:
-    """Returns the columns in the paper's order, without floor and ceiling where the leave rule has no length law."""
+def _columns(runs: Sequence[EvaluatedRun]) -> list[Column]:
+    """Returns the columns in the paper's order; floor and ceiling only where the leave rule has a length formula."""
     known = {column.figure: column for column in COLUMNS}
     return [known[name] for name in _FIGURES if all(name in run.record.summary for run in runs)]
 
 
-def _cells(runs: Sequence[JudgedRun], columns: Sequence[Column], average: Average) -> list[Cell]:
+def _cells(runs: Sequence[EvaluatedRun], columns: Sequence[Column], average: Average) -> list[Cell]:
     if not runs:
         return [MISSING] * (len(columns) + 1)
     return [*(measured(runs, column, average) for column in columns), str(len(runs))]
 
 
-def measured(runs: Sequence[JudgedRun], column: Column, average: Average = "mean") -> Measured:
+def measured(runs: Sequence[EvaluatedRun], column: Column, average: Average = "mean") -> Measured:
     """Returns a figure of one method in one task with its 95 % interval.
 
     Over training seeds: Student's interval of the mean, or the bootstrap interval of the interquartile mean. Of one
@@ -207,7 +207,7 @@ def _published_cells(row: PublishedResult | None, columns: Sequence[Column]) -> 
 
 
 def _notes(
-    runs: Sequence[JudgedRun],
+    runs: Sequence[EvaluatedRun],
     columns: Sequence[Column],
     average: Average,
     compare: bool,
@@ -236,27 +236,27 @@ def _notes(
     )
     if any(column.figure == "len_floor" for column in columns):
         notes.append(
-            "floor, ceil.: Len by the length law if every slate were punished, and if none were, at the same R_each."
+            "floor, ceil.: Len by the formula if every slate were punished, and if none were, at the same R_each."
         )
     if published:
         notes.append(
             f"Rows marked '{PAPER}' are printed in arXiv:2603.03820, from simulators that were not released: no "
             "difference to ours says anything about a method. What its ± means is not stated; viol., floor and ceil. "
-            "there follow from its Len and R_each by the length law."
+            "there follow from its Len and R_each by the length formula."
         )
     elif compare:
         notes.append("The paper has no figures for these worlds and horizons.")
     return (*notes, f"Made by: {command}")
 
 
-def world_notes(runs: Sequence[JudgedRun]) -> list[str]:
-    """Returns what the data of each world are and how runs in it were judged, each line once."""
+def world_notes(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Returns what the data of each world are and how runs in it were evaluated, each line once."""
     lines: dict[str, None] = {}
     several = len({run.task.world for run in runs}) > 1
     for run in runs:
         before = f"{run.task.world_title}: " if several else ""
         lines[before + notes_of.data(run.record)] = None
-        lines[before + notes_of.judging(run.record)] = None
+        lines[before + notes_of.evaluation(run.record)] = None
     return list(lines)
 
 
@@ -410,7 +410,7 @@ def cost_table(
     )
 
 
-def _cells_cost_table(runs: Sequence[JudgedRun], sessions: int) -> list[Cell]:
+def _cells_cost_table(runs: Sequence[EvaluatedRun], sessions: int) -> list[Cell]:
     seconds = [float(run.run.timing["training_seconds"]) for run in runs]
     played = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
     steps = np.mean([run.run.steps_done for run in runs])
@@ -422,7 +422,7 @@ def _cells_cost_table(runs: Sequence[JudgedRun], sessions: int) -> list[Cell]:
     return [*cells, f"{np.mean(played):.0f}", memory, _mean(seconds), _mean(scaled)]
 
 
-def _peak_memory(runs: Sequence[JudgedRun]) -> Cell:
+def _peak_memory(runs: Sequence[EvaluatedRun]) -> Cell:
     """Returns the largest peak; older runs and some systems do not tell."""
     known = [run.run.timing.get("peak_memory_mib") for run in runs]
     told = [float(value) for value in known if value is not None]
@@ -437,7 +437,7 @@ def _mean(values: Sequence[float]) -> Measured:
     return Measured(value, 1, max(value - half, 0.0), value + half)
 
 
-def _published_cost_table(run: JudgedRun, sessions: int) -> Cell:
+def _published_cost_table(run: EvaluatedRun, sessions: int) -> Cell:
     """Returns the paper's time for as many sessions; it has times for one world and one horizon only."""
     task = run.task
     name = paper_name(run.variant.method) if run.variant.as_shipped else None
@@ -452,7 +452,7 @@ def _notes_cost_table(
 ) -> tuple[str, ...]:
     notes = [f"Machine {number}: {machine}." for number, machine in enumerate(machines, 1)]
     notes.append(
-        "seconds: wall time of training alone, without pretraining of a purifier and without judging, mean over seeds "
+        "seconds: wall time of training alone, without pretraining of a purifier and evaluation, mean over seeds "
         f"with its 95 % Student interval; the next column scales each run to {sessions:,} training sessions. "
         f"sessions counts those that ended during training; {MISSING} where there were none, as offline."
     )

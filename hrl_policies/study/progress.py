@@ -79,8 +79,8 @@ def work_of(run: PlannedRun) -> float:
     config, cost, items = run.config(), _cost_of(run.entry.name), _candidates(run.world)
     sessions = config.users * config.episodes_per_user * config.session.max_len / _USUAL_LENGTH
     training = (cost["step"] + cost["step_item"] * items) * config.total_steps
-    judging = (cost["session"] + cost["session_item"] * items) * sessions
-    return float(cost["start"] + training + judging)
+    evaluation = (cost["session"] + cost["session_item"] * items) * sessions
+    return float(cost["start"] + training + evaluation)
 
 
 def calibration_seconds() -> float:

@@ -195,7 +195,7 @@ def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
         "interrupted": sum(not run.complete for run in runs),
         "failed": len(failures),
     }
-    judged = {
+    evaluated = {
         f"{run.result['users']} held-out users, {run.config.episodes_per_user} session(s) each"
         for run in runs
         if run.complete
@@ -208,7 +208,7 @@ def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
         ("data", _listed(_data(run) for run in runs)),
         ("Max Len", _listed(str(length) for length in sorted({run.config.session.max_len for run in runs}))),
         ("training seeds", _listed(str(seed) for seed in seeds)),
-        ("judged on", "; ".join(sorted(judged))),
+        ("evaluated on", "; ".join(sorted(evaluated))),
     )
     return tuple((name, value) for name, value in facts if value)
 
@@ -239,8 +239,8 @@ def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
         )
     if any("len_floor" in run.summary for run in finished):
         found.append(
-            "Len, R_each and the violation rate are tied by a law: floor and ceiling are the shortest and longest Len "
-            "at a method's own R_each, so a long Len says first of all that the leave rule was seldom broken."
+            "Len, R_each and the violation rate are tied by a formula: floor and ceiling are the shortest and longest "
+            "Len at a method's own R_each, so a long Len says first of all that the leave rule was seldom broken."
         )
     found.append(
         "AD near 0 says that popular and long-tail items get equal shares of exposure, not that items are treated "
@@ -258,7 +258,7 @@ def _seeds_limit(learning: Sequence[StoredRun]) -> str:
     if fewest == 1:
         return (
             "At least one trained method has a single training seed: its row has no interval, and a difference between "
-            "two such rows may be the luck of training."
+            "two such rows may be the randomness of training."
         )
     text = f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {fewest}"
     return text + (": so few give wide intervals." if fewest < _FEW_SEEDS else ".")

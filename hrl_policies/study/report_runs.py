@@ -49,7 +49,7 @@ class CurvePanel:
         end: Coordinates of the last point.
         across: Ticks of the axis of steps.
         up: Ticks of the other axis.
-        judged: Height of the line for the figure in the test world; None without one.
+        evaluated: Height of the line for the figure in the test world; None without one.
         words: What the drawing shows, for those who do not see it.
     """
 
@@ -58,12 +58,12 @@ class CurvePanel:
     end: tuple[float, float]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
-    judged: float | None
+    evaluated: float | None
     words: str
 
 
 def curve_panel(
-    curve: Sequence[CurveRow], figure: str, title: str, top: float, judged: float | None = None
+    curve: Sequence[CurveRow], figure: str, title: str, top: float, evaluated: float | None = None
 ) -> CurvePanel | None:
     """Draws one column of a learning curve from 0 to ``top`` over steps from 0 to the last.
 
@@ -72,7 +72,7 @@ def curve_panel(
         figure: Name of the column.
         title: What the panel calls it.
         top: Upper end of the axis, such as :func:`axis_top` gives.
-        judged: The figure in the test world.
+        evaluated: The figure in the test world.
 
     Returns:
         The panel, or None if the curve has no point that is a number.
@@ -89,7 +89,7 @@ def curve_panel(
         end=_rounded(_place(finite[-1], last, top)),
         across=(Tick(LEFT, "0"), Tick(RIGHT, f"{last:,.0f} steps")),
         up=tuple(Tick(_height(share * top, top), f"{share * top:g}") for share in (0.0, 0.5, 1.0)),
-        judged=None if judged is None else round(_height(judged, top), 1),
+        evaluated=None if evaluated is None else round(_height(evaluated, top), 1),
         words=(
             f"{title} in training: {finite[0][1]:.3g} at {finite[0][0]:,.0f} steps, "
             f"{finite[-1][1]:.3g} at {finite[-1][0]:,.0f}"
@@ -297,7 +297,7 @@ def _settings(run: StoredRun) -> Pairs:
     return (
         *(trained if method(config.method).learns else ()),
         ("item term", config.item_term or "none"),
-        ("judged on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
+        ("evaluated on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
         ("evaluation seed", str(config.evaluation_seed)),
         *(("world " + name, value) for name, value in _flat(config.world_settings)),
         *_flat(session),
@@ -319,7 +319,7 @@ def _provenance(run: StoredRun, name: str) -> Pairs:
 def _timing(timing: Mapping[str, Any]) -> str:
     if not timing:
         return ""
-    seconds = f"training {timing['training_seconds']:.1f} s, judging {timing['evaluation_seconds']:.1f} s"
+    seconds = f"training {timing['training_seconds']:.1f} s, evaluation {timing['evaluation_seconds']:.1f} s"
     return f"{seconds} ({timing['machine']})"
 
 

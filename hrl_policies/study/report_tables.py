@@ -194,7 +194,7 @@ class TableSection:
         columns: Titles and meanings of the figures.
         rows: Methods in the order of the zoo.
         notes: What the numbers are.
-        marked: Whether the length law is known, and so floor and ceiling.
+        marked: Whether the length formula is known, and so floor and ceiling.
     """
 
     anchor: str
@@ -245,7 +245,7 @@ def table_sections(
         command: The command that makes these numbers again.
 
     Raises:
-        ValueError: If runs of one table were judged differently, or two of a method share a seed.
+        ValueError: If runs of one table were evaluated differently, or two of a method share a seed.
     """
     pairs = [(RunRecord.of_run(run), anchors[run.folder]) for run in runs if run.complete]
     of_run = {id(record): anchor for record, anchor in pairs}

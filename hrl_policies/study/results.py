@@ -99,7 +99,7 @@ class UserSums:
 
 
 @dataclass(frozen=True)
-class JudgedRun:
+class EvaluatedRun:
     """A finished run and what its users did.
 
     Attributes:
@@ -113,7 +113,7 @@ class JudgedRun:
     users: UserSums
 
     @classmethod
-    def of_run(cls, run: StoredRun) -> JudgedRun:
+    def of_run(cls, run: StoredRun) -> EvaluatedRun:
         """Reads a finished run.
 
         Raises:
@@ -128,7 +128,7 @@ class JudgedRun:
 
     @property
     def initial_temper(self) -> float | None:
-        """Temper at the start of a session where the leave rule has a length law, else None."""
+        """Temper at the start of a session where the leave rule has a length formula, else None."""
         if "len_floor" not in self.record.summary:
             return None
         session = self.record.config.session
@@ -208,8 +208,8 @@ class Comparison:
         by_cell: The same by task and variant, one for each seed, seeds increasing.
     """
 
-    runs: tuple[JudgedRun, ...]
-    by_cell: Mapping[tuple[Task, Variant], tuple[JudgedRun, ...]]
+    runs: tuple[EvaluatedRun, ...]
+    by_cell: Mapping[tuple[Task, Variant], tuple[EvaluatedRun, ...]]
 
     @property
     def tasks(self) -> list[Task]:
@@ -281,20 +281,20 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
 
     Raises:
         ArtifactError: If the files of a run are damaged.
-        ValueError: If no run is finished, or runs under one set of conditions cannot be compared: judged on other users
-            or luck, on other data under the same name, or twice with one seed.
+        ValueError: If no run is finished, or runs under one set of conditions cannot be compared: evaluated on other
+            users or randomness, on other data under the same name, or twice with one seed.
     """
-    judged = [JudgedRun.of_run(run) for run in runs if run.complete]
-    if not judged:
+    evaluated = [EvaluatedRun.of_run(run) for run in runs if run.complete]
+    if not evaluated:
         raise ValueError("there are no finished runs")
-    groups: dict[str, list[JudgedRun]] = {}
-    for one in judged:
+    groups: dict[str, list[EvaluatedRun]] = {}
+    for one in evaluated:
         groups.setdefault(_conditions(one), []).append(one)
     return [_comparison(group) for group in groups.values()]
 
 
-def _comparison(runs: Sequence[JudgedRun]) -> Comparison:
-    cells: dict[tuple[Task, Variant], list[JudgedRun]] = {}
+def _comparison(runs: Sequence[EvaluatedRun]) -> Comparison:
+    cells: dict[tuple[Task, Variant], list[EvaluatedRun]] = {}
     for run in runs:
         cells.setdefault((run.task, run.variant), []).append(run)
     for (task, variant), found in cells.items():
@@ -309,7 +309,7 @@ def _comparison(runs: Sequence[JudgedRun]) -> Comparison:
     return Comparison(tuple(runs), ordered)
 
 
-def _check_alike(runs: Sequence[JudgedRun]) -> None:
+def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
     first = runs[0]
     for other in runs[1:]:
         config, reference = other.record.config, first.record.config
@@ -317,17 +317,17 @@ def _check_alike(runs: Sequence[JudgedRun]) -> None:
             ("data", other.record.data_hash == first.record.data_hash),
             ("response model", other.record.response == first.record.response),
             ("users", np.array_equal(other.users.user_ids, first.users.user_ids)),
-            ("luck", config.evaluation_seed == reference.evaluation_seed),
+            ("randomness", config.evaluation_seed == reference.evaluation_seed),
             ("sessions of each user", config.episodes_per_user == reference.episodes_per_user),
         ):
             if not same:
                 raise ValueError(
-                    f"{other.run.folder} and {first.run.folder} were judged on different {what}; "
+                    f"{other.run.folder} and {first.run.folder} were evaluated on different {what}; "
                     "they do not belong into one table"
                 )
 
 
-def _conditions(run: JudgedRun) -> str:
+def _conditions(run: EvaluatedRun) -> str:
     config = run.record.config
     return repr((config.item_term, sorted(_session(config).items()), sorted(config.world_settings.items())))
 

@@ -1,4 +1,4 @@
-"""Trains a method in one world, judges it in the other, and keeps what is needed to check the result."""
+"""Trains a method in one world, evaluates it in the other, and keeps what is needed to check the result."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RunResult:
 
     @property
     def complete(self) -> bool:
-        """Whether the run was finished and judged."""
+        """Whether the run was finished and evaluated."""
         return self.evaluation is not None
 
 
@@ -101,7 +101,7 @@ def train(
     data_dir: str | Path | None = None,
     progress: bool = False,
 ) -> RunResult:
-    """Trains a method (controls have nothing to train), judges it on held-out users and writes the run folder.
+    """Trains a method (controls have nothing to train), evaluates it on held-out users and writes the run folder.
 
     The same configuration, versions and platform give the same bytes, timings aside. Ctrl-C ends training cleanly:
     the folder ``OUTPUT.partial`` then holds the model, and :func:`resume` goes on.
@@ -188,7 +188,7 @@ def resume(
     return result
 
 
-def judge(
+def evaluate_run(
     config: RunConfig,
     policy: Any,
     worlds: WorldPair,
@@ -197,7 +197,7 @@ def judge(
     ranking: bool = False,
     progress: bool = False,
 ) -> EvaluationResult:
-    """Judges a policy in the test world, on the users and with the luck that a configuration names.
+    """Evaluates a policy in the test world, on the users and with the randomness that a configuration names.
 
     Args:
         config: The run; replace ``users``, ``episodes_per_user`` or ``evaluation_seed`` for other sessions.
@@ -267,7 +267,7 @@ def build_policy(
     )
     if env is not None:
         # Stable-Baselines3 has seeded the sessions with the algorithm's seed. Row i of seed s plays stream s + i, so
-        # neighbouring training seeds would meet the same users with the same luck; distant ones do not.
+        # neighbouring training seeds would meet the same users with the same random numbers; distant ones do not.
         env.seed((seed * _SEED_STRIDE) % _SEED_LIMIT)
     return policy
 
@@ -349,7 +349,7 @@ def _finish(
     evaluation = None
     try:
         if not learns or not interrupted:
-            evaluation = judge(config, policy, worlds, purifying, progress=progress)
+            evaluation = evaluate_run(config, policy, worlds, purifying, progress=progress)
     except KeyboardInterrupt:
         if not learns:
             raise
@@ -366,7 +366,7 @@ def _finish(
             }
             content = result_content(config, evaluation, steps_done, resumed_at)
             model = policy if learns else None
-            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of judging")
+            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             _write(target, config, worlds, purifying, curve, model, content, evaluation, timing, log)
     return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from hrl_policies.study.cells import stored_record
 from hrl_policies.study.config import PurifierIdentity
-from hrl_policies.study.engines import Crew, Engine, Setting, Started, Task, data_dir_text
+from hrl_policies.study.engines import Engine, Setting, Started, Task, WorkerPool, data_dir_text
 from hrl_policies.study.folders import (
     forget_failure,
     read_failure,
@@ -106,17 +106,19 @@ def conduct(
         count = Counter(states.values())
         watch.planned({name: work_of(run) for name, run in left.items()}, count["done"], count["failed"])
         if left:
-            with engine.open(setting) as crew:
-                _run_all(crew, left, setting, root, watch)
+            with engine.open(setting) as pool:
+                _run_all(pool, left, setting, root, watch)
         remove_leftovers(root, named)
         return _result(named, root, command)
 
 
-def _run_all(crew: Crew, left: Mapping[str, PlannedRun], setting: Setting, root: Path, watch: Watch) -> None:
-    _perform(crew, _world_tasks(left.values(), setting), watch)
+def _run_all(
+    pool: WorkerPool, left: Mapping[str, PlannedRun], setting: Setting, root: Path, watch: Watch
+) -> None:
+    _perform(pool, _world_tasks(left.values(), setting), watch)
     purifiers = {name: task for name, run in left.items() if (task := _purifier_task(run, root)) is not None}
     pretraining = {task.name: task for task in purifiers.values()}
-    broken = _perform(crew, list(pretraining.values()), watch)
+    broken = _perform(pool, list(pretraining.values()), watch)
     identities = {
         name: PurifierIdentity.of_file(task.target)
         for name, task in pretraining.items()
@@ -131,7 +133,7 @@ def _run_all(crew: Crew, left: Mapping[str, PlannedRun], setting: Setting, root:
             continue
         configs[name] = run.config(None if task is None else identities[task.name])
         tasks.append(RunTask(configs[name], str(root / name), None if task is None else task.target, name))
-    for event in crew.run(tasks):
+    for event in pool.run(tasks):
         if isinstance(event, Started):
             watch.started(event.task)
             continue
@@ -140,10 +142,10 @@ def _run_all(crew: Crew, left: Mapping[str, PlannedRun], setting: Setting, root:
         watch.ended(event.task, event.seconds, event.error)
 
 
-def _perform(crew: Crew, tasks: Sequence[Task], watch: Watch) -> dict[str, str]:
+def _perform(pool: WorkerPool, tasks: Sequence[Task], watch: Watch) -> dict[str, str]:
     """Has tasks done that come before the runs; returns the tracebacks of those that failed."""
     broken = {}
-    for event in crew.run(tasks):
+    for event in pool.run(tasks):
         if isinstance(event, Started):
             watch.started(event.task)
             continue

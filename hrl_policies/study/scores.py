@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.results import Comparison, JudgedRun, Task, Variant
+from hrl_policies.study.results import Comparison, EvaluatedRun, Task, Variant
 from hrl_policies.study.statistics import Interval, stratified_interval
 from kuaifair_env.metrics import normalised_length
 
@@ -74,7 +74,7 @@ def performance_profile(
 
 
 Values = NDArray[np.float64]
-Score = Callable[[JudgedRun, Task], float]
+Score = Callable[[EvaluatedRun, Task], float]
 
 LOW, HIGH = "random", "quota-greedy"
 """Controls whose R_cum counts as 0 and as 1: chance, and the trivially fair control."""
@@ -101,7 +101,7 @@ def length_scores(comparison: Comparison) -> Scores | None:
     It isolates what a method gains by fairness from what it gains by clicks.
 
     Returns:
-        The scores, or None where a leave rule has no length law.
+        The scores, or None where a leave rule has no length formula.
     """
     if any(run.initial_temper is None for run in comparison.runs):
         return None
@@ -128,26 +128,26 @@ def reward_scores(comparison: Comparison) -> Scores | None:
             return None
         ends[task] = low, high
 
-    def score(run: JudgedRun, task: Task) -> float:
+    def score(run: EvaluatedRun, task: Task) -> float:
         low, high = ends[task]
         return (run.record.summary["r_cum"] - low) / (high - low)
 
     return Scores("normalised R_cum", "0: Random, 1: QuotaGreedy", _tables(comparison, score))
 
 
-def normalised_len(run: JudgedRun) -> float:
+def normalised_len(run: EvaluatedRun) -> float:
     """Returns where the Len of a run lies between its floor and its ceiling.
 
     Raises:
-        ValueError: If its leave rule has no length law.
+        ValueError: If its leave rule has no length formula.
     """
     if run.initial_temper is None:
-        raise ValueError(f"{run.run.folder} was run under a leave rule without a length law")
+        raise ValueError(f"{run.run.folder} was run under a leave rule without a length formula")
     summary = run.record.summary
     return float(normalised_length(summary["len"], run.initial_temper, summary["r_each"]))
 
 
-def common_seeds(groups: Sequence[Sequence[JudgedRun]]) -> list[int]:
+def common_seeds(groups: Sequence[Sequence[EvaluatedRun]]) -> list[int]:
     """Returns the training seeds that all groups of runs have, increasing."""
     return sorted(set.intersection(*({run.seed for run in group} for group in groups))) if groups else []
 
@@ -170,5 +170,5 @@ def _tables(comparison: Comparison, score: Score) -> dict[Variant, Values]:
     return found
 
 
-def _of_seed(runs: Sequence[JudgedRun], seed: int) -> JudgedRun:
+def _of_seed(runs: Sequence[EvaluatedRun], seed: int) -> EvaluatedRun:
     return next(run for run in runs if run.seed == seed)

@@ -74,7 +74,7 @@ class StudySpec:
         max_lens: Horizons.
         seeds: Training seeds of methods that learn.
         control_seeds: Seeds of controls, which do not learn: the first training seed where this is empty.
-        users: Held-out users to judge on.
+        users: Held-out users to evaluate on.
         episodes: Sessions of each.
         steps: Training steps of every method that learns; None takes the zoo's.
         slate_size: Items per slate ``K``.

@@ -75,7 +75,7 @@ class StoredRun:
 
     @property
     def complete(self) -> bool:
-        """Whether the run was finished and judged."""
+        """Whether the run was finished and evaluated."""
         return bool(self.result)
 
     @property
@@ -332,7 +332,7 @@ class RunRecord:
         origin: ``"real"``, ``"partial"``, ``"twin"`` or ``"own"``.
         data_hash: Of the data set.
         candidates: Number of candidates ``N``.
-        users: Users that it was judged on.
+        users: Users that it was evaluated on.
         response: Kind of the test world's response model.
     """
 

@@ -42,13 +42,13 @@ COLUMNS = (
     Column("R_cum", "r_cum", 2),
     Column("AD", "ad"),
     Column("viol.", "violation_rate"),
-    Column("law", "len_predicted", 2, interval=False),
+    Column("formula", "len_predicted", 2, interval=False),
     Column("floor", "len_floor", 2, interval=False),
     Column("ceil.", "len_ceiling", 2, interval=False),
     Column("gap", "signed_gap", interval=False),
     Column("cov.", "coverage", interval=False),
 )
-"""The paper's four, what ends sessions, what the length law says of them, and what AD hides."""
+"""The paper's four, what ends sessions, what the length formula says of them, and what AD hides."""
 
 
 def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTable]:
@@ -62,7 +62,7 @@ def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTabl
         command: The command that makes these numbers again.
 
     Raises:
-        ValueError: If there are no runs, or runs of one table were judged differently.
+        ValueError: If there are no runs, or runs of one table were evaluated differently.
     """
     if not records:
         raise ValueError("there are no finished runs to tabulate")
@@ -127,10 +127,10 @@ def _conditions(record: RunRecord) -> str:
 
 def _table(records: Sequence[RunRecord], command: str) -> ResultTable:
     first = records[0]
-    judged = {(r.users, r.config.episodes_per_user, r.config.evaluation_seed) for r in records}
-    if len(judged) > 1:
+    evaluated = {(r.users, r.config.episodes_per_user, r.config.evaluation_seed) for r in records}
+    if len(evaluated) > 1:
         raise ValueError(
-            f"runs in {first.config.world} were judged on different users or luck {sorted(judged)}; "
+            f"runs in {first.config.world} were evaluated on different users or randomness {sorted(evaluated)}; "
             "they do not belong into one table"
         )
     columns = [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
@@ -198,7 +198,7 @@ def half_interval(values: Sequence[float], level: float = _LEVEL) -> float:
 def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> tuple[str, ...]:
     first = records[0]
     trained = [record for record in records if method(record.config.method).learns]
-    notes = [notes_of.data(first), notes_of.judging(first)]
+    notes = [notes_of.data(first), notes_of.evaluation(first)]
     if trained:
         notes.append(
             f"{notes_of.training(trained)} ± is half the 95 % Student interval of the mean over training seeds; "
@@ -213,7 +213,7 @@ def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> 
     )
     if "len_predicted" in first.summary:
         notes.append(
-            "law: the Len that (T0 - 1)/(2 - R_each + viol.) + 0.5 predicts; floor and ceil. are the law with every "
-            "slate punished and none, at the same R_each."
+            "formula: the Len that (T0 - 1)/(2 - R_each + viol.) + 0.5 predicts; floor and ceil. are the formula with "
+            "every slate punished and none, at the same R_each."
         )
     return (*notes, f"Made by: {command}")

@@ -6,8 +6,8 @@ users are ever made. The first trial is that of the settings which the method ha
 TPE sampler. All trials train for the same steps with the same seeds, and none is cut short.
 
 A folder holds ``trials.jsonl`` (Optuna's journal, with which the same call goes on), ``trials.csv`` and ``best.yml``,
-the best settings in the zoo's form, which :mod:`hrl_policies.study.confirmation` judges anew; for methods that learn on
-purified states also the purifier, pretrained without the validation users.
+the best settings in the zoo's form, which :mod:`hrl_policies.study.confirmation` evaluates anew; for methods that learn
+on purified states also the purifier, pretrained without the validation users.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TuningPlan:
         total_steps: Training steps of each; None takes the method's own.
         session: How sessions run.
         world_settings: What else the world was made with.
-        users: Most validation users to judge on.
+        users: Most validation users to evaluate on.
         episodes_per_user: Sessions of each.
     """
 
@@ -110,7 +110,7 @@ class TuningResult:
         plan: What was searched.
         trials: All trials; the first is that of the shipped settings.
         folder: Where they are kept.
-        validation_users: How many users each trial was judged on.
+        validation_users: How many users each trial was evaluated on.
     """
 
     plan: TuningPlan
@@ -141,7 +141,7 @@ def tunable() -> list[str]:
 
 
 def validation_pair(world: World, name: str) -> WorldPair:
-    """Divides the users of a training world: four fifths to learn from, a fifth to judge on, in the same world.
+    """Divides the users of a training world: four fifths to learn from, a fifth to evaluate on, in the same world.
 
     Args:
         world: A training world.
@@ -298,7 +298,7 @@ def _write(result: TuningResult, world: World) -> None:
         BEST,
         result.best_settings,
         world,
-        ["The best of many noisy scores is too high: judge these settings anew, with other seeds."],
+        ["The best of many noisy scores is too high: evaluate these settings anew, with other seeds."],
     )
 
 

@@ -18,7 +18,7 @@ Each line names a hyperparameter, with dots into groups, and says where to look 
 
 Only hyperparameters that the file sets can be searched, and the value that it sets must lie in the space: the shipped
 settings are the first trial. Steps, sessions and the taste noise of training users cannot be searched: the first two
-are the budget, and the last is there for worlds other than the one in which validation users are judged.
+are the budget, and the last is there for worlds other than the one in which validation users are evaluated.
 
 A file with ``like: OTHER`` inherits OTHER's space, except what it sets itself, which is what tells the two methods
 apart; ``NAME: null`` takes a line out.

@@ -1,7 +1,7 @@
 """Every measure of engagement, fairness, exposure and slate quality; each formula is written down here once.
 
 All are pure functions on NumPy arrays, with two accumulators for streams of slates; nothing here imports more
-than NumPy. :mod:`disparity` is what users react to inside a session, the other modules judge sessions
+than NumPy. :mod:`disparity` is what users react to inside a session, the other modules evaluate sessions
 afterwards.
 """
 

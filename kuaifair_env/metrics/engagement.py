@@ -92,7 +92,7 @@ def expected_length(
     penalty: float = 1.0,
     grace_steps: int = 0,
 ) -> NDArray[np.float64]:
-    """Returns the session length (Len) that the law predicts; arguments broadcast.
+    """Returns the session length (Len) that the formula predicts; arguments broadcast.
 
     Args:
         initial_temper: T0, the paper's "Max Len".
@@ -111,7 +111,7 @@ def expected_length(
 
 
 def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
-    """Returns the violation rate v that a reported Len and R_each imply: the law (unit penalty) solved for v.
+    """Returns the violation rate v that a reported Len and R_each imply: the formula (unit penalty) solved for v.
 
     Args:
         length: Len, above 0.5.
@@ -119,7 +119,7 @@ def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Num
         reward: R_each in [0, 1].
 
     Returns:
-        v; below 0 or above 1 where the law cannot have produced the length.
+        v; below 0 or above 1 where the formula cannot have produced the length.
 
     Raises:
         ValueError: An argument outside its range.

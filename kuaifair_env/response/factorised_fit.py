@@ -98,7 +98,7 @@ def fit_factorised(
         The model; :meth:`FactorisedResponse.describe` holds the report.
 
     Raises:
-        DataError: If the log is ``context_log`` itself or too small to fit and judge a model.
+        DataError: If the log is ``context_log`` itself or too small to fit and evaluate a model.
     """
     config = config or FactorisedConfig()
     if context_log is log:

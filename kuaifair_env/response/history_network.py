@@ -130,7 +130,7 @@ class HistoryNetwork(nn.Module):
             chunk: ``(T,)``, the chunk of each row.
             place: ``(T,)``, how many places of it the row sees.
             user: ``(T,)``.
-            item: ``(T,)``, the item to be judged.
+            item: ``(T,)``, the item to be evaluated.
         """
         w, d = self.weights, self.shape.dimension
         codes = self.item_codes()

@@ -137,7 +137,7 @@ def labelled_rows(
         labels = clicks[rows.where(role)]
         if not labels.any() or labels.all():
             raise DataError(
-                f"the log is too small to fit and judge a response model: of {len(users)} rows, the {len(labels)} "
+                f"the log is too small to fit and evaluate a response model: of {len(users)} rows, the {len(labels)} "
                 f"with role '{role}' hold {int(labels.sum())} clicks; some hundred rows of both kinds are needed"
             )
     return rows

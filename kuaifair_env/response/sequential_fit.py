@@ -1,4 +1,4 @@
-"""Fits history-dependent response models, and judges them beside the factor model on the same rows."""
+"""Fits history-dependent response models, and evaluates them beside the factor model on the same rows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def fit_sequential(
         context_log: A log that shares no row with ``log``: earlier history, and inputs of users and items.
         config: Settings; None takes the defaults.
         static: Settings of the static part; ``user_ids`` is turned off.
-        reference: A factor model fitted on the same log with the same seed, to be judged on the same rows.
+        reference: A factor model fitted on the same log with the same seed, to be evaluated on the same rows.
         seed: Seed of everything.
 
     Returns:

@@ -19,10 +19,10 @@ KIND = "twin"
 
 
 class TwinResponse(BernoulliFeedback):
-    """Users who click by the true law of a twin; the history does not matter.
+    """Users who click by the true distribution of a twin; the history does not matter.
 
     Args:
-        truth: The law.
+        truth: The distribution.
         conformity: Share of conformity in the clicks: 0 is true preference (the twin's test world), 1 what people do
             in the training world.
         provenance: What the truth belongs to, JSON-able, such as ``twin.data.provenance.as_dict()``.

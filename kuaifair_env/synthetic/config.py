@@ -1,4 +1,4 @@
-"""What a synthetic twin is made of: sizes, marginal laws and strengths."""
+"""What a synthetic twin is made of: sizes, marginal distributions and strengths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TasteStrength = Literal["measured", "strong"]
 
 
 @dataclass(frozen=True)
-class QuantileLaw:
+class QuantileDistribution:
     """A distribution given by some of its quantiles, interpolated between them.
 
     Attributes:
@@ -45,7 +45,7 @@ class QuantileLaw:
             raise ValueError(f"quantiles {self.values} do not fit the {self.scale} scale")
 
     def at(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the values at standard normal scores: normal in, this law out."""
+        """Returns the values at standard normal scores: normal in, this distribution out."""
         knots: NDArray[np.float64] = np.asarray(self.values, np.float64)
         knots = np.log(knots) if self.scale == "log" else logit(knots) if self.scale == "logit" else knots
         drawn: NDArray[np.float64] = np.interp(scores, ndtri(np.asarray(self.levels)), knots)
@@ -69,7 +69,7 @@ class TwinConfig:
         taste_strength: Standard deviation of personal taste over random pairs, in logits.
         conformity: Mean over users of the logits by which one standard deviation of log popularity raises the
             chance of a click in the training world.
-        conformity_shape: Shape of the gamma law of conformity over users; the smaller, the more they differ.
+        conformity_shape: Shape of the gamma distribution of conformity over users; the smaller, the more they differ.
         personalisation: How strongly the platform selects by taste: log exposure weight per standard
             deviation.
         exposure_log_sd: Standard deviation of log exposure propensity between items, within and outside the
@@ -84,17 +84,17 @@ class TwinConfig:
             cover, audience) and to a user (mood, time, surface): they make logged click rates differ from
             those under random exposure.
         logged_click_rate: Click rate of the training log; the level of the feed is solved for it.
-        item_rates: Law of click rates of items under uniformly random exposure.
-        user_rates: Law of click rates of users under uniformly random exposure.
-        train_activity: Law of training rows per user, up to a factor that makes them add up to
+        item_rates: Distribution of click rates of items under uniformly random exposure.
+        user_rates: Distribution of click rates of users under uniformly random exposure.
+        train_activity: Distribution of training rows per user, up to a factor that makes them add up to
             ``train_rows``.
-        test_activity: Law of test rows per user, likewise; None shows every panel user every panel item.
+        test_activity: Distribution of test rows per user, likewise; None shows every panel user every panel item.
         test_exposure_log_sd: Unevenness of the random exposure: standard deviation of log weights between
             items.
-        shown: Law of platform-wide exposure counts of items (``show_user_num``).
+        shown: Distribution of platform-wide exposure counts of items (``show_user_num``).
         shown_noise: Standard deviation of the part of log ``shown`` that does not come from exposure
             propensity, relative to the whole.
-        durations: Law of video durations in seconds.
+        durations: Distribution of video durations in seconds.
         tag_frequencies: Number of items per tag, up to a factor.
         tags_per_item: Shares of items with 1, 2, 3, ... tags.
         tag_quality_share: Share of the variance of quality scores that the first tag explains.
@@ -127,14 +127,14 @@ class TwinConfig:
     feed_slopes: tuple[float, float]
     feed_sds: tuple[float, float]
     logged_click_rate: float
-    item_rates: QuantileLaw
-    user_rates: QuantileLaw
-    train_activity: QuantileLaw
-    test_activity: QuantileLaw | None
+    item_rates: QuantileDistribution
+    user_rates: QuantileDistribution
+    train_activity: QuantileDistribution
+    test_activity: QuantileDistribution | None
     test_exposure_log_sd: float
-    shown: QuantileLaw
+    shown: QuantileDistribution
     shown_noise: float
-    durations: QuantileLaw
+    durations: QuantileDistribution
     tag_frequencies: tuple[float, ...]
     tags_per_item: tuple[float, ...]
     tag_quality_share: float
@@ -149,7 +149,9 @@ class TwinConfig:
         if self.layout not in ("kuairec", "kuairand"):
             raise ValueError(f"layout must be 'kuairec' or 'kuairand', got {self.layout!r}")
         if (self.test_activity is None) != (self.layout == "kuairec"):
-            raise ValueError("test_activity is None for the layout 'kuairec' and a law for 'kuairand'")
+            raise ValueError(
+                "test_activity is None for the layout 'kuairec' and a distribution for 'kuairand'"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
         self._check_sizes()
@@ -213,7 +215,7 @@ _KUAIREC_TAGS = numbers(
 )
 
 # show_user_num, video_features_statistic_pure.csv.
-_SHOWN = QuantileLaw(
+_SHOWN = QuantileDistribution(
     (0.001, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99, 0.995, 0.999, 0.9999),
     (198, 459, 761, 1_817, 3_922, 9_378, 31_958, 85_202, 116_374, 222_492, 375_364),
     "log",
@@ -242,17 +244,17 @@ KUAIREC = TwinConfig(
     feed_sds=(0.65, 0.45),
     logged_click_rate=0.073,  # 915,673 of 12,530,806 views have watch_ratio >= 2
     # positive = watch_ratio >= 2, whole small matrix
-    item_rates=QuantileLaw(
+    item_rates=QuantileDistribution(
         (0.002, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.9997),
         (0.0001, 0.0003, 0.0014, 0.0057, 0.0184, 0.0312, 0.0546, 0.0967, 0.1247, 0.2521, 0.725),
         "logit",
     ),
-    user_rates=QuantileLaw(
+    user_rates=QuantileDistribution(
         (0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99, 0.9995),
         (0.0036, 0.0057, 0.0132, 0.0286, 0.0669, 0.1377, 0.2018, 0.2985),
         "logit",
     ),
-    train_activity=QuantileLaw(
+    train_activity=QuantileDistribution(
         (0.001, 0.05, 0.25, 0.50, 0.75, 0.95, 0.999), (100, 300, 883, 1846.5, 2461, 3400, 7000), "log"
     ),
     test_activity=None,
@@ -260,7 +262,7 @@ KUAIREC = TwinConfig(
     # level and spread as in KuaiRand's table, the only published one
     shown=_SHOWN,
     shown_noise=0.3,
-    durations=QuantileLaw(
+    durations=QuantileDistribution(
         (0.001, 0.05, 0.25, 0.50, 0.75, 0.95, 0.999), (3.0, 5.3, 7.434, 9.636, 12.179, 58.0, 315.0), "log"
     ),
     tag_frequencies=_KUAIREC_TAGS,
@@ -301,31 +303,31 @@ KUAIRAND = TwinConfig(
     feed_slopes=(0.6, 0.75),
     feed_sds=(0.75, 0.45),
     logged_click_rate=0.4597,
-    # Beta(3.74, 13.5), the random-exposure law of items among users who clicked at all, times .815
-    item_rates=QuantileLaw(
+    # Beta(3.74, 13.5), the random-exposure distribution of items among users who clicked at all, times .815
+    item_rates=QuantileDistribution(
         (0.001, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999),
         (0.0195, 0.0384, 0.0643, 0.0820, 0.1182, 0.1678, 0.2259, 0.2839, 0.3204, 0.3905, 0.4683),
         "logit",
     ),
     # Beta(1.3, 6.08): those of its users who click at least once look like the published ones
-    user_rates=QuantileLaw(
+    user_rates=QuantileDistribution(
         (0.001, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999),
         (0.0009, 0.0053, 0.0188, 0.0331, 0.0732, 0.1466, 0.2503, 0.3632, 0.4355, 0.5712, 0.7089),
         "logit",
     ),
-    train_activity=QuantileLaw(
+    train_activity=QuantileDistribution(
         (0.0005, 0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.9999),
         (1, 2, 8, 18, 39, 72, 115, 234, 910),
         "log",
     ),
     # partial KuaiRand-Pure, rows per user with a random click: 8, 11, 19, 41, 87, 250
-    test_activity=QuantileLaw(
+    test_activity=QuantileDistribution(
         (0.001, 0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.9999), (2, 5, 8, 11, 19, 41, 87, 250, 1084), "log"
     ),
     test_exposure_log_sd=0.12,
     shown=_SHOWN,
     shown_noise=0.45,
-    durations=QuantileLaw(
+    durations=QuantileDistribution(
         (0.0005, 0.05, 0.25, 0.50, 0.75, 0.95, 0.9999), (5.0, 10.7, 31.9, 81.2, 148.2, 303.5, 1177.7), "log"
     ),
     tag_frequencies=_KUAIRAND_TAGS,
@@ -347,7 +349,7 @@ TOY = replace(
     exposure_log_sd=(2.4, 2.4),  # so few items soon run out for a user, which evens exposure out
     tag_frequencies=(30, 20, 15, 10, 8, 6, 5, 4, 3, 2),
 )
-"""A few hundred users and items with the laws of KuaiRand, for tests and first contact."""
+"""A few hundred users and items with the distributions of KuaiRand, for tests and first contact."""
 
 STRENGTHS: Mapping[str, Mapping[str, float]] = {
     "KuaiRec": {"measured": KUAIREC.taste_strength, "strong": 1.5},

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.synthetic.config import Layout, QuantileLaw, TwinConfig, numbers
-from kuaifair_env.synthetic.truth import TwinWorld, law_by_rank, stream
+from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig, numbers
+from kuaifair_env.synthetic.truth import TwinWorld, distribution_by_rank, stream
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -93,16 +93,16 @@ POSITIVE_WATCH_RATIO = 2.0
 
 # Watch ratios below 2: in the big matrix (published quartiles and shares from .8, 1 and 2 on) and in the
 # small one (partial KuaiRec, sample of cells), as quantiles of the views below 2.
-_BODY_LOGGED = QuantileLaw(
+_BODY_LOGGED = QuantileDistribution(
     (0.01, 0.05, 0.13, 0.2697, 0.5394, 0.5895, 0.7141, 0.8091, 0.93, 0.999),
     (0.01, 0.06, 0.15, 0.314825, 0.723471, 0.80, 1.0, 1.177644, 1.55, 1.99),
 )
-_BODY_PANEL = QuantileLaw(
+_BODY_PANEL = QuantileDistribution(
     (0.0003, 0.0104, 0.0524, 0.1048, 0.262, 0.3, 0.524, 0.5511, 0.7088, 0.786, 0.9434, 0.999),
     (0.005, 0.0176, 0.0974, 0.1833, 0.4676, 0.53, 0.7692, 0.80, 1.0, 1.1206, 1.5882, 1.99),
 )
 # Watch ratios from 2 on, partial KuaiRec, big matrix.
-_TAIL = QuantileLaw(
+_TAIL = QuantileDistribution(
     (0.0005, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999999),
     (2.0, 2.241, 2.627, 3.49, 5.273, 7.60, 18.9, 570.0),
     "log",
@@ -114,16 +114,16 @@ _BODY_SHARES = (0.42, 0.05, 0.05)
 _CLICK_MS, LONG_VIEW_MS = 7_000, 18_000
 _LONG_GIVEN_CLICK = {True: 0.719, False: 0.4806}
 _ZERO_PLAY = 0.17  # of the exposures that are no click
-_SKIPPED_MS = QuantileLaw(
+_SKIPPED_MS = QuantileDistribution(
     (0.0005, 0.05, 0.25, 0.50, 0.75, 0.95, 0.9995), (60, 863, 1379, 2133, 3647, 6069, 6990), "log"
 )
 # Play ratio of long views, by duration: shorter videos are watched to their end and again.
-_LONG_RATIO = QuantileLaw(
+_LONG_RATIO = QuantileDistribution(
     (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.9999),
     (0.45, 0.6, 0.9, 1.0, 1.05, 1.15, 1.35, 2.2, 24.0),
     "log",
 )
-_LONG_MS_LAW = QuantileLaw(
+_LONG_MS_DISTRIBUTION = QuantileDistribution(
     (0.001, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99),
     (18_500, 22_000, 27_000, 42_000, 75_000, 145_000, 240_000, 330_000, 600_000),
     "log",
@@ -157,7 +157,7 @@ def watch_ratios(
     """
     truth = world.truth
     by_item, by_user, by_taste = _BODY_SHARES
-    law = _BODY_LOGGED if logged else _BODY_PANEL
+    distribution = _BODY_LOGGED if logged else _BODY_PANEL
     by_items, by_users = np.sqrt(by_item) * world.quality_scores, np.sqrt(by_user) * world.inclination_scores
     noise = np.sqrt(1.0 - sum(_BODY_SHARES))
     shown = (
@@ -172,7 +172,7 @@ def watch_ratios(
         scores += np.sqrt(by_taste) * np.einsum("rd,rd->r", truth.user_vectors[u], truth.item_vectors[i])
         scores = (scores - centre) / spread
         durations = durations_ms[i]
-        play = np.minimum(np.floor(law.at(scores) * durations), POSITIVE_WATCH_RATIO * durations - 1)
+        play = np.minimum(np.floor(distribution.at(scores) * durations), POSITIVE_WATCH_RATIO * durations - 1)
         tail = _TAIL.at(rng.standard_normal(int(positive.sum())))
         play[positive] = np.ceil(tail * durations[positive])
         ratios[part] = play / durations
@@ -202,7 +202,8 @@ def play_times(
     glimpse = whole + rng.random(rows) * (long_from - whole)
     finished = np.maximum(
         np.minimum(
-            _LONG_MS_LAW.at(rng.standard_normal(rows)), known * _LONG_RATIO.at(rng.standard_normal(rows))
+            _LONG_MS_DISTRIBUTION.at(rng.standard_normal(rows)),
+            known * _LONG_RATIO.at(rng.standard_normal(rows)),
         ),
         long_from,
     )
@@ -331,9 +332,11 @@ def _mask(rows: Rows, size: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _counts(law: QuantileLaw, scores: NDArray[np.float64], total: int, available: Rows) -> Rows:
-    """Returns rows per user that follow a law, keep within what is available and add up to ``total``."""
-    wanted = law_by_rank(law, scores)
+def _counts(
+    distribution: QuantileDistribution, scores: NDArray[np.float64], total: int, available: Rows
+) -> Rows:
+    """Returns rows per user that follow a distribution, keep within what is available and add up to ``total``."""
+    wanted = distribution_by_rank(distribution, scores)
     most = np.minimum(available, np.maximum(1, np.floor(0.98 * available))).astype(np.int64)
     if total > most.sum():
         most = available

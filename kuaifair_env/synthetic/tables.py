@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, Catalogue, Users
-from kuaifair_env.synthetic.config import Layout, QuantileLaw, TwinConfig
-from kuaifair_env.synthetic.truth import Scores, TwinWorld, correlated, law_by_rank, stream
+from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig
+from kuaifair_env.synthetic.truth import Scores, TwinWorld, correlated, distribution_by_rank, stream
 
 Columns = dict[str, NDArray[Any]]
 Shares = tuple[tuple[Any, float], ...]
@@ -106,7 +106,7 @@ _RATIOS = {
     "share_user_num": (0.00002, 0.00004, 0.0001, 0.00025, 0.0007, 0.0030, 0.0073),
     "collect_user_num": (0.0005, 0.0007, 0.0014, 0.0025, 0.0054, 0.0153, 0.0299),
 }
-_PROGRESS = QuantileLaw(_RATIO_LEVELS, (0.02, 0.045, 0.099, 0.155, 0.225, 0.359, 0.5))
+_PROGRESS = QuantileDistribution(_RATIO_LEVELS, (0.02, 0.045, 0.099, 0.155, 0.225, 0.359, 0.5))
 # Correlations of a ratio with the platform's exposure count and with item quality. Those with the count are published
 # (.311, .311, .161, -.006); those with quality are set so that counts correlate with random click rates as published.
 _TIES = {
@@ -210,7 +210,7 @@ def _draw_users(config: TwinConfig, world: TwinWorld, rng: np.random.Generator) 
     for name, values in zip(SOCIAL_NUMBERS, _SOCIAL[layout], strict=True):
         is_count = name != "register_days"
         scores = correlated(rng, fame, 0.7 if is_count else 0.0)
-        numbers = QuantileLaw(_LEVELS, values, "log").at(scores) - is_count
+        numbers = QuantileDistribution(_LEVELS, values, "log").at(scores) - is_count
         columns[name] = np.rint(numbers).astype(np.int64)
     for name, flag in _FLAGS[layout].items():
         columns[name] = _kinds(rng, flag, size)
@@ -225,7 +225,7 @@ def _draw_users(config: TwinConfig, world: TwinWorld, rng: np.random.Generator) 
 def _draw_videos(config: TwinConfig, world: TwinWorld, rng: np.random.Generator) -> Columns:
     size = config.n_items
     columns: Columns = {}
-    durations = np.rint(1000.0 * law_by_rank(config.durations, rng.standard_normal(size)))
+    durations = np.rint(1000.0 * distribution_by_rank(config.durations, rng.standard_normal(size)))
     if config.layout == "kuairand":
         durations[rng.random(size) < _MISSING_DURATION] = np.nan
     columns["video_duration"] = durations
@@ -245,18 +245,18 @@ def _draw_statistics(config: TwinConfig, world: TwinWorld, rng: np.random.Genera
     columns: Columns = {"counts": np.minimum(180, 105 + rng.integers(0, 90, size))}
     popularity = (world.exposure_logs - world.exposure_logs.mean()) / world.exposure_logs.std()
     shown_scores = correlated(rng, popularity, float(np.sqrt(1.0 - config.shown_noise**2)))
-    shown = law_by_rank(config.shown, shown_scores)
+    shown = distribution_by_rank(config.shown, shown_scores)
     counts = shown
     columns["show_user_num"] = np.round(shown, 4)
     for name, quantiles in _RATIOS.items():
         with_count, with_quality = _TIES.get(name, (0.0, 0.0))
         scores = with_count * shown_scores + with_quality * world.quality_scores
         scores += np.sqrt(1.0 - with_count**2 - with_quality**2) * rng.standard_normal(size)
-        ratio = law_by_rank(QuantileLaw(_RATIO_LEVELS, quantiles), scores)
+        ratio = distribution_by_rank(QuantileDistribution(_RATIO_LEVELS, quantiles), scores)
         columns[name] = np.round(counts * ratio, 4)
         if name == "play_user_num":
             counts = counts * ratio
-    columns["play_progress"] = np.round(law_by_rank(_PROGRESS, rng.standard_normal(size)), 6)
+    columns["play_progress"] = np.round(distribution_by_rank(_PROGRESS, rng.standard_normal(size)), 6)
     return columns
 
 

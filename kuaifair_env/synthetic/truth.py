@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.synthetic.config import QuantileLaw, TwinConfig
+from kuaifair_env.synthetic.config import QuantileDistribution, TwinConfig
 
 Scores = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class TruePreference:
 
 @dataclass(frozen=True)
 class TwinTruth:
-    """The true law of clicks of a twin.
+    """The true distribution of clicks of a twin.
 
     The logit of a click of user ``u`` on item ``i`` is
     ``item_effects[i] + user_effects[u] + taste_strength * taste(u, i) + conformity * herding[u] *
@@ -140,7 +140,7 @@ class TwinWorld:
     """The truth of a twin and the hidden causes of its logs and tables.
 
     Attributes:
-        truth: The law of clicks.
+        truth: The distribution of clicks.
         tags: ``bool (N, T)`` known tags of items; a few items have none.
         first_tags: ``int64 (N,)`` main tag of each item.
         exposure_logs: ``float64 (N,)`` log of the platform's exposure propensity.
@@ -335,16 +335,16 @@ def _rounded(values: Scores) -> FloatArray:
 
 
 def _solve_effects(config: TwinConfig, quality: Scores, inclination: Scores) -> tuple[Scores, Scores]:
-    """Finds item and user effects whose click rates under random exposure follow the configured laws.
+    """Finds item and user effects whose click rates under random exposure follow the configured distributions.
 
-    Alternates: given the law of one side's effects, each effect of the other side is the logit at which the
+    Alternates: given the distribution of one side's effects, each effect of the other side is the logit at which the
     expected click rate over that side and over taste is the one wanted.
     """
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(9)
     taste = (config.taste_strength * nodes, node_weights / node_weights.sum())
     levels = (np.arange(64) + 0.5) / 64
-    item_rates = law_by_rank(config.item_rates, quality)
-    user_rates = law_by_rank(config.user_rates, inclination)
+    item_rates = distribution_by_rank(config.item_rates, quality)
+    user_rates = distribution_by_rank(config.user_rates, inclination)
     user_rates = _with_mean(user_rates, float(item_rates.mean()))
     items, users = logit(item_rates), np.zeros(len(user_rates))
     for _ in range(6):
@@ -372,8 +372,8 @@ def _effects_for(rates: Scores, others: Scores, taste: tuple[Scores, Scores]) ->
     return effects
 
 
-def law_by_rank(law: QuantileLaw, scores: Scores) -> Scores:
-    """Returns the law's values in the order of the scores, with exactly the law's distribution."""
+def distribution_by_rank(distribution: QuantileDistribution, scores: Scores) -> Scores:
+    """Returns the distribution's values in the order of the scores, with exactly the distribution's distribution."""
     ranks = np.empty(len(scores))
     ranks[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) + 0.5) / len(scores)
-    return law.at(ndtri(ranks))
+    return distribution.at(ndtri(ranks))

@@ -12,7 +12,7 @@ from kuaifair_env.synthetic.config import (
     KUAIRAND,
     KUAIREC,
     TOY,
-    QuantileLaw,
+    QuantileDistribution,
     TasteStrength,
     TwinConfig,
     twin_config,
@@ -41,7 +41,7 @@ class Twin:
 
     @property
     def truth(self) -> TwinTruth:
-        """The true law of clicks, for test worlds, oracles and measures of recovery."""
+        """The true distribution of clicks, for test worlds, oracles and measures of recovery."""
         return self.world.truth
 
     @cached_property
@@ -54,7 +54,7 @@ def generate_twin(config: TwinConfig) -> Twin:
     """Generates a twin from scratch.
 
     Args:
-        config: Sizes, laws, strengths and seed; see :func:`twin_config`.
+        config: Sizes, distributions, strengths and seed; see :func:`twin_config`.
 
     Returns:
         The twin. Its training log comes from a platform that favours popular items and what it believes a
@@ -108,7 +108,7 @@ __all__ = [
     "KUAIRAND",
     "KUAIREC",
     "TOY",
-    "QuantileLaw",
+    "QuantileDistribution",
     "TasteStrength",
     "TruePreference",
     "Twin",

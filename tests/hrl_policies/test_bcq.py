@@ -210,14 +210,14 @@ def test_callbacks_loggers_and_progress_bars_work(name, tmp_path, capsys):
 
     losses = Losses()
     mode = "embedding" if name == "bcq" else "slate"
-    judge = EvalCallback(
+    evaluate = EvalCallback(
         sessions(mode), eval_freq=5, n_eval_episodes=4, best_model_save_path=str(tmp_path), verbose=0
     )
     saver = CheckpointCallback(6, str(tmp_path))
     model = made(name, verbose=1)
-    model.learn(100, callback=[judge, saver, losses], log_interval=10, progress_bar=True)
+    model.learn(100, callback=[evaluate, saver, losses], log_interval=10, progress_bar=True)
     assert model.num_timesteps == 12 == len(losses.seen)
-    assert judge.n_calls == 12 and judge.last_mean_reward > 0
+    assert evaluate.n_calls == 12 and evaluate.last_mean_reward > 0
     assert (tmp_path / "best_model.zip").exists() and (tmp_path / "rl_model_12_steps.zip").exists()
     printed = capsys.readouterr().out
     shown = "critic_loss" if name == "bcq" else "allowed_items"

@@ -45,7 +45,7 @@ def test_plan_says_what_would_run_and_what_it_would_cost(capsys, tmp_path):
     assert "from the command line: 4 runs" in out
     assert "- A2C (n_steps=2): 2 runs, seeds 3, 4, 128 steps" in out
     assert "- Random: 1 runs, seeds 3, does not train" in out
-    assert "Estimate, not a promise" in out and "2 worker(s)" in out and "of disk" in out
+    assert "Estimate, not a promise" in out and "worker(s)" in out and "of disk" in out
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yml"]
 
 

@@ -204,10 +204,10 @@ def test_what_pays_is_learnt_and_random_slates_are_left_behind(head):
         policy_kwargs={"net_arch": [32], "head": head},
     )  # fmt: skip
     model.learn(8_000)
-    judged = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
+    evaluated = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
     chance = evaluate(RandomSlates(), sessions(40, seed=1), PARITY.user_ids)
-    assert judged.engagement.reward_per_step > 0.97
-    assert judged.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
+    assert evaluated.engagement.reward_per_step > 0.97
+    assert evaluated.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
     shown, _ = model.predict(sessions(20, seed=3).reset())
     assert (shown % 2 == 1).mean() > 0.8, "what it draws is good too"
 
@@ -296,8 +296,8 @@ def test_items_that_may_not_be_repeated_are_masked(form):
     env = sessions(**settings) if form == "vec" else KuaiFairEnv(PARITY, config)
     model = agent(env, ent_coef=1e-3, batch_size=16, learning_starts=32).learn(400)
     for deterministic in (True, False):
-        judged = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
-        assert (judged.sessions.coverage == 30 / 50).all()
+        evaluated = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
+        assert (evaluated.sessions.coverage == 30 / 50).all()
     with pytest.raises(ValueError, match="3 observations for an agent bound to 20 sessions"):
         model.predict(np.zeros((3, 8), np.float32))
     seen = sessions(3, **settings).reset()
@@ -352,9 +352,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 
 def test_callbacks_and_progress_bar_work(tmp_path):
     model = agent(VecMonitor(sessions()))
-    judged = EvalCallback(VecMonitor(sessions(4, seed=9)), eval_freq=8, n_eval_episodes=4, verbose=0)
+    evaluated = EvalCallback(VecMonitor(sessions(4, seed=9)), eval_freq=8, n_eval_episodes=4, verbose=0)
     kept = CheckpointCallback(8, str(tmp_path), name_prefix="sac")
-    model.learn(256, CallbackList([judged, kept]), progress_bar=True)
+    model.learn(256, CallbackList([evaluated, kept]), progress_bar=True)
     assert {path.name for path in tmp_path.iterdir()} == {
         f"sac_{steps}_steps.zip" for steps in (64, 128, 192, 256)
     }

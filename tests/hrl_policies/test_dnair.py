@@ -172,10 +172,10 @@ def test_what_pays_is_learnt_and_random_slates_are_left_behind(settings):
     """The best slates of the world, and no others, hold odd items alone."""
     model = agent(sessions(16), novelty_coef=0.0, gamma=0.5, batch_size=64, **{"explore": 0.2} | settings)
     model.learn(8_000)
-    judged = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
+    evaluated = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
     chance = evaluate(RandomSlates(), sessions(40, seed=1), PARITY.user_ids)
-    assert judged.engagement.reward_per_step > 0.97
-    assert judged.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
+    assert evaluated.engagement.reward_per_step > 0.97
+    assert evaluated.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
 
 
 def test_where_all_items_are_liked_alike_the_novel_ones_are_shown():
@@ -200,8 +200,8 @@ def test_items_that_may_not_be_repeated_are_masked(form, candidates):
     env = sessions(**settings) if form == "vec" else KuaiFairEnv(PARITY, config)
     model = agent(env, candidates=candidates, batch_size=16, learning_starts=32).learn(400)
     for deterministic in (True, False):
-        judged = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
-        assert (judged.sessions.coverage == 30 / 50).all()
+        evaluated = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
+        assert (evaluated.sessions.coverage == 30 / 50).all()
 
 
 @pytest.mark.parametrize("settings", [{}, KUAISIM], ids=["native", "kuaisim"])

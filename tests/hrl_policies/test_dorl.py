@@ -384,11 +384,11 @@ def test_dorl_never_asks_the_response_model_and_never_plays_the_sessions_it_is_g
 def test_dorl_finds_the_best_slates_of_a_world_it_was_never_in():
     pair = parity(SilentResponse(TABLE))
     model = agent(sessions(pair, 16), learning_rate=3e-3, n_steps=16).learn(24_000)
-    judged = parity().train
-    found = evaluate(model, KuaiFairVecEnv(judged, NEVER, 24, seed=1)).engagement.reward_per_step
+    evaluated = parity().train
+    found = evaluate(model, KuaiFairVecEnv(evaluated, NEVER, 24, seed=1)).engagement.reward_per_step
     slates = replace(NEVER, action_mode="slate")
-    luck = evaluate(RandomSlates(seed=0), KuaiFairVecEnv(judged, slates, 24, seed=1))
-    assert luck.engagement.reward_per_step < 0.55
+    randomness = evaluate(RandomSlates(seed=0), KuaiFairVecEnv(evaluated, slates, 24, seed=1))
+    assert randomness.engagement.reward_per_step < 0.55
     # All clicks of the best slates have probability .9; .85 leaves one even item in every third slate.
     assert found > 0.85
 
@@ -410,11 +410,11 @@ def test_a_large_entropy_weight_spreads_what_is_shown():
     for weight in (0.0, 5.0):
         env = KuaiFairVecEnv(world, NEVER, 16, seed=0)
         model = agent(env, learning_rate=3e-3, n_steps=16, entropy_weight=weight).learn(16_000)
-        judged = KuaiFairVecEnv(world, NEVER, 24, seed=1)
-        observation, shown = judged.reset(), []
+        evaluated = KuaiFairVecEnv(world, NEVER, 24, seed=1)
+        observation, shown = evaluated.reset(), []
         for _ in range(10):
-            observation, *_ = judged.step(model.predict(observation, deterministic=True)[0])
-            shown.append(judged.batch.outcome.items % 4 == 0)
+            observation, *_ = evaluated.step(model.predict(observation, deterministic=True)[0])
+            shown.append(evaluated.batch.outcome.items % 4 == 0)
         shares[weight] = np.mean(shown)
     assert shares[0.0] > 0.5 > 0.2 > shares[5.0]
 
@@ -466,8 +466,8 @@ def test_states_are_purified_as_in_the_sessions_given():
     seen = Seen()
     model = agent(VecMonitor(VecDSRM(sessions(pair), purifier))).learn(128, seen)
     assert seen.widths == {9} and purifier.rows >= 128
-    judged = VecDSRM(KuaiFairVecEnv(parity().train, NEVER, 8, seed=1), purifier)
-    assert len(evaluate(model, judged).sessions) == 24
+    evaluated = VecDSRM(KuaiFairVecEnv(parity().train, NEVER, 8, seed=1), purifier)
+    assert len(evaluate(model, evaluated).sessions) == 24
 
 
 def test_a_single_environment_of_gymnasium_will_do():

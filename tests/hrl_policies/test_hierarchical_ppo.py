@@ -247,7 +247,7 @@ def test_set_parameters_takes_over_both_levels():
 
 def test_callbacks_monitor_and_progress_bar_work(tmp_path):
     model = agent(env=VecMonitor(sessions(), str(tmp_path / "monitor.csv")))
-    judged = EvalCallback(
+    evaluated = EvalCallback(
         VecMonitor(sessions(4, seed=9)),
         best_model_save_path=str(tmp_path / "best"),
         log_path=str(tmp_path / "log"),
@@ -256,7 +256,7 @@ def test_callbacks_monitor_and_progress_bar_work(tmp_path):
         verbose=0,
     )
     kept = CheckpointCallback(8, str(tmp_path / "kept"), name_prefix="hrl")
-    model.learn(256, CallbackList([judged, kept]), progress_bar=True)
+    model.learn(256, CallbackList([evaluated, kept]), progress_bar=True)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
         f"hrl_{steps}_steps.zip" for steps in (128, 192, 256, 64)
     ]
@@ -270,14 +270,14 @@ def test_callbacks_monitor_and_progress_bar_work(tmp_path):
 
 def test_callbacks_end_training():
     model = agent(env=VecMonitor(sessions()))
-    judge = EvalCallback(
+    evaluate = EvalCallback(
         VecMonitor(sessions(4, seed=9)),
         StopTrainingOnRewardThreshold(-1.0, verbose=0),
         eval_freq=4,
         n_eval_episodes=2,
         verbose=0,
     )
-    model.learn(100_000, judge)
+    model.learn(100_000, evaluate)
     assert model.num_timesteps == 4 * 8
     model.learn(100_000, StopTrainingOnMaxEpisodes(2), reset_num_timesteps=False)
     assert model.num_timesteps < 2_000
@@ -426,14 +426,14 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
     model = trained(hierarchy)
     rollout = roll(model)
     for batch in batches(model, 100):
-        logs, _ = model.policy.judge_worker(
+        logs, _ = model.policy.evaluate_worker(
             batch.worker_features, batch.candidates, batch.counts, batch.scale, batch.slots
         )
         np.testing.assert_allclose((logs - batch.worker_log_probs).detach().exp(), 1, atol=1e-5)
         assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
         if model.policy.hierarchy.manager == "learned":
             rows = batch.decided
-            found, _ = model.policy.manager.judge(
+            found, _ = model.policy.manager.evaluate(
                 batch.manager_features[rows], model.policy.table.feasible, batch.actions[rows]
             )
             np.testing.assert_allclose((found - batch.manager_log_probs[rows]).detach().exp(), 1, atol=1e-5)
@@ -724,6 +724,13 @@ def test_slates_stay_on_the_device_of_their_scores():
     """Torch's meta device refuses to mix with the CPU, as a GPU does."""
     scores = torch.randn(4, 20, device="meta")
     popular = torch.zeros(4, 20, dtype=torch.bool, device="meta")
-    law = QuotaSlateDistribution(scores, popular, torch.zeros(4, dtype=torch.int64, device="meta"), 5)
-    slates = law.sample()
-    assert slates.device == law.slot_log_probs(slates).device == law.entropy().device == scores.device
+    distribution = QuotaSlateDistribution(
+        scores, popular, torch.zeros(4, dtype=torch.int64, device="meta"), 5
+    )
+    slates = distribution.sample()
+    assert (
+        slates.device
+        == distribution.slot_log_probs(slates).device
+        == distribution.entropy().device
+        == scores.device
+    )

@@ -69,7 +69,7 @@ def learnt() -> MOFIR:
     return model.learn(10_000)
 
 
-def luck():
+def randomness():
     slates = replace(NEVER, action_mode="slate")
     return evaluate(RandomSlates(seed=0), sessions(24, slates, 1))
 
@@ -83,10 +83,10 @@ def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_i
     assert (clicks[0], tail[0]) == pytest.approx(ENDS[0], abs=0.03)
     assert tail[-1] == 1.0 and clicks[0] > clicks[-1]
     area = hypervolume(list(zip(clicks, tail, strict=True)))
-    random = luck()
-    by_luck = hypervolume([(random.engagement.reward_per_step, (1 - random.fairness.share_gap) / 2)])
+    random = randomness()
+    by_chance = hypervolume([(random.engagement.reward_per_step, (1 - random.fairness.share_gap) / 2)])
     # Random slates hold a fifth of popular items and click .42; both ends of the front alone dominate .6.
-    assert by_luck == pytest.approx(0.42 * 0.8, abs=0.03)
+    assert by_chance == pytest.approx(0.42 * 0.8, abs=0.03)
     assert area > 0.55
     # The best slates of any mix lie on the line between the ends: nothing lies above it.
     for point in front:
@@ -352,7 +352,7 @@ def test_a_front_is_drawn_the_same_every_time(learnt, tmp_path, ending):
 def test_drawings_that_make_no_sense_are_refused(learnt, tmp_path):
     with pytest.raises(ValueError, match="no preferences to draw"):
         draw_preference_front(tmp_path / "a.png", [])
-    point = FrontPoint((1.0, 0.0), 0.5, 0.5, 5.0, luck())
+    point = FrontPoint((1.0, 0.0), 0.5, 0.5, 5.0, randomness())
     with pytest.raises(ValueError, match="a figure ends in"):
         draw_preference_front(tmp_path / "a.jpg", [point])
 

@@ -17,7 +17,7 @@ from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.study import (
     PurifierIdentity,
-    judge,
+    evaluate_run,
     load_policy,
     load_run,
     plan_run,
@@ -56,7 +56,7 @@ def test_a_run_writes_its_losses_as_its_curve_and_its_policy_is_found_again(name
     loss = "critic_loss" if name == "bcq" else "behaviour_loss"
     assert curve == result.curve and all(np.isfinite(row[loss]) for row in curve)
     stored = load_run(tmp_path / "run")
-    again = judge(stored.config, load_policy(stored, small_pair()), pair)
+    again = evaluate_run(stored.config, load_policy(stored, small_pair()), pair)
     assert again.summary() == stored.summary
     mode = "embedding" if name == "bcq" else "slate"
     assert result.evaluation.config["action_mode"] == mode

@@ -13,7 +13,7 @@ from stored_studies import LIKE_THE_PAPERS, MAX_LENS, OWN, pairs
 from hrl_policies.study.differences import difference_table, differences, score_table
 from hrl_policies.study.outputs import study_tables, write_tables
 from hrl_policies.study.paper_tables import PAPER, ablation_table, cost_table, overall_table, world_table
-from hrl_policies.study.results import JudgedRun, Task, UserSums, Variant, comparisons, folded
+from hrl_policies.study.results import EvaluatedRun, Task, UserSums, Variant, comparisons, folded
 from hrl_policies.study.scores import length_scores, reward_scores
 from hrl_policies.study.statistics import Interval, holm, ratio_interval, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
@@ -107,7 +107,7 @@ def test_a_cell_is_the_mean_over_seeds_with_students_interval(runs, comparison):
 
 def test_a_control_has_its_interval_over_users(runs, comparison):
     (run,) = own_runs(runs, "random")
-    users = JudgedRun.of_run(run).users
+    users = EvaluatedRun.of_run(run).users
     expected = ratio_interval(users.reward, users.steps, resamples=2_000)
     found = cell(overall_table(comparison, "x"), "Random", "R_each", max_len=30)
     assert (found.value, found.low, found.high) == pytest.approx(
@@ -263,7 +263,7 @@ def test_differences_pair_users_and_seeds(runs, comparison):
     to_hrl = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "hrl", "r_cum"))
 
     def earned(run):
-        return JudgedRun.of_run(run).users.per_session("r_cum")
+        return EvaluatedRun.of_run(run).users.per_session("r_cum")
 
     gaps = [
         (earned(a) - earned(b)).mean()
@@ -363,7 +363,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs):
     with pytest.raises(ValueError, match="more than once with the same seed"):
         comparisons([first, first])
     other = replace(second, config=replace(second.config, evaluation_seed=1))
-    with pytest.raises(ValueError, match="different luck"):
+    with pytest.raises(ValueError, match="different randomness"):
         comparisons([first, other])
     with pytest.raises(ValueError, match="no finished runs"):
         comparisons([])

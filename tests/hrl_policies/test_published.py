@@ -1,4 +1,4 @@
-"""The paper's own figures: complete, typed once, and within what the length law allows."""
+"""The paper's own figures: complete, typed once, and within what the length formula allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceilin
 
 WORLDS = (("KuaiRec", 30), ("KuaiRand-Pure", 30), ("KuaiRec", 50), ("KuaiRand-Pure", 50))
 
-# The violation rate that the law, solved by hand, gives for each row, in the order of WORLDS.
+# The violation rate that the distribution, solved by hand, gives for each row, in the order of WORLDS.
 BY_HAND = {
     "A2C": (0.86, 0.93, 0.89, 0.98),
     "TD3": (0.73, 0.65, 0.39, 0.44),

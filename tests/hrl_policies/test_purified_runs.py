@@ -1,4 +1,4 @@
-"""Runs with purified states: judged on what they were trained on, and whole in their folders."""
+"""Runs with purified states: evaluated on what they were trained on, and whole in their folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsrm.purifier import load_purifier, save_purifier
 from hrl_policies.study import (
     PurifierIdentity,
     RunRecord,
-    judge,
+    evaluate_run,
     load_policy,
     load_run,
     plan_run,
@@ -55,9 +55,9 @@ def test_a_folder_holds_its_purifier_and_reproduces_the_result(files, tmp_path):
     files["noise"].unlink()
     stored = load_run(tmp_path / "run")
     assert stored.config.purifier == PurifierIdentity("noise", stored.config.purifier.hash)
-    again = judge(stored.config, load_policy(stored, small_pair()), small_pair(), purifying_of(stored))
+    again = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair(), purifying_of(stored))
     assert again.summary() == summary(result)
-    raw = judge(stored.config, load_policy(stored, small_pair()), small_pair())
+    raw = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair())
     assert raw.summary() != summary(result)
 
 

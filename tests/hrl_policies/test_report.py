@@ -212,7 +212,7 @@ def test_the_summary_names_methods_controls_seeds_and_users(page):
     words = " ".join(header.text.split())
     assert "runs 10 finished, 1 interrupted, 1 failed" in words
     assert "trained methods A2C controls Random, QuotaGreedy, Oracle †" in words
-    assert "Max Len 30, 50 training seeds 11, 15 judged on 15 held-out users" in words
+    assert "Max Len 30, 50 training seeds 11, 15 evaluated on 15 held-out users" in words
 
 
 def test_a_store_without_a_finished_run_has_a_report_too(store, runs, tmp_path):
@@ -369,10 +369,10 @@ def test_a_curve_runs_through_its_points_and_leaves_gaps_where_there_are_no_numb
         {"steps": steps, "r_cum": value}
         for steps, value in ((0, 0.0), (50, math.nan), (100, 5.0), (200, 10.0))
     ]
-    panel = curve_panel(rows, "r_cum", "R_cum", 10.0, judged=5.0)
+    panel = curve_panel(rows, "r_cum", "R_cum", 10.0, evaluated=5.0)
     middle_x, middle_y = (LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2
     assert panel.path == f"M{LEFT} {BOTTOM}M{middle_x:g} {middle_y:g}L{RIGHT} {TOP}"
-    assert panel.end == (RIGHT, TOP) and panel.judged == middle_y
+    assert panel.end == (RIGHT, TOP) and panel.evaluated == middle_y
     assert [tick.label for tick in panel.up] == ["0", "5", "10"]
     assert [tick.label for tick in panel.across] == ["0", "200 steps"]
 

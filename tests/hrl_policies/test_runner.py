@@ -15,7 +15,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 import hrl_policies.study.monitoring as learning
 from hrl_policies.study import (
     cell_folder,
-    judge,
+    evaluate_run,
     load_policy,
     load_run,
     plan_run,
@@ -110,7 +110,7 @@ def test_the_curve_counts_every_training_session_once(tmp_path):
 def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
     train(config, small_pair(), output=tmp_path / "run")
     stored, pair = load_run(tmp_path / "run"), small_pair()
-    again = judge(stored.config, load_policy(stored, pair), pair)
+    again = evaluate_run(stored.config, load_policy(stored, pair), pair)
     assert again.summary() == stored.summary
 
 
@@ -162,7 +162,10 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     assert stored.result["resumed_at"] == 320
     steps = [row["steps"] for row in stored.curve]
     assert steps == sorted(steps) and steps[-1] <= stored.steps_done
-    assert judge(stored.config, load_policy(stored, small_pair()), small_pair()).summary() == stored.summary
+    assert (
+        evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair()).summary()
+        == stored.summary
+    )
 
 
 def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):

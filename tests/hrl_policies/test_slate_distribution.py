@@ -56,15 +56,15 @@ def quota(scores, count):
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 1.5, 20.0]))
 def test_the_probabilities_of_all_ordered_slates_add_up_to_one(seed, spread):
-    law = SlateDistribution(logits(seed, spread=spread).expand(len(SLATES), -1), K)
-    assert law.log_prob(SLATES).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+    distribution = SlateDistribution(logits(seed, spread=spread).expand(len(SLATES), -1), K)
+    assert distribution.log_prob(SLATES).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", range(K + 1))
 def test_the_probabilities_of_all_slates_with_a_quota_add_up_to_one(count):
     slates = quota_slates(count)
-    law = quota(logits(count).expand(len(slates), -1), count)
-    assert law.log_prob(slates).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+    distribution = quota(logits(count).expand(len(slates), -1), count)
+    assert distribution.log_prob(slates).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
 def frequencies_match(samples, slates, chances):
@@ -98,23 +98,23 @@ def test_slates_with_a_quota_are_drawn_as_often_as_their_probability_says(count)
 
 def test_each_slot_is_drawn_from_what_is_left():
     scores = logits(5, rows=8, items=12)
-    law = SlateDistribution(scores, 5)
-    slates = law.sample(torch.Generator().manual_seed(0))
+    distribution = SlateDistribution(scores, 5)
+    slates = distribution.sample(torch.Generator().manual_seed(0))
     expected = [naive(row, slate) for row, slate in zip(scores.numpy(), slates.tolist(), strict=True)]
-    np.testing.assert_allclose(law.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(law.log_prob(slates), np.sum(expected, axis=1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(distribution.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(distribution.log_prob(slates), np.sum(expected, axis=1), rtol=0, atol=1e-12)
 
 
 def test_each_slot_of_a_quota_is_drawn_from_what_is_left_of_its_group():
     scores, counts = logits(6, rows=4), torch.arange(K + 1)
-    law = QuotaSlateDistribution(scores, POPULAR.expand(4, -1), counts, K)
-    slates = law.sample(torch.Generator().manual_seed(0))
+    distribution = QuotaSlateDistribution(scores, POPULAR.expand(4, -1), counts, K)
+    slates = distribution.sample(torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(POPULAR[slates].sum(dim=1), counts)
     expected = [
         naive_with_quota(row, slate, POPULAR.numpy(), count)
         for row, slate, count in zip(scores.numpy(), slates.tolist(), counts.tolist(), strict=True)
     ]
-    np.testing.assert_allclose(law.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(distribution.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 3, N])
@@ -127,8 +127,8 @@ def test_gradients_are_those_of_finite_differences(size, masked):
     scores = logits(8, rows=4).requires_grad_()
 
     def both(values):
-        law = SlateDistribution(values, size, mask)
-        return law.slot_log_probs(slates), law.log_prob(slates), law.entropy()
+        distribution = SlateDistribution(values, size, mask)
+        return distribution.slot_log_probs(slates), distribution.log_prob(slates), distribution.entropy()
 
     assert torch.autograd.gradcheck(both, (scores,), atol=1e-7)
     gradient = torch.autograd.grad(sum(part.sum() for part in both(scores)), scores)[0]
@@ -144,8 +144,8 @@ def test_gradients_with_a_quota_are_those_of_finite_differences(count):
     slates = quota(scores.detach(), count).sample(torch.Generator().manual_seed(4))
 
     def both(values):
-        law = quota(values, count)
-        return law.slot_log_probs(slates), law.entropy()
+        distribution = quota(values, count)
+        return distribution.slot_log_probs(slates), distribution.entropy()
 
     assert torch.autograd.gradcheck(both, (scores,), atol=1e-7)
 
@@ -154,15 +154,15 @@ def test_masked_items_never_appear_and_get_no_gradient():
     mask = torch.tensor([False, True, True, False, True, True])
     scores = torch.full((20_000, N), -3.0)
     scores[:, ~mask] = 40.0
-    law = SlateDistribution(scores.requires_grad_(), 4, mask)
-    slates = law.sample(torch.Generator().manual_seed(5))
-    assert mask[slates].all() and mask[law.mode()].all()
+    distribution = SlateDistribution(scores.requires_grad_(), 4, mask)
+    slates = distribution.sample(torch.Generator().manual_seed(5))
+    assert mask[slates].all() and mask[distribution.mode()].all()
     np.testing.assert_array_equal(np.sort(slates.numpy(), axis=1), [[1, 2, 4, 5]] * len(slates))
-    law.log_prob(slates).sum().backward()
+    distribution.log_prob(slates).sum().backward()
     assert (scores.grad[:, ~mask] == 0).all() and torch.isfinite(scores.grad).all()
     # All four that are allowed, equally likely in any order.
-    np.testing.assert_allclose(law.log_prob(slates).detach(), -np.log(24), rtol=1e-5)
-    np.testing.assert_allclose(law.entropy().detach(), np.log(4), rtol=1e-5)
+    np.testing.assert_allclose(distribution.log_prob(slates).detach(), -np.log(24), rtol=1e-5)
+    np.testing.assert_allclose(distribution.entropy().detach(), np.log(4), rtol=1e-5)
 
 
 @pytest.mark.parametrize("spread", ["wide", "one above all", "equal"])
@@ -176,16 +176,16 @@ def test_the_largest_catalogue_is_safe_in_single_precision(spread):
     elif spread == "equal":
         scores[:] = 50.0
     scores = scores.requires_grad_()
-    law = SlateDistribution(scores, size)
-    likely = law.sample(generator)
+    distribution = SlateDistribution(scores, size)
+    likely = distribution.sample(generator)
     unlikely = (-scores.detach()).topk(size, dim=1).indices
-    for slates in (likely, unlikely, law.mode()):
-        found = law.slot_log_probs(slates)
+    for slates in (likely, unlikely, distribution.mode()):
+        found = distribution.slot_log_probs(slates)
         expected = [
             naive(row, slate) for row, slate in zip(scores.detach().numpy(), slates.tolist(), strict=True)
         ]
         np.testing.assert_allclose(found.detach(), expected, rtol=2e-6, atol=2e-5)
-        gradient = torch.autograd.grad(found.sum() + law.entropy().sum(), scores)[0]
+        gradient = torch.autograd.grad(found.sum() + distribution.entropy().sum(), scores)[0]
         assert torch.isfinite(gradient).all() and gradient.abs().max() <= size + 1e-3
 
 
@@ -194,13 +194,13 @@ def test_a_quota_in_the_largest_catalogue_is_safe_in_single_precision():
     generator = torch.Generator().manual_seed(7)
     scores = (torch.rand(rows, items, generator=generator) * 100 - 50).requires_grad_()
     popular, counts = torch.arange(items) % 5 == 0, torch.arange(rows)
-    law = QuotaSlateDistribution(scores, popular.expand(rows, -1), counts, size)
-    slates = law.sample(generator)
+    distribution = QuotaSlateDistribution(scores, popular.expand(rows, -1), counts, size)
+    slates = distribution.sample(generator)
     expected = [
         naive_with_quota(row, slate, popular.numpy(), count)
         for row, slate, count in zip(scores.detach().numpy(), slates.tolist(), counts.tolist(), strict=True)
     ]
-    found = law.slot_log_probs(slates)
+    found = distribution.slot_log_probs(slates)
     np.testing.assert_allclose(found.detach(), expected, rtol=2e-6, atol=2e-5)
     assert torch.isfinite(torch.autograd.grad(found.sum(), scores)[0]).all()
 
@@ -209,8 +209,8 @@ def test_the_mode_is_the_best_items_best_first():
     scores = logits(10, rows=5)
     expected = np.argsort(-scores.numpy(), axis=1)
     np.testing.assert_array_equal(SlateDistribution(scores, K).mode(), expected[:, :K])
-    law = SlateDistribution(scores.expand(5, -1)[:1].expand(len(SLATES), -1), K)
-    assert SLATES[law.log_prob(SLATES).argmax()].tolist() == expected[0, :K].tolist()
+    distribution = SlateDistribution(scores.expand(5, -1)[:1].expand(len(SLATES), -1), K)
+    assert SLATES[distribution.log_prob(SLATES).argmax()].tolist() == expected[0, :K].tolist()
 
 
 @pytest.mark.parametrize("count", range(K + 1))
@@ -236,13 +236,15 @@ def test_ascent_on_the_log_probability_makes_a_slate_the_mode():
     for _ in range(50):
         gradient = torch.autograd.grad(SlateDistribution(scores, K).log_prob(wanted).sum(), scores)[0]
         scores = (scores + gradient).detach().requires_grad_()
-    law = SlateDistribution(scores, K)
-    assert law.mode().tolist() == wanted.tolist() and law.log_prob(wanted).exp().item() > 0.7
+    distribution = SlateDistribution(scores, K)
+    assert (
+        distribution.mode().tolist() == wanted.tolist() and distribution.log_prob(wanted).exp().item() > 0.7
+    )
 
 
 def test_the_same_generator_gives_the_same_slates():
-    law = SlateDistribution(logits(13, rows=64, items=20), K)
-    draws = [law.sample(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    distribution = SlateDistribution(logits(13, rows=64, items=20), K)
+    draws = [distribution.sample(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 

@@ -110,7 +110,7 @@ def test_over_a_window_exactly_the_counts_that_will_not_be_punished_are_fair():
         counts = world.groups.popular[slates].sum(axis=1)
         expected = np.take_along_axis(fair.now(), counts[:, None], axis=1)[:, 0]
         violation = batch.step(slates).violation
-        if step > 0:  # the rule forgives the first slate: it holds too few items to judge
+        if step > 0:  # the rule forgives the first slate: it holds too few items to evaluate
             np.testing.assert_array_equal(expected, ~violation)
         punished += violation.sum()
     assert 0 < punished < 16 * 8

@@ -48,7 +48,7 @@ def files_of(store):
 
 
 def troubled(tmp_path):
-    """Three worlds alike: one as it should be, one that raises, one that kills the first process that judges."""
+    """Three worlds alike: one as it should be, one that raises, one that kills the first process that evaluates."""
     return {
         "small": small_pair(),
         "raising": raising_pair("raising"),
@@ -227,8 +227,8 @@ def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, pl
 def test_ray_tells_which_tasks_killed_their_processes_and_does_the_others(tmp_path, cluster):
     folder = str(tmp_path)
     tasks = [Dies("always", folder, 99), Dies("twice", folder, 2), Raises("raises"), Writes("last", folder)]
-    with RayEngine().open(Setting()) as crew:
-        events = list(crew.run(tasks))
+    with RayEngine().open(Setting()) as pool:
+        events = list(pool.run(tasks))
     errors = {event.task: event.error for event in events if isinstance(event, Ended)}
     assert errors["twice"] == errors["last"] == ""
     assert "the run's Ray task failed, after 3 tries" in errors["always"]

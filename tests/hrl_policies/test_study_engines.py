@@ -17,8 +17,8 @@ from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngi
 
 
 def events_of(engine, tasks):
-    with engine.open(Setting()) as crew:
-        return list(crew.run(tasks))
+    with engine.open(Setting()) as pool:
+        return list(pool.run(tasks))
 
 
 def endings(events):
@@ -80,8 +80,8 @@ from studies_for_tests import Writes
 from hrl_policies.study.engines import LocalEngine, Setting
 
 if __name__ == "__main__":
-    with LocalEngine(1).open(Setting()) as crew:
-        for event in crew.run([Writes("pid", sys.argv[1])]):
+    with LocalEngine(1).open(Setting()) as pool:
+        for event in pool.run([Writes("pid", sys.argv[1])]):
             pass
         print("ready", flush=True)
         sys.stdin.read()

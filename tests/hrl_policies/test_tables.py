@@ -46,7 +46,7 @@ def test_controls_have_no_interval_and_the_law_stands_beside_len(records):
     row, summary = cells_of(table, "QuotaGreedy"), records[4].summary
     assert row["Len"] == f"{summary['len']:.2f}"
     assert row["viol."] == "0.000"
-    assert row["law"] == row["ceil."] == f"{summary['len_predicted']:.2f}"
+    assert row["formula"] == row["ceil."] == f"{summary['len_predicted']:.2f}"
     assert float(row["floor"]) < float(row["Len"])
 
 
@@ -105,7 +105,7 @@ def test_horizons_and_worlds_have_tables_of_their_own(records):
 
 def test_runs_that_were_judged_differently_are_not_compared(records):
     other = replace(records[3], users=7)
-    with pytest.raises(ValueError, match="judged on different users"):
+    with pytest.raises(ValueError, match="evaluated on different users"):
         result_tables([*records[:3], other], "x")
     with pytest.raises(ValueError, match="more than once with the same seed"):
         result_tables([records[0], records[0]], "x")
@@ -118,7 +118,7 @@ def test_a_rule_without_temper_has_no_law(records):
     config = plan_run("random", "small", session=session)
     record = RunRecord.of_evaluation(config, train(config, small_pair()).evaluation)
     (table,) = result_tables([record], "x")
-    assert "law" not in table.header
+    assert "formula" not in table.header
     assert cells_of(table, "Random")["Len"] == "5.00"
 
 

@@ -76,26 +76,26 @@ def test_only_training_worlds_with_enough_users_are_tuned_in(world):
         validation_pair(replace(world, users=world.users[:9]), "small")
 
 
-def test_training_meets_no_validation_user_and_judging_meets_no_other(world, monkeypatch, tmp_path):
+def test_training_meets_no_validation_user_and_evaluation_meets_no_other(world, monkeypatch, tmp_path):
     pair, seen, met = validation_pair(world, "small"), set(), {}
-    original, judge = world.response.expected, runner.judge
+    original, evaluate_run = world.response.expected, runner.evaluate_run
 
     def expected(users, items, history=None):
         seen.update(users.tolist())
         return original(users, items)
 
-    def judged(*arguments, **options):
+    def evaluated(*arguments, **options):
         met["training"] = set(seen)
         seen.clear()
-        found = judge(*arguments, **options)
-        met["judging"] = set(seen)
+        found = evaluate_run(*arguments, **options)
+        met["evaluation"] = set(seen)
         return found
 
     monkeypatch.setattr(world.response, "expected", expected)
-    monkeypatch.setattr(runner, "judge", judged)
+    monkeypatch.setattr(runner, "evaluate_run", evaluated)
     tune(PLAN, world, 1, tmp_path / "search")
     assert met["training"] and met["training"] <= set(pair.train.users)
-    assert met["judging"] == set(pair.test.users)
+    assert met["evaluation"] == set(pair.test.users)
 
 
 def test_the_first_trial_is_that_of_the_shipped_settings_and_scored_as_a_run_is(world, tmp_path):

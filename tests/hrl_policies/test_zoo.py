@@ -165,13 +165,13 @@ def test_agents_never_meet_users_of_the_test_world_in_training():
         original(users, items),
     )[1]
     result = train(plan_run("a2c", "small", total_steps=256, n_envs=4, overrides=SMALL["a2c"]), pair)
-    judged = set(range(15))
+    evaluated = set(range(15))
     assert result.evaluation is not None
-    # One response serves both small worlds, so both groups are seen; training alone must not see the judged ones.
-    assert judged <= seen
+    # One response serves both small worlds, so both groups are seen; training alone must not see the evaluated ones.
+    assert evaluated <= seen
     seen.clear()
     result.policy.learn(256)
-    assert seen and not seen & judged
+    assert seen and not seen & evaluated
 
 
 def test_overrides_reach_into_groups():

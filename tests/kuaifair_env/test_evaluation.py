@@ -120,7 +120,7 @@ def test_figures_agree_with_the_records_and_with_the_length_law():
     assert result.summary()["coverage"] == pytest.approx(5 / 50)
     floor, ceiling = result.length_range
     assert floor <= result.predicted_length <= ceiling
-    # At temper 10 the law's constant of one half is good to about a third of a step.
+    # At temper 10 the distribution's constant of one half is good to about a third of a step.
     assert result.summary()["len"] == pytest.approx(result.predicted_length, abs=0.35)
 
 

@@ -22,7 +22,7 @@ rates = st.floats(0, 1)
 tempers = st.integers(2, 200)
 twentieths = st.integers(0, 20).map(lambda n: n / 20)
 
-# README of KuaiSim, whole-session baselines: depth, average reward; and what the law makes of it by hand.
+# README of KuaiSim, whole-session baselines: depth, average reward; and what the formula makes of it by hand.
 KUAISIM = [
     ("TD3", 14.63, 0.6476, 14.55),
     ("A2C", 14.02, 0.5950, 14.02),

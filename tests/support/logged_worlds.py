@@ -70,7 +70,7 @@ def logged_data(
 def logged_pair(
     table: Any, *, response: Any = None, dimension: int = 8, embeddings: Any = None, **settings: Any
 ) -> WorldPair:
-    """Two worlds over one such log: the last three fifths of the users to learn from, the others to be judged on."""
+    """Two worlds over one such log: the last three fifths of the users to learn from, the others to be evaluated on."""
     data = logged_data(table, **settings)
     n_users, n_items = len(data.users), len(data.items)
     if embeddings is None:

@@ -75,13 +75,13 @@ def die_the_first(times: int, notes: Path) -> None:
 
 
 def raising_pair(name: str) -> WorldPair:
-    """The small worlds, in which nobody can be judged."""
+    """The small worlds, in which nobody can be evaluated."""
     pair = small_pair(name=name)
     return replace(pair, test=replace(pair.test, response=Raising(pair.test.response.table)))
 
 
 def killing_pair(name: str, notes: Path, times: int) -> WorldPair:
-    """The small worlds, in which the first processes that judge are killed."""
+    """The small worlds, in which the first processes that evaluate are killed."""
     pair = small_pair(name=name)
     response = Killing(pair.test.response.table, str(notes), times)
     return replace(pair, test=replace(pair.test, response=response))

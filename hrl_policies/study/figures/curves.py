@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.figures.style import Look, draw_law, grid, legend_beside, looks
-from hrl_policies.study.results import Comparison, JudgedRun, Task, Variant
+from hrl_policies.study.figures.style import Look, draw_length_bounds, grid, legend_beside, looks
+from hrl_policies.study.results import Comparison, EvaluatedRun, Task, Variant
 from hrl_policies.study.store import write_table
 from hrl_policies.study.tables import variant_title
 from kuaifair_env.errors import ArtifactError
@@ -35,7 +35,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
 
     A line is the mean over training seeds, its band reaches from the lowest seed to the highest; a method with fewer
     than two points has no line, and neither has an offline one, which plays no training sessions. Len has its floor
-    and ceiling by the length law. Exploration is included, and sessions are those that ended: a result is what the
+    and ceiling by the length formula. Exploration is included, and sessions are those that ended: a result is what the
     tables say of held-out users, not a curve.
 
     Args:
@@ -67,7 +67,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
             axis.set_xlabel("training steps")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             if name == "len":
-                _draw_law(axis, [run for runs in found.values() for run in runs])
+                _draw_length_bounds(axis, [run for runs in found.values() for run in runs])
                 axis.set_title(task.world_title, loc="left", fontsize=10)
             else:
                 axis.set_ylim(-0.03, 1.03)
@@ -76,7 +76,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
     return True
 
 
-def on_common_steps(runs: Sequence[JudgedRun], figure: str) -> tuple[Values, Values]:
+def on_common_steps(runs: Sequence[EvaluatedRun], figure: str) -> tuple[Values, Values]:
     """Returns curves of several seeds at the same steps, those that all of them reached.
 
     Args:
@@ -93,7 +93,7 @@ def on_common_steps(runs: Sequence[JudgedRun], figure: str) -> tuple[Values, Val
     return common, np.stack([np.interp(common, at, value) for at, value in zip(steps, values, strict=True)])
 
 
-def _with_curves(comparison: Comparison, task: Task) -> dict[str, tuple[JudgedRun, ...]]:
+def _with_curves(comparison: Comparison, task: Task) -> dict[str, tuple[EvaluatedRun, ...]]:
     found = {}
     for variant in comparison.variants:
         runs = comparison.by_cell.get((task, variant), ())
@@ -102,7 +102,7 @@ def _with_curves(comparison: Comparison, task: Task) -> dict[str, tuple[JudgedRu
     return found
 
 
-def _draw(axis: Axes, runs: Sequence[JudgedRun], figure: str, title: str, look: Look) -> None:
+def _draw(axis: Axes, runs: Sequence[EvaluatedRun], figure: str, title: str, look: Look) -> None:
     steps, values = on_common_steps(runs, figure)
     if len(values) > 1:
         axis.fill_between(
@@ -121,7 +121,7 @@ def _draw(axis: Axes, runs: Sequence[JudgedRun], figure: str, title: str, look: 
     )
 
 
-def _draw_law(axis: Axes, runs: Sequence[JudgedRun]) -> None:
+def _draw_length_bounds(axis: Axes, runs: Sequence[EvaluatedRun]) -> None:
     """Draws floor and ceiling at the mean rewards with which training ended."""
     known = [
         (run.initial_temper, run.run.curve[-1]["r_each"]) for run in runs if run.initial_temper is not None
@@ -129,7 +129,7 @@ def _draw_law(axis: Axes, runs: Sequence[JudgedRun]) -> None:
     if known:
         tempers, rewards = (np.asarray(column, np.float64) for column in zip(*known, strict=True))
         floors, ceilings = length_floor_and_ceiling(tempers, rewards)
-        draw_law(axis, floors.tolist(), ceilings.tolist())
+        draw_length_bounds(axis, floors.tolist(), ceilings.tolist())
 
 
 _RAW = "raw states"
@@ -218,10 +218,10 @@ def _draw_gain(
         )
         axis.plot(values, [-place] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
         if figure == "len":
-            _draw_law_gain(axis, -place, runs)
+            _draw_length_bounds_gain(axis, -place, runs)
 
 
-def _draw_law_gain(axis: Axes, place: float, runs: Sequence[JudgedRun]) -> None:
+def _draw_length_bounds_gain(axis: Axes, place: float, runs: Sequence[EvaluatedRun]) -> None:
     known = [run.record.summary for run in runs if "len_floor" in run.record.summary]
     if not known:
         return
@@ -237,7 +237,7 @@ STEP_FIGURES = {"len": "Len", "r_each": "R_each", "r_cum": "R_cum", "ad": "AD", 
                 "auc": "AUC of unbiased clicks"}  # fmt: skip
 """What may be drawn over diffusion steps, and how its axis is called."""
 
-_LAW = ("len_floor", "len_ceiling")
+_BOUNDS = ("len_floor", "len_ceiling")
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class StepResult:
     def __post_init__(self) -> None:
         if self.levels < 1 or self.steps < 1:
             raise ValueError(f"levels and steps are at least 1, got {self.levels} and {self.steps}")
-        missing = [name for name in _LAW if name not in self.figures]
+        missing = [name for name in _BOUNDS if name not in self.figures]
         if "len" in self.figures and missing:
             raise ValueError(
                 f"a result with len needs {' and '.join(missing)} too: Len says little without its floor and ceiling"
@@ -338,7 +338,7 @@ def draw_diffusion_steps(
                 chosen = held if together else [one for one in held if f"{one.levels} levels" == kind]
                 _draw_steps(axis, chosen, name, kind, look[kind])
             if name == "len":
-                draw_law(axis, *([one.figures[end] for one in held] for end in _LAW))
+                draw_length_bounds(axis, *([one.figures[end] for one in held] for end in _BOUNDS))
             _label(axis, own, STEP_FIGURES[name])
         row[0].set_title(world, loc="left", fontsize=10)
     legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hrl_policies.mofir.front import FrontPoint
 from hrl_policies.study import labels as notes_of
 from hrl_policies.study.figures.style import Look, grid, legend_beside, looks
-from hrl_policies.study.results import Comparison, JudgedRun, Task, Variant, world_title
+from hrl_policies.study.results import Comparison, EvaluatedRun, Task, Variant, world_title
 from hrl_policies.study.scores import Scores, length_scores, performance_profile, reward_scores
 from hrl_policies.study.store import RunRecord
 from hrl_policies.study.tables import variant_title
@@ -97,7 +97,7 @@ def _draw(axis: Axes, comparison: Comparison, task: Task, measure: str, look: di
         axis.step(*front.T, where="pre", color="0.4", linewidth=1.0, zorder=1, label=_FRONTIER)
 
 
-def _points(runs: Sequence[JudgedRun], measure: str) -> NDArray[np.float64]:
+def _points(runs: Sequence[EvaluatedRun], measure: str) -> NDArray[np.float64]:
     return np.asarray([(1.0 - run.record.summary[measure], run.record.summary["r_cum"]) for run in runs])
 
 
@@ -127,7 +127,7 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     """Draws R_cum and Len of every method, best last, with a dot for each training seed.
 
     Agents are dark, controls light, privileged bounds hatched. Beside Len stand its floor and ceiling, where the length
-    law knows them: Len with every slate punished, and with none, at the same R_each.
+    formula knows them: Len with every slate punished, and with none, at the same R_each.
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).

@@ -19,7 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d")
 _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
-_LAW = "0.55"
+_BOUNDS = "0.55"
 _SIZE = 9
 _LEGEND_WIDTH = 30
 _MARGIN = 0.15
@@ -103,8 +103,8 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
         figure.set_figheight(max(float(figure.get_figheight()), needed))
 
 
-def draw_law(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
-    """Draws between which Len must lie by the length law: a grey band for the floor and one for the ceiling.
+def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
+    """Draws between which Len must lie by the length formula: a grey band for the floor and one for the ceiling.
 
     Each band spans what follows from the lowest and the highest R_each in the panel.
 
@@ -118,5 +118,5 @@ def draw_law(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> 
     for values, hatch, label in ((floors, "\\\\\\", "floor of Len"), (ceilings, "///", "ceiling of Len")):
         low, high = float(np.min(values)), float(np.max(values))
         axis.axhspan(
-            low, high, facecolor="0.93", edgecolor=_LAW, hatch=hatch, linewidth=0.6, zorder=0, label=label
+            low, high, facecolor="0.93", edgecolor=_BOUNDS, hatch=hatch, linewidth=0.6, zorder=0, label=label
         )

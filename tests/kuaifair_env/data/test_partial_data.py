@@ -93,7 +93,7 @@ def test_partial_kuairec_draws_negatives_by_its_law(
     drawn = data.train.take(~data.train.clicks)
     keys = set((positives.user_id * 10_728 + positives.video_id).tolist())
     assert keys.isdisjoint((drawn.users[:200_000].astype(np.int64) * 10_728 + drawn.items[:200_000]).tolist())
-    # Rare items are drawn at odds that follow the law: (1 + 0)**.8 against (1 + 7)**.8 = 5.3.
+    # Rare items are drawn at odds that follow the distribution: (1 + 0)**.8 against (1 + 7)**.8 = 5.3.
     counts = np.bincount(positives.video_id, minlength=10_728)
     draws = drawn.exposures(10_728)
     assert draws[counts == 7].mean() / draws[counts == 0].mean() == pytest.approx(8**0.8, rel=0.15)

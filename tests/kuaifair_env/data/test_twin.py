@@ -14,12 +14,12 @@ from scipy.special import expit
 from scipy.stats import chisquare, kstest, norm
 
 from kuaifair_env.synthetic.log import calendars, draw_test, draw_train, play_times
-from kuaifair_env.synthetic.truth import build_world, law_by_rank
+from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
 from kuaifair_env.synthetic.twin import (
     KUAIRAND,
     KUAIREC,
     TOY,
-    QuantileLaw,
+    QuantileDistribution,
     Twin,
     generate_twin,
     load_twin,
@@ -225,7 +225,7 @@ def test_random_exposure_is_uniform_where_it_is_asked_to_be():
 def test_exposure_without_replacement_follows_its_weights(toy):
     """One row per user and no personalisation: shares of exposure are shares of propensity."""
     config = replace(TOY, n_users=40_000, n_panel_users=400, train_rows=40_000, personalisation=0.0)
-    config = replace(config, train_activity=QuantileLaw((0.1, 0.9), (1.0, 1.0)))
+    config = replace(config, train_activity=QuantileDistribution((0.1, 0.9), (1.0, 1.0)))
     world = build_world(config)
     log = draw_train(config, world, toy.tables.durations_ms, calendars("kuairand")[0]).log
     weights = np.exp(world.exposure_logs)
@@ -315,17 +315,17 @@ def test_another_configuration_is_another_cache_entry(tmp_path):
     assert one.data.data_hash != other.data.data_hash
 
 
-# ---------------------------------------------------------------- laws and configurations
+# ---------------------------------------------------------------- distributions and configurations
 
 
 def test_a_law_gives_back_its_quantiles():
-    law = QuantileLaw((0.1, 0.5, 0.9), (1.0, 10.0, 1000.0), "log")
-    drawn = law.at(norm.ppf((np.arange(10_001) + 0.5) / 10_001))
+    distribution = QuantileDistribution((0.1, 0.5, 0.9), (1.0, 10.0, 1000.0), "log")
+    drawn = distribution.at(norm.ppf((np.arange(10_001) + 0.5) / 10_001))
     assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx([1.0, 10.0, 1000.0], rel=1e-2)
-    normal = QuantileLaw((0.001, 0.999), (norm.ppf(0.001), norm.ppf(0.999)))
+    normal = QuantileDistribution((0.001, 0.999), (norm.ppf(0.001), norm.ppf(0.999)))
     scores = np.random.default_rng(0).standard_normal(5000)
-    assert kstest(law_by_rank(normal, scores), "norm").pvalue > 0.9
-    assert (np.diff(law_by_rank(normal, scores)[np.argsort(scores)]) >= 0).all()
+    assert kstest(distribution_by_rank(normal, scores), "norm").pvalue > 0.9
+    assert (np.diff(distribution_by_rank(normal, scores)[np.argsort(scores)]) >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_law_gives_back_its_quantiles():
 )
 def test_a_bad_law_is_refused(levels, values, scale, message):
     with pytest.raises(ValueError, match=message):
-        QuantileLaw(levels, values, scale)
+        QuantileDistribution(levels, values, scale)
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,5 @@ def test_bad_settings_and_small_logs_are_named():
         NegativeSampling(per_positive=0.0)
     with pytest.raises(ValueError, match="positive_rate"):
         NegativeSampling(positive_rate=1.0)
-    with pytest.raises(DataError, match="too small to fit and judge"):
+    with pytest.raises(DataError, match="too small to fit and evaluate"):
         labelled_rows(random_log(8), 40, SplitConfig(), NegativeSampling(), 0)

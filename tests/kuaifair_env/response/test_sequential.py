@@ -183,7 +183,7 @@ def test_calls_without_history_are_errors():
         TransformerShape(dimension=9, heads=2)
 
 
-def moody_data(n_users=400, rows_per_user=60, seed=0):
+def history_dependent_data(n_users=400, rows_per_user=60, seed=0):
     """Users click with probability .75 after a click and .25 after none, whatever the item."""
     rng = np.random.default_rng(seed)
     uniforms = rng.random((n_users, rows_per_user))
@@ -213,19 +213,19 @@ STATIC = FactorisedConfig(rank=2, inputs=InputConfig(history_factors=0), max_epo
 
 
 @pytest.fixture(scope="module")
-def moody_model():
-    data = moody_data()
+def history_dependent_model():
+    data = history_dependent_data()
     return fit_sequential(data.train, data, config=QUICK, static=STATIC, seed=3)
 
 
-def test_the_fit_finds_a_mood_that_only_the_history_shows(moody_model):
+def test_the_fit_finds_a_mood_that_only_the_history_shows(history_dependent_model):
     users, items = np.zeros(2, np.int64), np.full((2, 1), 4)
     history = HistoryWindow(np.full((2, 10), 3, np.int32), np.tile(np.arange(10) % 2 == 0, (2, 1)))
     history.clicks[:, -1] = [True, False]
-    after_click, after_none = moody_model.expected(users, items, history)[:, 0]
+    after_click, after_none = history_dependent_model.expected(users, items, history)[:, 0]
     assert after_click == pytest.approx(0.75, abs=0.06)
     assert after_none == pytest.approx(0.25, abs=0.06)
-    report = moody_model.describe()
+    report = history_dependent_model.describe()
     # The static part cannot beat the base rate: log(2); the truth has the entropy of a .75 coin.
     assert report["controls"]["static_part"]["log_loss"] == pytest.approx(np.log(2), abs=0.01)
     assert report["held_out"]["log_loss"] == pytest.approx(0.5623, abs=0.02)
@@ -235,26 +235,26 @@ def test_the_fit_finds_a_mood_that_only_the_history_shows(moody_model):
     json.dumps(report, allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_model(moody_model):
-    data = moody_data()
+def test_the_same_seed_gives_the_same_model(history_dependent_model):
+    data = history_dependent_data()
     again = fit_sequential(data.train, data, config=QUICK, static=STATIC, seed=3)
     users, items, window = np.arange(16), np.zeros((16, 2), np.int64), random_window(16)
     np.testing.assert_array_equal(
-        again.expected(users, items, window), moody_model.expected(users, items, window)
+        again.expected(users, items, window), history_dependent_model.expected(users, items, window)
     )
 
 
-def test_simulating_leaves_random_generators_alone(moody_model):
+def test_simulating_leaves_random_generators_alone(history_dependent_model):
     import torch
 
     before = torch.random.get_rng_state().clone(), np.random.get_state()[1].copy()  # noqa: NPY002
-    moody_model.expected(np.arange(16), np.zeros((16, 2), np.int64), random_window(16))
+    history_dependent_model.expected(np.arange(16), np.zeros((16, 2), np.int64), random_window(16))
     assert torch.equal(torch.random.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
 def test_positives_only_have_no_history_to_learn_from():
-    data = moody_data(30)
+    data = history_dependent_data(30)
     log = data.train
     only = InteractionLog(log.users, log.items, np.ones(len(log), bool), log.times, positives_only=True)
     with pytest.raises(DataError, match="non-clicks"):
