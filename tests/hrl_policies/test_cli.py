@@ -103,7 +103,7 @@ def test_without_output_runs_have_a_folder_each(capsys, tmp_path):
         ([*TRAIN, "--set", "gamma"], "name=value"),
         ([*TRAIN, "--set", "gama=1"], "A2C has no hyperparameter gama"),
         ([*TRAIN, "--slate-size", "51"], "slate_size"),
-        ([*TRAIN, "--slate-size", "3"], "too small to evaluate"),
+        ([*TRAIN, "--slate-size", "3"], "too small to measure"),
         ([*TRAIN, "--taste", "sweet"], "--taste is"),
         ([*TRAIN, "--repeats", "forbid"], "repeats='forbid' needs"),
         (["evaluate", "nowhere"], "no run folder nowhere"),

@@ -144,7 +144,7 @@ def test_rules_by_name_and_their_errors():
         leave_rule("sometimes")
     with pytest.raises(ValueError, match="LeaveRule"):
         leave_rule(5)
-    with pytest.raises(ValueError, match="too small to evaluate"):
+    with pytest.raises(ValueError, match="too small to measure"):
         TemperFairness(window=1).bind(1, 1, 30, NO_TAGS)
     with pytest.raises(ValueError, match="has none"):
         CategoryBoredom().bind(1, 1, 30, NO_TAGS)
