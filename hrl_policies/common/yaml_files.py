@@ -115,4 +115,3 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((inner for inner in map(_inner_model, get_args(annotation)) if inner is not None), None)
-
