@@ -14,7 +14,6 @@ from helpers import small_world
 from purifiers import WindowPurifier
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import VecDSRM
@@ -142,23 +141,6 @@ def test_q_and_policy_are_those_of_soft_value_iteration():
     np.testing.assert_allclose(chances, boltzmann, atol=0.03)
     # Taking time limits for ends, or never ending, would be far off.
     assert abs(expected - KnownMDP.REWARDS).max() > 0.5
-
-
-def cart_pole_return(seed):
-    env = make_vec_env("CartPole-v1", 8, seed=seed)
-    model = agent(
-        env, DiscreteSAC, learning_rate=1e-3, learning_starts=1_000, batch_size=64, gradient_steps=4, tau=0.005,
-        target_entropy_ratio=0.5, huber_delta=1.0, seed=seed, buffer_size=30_000, policy_kwargs={"net_arch": [64, 64]},
-    )  # fmt: skip
-    model.learn(30_000)
-    mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 8, seed=99), 24)
-    return mean
-
-
-@pytest.mark.slow
-def test_cart_pole_is_balanced():
-    """A mean return of 195 is where Gymnasium's CartPole-v0 counted as solved."""
-    assert cart_pole_return(seed=0) > 195
 
 
 @pytest.mark.parametrize(("ratio", "rises"), [(0.99, True), (0.05, False)])

@@ -1,4 +1,4 @@
-"""Offline methods find optima that are known: of a small decision process, and of a world with two kinds of users."""
+"""Offline methods find optima that are known: of small decision processes, and of a world with two kinds of users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from helpers import TableResponse, small_world
 
-from hrl_policies.bcq.algorithm import DiscreteBCQ
+from hrl_policies.bcq.algorithm import BCQ, DiscreteBCQ
 from hrl_policies.bcq.policies import DiscreteBCQPolicy
 from hrl_policies.common.offline import TensorBatch
 from hrl_policies.common.transitions import LoggedTransitions
@@ -74,6 +74,65 @@ class Process:
             spaces.Box(0, 1, (STATES,)),
             spaces.Discrete(ACTIONS),
         )
+
+
+LENGTH = 10
+
+
+def moved(position: np.ndarray, action: np.ndarray) -> np.ndarray:
+    return np.clip(position + action, -2, 2).astype(np.float32)
+
+
+def random_walks(sessions: int = 200) -> LoggedTransitions:
+    """Walks on [-2, 2] by uniformly random steps; a position ``x`` earns ``-x^2``, a step nothing by itself."""
+    rng = np.random.default_rng(0)
+    position = np.empty((LENGTH + 1, sessions, 1), np.float32)
+    position[0] = rng.uniform(-2, 2, (sessions, 1))
+    actions = rng.uniform(-1, 1, (LENGTH, sessions, 1)).astype(np.float32)
+    for step in range(LENGTH):
+        position[step + 1] = moved(position[step], actions[step])
+    before, after, actions = (
+        part.swapaxes(0, 1).reshape(-1, 1) for part in (position[:-1], position[1:], actions)
+    )
+    last = np.tile(np.arange(LENGTH) == LENGTH - 1, sessions)
+    return LoggedTransitions(
+        before,
+        actions,
+        -(before[:, 0] ** 2),
+        after,
+        np.zeros(len(last), np.bool_),
+        last,
+        spaces.Box(-2, 2, (1,)),
+        spaces.Box(-1, 1, (1,)),
+    )
+
+
+def mean_return(act) -> float:
+    """Mean return of ten steps from evenly spaced positions."""
+    position, total = np.linspace(-2, 2, 41, dtype=np.float32)[:, None], 0.0
+    for _ in range(LENGTH):
+        position = moved(position, act(position))
+        total -= float(np.mean(position**2))
+    return total
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bcq_learns_from_random_walks_to_go_where_it_pays(seed):
+    """What a step is worth shows one step later, so that values must be bootstrapped; imitation would stand still."""
+    model = BCQ(
+        "BCQPolicy",
+        None,
+        random_walks(),
+        gamma=0.8,
+        tau=0.02,
+        batch_size=64,
+        policy_kwargs={"net_arch": [32, 32], "action_net_arch": [32, 32], "perturbation": 0.2, "samples": 20},
+        seed=seed,
+        device="cpu",
+    ).learn(500, log_interval=None)
+    optimum, still = mean_return(lambda position: -position.clip(-1, 1)), mean_return(np.zeros_like)
+    assert optimum > -0.2 and still < -13
+    assert mean_return(lambda position: model.predict(position, deterministic=True)[0]) > -3
 
 
 @pytest.mark.slow
