@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
-from hrl_policies.study.monitoring import PeakMemory, RunLog
+from hrl_policies.study.run_log import PeakMemory, RunLog
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -27,7 +27,6 @@ from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.randomisation import varied
-from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -373,6 +372,8 @@ def _finish(
 
 def _sessions(world: World, config: RunConfig, count: int, purifying: Purifying | None) -> VecEnv:
     """Returns ``count`` sessions with purified observations, if there is a purifier."""
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
     env = KuaiFairVecEnv(world, config.session, count, seed=0)
     if purifying is None:
         return env

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., Values]
@@ -161,7 +160,9 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
 
     A quarter of the values, rounded down, is dropped at either end: below four values nothing is.
     """
-    return np.asarray(stats.trim_mean(np.asarray(scores, np.float64), 0.25, axis=-1))
+    from scipy.stats import trim_mean
+
+    return np.asarray(trim_mean(np.asarray(scores, np.float64), 0.25, axis=-1))
 
 
 def stratified_interval(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from hrl_policies.study import labels as notes_of
 from hrl_policies.study.store import RunRecord as RunRecord
@@ -192,7 +192,7 @@ def half_interval(values: Sequence[float], level: float = _LEVEL) -> float:
         level: Coverage.
     """
     n = len(values)
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return float(stdtrit(n - 1, (1 + level) / 2) * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def _notes(records: Sequence[RunRecord], names: Sequence[str], command: str) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-import hrl_policies.study.monitoring as memory
-from hrl_policies.study.monitoring import PeakMemory
+import hrl_policies.study.run_log as memory
+from hrl_policies.study.run_log import PeakMemory
 
 LARGE = 200 * 2**20
 

@@ -25,7 +25,7 @@ from hrl_policies.study import (
     train,
 )
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.monitoring import PeakMemory
+from hrl_policies.study.run_log import PeakMemory
 from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair, evaluation_users
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.mofir.front import FrontPoint
 from hrl_policies.study import labels as notes_of
 from hrl_policies.study.figures.style import Look, grid, legend_beside, looks
 from hrl_policies.study.results import Comparison, EvaluatedRun, Task, Variant, world_title
@@ -21,6 +20,8 @@ from kuaifair_env.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from hrl_policies.mofir.front import FrontPoint
 
 
 _EQUITY = (("1 - AD: equity between groups", "ad"), ("1 - Gini: equity between items", "gini"))
