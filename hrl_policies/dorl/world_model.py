@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.networks import Training, minimise
+from kuaifair_env.response.training import fit_epochs
 from kuaifair_env.world import World
 
 MAX_VARIANCE = 1.0
@@ -256,7 +256,7 @@ def fit_world_model(
         seed: Of held-out rows, drawn negatives and order.
 
     Returns:
-        A report, JSON-able: rows, epochs, held-out loss, and AUC, mean prediction and click rate of held-out exposures.
+        A report, JSON-able: rows, the training, and AUC, mean prediction and click rate of held-out exposures.
 
     Raises:
         DataError: If the log is too small, or has one kind of feedback only and nothing is drawn.
@@ -272,21 +272,22 @@ def fit_world_model(
     orders = torch.stack([torch.randperm(len(fit), generator=generator) for _ in range(model.members)])
     places = torch.from_numpy(fit)
     loss = _Loss(model, world, pairs, settings)
-    best, training = minimise(
+    best, training = fit_epochs(
         model,
         torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
         len(fit),
         lambda network, batch: loss.penalised(network, places[orders[:, batch]]),
         lambda network: loss.held_out(network, held),
-        Training(settings.batch_size, settings.max_epochs, settings.patience),
-        generator,
+        batch_size=settings.batch_size,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        generator=generator,
     )
     model.load_state_dict(best.state_dict())
     model.fitted.fill_(True)
     means = loss.means(model, exposed)
     return {
-        "epochs": training["epochs"],
-        "held_out_loss": training["held_out_loss"],
+        "training": training,
         "rows": len(fit),
         "drawn_negatives": int((~pairs.logged).sum()),
         "held_out_exposures": len(exposed),

@@ -137,7 +137,7 @@ def fit_factorised(
 def _train(
     rows: LabelledRows, inputs: ResponseInputs, config: FactorisedConfig, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from kuaifair_env.response.networks import Training, train_factors
+    from kuaifair_env.response.networks import train_factors
 
     return train_factors(
         rows.users,
@@ -157,9 +157,9 @@ def _train(
         },
         learning_rate=config.learning_rate,
         bias_learning_rate=config.bias_learning_rate,
-        training=Training(
-            batch_size_for(len(rows.where("fit")), config.batch_size), config.max_epochs, config.patience
-        ),
+        batch_size=batch_size_for(len(rows.where("fit")), config.batch_size),
+        max_epochs=config.max_epochs,
+        patience=config.patience,
         seed=seed,
     )
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kuaifair_env.response.base import PADDING
-from kuaifair_env.response.networks import Training, minimise
 from kuaifair_env.response.sequences import Chunks
 from kuaifair_env.response.sequential import TransformerShape
+from kuaifair_env.response.training import fit_epochs
 
 _EPSILON = 1e-5
 _MASKED = -1e9
@@ -212,7 +212,10 @@ def train_history(
     shape: TransformerShape,
     regularisation: Regularisation,
     learning_rate: float,
-    training: Training,
+    *,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains a :class:`HistoryNetwork` on top of static logits.
@@ -241,14 +244,15 @@ def train_history(
             ],
             lr=learning_rate,
         )
-        best, report = minimise(
+        best, report = fit_epochs(
             network,
             optimiser,
             len(fit_batches),
             fit_batches.loss,
-            lambda model: stop_batches.mean_loss(model, training.batch_size),
-            training,
-            generator,
+            lambda model: stop_batches.mean_loss(model, batch_size),
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            patience=patience,
+            generator=generator,
         )
-    assert isinstance(best, HistoryNetwork)
     return best.exported(), report

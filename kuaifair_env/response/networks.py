@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-_EMA_DECAY = 0.99
+from kuaifair_env.response.training import fit_epochs
 
 
 @dataclass(frozen=True)
@@ -115,79 +112,6 @@ class FactorPenalty:
         return 0.5 * (penalty + (self._lines * lines + self._maps * maps) / self._rows)
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained.
-
-    Attributes:
-        batch_size: Rows (or sequences) per step.
-        max_epochs: Passes at most.
-        patience: Passes without a better held-out loss before the end.
-    """
-
-    batch_size: int
-    max_epochs: int
-    patience: int
-
-
-def minimise(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    examples: int,
-    loss: Callable[[nn.Module, Tensor], Tensor],
-    held_out_loss: Callable[[nn.Module], float],
-    training: Training,
-    generator: torch.Generator,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Trains with early stopping and returns the best moving average of the weights.
-
-    Args:
-        network: Trained in place.
-        optimiser: Over the network's parameters.
-        examples: Number of training examples; batches are drawn from ``range(examples)``.
-        loss: ``(network, positions of a batch) -> mean loss``.
-        held_out_loss: ``averaged network -> mean loss`` on rows that are not trained on.
-        training: Batch size and stopping.
-        generator: Order of the examples.
-
-    Returns:
-        The averaged network of the best epoch, in eval mode, and a report.
-    """
-    averaged = copy.deepcopy(network).eval()
-    best_state, best_loss, best_epoch, steps = copy.deepcopy(averaged.state_dict()), float("inf"), 0, 0
-    started, history = time.perf_counter(), []
-    for epoch in range(1, training.max_epochs + 1):
-        network.train()
-        for batch in torch.split(torch.randperm(examples, generator=generator), training.batch_size):
-            optimiser.zero_grad()
-            value = loss(network, batch)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            steps += 1
-            decay = min(_EMA_DECAY, (1 + steps) / (10 + steps))
-            with torch.no_grad():
-                for mean, current in zip(averaged.parameters(), network.parameters(), strict=True):
-                    mean.lerp_(current, 1.0 - decay)
-        with torch.no_grad():
-            current_loss = held_out_loss(averaged)
-        history.append(round(current_loss, 6))
-        if not np.isfinite(current_loss):
-            raise FloatingPointError(
-                f"the held-out loss became {current_loss} in epoch {epoch}; lower the learning rate"
-            )
-        if current_loss < best_loss - 1e-5:
-            best_state, best_loss, best_epoch = copy.deepcopy(averaged.state_dict()), current_loss, epoch
-        elif epoch - best_epoch >= training.patience:
-            break
-    averaged.load_state_dict(best_state)
-    return averaged, {
-        "epochs": best_epoch,
-        "steps": steps,
-        "held_out_loss": history,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-
-
 def train_factors(
     users: NDArray[np.int64],
     items: NDArray[np.int64],
@@ -202,7 +126,9 @@ def train_factors(
     precisions: dict[str, float],
     learning_rate: float,
     bias_learning_rate: float,
-    training: Training,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
     seed: int,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
     """Fits a :class:`FactorNetwork` by minibatch Adam; see :func:`kuaifair_env.response.factorised_fit.fit_factorised`.
@@ -232,22 +158,28 @@ def train_factors(
         for fast in (True, False)
     ]
 
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    def loss(model: FactorNetwork, batch: Tensor) -> Tensor:
         rows = fit_rows[batch]
         ub, ib = u[rows], i[rows]
         logits = model(ub, ib, x_all[ub], y_all[ib])
-        assert isinstance(model, FactorNetwork)
         return functional.binary_cross_entropy_with_logits(logits, c[rows]) + penalty(model, ub, ib)
 
-    def held_out_loss(model: nn.Module) -> float:
+    def held_out_loss(model: FactorNetwork) -> float:
         total = 0.0
         for rows in torch.split(stop_rows, 1 << 15):
             logits = model(u[rows], i[rows], x_all[u[rows]], y_all[i[rows]])
             total += float(functional.binary_cross_entropy_with_logits(logits, c[rows], reduction="sum"))
         return total / len(stop_rows)
 
-    best, report = minimise(
-        network, torch.optim.Adam(groups), len(fit_rows), loss, held_out_loss, training, generator
+    best, report = fit_epochs(
+        network,
+        torch.optim.Adam(groups),
+        len(fit_rows),
+        loss,
+        held_out_loss,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        patience=patience,
+        generator=generator,
     )
-    assert isinstance(best, FactorNetwork)
     return best.effective(x_all, y_all), report

@@ -130,7 +130,6 @@ def _train(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from kuaifair_env.response.history_network import Regularisation, TrainingRows, train_history
-    from kuaifair_env.response.networks import Training
 
     inputs = response_inputs(data, context, static.inputs, seed)
 
@@ -150,8 +149,10 @@ def _train(
         config.shape,
         Regularisation(config.dropout, config.weight_decay),
         config.learning_rate,
-        Training(batch_size, config.max_epochs, config.patience),
-        seed,
+        batch_size=batch_size,
+        max_epochs=config.max_epochs,
+        patience=config.patience,
+        seed=seed,
     )
 
 
