@@ -82,7 +82,9 @@ def test_gradients_are_clipped_and_rates_scheduled():
 
 
 def test_diverging_is_an_error():
-    with pytest.raises(FloatingPointError, match=r"validation loss is nan in round 1; lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"validation loss is nan in round 1; lower the learning rate"
+    ):
         trainer().fit(lambda _: [None], to_zero, lambda _: float("nan"), rounds=3)
     with pytest.raises(FloatingPointError, match="training loss is inf"):
         trainer().fit(lambda _: [None], lambda network, _: network.at.sum() / 0, rounds=3)
@@ -107,7 +109,9 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
         def loss(net, rows):
             return (net(x[rows])[:, 0] - y[rows]).square().mean()
 
-        return run.fit(batches, loss, lambda net: float(loss(net, slice(None))), rounds=rounds, callback=callback)
+        return run.fit(
+            batches, loss, lambda net: float(loss(net, slice(None))), rounds=rounds, callback=callback
+        )
 
     kept = []
     whole = fit(new(), 6, lambda run: kept.append((run.tensors(), copy.deepcopy(run.progress()))))
