@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from kuaifair_env.spaces import observed_states
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -21,7 +23,6 @@ from purifiers import pair_of
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretrain import PretrainConfig, pretrain
 from dsrm.probe_data import unit_rows
-from dsrm.targets import observed_states
 from dsrm.windows import ConditionBuilder
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine

@@ -14,6 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from kuaifair_env.spaces import observed_states
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -22,7 +24,7 @@ from scipy.stats import spearmanr
 
 from dsrm.model import DSRM
 from dsrm.purifier import load_purifier
-from dsrm.targets import PooledPositives, observed_states
+from dsrm.targets import PooledPositives
 from dsrm.windows import ConditionBuilder, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray

@@ -16,6 +16,7 @@ from dsrm.purifier import Binding, MismatchError, WorldKey, state_space
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.world import World
 
 
@@ -74,11 +75,7 @@ class ClickDenoiser:
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        weights = self.weights(window)
-        embeddings = self._binding.builder.embeddings
-        sums: FloatArray = np.matmul(weights[:, None, :], embeddings.take(window.items, axis=0))[:, 0]
-        sums /= np.maximum(weights.sum(axis=1), 1e-6)[:, None]
-        return sums
+        return mean_embeddings(self._binding.builder.embeddings, window.items, self.weights(window))
 
     @torch.inference_mode()
     def weights(self, window: HistoryWindow) -> FloatArray:

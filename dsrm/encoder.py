@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from dsrm.click_model import window_tensors
 from dsrm.pretrain import split_users
 from dsrm.purifier import MismatchError
-from dsrm.windows import windows_before
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.world import World, svd_item_embeddings
+from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
 ENCODERS = Family("kuaifair-encoder", 1, "state encoder")

@@ -19,6 +19,7 @@ from dsrm.purifier import MismatchError
 from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
+from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.splits import DEFAULT_SHARE, calibration_users
 from kuaifair_env.world import World, held_out_users
 
@@ -189,9 +190,7 @@ def similarity_slope(
             log.items[half == number]
         ]
     window = world.initial_history.take(users)
-    weights = window.clicks.astype(np.float32)
-    states = np.matmul(weights[:, None, :], world.embeddings.take(window.items, axis=0))[:, 0]
-    units = _unit(states)[place]
+    units = _unit(mean_embeddings(world.embeddings, window.items, window.clicks.astype(np.float32)))[place]
     similarity = np.einsum("nd,nd->n", units, _unit(world.embeddings)[log.items])
     model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
     # In units of the item term's own slope, so that the term enters scores as it is.

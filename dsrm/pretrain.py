@@ -34,7 +34,6 @@ from dsrm.targets import (
     UnbiasedTargets,
     WindowSettings,
     WindowSource,
-    observed_states,
 )
 from dsrm.training import (
     Trainer,
@@ -45,6 +44,7 @@ from dsrm.training import (
 )
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
 from kuaifair_env import seeding
+from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import DEFAULT_SHARE, calibration_users
 from kuaifair_env.world import World
 

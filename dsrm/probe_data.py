@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.targets import observed_states
 from dsrm.windows import ConditionBuilder, policy_windows
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 KINDS = ("log", "short", "policy")

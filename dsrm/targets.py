@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dsrm.windows import LONGEST, SHORTEST, ConditionBuilder, SampledWindows, policy_windows, sample_windows
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 _FEWEST_POSITIVES = 3
@@ -104,16 +105,6 @@ class WindowSource:
         sampled.window.items[simulated], sampled.window.clicks[simulated] = made.items, made.clicks
         sampled.ends[simulated] = -1
         return sampled
-
-
-def observed_states(builder: ConditionBuilder, window: HistoryWindow) -> FloatArray:
-    """Returns the observed states ``s~`` of windows, as the environment does: ``float32 (B, d)``."""
-    if builder.encoder is not None:
-        return builder.encoder.encode(window)
-    weights = window.clicks.astype(np.float32)
-    sums: FloatArray = np.matmul(weights[:, None, :], builder.embeddings.take(window.items, axis=0))[:, 0]
-    sums /= np.maximum(weights.sum(axis=1), 1.0)[:, None]
-    return sums
 
 
 class PooledPositives:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
-from kuaifair_env.spaces import StateObserver, top_k
-from kuaifair_env.world import StateEncoder, World
+from kuaifair_env.spaces import embedding_sums, mean_embeddings, observed_states, top_k
+from kuaifair_env.world import StateEncoder, World, windows_before
 
 SHORTEST, LONGEST = 5, 50
 
@@ -72,16 +72,6 @@ def sample_windows(
     return SampledWindows(windows_before(log, ends, length, places), rows, ends)
 
 
-def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, places: int) -> HistoryWindow:
-    """Returns the ``lengths`` log rows before each of ``ends``, padded at the front to ``places``."""
-    steps = np.arange(places) - places
-    rows = ends[:, None] + steps
-    present = steps >= -lengths[:, None]
-    rows = np.where(present, rows, 0)
-    items = np.where(present, log.items[rows], PADDING).astype(np.int32)
-    return HistoryWindow(items, log.clicks[rows] & present)
-
-
 MOST_STEPS = 12
 SLATE_SIZE = 10
 _BATCH = 512
@@ -133,7 +123,6 @@ def _played(
         leave=NeverLeave(),
     )
     simulator.reset(np.arange(len(users)))
-    observer = StateObserver(world)
     units = _unit_rows(world.embeddings[: world.n_items]).T
     logs = np.log1p(world.data.train.exposures(len(world.data.items))[: world.n_items])
     popularity = ((logs - logs.mean()) / max(float(logs.std()), 1e-6)).astype(np.float32)
@@ -142,7 +131,10 @@ def _played(
     ended = simulator.history()
     for step in range(int(steps.max())):
         pool = rng.choice(world.n_items, min(int(rng.choice(_POOLS)), world.n_items), replace=False)
-        scores = taste * (_unit_rows(observer.observe(simulator)) @ units[:, pool]) + slant * popularity[pool]
+        scores = (
+            taste * (_unit_rows(observed_states(world, simulator.history())) @ units[:, pool])
+            + slant * popularity[pool]
+        )
         simulator.step(pool[top_k(scores, simulator.slate_size)])
         now = steps == step + 1
         if now.any():
@@ -256,15 +248,17 @@ class ConditionBuilder:
 
     def pooled(self, window: HistoryWindow) -> tuple[FloatArray, FloatArray]:
         """Returns weighted sums of the clicked embeddings, ``float32 (B, d)``, and of the weights, ``(B,)``."""
-        weights: FloatArray = window.clicks * self.weights.take(window.items)
-        sums: FloatArray = np.matmul(weights[:, None, :], self.embeddings.take(window.items, axis=0))[:, 0]
-        return sums, weights.sum(axis=1)
+        weights = self.window_weights(window)
+        return embedding_sums(self.embeddings, window.items, weights), weights.sum(axis=1)
 
     def ips_state(self, window: HistoryWindow) -> FloatArray:
         """Returns the self-normalised inverse-propensity mean of the clicked items' embeddings, ``float32 (B, d)``."""
-        sums, mass = self.pooled(window)
-        sums /= np.maximum(mass, 1e-6)[:, None]
-        return sums
+        return mean_embeddings(self.embeddings, window.items, self.window_weights(window))
+
+    def window_weights(self, window: HistoryWindow) -> FloatArray:
+        """Returns the inverse-propensity weights of the clicks of windows, ``float32 (B, H)``; 0 without a click."""
+        weights: FloatArray = window.clicks * self.weights.take(window.items)
+        return weights
 
     def statistics(self, window: HistoryWindow) -> FloatArray:
         """Returns ``float32 (B, 7)``, see the class; zero where there is nothing to count."""

@@ -205,13 +205,8 @@ class SessionSimulator:
 
     def history(self, rows: IntArray | None = None) -> HistoryWindow:
         """Returns what users saw last, ``H`` places, newest last; of the given rows or of all."""
-        items, clicks = self.window(rows)
-        return HistoryWindow(items, clicks.astype(np.bool_))
-
-    def window(self, rows: IntArray | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Returns :meth:`history` as integers, items and clicks (0 or 1), which is what pooling wants."""
         places = self._places if rows is None else self._places[rows]
-        return places >> 1, places & 1
+        return HistoryWindow(places >> 1, (places & 1).astype(np.bool_))
 
     def shown(self, rows: IntArray) -> NDArray[np.int32]:
         """Returns ``int32 (len(rows), max_len, K)``, all slates of these sessions; only the first ``steps`` count."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import SessionSimulator
-from kuaifair_env.world import World
+from kuaifair_env.world import StateEncoder, World
 
 ActionMode = Literal["embedding", "slate", "item"]
 ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
@@ -286,6 +286,61 @@ class Observer(Protocol):
         ...
 
 
+class ItemEmbeddings(Protocol):
+    """What observed states are made with: a world, or a copy of its tables."""
+
+    @property
+    def embeddings(self) -> FloatArray:
+        """``float32 (M, d)``, item embeddings."""
+        ...
+
+    @property
+    def encoder(self) -> StateEncoder | None:
+        """The state encoder in place of the mean, if there is one."""
+        ...
+
+
+def observed_states(tables: ItemEmbeddings, window: HistoryWindow) -> FloatArray:
+    """Returns the observed states ``s~`` of history windows: the mean embedding of the clicked items.
+
+    Where there is a state encoder, the states are the encoder's. A state depends on its own window alone, never on
+    the batch.
+
+    Args:
+        tables: A world, or anything else with its embeddings and encoder.
+        window: ``B`` windows.
+
+    Returns:
+        ``float32 (B, d)``; zero without clicks.
+    """
+    if tables.encoder is not None:
+        return tables.encoder.encode(window)
+    return mean_embeddings(tables.embeddings, window.items, window.clicks.astype(np.float32))
+
+
+def mean_embeddings(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
+    """Returns the weighted mean embedding of each window.
+
+    Args:
+        embeddings: ``float32 (M, d)``.
+        items: ``int (B, H)``; padding (-1) must have weight 0.
+        weights: ``float32 (B, H)``, not negative.
+
+    Returns:
+        ``float32 (B, d)``; zero where all weights are zero.
+    """
+    sums = embedding_sums(embeddings, items, weights)
+    sums /= np.maximum(np.add.reduce(weights, axis=1), np.float32(1e-6))[:, None]
+    return sums
+
+
+def embedding_sums(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
+    """Returns the weighted sum of the embeddings of each window; see :func:`mean_embeddings`."""
+    # One small product per window, so that a row does not depend on the batch it is in.
+    sums: FloatArray = np.matmul(weights[:, None, :], embeddings.take(items, axis=0))[:, 0]
+    return sums
+
+
 class StateObserver:
     """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
 
@@ -297,31 +352,14 @@ class StateObserver:
     """
 
     def __init__(self, world: World) -> None:
-        self._embeddings = world.embeddings
-        self._encoder = world.encoder
+        self._world = world
         norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
         bound = float(max(norms.max(), 1e-6)) * 1.001 if world.encoder is None else world.encoder.bound
         self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """See :class:`Observer`; returns ``float32 (B, d)``."""
-        if self._encoder is not None:
-            return self._encoder.encode(simulator.history(rows))
-        return self._pooled(*simulator.window(rows))
-
-    def of_window(self, window: HistoryWindow) -> FloatArray:
-        """Returns the observed states of windows that no session holds (logged ones), ``float32 (B, d)``."""
-        if self._encoder is not None:
-            return self._encoder.encode(window)
-        return self._pooled(window.items, window.clicks)
-
-    def _pooled(self, items: IntArray, clicks: NDArray[Any]) -> FloatArray:
-        weights = clicks.astype(np.float32)
-        # Padding (-1) takes the last embedding, with weight 0. One small product per session, so that a session's
-        # state does not depend on the batch it is in.
-        sums: FloatArray = np.matmul(weights[:, None, :], self._embeddings.take(items, axis=0))[:, 0]
-        sums /= np.maximum(np.add.reduce(weights, axis=1), 1.0)[:, None]
-        return sums
+        return observed_states(self._world, simulator.history(rows))
 
 
 class HistoryObserver:

@@ -234,9 +234,22 @@ def initial_history(log: InteractionLog, n_users: int, length: int) -> HistoryWi
     """
     if length < 1:
         raise ValueError(f"history length must be at least 1, got {length}")
-    ends = log.offsets(n_users)[1:, None]
-    rows = ends - length + np.arange(length)
-    present = rows >= log.offsets(n_users)[:-1, None]
+    offsets = log.offsets(n_users)
+    return windows_before(log, offsets[1:], np.diff(offsets), length)
+
+
+def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, places: int) -> HistoryWindow:
+    """Returns windows of a log that end just before given rows, newest last, padded at the front.
+
+    Args:
+        log: The log.
+        ends: ``int (n,)``, log row behind the last row of each window.
+        lengths: ``int (n,)``, how many rows each window may reach back; what exceeds ``places`` is cut off.
+        places: Width ``H`` of the windows.
+    """
+    steps = np.arange(places) - places
+    rows = ends[:, None] + steps
+    present = steps >= -lengths[:, None]
     rows = np.where(present, rows, 0)
     items = np.where(present, log.items[rows], PADDING).astype(np.int32)
     return HistoryWindow(items, log.clicks[rows] & present)

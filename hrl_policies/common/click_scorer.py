@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.world import World, held_out_users, svd_item_embeddings
+from kuaifair_env.spaces import mean_embeddings
+from kuaifair_env.world import World, held_out_users, svd_item_embeddings, windows_before
 
 DEFAULT_SAMPLE = 200_000
 FEATURES = ("click_rate", "popularity", "similarity")
 
 _FOLDS = 2
 _PRIOR_EXPOSURES = 20.0
-_ROWS_AT_ONCE = 20_000
+_ROWS_AT_ONCE = 1_000
 _NEGATIVE_DRAWS = 20
 
 
@@ -190,7 +191,7 @@ def states_before(
     """Returns the observed state just before each of some exposures.
 
     The mean embedding of the clicked items among the user's ``history_length`` exposures before the row, as
-    :class:`kuaifair_env.spaces.StateObserver` computes it in a session.
+    :func:`kuaifair_env.spaces.observed_states` computes it in a session.
 
     Args:
         log: The log.
@@ -201,23 +202,12 @@ def states_before(
     Returns:
         ``float32 (n, d)``; zero where nothing was clicked before.
     """
-    from scipy import sparse
-
-    starts = np.searchsorted(log.users, log.users[rows])
+    lengths = rows - np.searchsorted(log.users, log.users[rows])
     states = np.empty((len(rows), embeddings.shape[1]), np.float32)
     for low in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(low, low + _ROWS_AT_ONCE)
-        places = rows[part, None] - history_length + np.arange(history_length)
-        inside = places >= starts[part, None]
-        places = np.where(inside, places, 0)
-        clicked = inside & log.clicks[places]
-        counts = clicked.sum(axis=1)
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        weights = np.repeat(1.0 / np.maximum(counts, 1), counts).astype(np.float32)
-        window = sparse.csr_matrix(
-            (weights, log.items[places[clicked]], ends), shape=(len(counts), len(embeddings))
-        )
-        states[part] = window @ embeddings
+        window = windows_before(log, rows[part], lengths[part], history_length)
+        states[part] = mean_embeddings(embeddings, window.items, window.clicks.astype(np.float32))
     return states
 
 

@@ -12,14 +12,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
-from dsrm.windows import windows_before
 from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.hrl_ppo.algorithm import with_terminal
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
-from kuaifair_env.spaces import ActionMode, StateObserver, action_decoder
-from kuaifair_env.world import World
+from kuaifair_env.spaces import ActionMode, StateObserver, action_decoder, embedding_sums, observed_states
+from kuaifair_env.world import World, windows_before
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
@@ -196,8 +195,7 @@ def _states(
     world: World, slates: _Slates, size: int, purifier: StatePurifier | None
 ) -> tuple[FloatArray, FloatArray, spaces.Box]:
     """Returns the states before and after each slate, and their space."""
-    observer = StateObserver(world)
-    space = observer.space if purifier is None else purifier.bind(world)
+    space = StateObserver(world).space if purifier is None else purifier.bind(world)
     assert isinstance(space, spaces.Box)
     log = world.data.train
     first = log.offsets(len(world.data.users))[slates.users]
@@ -210,8 +208,8 @@ def _states(
     states = np.empty((len(found), *space.shape), np.float32)
     for begin in range(0, len(found), _AT_ONCE):
         part = found[begin : begin + _AT_ONCE]
-        window = windows_before(log, both[part], np.minimum(available[part], places), places)
-        observed = observer.of_window(window)
+        window = windows_before(log, both[part], available[part], places)
+        observed = observed_states(world, window)
         states[begin : begin + _AT_ONCE] = observed if purifier is None else purifier.purify(observed, window)
     before, after = np.split(back.reshape(-1), 2)
     return states[before], states[after], space
@@ -247,7 +245,7 @@ def slate_embeddings(
     actions = np.empty((len(items), embeddings.shape[1]), np.float32)
     for begin in range(0, len(items), _AT_ONCE):
         part = slice(begin, begin + _AT_ONCE)
-        actions[part] = np.matmul(weights[part, None, :], embeddings[items[part]])[:, 0]
+        actions[part] = embedding_sums(embeddings, items[part], weights[part])
     norms = np.linalg.norm(actions, axis=1, keepdims=True)
     scaled: FloatArray = np.divide(actions, norms, out=np.zeros_like(actions), where=norms > 0)
     return scaled.clip(-1.0, 1.0)

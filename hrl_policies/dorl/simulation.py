@@ -286,7 +286,7 @@ class PessimisticRewards(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Notes what each session was shown last; see :meth:`step_wait`."""
-        self._previous = self._sessions.batch.simulator.window()[0][:, -1]
+        self._previous = self._sessions.batch.simulator.history().items[:, -1]
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:

@@ -10,12 +10,12 @@ from training_worlds import taste_worlds
 
 from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
 from dsrm.purifier import MismatchError
-from dsrm.targets import observed_states
 from dsrm.windows import ConditionBuilder
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.spaces import observed_states
 
 TRAIN, TEST = taste_worlds()
 SETTINGS = {"dimension": 8, "batch_size": 128, "negatives": 64, "check_every": 50, "steps": 300}

@@ -14,11 +14,12 @@ from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig
 from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
 from dsrm.purifier import load_purifier, save_purifier
-from dsrm.targets import WindowSettings, observed_states
+from dsrm.targets import WindowSettings
 from dsrm.training import TrainingConfig
 from dsrm.windows import ConditionBuilder, propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import calibration_users
 from kuaifair_env.world import held_out_users
 

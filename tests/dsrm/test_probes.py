@@ -12,8 +12,8 @@ from dsrm.baselines import IdentityPurifier
 from dsrm.probe_data import KINDS, SHORT, probe_set
 from dsrm.probe_figures import draw_counts_and_rates, draw_states
 from dsrm.probes import RAW, probe, purified_states, report_table
-from dsrm.targets import observed_states
 from dsrm.windows import ConditionBuilder
+from kuaifair_env.spaces import observed_states
 
 TRAIN, TEST = taste_worlds()
 RNG = np.random.default_rng(3)
