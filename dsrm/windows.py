@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.abandonment import NeverLeave
+from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
@@ -124,8 +125,7 @@ def _played(
     )
     simulator.reset(np.arange(len(users)))
     units = _unit_rows(world.embeddings[: world.n_items]).T
-    logs = np.log1p(world.data.train.exposures(len(world.data.items))[: world.n_items])
-    popularity = ((logs - logs.mean()) / max(float(logs.std()), 1e-6)).astype(np.float32)
+    popularity = log_popularity(world.exposures).astype(np.float32)
     taste = rng.uniform(0.0, _TASTE, (len(users), 1)).astype(np.float32)
     slant = rng.uniform(-_POPULARITY, _POPULARITY, (len(users), 1)).astype(np.float32)
     ended = simulator.history()
@@ -228,13 +228,13 @@ class ConditionBuilder:
             clip_quantile: See :func:`propensity_weights`.
         """
         exposures = world.data.train.exposures(len(world.data.items))
-        logs = np.log1p(exposures)
-        popularity = (logs - logs.mean()) / max(float(logs.std()), 1e-6)
         least = exposures[: world.n_items][world.groups.popular].min()
         popular = exposures >= least
         popular[: world.n_items] = world.groups.popular
         weights = propensity_weights(exposures, exponent, clip_quantile)
-        return cls(world.embeddings, weights, np.asarray(popularity, np.float32), popular, world.encoder)
+        return cls(
+            world.embeddings, weights, log_popularity(exposures).astype(np.float32), popular, world.encoder
+        )
 
     @property
     def dimension(self) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRule, leave_rule
 from kuaifair_env.data.schema import BoolArray, IntArray
-from kuaifair_env.metrics import gini_of_rows, slate_disparity
+from kuaifair_env.metrics import gini_of_rows, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
     InitialHistory,
@@ -317,7 +317,7 @@ class SessionBatch:
             mean_reward=self._returns[rows] / steps,
             popular_share=popular_share,
             absolute_difference=slate_disparity(popular_share),
-            signed_gap=2.0 * popular_share - 1.0,
+            signed_gap=signed_gap(popular_share),
             violation_rate=self._violations[rows] / steps,
             gini=gini_of_rows(counts, self.world.n_items),
             coverage=np.count_nonzero(counts, axis=1) / self.world.n_items,

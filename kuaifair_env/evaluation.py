@@ -236,8 +236,7 @@ class _Run:
         self._batch = batch
         self._n_sessions = n_sessions
         self._ranking = ranking
-        exposures = world.data.train.exposures(len(world.data.items))[: world.n_items]
-        self._slates = SlateStatistics(world.groups.popular, exposures, len(world.data.users))
+        self._slates = SlateStatistics(world.groups.popular, world.exposures, len(world.data.users))
         self._records: list[EpisodeRecords] = []
         self._ndcg: list[NDArray[np.float64]] = []
 

@@ -186,6 +186,11 @@ class World:
         """``int64 (U,)``, raw ids of the users whose sessions may start here."""
         return self.data.users.ids[self.users]
 
+    @cached_property
+    def exposures(self) -> NDArray[np.int64]:
+        """``int64 (N,)``, how often each candidate was shown in the training log."""
+        return self.data.train.exposures(len(self.data.items))[: self.n_items]
+
     def user_rows(self, user_ids: Any) -> NDArray[np.int64]:
         """Returns the rows of users given by raw id.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
+from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.spaces import mean_embeddings
@@ -279,10 +280,7 @@ def _item_table(log: InteractionLog, users: BoolArray, world: World, embeddings:
     rate = (part.click_counts(items) + _PRIOR_EXPOSURES * overall) / (shown + _PRIOR_EXPOSURES)
     # A log of positives only has rate 1 throughout; its log-odds are left out of the model and need only be finite.
     rate = np.clip(rate, 1e-6, 1 - 1e-6)
-    popularity = np.log1p(shown)
-    spread = popularity.std()
-    standardised = (popularity - popularity.mean()) / (spread if spread > 0 else 1.0)
-    fixed = np.column_stack([np.log(rate / (1 - rate)), standardised])
+    fixed = np.column_stack([np.log(rate / (1 - rate)), log_popularity(shown)])
     return _ItemTable(fixed, _unit_rows(embeddings), embeddings)
 
 

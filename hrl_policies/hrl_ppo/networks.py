@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hrl_policies.common.slates import MASKED
 from hrl_policies.hrl_ppo.settings import HierarchySettings
+from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ class ItemTable(nn.Module):
         order = np.argsort(~popular, kind="stable")
         embeddings = world.embeddings[: world.n_items][order]
         norms = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-        logs = np.log1p(world.data.train.exposures(len(world.data.items))[: world.n_items])
-        standardised = (logs - logs.mean()) / max(float(logs.std()), 1e-6)
         counts = np.arange(self.slate_size + 1)
         tail = self.items - int(popular.sum())
         feasible = (counts <= popular.sum()) & (self.slate_size - counts <= tail)
@@ -78,7 +77,7 @@ class ItemTable(nn.Module):
             (self.place, np.argsort(order)),
             (self.feasible, feasible),
             (self.units, (embeddings / norms).astype(np.float32)),
-            (self.popularity, standardised[order].astype(np.float32)),
+            (self.popularity, log_popularity(world.exposures)[order].astype(np.float32)),
             (self.popular, popular[order]),
             (self.prior, prior[order]),
         ):

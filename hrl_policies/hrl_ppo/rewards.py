@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from kuaifair_env.data.schema import BoolArray, FloatArray
+from kuaifair_env.metrics import gini, signed_gap, slate_disparity
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 FairKind = Literal["slate_ad", "ema_group", "ema_gini", "decile_gini", "policy_entropy"]
@@ -49,7 +50,7 @@ class SlateDisparity:
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """See :class:`FairnessReward`."""
         share: FloatArray = self._popular[slates].mean(axis=1, dtype=np.float32)
-        return np.asarray(-np.abs(2.0 * share - 1.0), np.float32)
+        return np.asarray(-np.abs(signed_gap(share)), np.float32)
 
     def ended(self, rows: BoolArray) -> None:
         """See :class:`FairnessReward`."""
@@ -70,7 +71,7 @@ class SessionShare:
         """See :class:`FairnessReward`."""
         now = self._popular[slates].mean(axis=1, dtype=np.float32)
         self._share = self._kept * self._share + (1.0 - self._kept) * now
-        return np.asarray(-np.abs(2.0 * self._share - 1.0), np.float32)
+        return np.asarray(-np.abs(signed_gap(self._share)), np.float32)
 
     def ended(self, rows: BoolArray) -> None:
         """See :class:`FairnessReward`."""
@@ -106,7 +107,7 @@ class SystemGini:
         self._shown = kept * self._shown + np.bincount(
             self._owner[slates].ravel(), minlength=len(self._shown)
         )
-        potential = -_gini(self._shown / self._sizes)
+        potential = -gini(self._shown / self._sizes)
         change = 0.0 if self._last is None else potential - self._last
         self._last = potential
         return np.full(len(slates), self._scale * change, np.float32)
@@ -167,12 +168,6 @@ def fairness_reward(
     raise ValueError(f"fair must be one of {get_args(FairKind)}, got {kind!r}")
 
 
-def _gini(values: NDArray[np.float64]) -> float:
-    from kuaifair_env.metrics import gini
-
-    return float(gini(values))
-
-
 class FairSessions(VecEnvWrapper):
     """Rewards ``r + lambda Fair(L_t)`` with ``Fair = -|2 p - 1|`` of the slate, what HRL's manager earns (eq. 4).
 
@@ -203,5 +198,5 @@ class FairSessions(VecEnvWrapper):
         observation, reward, done, infos = self.venv.step_wait()
         outcome = self._batch.outcome
         assert outcome is not None
-        fair = -np.abs(2.0 * outcome.popular_share - 1.0)
+        fair = -slate_disparity(outcome.popular_share)
         return observation, (reward + self._fair_coef * fair).astype(np.float32), done, infos

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from hrl_policies.study.store import MODEL, CurveRow
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.metrics import signed_gap
 
 REPLAY = "replay.npz"
 _POINTS = 50
@@ -112,7 +113,7 @@ class TrainingMonitor(ProgressMonitor):
         columns = {name: np.asarray([session[name] for session in self._sessions]) for name in _CURVE_INPUTS}
         lengths = columns["len"]
         steps = lengths.sum()
-        gap = float(2.0 * (columns["popular_share"] * lengths).sum() / steps - 1.0)
+        gap = float(signed_gap((columns["popular_share"] * lengths).sum() / steps))
         self.curve.append(
             {
                 "steps": self.num_timesteps,

@@ -16,6 +16,7 @@ from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import RunRecord, StoredRun
 from hrl_policies.study.tables import variant_title
 from hrl_policies.zoo import METHODS, method
+from kuaifair_env.metrics import signed_gap
 
 Values = NDArray[np.float64]
 
@@ -94,7 +95,7 @@ class UserSums:
         if figure in ratios:
             return ratio_interval(*ratios[figure], resamples=resamples)
         if figure == "ad":
-            return folded(bootstrap(_signed_gap, self.popular, self.steps, resamples=resamples))
+            return folded(bootstrap(_pooled_gap, self.popular, self.steps, resamples=resamples))
         raise ValueError(f"no interval over users is known for {figure!r}; choose {', '.join(ratios)} or ad")
 
 
@@ -342,5 +343,5 @@ def _session(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _signed_gap(popular: Values, steps: Values) -> Values:
-    return np.asarray(2.0 * popular.sum(axis=-1) / steps.sum(axis=-1) - 1.0)
+def _pooled_gap(popular: Values, steps: Values) -> Values:
+    return signed_gap(popular.sum(axis=-1) / steps.sum(axis=-1))

@@ -141,6 +141,19 @@ def popularity_groups(
     return PopularityGroups(item_ids.astype(np.int64), weights, popular, source)
 
 
+def log_popularity(exposures: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the standardised log-popularity of items: ``log(1 + exposures)`` with mean 0 and standard deviation 1.
+
+    Args:
+        exposures: ``(N,)``, how often each item was shown.
+
+    Returns:
+        ``float64 (N,)``; zero where all counts are equal.
+    """
+    logs = np.log1p(exposures)
+    return np.asarray((logs - logs.mean()) / max(float(logs.std()), 1e-6))
+
+
 def groups_of(
     data: InteractionData,
     candidates: IntArray | None = None,

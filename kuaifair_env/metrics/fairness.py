@@ -27,6 +27,11 @@ BOUND_TOLERANCE = 1e-9
 """A slate this close below the bound violates it: ``|2 * 0.7 - 1|`` is 0.4, but less than 0.4 in binary."""
 
 
+def signed_gap(popular_share: NDArray[Any] | float) -> NDArray[Any]:
+    """Returns ``2p - 1``, the popular minus the long-tail share, for popular shares of any shape; in [-1, 1]."""
+    return np.asarray(2.0 * popular_share - 1.0)
+
+
 def slate_disparity(
     popular_share: NDArray[Any] | float, mode: DisparityMode = "parity", target: float = 0.5
 ) -> NDArray[np.float64]:
@@ -52,9 +57,9 @@ def slate_disparity(
             f"popular shares must be float64 (got {share.dtype}): compute them as counts / slate size"
         )
     if mode == "parity":
-        return np.abs(2.0 * share - 1.0)
+        return np.asarray(np.abs(signed_gap(share)))
     if mode == "popular_only":
-        return np.maximum(2.0 * share - 1.0, 0.0)
+        return np.asarray(np.maximum(signed_gap(share), 0.0))
     if mode == "target":
         if not 0.0 <= target <= 1.0:
             raise ValueError(f"target popular share must lie in [0, 1], got {target}")
@@ -91,7 +96,7 @@ def share_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
     Raises:
         ValueError: See :func:`popular_share`.
     """
-    return 2.0 * popular_share(exposures, popular) - 1.0
+    return float(signed_gap(popular_share(exposures, popular)))
 
 
 def absolute_difference(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
