@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionData, InteractionLog, Users
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Users
 from kuaifair_env.response import (
     FactorisedConfig,
     FactorisedResponse,

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsrm.purifier import MismatchError
-from kuaifair_env.data.schema import FloatArray, InteractionData, InteractionLog
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
 from kuaifair_env.spaces import mean_embeddings

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsrm.probe_data import ProbeSet
-from kuaifair_env.data.schema import FloatArray, InteractionData
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import save_figure
 
 _MOST_POINTS = 1_500

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
-from kuaifair_env.data.schema import InteractionData, InteractionLog
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.evaluation import EvaluationResult, evaluate

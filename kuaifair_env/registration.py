@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kuaifair_env.abandonment import LeaveRule
+    from kuaifair_env.data.dataset import InteractionData
     from kuaifair_env.data.popularity import PopularitySource
-    from kuaifair_env.data.schema import InteractionData
     from kuaifair_env.data.sources import DatasetName
     from kuaifair_env.response.synthetic import TwinResponse
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
-from kuaifair_env.data.schema import InteractionData
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.world import held_out_users
 
 DEFAULT_SHARE = 0.1

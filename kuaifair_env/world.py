@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
-from kuaifair_env.data.schema import FloatArray, IntArray, InteractionData, InteractionLog, Split
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog, Split
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import atomic_path
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel

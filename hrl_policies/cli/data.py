@@ -15,7 +15,7 @@ from rich.table import Table
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
-    from kuaifair_env.data.schema import InteractionData
+    from kuaifair_env.data.dataset import InteractionData
 
 data_app = typer.Typer(help="Download, check and look at data sets.", no_args_is_help=True)
 

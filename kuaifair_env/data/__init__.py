@@ -9,19 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kuaifair_env.data.cache import cache_dir, cached, load_data, save_data
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, groups_of, popularity_groups
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 
 if TYPE_CHECKING:
     from kuaifair_env.data.download import fetch
-    from kuaifair_env.data.frames import LogColumns, from_frames
+    from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
     from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
     from kuaifair_env.data.sources import find_source
@@ -39,7 +33,6 @@ __all__ = [
     "cached",
     "fetch",
     "find_source",
-    "from_frames",
     "groups_of",
     "load_data",
     "load_kuairand",
@@ -54,7 +47,6 @@ _HOMES = {
     "LogColumns": "frames",
     "fetch": "download",
     "find_source": "sources",
-    "from_frames": "frames",
     "load_kuairand": "kuairand",
     "load_kuairec": "kuairec",
     "read_kuairand": "kuairand",

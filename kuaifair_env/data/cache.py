@@ -21,14 +21,8 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import file_hash, remove_stale
 

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -297,13 +297,3 @@ def check_unique(files: SourceFiles, name: str, column: str, values: NDArray[Any
             line=line_of_row(files, name, row),
             column=column,
         )
-
-
-def as_frame(columns: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
-    """Puts columns that were read into a DataFrame; text becomes categories."""
-    return pd.DataFrame(
-        {
-            name: pd.Categorical(values) if values.dtype == object else values
-            for name, values in columns.items()
-        }
-    )

@@ -1,4 +1,4 @@
-"""A user's own DataFrames as a data set."""
+"""Checks a user's own DataFrames and turns them into the tables of a data set."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.encoding import (
+from kuaifair_env.data.features import encode_features, tag_matrix
+from kuaifair_env.data.logs import (
     RawLog,
     build_log,
     count_shared_rows,
-    encode_features,
     exact_duplicates,
     pairs_met,
     rows_of,
-    tag_matrix,
 )
 from kuaifair_env.data.schema import (
     BoolArray,
     Catalogue,
     FeatureTable,
-    InteractionData,
     InteractionLog,
-    Provenance,
     Users,
 )
 from kuaifair_env.errors import DataError
@@ -68,76 +65,67 @@ class _Parsed:
     watch_ratios: NDArray[np.float32] | None
 
 
-def from_frames(
-    train: pd.DataFrame,
-    test: pd.DataFrame,
-    items: pd.DataFrame | None = None,
-    users: pd.DataFrame | None = None,
-    *,
-    name: str = "own logs",
-    columns: LogColumns | None = None,
-    positive_watch_ratio: float | None = None,
-    drop_duplicates: bool | None = None,
-    positives_only: bool = False,
-    provenance: Provenance | None = None,
-) -> InteractionData:
-    """Turns DataFrames into a data set. The frames are not changed.
+@dataclass(frozen=True)
+class FrameTables:
+    """What frames hold, as checked tables.
 
-    A log has one row per exposure: a user, an item, and whether the user clicked. Rows may be in any order;
-    they are sorted by user and time, and by their order in the frame where there is no time. Ids may be any
-    integers. What was found and done is counted in the ``report`` of the result.
+    Attributes:
+        users: Sorted by id.
+        items: Sorted by id.
+        train: The training log.
+        test: The test log.
+        report: Counts of what was read, dropped and reordered, JSON-able.
+    """
+
+    users: Users
+    items: Catalogue
+    train: InteractionLog
+    test: InteractionLog
+    report: dict[str, Any]
+
+
+def read_frames(
+    logs: Mapping[str, pd.DataFrame],
+    items: pd.DataFrame | None,
+    users: pd.DataFrame | None,
+    *,
+    columns: LogColumns,
+    positive_watch_ratio: float | None,
+    drop_duplicates: bool | None,
+    positives_only: bool,
+) -> FrameTables:
+    """Checks a user's frames and turns them into tables; see :meth:`InteractionData.from_frames`.
 
     Args:
-        train: The log that agents and the training world learn from.
-        test: The log that the test world is fitted on.
-        items: One row per item: id, and optionally tags, shown counts and any features; None takes the items
-            of both logs. Feature columns must not be derived from ``test``.
-        users: One row per user: id and any features; None takes the users of both logs. Users without history
-            are fine.
-        name: Short name for reports.
-        columns: Names of the columns, when they are not ``user_id, item_id, click, time, watch_ratio``.
-        positive_watch_ratio: Take ``watch_ratio >= positive_watch_ratio`` as the click instead of a column.
-        drop_duplicates: Whether rows that equal an earlier row (user, item, time, click, watch ratio) are
-            dropped. None drops them from a log with time, where they are logging errors, and keeps them in a
-            log without, where they are repeated exposures.
-        positives_only: The training log lists clicks only, so exposure is unknown.
-        provenance: Where the data come from; None says that they are your own.
-
-    Returns:
-        The data set, with users and items sorted by id.
-
-    Raises:
-        DataError: For an empty log, missing columns or ids, ids that are not integers, feedback that is not 0
-            or 1, ids of a log that are not in ``items`` or ``users``, repeated ids there, fewer than two
-            items, or a test log whose rows are in the training log.
+        logs: The frames ``"train"`` and ``"test"``.
+        items: One row per item, or None.
+        users: One row per user, or None.
+        columns: Names of the columns.
+        positive_watch_ratio: Watch ratio that makes a click, or None.
+        drop_duplicates: Whether exact duplicates are dropped; None drops them from logs with time.
+        positives_only: Whether the training log lists clicks only.
     """
-    names = columns or LogColumns()
-    parsed = {
-        "train": _parse_log(train, "train", names, positive_watch_ratio),
-        "test": _parse_log(test, "test", names, positive_watch_ratio),
-    }
-    catalogue = _catalogue(items, names, parsed)
-    people = _users(users, names, parsed)
+    parsed = {split: _parse_log(frame, split, columns, positive_watch_ratio) for split, frame in logs.items()}
+    catalogue = _catalogue(items, columns, parsed)
+    people = _users(users, columns, parsed)
     if len(catalogue) < 2:
         raise DataError(
             f"there is only one item ({catalogue.ids[0]}); a recommender needs at least two to choose from"
         )
-    logs: dict[str, InteractionLog] = {}
+    sorted_logs: dict[str, InteractionLog] = {}
     report: dict[str, Any] = {}
-    for which, log in parsed.items():
-        logs[which], report[which] = _finish_log(
-            which, log, people.ids, catalogue.ids, drop_duplicates, positives_only and which == "train"
+    for split, log in parsed.items():
+        sorted_logs[split], report[split] = _finish_log(
+            split, log, people.ids, catalogue.ids, drop_duplicates, positives_only and split == "train"
         )
+    train, test = sorted_logs["train"], sorted_logs["test"]
     timed = all(log.times is not None for log in parsed.values())
     sizes = (len(people), len(catalogue))
-    _check_disjoint(logs["train"], logs["test"], timed, sizes)
-    report["users"] = _coverage(len(people), logs, "users")
-    report["items"] = _coverage(len(catalogue), logs, "items")
-    report["test_pairs_in_train"] = int(pairs_met(logs["train"], logs["test"], *sizes).sum())
-    origin = provenance or Provenance(
-        name, "own", f"{len(logs['train']):,} training and {len(logs['test']):,} test rows"
-    )
-    return InteractionData(people, catalogue, logs["train"], logs["test"], origin, report)
+    _check_disjoint(train, test, timed, sizes)
+    report["users"] = _coverage(len(people), sorted_logs, "users")
+    report["items"] = _coverage(len(catalogue), sorted_logs, "items")
+    report["test_pairs_in_train"] = int(pairs_met(train, test, *sizes).sum())
+    return FrameTables(people, catalogue, train, test, report)
 
 
 def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: float | None) -> _Parsed:

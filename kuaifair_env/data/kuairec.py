@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
-from kuaifair_env.data.encoding import encode_features, tag_matrix
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.features import category_frame, encode_features, tag_matrix
+from kuaifair_env.data.logs import RawLog
 from kuaifair_env.data.official import (
-    UNKNOWN_CODE,
-    RawLog,
-    category_frame,
     finish_log,
     id_column,
     known_rows,
@@ -31,8 +30,8 @@ from kuaifair_env.data.official import (
     overlap,
     read_users,
 )
-from kuaifair_env.data.schema import Catalogue, InteractionData, InteractionLog
-from kuaifair_env.data.sources import KUAIREC, open_source, provenance_of
+from kuaifair_env.data.schema import Catalogue, InteractionLog
+from kuaifair_env.data.sources import KUAIREC, UNKNOWN_CODE, open_source, provenance_of
 from kuaifair_env.errors import DataError
 
 POSITIVE_WATCH_RATIO = 2.0

@@ -7,28 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.cache import cached
-from kuaifair_env.data.csv_columns import Column, as_frame, check_unique, line_of_row, read_columns
-from kuaifair_env.data.encoding import RawLog as RawLog
-from kuaifair_env.data.encoding import build_log, encode_features, exact_duplicates, pairs_met, rows_of
-from kuaifair_env.data.schema import InteractionData, InteractionLog, Users
-from kuaifair_env.data.sources import OfficialDataset, find_source, open_source
+from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.features import category_frame, encode_features
+from kuaifair_env.data.logs import RawLog, build_log, exact_duplicates, pairs_met, rows_of
+from kuaifair_env.data.schema import InteractionLog, Users
+from kuaifair_env.data.sources import USER_CATEGORIES, USER_NUMBERS, OfficialDataset, find_source, open_source
 from kuaifair_env.errors import DataError
-
-UNKNOWN_CODE = -124
-"""Both data sets write an unknown integer category as -124."""
-
-_USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-_USER_CATEGORIES = (
-    "is_lowactive_period",
-    "is_live_streamer",
-    "is_video_author",
-    *(f"onehot_feat{number}" for number in range(18)),
-)
 
 
 def read_users(files: SourceFiles, name: str) -> Users:
@@ -39,30 +28,16 @@ def read_users(files: SourceFiles, name: str) -> Users:
     columns = [
         Column("user_id", "integer", low=0),
         Column("user_active_degree", "text", missing_ok=True),
-        *(Column(number, missing_ok=True) for number in _USER_NUMBERS),
-        *(Column(category, missing_ok=True) for category in _USER_CATEGORIES),
+        *(Column(number, missing_ok=True) for number in USER_NUMBERS),
+        *(Column(category, missing_ok=True) for category in USER_CATEGORIES),
     ]
     table = read_columns(files, name, columns)
     ids = table.pop("user_id")
     check_unique(files, name, "user_id", ids)
     order = np.argsort(ids)
     return Users(
-        ids[order], encode_features(category_frame(table, _USER_CATEGORIES).iloc[order], "user feature")
+        ids[order], encode_features(category_frame(table, USER_CATEGORIES).iloc[order], "user feature")
     )
-
-
-def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
-    """Makes categories of coded columns and of text, with -124 and ``UNKNOWN`` as missing."""
-    frame = as_frame(table)
-    for name in frame.columns:
-        if name in categories and frame[name].dtype.kind == "f":
-            codes = frame[name].where(frame[name] != UNKNOWN_CODE).astype("Int64")
-            frame[name] = codes.astype("category")
-        elif isinstance(frame[name].dtype, pd.CategoricalDtype):
-            frame[name] = frame[name].cat.remove_categories(
-                [value for value in frame[name].cat.categories if value == "UNKNOWN"]
-            )
-    return frame
 
 
 def id_column(name: str, known: NDArray[np.int64], where: str) -> Column:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionData
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.errors import DataError
 
 PopularitySource = Literal["train", "shown"]

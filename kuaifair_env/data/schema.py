@@ -1,4 +1,4 @@
-"""What a data set is, whatever it came from: frozen tables of users, items and logs.
+"""The tables of a data set, whatever it comes from: users, items, logs, and where they come from.
 
 Users and items are addressed by *rows* (0-based positions in ``users.ids`` and ``items.ids``) everywhere
 inside the library; raw ids appear at the borders only. Every table is keyed by raw id, never by file order.
@@ -6,21 +6,14 @@ inside the library; raw ids appear at the borders only. Every table is keyed by 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from kuaifair_env.data.frames import LogColumns
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
@@ -112,7 +105,7 @@ class Catalogue:
     """The items of a data set.
 
     Attributes:
-        ids: ``int64 (N,)``, distinct raw ids. Readers sort them, :meth:`InteractionData.arranged` reorders.
+        ids: ``int64 (N,)``, distinct raw ids. Readers sort them, a world puts its candidates first.
         features: One row per item; must not be derived from the test log.
         tags: ``bool (N, T)`` membership in content categories; ``T`` may be 0.
         tag_names: Names of the ``T`` categories.
@@ -236,111 +229,8 @@ class InteractionLog:
         )
 
 
-@dataclass(frozen=True)
-class InteractionData:
-    """A data set: users, items, a training log and a test log that share no row.
-
-    Attributes:
-        users: Who.
-        items: What.
-        train: The log that agents, encoders and popularity come from.
-        test: The log that the test world is fitted on; agents never see it.
-        provenance: Where it all came from.
-        report: What the reader saw and did (rows read, duplicates dropped, ...), JSON-able.
-    """
-
-    users: Users
-    items: Catalogue
-    train: InteractionLog
-    test: InteractionLog
-    provenance: Provenance
-    report: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, log in (("train", self.train), ("test", self.test)):
-            if not len(log):
-                raise DataError(f"the {name} log is empty")
-            _check_rows(log.users, len(self.users), f"{name} log, user")
-            _check_rows(log.items, len(self.items), f"{name} log, item")
-
-    @cached_property
-    def data_hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of ids and both logs: equal data, equal hash, on every platform.
-
-        Computed once; the cache stores it (:mod:`kuaifair_env.data.cache`).
-        """
-        digest = hashlib.sha256()
-        for log in (self.train, self.test):
-            columns: tuple[tuple[NDArray[Any], str], ...] = (
-                (self.users.ids[log.users], "<i8"),
-                (self.items.ids[log.items], "<i8"),
-                (log.clicks, "|b1"),
-            )
-            for column, kind in columns:
-                digest.update(np.ascontiguousarray(column, kind).tobytes())
-        return digest.hexdigest()[:16]
-
-    @classmethod
-    def from_frames(
-        cls,
-        train: pd.DataFrame,
-        test: pd.DataFrame,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
-        *,
-        name: str = "own logs",
-        columns: LogColumns | None = None,
-        positive_watch_ratio: float | None = None,
-        drop_duplicates: bool | None = None,
-        positives_only: bool = False,
-        provenance: Provenance | None = None,
-    ) -> InteractionData:
-        """Turns a user's own DataFrames into a data set; see :func:`kuaifair_env.data.frames.from_frames`."""
-        from kuaifair_env.data.frames import from_frames
-
-        return from_frames(
-            train,
-            test,
-            items,
-            users,
-            name=name,
-            columns=columns,
-            positive_watch_ratio=positive_watch_ratio,
-            drop_duplicates=drop_duplicates,
-            positives_only=positives_only,
-            provenance=provenance,
-        )
-
-    def arranged(self, first: IntArray) -> InteractionData:
-        """Returns the same data with the given item rows first, all others behind them.
-
-        A world uses this so that its candidates are items ``0 .. len(first) - 1`` in every table.
-
-        Args:
-            first: Distinct item rows.
-        """
-        rest = np.setdiff1d(np.arange(len(self.items)), first)
-        order = np.concatenate([first, rest])
-        if len(order) != len(self.items):
-            raise DataError("candidate rows must be distinct and within the catalogue")
-        position = np.empty(len(order), np.int32)
-        position[order] = np.arange(len(order), dtype=np.int32)
-        return replace(
-            self,
-            items=self.items.take(order),
-            train=replace(self.train, items=position[self.train.items]),
-            test=replace(self.test, items=position[self.test.items]),
-        )
-
-
 def _check_ids(ids: NDArray[np.int64], what: str, rows: int) -> None:
     if ids.ndim != 1 or (np.diff(ids) <= 0).any():
         raise DataError(f"{what} ids must be a strictly increasing vector of integers")
     if len(ids) != rows:
         raise DataError(f"{what} features have {rows} rows for {len(ids)} ids")
-
-
-def _check_rows(rows: IntArray, size: int, what: str) -> None:
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= size:
-        raise DataError(f"{what} row {low if low < 0 else high} is outside 0..{size - 1}")

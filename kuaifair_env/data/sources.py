@@ -17,6 +17,20 @@ from kuaifair_env.errors import DataError
 DATA_VARIABLE = "KUAIFAIR_DATA"
 """Environment variable that names a folder with official files."""
 
+UNKNOWN_CODE = -124
+"""Both data sets write an unknown integer category as -124."""
+
+USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+"""Numbers in the user tables of both data sets."""
+
+USER_CATEGORIES = (
+    "is_lowactive_period",
+    "is_live_streamer",
+    "is_video_author",
+    *(f"onehot_feat{number}" for number in range(18)),
+)
+"""Coded columns in the user tables of both data sets."""
+
 DatasetName = Literal["kuairec", "kuairand"]
 
 

@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from kuaifair_env.data.schema import InteractionData, InteractionLog, Split
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, FeatureTable, FloatArray, InteractionData, InteractionLog
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import BoolArray, FeatureTable, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 
 if TYPE_CHECKING:

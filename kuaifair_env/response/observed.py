@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionData, InteractionLog
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import HistoryWindow

@@ -14,17 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.data.sources import PROVENANCE_FILE
+from kuaifair_env.data.sources import PROVENANCE_FILE, UNKNOWN_CODE
 from kuaifair_env.errors import DataError
 from kuaifair_env.synthetic.log import LONG_VIEW_MS, play_times
-from kuaifair_env.synthetic.tables import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE, Columns
+from kuaifair_env.synthetic.tables import DAILY_NUMBERS, STATISTICS, Columns
 from kuaifair_env.synthetic.truth import stream
 from kuaifair_env.synthetic.twin import Twin
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kuaifair_env.synthetic.twin import Twin
 
 
 PART_ROWS = 500_000

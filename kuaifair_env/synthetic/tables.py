@@ -15,21 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, Catalogue, Users
+from kuaifair_env.data.sources import UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.truth import Scores, TwinWorld, correlated, distribution_by_rank, stream
 
 Columns = dict[str, NDArray[Any]]
 Shares = tuple[tuple[Any, float], ...]
-
-UNKNOWN_CODE = -124
-
-SOCIAL_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-USER_CATEGORIES = (
-    "is_lowactive_period",
-    "is_live_streamer",
-    "is_video_author",
-    *(f"onehot_feat{number}" for number in range(18)),
-)
 
 # Shares of users by activity degree, most active first (official user tables).
 _DEGREES: Mapping[Layout, Shares] = {
@@ -155,8 +146,7 @@ def build_tables(config: TwinConfig, world: TwinWorld) -> TwinTables:
 
 def users_of(config: TwinConfig, tables: TwinTables) -> Users:
     """Returns the users with their features."""
-    from kuaifair_env.data.encoding import encode_features  # pandas: not on the import path of environments
-    from kuaifair_env.data.official import category_frame
+    from kuaifair_env.data.features import category_frame, encode_features  # needs pandas
 
     frame = category_frame(_as_read(tables.users), USER_CATEGORIES)
     return Users(np.arange(config.n_users, dtype=np.int64), encode_features(frame, "user feature"))
@@ -166,8 +156,7 @@ def catalogue_of(config: TwinConfig, world: TwinWorld, tables: TwinTables) -> Ca
     """Returns the items with their features, tags and platform-wide exposure counts."""
     import pandas as pd
 
-    from kuaifair_env.data.encoding import encode_features
-    from kuaifair_env.data.official import category_frame
+    from kuaifair_env.data.features import category_frame, encode_features
 
     if config.layout == "kuairec":
         columns = _daily_means(config.n_items, tables.daily)
@@ -207,7 +196,7 @@ def _draw_users(config: TwinConfig, world: TwinWorld, rng: np.random.Generator) 
     place = _ranks(-correlated(rng, world.activity_scores, 0.6))
     columns["user_active_degree"] = np.asarray(names)[np.searchsorted(np.cumsum(shares)[:-1], place)]
     fame = rng.standard_normal(size)
-    for name, values in zip(SOCIAL_NUMBERS, _SOCIAL[layout], strict=True):
+    for name, values in zip(USER_NUMBERS, _SOCIAL[layout], strict=True):
         is_count = name != "register_days"
         scores = correlated(rng, fame, 0.7 if is_count else 0.0)
         numbers = QuantileDistribution(_LEVELS, values, "log").at(scores) - is_count

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from kuaifair_env.data.cache import cached
-from kuaifair_env.data.schema import InteractionData, Provenance
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Provenance
 from kuaifair_env.synthetic.config import (
     KUAIRAND,
     KUAIREC,

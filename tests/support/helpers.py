@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 

@@ -8,15 +8,9 @@ import numpy as np
 from helpers import TableResponse
 
 from hrl_policies.worlds import WorldPair
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 

@@ -7,15 +7,9 @@ from functools import lru_cache
 import numpy as np
 from helpers import TableResponse
 
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.world import World, held_out_users, initial_history, svd_item_embeddings
 
 N_USERS, N_ITEMS, N_TAGS, DIMENSION = 600, 120, 4, 8

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuaifair_env.data import InteractionData, LogColumns, Provenance, from_frames
+from kuaifair_env.data import InteractionData, LogColumns, Provenance
 from kuaifair_env.errors import DataError
 
 
@@ -65,9 +65,9 @@ def test_the_log_is_the_sorted_frame(
     test["time"] += 100
     if pd.concat([train, test]).item_id.nunique() < 2:
         with pytest.raises(DataError, match="one item"):
-            from_frames(train, test)
+            InteractionData.from_frames(train, test)
         return
-    data = from_frames(train, test)
+    data = InteractionData.from_frames(train, test)
     for log, frame, which in ((data.train, train, "train"), (data.test, test, "test")):
         expected = frame.drop_duplicates().sort_values(["user_id", "time"], kind="stable")
         np.testing.assert_array_equal(data.users.ids[log.users], expected.user_id)
@@ -83,11 +83,11 @@ def test_the_log_is_the_sorted_frame(
 
 def test_without_time_the_order_of_the_frame_counts_and_repeats_are_kept() -> None:
     train = pd.DataFrame({"user_id": [2, 1, 2, 2], "item_id": [9, 8, 8, 9], "click": [1, 1, 0, 1]})
-    data = from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}))
+    data = InteractionData.from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}))
     assert data.items.ids[data.train.items].tolist() == [8, 9, 8, 9]
     assert data.report["train"]["exact_duplicates_dropped"] == 0
     assert data.report["train"]["repeated_pairs"] == 1
-    dropped = from_frames(
+    dropped = InteractionData.from_frames(
         train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}), drop_duplicates=True
     )
     assert dropped.report["train"]["exact_duplicates_dropped"] == 1
@@ -98,7 +98,7 @@ def test_rows_without_time_come_last_in_their_order() -> None:
         {"user_id": 1, "item_id": [4, 3, 2, 1], "click": 0, "time": [np.nan, 2.5, np.nan, 0.25]},
         index=[9, 9, 9, 9],
     )
-    data = from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]}))
+    data = InteractionData.from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]}))
     assert data.items.ids[data.train.items].tolist() == [1, 3, 4, 2]
     assert data.train.times.tolist() == [250, 2500, 2501, 2501]
     assert data.report["train"]["rows_without_time"] == 2
@@ -108,7 +108,9 @@ def test_datetimes_become_milliseconds() -> None:
     moments = pd.to_datetime(["2024-01-01 00:00:01.5", None, "2024-01-01 00:00:00.0"])
     train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "click": 0, "time": moments})
     for frame in (train, train.assign(time=train.time.dt.tz_localize("Asia/Shanghai").dt.tz_convert("UTC"))):
-        log = from_frames(frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]})).train
+        log = InteractionData.from_frames(
+            frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]})
+        ).train
         assert log.times[1] - log.times[0] == 1500
         assert log.items.tolist() == [2, 0, 1]
 
@@ -116,34 +118,34 @@ def test_datetimes_become_milliseconds() -> None:
 def test_a_threshold_on_watch_ratios_makes_clicks() -> None:
     train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "watch_ratio": [0.5, 2.0, 7.0]})
     test = pd.DataFrame({"user_id": 1, "item_id": [1, 2], "watch_ratio": [2.5, 0.0]})
-    data = from_frames(train, test, positive_watch_ratio=2.0)
+    data = InteractionData.from_frames(train, test, positive_watch_ratio=2.0)
     assert data.train.clicks.tolist() == [False, True, True]
     assert data.train.watch_ratios is not None
     assert data.train.watch_ratios.tolist() == [0.5, 2.0, 7.0]
     with pytest.raises(DataError, match="watch_ratio"):
-        from_frames(train.drop(columns="watch_ratio"), test, positive_watch_ratio=2.0)
+        InteractionData.from_frames(train.drop(columns="watch_ratio"), test, positive_watch_ratio=2.0)
     with pytest.raises(DataError, match="positive_watch_ratio"):
-        from_frames(train, test)
+        InteractionData.from_frames(train, test)
 
 
 def test_nullable_columns_count_as_what_they_hold() -> None:
     train, test = train_frame(), test_frame()
     kinds = {"user_id": "Int64", "item_id": "Float64", "click": "boolean", "time": "Int64"}
-    nullable = from_frames(train.astype(kinds), test.astype(kinds))
-    assert nullable.data_hash == from_frames(train, test).data_hash
+    nullable = InteractionData.from_frames(train.astype(kinds), test.astype(kinds))
+    assert nullable.data_hash == InteractionData.from_frames(train, test).data_hash
     half = train.astype({"item_id": "Float64"})
     half.loc[2, "item_id"] = 4.5
     with pytest.raises(DataError, match=r"row 2 .* 4\.5"):
-        from_frames(half, test)
+        InteractionData.from_frames(half, test)
 
 
 def test_columns_may_have_any_name() -> None:
     names = LogColumns(user="u", item="i", click="liked", time="t")
     renamed = {"user_id": "u", "item_id": "i", "click": "liked", "time": "t"}
-    data = from_frames(
+    data = InteractionData.from_frames(
         train_frame().rename(columns=renamed), test_frame().rename(columns=renamed), columns=names
     )
-    assert data.data_hash == from_frames(train_frame(), test_frame()).data_hash
+    assert data.data_hash == InteractionData.from_frames(train_frame(), test_frame()).data_hash
 
 
 def test_items_and_users_bring_tags_counts_and_features() -> None:
@@ -157,7 +159,7 @@ def test_items_and_users_bring_tags_counts_and_features() -> None:
         }
     )
     users = pd.DataFrame({"user_id": [40, 7, -3, 1000], "age": [20, 30, 40, 50]})
-    data = from_frames(train_frame(), test_frame(), items=items, users=users)
+    data = InteractionData.from_frames(train_frame(), test_frame(), items=items, users=users)
     assert data.items.ids.tolist() == [5, 6, 100, 2**40]
     assert data.items.tag_names == ("jazz", "live")
     assert data.items.tags.tolist() == [[False, False], [False, False], [True, True], [True, False]]
@@ -174,16 +176,16 @@ def test_items_and_users_bring_tags_counts_and_features() -> None:
 
 def test_a_given_provenance_travels_with_the_data() -> None:
     told = Provenance("partial KuaiRand-Pure", "partial", "a part", {"f": "0"}, {"seed": 1})
-    assert from_frames(train_frame(), test_frame(), provenance=told).provenance == told
+    assert InteractionData.from_frames(train_frame(), test_frame(), provenance=told).provenance == told
 
 
 def test_positives_only_is_checked_and_kept() -> None:
     clicks = train_frame().assign(click=1)
-    data = from_frames(clicks, test_frame(), positives_only=True)
+    data = InteractionData.from_frames(clicks, test_frame(), positives_only=True)
     assert data.train.positives_only
     assert not data.test.positives_only
     with pytest.raises(DataError, match="positives only"):
-        from_frames(train_frame(), test_frame(), positives_only=True)
+        InteractionData.from_frames(train_frame(), test_frame(), positives_only=True)
 
 
 BAD = [
@@ -212,16 +214,16 @@ def test_bad_logs_are_refused(change: object, words: str, column: str | None) ->
         frames = {"train": train_frame(), "test": train_frame().assign(time=lambda f: f.time + 1000)}
         frames[which] = change(frames[which])  # type: ignore[operator]
         with pytest.raises(DataError, match=words) as caught:
-            from_frames(frames["train"], frames["test"])
+            InteractionData.from_frames(frames["train"], frames["test"])
         assert caught.value.column == column
         assert which in str(caught.value)
 
 
 def test_ids_that_no_table_has_are_refused() -> None:
     with pytest.raises(DataError, match=r"item 1099511627776 in row 4 of the train log .*1 such"):
-        from_frames(train_frame(), test_frame(), items=pd.DataFrame({"item_id": [5, 100]}))
+        InteractionData.from_frames(train_frame(), test_frame(), items=pd.DataFrame({"item_id": [5, 100]}))
     with pytest.raises(DataError, match="user 40 in row 4 of the train log"):
-        from_frames(train_frame(), test_frame(), users=pd.DataFrame({"user_id": [7, -3]}))
+        InteractionData.from_frames(train_frame(), test_frame(), users=pd.DataFrame({"user_id": [7, -3]}))
 
 
 def test_bad_tables_are_refused() -> None:
@@ -239,22 +241,22 @@ def test_bad_tables_are_refused() -> None:
     ]
     for table, words in cases:
         with pytest.raises(DataError, match=words):
-            from_frames(train_frame(), test_frame(), items=table)  # type: ignore[arg-type]
+            InteractionData.from_frames(train_frame(), test_frame(), items=table)  # type: ignore[arg-type]
 
 
 def test_one_item_is_no_catalogue() -> None:
     train = pd.DataFrame({"user_id": [1, 2], "item_id": [4, 4], "click": [0, 1]})
     with pytest.raises(DataError, match="only one item"):
-        from_frames(train, train.iloc[:1].assign(click=1))
+        InteractionData.from_frames(train, train.iloc[:1].assign(click=1))
 
 
 def test_a_log_in_both_places_is_refused() -> None:
     with pytest.raises(DataError, match="2 rows of the test log"):
-        from_frames(train_frame(), pd.concat([test_frame(), train_frame().iloc[[0, 3]]]))
+        InteractionData.from_frames(train_frame(), pd.concat([test_frame(), train_frame().iloc[[0, 3]]]))
     untimed = train_frame().drop(columns="time")
     with pytest.raises(DataError, match="every row"):
-        from_frames(untimed, untimed)
-    shared = from_frames(untimed, pd.concat([untimed, test_frame().drop(columns="time")]))
+        InteractionData.from_frames(untimed, untimed)
+    shared = InteractionData.from_frames(untimed, pd.concat([untimed, test_frame().drop(columns="time")]))
     assert shared.report["test_pairs_in_train"] == 6
 
 
@@ -271,6 +273,6 @@ def test_two_million_rows_take_seconds() -> None:
         }
     )
     begin = time.perf_counter()
-    data = from_frames(train, train.iloc[:1000].assign(time=10**10))
+    data = InteractionData.from_frames(train, train.iloc[:1000].assign(time=10**10))
     assert time.perf_counter() - begin < 20.0
     assert len(data.train) == n_rows

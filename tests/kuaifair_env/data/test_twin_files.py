@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
-from kuaifair_env.data.schema import InteractionData
 from kuaifair_env.errors import DataError
 from kuaifair_env.synthetic import files as twin_files
 from kuaifair_env.synthetic.files import write_official

@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.response import FactorisedResponse
 
 

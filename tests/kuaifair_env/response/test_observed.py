@@ -7,14 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from kuaifair_env.data.schema import (
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-)
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.response import ObservedResponse, ResponseModel, load_response, observed_block
 
