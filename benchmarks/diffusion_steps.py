@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kuaifair_env.splits import evaluation_users
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -34,7 +36,7 @@ from hrl_policies.study.figures import StepResult, draw_diffusion_steps, write_s
 from hrl_policies.study.results import world_title
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
-from hrl_policies.worlds import WorldPair, evaluation_users
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.evaluation import evaluate
@@ -71,7 +73,7 @@ def auc(probes: ProbeSet, states: FloatArray) -> float:
 def earned(pair: WorldPair, purifier: StatePurifier | None) -> dict[str, float]:
     """Returns QuotaGreedy's headline figures in the test world, Max Len 30."""
     env = KuaiFairVecEnv(pair.test, SessionConfig(max_len=30, action_mode="slate"), BATCH, seed=0)
-    users = evaluation_users(pair.test, 1_000)
+    users = evaluation_users(pair.test.user_ids, 1_000)
     wrapped = env if purifier is None else VecDSRM(env, purifier)
     return evaluate(QuotaGreedy(pair.scorer), wrapped, users=users, seed=0).summary()
 

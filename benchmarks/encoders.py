@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from kuaifair_env.spaces import observed_states
+from kuaifair_env.splits import held_out_users
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -30,7 +31,7 @@ from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc
-from kuaifair_env.world import World, held_out_users
+from kuaifair_env.world import World
 
 PURIFIED = "mean, logQ"
 VARIANTS = {

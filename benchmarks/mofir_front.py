@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kuaifair_env.splits import evaluation_users
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from purifiers import pair_of
@@ -31,7 +33,7 @@ from hrl_policies.study.figures import draw_preference_front
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.table import Measured, ResultTable
 from hrl_policies.study.tables import half_interval
-from hrl_policies.worlds import WorldPair, evaluation_users
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -50,7 +52,9 @@ def sessions(world: World, config: RunConfig) -> KuaiFairVecEnv:
 def place(name: str, pair: WorldPair, world: World) -> tuple[float, float]:
     """Returns clicks and long-tail share of a control."""
     config = plan_run(name, pair.name)
-    found = evaluate(build_policy(config, pair), sessions(world, config), evaluation_users(world, USERS))
+    found = evaluate(
+        build_policy(config, pair), sessions(world, config), evaluation_users(world.user_ids, USERS)
+    )
     return found.engagement.reward_per_step, (1.0 - found.fairness.share_gap) / 2.0
 
 
@@ -98,7 +102,7 @@ def table(split: str, fronts: list[list[FrontPoint]], others: list[tuple[str, fl
 
 def fronts_of(store: Path, pair: WorldPair, cells: list[RunConfig], world: World) -> list[list[FrontPoint]]:
     """Evaluates every seed's model for all preferences."""
-    users = evaluation_users(world, USERS)
+    users = evaluation_users(world.user_ids, USERS)
     return [
         preference_front(
             load_policy(load_run(store / cell_folder(cell)), pair),

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from kuaifair_env.spaces import observed_states
+from kuaifair_env.splits import held_out_users
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -29,7 +30,7 @@ from dsrm.windows import ConditionBuilder, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import write_text_atomically
-from kuaifair_env.world import World, held_out_users
+from kuaifair_env.world import World
 
 LENGTHS = (2, 5, 10, 20, 50)
 FEWEST_CLICKS = 5

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsrm.click_model import window_tensors
-from dsrm.pretrain import split_users
 from dsrm.purifier import MismatchError
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
@@ -244,7 +244,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)
         net = EncoderNet(chosen, start, features, world.history_length)
-    users, held = split_users(world, world.users)
+    users, held = early_stopping_split(world.data, world.users)
     fit, check = _NextClicks(world, users, chosen), _NextClicks(world, held, chosen)
     rng = np.random.default_rng(chosen.seed)
     optimiser = torch.optim.Adam(net.parameters(), chosen.learning_rate)

@@ -21,8 +21,8 @@ from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
 from kuaifair_env.spaces import mean_embeddings
-from kuaifair_env.splits import DEFAULT_SHARE, calibration_users
-from kuaifair_env.world import World, held_out_users
+from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
+from kuaifair_env.world import World
 
 _PRIOR_ROWS = 20.0
 _USER_PRIOR_ROWS = 10.0
@@ -303,7 +303,7 @@ class ItemTerm:
 
 
 def fit_item_term(
-    world: World, mode: ItemTermMode, *, calibration_share: float = DEFAULT_SHARE, seed: int = 0
+    world: World, mode: ItemTermMode, *, calibration_share: float = CALIBRATION_SHARE, seed: int = 0
 ) -> ItemTerm:
     """Estimates the item term.
 

@@ -43,9 +43,8 @@ from dsrm.training import (
     top_heavy_objective,
 )
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
-from kuaifair_env import seeding
 from kuaifair_env.spaces import observed_states
-from kuaifair_env.splits import DEFAULT_SHARE, calibration_users
+from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
 from kuaifair_env.world import World
 
 Mode = Literal[
@@ -69,7 +68,6 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 _DISTILLATION_CONDITIONS = 30_000
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
-_VALIDATION_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class PretrainConfig:
     exponent: float = DEFAULT_EXPONENT
     clip_quantile: float = DEFAULT_CLIP_QUANTILE
     exclude_share: float = 0.5
-    calibration_share: float = DEFAULT_SHARE
+    calibration_share: float = CALIBRATION_SHARE
     profile_share: float = 0.25
     noise_scale: float = 0.1
     denoiser_steps: int = 1_500
@@ -206,15 +204,6 @@ def example_source(world: World, builder: ConditionBuilder, config: PretrainConf
     return MixedTargets(
         UnbiasedTargets(world, builder, calibration, config.windows), profile, config.profile_share
     )
-
-
-def split_users(world: World, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits users into those to learn from and a tenth for early stopping, by a hash of the raw id."""
-    hashes = seeding.mix(world.data.users.ids[users].astype(np.uint64), np.full(1, 7, np.uint64))
-    held = hashes % np.uint64(_VALIDATION_SHARE) == 0
-    if held.all() or not held.any():
-        held = np.arange(len(users)) % _VALIDATION_SHARE == 0
-    return users[~held], users[held]
 
 
 def _diffusion(
@@ -318,7 +307,7 @@ def _linear_debias(world: World, builder: ConditionBuilder, config: PretrainConf
 def _trainer(
     world: World, source: ExampleSource, config: PretrainConfig, checkpoint: str | Path | None
 ) -> Trainer:
-    fitted, held = split_users(world, source.users)
+    fitted, held = early_stopping_split(world.data, source.users)
     return Trainer(source, fitted, held, config.training, config.seed, checkpoint, config.mode)
 
 
@@ -333,7 +322,7 @@ def _logged_users(world: World) -> NDArray[np.int64]:
 
 
 def _report(world: World, source: ExampleSource, config: PretrainConfig) -> dict[str, Any]:
-    fitted, held = split_users(world, source.users)
+    fitted, held = early_stopping_split(world.data, source.users)
     report: dict[str, Any] = {
         "mode": config.mode,
         "target": config.target if config.mode == "regression" else config.mode,

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hrl_policies.common.click_scorer import ClickScorer
-from kuaifair_env import seeding
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.registration import make_world
@@ -23,9 +21,6 @@ from kuaifair_env.world import World
 if TYPE_CHECKING:
     from dsrm.item_term import ItemTerm
     from kuaifair_env.registration import WorldSettings
-
-
-DEFAULT_USERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -108,25 +103,6 @@ def load_worlds(
     train: WorldSettings = {**chosen, "split": "train"}
     test: WorldSettings = {**chosen, "split": "test"}
     return WorldPair(env_id, make_world(env_id, **train), make_world(env_id, **test))
-
-
-def evaluation_users(world: World, count: int = DEFAULT_USERS) -> NDArray[np.int64]:
-    """Returns the raw ids of the users to evaluate policies on: all, or ``count`` chosen by a hash of the id.
-
-    Args:
-        world: Usually the test world.
-        count: How many at most.
-
-    Raises:
-        ValueError: If ``count`` is less than 1.
-    """
-    if count < 1:
-        raise ValueError(f"need at least 1 user to evaluate on, got {count}")
-    ids = world.user_ids
-    if len(ids) <= count:
-        return ids
-    hashes = seeding.mix(ids.astype(np.uint64), np.full(1, 2, np.uint64))
-    return np.sort(ids[np.argsort(hashes, kind="stable")[:count]])
 
 
 _VERSION = 2

@@ -26,8 +26,9 @@ from kuaifair_env.registration import (
     make_world,
     register_ids,
 )
+from kuaifair_env.splits import held_out_users
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.world import World, build_world, candidate_rows, held_out_users
+from kuaifair_env.world import World, build_world, candidate_rows
 
 if TYPE_CHECKING:
     from kuaifair_env.sb3 import KuaiFairVecEnv

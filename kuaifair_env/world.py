@@ -12,7 +12,6 @@ from typing import Any, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env import seeding
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
@@ -21,6 +20,7 @@ from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import atomic_path
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.fitting import ResponseKind
+from kuaifair_env.splits import held_out_users
 
 _TRIVIAL = 0.999
 _SPARE_FACTORS = 8
@@ -265,7 +265,6 @@ HISTORY_LENGTH = 50
 EMBEDDING_DIM = 64
 _EMBEDDINGS_VERSION = 1
 _FEWEST_TEST_EXPOSURES = 20
-_WANTED_HELD_OUT_USERS = 1000
 
 
 def candidate_rows(
@@ -289,17 +288,6 @@ def candidate_rows(
             f"no item has {fewest_exposures} exposures in the test log; lower fewest_test_exposures"
         )
     return covered
-
-
-def held_out_users(data: InteractionData) -> NDArray[np.int64]:
-    """Returns the users that training worlds never meet, chosen by a hash of their raw id.
-
-    A fifth of the users of the test log; up to half of them where that gives fewer than 1,000.
-    """
-    tested = np.unique(data.test.users).astype(np.int64)
-    count = max(len(tested) // 5, min(_WANTED_HELD_OUT_USERS, len(tested) // 2))
-    hashes = seeding.mix(data.users.ids[tested].astype(np.uint64), np.zeros(1, np.uint64))
-    return np.sort(tested[np.argsort(hashes, kind="stable")[:count]])
 
 
 def build_world(

@@ -194,8 +194,8 @@ def train(
     """
     from hrl_policies import study, zoo
     from hrl_policies.study.runner import open_worlds
-    from hrl_policies.worlds import DEFAULT_USERS
     from hrl_policies.zoo import parse_overrides, read_settings
+    from kuaifair_env.splits import EVALUATION_USERS
 
     study.single_threaded()
     if resume is not None:
@@ -224,7 +224,7 @@ def train(
         n_envs=n_envs,
         overrides=parse_overrides(settings or []),
         world_settings=world_settings,
-        users=DEFAULT_USERS if users is None else users,
+        users=EVALUATION_USERS if users is None else users,
         episodes_per_user=1 if episodes is None else episodes,
         purifier=None if purifier is None else study.PurifierIdentity.of_file(purifier),
         item_term=item_term or "",

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env import seeding
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.spaces import mean_embeddings
-from kuaifair_env.world import World, held_out_users, svd_item_embeddings, windows_before
+from kuaifair_env.splits import held_out_users, user_folds
+from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 DEFAULT_SAMPLE = 200_000
 FEATURES = ("click_rate", "popularity", "similarity")
@@ -239,8 +239,7 @@ def _cross_fitted_examples(
 ) -> _Examples:
     """Returns the examples of some log rows, each half of the users with items as the other half describes them."""
     log = world.data.train
-    hashes = seeding.mix(world.data.users.ids.astype(np.uint64), np.ones(1, np.uint64))
-    folds = (hashes % np.uint64(_FOLDS)).astype(np.int64)
+    folds = user_folds(world.data, _FOLDS)
     parts = []
     for fold in range(_FOLDS):
         own = rows[folds[log.users[rows]] == fold]

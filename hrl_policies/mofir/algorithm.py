@@ -29,8 +29,8 @@ from hrl_policies.common.buffers import SlateReplayBuffer, SlateReplaySamples, e
 from hrl_policies.common.sessions import purified_like, sessions_given
 from hrl_policies.mofir.front import preference_front, preference_grid
 from hrl_policies.mofir.policies import OBJECTIVES, PreferencePolicy, as_preferences
-from hrl_policies.worlds import evaluation_users
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.splits import evaluation_users
 
 SelfMOFIR = TypeVar("SelfMOFIR", bound="MOFIR")
 _PREFERENCE = "preference"
@@ -207,7 +207,7 @@ class MOFIR(TD3):
         """Makes the preference with the largest R_cum over users of the training world the default, and returns it."""
         assert self.env is not None
         world, config = sessions_given(self.env, "MOFIR")
-        users = evaluation_users(world, self.validation_users)
+        users = evaluation_users(world.user_ids, self.validation_users)
         sessions = purified_like(self.env, KuaiFairVecEnv(world, config, len(users), seed=0))
         front = preference_front(self, sessions, preference_grid(self.grid_size), users=users)
         best = max(front, key=lambda point: point.cumulative_reward)

@@ -13,11 +13,12 @@ from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, 
 from hrl_policies.study.runner import RunResult, partial_folder, resume, train
 from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.tables import RunRecord
-from hrl_policies.worlds import DEFAULT_USERS, WorldPair
+from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.splits import EVALUATION_USERS
 
 _LONGEST_SLUG = 60
 
@@ -30,7 +31,7 @@ def study_cells(
     max_lens: Sequence[int] = (30, 50),
     session: SessionConfig | None = None,
     total_steps: Mapping[str, int] | None = None,
-    users: int = DEFAULT_USERS,
+    users: int = EVALUATION_USERS,
     episodes_per_user: int = 1,
     purifiers: Sequence[PurifierIdentity | None] = (None,),
     item_term: str = "",

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.worlds import DEFAULT_USERS
 from hrl_policies.zoo import MethodSettings, load_settings, method, overridden
 from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
+from kuaifair_env.splits import EVALUATION_USERS
 
 STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
@@ -79,7 +79,7 @@ class RunConfig:
     n_envs: int = 0
     total_steps: int = 0
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    users: int = DEFAULT_USERS
+    users: int = EVALUATION_USERS
     episodes_per_user: int = 1
     evaluation_seed: int = DEFAULT_SEED
     purifier: PurifierIdentity | None = None
@@ -151,7 +151,7 @@ def plan_run(
     n_envs: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     world_settings: Mapping[str, Any] | None = None,
-    users: int = DEFAULT_USERS,
+    users: int = EVALUATION_USERS,
     episodes_per_user: int = 1,
     evaluation_seed: int = DEFAULT_SEED,
     purifier: PurifierIdentity | None = None,

@@ -22,11 +22,12 @@ from hrl_policies.study.store import (
     write_partial,
     write_run,
 )
-from hrl_policies.worlds import WorldPair, evaluation_users, load_worlds
+from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.randomisation import varied
+from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def evaluate_run(
         ranking: Whether to measure R-NDCG@K too.
         progress: Whether to show a progress bar.
     """
-    chosen = evaluation_users(worlds.test, config.users)
+    chosen = evaluation_users(worlds.test.user_ids, config.users)
     batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
     return evaluate(
         policy,

@@ -14,10 +14,10 @@ import yaml
 
 from hrl_policies.study.cells import cell_folder
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
-from hrl_policies.worlds import DEFAULT_USERS
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.splits import EVALUATION_USERS
 
 CONTROLS = "controls"
 """Stands for all controls in a list of methods."""
@@ -94,7 +94,7 @@ class StudySpec:
     max_lens: tuple[int, ...] = (30, 50)
     seeds: tuple[int, ...] = STUDY_SEEDS
     control_seeds: tuple[int, ...] = ()
-    users: int = DEFAULT_USERS
+    users: int = EVALUATION_USERS
     episodes: int = 1
     steps: int | None = None
     slate_size: int = 10
@@ -169,7 +169,7 @@ def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
         max_lens=reader.take("max_lens", _several(_whole), StudySpec.max_lens),
         seeds=reader.take("seeds", _several(_whole), STUDY_SEEDS),
         control_seeds=reader.take("control_seeds", _any_number_of(_whole), ()),
-        users=reader.take("users", _whole, DEFAULT_USERS),
+        users=reader.take("users", _whole, EVALUATION_USERS),
         episodes=reader.take("episodes", _whole, 1),
         steps=reader.take("steps", _whole, None),
         slate_size=reader.take("slate_size", _whole, StudySpec.slate_size),

@@ -26,12 +26,13 @@ from hrl_policies.study.config import PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import train
 from hrl_policies.study.store import write_table
 from hrl_policies.study.trials import TrialJournal, TrialRecord
-from hrl_policies.worlds import WorldPair, evaluation_users
+from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
 from hrl_policies.zoo.search import setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.files import atomic_path, write_text_atomically
+from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def validation_pair(world: World, name: str) -> WorldPair:
         raise DataError(
             f"tuning needs at least {_FEWEST_USERS} users in the training world, got {len(world.users)}"
         )
-    kept = world.user_rows(evaluation_users(world, len(world.users) // _VALIDATION_SHARE))
+    kept = world.user_rows(evaluation_users(world.user_ids, len(world.users) // _VALIDATION_SHARE))
     others = np.setdiff1d(world.users, kept)
     return WorldPair(name, replace(world, users=others), replace(world, split="test", users=kept))
 

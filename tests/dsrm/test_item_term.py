@@ -26,8 +26,7 @@ from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.splits import calibration_users
-from kuaifair_env.world import held_out_users
+from kuaifair_env.splits import calibration_users, held_out_users
 
 TRAIN, TEST = taste_worlds()
 

@@ -12,7 +12,7 @@ from training_worlds import taste_worlds
 import dsrm
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig
-from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain, split_users
+from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain
 from dsrm.purifier import load_purifier, save_purifier
 from dsrm.targets import WindowSettings
 from dsrm.training import TrainingConfig
@@ -20,8 +20,7 @@ from dsrm.windows import ConditionBuilder, propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.spaces import observed_states
-from kuaifair_env.splits import calibration_users
-from kuaifair_env.world import held_out_users
+from kuaifair_env.splits import calibration_users, early_stopping_split, held_out_users
 
 TRAIN, TEST = taste_worlds()
 QUICK = TrainingConfig(rounds=3, examples=2_000, batch_size=128, validation_examples=300)
@@ -192,7 +191,7 @@ def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_judged(
     for mode in ("profile", "paper", "paired", "unbiased"):
         source = example_source(TRAIN, ConditionBuilder.of_world(TRAIN), config(mode))
         assert np.intersect1d(source.users, held).size == 0
-        fitted, kept = split_users(TRAIN, source.users)
+        fitted, kept = early_stopping_split(TRAIN.data, source.users)
         assert np.intersect1d(fitted, kept).size == 0
         assert 0 < len(kept) < len(fitted)
 

@@ -27,10 +27,11 @@ from hrl_policies.study import (
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.run_log import PeakMemory
 from hrl_policies.study.store import read_table
-from hrl_policies.worlds import WorldPair, evaluation_users
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.splits import evaluation_users
 
 FILES = {
     "config.json",
@@ -302,13 +303,13 @@ def test_worlds_must_fit_each_other():
 
 def test_evaluation_users_are_a_fixed_choice():
     world = small_pair().test
-    np.testing.assert_array_equal(evaluation_users(world), world.user_ids)
-    few = evaluation_users(world, 6)
+    np.testing.assert_array_equal(evaluation_users(world.user_ids), world.user_ids)
+    few = evaluation_users(world.user_ids, 6)
     assert len(few) == 6 and np.isin(few, world.user_ids).all()
-    np.testing.assert_array_equal(few, evaluation_users(world, 6))
-    assert np.isin(few, evaluation_users(world, 9)).all(), "more users only add to the list"
+    np.testing.assert_array_equal(few, evaluation_users(world.user_ids, 6))
+    assert np.isin(few, evaluation_users(world.user_ids, 9)).all(), "more users only add to the list"
     with pytest.raises(ValueError, match="at least 1 user"):
-        evaluation_users(world, 0)
+        evaluation_users(world.user_ids, 0)
 
 
 def study(**settings):

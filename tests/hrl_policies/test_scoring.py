@@ -110,7 +110,7 @@ def test_neither_test_log_nor_response_nor_held_out_users_decide_scores():
     changed = replace(world, response=TableResponse(np.zeros((40, 50))))
     np.testing.assert_array_equal(ClickScorer.fit(changed).item_scores, fitted.item_scores)
     data = world.data
-    from kuaifair_env.world import held_out_users
+    from kuaifair_env.splits import held_out_users
 
     held_out = np.isin(data.train.users, held_out_users(data))
     flipped = replace(data.train, clicks=data.train.clicks ^ held_out)

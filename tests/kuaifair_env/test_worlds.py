@@ -16,12 +16,12 @@ from kuaifair_env.data.schema import FeatureTable, InteractionLog
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import make_world
+from kuaifair_env.splits import held_out_users
 from kuaifair_env.world import (
     build_world,
     cached_embeddings,
     cached_response,
     candidate_rows,
-    held_out_users,
     initial_history,
     svd_item_embeddings,
 )
