@@ -19,8 +19,7 @@ from stable_baselines3 import A2C
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, single_threaded, train
 from hrl_policies.worlds import load_worlds
-from hrl_policies.zoo import BuildContext, load_settings, register_method, search_space
-from hrl_policies.zoo.methods import sb3_algorithm
+from hrl_policies.zoo import BuildContext, load_settings, register_method, sb3_algorithm, search_space
 
 ENV = "KuaiFair-Toy-v0"
 

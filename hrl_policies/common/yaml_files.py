@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from kuaifair_env.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -81,25 +84,33 @@ def validated(model: type[Model], content: Any, source: str) -> Model:
         return model.model_validate(content)
     except ValidationError as error:
         lines = validation_problems(error, model)
-        text = lines[0] if len(lines) == 1 else "\n" + "\n".join(f"- {line}" for line in lines)
-        raise ArtifactError(f"{source}: {text}") from error
+        text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n- {line}" for line in lines)
+        raise ArtifactError(f"{source}:{text}") from error
 
 
 def validation_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Returns what is wrong, one line for each mistake; an unknown name comes with the known ones."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        place = problem["loc"]
-        where = ".".join(str(part) for part in place)
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where} is unknown; there are {', '.join(_names_at(model, place[:-1]))}")
-            continue
+    return [_problem_line(problem, model) for problem in error.errors(include_url=False)]
+
+
+def _problem_line(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    place, kind = problem["loc"], problem["type"]
+    if place and place[-1] == "[key]":
+        place, kind = place[:-1], "invalid_key"
+    where = ".".join(str(part) for part in place)
+    given = f", got {problem['input']!r}"
+    if kind == "extra_forbidden":
+        return f"{where} is unknown; there are {', '.join(_names_at(model, place[:-1]))}"
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind == "invalid_key":
+        return f"{where} must be a name"
+    if kind in ("dict_type", "model_type"):
+        return f"{where} must be a group of settings by name{given}".lstrip()
+    if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] != "value_error":
-            message = message[0].lower() + message[1:]
-        given = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
-        lines.append(f"{where}: {message}{given}" if where else f"{message}{given}")
-    return lines
+        return f"{where}: {message}" if where else message
+    return f"{where} {problem['msg'].replace('Input should be', 'must be')}{given}".lstrip()
 
 
 def _names_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

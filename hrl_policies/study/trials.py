@@ -104,7 +104,7 @@ class TrialJournal:
         self._study.sampler = self._sampler(number)
         if number == 0 and not self._in_state("WAITING"):
             self._study.enqueue_trial(
-                {name: self._space[name].asked(value) for name, value in self._first.items()}
+                {name: self._space[name].to_optuna(value) for name, value in self._first.items()}
             )
         trial = self._study.ask()
         values = {name: dimension.suggest(trial, name) for name, dimension in self._space.items()}

@@ -190,7 +190,7 @@ def tune(
     _need_own(folder)
     pair = validation_pair(world, plan.world)
     settings = plan.settings
-    first = {name: setting(settings.hyperparameters, name, plan.method) for name in settings.search}
+    first = {name: setting(settings.hyperparameters, name) for name in settings.search}
     journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
     purifier = search_purifier(plan, pair, folder, progress)
     users = min(plan.users, len(pair.test.users))

@@ -1,233 +1,37 @@
-"""Every method by name: what it is, where it comes from, what it may see, and how it is built."""
+"""The table of methods: what each is, where it comes from, what it may see, and how it is built."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, MutableMapping
-from copy import deepcopy
-from dataclasses import dataclass
-from importlib import metadata
-from inspect import Parameter, signature
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from hrl_policies.worlds import WorldPair
-from hrl_policies.zoo.settings import MethodSettings, has_shipped_settings
-from kuaifair_env.batch import SessionConfig
-from kuaifair_env.spaces import ActionMode, ObservationMode
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from hrl_policies.common.yaml_files import validated
+from hrl_policies.zoo.registry import BuildContext, Builder, MethodSpec, add_method, sb3_algorithm
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
+    from hrl_policies.common.transitions import LoggedTransitions
 
 
-GROUP = "kuaifair.methods"
+def _algorithm(module: str, name: str) -> Builder:
+    """Returns a builder of an SB3 algorithm, whose module is imported on first use."""
 
-_tried: set[tuple[str, str]] = set()
-"""Name and value of the entry points of this process that were loaded, or failed to."""
+    def build(context: BuildContext) -> Any:
+        return sb3_algorithm(getattr(import_module(module), name), context)
 
-
-def load_plugins(methods: MutableMapping[str, Any]) -> None:
-    """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind.
-
-    Args:
-        methods: Where methods are registered.
-    """
-    for point in metadata.entry_points(group=GROUP):
-        key = (point.name, point.value)
-        if key in _tried:
-            continue
-        # Marked first: a plugin may look up methods while it is imported.
-        _tried.add(key)
-        before = dict(methods)
-        try:
-            point.load()
-        except Exception as error:
-            # A plugin may fail in any way at all, and must not take the zoo with it.
-            methods.clear()
-            methods.update(before)
-            package = "" if point.dist is None else f" of the package {point.dist.name}"
-            warnings.warn(
-                f"the plugin {point.name!r}{package} ({point.value}) was left out: "
-                f"{type(error).__name__}: {error}",
-                stacklevel=2,
-            )
+    return build
 
 
-MethodKind = Literal["online", "offline", "control"]
+def _controls() -> Any:
+    """Returns the module of controls, which imports torch, on first use."""
+    return import_module("hrl_policies.controls")
 
 
-@dataclass(frozen=True)
-class BuildContext:
-    """What a method is built from.
-
-    Attributes:
-        worlds: Both worlds. Only controls that are marked privileged may ask the test world what users like.
-        config: How sessions run, with the method's own action mode.
-        seed: Training seed.
-        env: The training sessions; None for controls.
-        policy: Name of the policy class; empty for controls.
-        hyperparameters: Arguments of the algorithm.
-    """
-
-    worlds: WorldPair
-    config: SessionConfig
-    seed: int
-    env: VecEnv | None
-    policy: str
-    hyperparameters: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """A method of the zoo.
-
-    Attributes:
-        name: What the command line calls it.
-        title: What tables call it.
-        family: ``"on-policy"``, ``"off-policy"``, ``"control"``, ...
-        reference: Where it comes from.
-        kind: ``"online"`` trains in the training world, ``"offline"`` on its log, ``"control"`` not at all.
-        action_mode: How it acts.
-        observation_mode: Whether it observes the state alone, or the window behind it too.
-        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretrain.MODES``); empty for none.
-        sees: What it may look at.
-        privileged: Whether it looks at what users of the test world truly like.
-        build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
-        settings: How it is trained unless told otherwise; None takes the shipped file of its name.
-    """
-
-    name: str
-    title: str
-    family: str
-    reference: str
-    kind: MethodKind
-    action_mode: ActionMode
-    sees: str
-    privileged: bool
-    build: Callable[[BuildContext], Any]
-    observation_mode: ObservationMode = "state"
-    purifier: str = ""
-    settings: MethodSettings | None = None
-
-    @property
-    def learns(self) -> bool:
-        """Whether there is anything to train."""
-        return self.kind != "control"
-
-
-METHODS: dict[str, MethodSpec] = {}
-"""The methods registered so far, in the order of the tables; :func:`all_methods` asks plugins too."""
-
-Builder = Callable[[BuildContext], Any]
-
-
-def register_method(
-    name: str,
-    *,
-    title: str,
-    family: str,
-    reference: str,
-    kind: MethodKind,
-    action_mode: ActionMode,
-    sees: str,
-    privileged: bool = False,
-    observation_mode: ObservationMode = "state",
-    purifier: str = "",
-    settings: MethodSettings | None = None,
-) -> Callable[[Builder], Builder]:
-    """Registers a build function as a method; see :class:`MethodSpec` for the arguments.
-
-    A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``; see
-    :mod:`hrl_policies.zoo.methods`.
-
-    Raises:
-        ValueError: If the name is taken, or a method that learns has no settings.
-    """
-
-    def register(build: Builder) -> Builder:
-        if name in METHODS:
-            raise ValueError(f"a method called {name!r} exists already: {METHODS[name].title}")
-        if kind != "control" and settings is None and not has_shipped_settings(name):
-            raise ValueError(
-                f"{name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
-            )
-        METHODS[name] = MethodSpec(
-            name,
-            title,
-            family,
-            reference,
-            kind,
-            action_mode,
-            sees,
-            privileged,
-            build,
-            observation_mode,
-            purifier,
-            settings,
-        )
-        return build
-
-    return register
-
-
-def method(name: str) -> MethodSpec:
-    """Returns a method by name; plugins are loaded if the zoo itself has none of that name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if name not in METHODS and name not in all_methods():
-        raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
-    return METHODS[name]
-
-
-def all_methods() -> Mapping[str, MethodSpec]:
-    """Returns :data:`METHODS` with those of installed plugins (:mod:`hrl_policies.zoo.methods`)."""
-    load_plugins(METHODS)
-    return METHODS
-
-
-def learners() -> list[str]:
-    """Returns the names of the methods that are trained."""
-    return [spec.name for spec in all_methods().values() if spec.learns]
-
-
-def controls() -> list[str]:
-    """Returns the names of the controls."""
-    return [spec.name for spec in all_methods().values() if not spec.learns]
-
-
-_STATE_AND_CLICKS = "observed states and rewards of the training world"
-
-
-@register_method(
-    "a2c",
-    title="A2C",
-    family="on-policy",
-    reference="Mnih et al., Asynchronous methods for deep reinforcement learning, ICML 2016; Stable-Baselines3",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS,
-)
-def build_a2c(context: BuildContext) -> Any:
-    """Builds Stable-Baselines3's A2C."""
-    from stable_baselines3 import A2C
-
-    return sb3_algorithm(A2C, context)
-
-
-@register_method(
-    "td3",
-    title="TD3",
-    family="off-policy",
-    reference="Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018; "
-    "Stable-Baselines3",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS,
-)
 def build_td3(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's TD3; ``action_noise_std`` becomes Gaussian exploration noise."""
-    import numpy as np
     from stable_baselines3 import TD3
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -240,233 +44,345 @@ def build_td3(context: BuildContext) -> Any:
     return sb3_algorithm(TD3, context, hyperparameters)
 
 
-@register_method(
-    "ppo",
-    title="PPO",
-    family="on-policy",
-    reference="Schulman et al., Proximal policy optimization algorithms, 2017; Stable-Baselines3",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS,
-)
-def build_ppo(context: BuildContext) -> Any:
-    """Builds Stable-Baselines3's PPO."""
-    from stable_baselines3 import PPO
+def build_fair_a2c(context: BuildContext) -> Any:
+    """Builds A2C over sessions whose reward holds the fairness term; ``fair_coef`` is ``lambda``."""
+    from stable_baselines3 import A2C
 
-    return sb3_algorithm(PPO, context)
+    from hrl_policies.hrl_ppo.rewards import FairSessions
+
+    hyperparameters = dict(context.hyperparameters)
+    assert context.env is not None
+    env = FairSessions(context.env, float(hyperparameters.pop("fair_coef")))
+    return sb3_algorithm(A2C, replace(context, env=env), hyperparameters)
 
 
-@register_method(
-    "sac",
-    title="SAC",
-    family="off-policy",
-    reference="Haarnoja et al., Soft actor-critic, ICML 2018; Stable-Baselines3",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS,
-)
-def build_sac(context: BuildContext) -> Any:
-    """Builds Stable-Baselines3's SAC."""
-    from stable_baselines3 import SAC
+def build_hierarchical(context: BuildContext) -> Any:
+    """Builds HierarchicalPPO; ``use_scorer`` says whether its accuracy term starts from the greedy controls' scores."""
+    from hrl_policies.hrl_ppo import HierarchicalPPO
 
-    return sb3_algorithm(SAC, context)
+    hyperparameters = dict(context.hyperparameters)
+    if hyperparameters.pop("use_scorer", False):
+        hyperparameters["scorer"] = context.worlds.scorer
+    return sb3_algorithm(HierarchicalPPO, context, hyperparameters)
 
 
-@register_method(
-    "recurrent-ppo",
-    title="RecurrentPPO",
-    family="on-policy",
-    reference="PPO with an LSTM; sb3-contrib",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS + ", of the whole session so far",
-)
-def build_recurrent_ppo(context: BuildContext) -> Any:
-    """Builds sb3-contrib's RecurrentPPO."""
-    from sb3_contrib import RecurrentPPO
+class OfflineData(BaseModel):
+    """What an offline method of the zoo learns from; the group ``data`` of its hyperparameters.
 
-    return sb3_algorithm(RecurrentPPO, context)
+    Attributes:
+        source: ``"log"``, the training log; ``"env_behaviour"``, sessions of a behaviour policy in the training world:
+            the observed state with noise (embedding actions), or uniformly random slates.
+        transitions: How many at most (log) or at least (behaviour); None takes the whole log.
+        exposures: ``"slates"`` of the session's size, or ``"single"`` exposures; a log is read this way.
+        session_length: Steps after which a logged session is cut; None takes the sessions' Max Len, times the slate
+            size for single exposures.
+        session_end: See :class:`~hrl_policies.common.transition_sources.LogReading`.
+        action_items: See :class:`~hrl_policies.common.transition_sources.LogReading`.
+        noise: Length of the behaviour policy's noise beside the state's 1 (embedding actions).
+        seed: Of what is drawn: sessions out of a log, a behaviour policy's sessions and noise. It does not follow the
+            training seed, so that all seeds of a study learn from the same transitions.
+    """
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-@register_method(
-    "tqc",
-    title="TQC",
-    family="off-policy",
-    reference="Kuznetsov et al., Controlling overestimation bias with truncated mixture of continuous "
-    "distributional quantile critics, ICML 2020; sb3-contrib",
-    kind="online",
-    action_mode="embedding",
-    sees=_STATE_AND_CLICKS,
-)
-def build_tqc(context: BuildContext) -> Any:
-    """Builds sb3-contrib's TQC."""
-    from sb3_contrib import TQC
+    source: Literal["log", "env_behaviour"] = "log"
+    transitions: int | None = 100_000
+    exposures: Literal["slates", "single"] = "slates"
+    session_length: int | None = None
+    session_end: str = "truncated"
+    action_items: str = "clicked"
+    noise: float = 1.0
+    seed: int = 0
 
-    return sb3_algorithm(TQC, context)
-
-
-@register_method(
-    "random",
-    title="Random",
-    family="control",
-    reference="uniform over all candidates",
-    kind="control",
-    action_mode="slate",
-    sees="nothing",
-)
-def build_random(context: BuildContext) -> Any:
-    """Builds uniformly random slates."""
-    from hrl_policies.controls import RandomSlates
-
-    return RandomSlates(seed=context.seed)
+    @model_validator(mode="after")
+    def _need_number(self) -> OfflineData:
+        if self.source == "env_behaviour" and self.transitions is None:
+            raise ValueError("source=env_behaviour needs transitions, how many to collect")
+        return self
 
 
-@register_method(
-    "pop-only",
-    title="PopOnly",
-    family="control",
-    reference="uniform over the popular candidates",
-    kind="control",
-    action_mode="slate",
-    sees="popularity groups",
-)
-def build_pop_only(context: BuildContext) -> Any:
-    """Builds random slates of popular items."""
-    from hrl_policies.controls import RandomSlates
-
-    return RandomSlates(context.worlds.test.groups.popular, context.seed)
-
-
-@register_method(
-    "tail-only",
-    title="TailOnly",
-    family="control",
-    reference="uniform over the long-tail candidates",
-    kind="control",
-    action_mode="slate",
-    sees="popularity groups",
-)
-def build_tail_only(context: BuildContext) -> Any:
-    """Builds random slates of long-tail items."""
-    from hrl_policies.controls import RandomSlates
-
-    return RandomSlates(~context.worlds.test.groups.popular, context.seed)
-
-
-@register_method(
-    "greedy-ctr",
-    title="GreedyCTR",
-    family="control",
-    reference="largest predicted click probability",
-    kind="control",
-    action_mode="slate",
-    sees="training log, observed state",
-)
-def build_greedy_ctr(context: BuildContext) -> Any:
-    """Builds the greedy control."""
-    from hrl_policies.controls import GreedyCTR
-
-    return GreedyCTR(context.worlds.scorer)
-
-
-@register_method(
-    "quota-greedy",
-    title="QuotaGreedy",
-    family="control",
-    reference="half popular, half long-tail, each by predicted click probability",
-    kind="control",
-    action_mode="slate",
-    sees="training log, observed state, popularity groups, the leave rule's bound",
-)
-def build_quota_greedy(context: BuildContext) -> Any:
-    """Builds the trivial fair control."""
-    from hrl_policies.controls import QuotaGreedy
-
-    return QuotaGreedy(context.worlds.scorer)
-
-
-@register_method(
-    "session-quota",
-    title="SessionQuota",
-    family="control",
-    reference="QuotaGreedy that counts clicks and skips in the window",
-    kind="control",
-    action_mode="slate",
-    sees="training log, observed state, window, popularity groups, the leave rule's bound",
-)
-def build_session_quota(context: BuildContext) -> Any:
-    """Builds the fair control that listens to the session."""
-    from hrl_policies.controls import SessionQuota
-
-    return SessionQuota(context.worlds.scorer)
-
-
-@register_method(
-    "quality-oracle",
-    title="QualityOracle",
-    family="control",
-    reference="best fair slate by true mean appeal",
-    kind="control",
-    action_mode="slate",
-    sees="the test world's true item quality, popularity groups, the leave rule's bound",
-    privileged=True,
-)
-def build_quality_oracle(context: BuildContext) -> Any:
-    """Builds the oracle that knows items but no users."""
-    from hrl_policies.controls import QualityOracle
-
-    return QualityOracle(context.worlds.test)
-
-
-@register_method(
-    "oracle",
-    title="Oracle",
-    family="control",
-    reference="best fair slate by the user's true expected feedback",
-    kind="control",
-    action_mode="slate",
-    sees="the test world's true feedback, popularity groups, the leave rule's bound",
-    privileged=True,
-)
-def build_oracle(context: BuildContext) -> Any:
-    """Builds the oracle that knows everything."""
-    from hrl_policies.controls import Oracle
-
-    return Oracle()
-
-
-def sb3_algorithm(
-    algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None
-) -> Any:
-    """Builds an SB3 algorithm over the training sessions.
+def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTransitions:
+    """Returns the transitions that a method learns from, observed as its agent observes.
 
     Args:
-        algorithm: Its class.
-        context: What to build from.
-        hyperparameters: Instead of the context's.
+        context: Worlds, sessions and their purifier.
+        data: What to take.
 
     Raises:
-        ValueError: If it does not know one of the hyperparameters.
+        DataError: If the log holds no transitions; see :mod:`hrl_policies.common.transition_sources`.
+        ValueError: If a setting is not valid, or the sessions show more than a state.
     """
-    # Stable-Baselines3 writes into the policy_kwargs that it is given.
-    settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
-    unknown = set(settings) - _arguments(algorithm)
-    if unknown:
-        raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
-    try:
-        return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
+    from dsrm.wrappers import VecDSRM
+    from hrl_policies.common.transition_sources import (
+        LogReading,
+        NoisyState,
+        collect_transitions,
+        log_transitions,
+    )
+
+    env, config = context.env, context.config
+    assert env is not None
+    if config.observation_mode != "state":
+        raise ValueError(
+            f"offline methods observe the state alone; use observation_mode='state', not {config.observation_mode!r}"
+        )
+    if data.source == "env_behaviour":
+        assert data.transitions is not None
+        if config.action_mode == "embedding":
+            policy: Any = NoisyState(data.noise, data.seed)
+            behaviour = {"noise": data.noise, "seed": data.seed}
+        else:
+            policy, behaviour = _controls().RandomSlates(seed=data.seed), {"seed": data.seed}
+        return collect_transitions(policy, env, data.transitions, data.seed, behaviour=behaviour)
+    size = 1 if data.exposures == "single" else config.items_per_slate
+    whole = config.max_len * (config.items_per_slate // size)
+    reading = LogReading(
+        slate_size=size,
+        session_length=whole if data.session_length is None else data.session_length,
+        session_end=data.session_end,  # type: ignore[arg-type]
+        action_items=data.action_items,  # type: ignore[arg-type]
+        max_transitions=data.transitions,
+        seed=data.seed,
+    )
+    purifier = env.dsrm if isinstance(env, VecDSRM) else None
+    return log_transitions(context.worlds.train, config.action_mode, reading, purifier)
 
 
-def _arguments(algorithm: type[Any]) -> set[str]:
-    """Returns the names of a class's arguments, those that it hands on to its bases by ``**`` included."""
-    names: set[str] = set()
-    for base in algorithm.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = signature(vars(base)["__init__"]).parameters
-        names |= set(parameters)
-        if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
-            break
-    return names
+def build_bcq(context: BuildContext) -> Any:
+    """Builds continuous BCQ; the group ``data`` says what it learns from."""
+    from hrl_policies.bcq.algorithm import BCQ
+
+    hyperparameters, data = _without_data(context)
+    model = sb3_algorithm(BCQ, context, hyperparameters)
+    model.set_transitions(offline_transitions(context, data))
+    return model
+
+
+def build_discrete_bcq(context: BuildContext) -> Any:
+    """Builds discrete BCQ; ``item_head`` is ``embedding`` or ``linear``, ``data`` says what it learns from."""
+    from hrl_policies.bcq.algorithm import DiscreteBCQ
+
+    if context.config.repeats == "forbid":
+        raise ValueError("bcq-discrete does not know what was shown before; it needs repeats='allow'")
+    hyperparameters, data = _without_data(context)
+    head = hyperparameters.pop("item_head", "embedding")
+    if head not in ("embedding", "linear"):
+        raise ValueError(f"item_head must be 'embedding' or 'linear', got {head!r}")
+    if head == "embedding":
+        world = context.worlds.train
+        hyperparameters["item_embeddings"] = world.embeddings[: world.n_items]
+    model = sb3_algorithm(DiscreteBCQ, context, hyperparameters)
+    model.set_transitions(offline_transitions(context, data))
+    return model
+
+
+def _without_data(context: BuildContext) -> tuple[dict[str, Any], OfflineData]:
+    """Returns the algorithm's own hyperparameters, and what to learn from."""
+    hyperparameters = dict(context.hyperparameters)
+    return hyperparameters, validated(OfflineData, hyperparameters.pop("data", {}), "data")
+
+
+_OBSERVED = "observed states and rewards of the training world"
+_GROUPS = "popularity groups"
+_SB3 = "Stable-Baselines3"
+
+
+def _embedding_agent(name: str, title: str, family: str, reference: str, build: Builder) -> MethodSpec:
+    """Describes an agent whose actions are points in the space of item embeddings."""
+    return MethodSpec(
+        name=name, title=title, family=family, reference=reference, kind="online", action_mode="embedding",
+        sees=_OBSERVED, build=build,
+    )  # fmt: skip
+
+
+def _control(
+    name: str, title: str, reference: str, sees: str, build: Builder, privileged: bool = False
+) -> MethodSpec:
+    return MethodSpec(
+        name=name, title=title, family="control", reference=reference, kind="control", action_mode="slate",
+        sees=sees, build=build, privileged=privileged,
+    )  # fmt: skip
+
+
+_SAC4IR = "Shi et al., Maximum entropy policy for long-term fairness, IEEE TSC 17(3), 2024"
+_DNAIR = "Shi et al., Relieving popularity bias in interactive recommendation, ACM TOIS 42(2), 2023"
+_FEEDBACK = "observed states, items shown and their feedback in the training world"
+
+
+def _item_ranker(
+    name: str, title: str, reference: str, sees: str, build: Builder, window: bool = False
+) -> MethodSpec:
+    """Describes a fairness-aware baseline that ranks items directly, as adapted here or as in KuaiSim."""
+    return MethodSpec(
+        name=name, title=title, family="fairness", reference=reference, kind="online", action_mode="slate",
+        sees=sees, build=build, observation_mode="history" if window else "state",
+    )  # fmt: skip
+
+
+_PAPER = "Lu et al., Fairness begins with state, arXiv:2603.03820, 2026"
+_WINDOW = (
+    "observed states, windows and rewards of the training world, the training log's click scorer, "
+    "popularity groups"
+)
+
+
+def _hierarchical(name: str, title: str, reference: str, purifier: str, window: bool = True) -> MethodSpec:
+    return MethodSpec(
+        name=name, title=title, family="hierarchical", reference=reference, kind="online", action_mode="slate",
+        sees=_WINDOW if window else f"{_OBSERVED}, {_GROUPS}", build=build_hierarchical,
+        observation_mode="history" if window else "state", purifier=purifier,
+    )  # fmt: skip
+
+
+_OFFLINE = "the training log: observed states, exposures and clicks"
+_BOUND = "the leave rule's bound"
+
+_build_sac4ir = _algorithm("hrl_policies.sac4ir.algorithm", "SAC4IR")
+_build_dnair = _algorithm("hrl_policies.dnair.algorithm", "DNaIR")
+
+_TABLE: tuple[MethodSpec, ...] = (
+    _embedding_agent(
+        "a2c", "A2C", "on-policy",
+        f"Mnih et al., Asynchronous methods for deep reinforcement learning, ICML 2016; {_SB3}",
+        _algorithm("stable_baselines3", "A2C"),
+    ),
+    _embedding_agent(
+        "td3", "TD3", "off-policy",
+        "Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018; " + _SB3,
+        build_td3,
+    ),
+    _embedding_agent(
+        "ppo", "PPO", "on-policy",
+        f"Schulman et al., Proximal policy optimization algorithms, 2017; {_SB3}",
+        _algorithm("stable_baselines3", "PPO"),
+    ),
+    _embedding_agent(
+        "sac", "SAC", "off-policy",
+        f"Haarnoja et al., Soft actor-critic, ICML 2018; {_SB3}",
+        _algorithm("stable_baselines3", "SAC"),
+    ),
+    replace(
+        _embedding_agent(
+            "recurrent-ppo", "RecurrentPPO", "on-policy",
+            "PPO with an LSTM; sb3-contrib",
+            _algorithm("sb3_contrib", "RecurrentPPO"),
+        ),
+        sees=f"{_OBSERVED}, of the whole session so far",
+    ),
+    _embedding_agent(
+        "tqc", "TQC", "off-policy",
+        "Kuznetsov et al., Controlling overestimation bias with truncated mixture of continuous "
+        "distributional quantile critics, ICML 2020; sb3-contrib",
+        _algorithm("sb3_contrib", "TQC"),
+    ),
+    _control(
+        "random", "Random", "uniform over all candidates", "nothing",
+        lambda context: _controls().RandomSlates(seed=context.seed),
+    ),
+    _control(
+        "pop-only", "PopOnly", "uniform over the popular candidates", _GROUPS,
+        lambda context: _controls().RandomSlates(context.worlds.test.groups.popular, context.seed),
+    ),
+    _control(
+        "tail-only", "TailOnly", "uniform over the long-tail candidates", _GROUPS,
+        lambda context: _controls().RandomSlates(~context.worlds.test.groups.popular, context.seed),
+    ),
+    _control(
+        "greedy-ctr", "GreedyCTR", "largest predicted click probability", "training log, observed state",
+        lambda context: _controls().GreedyCTR(context.worlds.scorer),
+    ),
+    _control(
+        "quota-greedy", "QuotaGreedy", "half popular, half long-tail, each by predicted click probability",
+        f"training log, observed state, {_GROUPS}, {_BOUND}",
+        lambda context: _controls().QuotaGreedy(context.worlds.scorer),
+    ),
+    _control(
+        "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in the window",
+        f"training log, observed state, window, {_GROUPS}, {_BOUND}",
+        lambda context: _controls().SessionQuota(context.worlds.scorer),
+    ),
+    _control(
+        "quality-oracle", "QualityOracle", "best fair slate by true mean appeal",
+        f"the test world's true item quality, {_GROUPS}, {_BOUND}",
+        lambda context: _controls().QualityOracle(context.worlds.test),
+        privileged=True,
+    ),
+    _control(
+        "oracle", "Oracle", "best fair slate by the user's true expected feedback",
+        f"the test world's true feedback, {_GROUPS}, {_BOUND}",
+        lambda context: _controls().Oracle(),
+        privileged=True,
+    ),
+    _item_ranker(
+        "sac4ir", "SAC4IR", f"{_SAC4IR}; clicks debiased by exposure",
+        f"{_FEEDBACK}, exposure in the training log", _build_sac4ir,
+    ),
+    _item_ranker(
+        "sac4ir-kuaisim", "SAC4IR (KuaiSim)", f"{_SAC4IR}; its group's version for KuaiSim",
+        _FEEDBACK, _build_sac4ir,
+    ),
+    _item_ranker(
+        "dnair", "DNaIR", f"{_DNAIR}; online, one network for all users",
+        f"{_FEEDBACK}, windows, exposure, quality and item-CF similarity in the training log", _build_dnair,
+        window=True,
+    ),
+    _item_ranker(
+        "dnair-kuaisim", "DNaIR (KuaiSim)", f"{_DNAIR}; its group's version for KuaiSim",
+        f"{_FEEDBACK}, exposure and quality in the training log", _build_dnair,
+    ),
+    _hierarchical("dsrm-hrl", "DSRM-HRL", f"{_PAPER}; with quotas and session memory", "profile"),
+    _hierarchical("hrl", "HRL", f"{_PAPER}, without purification", ""),
+    _hierarchical("hrl+tce", "HRL + T-CE", f"{_PAPER}, on states denoised by T-CE", "tce"),
+    _hierarchical("hrl+rce", "HRL + R-CE", f"{_PAPER}, on states denoised by R-CE", "rce"),
+    _hierarchical("hrl+bod", "HRL + BOD", f"{_PAPER}, on states denoised by BOD", "bod"),
+    _hierarchical(
+        "dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half", "profile"
+    ),
+    _hierarchical(
+        "dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window", "profile"
+    ),
+    _hierarchical(
+        "dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state", "profile"
+    ),
+    _hierarchical("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega", "profile"),
+    _hierarchical("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair", "profile"),
+    _hierarchical(
+        "dsrm-hrl-literal", "DSRM-HRL, literal", f"{_PAPER}, equations 4 to 6 to the letter", "profile",
+        window=False,
+    ),
+    MethodSpec(
+        name="a2c+fair", title="A2C + fairness", family="on-policy",
+        reference="A2C rewarded with r + lambda Fair, as the manager of HRL is",
+        kind="online", action_mode="embedding", sees=f"{_OBSERVED}, {_GROUPS}", build=build_fair_a2c,
+    ),
+    MethodSpec(
+        name="dorl", title="DORL", family="model-based",
+        reference="Gao et al., Alleviating Matthew effect of offline reinforcement learning in interactive "
+        "recommendation, SIGIR 2023",
+        kind="offline", action_mode="embedding",
+        sees="training log, user and item features, observed states, the leave rule; no response of either world",
+        build=_algorithm("hrl_policies.dorl.algorithm", "DORL"),
+    ),
+    MethodSpec(
+        name="mofir", title="MOFIR", family="off-policy",
+        reference="Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
+        "reinforcement learning, WSDM 2022",
+        kind="online", action_mode="embedding",
+        sees="observed states, items shown and their clicks in the training world, popularity groups",
+        build=_algorithm("hrl_policies.mofir.algorithm", "MOFIR"),
+    ),
+    MethodSpec(
+        name="bcq", title="BCQ", family="offline",
+        reference="Fujimoto et al., Off-policy deep reinforcement learning without exploration, ICML 2019",
+        kind="offline", action_mode="embedding", sees=_OFFLINE, build=build_bcq,
+    ),
+    MethodSpec(
+        name="bcq-discrete", title="BCQ, discrete", family="offline",
+        reference="Fujimoto et al., Benchmarking batch deep reinforcement learning algorithms, 2019; slates are the "
+        "top K",
+        kind="offline", action_mode="slate", sees=_OFFLINE, build=build_discrete_bcq,
+    ),
+)  # fmt: skip
+
+for _spec in _TABLE:
+    add_method(_spec)

@@ -27,12 +27,21 @@ apart; ``NAME: null`` takes a line out.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-SEARCH_KINDS = ("log", "uniform", "integer", "choice")
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from hrl_policies.common.yaml_files import validation_problems
+from kuaifair_env.errors import ArtifactError
 
 
 class Trial(Protocol):
@@ -51,28 +60,29 @@ class Trial(Protocol):
         ...
 
 
-class Dimension(Protocol):
+class Dimension(BaseModel):
     """Where to look for one hyperparameter."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
     def suggest(self, trial: Trial, name: str) -> Any:
         """Returns the value that a trial tries."""
-        ...
+        raise NotImplementedError
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Returns whether a value lies in it."""
-        ...
+        raise NotImplementedError
 
-    def asked(self, value: Any) -> Any:
+    def to_optuna(self, value: Any) -> Any:
         """Returns what Optuna calls a value."""
-        ...
+        raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as settings files write it."""
-        ...
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(Dimension):
     """All numbers between two.
 
     Attributes:
@@ -81,19 +91,27 @@ class Interval:
         log: Whether they are tried evenly on a logarithmic scale.
     """
 
-    low: float
-    high: float
+    low: FiniteFloat
+    high: FiniteFloat
     log: bool = False
+
+    @model_validator(mode="after")
+    def _need_order(self) -> Interval:
+        if not self.low < self.high:
+            raise ValueError(f"needs [low, high] with low < high, got [{self.low:g}, {self.high:g}]")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs positive numbers, got {self.low:g}")
+        return self
 
     def suggest(self, trial: Trial, name: str) -> float:
         """See :class:`Dimension`."""
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """See :class:`Dimension`."""
         return _is_number(value) and self.low <= value <= self.high
 
-    def asked(self, value: Any) -> float:
+    def to_optuna(self, value: Any) -> float:
         """See :class:`Dimension`."""
         return float(value)
 
@@ -102,8 +120,7 @@ class Interval:
         return {"log" if self.log else "uniform": [self.low, self.high]}
 
 
-@dataclass(frozen=True)
-class Integers:
+class Integers(Dimension):
     """All whole numbers between two, ends included.
 
     Attributes:
@@ -114,15 +131,21 @@ class Integers:
     low: int
     high: int
 
+    @model_validator(mode="after")
+    def _need_order(self) -> Integers:
+        if not self.low < self.high:
+            raise ValueError(f"needs [low, high] with low < high, got [{self.low}, {self.high}]")
+        return self
+
     def suggest(self, trial: Trial, name: str) -> int:
         """See :class:`Dimension`."""
         return trial.suggest_int(name, self.low, self.high)
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """See :class:`Dimension`."""
         return _is_number(value) and value == int(value) and self.low <= value <= self.high
 
-    def asked(self, value: Any) -> int:
+    def to_optuna(self, value: Any) -> int:
         """See :class:`Dimension`."""
         return int(value)
 
@@ -131,26 +154,32 @@ class Integers:
         return {"integer": [self.low, self.high]}
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(Dimension):
     """One of several values.
 
     Attributes:
         options: The values; lists and groups too.
     """
 
-    options: tuple[Any, ...]
+    options: list[Any] = Field(min_length=2)
+
+    @field_validator("options")
+    @classmethod
+    def _need_distinct(cls, options: list[Any]) -> list[Any]:
+        if any(option in options[:place] for place, option in enumerate(options)):
+            raise ValueError(f"choice holds a value twice: {options!r}")
+        return options
 
     def suggest(self, trial: Trial, name: str) -> Any:
         """See :class:`Dimension`."""
-        labels = [self.asked(option) for option in self.options]
+        labels = [self.to_optuna(option) for option in self.options]
         return self.options[labels.index(trial.suggest_categorical(name, labels))]
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """See :class:`Dimension`."""
         return value in self.options
 
-    def asked(self, value: Any) -> Any:
+    def to_optuna(self, value: Any) -> Any:
         """See :class:`Dimension`; lists and groups go by their JSON, for Optuna keeps plain values only."""
         return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
@@ -162,7 +191,7 @@ class Choice:
 SearchSpace = Mapping[str, Dimension]
 
 
-def search_space(content: Any, hyperparameters: Mapping[str, Any], source: str) -> dict[str, Dimension]:
+def search_space(content: Mapping[str, Any], hyperparameters: Mapping[str, Any], source: str) -> SearchSpace:
     """Reads a ``search`` section; see the module for its form.
 
     Args:
@@ -171,18 +200,30 @@ def search_space(content: Any, hyperparameters: Mapping[str, Any], source: str) 
         source: Where it stands, for error messages.
 
     Raises:
-        ValueError: If a line is not of that form, names no shipped hyperparameter, or leaves out its shipped value.
+        ArtifactError: If a line is not of that form, names no shipped hyperparameter, or leaves out its shipped value;
+            the message holds all such lines.
     """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{source}: search is a group of lines NAME: {{KIND: [...]}}, got {content!r}")
-    space = {str(name): _dimension(f"{source}: search of {name!r}", line) for name, line in content.items()}
-    for name, dimension in space.items():
-        value = setting(hyperparameters, name, source)
-        if not dimension.holds(value):
-            raise ValueError(
-                f"{source}: search of {name!r} leaves out the shipped value {value!r}, which is the first trial"
-            )
-    return space
+    problems = [
+        f"{source}: search of {name!r}: {problem}"
+        for name, line in content.items()
+        for problem in _line_problems(line, hyperparameters, name)
+    ]
+    if problems:
+        raise ArtifactError("\n".join(problems))
+    return {name: _dimension(line) for name, line in content.items()}
+
+
+def _line_problems(line: Any, hyperparameters: Mapping[str, Any], name: str) -> list[str]:
+    try:
+        dimension = _dimension(line)
+        value = setting(hyperparameters, name)
+    except ValidationError as error:
+        return validation_problems(error, Dimension)
+    except ValueError as error:
+        return [str(error)]
+    if dimension.contains(value):
+        return []
+    return [f"leaves out the shipped value {value!r}, which is the first trial"]
 
 
 def inherited_search(
@@ -195,17 +236,17 @@ def inherited_search(
         own: The file's own section.
         changed: Hyperparameters that the file sets itself.
     """
-    kept = {
+    inherited = {
         name: line
         for name, line in base.items()
         if not any(
             f"{name}.".startswith(f"{fixed}.") or f"{fixed}.".startswith(f"{name}.") for fixed in changed
         )
     }
-    return {name: line for name, line in (kept | dict(own)).items() if line is not None}
+    return {name: line for name, line in (inherited | dict(own)).items() if line is not None}
 
 
-def setting(hyperparameters: Mapping[str, Any], name: str, source: str) -> Any:
+def setting(hyperparameters: Mapping[str, Any], name: str) -> Any:
     """Returns a hyperparameter by its (dotted) name.
 
     Raises:
@@ -214,53 +255,24 @@ def setting(hyperparameters: Mapping[str, Any], name: str, source: str) -> Any:
     value: Any = hyperparameters
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(
-                f"{source}: search names {name!r}, but hyperparameters holds no such setting; add its default there"
-            )
+            raise ValueError("hyperparameters holds no such setting; add its default there")
         value = value[part]
     return value
 
 
-def _dimension(where: str, line: Any) -> Dimension:
-    if not isinstance(line, Mapping) or len(line) != 1 or next(iter(line)) not in SEARCH_KINDS:
-        raise ValueError(f"{where} must be one of {', '.join(SEARCH_KINDS)} and its values, got {line!r}")
-    kind, values = next(iter(line.items()))
-    if not isinstance(values, list) or len(values) < 2:
-        raise ValueError(f"{where}: {kind} needs a list of at least two values, got {values!r}")
-    if kind == "choice":
-        options = tuple(_plain(value) for value in values)
-        if any(option in options[:place] for place, option in enumerate(options)):
-            raise ValueError(f"{where}: choice holds a value twice: {values!r}")
-        return Choice(options)
-    ends = [_number(where, value) for value in values]
-    if len(ends) != 2 or not ends[0] < ends[1]:
-        raise ValueError(f"{where}: {kind} needs [low, high] with low < high, got {values!r}")
-    if kind == "log" and ends[0] <= 0:
-        raise ValueError(f"{where}: log needs positive numbers, got {values!r}")
-    if kind == "integer":
-        if any(end != int(end) for end in ends):
-            raise ValueError(f"{where}: integer needs whole numbers, got {values!r}")
-        return Integers(int(ends[0]), int(ends[1]))
-    return Interval(ends[0], ends[1], log=kind == "log")
-
-
-def _number(where: str, value: Any) -> float:
-    """Returns a finite number; ``1e-4``, which YAML 1.1 takes for text, is one."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where} needs finite numbers, got {value!r}")
-    return number
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value of YAML, with numbers such as ``1e-4`` read as numbers."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _dimension(line: Any) -> Dimension:
+    match line if isinstance(line, Mapping) and len(line) == 1 else None:
+        case {"log": [low, high]}:
+            return Interval(low=low, high=high, log=True)
+        case {"uniform": [low, high]}:
+            return Interval(low=low, high=high)
+        case {"integer": [low, high]}:
+            return Integers(low=low, high=high)
+        case {"choice": [*options]}:
+            return Choice(options=options)
+    raise ValueError(
+        f"must be {{KIND: [low, high]}} with KIND log, uniform or integer, or {{choice: [...]}}, got {line!r}"
+    )
 
 
 def _is_number(value: Any) -> bool:

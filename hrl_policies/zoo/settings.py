@@ -1,4 +1,4 @@
-"""Hyperparameters by method and world: from the YAML files beside this module, or as the method itself brings them.
+"""Hyperparameters by method and world: from the YAML files beside this module, or a file of the user's own.
 
 A file holds the settings for all worlds, and may hold others for some of them, by environment id::
 
@@ -17,33 +17,22 @@ from that method's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
+from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validated
 from hrl_policies.zoo.search import SearchSpace, inherited_search, search_space
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _FOLDER = "hyperparameters"
-_LIKE, _WORLDS, _HYPERPARAMETERS, _SEARCH = "like", "worlds", "hyperparameters", "search"
-_KEYS = {
-    "policy",
-    "n_envs",
-    "total_steps",
-    "taste_noise",
-    "calibrated_taste_noise",
-    _HYPERPARAMETERS,
-    _SEARCH,
-}
-# What a world may have otherwise; policy class, noise of tastes and search space belong to the method.
-_WORLD_KEYS = {"n_envs", "total_steps", _HYPERPARAMETERS}
+_Noise = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -72,10 +61,10 @@ class MethodSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what a settings file holds."""
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return parts | {
-            _HYPERPARAMETERS: dict(self.hyperparameters),
-            _SEARCH: {name: dimension.as_dict() for name, dimension in self.search.items()},
+        attributes = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return attributes | {
+            "hyperparameters": dict(self.hyperparameters),
+            "search": {name: dimension.as_dict() for name, dimension in self.search.items()},
         }
 
     def noise_for(self, item_term: str) -> float:
@@ -84,137 +73,98 @@ class MethodSettings:
         return calibrated if item_term == "unbiased" and calibrated is not None else self.taste_noise
 
 
-def load_settings(method: str, world: str = "") -> MethodSettings:
-    """Returns the settings of a method: those that it was registered with, or else the shipped ones.
+class _WorldSection(BaseModel):
+    """What a file may say of one world; policy class, noise of tastes and search space belong to the method."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    n_envs: Annotated[int, Field(ge=1)] = 64
+    total_steps: Annotated[int, Field(ge=0)] = 0
+    hyperparameters: dict[str, Any] = {}
+
+
+class _SettingsFile(_WorldSection):
+    """What a settings file holds."""
+
+    like: str | None = None
+    policy: str = ""
+    taste_noise: _Noise = 0.0
+    calibrated_taste_noise: _Noise | None = None
+    search: dict[str, Any] = {}
+    worlds: dict[str, _WorldSection] = {}
+
+
+def shipped_settings(name: str, world: str = "") -> MethodSettings:
+    """Returns the settings of the shipped file of a method.
 
     Args:
-        method: Its name.
+        name: Name of the method.
         world: Environment id; a world without a section in the file has what all worlds have.
 
     Raises:
-        ValueError: If there is no file for the method, or it holds unknown keys.
+        ValueError: If there is no file for the method, or it is not valid.
     """
-    # methods.py imports this module.
-    from hrl_policies.zoo.methods import METHODS
-
-    spec = METHODS.get(method)
-    if spec is not None and spec.settings is not None:
-        return spec.settings
-    return _settings(_shipped(method, world), f"{method}.yml")
-
-
-def worlds_with_settings(method: str) -> list[str]:
-    """Returns the environment ids for which a method has settings of their own.
-
-    Raises:
-        ValueError: If there is no file for the method, or it holds unknown keys.
-    """
-    from hrl_policies.zoo.methods import METHODS
-
-    spec = METHODS.get(method)
-    if spec is not None and spec.settings is not None:
-        return []
-    content = _parsed_file(method)
-    inherited = worlds_with_settings(content[_LIKE]) if content.get(_LIKE) is not None else []
-    return sorted({*inherited, *content.get(_WORLDS, {})})
+    return _settings(_merged(_shipped(name), world), f"{name}.yml")
 
 
 def read_settings(path: str | Path, world: str = "") -> MethodSettings:
-    """Returns the settings in a file of one's own, such as the ``best.yml`` of ``kuaifair tune``.
+    """Returns the settings in a file of the user's own, such as the ``best.yml`` of ``kuaifair tune``.
 
     Args:
         path: YAML in the form of the shipped files; ``like`` may name a shipped one.
-        world: See :func:`load_settings`.
+        world: See :func:`shipped_settings`.
 
     Raises:
         ValueError: If there is no such file, or it holds something else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the settings {path} cannot be read: {error}") from error
-    return _settings(_content(_parsed(text, str(path)), str(path), world), str(path))
+    file = validated(_SettingsFile, read_yaml(path), str(path))
+    return _settings(_merged(file, world), str(path))
+
+
+def worlds_in_shipped_settings(name: str) -> list[str]:
+    """Returns the environment ids that the shipped file of a method, or of one that it is like, has sections for.
+
+    Raises:
+        ValueError: If there is no file for the method, or it is not valid.
+    """
+    file = _shipped(name)
+    inherited = [] if file.like is None else worlds_in_shipped_settings(file.like)
+    return sorted({*inherited, *file.worlds})
+
+
+def has_shipped_settings(name: str) -> bool:
+    """Returns whether there is a shipped settings file for a method."""
+    return _path(name).is_file()
+
+
+def _path(name: str) -> Traversable:
+    return resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{name}.yml")
+
+
+def _shipped(name: str) -> _SettingsFile:
+    if not has_shipped_settings(name):
+        raise ValueError(f"there are no hyperparameters for method {name!r}")
+    content = parse_yaml(_path(name).read_text(encoding="utf-8"), f"{name}.yml")
+    return validated(_SettingsFile, content, f"{name}.yml")
+
+
+def _merged(file: _SettingsFile, world: str) -> dict[str, Any]:
+    """Returns the settings for a world: those of the file that it is like, then its own, then those for the world."""
+    own = file.model_dump(exclude_unset=True, exclude={"like", "worlds"})
+    changed = own.get("hyperparameters", {})
+    if file.like is not None:
+        base = _merged(_shipped(file.like), world)
+        own["search"] = inherited_search(base["search"], own.get("search", {}), list(changed))
+        changed = overridden(base["hyperparameters"], changed)
+        own = base | own
+    section = file.worlds.get(world, _WorldSection()).model_dump(exclude_unset=True)
+    hyperparameters = overridden(changed, section.get("hyperparameters", {}))
+    return {"search": {}} | own | section | {"hyperparameters": hyperparameters}
 
 
 def _settings(content: dict[str, Any], source: str) -> MethodSettings:
-    lines = content.pop(_SEARCH, {})
-    for name, least in (("n_envs", 1), ("total_steps", 0)):
-        value = content.get(name, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{source}: {name} must be a whole number from {least}, got {value!r}")
-    for name in ("taste_noise", "calibrated_taste_noise"):
-        value = content.get(name, 0.0)
-        unset = value is None and name == "calibrated_taste_noise"
-        if not unset and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf
-        ):
-            raise ValueError(f"{source}: {name} must be a number from 0, got {value!r}")
-    if not isinstance(content.get("policy", ""), str):
-        raise ValueError(f"{source}: policy must be the name of a policy class, got {content['policy']!r}")
-    return MethodSettings(**content, search=search_space(lines, content.get(_HYPERPARAMETERS, {}), source))
-
-
-def has_shipped_settings(method: str) -> bool:
-    """Returns whether there is a shipped settings file for a method."""
-    return _shipped_file(method).is_file()
-
-
-def _shipped_file(method: str) -> Traversable:
-    return resources.files("hrl_policies.zoo").joinpath(_FOLDER, f"{method}.yml")
-
-
-def _parsed_file(method: str) -> dict[str, Any]:
-    if not has_shipped_settings(method):
-        raise ValueError(f"there are no hyperparameters for method {method!r}")
-    return _parsed(_shipped_file(method).read_text(encoding="utf-8"), f"{method}.yml")
-
-
-def _shipped(method: str, world: str) -> dict[str, Any]:
-    return _content(_parsed_file(method), f"{method}.yml", world)
-
-
-def _parsed(text: str, source: str) -> dict[str, Any]:
-    """Returns what a file says, once its form is known to be right."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{source} holds no settings; it may hold {sorted(_KEYS)}")
-    unknown = set(content) - _KEYS - {_LIKE, _WORLDS}
-    if unknown:
-        raise ValueError(
-            f"{source} holds unknown keys {sorted(unknown, key=str)}; it may hold {sorted(_KEYS)}"
-        )
-    for name in (_HYPERPARAMETERS, _SEARCH):
-        _need_group(content.get(name, {}), f"{source}: {name}", "settings by name")
-    _need_group(content.get(_WORLDS, {}), f"{source}: {_WORLDS}", "settings by environment id")
-    for world, section in content.get(_WORLDS, {}).items():
-        if not isinstance(section, Mapping) or not set(section) <= _WORLD_KEYS:
-            raise ValueError(
-                f"{source}: {_WORLDS}: {world} may hold {sorted(_WORLD_KEYS)}, each with its value, got {section!r}"
-            )
-        _need_group(
-            section.get(_HYPERPARAMETERS, {}), f"{source}: {world}: {_HYPERPARAMETERS}", "settings by name"
-        )
-    return content
-
-
-def _need_group(group: Any, where: str, what: str) -> None:
-    if not isinstance(group, Mapping) or not all(isinstance(key, str) for key in group):
-        raise ValueError(f"{where} is a group of {what}, got {group!r}")
-
-
-def _content(content: dict[str, Any], source: str, world: str) -> dict[str, Any]:
-    """Returns the settings for a world: what the file is like, then its own, then what it says of the world."""
-    other, there = content.pop(_LIKE, None), content.pop(_WORLDS, {}).get(world, {})
-    if other is not None:
-        base, own = _shipped(other, world), content.pop(_HYPERPARAMETERS, {})
-        search = inherited_search(base.pop(_SEARCH, {}), content.pop(_SEARCH, {}), list(own))
-        changed = overridden(base[_HYPERPARAMETERS], own)
-        content = base | content | {_HYPERPARAMETERS: changed, _SEARCH: search}
-    changed = overridden(content.get(_HYPERPARAMETERS, {}), there.get(_HYPERPARAMETERS, {}))
-    return {**content, **there, _HYPERPARAMETERS: changed}
+    space = search_space(content.pop("search"), content["hyperparameters"], source)
+    return MethodSettings(**content, search=space)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -228,10 +178,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"a hyperparameter is given as name=value, got {text!r}")
-        try:
-            overrides[name.strip()] = _value(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"the value of {name.strip()!r} is not valid YAML: {value!r}") from error
+        overrides[name.strip()] = parse_yaml(value, f"the value {value!r} of {name.strip()!r}")
     return overrides
 
 
@@ -252,14 +199,3 @@ def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
             raise ValueError(f"{name!r} cannot be set: {first!r} is {inner!r}, not a group of settings")
         result[first] = overridden(inner, {rest: value})
     return result
-
-
-def _value(text: str) -> Any:
-    """Parses YAML; ``1e-3``, which YAML 1.1 takes for text, is a number."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -29,7 +29,7 @@ from hrl_policies.study.outputs import finish
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.tables import learning_curve
 from hrl_policies.worlds import WorldPair
-from hrl_policies.zoo.builders import OfflineData
+from hrl_policies.zoo.methods import OfflineData
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import DataError
 
@@ -199,21 +199,21 @@ def test_what_cannot_be_learned_from_is_explained():
     with pytest.raises(ValueError, match="repeats='allow'"):
         train(config("bcq-discrete", session=SessionConfig(repeats="forbid", max_len=4)), pair)
     for setting, text in (
-        ({"data.source": "logs"}, "data.source must be"),
-        ({"data.exposures": "all"}, "data.exposures must be"),
-        ({"data.from": "log"}, "data has no setting from"),
-        ({"data.transitions": "many"}, "data.transitions must be a whole number, got 'many'"),
-        ({"data.session_length": 2.5}, "data.session_length must be a whole number"),
-        ({"data.seed": None}, "data.seed must be a whole number"),
-        ({"data.noise": "loud"}, "data.noise must be a number"),
+        ({"data.source": "logs"}, "data: source must be"),
+        ({"data.exposures": "all"}, "data: exposures must be"),
+        ({"data.from": "log"}, "data: from is unknown; there are action_items"),
+        ({"data.transitions": "many"}, "data: transitions must be a valid integer, got 'many'"),
+        ({"data.session_length": 2.5}, "data: session_length must be a valid integer"),
+        ({"data.seed": None}, "data: seed must be a valid integer"),
+        ({"data.noise": "loud"}, "data: noise must be a valid number"),
         ({"data.session_end": "left"}, "session_end must be"),
         ({"item_head": "wide"}, "item_head must be"),
         ({"learning_starts": 3}, "DiscreteBCQ has no hyperparameter learning_starts"),
     ):
         with pytest.raises(ValueError, match=text):
             train(config("bcq-discrete", setting), pair)
-    with pytest.raises(ValueError, match="data must be a group"):
-        OfflineData.of("log")
+    with pytest.raises(ValueError, match="data: must be a group"):
+        train(config("bcq-discrete", {"data": "log"}), pair)
     with pytest.raises(ValueError, match="how many to collect"):
         OfflineData(source="env_behaviour", transitions=None)
 

@@ -11,11 +11,11 @@ from importlib import metadata
 import pytest
 from worlds_for_tests import small_pair
 
-import hrl_policies.zoo.methods as methods_module
-import hrl_policies.zoo.methods as plugins
+import hrl_policies.zoo.registry as registry
 from hrl_policies.cli.main import main
 from hrl_policies.study import plan_run, train
 from hrl_policies.zoo import (
+    METHODS,
     MethodSettings,
     all_methods,
     controls,
@@ -23,9 +23,9 @@ from hrl_policies.zoo import (
     load_settings,
     method,
     register_method,
+    sb3_algorithm,
     search_space,
 )
-from hrl_policies.zoo.methods import METHODS, sb3_algorithm
 
 OWN = MethodSettings(
     n_envs=4,
@@ -37,8 +37,8 @@ OWN = MethodSettings(
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    monkeypatch.setattr(methods_module, "METHODS", dict(METHODS))
-    monkeypatch.setattr(plugins, "_tried", set())
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
+    monkeypatch.setattr(registry, "_tried", set())
 
 
 def registered(name, settings=OWN):
@@ -94,7 +94,7 @@ def installed(monkeypatch):
 
             monkeypatch.setattr(sys, "meta_path", [Finder(module, effect), *sys.meta_path])
             monkeypatch.delitem(sys.modules, module, raising=False)
-            points.append(metadata.EntryPoint(name, module, plugins.GROUP))
+            points.append(metadata.EntryPoint(name, module, registry.ENTRY_POINT_GROUP))
         monkeypatch.setattr(
             metadata, "entry_points", lambda group: points if group == "kuaifair.methods" else []
         )
@@ -130,7 +130,7 @@ def test_plugins_are_imported_when_the_zoo_is_listed_once(installed, look_up):
     assert imported == []
     look_up()
     look_up()
-    assert imported == ["mine"] and "own-a2c" in methods_module.METHODS
+    assert imported == ["mine"] and "own-a2c" in registry.METHODS
 
 
 def test_a_plugin_that_fails_is_named_once_leaves_nothing_behind_and_harms_nobody(installed):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds_for_tests import small_pair
 
+from hrl_policies.common.yaml_files import parse_yaml
 from hrl_policies.study import plan_run
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.tuning import tunable
@@ -58,9 +59,8 @@ def test_a_search_section_goes_to_and_fro():
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers():
-    space = search_space(
-        {"rate": {"log": ["1e-4", "1e-1"]}, "kind": {"choice": ["auto", "1e-2"]}}, HYPERPARAMETERS, "here"
-    )
+    section = parse_yaml("{rate: {log: [1e-4, 1e-1]}, kind: {choice: [auto, 1e-2]}}", "here")
+    space = search_space(section, HYPERPARAMETERS, "here")
     assert space["rate"].as_dict() == {"log": [1e-4, 1e-1]}
     assert space["kind"].as_dict() == {"choice": ["auto", 1e-2]}
 
@@ -68,23 +68,26 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ([], "search is a group of lines"),
-        ({"rate": 3}, "must be one of log, uniform, integer, choice"),
-        ({"rate": {"normal": [0, 1]}}, "must be one of log"),
-        ({"rate": {"log": [0.1, 0.2], "uniform": [0, 1]}}, "must be one of log"),
-        ({"rate": {"log": [0.1]}}, "at least two values"),
+        (
+            {"rate": 3},
+            "must be {KIND: [low, high]} with KIND log, uniform or integer, or {choice: [...]}, got 3",
+        ),
+        ({"rate": {"normal": [0, 1]}}, "must be {KIND: [low, high]}"),
+        ({"rate": {"log": [0.1, 0.2], "uniform": [0, 1]}}, "must be {KIND: [low, high]}"),
+        ({"rate": {"log": [0.1]}}, "[low, high]"),
         ({"rate": {"log": [0.1, 0.0001]}}, "low < high"),
         ({"rate": {"log": [0.0, 0.1]}}, "log needs positive numbers"),
-        ({"rate": {"uniform": [0, 1, 2]}}, "low < high"),
-        ({"rate": {"uniform": ["low", 1]}}, "finite numbers, got 'low'"),
-        ({"rate": {"uniform": [0, ".inf"]}}, "finite numbers"),
-        ({"steps": {"integer": [1.5, 20]}}, "whole numbers"),
+        ({"rate": {"uniform": [0, 1, 2]}}, "[low, high]"),
+        ({"kind": {"choice": ["auto"]}}, "at least 2 items"),
+        ({"rate": {"uniform": ["low", 1]}}, "low must be a valid number, got 'low'"),
+        ({"rate": {"uniform": [0, float("inf")]}}, "high must be a finite number, got inf"),
+        ({"steps": {"integer": [1.5, 20]}}, "low must be a valid integer, got 1.5"),
         ({"kind": {"choice": ["auto", "auto"]}}, "holds a value twice"),
         ({"kind": {"choice": ["manual", 0.1]}}, "leaves out the shipped value 'auto'"),
         ({"rate": {"log": [0.01, 0.1]}}, "leaves out the shipped value 0.001"),
         (
             {"rat": {"log": [0.01, 0.1]}},
-            "here: search names 'rat', but hyperparameters holds no such setting",
+            "here: search of 'rat': hyperparameters holds no such setting",
         ),
         ({"group.depth": {"integer": [1, 2]}}, "'group.depth'"),
     ],
@@ -93,6 +96,18 @@ def test_sections_that_are_none_are_explained(section, words):
     with pytest.raises(ValueError, match="here") as error:
         search_space(section, HYPERPARAMETERS, "here")
     assert words in str(error.value)
+
+
+def test_all_lines_that_are_wrong_are_told_at_once():
+    with pytest.raises(ValueError) as error:
+        search_space(
+            {"rate": 3, "rat": {"log": [1, 2]}, "kind": {"choice": ["a", "b"]}}, HYPERPARAMETERS, "here"
+        )
+    assert [line.split(":")[1] for line in str(error.value).splitlines()] == [
+        " search of 'rate'",
+        " search of 'rat'",
+        " search of 'kind'",
+    ]
 
 
 @given(
@@ -107,8 +122,8 @@ def test_what_optuna_proposes_lies_in_the_space(kind, low, width, seed):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
     value = space["a"].suggest(trial, "a")
-    assert space["a"].holds(value)
-    assert space["a"].asked(value) == value
+    assert space["a"].contains(value)
+    assert space["a"].to_optuna(value) == value
     assert kind != "integer" or isinstance(value, int)
 
 
@@ -127,21 +142,25 @@ def test_a_settings_file_of_ones_own_may_be_like_a_shipped_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- a\n- b\n", "holds no settings"),
+        ("- a\n- b\n", "mine.yml: must be a group of settings by name, got ['a', 'b']"),
+        ("n_envs: 2\nn_envs: 3\n", "the key 'n_envs' is given twice"),
         ("policy: [", "not valid YAML"),
-        ("polici: MlpPolicy\n", "unknown keys"),
-        ("1: 2\npolici: MlpPolicy\n", "unknown keys [1, 'polici']"),
-        ("like: ppo\nhyperparameters:\n", "mine.yml: hyperparameters is a group of settings"),
-        ("like: ppo\nhyperparameters: {1: 2}\n", "mine.yml: hyperparameters is a group of settings"),
-        ("like: ppo\nsearch: 5\n", "mine.yml: search is a group of settings"),
-        ("n_envs: x\n", "n_envs must be a whole number from 1, got 'x'"),
-        ("total_steps: -4\n", "total_steps must be a whole number from 0, got -4"),
-        ("taste_noise: loud\n", "taste_noise must be a number from 0, got 'loud'"),
-        ("policy: 3\n", "policy must be the name of a policy class, got 3"),
+        ("polici: MlpPolicy\n", "polici is unknown; there are calibrated_taste_noise, hyperparameters, like"),
+        ("1: 2\npolici: MlpPolicy\n", "mine.yml:\n- 1 must be a name\n- polici is unknown"),
+        (
+            "like: ppo\nhyperparameters:\n",
+            "mine.yml: hyperparameters must be a group of settings by name, got None",
+        ),
+        ("like: ppo\nhyperparameters: {1: 2}\n", "mine.yml: hyperparameters.1 must be a name"),
+        ("like: ppo\nsearch: 5\n", "mine.yml: search must be a group of settings by name, got 5"),
+        ("n_envs: x\n", "n_envs must be a valid integer, got 'x'"),
+        ("total_steps: -4\n", "total_steps must be greater than or equal to 0, got -4"),
+        ("taste_noise: loud\n", "taste_noise must be a valid number, got 'loud'"),
+        ("policy: 3\n", "policy must be a valid string, got 3"),
         ("like: a3c\n", "no hyperparameters for method 'a3c'"),
         (
             "hyperparameters: {gamma: 0.9}\nsearch: {gama: {choice: [0.9, 0.99]}}\n",
-            "mine.yml: search names 'gama'",
+            "mine.yml: search of 'gama': hyperparameters holds no such setting",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_every_proposal_lies_in_the_space_and_the_search_finds_the_optimum(world
     space = load_settings("a2c").search
     for values in quick:
         assert set(values) == set(space)
-        assert all(space[name].holds(value) for name, value in values.items())
+        assert all(space[name].contains(value) for name, value in values.items())
     assert 0.0015 < result.best.values["learning_rate"] < 0.006
     assert result.best.score == max(trial.score for trial in result.trials) > result.trials[0].score
 

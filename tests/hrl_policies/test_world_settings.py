@@ -63,11 +63,17 @@ def test_a_file_like_another_takes_its_worlds_and_its_own_word_is_last(tmp_path,
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("worlds: [KuaiFair-Toy-v0]", "worlds is a group of settings by environment id"),
-        ("worlds: {KuaiFair-Toy-v0: 3}", "KuaiFair-Toy-v0 may hold"),
-        ("worlds: {KuaiFair-Toy-v0: {policy: MlpPolicy}}", "KuaiFair-Toy-v0 may hold"),
-        ("worlds: {KuaiFair-Toy-v0: {hyperparameters: [1]}}", "hyperparameters is a group of settings"),
-        ("worlds: {KuaiFair-Toy-v0: {total_steps: -1}}", "total_steps must be a whole number"),
+        ("worlds: [KuaiFair-Toy-v0]", "worlds must be a group of settings by name"),
+        ("worlds: {KuaiFair-Toy-v0: 3}", "worlds.KuaiFair-Toy-v0 must be a group of settings by name, got 3"),
+        (
+            "worlds: {KuaiFair-Toy-v0: {policy: MlpPolicy}}",
+            "worlds.KuaiFair-Toy-v0.policy is unknown; there are h",
+        ),
+        (
+            "worlds: {KuaiFair-Toy-v0: {hyperparameters: [1]}}",
+            "hyperparameters must be a group of settings by name",
+        ),
+        ("worlds: {KuaiFair-Toy-v0: {total_steps: -1}}", "total_steps must be greater than or equal to 0"),
         (
             "search: {gamma: {choice: [0.8, 0.9]}}\nworlds: {KuaiFair-Toy-v0: {hyperparameters: {gamma: 0.5}}}",
             "leaves out the shipped value 0.5",

@@ -78,10 +78,18 @@ def test_all_mistakes_are_told_at_once_with_the_known_names():
     with pytest.raises(ArtifactError) as error:
         validated(Whole, {"nam": "x", "parts": {"one": {"width": 0}, "two": {"with": 3}}}, "here")
     assert str(error.value).splitlines() == [
-        "here: ",
-        "- name: field required",
-        "- parts.one.width: input should be greater than or equal to 1, got 0",
+        "here:",
+        "- name is missing",
+        "- parts.one.width must be greater than or equal to 1, got 0",
         "- parts.two.with is unknown; there are width",
         "- nam is unknown; there are name, parts",
     ]
+    for content, words in (
+        ([1], "here: must be a group of settings by name, got [1]"),
+        ({"name": "x", "parts": {1: {}}}, "here: parts.1 must be a name"),
+        ({"name": 3}, "here: name must be a valid string, got 3"),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            validated(Whole, content, "here")
+        assert str(error.value) == words
     assert validated(Whole, {"name": "x", "parts": {"one": {"width": 2}}}, "here").parts["one"].width == 2

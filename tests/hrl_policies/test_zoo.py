@@ -208,7 +208,7 @@ def test_unknown_names_and_settings_are_explained():
 
 
 def test_a_method_of_ones_own_is_a_decorated_function(monkeypatch):
-    import hrl_policies.zoo.methods as module
+    import hrl_policies.zoo.registry as module
 
     monkeypatch.setattr(module, "METHODS", dict(METHODS))
 
@@ -265,7 +265,7 @@ def test_single_threaded_holds_for_blas_too():
 def test_a_subclass_that_hands_arguments_on_keeps_the_hyperparameters_of_its_base():
     from stable_baselines3 import A2C
 
-    from hrl_policies.zoo.methods import sb3_algorithm
+    from hrl_policies.zoo import sb3_algorithm
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
     class Own(A2C):

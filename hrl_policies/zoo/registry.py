@@ -1,0 +1,252 @@
+"""The registry of the zoo: what a method is, registration (of plugins too), and lookup by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import metadata
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Literal
+
+from hrl_policies.worlds import WorldPair
+from hrl_policies.zoo.settings import (
+    MethodSettings,
+    has_shipped_settings,
+    shipped_settings,
+    worlds_in_shipped_settings,
+)
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.spaces import ActionMode, ObservationMode
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+ENTRY_POINT_GROUP = "kuaifair.methods"
+
+MethodKind = Literal["online", "offline", "control"]
+
+_tried: set[tuple[str, str]] = set()
+"""Name and value of the entry points of this process that were loaded, or failed to."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a method is built from.
+
+    Attributes:
+        worlds: Both worlds. Only controls that are marked privileged may ask the test world what users like.
+        config: How sessions run, with the method's own action mode.
+        seed: Training seed.
+        env: The training sessions; None for controls.
+        policy: Name of the policy class; empty for controls.
+        hyperparameters: Arguments of the algorithm.
+    """
+
+    worlds: WorldPair
+    config: SessionConfig
+    seed: int
+    env: VecEnv | None
+    policy: str
+    hyperparameters: Mapping[str, Any]
+
+
+Builder = Callable[[BuildContext], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A method of the zoo.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Its name in tables.
+        family: ``"on-policy"``, ``"off-policy"``, ``"control"``, ...
+        reference: The article or library it comes from.
+        kind: ``"online"`` trains in the training world, ``"offline"`` on its log, ``"control"`` not at all.
+        action_mode: How it acts.
+        sees: What it may look at.
+        build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
+        privileged: Whether it looks at what users of the test world truly like.
+        observation_mode: Whether it observes the state alone, or the window behind it too.
+        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretrain.MODES``); empty for none.
+        settings: How it is trained unless told otherwise; None takes the shipped file of its name.
+    """
+
+    name: str
+    title: str
+    family: str
+    reference: str
+    kind: MethodKind
+    action_mode: ActionMode
+    sees: str
+    build: Builder
+    privileged: bool = False
+    observation_mode: ObservationMode = "state"
+    purifier: str = ""
+    settings: MethodSettings | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return self.kind != "control"
+
+
+METHODS: dict[str, MethodSpec] = {}
+"""The methods registered so far, in the order of the tables; :func:`all_methods` asks plugins too."""
+
+
+def add_method(spec: MethodSpec) -> None:
+    """Adds a method to the registry.
+
+    Raises:
+        ValueError: If the name is taken, or a method that learns has no settings.
+    """
+    if spec.name in METHODS:
+        raise ValueError(f"a method called {spec.name!r} exists already: {METHODS[spec.name].title}")
+    if spec.learns and spec.settings is None and not has_shipped_settings(spec.name):
+        raise ValueError(
+            f"{spec.name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
+        )
+    METHODS[spec.name] = spec
+
+
+def register_method(name: str, **attributes: Any) -> Callable[[Builder], Builder]:
+    """Registers a build function as a method.
+
+    A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``.
+
+    Args:
+        name: Its name on the command line.
+        **attributes: The other attributes of :class:`MethodSpec`, except ``build``.
+
+    Raises:
+        TypeError: If an attribute is missing or unknown.
+        ValueError: If the name is taken, or a method that learns has no settings.
+    """
+
+    def register(build: Builder) -> Builder:
+        add_method(MethodSpec(name=name, build=build, **attributes))
+        return build
+
+    return register
+
+
+def method(name: str) -> MethodSpec:
+    """Returns a method by name; plugins are loaded if the zoo itself has none of that name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in METHODS and name not in all_methods():
+        raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def all_methods() -> Mapping[str, MethodSpec]:
+    """Returns :data:`METHODS` with those of installed plugins."""
+    load_plugins(METHODS)
+    return METHODS
+
+
+def learners() -> list[str]:
+    """Returns the names of the methods that are trained."""
+    return [spec.name for spec in all_methods().values() if spec.learns]
+
+
+def controls() -> list[str]:
+    """Returns the names of the controls."""
+    return [spec.name for spec in all_methods().values() if not spec.learns]
+
+
+def load_settings(name: str, world: str = "") -> MethodSettings:
+    """Returns the settings of a method: those that it was registered with, or else the shipped ones.
+
+    Args:
+        name: Its name.
+        world: Environment id; a world without a section in the file has what all worlds have.
+
+    Raises:
+        ValueError: If the method has no settings, or its file is not valid.
+    """
+    spec = METHODS.get(name)
+    if spec is not None and spec.settings is not None:
+        return spec.settings
+    return shipped_settings(name, world)
+
+
+def worlds_with_settings(name: str) -> list[str]:
+    """Returns the environment ids for which a method has settings of their own.
+
+    Raises:
+        ValueError: If the method has no settings, or its file is not valid.
+    """
+    spec = METHODS.get(name)
+    if spec is not None and spec.settings is not None:
+        return []
+    return worlds_in_shipped_settings(name)
+
+
+def load_plugins(methods: MutableMapping[str, Any]) -> None:
+    """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind.
+
+    Args:
+        methods: Where methods are registered.
+    """
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        key = (point.name, point.value)
+        if key in _tried:
+            continue
+        # Marked first: a plugin may look up methods while it is imported.
+        _tried.add(key)
+        before = dict(methods)
+        try:
+            point.load()
+        except Exception as error:
+            # A plugin may fail in any way at all, and must not take the zoo with it.
+            methods.clear()
+            methods.update(before)
+            package = "" if point.dist is None else f" of the package {point.dist.name}"
+            warnings.warn(
+                f"the plugin {point.name!r}{package} ({point.value}) was left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+
+
+def sb3_algorithm(
+    algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None
+) -> Any:
+    """Builds an SB3 algorithm over the training sessions.
+
+    Args:
+        algorithm: Its class.
+        context: What to build from.
+        hyperparameters: Instead of the context's.
+
+    Raises:
+        ValueError: If it does not know one of the hyperparameters.
+    """
+    # Stable-Baselines3 writes into the policy_kwargs that it is given.
+    settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
+    unknown = set(settings) - _arguments(algorithm)
+    if unknown:
+        raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
+    try:
+        return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
+
+
+def _arguments(algorithm: type[Any]) -> set[str]:
+    """Returns the names of a class's arguments, those that it hands on to its bases by ``**`` included."""
+    names: set[str] = set()
+    for base in algorithm.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(vars(base)["__init__"]).parameters
+        names |= set(parameters)
+        if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
