@@ -19,6 +19,7 @@ from dsrm.purifier import StatePurifier
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import stack_observations, take_rows
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import World
 
@@ -61,8 +62,8 @@ class DSRMObservationWrapper(gym.Wrapper[Any, Any, Any, Any]):
         return self._purified(observation), reward, terminated, truncated, info
 
     def _purified(self, observation: Any) -> Any:
-        stacked = _purify(self._dsrm, _stacked([observation]), self._bottom.history_window())
-        return _row(stacked, 0)
+        stacked = _purify(self._dsrm, stack_observations([observation]), self._bottom.history_window())
+        return take_rows(stacked, 0)
 
 
 class DSRMVectorWrapper(VectorWrapper):
@@ -105,10 +106,10 @@ class DSRMVectorWrapper(VectorWrapper):
             window = self._bottom.batch.finished_window
             assert window is not None
             ended = np.flatnonzero(info["_final_obs"])
-            final = _purify(self._dsrm, _stacked(list(info["final_obs"][ended])), window)
+            final = _purify(self._dsrm, stack_observations(list(info["final_obs"][ended])), window)
             info["final_obs"] = info["final_obs"].copy()
             for place, row in enumerate(ended):
-                info["final_obs"][row] = _row(final, place)
+                info["final_obs"][row] = take_rows(final, place)
         purified = _purify(self._dsrm, observation, self._bottom.history_window())
         return purified, reward, terminated, truncated, info
 
@@ -144,10 +145,10 @@ class VecDSRM(VecEnvWrapper):
         observation, reward, done, infos = self.venv.step_wait()
         ended = np.flatnonzero(done)
         if len(ended):
-            last = _stacked([infos[row]["terminal_observation"] for row in ended])
+            last = stack_observations([infos[row]["terminal_observation"] for row in ended])
             purified = _purify(self.dsrm, last, self._sessions.finished(ended))
             for place, row in enumerate(ended):
-                infos[row]["terminal_observation"] = _row(purified, place)
+                infos[row]["terminal_observation"] = take_rows(purified, place)
         return _purify(self.dsrm, observation, self._sessions.windows()), reward, done, infos
 
 
@@ -200,18 +201,6 @@ def _purify(dsrm: StatePurifier, observation: Any, window: HistoryWindow) -> Any
     if isinstance(observation, dict):
         return {**observation, _STATE: dsrm.purify(observation[_STATE], window)}
     return dsrm.purify(observation, window)
-
-
-def _stacked(observations: list[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {name: np.stack([one[name] for one in observations]) for name in observations[0]}
-    return np.stack(observations)
-
-
-def _row(observation: Any, row: int) -> Any:
-    if isinstance(observation, dict):
-        return {name: part[row] for name, part in observation.items()}
-    return observation[row]
 
 
 def _joined(windows: list[HistoryWindow]) -> HistoryWindow:

@@ -17,7 +17,7 @@ from hrl_policies.common.slates import FairCounts, best_slates, nearest_to_half
 from kuaifair_env import seeding
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray, FloatArray
-from kuaifair_env.spaces import top_k
+from kuaifair_env.spaces import state_of, top_k
 from kuaifair_env.world import World
 
 _USERS_AT_ONCE = 256
@@ -75,9 +75,7 @@ class _SlateControl:
         Raises:
             ValueError: If the control is not bound, or the observations are not those of its sessions.
         """
-        states = np.asarray(
-            observation["state"] if isinstance(observation, dict) else observation, np.float32
-        )
+        states = np.asarray(state_of(observation), np.float32)
         single = states.ndim == 1
         states = states[None] if single else states
         batch = self._bound()

@@ -13,6 +13,7 @@ from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.render import SessionRecorder
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
 _FIRST_ROW = np.zeros(1, np.int64)
@@ -166,7 +167,4 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         return int(self.batch.user_ids[0])
 
     def _observation(self) -> Any:
-        observation = self.batch.observe()
-        if isinstance(observation, dict):
-            return {name: part[0] for name, part in observation.items()}
-        return observation[0]
+        return take_rows(self.batch.observe(), 0)

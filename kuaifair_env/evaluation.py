@@ -26,6 +26,7 @@ from kuaifair_env.metrics import (
     top_gains,
 )
 from kuaifair_env.simulator import FixedSessions
+from kuaifair_env.spaces import stack_observations
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class _OneAtATime:
         self._batch = batch
 
     def reset(self) -> Any:
-        return _stacked(self._env.reset()[0])
+        return stack_observations([self._env.reset()[0]])
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any]:
         observation, reward, terminated, truncated, info = self._env.step(actions[0])
@@ -219,13 +220,7 @@ class _OneAtATime:
             )
         if done:
             observation = self._env.reset()[0]
-        return _stacked(observation), np.asarray([reward]), np.asarray([done]), [info]
-
-
-def _stacked(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: np.asarray(part)[None] for name, part in observation.items()}
-    return np.asarray(observation)[None]
+        return stack_observations([observation]), np.asarray([reward]), np.asarray([done]), [info]
 
 
 class _Run:

@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
-from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import Outcome, SessionSource
+from kuaifair_env.spaces import replace_rows, take_rows
 from kuaifair_env.world import World
 
 InfoLevel = Literal["episode", "step"]
@@ -158,7 +159,9 @@ class KuaiFairVecEnv(VecEnv):
         if self.batch.finished_records is not None:
             self._finish(self.batch.finished_records, outcome, observation, infos)
             self.batch.reset(self.batch.finished)
-            observation = _replaced(observation, self.batch.finished, self.batch.observe(self.batch.finished))
+            observation = replace_rows(
+                observation, self.batch.finished, self.batch.observe(self.batch.finished)
+            )
         return observation, outcome.reward.astype(np.float32), outcome.done, infos
 
     def history_window(self) -> HistoryWindow:
@@ -205,23 +208,10 @@ class KuaiFairVecEnv(VecEnv):
     ) -> None:
         seconds = round(time.perf_counter() - self._made_at, 6)
         for row, session in zip(self.batch.finished.tolist(), records.infos(), strict=True):
-            infos[row]["terminal_observation"] = (
-                {name: part[row] for name, part in observation.items()}
-                if isinstance(observation, dict)
-                else observation[row]
-            )
+            infos[row]["terminal_observation"] = take_rows(observation, row)
             infos[row]["TimeLimit.truncated"] = bool(outcome.truncated[row])
             infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": seconds}
             infos[row]["session"] = session
-
-
-def _replaced(observation: Any, rows: IntArray, fresh: Any) -> Any:
-    """Returns observations with some rows replaced; the old ones stay as terminal observations."""
-    if isinstance(observation, dict):
-        return {name: _replaced(part, rows, fresh[name]) for name, part in observation.items()}
-    replaced = observation.copy()
-    replaced[rows] = fresh
-    return replaced
 
 
 def world_beneath(env: VecEnv) -> World | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -265,10 +265,56 @@ def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) ->
     raise ValueError(f"action_mode must be one of {ACTION_MODES}, got {mode!r}")
 
 
+def state_of(observation: Any) -> Any:
+    """Returns the state in an observation: the observation itself, or its entry ``state`` where it is a dict."""
+    return observation["state"] if isinstance(observation, dict) else observation
+
+
+def stack_observations(observations: Sequence[Any]) -> Any:
+    """Returns single observations as a batch."""
+    return _map(lambda *arrays: np.stack(arrays), *observations)
+
+
+def take_rows(observations: Any, rows: int | IntArray) -> Any:
+    """Returns one observation of a batch, or several as a batch."""
+    return _map(lambda array: array[rows], observations)
+
+
+def replace_rows(observations: Any, rows: IntArray, fresh: Any) -> Any:
+    """Returns a copy of a batch of observations with those of ``rows`` replaced."""
+
+    def replaced(array: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+        copy = array.copy()
+        copy[rows] = values
+        return copy
+
+    return _map(replaced, observations, fresh)
+
+
+def reached_observations(observations: Any, infos: Sequence[Mapping[str, Any]], done: BoolArray) -> Any:
+    """Returns what a step of an SB3 ``VecEnv`` led to, with the last observations of the sessions that ended.
+
+    Args:
+        observations: What the step returned; where a session ended, the first observation of the next one.
+        infos: Its infos, with ``terminal_observation`` where a session ended.
+        done: ``bool (B,)``, where that is.
+    """
+    ended = np.flatnonzero(done)
+    if not len(ended):
+        return observations
+    last = stack_observations([infos[row]["terminal_observation"] for row in ended.tolist()])
+    return replace_rows(observations, ended, last)
+
+
+def _map(function: Callable[..., Any], *observations: Any) -> Any:
+    """Applies a function to arrays, or to the arrays of each name where observations are dicts."""
+    if isinstance(observations[0], dict):
+        return {name: function(*(entry[name] for entry in observations)) for name in observations[0]}
+    return function(*observations)
+
+
 ObservationMode = Literal["state", "history"]
 OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
-
-Observation = FloatArray | dict[str, Any]
 
 
 class Observer(Protocol):

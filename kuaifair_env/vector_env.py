@@ -16,6 +16,7 @@ from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import Outcome
+from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
 
@@ -148,9 +149,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         last = self.batch.observe()
         final_obs = np.full(self.num_envs, None, object)
         for row in finished:
-            final_obs[row] = (
-                {name: part[row] for name, part in last.items()} if isinstance(last, dict) else last[row]
-            )
+            final_obs[row] = take_rows(last, row)
         ended = self._over.copy()
         running = ~ended
         final_info = {name: ended if name.startswith("_") else part for name, part in infos.items()}

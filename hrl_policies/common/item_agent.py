@@ -28,6 +28,7 @@ from hrl_policies.common.slates import SlateDistribution
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
+from kuaifair_env.spaces import state_of
 from kuaifair_env.world import World
 
 
@@ -152,7 +153,7 @@ class ItemAgent(OffPolicyAlgorithm):
         """
         if action_masks is None and self._bound is not None and self._bound.simulator.allowed is not None:
             action_masks = self._bound.simulator.allowed
-            states = observation["state"] if isinstance(observation, dict) else observation
+            states = state_of(observation)
             if len(action_masks) != len(np.atleast_2d(states)):
                 raise ValueError(
                     f"{len(np.atleast_2d(states))} observations for an agent bound to {len(action_masks)} sessions; "

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from hrl_policies.common.buffers import state_space
+from kuaifair_env.spaces import stack_observations, state_of
 from kuaifair_env.world import World
 
 HeadKind = Literal["embedding", "linear"]
@@ -183,8 +184,7 @@ class ItemPolicy(BasePolicy):
 
     def states(self, observation: Any) -> Tensor:
         """Returns the states of a batch of observations, ``float32 (B, state_size)``."""
-        part = observation["state"] if isinstance(observation, dict) else observation
-        return torch.as_tensor(part, device=self.device).to(torch.float32)
+        return torch.as_tensor(state_of(observation), device=self.device).to(torch.float32)
 
     @abstractmethod
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
@@ -222,8 +222,8 @@ class ItemPolicy(BasePolicy):
             ValueError: If the masks do not fit, or allow fewer than ``K`` items.
         """
         self.set_training_mode(False)
-        single = np.ndim(observation["state"] if isinstance(observation, dict) else observation) == 1
-        batch = _stacked(observation) if single else observation
+        single = np.ndim(state_of(observation)) == 1
+        batch = stack_observations([observation]) if single else observation
         with torch.inference_mode():
             slates = self.choose(batch, deterministic, self.masks(action_masks))
         actions = self.actions(slates.cpu().numpy())
@@ -274,9 +274,3 @@ def catalogue_of(action_space: spaces.Space[Any]) -> tuple[int, int]:
     raise ValueError(
         f"this agent names items; make the environment with action_mode='slate' or 'item' (got {action_space})"
     )
-
-
-def _stacked(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: np.asarray(part)[None] for name, part in observation.items()}
-    return np.asarray(observation)[None]

@@ -13,11 +13,17 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
 from hrl_policies.common.transitions import LoggedTransitions
-from hrl_policies.hrl_ppo.algorithm import with_terminal
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
-from kuaifair_env.spaces import ActionMode, StateObserver, action_decoder, embedding_sums, observed_states
+from kuaifair_env.spaces import (
+    ActionMode,
+    StateObserver,
+    action_decoder,
+    embedding_sums,
+    observed_states,
+    reached_observations,
+)
 from kuaifair_env.world import World, windows_before
 
 if TYPE_CHECKING:
@@ -369,7 +375,7 @@ def _play(
             "observations": observation,
             "actions": np.array(actions, np.float32 if continuous else np.int64),
             "rewards": rewards,
-            "next_observations": with_terminal(following, infos, np.flatnonzero(done)),
+            "next_observations": reached_observations(following, infos, done),
             "terminated": done & ~cut,
             "truncated": cut,
         }

@@ -28,7 +28,7 @@ from hrl_policies.common.item_agent import ItemAgent, allowed_items
 from hrl_policies.common.item_policy import catalogue_of
 from hrl_policies.common.item_tables import ItemTables
 from hrl_policies.dnair.policies import QItemPolicy
-from hrl_policies.hrl_ppo.algorithm import with_terminal
+from kuaifair_env.spaces import reached_observations
 from kuaifair_env.world import World
 
 SelfDNaIR = TypeVar("SelfDNaIR", bound="DNaIR")
@@ -249,7 +249,7 @@ class DNaIR(ItemAgent):
             allowed = allowed | dones[:, None]
         found: dict[str, NDArray[Any]] = {}
         with torch.inference_mode():
-            after = with_terminal(new_obs, infos, np.flatnonzero(dones))
+            after = reached_observations(new_obs, infos, dones)
             near = self.policy.near(after, self.policy.masks(allowed))
             assert near is not None
             found[_CANDIDATES] = near.cpu().numpy()

@@ -32,6 +32,7 @@ from hrl_policies.hrl_ppo.policy import Held, HierarchicalPolicy
 from hrl_policies.hrl_ppo.rewards import FairKind, fairness_reward
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.sb3 import world_beneath
+from kuaifair_env.spaces import reached_observations, take_rows
 from kuaifair_env.world import World
 
 SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
@@ -248,8 +249,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            ended = np.flatnonzero(dones)
-            seen = with_terminal(new_obs, infos, ended)
+            seen = reached_observations(new_obs, infos, dones)
             fair = fairness.reward(slates, found.entropies.cpu().numpy())
             cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.disparity_bound)
             rollout.add(
@@ -257,7 +257,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
                 rewards=self._rewards(rewards, fair, cost),
                 clicks=clicks_of(seen, self.policy.slate_size) if self.slot_credit else None,
                 done=dones,
-                final_values=self._final_values(infos, seen, ended, env.num_envs),
+                final_values=self._final_values(infos, seen, dones),
                 decided=decided,
             )
             fairness.ended(dones)
@@ -315,14 +315,16 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return np.stack([shaped, own, cost.astype(np.float32)], axis=1).astype(np.float32)
 
     def _final_values(
-        self, infos: list[dict[str, Any]], seen: Any, ended: NDArray[np.int64], sessions: int
+        self, infos: list[dict[str, Any]], seen: Any, done: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Returns the values of sessions that were cut off, not left, ``float32 (B, 3)``; 0 elsewhere."""
-        found = np.zeros((sessions, 3), np.float32)
-        cut = np.asarray([row for row in ended if infos[row].get("TimeLimit.truncated", False)], np.int64)
+        found = np.zeros((len(done), 3), np.float32)
+        cut = np.asarray(
+            [row for row in np.flatnonzero(done) if infos[row].get("TimeLimit.truncated", False)], np.int64
+        )
         if len(cut):
             with torch.inference_mode():
-                found[cut] = self.policy.predict_values(_rows(seen, cut)).cpu().numpy()
+                found[cut] = self.policy.predict_values(take_rows(seen, cut)).cpu().numpy()
         return found
 
     def _update_worker(self, batch: Minibatch, records: dict[str, list[Tensor]]) -> bool:
@@ -458,30 +460,6 @@ def _need_world(env: VecEnv) -> World:
             f"{type(env.unwrapped).__name__} has no world"
         )
     return world
-
-
-def with_terminal(observation: Any, infos: list[dict[str, Any]], ended: NDArray[np.int64]) -> Any:
-    """Returns what the step led to: the next observations, and the last ones of sessions that ended."""
-    if not len(ended):
-        return observation
-    if isinstance(observation, dict):
-        return {
-            name: _replaced(part, ended, [infos[row]["terminal_observation"][name] for row in ended])
-            for name, part in observation.items()
-        }
-    return _replaced(observation, ended, [infos[row]["terminal_observation"] for row in ended])
-
-
-def _replaced(part: NDArray[Any], rows: NDArray[np.int64], values: list[Any]) -> NDArray[Any]:
-    changed = part.copy()
-    changed[rows] = np.stack(values)
-    return changed
-
-
-def _rows(observation: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(observation, dict):
-        return {name: part[rows] for name, part in observation.items()}
-    return observation[rows]
 
 
 def _clipped(change: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
 from hrl_policies.hrl_ppo.networks import ItemTable, Manager, Observed, Worker
 from hrl_policies.hrl_ppo.settings import HierarchySettings
+from kuaifair_env.spaces import stack_observations, state_of
 
 _ADAM_EPSILON = 1e-5
 
@@ -214,9 +215,9 @@ class HierarchicalPolicy(BasePolicy):
             deterministic: Whether to take what is likeliest.
         """
         self.set_training_mode(False)
-        single = not self._is_batch(observation)
-        batch = _stacked(observation) if single else observation
-        size = len(batch["state"]) if isinstance(batch, dict) else len(batch)
+        single = np.ndim(state_of(observation)) == 1
+        batch = stack_observations([observation]) if single else observation
+        size = len(state_of(batch))
         with torch.inference_mode():
             if self.hierarchy.interval == 1:
                 found = self.decide(batch, deterministic)
@@ -239,11 +240,6 @@ class HierarchicalPolicy(BasePolicy):
             fresh = fresh | np.asarray(episode_start, np.bool_)
         device = self.table.units.device
         return Held(torch.as_tensor(actions, device=device), torch.as_tensor(fresh, device=device)), left
-
-    def _is_batch(self, observation: Any) -> bool:
-        if isinstance(observation, dict):
-            return np.ndim(observation["state"]) == 2
-        return np.ndim(observation) == 2
 
     def _base(self, seen: Observed) -> Tensor:
         """Returns the accuracy term of all items at the state itself, ``(B, N)``; candidates follow from it."""
@@ -295,9 +291,3 @@ class HierarchicalPolicy(BasePolicy):
             "hierarchy": self._hierarchy,
             "dimension": self.dimension,
         }
-
-
-def _stacked(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: np.asarray(part)[None] for name, part in observation.items()}
-    return np.asarray(observation)[None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hrl_policies.common.buffers import state_space
+from kuaifair_env.spaces import state_of
 
 OBJECTIVES = ("clicks", "tail_share")
 """What the two components of rewards, preferences and values are."""
@@ -150,7 +151,7 @@ class PreferencePolicy(TD3Policy):
             ValueError: If it is not a preference.
         """
         self.set_training_mode(False)
-        states = observation["state"] if isinstance(observation, dict) else observation
+        states = state_of(observation)
         tensor, batched = self.obs_to_tensor(states)
         weights = self.preference
         if preference is not None:
