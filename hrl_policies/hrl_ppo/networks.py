@@ -87,6 +87,10 @@ class ItemTable(nn.Module):
             along = np.einsum("dn,nd->n", scorer.directions[:, order], embeddings / norms)
             self.similarity.fill_(float(along[np.abs(along).argmax()]))
 
+    def accuracy(self, queries: Tensor) -> Tensor:
+        """Returns the accuracy term of all items, ``(B, N)``, for queries ``(B, d)``: ``prior + cos * similarity``."""
+        return torch.addmm(self.prior, queries * self.similarity, self.units.T)
+
     def best(self, scores: Tensor, count: int) -> Tensor:
         """Returns the best items of each group, half of ``count`` from either, or all of a smaller group.
 
@@ -337,8 +341,7 @@ class Worker(nn.Module):
         queries = self.queries(features)
         if self.settings.worker == "her4if":
             return queries @ self.items.weight.T
-        scores: Tensor = torch.addmm(table.prior, queries * table.similarity, table.units.T)
-        return scores
+        return table.accuracy(queries)
 
     def accuracy(self, features: Tensor, candidates: Tensor, counts: Tensor, table: ItemTable) -> Tensor:
         """Returns the accuracy term of candidates, ``(B, C)``, memory included.
@@ -377,8 +380,19 @@ class Worker(nn.Module):
         if form == "her4if":
             weights = chosen.relu() + _LEAST_WEIGHT
             return scores / self.temperature + torch.where(popular, weights[:, :1], weights[:, 1:]).log()
-        accuracy, fairness = omegas(chosen, form)
-        return (accuracy[:, None] * scores - fairness[:, None] * popularity) / self.temperature
+        return item_scores(scores, popularity, *omegas(chosen, form)) / self.temperature
+
+
+def item_scores(accuracy: Tensor, popularity: Tensor, w_acc: Tensor, w_fair: Tensor) -> Tensor:
+    """Returns the item scores ``Psi`` of the paper's eq. 6: ``w_acc * accuracy - w_fair * popularity``.
+
+    Args:
+        accuracy: ``(B, C)``, the accuracy term of candidates (:meth:`Worker.accuracy`), standardised.
+        popularity: ``(B, C)``, their standardised log-popularity ``p~``.
+        w_acc: ``(B,)``, the manager's weight of accuracy.
+        w_fair: ``(B,)``, the manager's weight of fairness.
+    """
+    return w_acc[:, None] * accuracy - w_fair[:, None] * popularity
 
 
 def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:

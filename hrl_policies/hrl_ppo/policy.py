@@ -250,8 +250,7 @@ class HierarchicalPolicy(BasePolicy):
                 base = self.worker.catalogue(features, self.table)
             else:
                 state = seen.state[:, : self.dimension]
-                units = state / state.norm(dim=1, keepdim=True).clamp_min(1e-6)
-                base = torch.addmm(self.table.prior, units * self.table.similarity, self.table.units.T)
+                base = self.table.accuracy(torch.nn.functional.normalize(state, dim=1, eps=1e-6))
             if self.hierarchy.memory and seen.window is not None:
                 base = seen.window.add(base, *self.worker.memory.detach())
         return base
