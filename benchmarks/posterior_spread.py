@@ -33,7 +33,7 @@ from kuaifair_env.files import write_text_atomically
 from kuaifair_env.world import World
 
 LENGTHS = (2, 5, 10, 20, 50)
-FEWEST_CLICKS = 5
+MIN_CLICKS = 5
 USERS = 1_500
 SAMPLES = 16
 
@@ -41,7 +41,7 @@ SAMPLES = 16
 def judged_users(world: World, clicks: np.ndarray) -> np.ndarray:
     """Returns held-out users with a window of the greatest length and enough clicks for a profile."""
     exposures = np.bincount(world.data.train.users, minlength=len(world.data.users))
-    enough = np.flatnonzero(exposures >= max(LENGTHS) + FEWEST_CLICKS)
+    enough = np.flatnonzero(exposures >= max(LENGTHS) + MIN_CLICKS)
     return np.intersect1d(held_out_users(world.data), np.intersect1d(enough, np.flatnonzero(clicks)))[:USERS]
 
 
@@ -60,7 +60,7 @@ def rows(name: str, path: Path, world: World) -> list[str]:
             world.data.train, len(world.data.users), users, rng, shortest=length, longest=length
         )
         inside = sample.window.clicks.sum(axis=1)
-        some = np.flatnonzero((inside > 0) & (positives.counts[users] - inside >= FEWEST_CLICKS))
+        some = np.flatnonzero((inside > 0) & (positives.counts[users] - inside >= MIN_CLICKS))
         window = sample.window.take(some)
         states = observed_states(builder, window)
         scale = states.std(axis=0)

@@ -14,7 +14,7 @@ from dsrm.diffusion import NoiseSchedule
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 
-_LEAST_DEVIATION = 1e-4
+_MIN_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Standardiser:
     def fit(cls, rows: FloatArray) -> Standardiser:
         """Returns the standardiser of ``float32 (B, n)`` training rows."""
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        deviation = np.maximum(rows.std(axis=0, dtype=np.float64), _LEAST_DEVIATION).astype(np.float32)
+        deviation = np.maximum(rows.std(axis=0, dtype=np.float64), _MIN_DEVIATION).astype(np.float32)
         return cls(mean, deviation)
 
     def to(self, rows: FloatArray) -> FloatArray:

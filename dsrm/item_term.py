@@ -28,7 +28,7 @@ _PRIOR_ROWS = 20.0
 _USER_PRIOR_ROWS = 10.0
 _FOLDS = 5
 _PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
-_MOST_WEIGHT = 500.0
+_MAX_WEIGHT = 500.0
 
 Vector = NDArray[np.float64]
 
@@ -123,7 +123,7 @@ def boosted(features: NDArray[np.float64], wanted: Vector, shown: Vector, seed: 
     predicted = np.empty(len(wanted))
     for number in range(_FOLDS):
         inside = (fold != number) & (shown > 0)
-        weights = np.minimum(shown[inside], _MOST_WEIGHT)
+        weights = np.minimum(shown[inside], _MAX_WEIGHT)
         model = _trees(seed).fit(features[inside], wanted[inside], sample_weight=weights)
         predicted[fold == number] = model.predict(features[fold == number])
     trust = shown / (shown + 5 * _PRIOR_ROWS)

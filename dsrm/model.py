@@ -23,7 +23,7 @@ from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
-_LEAST_SPREAD = 1e-3
+_MIN_SPREAD = 1e-3
 _SPREAD_WEIGHT = 0.1
 _NAMES = tuple(f"student.{part}.{layer}" for layer in range(3) for part in ("weight", "bias"))
 
@@ -135,7 +135,7 @@ def distil(
     inputs, held = torch.from_numpy(conditions), max(len(conditions) // 10, 1)
     generator = torch.Generator().manual_seed(seed)
     net = _net(conditions.shape[1], states.shape[1] + 1, config.width, generator)
-    spreads = spreads.clamp(min=_LEAST_SPREAD).log()
+    spreads = spreads.clamp(min=_MIN_SPREAD).log()
     optimiser = torch.optim.Adam(net.parameters(), config.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     for _ in range(config.steps):
@@ -180,7 +180,7 @@ Conditioning = Literal["rich", "state"]
 Output = Literal["state", "state+spread"]
 
 SPREAD_SAMPLES = 8
-_MOST_SPREAD = 10.0
+_MAX_SPREAD = 10.0
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class DSRM:
         self._binding.bind(world)
         bound = float(max(np.abs(self._low).max(), np.abs(self._high).max()))
         if self.config.output == "state+spread":
-            return state_space(max(bound, _MOST_SPREAD), world.dimension + 1)
+            return state_space(max(bound, _MAX_SPREAD), world.dimension + 1)
         return state_space(bound, world.dimension)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
@@ -300,7 +300,7 @@ class DSRM:
         if self.config.output == "state":
             return self._states(conditions, states)
         purified, spread = self._states_and_spread(conditions, states)
-        return np.concatenate([purified, np.minimum(spread, _MOST_SPREAD)[:, None]], axis=1)
+        return np.concatenate([purified, np.minimum(spread, _MAX_SPREAD)[:, None]], axis=1)
 
     def conditions(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """Returns the conditions of states and windows, as they are (not standardised)."""

@@ -16,8 +16,8 @@ from kuaifair_env.world import World
 KINDS = ("log", "short", "policy")
 SHORT = 5
 
-_FEWEST_POSITIVES = 3
-_FEWEST_OF_A_CLASS = 20
+_MIN_POSITIVES = 3
+_MIN_OF_A_CLASS = 20
 _USERS_AT_ONCE = 256
 
 
@@ -57,13 +57,13 @@ class ProbeSet:
         return len(self.users)
 
 
-def probe_set(world: World, kind: str = "log", most_users: int = 3_000, seed: int = 0) -> ProbeSet:
+def probe_set(world: World, kind: str = "log", max_users: int = 3_000, seed: int = 0) -> ProbeSet:
     """Builds a probe set from a test world.
 
     Args:
         world: The test world; its users are held out from all pretraining.
         kind: ``"log"``, ``"short"`` or ``"policy"``.
-        most_users: Take at most so many users.
+        max_users: Take at most so many users.
         seed: Seed of the choice of users and of the policies.
 
     Raises:
@@ -75,8 +75,8 @@ def probe_set(world: World, kind: str = "log", most_users: int = 3_000, seed: in
         raise ValueError(f"windows are of one of the kinds {KINDS}, got {kind!r}")
     rng = np.random.default_rng(seed)
     users = world.users
-    if len(users) > most_users:
-        users = np.sort(rng.choice(users, most_users, replace=False))
+    if len(users) > max_users:
+        users = np.sort(rng.choice(users, max_users, replace=False))
     window = policy_windows(world, users, rng) if kind == "policy" else world.initial_history.take(users)
     if kind == "short":
         older = np.arange(window.items.shape[1]) < window.items.shape[1] - SHORT
@@ -135,9 +135,9 @@ def _interest(world: World, log: InteractionLog, users: NDArray[np.int64]) -> ND
     counts = np.zeros((len(users), tags.shape[1]))
     np.add.at(counts, place, tags[log.items[log.clicks]].astype(np.float64))
     positives = np.bincount(place, minlength=len(users))
-    known: BoolArray = (positives >= _FEWEST_POSITIVES) & (counts.max(axis=1) > 0)
+    known: BoolArray = (positives >= _MIN_POSITIVES) & (counts.max(axis=1) > 0)
     labels[known] = counts[known].argmax(axis=1)
-    frequent = np.bincount(labels[known], minlength=tags.shape[1]) >= _FEWEST_OF_A_CLASS
+    frequent = np.bincount(labels[known], minlength=tags.shape[1]) >= _MIN_OF_A_CLASS
     labels[known] = np.where(frequent[labels[known]], labels[known], -1)
     return labels
 

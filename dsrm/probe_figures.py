@@ -14,8 +14,8 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import save_figure
 
-_MOST_POINTS = 1_500
-_MOST_INTERESTS = 6
+_MAX_POINTS = 1_500
+_MAX_INTERESTS = 6
 _MARKERS = ("o", "s", "^", "v", "D", "P", "x")
 _PERPLEXITY = 30.0
 
@@ -39,7 +39,7 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
     from sklearn.manifold import TSNE
 
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(probes), min(_MOST_POINTS, len(probes)), replace=False))
+    rows = np.sort(rng.choice(len(probes), min(_MAX_POINTS, len(probes)), replace=False))
     figure, axes = plt.subplots(2, len(states), figsize=(4.2 * len(states), 8.0), squeeze=False)
     for column, (name, vectors) in enumerate(states.items()):
         scaled = vectors[rows] - vectors[rows].mean(axis=0)
@@ -96,11 +96,11 @@ def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, 
 
 def _by_interest(axis: Any, places: NDArray[Any], labels: NDArray[np.int64]) -> None:
     known = labels[labels >= 0]
-    common: NDArray[np.int64] = np.bincount(known).argsort()[::-1][:_MOST_INTERESTS]
+    common: NDArray[np.int64] = np.bincount(known).argsort()[::-1][:_MAX_INTERESTS]
     rest = ~np.isin(labels, common)
     axis.scatter(*places[rest].T, s=4, color="0.88", linewidths=0)
     for number, (tag, marker) in enumerate(zip(common, _MARKERS, strict=False)):
-        shade = str(0.05 + 0.6 * number / _MOST_INTERESTS)
+        shade = str(0.05 + 0.6 * number / _MAX_INTERESTS)
         axis.scatter(
             *places[labels == tag].T, s=10, color=shade, marker=marker, linewidths=0.4, label=f"tag {tag}"
         )

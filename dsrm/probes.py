@@ -26,7 +26,7 @@ _NEIGHBOURS = 15
 _RESAMPLES = 500
 _DECILES = 10
 _TOP = 10
-_MOST_FOR_SILHOUETTE = 2_000
+_MAX_FOR_SILHOUETTE = 2_000
 
 Statistic = Callable[[NDArray[np.int64]], float]
 
@@ -224,7 +224,7 @@ class _ProbeEvaluation:
                 continue
             same = (labels[near] == labels[:, None]).mean(axis=1)
             found[f"{name}_purity"] = self._mean_of(same, labels >= 0)
-            some = rows[:_MOST_FOR_SILHOUETTE]
+            some = rows[:_MAX_FOR_SILHOUETTE]
             values = np.zeros(len(labels))
             values[some] = silhouette_samples(scaled[some], labels[some])
             known = np.zeros(len(labels), np.bool_)

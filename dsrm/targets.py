@@ -18,8 +18,8 @@ from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
-_FEWEST_POSITIVES = 3
-_MOST_INSERTED = 0.5
+_MIN_POSITIVES = 3
+_MAX_INSERTED = 0.5
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class PooledPositives:
         """Returns the same without the window's own positives where ``exclude`` is True and enough are left."""
         sums, mass = self._builder.pooled(windows.window)
         left = self.counts[windows.users] - windows.window.clicks.sum(axis=1)
-        drop = exclude & (windows.ends >= 0) & (left >= _FEWEST_POSITIVES)
+        drop = exclude & (windows.ends >= 0) & (left >= _MIN_POSITIVES)
         rest = self._sums[windows.users] - np.where(drop[:, None], sums, 0.0)
         weight = self._mass[windows.users] - np.where(drop, mass, 0.0)
         return np.asarray(rest / np.maximum(weight, 1e-6)[:, None], np.float32)
@@ -170,7 +170,7 @@ class ProfileTargets:
         self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
         self._pool = PooledPositives(builder, world.data.train, len(world.data.users))
         self._exclude_share = exclude_share
-        enough = np.flatnonzero(self._pool.counts >= _FEWEST_POSITIVES)
+        enough = np.flatnonzero(self._pool.counts >= _MIN_POSITIVES)
         self.users = np.intersect1d(world.users, enough)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
@@ -233,7 +233,7 @@ class UnbiasedTargets:
             builder, replace(log, clicks=np.ones(len(log), np.bool_)), n_users, weighted=False
         )
         self.users = np.intersect1d(
-            np.intersect1d(calibration, world.users), np.flatnonzero(clicked.counts >= _FEWEST_POSITIVES)
+            np.intersect1d(calibration, world.users), np.flatnonzero(clicked.counts >= _MIN_POSITIVES)
         )
         profiles = PooledPositives(builder, world.data.train, n_users).of_users(world.users)
         self._targets = np.zeros((n_users, builder.dimension), np.float32)
@@ -301,7 +301,7 @@ class PairedTargets:
         exposures = world.data.train.exposures(len(world.data.items)) * builder.popular
         self._draw_from = np.cumsum(exposures / exposures.sum())
         clicks = np.bincount(world.data.train.users[world.data.train.clicks], minlength=len(world.data.users))
-        self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _FEWEST_POSITIVES))
+        self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _MIN_POSITIVES))
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
@@ -312,7 +312,7 @@ class PairedTargets:
 
     def _corrupt(self, window: HistoryWindow, rng: np.random.Generator) -> HistoryWindow:
         shape = window.items.shape
-        strength = rng.uniform(0.0, _MOST_INSERTED, (shape[0], 1))
+        strength = rng.uniform(0.0, _MAX_INSERTED, (shape[0], 1))
         shown = window.items != PADDING
         tail = window.clicks & ~self._builder.popular.take(window.items)
         clicks = window.clicks & ~(tail & (rng.random(shape) < strength))

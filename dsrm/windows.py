@@ -73,7 +73,7 @@ def sample_windows(
     return SampledWindows(windows_before(log, ends, length, places), rows, ends)
 
 
-MOST_STEPS = 12
+MAX_STEPS = 12
 SLATE_SIZE = 10
 _BATCH = 512
 _TASTE, _POPULARITY = 8.0, 1.5
@@ -97,7 +97,7 @@ def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> H
         ``n`` windows.
     """
     rows = np.asarray(users, np.int64)
-    steps = rng.integers(1, MOST_STEPS + 1, len(rows))
+    steps = rng.integers(1, MAX_STEPS + 1, len(rows))
     # Sessions of equal length share a batch, so that none runs longer than it must.
     order = np.argsort(steps, kind="stable")
     parts = [

@@ -62,7 +62,7 @@ def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> 
 def evaluation(purifier: StatePurifier | None) -> VecEnv:
     """Returns sessions of the test world, purified where training was."""
     test = kuaifair_env.make_sb3(
-        ENV, num_envs=100, split="test", action_mode="slate", observation_mode="history"
+        ENV, n_envs=100, split="test", action_mode="slate", observation_mode="history"
     )
     return test if purifier is None else VecDSRM(test, purifier)
 

@@ -56,8 +56,8 @@ def trained_and_evaluated(
     algorithm: Callable[..., BaseAlgorithm], purifier: StatePurifier | None, steps: int
 ) -> dict[str, float]:
     """Trains in the training world and evaluates on held-out users of the test world, on the same kind of state."""
-    train = kuaifair_env.make_sb3(ENV, num_envs=64, seed=11)
-    test = kuaifair_env.make_sb3(ENV, num_envs=100, split="test")
+    train = kuaifair_env.make_sb3(ENV, n_envs=64, seed=11)
+    test = kuaifair_env.make_sb3(ENV, n_envs=100, split="test")
     if purifier is not None:
         # A single environment takes DSRMObservationWrapper(gym.make(ENV), purifier) instead.
         train, test = VecDSRM(train, purifier), VecDSRM(test, purifier)

@@ -139,14 +139,14 @@ def evaluate(
     *,
     seed: int = DEFAULT_SEED,
     deterministic: bool = True,
-    batch_size: int = 256,
+    n_envs: int = 256,
     ranking: bool = False,
     progress: bool = False,
 ) -> EvaluationResult:
     """Plays complete sessions of a fixed list of users and measures them.
 
     A session's randomness follows from ``seed``, user and episode alone, so every policy meets the same users in the
-    same mood, whatever the batch size. Give an environment of its own: its running sessions are replaced.
+    same mood, whatever ``n_envs``. Give an environment of its own: its running sessions are replaced.
 
     Args:
         policy: Anything with Stable-Baselines3's ``predict``; see :class:`BindsEnvironment` for policies that need
@@ -158,7 +158,7 @@ def evaluate(
         episodes_per_user: Sessions of each user.
         seed: Seed of the sessions' randomness.
         deterministic: Passed to ``predict``.
-        batch_size: Sessions at once where the environment leaves it open.
+        n_envs: Concurrent sessions where the environment leaves it open.
         ranking: Whether to measure R-NDCG@K by the true expected feedback; costs a catalogue of scores each step.
         progress: Whether to show a progress bar.
 
@@ -170,7 +170,7 @@ def evaluate(
         TypeError: If the environment is not a KuaiFair environment.
         ValueError: If there is no session to play, or a wrapper does not play sessions to their end.
     """
-    stepper, batch = _stepper(env, batch_size)
+    stepper, batch = _stepper(env, n_envs)
     world = batch.world
     rows = world.users if users is None else world.user_rows(users)
     sessions = FixedSessions.of_users(rows, episodes_per_user, seed)
@@ -296,7 +296,7 @@ def _initial_temper(config: SessionConfig) -> float | None:
     return float(config.max_len if rule.initial_temper is None else rule.initial_temper)
 
 
-def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
+def _stepper(env: Any, n_envs: int) -> tuple[_Stepper, SessionBatch]:
     """Returns the environment as a batch stepper, and the sessions beneath it."""
     from stable_baselines3.common.vec_env import VecEnv
 
@@ -320,7 +320,7 @@ def _stepper(env: Any, batch_size: int) -> tuple[_Stepper, SessionBatch]:
         raise TypeError(
             "evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead"
         )
-    native = KuaiFairVecEnv(bottom.world, bottom.config, batch_size, seed=0)
+    native = KuaiFairVecEnv(bottom.world, bottom.config, n_envs, seed=0)
     return native, native.batch
 
 

@@ -13,7 +13,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow, ResponseModel
 from kuaifair_env.world import World
 
-_LEAST = 1e-6
+_MIN = 1e-6
 
 
 class VariedResponse:
@@ -85,8 +85,8 @@ class VariedResponse:
 
     def _varied(self, users: IntArray, items: IntArray, expected: FloatArray) -> FloatArray:
         keys = seeding.derive(np.full(len(users), self._key, np.uint64), np.asarray(users))
-        draws = np.clip(seeding.uniforms(keys[:, None], items.astype(np.uint64)), _LEAST, 1 - _LEAST)
-        certain = np.clip(expected, _LEAST, 1 - _LEAST).astype(np.float64)
+        draws = np.clip(seeding.uniforms(keys[:, None], items.astype(np.uint64)), _MIN, 1 - _MIN)
+        certain = np.clip(expected, _MIN, 1 - _MIN).astype(np.float64)
         odds = certain / (1 - certain) * (draws / (1 - draws)) ** self._scale
         return np.asarray(odds / (1 + odds), np.float32)
 

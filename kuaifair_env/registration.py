@@ -184,7 +184,7 @@ def make_vector_env(
 
 def make_sb3(
     env_id: str,
-    num_envs: int = 64,
+    n_envs: int = 64,
     seed: int | None = None,
     info_level: InfoLevel = "episode",
     **settings: Unpack[Settings],
@@ -193,7 +193,7 @@ def make_sb3(
 
     Args:
         env_id: A registered id.
-        num_envs: Concurrent sessions.
+        n_envs: Concurrent sessions.
         seed: Seed of the sessions.
         info_level: See :class:`~kuaifair_env.sb3.KuaiFairVecEnv`.
         **settings: See :class:`Settings`.
@@ -201,7 +201,7 @@ def make_sb3(
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
     world, config = _parts(env_id, settings)
-    return KuaiFairVecEnv(world, config, num_envs, seed, info_level)
+    return KuaiFairVecEnv(world, config, n_envs, seed, info_level)
 
 
 def register_ids() -> None:

@@ -60,7 +60,7 @@ class SessionView:
 
 
 class KuaiFairVecEnv(VecEnv):
-    """``num_envs`` sessions at once behind Stable-Baselines3's ``VecEnv``; see ``KuaiFairEnv`` for the world itself.
+    """``n_envs`` sessions at once behind Stable-Baselines3's ``VecEnv``; see ``KuaiFairEnv`` for the world itself.
 
     Finished sessions are replaced in the same step; ``infos[i]`` then holds ``terminal_observation``,
     ``TimeLimit.truncated``, ``episode`` (``r``, ``l`` and the seconds ``t``, as ``Monitor`` writes them) and
@@ -72,7 +72,7 @@ class KuaiFairVecEnv(VecEnv):
     Args:
         world: Users, items and their response.
         config: How sessions run.
-        num_envs: Number of concurrent sessions.
+        n_envs: Number of concurrent sessions.
         seed: Row ``i`` plays the sessions of a single environment reset with ``seed + i``; None draws a seed.
         info_level: ``"episode"`` or ``"step"``.
     """
@@ -81,7 +81,7 @@ class KuaiFairVecEnv(VecEnv):
         self,
         world: World,
         config: SessionConfig | None = None,
-        num_envs: int = 64,
+        n_envs: int = 64,
         seed: int | None = None,
         info_level: InfoLevel = "episode",
     ) -> None:
@@ -89,15 +89,15 @@ class KuaiFairVecEnv(VecEnv):
             raise ValueError(f"info_level must be 'episode' or 'step', got {info_level!r}")
         self.config = SessionConfig() if config is None else config
         self.world = world
-        self.batch = SessionBatch(world, self.config, num_envs)
+        self.batch = SessionBatch(world, self.config, n_envs)
         self.info_level = info_level
         # SB3's constructor already asks these for their render_mode.
-        self._views = [SessionView(self, row) for row in range(num_envs)]
+        self._views = [SessionView(self, row) for row in range(n_envs)]
         self._actions: NDArray[Any] | None = None
-        self._all = np.arange(num_envs)
+        self._all = np.arange(n_envs)
         self._started = False
         self._made_at = time.perf_counter()
-        super().__init__(num_envs, self.batch.observation_space, self.batch.action_space)
+        super().__init__(n_envs, self.batch.observation_space, self.batch.action_space)
         self.seed(seed)
         self.apply_seeds()
 

@@ -19,7 +19,7 @@ from kuaifair_env.world import StateEncoder, World
 ActionMode = Literal["embedding", "slate", "item"]
 ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
 
-_MOST_BLOCKS = 64
+_MAX_BLOCKS = 64
 _FEW = 16
 
 
@@ -116,7 +116,7 @@ def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> NDArr
     columns = scores.shape[1]
     if not 1 <= k <= columns:
         raise ValueError(f"cannot take the top {k} of {columns} items")
-    width = max(columns // _MOST_BLOCKS, 4 * k)
+    width = max(columns // _MAX_BLOCKS, 4 * k)
     blocks = columns // width
     if blocks < 2:
         return _sorted_top_k(scores, k)

@@ -264,12 +264,10 @@ def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, place
 HISTORY_LENGTH = 50
 EMBEDDING_DIM = 64
 _EMBEDDINGS_VERSION = 1
-_FEWEST_TEST_EXPOSURES = 20
+_MIN_TEST_EXPOSURES = 20
 
 
-def candidate_rows(
-    data: InteractionData, fewest_exposures: int = _FEWEST_TEST_EXPOSURES
-) -> NDArray[np.int64]:
+def candidate_rows(data: InteractionData, min_exposures: int = _MIN_TEST_EXPOSURES) -> NDArray[np.int64]:
     """Returns the items that both worlds recommend: those which the test log covers.
 
     Only there does the test world know what users do, and a common candidate set lets an agent with one output
@@ -277,16 +275,14 @@ def candidate_rows(
 
     Args:
         data: The data set.
-        fewest_exposures: Test-log exposures that an item needs.
+        min_exposures: Test-log exposures that an item needs.
 
     Raises:
         DataError: If no item has as many.
     """
-    covered = np.flatnonzero(data.test.exposures(len(data.items)) >= fewest_exposures)
+    covered = np.flatnonzero(data.test.exposures(len(data.items)) >= min_exposures)
     if len(covered) == 0:
-        raise DataError(
-            f"no item has {fewest_exposures} exposures in the test log; lower fewest_test_exposures"
-        )
+        raise DataError(f"no item has {min_exposures} exposures in the test log; lower min_exposures")
     return covered
 
 

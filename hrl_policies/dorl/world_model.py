@@ -29,7 +29,7 @@ from kuaifair_env.world import World
 MAX_VARIANCE = 1.0
 """Largest variance of a click that a member can give: four times the most that a 0 or 1 has."""
 
-FEWEST_ROWS = 20
+MIN_ROWS = 20
 """Rows of a log below which nothing is fitted."""
 
 _MIN_VARIANCE = 1e-3
@@ -81,8 +81,8 @@ class WorldModelSettings:
             raise ValueError(f"negatives must not be negative, got {self.negatives}")
         if not (self.l2 >= 0 and self.learning_rate > 0):
             raise ValueError(f"l2 must not be negative, learning_rate positive, got {self}")
-        if self.max_rows < FEWEST_ROWS:
-            raise ValueError(f"a world model needs at least {FEWEST_ROWS} rows, got max_rows={self.max_rows}")
+        if self.max_rows < MIN_ROWS:
+            raise ValueError(f"a world model needs at least {MIN_ROWS} rows, got max_rows={self.max_rows}")
 
     def drawn_for(self, log: InteractionLog) -> float:
         """Returns how many pairs are drawn for each click of a log."""
@@ -314,9 +314,9 @@ def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator)
     rows = np.flatnonzero(playing[log.users])
     if len(rows) > settings.max_rows:
         rows = np.sort(rng.choice(rows, settings.max_rows, replace=False))
-    if len(rows) < FEWEST_ROWS:
+    if len(rows) < MIN_ROWS:
         raise DataError(
-            f"a world model needs at least {FEWEST_ROWS} training-log rows of users with sessions, got {len(rows)}"
+            f"a world model needs at least {MIN_ROWS} training-log rows of users with sessions, got {len(rows)}"
         )
     clicks = log.clicks[rows]
     drawn_users, drawn_items = _negatives(

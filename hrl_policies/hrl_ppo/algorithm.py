@@ -76,8 +76,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         fair: Form of ``Fair(L_t)``; see :mod:`hrl_policies.hrl_ppo.rewards`.
         fair_coef: ``lambda`` of eq. 4.
         constraint: ``"none"``, or ``"lagrange"``: PPO-Lagrangian on the share of slates whose disparity reaches
-            ``disparity_bound`` (``A = (A_r - mu A_c) / (1 + mu)``).
-        disparity_bound: ``delta``.
+            ``ad_bound`` (``A = (A_r - mu A_c) / (1 + mu)``).
+        ad_bound: ``delta``.
         cost_limit: Share of such slates that is allowed.
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
@@ -124,7 +124,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         fair: FairKind = "slate_ad",
         fair_coef: float = 0.1,
         constraint: ConstraintKind = "none",
-        disparity_bound: float = 0.3,
+        ad_bound: float = 0.3,
         cost_limit: float = 0.05,
         multiplier_rate: float = 0.05,
         start_multiplier: float = 0.1,
@@ -178,7 +178,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         self.ratio, self.slot_credit = ratio, slot_credit
         self.fair, self.fair_coef = fair, fair_coef
         self.constraint = constraint
-        self.disparity_bound, self.cost_limit = disparity_bound, cost_limit
+        self.ad_bound, self.cost_limit = ad_bound, cost_limit
         self.multiplier_rate, self.start_multiplier = multiplier_rate, start_multiplier
         self._n_updates = 0
         self._scorer = scorer
@@ -251,7 +251,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             seen = reached_observations(new_obs, infos, dones)
             fair = fairness.reward(slates, found.entropies.cpu().numpy())
-            cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.disparity_bound)
+            cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.ad_bound)
             rollout.add(
                 found,
                 rewards=self._rewards(rewards, fair, cost),

@@ -214,11 +214,11 @@ class Observed:
         return len(self.state)
 
 
-_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.02, 2.0
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 2.0
 _HER4IF_DEVIATION = 0.1
 # Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
 _MEMORY_PACE = 10.0
-_LEAST_WEIGHT = 1e-3
+_MIN_WEIGHT = 1e-3
 OFFER = 2
 
 
@@ -315,7 +315,7 @@ class Worker(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """``tau``."""
-        return self.log_temperature.clamp(math.log(_LEAST_TEMPERATURE), math.log(_MOST_TEMPERATURE)).exp()
+        return self.log_temperature.clamp(math.log(_MIN_TEMPERATURE), math.log(_MAX_TEMPERATURE)).exp()
 
     @property
     def memory(self) -> Tensor:
@@ -378,7 +378,7 @@ class Worker(nn.Module):
             return scores / self.temperature
         chosen = self.global_action.expand(len(scores), -1) if self.settings.manager == "flat" else actions
         if form == "her4if":
-            weights = chosen.relu() + _LEAST_WEIGHT
+            weights = chosen.relu() + _MIN_WEIGHT
             return scores / self.temperature + torch.where(popular, weights[:, :1], weights[:, 1:]).log()
         return item_scores(scores, popularity, *omegas(chosen, form)) / self.temperature
 

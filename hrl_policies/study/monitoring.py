@@ -23,7 +23,7 @@ from kuaifair_env.metrics import signed_gap
 
 REPLAY = "replay.npz"
 _POINTS = 50
-_FEWEST_SESSIONS = 50
+_MIN_SESSIONS = 50
 _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
@@ -105,7 +105,7 @@ class TrainingMonitor(ProgressMonitor):
             self._sessions.append(self.locals["infos"][row]["session"])
 
     def _ready(self) -> bool:
-        return len(self._sessions) >= _FEWEST_SESSIONS
+        return len(self._sessions) >= _MIN_SESSIONS
 
     def _add_point(self) -> None:
         if not self._sessions:

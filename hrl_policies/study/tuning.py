@@ -42,7 +42,7 @@ JOURNAL, TRIALS, BEST = "trials.jsonl", "trials.csv", "best.yml"
 CRITERION = "r_cum"
 
 _VALIDATION_SHARE = 5
-_FEWEST_USERS = 10
+_MIN_USERS = 10
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def validation_pair(world: World, name: str) -> WorldPair:
     """
     if world.split != "train":
         raise DataError(f"methods are tuned in the training world, got the {world.split} world")
-    if len(world.users) < _FEWEST_USERS:
+    if len(world.users) < _MIN_USERS:
         raise DataError(
-            f"tuning needs at least {_FEWEST_USERS} users in the training world, got {len(world.users)}"
+            f"tuning needs at least {_MIN_USERS} users in the training world, got {len(world.users)}"
         )
     kept = world.user_rows(evaluation_users(world.user_ids, len(world.users) // _VALIDATION_SHARE))
     others = np.setdiff1d(world.users, kept)

@@ -88,7 +88,7 @@ def test_short_windows_keep_the_last_exposures_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probe_sets_hold_no_training_user_and_nobody_without_a_click(kind):
-    probes = probe_set(TEST, kind, most_users=60)
+    probes = probe_set(TEST, kind, max_users=60)
     assert len(probes) <= 60 and np.isin(probes.users, TEST.users).all()
     assert probes.window.clicks.any(axis=1).all()
     assert np.isin(probes.log.users, probes.users).all()
@@ -104,7 +104,7 @@ def test_the_training_world_and_unknown_windows_are_refused(probes):
 
 
 def test_tables_and_figures_are_drawn_and_do_not_change_from_run_to_run(probes, tmp_path):
-    few = probe_set(TEST, most_users=40)
+    few = probe_set(TEST, max_users=40)
     states = purified_states(few, TEST, {"identity": IdentityPurifier()})
     table = report_table(probe(few, states))
     assert "identity" in table and "recovery" not in table

@@ -99,7 +99,7 @@ def test_observations_and_rewards_are_those_of_the_environment_after_the_same_ex
 def test_the_last_observation_is_the_one_that_a_session_starts_from():
     pair = small_pair()
     data = log_transitions(pair.train, reading=LogReading(session_length=6))
-    env = KuaiFairVecEnv(pair.train, num_envs=25)
+    env = KuaiFairVecEnv(pair.train, n_envs=25)
     env.set_options([{"user_id": int(user)} for user in pair.train.user_ids])
     np.testing.assert_array_equal(data.next_observations[data.ends], env.reset())
 
@@ -178,7 +178,7 @@ def test_purified_agents_learn_from_purified_states():
     pair, purifier = small_pair(), IPSPurifier()
     purifier.bind(pair.train)
     data = log_transitions(pair.train, reading=LogReading(session_length=6), purifier=purifier)
-    env = VecDSRM(KuaiFairVecEnv(pair.train, num_envs=25), purifier)
+    env = VecDSRM(KuaiFairVecEnv(pair.train, n_envs=25), purifier)
     env.set_options([{"user_id": int(user)} for user in pair.train.user_ids])
     np.testing.assert_array_equal(data.next_observations[data.ends], env.reset())
     assert data.observation_space == env.observation_space
@@ -245,9 +245,9 @@ def test_collected_transitions_replay_in_the_environment(mode):
 def test_the_test_world_is_never_collected_from():
     pair = small_pair()
     with pytest.raises(DataError, match="the training world, got the test world"):
-        collect_transitions(NoisyState(), KuaiFairVecEnv(pair.test, num_envs=2), 10)
+        collect_transitions(NoisyState(), KuaiFairVecEnv(pair.test, n_envs=2), 10)
     with pytest.raises(ValueError, match="at least 1"):
-        collect_transitions(NoisyState(), KuaiFairVecEnv(pair.train, num_envs=2), 0)
+        collect_transitions(NoisyState(), KuaiFairVecEnv(pair.train, n_envs=2), 0)
     history = SessionConfig(observation_mode="history")
     with pytest.raises(ValueError, match="observation_mode='state'"):
         collect_transitions(NoisyState(), KuaiFairVecEnv(pair.train, history, 2), 10)

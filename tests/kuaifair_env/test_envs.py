@@ -145,7 +145,7 @@ def test_the_vector_env_keeps_gymnasiums_own_contract(config, mode):
 
 def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
     vector = KuaiFairVectorEnv(WORLD, SLATES, num_envs=4, autoreset_mode=AutoresetMode.SAME_STEP)
-    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=4, seed=9)
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=4, seed=9)
     first, _ = vector.reset(seed=9)
     np.testing.assert_array_equal(first, sb3.reset())
     vector.action_space.seed(2)
@@ -323,7 +323,7 @@ def test_settings_of_the_wrong_type_are_clear_errors(settings):
 
 def test_truncation_bootstraps_from_the_terminal_observation():
     config = SessionConfig(max_len=3, action_mode="slate", slate_size=5, leave=NeverLeave())
-    sb3 = KuaiFairVecEnv(WORLD, config, num_envs=2, seed=0)
+    sb3 = KuaiFairVecEnv(WORLD, config, n_envs=2, seed=0)
     sb3.reset()
     for step in range(3):
         _, _, done, infos = sb3.step(np.tile(np.arange(5), (2, 1)))
@@ -332,7 +332,7 @@ def test_truncation_bootstraps_from_the_terminal_observation():
 
 
 def test_vec_env_methods_reach_single_sessions():
-    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5)
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=3, seed=5)
     sb3.reset()
     windows = sb3.env_method("history_window")
     assert windows[1].items.shape == (1, 20)
@@ -343,12 +343,12 @@ def test_vec_env_methods_reach_single_sessions():
     assert sb3.env_is_wrapped(Monitor) == [False] * 3
     sb3.seed(5)
     again = sb3.reset()
-    other = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5).reset()
+    other = KuaiFairVecEnv(WORLD, SLATES, n_envs=3, seed=5).reset()
     np.testing.assert_array_equal(again, other)
 
 
 def test_vec_env_options_pick_users_and_luck_once():
-    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=3, seed=5)
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=3, seed=5)
     sb3.set_options([{"user_id": 70}, {}, {"user_id": 80, "session_key": 3}])
     sb3.reset()
     assert sb3.get_attr("user_id", [0, 2]) == [70, 80]
@@ -366,7 +366,7 @@ def test_vec_env_options_pick_users_and_luck_once():
 
 def test_masks_of_single_sessions_are_rows_of_the_batchs():
     config = SessionConfig(max_len=4, action_mode="item", repeats="forbid", leave="never")
-    sb3 = KuaiFairVecEnv(WORLD, config, num_envs=3, seed=5)
+    sb3 = KuaiFairVecEnv(WORLD, config, n_envs=3, seed=5)
     sb3.reset()
     sb3.step(np.array([3, 4, 5]))
     masks = np.stack(sb3.env_method("action_masks"))
@@ -406,7 +406,7 @@ def test_sb3s_own_evaluation_measures_our_sessions():
 
 
 def test_info_level_step_says_what_the_single_env_says():
-    sb3 = KuaiFairVecEnv(WORLD, SLATES, num_envs=2, seed=5, info_level="step")
+    sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=2, seed=5, info_level="step")
     sb3.reset()
     env = KuaiFairEnv(WORLD, SLATES)
     env.reset(seed=6)

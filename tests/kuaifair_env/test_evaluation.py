@@ -49,15 +49,14 @@ class CountsSteps:
 def forms():
     yield KuaiFairEnv(WORLD, CONFIG)
     yield KuaiFairVectorEnv(WORLD, CONFIG, num_envs=3)
-    yield KuaiFairVecEnv(WORLD, CONFIG, num_envs=7, seed=1)
+    yield KuaiFairVecEnv(WORLD, CONFIG, n_envs=7, seed=1)
     yield gym.wrappers.RecordEpisodeStatistics(KuaiFairEnv(WORLD, CONFIG))
 
 
 def test_every_form_and_batch_size_gives_the_same_result():
     results = [evaluate(FollowsTheState(), env, episodes_per_user=2) for env in forms()]
     results += [
-        evaluate(FollowsTheState(), KuaiFairEnv(WORLD, CONFIG), None, 2, batch_size=size)
-        for size in (1, 13, 500)
+        evaluate(FollowsTheState(), KuaiFairEnv(WORLD, CONFIG), None, 2, n_envs=size) for size in (1, 13, 500)
     ]
     for result in results[1:]:
         assert result.summary() == pytest.approx(results[0].summary())

@@ -238,7 +238,7 @@ def test_make_vec_passes_the_autoreset_mode_on():
 
 def test_sb3s_helpers_find_the_id_without_an_import():
     A2C("MlpPolicy", make_vec_env(f"kuaifair_env:{TOY}", 2, seed=0), n_steps=4).learn(16)
-    native = make_sb3(TOY, num_envs=2, seed=7)
+    native = make_sb3(TOY, n_envs=2, seed=7)
     theirs = make_vec_env(TOY, 2, seed=7)
     np.testing.assert_array_equal(native.reset(), theirs.reset())
 

@@ -27,7 +27,7 @@ Values = NDArray[np.float64]
 
 _FIGURES = (("Len", "len"), ("AD", "ad"), ("violation rate", "violation_rate"))
 _POINTS = 60
-_FEWEST = 2
+_MIN = 2
 
 
 def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int) -> bool:
@@ -97,7 +97,7 @@ def _with_curves(comparison: Comparison, task: Task) -> dict[str, tuple[Evaluate
     found = {}
     for variant in comparison.variants:
         runs = comparison.by_cell.get((task, variant), ())
-        if runs and all(len(run.run.session_curve) >= _FEWEST for run in runs):
+        if runs and all(len(run.run.session_curve) >= _MIN for run in runs):
             found[variant.title] = runs
     return found
 
