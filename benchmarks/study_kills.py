@@ -96,7 +96,7 @@ def started(plan: Path, store: Path, workers: int) -> subprocess.Popen[bytes]:
     """Starts the study, or goes on with it once it has a folder."""
     if (store / "study.json").exists():
         return resumed(store, workers)
-    return kuaifair("run", str(plan), "--store", str(store), "--workers", str(workers))
+    return kuaifair("run", str(plan), "--output", str(store), "--workers", str(workers))
 
 
 def resumed(store: Path, workers: int) -> subprocess.Popen[bytes]:
@@ -107,7 +107,7 @@ def resumed(store: Path, workers: int) -> subprocess.Popen[bytes]:
 def kuaifair(*arguments: str) -> subprocess.Popen[bytes]:
     """Starts ``kuaifair study`` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hrl_policies.cli.main", "study", *arguments],
+        [sys.executable, "-m", "hrl_policies.cli", "study", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,

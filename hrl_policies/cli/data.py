@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,22 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kuaifair_env.errors import KuaiFairError
+from hrl_policies.cli.options import Progress
+from kuaifair_env.data.sources import DatasetName
 
 if TYPE_CHECKING:
     from kuaifair_env.data.dataset import InteractionData
 
 data_app = typer.Typer(help="Download, check and look at data sets.", no_args_is_help=True)
 
-BAD_INPUT = 2
-"""Exit code for input that is not what it must be."""
-
-_Name = Annotated[str, typer.Argument(help="kuairec or kuairand")]
-
 
 @data_app.command()
 def fetch(
-    name: _Name,
+    name: Annotated[DatasetName, typer.Argument(help="Data set.")],
     folder: Annotated[Path | None, typer.Option(help="Where the archive goes; the cache by default.")] = None,
     base_url: Annotated[
         str | None, typer.Option(help="A mirror's folder instead of the publisher's.")
@@ -42,41 +37,39 @@ def fetch(
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds without an answer that count as failed.")
     ] = 60.0,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    progress: Progress = True,
 ) -> None:
-    """Downloads an official archive, shows its licence, and checks it."""
+    """Download an official archive, show its licence, and check it."""
     from kuaifair_env.data.download import fetch as download
 
-    with _errors_for_people():
-        download(
-            name,
-            folder,
-            base_url=base_url,
-            sha256=sha256,
-            check_sum=check_sum,
-            retries=retries,
-            timeout=timeout,
-            progress=progress,
-            announce=lambda text: typer.echo(text),
-        )
+    download(
+        name,
+        folder,
+        base_url=base_url,
+        sha256=sha256,
+        check_sum=check_sum,
+        retries=retries,
+        timeout=timeout,
+        progress=progress,
+        announce=typer.echo,
+    )
 
 
 @data_app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="An official archive, or the folder that it unpacks to.")],
     name: Annotated[
-        str | None, typer.Option(help="kuairec or kuairand, when the path does not tell.")
+        DatasetName | None, typer.Option(help="Which it is, when the path does not tell.")
     ] = None,
 ) -> None:
-    """Reads an archive or folder as training would, and reports what is in it."""
+    """Read an archive or folder as training would, and report what is in it."""
     from kuaifair_env.data.kuairand import read_kuairand
     from kuaifair_env.data.kuairec import read_kuairec
     from kuaifair_env.data.sources import recognise
 
-    with _errors_for_people():
-        facts = recognise(path, name)
-        with Console(stderr=True).status(f"reading {escape(str(path))}"):
-            data = read_kuairec(path) if facts.name == "kuairec" else read_kuairand(path)
+    facts = recognise(path, name)
+    with Console(stderr=True).status(f"reading {escape(str(path))}"):
+        data = read_kuairec(path) if facts.name == "kuairec" else read_kuairand(path)
     Console().print(_report_table(data))
 
 
@@ -84,19 +77,18 @@ def check(
 def info(
     data_dir: Annotated[Path | None, typer.Option(help="A folder to look in.")] = None,
 ) -> None:
-    """Says which data sets are found where, what the cache holds, and the licences."""
+    """Say which data sets are found where, what the cache holds, and the licences."""
     from kuaifair_env.data.cache import cache_dir
     from kuaifair_env.data.sources import DATASETS, find_source
 
-    with _errors_for_people():
-        found = Table("data set", "found", "licence", title="official data")
-        for facts in DATASETS.values():
-            place = find_source(facts.name, data_dir)
-            missing = f"not found; kuaifair data fetch {facts.name}"
-            found.add_row(facts.title, missing if place is None else escape(str(place)), facts.licence)
-        entries = _cache_table()
+    sources = Table("data set", "found", "licence", title="official data")
+    for facts in DATASETS.values():
+        path = find_source(facts.name, data_dir)
+        missing = f"not found; kuaifair data fetch {facts.name}"
+        sources.add_row(facts.title, missing if path is None else escape(str(path)), facts.licence)
+    entries = _cache_table()
     console = Console()
-    console.print(found)
+    console.print(sources)
     console.print(f"cache: {escape(str(cache_dir()))}", soft_wrap=True)
     if entries.row_count:
         console.print(entries)
@@ -141,13 +133,3 @@ def _flat(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 yield name, inner, count
         else:
             yield "data", name, value
-
-
-@contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """Turns an error that this library raises on purpose into a message and an exit code."""
-    try:
-        yield
-    except KuaiFairError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from error

@@ -1,4 +1,4 @@
-"""``kuaifair methods``: what is in the zoo."""
+"""What there is: ``kuaifair envs`` and ``kuaifair methods``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from hrl_policies.cli.options import OptionalEnv
 
 if TYPE_CHECKING:
     from hrl_policies.zoo import MethodSpec
@@ -27,15 +31,24 @@ _NAMES = (
 )
 
 
+def envs() -> None:
+    """List the environments."""
+    from kuaifair_env import ENVIRONMENTS
+
+    table = Table("id", "what stands behind it")
+    for env_id, origin in ENVIRONMENTS.items():
+        table.add_row(env_id, origin.description)
+    Console().print(table)
+
+
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show all of one method.")] = None,
-    env: Annotated[
-        str | None,
-        typer.Option("--env", "-e", help="Its settings in this environment, if they differ there."),
-    ] = None,
+    env: OptionalEnv = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods by family: what they are, how they act, where they come from and what they may see.
+
+    With a name, all of one method; with --env its settings there, if they differ.
 
     Example: kuaifair methods a2c --env KuaiFair-Toy-v0
     """

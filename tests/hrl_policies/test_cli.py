@@ -5,31 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from typing import get_args
 
 import pytest
+from training_worlds import taste_worlds
 from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.runner as runner
+import kuaifair_env.registration as registration
+from dsrm import encoder, pretrain
+from hrl_policies.cli import purifiers
 from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
-from hrl_policies.zoo import controls
+from hrl_policies.zoo import METHODS, MethodSettings, all_methods, controls, load_settings
 
-
-@pytest.fixture(autouse=True)
-def small_worlds(monkeypatch, tmp_path):
-    """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
-    monkeypatch.chdir(tmp_path)
-
-
-def kuaifair(capsys, *arguments):
-    """Runs the command; returns exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return exit_.value.code or 0, out, err
-
-
+ENV = ["--env", "KuaiFair-Toy-v0"]
+QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]
 TRAIN = [
     "train",
     "--method",
@@ -44,51 +36,109 @@ TRAIN = [
 ]
 
 
-def test_version(capsys):
-    code, out, _ = kuaifair(capsys, "--version")
+@pytest.fixture(autouse=True)
+def small_worlds(monkeypatch, tmp_path):
+    """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
+    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def worlds_of_taste(monkeypatch):
+    worlds = dict(zip(("train", "test"), taste_worlds(), strict=True))
+    monkeypatch.setattr(registration, "make_world", lambda env_id, split, **rest: worlds[split])
+
+
+MISTAKES = [
+    [],
+    ["--help"],
+    ["train", "--help"],
+    ["fly"],
+    ["train", "--fly"],
+    ["train", "--max-len", "many"],
+    ["train", "-m", "a3c", "-e", "KuaiFair-Toy-v0"],
+    ["train", "-m", "a2c", "-e", "KuaiFair-Nowhere-v0"],
+    ["pretrain", "-e", "KuaiFair-Nowhere-v0", "-o", "never-written"],
+    ["tune", "a3c", "-e", "KuaiFair-Toy-v0"],
+    ["study", "run", "nowhere.yml"],
+    ["data", "fetch", "movielens"],
+]
+
+
+def test_help_and_mistakes_import_nothing_heavy():
+    """How long people wait for help or for an error is a matter of imports."""
+    code = f"""
+import sys
+from hrl_policies.cli.main import main
+for arguments in {MISTAKES}:
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+    for name in ("torch", "stable_baselines3", "sklearn", "pandas", "matplotlib", "scipy.stats", "pooch"):
+        assert name not in sys.modules, (arguments, name)
+"""
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "hrl_policies.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("kuaifair ")
+
+
+def test_choices_are_those_of_the_library():
+    assert get_args(purifiers.PurifierMode) == pretrain.MODES
+    assert get_args(purifiers.RegressionTarget) == get_args(pretrain.Target)
+    assert get_args(purifiers.EncoderKind) == get_args(encoder.EncoderKind)
+
+
+def test_version(kuaifair):
+    code, out, _ = kuaifair("--version")
     assert code == 0 and out.startswith("kuaifair ")
 
 
-def test_envs_and_methods_are_listed_whole(capsys):
-    code, out, _ = kuaifair(capsys, "envs")
+def test_envs_and_methods_are_listed_whole(kuaifair):
+    code, out, _ = kuaifair("envs")
     assert code == 0 and "KuaiFair-KuaiRandTwin-v0" in out
-    code, out, _ = kuaifair(capsys, "methods")
+    code, out, _ = kuaifair("methods")
     assert code == 0
     for word in ("recurrent-ppo", "quality-oracle", "privileged", "ICML 2018", "the leave rule's bound"):
         assert word in out
 
 
-def test_train_then_evaluate_reproduces_the_result(capsys, tmp_path):
-    code, out, err = kuaifair(capsys, *TRAIN, "--output", "run", "--max-len", "20", "--set", "n_steps=4")
+def test_train_then_evaluate_reproduces_the_result(kuaifair, tmp_path):
+    code, out, err = kuaifair(*TRAIN, "--output", "run", "--max-len", "20", "--set", "n_steps=4")
     assert code == 0, err
     assert "Max Len 20" in out and "Run folder: run" in out and "Made by: kuaifair train --method a2c" in out
     stored = load_run(tmp_path / "run")
     assert stored.config.hyperparameters["n_steps"] == 4
     assert stored.config.world_settings == {"source": "auto", "response": "auto"}
-    code, out, _ = kuaifair(capsys, "evaluate", "run", "--no-progress")
+    code, out, _ = kuaifair("evaluate", "run", "--no-progress")
     assert code == 0 and "Reproduces result.json exactly" in out
 
 
-def test_evaluate_says_when_a_result_does_not_come_out(capsys, tmp_path):
-    kuaifair(capsys, "train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
+def test_evaluate_says_when_a_result_does_not_come_out(kuaifair, tmp_path):
+    kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
     path = tmp_path / "run/result.json"
     content = json.loads(path.read_text())
     content["summary"]["len"] += 1.0
     path.write_text(json.dumps(content))
-    code, out, _ = kuaifair(capsys, "evaluate", "run", "--no-progress")
+    code, out, _ = kuaifair("evaluate", "run", "--no-progress")
     assert code == 1 and "len: stored" in out
 
 
-def test_evaluate_on_other_sessions_does_not_compare(capsys):
-    kuaifair(capsys, "train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
-    code, out, _ = kuaifair(capsys, "evaluate", "run", "--users", "5", "--episodes", "3", "--no-progress")
+def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
+    kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
+    code, out, _ = kuaifair("evaluate", "run", "--users", "5", "--episodes-per-user", "3", "--no-progress")
     assert code == 0 and "5 held-out users, 3 session(s)" in out and "Reproduces" not in out
 
 
-def test_without_output_runs_have_a_folder_each(capsys, tmp_path):
-    kuaifair(capsys, "train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
+def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
+    kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
     assert load_run(tmp_path / "runs/KuaiFair-Toy-v0/random-len30-k10-seed11").complete
-    code, _, err = kuaifair(capsys, "train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
+    code, _, err = kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
     assert code == 2 and "exists already" in err
 
 
@@ -112,8 +162,8 @@ def test_without_output_runs_have_a_folder_each(capsys, tmp_path):
         (["fly"], "No such command 'fly'"),
     ],
 )
-def test_bad_input_is_explained_without_a_traceback(capsys, arguments, words):
-    code, out, err = kuaifair(capsys, *arguments)
+def test_bad_input_is_explained_without_a_traceback(kuaifair, arguments, words):
+    code, out, err = kuaifair(*arguments)
     assert code == 2
     assert words in err
     assert "Traceback" not in out + err
@@ -125,45 +175,186 @@ def test_tracebacks_are_there_for_those_who_ask(monkeypatch):
         main(["train", "-m", "a3c", "-e", "KuaiFair-Toy-v0"])
 
 
-def test_an_unknown_environment_is_explained(monkeypatch, capsys):
+def test_an_unknown_environment_is_explained(monkeypatch, kuaifair):
     monkeypatch.undo()
-    code, _, err = kuaifair(
-        capsys, "train", "-m", "random", "-e", "KuaiFair-Nowhere-v0", "-o", "never-written"
-    )
+    code, _, err = kuaifair("train", "-m", "random", "-e", "KuaiFair-Nowhere-v0", "-o", "never-written")
     assert code == 2 and "no environment is called 'KuaiFair-Nowhere-v0'; there are" in err
 
 
-def test_interrupted_training_can_be_resumed(capsys, tmp_path, monkeypatch):
+def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
     def worlds(env_id, *rest):
         pair = interrupted_pair(at=10)
         return type(pair)(env_id, pair.train, pair.test)
 
     monkeypatch.setattr(runner, "load_worlds", worlds)
-    code, out, _ = kuaifair(capsys, *TRAIN, "-o", "run", "--set", "n_steps=4")
+    code, out, _ = kuaifair(*TRAIN, "-o", "run", "--set", "n_steps=4")
     assert code == 130 and "after 80 of 256 steps" in out and "--resume run.partial" in out
-    code, _, err = kuaifair(capsys, "evaluate", "run.partial")
+    code, _, err = kuaifair("evaluate", "run.partial")
     assert code == 2 and "was interrupted" in err
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
-    code, out, err = kuaifair(capsys, "train", "--resume", "run.partial", "--no-progress")
+    code, out, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
     assert code == 0, err
     assert load_run(tmp_path / "run").result["resumed_at"] == 80
 
 
-def test_the_package_is_light_and_threads_are_left_alone():
-    """Importing sets no thread count and loads neither torch nor Stable-Baselines3, nor does asking for help."""
-    code = (
-        "import sys, hrl_policies, hrl_policies.cli.main, hrl_policies.zoo, hrl_policies.common\n"
-        "print([name for name in ('torch', 'stable_baselines3', 'sklearn') if name in sys.modules])"
+def test_every_method_has_a_line_that_lines_up_under_its_family(kuaifair):
+    code, out, _ = kuaifair("methods")
+    assert code == 0
+    lines = out.splitlines()
+    starts = [lines[0].index(word) for word in ("title", "kind", "acts by", "purifier")]
+    family = ""
+    found = {}
+    for line in lines[1:]:
+        if line and not line.startswith(" "):
+            family = line
+        elif line.startswith("  ") and not line.startswith("   "):
+            cells = [line[a:b].strip() for a, b in zip([0, *starts], [*starts, None], strict=True)]
+            found[cells[0]] = (family, *cells[1:])
+    assert found == {
+        spec.name: (
+            spec.family,
+            spec.title,
+            f"{spec.kind}, privileged" if spec.privileged else spec.kind,
+            spec.action_mode,
+            spec.purifier or "-",
+        )
+        for spec in all_methods().values()
+    }
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_list_keeps_where_methods_come_from_and_what_they_see(kuaifair):
+    _, out, _ = kuaifair("methods")
+    words = " ".join(out.split())
+    for spec in METHODS.values():
+        # A line may be broken at blanks and hyphens.
+        assert spec.sees in words
+        assert spec.reference.replace(" ", "") in words.replace(" ", "")
+
+
+def test_one_method_is_shown_whole(kuaifair):
+    code, out, _ = kuaifair("methods", "dsrm-hrl")
+    words = " ".join(out.split())
+    assert code == 0
+    for text in (
+        METHODS["dsrm-hrl"].reference,
+        METHODS["dsrm-hrl"].sees,
+        "purifier profile",
+        "total_steps 150000",
+        "taste_noise 2.0",
+        "hierarchy.weights quota",
+        "learning_rate 0.0001 to 0.01, log",
+        "n_epochs 1 to 8, whole numbers",
+        "slot_credit one of 0.0, 0.5, 1.0",
+    ):
+        assert text in words
+    _, out, _ = kuaifair("methods", "oracle")
+    assert "knows the test world's truth" in out and "hyperparameters" not in out
+
+
+def test_a_method_without_a_search_space_says_so(kuaifair, monkeypatch):
+    bare = replace(METHODS["a2c"], name="bare", settings=MethodSettings(hyperparameters={"gamma": 0.9}))
+    monkeypatch.setitem(METHODS, "bare", bare)
+    _, out, _ = kuaifair("methods", "bare")
+    assert "kuaifair tune cannot search" in out
+
+
+def test_json_holds_the_same_for_programs(kuaifair):
+    _, out, _ = kuaifair("methods", "--json")
+    content = {entry["name"]: entry for entry in json.loads(out)}
+    assert list(content) == list(all_methods())
+    assert content["oracle"]["privileged"] and "settings" not in content["oracle"]
+    settings = content["a2c"]["settings"]
+    assert settings["hyperparameters"] == load_settings("a2c").hyperparameters
+    assert settings["search"]["learning_rate"] == {"log": [0.0001, 0.01]}
+    _, out, _ = kuaifair("methods", "a2c", "--json")
+    assert json.loads(out) == content["a2c"]
+
+
+def test_settings_of_one_environment_are_shown_when_asked_for(kuaifair):
+    toy = "KuaiFair-Toy-v0"
+    there, elsewhere = load_settings("a2c", toy), load_settings("a2c")
+    assert there.hyperparameters["gamma"] != elsewhere.hyperparameters["gamma"]
+    _, out, _ = kuaifair("methods", "a2c")
+    assert f"gamma {elsewhere.hyperparameters['gamma']}" in " ".join(out.split())
+    assert f"Settings of their own (--env shows them): {toy}" in out
+    _, out, _ = kuaifair("methods", "a2c", "--env", toy)
+    assert f"trained with, in {toy}" in out
+    assert f"gamma {there.hyperparameters['gamma']}" in " ".join(out.split())
+    _, out, _ = kuaifair("methods", "a2c", "--env", toy, "--json")
+    content = json.loads(out)
+    assert content["settings"] == there.as_dict() and content["worlds_with_settings"] == [toy]
+    code, _, err = kuaifair("methods", "a2c", "--env", "KuaiFair-Toy")
+    assert code == 2 and "no environment is called 'KuaiFair-Toy'; there are " in err and toy in err
+
+
+def test_an_unknown_method_is_explained(kuaifair):
+    code, _, err = kuaifair("methods", "a3c")
+    assert code == 2 and "no method is called 'a3c'; there are a2c" in err
+
+
+@pytest.mark.usefixtures("worlds_of_taste")
+def test_pretrain_reports_what_it_made_and_probe_measures_it(kuaifair, tmp_path):
+    code, out, err = kuaifair(
+        "pretrain", *ENV, "--mode", "regression", "--output", "made/r.safetensors", *QUICK
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert code == 0, err
+    assert "held out for early stopping" in out and "unread" in out and "hash" in out
+    assert not (tmp_path / "made/r.safetensors.partial").exists()
+    code, out, err = kuaifair("probe", "made/r.safetensors", *ENV, "--output", "probes")
+    assert code == 0, err
+    assert "AUC within users" in out and "[95 % bootstrap over users]" in out
+    content = json.loads((tmp_path / "probes/probes.json").read_text())
+    assert set(content["purifiers"]) == {"raw", "r"}
+    for name in ("states.png", "counts_and_rates.png"):
+        assert (tmp_path / "probes" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_demo_shows_agents_beside_all_controls_and_says_what_that_means(capsys, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("worlds_of_taste")
+def test_a_noise_control_takes_its_size_from_a_purifier(kuaifair):
+    kuaifair("pretrain", *ENV, "--mode", "ips", "-o", "ips.safetensors")
+    code, out, err = kuaifair(
+        "pretrain", *ENV, "--mode", "noise", "--like", "ips.safetensors", "-o", "noise.safetensors"
+    )
+    assert code == 0 and "noise" in out, err
+
+
+@pytest.mark.usefixtures("worlds_of_taste")
+def test_encode_says_how_far_it_came(kuaifair, tmp_path):
+    code, out, err = kuaifair("encode", *ENV, "-o", "e.safetensors", "--steps", "60", "--no-progress")
+    assert code == 0, err
+    assert "validation loss" in out and (tmp_path / "e.safetensors").exists()
+
+
+@pytest.mark.usefixtures("worlds_of_taste")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", *ENV, "--mode", "magic", "-o", "x"], "magic"),
+        (["pretrain", *ENV, "--like", "a", "-o", "x"], "--like is for --mode noise"),
+        (["pretrain", *ENV, "--mode", "ips"], "--output"),
+        (["pretrain", *ENV, "--mode", "ips", "-o", "there"], "exists already"),
+        (["encode", *ENV, "-o", "there"], "exists already"),
+        (["probe", "there", *ENV], "safetensors"),
+        (["probe", "nowhere", *ENV], "nowhere"),
+        (["probe", *ENV], "purifiers"),
+        (["pretrain", *ENV, "--item-term", "magic", "-o", "x"], "magic"),
+    ],
+)
+def test_bad_input_around_purifiers_is_explained_without_a_traceback(kuaifair, tmp_path, arguments, words):
+    (tmp_path / "there").write_text("something else")
+    code, out, err = kuaifair(*arguments)
+    assert code == 2
+    assert words in out + err
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_demo_shows_agents_beside_all_controls_and_says_what_that_means(kuaifair, tmp_path, monkeypatch):
     import hrl_policies.cli.demo as demo
 
     monkeypatch.setattr(demo, "load_worlds", lambda env_id: small_pair(name=env_id))
-    code, out, err = kuaifair(capsys, "demo", "--steps", "128", "--output", "kept", "--no-progress")
+    code, out, err = kuaifair("demo", "--steps", "128", "--output", "kept", "--no-progress")
     assert code == 0, err
     for name in (
         "A2C",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from stored_studies import OWN
 from studies_for_tests import raising_pair
 from worlds_for_tests import small_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.runner as runner
-from hrl_policies.cli.main import main
 from hrl_policies.study.engines import InsideEngine, LocalEngine
+from hrl_policies.study.outputs import worlds_of_runs
+from hrl_policies.study.store import stored_runs
+from kuaifair_env.errors import ArtifactError
 
 PLAN = """
 name: from the command line
@@ -19,10 +24,10 @@ max_lens: [10]
 seeds: [3, 4]
 users: 15
 """
-RUN = ["study", "run", "plan.yml", "--store", "store"]
+RUN = ["study", "run", "plan.yml", "--output", "store"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one, and the pool for this process."""
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
@@ -31,16 +36,9 @@ def small_worlds(monkeypatch, tmp_path):
     (tmp_path / "plan.yml").write_text(PLAN)
 
 
-def kuaifair(capsys, *arguments):
-    """Runs the command; returns exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return exit_.value.code or 0, out, err
-
-
-def test_plan_says_what_would_run_and_what_it_would_cost(capsys, tmp_path):
-    code, out, err = kuaifair(capsys, "study", "plan", "plan.yml", "--workers", "2")
+@pytest.mark.usefixtures("small_worlds")
+def test_plan_says_what_would_run_and_what_it_would_cost(kuaifair, tmp_path):
+    code, out, err = kuaifair("study", "plan", "plan.yml", "--workers", "2")
     assert code == 0, err
     assert "from the command line: 4 runs" in out
     assert "- A2C (n_steps=2): 2 runs, seeds 3, 4, 128 steps" in out
@@ -49,50 +47,54 @@ def test_plan_says_what_would_run_and_what_it_would_cost(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yml"]
 
 
-def test_run_status_and_resume(capsys, tmp_path):
-    code, out, err = kuaifair(capsys, *RUN)
+@pytest.mark.usefixtures("small_worlds")
+def test_run_status_and_resume(kuaifair, tmp_path):
+    code, out, err = kuaifair(*RUN)
     assert code == 0, err
     assert "4 of 4 runs done" in out and "Written: " in out and "Made by: kuaifair study run plan.yml" in out
-    code, out, _ = kuaifair(capsys, "study", "status", "store")
+    code, out, _ = kuaifair("study", "status", "store")
     assert code == 0 and out.splitlines() == ["from the command line: 4 of 4 runs done, 0 failed, 0 missing"]
 
     tables = (tmp_path / "store/tables.md").read_bytes()
     run = tmp_path / "store/KuaiFair-Toy-v0/random-len10-k10-seed3"
     result = (run / "result.json").read_bytes()
     run.rename(tmp_path / "away")
-    code, out, _ = kuaifair(capsys, "study", "status", "store")
+    code, out, _ = kuaifair("study", "status", "store")
     assert "3 of 4 runs done, 0 failed, 1 missing" in out
     assert "Go on with: kuaifair study resume store\n" in out
-    code, out, _ = kuaifair(capsys, "study", "resume", "store")
+    code, out, _ = kuaifair("study", "resume", "store")
     assert code == 0 and "random-len10-k10-seed3: done" in out
     assert (run / "result.json").read_bytes() == result
     assert (tmp_path / "store/tables.md").read_bytes() == tables
 
 
-def test_failed_runs_end_with_a_code_and_a_way_on(capsys, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("small_worlds")
+def test_failed_runs_end_with_a_code_and_a_way_on(kuaifair, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: raising_pair(env_id))
-    code, out, err = kuaifair(capsys, *RUN)
+    code, out, err = kuaifair(*RUN)
     assert code == 1 and "Traceback" not in err
     assert out.count("RuntimeError: the users went home") >= 4
     assert "try again with: kuaifair study resume store --retry-failed" in out
-    code, out, _ = kuaifair(capsys, "study", "status", "store")
+    code, out, _ = kuaifair("study", "status", "store")
     assert "0 of 4 runs done, 4 failed, 0 missing" in out and "--retry-failed" in out
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
-    code, _, _ = kuaifair(capsys, "study", "resume", "store")
+    code, _, _ = kuaifair("study", "resume", "store")
     assert code == 1, "failures stay until they are asked for"
-    code, _, _ = kuaifair(capsys, "study", "resume", "store", "--retry-failed")
+    code, _, _ = kuaifair("study", "resume", "store", "--retry-failed")
     assert code == 0 and not list(tmp_path.rglob("*.failed"))
 
 
-def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+@pytest.mark.usefixtures("small_worlds")
+def test_ctrl_c_says_how_to_go_on(kuaifair, monkeypatch):
     def interrupted(*rest):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hrl_policies.study.engines.performed", interrupted)
-    code, out, _ = kuaifair(capsys, *RUN)
+    code, out, _ = kuaifair(*RUN)
     assert code == 130 and "Go on with: kuaifair study resume store" in out
 
 
+@pytest.mark.usefixtures("small_worlds")
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -105,14 +107,84 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
         (["plan", "plan.yml", "--data-dir", "nowhere"], "there is no file or folder nowhere"),
     ],
 )
-def test_bad_input_is_explained(capsys, tmp_path, arguments, problem):
+def test_bad_input_is_explained(kuaifair, tmp_path, arguments, problem):
     (tmp_path / "wrong.yml").write_text(PLAN.replace("random", "sarsa").replace("users: 15", "users: 0"))
-    code, _, err = kuaifair(capsys, "study", *arguments)
+    code, _, err = kuaifair("study", *arguments)
     assert code == 2 and problem in err and "Traceback" not in err
 
 
-def test_a_store_is_not_used_for_another_study(capsys, tmp_path):
-    assert kuaifair(capsys, *RUN)[0] == 0
+@pytest.mark.usefixtures("small_worlds")
+def test_a_store_is_not_used_for_another_study(kuaifair, tmp_path):
+    assert kuaifair(*RUN)[0] == 0
     (tmp_path / "plan.yml").write_text(PLAN.replace("users: 15", "users: 14"))
-    code, _, err = kuaifair(capsys, *RUN)
+    code, _, err = kuaifair(*RUN)
     assert code == 2 and "holds another study (users differ)" in err
+
+
+def test_tables_are_printed_whole(kuaifair, store):
+    code, out, err = kuaifair("study", "tables", store, "--base", "a2c", "--compare", "paper")
+    assert code == 0, err
+    for part in ("Overall results", "Ablations", "Training time", "A2C minus each other method", "Scores over",
+                 "paper (another world)", "Made by: kuaifair study tables"):  # fmt: skip
+        assert part in out
+    assert not (store / "tables").exists()
+
+
+def test_tables_are_written_where_asked(kuaifair, store, tmp_path):
+    code, out, err = kuaifair(
+        "study",
+        "tables",
+        store,
+        "--format",
+        "latex",
+        "--format",
+        "csv",
+        "-o",
+        tmp_path,
+        "--average",
+        "iqm",
+    )
+    assert code == 0, err
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"table_2_overall.tex", "table_2_overall.csv", "table_3_ablation.tex", "scores.csv"} <= names
+    assert all(name in out for name in names)
+    assert "interquartile mean" in (tmp_path / "table_2_overall.tex").read_text()
+
+
+def test_figures_are_written_where_asked(kuaifair, store, tmp_path):
+    code, out, err = kuaifair("study", "figures", store / OWN, "--format", "svg", "-o", tmp_path)
+    assert code == 0, err
+    assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
+    assert "pareto_len30.svg" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tables", "nowhere"), "no folder nowhere"),
+        (("figures", "nowhere"), "no folder nowhere"),
+        (("report", "empty"), "holds no runs"),
+        (("tables", "empty"), "holds no finished run; a run folder has a result.json"),
+        (("tables", "STORE", "--output", "x"), "--format says which"),
+        (("tables", "STORE", "--data-dir", "x"), "--data-dir goes with --worlds"),
+        (("tables", "STORE", "--base", "flat"), "no finished run is of 'flat'"),
+        (("tables", "STORE", "--format", "html"), "'html' is not one of"),
+        (("figures", "STORE", "--format", "jpg"), "'jpg' is not one of"),
+    ],
+)
+def test_bad_input_about_finished_runs_is_explained(
+    kuaifair, store, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    code, _, err = kuaifair("study", *(store if argument == "STORE" else argument for argument in arguments))
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_worlds_are_made_again_only_if_their_data_are_the_same(store):
+    runs = stored_runs(store)
+    with pytest.raises(ValueError, match=OWN):
+        worlds_of_runs([run for run in runs if run.config.world == OWN])
+    elsewhere = replace(runs[0], config=replace(runs[0].config, world="KuaiFair-Toy-v0"))
+    with pytest.raises(ArtifactError, match=r"was made on data with hash .*; here KuaiFair-Toy-v0 has"):
+        worlds_of_runs([elsewhere])

@@ -1,0 +1,335 @@
+"""The commands around one agent: ``kuaifair train``, ``evaluate`` and ``tune``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hrl_policies.cli.options import (
+    INTERRUPTED,
+    SOME_FAILED,
+    DataDir,
+    DataSource,
+    Env,
+    EpisodesPerUser,
+    ItemTerm,
+    MaxLen,
+    OptionalEnv,
+    Progress,
+    Users,
+    open_world,
+)
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.response.fitting import ResponseKind
+from kuaifair_env.simulator import InitialHistory, Repeats
+
+if TYPE_CHECKING:
+    from hrl_policies.study import RunConfig, RunResult, StoredRun
+    from hrl_policies.study.confirmation import Confirmation
+    from hrl_policies.study.tuning import TuningResult
+    from kuaifair_env.evaluation import EvaluationResult
+    from kuaifair_env.registration import Source, WorldSettings
+
+_SHOWN_TRIALS = 5
+
+
+def train(
+    context: typer.Context,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Name of a method; see `kuaifair methods`.")
+    ] = None,
+    env: OptionalEnv = None,
+    seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 11,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps over all sessions, instead of the method's own.")
+    ] = None,
+    n_envs: Annotated[int | None, typer.Option(min=1, help="Concurrent training sessions.")] = None,
+    max_len: MaxLen = 30,
+    slate_size: Annotated[int, typer.Option(min=1, help="Items per slate.")] = 10,
+    leave: Annotated[
+        str, typer.Option(help="Leave rule: temper, strict, popular_only, category, ...")
+    ] = "temper",
+    initial_history: Annotated[InitialHistory, typer.Option(help="Start from the log or cold.")] = "log",
+    repeats: Annotated[Repeats, typer.Option(help="May an item be shown twice in a session?")] = "allow",
+    source: DataSource = "auto",
+    response: Annotated[ResponseKind, typer.Option(help="Model of users.")] = "auto",
+    taste: Annotated[
+        str | None, typer.Option(help="Twins: 'measured', 'strong', or a standard deviation in logits.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyperparameter as name=value; repeat for several.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help="Settings file instead of the shipped one, such as tune's best.yml."),
+    ] = None,
+    users: Users = None,
+    episodes_per_user: EpisodesPerUser = None,
+    purifier: Annotated[
+        Path | None,
+        typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote."),
+    ] = None,
+    item_term: ItemTerm = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with an interrupted run: its folder, which ends in .partial.")
+    ] = None,
+    data_dir: DataDir = None,
+    progress: Progress = True,
+) -> None:
+    """Train a method in the training world, evaluate it in the test world, and write a run folder.
+
+    Ctrl-C stops cleanly and keeps what was learned; --resume goes on. Methods that learn on purified states (dsrm-hrl)
+    pretrain their purifier on first use, unless --purifier names one.
+
+    Example: kuaifair train --method a2c --env KuaiFair-Toy-v0 --seed 11
+    """
+    from hrl_policies import study, zoo
+    from hrl_policies.study.runner import open_worlds
+    from hrl_policies.worlds import cached_purifier
+    from kuaifair_env.registration import need_environment
+    from kuaifair_env.splits import EVALUATION_USERS
+
+    command = str(context.obj)
+    if resume is not None:
+        if any(value is not None for value in (method, env, output, purifier, settings_file)):
+            raise ValueError(
+                "--resume takes method, environment, purifier, settings and output from the run; leave them out"
+            )
+        study.load_run(resume)
+        study.single_threaded()
+        _report_run(study.resume(resume, data_dir=data_dir, progress=progress), command)
+        return
+    if method is None or env is None:
+        raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
+    need_environment(env)
+    mode = zoo.method(method).purifier
+    planned: dict[str, Any] = {
+        "seed": seed,
+        "session": SessionConfig(
+            max_len=max_len,
+            slate_size=slate_size,
+            leave=leave,
+            initial_history=initial_history,
+            repeats=repeats,
+        ),
+        "total_steps": steps,
+        "n_envs": n_envs,
+        "overrides": zoo.parse_overrides(settings or []),
+        "world_settings": _world_settings(source, response, taste),
+        "users": users or EVALUATION_USERS,
+        "episodes_per_user": episodes_per_user or 1,
+        "item_term": item_term or "",
+        "settings": None if settings_file is None else zoo.read_settings(settings_file, env),
+    }
+    worlds = None
+    if mode and purifier is None:
+        worlds = open_worlds(env, planned["world_settings"], planned["item_term"], data_dir)
+        study.single_threaded()
+        purifier = cached_purifier(worlds.train, mode, progress=progress)
+    identity = None if purifier is None else study.PurifierIdentity.of_file(purifier)
+    config = study.plan_run(method, env, purifier=identity, **planned)
+    study.single_threaded()
+    folder = output or Path("runs") / study.cell_folder(config)
+    _report_run(
+        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
+        command,
+    )
+
+
+def evaluate(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    users: Users = None,
+    episodes_per_user: EpisodesPerUser = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
+    ] = None,
+    ranking: Annotated[bool, typer.Option(help="Measure R-NDCG by true expected feedback too.")] = False,
+    data_dir: DataDir = None,
+    progress: Progress = True,
+) -> None:
+    """Evaluate the model of a run again, and say whether the stored result comes out.
+
+    With --users, --episodes-per-user or --seed it is evaluated on other sessions instead.
+    """
+    from hrl_policies import study
+    from hrl_policies.study.runner import worlds_of
+
+    stored = study.load_run(run)
+    if not stored.complete:
+        raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
+    study.single_threaded()
+    worlds = worlds_of(stored.config, None, data_dir)
+    options = {"users": users, "episodes_per_user": episodes_per_user, "evaluation_seed": seed}
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    config = replace(stored.config, **changes)
+    result = study.evaluate_run(
+        config,
+        study.load_policy(stored, worlds),
+        worlds,
+        study.purifying_of(stored),
+        ranking=ranking,
+        progress=progress,
+    )
+    _show_results(config, result, str(context.obj))
+    if not changes:
+        _compare(stored, result)
+
+
+def tune(
+    method: Annotated[str, typer.Argument(help="Name of a method; see `kuaifair methods`.")],
+    env: Env,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, the shipped settings' included.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each trial, instead of the method's own.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the search and of training; results need others.")
+    ] = 0,
+    runs: Annotated[int, typer.Option(min=1, help="Training seeds of each trial; scores are means.")] = 1,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Then train the best trial's settings and the shipped ones with so many other seeds, for all the "
+            "method's steps; confirmed.yml gets what wins.",
+        ),
+    ] = 0,
+    max_len: MaxLen = 30,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the search; the same one goes on.")
+    ] = None,
+    source: DataSource = "auto",
+    data_dir: DataDir = None,
+    progress: Progress = True,
+) -> None:
+    """Search the hyperparameters of a method on validation users of the training world, never in the test world.
+
+    Every method gets the same: its trials, the steps of each, and R_cum of the same users as the criterion. Ctrl-C
+    keeps the finished trials; the same command goes on, and so does one with more trials. OUTPUT/best.yml is for
+    `kuaifair train --settings`.
+
+    Example: kuaifair tune a2c --env KuaiFair-Toy-v0 --trials 20 --steps 100000
+    """
+    from hrl_policies import study
+    from hrl_policies.study.confirmation import confirm as confirm_search
+    from hrl_policies.study.trials import import_optuna
+    from hrl_policies.study.tuning import TuningPlan
+    from hrl_policies.study.tuning import tune as search
+    from kuaifair_env.registration import need_environment
+
+    need_environment(env)
+    plan = TuningPlan(
+        method,
+        env,
+        seed=seed,
+        runs=runs,
+        total_steps=steps,
+        session=SessionConfig(max_len=max_len),
+        world_settings={"source": source},
+    )
+    import_optuna()
+    study.single_threaded()
+    world = open_world(env, "train", source, data_dir)
+    place = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
+    folder = output or Path("tuning") / place / f"{method}-len{max_len}-seed{seed}"
+    try:
+        result = search(plan, world, trials, folder, progress=progress)
+        confirmation = confirm_search(result, world, confirm, progress=progress) if confirm else None
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; what is finished is in {folder}. The same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo("\n".join(_search_lines(result)))
+    if confirm:
+        typer.echo("\n".join(_confirmation_lines(confirmation)))
+
+
+def _world_settings(source: Source, response: ResponseKind, taste: str | None) -> WorldSettings:
+    settings: WorldSettings = {"source": source, "response": response}
+    if taste in ("measured", "strong"):
+        settings["taste"] = "strong" if taste == "strong" else "measured"
+    elif taste is not None:
+        try:
+            settings["taste"] = float(taste)
+        except ValueError:
+            raise ValueError(f"--taste is 'measured', 'strong' or a number, got {taste!r}") from None
+    return settings
+
+
+def _report_run(result: RunResult, command: str) -> None:
+    from hrl_policies.study.store import machine
+
+    if result.evaluation is None:
+        typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
+        typer.echo(f"Go on with: kuaifair train --resume {result.folder}")
+        raise typer.Exit(INTERRUPTED)
+    _show_results(result.config, result.evaluation, command)
+    if result.steps_done:
+        typer.echo(f"Trained {result.steps_done:,} steps in {result.training_seconds:.0f} s ({machine()}).")
+    typer.echo(f"Run folder: {result.folder}")
+
+
+def _show_results(config: RunConfig, evaluation: EvaluationResult, command: str) -> None:
+    from hrl_policies.study import RunRecord, result_tables
+
+    for table in result_tables([RunRecord.of_evaluation(config, evaluation)], command):
+        table.show(Console())
+
+
+def _compare(stored: StoredRun, result: EvaluationResult) -> None:
+    """Says whether an evaluation reproduces the stored one, and ends with an exit code if not."""
+    now = result.summary()
+    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
+    if not different:
+        typer.echo("Reproduces result.json exactly.")
+        return
+    for name in different:
+        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
+    raise typer.Exit(SOME_FAILED)
+
+
+def _search_lines(result: TuningResult) -> list[str]:
+    """Returns the best trials, that of the shipped settings, and where to find all."""
+    from hrl_policies.study.tuning import BEST, TRIALS
+
+    scored = [trial for trial in result.trials if trial.score is not None]
+    best = sorted(scored, key=lambda trial: -(trial.score or 0.0))[:_SHOWN_TRIALS]
+    shipped = result.trials[0]
+    lines = [f"{'trial':>5} {'R_cum':>8}  settings"]
+    for trial in best if shipped in best else [*best, shipped]:
+        values = " ".join(f"{name}={_short(value)}" for name, value in trial.values.items())
+        note = "  (shipped)" if trial is shipped else ""
+        lines.append(f"{trial.number:>5} {trial.score:>8.3f}  {values}{note}")
+    failed = len(result.trials) - len(scored)
+    return [
+        *lines,
+        f"{len(result.trials)} trials, {failed} without a score; R_cum of {result.validation_users} validation users "
+        "of the training world. The best of many noisy scores is too high; --confirm tries it again with other seeds.",
+        f"kuaifair train --method {result.plan.method} --env {result.plan.world} --settings {result.folder / BEST}",
+        f"All trials: {result.folder / TRIALS}",
+    ]
+
+
+def _confirmation_lines(confirmation: Confirmation | None) -> list[str]:
+    """Returns both sides, seed by seed, and which won."""
+    if confirmation is None:
+        return ["No trial beat the shipped settings; there is nothing to confirm."]
+    shipped, found = confirmation.scores("start"), confirmation.scores("found")
+    seeds = [run.seed for run in confirmation.runs if run.side == "start"]
+    kept = "what was found" if confirmation.kept == "found" else "the shipped settings"
+    return [
+        f"{'seed':>5} {'shipped':>8} {'found':>8}",
+        *(f"{seed:>5} {a:>8.3f} {b:>8.3f}" for seed, a, b in zip(seeds, shipped, found, strict=True)),
+        f"{'mean':>5} {sum(shipped) / len(shipped):>8.3f} {sum(found) / len(found):>8.3f}",
+        f"{confirmation.runs[0].steps:,} steps each. confirmed.yml holds {kept}.",
+    ]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
