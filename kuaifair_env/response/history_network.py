@@ -13,11 +13,8 @@ from torch.nn import functional
 
 from kuaifair_env.response.base import PADDING
 from kuaifair_env.response.sequences import Chunks
-from kuaifair_env.response.sequential import TransformerShape
+from kuaifair_env.response.sequential import HistoryTransformer, TransformerShape
 from kuaifair_env.response.training import fit_epochs
-
-_EPSILON = 1e-5
-_MASKED = -1e9
 
 
 @dataclass(frozen=True)
@@ -83,42 +80,6 @@ class HistoryNetwork(nn.Module):
         """Returns ``(R, d)`` from the users' inputs."""
         return self._inputs[0][users] @ self.user_map
 
-    def states(self, codes: Tensor, items: Tensor, clicks: Tensor) -> Tensor:
-        """Returns ``(C, H + 1, d)``: entry ``t`` is the state after ``t`` items of each chunk."""
-        w = self.weights
-        tokens = codes[items.clamp(min=0)] + w["feedback"][clicks.long()]
-        x = torch.cat([w["start"].expand(len(items), 1, -1), tokens], 1)
-        x = functional.dropout(x, self.dropout, self.training)
-        present = functional.pad(items != PADDING, (1, 0), value=True)
-        for layer in range(self.shape.layers):
-            x = self._block(x, present, layer)
-        return functional.layer_norm(x, x.shape[-1:], w["final_scale"], w["final_shift"], _EPSILON)
-
-    def _block(self, x: Tensor, present: Tensor, layer: int) -> Tensor:
-        def of(name: str) -> Tensor:
-            weight: Tensor = self.weights[f"{layer}_{name}"]
-            return weight
-
-        chunks, places, d = x.shape
-        heads = self.shape.heads
-        normed = functional.layer_norm(x, (d,), of("attention_scale"), of("attention_shift"), _EPSILON)
-        query, key, value = (
-            (normed @ of(name)).view(chunks, places, heads, d // heads).transpose(1, 2)
-            for name in ("query", "key", "value")
-        )
-        gap = torch.arange(places)[:, None] - torch.arange(places)[None, :]
-        distance = of("distance")[:, gap.clamp(0, self.shape.length - 1)]
-        bias = torch.where(gap >= 0, distance, torch.tensor(_MASKED))
-        bias = torch.cat([of("start_bias")[:, None, None].expand(-1, places, 1), bias[:, :, 1:]], 2)
-        mask = torch.where(present, 0.0, _MASKED)[:, None, None, :]
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias + mask)
-        x = x + attended.transpose(1, 2).reshape(chunks, places, d) @ of("mix")
-        normed = functional.layer_norm(x, (d,), of("forward_scale"), of("forward_shift"), _EPSILON)
-        hidden = functional.relu(normed @ of("forward_in") + of("forward_in_bias"))
-        hidden = functional.dropout(hidden, self.dropout, self.training)
-        forward: Tensor = x + hidden @ of("forward_out") + of("forward_out_bias")
-        return forward
-
     def forward(
         self, items: Tensor, clicks: Tensor, chunk: Tensor, place: Tensor, user: Tensor, item: Tensor
     ) -> Tensor:
@@ -132,24 +93,27 @@ class HistoryNetwork(nn.Module):
             user: ``(T,)``.
             item: ``(T,)``, the item to be evaluated.
         """
-        w, d = self.weights, self.shape.dimension
         codes = self.item_codes()
-        state = self.states(codes, items, clicks)[chunk, place]
-        joined = torch.cat([state, self.user_codes(user)], 1)
-        joined = functional.dropout(joined, self.dropout, self.training)
-        hidden = functional.relu(joined @ w["head_in"] + w["head_in_bias"])
-        out = hidden @ w["head_out"] + w["head_out_bias"]
-        added: Tensor = (out[:, :d] * codes[item]).sum(1) * d**-0.5 + out[:, d]
+        transformer = HistoryTransformer(self.shape, self.named_weights(), torch, self._dropped)
+        states = transformer.states(codes[items.clamp(min=0)], clicks.long(), items != PADDING)
+        directions, levels = transformer.head(states[chunk, place], self.user_codes(user))
+        added: Tensor = (directions * codes[item]).sum(1) + levels
         return added
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Returns the weights by the names of :meth:`TransformerShape.weight_shapes`."""
+        return {name: self.weights[name.replace(".", "_")] for name in self.shape.weight_shapes()}
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
 
     def exported(self) -> dict[str, Any]:
         """Returns numpy copies of ``item_codes``, ``user_codes`` and ``weights``."""
         with torch.no_grad():
-            names = self.shape.weight_shapes()
             return {
                 "item_codes": self.item_codes().numpy().copy(),
                 "user_codes": (self._inputs[0] @ self.user_map).numpy().copy(),
-                "weights": {name: self.weights[name.replace(".", "_")].numpy().copy() for name in names},
+                "weights": {name: weight.numpy().copy() for name, weight in self.named_weights().items()},
             }
 
 

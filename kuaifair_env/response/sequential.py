@@ -1,32 +1,34 @@
-"""A user whose next click depends on the recent history: a small causal transformer, evaluated in numpy.
+"""A user whose next click depends on the recent history: a small causal transformer.
 
 After the user response model of KuaiSim (Zhao et al., NeurIPS 2023), with one sigmoid instead of two, no dropout
-while simulating, and inner products that are sums over dimensions.
+while simulating, and inner products that are sums over dimensions. The forward pass is written once, over what numpy
+and torch share: it is simulated in numpy and fitted in torch (:mod:`kuaifair_env.response.sequential_fit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import PADDING, BernoulliFeedback, HistoryWindow, sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
 
 _KIND = "sequential"
-_EPSILON = np.float32(1e-5)
-_MASKED = np.float32(-1e9)
+_EPSILON = 1e-5
+_MASKED = -1e9
+_MAX_SCORE = 80.0  # float32 exp overflows above 88
 _USERS_AT_ONCE = 32  # their attention scores fit a processor's cache
-_LARGEST_SCORE = np.float32(80.0)
 
 Weights = Mapping[str, FloatArray]
+Array: TypeAlias = Any
+"""A numpy array or a torch tensor."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,120 @@ class TransformerShape:
         return shapes
 
 
+@dataclass(frozen=True)
+class HistoryTransformer:
+    """The forward pass over the history, for numpy arrays and torch tensors alike.
+
+    Attributes:
+        shape: Sizes.
+        weights: Name -> array, see :meth:`TransformerShape.weight_shapes`.
+        xp: The array library: ``numpy`` or ``torch``.
+        dropout: Applied to tokens, hidden units and the head's inputs; the identity while simulating.
+    """
+
+    shape: TransformerShape
+    weights: Mapping[str, Array]
+    xp: Any
+    dropout: Callable[[Array], Array] = lambda x: x
+
+    def states(self, item_codes: Array, clicks: Array, present: Array, newest_only: bool = False) -> Array:
+        """Returns the state after each place: after the start token, after one item, ..., after ``H`` items.
+
+        A start token stands before the items, so that an empty history has a state too. No place attends to later
+        ones or to padding; padding itself becomes a copy of the start token, whose state an empty history needs.
+
+        Args:
+            item_codes: ``float (B, H, d)``, ``e_i`` of the items, anything at padding.
+            clicks: ``int (B, H)``, 0 or 1.
+            present: ``bool (B, H)``, False at padding, which may stand before or behind the items.
+            newest_only: Whether only the last place's state is computed.
+
+        Returns:
+            ``float (B, H + 1, d)``, or ``(B, 1, d)`` with ``newest_only``.
+        """
+        xp, w = self.xp, self.weights
+        tokens = xp.where(present[:, :, None], item_codes + w["feedback"][clicks], w["start"])
+        start = xp.broadcast_to(w["start"], (len(tokens), 1, self.shape.dimension))
+        x = self.dropout(xp.concatenate([start, tokens], 1))
+        mask = self._mask(present)
+        for layer in range(self.shape.layers):
+            x = self._block(x, mask, layer, newest_only and layer == self.shape.layers - 1)
+        return self._normalised(x[:, -1:] if newest_only else x, "final")
+
+    def head(self, states: Array, user_codes: Array) -> tuple[Array, Array]:
+        """Returns what an item's code is multiplied with, ``a / sqrt(d)`` ``(B, d)``, and the level, ``(B,)``.
+
+        Args:
+            states: ``float (B, d)``.
+            user_codes: ``float (B, d)``.
+        """
+        w, d = self.weights, self.shape.dimension
+        # One matrix-vector product per row: its result does not depend on the other rows of a batch.
+        joined = self.dropout(self.xp.concatenate([states, user_codes], 1))[:, None, :]
+        hidden = self._relu(joined @ w["head_in"] + w["head_in_bias"])
+        out = (hidden @ w["head_out"] + w["head_out_bias"])[:, 0]
+        return out[:, :d] * d**-0.5, out[:, d]
+
+    def _block(self, x: Array, mask: Array, layer: int, newest_only: bool) -> Array:
+        w, prefix, d = self.weights, f"{layer}.", self.shape.dimension
+        normed = self._normalised(x, f"{prefix}attention")
+        asking = normed[:, -1:] if newest_only else normed
+        query = self._heads(asking @ (w[f"{prefix}query"] * (d // self.shape.heads) ** -0.5))
+        key = self._heads(normed @ w[f"{prefix}key"]).swapaxes(-1, -2)
+        # A contiguous copy: the product below is several times faster than on a view.
+        key = key.reshape(-1).reshape(key.shape)
+        value = self._heads(normed @ w[f"{prefix}value"])
+        n_asking, places = asking.shape[1], x.shape[1]
+        scores = query @ key
+        scores += self._distance_bias(prefix, places)[:, -n_asking:]
+        # Clipping replaces subtracting the largest score: the start token is always there, so no sum vanishes.
+        scores = self.xp.clip(scores, -_MAX_SCORE, _MAX_SCORE)
+        scores += mask[:, :, -n_asking:]
+        attention = self.xp.exp(scores)
+        attended = (attention @ value) / (attention @ self.xp.ones((places, 1), dtype=self.xp.float32))
+        attended = attended.swapaxes(1, 2).reshape(asking.shape)
+        x = (x[:, -1:] if newest_only else x) + attended @ w[f"{prefix}mix"]
+        normed = self._normalised(x, f"{prefix}forward")
+        hidden = self._relu(normed @ w[f"{prefix}forward_in"] + w[f"{prefix}forward_in_bias"])
+        return x + self.dropout(hidden) @ w[f"{prefix}forward_out"] + w[f"{prefix}forward_out_bias"]
+
+    def _heads(self, x: Array) -> Array:
+        batch, places, d = x.shape
+        return x.reshape(batch, places, self.shape.heads, d // self.shape.heads).swapaxes(1, 2)
+
+    def _mask(self, present: Array) -> Array:
+        """Returns ``(B, 1, places, places)``: 0 where a place attends to another, a large negative number elsewhere."""
+        xp = self.xp
+        place = xp.arange(present.shape[1] + 1)
+        later = xp.asarray(place[None, :] > place[:, None], dtype=xp.float32)
+        absent = xp.asarray(~present, dtype=xp.float32)
+        absent = xp.concatenate([xp.zeros((len(present), 1), dtype=xp.float32), absent], 1)
+        return (later + absent[:, None, None, :]) * _MASKED
+
+    def _distance_bias(self, prefix: str, places: int) -> Array:
+        """Returns ``(heads, places, places)``: a bias by how many places lie between two; the start token has its own.
+
+        What later places get does not matter: they are masked.
+        """
+        xp, distance = self.xp, self.weights[f"{prefix}distance"]
+        place = xp.arange(places)
+        gap = xp.clip(place[:, None] - place[None, 1:], 0, self.shape.length - 1)
+        start = xp.broadcast_to(
+            self.weights[f"{prefix}start_bias"][:, None, None], (self.shape.heads, places, 1)
+        )
+        return xp.concatenate([start, distance[:, gap]], 2)
+
+    def _normalised(self, x: Array, name: str) -> Array:
+        """Layer normalisation; means are matrix products, which are faster than sums over a short last axis."""
+        averaging = self.xp.full((x.shape[-1], 1), 1.0 / x.shape[-1], dtype=self.xp.float32)
+        centred = x - x @ averaging
+        spread = self.xp.sqrt(self.xp.square(centred) @ averaging + _EPSILON)
+        return centred / spread * self.weights[f"{name}_scale"] + self.weights[f"{name}_shift"]
+
+    def _relu(self, x: Array) -> Array:
+        return self.xp.clip(x, 0.0, None)
+
+
 class SequentialResponse(BernoulliFeedback):
     """Click probability ``sigmoid(static(u, i) + <a(history, u), e_i> / sqrt(d) + level(history, u))``.
 
@@ -117,13 +233,12 @@ class SequentialResponse(BernoulliFeedback):
         weights: Weights,
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        wanted = shape.weight_shapes()
-        wanted |= {
+        sizes = shape.weight_shapes() | {
             "item_codes": (static.n_items, shape.dimension),
             "user_codes": (static.n_users, shape.dimension),
         }
         given = {**weights, "item_codes": item_codes, "user_codes": user_codes}
-        for name, size in wanted.items():
+        for name, size in sizes.items():
             if name not in given or given[name].shape != size:
                 got = given[name].shape if name in given else "nothing"
                 raise DataError(f"weight '{name}' must have shape {size}, got {got}")
@@ -134,6 +249,7 @@ class SequentialResponse(BernoulliFeedback):
         self._item_codes = np.asarray(item_codes, np.float32)
         self._user_codes = np.asarray(user_codes, np.float32)
         self._weights = {name: np.asarray(weights[name], np.float32) for name in shape.weight_shapes()}
+        self._transformer = HistoryTransformer(shape, self._weights, np)
         self._report = dict(report or {})
 
     @property
@@ -159,7 +275,7 @@ class SequentialResponse(BernoulliFeedback):
 
     def history_logits(self, users: IntArray, items: IntArray, history: HistoryWindow | None) -> FloatArray:
         """Returns what the history adds to the static logits, ``float32 (B, K)``."""
-        directions, levels = self._attention_vectors(users, history)
+        directions, levels = self._head(users, history)
         logits: FloatArray = np.matmul(self._item_codes[items], directions[:, :, None])[..., 0]
         return logits + levels[:, None]
 
@@ -167,75 +283,30 @@ class SequentialResponse(BernoulliFeedback):
         self, users: IntArray, n_items: int, history: HistoryWindow | None = None
     ) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
-        directions, levels = self._attention_vectors(users, history)
+        directions, levels = self._head(users, history)
         static = self.static.logits_catalogue(users, n_items)
         return sigmoid(static + directions @ self._item_codes[:n_items].T + levels[:, None])
 
-    def _attention_vectors(
-        self, users: IntArray, history: HistoryWindow | None
-    ) -> tuple[FloatArray, FloatArray]:
+    def _head(self, users: IntArray, history: HistoryWindow | None) -> tuple[FloatArray, FloatArray]:
         """Returns ``a / sqrt(d)`` ``(B, d)`` and ``level`` ``(B,)``."""
         if history is None:
             raise DataError("a sequential response needs the users' history")
         if len(history.items) != len(users):
             raise DataError(f"the history has {len(history.items)} users, asked for {len(users)}")
-        w, d = self._weights, self.shape.dimension
-        state = self.states(history)
-        joined = np.concatenate([state, self._user_codes[users]], axis=1)[:, None, :]
-        hidden = np.maximum(joined @ w["head_in"] + w["head_in_bias"], np.float32(0.0))
-        out = (hidden @ w["head_out"] + w["head_out_bias"])[:, 0]
-        return out[:, :d] * np.float32(d**-0.5), out[:, d]
+        directions, levels = self._transformer.head(self.states(history), self._user_codes[users])
+        return directions, levels
 
     def states(self, history: HistoryWindow) -> FloatArray:
         """Returns ``float32 (B, d)``, the state after the newest item of each history."""
         length = self.shape.length
-        items, clicks = history.items[:, -length:], history.clicks[:, -length:]
+        items, clicks = history.items[:, -length:], history.clicks[:, -length:].astype(np.intp)
         states = np.empty((len(items), self.shape.dimension), np.float32)
         for start in range(0, len(items), _USERS_AT_ONCE):
             block = slice(start, start + _USERS_AT_ONCE)
-            states[block] = self._block_states(items[block], clicks[block])
+            codes = self._item_codes[np.maximum(items[block], 0)]
+            present = items[block] != PADDING
+            states[block] = self._transformer.states(codes, clicks[block], present, newest_only=True)[:, 0]
         return states
-
-    def _block_states(self, items: NDArray[np.int32], clicks: BoolArray) -> FloatArray:
-        w = self._weights
-        absent = items == PADDING
-        tokens = self._item_codes[np.maximum(items, 0)] + w["feedback"][clicks.astype(np.intp)]
-        # Nobody attends to padding; as copies of the start token they end in its state, which an empty history needs.
-        tokens[absent] = w["start"]
-        start = np.broadcast_to(w["start"], (len(items), 1, self.shape.dimension))
-        x = np.concatenate([start, tokens], axis=1)
-        present = np.concatenate([np.ones((len(items), 1), np.bool_), ~absent], axis=1)
-        for layer in range(self.shape.layers):
-            x = self._block(x, present, layer, last_only=layer == self.shape.layers - 1)
-        return _normalised(x[:, -1], w["final_scale"], w["final_shift"])
-
-    def _block(self, x: FloatArray, present: BoolArray, layer: int, last_only: bool) -> FloatArray:
-        def of(name: str) -> FloatArray:
-            return self._weights[f"{layer}.{name}"]
-
-        normed = _normalised(x, of("attention_scale"), of("attention_shift"))
-        asking = normed[:, -1:] if last_only else normed
-        scale = np.float32((self.shape.dimension // self.shape.heads) ** -0.5)
-        query = self._heads(asking @ (of("query") * scale))
-        # Keys with places last and contiguous: the product below is several times faster than on a view.
-        key = np.ascontiguousarray(self._heads(normed @ of("key")).swapaxes(-1, -2))
-        value = self._heads(normed @ of("value"))
-        scores: FloatArray = query @ key
-        scores += distance_bias(of("distance"), of("start_bias"), x.shape[1])[:, -asking.shape[1] :]
-        attention = _weights_of(scores, present)
-        attended: FloatArray = attention @ value
-        attended /= attention @ np.ones((attention.shape[-1], 1), np.float32)
-        attended = attended.swapaxes(1, 2).reshape(*asking.shape)
-        x = (x[:, -1:] if last_only else x) + attended @ of("mix")
-        normed = _normalised(x, of("forward_scale"), of("forward_shift"))
-        hidden = np.maximum(normed @ of("forward_in") + of("forward_in_bias"), np.float32(0.0))
-        forward: FloatArray = x + hidden @ of("forward_out") + of("forward_out_bias")
-        return forward
-
-    def _heads(self, x: FloatArray) -> FloatArray:
-        batch, places, d = x.shape
-        split: FloatArray = x.reshape(batch, places, self.shape.heads, d // self.shape.heads).swapaxes(1, 2)
-        return split
 
     def rearranged(self, items: IntArray) -> SequentialResponse:
         """Returns the same model for the catalogue ``old_items[items]``; see ``InteractionData.arranged``."""
@@ -291,48 +362,3 @@ class SequentialResponse(BernoulliFeedback):
             "shape": asdict(self.shape),
             **self._report,
         }
-
-
-def distance_bias(distance: FloatArray, start_bias: FloatArray, places: int) -> FloatArray:
-    """Returns ``(heads, places, places)``: what is added to the attention of each place to each other one.
-
-    Place 0 is the start token, which has a bias of its own. What later places get does not matter: they are masked.
-
-    Args:
-        distance: ``(heads, H)``, bias by how many items lie between the two places plus one; 0 is the place itself.
-        start_bias: ``(heads,)``.
-        places: History places plus one.
-    """
-    gap = np.arange(places)[:, None] - np.arange(places)[None, :]
-    bias: FloatArray = distance[:, np.clip(gap, 0, distance.shape[1] - 1)]
-    bias[:, :, 0] = start_bias[:, None]
-    return bias
-
-
-def _weights_of(scores: FloatArray, present: BoolArray) -> FloatArray:
-    """Returns attention weights that are not yet divided by their sums, in place: ``exp`` of scores, 0 where masked.
-
-    Scores are clipped to +-80, which float32 ``exp`` can hold, instead of subtracting each row's largest: the start
-    token is always there, so that no sum vanishes.
-
-    Args:
-        scores: ``(B, heads, asking places, places)``; the asking places are the last ones.
-        present: ``(B, places)``.
-    """
-    asking, places = scores.shape[-2:]
-    later = np.arange(places) > np.arange(places - asking, places)[:, None]
-    np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE, out=scores)
-    scores += np.where(later, _MASKED, np.float32(0.0))
-    scores += np.where(present, np.float32(0.0), _MASKED)[:, None, None, :]
-    return np.exp(scores, out=scores)
-
-
-def _normalised(x: FloatArray, scale: FloatArray, shift: FloatArray) -> FloatArray:
-    averaging = np.full((x.shape[-1], 1), 1.0 / x.shape[-1], np.float32)
-    centred: FloatArray = x - x @ averaging
-    spread = np.square(centred) @ averaging
-    spread += _EPSILON
-    centred /= np.sqrt(spread, out=spread)
-    centred *= scale
-    centred += shift
-    return centred
