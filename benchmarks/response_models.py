@@ -31,7 +31,7 @@ from kuaifair_env.response import (
 )
 from kuaifair_env.response.calibration import assess, within_user_auc
 from kuaifair_env.response.factorised_fit import shrunken_item_rate
-from kuaifair_env.response.inputs import LabelledRows, labelled_rows
+from kuaifair_env.response.rows import LabelledRows, labelled_rows
 
 SPLIT = SplitConfig(report=0.2)
 

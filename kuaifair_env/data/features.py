@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from kuaifair_env.data.schema import BoolArray, FeatureTable
-from kuaifair_env.data.sources import UNKNOWN_CODE
 from kuaifair_env.errors import DataError
 
 MAX_CATEGORIES = 20
@@ -19,27 +18,6 @@ MAX_CATEGORIES = 20
 
 SKEWNESS_OF_COUNTS = 2.0
 """Non-negative numbers more skewed than this are taken as heavy-tailed counts and encoded as log1p."""
-
-
-def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
-    """Puts columns of an official table into a frame, codes and text as categories, -124 and ``UNKNOWN`` as missing.
-
-    Args:
-        table: Columns by name; text as ``object`` with None where missing, all else as numbers.
-        categories: Names of the numeric columns that hold codes.
-    """
-    frame = pd.DataFrame(
-        {name: pd.Categorical(values) if values.dtype == object else values for name, values in table.items()}
-    )
-    for name in frame.columns:
-        if name in categories and frame[name].dtype.kind == "f":
-            codes = frame[name].where(frame[name] != UNKNOWN_CODE).astype("Int64")
-            frame[name] = codes.astype("category")
-        elif isinstance(frame[name].dtype, pd.CategoricalDtype):
-            frame[name] = frame[name].cat.remove_categories(
-                [value for value in frame[name].cat.categories if value == "UNKNOWN"]
-            )
-    return frame
 
 
 def encode_features(frame: pd.DataFrame, what: str = "feature") -> FeatureTable:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.features import category_frame, encode_features, tag_matrix
+from kuaifair_env.data.features import encode_features, tag_matrix
 from kuaifair_env.data.logs import RawLog
 from kuaifair_env.data.official import (
+    category_frame,
     finish_log,
     id_column,
     known_rows,

@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.features import category_frame, encode_features
+from kuaifair_env.data.features import encode_features
 from kuaifair_env.data.logs import RawLog, build_log, exact_duplicates, pairs_met, rows_of
 from kuaifair_env.data.schema import InteractionLog, Users
-from kuaifair_env.data.sources import USER_CATEGORIES, USER_NUMBERS, OfficialDataset, find_source, open_source
+from kuaifair_env.data.sources import (
+    UNKNOWN_CODE,
+    USER_CATEGORIES,
+    USER_NUMBERS,
+    OfficialDataset,
+    find_source,
+    open_source,
+)
 from kuaifair_env.errors import DataError
 
 
@@ -38,6 +46,27 @@ def read_users(files: SourceFiles, name: str) -> Users:
     return Users(
         ids[order], encode_features(category_frame(table, USER_CATEGORIES).iloc[order], "user feature")
     )
+
+
+def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
+    """Puts columns of an official table into a frame, codes and text as categories, -124 and ``UNKNOWN`` as missing.
+
+    Args:
+        table: Columns by name; text as ``object`` with None where missing, all else as numbers.
+        categories: Names of the numeric columns that hold codes.
+    """
+    frame = pd.DataFrame(
+        {name: pd.Categorical(values) if values.dtype == object else values for name, values in table.items()}
+    )
+    for name in frame.columns:
+        if name in categories and frame[name].dtype.kind == "f":
+            codes = frame[name].where(frame[name] != UNKNOWN_CODE).astype("Int64")
+            frame[name] = codes.astype("category")
+        elif isinstance(frame[name].dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].cat.remove_categories(
+                [value for value in frame[name].cat.categories if value == "UNKNOWN"]
+            )
+    return frame
 
 
 def id_column(name: str, known: NDArray[np.int64], where: str) -> Column:

@@ -1,13 +1,24 @@
 """What users do with a slate: observed matrices, factor models and history-dependent models, fitted to logs.
 
-Importing this package does not import torch; fitting does.
+Fitting needs torch and simulating does not: the fitting functions are imported on first use.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
-from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.factorised_fit import FactorisedConfig, fit_factorised
-from kuaifair_env.response.fitting import (
+from kuaifair_env.response.config import (
+    FactorisedConfig,
+    InputConfig,
+    NegativeSampling,
     ResponseConfig,
+    SequentialConfig,
+    SplitConfig,
+)
+from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.fitting import (
     ResponseKind,
     WorldResponses,
     fit_response,
@@ -15,10 +26,12 @@ from kuaifair_env.response.fitting import (
     load_response,
     response_version,
 )
-from kuaifair_env.response.inputs import InputConfig, NegativeSampling, SplitConfig
 from kuaifair_env.response.observed import ObservedResponse, observed_block
 from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
-from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
+
+if TYPE_CHECKING:
+    from kuaifair_env.response.factorised_fit import fit_factorised
+    from kuaifair_env.response.sequential_fit import fit_sequential
 
 __all__ = [
     "PADDING",
@@ -44,3 +57,12 @@ __all__ = [
     "observed_block",
     "response_version",
 ]
+
+_HOMES = {"fit_factorised": "factorised_fit", "fit_sequential": "sequential_fit"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a fitting function from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,75 +2,133 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
+from kuaifair_env.response.config import FactorisedConfig
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.inputs import (
-    InputConfig,
-    LabelledRows,
-    NegativeSampling,
-    ResponseInputs,
-    SplitConfig,
-    labelled_rows,
-    rate_correction,
-    response_inputs,
-)
+from kuaifair_env.response.inputs import ResponseInputs, response_inputs
+from kuaifair_env.response.rows import LabelledRows, labelled_rows, rate_correction
+from kuaifair_env.response.training import batch_size_for, fit_epochs
 
+_BIASES = ("offset", "user_bias", "item_bias")
 _PARTS = ("user", "item", "personal")
 _ITEM_PSEUDO_COUNT = 20.0
 
 
 @dataclass(frozen=True)
-class FactorisedConfig:
-    """Settings of :func:`fit_factorised`; the defaults were chosen on held-out rows of partial KuaiRand-Pure.
+class FactorSizes:
+    """Sizes of a :class:`FactorNetwork`."""
 
-    Precisions are those of normal priors around 0, in units of one row's log-likelihood: but for ``map_precision``
-    they mean the same whatever the number of rows.
+    users: int
+    items: int
+    user_inputs: int
+    item_inputs: int
+    rank: int
+    user_ids: bool
 
-    Attributes:
-        rank: Number of factors ``f``; 0 fits main effects alone.
-        user_ids: Whether each user has an own bias ``b_u`` and factor ``p_u`` beside what the inputs say.
-        inputs: How the context log is condensed.
-        split: Which rows are held out for what.
-        negatives: Used for logs of positives only.
-        bias_precision: Prior precision of ``b_u`` and ``b_i``.
-        factor_precision: Of ``p_u`` and ``q_i``.
-        line_precision: Of ``w`` and ``v``.
-        map_precision: Of ``P`` and ``Q``, times the square root of the number of fitted rows: with a product of two
-            maps it is a nuclear-norm penalty, whose best weight grows as the noise does (Koltchinskii, Lounici and
-            Tsybakov, "Nuclear-norm penalization and optimal rates", Annals of Statistics 2011).
-        slope_prior: Standard deviation of the prior around 1 of the calibrating slopes.
-        learning_rate: Of Adam, for factors, maps and lines.
-        bias_learning_rate: Of Adam, for the biases.
-        batch_size: Rows per step at most; small logs take smaller batches, see :func:`batch_size_for`.
-        max_epochs: Passes at most.
-        patience: Passes without a better held-out log loss before the end.
+
+class FactorNetwork(nn.Module):
+    """``mu + b_u + b_i + w x_u + v y_i + <p_u + P x_u, q_i + Q y_i>`` with trainable everything.
+
+    Without ``user_ids``, ``b_u`` and ``p_u`` stay 0: users are known by their inputs alone.
     """
 
-    rank: int = 16
-    user_ids: bool = True
-    inputs: InputConfig = field(default_factory=InputConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    negatives: NegativeSampling = field(default_factory=NegativeSampling)
-    bias_precision: float = 3.0
-    factor_precision: float = 60.0
-    line_precision: float = 50.0
-    map_precision: float = 6.5
-    slope_prior: float = 0.5
-    learning_rate: float = 1e-3
-    bias_learning_rate: float = 1e-2
-    batch_size: int = 4096
-    max_epochs: int = 40
-    patience: int = 3
+    def __init__(self, sizes: FactorSizes, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def normal(*shape: int) -> nn.Parameter:
+            return nn.Parameter(0.02 * torch.randn(*shape, generator=generator))
+
+        self.sizes = sizes
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.user_bias = nn.Parameter(torch.zeros(sizes.users), requires_grad=sizes.user_ids)
+        self.item_bias = nn.Parameter(torch.zeros(sizes.items))
+        self.user_line = nn.Parameter(torch.zeros(sizes.user_inputs))
+        self.item_line = nn.Parameter(torch.zeros(sizes.item_inputs))
+        self.user_map = normal(sizes.user_inputs, sizes.rank)
+        self.item_map = normal(sizes.item_inputs, sizes.rank)
+        if sizes.user_ids:
+            self.user_factors = normal(sizes.users, sizes.rank)
+        else:
+            self.user_factors = nn.Parameter(torch.zeros(sizes.users, sizes.rank), requires_grad=False)
+        self.item_factors = normal(sizes.items, sizes.rank)
+
+    def forward(self, users: Tensor, items: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Returns logits ``(R,)`` for rows of users with inputs ``x`` and items with inputs ``y``."""
+        p = x @ self.user_map
+        q = self.item_factors[items] + y @ self.item_map
+        main = self.offset + self.item_bias[items] + x @ self.user_line + y @ self.item_line
+        if self.sizes.user_ids:
+            p = p + self.user_factors[users]
+            main = main + self.user_bias[users]
+        return main + (p * q).sum(1)
+
+    def parameter_groups(self, bias_rate: float, other_rate: float) -> list[dict[str, Any]]:
+        """Returns groups for an optimizer: the offset and the biases, and everything else."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        biases = [p for name, p in trained.items() if name in _BIASES]
+        others = [p for name, p in trained.items() if name not in _BIASES]
+        return [{"params": biases, "lr": bias_rate}, {"params": others, "lr": other_rate}]
+
+    def effective(self, x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
+        """Returns offset, biases and factors of all users and items, ids and inputs summed."""
+        with torch.no_grad():
+            parts = {
+                "user_bias": self.user_bias + x @ self.user_line,
+                "item_bias": self.item_bias + y @ self.item_line,
+                "user_factors": self.user_factors + x @ self.user_map,
+                "item_factors": self.item_factors + y @ self.item_map,
+            }
+            return {name: part.numpy().astype(np.float64) for name, part in parts.items()} | {
+                "offset": self.offset.numpy().astype(np.float64)
+            }
+
+
+class FactorPenalty:
+    """Minus the log of a normal prior on every parameter, per row of the log, for one batch.
+
+    Each user's and item's own term is charged once per pass over the rows, whatever their number of rows.
+    """
+
+    def __init__(
+        self,
+        users: Tensor,
+        items: Tensor,
+        sizes: FactorSizes,
+        config: FactorisedConfig,
+    ) -> None:
+        self._per_user = 1.0 / torch.bincount(users, minlength=sizes.users).clamp(min=1).float()
+        self._per_item = 1.0 / torch.bincount(items, minlength=sizes.items).clamp(min=1).float()
+        self._rows = len(users)
+        self._bias, self._factors = config.bias_precision, config.factor_precision
+        self._lines = config.line_precision
+        self._maps = config.map_precision * len(users) ** 0.5
+
+    def __call__(self, network: FactorNetwork, users: Tensor, items: Tensor) -> Tensor:
+        """Returns the penalty to add to the mean loss of a batch."""
+        of_item = self._bias * network.item_bias[items].square()
+        of_item = of_item + self._factors * network.item_factors[items].square().sum(1)
+        penalty = (self._per_item[items] * of_item).mean()
+        if network.sizes.user_ids:
+            of_user = self._bias * network.user_bias[users].square()
+            of_user = of_user + self._factors * network.user_factors[users].square().sum(1)
+            penalty = penalty + (self._per_user[users] * of_user).mean()
+        lines = network.user_line.square().sum() + network.item_line.square().sum()
+        maps = network.user_map.square().sum() + network.item_map.square().sum()
+        total: Tensor = 0.5 * (penalty + (self._lines * lines + self._maps * maps) / self._rows)
+        return total
 
 
 def fit_factorised(
@@ -138,39 +196,52 @@ def fit_factorised(
 def _train(
     rows: LabelledRows, inputs: ResponseInputs, config: FactorisedConfig, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from kuaifair_env.response.networks import train_factors
+    """Fits a :class:`FactorNetwork` by minibatch Adam; returns effective offset, biases and factors, and a report."""
+    generator = torch.Generator().manual_seed(seed)
+    fit, stop = rows.where("fit"), rows.where("stop")
+    x, y = torch.tensor(inputs.users.values), torch.tensor(inputs.items.values)
+    sizes = FactorSizes(len(x), len(y), x.shape[1], y.shape[1], config.rank, config.user_ids)
+    network = FactorNetwork(sizes, generator)
+    rate = float(np.clip(rows.clicks[fit].mean(), 1e-4, 1 - 1e-4))
+    with torch.no_grad():
+        network.offset.fill_(float(np.log(rate / (1 - rate))))
+    # Copies: columns of a cached log are read-only maps of a file, which torch does not know.
+    users, items = torch.tensor(rows.users), torch.tensor(rows.items)
+    clicks = torch.tensor(rows.clicks).float()
+    fit_rows, stop_rows = torch.from_numpy(fit), torch.from_numpy(stop)
+    penalty = FactorPenalty(users[fit_rows], items[fit_rows], sizes, config)
 
-    return train_factors(
-        rows.users,
-        rows.items,
-        rows.clicks,
-        rows.where("fit"),
-        rows.where("stop"),
-        inputs.users.values,
-        inputs.items.values,
-        rank=config.rank,
-        user_ids=config.user_ids,
-        precisions={
-            "bias": config.bias_precision,
-            "factors": config.factor_precision,
-            "lines": config.line_precision,
-            "maps": config.map_precision * len(rows.where("fit")) ** 0.5,
-        },
-        learning_rate=config.learning_rate,
-        bias_learning_rate=config.bias_learning_rate,
-        batch_size=batch_size_for(len(rows.where("fit")), config.batch_size),
+    def logits(model: FactorNetwork, rows: Tensor) -> Tensor:
+        value: Tensor = model(users[rows], items[rows], x[users[rows]], y[items[rows]])
+        return value
+
+    def loss(model: FactorNetwork, batch: Tensor) -> Tensor:
+        chosen = fit_rows[batch]
+        log_loss = functional.binary_cross_entropy_with_logits(logits(model, chosen), clicks[chosen])
+        return log_loss + penalty(model, users[chosen], items[chosen])
+
+    def held_out_loss(model: FactorNetwork) -> float:
+        total = 0.0
+        for block in torch.split(stop_rows, 1 << 15):
+            total += float(
+                functional.binary_cross_entropy_with_logits(
+                    logits(model, block), clicks[block], reduction="sum"
+                )
+            )
+        return total / len(stop_rows)
+
+    best, report = fit_epochs(
+        network,
+        torch.optim.Adam(network.parameter_groups(config.bias_learning_rate, config.learning_rate)),
+        len(fit_rows),
+        loss,
+        held_out_loss,
+        batch_size=batch_size_for(len(fit_rows), config.batch_size),
         max_epochs=config.max_epochs,
         patience=config.patience,
-        seed=seed,
+        generator=generator,
     )
-
-
-def batch_size_for(examples: int, largest: int, steps: int = 50, smallest: int = 64) -> int:
-    """Returns a batch size that makes at least ``steps`` steps per pass, within ``smallest..largest``.
-
-    A pass of two steps over a small log would hardly move the weights between two looks at the held-out loss.
-    """
-    return min(largest, max(smallest, examples // steps))
+    return best.effective(x, y), report
 
 
 def logit_parts(model: FactorisedResponse, users: NDArray[Any], items: NDArray[Any]) -> FloatArray:
@@ -247,8 +318,3 @@ def shrunken_item_rate(
 def _spread(model: FactorisedResponse, rows: LabelledRows) -> dict[str, float]:
     fit = rows.where("fit")
     return model.parts_spread(np.unique(rows.users[fit]), np.unique(rows.items[fit]))
-
-
-def without_user_ids(config: FactorisedConfig) -> FactorisedConfig:
-    """Returns the settings with users known by their inputs alone, so that a history model adds what ids would."""
-    return replace(config, user_ids=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -14,11 +14,10 @@ from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
+from kuaifair_env.response.config import ResponseConfig
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.factorised_fit import FactorisedConfig, fit_factorised
 from kuaifair_env.response.observed import ObservedResponse, observed_block
 from kuaifair_env.response.sequential import SequentialResponse
-from kuaifair_env.response.sequential_fit import SequentialConfig, fit_sequential
 
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
@@ -26,26 +25,6 @@ FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialRe
 _FIT_VERSION = 3
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
-
-
-@dataclass(frozen=True)
-class ResponseConfig:
-    """Settings of :func:`fit_response`.
-
-    Attributes:
-        factorised: For factor models.
-        sequential: For history-dependent models.
-        context_share: Share of each user's rows, the earliest, that describe users and items when the training log is
-            fitted; the model is fitted on the later ones.
-    """
-
-    factorised: FactorisedConfig = field(default_factory=FactorisedConfig)
-    sequential: SequentialConfig = field(default_factory=SequentialConfig)
-    context_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.context_share < 1:
-            raise ValueError(f"context_share must lie within 0..1 (1 excluded), got {self.context_share}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,11 @@ def fit_response(
     if split == "train":
         context, log = earlier_and_later(log, len(data.users), config.context_share)
     if kind == "factorised":
+        from kuaifair_env.response.factorised_fit import fit_factorised  # needs torch
+
         return fit_factorised(log, data, context_log=context, config=config.factorised, seed=seed)
+    from kuaifair_env.response.sequential_fit import fit_sequential  # needs torch
+
     return fit_sequential(
         log, data, context_log=context, config=config.sequential, static=config.factorised, seed=seed
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
-
-HistorySource = Literal["log", "context"]
+from kuaifair_env.response.config import HistorySource
 
 
 @dataclass(frozen=True)

@@ -2,64 +2,174 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.base import sigmoid
+from kuaifair_env.response.base import PADDING, sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
+from kuaifair_env.response.config import FactorisedConfig, SequentialConfig
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.factorised_fit import (
-    FactorisedConfig,
-    batch_size_for,
-    fit_factorised,
-    without_user_ids,
-)
-from kuaifair_env.response.inputs import LabelledRows, labelled_rows, response_inputs
-from kuaifair_env.response.sequences import (
-    Chunks,
-    HistorySource,
-    Stream,
-    history_chunks,
-    history_stream,
-    windows,
-)
-from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
+from kuaifair_env.response.factorised_fit import fit_factorised
+from kuaifair_env.response.inputs import ResponseInputs, response_inputs
+from kuaifair_env.response.rows import LabelledRows, labelled_rows
+from kuaifair_env.response.sequences import Stream, history_chunks, history_stream, windows
+from kuaifair_env.response.sequential import HistoryTransformer, SequentialResponse, TransformerShape
+from kuaifair_env.response.training import batch_size_for, fit_epochs
 
 _ROWS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class SequentialConfig:
-    """Settings of :func:`fit_sequential`.
+class HistoryNetwork(nn.Module):
+    """The trainable form of what :class:`~kuaifair_env.response.sequential.SequentialResponse` evaluates in numpy."""
 
-    Attributes:
-        shape: Sizes of the transformer.
-        history_from: ``"log"`` when the log's order is the order in which users saw things; ``"context"`` when its
-            order is unknown, so that histories hold context rows only.
-        dropout: While training.
-        weight_decay: Of AdamW.
-        learning_rate: Of AdamW.
-        batch_size: Pieces of history per step at most.
-        max_epochs: Passes at most.
-        patience: Passes without a better held-out log loss before the end.
-        slope_prior: Standard deviation of the prior around 1 of the slope of the history's part.
+    def __init__(
+        self,
+        shape: TransformerShape,
+        user_inputs: Tensor,
+        item_inputs: Tensor,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.shape, self.dropout = shape, dropout
+        # Not buffers: a deep copy for the moving average shares them.
+        self._inputs = (user_inputs, item_inputs)
+        d = shape.dimension
+
+        def normal(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*size, generator=generator) * max(size[0], 1) ** -0.5)
+
+        self.weights = nn.ParameterDict()
+        for name, size in shape.weight_shapes().items():
+            if name.endswith("scale"):
+                value = nn.Parameter(torch.ones(size))
+            elif len(size) == 2 and "distance" not in name:
+                value = normal(*size)
+            else:
+                value = nn.Parameter(torch.zeros(size))
+            self.weights[name.replace(".", "_")] = value
+        with torch.no_grad():
+            # The model starts as its static part: the history adds nothing until it has learned to.
+            self.weights["head_out"].mul_(0.1)
+            self.weights["head_out"][:, d] = 0.0
+        self.item_ids = nn.Parameter(0.1 * torch.randn(len(item_inputs), d, generator=generator))
+        self.item_map = normal(item_inputs.shape[1], d)
+        self.user_map = normal(user_inputs.shape[1], d)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryNetwork:
+        twin = HistoryNetwork(self.shape, *self._inputs, self.dropout, torch.Generator())
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def item_codes(self) -> Tensor:
+        """Returns ``(N, d)``, ``e_i`` from id and inputs."""
+        return self.item_ids + self._inputs[1] @ self.item_map
+
+    def user_codes(self, users: Tensor) -> Tensor:
+        """Returns ``(R, d)`` from the users' inputs."""
+        return self._inputs[0][users] @ self.user_map
+
+    def forward(
+        self, items: Tensor, clicks: Tensor, chunk: Tensor, place: Tensor, user: Tensor, item: Tensor
+    ) -> Tensor:
+        """Returns what the history adds to the static logit of each row, ``(T,)``.
+
+        Args:
+            items: ``(C, H)``, items of the chunks.
+            clicks: ``(C, H)``.
+            chunk: ``(T,)``, the chunk of each row.
+            place: ``(T,)``, how many places of it the row sees.
+            user: ``(T,)``.
+            item: ``(T,)``, the item to be evaluated.
+        """
+        codes = self.item_codes()
+        transformer = HistoryTransformer(self.shape, self.named_weights(), torch, self._dropped)
+        states = transformer.states(codes[items.clamp(min=0)], clicks.long(), items != PADDING)
+        directions, levels = transformer.head(states[chunk, place], self.user_codes(user))
+        added: Tensor = (directions * codes[item]).sum(1) + levels
+        return added
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Returns the weights by the names of :meth:`TransformerShape.weight_shapes`."""
+        return {name: self.weights[name.replace(".", "_")] for name in self.shape.weight_shapes()}
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
+
+    def exported(self) -> dict[str, Any]:
+        """Returns numpy copies of ``item_codes``, ``user_codes`` and ``weights``."""
+        with torch.no_grad():
+            return {
+                "item_codes": self.item_codes().numpy().copy(),
+                "user_codes": (self._inputs[0] @ self.user_map).numpy().copy(),
+                "weights": {name: weight.numpy().copy() for name, weight in self.named_weights().items()},
+            }
+
+
+class ChunkBatches:
+    """The rows of one role, batched by the pieces of history that they are predicted from.
+
+    Args:
+        stream: Histories.
+        rows: All rows.
+        chosen: ``int64 (T,)``, which of them.
+        static: The factor model whose logits the history adds to.
+        length: Places ``H`` of a piece of history.
     """
 
-    shape: TransformerShape = field(default_factory=TransformerShape)
-    history_from: HistorySource = "log"
-    dropout: float = 0.1
-    weight_decay: float = 0.01
-    learning_rate: float = 1e-3
-    batch_size: int = 128
-    max_epochs: int = 8
-    patience: int = 2
-    slope_prior: float = 0.5
+    def __init__(
+        self,
+        stream: Stream,
+        rows: LabelledRows,
+        chosen: NDArray[np.int64],
+        static: FactorisedResponse,
+        length: int,
+    ) -> None:
+        chunks = history_chunks(stream, rows.positions[chosen], length)
+        order = chosen[chunks.rows]
+        users, items = rows.users[order], rows.items[order]
+        self._history_items = torch.tensor(chunks.history.items).long()
+        self._history_clicks = torch.tensor(chunks.history.clicks)
+        self._offsets = chunks.offsets
+        self._places = torch.tensor(chunks.places)
+        self._users, self._items = torch.tensor(users), torch.tensor(items)
+        self._clicks = torch.tensor(rows.clicks[order]).float()
+        self._static = torch.tensor(_static_logits(static, users, items))
+
+    def __len__(self) -> int:
+        return len(self._history_items)
+
+    def loss(self, network: HistoryNetwork, batch: Tensor, reduction: str = "mean") -> Tensor:
+        """Returns the log loss of the rows of a batch of chunks."""
+        chunks = batch.numpy()
+        counts = self._offsets[chunks + 1] - self._offsets[chunks]
+        chunk_of_row = np.repeat(np.arange(len(chunks)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = torch.from_numpy(np.repeat(self._offsets[chunks], counts) + within)
+        added = network(
+            self._history_items[batch],
+            self._history_clicks[batch],
+            torch.from_numpy(chunk_of_row),
+            self._places[rows],
+            self._users[rows],
+            self._items[rows],
+        )
+        logits = self._static[rows] + added
+        return functional.binary_cross_entropy_with_logits(logits, self._clicks[rows], reduction=reduction)
+
+    def mean_loss(self, network: HistoryNetwork, size: int) -> float:
+        """Returns the mean log loss over all rows, ``size`` chunks at a time."""
+        batches = torch.split(torch.arange(len(self)), size)
+        return sum(float(self.loss(network, batch, "sum")) for batch in batches) / len(self._clicks)
 
 
 def fit_sequential(
@@ -93,7 +203,7 @@ def fit_sequential(
     Raises:
         DataError: If the log lists positives only, or is too small.
     """
-    config, static = config or SequentialConfig(), without_user_ids(static or FactorisedConfig())
+    config, static = config or SequentialConfig(), replace(static or FactorisedConfig(), user_ids=False)
     if log.positives_only or (context_log is not None and context_log.positives_only):
         raise DataError(
             "a history model needs logs that hold non-clicks too; fit a factorised response instead"
@@ -101,7 +211,9 @@ def fit_sequential(
     base = fit_factorised(log, data, context_log=context_log, config=static, seed=seed)
     rows = labelled_rows(log, len(data.items), static.split, static.negatives, seed, context_log)
     stream = history_stream(log, context_log, len(data.users), config.history_from)
-    exported, training = _train(log, data, context_log, base, rows, stream, config, static, seed)
+    exported, training = _train(
+        response_inputs(data, context_log, static.inputs, seed), base, rows, stream, config, seed
+    )
     model = SequentialResponse(base, config.shape, **exported)
     model, calibration = _calibrated(model, exported, rows, stream, config)
     report = {
@@ -116,45 +228,47 @@ def fit_sequential(
         "origin": data.provenance.origin,
         "data_hash": data.data_hash,
     }
-    return SequentialResponse(model.static, config.shape, **_parts_of(model, exported), report=report)
+    return SequentialResponse(
+        model.static, config.shape, **(exported | {"weights": model.weights}), report=report
+    )
 
 
 def _train(
-    log: InteractionLog,
-    data: InteractionData,
-    context: InteractionLog | None,
+    inputs: ResponseInputs,
     base: FactorisedResponse,
     rows: LabelledRows,
     stream: Stream,
     config: SequentialConfig,
-    static: FactorisedConfig,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from kuaifair_env.response.history_network import Regularisation, TrainingRows, train_history
-
-    inputs = response_inputs(data, context, static.inputs, seed)
-
-    def of(role: str) -> tuple[Chunks, TrainingRows]:
-        held = rows.where(role)
-        users, items = rows.users[held], rows.items[held]
-        known = TrainingRows(users, items, rows.clicks[held], _static_logits(base, users, items))
-        return history_chunks(stream, rows.positions[held], config.shape.length), known
-
-    fit = of("fit")
-    batch_size = batch_size_for(len(fit[0].offsets) - 1, config.batch_size, smallest=16)
-    return train_history(
-        fit,
-        of("stop"),
-        inputs.users.values,
-        inputs.items.values,
-        config.shape,
-        Regularisation(config.dropout, config.weight_decay),
-        config.learning_rate,
-        batch_size=batch_size,
-        max_epochs=config.max_epochs,
-        patience=config.patience,
-        seed=seed,
+    """Trains a :class:`HistoryNetwork` on top of static logits; returns what it exports, and a report."""
+    fit, stop = (
+        ChunkBatches(stream, rows, rows.where(role), base, config.shape.length) for role in ("fit", "stop")
     )
+    batch_size = batch_size_for(len(fit), config.batch_size, smallest=16)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        users, items = torch.tensor(inputs.users.values), torch.tensor(inputs.items.values)
+        network = HistoryNetwork(config.shape, users, items, config.dropout, generator)
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        best, report = fit_epochs(
+            network,
+            torch.optim.AdamW(groups, lr=config.learning_rate),
+            len(fit),
+            fit.loss,
+            lambda model: stop.mean_loss(model, batch_size),
+            batch_size=batch_size,
+            max_epochs=config.max_epochs,
+            patience=config.patience,
+            generator=generator,
+        )
+    return best.exported(), report
 
 
 def _static_logits(model: FactorisedResponse, users: NDArray[Any], items: NDArray[Any]) -> FloatArray:
@@ -215,10 +329,6 @@ def _calibrated(
         "static": float(slopes.values[0]),
         "history": float(slopes.values[1]),
     }
-
-
-def _parts_of(model: SequentialResponse, exported: dict[str, Any]) -> dict[str, Any]:
-    return exported | {"weights": model.weights}
 
 
 def _held_out_report(

@@ -281,3 +281,11 @@ def fit_epochs(
 def shuffled_batches(examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields the positions ``0..examples - 1`` in random order, ``int64 (batch_size,)`` at a time, the rest last."""
     yield from torch.split(torch.randperm(examples, generator=generator), batch_size)
+
+
+def batch_size_for(examples: int, largest: int, steps: int = 50, smallest: int = 64) -> int:
+    """Returns a batch size that makes at least ``steps`` steps per pass, within ``smallest..largest``.
+
+    A pass of two steps over a small log would hardly move the weights between two looks at the held-out loss.
+    """
+    return min(largest, max(smallest, examples // steps))

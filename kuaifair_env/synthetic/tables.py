@@ -146,7 +146,8 @@ def build_tables(config: TwinConfig, world: TwinWorld) -> TwinTables:
 
 def users_of(config: TwinConfig, tables: TwinTables) -> Users:
     """Returns the users with their features."""
-    from kuaifair_env.data.features import category_frame, encode_features  # needs pandas
+    from kuaifair_env.data.features import encode_features  # needs pandas
+    from kuaifair_env.data.official import category_frame
 
     frame = category_frame(_as_read(tables.users), USER_CATEGORIES)
     return Users(np.arange(config.n_users, dtype=np.int64), encode_features(frame, "user feature"))
@@ -156,7 +157,8 @@ def catalogue_of(config: TwinConfig, world: TwinWorld, tables: TwinTables) -> Ca
     """Returns the items with their features, tags and platform-wide exposure counts."""
     import pandas as pd
 
-    from kuaifair_env.data.features import category_frame, encode_features
+    from kuaifair_env.data.features import encode_features
+    from kuaifair_env.data.official import category_frame
 
     if config.layout == "kuairec":
         columns = _daily_means(config.n_items, tables.daily)

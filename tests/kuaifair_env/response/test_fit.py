@@ -21,8 +21,8 @@ from kuaifair_env.response import (
     fit_response,
     fit_world_responses,
 )
-from kuaifair_env.response.factorised_fit import batch_size_for
 from kuaifair_env.response.fitting import earlier_and_later
+from kuaifair_env.response.training import batch_size_for
 
 QUICK = FactorisedConfig(
     rank=6,

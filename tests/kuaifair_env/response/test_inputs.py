@@ -7,7 +7,8 @@ import pytest
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.response.inputs import InputConfig, response_inputs
+from kuaifair_env.response import InputConfig
+from kuaifair_env.response.inputs import response_inputs
 
 
 def tiny():

@@ -9,7 +9,7 @@ from scipy import stats
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response import NegativeSampling, SplitConfig
-from kuaifair_env.response.inputs import labelled_rows, rate_correction
+from kuaifair_env.response.rows import labelled_rows, rate_correction
 
 
 def random_log(rows=20_000, users=50, items=40, seed=0, positives_only=False):

@@ -58,7 +58,7 @@ def random_call(batch=16, slate=4, seed=2):
 def test_numpy_evaluates_what_torch_trains():
     import torch
 
-    from kuaifair_env.response.history_network import HistoryNetwork
+    from kuaifair_env.response.sequential_fit import HistoryNetwork
 
     rng = np.random.default_rng(0)
     x, y = (torch.from_numpy(rng.normal(size=(n, 4)).astype(np.float32)) for n in (30, 20))
