@@ -7,16 +7,18 @@ what could be had, not what an agent could do.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.common.click_scorer import ClickScorer
-from hrl_policies.common.slates import FairCounts, best_slates, nearest_to_half
 from kuaifair_env import seeding
+from kuaifair_env.abandonment import LeaveRule, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray, FloatArray
+from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.spaces import state_of, top_k
 from kuaifair_env.world import World
 
@@ -24,24 +26,8 @@ _USERS_AT_ONCE = 256
 QUALITY_USERS = 2_000
 
 
-class Control(Protocol):
-    """A policy that needs no training."""
-
-    privileged: ClassVar[bool]
-
-    def bind(self, batch: SessionBatch) -> None:
-        """Tells which sessions the observations come from; evaluation does this by itself."""
-        ...
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Returns slates for a batch of observations, and the unchanged ``state``."""
-        ...
-
-
-class _SlateControl:
-    """What all controls share: the sessions they are bound to, and ``predict`` around :meth:`slates`."""
+class Control(ABC):
+    """A policy that needs no training: :meth:`predict` of Stable-Baselines3 around :meth:`slates`."""
 
     privileged: ClassVar[bool] = False
 
@@ -49,7 +35,7 @@ class _SlateControl:
         self._batch: SessionBatch | None = None
 
     def bind(self, batch: SessionBatch) -> None:
-        """Takes the sessions whose observations :meth:`predict` will get.
+        """Takes the sessions whose observations :meth:`predict` will get; ``evaluate`` calls this.
 
         Raises:
             ValueError: If their actions are not item ids.
@@ -78,25 +64,22 @@ class _SlateControl:
         states = np.asarray(state_of(observation), np.float32)
         single = states.ndim == 1
         states = states[None] if single else states
-        batch = self._bound()
+        batch = self._batch
+        if batch is None:
+            raise ValueError(
+                "this control must know its sessions: call bind(batch) first, as evaluate() does"
+            )
         if len(states) != batch.batch_size:
             raise ValueError(f"{len(states)} observations for a control bound to {batch.batch_size} sessions")
         slates = self.slates(states, batch)
         return (slates[0] if single else slates), state
 
+    @abstractmethod
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """Returns ``int64 (B, K)`` items for ``float32 (B, d)`` observed states."""
-        raise NotImplementedError
-
-    def _bound(self) -> SessionBatch:
-        if self._batch is None:
-            raise ValueError(
-                "this control must know its sessions: call bind(batch) first, as evaluate() does"
-            )
-        return self._batch
 
 
-class RandomSlates(_SlateControl):
+class RandomSlates(Control):
     """Uniformly random distinct items, optionally of one popularity group.
 
     In an evaluation the slate follows from the seed, the session's number and the step alone, so that results do
@@ -129,7 +112,7 @@ class RandomSlates(_SlateControl):
         return top_k(scores, simulator.slate_size, simulator.allowed)
 
 
-class GreedyCTR(_SlateControl):
+class GreedyCTR(Control):
     """The ``K`` items with the largest predicted click probability.
 
     Args:
@@ -163,23 +146,15 @@ class QuotaGreedy(GreedyCTR):
         scorer: The click model.
     """
 
-    def bind(self, batch: SessionBatch) -> None:
-        """See :class:`GreedyCTR`."""
-        super().bind(batch)
-        self._fair = FairCounts(batch)
-
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
-        counts = nearest_to_half(self._fair.now())
-        return best_slates(
-            self._scorer.score(states), batch.world.groups.popular, counts, batch.simulator.allowed
-        )
+        return _best_allowed(self._scorer.score(states), batch, nearest_to_half(fair_counts_now(batch)))
 
 
-class SessionQuota(QuotaGreedy):
-    """QuotaGreedy that also counts: clicks on an item in the window raise its score, skips lower it.
+class SessionQuota(GreedyCTR):
+    """A quota that counts clicks: those on an item in the history window raise its score, skips lower it.
 
-    What listening to the session is worth without any learning by reinforcement. It may take any number of popular
+    What listening to the session is worth without any reinforcement learning. It may take any number of popular
     items that the leave rule does not punish. Its two weights are round numbers, not tuned.
 
     Args:
@@ -197,12 +172,12 @@ class SessionQuota(QuotaGreedy):
         scores = self._scorer.score(states)
         window = batch.history_window()
         rows, places = np.nonzero((window.items >= 0) & (window.items < batch.world.n_items))
-        worth = np.where(window.clicks[rows, places], self._click, -self._skip)
-        np.add.at(scores, (rows, window.items[rows, places]), worth)
-        return best_slates(scores, batch.world.groups.popular, self._fair.now(), batch.simulator.allowed)
+        change = np.where(window.clicks[rows, places], self._click, -self._skip)
+        np.add.at(scores, (rows, window.items[rows, places]), change)
+        return _best_allowed(scores, batch, fair_counts_now(batch))
 
 
-class QualityOracle(_SlateControl):
+class QualityOracle(Control):
     """The best slate inside the leave rule's bound by the items' true mean appeal: all that is not personal taste.
 
     The gap to :class:`Oracle` is what knowing the user can add at most; the gap from :class:`QuotaGreedy` what a
@@ -218,18 +193,13 @@ class QualityOracle(_SlateControl):
         super().__init__()
         self._quality = item_quality(world)
 
-    def bind(self, batch: SessionBatch) -> None:
-        """See :class:`Control`."""
-        super().bind(batch)
-        self._fair = FairCounts(batch)
-
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
         scores = np.broadcast_to(self._quality, (len(states), len(self._quality)))
-        return best_slates(scores, batch.world.groups.popular, self._fair.now(), batch.simulator.allowed)
+        return _best_allowed(scores, batch, fair_counts_now(batch))
 
 
-class Oracle(_SlateControl):
+class Oracle(Control):
     """The best slate inside the leave rule's bound by what the current user truly likes now.
 
     It maximises the expected reward of each step among slates that the rule does not punish, and of all slates
@@ -239,22 +209,16 @@ class Oracle(_SlateControl):
 
     privileged: ClassVar[bool] = True
 
-    def bind(self, batch: SessionBatch) -> None:
-        """See :class:`Control`."""
-        super().bind(batch)
-        self._fair = FairCounts(batch)
-
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
-        scores = batch.simulator.expected_catalogue()
-        return best_slates(scores, batch.world.groups.popular, self._fair.now(), batch.simulator.allowed)
+        return _best_allowed(batch.simulator.expected_catalogue(), batch, fair_counts_now(batch))
 
 
 def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
     """Returns the true mean expected feedback on every candidate, over the users of a world.
 
     Args:
-        world: Whose response model tells the truth.
+        world: Its response model gives the truth.
         users: Take at most so many users, spread evenly over the world's list.
 
     Returns:
@@ -268,3 +232,132 @@ def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
         history = world.initial_history.take(part) if world.response.uses_history else None
         total += world.response.expected_catalogue(part, world.n_items, history).sum(axis=0, dtype=np.float64)
     return np.asarray(total / count, np.float32)
+
+
+def fair_counts(rule: str | LeaveRule, slate_size: int) -> BoolArray:
+    """Says which numbers of popular items in a slate of ``K`` a leave rule does not punish, as ``bool (K + 1,)``.
+
+    All of them under rules that do not depend on exposure. For rules over a window of several slates this treats the
+    slate as the first; :func:`fair_counts_now` follows the window.
+    """
+    temper = _exposure_rule(rule)
+    if temper is None:
+        return np.ones(slate_size + 1, np.bool_)
+    return _within_bound(temper, np.arange(slate_size + 1) / slate_size)
+
+
+def fair_counts_now(batch: SessionBatch) -> BoolArray:
+    """Says which numbers of popular items each session can be shown now without breaking its leave rule.
+
+    Follows windows of several slates exactly. First steps that a rule forgives are treated as if it did not.
+
+    Returns:
+        ``bool (K + 1,)`` if the same for all sessions at all times, else ``bool (B, K + 1)``.
+    """
+    simulator, slate_size = batch.simulator, batch.config.items_per_slate
+    rule = _exposure_rule(batch.config.leave)
+    # The default window of a rule is one slate, and ten slates of one item.
+    window = 1 if rule is None else rule.window or (10 if slate_size == 1 else 1)
+    if rule is None or window == 1:
+        return fair_counts(batch.config.leave, slate_size)
+    before = np.minimum(simulator.steps, window - 1)
+    shown = simulator.shown(np.arange(batch.batch_size))
+    steps = np.arange(shown.shape[1])
+    recent = (steps >= (simulator.steps - before)[:, None]) & (steps < simulator.steps[:, None])
+    popular = (batch.world.groups.popular[shown].sum(axis=2) * recent).sum(axis=1)
+    possible = popular[:, None] + np.arange(slate_size + 1)
+    return _within_bound(rule, possible / (slate_size * (before + 1))[:, None])
+
+
+def nearest_to_half(counts: BoolArray) -> BoolArray:
+    """Keeps of the allowed counts those nearest to half a slate (two of them for odd slates).
+
+    Where no count is allowed all are taken to be.
+
+    Args:
+        counts: ``bool (..., K + 1)``.
+    """
+    slate_size = counts.shape[-1] - 1
+    usable = counts | ~counts.any(axis=-1, keepdims=True)
+    distance = np.where(usable, np.abs(2 * np.arange(slate_size + 1) - slate_size), 2 * slate_size + 1)
+    return np.asarray(usable & (distance == distance.min(axis=-1, keepdims=True)))
+
+
+def best_slates(
+    scores: FloatArray,
+    popular: BoolArray,
+    counts: BoolArray,
+    allowed: BoolArray | None = None,
+) -> NDArray[np.int64]:
+    """Returns, for each row, the slate of the largest total score whose number of popular items is allowed.
+
+    Exact: for each count ``c`` the best slate is the best ``c`` popular and the best ``K - c`` long-tail items.
+    Items come best first, equal scores by the smaller item; of equally good counts the smallest is taken. A row
+    in which no allowed count can be filled gets the best slate of any count.
+
+    Args:
+        scores: ``float32 (B, N)``, finite.
+        popular: ``bool (N,)``.
+        counts: ``bool (K + 1,)`` or ``(B, K + 1)``; entry ``c`` says whether ``c`` popular items are allowed.
+        allowed: ``bool (B, N)``, items that may be shown, or None for all.
+
+    Returns:
+        ``int64 (B, K)``.
+
+    Raises:
+        ValueError: If a row has fewer than ``K`` items to show, or a score is NaN.
+    """
+    slate_size = counts.shape[-1] - 1
+    popular_items, popular_scores = _best_of_group(scores, popular, slate_size, allowed)
+    tail_items, tail_scores = _best_of_group(scores, ~popular, slate_size, allowed)
+    totals = _totals(popular_scores) + _totals(tail_scores)[:, ::-1]
+    totals = np.where(counts, totals, -np.inf)
+    best = totals.argmax(axis=1)
+    items = np.concatenate([popular_items, tail_items], axis=1)
+    values = np.concatenate([popular_scores, tail_scores], axis=1)
+    rank = np.arange(slate_size)
+    taken = np.concatenate([rank < best[:, None], rank < slate_size - best[:, None]], axis=1)
+    order = np.lexsort((items, np.where(taken, -values, np.inf)), axis=1)[:, :slate_size]
+    slates = np.take_along_axis(items, order, axis=1)
+    impossible = np.isneginf(totals.max(axis=1))
+    if impossible.any():
+        rows_allowed = None if allowed is None else allowed[impossible]
+        slates[impossible] = top_k(scores[impossible], slate_size, rows_allowed)
+    return slates
+
+
+def _best_allowed(scores: FloatArray, batch: SessionBatch, counts: BoolArray) -> NDArray[np.int64]:
+    return best_slates(scores, batch.world.groups.popular, counts, batch.simulator.allowed)
+
+
+def _best_of_group(
+    scores: FloatArray, group: BoolArray, slate_size: int, allowed: BoolArray | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the best ``K`` items of a group and their scores, ``(B, K)``; minus infinity where items are missing."""
+    members = np.flatnonzero(group)
+    items = np.zeros((len(scores), slate_size), np.int64)
+    values = np.full((len(scores), slate_size), -np.inf)
+    count = min(slate_size, len(members))
+    if count:
+        own = scores[:, members]
+        if allowed is not None:
+            own = np.where(allowed[:, members], own, np.float32(-np.inf))
+        best = top_k(own, count)
+        items[:, :count] = members[best]
+        values[:, :count] = np.take_along_axis(own, best, axis=1)
+    return items, values
+
+
+def _totals(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns ``(B, K + 1)``, the sum of the best 0, 1, ..., K scores."""
+    return np.concatenate([np.zeros((len(scores), 1)), np.cumsum(scores, axis=1)], axis=1)
+
+
+def _exposure_rule(rule: str | LeaveRule) -> TemperFairness | None:
+    """Returns the rule if it punishes unequal exposure."""
+    rule = leave_rule(rule)
+    return rule if isinstance(rule, TemperFairness) and rule.unfair_penalty > 0 else None
+
+
+def _within_bound(rule: TemperFairness, shares: NDArray[np.float64]) -> BoolArray:
+    return ~violates(slate_disparity(shares, rule.mode, rule.target_share), rule.ad_bound)

@@ -1,4 +1,4 @@
-"""Batch-Constrained deep Q-learning for continuous actions, from logged transitions."""
+"""Batch-constrained deep Q-learning from logged transitions, for continuous actions and for items."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor
 from torch.nn.functional import cross_entropy, huber_loss, mse_loss
 
-from hrl_policies.bcq.policies import BCQPolicy, DiscreteBCQPolicy, items_and_slots
-from hrl_policies.common.offline import OfflineAlgorithm, TensorBatch
+from hrl_policies.bcq.policies import BCQPolicy, DiscreteBCQPolicy
+from hrl_policies.common.offline import OfflineAlgorithm, TensorBatch, minimize
+from hrl_policies.common.slates import slate_shape
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.data.schema import FloatArray
 
@@ -23,10 +24,10 @@ from kuaifair_env.data.schema import FloatArray
 class BCQ(OfflineAlgorithm):
     """BCQ (Fujimoto, Meger and Precup, Off-policy deep reinforcement learning without exploration, ICML 2019).
 
-    A generative model proposes actions that the log makes likely, a perturbation moves them a little towards value,
-    and the critics are only ever asked about such actions. The target of a transition is
-    ``r + gamma (1 - terminated) max_n [lambda min_j Q'_j + (1 - lambda) max_j Q'_j]`` over ``n`` proposals; a session
-    that was cut off is bootstrapped. Settings are those of the authors' code, which are those of the article.
+    A generative model proposes actions that the log makes likely, a perturbation moves them a little towards larger
+    values, and critics only evaluate such actions. The target of a transition is
+    ``r + gamma (1 - terminated) max_n [lambda min_j Q'_j + (1 - lambda) max_j Q'_j]`` over ``n`` proposals; truncated
+    sessions are bootstrapped. Defaults are those of the article and of the authors' code.
 
     Args:
         policy: ``"BCQPolicy"`` or a subclass of it; ``"MlpPolicy"`` is the same.
@@ -99,18 +100,18 @@ class BCQ(OfflineAlgorithm):
         policy = self.policy
         states = batch.observations.flatten(1)
         latent = (len(states), policy.latent_size)
-        action_loss = policy.vae.loss(states, batch.actions, self._normal(latent, noise))
-        _descend(policy.vae_optimizer, action_loss)
+        action_loss = policy.vae.loss(states, batch.actions, self._standard_normal(latent, noise))
+        minimize(policy.vae_optimizer, action_loss)
 
         targets = self._targets(batch, noise)
         values = policy.critic(states, batch.actions)
         critic_loss = torch.stack([mse_loss(value, targets) for value in values]).sum()
-        _descend(policy.critic_optimizer, critic_loss)
+        minimize(policy.critic_optimizer, critic_loss)
 
         with torch.no_grad():
-            proposed = policy.vae.likely(states, self._normal(latent, noise))
+            proposed = policy.vae.likely(states, self._standard_normal(latent, noise))
         actor_loss = -policy.critic.q1_forward(states, policy.actor(states, proposed)).mean()
-        _descend(policy.actor_optimizer, actor_loss)
+        minimize(policy.actor_optimizer, actor_loss)
 
         polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), self.tau)
         polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), self.tau)
@@ -123,17 +124,17 @@ class BCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TensorBatch, noise: torch.Generator) -> Tensor:
-        """Returns ``float32 (B, 1)``, what the critics should say."""
+        """Returns the critics' targets, ``float32 (B, 1)``."""
         states = batch.next_observations.flatten(1).repeat_interleave(self.target_samples, dim=0)
-        latents = self._normal((len(states), self.policy.latent_size), noise)
+        latents = self._standard_normal((len(states), self.policy.latent_size), noise)
         actions = self.policy.propose(states, latents, target=True)
         values = torch.cat(self.policy.critic_target(states, actions), dim=1)
         weight = self.minimum_weight
         mixed = weight * values.amin(dim=1) + (1.0 - weight) * values.amax(dim=1)
         best = mixed.view(-1, self.target_samples).amax(dim=1, keepdim=True)
-        return batch.rewards + self.gamma * batch.going_on * best
+        return batch.rewards + self.gamma * batch.not_terminated * best
 
-    def _normal(self, shape: tuple[int, int], noise: torch.Generator) -> Tensor:
+    def _standard_normal(self, shape: tuple[int, int], noise: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=noise).to(self.device)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -154,19 +155,13 @@ class BCQ(OfflineAlgorithm):
         return ["policy", *optimizers], []
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
-
-
 class DiscreteBCQ(OfflineAlgorithm):
     """Discrete BCQ (Fujimoto, Conti, Ghavamzadeh and Pineau, Benchmarking batch deep RL algorithms, 2019).
 
-    For one item a step this is double DQN whose maximum runs over the items that a model of the log allows, with the
-    loss ``Huber(Q) + NLL(i) + penalty mean(i^2)`` of values and behaviour logits ``i``. Slates of ``K`` items are taken
-    apart: item ``k`` earns its own feedback, and what follows is worth the mean value of the ``K`` items that would
-    be shown next, so that for ``K = 1`` it is the same. Logged slates and shown ones may differ in size.
+    For slates of one item this is double DQN whose maximum ranges over the items that a model of the log allows, with
+    the loss ``Huber(Q) + NLL(i) + penalty mean(i^2)`` of values and behaviour logits ``i``. In slates of ``K`` items
+    the target of item ``k`` is the feedback on it plus the discounted mean value of the ``K`` items that would be shown
+    next. Logged slates and shown ones may differ in size.
 
     ``train/allowed_items`` logs the mean number of items that the threshold allows.
 
@@ -218,9 +213,9 @@ class DiscreteBCQ(OfflineAlgorithm):
     ) -> None:
         if logit_penalty < 0:
             raise ValueError(f"logit_penalty is not negative, got {logit_penalty}")
-        kwargs = dict(policy_kwargs or {})
+        policy_kwargs = dict(policy_kwargs or {})
         if item_embeddings is not None:
-            kwargs["dimension"] = int(item_embeddings.shape[1])
+            policy_kwargs |= {"head": "embedding", "dimension": int(item_embeddings.shape[1])}
         super().__init__(
             policy,
             env,
@@ -230,7 +225,7 @@ class DiscreteBCQ(OfflineAlgorithm):
             tau=tau,
             gamma=gamma,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=kwargs,
+            policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
@@ -244,26 +239,24 @@ class DiscreteBCQ(OfflineAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         if self._item_embeddings is not None:
-            given = self._item_embeddings
-            if len(given) != self.policy.items:
-                raise ValueError(f"item_embeddings has {len(given)} rows for {self.policy.items} items")
-            self.policy.embeddings.copy_(torch.from_numpy(given))
-        # They are in the policy's tables now and are saved with them.
+            rows = len(self._item_embeddings)
+            if rows != self.policy.n_items:
+                raise ValueError(f"item_embeddings has {rows} rows for {self.policy.n_items} items")
+            self.policy.embeddings.copy_(torch.from_numpy(self._item_embeddings))
+        # The policy holds them from here on and is saved with them.
         self._item_embeddings = None
 
     def _update(self, batch: TensorBatch, noise: torch.Generator) -> Mapping[str, float]:
         policy, items = self.policy, batch.actions
         states = batch.observations.flatten(1)
         targets, allowed = self._targets(batch)
-        values = policy.values.of(states, policy.embeddings, items)
+        values = policy.values.score_items(states, policy.embeddings, items)
         logits = policy.behaviour(states, policy.embeddings)
         value_loss = huber_loss(values, targets)
         slots = items.shape[1]
         behaviour_loss = cross_entropy(logits.repeat_interleave(slots, dim=0), items.reshape(-1))
         loss = value_loss + behaviour_loss + self.logit_penalty * logits.square().mean()
-        policy.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        policy.optimizer.step()
+        minimize(policy.optimizer, loss)
         polyak_update(policy.values.parameters(), policy.values_target.parameters(), self.tau)
         return {
             "value_loss": float(value_loss.detach()),
@@ -274,23 +267,23 @@ class DiscreteBCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TensorBatch) -> tuple[Tensor, float]:
-        """Returns ``float32 (B, K)``, what each slot's value should be, and the mean number of allowed items."""
+        """Returns the target of each slot ``float32 (B, K)``, and the mean number of allowed items."""
         policy, states = self.policy, batch.next_observations.flatten(1)
         slots = batch.actions.shape[1]
-        allowed = policy.allowed(policy.behaviour(states, policy.embeddings), slots)
+        allowed = policy.likely(policy.behaviour(states, policy.embeddings), slots)
         online = torch.where(allowed, policy.values(states, policy.embeddings), -torch.inf)
         shown = online.topk(slots, dim=1).indices
-        after = policy.values_target.of(states, policy.embeddings, shown).mean(dim=1, keepdim=True)
+        after = policy.values_target.score_items(states, policy.embeddings, shown).mean(dim=1, keepdim=True)
         rewards = batch.rewards if batch.slot_rewards is None else batch.slot_rewards
-        return rewards + self.gamma * batch.going_on * after, float(allowed.sum(dim=1).float().mean())
+        return rewards + self.gamma * batch.not_terminated * after, float(allowed.sum(dim=1).float().mean())
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.policy.optimizer]
 
     def _check_actions(self, transitions: LoggedTransitions) -> None:
-        items, slots = items_and_slots(transitions.action_space)
-        if items != self.policy.items:
-            raise ValueError(f"transitions are over {items} items, the algorithm over {self.policy.items}")
+        items, slots = slate_shape(transitions.action_space)
+        if items != self.policy.n_items:
+            raise ValueError(f"transitions are over {items} items, the algorithm over {self.policy.n_items}")
         if slots > 1 and transitions.slot_rewards is None:
             raise ValueError("slates of several items need slot_rewards, the feedback on each item")
 

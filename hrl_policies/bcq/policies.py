@@ -1,4 +1,4 @@
-"""The networks of continuous BCQ: a generative model of logged actions, a small correction of them, twin critics."""
+"""The policies of BCQ: generative model, perturbation and twin critics; for items, values and a behaviour model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from hrl_policies.common.item_policy import ItemNet
+from hrl_policies.common.item_policy import HeadKind, ItemPolicy
 from kuaifair_env.spaces import top_k
 
 _LATENT_BOUND = 0.5
@@ -56,14 +56,14 @@ class ActionModel(nn.Module):
         return actions
 
     def likely(self, states: Tensor, latents: Tensor) -> Tensor:
-        """Decodes latents that are cut off at 0.5, which keeps to the log's likely actions."""
+        """Decodes latents clipped to ``[-0.5, 0.5]``, which gives actions that the log makes likely."""
         return self.decode(states, latents.clamp(-_LATENT_BOUND, _LATENT_BOUND))
 
     def loss(self, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         """Returns the negative evidence bound as BCQ weighs it: mean squared error plus half the mean KL."""
-        found, mean, std = self(states, actions, noise)
+        reconstructed, mean, std = self(states, actions, noise)
         divergence = -0.5 * (1.0 + 2.0 * std.log() - mean.square() - std.square()).mean()
-        loss: Tensor = nn.functional.mse_loss(found, actions) + 0.5 * divergence
+        loss: Tensor = nn.functional.mse_loss(reconstructed, actions) + 0.5 * divergence
         return loss
 
 
@@ -91,10 +91,10 @@ class Perturbation(nn.Module):
 
 
 class BCQPolicy(BasePolicy):
-    """Acts by the best of some actions that the log makes likely (Fujimoto, Meger and Precup, ICML 2019).
+    """Chooses the action of largest value among some that the log makes likely (Fujimoto, Meger and Precup, ICML 2019).
 
     Deterministic predictions decode one fixed set of latents, which is saved with the policy, so that an action
-    depends on its own observation alone; others draw them anew.
+    depends on its own observation alone; others draw new latents.
 
     Args:
         observation_space: ``Box``.
@@ -105,7 +105,6 @@ class BCQPolicy(BasePolicy):
         latent_size: Size of its latent; None takes twice the action's.
         perturbation: ``Phi``.
         samples: Actions among which a prediction chooses.
-        use_sde: Must be False.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -121,11 +120,8 @@ class BCQPolicy(BasePolicy):
         latent_size: int | None = None,
         perturbation: float = 0.05,
         samples: int = 100,
-        use_sde: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True, normalize_images=False)
-        if use_sde:
-            raise ValueError("BCQ does not explore; leave use_sde out")
         if not net_arch or not action_net_arch:
             raise ValueError("net_arch and action_net_arch need at least one layer")
         if samples < 1 or perturbation < 0:
@@ -147,14 +143,13 @@ class BCQPolicy(BasePolicy):
             normalize_images=False,
             share_features_extractor=False,
         )
-        self.actor_target, self.critic_target = deepcopy(self.actor), deepcopy(self.critic)
-        for target in (self.actor_target, self.critic_target):
-            target.requires_grad_(False)
+        self.actor_target = deepcopy(self.actor).requires_grad_(False)
+        self.critic_target = deepcopy(self.critic).requires_grad_(False)
         rate = lr_schedule(1)
         self.vae_optimizer = torch.optim.Adam(self.vae.parameters(), lr=rate)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=rate)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=rate)
-        # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
+        # Stable-Baselines3 expects a policy to have one optimiser of this name.
         self.optimizer = self.critic_optimizer
         fixed = torch.Generator().manual_seed(_PREDICTION_SEED)
         self.register_buffer("latents", torch.randn(samples, self.latent_size, generator=fixed))
@@ -195,7 +190,7 @@ class BCQPolicy(BasePolicy):
         }
 
 
-class DiscreteBCQPolicy(BasePolicy):
+class DiscreteBCQPolicy(ItemPolicy):
     """Shows the items of largest value among those that the log makes likely (Fujimoto et al., 2019).
 
     Item ``a`` is allowed in state ``s`` if ``pi_b(a | s) >= threshold * max_a' pi_b(a' | s)``; so that a slate can
@@ -207,9 +202,9 @@ class DiscreteBCQPolicy(BasePolicy):
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
         net_arch: Hidden layers of values and of the behaviour model, which share nothing.
-        dimension: Size of the item embeddings that both score by; 0 gives each item weights of its own.
+        head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_policy.ItemPolicy`.
+        dimension: Size of item embeddings; 0 where there are none.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
-        use_sde: Must be False.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -217,80 +212,45 @@ class DiscreteBCQPolicy(BasePolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Box,
-        action_space: spaces.Discrete | spaces.MultiDiscrete,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: Sequence[int] = (256, 256),
+        head: HeadKind = "linear",
         dimension: int = 0,
         threshold: float = 0.3,
-        use_sde: bool = False,
     ) -> None:
-        super().__init__(observation_space, action_space, squash_output=False, normalize_images=False)
-        if use_sde:
-            raise ValueError("BCQ does not explore; leave use_sde out")
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold lies in [0, 1], got {threshold}")
-        self.items, self.slate_size = items_and_slots(action_space)
-        state_size = int(np.prod(observation_space.shape))
-        self.net_arch, self.dimension, self.threshold = list(net_arch), dimension, threshold
-        self.values, self.behaviour = (
-            ItemNet(state_size, net_arch, self.items, dimension, "embedding" if dimension else "linear")
-            for _ in range(2)
-        )
-        self.values_target = deepcopy(self.values)
-        self.values_target.requires_grad_(False)
+        self.threshold = threshold
+        self.values, self.behaviour = self.make_net(), self.make_net()
+        self.values_target = deepcopy(self.values).requires_grad_(False)
         trained = [*self.values.parameters(), *self.behaviour.parameters()]
         self.optimizer = torch.optim.Adam(trained, lr=lr_schedule(1))
-        self.register_buffer("embeddings", torch.zeros(self.items if dimension else 0, dimension))
-        self.embeddings: Tensor
 
-    def allowed(self, logits: Tensor, slots: int) -> Tensor:
-        """Returns ``bool (B, N)``, what may be shown.
+    def likely(self, logits: Tensor, slots: int) -> Tensor:
+        """Returns ``bool (B, N)``, the items that the log makes likely.
 
         Args:
             logits: ``float32 (B, N)``, of the behaviour model.
-            slots: Items to fill a slate with ``K``.
+            slots: Items ``K`` of a slate.
         """
         best = logits.amax(dim=1, keepdim=True)
         # exp(logits - best) >= threshold, without an exponential for every item.
         likely = logits >= best + (math.log(self.threshold) if self.threshold else -math.inf)
         return likely.scatter(1, logits.topk(slots, dim=1).indices, True)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        assert isinstance(observation, Tensor)
-        states = observation.flatten(1).float()
-        allowed = self.allowed(self.behaviour(states, self.embeddings), self.slate_size)
-        values = self.values(states, self.embeddings)
-        slates = torch.from_numpy(top_k(values.cpu().numpy(), self.slate_size, allowed.cpu().numpy()))
-        if isinstance(self.action_space, spaces.Discrete):
-            return slates[:, 0] + int(self.action_space.start)
-        return slates
+    def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
+        """See :class:`~hrl_policies.common.item_policy.ItemPolicy`."""
+        states = self.states(observation)
+        logits = self.behaviour(states, self.embeddings)
+        if allowed is not None:
+            logits = torch.where(allowed, logits, -torch.inf)
+        likely = self.likely(logits, self.slate_size)
+        # Unlike torch's, this top_k breaks ties by the smaller item.
+        values = self.values(states, self.embeddings).cpu().numpy()
+        return torch.from_numpy(top_k(values, self.slate_size, likely.cpu().numpy()))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "lr_schedule": self._dummy_schedule,
-            "net_arch": self.net_arch,
-            "dimension": self.dimension,
-            "threshold": self.threshold,
-        }
-
-
-def items_and_slots(space: spaces.Space[Any]) -> tuple[int, int]:
-    """Returns the number of items ``N`` and of slots ``K`` of a space of item ids.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if isinstance(space, spaces.Discrete):
-        return int(space.n), 1
-    if (
-        isinstance(space, spaces.MultiDiscrete)
-        and space.nvec.ndim == 1
-        and len(set(space.nvec.tolist())) == 1
-    ):
-        return int(space.nvec[0]), len(space.nvec)
-    raise ValueError(
-        f"discrete BCQ shows items (action_mode='slate' or 'item'): Discrete or equal MultiDiscrete, not {space}"
-    )
+        return super()._get_constructor_parameters() | {"threshold": self.threshold}

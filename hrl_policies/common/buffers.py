@@ -1,7 +1,7 @@
 """A replay buffer of executed slates: which items were shown, and what each of them earned.
 
-Stable-Baselines3's buffers keep an agent's action and one reward a step. Agents that credit items one by one need the
-items that were really shown (an ``embedding`` action does not name them) and each one's feedback.
+Stable-Baselines3's buffers keep an agent's action and one reward per step. Agents that credit items one by one need
+the items that were shown (an ``embedding`` action does not name them) and the feedback on each.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
+from hrl_policies.common.slates import slate_shape
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 _STATE = "state"
 
 Column = tuple[tuple[int, ...], DTypeLike]
-"""Shape (of one session's step) and type of what an agent wants kept besides."""
+"""Shape (of one session's step) and dtype of an additional column."""
 
 
 class ExecutedSlates(NamedTuple):
@@ -67,18 +68,18 @@ def executed_slates(env: VecEnv, infos: list[dict[str, Any]]) -> ExecutedSlates:
 
 
 class SlateReplaySamples(NamedTuple):
-    """Some transitions, as tensors; the first five as in Stable-Baselines3's ``ReplayBufferSamples``.
+    """A minibatch as tensors; the first five as in Stable-Baselines3's ``ReplayBufferSamples``.
 
     Attributes:
         observations: ``float32 (n, d)``.
-        actions: ``(n, action size)``, what the agent said.
+        actions: ``(n, action size)``, as the agent gave them.
         next_observations: ``float32 (n, d)``.
         dones: ``float32 (n, 1)``, 1 where the user left; 0 where a session was only cut off.
         rewards: ``float32 (n, 1)``.
-        items: ``int64 (n, K)``, what was shown.
+        items: ``int64 (n, K)``, shown items.
         feedback: ``float32 (n, K)``.
-        extras: The agent's own columns.
-        discounts: None, for ``gamma``; Stable-Baselines3's own algorithms ask for it.
+        extras: The additional columns.
+        discounts: Always None, which Stable-Baselines3's own algorithms take for ``gamma``.
     """
 
     observations: Tensor
@@ -95,7 +96,7 @@ class SlateReplaySamples(NamedTuple):
 class SlateReplayBuffer(ReplayBuffer):
     """Transitions with the items that were shown and their feedback.
 
-    Before each :meth:`add` the agent says with :meth:`note` what the step showed. Of ``Dict`` observations only
+    Before each :meth:`add` the agent passes what the step showed to :meth:`note`. Of ``Dict`` observations only
     ``state`` is kept.
 
     Args:
@@ -104,16 +105,16 @@ class SlateReplayBuffer(ReplayBuffer):
         action_space: ``Discrete``, ``MultiDiscrete`` or, with ``slate_size``, ``Box``.
         device: Where samples go.
         n_envs: Sessions ``B``.
-        optimize_memory_usage: Must be False: it would lose what ended sessions led to.
+        optimize_memory_usage: Must be False: it would lose the last observations of sessions.
         handle_timeout_termination: See Stable-Baselines3; True bootstraps where a session was only cut off.
         slate_size: Items ``K`` of a slate; None takes it from the action space.
-        columns: What else to keep of every step: a name, and :data:`Column`.
+        columns: Additional columns: :data:`Column` by name.
 
     Raises:
         ValueError: If a space does not fit, or a column has a name of the buffer's own.
 
     Attributes:
-        columns: Arrays ``(T, B, ...)`` by name: ``items``, ``feedback`` and the agent's own.
+        columns: Arrays ``(T, B, ...)`` by name: ``items``, ``feedback`` and the additional ones.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class SlateReplayBuffer(ReplayBuffer):
             n_envs,
             handle_timeout_termination=handle_timeout_termination,
         )
-        size = _slate_size(action_space) if slate_size is None else slate_size
+        size = slate_shape(action_space)[1] if slate_size is None else slate_size
         own: dict[str, Column] = {"items": ((size,), np.int32), "feedback": ((size,), np.float32)}
         given = dict(columns or {})
         if own.keys() & given.keys():
@@ -151,11 +152,11 @@ class SlateReplayBuffer(ReplayBuffer):
         self._noted: dict[str, NDArray[Any]] | None = None
 
     def note(self, executed: ExecutedSlates, extras: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Takes what the step showed that the next :meth:`add` tells of.
+        """Takes what the step showed that the next :meth:`add` stores.
 
         Args:
             executed: Items and feedback.
-            extras: ``(B, ...)`` for each of the agent's own columns.
+            extras: ``(B, ...)`` for each additional column.
 
         Raises:
             ValueError: If a column is missing or unknown, or has another shape.
@@ -181,10 +182,10 @@ class SlateReplayBuffer(ReplayBuffer):
         """Adds a step of all sessions; see Stable-Baselines3.
 
         Raises:
-            ValueError: If nobody said what it showed.
+            ValueError: If :meth:`note` was not called for the step.
         """
         if self._noted is None:
-            raise ValueError("say what the step showed, note(executed_slates(env, infos)), before adding it")
+            raise ValueError("call note(executed_slates(env, infos)) before adding a step")
         for name, values in self._noted.items():
             self.columns[name][self.pos] = values
         self._noted = None
@@ -242,11 +243,3 @@ def state_space(observation_space: spaces.Space[Any]) -> spaces.Box:
             f"need a state that is a vector of real numbers, alone or as 'state' of a dict, got {observation_space}"
         )
     return space
-
-
-def _slate_size(action_space: spaces.Space[Any]) -> int:
-    if isinstance(action_space, spaces.Discrete):
-        return 1
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return len(action_space.nvec)
-    raise ValueError(f"actions {action_space} do not say how many items a slate holds; give slate_size")

@@ -1,9 +1,8 @@
-"""What off-policy agents over items have in common: slates, masks, and a buffer of what was really shown."""
+"""What off-policy agents over items have in common: slates, masks, and a buffer of what was shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,24 +11,24 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor
 
 from hrl_policies.common.buffers import (
-    Column,
     ExecutedSlates,
     SlateReplayBuffer,
     SlateReplaySamples,
     executed_slates,
 )
-from hrl_policies.common.item_policy import ItemPolicy, catalogue_of
-from hrl_policies.common.slates import SlateDistribution
+from hrl_policies.common.item_policy import ItemPolicy
+from hrl_policies.common.sessions import allowed_items
+from hrl_policies.common.slates import SlateDistribution, slate_shape
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.data.schema import BoolArray
-from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
+from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import state_of
 from kuaifair_env.world import World
+
+SelfItemAgent = TypeVar("SelfItemAgent", bound="ItemAgent")
 
 
 class ItemAgent(OffPolicyAlgorithm):
@@ -42,10 +41,9 @@ class ItemAgent(OffPolicyAlgorithm):
     Args:
         policy: Name or class of the policy.
         env: Sessions with ``action_mode="slate"`` or ``"item"``, or another environment with ``Discrete`` actions.
-        columns: What the buffer keeps besides; see :class:`~hrl_policies.common.buffers.SlateReplayBuffer`.
-        max_grad_norm: Where each network's gradient is cut off.
-
-    All other arguments are Stable-Baselines3's.
+        max_grad_norm: The gradient of each network is clipped to this norm.
+        policy_kwargs: Arguments of the policy.
+        kwargs: All other arguments of Stable-Baselines3's ``OffPolicyAlgorithm``.
     """
 
     policy: ItemPolicy
@@ -56,53 +54,27 @@ class ItemAgent(OffPolicyAlgorithm):
         policy: str | type[ItemPolicy],
         env: GymEnv | str,
         *,
-        learning_rate: float | Schedule,
-        buffer_size: int,
-        learning_starts: int,
-        batch_size: int,
-        tau: float,
-        gamma: float,
-        train_freq: int | tuple[int, str],
-        gradient_steps: int,
         max_grad_norm: float,
-        columns: Mapping[str, Column] | None,
-        stats_window_size: int,
-        tensorboard_log: str | None,
         policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: torch.device | str,
+        **kwargs: Any,
     ) -> None:
-        if min(batch_size, buffer_size) < 1:
+        if min(kwargs["batch_size"], kwargs["buffer_size"]) < 1:
             raise ValueError("batch_size and buffer_size must be at least 1")
         super().__init__(
             policy,
             env,
-            learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
             replay_buffer_class=SlateReplayBuffer,
-            replay_buffer_kwargs={"columns": dict(columns or {})},
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
+            policy_kwargs=dict(policy_kwargs or {}),
             support_multi_env=True,
-            seed=seed,
             sde_support=False,
+            **kwargs,
         )
         self.max_grad_norm = max_grad_norm
         self._n_updates = 0
 
     def _setup_model(self) -> None:
-        # Refuses actions that are no items before the buffer asks about them.
-        catalogue_of(self.action_space)
+        # Checked before the replay buffer reads the action space.
+        slate_shape(self.action_space)
         world = None if self.env is None else world_beneath(self.env)
         if world is not None:
             self.policy_kwargs.setdefault("dimension", world.dimension)
@@ -111,23 +83,36 @@ class ItemAgent(OffPolicyAlgorithm):
         super()._setup_model()
         self._bound: SessionBatch | None = None
         if world is not None:
-            self._fill(world)
+            self._read_items(world)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        scaled = self._vec_normalize_env
-        if scaled is not None and scaled.norm_reward:
+        normalize = self._vec_normalize_env
+        if normalize is not None and normalize.norm_reward:
             raise ValueError(
                 f"{type(self).__name__} learns from the feedback on each item, which VecNormalize does not scale; use "
                 "VecNormalize(..., norm_reward=False)"
             )
         return super()._setup_learn(*args, **kwargs)
 
-    def _fill(self, world: World) -> None:
-        """Takes what the agent may know of items from the training world."""
-        self.policy.fill(world)
+    def _read_items(self, world: World) -> None:
+        """Takes from the training world what the agent may know about items."""
+        self.policy.set_embeddings(world)
+
+    def learn(
+        self: SelfItemAgent,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfItemAgent:
+        """Trains the agent; see Stable-Baselines3. The default ``tb_log_name`` is the name of the class."""
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def bind(self, batch: SessionBatch) -> None:
-        """Tells which sessions :meth:`predict` will be asked about, so that it masks what they have seen.
+        """Takes the sessions whose observations :meth:`predict` will get, so that it masks the items they have seen.
 
         Raises:
             ValueError: If their actions are not item ids.
@@ -168,7 +153,7 @@ class ItemAgent(OffPolicyAlgorithm):
         allowed = self.policy.masks(allowed_items(self.env))
         with torch.inference_mode():
             if self.num_timesteps < learning_starts:
-                even = torch.zeros(n_envs, self.policy.items, device=self.device)
+                even = torch.zeros(n_envs, self.policy.n_items, device=self.device)
                 slates = SlateDistribution(even, self.policy.slate_size, allowed).sample()
             else:
                 slates = self.policy.choose(self._last_obs, deterministic=False, allowed=allowed)
@@ -189,43 +174,34 @@ class ItemAgent(OffPolicyAlgorithm):
             executed = ExecutedSlates(buffer_action[:, None], reward[:, None].astype(np.float32))
         else:
             executed = executed_slates(self.env, infos)
-        self.replay_buffer.note(executed, self._extras(executed, new_obs, dones, infos))
+        self.replay_buffer.note(executed, self._extra_columns(executed, new_obs, dones, infos))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
-    def _extras(
+    def _extra_columns(
         self,
         executed: ExecutedSlates,
         new_obs: Any,
         dones: NDArray[np.bool_],
         infos: list[dict[str, Any]],
     ) -> dict[str, NDArray[Any]]:
-        """Returns the agent's own columns of the step that just happened."""
+        """Returns the additional columns of the buffer for the step that just happened."""
         return {}
 
     def _slot_rewards(self, batch: SlateReplaySamples) -> Tensor:
         """Returns what each slot earned, ``float32 (n, K)``: its feedback, and whatever wrappers add to the reward."""
         return batch.feedback + (batch.rewards - batch.feedback.mean(dim=1, keepdim=True))
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Takes a step against the gradient of a loss."""
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._step(optimizer)
-
-    def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes a step against the gradients that are there."""
-        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    def _clip_and_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradients of an optimiser's parameters and takes its step."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
 
+    def _minimize(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Takes a step against the clipped gradient of a loss."""
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._clip_and_step(optimizer)
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_bound"]
-
-
-def allowed_items(env: VecEnv) -> BoolArray | None:
-    """Returns the items that the sessions beneath a ``VecEnv`` may be shown now, ``bool (B, N)``; None for all."""
-    if isinstance(env.unwrapped, KuaiFairVecEnv):
-        return env.unwrapped.batch.simulator.allowed
-    if world_beneath(env) is None or env.get_attr("config", indices=0)[0].repeats == "allow":
-        return None
-    return np.stack(env.env_method("action_masks"))

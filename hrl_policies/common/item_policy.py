@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,80 +15,58 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from hrl_policies.common.buffers import state_space
+from hrl_policies.common.slates import slate_shape
 from kuaifair_env.spaces import stack_observations, state_of
 from kuaifair_env.world import World
 
 HeadKind = Literal["embedding", "linear"]
 
 
-class ItemHead(Protocol):
-    """Turns features into one number for each item."""
-
-    def __call__(self, features: Tensor, units: Tensor) -> Tensor:
-        """Returns ``float32 (B, N)``.
-
-        Args:
-            features: ``float32 (B, F)``.
-            units: ``float32 (N, d)``, unit item embeddings.
-        """
-        ...
-
-    def of(self, features: Tensor, units: Tensor, items: Tensor) -> Tensor:
-        """Returns the numbers of some items alone, ``float32 (B, K)``, at a price that does not grow with ``N``.
-
-        Args:
-            features: ``float32 (B, F)``.
-            units: ``float32 (N, d)``.
-            items: ``int64 (B, K)``.
-        """
-        ...
-
-
 class LinearHead(nn.Module):
-    """A row of weights and a bias for each item, which nothing is known of beforehand.
+    """A row of weights and a bias for each item; item embeddings are not used.
 
     Args:
         features: Inputs ``F``.
-        items: Items ``N``.
+        n_items: Items ``N``.
     """
 
-    def __init__(self, features: int, items: int) -> None:
+    def __init__(self, features: int, n_items: int) -> None:
         super().__init__()
-        self.rows = nn.Linear(features, items)
+        self.rows = nn.Linear(features, n_items)
 
-    def forward(self, features: Tensor, units: Tensor) -> Tensor:
-        """See :class:`ItemHead`; ``units`` is not used."""
+    def forward(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns one score for each item, ``float32 (B, N)``, for features ``float32 (B, F)``."""
         scores: Tensor = self.rows(features)
         return scores
 
-    def of(self, features: Tensor, units: Tensor, items: Tensor) -> Tensor:
-        """See :class:`ItemHead`."""
+    def score_items(self, features: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
+        """Returns the scores ``float32 (B, K)`` of some items ``int64 (B, K)``, at a cost independent of ``N``."""
         return torch.einsum("bf,bkf->bk", features, self.rows.weight[items]) + self.rows.bias[items]
 
 
 class EmbeddingHead(nn.Module):
-    """A query that meets frozen item embeddings, and a bias for each item: ``<q(features), e_i> + b_i``.
+    """The inner product of a query with fixed item embeddings, and a bias for each item: ``<q(features), e_i> + b_i``.
 
-    What is learnt of an item is learnt of those that resemble it, and there is no ``(F, N)`` matrix to update.
+    What is learnt about an item is learnt about items that resemble it, and no ``(F, N)`` matrix is updated.
 
     Args:
         features: Inputs ``F``.
-        items: Items ``N``.
+        n_items: Items ``N``.
         dimension: Size ``d`` of item embeddings.
     """
 
-    def __init__(self, features: int, items: int, dimension: int) -> None:
+    def __init__(self, features: int, n_items: int, dimension: int) -> None:
         super().__init__()
         self.query = nn.Linear(features, dimension)
-        self.bias = nn.Parameter(torch.zeros(items))
+        self.bias = nn.Parameter(torch.zeros(n_items))
 
-    def forward(self, features: Tensor, units: Tensor) -> Tensor:
-        """See :class:`ItemHead`."""
-        return torch.addmm(self.bias, self.query(features), units.T)
+    def forward(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns one score for each item, ``float32 (B, N)``, for embeddings ``float32 (N, d)``."""
+        return torch.addmm(self.bias, self.query(features), embeddings.T)
 
-    def of(self, features: Tensor, units: Tensor, items: Tensor) -> Tensor:
-        """See :class:`ItemHead`."""
-        return torch.einsum("bd,bkd->bk", self.query(features), units[items]) + self.bias[items]
+    def score_items(self, features: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
+        """Returns the scores ``float32 (B, K)`` of some items ``int64 (B, K)``, at a cost independent of ``N``."""
+        return torch.einsum("bd,bkd->bk", self.query(features), embeddings[items]) + self.bias[items]
 
 
 class ItemNet(nn.Module):
@@ -97,7 +75,7 @@ class ItemNet(nn.Module):
     Args:
         state_size: Size of a state.
         net_arch: Units of the hidden layers.
-        items: Items ``N``.
+        n_items: Items ``N``.
         dimension: Size ``d`` of item embeddings.
         head: ``"embedding"`` or ``"linear"``.
 
@@ -106,7 +84,7 @@ class ItemNet(nn.Module):
     """
 
     def __init__(
-        self, state_size: int, net_arch: Sequence[int], items: int, dimension: int, head: HeadKind
+        self, state_size: int, net_arch: Sequence[int], n_items: int, dimension: int, head: HeadKind
     ) -> None:
         super().__init__()
         if head not in get_args(HeadKind):
@@ -120,42 +98,45 @@ class ItemNet(nn.Module):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.hidden = nn.Sequential(*layers)
         self.head: LinearHead | EmbeddingHead = (
-            LinearHead(net_arch[-1], items)
+            LinearHead(net_arch[-1], n_items)
             if head == "linear"
-            else EmbeddingHead(net_arch[-1], items, dimension)
+            else EmbeddingHead(net_arch[-1], n_items, dimension)
         )
 
-    def forward(self, states: Tensor, units: Tensor) -> Tensor:
-        """Returns one number for each item, ``float32 (B, N)``.
+    def forward(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """Returns one score for each item, ``float32 (B, N)``.
 
         Args:
             states: ``float32 (B, state_size)``.
-            units: ``float32 (N, d)``, unit item embeddings.
+            embeddings: ``float32 (N, d)``.
         """
-        scores: Tensor = self.head(self.hidden(states), units)
+        scores: Tensor = self.head(self.hidden(states), embeddings)
         return scores
 
-    def of(self, states: Tensor, units: Tensor, items: Tensor) -> Tensor:
-        """Returns the numbers of ``items``, ``int64 (B, K)``, alone: ``float32 (B, K)``."""
-        return self.head.of(self.hidden(states), units, items)
+    def score_items(self, states: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
+        """Returns the scores of some items ``int64 (B, K)`` alone, ``float32 (B, K)``."""
+        return self.head.score_items(self.hidden(states), embeddings, items)
 
 
 class ItemPolicy(BasePolicy):
-    """States in, slates of distinct items out.
+    """A policy from states to slates of distinct items.
 
     Args:
         observation_space: ``Box`` of states, or ``Dict`` with a ``Box`` called ``state``.
         action_space: ``MultiDiscrete`` of ``K`` times ``N`` (``action_mode="slate"``), or ``Discrete``.
         lr_schedule: Learning rate.
         net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``; see :mod:`hrl_policies.common.item_policy`.
+        head: ``"embedding"`` scores items by their embeddings, ``"linear"`` by weights of their own.
         dimension: Size ``d`` of item embeddings; 0 where there are none.
+
+    Attributes:
+        embeddings: ``float32 (N, d)``, item embeddings that the networks score by.
 
     Raises:
         ValueError: If a space or setting does not fit.
     """
 
-    units: Tensor
+    embeddings: Tensor
 
     def __init__(
         self,
@@ -167,20 +148,20 @@ class ItemPolicy(BasePolicy):
         dimension: int = 0,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=False)
-        self.items, self.slate_size = catalogue_of(action_space)
+        self.n_items, self.slate_size = slate_shape(action_space)
         self.state_size = int(state_space(observation_space).shape[0])
         self.net_arch, self.head, self.dimension = tuple(net_arch), head, dimension
-        self.register_buffer("units", torch.zeros(self.items, dimension))
+        self.register_buffer("embeddings", torch.zeros(self.n_items, dimension))
 
-    def fill(self, world: World) -> None:
-        """Takes the item embeddings of the training world."""
+    def set_embeddings(self, world: World) -> None:
+        """Takes the item embeddings of the training world, scaled to length 1."""
         embeddings = world.embeddings[: world.n_items]
         norms = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-        self.units.copy_(torch.from_numpy((embeddings / norms).astype(np.float32)))
+        self.embeddings.copy_(torch.from_numpy((embeddings / norms).astype(np.float32)))
 
-    def net(self) -> ItemNet:
+    def make_net(self) -> ItemNet:
         """Returns a new network over the catalogue."""
-        return ItemNet(self.state_size, self.net_arch, self.items, self.dimension, self.head)
+        return ItemNet(self.state_size, self.net_arch, self.n_items, self.dimension, self.head)
 
     def states(self, observation: Any) -> Tensor:
         """Returns the states of a batch of observations, ``float32 (B, state_size)``."""
@@ -197,7 +178,7 @@ class ItemPolicy(BasePolicy):
         """
 
     def actions(self, slates: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns slates ``(B, K)`` as the action space wants them: ``(B,)`` if it is ``Discrete``."""
+        """Returns slates ``(B, K)`` as actions: ``(B,)`` if the action space is ``Discrete``."""
         return slates[:, 0] if isinstance(self.action_space, spaces.Discrete) else slates
 
     def predict(
@@ -229,14 +210,14 @@ class ItemPolicy(BasePolicy):
         actions = self.actions(slates.cpu().numpy())
         return (actions[0] if single else actions), state
 
-    def masks(self, given: NDArray[np.bool_] | None) -> Tensor | None:
-        """Returns masks as :meth:`choose` takes them; see :meth:`predict`."""
-        if given is None:
+    def masks(self, action_masks: NDArray[np.bool_] | None) -> Tensor | None:
+        """Returns action masks as :meth:`choose` takes them; see :meth:`predict`."""
+        if action_masks is None:
             return None
-        masks = np.atleast_2d(np.asarray(given, np.bool_))
-        if masks.shape[1] not in (self.items, self.items * self.slate_size):
-            raise ValueError(f"action masks hold {self.items} items, got shape {masks.shape}")
-        masks = masks[:, : self.items]
+        masks = np.atleast_2d(np.asarray(action_masks, np.bool_))
+        if masks.shape[1] not in (self.n_items, self.n_items * self.slate_size):
+            raise ValueError(f"action masks hold {self.n_items} items, got shape {masks.shape}")
+        masks = masks[:, : self.n_items]
         if (np.count_nonzero(masks, axis=1) < self.slate_size).any():
             raise ValueError(
                 f"fewer than {self.slate_size} items are allowed; use a smaller slate or repeats='allow'"
@@ -255,22 +236,3 @@ class ItemPolicy(BasePolicy):
             "head": self.head,
             "dimension": self.dimension,
         }
-
-
-def catalogue_of(action_space: spaces.Space[Any]) -> tuple[int, int]:
-    """Returns items ``N`` and slate size ``K`` of an action space.
-
-    Raises:
-        ValueError: If its actions are not items.
-    """
-    if isinstance(action_space, spaces.Discrete):
-        if action_space.start != 0:
-            raise ValueError(f"actions must be numbered from 0, got {action_space}")
-        return int(action_space.n), 1
-    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
-        size, items = len(action_space.nvec), int(action_space.nvec[0])
-        if size <= items and (action_space.nvec == items).all():
-            return items, size
-    raise ValueError(
-        f"this agent names items; make the environment with action_mode='slate' or 'item' (got {action_space})"
-    )

@@ -1,4 +1,4 @@
-"""What offline methods share: a Stable-Baselines3 algorithm that learns from transitions and steps no environment."""
+"""The base of offline algorithms: Stable-Baselines3's interface over logged transitions instead of an environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
 )
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 
@@ -36,7 +36,7 @@ class TensorBatch(NamedTuple):
         actions: ``float32 (B, m)`` in ``[-1, 1]``, or ``int64 (B, K)`` item ids.
         rewards: ``float32 (B, 1)``.
         next_observations: ``float32 (B, d)``.
-        going_on: ``float32 (B, 1)``, 0 where the session terminated, else 1.
+        not_terminated: ``float32 (B, 1)``, 0 where the session terminated, else 1.
         slot_rewards: ``float32 (B, K)``, feedback on each item of a slate, or None.
     """
 
@@ -44,45 +44,33 @@ class TensorBatch(NamedTuple):
     actions: Tensor
     rewards: Tensor
     next_observations: Tensor
-    going_on: Tensor
+    not_terminated: Tensor
     slot_rewards: Tensor | None
 
     def take(self, rows: Tensor) -> TensorBatch:
         """Returns some of the transitions."""
-        slots = self.slot_rewards
-        return TensorBatch(
-            self.observations[rows],
-            self.actions[rows],
-            self.rewards[rows],
-            self.next_observations[rows],
-            self.going_on[rows],
-            None if slots is None else slots[rows],
-        )
+        return TensorBatch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class OfflineAlgorithm(BaseAlgorithm):
     """Base of algorithms that learn from :class:`LoggedTransitions` alone; one timestep is one gradient step.
 
-    Training never touches the environment: it gives spaces, and callbacks that evaluate may ask for it. What a step
-    draws follows from the seed and the number of the step, so that training in parts, saved and loaded in between,
-    gives the parameters that training in one piece gives.
+    Training never touches the environment, which only provides spaces, and sessions for callbacks that evaluate. The
+    random numbers of a step follow from the seed and the number of the step, so that interrupted and resumed training
+    gives the same parameters as training in one piece.
 
-    Subclasses build their networks in :meth:`_setup_model` (after this class's) and update them in :meth:`_update`.
+    Subclasses update the networks of their policy in :meth:`_update`.
 
     Args:
         policy: Policy class or its name.
         env: Sessions of the training world; None takes the spaces of the transitions.
         transitions: What to learn from; may be given later (:meth:`set_transitions`).
-        learning_rate: A number or a schedule.
         batch_size: Transitions of a gradient step.
         tau: Step of the target networks.
         gamma: Discount.
-        tensorboard_log: See Stable-Baselines3.
-        policy_kwargs: Arguments of the policy.
-        verbose: See Stable-Baselines3.
         seed: Seed of everything random; None draws one.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        supported_action_spaces: What the algorithm can act in.
+        supported_action_spaces: Kinds of action spaces that the algorithm can act in.
+        kwargs: All other arguments of Stable-Baselines3's ``BaseAlgorithm``.
 
     Raises:
         ValueError: If a setting is not valid, spaces do not fit, or there are neither sessions nor transitions.
@@ -94,16 +82,12 @@ class OfflineAlgorithm(BaseAlgorithm):
         env: GymEnv | str | None,
         transitions: LoggedTransitions | None,
         *,
-        learning_rate: float | Schedule,
         batch_size: int,
         tau: float,
         gamma: float,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
         seed: int | None,
-        device: torch.device | str,
         supported_action_spaces: tuple[type[spaces.Space[Any]], ...],
+        **kwargs: Any,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -112,20 +96,16 @@ class OfflineAlgorithm(BaseAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate,
-            policy_kwargs=policy_kwargs,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
             support_multi_env=True,
             seed=seed,
             supported_action_spaces=supported_action_spaces,
+            **kwargs,
         )
         self.batch_size, self.tau, self.gamma = batch_size, tau, gamma
         self.transitions: LoggedTransitions | None = None
         self._tensors: TensorBatch | None = None
         if env is None and transitions is not None:
-            # Stable-Baselines3 has only checked an environment's.
+            # Stable-Baselines3 has only checked the action space of an environment.
             if not isinstance(transitions.action_space, supported_action_spaces):
                 names = " or ".join(space.__name__ for space in supported_action_spaces)
                 raise ValueError(
@@ -134,7 +114,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.observation_space = transitions.observation_space
             self.action_space = transitions.action_space
             self.n_envs = 1
-        self._given = transitions
+        self._initial_transitions = transitions
 
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
@@ -147,16 +127,15 @@ class OfflineAlgorithm(BaseAlgorithm):
             raise ValueError("logged transitions are not normalised; leave VecNormalize out")
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if not hasattr(self, "_entropy"):
-            self._entropy = (
-                int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
-            )
+        # A loaded model keeps the seed that it drew.
+        if not hasattr(self, "_batch_seed"):
+            self._batch_seed = _random_seed() if self.seed is None else self.seed
         self.policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
-        if self._given is not None:
-            self.set_transitions(self._given)
-            self._given = None
+        if self._initial_transitions is not None:
+            self.set_transitions(self._initial_transitions)
+            self._initial_transitions = None
 
     def set_transitions(self, transitions: LoggedTransitions) -> None:
         """Sets what to learn from; a loaded model needs it before it can learn on.
@@ -172,7 +151,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         self.transitions = transitions
         actions = scaled_actions(transitions.actions, transitions.action_space)
         if isinstance(transitions.action_space, spaces.Discrete):
-            actions = actions[:, None] - transitions.action_space.start
+            actions = actions[:, None]
         self._tensors = TensorBatch(
             self._tensor(transitions.observations),
             self._tensor(actions),
@@ -208,7 +187,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
-            # Before the step: what an earlier call of learn left is not this one's.
+            # Before the step, because an earlier call of learn may have left another value.
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             losses = self.train()
             self.num_timesteps += 1
@@ -228,9 +207,9 @@ class OfflineAlgorithm(BaseAlgorithm):
         if not self.policy.training:
             self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
-        drawn = np.random.default_rng((self._entropy, self.num_timesteps))
-        rows = torch.from_numpy(drawn.integers(0, len(self.transitions), self.batch_size)).to(self.device)
-        noise = torch.Generator().manual_seed(int(drawn.integers(2**62)))
+        rng = np.random.default_rng((self._batch_seed, self.num_timesteps))
+        rows = torch.from_numpy(rng.integers(0, len(self.transitions), self.batch_size)).to(self.device)
+        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         losses = self._update(self._tensors.take(rows), noise)
         self._n_updates += 1
         return losses
@@ -255,7 +234,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        # Stable-Baselines3's own, without what is only for agents that play: resetting the environment, episode infos.
+        # Stable-Baselines3's own version would reset the environment.
         self.start_time = time.time_ns()
         self.num_timesteps = 0 if reset_num_timesteps else self.num_timesteps
         self._num_timesteps_at_start = self.num_timesteps
@@ -269,9 +248,11 @@ class OfflineAlgorithm(BaseAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if not progress_bar:
             return super()._init_callback(callback)
-        given = CallbackList(callback) if isinstance(callback, list) else callback
-        asked = given if isinstance(given, BaseCallback) else ConvertCallback(given)
-        return super()._init_callback(CallbackList([asked, _GradientSteps()]))
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        if not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
+        return super()._init_callback(CallbackList([callback, _GradientStepsBar()]))
 
     def _dump_logs(self) -> None:
         seconds = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
@@ -286,12 +267,23 @@ class OfflineAlgorithm(BaseAlgorithm):
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "transitions", "_tensors", "_given"]
+        return [*super()._excluded_save_params(), "transitions", "_tensors", "_initial_transitions"]
 
 
-class _GradientSteps(ProgressBarCallback):
-    """Stable-Baselines3's progress bar, for steps that are not taken in all sessions at once."""
+class _GradientStepsBar(ProgressBarCallback):
+    """Stable-Baselines3's progress bar for gradient steps, of which each counts once whatever ``n_envs``."""
 
     def _on_step(self) -> bool:
         self.pbar.update(1)
         return True
+
+
+def minimize(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Takes one optimiser step against the gradient of a loss."""
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+
+
+def _random_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0])

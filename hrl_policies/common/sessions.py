@@ -1,26 +1,28 @@
-"""Sessions of an agent's own, like those that it was given: same settings, same purifier, another world or users."""
+"""The sessions beneath a ``VecEnv``: their world and settings, their purifiers, and the items that they allow."""
 
 from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from dsrm.wrappers import VecDSRM
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import changing_wrappers
-from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World
 
 
 def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:
-    """Returns the world and settings of the sessions beneath an environment.
+    """Returns the world and settings of the sessions beneath an environment, for an agent that makes others like them.
 
     Args:
         env: A ``KuaiFairVecEnv`` or a ``DummyVecEnv`` over single KuaiFair environments, within ``VecDSRM`` and
             ``VecMonitor`` at most.
-        agent: Who asks, for messages.
+        agent: Name of the agent, for messages.
 
     Raises:
         TypeError: If it is not a KuaiFair environment, or a wrapper changes what agents see in a way that cannot be
@@ -41,10 +43,10 @@ def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:
         raise TypeError(
             f"{agent} needs KuaiFair sessions beneath the environment, got {type(layer).__name__}"
         )
-    changed = [name for single in singles for name in changing_wrappers(single)]
-    if changed:
+    changing = [name for single in singles for name in changing_wrappers(single)]
+    if changing:
         raise TypeError(
-            f"{agent} plays sessions of its own and cannot repeat {changed[0]} over them; give it single KuaiFair "
+            f"{agent} plays sessions of its own and cannot repeat {changing[0]} over them; give it single KuaiFair "
             "environments as they are (to purify their states, VecDSRM around them all)"
         )
     bottom = cast(KuaiFairEnv, singles[0].unwrapped)
@@ -61,3 +63,12 @@ def purified_like(env: VecEnv, sessions: VecEnv) -> VecEnv:
     for purifier in reversed(purifiers):
         sessions = VecDSRM(sessions, purifier)
     return sessions
+
+
+def allowed_items(env: VecEnv) -> BoolArray | None:
+    """Returns the items that the sessions beneath a ``VecEnv`` may be shown now, ``bool (B, N)``; None for all."""
+    if isinstance(env.unwrapped, KuaiFairVecEnv):
+        return env.unwrapped.batch.simulator.allowed
+    if world_beneath(env) is None or env.get_attr("config", indices=0)[0].repeats == "allow":
+        return None
+    return np.stack(env.env_method("action_masks"))

@@ -1,37 +1,32 @@
 """DNaIR: double DQN over items that resemble what a session liked, rewarded for novelty of good quality.
 
 Shi et al., Relieving popularity bias in interactive recommendation: a diversity-novelty-aware reinforcement learning
-approach, ACM TOIS 42(2), 2023. Their released code trains one network a user, squashes Q into (-1, 1), and counts
+approach, ACM TOIS 42(2), 2023. Their released code trains one network per user, squashes Q into (-1, 1), and computes
 similarity, popularity and quality over the whole data set, test rows included. This is the online form over many
 users, with all tables from the training log alone.
-
-Where the time of training goes (torch's profiler; 7,583 items, 64 sessions, four updates of 256 transitions for each of
-their steps, 200 candidates): three quarters into updates; of torch's own time 30 % into gathering the candidates'
-embeddings, 20 % into top-K of similarities, 13 % into hidden layers. Nothing in an update grows with the
-catalogue, so a step costs about a third of one of discrete SAC.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from torch import Tensor, nn
 
 from hrl_policies.common.buffers import Column, ExecutedSlates, SlateReplaySamples
-from hrl_policies.common.item_agent import ItemAgent, allowed_items
-from hrl_policies.common.item_policy import catalogue_of
-from hrl_policies.common.item_tables import ItemTables
+from hrl_policies.common.item_agent import ItemAgent
+from hrl_policies.common.sessions import allowed_items
+from hrl_policies.common.slates import slate_shape
+from hrl_policies.dnair.item_tables import ItemTables
 from hrl_policies.dnair.policies import QItemPolicy
 from kuaifair_env.spaces import reached_observations
 from kuaifair_env.world import World
 
-SelfDNaIR = TypeVar("SelfDNaIR", bound="DNaIR")
 DNaIRMode = Literal["native", "kuaisim"]
 AccuracyKind = Literal["env", "itemcf"]
 
@@ -41,12 +36,12 @@ _CANDIDATES, _ACCURACY = "next_candidates", "accuracy"
 class DNaIR(ItemAgent):
     """Double DQN with a novelty reward and, in its native form, DNaIR's action generator.
 
-    ``mode="native"``: slot ``k`` earns ``acc_k + w novelty_k``, and its value goes on with the mean target value of the
-    next slate: the ``K`` candidates that the online network likes best (double DQN for one item a step).
-    ``novelty = quality / log10(popularity + 1.1)``, divided by its maximum: on the paper's own scale it is several
-    times the largest reward. Candidates are the ``M`` items most similar to the last ones clicked; in training each
-    slot is a uniformly random item with chance ``explore``.
-    ``mode="kuaisim"``: the version of the authors' group in KuaiSim: DQN with ``Q(slate) = sum_k Q(s, a_k)`` over the
+    In ``mode="native"`` slot ``k`` earns ``acc_k + w novelty_k``, and its target goes on with the mean target value of
+    the next slate: the ``K`` candidates of the largest online values (double DQN for slates of one item).
+    ``novelty = quality / log10(popularity + 1.1)`` is divided by its maximum, because on the paper's scale it is
+    several times the largest reward. Candidates are the ``M`` items most similar to the last ones clicked; in training
+    each slot is a uniformly random item with probability ``explore``.
+    ``mode="kuaisim"`` is the version of the authors' group in KuaiSim: DQN with ``Q(slate) = sum_k Q(s, a_k)`` over the
     whole catalogue, the slate's reward and its mean novelty; no similarity, no candidates.
 
     Args:
@@ -54,25 +49,24 @@ class DNaIR(ItemAgent):
         env: KuaiFair sessions with ``action_mode="slate"`` or ``"item"``; with candidates or ``acc="itemcf"``
             ``observation_mode="history"``.
         mode: ``"native"`` or ``"kuaisim"``.
-        acc: ``"env"``, an item's feedback; ``"itemcf"``, its similarity to the last items clicked, as in the paper's
-            offline form.
+        acc: What ``acc_k`` is: ``"env"``, the feedback on the item; ``"itemcf"``, its similarity to the last items
+            clicked, as in the paper's offline form.
         novelty_coef: ``w``.
         candidates: ``M``; 0 takes the whole catalogue, which ``"kuaisim"`` asks for.
-        explore: See above.
+        explore: Probability of a random item in each slot.
         learning_rate: A number or a schedule.
         buffer_size: Transitions kept, over all sessions.
         learning_starts: Steps with uniformly random slates before learning starts.
         batch_size: Transitions of an update.
-        tau: How far the target network moves in an update.
+        tau: Step of the target network.
         gamma: Discount.
         train_freq: Steps of all sessions between updates.
         gradient_steps: Updates each time; -1 as many as there were steps.
-        huber_delta: See :class:`~hrl_policies.sac4ir.discrete_sac.DiscreteSAC`.
-        max_grad_norm: Where the gradient is cut off.
+        huber_delta: Errors of values beyond it count linearly.
+        max_grad_norm: The gradient is clipped to this norm.
         stats_window_size: See Stable-Baselines3.
         tensorboard_log: See Stable-Baselines3.
-        policy_kwargs: See :class:`~hrl_policies.dnair.policies.QItemPolicy`; ``candidates`` and ``explore``
-            are given above.
+        policy_kwargs: See :class:`~hrl_policies.dnair.policies.QItemPolicy`, without ``candidates`` and ``explore``.
         verbose: See Stable-Baselines3.
         seed: Seed of everything random.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -123,9 +117,11 @@ class DNaIR(ItemAgent):
             raise ValueError("acc='itemcf' measures similarity, which candidates=0 leaves out")
         if novelty_coef < 0.0:
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
-        given = {"candidates", "explore"} & set(policy_kwargs or {})
-        if given:
-            raise ValueError(f"{', '.join(sorted(given))}: give them to DNaIR itself, not in policy_kwargs")
+        misplaced = {"candidates", "explore"} & set(policy_kwargs or {})
+        if misplaced:
+            raise ValueError(
+                f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs"
+            )
         if not huber_delta > 0.0:
             raise ValueError(f"huber_delta must be positive, got {huber_delta}")
         super().__init__(
@@ -140,7 +136,6 @@ class DNaIR(ItemAgent):
             train_freq=train_freq,
             gradient_steps=gradient_steps,
             max_grad_norm=max_grad_norm,
-            columns=None,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs={**(policy_kwargs or {}), "candidates": candidates, "explore": explore},
@@ -161,20 +156,20 @@ class DNaIR(ItemAgent):
         if not len(self.novelty):
             if self.env is not None:
                 raise TypeError("DNaIR reads items off a KuaiFair environment")
-            self.novelty = torch.zeros(self.policy.items, device=self.device)
+            self.novelty = torch.zeros(self.policy.n_items, device=self.device)
 
     def _columns(self) -> dict[str, Column]:
-        """Returns what the buffer keeps besides."""
+        """Returns the additional columns of the buffer."""
         columns: dict[str, Column] = {}
-        items, slate_size = catalogue_of(self.action_space)
+        n_items, slate_size = slate_shape(self.action_space)
         if self.policy_kwargs["candidates"]:
-            columns[_CANDIDATES] = ((min(self.policy_kwargs["candidates"], items),), np.int32)
+            columns[_CANDIDATES] = ((min(self.policy_kwargs["candidates"], n_items),), np.int32)
         if self.acc == "itemcf":
             columns[_ACCURACY] = ((slate_size,), np.float32)
         return columns
 
-    def _fill(self, world: World) -> None:
-        super()._fill(world)
+    def _read_items(self, world: World) -> None:
+        super()._read_items(world)
         similar = self.policy.similar
         tables = ItemTables.of_world(world, 0 if similar is None else similar.near.shape[1])
         self.novelty = torch.from_numpy(tables.novelty[: world.n_items]).to(self.device)
@@ -188,11 +183,11 @@ class DNaIR(ItemAgent):
         losses, means = [], []
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            values = self.policy.q_net.of(batch.observations, self.policy.units, batch.items)
+            values = self.policy.q_net.score_items(batch.observations, self.policy.embeddings, batch.items)
             if self.mode == "kuaisim":
                 values = values.sum(dim=1, keepdim=True)
             loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
-            self._descend(self.policy.optimizer, loss)
+            self._minimize(self.policy.optimizer, loss)
             polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
             losses.append(loss.detach())
             means.append(values.detach().mean())
@@ -201,22 +196,8 @@ class DNaIR(ItemAgent):
         self.logger.record("train/q_mean", float(torch.stack(means).mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def learn(
-        self: SelfDNaIR,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "DNaIR",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDNaIR:
-        """Trains the agent; see Stable-Baselines3."""
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
-
     def _targets(self, batch: SlateReplaySamples) -> Tensor:
-        """Returns what values should be: ``float32 (n, K)``, or of whole slates ``(n, 1)`` in ``"kuaisim"`` mode."""
+        """Returns the targets of values ``float32 (n, K)``, or of whole slates ``(n, 1)`` in ``"kuaisim"`` mode."""
         policy, discounts = self.policy, self.gamma * (1.0 - batch.dones)
         novelty = self.novelty_coef * self.novelty[batch.items]
         near = batch.extras.get(_CANDIDATES)
@@ -225,14 +206,14 @@ class DNaIR(ItemAgent):
         with torch.no_grad():
             chooser = policy.target_net if whole else policy.q_net
             slates = policy.best(chooser, batch.next_observations, near)
-            following = policy.target_net.of(batch.next_observations, policy.units, slates)
+            following = policy.target_net.score_items(batch.next_observations, policy.embeddings, slates)
         if whole:
             gained = batch.rewards + novelty.mean(dim=1, keepdim=True)
             return gained + discounts * following.sum(dim=1, keepdim=True)
         gained = batch.extras.get(_ACCURACY, self._slot_rewards(batch)) + novelty
         return gained + discounts * following.mean(dim=1, keepdim=True)
 
-    def _extras(
+    def _extra_columns(
         self,
         executed: ExecutedSlates,
         new_obs: Any,
@@ -245,18 +226,18 @@ class DNaIR(ItemAgent):
         assert self.env is not None
         allowed = allowed_items(self.env)
         if allowed is not None:
-            # What ended is masked no more: those masks are the next session's.
+            # Masks of sessions that ended are already those of the next session.
             allowed = allowed | dones[:, None]
-        found: dict[str, NDArray[Any]] = {}
+        columns: dict[str, NDArray[Any]] = {}
         with torch.inference_mode():
             after = reached_observations(new_obs, infos, dones)
             near = self.policy.near(after, self.policy.masks(allowed))
             assert near is not None
-            found[_CANDIDATES] = near.cpu().numpy()
+            columns[_CANDIDATES] = near.cpu().numpy()
             if self.acc == "itemcf":
                 items = torch.as_tensor(executed.items, device=self.device)
-                found[_ACCURACY] = similar.scores(self._last_obs).gather(1, items).cpu().numpy()
-        return found
+                columns[_ACCURACY] = similar.scores(self._last_obs).gather(1, items).cpu().numpy()
+        return columns
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "novelty"]

@@ -1,4 +1,4 @@
-"""A policy of Q values over items, with the action generator of DNaIR: candidates, and now and then a random item."""
+"""Q values over items, with DNaIR's action generator: similar candidates, and random items at times."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from hrl_policies.common.item_policy import HeadKind, ItemNet, ItemPolicy
-from hrl_policies.common.item_tables import NEIGHBOURS, SimilarItems
 from hrl_policies.common.slates import MASKED
+from hrl_policies.dnair.item_tables import NEIGHBOURS, SimilarItems
 
 
 class QItemPolicy(ItemPolicy):
-    """``Q(s, .)`` and its target; slates by an action generator: each slot greedy, or now and then random.
+    """``Q(s, .)`` and its target network; each slot of a slate is greedy, or at times random.
 
     Args:
-        observation_space: See :class:`~hrl_policies.common.item_policy.ItemPolicy`; with candidates a ``Dict`` that
-            holds the window (``observation_mode="history"``).
-        action_space: See there.
+        observation_space: See :class:`~hrl_policies.common.item_policy.ItemPolicy`, like what follows; with candidates
+            a ``Dict`` that holds the window (``observation_mode="history"``).
+        action_space: ``MultiDiscrete`` of ``K`` times ``N``, or ``Discrete``.
         lr_schedule: Learning rate.
-        net_arch: See there.
-        head: See there.
-        dimension: See there.
+        net_arch: Units of hidden layers.
+        head: ``"embedding"`` or ``"linear"``.
+        dimension: Size of item embeddings.
         candidates: Items ``M``, at least ``K``, that greedy slots choose from: those that resemble what was liked last
-            (see :class:`~hrl_policies.common.item_tables.SimilarItems`); 0 takes the whole catalogue.
-        explore: Chance that a slot of a non-deterministic slate shows a uniformly random item.
+            (see :class:`~hrl_policies.dnair.item_tables.SimilarItems`); 0 takes the whole catalogue.
+        explore: Probability that a slot of a non-deterministic slate shows a uniformly random item.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -47,17 +47,17 @@ class QItemPolicy(ItemPolicy):
     ) -> None:
         super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
         if not 0.0 <= explore <= 1.0:
-            raise ValueError(f"explore is a chance from 0 to 1, got {explore}")
+            raise ValueError(f"explore is a probability from 0 to 1, got {explore}")
         if candidates and not self.slate_size <= candidates:
             raise ValueError(f"candidates must be 0, or fill a slate of {self.slate_size}, got {candidates}")
-        self.candidates, self.explore = min(candidates, self.items), explore
-        self.q_net, self.target_net = self.net(), self.net().requires_grad_(False)
+        self.candidates, self.explore = min(candidates, self.n_items), explore
+        self.q_net, self.target_net = self.make_net(), self.make_net().requires_grad_(False)
         self.target_net.load_state_dict(self.q_net.state_dict())
         self.optimizer = torch.optim.Adam(self.q_net.parameters(), lr=lr_schedule(1))
         self.similar: SimilarItems | None = None
         if candidates:
             known = _window_items(observation_space)
-            self.similar = SimilarItems(self.items, known, min(NEIGHBOURS, self.items - 1))
+            self.similar = SimilarItems(self.n_items, known, min(NEIGHBOURS, self.n_items - 1))
 
     def near(self, observation: Any, allowed: Tensor | None = None) -> Tensor | None:
         """Returns the candidates of a batch of observations, ``int64 (B, M)``; None for the whole catalogue."""
@@ -66,12 +66,13 @@ class QItemPolicy(ItemPolicy):
     def best(
         self, net: ItemNet, states: Tensor, near: Tensor | None, allowed: Tensor | None = None
     ) -> Tensor:
-        """Returns the slates that a network likes best, ``int64 (B, K)``, out of candidates."""
-        values = net(states, self.units) if near is None else net.of(states, self.units, near)
+        """Returns the slates of the largest values ``int64 (B, K)``, out of candidates."""
+        embeddings = self.embeddings
+        values = net(states, embeddings) if near is None else net.score_items(states, embeddings, near)
         if allowed is not None:
             values = torch.where(allowed if near is None else allowed.gather(1, near), values, MASKED)
-        places = values.topk(self.slate_size, dim=1).indices
-        return places if near is None else near.gather(1, places)
+        best = values.topk(self.slate_size, dim=1).indices
+        return best if near is None else near.gather(1, best)
 
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
         """See :class:`~hrl_policies.common.item_policy.ItemPolicy`."""
@@ -79,14 +80,16 @@ class QItemPolicy(ItemPolicy):
         best = self.best(self.q_net, states, self.near(observation, allowed), allowed)
         if deterministic or not self.explore:
             return best
-        keys = torch.rand(len(states), self.items, device=best.device)
+        keys = torch.rand(len(states), self.n_items, device=best.device)
         keys = keys if allowed is None else torch.where(allowed, keys, -1.0)
         random = keys.topk(self.slate_size, dim=1).indices
         return mixed(best, random, torch.rand(best.shape, device=best.device) < self.explore)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"candidates": self.candidates, "explore": self.explore}
-        return super()._get_constructor_parameters() | own
+        return super()._get_constructor_parameters() | {
+            "candidates": self.candidates,
+            "explore": self.explore,
+        }
 
 
 def mixed(best: Tensor, random: Tensor, explore: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ def mixed(best: Tensor, random: Tensor, explore: Tensor) -> Tensor:
     slates = torch.full_like(best, -1)
     for slot in range(best.shape[1]):
         source = torch.where(explore[:, slot, None], random, best)
-        # At most K - 1 of its K items were shown, so one is left.
+        # At most K - 1 of the K items were shown, so one is left.
         fresh = (source[:, :, None] != slates[:, None, :]).all(dim=2)
         first = fresh.to(torch.int8).argmax(dim=1, keepdim=True)
         slates[:, slot] = source.gather(1, first)[:, 0]
@@ -108,7 +111,7 @@ def mixed(best: Tensor, random: Tensor, explore: Tensor) -> Tensor:
 
 
 def _window_items(observation_space: spaces.Space[Any]) -> int:
-    """Returns how many items the window of an observation may name."""
+    """Returns the number of items ``M`` that the window of an observation may hold."""
     if isinstance(observation_space, spaces.Dict) and "history_items" in observation_space.spaces:
         window = observation_space["history_items"]
         assert isinstance(window, spaces.MultiDiscrete)

@@ -1,6 +1,5 @@
-"""SAC4IR: discrete soft actor-critic with clicks debiased by exposure."""
+"""SAC4IR, and the discrete soft actor-critic that it builds on."""
 
-from hrl_policies.sac4ir.algorithm import SAC4IR
-from hrl_policies.sac4ir.discrete_sac import DiscreteSAC
+from hrl_policies.sac4ir.algorithm import SAC4IR, DiscreteSAC
 
 __all__ = ["SAC4IR", "DiscreteSAC"]

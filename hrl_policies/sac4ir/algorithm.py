@@ -1,60 +1,242 @@
 """SAC4IR: discrete soft actor-critic with clicks debiased by exposure; entropy and reward both oppose popularity.
 
 Shi et al., Maximum entropy policy for long-term fairness in interactive recommender systems, IEEE TSC 17(3), 2024.
-Their released code trains one agent a user, on a table of item-to-item click rates that was not released, lowers
-``alpha`` where SAC raises it, and never uses the end of a session. This is the online form over many users, with those
+Their released code trains one agent per user on a table of item-to-item click rates that was not released, lowers
+``alpha`` where SAC raises it, and ignores the end of sessions. This is the online form over many users, with those
 corrected.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, cast, get_args
 
+import numpy as np
 import torch
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from torch import Tensor
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from torch import Tensor, nn
 
 from hrl_policies.common.buffers import SlateReplaySamples
-from hrl_policies.common.item_tables import ItemTables
-from hrl_policies.sac4ir.discrete_sac import DiscreteSAC, SoftItemPolicy
+from hrl_policies.common.item_agent import ItemAgent
+from hrl_policies.common.item_policy import ItemNet
+from hrl_policies.sac4ir.policies import SoftItemPolicy
 from kuaifair_env.world import World
 
 SAC4IRMode = Literal["debiased", "kuaisim"]
+
+_LOG_ENT_COEF_BOUNDS = (-10.0, 2.0)
+
+
+class DiscreteSAC(ItemAgent):
+    """SAC with exact expectations over items, as for any ``Discrete`` actions; each slot of a slate is a sample.
+
+    With ``V(s) = sum_a pi(a|s) (min_j Q'_j(s, a) - alpha log pi(a|s))`` the target of slot ``k`` is
+    ``r_k + gamma (1 - left) V(s')``, where ``r_k`` is the feedback on its item, and ``left`` is 0 for truncated
+    sessions (Christodoulou, Soft actor-critic for discrete action settings, arXiv:1910.07207, 2019; Haarnoja et al.,
+    Soft actor-critic algorithms and applications, arXiv:1812.05905, 2018).
+
+    Args:
+        policy: ``"SoftItemPolicy"`` or a subclass of it.
+        env: Sessions with ``action_mode="slate"`` or ``"item"``, or another environment with ``Discrete`` actions.
+        learning_rate: Of the critics and of ``alpha``; a number or a schedule.
+        actor_learning_rate: Of the actor; None takes the critics'.
+        buffer_size: Transitions kept, over all sessions.
+        learning_starts: Steps with uniformly random slates before learning starts.
+        batch_size: Transitions of an update.
+        tau: Step of the target critics.
+        gamma: Discount.
+        train_freq: Steps of all sessions between updates.
+        gradient_steps: Updates each time; -1 as many as there were steps.
+        ent_coef: ``alpha``; ``"auto"`` learns it from 1, ``"auto_0.2"`` from 0.2, a number fixes it.
+        target_entropy_ratio: Share of the largest entropy, ``log N``, that a learnt ``alpha`` aims at.
+        huber_delta: Larger errors of the critics count linearly, which moves values from the mean towards the median:
+            with a small delta critics underrate that users leave.
+        max_grad_norm: The gradient of each network is clipped to this norm.
+        stats_window_size: See Stable-Baselines3.
+        tensorboard_log: See Stable-Baselines3.
+        policy_kwargs: See :class:`SoftItemPolicy`; without item embeddings the head is ``"linear"``.
+        verbose: See Stable-Baselines3.
+        seed: Seed of everything random.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        _init_setup_model: See Stable-Baselines3.
+
+    Raises:
+        ValueError: If a setting is not valid, or actions are not items.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"SoftItemPolicy": SoftItemPolicy}
+    policy: SoftItemPolicy
+
+    def __init__(
+        self,
+        policy: str | type[SoftItemPolicy],
+        env: GymEnv | str,
+        *,
+        learning_rate: float | Schedule = 3e-4,
+        actor_learning_rate: float | Schedule | None = None,
+        buffer_size: int = 100_000,
+        learning_starts: int = 1_000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        ent_coef: float | str = "auto",
+        target_entropy_ratio: float = 0.98,
+        huber_delta: float = 10.0,
+        max_grad_norm: float = 10.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if not 0.0 < target_entropy_ratio <= 1.0:
+            raise ValueError(f"target_entropy_ratio must lie in (0, 1], got {target_entropy_ratio}")
+        if not huber_delta > 0.0:
+            raise ValueError(f"huber_delta must be positive, got {huber_delta}")
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            max_grad_norm=max_grad_norm,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
+        self.actor_learning_rate = actor_learning_rate
+        self.ent_coef = ent_coef
+        self.target_entropy_ratio = target_entropy_ratio
+        self.huber_delta = huber_delta
+        start, self._learns_ent_coef = _initial_ent_coef(ent_coef)
+        self._initial_log_ent_coef = math.log(start)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
+        self._actor_schedule = FloatSchedule(rate)
+        self.policy_kwargs["actor_lr_schedule"] = self._actor_schedule
+        super()._setup_model()
+        # Saved settings must not hold a schedule, which would have to be unpickled.
+        del self.policy_kwargs["actor_lr_schedule"]
+        self.log_ent_coef = torch.tensor(
+            self._initial_log_ent_coef, device=self.device, requires_grad=self._learns_ent_coef
+        )
+        if self._learns_ent_coef:
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+        self.target_entropy = self.target_entropy_ratio * math.log(self.policy.n_items)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Updates critics, actor and ``alpha``; see Stable-Baselines3."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        records: dict[str, list[Tensor]] = {}
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            alpha = self.log_ent_coef.detach().exp()
+            critic_loss = self._update_critics(batch, alpha)
+            actor_loss, entropy = self._update_actor(batch.observations, alpha)
+            self._update_ent_coef(entropy)
+            polyak_update(self.policy.critics.parameters(), self.policy.target_critics.parameters(), self.tau)
+            losses = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": entropy}
+            for name, value in losses.items():
+                records.setdefault(name, []).append(value)
+        self._n_updates += gradient_steps
+        for name, values in records.items():
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+        self.logger.record("train/ent_coef", float(self.log_ent_coef.detach().exp()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update_critics(self, batch: SlateReplaySamples, alpha: Tensor) -> Tensor:
+        with torch.no_grad():
+            logs = self.policy.actor(batch.next_observations, self.policy.embeddings).log_softmax(dim=1)
+            following = soft_values(logs, self.policy.min_q(batch.next_observations, target=True), alpha)
+            targets = self._slot_rewards(batch) + self.gamma * (1.0 - batch.dones) * following[:, None]
+        embeddings, items = self.policy.embeddings, batch.items
+        losses = [
+            nn.functional.huber_loss(
+                critic.score_items(batch.observations, embeddings, items), targets, delta=self.huber_delta
+            )
+            for critic in cast(Iterable[ItemNet], self.policy.critics)
+        ]
+        loss = torch.stack(losses).sum()
+        self._minimize(self.policy.critic_optimizer, loss)
+        return loss.detach()
+
+    def _update_actor(self, states: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes a step of the actor; returns its loss and its mean entropy."""
+        logits = self.policy.actor(states, self.policy.embeddings)
+        with torch.no_grad():
+            logs = logits.log_softmax(dim=1)
+            values = self.policy.min_q(states)
+            gradient, loss = policy_gradient(logs, values, alpha)
+            entropy = -(logs.exp() * logs).sum(dim=1).mean()
+        self.policy.actor_optimizer.zero_grad()
+        logits.backward(gradient)
+        self._clip_and_step(self.policy.actor_optimizer)
+        return loss, entropy
+
+    def _update_ent_coef(self, entropy: Tensor) -> None:
+        """Raises ``alpha`` while the policy has less entropy than wanted, and lowers it while it has more."""
+        if not self._learns_ent_coef:
+            return
+        loss = self.log_ent_coef * (entropy - self.target_entropy)
+        self.ent_coef_optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.ent_coef_optimizer.step()
+        with torch.no_grad():
+            self.log_ent_coef.clamp_(*_LOG_ENT_COEF_BOUNDS)
+
+    def _update_learning_rates(self) -> None:
+        left = self._current_progress_remaining
+        update_learning_rate(self.policy.critic_optimizer, self.lr_schedule(left))
+        update_learning_rate(self.policy.actor_optimizer, self._actor_schedule(left))
+        if self._learns_ent_coef:
+            update_learning_rate(self.ent_coef_optimizer, self.lr_schedule(left))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(), "log_ent_coef", "ent_coef_optimizer", "_actor_schedule",
+        ]  # fmt: skip
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.actor_optimizer", "policy.critic_optimizer"]
+        return [*names, *(["ent_coef_optimizer"] if self._learns_ent_coef else [])], ["log_ent_coef"]
 
 
 class SAC4IR(DiscreteSAC):
     """Discrete SAC over slates, with debiased clicks.
 
-    ``mode="debiased"``: slot ``k`` earns ``click_k (pop_ref / pop_k)^beta / Z``, with ``pop`` the training log's
+    In ``mode="debiased"`` slot ``k`` earns ``click_k (pop_ref / pop_k)^beta / Z``, with ``pop`` the training log's
     exposure and ``Z`` the mean weight of what the batch showed (self-normalised, so ``pop_ref`` cancels).
-    ``mode="kuaisim"``: the version of the authors' group in KuaiSim: plain clicks; fairness only through users who
+    ``mode="kuaisim"`` is the version of the authors' group in KuaiSim: plain clicks; fairness only through users who
     leave.
 
     Args:
-        policy: See :class:`~hrl_policies.sac4ir.discrete_sac.DiscreteSAC`.
+        policy: ``"SoftItemPolicy"`` or a subclass of it.
         env: KuaiFair sessions with ``action_mode="slate"`` or ``"item"``.
         mode: ``"debiased"`` or ``"kuaisim"``.
         popularity_power: ``beta``; must be 0 in ``"kuaisim"`` mode.
-        learning_rate: See there.
-        actor_learning_rate: See there.
-        buffer_size: See there.
-        learning_starts: See there.
-        batch_size: See there.
-        tau: See there.
-        gamma: See there.
-        train_freq: See there.
-        gradient_steps: See there.
-        ent_coef: See there.
-        target_entropy_ratio: See there.
-        huber_delta: See there.
-        max_grad_norm: See there.
-        stats_window_size: See there.
-        tensorboard_log: See there.
-        policy_kwargs: See there.
-        verbose: See there.
-        seed: See there.
-        device: See there.
-        _init_setup_model: See there.
+        learning_starts: Steps with uniformly random slates before learning starts.
+        gamma: Discount.
+        target_entropy_ratio: See :class:`DiscreteSAC`.
+        kwargs: All other arguments of :class:`DiscreteSAC`.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.
@@ -68,26 +250,11 @@ class SAC4IR(DiscreteSAC):
         *,
         mode: SAC4IRMode = "debiased",
         popularity_power: float = 0.25,
-        learning_rate: float | Schedule = 3e-4,
-        actor_learning_rate: float | Schedule | None = None,
-        buffer_size: int = 100_000,
         learning_starts: int = 6_400,
-        batch_size: int = 256,
-        tau: float = 0.005,
         gamma: float = 0.95,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.7,
-        huber_delta: float = 10.0,
-        max_grad_norm: float = 10.0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         if mode not in get_args(SAC4IRMode):
             raise ValueError(f"mode must be one of {get_args(SAC4IRMode)}, got {mode!r}")
@@ -98,26 +265,11 @@ class SAC4IR(DiscreteSAC):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            actor_learning_rate=actor_learning_rate,
-            buffer_size=buffer_size,
             learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
             gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            ent_coef=ent_coef,
             target_entropy_ratio=target_entropy_ratio,
-            huber_delta=huber_delta,
-            max_grad_norm=max_grad_norm,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             _init_setup_model=False,
+            **kwargs,
         )
         self.mode = mode
         self.popularity_power = popularity_power
@@ -132,33 +284,18 @@ class SAC4IR(DiscreteSAC):
                 raise TypeError(
                     "SAC4IR reads exposures off a KuaiFair environment; use DiscreteSAC elsewhere"
                 )
-            self.weights = torch.zeros(self.policy.items, device=self.device)
+            self.weights = torch.zeros(self.policy.n_items, device=self.device)
 
-    def _fill(self, world: World) -> None:
-        super()._fill(world)
-        weights = ItemTables.of_world(world, neighbours=0).inverse_exposures(self.popularity_power)[
-            : world.n_items
-        ]
-        self.weights = torch.from_numpy(weights).to(self.device)
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SAC4IR",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SAC4IR:
-        """Trains the agent; see Stable-Baselines3."""
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+    def _read_items(self, world: World) -> None:
+        super()._read_items(world)
+        shown = np.maximum(world.data.train.exposures(len(world.data.items)), 1)
+        weights = (shown.mean() / shown[: world.n_items]) ** self.popularity_power
+        self.weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)
 
     def _slot_rewards(self, batch: SlateReplaySamples) -> Tensor:
         plain = super()._slot_rewards(batch)
         weights = self.weights[batch.items]
-        # What wrappers add to the reward is no click, and is not debiased.
+        # Only clicks are debiased, not what wrappers add to the reward.
         return plain + batch.feedback * (weights / weights.mean() - 1.0)
 
     def _excluded_save_params(self) -> list[str]:
@@ -167,3 +304,44 @@ class SAC4IR(DiscreteSAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()
         return modules, [*variables, "weights"]
+
+
+def soft_values(logs: Tensor, values: Tensor, alpha: Tensor) -> Tensor:
+    """Returns ``V = sum_a pi(a) (Q(a) - alpha log pi(a))``, ``float32 (B,)``.
+
+    Args:
+        logs: ``float32 (B, N)``, ``log pi``.
+        values: ``float32 (B, N)``, ``Q``.
+        alpha: ``float32 ()``.
+    """
+    return (logs.exp() * (values - alpha * logs)).sum(dim=1)
+
+
+def policy_gradient(logs: Tensor, values: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of the actor's loss by its logits, ``float32 (B, N)``, and the loss, the mean of ``-V``.
+
+    In closed form: ``pi(a) (c(a) - sum_b pi(b) c(b)) / B`` with ``c = alpha log pi - Q``, which takes fewer passes over
+    ``(B, N)`` than automatic differentiation.
+
+    Args:
+        logs: See :func:`soft_values`.
+        values: See :func:`soft_values`.
+        alpha: See :func:`soft_values`.
+    """
+    probabilities = logs.exp()
+    costs = alpha * logs - values
+    means = (probabilities * costs).sum(dim=1, keepdim=True)
+    return probabilities * (costs - means) / len(logs), means.mean()
+
+
+def _initial_ent_coef(ent_coef: float | str) -> tuple[float, bool]:
+    """Returns the first ``alpha``, and whether it is learnt."""
+    text = str(ent_coef)
+    learns = text.startswith("auto")
+    try:
+        start = float(text.removeprefix("auto").removeprefix("_") or 1.0) if learns else float(text)
+    except ValueError:
+        start = math.nan
+    if not (start > 0.0 and math.isfinite(start)):
+        raise ValueError(f"ent_coef must be 'auto', 'auto_' and a positive number, or one, got {ent_coef!r}")
+    return start, learns

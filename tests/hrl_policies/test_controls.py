@@ -10,8 +10,15 @@ import pytest
 from helpers import small_world
 
 from hrl_policies.common.click_scorer import ClickScorer
-from hrl_policies.common.slates import fair_counts
-from hrl_policies.controls import GreedyCTR, Oracle, QualityOracle, QuotaGreedy, RandomSlates, item_quality
+from hrl_policies.controls import (
+    GreedyCTR,
+    Oracle,
+    QualityOracle,
+    QuotaGreedy,
+    RandomSlates,
+    fair_counts,
+    item_quality,
+)
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
 from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionBatch

@@ -19,11 +19,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 from dsrm import VecDSRM
 from hrl_policies.common.buffers import SlateReplaySamples
 from hrl_policies.common.item_policy import ItemNet
-from hrl_policies.common.item_tables import ItemTables
 from hrl_policies.controls import RandomSlates
 from hrl_policies.hrl_ppo.rewards import FairSessions
-from hrl_policies.sac4ir.algorithm import SAC4IR
-from hrl_policies.sac4ir.discrete_sac import DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
+from hrl_policies.sac4ir.algorithm import SAC4IR, DiscreteSAC, policy_gradient, soft_values
+from hrl_policies.sac4ir.policies import SoftItemPolicy
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
@@ -135,8 +134,8 @@ def test_q_and_policy_are_those_of_soft_value_iteration():
     states = torch.eye(3)
     with torch.no_grad():
         for critic in model.policy.critics:
-            np.testing.assert_allclose(critic(states, model.policy.units), expected, atol=0.06)
-        chances = model.policy.actor(states, model.policy.units).softmax(dim=1)
+            np.testing.assert_allclose(critic(states, model.policy.embeddings), expected, atol=0.06)
+        chances = model.policy.actor(states, model.policy.embeddings).softmax(dim=1)
     boltzmann = torch.from_numpy(expected / alpha).softmax(dim=1)
     np.testing.assert_allclose(chances, boltzmann, atol=0.03)
     # Taking time limits for ends, or never ending, would be far off.
@@ -171,7 +170,7 @@ def test_scores_of_some_items_are_those_among_all(head):
     states, units = torch.randn(9, 8), torch.randn(N, 5)
     items = torch.randint(N, (9, K))
     torch.testing.assert_close(
-        net.of(states, units, items), net(states, units).gather(1, items), rtol=1e-5, atol=1e-5
+        net.score_items(states, units, items), net(states, units).gather(1, items), rtol=1e-5, atol=1e-5
     )
 
 
@@ -259,7 +258,7 @@ def test_it_learns_in_every_form_of_the_environment(form):
     model.learn(160)
     changed = differing(before, weights(model))
     assert {"actor.head.bias", "critics.0.head.bias", "critics.1.head.bias"} <= set(changed)
-    assert "units" not in changed and model.policy.head == "embedding"
+    assert "embeddings" not in changed and model.policy.head == "embedding"
     slates, _ = model.predict(model.env.reset())
     assert slates.shape == ((8,) if form == "item" else (1, K) if form == "single" else (8, K))
 
@@ -388,6 +387,6 @@ def test_exposure_is_read_by_item_id():
     )
     by_id = []
     for world in (PARITY, turned):
-        found = ItemTables.of_world(world, 0).inverse_exposures(1.0)
-        by_id.append(dict(zip(world.item_ids.tolist(), found.tolist(), strict=True)))
+        model = agent(sessions(world=world), popularity_power=1.0)
+        by_id.append(dict(zip(world.item_ids.tolist(), model.weights.tolist(), strict=True)))
     assert by_id[0] == by_id[1]

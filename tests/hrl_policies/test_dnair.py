@@ -14,9 +14,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.common.item_tables import ItemTables
 from hrl_policies.controls import RandomSlates
 from hrl_policies.dnair.algorithm import DNaIR
+from hrl_policies.dnair.item_tables import ItemTables
 from hrl_policies.dnair.policies import QItemPolicy, mixed
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
@@ -59,7 +59,7 @@ def differing(before, after):
 
 def values(net, states, policy):
     with torch.no_grad():
-        return net(states, policy.units).numpy()
+        return net(states, policy.embeddings).numpy()
 
 
 # Targets --------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_callbacks_and_progress_bar_work(tmp_path):
         ({"mode": "paper"}, "mode must be one of"),
         ({"acc": "clicks"}, "acc must be one of"),
         ({"novelty_coef": -0.1}, "novelty_coef must not be negative"),
-        ({"explore": 1.5}, "explore is a chance"),
+        ({"explore": 1.5}, "explore is a probability"),
         ({"candidates": 3}, "fill a slate of 6, got 3"),
         ({"candidates": 0, "acc": "itemcf"}, "acc='itemcf' measures similarity"),
         ({"mode": "kuaisim"}, r"mode='kuaisim' has candidates=0 and acc='env'"),

@@ -173,7 +173,7 @@ def policy(items: int, slots: int, threshold: float = 0.3, **settings) -> Discre
 @pytest.mark.parametrize("slots", [1, 3])
 def test_an_item_is_allowed_where_the_log_makes_it_likely_enough(threshold, slots):
     logits = torch.randn(40, 7, generator=torch.Generator().manual_seed(1))
-    allowed = policy(7, slots, threshold).allowed(logits, slots).numpy()
+    allowed = policy(7, slots, threshold).likely(logits, slots).numpy()
     chance = torch.softmax(logits, dim=1).numpy()
     likely = chance >= threshold * chance.max(axis=1, keepdims=True) * (1 - 1e-6)
     rank = (-chance).argsort(axis=1).argsort(axis=1)
@@ -187,7 +187,7 @@ def test_slates_are_the_best_of_the_allowed_items():
     states = torch.randn(20, 3)
     slates, _ = made.predict(states.numpy(), deterministic=True)
     with torch.no_grad():
-        allowed = made.allowed(made.behaviour(states, made.embeddings), 3).numpy()
+        allowed = made.likely(made.behaviour(states, made.embeddings), 3).numpy()
         values = made.values(states, made.embeddings).numpy()
     expected = np.argsort(-np.where(allowed, values, -np.inf), axis=1, kind="stable")[:, :3]
     np.testing.assert_array_equal(slates, expected)
@@ -219,7 +219,7 @@ def test_targets_choose_with_one_network_and_value_with_the_other():
     found, count = model._targets(batch)
     with torch.no_grad():
         after = torch.from_numpy(chain[1:])
-        allowed = own.allowed(own.behaviour(after, own.embeddings), slots).numpy()
+        allowed = own.likely(own.behaviour(after, own.embeddings), slots).numpy()
         online, target = (net(after, own.embeddings).numpy() for net in (own.values, own.values_target))
     for row in range(n):
         shown = np.argsort(-np.where(allowed[row], online[row], -np.inf))[:slots]
@@ -229,7 +229,7 @@ def test_targets_choose_with_one_network_and_value_with_the_other():
 
 
 def test_heads_over_embeddings_score_by_inner_product():
-    made = policy(5, 1, dimension=4)
+    made = policy(5, 1, dimension=4, head="embedding")
     made.embeddings.copy_(torch.randn(5, 4))
     states = torch.randn(6, 3)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_actions_and_embeddings_that_do_not_fit_are_refused():
         DiscreteBCQ("MlpPolicy", None, box)
     pairs = np.stack([data.actions, (data.actions + 1) % ACTIONS], axis=1)
     uneven = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS, ACTIONS + 1]))
-    with pytest.raises(ValueError, match="discrete BCQ shows items"):
+    with pytest.raises(ValueError, match="this agent names items"):
         DiscreteBCQ("MlpPolicy", None, uneven)
     slates = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS] * 2))
     with pytest.raises(ValueError, match="need slot_rewards"):

@@ -141,7 +141,7 @@ def test_mistakes_are_explained():
     spaces = (env.observation_space, env.action_space)
     with pytest.raises(ValueError, match="optimize_memory_usage must be False"):
         SlateReplayBuffer(10, *spaces, optimize_memory_usage=True)
-    with pytest.raises(ValueError, match="give slate_size"):
+    with pytest.raises(ValueError, match="this agent names items"):
         SlateReplayBuffer(10, env.observation_space, sessions(action_mode="embedding").action_space)
     with pytest.raises(ValueError, match="need a state"):
         SlateReplayBuffer(10, env.action_space, env.action_space)
@@ -155,7 +155,7 @@ def test_mistakes_are_explained():
     seen = env.reset()
     slates = np.tile(np.arange(K), (4, 1))
     after, reward, done, infos = env.step(slates)
-    with pytest.raises(ValueError, match="say what the step showed"):
+    with pytest.raises(ValueError, match="before adding a step"):
         buffer.add(seen, after, slates, reward, done, infos)
     shown = executed_slates(env, infos)
     with pytest.raises(ValueError, match=r"keeps \['feedback', 'items'\], but was given .*'more'"):

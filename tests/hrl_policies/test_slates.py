@@ -10,7 +10,7 @@ from helpers import small_world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.common.slates import FairCounts, best_slates, fair_counts, nearest_to_half
+from hrl_policies.controls import best_slates, fair_counts, fair_counts_now, nearest_to_half
 from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionBatch, SessionConfig
 
@@ -102,13 +102,12 @@ def test_over_a_window_exactly_the_counts_that_will_not_be_punished_are_fair():
     config = SessionConfig(slate_size=2, action_mode="slate", leave=rule, max_len=30)
     batch = SessionBatch(world, config, 16)
     batch.reset(np.arange(16))
-    fair = FairCounts(batch)
     rng = np.random.default_rng(0)
     punished = 0
     for step in range(8):
         slates = np.argsort(rng.random((16, world.n_items)), axis=1)[:, :2]
         counts = world.groups.popular[slates].sum(axis=1)
-        expected = np.take_along_axis(fair.now(), counts[:, None], axis=1)[:, 0]
+        expected = np.take_along_axis(fair_counts_now(batch), counts[:, None], axis=1)[:, 0]
         violation = batch.step(slates).violation
         if step > 0:  # the rule forgives the first slate: it holds too few items to evaluate
             np.testing.assert_array_equal(expected, ~violation)

@@ -1,4 +1,4 @@
-"""What the training log says of items: exposure, quality, and which items are liked by the same users."""
+"""DNaIR's tables of items from the training log: novelty, quality, and which items are liked by the same users."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from kuaifair_env.spaces import top_k
 from kuaifair_env.world import World
 
 NEIGHBOURS = 50
+LIKED = 10
+_DECAY = 0.9
 _ITEMS_AT_ONCE = 512
+# Small against any similarity: it only orders items that resemble none of the liked ones.
+_QUALITY_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True)
 class ItemTables:
-    """Statistics of items in the training log of a world, and of nothing else.
+    """Statistics of items in the training log of a world.
 
     The first ``N`` of ``M`` items are the candidates, in the environment's order; ``item_ids`` says which they are.
 
@@ -77,27 +81,20 @@ class ItemTables:
         scaled: FloatArray = (raw / raw.max()).astype(np.float32)
         return scaled
 
-    def inverse_exposures(self, power: float) -> FloatArray:
-        """Returns ``float32 (M,)``, ``(mean exposure / exposure) ** power``; items never shown count as shown once."""
-        shown = np.maximum(self.exposures, 1)
-        weights: FloatArray = ((shown.mean() / shown) ** power).astype(np.float32)
-        return weights
-
 
 def _neighbours(world: World, count: int) -> tuple[NDArray[np.int64], FloatArray]:
     """Returns the most similar candidates of every item by ``|U_i & U_j| / sqrt(|U_i| |U_j|)``, ``U`` who clicked."""
     from scipy import sparse
 
     if not count:
-        return np.zeros((len(world.data.items), 0), np.int64), np.zeros(
-            (len(world.data.items), 0), np.float32
-        )
+        none = np.zeros((len(world.data.items), 0))
+        return none.astype(np.int64), none.astype(np.float32)
     log = world.data.train
     clicked = sparse.csr_matrix(
         (np.ones(int(log.clicks.sum()), np.float32), (log.items[log.clicks], log.users[log.clicks])),
         shape=(len(world.data.items), len(world.data.users)),
     )
-    # Who clicked an item twice is one user.
+    # A user who clicked an item twice counts once.
     clicked.data[:] = 1.0
     norms = np.sqrt(np.maximum(np.asarray(clicked.sum(axis=1), np.float32)[:, 0], 1.0))
     scaled = sparse.diags(1.0 / norms).dot(clicked).tocsr().astype(np.float32)
@@ -114,17 +111,11 @@ def _neighbours(world: World, count: int) -> tuple[NDArray[np.int64], FloatArray
     return near, similarities
 
 
-LIKED = 10
-_DECAY = 0.9
-# Small against any similarity: it only orders items that none of the liked ones resembles.
-_QUALITY = 1e-6
-
-
 class SimilarItems(nn.Module):
     """Scores candidates ``a`` by ``sum_i 0.9^i sim(s_i, a)`` over the last ten items ``s_i`` that were clicked.
 
-    Tables are buffers, so that a saved policy needs no environment to be loaded. Similarities beyond an item's nearest
-    neighbours count as 0; of items that nothing liked resembles those of better quality come first.
+    Tables are buffers, so that a saved policy is loaded without an environment. Similarities beyond an item's nearest
+    neighbours count as 0; items that resemble nothing liked are ordered by quality.
 
     Args:
         items: Candidates ``N``.
@@ -162,8 +153,8 @@ class SimilarItems(nn.Module):
         liked = (items.gather(1, newest.indices) - 1).clamp_min(0)
         weights = _DECAY ** torch.arange(liked.shape[1], device=device) * (newest.values > 0)
         values = self.similarities[liked] * weights[:, :, None]
-        found = values.new_zeros(len(items), len(self.quality))
-        return found.scatter_add_(1, self.near[liked].to(torch.int64).flatten(1), values.flatten(1))
+        scores = values.new_zeros(len(items), len(self.quality))
+        return scores.scatter_add_(1, self.near[liked].to(torch.int64).flatten(1), values.flatten(1))
 
     def best(self, observation: Any, count: int, allowed: Tensor | None = None) -> Tensor:
         """Returns the most similar candidates, ``int64 (B, min(count, N))``; items not allowed come last.
@@ -173,7 +164,7 @@ class SimilarItems(nn.Module):
             count: How many.
             allowed: ``bool (B, N)``; None allows all.
         """
-        ranked = self.scores(observation).add_(self.quality, alpha=_QUALITY)
+        ranked = self.scores(observation).add_(self.quality, alpha=_QUALITY_WEIGHT)
         if allowed is not None:
             ranked = torch.where(allowed, ranked, MASKED)
         return ranked.topk(min(count, ranked.shape[1]), dim=1).indices
