@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -31,9 +35,12 @@ from hrl_policies.study import (
     result_tables,
     run_study,
 )
-from hrl_policies.study.differences import comparison_table
+from hrl_policies.study.labels import Variant
+from hrl_policies.study.results import UserSums
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.statistics import mean_interval, paired_difference, stratified_interval
 from hrl_policies.study.store import stored_runs
+from hrl_policies.study.table import Cell, Measured, ResultTable
 from hrl_policies.study.tables import write_records
 from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import method
@@ -60,6 +67,9 @@ CONTROLS = ("random", "greedy-ctr", "quota-greedy", "session-quota", "quality-or
 PURIFIED_CONTROLS = ("quota-greedy", "session-quota")
 SEEDS = (11, 15, 19, 23, 27, 31, 35, 39, 43, 47)
 BASE = "dsrm-hrl"
+RESAMPLES = 4_000
+
+FloatArray = NDArray[np.float64]
 
 
 def files(pair: WorldPair, modes: Sequence[str]) -> dict[str, Path]:
@@ -142,17 +152,68 @@ def write_page(arguments: argparse.Namespace, runs: Sequence[StoredRun]) -> None
     command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
     records = [RunRecord.of_run(run) for run in runs]
     parts = [table.markdown() for table in result_tables(records, command)]
-    parts.append(comparison_table(runs, "DSRM-HRL", "QuotaGreedy", "Oracle"))
-    parts.append(
-        "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed "
-        "and user, both resampled (95 %)."
-    )
+    parts.append(comparison_table(runs, command).markdown())
     text = "\n\n".join(parts) + "\n"
     print(text)
     if arguments.results:
         name = f"ablation_{stem}{term}_{arguments.max_len}"
         write_text_atomically(arguments.results / f"{name}.md", text)
         write_records(arguments.results / f"{name}.csv", records)
+
+
+def comparison_table(runs: Sequence[StoredRun], command: str) -> ResultTable:
+    """Returns methods against DSRM-HRL and QuotaGreedy, and how far each goes from QuotaGreedy to the Oracle."""
+    grouped: dict[Variant, list[StoredRun]] = defaultdict(list)
+    for run in sorted(runs, key=lambda one: one.config.seed):
+        grouped[Variant.of_config(run.config)].append(run)
+    users = {
+        variant: [UserSums.of_sessions(run.sessions()) for run in group] for variant, group in grouped.items()
+    }
+    earned = {one: np.stack([sums.per_session("r_cum") for sums in group]) for one, group in users.items()}
+    stayed = {one: np.stack([sums.per_session("len") for sums in group]) for one, group in users.items()}
+    base, floor, ceiling = Variant(BASE, method(BASE).purifier), Variant("quota-greedy"), Variant("oracle")
+    low, high = earned[floor].mean(), earned[ceiling].mean()
+    rows: list[tuple[Cell, ...]] = [
+        (
+            variant.title,
+            str(len(own)),
+            _middle(stayed[variant]),
+            _middle(own),
+            " ".join(f"{value:.2f}" for value in own.mean(axis=1)),
+            "" if variant == floor else _difference(own, earned[floor]),
+            "" if variant == base else _difference(own, earned[base]),
+            "" if variant == floor else _difference(stayed[variant], stayed[floor]),
+            f"{100 * (own.mean() - low) / (high - low):.0f} %",
+        )
+        for variant, own in sorted(earned.items(), key=lambda entry: -float(entry[1].mean()))
+    ]
+    header = ("method", "seeds", "Len, IQM", "R_cum, IQM", "R_cum of every seed", f"R_cum - {floor.title}",
+              f"R_cum - {base.title}", f"Len - {floor.title}", "way to the Oracle")  # fmt: skip
+    notes = (
+        "Interquartile means over training seeds with stratified bootstrap intervals; differences are paired by seed "
+        "and user, both resampled (95 %).",
+        f"Made by: {command}",
+    )
+    return ResultTable("Differences and headroom", header, tuple(rows), notes)
+
+
+def _middle(table: FloatArray) -> Measured:
+    """Returns the interquartile mean over seeds of ``(S, U)`` results."""
+    if len(table) < 2:
+        return Measured(float(table.mean()), 2)
+    return Measured.of_interval(stratified_interval(table.mean(axis=1)[:, None], resamples=RESAMPLES), 2)
+
+
+def _difference(first: FloatArray, second: FloatArray) -> Measured:
+    """Pairs seeds where there are several on both sides; what has one run stands against each seed of the other."""
+    if len(first) != len(second) and 1 in (len(first), len(second)):
+        first, second = np.broadcast_arrays(first, second)
+    count = min(len(first), len(second))
+    if count < 2:
+        interval = mean_interval(first[0] - second[0], resamples=RESAMPLES)
+    else:
+        interval = paired_difference(first[:count], second[:count], resamples=RESAMPLES)
+    return Measured.of_interval(interval, 2, sign=True)
 
 
 def _wanted(config: RunConfig, world: str, arguments: argparse.Namespace) -> bool:

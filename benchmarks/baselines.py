@@ -22,8 +22,8 @@ from purifiers import pair_of
 from hrl_policies.study import STUDY_SEEDS, run_study, study_cells
 from hrl_policies.study.outputs import study_tables
 from hrl_policies.study.runner import single_threaded
-from hrl_policies.study.store import stored_runs
-from hrl_policies.study.tables import RunRecord, write_records
+from hrl_policies.study.store import RunRecord, stored_runs
+from hrl_policies.study.tables import write_records
 from hrl_policies.zoo import controls, method
 from kuaifair_env.files import write_text_atomically
 

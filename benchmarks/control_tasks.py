@@ -24,8 +24,8 @@ from hrl_policies.common.transition_sources import collect_transitions
 from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.sac4ir import DiscreteSAC
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.table import Measured, ResultTable
-from hrl_policies.study.tables import half_interval
 from kuaifair_env.files import write_text_atomically
 
 PENDULUM, LENGTH = "Pendulum-v1", 200
@@ -196,9 +196,9 @@ def main() -> None:
                 print(name, seed, round(value, 1), flush=True)
     rows = []
     for name, values in found.items():
-        mean, half = float(np.mean(values)), half_interval(values)
+        mean = Measured.of_interval(student_interval(np.asarray(values)), 0)
         each = ", ".join(f"{value:.0f}" for value in values)
-        rows.append((name, Measured(mean, 0, mean - half, mean + half), each, REFERENCES.get(name, "-")))
+        rows.append((name, mean, each, REFERENCES.get(name, "-")))
     table = ResultTable(
         title="Public control tasks",
         header=("what", "mean return", "each seed", "reference"),

@@ -23,6 +23,7 @@ from kuaifair_env.splits import evaluation_users
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+import pandas as pd
 from purifiers import pair_of
 
 from dsrm.diffusion import SamplerConfig
@@ -32,8 +33,8 @@ from dsrm.probe_data import ProbeSet, probe_set, unit_rows
 from dsrm.purifier import StatePurifier
 from dsrm.wrappers import VecDSRM
 from hrl_policies.controls import QuotaGreedy
-from hrl_policies.study.figures import StepResult, draw_diffusion_steps, write_step_results
-from hrl_policies.study.results import world_title
+from hrl_policies.study.figures import StepResult, draw_diffusion_steps
+from hrl_policies.study.labels import world_title
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
@@ -158,7 +159,18 @@ def main() -> None:
         stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
         name = f"diffusion_steps_{stem}_{arguments.mode}"
         write_text_atomically(arguments.results / f"{name}.md", text)
-        write_step_results(arguments.results / f"{name}.csv", results)
+        pd.DataFrame(
+            [
+                {
+                    "world": one.world,
+                    "levels": one.levels,
+                    "steps": one.steps,
+                    "seed": one.seed,
+                    **one.figures,
+                }
+                for one in results
+            ]
+        ).to_csv(arguments.results / f"{name}.csv", index=False)
         draw_diffusion_steps(arguments.results / f"{name}.png", results, ("len", "r_cum", "ad", "auc"))
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from hrl_policies.study import RunConfig, RunRecord, plan_run, run_study
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.store import machine
-from hrl_policies.study.tables import half_interval
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import parse_overrides
 from kuaifair_env.batch import SessionConfig
@@ -83,7 +83,7 @@ def row(name: str, records: list[RunRecord]) -> str:
     cells = []
     for measure, digits in (("len", 2), ("r_each", 3), ("r_cum", 2), ("violation_rate", 3)):
         values = np.asarray([record.summary[measure] for record in records])
-        half = f" ± {half_interval(values.tolist()):.{digits}f}" if len(values) > 1 else ""
+        half = f" ± {student_interval(values).half_width:.{digits}f}" if len(values) > 1 else ""
         cells.append(f"{values.mean():.{digits}f}{half}")
     return f"| {name} | " + " | ".join(cells) + f" | {len(records)} |"
 

@@ -31,8 +31,8 @@ from hrl_policies.study.cells import cell_folder
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.figures import draw_preference_front
 from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.table import Measured, ResultTable
-from hrl_policies.study.tables import half_interval
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.files import write_text_atomically
@@ -73,11 +73,9 @@ def mean_front(fronts: list[list[FrontPoint]]) -> list[tuple[str, list[float], l
 
 def measured(values: list[float], digits: int = 3) -> Measured:
     """Returns a mean with its 95 % Student interval over seeds."""
-    mean = float(np.mean(values))
     if len(values) < 2:
-        return Measured(mean, digits)
-    half = half_interval(values)
-    return Measured(mean, digits, mean - half, mean + half)
+        return Measured(values[0], digits)
+    return Measured.of_interval(student_interval(np.asarray(values)), digits)
 
 
 def table(split: str, fronts: list[list[FrontPoint]], others: list[tuple[str, float, float]]) -> ResultTable:

@@ -168,9 +168,7 @@ def tables(
 
     Example: kuaifair study tables runs --format latex --compare paper --base dsrm-hrl
     """
-    from hrl_policies.study.outputs import study_tables
-    from hrl_policies.study.table import SUFFIXES
-    from kuaifair_env.files import write_text_atomically
+    from hrl_policies.study.outputs import study_tables, write_tables
 
     if output is not None and not formats:
         raise ValueError("--output takes files, and --format says which: text, markdown, latex or csv")
@@ -187,11 +185,8 @@ def tables(
         for table in made.values():
             table.show(Console(soft_wrap=True, highlight=False))
         return
-    for name, table in made.items():
-        for form in formats:
-            path = (output or store / "tables") / f"{name}{SUFFIXES[form.value]}"
-            write_text_atomically(path, table.render(form.value))
-            typer.echo(f"Written: {path}")
+    for path in write_tables(output or store / "tables", made, [form.value for form in formats]):
+        typer.echo(f"Written: {path}")
 
 
 @study_app.command()
@@ -336,22 +331,22 @@ def _show_result(result: StudyResult, store: Path, command: str) -> None:
 
 
 def _plan_lines(spec: StudySpec, runs: Sequence[PlannedRun]) -> list[str]:
-    from hrl_policies.study.tables import variant_title
+    from hrl_policies.study.labels import Variant
 
-    rows: dict[tuple[str, str, str], list[PlannedRun]] = {}
+    rows: dict[Variant, list[PlannedRun]] = {}
     for planned in runs:
-        rows.setdefault((planned.entry.name, planned.purifier, planned.variant), []).append(planned)
+        rows.setdefault(Variant(planned.entry.name, planned.purifier, planned.variant), []).append(planned)
     lines = [
         f"{spec.name}: {len(runs)} runs",
         f"worlds: {', '.join(spec.worlds)}",
         f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.slate_size}; leave rule {spec.leave}",
         f"evaluated on {spec.users:,} users, {spec.episodes} session(s) each",
     ]
-    for row, group in rows.items():
+    for variant, group in rows.items():
         config = group[0].config()
         seeds = ", ".join(str(seed) for seed in dict.fromkeys(planned.seed for planned in group))
         steps = f"{config.total_steps:,} steps" if config.total_steps else "does not train"
-        lines.append(f"- {variant_title(*row)}: {len(group)} runs, seeds {seeds}, {steps}")
+        lines.append(f"- {variant.title}: {len(group)} runs, seeds {seeds}, {steps}")
     return lines
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import RunResult, partial_folder, resume, train
-from hrl_policies.study.store import StoredRun, load_run, stored_runs
-from hrl_policies.study.tables import RunRecord
+from hrl_policies.study.store import RunRecord, StoredRun, load_run, stored_runs
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule

@@ -1,12 +1,15 @@
-"""What tables and figures say of their numbers: data, evaluation, training, purifiers."""
+"""Names of methods and worlds in tables, figures and reports, and the notes that say where numbers come from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from hrl_policies.study.config import RunConfig
 from hrl_policies.study.store import RunRecord
-from hrl_policies.zoo import METHODS, method
+from hrl_policies.zoo import METHODS, MethodSpec, method
 
 ORIGINS = {
     "real": "real data, official files",
@@ -14,12 +17,158 @@ ORIGINS = {
     "twin": "SYNTHETIC TWIN, not real data",
     "own": "the user's own logs",
 }
-"""Where data comes from, in the words of every table."""
+"""Kinds of data, in the words of every table."""
 
-PRIVILEGED = "† knows what users of the test world truly like: a bound, not a method."
+PRIVILEGED_NOTE = "† knows what users of the test world truly like: a bound, not a method."
+
+PROPOSED = "dsrm-hrl"
+"""The paper's own method: what others are compared with unless a table is asked for another."""
+
+LOWER_CONTROL, UPPER_CONTROL = "random", "quota-greedy"
+"""Controls between which rewards are scaled: chance, and the control that is fair without learning."""
+
+_PAPER_NAMES = {
+    "a2c": "A2C",
+    "td3": "TD3",
+    "bcq": "BCQ",
+    "mofir": "MOFIR",
+    "dorl": "DORL",
+    "dnair": "DNaIR",
+    "sac4ir": "SAC4IR",
+    "dsrm-hrl": "Ours",
+    "flat": "FLAT",
+    "hrl": "HRL",
+    "hrl+rce": "+RCE",
+    "hrl+tce": "+TCE",
+    "hrl+bod": "+BOD",
+}
 
 
-def data(record: RunRecord) -> str:
+@dataclass(frozen=True)
+class Variant:
+    """A method on some states, under some settings: a row of a table, a line of a figure.
+
+    Attributes:
+        method: Name in the zoo.
+        purifier: Name of the purifier; empty without one.
+        setting: What a study changed, such as ``"n_steps=2"``; empty for the zoo's settings.
+    """
+
+    method: str
+    purifier: str = ""
+    setting: str = ""
+
+    @classmethod
+    def of_config(cls, config: RunConfig) -> Variant:
+        """Returns the variant that a run is one of."""
+        return cls(config.method, "" if config.purifier is None else config.purifier.name, config.variant)
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method's entry in the zoo."""
+        return method(self.method)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is trained, as controls are not."""
+        return self.spec.learns
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it knows what users of the test world truly like."""
+        return self.spec.privileged
+
+    @property
+    def family(self) -> str:
+        """Group of methods that it belongs to; privileged bounds are kept apart from other controls."""
+        return "privileged bound" if self.privileged else self.spec.family
+
+    @property
+    def as_shipped(self) -> bool:
+        """Whether states and settings are the method's own."""
+        return self.purifier == self.spec.purifier and not self.setting
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether the method is a part of the paper's own, as its Table 3 compares them."""
+        return self.spec.family == "hierarchical" and self.method != PROPOSED
+
+    @property
+    def title(self) -> str:
+        """Name in tables and figures: with setting, with the purifier if it is not its own, with † if privileged."""
+        purifier = f" + {self.purifier}" if self.purifier and self.purifier != self.spec.purifier else ""
+        setting = f" ({self.setting})" if self.setting else ""
+        return self.spec.title + setting + purifier + (" †" if self.privileged else "")
+
+    @property
+    def title_on_any_states(self) -> str:
+        """The title without the purifier."""
+        return Variant(self.method, "", self.setting).title
+
+    @property
+    def paper_name(self) -> str | None:
+        """Name in the paper, or None if the paper has no figures for it."""
+        return _PAPER_NAMES.get(self.method) if self.as_shipped else None
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        """Sort key: the order of the zoo, then purifier and setting."""
+        return list(METHODS).index(self.method), self.purifier, self.setting
+
+
+@dataclass(frozen=True, order=True)
+class Task:
+    """A world and a horizon, on which methods are compared.
+
+    Attributes:
+        world: Environment id, or a study's own name.
+        max_len: Horizon.
+        data: Name of the data set.
+        origin: Kind of data, a key of :data:`ORIGINS`.
+    """
+
+    world: str
+    max_len: int
+    data: str
+    origin: str
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> Task:
+        """Returns the task of a run."""
+        return cls(record.config.world, record.config.session.max_len, record.data, record.origin)
+
+    @property
+    def world_title(self) -> str:
+        """Name of the world in tables and figures."""
+        return world_title(self.world, self.origin)
+
+
+def world_title(world: str, origin: str) -> str:
+    """Returns the name of a world in tables and figures: its id in short, with the kind of data behind it."""
+    short = re.sub(r"^KuaiFair-|-v\d+$", "", world)
+    return f"{short} ({origin})"
+
+
+def families(variants: Iterable[Variant]) -> tuple[str, ...]:
+    """Returns the families of methods in the order of the zoo, those that are trained first."""
+    ordered = sorted(variants, key=lambda variant: (not variant.learns, variant.order))
+    return tuple(dict.fromkeys(variant.family for variant in ordered))
+
+
+def item_term_suffix(item_term: str) -> str:
+    """Returns what a title says of the item term; nothing without one."""
+    return f", item term '{item_term}'" if item_term else ""
+
+
+def leave_rule_text(rule: Mapping[str, Any]) -> str:
+    """Returns a leave rule with its settings."""
+    settings = ", ".join(
+        f"{name}={value}" for name, value in rule.items() if name != "rule" and value is not None
+    )
+    return f"{rule['rule']}({settings})"
+
+
+def data_note(record: RunRecord) -> str:
     """Returns what the data of a run are: name, origin, hash, response model, size."""
     return (
         f"Data: {record.data} ({ORIGINS[record.origin]}), hash {record.data_hash}; response model of the test world: "
@@ -27,29 +176,39 @@ def data(record: RunRecord) -> str:
     )
 
 
-def evaluation(record: RunRecord) -> str:
+def evaluation_note(record: RunRecord) -> str:
     """Returns on whom, how often and under which rule a run was evaluated."""
     session = record.config.session.describe()
     return (
         f"Evaluated on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same "
         f"users and the same random numbers for every method; slates of {session['slate_size']}; "
-        f"leave rule {leave_rule(session['leave'])}."
+        f"leave rule {leave_rule_text(session['leave'])}."
     )
 
 
-def training(trained: Sequence[RunRecord]) -> str:
-    """Returns seeds and steps of runs that were trained."""
+def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
+    """Returns a note on seeds and steps of the runs that were trained, or none.
+
+    Args:
+        records: Runs, of which controls are passed over.
+        remark: What the note says besides.
+    """
+    trained = [record for record in records if Variant.of_config(record.config).learns]
+    if not trained:
+        return []
     seeds = ", ".join(str(seed) for seed in sorted({record.config.seed for record in trained}))
-    steps: dict[str, int] = {}
+    steps: dict[Variant, int] = {}
     for record in trained:
-        name = record.config.method
-        steps[name] = max(steps.get(name, 0), record.config.total_steps)
-    listed = ", ".join(f"{method(name).title} {steps[name]:,}" for name in METHODS if name in steps)
-    return f"Trained in the training world with seeds {seeds}; steps: {listed}."
+        variant = Variant(record.config.method)
+        steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
+    listed = ", ".join(
+        f"{variant.spec.title} {steps[variant]:,}" for variant in sorted(steps, key=lambda one: one.order)
+    )
+    return [f"Trained in the training world with seeds {seeds}; steps: {listed}.{remark}"]
 
 
-def purifiers(records: Sequence[RunRecord]) -> list[str]:
-    """Returns one line on the purifiers of runs, or none."""
+def purifier_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Returns a note on the purifiers of runs, or none."""
     purified = {
         (record.purifier, record.config.purifier.hash) for record in records if record.config.purifier
     }
@@ -57,9 +216,7 @@ def purifiers(records: Sequence[RunRecord]) -> list[str]:
     return [f"Purifiers (name and hash of the file): {files}."] if purified else []
 
 
-def leave_rule(rule: Mapping[str, Any]) -> str:
-    """Returns a leave rule with its settings."""
-    settings = ", ".join(
-        f"{name}={value}" for name, value in rule.items() if name != "rule" and value is not None
-    )
-    return f"{rule['rule']}({settings})"
+def privileged_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Returns what † means where a run is marked so, or nothing."""
+    marked = any(Variant.of_config(record.config).privileged for record in records)
+    return [PRIVILEGED_NOTE] if marked else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hrl_policies.study.differences import difference_table, score_table
+from hrl_policies.study.differences import difference_table
 from hrl_policies.study.figures import (
     draw_learning_curves,
     draw_pareto,
@@ -15,19 +15,15 @@ from hrl_policies.study.figures import (
     draw_purification_gain,
     draw_results,
 )
-from hrl_policies.study.paper_tables import (
-    BASE,
-    Average,
-    ablation_table,
-    cost_table,
-    overall_table,
-    world_table,
-)
+from hrl_policies.study.labels import PROPOSED
+from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
+from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
 from hrl_policies.study.runner import open_worlds, purifying_of
-from hrl_policies.study.store import StoredRun, stored_runs
+from hrl_policies.study.scores import score_table
+from hrl_policies.study.store import RunRecord, StoredRun, stored_runs
 from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
-from hrl_policies.study.tables import RunRecord, result_tables, write_records
+from hrl_policies.study.tables import result_tables, write_records
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
@@ -35,9 +31,15 @@ from kuaifair_env.files import write_text_atomically
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
 
-
 FigureFormat = Literal["png", "svg", "pdf"]
-FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
+FIGURE_FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
+
+TABLES = "tables.md"
+RECORDS = "runs.csv"
+PAPER_TABLES = "tables"
+FIGURES = "figures"
+REPORT = "report.html"
+"""Files and folders that a study writes besides its runs."""
 
 
 def draw_study(
@@ -66,17 +68,21 @@ def draw_study(
         ValueError: If a format is unknown, no run is finished, or runs cannot be compared.
     """
     for form in formats:
-        if form not in FORMATS:
-            raise ValueError(f"unknown format {form!r} of a figure; choose {', '.join(FORMATS)}")
-    groups = comparisons(runs)
+        if form not in FIGURE_FORMATS:
+            raise ValueError(f"unknown format {form!r} of a figure; choose {', '.join(FIGURE_FORMATS)}")
+    groups = _numbered(comparisons(runs))
     written = []
     for form in formats:
-        for number, group in enumerate(groups, 1):
-            ending = f"_{number}" if len(groups) > 1 else ""
+        for ending, group in groups:
             written += _draw_group(Path(folder), group, ending, form)
         for pair in worlds:
             written += _draw_world(Path(folder), pair, runs, form)
     return written
+
+
+def _numbered(groups: Sequence[Comparison]) -> list[tuple[str, Comparison]]:
+    """Returns each group with the ending of its files: a number where there are several."""
+    return [(f"_{number}" if len(groups) > 1 else "", group) for number, group in enumerate(groups, 1)]
 
 
 def _draw_group(folder: Path, group: Comparison, ending: str, form: FigureFormat) -> list[Path]:
@@ -110,7 +116,7 @@ def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: 
     path = folder / f"fig_2_counts_and_rates_{name}.{form}"
     draw_counts_and_rates(path, pair.test.data)
     written = [path]
-    purifiers = _purifiers(pair.name, term, runs)
+    purifiers = _purifiers_of_runs(pair.name, term, runs)
     if purifiers:
         probes = probe_set(pair.test)
         path = folder / f"fig_4_states_{name}.{form}"
@@ -119,7 +125,7 @@ def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: 
     return written
 
 
-def _purifiers(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
+def _purifiers_of_runs(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
     """Returns the purifiers of finished runs in a world, one of each name."""
     found: dict[str, StatePurifier] = {}
     for run in runs:
@@ -135,9 +141,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
 
 
-_COMMAND = "kuaifair study tables STORE"
-
-
 def study_tables(
     runs: Sequence[StoredRun],
     *,
@@ -145,7 +148,7 @@ def study_tables(
     base: str | None = None,
     average: Average = "mean",
     worlds: Sequence[WorldPair] = (),
-    command: str = _COMMAND,
+    command: str = "kuaifair study tables STORE",
 ) -> dict[str, ResultTable]:
     """Returns every table that the runs allow, by file name without its ending.
 
@@ -161,70 +164,55 @@ def study_tables(
         ArtifactError: If a run folder is damaged.
         ValueError: If no run is finished, runs cannot be compared, or the base was not run.
     """
-    found: dict[str, ResultTable] = {}
+    tables: dict[str, ResultTable | None] = {}
     if worlds:
-        found["table_1_environments"] = world_table(worlds, command, compare=compare)
+        tables["table_1_environments"] = world_table(worlds, command, compare=compare)
     groups = comparisons(runs)
-    if base is not None and not any(_holds(one, base) for one in groups):
-        held = sorted({one.method for group in groups for one in group.variants if one.as_shipped})
+    name = base or PROPOSED
+    if base is not None and not any(group.shipped(base) for group in groups):
+        known = sorted({one.method for group in groups for one in group.variants if one.as_shipped})
         raise ValueError(
-            f"no finished run is of {base!r}, the method to compare with; there are {', '.join(held)}"
+            f"no finished run is of {base!r}, the method to compare with; there are {', '.join(known)}"
         )
-    for number, group in enumerate(groups, 1):
-        ending = f"_{number}" if len(groups) > 1 else ""
-        chosen = (base or BASE) if _holds(group, base or BASE) else None
-        made = {
-            "table_2_overall": overall_table(group, command, average=average, compare=compare),
-            "table_3_ablation": ablation_table(group, command, average=average, compare=compare),
-            "table_4_training_time": cost_table(group, command, compare=compare),
-            "differences": None if chosen is None else difference_table(group, chosen, command),
-            "scores": score_table(group, chosen, command),
+    for ending, group in _numbered(groups):
+        chosen = name if group.shipped(name) else None
+        tables |= {
+            f"table_2_overall{ending}": overall_table(group, command, average=average, compare=compare),
+            f"table_3_ablation{ending}": ablation_table(group, command, average=average, compare=compare),
+            f"table_4_training_time{ending}": cost_table(group, command, compare=compare),
+            f"differences{ending}": None if chosen is None else difference_table(group, chosen, command),
+            f"scores{ending}": score_table(group, chosen, command),
         }
-        found |= {name + ending: table for name, table in made.items() if table is not None}
-    return found
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def write_tables(
-    folder: str | Path,
-    runs: Sequence[StoredRun],
-    formats: Sequence[TableFormat] = ("markdown",),
-    *,
-    compare: bool = False,
-    base: str | None = None,
-    average: Average = "mean",
-    worlds: Sequence[WorldPair] = (),
-    command: str = _COMMAND,
+    folder: str | Path, tables: Mapping[str, ResultTable], formats: Sequence[TableFormat] = ("markdown",)
 ) -> list[Path]:
-    """Writes every table in every format, atomically; arguments as in :func:`study_tables`.
+    """Writes tables in every format, atomically.
 
     Args:
         folder: Where to.
-        runs: See :func:`study_tables`.
+        tables: Tables by file name without its ending; see :func:`study_tables`.
         formats: ``"text"``, ``"markdown"``, ``"latex"`` or ``"csv"``.
-        compare: See :func:`study_tables`.
-        base: See :func:`study_tables`.
-        average: See :func:`study_tables`.
-        worlds: See :func:`study_tables`.
-        command: See :func:`study_tables`.
 
     Returns:
         The files.
 
     Raises:
-        ArtifactError: See :func:`study_tables`.
-        ValueError: If a format is unknown, or see :func:`study_tables`.
+        ValueError: If a format is unknown.
     """
     for form in formats:
         if form not in SUFFIXES:
             raise ValueError(f"unknown format {form!r} of a table; choose {', '.join(SUFFIXES)}")
-    tables = study_tables(runs, compare=compare, base=base, average=average, worlds=worlds, command=command)
-    written = []
-    for name, table in tables.items():
-        for form in formats:
-            path = Path(folder) / f"{name}{SUFFIXES[form]}"
-            write_text_atomically(path, table.render(form))
-            written.append(path)
-    return written
+    paths = {
+        Path(folder) / f"{name}{SUFFIXES[form]}": table.render(form)
+        for name, table in tables.items()
+        for form in formats
+    }
+    for path, text in paths.items():
+        write_text_atomically(path, text)
+    return list(paths)
 
 
 def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None) -> list[WorldPair]:
@@ -239,76 +227,58 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
         DataError: If worlds cannot be made.
         ValueError: If runs were made in a study's own worlds, which have no id.
     """
-    made: dict[str, WorldPair] = {}
+    pairs: dict[str, WorldPair] = {}
     for run in runs:
         config = run.config
         key = repr((config.world, sorted(config.world_settings.items()), config.item_term))
-        if key not in made:
-            made[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
-        before, now = run.provenance["test"]["data"]["hash"], made[key].test.data.data_hash
+        if key not in pairs:
+            pairs[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
+        before, now = run.provenance["test"]["data"]["hash"], pairs[key].test.data.data_hash
         if before != now:
             raise ArtifactError(
                 f"{run.folder} was made on data with hash {before}; here {config.world} has {now}. "
                 "Point --data-dir at the same files"
             )
-    return list(made.values())
+    return list(pairs.values())
 
 
-def _holds(comparison: Comparison, method_name: str) -> bool:
-    return any(one.method == method_name and one.as_shipped for one in comparison.variants)
-
-
-TABLES = "tables.md"
-RECORDS = "runs.csv"
-PAPER_TABLES = "tables"
-FIGURES = "figures"
-REPORT = "report.html"
-
-
-def finish(
+def write_outputs(
     folder: Path, records: Sequence[RunRecord], failures: Mapping[str, str], command: str
 ) -> list[Path]:
-    """Writes everything that is made of a study's runs.
+    """Writes everything that is made of a study's runs: tables, figures and the report.
 
     Args:
-        folder: Where; the store.
+        folder: The store.
         records: Finished runs, in the order of the plan.
         failures: Last line of the traceback by run that failed.
         command: The command that makes these numbers again.
 
     Returns:
-        What was written.
+        The files.
     """
-    tables, rows = folder / TABLES, folder / RECORDS
-    parts = [table.markdown() for table in result_tables(records, command)] if records else []
+    overview, rows = folder / TABLES, folder / RECORDS
+    sections = [table.markdown() for table in result_tables(records, command)] if records else []
     if failures:
         lines = [f"- {name}: {reason}" for name, reason in failures.items()]
-        parts.append(
+        sections.append(
             "\n".join([f"### {len(failures)} runs failed and are not in these tables", "", *lines, ""])
         )
-    write_text_atomically(tables, "\n".join(parts))
+    write_text_atomically(overview, "\n".join(sections))
     if not records:
         rows.unlink(missing_ok=True)
-        return [tables]
+        return [overview]
     write_records(rows, records)
-    return [tables, rows, *_papers(folder, command)]
-
-
-def _papers(folder: Path, command: str) -> list[Path]:
-    """Writes the tables and figures in the paper's form, and the report that holds them all."""
-    from hrl_policies.study.outputs import draw_study, study_tables, write_tables
-    from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
-
     runs = stored_runs(folder)
-    made = write_tables(folder / PAPER_TABLES, runs, ["markdown", "latex", "csv"], command=command)
-    made += draw_study(folder / FIGURES, runs)
+    tables = study_tables(runs, command=command)
+    paths = write_tables(folder / PAPER_TABLES, tables, ["markdown", "latex", "csv"])
+    paths += draw_study(folder / FIGURES, runs)
     report = write_report(
         folder / REPORT,
         all_runs(folder),
         title=f"KuaiFair study: {folder.name}",
         command=command,
         figures=stored_figures(folder),
-        further=list(study_tables(runs, command=command).values()),
+        further=list(tables.values()),
         failures=failed_runs(folder),
     )
-    return [*made, report]
+    return [overview, rows, *paths, report]

@@ -1,16 +1,20 @@
 """The figures that the paper prints (arXiv:2603.03820, Tables 1 to 4), for showing beside ours.
 
 They come from another world: the paper's simulators were never released, so a difference between its numbers and ours
-says nothing about either method. What ``±`` means there is not stated; with three seeds, one of them 0.000, it reads
-as a standard deviation.
+says nothing about either method. The paper does not state what its ``±`` means; with three seeds, one of them 0.000,
+it reads as a standard deviation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hrl_policies.study.labels import Task, Variant
+
 PAPER_EPISODES = 20_000
 """Training sessions behind the paper's Table 4, as it counts them."""
+
+_TIMED_MAX_LEN = 30
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,11 @@ class PublishedResult:
 
     Attributes:
         data: ``"KuaiRec"`` or ``"KuaiRand-Pure"``.
-        name: Method, as the paper calls it (SAC4IR, which its tables print as SAC4IF).
+        name: The method's name in the paper (SAC4IR, which its tables print as SAC4IF).
         max_len: Horizon.
         table: 2 or 3; the row "+DSRM" of Table 3 is "Ours" of Table 2, digit for digit, and not repeated.
         means: ``len``, ``r_each``, ``r_cum`` and ``ad``.
-        spreads: What stands behind ``±``, by the same names.
+        spreads: Numbers behind ``±``, by the same names.
     """
 
     data: str
@@ -151,33 +155,12 @@ PUBLISHED_SECONDS = {
 }
 """Table 4: training time in seconds on KuaiRec, Max Len 30, 20,000 episodes, on a machine that is not named."""
 
-_ZOO_NAMES = {
-    "a2c": "A2C",
-    "td3": "TD3",
-    "bcq": "BCQ",
-    "mofir": "MOFIR",
-    "dorl": "DORL",
-    "dnair": "DNaIR",
-    "sac4ir": "SAC4IR",
-    "dsrm-hrl": "Ours",
-    "flat": "FLAT",
-    "hrl": "HRL",
-    "hrl+rce": "+RCE",
-    "hrl+tce": "+TCE",
-    "hrl+bod": "+BOD",
-}
-
-
-def paper_name(method_name: str) -> str | None:
-    """Returns how the paper calls a method of the zoo, or None if it has no figures for it."""
-    return _ZOO_NAMES.get(method_name)
-
 
 def paper_data(*names: str) -> str | None:
     """Returns the paper's name of the data set behind a world, or None if the paper has no such world.
 
     Args:
-        *names: What the world and its data are called; a twin counts as a world like its original's.
+        *names: Names of the world and of its data; a twin counts as a world like its original's.
     """
     for data, mark in (("KuaiRec", "kuairec"), ("KuaiRand-Pure", "kuairand")):
         if any(mark in name.lower() for name in names):
@@ -185,13 +168,20 @@ def paper_data(*names: str) -> str | None:
     return None
 
 
-def published_result(data: str, method_name: str, max_len: int) -> PublishedResult | None:
-    """Returns the paper's row for a method of the zoo, or None if it has none.
+def published_result(task: Task, variant: Variant, max_len: int) -> PublishedResult | None:
+    """Returns the paper's row for a method in a world, or None if it has none.
 
     Args:
-        data: The paper's name of the data set; see :func:`paper_data`.
-        method_name: Name in the zoo.
+        task: The world; its horizon is ignored.
+        variant: The method.
         max_len: Horizon.
     """
-    wanted = (data, paper_name(method_name), max_len)
-    return next((row for row in PUBLISHED_RESULTS if (row.data, row.name, row.max_len) == wanted), None)
+    key = (paper_data(task.world, task.data), variant.paper_name, max_len)
+    return next((row for row in PUBLISHED_RESULTS if (row.data, row.name, row.max_len) == key), None)
+
+
+def published_seconds(task: Task, variant: Variant) -> float | None:
+    """Returns the paper's training time of a method; it has times for one world and one horizon only."""
+    if paper_data(task.world, task.data) != "KuaiRec" or task.max_len != _TIMED_MAX_LEN:
+        return None
+    return PUBLISHED_SECONDS.get(variant.paper_name or "")

@@ -7,20 +7,19 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study import report_runs as report_curves
+from hrl_policies.study import report_runs as curve_panels
 from hrl_policies.study.folders import FAILED, TRACEBACK, reason_of
-from hrl_policies.study.labels import ORIGINS
-from hrl_policies.study.report_runs import RUN_COLUMNS, Pairs, run_sections, versions_of_runs, worlds_of_runs
-from hrl_policies.study.report_tables import MISSING, families, further_tables, run_title, table_sections
+from hrl_policies.study.labels import ORIGINS, Variant, families
+from hrl_policies.study.report_results import limits, overview, plain_tables, result_sections
+from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, shared_software, shared_worlds
 from hrl_policies.study.store import PARTIAL, StoredRun, load_run
-from hrl_policies.study.table import ResultTable
-from hrl_policies.zoo import METHODS, method
+from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, sort_value
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
 
@@ -38,7 +37,7 @@ class ReportFigure:
 
     Attributes:
         source: The whole picture as a ``data:`` URI.
-        caption: What stands below it.
+        caption: The text below it.
     """
 
     source: str
@@ -71,8 +70,8 @@ class ReportFigure:
 
 
 def _svg_description(content: bytes) -> str:
-    found = _DESCRIPTION.search(content.decode("utf-8", errors="replace"))
-    return "" if found is None else html.unescape(found[1]).strip()
+    match = _DESCRIPTION.search(content.decode("utf-8", errors="replace"))
+    return "" if match is None else html.unescape(match[1]).strip()
 
 
 def _png_description(path: Path) -> str:
@@ -94,7 +93,7 @@ class FailedRun:
 
     Attributes:
         name: Its folder, relative to the store.
-        traceback: What Python said.
+        traceback: The traceback of the error.
     """
 
     name: str
@@ -150,13 +149,6 @@ def stored_figures(store: str | Path) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def common_folder(runs: Sequence[StoredRun]) -> Path:
-    """Returns the deepest folder that holds all runs, so that a report can name them without it."""
-    if not runs:
-        return Path()
-    return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]))
-
-
 def _existing(store: str | Path) -> Path:
     root = Path(store)
     if not root.is_dir():
@@ -165,112 +157,9 @@ def _existing(store: str | Path) -> Path:
 
 
 def _unlisted(folder: Path, root: Path) -> bool:
-    """Says whether a folder is temporary, or what a failed run left."""
+    """Returns whether a folder is temporary, or was left by a failed run."""
     parts = folder.relative_to(root).parts
     return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
-
-
-_FEW_SEEDS = 5
-_ORIGIN_LIMITS = {
-    "real": "Data are real and whole, but users are simulated by a response model of logged feedback: nothing here "
-    "was shown to people.",
-    "partial": "Data are a PART of the official files: numbers cannot be compared with those of the whole data set, "
-    "and users are simulated.",
-    "twin": "Data are a SYNTHETIC TWIN: people who do not exist, made to resemble a data set in its marginals. It "
-    "shows how methods behave where the truth is known, and nothing about real users.",
-    "own": "Data are the user's own logs, and users are simulated by a response model of logged feedback: nothing "
-    "here was shown to people.",
-}
-
-
-def overview(runs: Sequence[StoredRun], failures: Sequence[FailedRun]) -> Pairs:
-    """Returns what was run, in a few pairs of words."""
-    order = list(METHODS)
-    ordered = sorted(runs, key=lambda run: order.index(run.config.method))
-    learning = [run for run in ordered if method(run.config.method).learns]
-    controls = [run for run in ordered if not method(run.config.method).learns]
-    seeds = sorted({run.config.seed for run in learning if run.complete})
-    states = {
-        "finished": sum(run.complete for run in runs),
-        "interrupted": sum(not run.complete for run in runs),
-        "failed": len(failures),
-    }
-    evaluated = {
-        f"{run.result['users']} held-out users, {run.config.episodes_per_user} session(s) each"
-        for run in runs
-        if run.complete
-    }
-    facts = (
-        ("runs", ", ".join(f"{number} {state}" for state, number in states.items() if number)),
-        ("trained methods", _listed(run_title(run.config) for run in learning)),
-        ("controls", _listed(run_title(run.config) for run in controls)),
-        ("worlds", _listed(run.config.world for run in runs)),
-        ("data", _listed(_data(run) for run in runs)),
-        ("Max Len", _listed(str(length) for length in sorted({run.config.session.max_len for run in runs}))),
-        ("training seeds", _listed(str(seed) for seed in seeds)),
-        ("evaluated on", "; ".join(sorted(evaluated))),
-    )
-    return tuple((name, value) for name, value in facts if value)
-
-
-def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
-    """Returns what may and may not be concluded from runs, one sentence or two each."""
-    finished = [run for run in runs if run.complete]
-    origins = dict.fromkeys(run.provenance["test"]["data"]["origin"] for run in runs)
-    found = [_ORIGIN_LIMITS[origin] for origin in origins]
-    learning = [run for run in finished if method(run.config.method).learns]
-    controls = [run for run in finished if not method(run.config.method).learns]
-    if learning:
-        found.append(_seeds_limit(learning))
-        if all(method(run.config.method).privileged for run in controls):
-            found.append(
-                "No control was run that a trained method could be held against: the tables cannot show that training "
-                "helped."
-            )
-        else:
-            found.append(
-                "A trained method is worth something only where it does better than the controls, which learn nothing "
-                "by reinforcement, by more than the intervals."
-            )
-    if any(method(run.config.method).privileged for run in finished):
-        found.append(
-            "Rows with † know what users of the test world truly like. They are bounds that say how much could be won, "
-            "not methods."
-        )
-    if any("len_floor" in run.summary for run in finished):
-        found.append(
-            "Len, R_each and the violation rate are tied by a formula: floor and ceiling are the shortest and longest "
-            "Len at a method's own R_each, so a long Len says first of all that the leave rule was seldom broken."
-        )
-    found.append(
-        "AD near 0 says that popular and long-tail items get equal shares of exposure, not that items are treated "
-        "alike: there are far fewer popular ones."
-    )
-    return tuple(found)
-
-
-def _seeds_limit(learning: Sequence[StoredRun]) -> str:
-    seeds: dict[tuple[object, ...], set[int]] = {}
-    for run in learning:
-        key = (run_title(run.config), run.config.world, run.config.session.max_len, run.config.item_term)
-        seeds.setdefault(key, set()).add(run.config.seed)
-    fewest = min(map(len, seeds.values()))
-    if fewest == 1:
-        return (
-            "At least one trained method has a single training seed: its row has no interval, and a difference between "
-            "two such rows may be the randomness of training."
-        )
-    text = f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {fewest}"
-    return text + (": so few give wide intervals." if fewest < _FEW_SEEDS else ".")
-
-
-def _data(run: StoredRun) -> str:
-    data = run.provenance["test"]["data"]
-    return f"{data['name']} ({ORIGINS[data['origin']]})"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
 
 
 _ASSETS = "report_assets"
@@ -313,7 +202,7 @@ def write_report(
         "title": title,
         "command": command,
         "figures": [ReportFigure.of_file(Path(figure)) for figure in figures],
-        "further": further_tables(further),
+        "further": plain_tables(further),
         **_content(sorted(runs, key=_order), failures, command),
     }
     write_text_atomically(path, _rendered(content))
@@ -321,27 +210,31 @@ def write_report(
 
 
 def _order(run: StoredRun) -> tuple[object, ...]:
-    """Returns what runs are sorted by: world, Max Len, the order of the zoo, and seed."""
-    config = run.config
-    place = list(METHODS).index(config.method)
-    return config.world, config.session.max_len, place, run_title(config), config.seed, run.folder.name
+    """Returns the sort key of a run: world, Max Len, the order of the zoo, and seed."""
+    config, variant = run.config, Variant.of_config(run.config)
+    return config.world, config.session.max_len, variant.order[0], variant.title, config.seed, run.folder.name
 
 
 def _content(runs: Sequence[StoredRun], failures: Sequence[FailedRun], command: str) -> dict[str, Any]:
-    worlds, software = worlds_of_runs(runs), versions_of_runs(runs)
+    worlds, software = shared_worlds(runs), shared_software(runs)
     anchors = {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)}
     return {
-        "overview": overview(runs, failures),
+        "overview": overview(runs, len(failures)),
         "limits": limits(runs),
-        "families": families(runs),
+        "families": families({Variant.of_config(run.config) for run in runs}),
         "present_origins": list(dict.fromkeys(one.origin for one in worlds.values())),
-        "tables": table_sections(runs, anchors, command),
-        "run_columns": [column.title for column in RUN_COLUMNS],
-        "runs": run_sections(runs, anchors, common_folder(runs), worlds, software),
+        "tables": result_sections(runs, anchors, command),
+        "run_columns": ["steps", *(column.title for column in RUN_COLUMNS)],
+        "runs": run_sections(runs, anchors, _common_folder(runs), worlds, software),
         "failures": failures,
         "worlds": list(worlds.values()),
         "software": list(software.values()),
     }
+
+
+def _common_folder(runs: Sequence[StoredRun]) -> Path:
+    """Returns the deepest folder that holds all runs, so that the report can name them without it."""
+    return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]) if runs else "")
 
 
 def _rendered(content: Mapping[str, Any]) -> str:
@@ -356,6 +249,7 @@ def _rendered(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"sort_value": _sort_text, "number": _number_text, "uncertainty": _uncertainty}
     style, script = _asset("style.css"), _asset("report.js")
     return environment.get_template("report.html.j2").render(
         content,
@@ -363,10 +257,25 @@ def _rendered(content: Mapping[str, Any]) -> str:
         script=script,
         policy=_policy(style, script),
         version=__version__,
-        curve=report_curves,
-        missing=MISSING,
+        curve=curve_panels,
         origins=ORIGINS,
     )
+
+
+def _sort_text(cell: Cell) -> str:
+    """Returns the number that a cell is sorted by; empty for a missing one."""
+    value = sort_value(cell)
+    return "" if value is None else f"{value:.12g}"
+
+
+def _number_text(cell: Cell) -> str:
+    if isinstance(cell, Measured):
+        return cell.number
+    return "—" if cell in ("", MISSING) else cell
+
+
+def _uncertainty(cell: Cell) -> str:
+    return cell.uncertainty if isinstance(cell, Measured) else ""
 
 
 def _policy(style: str, script: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs as plain data: learning curve, settings, hashes, versions; what runs share is described once."""
+"""Runs in the report of a study: learning curve, settings, provenance; what several runs share is described once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study.labels import ORIGINS
-from hrl_policies.study.report_tables import Cell, family_of, run_title, search_words
+from hrl_policies.study.labels import ORIGINS, Variant
+from hrl_policies.study.report_results import Pairs, search_words
 from hrl_policies.study.store import CurveRow, StoredRun
+from hrl_policies.study.table import Cell, Measured
 from hrl_policies.study.tables import COLUMNS
-from hrl_policies.zoo import method
+
+RUN_COLUMNS = COLUMNS[:5]
+"""Figures of a run in the list of all runs: Len, R_each, R_cum, AD and the violation rate."""
 
 WIDTH, HEIGHT = 320, 150
 """Size of a panel's drawing, in its own units."""
@@ -32,7 +35,7 @@ class Tick:
 
     Attributes:
         at: Coordinate in the drawing.
-        label: What stands there.
+        label: The label.
     """
 
     at: float
@@ -44,13 +47,13 @@ class CurvePanel:
     """One figure over training steps, ready to be drawn.
 
     Attributes:
-        title: What is drawn.
+        title: Name of the figure.
         path: Data of the SVG path.
         end: Coordinates of the last point.
         across: Ticks of the axis of steps.
         up: Ticks of the other axis.
         evaluated: Height of the line for the figure in the test world; None without one.
-        words: What the drawing shows, for those who do not see it.
+        words: The drawing in words, for screen readers.
     """
 
     title: str
@@ -70,7 +73,7 @@ def curve_panel(
     Args:
         curve: Rows of ``learning_curve.csv``.
         figure: Name of the column.
-        title: What the panel calls it.
+        title: Title of the panel.
         top: Upper end of the axis, such as :func:`axis_top` gives.
         evaluated: The figure in the test world.
 
@@ -131,31 +134,22 @@ def _rounded(place: tuple[float, float]) -> tuple[float, float]:
     return round(place[0], 1), round(place[1], 1)
 
 
-Pairs = tuple[tuple[str, str], ...]
-
-RUN_COLUMNS = tuple(
-    column for column in COLUMNS if column.figure in ("len", "r_each", "r_cum", "ad", "violation_rate")
-)
-"""Figures that stand beside a run."""
-
-
 @dataclass(frozen=True)
 class RunSection:
     """One run with all that is known of it.
 
     Attributes:
         anchor: Id in the document.
-        title: Method, and purifier if it is not its own.
+        title: Name of the method with its purifier if it is not its own.
         state: ``"finished"`` or ``"interrupted"``.
-        family: Which checkbox shows it.
-        search: What the filter looks into.
+        family: Checkbox that shows it.
+        search: Words that the filter finds it by.
         world: Environment id, or name of a study's own.
         max_len: Horizon.
         seed: Training seed.
-        steps: Training steps taken.
-        figures: Cells of Len, R_each, R_cum, AD and the violation rate.
+        figures: Training steps taken, then Len, R_each, R_cum, AD and the violation rate; empty cells for missing ones.
         panels: Its learning curve.
-        settings: What was run.
+        settings: How it was run.
         hyperparameters: Arguments of the algorithm.
         provenance: Hashes of data and files.
         method: What the method is, sees and comes from.
@@ -172,7 +166,6 @@ class RunSection:
     world: str
     max_len: int
     seed: int
-    steps: Cell
     figures: tuple[Cell, ...]
     panels: tuple[CurvePanel, ...]
     settings: Pairs
@@ -185,81 +178,73 @@ class RunSection:
 
 
 @dataclass(frozen=True)
-class Described:
-    """Something that several runs share: their worlds, or their software.
+class SharedFacts:
+    """Facts that several runs share: their worlds, or their software.
 
     Attributes:
         anchor: Id in the document.
         title: Its name.
-        origin: Where data comes from; empty for software.
-        facts: What is worth reading.
-        full: All of it as JSON.
+        facts: Names and values that are worth reading.
+        origin: Kind of data; empty for software.
+        full: All of it as JSON; empty where the facts are all.
     """
 
     anchor: str
     title: str
-    origin: str
     facts: Pairs
-    full: str
+    origin: str = ""
+    full: str = ""
 
 
 def run_sections(
     runs: Sequence[StoredRun],
     anchors: Mapping[Path, str],
     root: Path,
-    worlds: Mapping[str, Described],
-    software: Mapping[str, Described],
+    worlds: Mapping[str, SharedFacts],
+    software: Mapping[str, SharedFacts],
 ) -> tuple[RunSection, ...]:
-    """Returns a section for every run.
+    """Returns a section for every run; curves of one world and horizon have one scale.
 
     Args:
         runs: The runs.
         anchors: Their ids by folder.
         root: Folder that is left out of their names.
-        worlds: See :func:`worlds_of_runs`.
-        software: See :func:`versions_of_runs`.
+        worlds: See :func:`shared_worlds`.
+        software: See :func:`shared_software`.
     """
-    tops: dict[tuple[str, int], float] = {}
+    rewards: dict[tuple[str, int], list[float]] = {}
     for run in runs:
-        values = [row["r_cum"] for row in run.session_curve] + (
-            [run.summary["r_cum"]] if run.complete else []
-        )
-        tops[_scale(run)] = max(tops.get(_scale(run), 0.0), axis_top(values))
+        own = rewards.setdefault((run.config.world, run.config.session.max_len), [])
+        own += [row["r_cum"] for row in run.session_curve]
+        own += [run.summary["r_cum"]] if run.complete else []
     return tuple(
         _run_section(
             run,
             anchors[run.folder],
             run.folder.absolute().relative_to(root).as_posix(),
-            tops[_scale(run)],
-            worlds[fingerprint(run.provenance)].anchor,
-            software[fingerprint(run.versions)].anchor,
+            axis_top(rewards[run.config.world, run.config.session.max_len]),
+            worlds[_fingerprint(run.provenance)].anchor,
+            software[_fingerprint(run.versions)].anchor,
         )
         for run in runs
     )
 
 
-def _scale(run: StoredRun) -> tuple[str, int]:
-    """Returns what runs have in common whose curves are drawn on one scale."""
-    return run.config.world, run.config.session.max_len
-
-
 def _run_section(run: StoredRun, anchor: str, name: str, top: float, data: str, software: str) -> RunSection:
-    config, spec = run.config, method(run.config.method)
-    title = run_title(config)
-    state = "finished" if run.complete else "interrupted"
+    config, variant = run.config, Variant.of_config(run.config)
+    spec, state = variant.spec, "finished" if run.complete else "interrupted"
+    steps = f"{run.steps_done:,}" if run.steps_done else ""
+    figures = [Measured(run.summary[c.figure], c.digits) if run.complete else "" for c in RUN_COLUMNS]
     return RunSection(
         anchor=anchor,
-        title=title,
+        title=variant.title,
         state=state,
-        family=family_of(config.method),
+        family=variant.family,
         search=f"{search_words(config)} {state}",
         world=config.world,
         max_len=config.session.max_len,
         seed=config.seed,
-        steps=Cell.count(run.steps_done),
-        figures=tuple(
-            Cell.of([run.summary[column.figure]] if run.complete else [], column) for column in RUN_COLUMNS
-        ),
+        figures=(steps, *figures),
         panels=_panels(run, top),
         settings=_settings(run),
         hyperparameters=tuple(_flat(config.hyperparameters)),
@@ -295,7 +280,7 @@ def _settings(run: StoredRun) -> Pairs:
         ("taste noise", f"{config.taste_noise:g}"),
     )
     return (
-        *(trained if method(config.method).learns else ()),
+        *(trained if Variant.of_config(config).learns else ()),
         ("item term", config.item_term or "none"),
         ("evaluated on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
         ("evaluation seed", str(config.evaluation_seed)),
@@ -323,24 +308,38 @@ def _timing(timing: Mapping[str, Any]) -> str:
     return f"{seconds} ({timing['machine']})"
 
 
-def fingerprint(content: Mapping[str, Any]) -> str:
+def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
+    """Returns every pair of worlds once, by fingerprint."""
+    found: dict[str, SharedFacts] = {}
+    for run in runs:
+        key = _fingerprint(run.provenance)
+        if key not in found:
+            found[key] = _worlds(run.provenance, f"worlds-{len(found) + 1}")
+    return found
+
+
+def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
+    """Returns every set of versions once, by fingerprint."""
+    found: dict[str, SharedFacts] = {}
+    for run in runs:
+        key, number = _fingerprint(run.versions), len(found) + 1
+        if key not in found:
+            facts = (
+                ("Python", str(run.versions["python"])),
+                ("platform", str(run.versions["platform"])),
+                *((name, str(version)) for name, version in sorted(run.versions["packages"].items())),
+            )
+            found[key] = SharedFacts(f"software-{number}", f"Software {number}", facts)
+    return found
+
+
+def _fingerprint(content: Mapping[str, Any]) -> str:
     """Returns a hash of JSON-able content, equal for equal content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def worlds_of_runs(runs: Sequence[StoredRun]) -> dict[str, Described]:
-    """Returns every pair of worlds once, by fingerprint."""
-    found: dict[str, Described] = {}
-    for run in runs:
-        key = fingerprint(run.provenance)
-        if key not in found:
-            found[key] = _described_worlds(run.provenance, f"worlds-{len(found) + 1}")
-    return found
-
-
-def _described_worlds(provenance: Mapping[str, Any], anchor: str) -> Described:
-    test = provenance["test"]
-    data = test["data"]
+def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
+    data = provenance["test"]["data"]
     facts = [
         ("data", f"{data['name']}: {ORIGINS[data['origin']]}"),
         ("what it is", str(data.get("description", ""))),
@@ -350,33 +349,11 @@ def _described_worlds(provenance: Mapping[str, Any], anchor: str) -> Described:
     for split in ("train", "test"):
         world = provenance[split]
         kind = world["response"].get("kind", "unknown")
-        facts.append(
-            (
-                f"{split} world",
-                f"{world['candidates']:,} candidates, {world['users']:,} users, response model: {kind}",
-            )
-        )
+        sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
+        facts.append((f"{split} world", f"{sizes}, response model: {kind}"))
     title = str(provenance.get("name", data["name"]))
-    full = json.dumps(provenance, indent=1, sort_keys=True)
-    return Described(
-        anchor, title, data["origin"], tuple(fact for fact in facts if fact[1]), _short_lists(full)
-    )
-
-
-def versions_of_runs(runs: Sequence[StoredRun]) -> dict[str, Described]:
-    """Returns every set of versions once, by fingerprint."""
-    found: dict[str, Described] = {}
-    for run in runs:
-        key = fingerprint(run.versions)
-        if key not in found:
-            facts = (
-                ("Python", str(run.versions["python"])),
-                ("platform", str(run.versions["platform"])),
-                *((name, str(number)) for name, number in sorted(run.versions["packages"].items())),
-            )
-            anchor = f"software-{len(found) + 1}"
-            found[key] = Described(anchor, f"Software {len(found) + 1}", "", facts, "")
-    return found
+    full = _short_lists(json.dumps(provenance, indent=1, sort_keys=True))
+    return SharedFacts(anchor, title, tuple(fact for fact in facts if fact[1]), data["origin"], full)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -396,4 +373,4 @@ def _plain(value: Any) -> str:
 
 def _short_lists(text: str) -> str:
     """Puts lists of numbers in indented JSON on one line each."""
-    return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
+    return re.sub(r"\[[^][{}\"]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study import labels as notes_of
 from hrl_policies.study.config import RunConfig
+from hrl_policies.study.labels import PROPOSED, Task, Variant, data_note, leave_rule_text
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import RunRecord, StoredRun
-from hrl_policies.study.tables import variant_title
-from hrl_policies.zoo import METHODS, method
+from kuaifair_env.batch import SessionConfig
 from kuaifair_env.metrics import signed_gap
 
 Values = NDArray[np.float64]
@@ -52,17 +50,17 @@ class UserSums:
         }
         ids, rows = np.unique(table["user_id"].astype(np.int64), return_inverse=True)
 
-        def added(values: Values) -> Values:
+        def summed(values: Values) -> Values:
             return np.asarray(np.bincount(rows, weights=values, minlength=len(ids)), np.float64)
 
         steps = table["len"]
         return cls(
             user_ids=ids,
-            sessions=added(np.ones_like(steps)),
-            steps=added(steps),
-            reward=added(table["r_cum"]),
-            popular=added(table["popular_share"] * steps),
-            violations=added(table["violation_rate"] * steps),
+            sessions=summed(np.ones_like(steps)),
+            steps=summed(steps),
+            reward=summed(table["r_cum"]),
+            popular=summed(table["popular_share"] * steps),
+            violations=summed(table["violation_rate"] * steps),
         )
 
     def per_session(self, figure: str) -> Values:
@@ -81,7 +79,7 @@ class UserSums:
 
         Args:
             figure: ``"len"``, ``"r_each"``, ``"r_cum"``, ``"ad"`` or ``"violation_rate"``.
-            resamples: How many resamples.
+            resamples: Number of resamples.
 
         Raises:
             ValueError: If the figure is another, or there is one user only.
@@ -128,76 +126,27 @@ class EvaluatedRun:
         return self.record.config.seed
 
     @property
-    def initial_temper(self) -> float | None:
-        """Temper at the start of a session where the leave rule has a length formula, else None."""
-        if "len_floor" not in self.record.summary:
-            return None
-        session = self.record.config.session
-        return float(session.describe()["leave"].get("initial_temper") or session.max_len)
+    def summary(self) -> Mapping[str, float]:
+        """Headline figures by name."""
+        return self.record.summary
 
     @property
     def task(self) -> Task:
         """World and horizon."""
-        record = self.record
-        return Task(record.config.world, record.config.session.max_len, record.data, record.origin)
+        return Task.of_record(self.record)
 
     @property
     def variant(self) -> Variant:
-        """Method and purifier."""
-        config = self.record.config
-        return Variant(config.method, self.record.purifier, config.variant)
-
-
-@dataclass(frozen=True, order=True)
-class Task:
-    """What methods are compared on.
-
-    Attributes:
-        world: Environment id, or a study's own name.
-        max_len: Horizon.
-        data: Name of the data set.
-        origin: What kind of data it is.
-    """
-
-    world: str
-    max_len: int
-    data: str
-    origin: str
+        """Method, purifier and setting."""
+        return Variant.of_config(self.record.config)
 
     @property
-    def world_title(self) -> str:
-        """How tables call the world."""
-        return world_title(self.world, self.origin)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method on some states, under some settings.
-
-    Attributes:
-        method: Name in the zoo.
-        purifier: Name of the purifier; empty without one.
-        setting: What a study changed, such as ``"n_steps=2"``; empty for the zoo's settings.
-    """
-
-    method: str
-    purifier: str
-    setting: str = ""
-
-    @property
-    def title(self) -> str:
-        """How tables and figures call it."""
-        return variant_title(self.method, self.purifier, self.setting)
-
-    @property
-    def as_shipped(self) -> bool:
-        """Whether states and settings are the method's own."""
-        return self.purifier == method(self.method).purifier and not self.setting
-
-    @property
-    def place(self) -> tuple[int, str, str]:
-        """Sorts variants in the order of the zoo."""
-        return list(METHODS).index(self.method), self.purifier, self.setting
+    def initial_temper(self) -> float | None:
+        """Temper at the start of a session where the leave rule has a length formula, else None."""
+        if "len_floor" not in self.summary:
+            return None
+        session = self.record.config.session
+        return float(session.describe()["leave"].get("initial_temper") or session.max_len)
 
 
 @dataclass(frozen=True)
@@ -217,19 +166,27 @@ class Comparison:
         """Worlds and horizons, sorted."""
         return sorted({run.task for run in self.runs})
 
+    def tasks_at(self, max_len: int) -> list[Task]:
+        """Returns the worlds at one horizon, sorted."""
+        return [task for task in self.tasks if task.max_len == max_len]
+
     @property
     def variants(self) -> list[Variant]:
         """Methods in the order of the zoo."""
-        return sorted({run.variant for run in self.runs}, key=lambda one: one.place)
+        return sorted({run.variant for run in self.runs}, key=lambda variant: variant.order)
+
+    def cell(self, task: Task, variant: Variant) -> tuple[EvaluatedRun, ...]:
+        """Returns the runs of a method on a task, one for each seed; none if it was not run there."""
+        return self.by_cell.get((task, variant), ())
 
     @property
     def conditions(self) -> str:
         """How the runs differ from default sessions in default worlds, for titles; empty if not at all."""
         config = self.runs[0].record.config
-        usual = _session(RunConfig("random", config.world))
+        usual = _session_settings(SessionConfig())
         parts = [
-            f"{name} {notes_of.leave_rule(value) if name == 'leave' else value}"
-            for name, value in _session(config).items()
+            f"{name} {leave_rule_text(value) if name == 'leave' else value}"
+            for name, value in _session_settings(config.session).items()
             if value != usual[name]
         ]
         parts += [
@@ -238,33 +195,33 @@ class Comparison:
         parts += [f"item term '{config.item_term}'"] if config.item_term else []
         return ", ".join(parts)
 
-    def heading(self, max_len: int) -> str:
-        """Returns the horizon, and below it what else is not as usual, for figures."""
-        return "\n".join([f"Max Len {max_len}", *([self.conditions] if self.conditions else [])])
+    def titled(self, title: str) -> str:
+        """Returns the title of a table with the conditions behind it."""
+        return f"{title}, {self.conditions}" if self.conditions else title
 
     @property
     def provenance(self) -> str:
         """Data behind each world, in one line."""
-        lines = {run.task.world_title: notes_of.data(run.record) for run in self.runs}
+        lines = {run.task.world_title: data_note(run.record) for run in self.runs}
         return " ".join(f"{world}: {line}" for world, line in sorted(lines.items()))
 
+    def shipped(self, method_name: str = PROPOSED) -> Variant | None:
+        """Returns the variant of a method on its own states with its own settings, or None if it was not run."""
+        return next((one for one in self.variants if one.method == method_name and one.as_shipped), None)
+
     def find(self, method_name: str) -> Variant:
-        """Returns the variant of a method on its own states.
+        """Returns the variant of a method on its own states with its own settings.
 
         Raises:
             ValueError: If it was not run.
         """
-        for variant in self.variants:
-            if variant.method == method_name and variant.as_shipped:
-                return variant
-        held = sorted({one.method for one in self.variants if one.as_shipped})
-        raise ValueError(f"there is no run of {method_name!r} to compare with; there are {', '.join(held)}")
-
-
-def world_title(world: str, origin: str) -> str:
-    """Returns how tables and figures call a world: its id in short, with the kind of data behind it."""
-    short = re.sub(r"^KuaiFair-|-v\d+$", "", world)
-    return f"{short} ({origin})"
+        variant = self.shipped(method_name)
+        if variant is None:
+            names = sorted({one.method for one in self.variants if one.as_shipped})
+            raise ValueError(
+                f"there is no run of {method_name!r} to compare with; there are {', '.join(names)}"
+            )
+        return variant
 
 
 def folded(signed: Interval) -> Interval:
@@ -289,8 +246,8 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     if not evaluated:
         raise ValueError("there are no finished runs")
     groups: dict[str, list[EvaluatedRun]] = {}
-    for one in evaluated:
-        groups.setdefault(_conditions(one), []).append(one)
+    for run in evaluated:
+        groups.setdefault(_conditions_key(run.record.config), []).append(run)
     return [_comparison(group) for group in groups.values()]
 
 
@@ -298,19 +255,20 @@ def _comparison(runs: Sequence[EvaluatedRun]) -> Comparison:
     cells: dict[tuple[Task, Variant], list[EvaluatedRun]] = {}
     for run in runs:
         cells.setdefault((run.task, run.variant), []).append(run)
-    for (task, variant), found in cells.items():
-        if len({run.seed for run in found}) != len(found):
+    for (task, variant), group in cells.items():
+        if len({run.seed for run in group}) != len(group):
             raise ValueError(
                 f"{variant.title} was run more than once with the same seed in {task.world}, Max Len {task.max_len}, "
-                f"under the same conditions: {', '.join(str(run.run.folder) for run in found)}"
+                f"under the same conditions: {', '.join(str(run.run.folder) for run in group)}"
             )
     for task in {run.task for run in runs}:
         _check_alike([run for run in runs if run.task == task])
-    ordered = {cell: tuple(sorted(found, key=lambda one: one.seed)) for cell, found in cells.items()}
+    ordered = {cell: tuple(sorted(group, key=lambda run: run.seed)) for cell, group in cells.items()}
     return Comparison(tuple(runs), ordered)
 
 
 def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
+    """Checks that runs on one task met the same users in the same world with the same random numbers."""
     first = runs[0]
     for other in runs[1:]:
         config, reference = other.record.config, first.record.config
@@ -328,17 +286,16 @@ def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
                 )
 
 
-def _conditions(run: EvaluatedRun) -> str:
-    config = run.record.config
-    return repr((config.item_term, sorted(_session(config).items()), sorted(config.world_settings.items())))
+def _conditions_key(config: RunConfig) -> str:
+    session = _session_settings(config.session)
+    return repr((config.item_term, sorted(session.items()), sorted(config.world_settings.items())))
 
 
-def _session(config: RunConfig) -> dict[str, Any]:
-    """Returns what sessions were like, apart from the horizon and from how a method acts and observes."""
-    session = config.session.describe()
+def _session_settings(session: SessionConfig) -> dict[str, Any]:
+    """Returns how sessions ran, apart from the horizon and from how a method acts and observes."""
     return {
         name: value
-        for name, value in session.items()
+        for name, value in session.describe().items()
         if name not in ("action_mode", "observation_mode", "max_len")
     }
 

@@ -21,11 +21,10 @@ from hrl_policies.study.folders import (
     write_failure,
     write_study,
 )
-from hrl_policies.study.outputs import finish
+from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.progress import work_of
 from hrl_policies.study.spec import PlannedRun
-from hrl_policies.study.store import load_run
-from hrl_policies.study.tables import RunRecord
+from hrl_policies.study.store import RunRecord, load_run
 from hrl_policies.study.tasks import PurifierTask, RunTask, WorldTask
 from hrl_policies.worlds import WorldPair
 
@@ -183,4 +182,4 @@ def _result(named: Mapping[str, PlannedRun], root: Path, command: str) -> StudyR
         elif state == "failed":
             failures[name] = read_failure(root / name)
     reasons = {name: reason_of(text) for name, text in failures.items()}
-    return StudyResult(tuple(records), failures, tuple(finish(root, records, reasons, command)))
+    return StudyResult(tuple(records), failures, tuple(write_outputs(root, records, reasons, command)))

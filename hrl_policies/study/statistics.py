@@ -1,16 +1,20 @@
-"""Intervals and comparisons for results over seeds and users.
+"""Intervals and tests for results over seeds and users.
 
-A claim is a difference with an interval, never a bold number. All intervals are bootstrap percentile
-intervals with their own seed, so that the same results always give the same interval. Resample what was drawn
-at random: users where one agent met many users, seeds where training was repeated, both where both vary.
-Sessions of one user are not independent: sum or average them to one value per user first.
+Bootstrap intervals are percentile intervals with a seed of their own, so the same results always give the same
+interval. Resample the units that were drawn at random: users where one agent met many users, seeds where training was
+repeated, both where both vary. Sessions of one user are not independent: sum or average them to one value per user
+first.
+
+Sources: Efron, 1979 (bootstrap); Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice", NeurIPS 2021 (interquartile mean, stratified bootstrap, probability of improvement, performance profiles);
+Holm, 1979 (correction for many tests); Fisher, 1935 (sign flips).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,9 @@ Statistic = Callable[..., Values]
 
 _CHUNK = 2_000_000
 """Resampled numbers held in memory at a time."""
+
+_EXACT_UP_TO = 16
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -39,16 +46,35 @@ class Interval:
     high: float
     level: float
 
-    def excludes(self, value: float = 0.0) -> bool:
-        """Says whether the value lies outside, as 0 does for a difference that may be claimed."""
-        return not self.low <= value <= self.high
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2.0
 
-    def as_dict(self) -> dict[str, float]:
-        """Returns a JSON-able copy."""
-        return asdict(self)
+    def excludes(self, value: float = 0.0) -> bool:
+        """Returns whether the value lies outside, as 0 does for a difference that may be claimed."""
+        return not self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def student_interval(values: NDArray[Any], *, level: float = 0.95) -> Interval:
+    """Returns the mean of independent units with Student's interval.
+
+    Args:
+        values: ``(n,)`` with ``n >= 2``.
+        level: Coverage.
+
+    Raises:
+        ValueError: Fewer than two units, or values that are not finite.
+    """
+    units = _finite(values, 1)
+    _check_two(len(units), "units")
+    mean = float(units.mean())
+    n = len(units)
+    half = float(stdtrit(n - 1, (1.0 + level) / 2.0) * np.std(units, ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, level)
 
 
 def bootstrap(
@@ -60,7 +86,7 @@ def bootstrap(
         statistic: Called with each column resampled to ``(rows, n)``; returns ``(rows,)``.
         *columns: ``(n,)`` values of the n units (users, sessions or seeds), resampled together.
         level: Coverage.
-        resamples: How many resamples.
+        resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Raises:
@@ -70,21 +96,21 @@ def bootstrap(
     if not data or len({len(column) for column in data}) != 1:
         raise ValueError(f"need columns of one size, got sizes {[len(column) for column in data]}")
     n = len(data[0])
-    _need_two(n, "units")
-    rng = np.random.default_rng(seed)
-    draws = []
-    for rows in _chunks(resamples, n):
-        chosen = rng.integers(n, size=(rows, n))
-        draws.append(statistic(*(column[chosen] for column in data)))
+    _check_two(n, "units")
+
+    def draw(rows: int, rng: np.random.Generator) -> Values:
+        units = rng.integers(n, size=(rows, n))
+        return statistic(*(column[units] for column in data))
+
     estimate = statistic(*(column[None] for column in data))
-    return _interval(float(estimate[0]), np.concatenate(draws), level)
+    return _interval(float(estimate[0]), draw, n, level, resamples, seed)
 
 
 def mean_interval(
     values: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the mean of independent units with its interval; arguments as in :func:`bootstrap`."""
-    return bootstrap(_mean, values, level=level, resamples=resamples, seed=seed)
+    return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 
 
 def ratio_interval(
@@ -101,7 +127,7 @@ def ratio_interval(
         numerators: ``(n,)`` one sum for each unit.
         denominators: ``(n,)`` positive.
         level: Coverage.
-        resamples: How many resamples.
+        resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Raises:
@@ -109,31 +135,32 @@ def ratio_interval(
     """
     if not (np.asarray(denominators) > 0).all():
         raise ValueError("denominators must be positive")
-    return bootstrap(_ratio, numerators, denominators, level=level, resamples=resamples, seed=seed)
+
+    def ratio(above: Values, below: Values) -> Values:
+        return np.asarray(above.sum(axis=-1) / below.sum(axis=-1))
+
+    return bootstrap(ratio, numerators, denominators, level=level, resamples=resamples, seed=seed)
 
 
 def paired_difference(
     first: NDArray[Any],
     second: NDArray[Any],
     *,
-    users: Literal["common", "nested"] = "common",
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
     """Returns the mean of ``first - second`` over training seeds and users, by a hierarchical bootstrap.
 
-    Seeds are resampled first, then users. Evaluation users are the same for every seed here, and a user who
-    favours one method favours it under every seed, so by default one resample of the users serves all seeds
-    of a resample. ``nested`` draws users anew within each seed, which is right only where each seed met users
-    of its own; for common users its intervals are too short.
+    Seeds are resampled first, then users. Evaluation users are the same for every seed, and a user who favours one
+    method favours it under every seed, so one resample of the users serves all seeds of a resample; users drawn anew
+    within each seed would give intervals that are too short.
 
     Args:
         first: ``(S, U)`` results of one method for S training seeds and U users.
         second: ``(S, U)`` results of the other method for the same seeds and users.
-        users: Whether the seeds met the same users.
         level: Coverage.
-        resamples: How many resamples.
+        resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Raises:
@@ -144,15 +171,14 @@ def paired_difference(
         raise ValueError(f"both methods need the same seeds and users, got shapes {a.shape} and {b.shape}")
     difference = a - b
     n_seeds, n_users = difference.shape
-    _need_two(n_seeds, "seeds (with one seed, use mean_interval on the users' differences)")
-    _need_two(n_users, "users")
-    if users not in ("common", "nested"):
-        raise ValueError(f"unknown users={users!r}; choose 'common' or 'nested'")
-    rng = np.random.default_rng(seed)
-    resample = _resample_common if users == "common" else _resample_nested
-    size = n_users if users == "common" else n_seeds * n_users
-    draws = [resample(difference, rows, rng) for rows in _chunks(resamples, size)]
-    return _interval(float(difference.mean()), np.concatenate(draws), level)
+    _check_two(n_seeds, "seeds (with one seed, use mean_interval on the users' differences)")
+    _check_two(n_users, "users")
+
+    def draw(rows: int, rng: np.random.Generator) -> Values:
+        seed_weights, user_weights = (_resample_weights(rows, n, rng) for n in (n_seeds, n_users))
+        return np.asarray(((seed_weights @ difference) * user_weights).sum(axis=1))
+
+    return _interval(float(difference.mean()), draw, n_users, level, resamples, seed)
 
 
 def interquartile_mean(scores: NDArray[Any]) -> Values:
@@ -173,26 +199,26 @@ def stratified_interval(
     resamples: int = 50_000,
     seed: int = 0,
 ) -> Interval:
-    """Returns a statistic of all runs with its interval, resampling seeds within tasks (Agarwal et al.).
+    """Returns a statistic of all runs with its interval, resampling seeds within tasks (Agarwal et al., 2021).
 
     Args:
         scores: ``(S, T)`` normalised scores of S seeds on T tasks (data set and horizon).
         statistic: Reduces ``(rows, S * T)`` to ``(rows,)``.
         level: Coverage.
-        resamples: How many resamples.
+        resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Raises:
         ValueError: Fewer than two seeds, or values that are not finite.
     """
     table = _finite(scores, 2)
-    _need_two(len(table), "seeds")
-    rng = np.random.default_rng(seed)
-    draws = [
-        statistic(_resample_tasks(table, rows, rng).reshape(rows, -1))
-        for rows in _chunks(resamples, table.size)
-    ]
-    return _interval(float(statistic(table.reshape(1, -1))[0]), np.concatenate(draws), level)
+    _check_two(len(table), "seeds")
+
+    def draw(rows: int, rng: np.random.Generator) -> Values:
+        return statistic(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
+
+    estimate = float(statistic(table.reshape(1, -1))[0])
+    return _interval(estimate, draw, table.size, level, resamples, seed)
 
 
 def probability_of_improvement(
@@ -203,16 +229,16 @@ def probability_of_improvement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """Returns how likely a run of one method beats a run of the other, P(X > Y), averaged over tasks.
+    """Returns the probability that a run of one method beats a run of the other, P(X > Y), averaged over tasks.
 
-    Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of
-    either method are resampled within each task (Agarwal et al., 2021).
+    Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of either method
+    are resampled within each task (Agarwal et al., 2021).
 
     Args:
         first: ``(S, T)`` scores of one method for S seeds on T tasks.
         second: ``(S', T)`` scores of the other method.
         level: Coverage.
-        resamples: How many resamples.
+        resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Raises:
@@ -221,88 +247,74 @@ def probability_of_improvement(
     x, y = _finite(first, 2), _finite(second, 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"both methods need the same tasks, got {x.shape[1]} and {y.shape[1]}")
-    _need_two(min(len(x), len(y)), "seeds of each method")
-    rng = np.random.default_rng(seed)
-    draws = [
-        _win_rate(_resample_tasks(x, rows, rng), _resample_tasks(y, rows, rng))
-        for rows in _chunks(resamples, x.size * len(y))
-    ]
-    return _interval(float(_win_rate(x[None], y[None])[0]), np.concatenate(draws), level)
+    _check_two(min(len(x), len(y)), "seeds of each method")
+
+    def draw(rows: int, rng: np.random.Generator) -> Values:
+        return win_rate(_resample_within_tasks(x, rows, rng), _resample_within_tasks(y, rows, rng))
+
+    return _interval(float(win_rate(x, y)), draw, x.size * len(y), level, resamples, seed)
 
 
-def _mean(values: Values) -> Values:
-    return np.asarray(values.mean(axis=-1))
+def win_rate(x: Values, y: Values) -> Values:
+    """Returns P(X > Y) + P(X = Y) / 2 over all pairs of runs: ``(...)`` of ``(..., S, T)`` and ``(..., S', T)``."""
+    gap = np.sign(x[..., :, None, :] - y[..., None, :, :])
+    return np.asarray(0.5 + 0.5 * gap.mean(axis=(-3, -2, -1)))
 
 
-def _ratio(numerators: Values, denominators: Values) -> Values:
-    return np.asarray(numerators.sum(axis=-1) / denominators.sum(axis=-1))
+@dataclass(frozen=True)
+class Profile:
+    """A performance profile with its pointwise band.
+
+    Attributes:
+        thresholds: ``(n,)`` scores, increasing.
+        share: ``(n,)`` share of runs, over seeds and tasks, whose score is above each threshold.
+        low: ``(n,)`` lower end of the band.
+        high: ``(n,)`` upper end.
+    """
+
+    thresholds: Values
+    share: Values
+    low: Values
+    high: Values
 
 
-def _resample_common(difference: Values, rows: int, rng: np.random.Generator) -> Values:
-    n_seeds, n_users = difference.shape
-    seed_weights = _weights(rows, n_seeds, rng)
-    user_weights = _weights(rows, n_users, rng)
-    return np.asarray(((seed_weights @ difference) * user_weights).sum(axis=1))
+def performance_profile(
+    scores: NDArray[Any],
+    thresholds: NDArray[Any],
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Profile:
+    """Returns the performance profile of a method, with a stratified bootstrap band (Agarwal et al., 2021).
+
+    Args:
+        scores: ``(S, T)`` normalised scores of S training seeds on T tasks (world and horizon).
+        thresholds: ``(n,)`` increasing.
+        level: Coverage at each threshold.
+        resamples: Number of resamples of the seeds within each task.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: Thresholds that do not increase, fewer than two seeds, or scores that are not finite.
+    """
+    at = np.asarray(thresholds, np.float64)
+    if at.ndim != 1 or not len(at) or not np.isfinite(at).all() or (np.diff(at) <= 0).any():
+        raise ValueError("thresholds must be one increasing list of finite numbers")
+    table = _finite(scores, 2)
+    _check_two(len(table), "seeds")
+
+    def above(values: Values) -> Values:
+        return np.asarray((values[..., None] > at).mean(axis=-2))
+
+    def draw(rows: int, rng: np.random.Generator) -> Values:
+        return above(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
+
+    low, high = _percentiles(draw, table.size * len(at), level, resamples, seed)
+    return Profile(at, above(table.ravel()), low, high)
 
 
-def _resample_nested(difference: Values, rows: int, rng: np.random.Generator) -> Values:
-    n_seeds, n_users = difference.shape
-    seeds = rng.integers(n_seeds, size=(rows, n_seeds, 1))
-    users = rng.integers(n_users, size=(rows, n_seeds, n_users))
-    return np.asarray(difference[seeds, users].mean(axis=(1, 2)))
-
-
-def _weights(rows: int, n: int, rng: np.random.Generator) -> Values:
-    """Returns ``(rows, n)``: the share of each of n units in a resample of n."""
-    cells = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-    return np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n) / n
-
-
-def _resample_tasks(table: Values, rows: int, rng: np.random.Generator) -> Values:
-    n_seeds, n_tasks = table.shape
-    return table[rng.integers(n_seeds, size=(rows, n_seeds, n_tasks)), np.arange(n_tasks)]
-
-
-def _win_rate(x: Values, y: Values) -> Values:
-    """Returns ``(rows,)`` P(X > Y) + P(X = Y) / 2 of ``(rows, S, T)`` against ``(rows, S', T)``."""
-    gap = np.sign(x[:, :, None, :] - y[:, None, :, :])
-    return np.asarray(0.5 + 0.5 * gap.mean(axis=(1, 2, 3)))
-
-
-def _chunks(resamples: int, size: int) -> Iterator[int]:
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    step = max(1, _CHUNK // size)
-    for start in range(0, resamples, step):
-        yield min(step, resamples - start)
-
-
-def _interval(estimate: float, draws: Values, level: float) -> Interval:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(estimate, float(low), float(high), level)
-
-
-def _finite(values: NDArray[Any], dimensions: int) -> Values:
-    array = np.asarray(values, np.float64)
-    if array.ndim != dimensions or not array.size:
-        raise ValueError(f"need a non-empty array of {dimensions} dimensions, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError("values must be finite; a missing result is not a result")
-    return array
-
-
-def _need_two(number: int, what: str) -> None:
-    if number < 2:
-        raise ValueError(f"an interval needs at least two {what}")
-
-
-_EXACT_UP_TO = 16
-_ROUNDING = 1e-12
-
-
-def holm(p_values: NDArray[Any]) -> NDArray[np.float64]:
+def holm(p_values: NDArray[Any]) -> Values:
     """Returns p-values adjusted for having made all these tests (Holm, 1979).
 
     Claiming each difference whose adjusted value is at most ``alpha`` claims a false one with probability at most
@@ -340,16 +352,12 @@ def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int 
         differences: ``(n,)`` differences of independent units: one number for each training seed, or for each user
             where both methods were run once.
         draws: Random sign patterns for more than 16 differences.
-        seed: Their seed.
+        seed: Seed of these patterns.
 
     Raises:
         ValueError: If there are no differences, or they are not finite.
     """
-    values = np.asarray(differences, np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"need one list of differences, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("differences must be finite; a missing result is not a result")
+    values = _finite(differences, 1)
     n = len(values)
     # Sums of the same numbers in another order differ in their last digits; they count as equal.
     threshold = abs(values.sum()) - _ROUNDING * np.abs(values).sum()
@@ -357,9 +365,74 @@ def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int 
         patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float((np.abs((2.0 * patterns - 1.0) @ values) >= threshold).mean())
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // n)
     extreme = 0
-    for start in range(0, draws, step):
-        signs = 2.0 * rng.integers(2, size=(min(step, draws - start), n)) - 1.0
+    for rows in _chunks(draws, n):
+        signs = 2.0 * rng.integers(2, size=(rows, n)) - 1.0
         extreme += int((np.abs(signs @ values) >= threshold).sum())
     return (1 + extreme) / (1 + draws)
+
+
+def _interval(
+    estimate: float,
+    draw: Callable[[int, np.random.Generator], Values],
+    size: int,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    low, high = _percentiles(draw, size, level, resamples, seed)
+    return Interval(estimate, float(low), float(high), level)
+
+
+def _percentiles(
+    draw: Callable[[int, np.random.Generator], Values], size: int, level: float, resamples: int, seed: int
+) -> tuple[Values, Values]:
+    """Returns both ends of a percentile interval.
+
+    Args:
+        draw: Returns the statistic of so many resamples, ``(rows, ...)``.
+        size: Numbers in one resample.
+        level: Coverage.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rng = np.random.default_rng(seed)
+    draws = np.concatenate([draw(rows, rng) for rows in _chunks(resamples, size)])
+    low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
+    return low, high
+
+
+def _chunks(resamples: int, size: int) -> list[int]:
+    """Returns numbers of resamples that add up to all of them, each small enough to be held in memory."""
+    step = max(1, _CHUNK // size)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
+def _resample_weights(rows: int, n: int, rng: np.random.Generator) -> Values:
+    """Returns ``(rows, n)``: the share of each of n units in a resample of n."""
+    cells = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    return np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n) / n
+
+
+def _resample_within_tasks(table: Values, rows: int, rng: np.random.Generator) -> Values:
+    """Returns ``(rows, S, T)`` of ``(S, T)``: seeds drawn anew for each task."""
+    n_seeds, n_tasks = table.shape
+    return table[rng.integers(n_seeds, size=(rows, n_seeds, n_tasks)), np.arange(n_tasks)]
+
+
+def _finite(values: NDArray[Any], dimensions: int) -> Values:
+    array = np.asarray(values, np.float64)
+    if array.ndim != dimensions or not array.size:
+        raise ValueError(f"need a non-empty array of {dimensions} dimensions, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("values must be finite; a missing result is not a result")
+    return array
+
+
+def _check_two(number: int, what: str) -> None:
+    if number < 2:
+        raise ValueError(f"an interval needs at least two {what}")

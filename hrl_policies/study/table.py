@@ -1,4 +1,4 @@
-"""One kind of table for everything that a study reports, and its forms: text, Markdown, LaTeX, CSV."""
+"""The table behind everything that a study reports, and its forms: terminal, text, Markdown, LaTeX, CSV."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hrl_policies.study.statistics import Interval
+
 TableFormat = Literal["text", "markdown", "latex", "csv"]
 
 SUFFIXES: dict[TableFormat, str] = {"text": ".txt", "markdown": ".md", "latex": ".tex", "csv": ".csv"}
-"""Formats, and how their files end."""
+"""Formats with the endings of their files."""
 
 MISSING = "-"
 """A cell for which there is nothing; empty in CSV."""
@@ -42,18 +45,19 @@ _LATEX = {
     "²": r"$^2$",
 }
 _LATEX_SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
+_LEADING_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A number in a table, with what is known of its spread.
+    """A number in a table with its uncertainty.
 
     Attributes:
         value: The number.
         digits: Decimal places to show; CSV keeps them all.
         low: Lower end of its interval, if it has one.
         high: Upper end.
-        spread: A published ``±`` whose meaning is not known to be an interval.
+        spread: What is shown behind ``±``; the notes of the table say what it is.
         sign: Whether a positive number shows its sign, as differences do.
     """
 
@@ -68,13 +72,25 @@ class Measured:
         if (self.low is None) != (self.high is None):
             raise ValueError("an interval has two ends; give both low and high, or neither")
 
-    def __str__(self) -> str:
-        shown = self._shown(self.value)
+    @classmethod
+    def of_interval(cls, interval: Interval, digits: int = 3, *, sign: bool = False) -> Measured:
+        """Returns an estimate with its interval."""
+        return cls(interval.estimate, digits, interval.low, interval.high, sign=sign)
+
+    @property
+    def number(self) -> str:
+        """The number alone, as text."""
+        return self._shown(self.value)
+
+    @property
+    def uncertainty(self) -> str:
+        """Interval or spread as text, empty without one."""
         if self.low is not None and self.high is not None:
-            shown += f" [{self._shown(self.low)}, {self._shown(self.high)}]"
-        if self.spread is not None:
-            shown += f" ± {self.spread:.{self.digits}f}"
-        return shown
+            return f"[{self._shown(self.low)}, {self._shown(self.high)}]"
+        return "" if self.spread is None else f"± {self.spread:.{self.digits}f}"
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.uncertainty}".rstrip()
 
     def _shown(self, number: float) -> str:
         return f"{number:{'+' if self.sign else ''}.{self.digits}f}"
@@ -83,13 +99,21 @@ class Measured:
 Cell = str | Measured
 
 
+def sort_value(cell: Cell) -> float | None:
+    """Returns the number that a cell is, or that its text begins with; None if there is none."""
+    if isinstance(cell, Measured):
+        return cell.value
+    match = _LEADING_NUMBER.match(cell.strip())
+    return None if match is None else float(match[0].replace(",", ""))
+
+
 @dataclass(frozen=True)
 class Span:
     """A title over neighbouring columns, such as a horizon.
 
     Attributes:
-        title: What stands above them.
-        columns: How many they are.
+        title: The title.
+        columns: Number of columns.
     """
 
     title: str
@@ -98,15 +122,15 @@ class Span:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """What a study reports, independent of the form in which it is shown.
+    """A table, independent of the form in which it is shown.
 
     Attributes:
-        title: What the table is of.
+        title: Subject of the table.
         header: Column titles.
-        rows: One list of cells for each row.
-        notes: What the numbers are, one line each; never left out.
-        spans: Titles over groups of columns, from the right end of the table leftwards complete: columns before the
-            first group belong to all groups. Empty for none.
+        rows: Cells of each row.
+        notes: Explanations of the numbers, one line each; every form shows them.
+        spans: Titles over groups of columns, which end at the last column; the columns before the first group belong
+            to all groups. Empty for none.
     """
 
     title: str
@@ -134,11 +158,16 @@ class ResultTable:
         """Number of columns of words at the left."""
         return self.common if self.spans else 1
 
+    def is_numeric(self, column: int) -> bool:
+        """Returns whether a column, not the first, holds numbers or texts that begin with one, or nothing."""
+        cells = [row[column] for row in self.rows]
+        return column > 0 and all(cell in ("", MISSING) or sort_value(cell) is not None for cell in cells)
+
     def full_header(self) -> tuple[str, ...]:
         """Returns column titles that need no line above them: each with the title of its group."""
         titles = list(self.header[: self.common]) if self.spans else list(self.header)
-        for span, start in self._groups():
-            titles += [f"{span.title}: {title}" for title in self.header[start : start + span.columns]]
+        for span, columns in self._groups():
+            titles += [f"{span.title}: {self.header[column]}" for column in columns]
         return tuple(titles)
 
     def render(self, form: TableFormat) -> str:
@@ -170,16 +199,13 @@ class ResultTable:
 
     def text(self) -> str:
         """Returns title and aligned rows as plain text, without notes; groups of columns stand one below another."""
-        # One run of each method needs no column to say so.
-        shown = len(self.header) - (
-            self.header[-1] == "seeds" and all(str(row[-1]) == "1" for row in self.rows)
-        )
-        if not self.spans:
-            return "\n".join([self.title, "", *_aligned(self.header, self.rows, range(shown), self._left)])
         lines = [self.title]
-        for span, start in self._groups():
-            columns = [*range(self.common), *range(start, start + span.columns)]
-            lines += ["", span.title, *_aligned(self.header, self.rows, columns, self._left)]
+        for span, columns in self._blocks():
+            # With one run of each method the column of seeds says nothing.
+            if span is None and self.header[-1] == "seeds" and all(str(row[-1]) == "1" for row in self.rows):
+                columns = columns[:-1]
+            lines += ["", *([] if span is None else [span.title])]
+            lines += _aligned(self.header, self.rows, columns, self._left)
         return "\n".join(lines)
 
     def latex(self) -> str:
@@ -188,15 +214,10 @@ class ResultTable:
         Text is escaped, intervals are set small, groups of columns stand one below another, and notes below the rows.
         """
         lines = [r"\begin{table}", r"\centering\footnotesize", rf"\caption{{{escape_latex(self.title)}}}"]
-        groups: list[tuple[Span | None, int]] = [*self._groups()] or [(None, 0)]
-        for number, (span, start) in enumerate(groups):
+        for number, (span, columns) in enumerate(self._blocks()):
+            alignment = "l" * self._left + "r" * (len(columns) - self._left)
             lines += [r"\par\medskip"] if number else []
-            end = len(self.header) if span is None else start + span.columns
-            columns = [*range(self.common if span else 0), *range(start, end)]
-            lines += [
-                rf"\begin{{tabular}}{{{'l' * self._left + 'r' * (len(columns) - self._left)}}}",
-                r"\toprule",
-            ]
+            lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
             if span is not None:
                 above = rf"\multicolumn{{{span.columns}}}{{c}}{{{escape_latex(span.title)}}} \\"
                 lines.append("& " * self.common + above)
@@ -211,7 +232,7 @@ class ResultTable:
         """Returns the table as CSV with all digits; notes stand above it behind ``#``.
 
         A measured column is followed by ``TITLE low`` and ``TITLE high`` where a row has an interval, and by
-        ``TITLE spread`` where one has a published ``±``. ``pandas.read_csv(path, comment="#")`` reads it.
+        ``TITLE spread`` where one has a ``±``. ``pandas.read_csv(path, comment="#")`` reads it.
         """
         stream = io.StringIO()
         for note in (self.title, *self.notes):
@@ -236,18 +257,24 @@ class ResultTable:
             console.print(f"- {note}", markup=False, highlight=False)
         console.print()
 
-    def _groups(self) -> list[tuple[Span, int]]:
-        """Returns each group with the number of its first column."""
-        start, found = self.common, []
-        for span in self.spans:
-            found.append((span, start))
-            start += span.columns
-        return found
+    def _groups(self) -> list[tuple[Span, range]]:
+        """Returns each group with its columns."""
+        starts = accumulate((span.columns for span in self.spans), initial=self.common)
+        return [
+            (span, range(start, start + span.columns))
+            for span, start in zip(self.spans, starts, strict=False)
+        ]
+
+    def _blocks(self) -> list[tuple[Span | None, list[int]]]:
+        """Returns the groups, each with its own columns behind those of all groups; without groups the whole."""
+        if not self.spans:
+            return [(None, list(range(len(self.header))))]
+        return [(span, [*range(self.common), *columns]) for span, columns in self._groups()]
 
 
 def escape_latex(text: str) -> str:
     """Returns text in which no character means anything to LaTeX."""
-    return _LATEX_SPECIAL.sub(lambda found: _LATEX[found[0]], text)
+    return _LATEX_SPECIAL.sub(lambda match: _LATEX[match[0]], text)
 
 
 def _aligned(
@@ -267,18 +294,16 @@ def _aligned(
 
 def _csv_column(title: str, cells: Sequence[Cell]) -> dict[str, list[str]]:
     """Returns a column, and behind it those with the ends of intervals and with spreads, if any."""
-    measured = [cell if isinstance(cell, Measured) else None for cell in cells]
-    columns = {
-        title: [
-            repr(float(cell.value)) if isinstance(cell, Measured) else "" if cell == MISSING else cell
-            for cell in cells
-        ]
-    }
+    columns = {title: ["" if cell == MISSING else _csv_cell(cell) for cell in cells]}
     for part in ("low", "high", "spread"):
-        values = [None if cell is None else getattr(cell, part) for cell in measured]
+        values = [getattr(cell, part, None) for cell in cells]
         if any(value is not None for value in values):
             columns[f"{title} {part}"] = ["" if value is None else repr(float(value)) for value in values]
     return columns
+
+
+def _csv_cell(cell: Cell) -> str:
+    return repr(float(cell.value)) if isinstance(cell, Measured) else cell
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -292,5 +317,4 @@ def _latex_row(cells: Sequence[Cell]) -> str:
 def _latex_cell(cell: Cell) -> str:
     if isinstance(cell, str) or cell.low is None:
         return escape_latex(str(cell))
-    value, interval = str(cell).split(" ", 1)
-    return rf"{escape_latex(value)} {{\tiny {escape_latex(interval)}}}"
+    return rf"{escape_latex(cell.number)} {{\tiny {escape_latex(cell.uncertainty)}}}"

@@ -25,9 +25,9 @@ from hrl_policies.study import (
     run_study,
     train,
 )
-from hrl_policies.study.outputs import finish
+from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.runner import build_policy
-from hrl_policies.study.tables import learning_curve
+from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo.methods import OfflineData
 from kuaifair_env.batch import SessionConfig
@@ -51,7 +51,7 @@ def test_a_run_writes_its_losses_as_its_curve_and_its_policy_is_found_again(name
     pair = small_pair()
     result = train(config(name), pair, output=tmp_path / "run")
     assert result.steps_done == result.policy.num_timesteps == 60
-    curve = learning_curve(tmp_path / "run" / "learning_curve.csv")
+    curve = read_table(tmp_path / "run" / "learning_curve.csv")
     assert [row["steps"] for row in curve] == list(range(1, 61))
     loss = "critic_loss" if name == "bcq" else "behaviour_loss"
     assert curve == result.curve and all(np.isfinite(row[loss]) for row in curve)
@@ -125,7 +125,7 @@ def test_methods_that_play_no_training_sessions_are_tabulated_drawn_and_reported
     plans = [config("bcq"), config("bcq-discrete")]
     plans += [plan_run("a2c", "small", seed=11, total_steps=2_560, n_envs=64, overrides=play)]
     records = run_study(plans, tmp_path, {"small": small_pair()})
-    written = {path.name: path for path in finish(tmp_path, records, {}, "x")}
+    written = {path.name: path for path in write_outputs(tmp_path, records, {}, "x")}
     assert {"fig_7_learning_curves_len30.svg", "report.html"} <= set(written)
     rows = written["table_4_training_time.csv"].read_text().splitlines()
     offline = next(row for row in rows if ",BCQ," in row)

@@ -1,20 +1,13 @@
 """Figures of a study, after the paper's: they read in print, in grey and for the colour-blind."""
 
+from hrl_policies.study.figures.bars import draw_purification_gain, draw_results
 from hrl_policies.study.figures.curves import (
     StepResult,
     draw_diffusion_steps,
     draw_learning_curves,
-    draw_purification_gain,
-    read_step_results,
-    write_step_results,
-)
-from hrl_policies.study.figures.results import (
-    draw_pareto,
-    draw_preference_front,
     draw_profiles,
-    draw_results,
-    pareto_front,
 )
+from hrl_policies.study.figures.fronts import draw_pareto, draw_preference_front, pareto_front
 
 __all__ = [
     "StepResult",
@@ -26,6 +19,4 @@ __all__ = [
     "draw_purification_gain",
     "draw_results",
     "pareto_front",
-    "read_step_results",
-    "write_step_results",
 ]

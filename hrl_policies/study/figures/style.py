@@ -1,14 +1,19 @@
-"""How figures look: colours that the colour-blind can tell apart, and a line, marker and hatch that need no colour."""
+"""The look of figures: colours that the colour-blind can tell apart, and lines, markers and hatches for grey prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hrl_policies.study.labels import Task
+from hrl_policies.study.results import Comparison
+from kuaifair_env.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +32,7 @@ _MARGIN = 0.15
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn in every panel of a figure.
+    """The style in which every panel of a figure draws one method.
 
     Attributes:
         colour: Of line, marker and edge.
@@ -81,7 +86,7 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
     Args:
         figure: The figure.
         axes: Its panels.
-        title: What stands above the legend; long lines are wrapped.
+        title: Title of the legend; long lines are wrapped.
     """
     entries: dict[str, Any] = {}
     for axis in axes.ravel():
@@ -101,6 +106,36 @@ def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
         # Many methods need a taller legend than the panels are.
         needed = legend.get_window_extent().height / figure.dpi + 2 * _MARGIN
         figure.set_figheight(max(float(figure.get_figheight()), needed))
+
+
+def draw_task_panels(
+    path: str | Path,
+    comparison: Comparison,
+    tasks: Sequence[Task],
+    figures: Sequence[str],
+    size: tuple[float, float],
+    draw: Callable[[Axes, Task, str], None],
+    legend: str,
+) -> None:
+    """Draws a row of panels for each task, a panel for each figure, with one legend, and writes the file.
+
+    Args:
+        path: File to write.
+        comparison: Runs under one set of conditions, which the legend names.
+        tasks: Worlds at one horizon.
+        figures: Names of the figures.
+        size: Inches of one panel, width and height.
+        draw: Draws a figure of a task into a panel.
+        legend: Explanation of lines and markers.
+    """
+    panels, axes = grid(len(tasks), len(figures), *size)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, figure in zip(row, figures, strict=True):
+            draw(axis, task, figure)
+        row[0].set_title(task.world_title, loc="left", fontsize=10)
+    conditions = [comparison.conditions] if comparison.conditions else []
+    legend_beside(panels, axes, "\n".join([f"Max Len {tasks[0].max_len}", *conditions, legend]))
+    save_figure(panels, path, comparison.provenance)
 
 
 def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
