@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., Values]
@@ -71,8 +72,7 @@ def student_interval(values: NDArray[Any], *, level: float = 0.95) -> Interval:
     """
     units = _finite(values, 1)
     _check_two(len(units), "units")
-    mean = float(units.mean())
-    n = len(units)
+    n, mean = len(units), float(units.mean())
     half = float(stdtrit(n - 1, (1.0 + level) / 2.0) * np.std(units, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, level)
 

@@ -89,7 +89,11 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
         for place, variant in enumerate(shown[task]):
             state = variant.purifier or _RAW
             summaries = [run.summary for run in comparison.cell(task, variant)]
-            style = {"edgecolor": look[state].colour, "hatch": look[state].hatch, "linewidth": 1.2}
+            style: dict[str, Any] = {
+                "edgecolor": look[state].colour,
+                "hatch": look[state].hatch,
+                "linewidth": 1.2,
+            }
             values = [summary[figure] for summary in summaries]
             axis.barh(-place, float(np.mean(values)), height=0.8, facecolor="white", label=state, **style)
             _draw_seeds(axis, -place, values)
