@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hrl_policies.study.labels import Task, Variant
 from hrl_policies.study.published import (
     PUBLISHED_LOGS,
     PUBLISHED_RESULTS,
     PUBLISHED_SECONDS,
     paper_data,
-    paper_name,
     published_result,
 )
 from hrl_policies.zoo import METHODS
@@ -72,12 +72,14 @@ def test_published_cumulative_reward_is_len_times_reward_up_to_twelve_percent():
 
 
 def test_methods_of_the_zoo_find_their_published_rows():
-    row = published_result("KuaiRec", "dsrm-hrl", 30)
+    task = Task("mine", 30, "KuaiRec", "real")
+    row = published_result(task, Variant("dsrm-hrl", "profile"), 30)
     assert row is not None and row.means == {"len": 26.6, "r_each": 0.917, "r_cum": 23.752, "ad": 0.008}
     assert row.spreads["len"] == 0.816
-    assert published_result("KuaiRec", "dsrm-hrl", 40) is None
-    assert published_result("KuaiRec", "quota-greedy", 30) is None
-    named = {paper_name(name) for name in METHODS} - {None}
+    assert published_result(task, Variant("dsrm-hrl", "profile"), 40) is None
+    assert published_result(task, Variant("dsrm-hrl", "ips"), 30) is None
+    assert published_result(task, Variant("quota-greedy"), 30) is None
+    named = {Variant(name, spec.purifier).paper_name for name, spec in METHODS.items()} - {None}
     assert {"A2C", "TD3", "Ours", "FLAT", "HRL", "+RCE", "+TCE", "+BOD"} <= named
     assert named <= {row.name for row in PUBLISHED_RESULTS}
     assert set(PUBLISHED_SECONDS) <= {row.name for row in PUBLISHED_RESULTS}

@@ -26,12 +26,12 @@ from hrl_policies.study.report import (
     ReportFigure,
     all_runs,
     failed_runs,
-    limits,
     stored_figures,
     write_report,
 )
+from hrl_policies.study.report_results import limits
 from hrl_policies.study.report_runs import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
-from hrl_policies.study.tables import ResultTable
+from hrl_policies.study.table import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 
@@ -339,7 +339,7 @@ def test_further_tables_sort_by_the_number_that_a_cell_begins_with(runs, tmp_pat
     cells = [
         [one.attrs.get("data-value") for one in page.inside(row, "td")] for row in page.inside(card, "tr")[1:]
     ]
-    assert cells == [["1200", "+0.50", None], ["900", "-1.25", None], ["", "2e-3", None]]
+    assert cells == [["1200", "0.5", None], ["900", "-1.25", None], ["", "0.002", None]]
     assert "a note" in card.text
 
 

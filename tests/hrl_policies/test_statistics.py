@@ -1,6 +1,9 @@
-"""Intervals against scipy, against closed forms, and against how often they hold what they promise."""
+"""Intervals and tests against scipy, rliable, closed forms and enumeration, and against how often they hold true."""
+
+from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -12,12 +15,16 @@ from scipy import stats
 from hrl_policies.study.statistics import (
     Interval,
     bootstrap,
+    holm,
     interquartile_mean,
     mean_interval,
     paired_difference,
+    performance_profile,
     probability_of_improvement,
     ratio_interval,
+    sign_flip_test,
     stratified_interval,
+    student_interval,
 )
 
 values = st.floats(-100, 100, allow_subnormal=False)
@@ -26,6 +33,15 @@ values = st.floats(-100, 100, allow_subnormal=False)
 def close(interval, low, high, within):
     assert interval.low == pytest.approx(low, abs=within)
     assert interval.high == pytest.approx(high, abs=within)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_students_interval_is_scipys(level):
+    lengths = np.random.default_rng(1).gamma(4.0, 5.0, 6)
+    interval = student_interval(lengths, level=level)
+    assert interval.estimate == pytest.approx(lengths.mean())
+    reference = stats.t.interval(level, 5, lengths.mean(), stats.sem(lengths))
+    assert (interval.low, interval.high) == pytest.approx(reference)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -115,21 +131,18 @@ def simulated_difference(rng, seeds=12, users=60, seed_sd=0.3, user_sd=1.0, nois
     )
 
 
-@pytest.mark.parametrize(("users", "low", "high"), [("common", 0.88, 1.0), ("nested", 0.0, 0.8)])
-def test_common_users_must_be_resampled_together(users, low, high):
-    """Where users favour a method under every seed, nested 95 % intervals hold the truth far too rarely."""
+def test_paired_intervals_hold_the_truth_where_users_favour_a_method_under_every_seed():
     rng = np.random.default_rng(9)
     hits = 0
     for _ in range(200):
         interval = paired_difference(
             simulated_difference(rng),
             np.zeros((12, 60)),
-            users=users,
             resamples=300,
             seed=int(rng.integers(1 << 30)),
         )
         hits += not interval.excludes(0.0)
-    assert low <= hits / 200 <= high
+    assert hits / 200 >= 0.88
 
 
 def test_pairing_removes_what_users_and_seeds_share():
@@ -142,22 +155,17 @@ def test_pairing_removes_what_users_and_seeds_share():
     assert paired_difference(base, better, resamples=2000).high < 0
 
 
-@pytest.mark.parametrize("users", ["common", "nested"])
-def test_difference_of_two_seeds_and_two_users_by_enumeration(users):
+def test_difference_of_two_seeds_and_two_users_by_enumeration():
+    """Each resample draws two seeds, and two users who serve both seeds."""
     first = np.array([[1.0, 2.1], [4.3, 8.9]])
-    means = []
     pairs = list(itertools.product(range(2), repeat=2))
-    for seeds in pairs:
-        for users_of_first in pairs:
-            for users_of_second in pairs if users == "nested" else [users_of_first]:
-                drawn = [*first[seeds[0], users_of_first], *first[seeds[1], users_of_second]]
-                means.append(np.mean(drawn))
-    tail = 10.5 / 64  # between the steps of both distributions, which go by 1/16 and 1/64
-    interval = paired_difference(first, np.zeros((2, 2)), users=users, level=1 - 2 * tail, resamples=20_000)
+    means = [np.mean(first[np.ix_(seeds, users)]) for seeds in pairs for users in pairs]
+    tail = 2.5 / 16  # between the steps of the distribution
+    interval = paired_difference(first, np.zeros((2, 2)), level=1 - 2 * tail, resamples=20_000)
     assert interval.estimate == pytest.approx(first.mean())
     low, high = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
     close(interval, low, high, within=1e-9)
-    whole = paired_difference(first, np.zeros((2, 2)), users=users, level=0.9999, resamples=20_000)
+    whole = paired_difference(first, np.zeros((2, 2)), level=0.9999, resamples=20_000)
     close(whole, 1.0, 8.9, within=1e-9)
 
 
@@ -218,13 +226,14 @@ def test_an_interval_reads_well():
     assert str(interval) == "0.250 [0.100, 0.400]"
     assert interval.excludes()
     assert not interval.excludes(0.4)
-    assert interval.as_dict() == {"estimate": 0.25, "low": 0.1, "high": 0.4, "level": 0.95}
+    assert interval.half_width == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: mean_interval(np.array([1.0])), "at least two units"),
+        (lambda: student_interval(np.array([1.0])), "at least two units"),
         (lambda: mean_interval(np.array([])), "non-empty"),
         (lambda: mean_interval(np.array([1.0, np.nan])), "finite"),
         (lambda: mean_interval(np.ones((2, 2))), "1 dimensions"),
@@ -236,12 +245,206 @@ def test_an_interval_reads_well():
         (lambda: paired_difference(np.ones((2, 3)), np.ones((2, 2))), "same seeds and users"),
         (lambda: paired_difference(np.ones((1, 3)), np.ones((1, 3))), "mean_interval"),
         (lambda: paired_difference(np.ones((3, 1)), np.ones((3, 1))), "two users"),
-        (lambda: paired_difference(np.ones((2, 2)), np.ones((2, 2)), users="all"), "common"),
         (lambda: stratified_interval(np.ones((1, 3))), "two seeds"),
         (lambda: probability_of_improvement(np.ones((2, 3)), np.ones((2, 2))), "same tasks"),
         (lambda: probability_of_improvement(np.ones((2, 3)), np.ones((1, 3))), "seeds of each method"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(call, message):
+def test_what_cannot_be_evaluated_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- many tests ---------------------------------------------------------------------------------------------
+
+
+probabilities = hnp.arrays(np.float64, st.integers(1, 6), elements=st.floats(0, 1))
+
+
+def closed_test(p):
+    """A hypothesis is rejected if every set of hypotheses that holds it is, each set by Bonferroni (Marcus, 1976)."""
+    m = len(p)
+    sets = [subset for size in range(1, m + 1) for subset in itertools.combinations(range(m), size)]
+    of_set = {subset: min(1.0, len(subset) * min(p[i] for i in subset)) for subset in sets}
+    return [max(value for subset, value in of_set.items() if i in subset) for i in range(m)]
+
+
+@given(probabilities)
+def test_holm_is_the_closed_test_with_bonferroni(p):
+    assert holm(p) == pytest.approx(closed_test(p))
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm(np.array([0.6, 0.6])) == pytest.approx([1.0, 1.0])
+    assert holm(np.array([])).shape == (0,)
+
+
+def test_holm_makes_false_claims_as_rarely_as_it_says():
+    rng = np.random.default_rng(0)
+    false = np.mean([(holm(rng.random(12)) <= 0.05).any() for _ in range(4_000)])
+    assert false == pytest.approx(0.05, abs=0.012)
+    uncorrected = np.mean([(rng.random(12) <= 0.05).any() for _ in range(4_000)])
+    assert uncorrected > 0.4
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 7), elements=st.integers(-5, 5).map(float)))
+def test_sign_flips_are_counted_one_by_one(differences):
+    observed = abs(differences.sum())
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    assert sign_flip_test(differences) == pytest.approx(np.mean(np.asarray(sums) >= observed - 1e-9))
+
+
+def test_sign_flips_are_scipys():
+    differences = np.random.default_rng(1).normal(0.4, 1.0, 10)
+    reference = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert sign_flip_test(differences) == pytest.approx(reference.pvalue)
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(1, 1.0), (3, 0.25), (6, 2 / 64), (10, 2 / 1024)])
+def test_few_seeds_cannot_be_significant_however_large_the_difference(seeds, least):
+    assert sign_flip_test(np.full(seeds, 1e6) + np.arange(seeds)) == pytest.approx(least)
+
+
+def test_many_differences_are_drawn_and_agree_with_the_normal_limit():
+    differences = np.random.default_rng(2).normal(0.12, 1.0, 400)
+    z = differences.sum() / np.sqrt((differences**2).sum())
+    assert sign_flip_test(differences) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.01)
+    assert sign_flip_test(differences) == sign_flip_test(differences)
+    assert sign_flip_test(np.ones(400), draws=99) == pytest.approx(0.01)
+
+
+def test_rounding_does_not_hide_a_tie():
+    """In binary, 0.1 + 0.2 - 0.3 is not 0; each pattern and its mirror still count as equal."""
+    assert sign_flip_test(np.array([0.1, 0.2, 0.3])) == pytest.approx(0.25)
+    assert sign_flip_test(np.array([0.1, 0.2, -0.3])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: holm(np.array([0.5, 1.2])), "lie in"),
+        (lambda: holm(np.array([np.nan])), "lie in"),
+        (lambda: holm(np.ones((2, 2))), "one list"),
+        (lambda: sign_flip_test(np.array([])), "non-empty"),
+        (lambda: sign_flip_test(np.array([1.0, np.nan])), "finite"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- against the reference library --------------------------------------------------------------------------
+
+# The examples with which rliable (Agarwal et al., NeurIPS 2021) tests itself: runs by tasks.
+X = np.array([[1.0, 2], [2, 2], [1, 1], [2, 1]])
+Y = np.array([[1.0, 1], [2, 2], [3, 3]])
+LARGE = np.arange(80.0).reshape(5, 16)
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The reference library.
+
+    Its bootstrap comes from arch, whose time series (not used here) call a helper of pandas that pandas 3 changed; for
+    the import the helper is replaced by one that does nothing.
+    """
+    pandas_helpers = pytest.importorskip("pandas.util._decorators")
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(pandas_helpers, "deprecate_kwarg", lambda *_, **__: lambda function: function)
+        return pytest.importorskip("rliable.library")
+
+
+@pytest.fixture(scope="module")
+def metrics(library):
+    return pytest.importorskip("rliable.metrics")
+
+
+def test_published_answers_of_the_reference_library_come_out():
+    assert interquartile_mean(X.ravel()) == 1.5
+    assert interquartile_mean(Y.ravel()) == 2.0
+    assert probability_of_improvement(X, Y, resamples=10).estimate == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("scores", [X, Y, LARGE, np.random.default_rng(0).gamma(2.0, 1.0, (7, 6))])
+def test_estimates_are_the_reference_librarys(metrics, scores):
+    assert interquartile_mean(scores.ravel()) == pytest.approx(metrics.aggregate_iqm(scores))
+    other = scores[::-1] * 1.1
+    assert probability_of_improvement(scores, other, resamples=10).estimate == pytest.approx(
+        metrics.probability_of_improvement(scores, other)
+    )
+
+
+def test_stratified_interval_is_the_reference_librarys(library, metrics):
+    np.random.seed(0)  # noqa: NPY002  (the library draws from numpy's global generator)
+    points, intervals = library.get_interval_estimates(
+        {"x": LARGE}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2_000
+    )
+    mine = stratified_interval(LARGE, resamples=20_000)
+    assert mine.estimate == pytest.approx(points["x"][0])
+    low, high = intervals["x"][:, 0]
+    assert (mine.low, mine.high) == (pytest.approx(low, abs=1.0), pytest.approx(high, abs=1.0))
+
+
+def test_improvement_interval_is_the_reference_librarys(library, metrics):
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(0.4, 1.0, (6, 4)), rng.normal(0.0, 1.0, (8, 4))
+    np.random.seed(1)  # noqa: NPY002
+    _, intervals = library.get_interval_estimates(
+        {"x,y": [x, y]}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=400
+    )
+    mine = probability_of_improvement(x, y, resamples=6_000)
+    low, high = intervals["x,y"][:, 0]
+    assert (mine.low, mine.high) == (pytest.approx(low, abs=0.04), pytest.approx(high, abs=0.04))
+
+
+@pytest.mark.parametrize("scores", [X, LARGE / 80, np.random.default_rng(3).normal(0.5, 0.3, (6, 3))])
+def test_profile_and_band_are_the_reference_librarys(library, scores):
+    thresholds = np.array([0.0, 0.25, 0.5, 1.0, 1.5])
+    np.random.seed(2)  # noqa: NPY002
+    profiles, bands = library.create_performance_profile({"x": scores}, thresholds, reps=1_000)
+    mine = performance_profile(scores, thresholds, resamples=8_000)
+    assert mine.share == pytest.approx(profiles["x"])
+    # A share moves in steps of one run of all.
+    step = 1.0 / scores.size + 1e-9
+    assert mine.low == pytest.approx(bands["x"][0], abs=step)
+    assert mine.high == pytest.approx(bands["x"][1], abs=step)
+
+
+def test_a_profile_counts_runs_above_and_falls():
+    scores = np.random.default_rng(5).normal(size=(4, 3))
+    thresholds = np.linspace(-3, 3, 31)
+    profile = performance_profile(scores, thresholds, resamples=200)
+    assert profile.share.tolist() == [
+        sum(score > at for score in scores.ravel().tolist()) / 12 for at in thresholds
+    ]
+    for curve in (profile.share, profile.low, profile.high):
+        assert (np.diff(curve) <= 1e-12).all()
+    assert (profile.low <= profile.share).all() and (profile.share <= profile.high).all()
+    assert profile.share[0] == 1.0 and profile.share[-1] == 0.0
+
+
+def test_a_run_at_the_threshold_is_not_above_it():
+    assert performance_profile(np.full((3, 2), 0.5), np.array([0.4, 0.5]), resamples=10).share.tolist() == [
+        1.0,
+        0.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "thresholds", "message"),
+    [
+        (X, np.array([0.5, 0.5]), "increasing"),
+        (X, np.array([]), "increasing"),
+        (X, np.array([0.0, np.nan]), "increasing"),
+        (X[:1], np.array([0.0]), "two seeds"),
+        (np.array([[1.0], [np.nan]]), np.array([0.0]), "finite"),
+    ],
+)
+def test_what_has_no_profile_is_refused(scores, thresholds, message):
+    with pytest.raises(ValueError, match=message):
+        performance_profile(scores, thresholds)

@@ -12,7 +12,6 @@ from scipy import stats
 from worlds_for_tests import small_pair
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, stored_records, train, write_records
-from hrl_policies.study.tables import half_interval
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 
@@ -29,7 +28,8 @@ def records():
 
 
 def cells_of(table, method):
-    return dict(zip(table.header, next(row for row in table.rows if row[0].startswith(method)), strict=True))
+    row = next(row for row in table.rows if row[0].startswith(method))
+    return {title: str(cell) for title, cell in zip(table.header, row, strict=True)}
 
 
 def test_cells_are_means_over_seeds_with_student_intervals(records):
@@ -38,10 +38,9 @@ def test_cells_are_means_over_seeds_with_student_intervals(records):
     low, high = stats.t.interval(0.95, 2, np.mean(lengths), stats.sem(lengths))
     assert cells_of(table, "A2C")["Len"] == f"{np.mean(lengths):.2f} ± {(high - low) / 2:.2f}"
     assert cells_of(table, "A2C")["seeds"] == "3"
-    assert half_interval(lengths) == pytest.approx((high - low) / 2)
 
 
-def test_controls_have_no_interval_and_the_law_stands_beside_len(records):
+def test_controls_have_no_interval_and_the_formula_stands_beside_len(records):
     (table,) = result_tables(records, "a command")
     row, summary = cells_of(table, "QuotaGreedy"), records[4].summary
     assert row["Len"] == f"{summary['len']:.2f}"
@@ -93,7 +92,7 @@ def test_no_cell_is_cut_in_a_terminal_of_any_width(records, width):
     text = console.export_text()
     for row in table.rows:
         for cell in row:
-            assert cell in text
+            assert str(cell) in text
     assert "…" not in text
 
 
@@ -103,7 +102,7 @@ def test_horizons_and_worlds_have_tables_of_their_own(records):
     assert [table.title for table in tables] == ["small, Max Len 30", "small, Max Len 50"]
 
 
-def test_runs_that_were_judged_differently_are_not_compared(records):
+def test_runs_that_were_evaluated_differently_are_not_compared(records):
     other = replace(records[3], users=7)
     with pytest.raises(ValueError, match="evaluated on different users"):
         result_tables([*records[:3], other], "x")
@@ -113,7 +112,7 @@ def test_runs_that_were_judged_differently_are_not_compared(records):
         result_tables([], "x")
 
 
-def test_a_rule_without_temper_has_no_law(records):
+def test_a_rule_without_temper_has_no_length_formula(records):
     session = SessionConfig(leave="never", max_len=5)
     config = plan_run("random", "small", session=session)
     record = RunRecord.of_evaluation(config, train(config, small_pair()).evaluation)

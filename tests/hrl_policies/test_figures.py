@@ -22,17 +22,13 @@ from hrl_policies.study.figures import (
     draw_profiles,
     draw_purification_gain,
     pareto_front,
-    read_step_results,
-    write_step_results,
 )
 from hrl_policies.study.figures.curves import on_common_steps
 from hrl_policies.study.figures.style import looks
+from hrl_policies.study.labels import Variant
 from hrl_policies.study.outputs import draw_study
-from hrl_policies.study.results import Variant, comparisons
+from hrl_policies.study.results import comparisons
 from hrl_policies.study.store import stored_runs
-from kuaifair_env.errors import ArtifactError
-
-GRID = "world,levels,steps,seed,len,r_cum,ad,len_floor,len_ceiling\n"
 
 
 @pytest.fixture(scope="module")
@@ -224,35 +220,22 @@ def test_diffusion_steps_have_a_line_for_each_number_of_levels(tmp_path, togethe
     assert labels | {"floor of Len", "ceiling of Len", "diffusion steps", "twin (twin)", "500"} <= words
 
 
-def test_results_of_diffusion_steps_come_from_a_table(tmp_path):
-    path = tmp_path / "steps.csv"
-    path.write_text(GRID + "twin,5,1,0,20,15,0.1,13,25\nreal,500,500,2,14.5,,0.2,13,25\n")
-    first, second = read_step_results(path)
-    assert (first.world, first.levels, first.steps, first.figures["r_cum"]) == ("twin", 5, 1, 15.0)
-    assert second.seed == 2 and "r_cum" not in second.figures
+def test_a_result_that_lacks_a_figure_is_left_out_of_its_panel(tmp_path):
+    first, second = steps_of((5,), together=True)
+    second = replace(
+        second, world="real", figures={"len": 14.5, "ad": 0.2, "len_floor": 13.0, "len_ceiling": 25.0}
+    )
     with pytest.raises(ValueError, match=r"no result of real has 'r_cum'"):
         draw_diffusion_steps(tmp_path / "a.png", [first, second])
     draw_diffusion_steps(tmp_path / "a.png", [first, second], ("len", "ad"))
-    write_step_results(tmp_path / "again.csv", [first, second])
-    assert read_step_results(tmp_path / "again.csv") == [first, second]
     assert size_of(tmp_path / "a.png")[0] > 400
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("world,levels,steps\na,5,1\n", "no column 'seed'"),
-        (GRID + "a,five,1,0,1,1,1,1,1\n", "does not hold"),
-        (GRID + "a,0,1,0,1,1,1,1,1\n", "at least 1"),
-        ("world,levels,steps,seed,len\na,5,1,0,20\n", "floor and ceiling"),
-    ],
-)
-def test_a_table_of_something_else_is_refused(tmp_path, text, message):
-    (tmp_path / "steps.csv").write_text(text)
-    with pytest.raises(ArtifactError, match=message):
-        read_step_results(tmp_path / "steps.csv")
-    with pytest.raises(ArtifactError, match="no file"):
-        read_step_results(tmp_path / "nothing.csv")
+def test_results_of_diffusion_steps_have_levels_steps_and_bounds_of_len():
+    with pytest.raises(ValueError, match="at least 1"):
+        StepResult("a", 0, 1, 0, {})
+    with pytest.raises(ValueError, match="floor and ceiling"):
+        StepResult("a", 5, 1, 0, {"len": 20.0})
 
 
 def test_unknown_figures_of_diffusion_steps_are_refused(tmp_path):
