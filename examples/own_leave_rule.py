@@ -34,19 +34,11 @@ class DullSlates:
 
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """Returns the rule with the state of ``batch_size`` sessions."""
-        return _BoundDullSlates(self.patience, batch_size)
+        return _BoundDullSlates(batch_size, float(self.patience))
 
 
-class _BoundDullSlates:
-    """All sessions at once, an array entry each: no loop over users."""
-
-    def __init__(self, patience: int, batch_size: int) -> None:
-        self._patience = patience
-        self._dull = np.zeros(batch_size, np.int64)
-
-    def reset(self, rows: IntArray) -> None:
-        """New sessions begin in these rows."""
-        self._dull[rows] = 0
+class _BoundDullSlates(BoundLeaveRule):
+    """All sessions at once, an array entry each: no loop over users. Temper is the dull slates still forgiven."""
 
     def update(
         self,
@@ -55,15 +47,10 @@ class _BoundDullSlates:
         reward: NDArray[np.float64],
         steps: NDArray[np.int64],
     ) -> LeaveDecision:
-        """Digests a slate of each session. A new array each time: callers keep earlier decisions."""
+        """Decrements the temper after a dull slate and restores it after a click."""
         dull = reward == 0.0
-        self._dull = np.where(dull, self._dull + 1, 0)
-        # Users leave when their temper, the dull slates that they would still forgive, falls below 1.
-        return LeaveDecision(self.temper(), np.zeros(len(items)), dull, self._dull >= self._patience)
-
-    def temper(self) -> NDArray[np.float64]:
-        """Patience left."""
-        return (self._patience - self._dull).astype(np.float64)
+        self.temper = np.where(dull, self.temper - 1.0, self.start)
+        return LeaveDecision(self.temper.copy(), np.zeros(len(items)), dull, self.temper < 1.0)
 
 
 def main() -> None:

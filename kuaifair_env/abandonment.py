@@ -1,10 +1,12 @@
-"""When a user leaves: rules that turn a session's slates and rewards into a temper and a decision.
+"""When a user leaves: temper falls with every slate, by a rule of your choice, and below 1 the user is gone.
 
-A rule is a frozen dataclass of settings; :meth:`LeaveRule.bind` gives it the arrays of a batch of sessions.
+A rule is a frozen dataclass of settings (:class:`LeaveRule`); its ``bind`` gives a :class:`BoundLeaveRule`, which holds
+the temper of a batch of sessions and decrements it in ``update``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,12 +20,12 @@ _MIN_ITEMS_FOR_SHARE = 4
 
 
 class LeaveDecision(NamedTuple):
-    """What a rule says after one step of ``B`` sessions.
+    """What one step did to ``B`` sessions.
 
     Attributes:
         temper: ``float64 (B,)``, patience left; the user leaves below 1.
         disparity: ``float64 (B,)``, the ``u`` that was evaluated; 0 for rules that do not evaluate shares.
-        violation: ``bool (B,)``, whether the step broke the rule's norm.
+        violation: ``bool (B,)``, whether the slate broke the rule.
         leaves: ``bool (B,)``, whether the user leaves now.
     """
 
@@ -33,13 +35,26 @@ class LeaveDecision(NamedTuple):
     leaves: BoolArray
 
 
-class BoundLeaveRule(Protocol):
-    """A leave rule together with the state of ``B`` sessions."""
+class BoundLeaveRule(ABC):
+    """A leave rule together with the state of ``B`` sessions.
+
+    Args:
+        batch_size: Number of sessions ``B``.
+        start: Temper at the start of a session.
+
+    Attributes:
+        temper: ``float64 (B,)``, patience left.
+    """
+
+    def __init__(self, batch_size: int, start: float) -> None:
+        self.start = start
+        self.temper = np.full(batch_size, start)
 
     def reset(self, rows: IntArray) -> None:
         """Starts new sessions in the given rows of the batch."""
-        ...
+        self.temper[rows] = self.start
 
+    @abstractmethod
     def update(
         self,
         items: IntArray,
@@ -47,39 +62,37 @@ class BoundLeaveRule(Protocol):
         reward: NDArray[np.float64],
         steps: NDArray[np.int64],
     ) -> LeaveDecision:
-        """Digests one slate per session.
+        """Decrements the temper of every session after a slate and decides who leaves.
 
         Args:
             items: ``(B, K)`` shown items.
-            popular_share: ``(B,)`` share of popular items in the slate.
-            reward: ``(B,)`` mean feedback over the slate.
-            steps: ``(B,)`` steps taken so far, this one included.
-        """
-        ...
+            popular_share: ``(B,)``, share of popular items in the slate.
+            reward: ``(B,)``, mean feedback over the slate.
+            steps: ``(B,)``, steps taken so far, this one included.
 
-    def temper(self) -> NDArray[np.float64]:
-        """Returns the current temper, ``(B,)``."""
-        ...
+        Returns:
+            New arrays; callers keep the decisions of earlier steps.
+        """
 
 
 class LeaveRule(Protocol):
-    """Settings of a rule; :meth:`bind` gives it a batch."""
+    """Settings of a rule; :meth:`bind` gives it a batch of sessions."""
 
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
-        """Returns the rule with room for ``batch_size`` sessions.
+        """Returns the rule with the state of ``batch_size`` sessions.
 
         Args:
             batch_size: Number of sessions ``B``.
             slate_size: Items per slate ``K``.
             max_len: The environment's Max Len.
-            tags: ``bool (N, T)`` categories of the items.
+            tags: ``bool (N, T)``, categories of the items.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TemperFairness:
-    """Users lose patience with dull slates, and more of it with slates of unequal exposure (the default).
+    """Users lose temper with dull slates, and more of it with slates of unequal exposure (the default).
 
     ``temper_0 = max_len``; after a slate with mean feedback ``r`` and popular share ``p``::
 
@@ -143,22 +156,18 @@ class TemperFairness:
         return _BoundTemperFairness(self, batch_size, slate_size, window, start)
 
 
-class _BoundTemperFairness:
+class _BoundTemperFairness(BoundLeaveRule):
     def __init__(
         self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float
     ) -> None:
+        super().__init__(batch_size, start)
         self._rule = rule
-        self._start = start
         self._window = window
         self._evaluated_from = max(rule.grace_steps, -(-_MIN_ITEMS_FOR_SHARE // slate_size) - 1)
-        self._temper = np.full(batch_size, start)
         self._shares = np.zeros((batch_size, window))
 
-    def temper(self) -> NDArray[np.float64]:
-        return self._temper
-
     def reset(self, rows: IntArray) -> None:
-        self._temper[rows] = self._start
+        super().reset(rows)
         self._shares[rows] = 0.0
 
     def update(
@@ -174,12 +183,10 @@ class _BoundTemperFairness:
         violation = violates(disparity, self._rule.ad_bound)
         if self._evaluated_from:
             violation &= steps > self._evaluated_from
-        # A new array: callers keep the decision of an earlier step.
-        temper = self._temper - np.minimum(np.maximum(2.0 - reward, 0.0), 2.0)
+        self.temper = self.temper - np.minimum(np.maximum(2.0 - reward, 0.0), 2.0)
         if self._rule.unfair_penalty:
-            temper -= self._rule.unfair_penalty * violation
-        self._temper = temper
-        return LeaveDecision(temper.copy(), disparity, violation, temper < 1.0 - BOUND_TOLERANCE)
+            self.temper -= self._rule.unfair_penalty * violation
+        return LeaveDecision(self.temper.copy(), disparity, violation, self.temper < 1.0 - BOUND_TOLERANCE)
 
     def _recent_share(
         self, popular_share: NDArray[np.float64], steps: NDArray[np.int64]
@@ -224,22 +231,18 @@ class CategoryBoredom:
         return _BoundCategoryBoredom(self, batch_size, slate_size, max_len, tags)
 
 
-class _BoundCategoryBoredom:
+class _BoundCategoryBoredom(BoundLeaveRule):
     def __init__(
         self, rule: CategoryBoredom, batch_size: int, slate_size: int, max_len: int, tags: BoolArray
     ) -> None:
+        super().__init__(batch_size, float(max_len))
         self._rule = rule
         self._tags = tags
         self._recent = np.full((batch_size, max(rule.window, slate_size)), -1, np.int64)
-        self._start = float(max_len)
-        self._temper = np.full(batch_size, self._start)
-
-    def temper(self) -> NDArray[np.float64]:
-        return self._temper
 
     def reset(self, rows: IntArray) -> None:
+        super().reset(rows)
         self._recent[rows] = -1
-        self._temper[rows] = self._start
 
     def update(
         self,
@@ -254,8 +257,8 @@ class _BoundCategoryBoredom:
         k = items.shape[1]
         self._recent[:, :-k] = self._recent[:, k:]
         self._recent[:, -k:] = items
-        self._temper = np.where(bored, 0.0, self._temper - 1.0)
-        return LeaveDecision(self._temper.copy(), np.zeros(len(items)), bored, bored)
+        self.temper = np.where(bored, 0.0, self.temper - 1.0)
+        return LeaveDecision(self.temper.copy(), np.zeros(len(items)), bored, bored)
 
 
 @dataclass(frozen=True)
@@ -264,20 +267,10 @@ class NeverLeave:
 
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """See :class:`LeaveRule`."""
-        return _BoundNeverLeave(batch_size, max_len)
+        return _BoundNeverLeave(batch_size, float(max_len + 1))
 
 
-class _BoundNeverLeave:
-    def __init__(self, batch_size: int, max_len: int) -> None:
-        self._start = float(max_len + 1)
-        self._temper = np.full(batch_size, self._start)
-
-    def temper(self) -> NDArray[np.float64]:
-        return self._temper
-
-    def reset(self, rows: IntArray) -> None:
-        self._temper[rows] = self._start
-
+class _BoundNeverLeave(BoundLeaveRule):
     def update(
         self,
         items: IntArray,
@@ -285,9 +278,9 @@ class _BoundNeverLeave:
         reward: NDArray[np.float64],
         steps: NDArray[np.int64],
     ) -> LeaveDecision:
-        self._temper = self._temper - 1.0
+        self.temper = self.temper - 1.0
         never = np.zeros(len(items), np.bool_)
-        return LeaveDecision(self._temper.copy(), np.zeros(len(items)), never, never)
+        return LeaveDecision(self.temper.copy(), np.zeros(len(items)), never, never)
 
 
 LEAVE_RULES: dict[str, LeaveRule] = {

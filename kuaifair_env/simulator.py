@@ -196,7 +196,7 @@ class SessionSimulator:
     @property
     def temper(self) -> NDArray[np.float64]:
         """``float64 (B,)``, patience left."""
-        return self._leave.temper()
+        return self._leave.temper
 
     @property
     def allowed(self) -> BoolArray | None:

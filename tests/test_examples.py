@@ -138,7 +138,7 @@ def test_a_leave_rule_of_ones_own_makes_users_leave_after_dull_slates_in_a_row()
         np.testing.assert_array_equal(decision.leaves, decision.temper < 1)
     assert leaving == [[False, False, False], [True, False, False], [True, False, True]]
     bound.reset(np.array([0]))
-    assert bound.temper().tolist() == [2.0, 1.0, 0.0]
+    assert bound.temper.tolist() == [2.0, 1.0, 0.0]
 
 
 def test_controls_are_judged_under_a_leave_rule_of_ones_own(capsys):

@@ -73,7 +73,7 @@ def test_temper_of_exactly_one_stays_although_tenths_do_not_add_up_in_binary():
     assert not steps[-1].leaves[0]
 
 
-def test_modes_judge_the_side_they_name():
+def test_modes_evaluate_the_side_they_name():
     tail_only, popular_only = 0.0, 1.0
     assert length(TemperFairness(), 30, 0.5, tail_only) == 12
     assert length(TemperFairness(mode="popular_only"), 30, 0.5, tail_only) == 20
@@ -87,7 +87,7 @@ def test_no_fairness_is_kuaisims_rule():
     assert length(TemperFairness(unfair_penalty=0.0), 20, 0.5, 1.0) == 13
 
 
-def test_single_items_are_judged_over_ten_steps_and_not_before_four():
+def test_single_items_are_evaluated_over_ten_steps_and_not_before_four():
     bound = TemperFairness().bind(1, 1, 30, NO_TAGS)
     bound.reset(np.array([0]))
     shares = [1.0] * 5 + [0.0] * 6
