@@ -72,7 +72,7 @@ class SessionConfig:
         return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | kept}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EpisodeRecords:
     """What became of ``n`` finished sessions, one entry each.
 
@@ -103,6 +103,9 @@ class EpisodeRecords:
     gini: NDArray[np.float64]
     coverage: NDArray[np.float64]
     left: BoolArray
+
+    def __repr__(self) -> str:
+        return f"EpisodeRecords({len(self)} sessions)"
 
     def __len__(self) -> int:
         return len(self.user_ids)

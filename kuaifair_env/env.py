@@ -99,6 +99,9 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         self._seeded = False
         self._over = True
 
+    def __repr__(self) -> str:
+        return f"KuaiFairEnv({self.config}, {self.world})"
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

@@ -57,7 +57,7 @@ class BindsEnvironment(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult:
     """What a policy did in complete sessions.
 
@@ -80,6 +80,16 @@ class EvaluationResult:
     config: dict[str, Any]
     seed: int
     initial_temper: float | None
+
+    def __repr__(self) -> str:
+        data = self.world["data"]
+        figures = ", ".join(
+            f"{name} {value:.4f}" for name, value in self.summary().items() if name != "sessions"
+        )
+        return (
+            f"EvaluationResult({len(self.sessions)} sessions in {data['name']!r}, split={self.world['split']!r}, "
+            f"{data['origin']} data {data['hash']}, max_len {self.config['max_len']}, seed {self.seed}:\n  {figures})"
+        )
 
     @property
     def predicted_length(self) -> float | None:

@@ -101,6 +101,9 @@ class KuaiFairVecEnv(VecEnv):
         self.seed(seed)
         self.apply_seeds()
 
+    def __repr__(self) -> str:
+        return f"KuaiFairVecEnv({self.num_envs} sessions, {self.config}, {self.world})"
+
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds all rows at the next reset: row ``i`` gets ``seed + i``."""
         if seed is None:

@@ -58,6 +58,9 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         self._over = np.ones(num_envs, np.bool_)
         self._started = False
 
+    def __repr__(self) -> str:
+        return f"KuaiFairVectorEnv({self.num_envs} sessions, {self.config}, {self.world})"
+
     def reset(
         self,
         *,

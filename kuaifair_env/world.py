@@ -104,7 +104,7 @@ class WorldEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class World:
     """Everything that sessions of one split need.
 
@@ -166,6 +166,15 @@ class World:
             )
         if len(self.initial_history.items) != len(self.data.users):
             raise DataError("initial_history needs one row for each user of the data set")
+
+    def __repr__(self) -> str:
+        provenance = self.data.provenance
+        return (
+            f"World({provenance.name!r}, split={self.split!r}: {len(self.users)} users, {self.n_items} candidates of "
+            f"{len(self.data.items)} items, {int(self.groups.popular.sum())} popular, embeddings of "
+            f"{self.dimension}, history of {self.history_length}; {provenance.origin} data {self.data.data_hash}, "
+            f"{type(self.response).__name__})"
+        )
 
     @property
     def dimension(self) -> int:

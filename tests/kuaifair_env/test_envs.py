@@ -169,6 +169,16 @@ def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
     assert ended > 8
 
 
+@pytest.mark.parametrize(
+    "env", [KuaiFairEnv(WORLD, SLATES), KuaiFairVectorEnv(WORLD, SLATES, 3), KuaiFairVecEnv(WORLD, SLATES, 3)]
+)
+def test_the_text_of_an_environment_says_how_sessions_run_and_where(env):
+    text = repr(env)
+    assert len(text) < 1_000
+    for fact in (type(env).__name__, "max_len=8", "action_mode='slate'", "45 candidates", "small"):
+        assert fact in text
+
+
 def test_the_same_seed_gives_the_same_trajectory_and_another_seed_another():
     def trajectory(seed):
         env = KuaiFairEnv(WORLD, SLATES)

@@ -123,6 +123,18 @@ def test_figures_agree_with_the_records_and_with_the_length_law():
     assert result.summary()["len"] == pytest.approx(result.predicted_length, abs=0.35)
 
 
+def test_the_text_of_a_result_has_the_headline_figures_and_their_provenance():
+    result = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, CONFIG), seed=5)
+    text = repr(result)
+    assert len(text) < 1_000
+    summary = result.summary()
+    for name in ("len", "r_each", "r_cum", "ad", "violation_rate"):
+        assert f"{name} {summary[name]:.4f}" in text
+    for fact in ("40 sessions", "small", "split='test'", WORLD.data.data_hash, "seed 5", "max_len 10"):
+        assert fact in text
+    assert len(repr(result.sessions)) < 100
+
+
 def test_the_true_reward_of_a_constant_slate_is_the_mean_of_the_table():
     everyone = evaluate(SameSlate([3, 9, 20, 31, 44]), KuaiFairEnv(WORLD, CONFIG), episodes_per_user=60)
     steps = everyone.sessions.length

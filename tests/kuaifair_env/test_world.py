@@ -224,6 +224,21 @@ def test_a_response_model_is_fitted_again_for_other_rows_or_features(tmp_path, m
     assert fitted == [data, *others], "once each"
 
 
+def test_the_text_of_a_world_says_what_it_is_in_a_few_lines():
+    text = repr(make_world("KuaiFair-Toy-v0", split="test"))
+    assert len(text) < 1_000
+    for fact in (
+        "Toy twin",
+        "split='test'",
+        "200 users",
+        "600 candidates",
+        "120 popular",
+        "twin",
+        "3898c94677a8917b",
+    ):
+        assert fact in text
+
+
 def test_importing_the_environments_stays_light():
     code = (
         "import sys, kuaifair_env; "
