@@ -27,7 +27,8 @@ import pandas as pd
 from purifiers import pair_of
 
 from dsrm.diffusion import SamplerConfig
-from dsrm.model import DSRM, DistillationConfig
+from dsrm.distillation import DistillationConfig
+from dsrm.model import DSRM
 from dsrm.pretrain import Mode, PretrainConfig, pretrain
 from dsrm.probe_data import ProbeSet, probe_set, unit_rows
 from dsrm.purifier import StatePurifier
@@ -82,7 +83,7 @@ def earned(pair: WorldPair, purifier: StatePurifier | None) -> dict[str, float]:
 def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[str, dict[str, float]]:
     """Returns both AUCs, microseconds per state and QuotaGreedy's figures, for each sampler."""
     found = {}
-    for name, sampler in samplers(model.schedule.levels).items():
+    for name, sampler in samplers(model.config.levels).items():
         purifier = model.with_sampler(sampler)
         purifier.bind(pair.test)
         start = time.perf_counter()

@@ -24,7 +24,6 @@ from purifiers import pair_of
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretrain import PretrainConfig, pretrain
 from dsrm.probe_data import unit_rows
-from dsrm.windows import ConditionBuilder
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray
@@ -61,25 +60,25 @@ def auc(world: World, states: FloatArray, held: bool) -> str:
 
 def milliseconds(world: World, rows: int) -> float:
     """Returns the best time of encoding the windows of ``rows`` users."""
-    builder, window = ConditionBuilder.of_world(world), world.initial_history.take(world.users[:rows])
+    window = world.initial_history.take(world.users[:rows])
     best = np.inf
     for _ in range(20):
         start = time.perf_counter()
-        observed_states(builder, window)
+        observed_states(world, window)
         best = min(best, time.perf_counter() - start)
     return 1e3 * best
 
 
 def row(name: str, world: World, window: HistoryWindow, seconds: float) -> str:
     """Returns a line of the table."""
-    states = observed_states(ConditionBuilder.of_world(world), window)
+    states = observed_states(world, window)
     times = " / ".join(f"{milliseconds(world, rows):.2f}" for rows in (1, 64, 256))
     return f"| {name} | {auc(world, states, False)} | {auc(world, states, True)} | {times} | {seconds:.0f} |"
 
 
 def purified_rows(name: str, world: World, window: HistoryWindow) -> list[str]:
     """Returns the lines of the purifiers over one encoder; of calibration users' AUC nothing is said."""
-    states = observed_states(ConditionBuilder.of_world(world), window)
+    states = observed_states(world, window)
     lines = []
     for mode, config in PURIFIERS.items():
         start = time.perf_counter()

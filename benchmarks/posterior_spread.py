@@ -23,10 +23,11 @@ import numpy as np
 from purifiers import pair_of
 from scipy.stats import spearmanr
 
+from dsrm.condition import ConditionBuilder
 from dsrm.model import DSRM
 from dsrm.purifier import load_purifier
 from dsrm.targets import PooledPositives
-from dsrm.windows import ConditionBuilder, sample_windows
+from dsrm.windows import SampledWindows, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import write_text_atomically
@@ -56,16 +57,16 @@ def rows(name: str, path: Path, world: World) -> list[str]:
     found = []
     for length in LENGTHS:
         rng = np.random.default_rng(0)
-        sample = sample_windows(
-            world.data.train, len(world.data.users), users, rng, shortest=length, longest=length
+        windows = sample_windows(
+            world.data.train, len(world.data.users), users, rng, min_length=length, max_length=length
         )
-        inside = sample.window.clicks.sum(axis=1)
+        inside = windows.clicks.sum(axis=1)
         some = np.flatnonzero((inside > 0) & (positives.counts[users] - inside >= MIN_CLICKS))
-        window = sample.window.take(some)
-        states = observed_states(builder, window)
+        window = windows.take(some)
+        states = observed_states(world, window)
         scale = states.std(axis=0)
         everyone = np.ones(len(users), np.bool_)
-        truth = positives.outside(sample, everyone)[some]
+        truth = positives.outside(SampledWindows(windows, users, everyone), everyone)[some]
 
         def size(differences: FloatArray, scale: FloatArray = scale) -> FloatArray:
             return np.asarray(np.sqrt(((differences / scale) ** 2).mean(axis=-1)), np.float32)

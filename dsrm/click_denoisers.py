@@ -1,30 +1,137 @@
-"""T-CE, R-CE and BOD as purifiers: clicks of the window count by how credible a denoising click model finds them."""
+"""T-CE, R-CE and BOD as purifiers: the clicks of a window count by how credible a denoising click model finds them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from dsrm.baselines import raw_bound
-from dsrm.click_model import ClickModel, ClickModelConfig, train_click_model, window_tensors
-from dsrm.purifier import Binding, MismatchError, WorldKey, state_space
-from kuaifair_env.data.schema import FloatArray
+from dsrm.denoising_losses import (
+    bod_inner_loss,
+    bod_outer_loss,
+    reweighted_cross_entropy,
+    truncated_cross_entropy,
+)
+from dsrm.purifier import BasePurifier, Binding, MismatchError, WorldKey, observed_bound, state_space
+from dsrm.windows import sample_windows
+from kuaifair_env.data.schema import FloatArray, InteractionLog
+from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.training import Trainer, load_network, network_tensors
 from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.world import World
 
+DenoisingLoss = Literal["tce", "rce", "bod"]
+DENOISING_LOSSES: tuple[DenoisingLoss, ...] = get_args(DenoisingLoss)
 
-class ClickDenoiser:
-    """The weighted mean embedding of the clicked items, ``s~_w = sum_j w_j e_j / sum_j w_j`` (the state hook).
+_BOD_INNER_STEPS = 10
+_WEIGHER_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class ClickModelConfig:
+    """How the click model is trained. The losses keep their reference settings.
+
+    Attributes:
+        loss: ``"tce"``, ``"rce"`` or ``"bod"``.
+        dimension: Size of the factors.
+        steps: Optimizer steps.
+        batch_size: Positives of a step; each is joined by one drawn negative.
+        learning_rate: Of Adam.
+        drop_rate: T-CE's final drop rate ``eps_max``.
+        drop_ramp: Share of the steps over which T-CE's drop rate rises linearly to ``drop_rate``.
+        beta: R-CE's exponent.
+        seed: Seed of factors and batches.
+    """
+
+    loss: DenoisingLoss
+    dimension: int = 64
+    steps: int = 1_500
+    batch_size: int = 1_024
+    learning_rate: float = 1e-3
+    drop_rate: float = 0.2
+    drop_ramp: float = 0.5
+    beta: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in DENOISING_LOSSES:
+            raise ValueError(f"loss must be one of {DENOISING_LOSSES}, got {self.loss!r}")
+        if min(self.dimension, self.steps, self.batch_size) < 1:
+            raise ValueError("dimension, steps and batch_size must be at least 1")
+        if not 0.0 <= self.drop_rate < 1.0 or not 0.0 < self.drop_ramp <= 1.0 or self.beta < 0.0:
+            raise ValueError("need 0 <= drop_rate < 1, 0 < drop_ramp <= 1 and beta >= 0")
+
+    def drop_rate_at(self, step: int) -> float:
+        """Returns T-CE's drop rate after a number of steps."""
+        return self.drop_rate * min(step / max(int(self.drop_ramp * self.steps), 1), 1.0)
+
+
+class ClickModel(nn.Module):
+    """Scores items for windows: the mean of the clicked items' factors, times an item's own, plus its bias.
+
+    Users are described by their windows alone, so that the model also applies to users that it was not trained on.
+
+    Args:
+        items: Number of items ``M``.
+        dimension: Size ``D`` of the factors.
+    """
+
+    def __init__(self, items: int, dimension: int) -> None:
+        super().__init__()
+        self.history = nn.Embedding(items, dimension)
+        self.item = nn.Embedding(items, dimension)
+        self.bias = nn.Embedding(items, 1)
+        nn.init.normal_(self.history.weight, std=0.1)
+        nn.init.normal_(self.item.weight, std=0.1)
+        nn.init.zeros_(self.bias.weight)
+        self.weigher = nn.Sequential(
+            nn.Linear(2 * dimension, _WEIGHER_WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WEIGHER_WIDTH, _WEIGHER_WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WEIGHER_WIDTH, 1),
+        )
+
+    def users(self, items: Tensor, clicks: Tensor) -> Tensor:
+        """Returns user vectors of windows, ``(B, D)``.
+
+        Args:
+            items: ``int64 (B, H)``, padding as item 0.
+            clicks: ``float32 (B, H)``; 0 at padding.
+        """
+        shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)
+        vectors: Tensor = torch.einsum("bh,bhd->bd", shares, self.history(items))
+        return vectors
+
+    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+        """Returns click log-odds, ``(B,)`` for one item each, or ``(B, H)``."""
+        factors = self.item(items)
+        bias = self.bias(items)[..., 0]
+        if items.ndim == 1:
+            scores: Tensor = (users * factors).sum(1) + bias
+        else:
+            scores = torch.einsum("bd,bhd->bh", users, factors) + bias
+        return scores
+
+    def weights(self, users: Tensor, factors: Tensor) -> Tensor:
+        """Returns BOD's weights ``g(u, i)`` in (0, 1), one for each pair of vectors."""
+        weights: Tensor = self.weigher(torch.cat([users, factors], dim=-1))[..., 0].sigmoid()
+        return weights
+
+
+class ClickDenoiser(BasePurifier):
+    """The weighted mean embedding of the clicked items, ``s^ = sum_j w_j e_j / sum_j w_j``.
 
     * T-CE: ``w_j`` is 0 for the clicks of a window with the largest loss, a share ``eps_max`` of them, else 1.
-    * R-CE: ``w_j = y_j ^ beta`` with ``y_j`` the predicted click probability. The observed state is made of clicked
+    * R-CE: ``w_j = y_j ^ beta`` with ``y_j`` the predicted click probability. The observed state consists of clicked
       items alone, so skipped items, which the loss reweights too, have no place in it.
     * BOD: ``w_j = g(u, j)``, the learnt weight.
 
@@ -40,15 +147,15 @@ class ClickDenoiser:
         self,
         config: ClickModelConfig,
         key: WorldKey,
-        item_ids: Any,
+        item_ids: NDArray[np.int64],
         model: ClickModel,
         report: Mapping[str, Any],
     ) -> None:
         self.kind = config.loss
         self.config = config
         self._key = key
-        self._item_ids = np.asarray(item_ids, np.int64)
-        self._model = model
+        self._item_ids = item_ids
+        self._model = model.eval().requires_grad_(False)
         self._report = dict(report)
         self._binding = Binding(key)
 
@@ -71,7 +178,7 @@ class ClickDenoiser:
             raise MismatchError(
                 "the click model knows the items in another order; train it for these candidates"
             )
-        return state_space(raw_bound(world), world.dimension)
+        return state_space(observed_bound(world), world.dimension)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
@@ -79,58 +186,147 @@ class ClickDenoiser:
 
     @torch.inference_mode()
     def weights(self, window: HistoryWindow) -> FloatArray:
-        """Returns what each place of a window counts for, ``float32 (B, H)``; 0 where nothing was clicked."""
-        items, clicks = window_tensors(window)
+        """Returns the weight of each place of a window, ``float32 (B, H)``; 0 where nothing was clicked."""
+        items, clicks = _window_tensors(window)
         users = self._model.users(items, clicks)
         if self.config.loss == "bod":
             factors = self._model.item(items)
-            found = self._model.weights(users[:, None, :].expand_as(factors), factors)
+            weights = self._model.weights(users[:, None, :].expand_as(factors), factors)
+        elif self.config.loss == "tce":
+            weights = _tce_weights(self._model.logits(users, items), clicks, self.config.drop_rate)
         else:
-            logits = self._model.logits(users, items)
-            found = (
-                _kept(logits, clicks, self.config.drop)
-                if self.config.loss == "tce"
-                else logits.sigmoid() ** self.config.beta
-            )
-        weights: FloatArray = (found * clicks).numpy()
-        return weights
+            weights = self._model.logits(users, items).sigmoid() ** self.config.beta
+        click_weights: FloatArray = (weights * clicks).numpy()
+        return click_weights
 
-    def describe(self) -> dict[str, Any]:
-        """See :class:`~dsrm.purifier.StatePurifier`."""
-        return {
-            "kind": self.kind,
-            "config": asdict(self.config),
-            "world": self._key.as_dict(),
-            "report": self._report,
-        }
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return {"config": asdict(self.config), "world": self._key.as_dict(), "report": self._report}
 
-    def parts(self) -> tuple[Tensors, dict[str, Any]]:
-        """Returns what a file holds: tensors, settings."""
-        tensors: Tensors = {f"net.{name}": value.numpy() for name, value in self._model.state_dict().items()}
-        described = self.describe()
-        settings = {name: described[name] for name in ("config", "world", "report")}
-        return tensors | {"item_ids": self._item_ids}, settings
+    def tensors(self) -> Tensors:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return network_tensors(self._model) | {"item_ids": self._item_ids}
 
     @classmethod
-    def from_parts(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ClickDenoiser:
-        """Restores what :meth:`parts` returned."""
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ClickDenoiser:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
         config = ClickModelConfig(**settings["config"])
-        model = ClickModel(len(tensors["item_ids"]), config)
-        model.load_state_dict(
-            {
-                name.removeprefix("net."): torch.from_numpy(value)
-                for name, value in tensors.items()
-                if "net." in name
-            }
-        )
+        model = ClickModel(len(tensors["item_ids"]), config.dimension)
+        load_network(model, tensors)
         key = WorldKey.from_dict(settings["world"])
-        return cls(config, key, tensors["item_ids"], model.eval().requires_grad_(False), settings["report"])
+        return cls(config, key, tensors["item_ids"], model, settings["report"])
 
 
-def _kept(logits: torch.Tensor, clicks: torch.Tensor, drop: float) -> torch.Tensor:
-    """Returns 1 for clicks that T-CE keeps: all but the share ``drop`` of a window's clicks with the least logit."""
+def train_click_model(world: World, config: ClickModelConfig, progress: bool = False) -> ClickModel:
+    """Trains a click model on the training log of a world, users of the test world left out.
+
+    Args:
+        world: The training world.
+        config: Loss and sizes.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DataError: If no user has two clicks.
+        ValueError: If the world is not a training world.
+    """
+    from tqdm import tqdm
+
+    if world.split != "train":
+        raise ValueError("click models are trained in the training world; the test world stays unseen")
+    source = _ClickSource(world)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = ClickModel(len(world.data.items), config.dimension)
+    rng = np.random.default_rng(config.seed)
+    factors = [*model.history.parameters(), *model.item.parameters(), *model.bias.parameters()]
+    trainer = Trainer(model, torch.optim.Adam(factors, config.learning_rate))
+    weigher_optimizer = torch.optim.Adam(model.weigher.parameters(), config.learning_rate)
+
+    def batches(_: int) -> Iterator[_ClickBatch]:
+        for step in tqdm(range(1, config.steps + 1), desc=f"train {config.loss}", disable=not progress):
+            batch = source.draw(config.batch_size, rng)
+            if config.loss == "bod" and step % _BOD_INNER_STEPS == 0:
+                _train_weigher(model, weigher_optimizer, batch)
+            yield batch
+
+    def loss(model: ClickModel, batch: _ClickBatch) -> Tensor:
+        users = model.users(batch.items, batch.clicks)
+        if config.loss == "bod":
+            positive, negative = model.item(batch.positive), model.item(batch.negative)
+            weights = model.weights(users, positive), model.weights(users, negative)
+            return bod_inner_loss(users, positive, negative, *weights)
+        logits = torch.cat([model.logits(users, batch.positive), model.logits(users, batch.negative)])
+        labels = torch.cat([torch.ones(len(users)), torch.zeros(len(users))])
+        if config.loss == "tce":
+            return truncated_cross_entropy(logits, labels, config.drop_rate_at(trainer.steps))
+        return reweighted_cross_entropy(logits, labels, config.beta)
+
+    return trainer.fit(batches, loss, rounds=1)
+
+
+class _ClickBatch(NamedTuple):
+    """Windows (see :meth:`ClickModel.users`), and two ``int64 (B,)`` items each: one clicked, one drawn."""
+
+    items: Tensor
+    clicks: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+class _ClickSource:
+    """Draws windows with a click of the same user, and items drawn from all candidates."""
+
+    def __init__(self, world: World) -> None:
+        log = world.data.train
+        self._log: InteractionLog = log
+        self._n_users = len(world.data.users)
+        self._n_items = world.n_items
+        counts = np.bincount(log.users[log.clicks], minlength=self._n_users)
+        self._users = np.intersect1d(world.users, np.flatnonzero(counts >= 2))
+        if len(self._users) == 0:
+            raise DataError("no user of the training log has two clicks; there is nothing to learn from")
+        self._click_rows = np.flatnonzero(log.clicks)
+        self._starts = np.searchsorted(log.users[self._click_rows], np.arange(self._n_users + 1))
+
+    def draw(self, size: int, rng: np.random.Generator) -> _ClickBatch:
+        users = rng.choice(self._users, size)
+        window = sample_windows(self._log, self._n_users, users, rng)
+        first, last = self._starts[users], self._starts[users + 1]
+        rows = self._click_rows[first + (rng.random(size) * (last - first)).astype(np.int64)]
+        positive = self._log.items[rows].astype(np.int64)
+        negative = rng.integers(self._n_items, size=size)
+        # The positive must not be read off the window that is to predict it.
+        window.clicks[window.items == positive[:, None]] = False
+        return _ClickBatch(*_window_tensors(window), torch.from_numpy(positive), torch.from_numpy(negative))
+
+
+def _train_weigher(model: ClickModel, optimizer: torch.optim.Optimizer, batch: _ClickBatch) -> None:
+    """Takes one step of BOD's weights; the factors are constants."""
+    with torch.no_grad():
+        vectors = (
+            model.users(batch.items, batch.clicks),
+            model.item(batch.positive),
+            model.item(batch.negative),
+        )
+    user, positive, negative = (vector.clone().requires_grad_(True) for vector in vectors)
+    positive_weight = model.weights(user.detach(), positive.detach())
+    negative_weight = model.weights(user.detach(), negative.detach())
+    loss = bod_outer_loss(user, positive, negative, positive_weight, negative_weight)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss, inputs=list(model.weigher.parameters()))
+    optimizer.step()
+
+
+def _window_tensors(window: HistoryWindow) -> tuple[Tensor, Tensor]:
+    """Returns a window's items (padding as item 0) and clicks as tensors."""
+    items = torch.from_numpy(np.maximum(window.items, 0).astype(np.int64))
+    return items, torch.from_numpy(window.clicks.astype(np.float32))
+
+
+def _tce_weights(logits: Tensor, clicks: Tensor, drop_rate: float) -> Tensor:
+    """Returns 1 for the clicks that T-CE keeps: all but a share of a window's clicks, those with the least logits."""
     # The loss of a click falls with its logit; places that were not clicked come last and are never counted.
     order = torch.where(clicks > 0, logits, torch.inf).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)
-    dropped = (drop * clicks.sum(dim=1, keepdim=True)).floor()
+    dropped = (drop_rate * clicks.sum(dim=1, keepdim=True)).floor()
     return (rank >= dropped).to(torch.float32)

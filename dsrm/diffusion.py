@@ -1,4 +1,8 @@
-"""Noise schedules of the forward process (paper eq. 2), as tables of double precision."""
+"""The diffusion process: noise schedules of the forward process (paper eq. 2), samplers of the reverse one (eq. 3).
+
+Random samplers draw the noise of a row from a stream that the row's bytes and a seed determine, so that a sample does
+not depend on the batch.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,29 @@ from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 
 ScheduleKind = Literal["linear", "cosine", "vp"]
+SamplerKind = Literal["ddpm", "ddim", "dpm++"]
+Start = Literal["zero", "noise", "state"]
 
-LINEAR_RANGE = (1e-4, 0.02)
-VP_RANGE = (0.1, 10.0)
+_LINEAR_BETAS = (1e-4, 0.02)
+_VP_BETAS = (0.1, 10.0)
 _COSINE_OFFSET = 0.008
-_LARGEST_BETA = 0.999
+_MAX_BETA = 0.999
+
+_HALF_STEP = 2.0**-54
+_STREAMS_PER_SAMPLE = 10_000
+_POSTERIOR_STEPS = 10
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much of a state is left at each noise level ``k = 0 .. K``.
+    """How much of a clean state is left at each noise level ``k = 0 .. K``, in double precision.
 
     At level ``k`` a state is ``sqrt(abar_k) s + sqrt(1 - abar_k) eps`` (eq. 2); level 0 is the clean state.
 
     Attributes:
-        kind: ``"linear"`` (betas from 1e-4 to .02; what is left at level ``K`` depends on ``K``: .82 for 20, .006 for
-            500), ``"cosine"`` (Nichol and Dhariwal, ICML 2021) or ``"vp"`` (the variance-preserving process of Song et
-            al., ICLR 2021, beta from .1 to 10); what the last two leave at level ``K`` does not depend on ``K``.
+        kind: ``"linear"`` (betas from 1e-4 to .02; ``abar_K`` depends on ``K``: .82 for 20 levels, .006 for 500),
+            ``"cosine"`` (Nichol and Dhariwal, ICML 2021) or ``"vp"`` (the variance-preserving process of Song et al.,
+            ICLR 2021, beta from .1 to 10). ``abar_K`` of the last two does not depend on ``K``.
         alphas_bar: ``float64 (K + 1,)``, ``abar_k``; 1 at level 0, decreasing.
     """
 
@@ -53,16 +63,16 @@ class NoiseSchedule:
         if levels < 1:
             raise ValueError(f"a schedule needs at least 1 level, got {levels}")
         if kind == "linear":
-            betas = np.linspace(*LINEAR_RANGE, levels)
+            betas = np.linspace(*_LINEAR_BETAS, levels)
         elif kind == "cosine":
             time = np.arange(levels + 1) / levels
-            left = np.cos((time + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * np.pi / 2) ** 2
-            betas = np.minimum(1.0 - left[1:] / left[:-1], _LARGEST_BETA)
+            alphas_bar = np.cos((time + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * np.pi / 2) ** 2
+            betas = np.minimum(1.0 - alphas_bar[1:] / alphas_bar[:-1], _MAX_BETA)
         elif kind == "vp":
             time = np.arange(levels + 1) / levels
-            low, high = VP_RANGE
-            left = np.exp(-(low * time + 0.5 * (high - low) * time**2))
-            betas = 1.0 - left[1:] / left[:-1]
+            low, high = _VP_BETAS
+            alphas_bar = np.exp(-(low * time + 0.5 * (high - low) * time**2))
+            betas = 1.0 - alphas_bar[1:] / alphas_bar[:-1]
         else:
             raise ValueError(f"schedule must be one of {get_args(ScheduleKind)}, got {kind!r}")
         return cls(kind, np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
@@ -74,7 +84,7 @@ class NoiseSchedule:
 
     @property
     def betas(self) -> NDArray[np.float64]:
-        """``float64 (K,)``, share of variance that each level replaces by noise."""
+        """``float64 (K,)``, share of the variance that each level replaces by noise."""
         return np.asarray(1.0 - self.alphas_bar[1:] / self.alphas_bar[:-1])
 
     def posterior_variance(self, high: int, low: int) -> float:
@@ -84,11 +94,18 @@ class NoiseSchedule:
             high: The noisier level.
             low: The cleaner level, ``0 <= low < high``.
         """
-        above, below = self.alphas_bar[high], self.alphas_bar[low]
-        return float((1.0 - below) / (1.0 - above) * (1.0 - above / below))
+        noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
+        return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
 
     def steps(self, start: int, count: int) -> NDArray[np.int64]:
-        """Returns the levels that a solver of ``count`` steps visits from level ``start`` down to 0, evenly spread.
+        """Returns the levels that a solver visits from level ``start`` down to 0, evenly spread.
+
+        Args:
+            start: First level.
+            count: Number of steps.
+
+        Returns:
+            ``int64 (count + 1,)``, decreasing.
 
         Raises:
             ValueError: If the start is no level, or there are more steps than levels.
@@ -100,11 +117,8 @@ class NoiseSchedule:
         return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
 
 
-_HALF_STEP = 2.0**-54
-
-
 def row_keys(rows: FloatArray, seed: int) -> seeding.Keys:
-    """Returns one stream key for each row, from a seed and the row's bytes.
+    """Returns the key of each row's random streams, from a seed and the row's bytes.
 
     Args:
         rows: ``float32 (B, n)``.
@@ -120,41 +134,35 @@ def row_keys(rows: FloatArray, seed: int) -> seeding.Keys:
     return seeding.derive(folded, 0) ^ seeding.stream_key(seed)
 
 
-def row_normals(keys: seeding.Keys, size: int, number: int = 0) -> FloatArray:
+def row_normals(keys: seeding.Keys, size: int, stream: int = 0) -> FloatArray:
     """Returns standard normal draws.
 
     Args:
         keys: ``uint64 (B,)``, from :func:`row_keys`.
         size: Draws for each row.
-        number: Which of the row's sub-streams to draw from.
+        stream: Which of the row's streams to draw from.
 
     Returns:
         ``float32 (B, size)``.
     """
-    streams = seeding.derive(keys, number)
+    streams = seeding.derive(keys, stream)
     uniforms = seeding.uniforms(streams[:, None], np.arange(size, dtype=np.uint64))
     return np.asarray(ndtri(uniforms + _HALF_STEP), np.float32)
 
 
-SamplerKind = Literal["ddpm", "ddim", "dpm++"]
-Start = Literal["zero", "noise", "state"]
-
-_DRAWS_PER_SAMPLE = 10_000
-
-
-class CleanStateNet(Protocol):
-    """What a sampler needs of a denoiser."""
+class CleanStateNetwork(Protocol):
+    """What a sampler needs of a network; see :class:`dsrm.denoiser.Denoiser`."""
 
     def embed(self, condition: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Projects conditions."""
+        """Projects conditions, once for a whole reverse process."""
         ...
 
     def __call__(self, noisy: Tensor, level: Tensor, embedded: Tensor) -> Tensor:
-        """Predicts."""
+        """Returns a prediction for noisy states."""
         ...
 
     def clean(self, noisy: Tensor, level: Tensor, predicted: Tensor) -> Tensor:
-        """Turns a prediction into a clean state."""
+        """Returns the clean states that a prediction implies."""
         ...
 
 
@@ -168,11 +176,11 @@ class SamplerConfig:
         steps: Evaluations of the denoiser.
         eta: DDIM only: 0 is deterministic, 1 is ancestral sampling.
         start: ``"zero"`` (the mean of the noise; with ``eta`` 0 no random number is drawn), ``"noise"``, or
-            ``"state"``: the observed state, noised to the level at which the solver starts.
+            ``"state"`` (the observed state, noised to the level at which the solver starts).
         level: Noise level at which the solver starts; None is the noisiest.
         guidance: ``w`` of classifier-free guidance, ``(1 + w) eps_c - w eps_null`` (Ho and Salimans, 2022).
-        samples: Average so many samples.
-        clip: Clean states are kept within so many standard deviations.
+        samples: Number of samples that are averaged.
+        clip: Clean states are clipped to this many standard deviations.
         seed: Seed of the noise.
     """
 
@@ -196,25 +204,35 @@ class SamplerConfig:
         if self.steps < 1 or self.samples < 1 or self.clip <= 0 or self.guidance < 0:
             raise ValueError("steps and samples are at least 1, clip is positive, guidance at least 0")
 
+    @classmethod
+    def posterior(cls, levels: int, samples: int) -> SamplerConfig:
+        """Returns how samples of the posterior of the clean state are drawn: ancestral steps from noise.
+
+        Args:
+            levels: Noise levels ``K`` of the model.
+            samples: How many.
+        """
+        return cls(steps=min(_POSTERIOR_STEPS, levels), eta=1.0, start="noise", samples=samples)
+
     @property
     def random(self) -> bool:
-        """Whether random numbers are drawn at all."""
+        """Whether any random number is drawn."""
         return self.start != "zero" or self.kind == "ddpm" or (self.kind == "ddim" and self.eta > 0.0)
 
 
 class Sampler:
-    """A reverse process with everything that does not depend on the states computed in advance.
+    """Draws clean states by the reverse process (paper eq. 3).
 
     Args:
-        denoiser: The net.
+        denoiser: The network.
         schedule: Its noise levels.
         config: How to sample.
 
     Raises:
-        ValueError: If there are not that many levels.
+        ValueError: If the schedule has fewer levels than ``config`` asks for.
     """
 
-    def __init__(self, denoiser: CleanStateNet, schedule: NoiseSchedule, config: SamplerConfig) -> None:
+    def __init__(self, denoiser: CleanStateNetwork, schedule: NoiseSchedule, config: SamplerConfig) -> None:
         self.config = config
         self._denoiser = denoiser
         self._schedule = schedule
@@ -229,12 +247,12 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, condition: Tensor, observed: Tensor) -> Tensor:
-        """Returns clean states; the mean of several where the configuration says so.
+        """Returns clean states, the mean of ``config.samples`` samples.
 
         Args:
             condition: ``float32 (B, c)``, standardised.
-            observed: ``float32 (B, d)``, observed states, standardised; the start of ``start="state"``, and what the
-                noise of a row follows from.
+            observed: ``float32 (B, d)``, observed states, standardised; they determine the noise of their rows, and
+                ``start="state"`` starts from them.
 
         Returns:
             ``float32 (B, d)``, standardised.
@@ -251,94 +269,114 @@ class Sampler:
             null = self._denoiser.embed(condition, torch.ones(len(condition), dtype=torch.bool))
         keys = row_keys(observed.numpy(), self.config.seed) if self.config.random else None
         return torch.stack(
-            [self._one(embedded, null, observed, keys, number * _DRAWS_PER_SAMPLE) for number in range(count)]
+            [
+                self._draw(embedded, null, observed, keys, number * _STREAMS_PER_SAMPLE)
+                for number in range(count)
+            ]
         )
 
-    def _one(
+    def _draw(
         self,
         embedded: Tensor,
         null: Tensor | None,
         observed: Tensor,
         keys: seeding.Keys | None,
-        draw: int,
+        stream: int,
     ) -> Tensor:
-        state = self._started(observed, keys, draw)
+        """Returns one sample, ``(B, d)``; ``null`` embeds the null condition where there is guidance."""
+        state = self._start(observed, keys, stream)
         previous: Tensor | None = None
         for number, step in enumerate(self._steps):
-            level = torch.full((len(state),), step.level)
-            clean = self._denoiser.clean(state, level, self._denoiser(state, level, embedded))
+            clean = self._clean(state, step.level, embedded)
             if null is not None:
-                unguided = self._denoiser.clean(state, level, self._denoiser(state, level, null))
-                clean = (1.0 + self.config.guidance) * clean - self.config.guidance * unguided
+                unconditional = self._clean(state, step.level, null)
+                clean = (1.0 + self.config.guidance) * clean - self.config.guidance * unconditional
             clean = clean.clamp(-self.config.clip, self.config.clip)
-            mixed = clean
+            estimate = clean
             if previous is not None and step.extrapolation:
-                mixed = (1.0 + step.extrapolation) * clean - step.extrapolation * previous
-            state = step.of_clean * mixed + step.of_noisy * state
+                estimate = (1.0 + step.extrapolation) * clean - step.extrapolation * previous
+            state = step.clean_weight * estimate + step.noisy_weight * state
             if step.deviation:
                 assert keys is not None
-                state = state + step.deviation * _normals(keys, state.shape[1], draw + number + 1)
+                state = state + step.deviation * _normals(keys, state.shape[1], stream + number + 1)
             previous = clean
         return state
 
-    def _started(self, observed: Tensor, keys: seeding.Keys | None, draw: int) -> Tensor:
+    def _clean(self, state: Tensor, level: int, embedded: Tensor) -> Tensor:
+        levels = torch.full((len(state),), level)
+        return self._denoiser.clean(state, levels, self._denoiser(state, levels, embedded))
+
+    def _start(self, observed: Tensor, keys: seeding.Keys | None, stream: int) -> Tensor:
         if keys is None or self.config.start == "zero":
             return torch.zeros_like(observed)
-        noise = _normals(keys, observed.shape[1], draw)
+        noise = _normals(keys, observed.shape[1], stream)
         if self.config.start == "noise":
             return noise
-        kept = float(self._schedule.alphas_bar[self._levels[0]])
-        return float(np.sqrt(kept)) * observed + float(np.sqrt(1.0 - kept)) * noise
+        alpha_bar = float(self._schedule.alphas_bar[self._levels[0]])
+        return float(np.sqrt(alpha_bar)) * observed + float(np.sqrt(1.0 - alpha_bar)) * noise
+
+
+def posterior_spread(samples: FloatArray) -> FloatArray:
+    """Returns the root mean square over components of the samples' standard deviation, ``float32 (B,)``.
+
+    Args:
+        samples: ``float32 (samples, B, d)``.
+    """
+    spread: FloatArray = np.sqrt(samples.var(axis=0, ddof=1).mean(axis=1))
+    return spread
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of a solver: ``of_clean * clean + of_noisy * noisy + deviation * normal``.
+class _Step:
+    """One step of a solver: ``clean_weight * clean + noisy_weight * noisy + deviation * normal``.
 
     Attributes:
-        level: The level that the denoiser is asked at.
-        of_clean: Weight of the clean estimate.
-        of_noisy: Weight of the present state.
+        level: Noise level at which the clean state is estimated.
+        clean_weight: Weight of the clean estimate.
+        noisy_weight: Weight of the current state.
         deviation: Standard deviation of fresh noise.
-        extrapolation: How far the clean estimate is carried on from the previous one (second order).
+        extrapolation: How far the clean estimate is extrapolated from the previous one (second order).
     """
 
     level: int
-    of_clean: float
-    of_noisy: float
+    clean_weight: float
+    noisy_weight: float
     deviation: float = 0.0
     extrapolation: float = 0.0
 
 
-def _implicit_step(schedule: NoiseSchedule, high: int, low: int, eta: float) -> Step:
+def _implicit_step(schedule: NoiseSchedule, high: int, low: int, eta: float) -> _Step:
     """DDIM (eq. 12 of its paper); with ``eta`` 1 this is the ancestral step of eq. 3."""
-    above, below = schedule.alphas_bar[high], schedule.alphas_bar[low]
+    noisier, cleaner = schedule.alphas_bar[high], schedule.alphas_bar[low]
     deviation = eta * np.sqrt(schedule.posterior_variance(high, low))
-    of_noisy = np.sqrt(max(1.0 - below - deviation**2, 0.0) / (1.0 - above))
-    of_clean = np.sqrt(below) - of_noisy * np.sqrt(above)
-    return Step(high, float(of_clean), float(of_noisy), float(deviation))
+    noisy_weight = np.sqrt(max(1.0 - cleaner - deviation**2, 0.0) / (1.0 - noisier))
+    clean_weight = np.sqrt(cleaner) - noisy_weight * np.sqrt(noisier)
+    return _Step(high, float(clean_weight), float(noisy_weight), float(deviation))
 
 
-def _solver_steps(schedule: NoiseSchedule, levels: list[int]) -> list[Step]:
+def _solver_steps(schedule: NoiseSchedule, levels: list[int]) -> list[_Step]:
     """DPM-Solver++(2M); the first step, which has no predecessor, and the last, to level 0, are of first order."""
-    left = schedule.alphas_bar
-    half_log_ratios = [0.5 * np.log(left[level] / max(1.0 - left[level], 1e-300)) for level in levels]
+    alphas_bar = schedule.alphas_bar
+    half_log_ratios = [
+        0.5 * np.log(alphas_bar[level] / max(1.0 - alphas_bar[level], 1e-300)) for level in levels
+    ]
     steps = []
-    for place, (high, low) in enumerate(pairwise(levels)):
+    for number, (high, low) in enumerate(pairwise(levels)):
         if low == 0:
-            steps.append(Step(high, 1.0, 0.0))
+            steps.append(_Step(high, 1.0, 0.0))
             continue
-        shrink = np.sqrt((1.0 - left[low]) / (1.0 - left[high]))
-        ratio = np.sqrt(left[high] / left[low]) * shrink
+        noisy_weight = np.sqrt((1.0 - alphas_bar[low]) / (1.0 - alphas_bar[high]))
+        decay = np.sqrt(alphas_bar[high] / alphas_bar[low]) * noisy_weight
+        clean_weight = np.sqrt(alphas_bar[low]) * (1.0 - decay)
         extrapolation = 0.0
-        if place:
-            width = half_log_ratios[place + 1] - half_log_ratios[place]
-            extrapolation = 0.5 * width / (half_log_ratios[place] - half_log_ratios[place - 1])
-        of_clean = np.sqrt(left[low]) * (1.0 - ratio)
-        steps.append(Step(high, float(of_clean), float(shrink), extrapolation=float(extrapolation)))
+        if number:
+            width = half_log_ratios[number + 1] - half_log_ratios[number]
+            extrapolation = 0.5 * width / (half_log_ratios[number] - half_log_ratios[number - 1])
+        steps.append(
+            _Step(high, float(clean_weight), float(noisy_weight), extrapolation=float(extrapolation))
+        )
     return steps
 
 
-def _normals(keys: seeding.Keys, size: int, number: int) -> Tensor:
-    normals: FloatArray = row_normals(keys, size, number)
-    return torch.from_numpy(normals)
+def _normals(keys: seeding.Keys, size: int, stream: int) -> Tensor:
+    return torch.from_numpy(row_normals(keys, size, stream))

@@ -20,7 +20,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
-from kuaifair_env.spaces import mean_embeddings
+from kuaifair_env.spaces import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
 
@@ -191,7 +191,7 @@ def similarity_slope(
             log.items[half == number]
         ]
     window = world.initial_history.take(users)
-    units = _unit(mean_embeddings(world.embeddings, window.items, window.clicks.astype(np.float32)))[place]
+    units = _unit(embedding_sums(world.embeddings, window.items, window.clicks.astype(np.float32)))[place]
     similarity = np.einsum("nd,nd->n", units, _unit(world.embeddings)[log.items])
     model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
     # In units of the item term's own slope, so that the term enters scores as it is.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from dsrm.baselines import (
     IdentityPurifier,
@@ -17,13 +18,14 @@ from dsrm.baselines import (
     NoisePurifier,
     RegressionConfig,
     RegressionPurifier,
-    regression_net,
+    regression_network,
 )
-from dsrm.click_denoisers import ClickDenoiser
-from dsrm.click_model import ClickModelConfig
-from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction
-from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind
-from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, distil, root_mean_square_spread
+from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
+from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder, condition_size
+from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction, TrainedDenoiser
+from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
+from dsrm.distillation import DistillationConfig, Teacher, distil
+from dsrm.model import DSRM, SPREAD_SAMPLES, DSRMConfig
 from dsrm.purifier import StatePurifier, WorldKey
 from dsrm.targets import (
     ExampleSource,
@@ -32,17 +34,18 @@ from dsrm.targets import (
     PairedTargets,
     ProfileTargets,
     UnbiasedTargets,
-    WindowSettings,
-    WindowSource,
+    logged_users,
 )
 from dsrm.training import (
-    Trainer,
+    Objective,
     TrainingConfig,
     denoising_objective,
     regression_objective,
     top_heavy_objective,
+    train_denoiser,
 )
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
+from dsrm.windows import WindowSettings, WindowSource
+from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
 from kuaifair_env.world import World
@@ -68,26 +71,32 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 _DISTILLATION_CONDITIONS = 30_000
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
+_NOISE_WINDOWS = 4_096
+_DISTILLATION_STREAM = 1_000_003
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How a purifier is made.
+    """How a purifier is made; the defaults are those of the method.
+
+    ``PretrainConfig(mode="paper")`` is the paper's own model as its equations have it: the observed state is both
+    target and condition (eq. 2 and 7), the network predicts the noise on a linear schedule, at uniformly drawn levels,
+    and states are drawn by ancestral steps from the noised observed state (eq. 3), without a student. Its optimum is
+    the identity. The schedule and the prediction of this mode can be changed, as can those of the others.
 
     Attributes:
-        mode: ``"profile"`` (default), ``"paper"`` (literal; measures as the identity), ``"unbiased"``, ``"paired"``, or
-            a control: ``"regression"``, ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a heuristic
-            denoiser: ``"tce"``, ``"rce"``, ``"bod"``.
+        mode: ``"profile"`` (the method), ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
+            ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a heuristic denoiser: ``"tce"``, ``"rce"``,
+            ``"bod"``.
         target: Whose target the regression control learns.
-        seed: Seed of everything.
-        schedule: Kind of noise schedule; None is cosine, and linear in ``paper`` mode.
+        seed: Seed of weights, examples and batches.
+        schedule: Kind of noise schedule; None is ``"cosine"``, and ``"linear"`` in ``paper`` mode.
         levels: Noise levels ``K``.
-        prediction: What the denoiser predicts; None is the velocity, and the noise in ``paper`` mode. A net that
-            predicts the clean state answers as well in one evaluation, but its posterior is far too narrow (spread a
-            third of the error, against two thirds; docs/results/purification.md).
-        width: Width of the net.
-        blocks: Its residual blocks.
-        training: Batches, rounds, optimiser.
+        prediction: What the denoiser predicts; None is the velocity, and the noise in ``paper`` mode. A network that
+            predicts the clean state gives as good a mean, but a posterior that is far too narrow.
+        width: Width of the network.
+        blocks: Number of its residual blocks.
+        training: Rounds, batches, optimizer.
         distillation: The student's training.
         windows: Which windows to learn from.
         exponent: Of inverse-propensity weights.
@@ -96,7 +105,7 @@ class PretrainConfig:
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
         profile_share: Share of profiles mixed into unbiased examples.
         noise_scale: Root mean square of the noise control.
-        denoiser_steps: Optimiser steps of the heuristic denoisers' click model.
+        denoiser_steps: Optimizer steps of the heuristic denoisers' click model.
     """
 
     mode: Mode = "profile"
@@ -124,6 +133,11 @@ class PretrainConfig:
         if self.target not in get_args(Target):
             raise ValueError(f"target must be one of {get_args(Target)}, got {self.target!r}")
 
+    @property
+    def learned_target(self) -> str:
+        """What the purifier learns to recover: the mode, or the regression control's target."""
+        return self.target if self.mode == "regression" else self.mode
+
 
 def pretrain(
     world: World,
@@ -139,9 +153,9 @@ def pretrain(
 
     Args:
         world: The training world.
-        config: What to make.
+        config: What to make; None makes the method's purifier.
         checkpoint: File to which training is written after each round and from which it goes on after a kill; it is
-            removed at the end. None keeps nothing.
+            removed at the end. None writes nothing.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -151,25 +165,25 @@ def pretrain(
         ValueError: If the world is not a training world, or a setting is not valid.
         ArtifactError: If the checkpoint is damaged or of another training.
     """
-    chosen = PretrainConfig() if config is None else config
+    config = PretrainConfig() if config is None else config
     if world.split != "train":
         raise ValueError("purifiers are pretrained in the training world; the test world stays unseen")
-    if chosen.mode == "identity":
+    if config.mode == "identity":
         return IdentityPurifier()
-    if chosen.mode == "ips":
-        return IPSPurifier(chosen.exponent, chosen.clip_quantile)
-    if chosen.mode == "noise":
-        return NoisePurifier(chosen.noise_scale, chosen.seed)
-    if chosen.mode == "tce" or chosen.mode == "rce" or chosen.mode == "bod":
-        click = ClickModelConfig(chosen.mode, steps=chosen.denoiser_steps, seed=chosen.seed)
-        return ClickDenoiser.fit(world, click, progress)
-    builder = ConditionBuilder.of_world(world, chosen.exponent, chosen.clip_quantile)
-    if chosen.mode == "linear_debias":
-        return _linear_debias(world, builder, chosen)
-    source = example_source(world, builder, chosen)
-    if chosen.mode == "regression":
-        return _regression(world, source, chosen, checkpoint, progress)
-    return _diffusion(world, builder, source, chosen, checkpoint, progress)
+    if config.mode == "ips":
+        return IPSPurifier(config.exponent, config.clip_quantile)
+    if config.mode == "noise":
+        return NoisePurifier(config.noise_scale, config.seed)
+    if config.mode == "tce" or config.mode == "rce" or config.mode == "bod":
+        click_model = ClickModelConfig(config.mode, steps=config.denoiser_steps, seed=config.seed)
+        return ClickDenoiser.fit(world, click_model, progress)
+    if config.mode == "linear_debias":
+        return _fit_linear_debias(world, config)
+    if config.mode == "regression":
+        return _train_regression(world, config, checkpoint, progress)
+    if config.mode == "paper":
+        return _train_literal(world, config, checkpoint, progress)
+    return _train_dsrm(world, config, checkpoint, progress)
 
 
 def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePurifier:
@@ -181,159 +195,164 @@ def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePur
         seed: Seed of windows and noise.
     """
     purifier.bind(world)
-    builder = ConditionBuilder.of_world(world)
     rng = np.random.default_rng(seed)
-    users = rng.choice(_logged_users(world), 4096)
+    users = rng.choice(logged_users(world), _NOISE_WINDOWS)
     window = WindowSource(world, WindowSettings()).draw(users, rng).window
-    states = observed_states(builder, window)
-    moved = purifier.purify(states, window)[:, : world.dimension] - states
-    return NoisePurifier(float(np.sqrt(np.mean(moved.astype(np.float64) ** 2))), seed)
+    states = observed_states(world, window)
+    shifts = purifier.purify(states, window)[:, : world.dimension] - states
+    return NoisePurifier(float(np.sqrt(np.mean(shifts.astype(np.float64) ** 2))), seed)
 
 
-def example_source(world: World, builder: ConditionBuilder, config: PretrainConfig) -> ExampleSource:
-    """Returns where training examples of a mode come from."""
-    kind = config.target if config.mode == "regression" else config.mode
-    if kind == "paper":
-        return LiteralTargets(world, builder, config.windows)
-    if kind == "paired":
+def example_source(world: World, config: PretrainConfig) -> ExampleSource:
+    """Returns where the training examples of a mode come from."""
+    if config.learned_target == "paper":
+        return LiteralTargets(world, config.windows)
+    builder = ConditionBuilder.of_world(world, config.exponent, config.clip_quantile)
+    if config.learned_target == "paired":
         return PairedTargets(world, builder, config.windows)
     profile = ProfileTargets(world, builder, config.windows, config.exclude_share)
-    if kind == "profile":
+    if config.learned_target == "profile":
         return profile
     calibration = calibration_users(world.data, config.calibration_share)
-    return MixedTargets(
-        UnbiasedTargets(world, builder, calibration, config.windows), profile, config.profile_share
-    )
+    unbiased = UnbiasedTargets(world, builder, calibration, config.windows)
+    return MixedTargets(unbiased, profile, config.profile_share)
 
 
-def _diffusion(
-    world: World,
-    builder: ConditionBuilder,
-    source: ExampleSource,
-    config: PretrainConfig,
-    checkpoint: str | Path | None,
-    progress: bool,
-) -> DSRM:
-    literal = config.mode == "paper"
-    schedule_kind = config.schedule or ("linear" if literal else "cosine")
-    schedule = NoiseSchedule.make(schedule_kind, config.levels)
-    size = builder.dimension
-    shape = DenoiserConfig(
-        size,
-        size if literal else builder.size,
-        config.prediction or ("epsilon" if literal else "velocity"),
-        config.width,
-        config.blocks,
+def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> DSRM:
+    """Trains a diffusion model on rich conditions, and its student."""
+    schedule = NoiseSchedule.make(config.schedule or "cosine", config.levels)
+    shape = _shape(config, world.dimension, condition_size(world.dimension), config.prediction or "velocity")
+    source = example_source(world, config)
+    trained, report = _train(
+        world, source, config, lambda: Denoiser(shape, schedule), top_heavy_objective, checkpoint, progress
     )
-    trained = _trainer(world, source, config, checkpoint).run(
-        lambda: Denoiser(shape, schedule),
-        denoising_objective if literal else top_heavy_objective,
-        progress,
-    )
-    model_config = DSRMConfig(
+    conditions = trained.condition.transform(_distillation_conditions(source, config.seed))
+    student, cosine = distil(_teacher(trained, schedule), conditions, config.distillation, config.seed)
+    model = DSRMConfig(
         mode=config.mode,
-        schedule=schedule_kind,
+        schedule=schedule.kind,
         levels=config.levels,
         denoiser=shape,
-        conditioning="state" if literal else "rich",
         exponent=config.exponent,
         clip_quantile=config.clip_quantile,
-        sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state") if literal else None,
     )
-    report = _report(world, source, config) | trained.report
-    student = None
-    if not literal:
-        conditions = trained.condition.to(_conditions(source, config))
-        # One evaluation at the noisiest level, where nothing of the noisy state is left, is the posterior mean; more
-        # deterministic steps move on towards a mode, which decides worse (docs/results/purification.md).
-        answer = Sampler(trained.net, schedule, SamplerConfig(steps=1))
-        spread = Sampler(
-            trained.net,
-            schedule,
-            SamplerConfig(steps=min(10, config.levels), eta=1.0, start="noise", samples=SPREAD_SAMPLES),
-        )
+    report["student_cosine"] = round(cosine, 5)
+    return DSRM(model, WorldKey.of_world(world), trained, student, report)
 
-        def teacher(condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            keyed = condition[:, :size]
-            few = slice(None, _SPREAD_CONDITIONS)
-            drawn = spread.samples(condition[few], keyed[few]).numpy()
-            return answer.sample(condition, keyed), torch.from_numpy(root_mean_square_spread(drawn))
 
-        student, cosine = distil(teacher, conditions, config.distillation, config.seed)
-        report["student_cosine"] = round(cosine, 5)
-    return DSRM(
-        model_config,
-        WorldKey.of_world(world),
-        trained.net,
-        trained.condition,
-        trained.state,
-        student,
-        report,
+def _train_literal(
+    world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
+) -> DSRM:
+    """Trains the paper's literal model; see :class:`PretrainConfig`."""
+    schedule = NoiseSchedule.make(config.schedule or "linear", config.levels)
+    shape = _shape(config, world.dimension, world.dimension, config.prediction or "epsilon")
+    source = example_source(world, config)
+    trained, report = _train(
+        world, source, config, lambda: Denoiser(shape, schedule), denoising_objective, checkpoint, progress
     )
+    model = DSRMConfig(
+        mode=config.mode,
+        schedule=schedule.kind,
+        levels=config.levels,
+        denoiser=shape,
+        conditioning="state",
+        exponent=config.exponent,
+        clip_quantile=config.clip_quantile,
+        sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state"),
+    )
+    return DSRM(model, WorldKey.of_world(world), trained, None, report)
 
 
-def _regression(
+def _train_regression(
+    world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
+) -> RegressionPurifier:
+    shape = _shape(config, world.dimension, condition_size(world.dimension), "sample")
+    source = example_source(world, config)
+    trained, report = _train(
+        world, source, config, lambda: regression_network(shape), regression_objective, checkpoint, progress
+    )
+    regression = RegressionConfig(config.target, shape, config.exponent, config.clip_quantile)
+    return RegressionPurifier(regression, WorldKey.of_world(world), trained, report)
+
+
+def _fit_linear_debias(world: World, config: PretrainConfig) -> LinearDebiasPurifier:
+    rng = np.random.default_rng(config.seed)
+    users = rng.choice(logged_users(world), _DEBIAS_WINDOWS)
+    window = WindowSource(world, config.windows).draw(users, rng).window
+    window = window.take(np.flatnonzero(window.clicks.any(axis=1)))
+    popularity = ConditionBuilder.of_world(world).statistics(window)[:, 0]
+    return LinearDebiasPurifier.fit(WorldKey.of_world(world), observed_states(world, window), popularity)
+
+
+def _train(
     world: World,
     source: ExampleSource,
     config: PretrainConfig,
+    make_network: Callable[[], Denoiser],
+    objective: Objective,
     checkpoint: str | Path | None,
     progress: bool,
-) -> RegressionPurifier:
-    size = ConditionBuilder.of_world(world).size
-    shape = DenoiserConfig(world.dimension, size, "sample", config.width, config.blocks)
-    trained = _trainer(world, source, config, checkpoint).run(
-        lambda: regression_net(shape), regression_objective, progress
+) -> tuple[TrainedDenoiser, dict[str, Any]]:
+    """Trains a network on the users of a source, and reports what was read."""
+    users, validation_users = early_stopping_split(world.data, source.users)
+    trained, report = train_denoiser(
+        make_network,
+        objective,
+        source,
+        users,
+        validation_users,
+        config.training,
+        seed=config.seed,
+        label=config.mode,
+        checkpoint=checkpoint,
+        progress=progress,
     )
-    return RegressionPurifier(
-        RegressionConfig(config.target, shape, config.exponent, config.clip_quantile),
-        WorldKey.of_world(world),
-        trained.net,
-        trained.condition,
-        trained.state,
-        _report(world, source, config) | trained.report,
-    )
+    provenance = {
+        "mode": config.mode,
+        "target": config.learned_target,
+        "seed": config.seed,
+        "data": world.data.provenance.as_dict(),
+        "training_users": len(users),
+        "validation_users": len(validation_users),
+        "test_log": _test_log_read(world, config),
+    }
+    return trained, provenance | report
 
 
-def _linear_debias(world: World, builder: ConditionBuilder, config: PretrainConfig) -> LinearDebiasPurifier:
-    rng = np.random.default_rng(config.seed)
-    users = rng.choice(_logged_users(world), _DEBIAS_WINDOWS)
-    window = WindowSource(world, config.windows).draw(users, rng).window
-    window = window.take(np.flatnonzero(window.clicks.any(axis=1)))
-    return LinearDebiasPurifier.fit(
-        WorldKey.of_world(world), observed_states(builder, window), builder.statistics(window)[:, 0]
-    )
+def _test_log_read(world: World, config: PretrainConfig) -> str:
+    if config.learned_target != "unbiased":
+        return "unread"
+    users = calibration_users(world.data, config.calibration_share)
+    rows = int(np.isin(world.data.test.users, users).sum())
+    return f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
 
 
-def _trainer(
-    world: World, source: ExampleSource, config: PretrainConfig, checkpoint: str | Path | None
-) -> Trainer:
-    fitted, held = early_stopping_split(world.data, source.users)
-    return Trainer(source, fitted, held, config.training, config.seed, checkpoint, config.mode)
+def _shape(
+    config: PretrainConfig, state_size: int, condition_size: int, prediction: Prediction
+) -> DenoiserConfig:
+    return DenoiserConfig(state_size, condition_size, prediction, config.width, config.blocks)
 
 
-def _conditions(source: ExampleSource, config: PretrainConfig) -> NDArray[np.float32]:
-    rng = np.random.default_rng([config.seed, 1_000_003])
+def _distillation_conditions(source: ExampleSource, seed: int) -> FloatArray:
+    rng = np.random.default_rng([seed, _DISTILLATION_STREAM])
     return source.draw(rng.choice(source.users, _DISTILLATION_CONDITIONS), rng).conditions
 
 
-def _logged_users(world: World) -> NDArray[np.int64]:
-    counts = np.bincount(world.data.train.users, minlength=len(world.data.users))
-    return np.intersect1d(world.users, np.flatnonzero(counts))
+def _teacher(denoiser: TrainedDenoiser, schedule: NoiseSchedule) -> Teacher:
+    """Returns the posterior mean of conditions, and the posterior's spread of the first ones.
 
+    One evaluation at the noisiest level, where nothing of the noisy state is left, is the posterior mean; more
+    deterministic steps move on towards a mode.
+    """
+    network, size = denoiser.network, denoiser.network.config.state_size
+    mean = Sampler(network, schedule, SamplerConfig(steps=1))
+    posterior = Sampler(network, schedule, SamplerConfig.posterior(schedule.levels, SPREAD_SAMPLES))
 
-def _report(world: World, source: ExampleSource, config: PretrainConfig) -> dict[str, Any]:
-    fitted, held = early_stopping_split(world.data, source.users)
-    report: dict[str, Any] = {
-        "mode": config.mode,
-        "target": config.target if config.mode == "regression" else config.mode,
-        "seed": config.seed,
-        "data": world.data.provenance.as_dict(),
-        "training_users": len(fitted),
-        "validation_users": len(held),
-        "test_log": "unread",
-    }
-    if "unbiased" in (config.mode, report["target"]):
-        users = calibration_users(world.data, config.calibration_share)
-        rows = int(np.isin(world.data.test.users, users).sum())
-        report["test_log"] = f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
-    return report
+    def teacher(condition: Tensor) -> tuple[Tensor, Tensor]:
+        # The first part of a condition is the observed state, to which the noise of a row belongs.
+        observed = condition[:, :size]
+        few = slice(None, _SPREAD_CONDITIONS)
+        samples = posterior.samples(condition[few], observed[few]).numpy()
+        return mean.sample(condition, observed), torch.from_numpy(posterior_spread(samples))
+
+    return teacher

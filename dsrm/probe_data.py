@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import ConditionBuilder, policy_windows
+from dsrm.condition import ConditionBuilder
+from dsrm.windows import policy_windows
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.spaces import observed_states
@@ -92,7 +93,7 @@ def probe_set(world: World, kind: str = "log", max_users: int = 3_000, seed: int
         kind=kind,
         users=users,
         window=window,
-        states=observed_states(builder, window),
+        states=observed_states(world, window),
         interest=_interest(world, log, users),
         popularity=builder.statistics(window)[:, 0].astype(np.float64),
         level=_level(world, builder, users),

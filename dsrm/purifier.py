@@ -1,25 +1,42 @@
-"""What a state purifier is: the one protocol behind which every purifier and every control stands."""
+"""The protocol of state purifiers, the worlds that they fit, and their files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
+from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.spaces import StateObserver
 from kuaifair_env.world import World
+
+PURIFIERS = Family("kuaifair-purifier", 1, "state purifier")
+
+_EMBEDDING_TOLERANCE = 1e-3
+_CLASSES: dict[str, tuple[str, str]] = {
+    "identity": ("dsrm.baselines", "IdentityPurifier"),
+    "ips": ("dsrm.baselines", "IPSPurifier"),
+    "noise": ("dsrm.baselines", "NoisePurifier"),
+    "linear_debias": ("dsrm.baselines", "LinearDebiasPurifier"),
+    "regression": ("dsrm.baselines", "RegressionPurifier"),
+    "diffusion": ("dsrm.model", "DSRM"),
+    "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
+}
 
 
 class MismatchError(KuaiFairError, ValueError):
@@ -62,12 +79,49 @@ class StatePurifier(Protocol):
         ...
 
 
+class BasePurifier(ABC):
+    """Base class of this library's purifiers: what a :class:`StatePurifier` needs to be saved and loaded.
+
+    Attributes:
+        kind: Under which :func:`load_purifier` finds the class.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def bind(self, world: World) -> spaces.Box:
+        """See :class:`StatePurifier`."""
+
+    @abstractmethod
+    def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
+        """See :class:`StatePurifier`."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the JSON-able part of the purifier: configuration, world and provenance."""
+        return {}
+
+    def tensors(self) -> Tensors:
+        """Returns the arrays of the purifier by name."""
+        return {}
+
+    @classmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> BasePurifier:
+        """Makes a purifier from what :meth:`tensors` and :meth:`settings` returned."""
+        return cls(**settings)
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`StatePurifier`."""
+        return {"kind": self.kind, **self.settings()}
+
+
 def state_space(bound: float, dimension: int) -> spaces.Box:
     """Returns the space of states whose components lie within ``[-bound, bound]``."""
     return spaces.Box(-float(bound), float(bound), (dimension,), np.float32)
 
 
-_TOLERANCE = 1e-3
+def observed_bound(world: World) -> float:
+    """Returns the largest absolute value of a component of an observed state ``s~``."""
+    return float(cast(spaces.Box, StateObserver(world).space).high.max())
 
 
 @dataclass(frozen=True)
@@ -146,7 +200,7 @@ class WorldKey:
                     "this environment (kuaifair pretrain)"
                 )
         scale = max(float(np.abs(self.fingerprint).max()), 1.0)
-        if np.abs(np.subtract(self.fingerprint, now.fingerprint)).max() > _TOLERANCE * scale:
+        if np.abs(np.subtract(self.fingerprint, now.fingerprint)).max() > _EMBEDDING_TOLERANCE * scale:
             raise MismatchError(
                 "the purifier was made for other item embeddings (same catalogue, same dimension, other vectors); "
                 "use the encoder that it was trained with, or pretrain one for these"
@@ -217,44 +271,17 @@ def _fingerprint(world: World) -> NDArray[np.float64]:
     return np.asarray(total / np.sqrt(len(signs)))
 
 
-PURIFIERS = Family("kuaifair-purifier", 1, "state purifier")
-
-_CLASSES: dict[str, tuple[str, str]] = {
-    "identity": ("dsrm.baselines", "IdentityPurifier"),
-    "ips": ("dsrm.baselines", "IPSPurifier"),
-    "noise": ("dsrm.baselines", "NoisePurifier"),
-    "linear_debias": ("dsrm.baselines", "LinearDebiasPurifier"),
-    "regression": ("dsrm.baselines", "RegressionPurifier"),
-    "diffusion": ("dsrm.model", "DSRM"),
-    "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
-    "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
-    "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
-}
-
-
-@runtime_checkable
-class SavablePurifier(StatePurifier, Protocol):
-    """A purifier that can be written to a file."""
-
-    kind: str
-
-    def parts(self) -> tuple[Tensors, dict[str, Any]]:
-        """Returns tensors and JSON-able settings from which the class's ``from_parts`` restores it."""
-        ...
-
-
 def save_purifier(purifier: StatePurifier, path: str | Path) -> None:
     """Writes a purifier of this library to one safetensors file, atomically.
 
     Raises:
         ArtifactError: If it is none of this library's, or the path is a folder.
     """
-    if not isinstance(purifier, SavablePurifier) or purifier.kind not in _CLASSES:
+    if not isinstance(purifier, BasePurifier) or purifier.kind not in _CLASSES:
         raise ArtifactError(
-            f"{type(purifier).__name__} cannot be saved: it needs a kind that this library can load and parts()"
+            f"{type(purifier).__name__} is none of this library's purifiers and cannot be saved"
         )
-    tensors, settings = purifier.parts()
-    save_artifact(path, purifier.kind, tensors, settings, PURIFIERS)
+    save_artifact(path, purifier.kind, purifier.tensors(), purifier.settings(), PURIFIERS)
 
 
 def load_purifier(path: str | Path) -> StatePurifier:
@@ -267,11 +294,10 @@ def load_purifier(path: str | Path) -> StatePurifier:
     if kind not in _CLASSES:
         raise ArtifactError(f"{path} holds a purifier of the unknown kind '{kind}'")
     module, name = _CLASSES[kind]
-    restore: Callable[[Tensors, Mapping[str, Any]], StatePurifier]
-    restore = getattr(import_module(module), name).from_parts
+    purifier_class: type[BasePurifier] = getattr(import_module(module), name)
     try:
-        return restore(tensors, settings)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return purifier_class.restore(tensors, settings)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} is not a whole purifier of kind '{kind}' ({error})") from error
 
 

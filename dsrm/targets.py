@@ -1,7 +1,7 @@
 """Clean-state targets ``s^(0)``: what a purifier learns to recover, and from whom.
 
 The paper sets ``s^(0)`` to the observed state and conditions on it as well (eq. 2 and 7), for which the identity is
-optimal. Here the target is something else that the condition does not hold, or nothing is purified.
+optimal (:class:`LiteralTargets`). The other targets hold what the condition does not.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import LONGEST, SHORTEST, ConditionBuilder, SampledWindows, policy_windows, sample_windows
+from dsrm.condition import ConditionBuilder
+from dsrm.windows import SampledWindows, WindowSettings, WindowSource
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 _MIN_POSITIVES = 3
-_MAX_INSERTED = 0.5
+_MAX_CORRUPTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,12 @@ class Examples:
     """What a purifier learns from.
 
     Attributes:
-        states: ``float32 (n, d)``, observed states ``s~``.
         conditions: ``float32 (n, c)``, conditions.
         targets: ``float32 (n, d)``, clean states ``s^(0)``.
     """
 
-    states: FloatArray
     conditions: FloatArray
     targets: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.states)
 
 
 class ExampleSource(Protocol):
@@ -49,102 +45,6 @@ class ExampleSource(Protocol):
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """Draws one example for each of the given users, who may repeat."""
         ...
-
-
-@dataclass(frozen=True)
-class WindowSettings:
-    """Which windows a purifier is trained on.
-
-    Attributes:
-        shortest: Least exposures in a logged window.
-        longest: Greatest number.
-        policy_share: Share of windows that a simulated policy made in the training world.
-    """
-
-    shortest: int = SHORTEST
-    longest: int = LONGEST
-    policy_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.policy_share <= 1.0:
-            raise ValueError(f"policy_share must lie in [0, 1], got {self.policy_share}")
-
-
-class WindowSource:
-    """Draws windows of users: some cut out of the training log, some made by simulated policies.
-
-    Args:
-        world: The training world.
-        settings: Which windows.
-    """
-
-    def __init__(self, world: World, settings: WindowSettings) -> None:
-        if world.split != "train":
-            raise ValueError("purifiers learn in the training world; the test world stays unseen")
-        self._world = world
-        self._settings = settings
-
-    def draw(self, users: IntArray, rng: np.random.Generator) -> SampledWindows:
-        """Returns one window for each of the given users; windows of a policy have ``ends`` of -1."""
-        world, settings = self._world, self._settings
-        places = world.history_length
-        longest = min(settings.longest, places)
-        sampled = sample_windows(
-            world.data.train,
-            len(world.data.users),
-            users,
-            rng,
-            places=places,
-            shortest=min(settings.shortest, longest),
-            longest=longest,
-        )
-        simulated = np.flatnonzero(rng.random(len(users)) < settings.policy_share)
-        if len(simulated) == 0:
-            return sampled
-        made = policy_windows(world, sampled.users[simulated], rng)
-        sampled.window.items[simulated], sampled.window.clicks[simulated] = made.items, made.clicks
-        sampled.ends[simulated] = -1
-        return sampled
-
-
-class PooledPositives:
-    """The inverse-propensity mean of all positives of each user in a log, with or without those of a window.
-
-    Args:
-        builder: Embeddings and weights.
-        log: The log.
-        n_users: Number of users.
-        weighted: Whether rare items count more; a log of uniformly random exposures needs no weights.
-    """
-
-    def __init__(
-        self, builder: ConditionBuilder, log: InteractionLog, n_users: int, weighted: bool = True
-    ) -> None:
-        from scipy import sparse
-
-        self._builder = builder
-        users, items = log.users[log.clicks], log.items[log.clicks]
-        weights = builder.weights[items] if weighted else np.ones(len(items), np.float32)
-        shape = (n_users, len(builder.weights))
-        self._sums = np.asarray(
-            sparse.csr_matrix((weights, (users, items)), shape=shape) @ builder.embeddings, np.float32
-        )
-        self._mass = np.bincount(users, weights, n_users).astype(np.float32)
-        self.counts = np.bincount(users, minlength=n_users)
-
-    def of_users(self, users: IntArray) -> FloatArray:
-        """Returns the mean over all positives of each user, ``float32 (n, d)``."""
-        means = self._sums[users] / np.maximum(self._mass[users], np.float32(1e-6))[:, None]
-        return np.asarray(means, np.float32)
-
-    def outside(self, windows: SampledWindows, exclude: NDArray[np.bool_]) -> FloatArray:
-        """Returns the same without the window's own positives where ``exclude`` is True and enough are left."""
-        sums, mass = self._builder.pooled(windows.window)
-        left = self.counts[windows.users] - windows.window.clicks.sum(axis=1)
-        drop = exclude & (windows.ends >= 0) & (left >= _MIN_POSITIVES)
-        rest = self._sums[windows.users] - np.where(drop[:, None], sums, 0.0)
-        weight = self._mass[windows.users] - np.where(drop, mass, 0.0)
-        return np.asarray(rest / np.maximum(weight, 1e-6)[:, None], np.float32)
 
 
 class ProfileTargets:
@@ -160,25 +60,20 @@ class ProfileTargets:
     """
 
     def __init__(
-        self,
-        world: World,
-        builder: ConditionBuilder,
-        windows: WindowSettings | None = None,
-        exclude_share: float = 0.5,
+        self, world: World, builder: ConditionBuilder, windows: WindowSettings, exclude_share: float = 0.5
     ) -> None:
+        self._world = world
         self._builder = builder
-        self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
-        self._pool = PooledPositives(builder, world.data.train, len(world.data.users))
+        self._windows = WindowSource(world, windows)
+        self._positives = PooledPositives(builder, world.data.train, len(world.data.users))
         self._exclude_share = exclude_share
-        enough = np.flatnonzero(self._pool.counts >= _MIN_POSITIVES)
-        self.users = np.intersect1d(world.users, enough)
+        self.users = np.intersect1d(world.users, np.flatnonzero(self._positives.counts >= _MIN_POSITIVES))
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         windows = self._windows.draw(users, rng)
-        targets = self._pool.outside(windows, rng.random(len(windows)) < self._exclude_share)
-        states = observed_states(self._builder, windows.window)
-        return Examples(states, self._builder.build(states, windows.window), targets)
+        targets = self._positives.outside(windows, rng.random(len(windows)) < self._exclude_share)
+        return Examples(_conditions(self._world, self._builder, windows.window), targets)
 
 
 class LiteralTargets:
@@ -186,26 +81,22 @@ class LiteralTargets:
 
     Args:
         world: The training world.
-        builder: Embeddings.
         windows: Which windows.
     """
 
-    def __init__(
-        self, world: World, builder: ConditionBuilder, windows: WindowSettings | None = None
-    ) -> None:
-        self._builder = builder
-        self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
-        counts = np.bincount(world.data.train.users, minlength=len(world.data.users))
-        self.users = np.intersect1d(world.users, np.flatnonzero(counts > 0))
+    def __init__(self, world: World, windows: WindowSettings) -> None:
+        self._world = world
+        self._windows = WindowSource(world, windows)
+        self.users = logged_users(world)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
-        states = observed_states(self._builder, self._windows.draw(users, rng).window)
-        return Examples(states, states, states)
+        states = observed_states(self._world, self._windows.draw(users, rng).window)
+        return Examples(states, states)
 
 
 class UnbiasedTargets:
-    """What calibration users like when exposure is random, or fully observed, in the place of their profile.
+    """What calibration users like when exposure is random, or fully observed, in place of their profile.
 
     The target is the mean embedding of what a user clicked, less that of what the user was shown, plus the mean
     profile of all users. Without the second term it would mostly say which items the test log holds.
@@ -218,20 +109,16 @@ class UnbiasedTargets:
     """
 
     def __init__(
-        self,
-        world: World,
-        builder: ConditionBuilder,
-        calibration: IntArray,
-        windows: WindowSettings | None = None,
+        self, world: World, builder: ConditionBuilder, calibration: IntArray, windows: WindowSettings
     ) -> None:
+        self._world = world
         self._builder = builder
-        self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
+        self._windows = WindowSource(world, windows)
         n_users = len(world.data.users)
         log = world.data.test.take(np.isin(world.data.test.users, calibration))
+        everything = replace(log, clicks=np.ones(len(log), np.bool_))
         clicked = PooledPositives(builder, log, n_users, weighted=False)
-        shown = PooledPositives(
-            builder, replace(log, clicks=np.ones(len(log), np.bool_)), n_users, weighted=False
-        )
+        shown = PooledPositives(builder, everything, n_users, weighted=False)
         self.users = np.intersect1d(
             np.intersect1d(calibration, world.users), np.flatnonzero(clicked.counts >= _MIN_POSITIVES)
         )
@@ -244,8 +131,7 @@ class UnbiasedTargets:
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         windows = self._windows.draw(users, rng)
-        states = observed_states(self._builder, windows.window)
-        return Examples(states, self._builder.build(states, windows.window), self._targets[windows.users])
+        return Examples(_conditions(self._world, self._builder, windows.window), self._targets[windows.users])
 
 
 class MixedTargets:
@@ -265,24 +151,23 @@ class MixedTargets:
             raise ValueError(f"profile_share must lie in [0, 1], got {profile_share}")
         self._unbiased = unbiased
         self._profile = profile
-        self._share = 1.0 - profile_share
+        self._unbiased_share = 1.0 - profile_share
         self.users = profile.users
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
-        """See :class:`ExampleSource`; the share of unbiased examples comes from calibration users whoever was asked."""
-        clean = rng.random(len(users)) < self._share
-        chosen = rng.choice(self._unbiased.users, int(clean.sum()))
-        parts = (self._unbiased.draw(chosen, rng), self._profile.draw(np.asarray(users)[~clean], rng))
+        """See :class:`ExampleSource`; unbiased examples are of calibration users, whoever was asked for."""
+        is_unbiased = rng.random(len(users)) < self._unbiased_share
+        calibration = rng.choice(self._unbiased.users, int(is_unbiased.sum()))
+        unbiased = self._unbiased.draw(calibration, rng)
+        profile = self._profile.draw(np.asarray(users)[~is_unbiased], rng)
         return Examples(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("states", "conditions", "targets")
-            )
+            np.concatenate([unbiased.conditions, profile.conditions]),
+            np.concatenate([unbiased.targets, profile.targets]),
         )
 
 
 class PairedTargets:
-    """Synthetic corruption: the clean state of a window, and the condition of what popularity made of it.
+    """Synthetic corruption: the clean state of a window, and the condition of the same window biased to popular items.
 
     A window is corrupted by deleting long-tail positives and putting popular items, drawn in proportion to their
     training exposures, in random places as clicks. It needs no labels and can only undo what it does.
@@ -293,30 +178,92 @@ class PairedTargets:
         windows: Which windows.
     """
 
-    def __init__(
-        self, world: World, builder: ConditionBuilder, windows: WindowSettings | None = None
-    ) -> None:
+    def __init__(self, world: World, builder: ConditionBuilder, windows: WindowSettings) -> None:
+        self._world = world
         self._builder = builder
-        self._windows = WindowSource(world, WindowSettings() if windows is None else windows)
-        exposures = world.data.train.exposures(len(world.data.items)) * builder.popular
-        self._draw_from = np.cumsum(exposures / exposures.sum())
-        clicks = np.bincount(world.data.train.users[world.data.train.clicks], minlength=len(world.data.users))
+        self._windows = WindowSource(world, windows)
+        log = world.data.train
+        exposures = log.exposures(len(world.data.items)) * builder.popular
+        self._cumulative = np.cumsum(exposures / exposures.sum())
+        clicks = np.bincount(log.users[log.clicks], minlength=len(world.data.users))
         self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _MIN_POSITIVES))
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         clean = self._windows.draw(users, rng).window
         corrupted = self._corrupt(clean, rng)
-        states = observed_states(self._builder, corrupted)
-        return Examples(states, self._builder.build(states, corrupted), self._builder.ips_state(clean))
+        return Examples(_conditions(self._world, self._builder, corrupted), self._builder.ips_state(clean))
 
     def _corrupt(self, window: HistoryWindow, rng: np.random.Generator) -> HistoryWindow:
         shape = window.items.shape
-        strength = rng.uniform(0.0, _MAX_INSERTED, (shape[0], 1))
+        strength = rng.uniform(0.0, _MAX_CORRUPTION, (shape[0], 1))
         shown = window.items != PADDING
         tail = window.clicks & ~self._builder.popular.take(window.items)
         clicks = window.clicks & ~(tail & (rng.random(shape) < strength))
         inserted = shown & ~clicks & (rng.random(shape) < strength)
-        popular = np.searchsorted(self._draw_from, rng.random(shape)).astype(np.int32)
-        popular = np.minimum(popular, len(self._draw_from) - 1)
+        popular = np.searchsorted(self._cumulative, rng.random(shape)).astype(np.int32)
+        popular = np.minimum(popular, len(self._cumulative) - 1)
         return HistoryWindow(np.where(inserted, popular, window.items), clicks | inserted)
+
+
+class PooledPositives:
+    """The inverse-propensity mean of all positives of each user in a log, with or without those of a window.
+
+    Args:
+        builder: Embeddings and weights.
+        log: The log.
+        n_users: Number of users.
+        weighted: Whether rare items count more; a log of uniformly random exposures needs no weights.
+
+    Attributes:
+        counts: ``int64 (n_users,)``, positives of each user.
+    """
+
+    def __init__(
+        self, builder: ConditionBuilder, log: InteractionLog, n_users: int, weighted: bool = True
+    ) -> None:
+        from scipy import sparse
+
+        self._builder = builder
+        users, items = log.users[log.clicks], log.items[log.clicks]
+        weights = builder.weights[items] if weighted else np.ones(len(items), np.float32)
+        matrix = sparse.csr_matrix((weights, (users, items)), shape=(n_users, len(builder.weights)))
+        self._sums = np.asarray(matrix @ builder.embeddings, np.float32)
+        self._weights = np.bincount(users, weights, n_users).astype(np.float32)
+        self.counts = np.bincount(users, minlength=n_users)
+
+    def of_users(self, users: IntArray) -> FloatArray:
+        """Returns the mean over all positives of each user, ``float32 (n, d)``."""
+        return self._mean(self._sums[users], self._weights[users])
+
+    def outside(self, windows: SampledWindows, exclude: NDArray[np.bool_]) -> FloatArray:
+        """Returns the same without the window's own positives, where the user has enough others.
+
+        Args:
+            windows: ``n`` windows.
+            exclude: ``bool (n,)``, windows whose positives to leave out, if they are logged.
+
+        Returns:
+            ``float32 (n, d)``.
+        """
+        sums, weights = self._builder.weighted_sums(windows.window)
+        others = self.counts[windows.users] - windows.window.clicks.sum(axis=1)
+        leave_out = exclude & windows.logged & (others >= _MIN_POSITIVES)
+        return self._mean(
+            self._sums[windows.users] - np.where(leave_out[:, None], sums, 0.0),
+            self._weights[windows.users] - np.where(leave_out, weights, 0.0),
+        )
+
+    @staticmethod
+    def _mean(sums: NDArray[np.floating], weights: NDArray[np.floating]) -> FloatArray:
+        return np.asarray(sums / np.maximum(weights, 1e-6)[:, None], np.float32)
+
+
+def logged_users(world: World) -> NDArray[np.int64]:
+    """Returns the rows of the world's users who have exposures in the training log, increasing."""
+    counts = np.bincount(world.data.train.users, minlength=len(world.data.users))
+    return np.intersect1d(world.users, np.flatnonzero(counts))
+
+
+def _conditions(world: World, builder: ConditionBuilder, window: HistoryWindow) -> FloatArray:
+    return builder.build(observed_states(world, window), window)

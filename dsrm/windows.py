@@ -1,4 +1,4 @@
-"""Random windows of logged histories: what purifiers are trained on."""
+"""History windows that purifiers are trained and probed on: cut out of a log, or played by simulated policies."""
 
 from __future__ import annotations
 
@@ -9,31 +9,94 @@ from numpy.typing import NDArray
 
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.data.popularity import log_popularity
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
-from kuaifair_env.spaces import embedding_sums, mean_embeddings, observed_states, top_k
-from kuaifair_env.world import StateEncoder, World, windows_before
+from kuaifair_env.spaces import observed_states, top_k
+from kuaifair_env.world import World, windows_before
 
-SHORTEST, LONGEST = 5, 50
+MIN_LENGTH, MAX_LENGTH = 5, 50
+
+_MAX_STEPS = 12
+_SLATE_SIZE = 10
+_MAX_BATCH = 512
+_MAX_TASTE, _MAX_POPULARITY = 8.0, 1.5
+_POOL_SIZES = (32, 128, 512)
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Which windows a purifier is trained on.
+
+    Attributes:
+        min_length: Least exposures in a logged window.
+        max_length: Most exposures in a logged window.
+        policy_share: Share of windows that a simulated policy made in the training world.
+    """
+
+    min_length: int = MIN_LENGTH
+    max_length: int = MAX_LENGTH
+    policy_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.policy_share <= 1.0:
+            raise ValueError(f"policy_share must lie in [0, 1], got {self.policy_share}")
 
 
 @dataclass(frozen=True)
 class SampledWindows:
-    """Windows cut out of logs.
+    """Windows of users.
 
     Attributes:
         window: The ``n`` windows, newest item last.
-        users: ``int64 (n,)``, whose they are.
-        ends: ``int64 (n,)``, log row behind the last row of each window.
+        users: ``int64 (n,)``, user rows.
+        logged: ``bool (n,)``, whether a window was cut out of the log.
     """
 
     window: HistoryWindow
     users: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    logged: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+class WindowSource:
+    """Draws windows of users: some cut out of the training log, some played by simulated policies.
+
+    Args:
+        world: The training world.
+        settings: Lengths and shares.
+
+    Raises:
+        ValueError: If the world is not a training world.
+    """
+
+    def __init__(self, world: World, settings: WindowSettings) -> None:
+        if world.split != "train":
+            raise ValueError("purifiers learn in the training world; the test world stays unseen")
+        self._world = world
+        self._settings = settings
+
+    def draw(self, users: IntArray, rng: np.random.Generator) -> SampledWindows:
+        """Returns one window for each of the given user rows, which may repeat."""
+        world, settings = self._world, self._settings
+        rows = np.asarray(users, np.int64)
+        max_length = min(settings.max_length, world.history_length)
+        window = sample_windows(
+            world.data.train,
+            len(world.data.users),
+            rows,
+            rng,
+            history_length=world.history_length,
+            min_length=min(settings.min_length, max_length),
+            max_length=max_length,
+        )
+        simulated = rng.random(len(rows)) < settings.policy_share
+        if simulated.any():
+            played = policy_windows(world, rows[simulated], rng)
+            window.items[simulated], window.clicks[simulated] = played.items, played.clicks
+        return SampledWindows(window, rows, ~simulated)
 
 
 def sample_windows(
@@ -42,10 +105,10 @@ def sample_windows(
     users: IntArray,
     rng: np.random.Generator,
     *,
-    places: int = LONGEST,
-    shortest: int = SHORTEST,
-    longest: int = LONGEST,
-) -> SampledWindows:
+    history_length: int = MAX_LENGTH,
+    min_length: int = MIN_LENGTH,
+    max_length: int = MAX_LENGTH,
+) -> HistoryWindow:
     """Cuts one window of random length at a random place out of the history of each given user.
 
     Args:
@@ -53,31 +116,29 @@ def sample_windows(
         n_users: Number of users of the data set.
         users: ``(n,)`` user rows, repeated for several windows of one user; each must have logged exposures.
         rng: Source of randomness.
-        places: Width ``H`` of the windows.
-        shortest: Least number of exposures (fewer where the user has fewer).
-        longest: Greatest number, at most ``places``.
+        history_length: Width ``H`` of the windows.
+        min_length: Least number of exposures (fewer where the user has fewer).
+        max_length: Greatest number, at most ``history_length``.
+
+    Returns:
+        ``n`` windows.
 
     Raises:
         ValueError: If the lengths are out of order, or a user has no exposures.
     """
-    if not 1 <= shortest <= longest <= places:
-        raise ValueError(f"need 1 <= shortest <= longest <= places, got {shortest}, {longest}, {places}")
+    if not 1 <= min_length <= max_length <= history_length:
+        raise ValueError(
+            f"need 1 <= min_length <= max_length <= history_length, got {min_length}, {max_length}, {history_length}"
+        )
     rows = np.asarray(users, np.int64)
     offsets = log.offsets(n_users)
     first, last = offsets[rows], offsets[rows + 1]
     if (first == last).any():
         raise ValueError(f"user row {rows[first == last][0]} has no exposures to cut a window from")
     available = last - first
-    length = np.minimum(rng.integers(shortest, longest + 1, len(rows)), available)
-    ends = first + length + (rng.random(len(rows)) * (available - length + 1)).astype(np.int64)
-    return SampledWindows(windows_before(log, ends, length, places), rows, ends)
-
-
-MAX_STEPS = 12
-SLATE_SIZE = 10
-_BATCH = 512
-_TASTE, _POPULARITY = 8.0, 1.5
-_POOLS = (32, 128, 512)
+    lengths = np.minimum(rng.integers(min_length, max_length + 1, len(rows)), available)
+    ends = first + lengths + (rng.random(len(rows)) * (available - lengths + 1)).astype(np.int64)
+    return windows_before(log, ends, lengths, history_length)
 
 
 def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> HistoryWindow:
@@ -97,196 +158,52 @@ def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> H
         ``n`` windows.
     """
     rows = np.asarray(users, np.int64)
-    steps = rng.integers(1, MAX_STEPS + 1, len(rows))
+    steps = rng.integers(1, _MAX_STEPS + 1, len(rows))
     # Sessions of equal length share a batch, so that none runs longer than it must.
     order = np.argsort(steps, kind="stable")
-    parts = [
-        _played(world, rows[part], steps[part], rng)
-        for part in np.array_split(order, max(1, len(order) // _BATCH))
-    ]
+    batches = np.array_split(order, max(1, len(order) // _MAX_BATCH))
+    windows = [_play_sessions(world, rows[batch], steps[batch], rng) for batch in batches]
     items = np.empty((len(rows), world.history_length), np.int32)
     clicks = np.empty(items.shape, np.bool_)
-    items[order] = np.concatenate([part.items for part in parts])
-    clicks[order] = np.concatenate([part.clicks for part in parts])
+    items[order] = np.concatenate([window.items for window in windows])
+    clicks[order] = np.concatenate([window.clicks for window in windows])
     return HistoryWindow(items, clicks)
 
 
-def _played(
+def _play_sessions(
     world: World, users: NDArray[np.int64], steps: NDArray[np.int64], rng: np.random.Generator
 ) -> HistoryWindow:
+    """Plays one session of each user, all at once, and returns the windows after each user's number of steps."""
     keys = rng.integers(0, 2**63, len(users)).astype(np.uint64)
     simulator = SessionSimulator(
         world,
         len(users),
         FixedSessions(users, keys),
         max_len=int(steps.max()),
-        slate_size=min(SLATE_SIZE, world.n_items),
+        slate_size=min(_SLATE_SIZE, world.n_items),
         leave=NeverLeave(),
     )
     simulator.reset(np.arange(len(users)))
-    units = _unit_rows(world.embeddings[: world.n_items]).T
+    units = unit_rows(world.embeddings[: world.n_items]).T
     popularity = log_popularity(world.exposures).astype(np.float32)
-    taste = rng.uniform(0.0, _TASTE, (len(users), 1)).astype(np.float32)
-    slant = rng.uniform(-_POPULARITY, _POPULARITY, (len(users), 1)).astype(np.float32)
-    ended = simulator.history()
-    for step in range(int(steps.max())):
-        pool = rng.choice(world.n_items, min(int(rng.choice(_POOLS)), world.n_items), replace=False)
-        scores = (
-            taste * (_unit_rows(observed_states(world, simulator.history())) @ units[:, pool])
-            + slant * popularity[pool]
-        )
+    taste_weight = rng.uniform(0.0, _MAX_TASTE, (len(users), 1)).astype(np.float32)
+    popularity_weight = rng.uniform(-_MAX_POPULARITY, _MAX_POPULARITY, (len(users), 1)).astype(np.float32)
+    windows = simulator.history()
+    for step in range(1, int(steps.max()) + 1):
+        pool_size = min(int(rng.choice(_POOL_SIZES)), world.n_items)
+        pool = rng.choice(world.n_items, pool_size, replace=False)
+        similarity = unit_rows(observed_states(world, simulator.history())) @ units[:, pool]
+        scores = taste_weight * similarity + popularity_weight * popularity[pool]
         simulator.step(pool[top_k(scores, simulator.slate_size)])
-        now = steps == step + 1
-        if now.any():
-            window = simulator.history(np.flatnonzero(now))
-            ended.items[now], ended.clicks[now] = window.items, window.clicks
-    return ended
+        finished = np.flatnonzero(steps == step)
+        if len(finished):
+            last = simulator.history(finished)
+            windows.items[finished], windows.clicks[finished] = last.items, last.clicks
+    return windows
 
 
-def _unit_rows(vectors: FloatArray) -> FloatArray:
+def unit_rows(vectors: FloatArray) -> FloatArray:
+    """Returns vectors of length 1; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-6))
+    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-9))
     return units
-
-
-DEFAULT_EXPONENT = 0.5
-DEFAULT_CLIP_QUANTILE = 0.95
-
-STATISTICS = (
-    "clicked_popularity_mean",
-    "clicked_popularity_spread",
-    "clicked_popular_share",
-    "shown_popularity_mean",
-    "shown_popular_share",
-    "window_length",
-    "mean_feedback",
-)
-
-
-def propensity_weights(
-    exposures: NDArray[np.int64],
-    exponent: float = DEFAULT_EXPONENT,
-    clip_quantile: float = DEFAULT_CLIP_QUANTILE,
-) -> FloatArray:
-    """Returns inverse-propensity weights of items, ``w_j = min((1 / e_j) ** exponent, w_max)``, with mean 1.
-
-    The propensity ``e_j`` of an item is its share of the training exposures, with one exposure added to each.
-
-    Args:
-        exposures: ``int64 (M,)``, exposures in the training log.
-        exponent: 0 gives equal weights, 1 undoes exposure altogether.
-        clip_quantile: Quantile of the weights of *exposed* items at which they are cut off (``w_max``).
-
-    Raises:
-        ValueError: If a setting is out of range.
-    """
-    if not 0.0 <= exponent <= 1.0 or not 0.0 < clip_quantile <= 1.0:
-        raise ValueError(f"need 0 <= exponent <= 1 and 0 < quantile <= 1, got {exponent}, {clip_quantile}")
-    propensity = (exposures + 1.0) / (exposures.sum() + len(exposures))
-    weights = propensity**-exponent
-    exposed = exposures > 0
-    if exposed.any():
-        weights = np.minimum(weights, np.quantile(weights[exposed], clip_quantile))
-    return np.asarray(weights / weights.mean(), np.float32)
-
-
-@dataclass(frozen=True)
-class ConditionBuilder:
-    """Computes conditions ``c_t`` from observed states and windows.
-
-    A condition holds the observed state ``s~_t``, the inverse-propensity pool of the window (the same mean with
-    rare items counting more), and seven statistics: mean and spread of log-popularity of what was clicked, share
-    of popular items in it, mean log-popularity of what was shown and its popular share, how full the window is, and
-    the click rate in it.
-
-    Attributes:
-        embeddings: ``float32 (M, d)``, agent-side item embeddings.
-        weights: ``float32 (M,)``, inverse-propensity weights.
-        popularity: ``float32 (M,)``, standardised ``log(1 + exposures)`` of the training log.
-        popular: ``bool (M,)``, popularity groups continued to items that are no candidates.
-        encoder: The world's state encoder, if it has one.
-    """
-
-    embeddings: FloatArray
-    weights: FloatArray
-    popularity: FloatArray
-    popular: BoolArray
-    encoder: StateEncoder | None = None
-
-    @classmethod
-    def of_world(
-        cls,
-        world: World,
-        exponent: float = DEFAULT_EXPONENT,
-        clip_quantile: float = DEFAULT_CLIP_QUANTILE,
-    ) -> ConditionBuilder:
-        """Builds the tables from a world's embeddings, popularity groups and training log.
-
-        Args:
-            world: Either world of a pair: what is read is the same in both.
-            exponent: See :func:`propensity_weights`.
-            clip_quantile: See :func:`propensity_weights`.
-        """
-        exposures = world.data.train.exposures(len(world.data.items))
-        least = exposures[: world.n_items][world.groups.popular].min()
-        popular = exposures >= least
-        popular[: world.n_items] = world.groups.popular
-        weights = propensity_weights(exposures, exponent, clip_quantile)
-        return cls(
-            world.embeddings, weights, log_popularity(exposures).astype(np.float32), popular, world.encoder
-        )
-
-    @property
-    def dimension(self) -> int:
-        """Size ``d`` of the observed state."""
-        return int(self.embeddings.shape[1])
-
-    @property
-    def size(self) -> int:
-        """Size of a condition, ``2 d + 7``."""
-        return 2 * self.dimension + len(STATISTICS)
-
-    def pooled(self, window: HistoryWindow) -> tuple[FloatArray, FloatArray]:
-        """Returns weighted sums of the clicked embeddings, ``float32 (B, d)``, and of the weights, ``(B,)``."""
-        weights = self.window_weights(window)
-        return embedding_sums(self.embeddings, window.items, weights), weights.sum(axis=1)
-
-    def ips_state(self, window: HistoryWindow) -> FloatArray:
-        """Returns the self-normalised inverse-propensity mean of the clicked items' embeddings, ``float32 (B, d)``."""
-        return mean_embeddings(self.embeddings, window.items, self.window_weights(window))
-
-    def window_weights(self, window: HistoryWindow) -> FloatArray:
-        """Returns the inverse-propensity weights of the clicks of windows, ``float32 (B, H)``; 0 without a click."""
-        weights: FloatArray = window.clicks * self.weights.take(window.items)
-        return weights
-
-    def statistics(self, window: HistoryWindow) -> FloatArray:
-        """Returns ``float32 (B, 7)``, see the class; zero where there is nothing to count."""
-        shown = window.items >= 0
-        length = np.maximum(shown.sum(axis=1), 1).astype(np.float32)
-        clicks = np.maximum(window.clicks.sum(axis=1), 1).astype(np.float32)
-        popularity = self.popularity.take(window.items)
-        popular = self.popular.take(window.items)
-        result = np.empty((len(window.items), len(STATISTICS)), np.float32)
-        mean = (popularity * window.clicks).sum(axis=1) / clicks
-        square = (popularity * popularity * window.clicks).sum(axis=1) / clicks
-        result[:, 0] = mean
-        result[:, 1] = np.sqrt(np.maximum(square - mean * mean, 0.0))
-        result[:, 2] = (popular & window.clicks).sum(axis=1) / clicks
-        result[:, 3] = (popularity * shown).sum(axis=1) / length
-        result[:, 4] = (popular & shown).sum(axis=1) / length
-        result[:, 5] = shown.mean(axis=1)
-        result[:, 6] = window.clicks.sum(axis=1) / length
-        return result
-
-    def build(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
-        """Returns the conditions.
-
-        Args:
-            states: ``float32 (B, d)``, observed states ``s~``.
-            window: The windows behind them.
-
-        Returns:
-            ``float32 (B, 2 d + 7)``.
-        """
-        return np.concatenate([states, self.ips_state(window), self.statistics(window)], axis=1)

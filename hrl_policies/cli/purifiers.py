@@ -120,7 +120,7 @@ def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) 
         ("held out for early stopping", report.get("validation_users")),
         ("test log", report.get("test_log")),
         ("rounds (best)", f"{report['rounds']} ({report['best_round']})" if "rounds" in report else None),
-        ("validation loss", report["curve"][report["best_round"] - 1][1] if report.get("curve") else None),
+        ("validation loss", min(report["validation_losses"]) if "validation_losses" in report else None),
         ("student against teacher, cosine", report.get("student_cosine")),
         ("popularity R^2 of the direction", report.get("popularity_r2")),
         ("seconds", f"{seconds:.1f} ({machine()})"),
@@ -230,5 +230,5 @@ def encode(
         config = replace(config, steps=steps)
     encoder = pretrain_encoder(open_world(env, "train", source, data_dir), config, progress)
     encoder.save(output)
-    curve = encoder.report["curve"]
-    typer.echo(f"validation loss {curve[0]} (SVD) to {min(curve)}; test log unread; written to {output}")
+    losses = encoder.report["validation_losses"]
+    typer.echo(f"validation loss {losses[0]} (SVD) to {min(losses)}; test log unread; written to {output}")

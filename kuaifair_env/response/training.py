@@ -6,6 +6,7 @@ Imports torch; modules that simulate must not import it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -154,14 +155,10 @@ class Trainer(Generic[Network]):
 
     def tensors(self) -> Tensors:
         """Returns copies of all weights and of the optimizer's state, for a checkpoint."""
-        weights = {"network": self.network.state_dict(), "best": self._best}
+        tensors = network_tensors(self.network, "network.")
+        tensors |= {f"best.{key}": value.numpy().copy() for key, value in self._best.items()}
         if self._average is not None:
-            weights["average"] = self._average.state_dict()
-        tensors = {
-            f"{name}.{key}": value.numpy().copy()
-            for name, state in weights.items()
-            for key, value in state.items()
-        }
+            tensors |= network_tensors(self._average, "average.")
         for number, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value.numpy().copy() for key, value in state.items()}
         return tensors
@@ -183,14 +180,10 @@ class Trainer(Generic[Network]):
         Raises:
             KeyError: If something is missing.
         """
-
-        def state_of(name: str, network: nn.Module) -> dict[str, Tensor]:
-            return {key: torch.tensor(tensors[f"{name}.{key}"]) for key in network.state_dict()}
-
-        self.network.load_state_dict(state_of("network", self.network))
+        load_network(self.network, tensors, "network.")
         if self._average is not None:
-            self._average.load_state_dict(state_of("average", self._average))
-        self._best = state_of("best", self.network)
+            load_network(self._average, tensors, "average.")
+        self._best = {key: torch.tensor(tensors[f"best.{key}"]) for key in self.network.state_dict()}
         optimizer_state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -239,6 +232,21 @@ class Trainer(Generic[Network]):
         return value
 
 
+def network_tensors(network: nn.Module, prefix: str = "network.") -> Tensors:
+    """Returns copies of a network's weights and buffers as arrays, each under its name after a prefix."""
+    return {f"{prefix}{name}": value.numpy().copy() for name, value in network.state_dict().items()}
+
+
+def load_network(network: nn.Module, tensors: Tensors, prefix: str = "network.") -> None:
+    """Fills a network with what :func:`network_tensors` returned; other arrays are left alone.
+
+    Raises:
+        KeyError: If an array is missing.
+        RuntimeError: If an array has another shape.
+    """
+    network.load_state_dict({name: torch.tensor(tensors[prefix + name]) for name in network.state_dict()})
+
+
 def fit_epochs(
     network: Network,
     optimizer: torch.optim.Optimizer,
@@ -276,6 +284,11 @@ def fit_epochs(
         patience=patience,
     )
     return best, trainer.report()
+
+
+def cosine_decay(steps: int) -> Callable[[int], float]:
+    """Returns a schedule that falls from 1 to 0 along half a cosine, over a number of optimizer steps."""
+    return lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps))
 
 
 def shuffled_batches(examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -145,7 +145,7 @@ def test_row_noise_is_standard_normal_and_belongs_to_the_row():
     assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 0.05
     np.testing.assert_array_equal(noise[7:9], row_normals(row_keys(states[7:9], 1), 8))
     assert not np.array_equal(noise, row_normals(row_keys(states, 2), 8))
-    assert not np.array_equal(noise, row_normals(row_keys(states, 1), 8, number=1))
+    assert not np.array_equal(noise, row_normals(row_keys(states, 1), 8, stream=1))
     np.testing.assert_array_equal(
         row_keys(-np.zeros((1, 8), np.float32), 1), row_keys(np.zeros((1, 8), np.float32), 1)
     )
@@ -159,7 +159,7 @@ def test_a_right_prediction_gives_back_the_clean_state(prediction):
     level = torch.arange(1, 21)
     left = torch.tensor(schedule.alphas_bar, dtype=torch.float32)[level][:, None]
     noisy = left.sqrt() * clean + (1 - left).sqrt() * noise
-    np.testing.assert_allclose(net.clean(noisy, level, net.wanted(clean, noise, level)), clean, atol=1e-4)
+    np.testing.assert_allclose(net.clean(noisy, level, net.target(clean, noise, level)), clean, atol=1e-4)
 
 
 def test_the_loss_is_the_mean_squared_error_of_what_is_predicted():

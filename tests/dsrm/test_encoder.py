@@ -10,7 +10,6 @@ from training_worlds import taste_worlds
 
 from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
 from dsrm.purifier import MismatchError
-from dsrm.windows import ConditionBuilder
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError
@@ -29,7 +28,7 @@ def made():
 
 
 def auc(world):
-    states = observed_states(ConditionBuilder.of_world(world), world.initial_history.take(world.users))
+    states = observed_states(world, world.initial_history.take(world.users))
     log = world.data.test
     rows = np.isin(log.users, world.users)
     place = np.searchsorted(world.users, log.users[rows])
@@ -49,7 +48,7 @@ def test_a_mean_encoder_is_embeddings_alone_and_a_transformer_reads_order(made):
     mean, transformer = made["mean"].encoded(TEST), made["transformer"].encoded(TEST)
     assert mean.encoder is None
     window = TEST.initial_history.take(TEST.users[:4])
-    pooled = observed_states(ConditionBuilder.of_world(mean), window)
+    pooled = observed_states(mean, window)
     for row in range(4):
         wanted = mean.embeddings[window.items[row][window.clicks[row]]].mean(axis=0)
         np.testing.assert_allclose(pooled[row], wanted, rtol=1e-4, atol=1e-5)
@@ -68,7 +67,7 @@ def test_environments_observe_what_the_encoder_says(made, kind):
     env = KuaiFairEnv(world, SessionConfig(max_len=4, slate_size=4))
     observation, _ = env.reset(seed=1)
     for _ in range(3):
-        wanted = observed_states(ConditionBuilder.of_world(world), env.history_window())[0]
+        wanted = observed_states(world, env.history_window())[0]
         np.testing.assert_allclose(observation, wanted, atol=1e-4)
         assert env.observation_space.contains(observation)
         observation, _, left, truncated, _ = env.step(env.action_space.sample())

@@ -10,13 +10,13 @@ from helpers import small_world
 from training_worlds import taste_worlds
 
 import dsrm
+from dsrm.condition import propensity_weights
 from dsrm.diffusion import SamplerConfig
-from dsrm.model import DistillationConfig
+from dsrm.distillation import DistillationConfig
 from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain
 from dsrm.purifier import load_purifier, save_purifier
-from dsrm.targets import WindowSettings
 from dsrm.training import TrainingConfig
-from dsrm.windows import ConditionBuilder, propensity_weights, sample_windows
+from dsrm.windows import WindowSettings, sample_windows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.spaces import observed_states
@@ -60,7 +60,7 @@ def well_made():
 
 def states_and_window(world=TEST):
     window = world.initial_history.take(world.users)
-    return observed_states(ConditionBuilder.of_world(world), window), window
+    return observed_states(world, window), window
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -161,16 +161,16 @@ def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(tmp
     checkpoint = tmp_path / "half"
     from dsrm import training
 
-    saved = training._Run.save
+    saved = training._save
     calls = []
 
-    def killed(run, path, identity):
-        saved(run, path, identity)
-        calls.append(run.rounds)
+    def killed(trainer, path, identity):
+        saved(trainer, path, identity)
+        calls.append(trainer.rounds)
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Run, "save", killed)
+    monkeypatch.setattr(training, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain(TRAIN, config("profile"), checkpoint=checkpoint)
     assert checkpoint.exists()
@@ -189,7 +189,7 @@ def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_judged(
     assert np.intersect1d(calibration, held).size == 0
     assert np.intersect1d(calibration, TEST.users).size == 0
     for mode in ("profile", "paper", "paired", "unbiased"):
-        source = example_source(TRAIN, ConditionBuilder.of_world(TRAIN), config(mode))
+        source = example_source(TRAIN, config(mode))
         assert np.intersect1d(source.users, held).size == 0
         fitted, kept = early_stopping_split(TRAIN.data, source.users)
         assert np.intersect1d(fitted, kept).size == 0
@@ -200,10 +200,9 @@ def test_only_the_unbiased_modes_read_the_test_log(made):
     blind = dataclasses.replace(
         TRAIN, data=dataclasses.replace(TRAIN.data, test=TRAIN.data.test.take(np.arange(1)))
     )
-    builder = ConditionBuilder.of_world(TRAIN)
     for mode in ("profile", "paper", "paired"):
         draws = [
-            example_source(world, builder, config(mode)).draw(TRAIN.users[:20], np.random.default_rng(0))
+            example_source(world, config(mode)).draw(TRAIN.users[:20], np.random.default_rng(0))
             for world in (TRAIN, blind)
         ]
         np.testing.assert_array_equal(draws[0].targets, draws[1].targets)
@@ -239,15 +238,14 @@ def test_samplers_and_the_spread_can_be_chosen_afterwards(well_made):
 def test_short_windows_leave_a_wider_posterior(well_made):
     wide = well_made["profile"].with_output("state+spread").with_sampler(SamplerConfig(steps=1))
     wide.bind(TEST)
-    builder = ConditionBuilder.of_world(TEST)
     rng = np.random.default_rng(0)
     spreads = []
     for length in (5, 30):
         window = sample_windows(
             TEST.data.train, len(TEST.data.users), np.repeat(TEST.users, 4), rng,
-            places=30, shortest=length, longest=length,
-        ).window  # fmt: skip
-        spreads.append(wide.purify(observed_states(builder, window), window)[:, -1].mean())
+            history_length=30, min_length=length, max_length=length,
+        )  # fmt: skip
+        spreads.append(wide.purify(observed_states(TEST, window), window)[:, -1].mean())
     assert spreads[0] > spreads[1]
 
 
@@ -267,7 +265,7 @@ def test_linear_debias_takes_exactly_one_direction_out(made):
     states, window = states_and_window()
     moved = purifier.purify(states, window) - states
     assert np.linalg.matrix_rank(moved.astype(np.float64), tol=1e-3) == 1
-    direction = purifier.parts()[0]["direction"]
+    direction = purifier.tensors()["direction"]
     np.testing.assert_allclose(np.ptp(purifier.purify(states, window) @ direction), 0.0, atol=1e-4)
 
 

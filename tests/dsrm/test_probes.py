@@ -12,7 +12,6 @@ from dsrm.baselines import IdentityPurifier
 from dsrm.probe_data import KINDS, SHORT, probe_set
 from dsrm.probe_figures import draw_counts_and_rates, draw_states
 from dsrm.probes import RAW, probe, purified_states, report_table
-from dsrm.windows import ConditionBuilder
 from kuaifair_env.spaces import observed_states
 
 TRAIN, TEST = taste_worlds()
@@ -81,9 +80,7 @@ def test_short_windows_keep_the_last_exposures_alone():
     assert (short.window.items >= 0).sum(axis=1).max() == SHORT
     rows = np.searchsorted(log.users, short.users)
     np.testing.assert_array_equal(short.window.items[:, -SHORT:], log.window.items[rows][:, -SHORT:])
-    np.testing.assert_array_equal(
-        short.states, observed_states(ConditionBuilder.of_world(TEST), short.window)
-    )
+    np.testing.assert_array_equal(short.states, observed_states(TEST, short.window))
 
 
 @pytest.mark.parametrize("kind", KINDS)
