@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sparse
@@ -12,6 +12,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.synthetic.twin import KUAIREC
+
+PANEL = replace(
+    KUAIREC,
+    name="Panel",
+    n_users=300,
+    n_items=500,
+    n_panel_users=60,
+    n_panel_items=150,
+    train_rows=30_000,
+    test_rows=8_900,
+)
+"""A small twin of KuaiRec's layout."""
 
 
 @dataclass(frozen=True)

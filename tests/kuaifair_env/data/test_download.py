@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +27,8 @@ class Server(ThreadingHTTPServer):
         self.content = content
         self.plan: list[str] = []
         self.requests = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.released = threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -59,11 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         elif manner == "slow":
             for begin in range(0, len(content), 4096):
                 self.wfile.write(content[begin : begin + 4096])
-                time.sleep(0.01)
+                self.server.released.wait(0.001)
         elif manner == "stuck":
             self.wfile.write(content[:1000])
             self.wfile.flush()
-            time.sleep(3)
+            self.server.released.wait(3)
         else:
             self.wfile.write(content)
 
@@ -72,11 +72,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     official.write_kuairand(tmp_path / "made")
     archive = official.pack_tar(tmp_path / "made", tmp_path / "made.tar.gz")
     served = Server(archive.read_bytes())
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # the wait between two attempts
     yield served
+    served.released.set()
     served.shutdown()
     served.server_close()
 
@@ -136,7 +138,7 @@ def test_a_bad_download_leaves_nothing(server: Server, tmp_path: Path, manner: s
     folder = tmp_path / "data"
     server.plan = [manner]
     with pytest.raises(DataError, match=words) as caught:
-        get(server, folder, timeout=0.5)
+        get(server, folder, timeout=0.1)
     assert ARCHIVE in str(caught.value)
     assert list(folder.iterdir()) == []
 
@@ -144,7 +146,7 @@ def test_a_bad_download_leaves_nothing(server: Server, tmp_path: Path, manner: s
 @pytest.mark.parametrize("manner", ["truncated", "overloaded", "stuck", "wrong"])
 def test_a_failed_attempt_is_tried_again(server: Server, tmp_path: Path, manner: str) -> None:
     server.plan = [manner]
-    path = get(server, tmp_path / "data", retries=1, timeout=0.5)
+    path = get(server, tmp_path / "data", retries=1, timeout=0.1)
     assert path.read_bytes() == server.content
     assert server.requests == 2
     assert len(list(path.parent.iterdir())) == 2
@@ -152,7 +154,7 @@ def test_a_failed_attempt_is_tried_again(server: Server, tmp_path: Path, manner:
 
 def test_a_slow_server_is_waited_for_as_long_as_it_sends(server: Server, tmp_path: Path) -> None:
     server.plan = ["slow"]
-    assert get(server, tmp_path, timeout=0.5).read_bytes() == server.content
+    assert get(server, tmp_path, timeout=0.1).read_bytes() == server.content
 
 
 def test_a_bad_download_does_not_harm_the_archive_that_was_there(server: Server, tmp_path: Path) -> None:

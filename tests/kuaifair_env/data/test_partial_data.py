@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kuaifair_env.data import groups_of
+from kuaifair_env.data import InteractionData, groups_of
 from kuaifair_env.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,10 +35,15 @@ def folder() -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def kuairand(adapters: ModuleType, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> InteractionData:
+    return adapters.partial_kuairand(folder, cache=tmp_path_factory.mktemp("cache"))
+
+
 def test_partial_kuairand_has_the_published_counts(
-    adapters: ModuleType, folder: Path, tmp_path: Path
+    adapters: ModuleType, folder: Path, kuairand: InteractionData
 ) -> None:
-    data = adapters.partial_kuairand(folder, cache=tmp_path)
+    data = kuairand
     assert data.provenance.origin == "partial"
     assert "0.815" in data.provenance.description
     assert (len(data.users), len(data.items)) == (27_285, 7_583)
@@ -55,10 +60,8 @@ def test_partial_kuairand_has_the_published_counts(
     assert np.median(data.items.shown) == pytest.approx(3_922, rel=0.01)
 
 
-def test_partial_kuairand_keeps_the_order_of_exposures(
-    adapters: ModuleType, folder: Path, tmp_path: Path
-) -> None:
-    data = adapters.partial_kuairand(folder, cache=tmp_path)
+def test_partial_kuairand_keeps_the_order_of_exposures(folder: Path, kuairand: InteractionData) -> None:
+    data = kuairand
     early = pd.read_csv(folder / "kuairand_pure_partial" / "exposures_standard_to_4_24.csv.gz")
     offsets = data.train.offsets(len(data.users))
     for user in (0, 1234, 20_000):
@@ -68,10 +71,8 @@ def test_partial_kuairand_keeps_the_order_of_exposures(
         np.testing.assert_array_equal(data.train.clicks[begin : begin + len(known)], known.is_click)
 
 
-def test_partial_kuairand_popularity_agrees_with_the_platform(
-    adapters: ModuleType, folder: Path, tmp_path: Path
-) -> None:
-    data = adapters.partial_kuairand(folder, cache=tmp_path)
+def test_partial_kuairand_popularity_agrees_with_the_platform(kuairand: InteractionData) -> None:
+    data = kuairand
     candidates = np.flatnonzero(data.test.exposures(len(data.items)))
     by_log, by_platform = groups_of(data, candidates), groups_of(data, candidates, source="shown")
     assert by_log.popular.sum() == by_platform.popular.sum() == 1_025
@@ -80,7 +81,7 @@ def test_partial_kuairand_popularity_agrees_with_the_platform(
 
 
 @pytest.mark.slow
-def test_partial_kuairec_draws_negatives_by_its_law(
+def test_partial_kuairec_draws_negatives_by_its_distribution(
     adapters: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
     data = adapters.partial_kuairec(folder, cache=tmp_path)

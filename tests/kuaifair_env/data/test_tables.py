@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> FolderFiles:
     return FolderFiles(folder)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.integers(1, 40), st.data(), st.integers(1, 9), st.sampled_from(["\n", "\r\n"]))
 def test_the_line_of_a_bad_cell_is_found_wherever_it_is(
     tmp_path: Path, rows: int, data: st.DataObject, chunk: int, ending: str

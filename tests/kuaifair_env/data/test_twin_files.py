@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,18 +15,7 @@ from kuaifair_env.errors import DataError
 from kuaifair_env.synthetic import files as twin_files
 from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.log import LONG_VIEW_MS
-from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, TOY, generate_twin
-
-PANEL = replace(
-    KUAIREC,
-    name="Panel",
-    n_users=300,
-    n_items=500,
-    n_panel_users=60,
-    n_panel_items=150,
-    train_rows=30_000,
-    test_rows=8_900,
-)
+from kuaifair_env.synthetic.twin import Twin
 
 KUAIREC_FILES = {
     "big_matrix.csv": "user_id video_id play_duration video_duration time date timestamp watch_ratio",
@@ -81,52 +69,61 @@ def header(path) -> list[str]:
         return stream.readline().rstrip("\n").split(",")
 
 
-def test_kuairand_files_read_back_as_the_same_data(tmp_path):
-    twin = generate_twin(TOY)
-    folder = write_official(twin, tmp_path)
-    assert folder == tmp_path / "KuaiRand-Pure" / "data"
+@pytest.fixture(scope="module")
+def kuairand_folder(toy: Twin, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy's files, written in parts that are much shorter than its logs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(twin_files, "PART_ROWS", 7_000)
+        return write_official(toy, tmp_path_factory.mktemp("kuairand"))
+
+
+@pytest.fixture(scope="module")
+def kuairec_folder(panel: Twin, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_official(panel, tmp_path_factory.mktemp("kuairec"))
+
+
+def test_kuairand_files_read_back_as_the_same_data(toy, kuairand_folder):
+    folder = kuairand_folder
+    assert folder.parts[-2:] == ("KuaiRand-Pure", "data")
     for name, columns in (KUAIRAND_FILES | {"user_features_pure.csv": USER_COLUMNS}).items():
         assert header(folder / name) == columns.split()
     statistics = header(folder / "video_features_statistic_pure.csv")
     assert len(statistics) == 52
     assert {"show_user_num", "play_user_num", "outsite_share_all_cnt"} <= set(statistics)
-    assert_same_data(read_kuairand(folder), twin.data)
+    assert_same_data(read_kuairand(folder), toy.data)
 
 
-def test_kuairec_files_read_back_as_the_same_data(tmp_path):
-    twin = generate_twin(PANEL)
-    folder = write_official(twin, tmp_path)
-    assert folder == tmp_path / "KuaiRec 2.0" / "data"
+def test_kuairec_files_read_back_as_the_same_data(panel, kuairec_folder):
+    folder = kuairec_folder
+    assert folder.parts[-2:] == ("KuaiRec 2.0", "data")
     for name, columns in (KUAIREC_FILES | {"user_features.csv": USER_COLUMNS}).items():
         assert header(folder / name) == columns.split()
     assert len(header(folder / "item_daily_features.csv")) == 58
     read = read_kuairec(folder)
-    assert_same_data(read, twin.data)
+    assert_same_data(read, panel.data)
     assert read.report["train"]["exact_duplicates_dropped"] == round(30_000 * 965_819 / 11_564_987)
-    times = twin.data.test.times
+    times = panel.data.test.times
     assert read.report["test"]["rows_without_time"] == np.count_nonzero(times == times.max()) > 100
     assert read.report["items"]["captions"] == 500
     assert read.report["items"]["captions_with_line_breaks"] > 0
     assert read.report["items"]["captions_unreadable"] == 0
 
 
-def test_files_of_a_twin_are_never_taken_for_real_ones(tmp_path):
-    twin = generate_twin(TOY)
-    provenance = read_kuairand(write_official(twin, tmp_path)).provenance
+def test_files_of_a_twin_are_never_taken_for_real_ones(kuairand_folder):
+    provenance = read_kuairand(kuairand_folder).provenance
     assert provenance.origin == "twin"
     assert provenance.name == "Toy twin"
     assert provenance.settings["seed"] == 0
 
 
-def test_kuairand_logs_hold_together(tmp_path):
+def test_kuairand_logs_hold_together(kuairand_folder):
     """Dates belong to their file and their time; long views and clicks to their play time."""
-    folder = write_official(generate_twin(TOY), tmp_path)
     for name, first, last in (
         ("log_standard_4_08_to_4_21_pure.csv", 20220408, 20220421),
         ("log_standard_4_22_to_5_08_pure.csv", 20220422, 20220508),
         ("log_random_4_22_to_5_08_pure.csv", 20220422, 20220508),
     ):
-        log = pd.read_csv(folder / name)
+        log = pd.read_csv(kuairand_folder / name)
         assert log.date.between(first, last).all()
         local = pd.to_datetime(log.time_ms, unit="ms") + pd.Timedelta(hours=8)
         assert (local.dt.strftime("%Y%m%d").astype(int) == log.date).all()
@@ -138,10 +135,9 @@ def test_kuairand_logs_hold_together(tmp_path):
         assert (log.is_click >= log.is_like).all()
 
 
-def test_kuairec_times_agree_with_each_other(tmp_path):
-    folder = write_official(generate_twin(PANEL), tmp_path)
+def test_kuairec_times_agree_with_each_other(kuairec_folder):
     for name in ("big_matrix.csv", "small_matrix.csv"):
-        log = pd.read_csv(folder / name)
+        log = pd.read_csv(kuairec_folder / name)
         assert (log.time.isna() == log.timestamp.isna()).all()
         assert (log.time.isna() == log.date.isna()).all()
         log = log.dropna()
@@ -151,48 +147,20 @@ def test_kuairec_times_agree_with_each_other(tmp_path):
         assert np.allclose(log.watch_ratio, log.play_duration / log.video_duration)
 
 
-def test_an_existing_folder_is_left_alone(tmp_path):
+def test_an_existing_folder_is_left_alone(toy, tmp_path):
     folder = tmp_path / "KuaiRand-Pure" / "data"
     folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="exists already"):
-        write_official(generate_twin(TOY), tmp_path)
+        write_official(toy, tmp_path)
     assert [entry.name for entry in folder.iterdir()] == ["mine.txt"]
 
 
-def test_nothing_is_left_of_a_failed_write(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_failed_write(toy, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(twin_files, "_write_provenance", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_official(generate_twin(TOY), tmp_path)
+        write_official(toy, tmp_path)
     assert list((tmp_path / "KuaiRand-Pure").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_kuairand_reader_at_full_size(tmp_path):
-    twin = generate_twin(KUAIRAND)
-    folder = write_official(twin, tmp_path)
-    started = time.perf_counter()
-    read = read_kuairand(folder)
-    seconds = time.perf_counter() - started
-    print(f"\n{len(read.train) + len(read.test):,} KuaiRand rows read in {seconds:.1f} s")
-    assert_same_data(read, twin.data)
-    assert seconds < 60
-
-
-@pytest.mark.slow
-def test_kuairec_reader_at_full_size(tmp_path):
-    twin = generate_twin(KUAIREC)
-    folder = write_official(twin, tmp_path)
-    started = time.perf_counter()
-    read = read_kuairec(folder)
-    seconds = time.perf_counter() - started
-    print(
-        f"\n{read.report['train']['rows_read'] + read.report['test']['rows_read']:,} rows read in {seconds:.1f} s"
-    )
-    assert_same_data(read, twin.data)
-    assert read.report["train"]["rows_read"] == 12_530_806
-    assert read.report["train"]["exact_duplicates_dropped"] == 965_819
-    assert seconds < 90

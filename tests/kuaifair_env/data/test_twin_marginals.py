@@ -30,7 +30,7 @@ from twin_measures import (
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.synthetic.log import play_times
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
-from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, TOY, Twin, generate_twin, twin_config
+from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, Twin, generate_twin, twin_config
 
 APRIL_25 = 1_650_816_000_000  # midnight in Beijing
 
@@ -50,7 +50,7 @@ def expected_rates(world: TwinWorld, users):
 # ---------------------------------------------------------------- quick: the truth alone, at full size, and the Toy
 
 
-def test_kuairand_truth_has_the_published_laws_of_click_rates():
+def test_kuairand_truth_has_the_published_distributions_of_click_rates():
     world = build_world(KUAIRAND)
     by_user, by_item = expected_rates(world, np.arange(0, KUAIRAND.n_users, 20))
     levels = (0.05, 0.25, 0.50, 0.75, 0.95)
@@ -69,7 +69,7 @@ def test_kuairand_truth_has_the_published_laws_of_click_rates():
     check("KuaiRand twin, truth", rows)
 
 
-def test_kuairec_truth_has_the_published_laws_of_positive_rates():
+def test_kuairec_truth_has_the_published_distributions_of_positive_rates():
     world = build_world(KUAIREC)
     by_user, by_item = expected_rates(world, np.arange(0, KUAIREC.n_users, 5))
     levels = (0.05, 0.25, 0.50, 0.75, 0.95, 0.99)
@@ -95,9 +95,8 @@ def test_kuairec_truth_has_the_published_laws_of_positive_rates():
     check("KuaiRec twin, truth", rows)
 
 
-def test_the_toy_is_a_small_kuairand():
-    twin = generate_twin(TOY)
-    data = twin.data
+def test_the_toy_is_a_small_kuairand(toy):
+    data = toy.data
     exposures = data.train.exposures(len(data.items))
     item_rate, shown = rates(data.test.items, data.test.clicks, len(data.items))
     rows = [

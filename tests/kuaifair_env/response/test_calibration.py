@@ -21,7 +21,7 @@ from kuaifair_env.response.calibration import (
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60))
 def test_within_user_auc_is_the_row_weighted_mean_of_each_users_auc(rows):
     users, clicks, scores = (np.array(column) for column in zip(*rows, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from kuaifair_env.response import (
     fit_response,
     fit_world_responses,
 )
+from kuaifair_env.response.calibration import expected_calibration_error, within_user_auc
 from kuaifair_env.response.fitting import earlier_and_later
 from kuaifair_env.response.training import batch_size_for
 
@@ -33,6 +35,10 @@ QUICK = FactorisedConfig(
     max_epochs=25,
     split=SplitConfig(stop=0.1, calibrate=0.1, report=0.1),
 )
+
+
+BRIEF = replace(QUICK, max_epochs=2)
+"""For tests of everything but how well a model fits."""
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +63,15 @@ def test_the_fit_ranks_nearly_as_well_as_the_truth(tasteful, fresh):
     expected, clicks = fresh
     bayes = roc_auc_score(clicks.ravel(), world.probabilities.ravel())
     assert roc_auc_score(clicks.ravel(), expected.ravel()) > bayes - 0.02
-    within = [roc_auc_score(c, e) for c, e in zip(clicks, expected, strict=True) if 0 < c.sum() < len(c)]
-    truth = [
-        roc_auc_score(c, p) for c, p in zip(clicks, world.probabilities, strict=True) if 0 < c.sum() < len(c)
-    ]
-    assert np.mean(within) > np.mean(truth) - 0.03
+    users = np.repeat(np.arange(len(clicks)), clicks.shape[1])
+    within, best = (
+        within_user_auc(users, clicks.ravel(), scores.ravel()).mean
+        for scores in (expected, world.probabilities)
+    )
+    assert within > best - 0.03
 
 
 def test_the_fit_is_calibrated_where_nothing_was_logged(fresh):
-    from kuaifair_env.response.calibration import expected_calibration_error
-
     expected, clicks = fresh
     assert expected_calibration_error(clicks.ravel(), expected.ravel()) < 0.02
     assert expected.mean() == pytest.approx(clicks.mean(), abs=0.01)
@@ -110,9 +115,11 @@ def test_a_world_without_taste_is_fitted_as_one(known_world):
 
 
 def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(known_world):
-    world = known_world(taste=1.5, rows_per_user=80)
+    world = known_world(taste=1.5, n_users=400, rows_per_user=80)
     data = world.data
-    config = FactorisedConfig(rank=6, user_ids=False, map_precision=0.3, learning_rate=3e-3, batch_size=512)
+    config = FactorisedConfig(
+        rank=6, user_ids=False, map_precision=0.3, learning_rate=3e-3, batch_size=512, max_epochs=15
+    )
     shuffled = np.random.default_rng(1).permutation(len(data.users))
     log = data.train
     others = InteractionLog.sorted(shuffled[log.users], log.items, log.clicks, log.times)
@@ -123,14 +130,15 @@ def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(know
     gains = [
         model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] for model in (own, foreign)
     ]
-    assert gains[0] > 0.05
-    assert gains[1] < 0.02
+    # Own histories bring 0.14 to 0.17 over seeds, foreign ones 0.01 to 0.03.
+    assert gains[0] > 0.08
+    assert gains[1] < gains[0] / 3
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(known_world):
     data = known_world(n_users=100, rows_per_user=30).data
     first, again, other = (
-        fit_factorised(data.test, data, context_log=data.train, config=QUICK, seed=seed) for seed in (4, 4, 5)
+        fit_factorised(data.test, data, context_log=data.train, config=BRIEF, seed=seed) for seed in (4, 4, 5)
     )
     np.testing.assert_array_equal(first.user_factors, again.user_factors)
     assert np.abs(first.user_factors - other.user_factors).max() > 0
@@ -141,7 +149,7 @@ def test_fitting_leaves_the_global_generators_alone(known_world):
 
     before = torch.random.get_rng_state().clone()
     data = known_world(n_users=60, rows_per_user=30).data
-    fit_factorised(data.test, data, config=QUICK)
+    fit_factorised(data.test, data, config=BRIEF)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -187,20 +195,20 @@ def test_logs_that_are_read_only_maps_of_files_are_fitted_without_warnings(known
     for name in ("users", "items", "clicks", "times"):
         np.save(tmp_path / f"{name}.npy", getattr(data.test, name))
         columns[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
-    model = fit_factorised(InteractionLog(**columns), data, config=FactorisedConfig(rank=2, max_epochs=2))
+    model = fit_factorised(InteractionLog(**columns), data, config=BRIEF)
     assert model.n_users == 60
 
 
 def test_rank_zero_fits_main_effects_alone(known_world):
     data = known_world(n_users=100, rows_per_user=30).data
-    model = fit_factorised(data.test, data, config=FactorisedConfig(rank=0, batch_size=512))
+    model = fit_factorised(data.test, data, config=replace(BRIEF, rank=0))
     assert model.parts_spread()["personal"] == 0.0
     assert model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] == 0.0
 
 
 def test_each_world_is_fitted_on_its_own_log(known_world):
     data = known_world(n_users=200, rows_per_user=40).data
-    worlds = fit_world_responses(data, config=ResponseConfig(factorised=QUICK))
+    worlds = fit_world_responses(data, config=ResponseConfig(factorised=BRIEF))
     assert worlds.test.describe()["context_rows"] == len(data.train)
     assert worlds.test.describe()["fitted_on"]["logged_rows"] == len(data.test)
     train = worlds.train.describe()
@@ -210,8 +218,6 @@ def test_each_world_is_fitted_on_its_own_log(known_world):
 
 
 def test_a_fully_observed_test_log_is_looked_up(known_world):
-    from dataclasses import replace
-
     data = known_world(n_users=30, n_items=40).data
     users, items = np.divmod(np.arange(30 * 40), 40)
     clicks = np.random.default_rng(0).random(1200) < 0.3
@@ -220,7 +226,7 @@ def test_a_fully_observed_test_log_is_looked_up(known_world):
     assert isinstance(model, ObservedResponse)
     np.testing.assert_array_equal(model.expected_catalogue(np.arange(30), 40).ravel(), clicks)
     assert isinstance(
-        fit_response(full, "test", "factorised", config=ResponseConfig(QUICK)), FactorisedResponse
+        fit_response(full, "test", "factorised", config=ResponseConfig(BRIEF)), FactorisedResponse
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_numpy_evaluates_what_torch_trains():
     front_items = np.take_along_axis(window.items, shift, 1)
     front_clicks = np.take_along_axis(window.clicks, shift, 1)
     with torch.no_grad():
-        wanted = network(
+        fitted = network(
             torch.from_numpy(front_items).long(),
             torch.from_numpy(front_clicks),
             torch.arange(16),
@@ -84,8 +85,8 @@ def test_numpy_evaluates_what_torch_trains():
             torch.from_numpy(users),
             torch.from_numpy(items[:, 0]),
         ).numpy()
-    assert wanted.std() > 0.1
-    np.testing.assert_allclose(model.history_logits(users, items, window)[:, 0], wanted, atol=2e-5)
+    assert fitted.std() > 0.1
+    np.testing.assert_allclose(model.history_logits(users, items, window)[:, 0], fitted, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_other_rows_of_the_batch():
@@ -229,13 +230,16 @@ def test_the_fit_finds_a_mood_that_only_the_history_shows(history_dependent_mode
     json.dumps(report, allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_model(history_dependent_model):
-    data = history_dependent_data()
-    again = fit_sequential(data.train, data, config=QUICK, static=STATIC, seed=3)
-    users, items, window = np.arange(16), np.zeros((16, 2), np.int64), random_window(16)
-    np.testing.assert_array_equal(
-        again.expected(users, items, window), history_dependent_model.expected(users, items, window)
+def test_the_same_seed_gives_the_same_model_and_another_seed_another():
+    data = history_dependent_data(80, 30)
+    brief = replace(QUICK, dropout=0.1, max_epochs=1)
+    first, again, other = (
+        fit_sequential(data.train, data, config=brief, static=replace(STATIC, max_epochs=1), seed=seed)
+        for seed in (3, 3, 4)
     )
+    call = np.arange(16), np.zeros((16, 2), np.int64), random_window(16)
+    np.testing.assert_array_equal(first.expected(*call), again.expected(*call))
+    assert np.abs(first.expected(*call) - other.expected(*call)).max() > 0
 
 
 def test_simulating_leaves_random_generators_alone(history_dependent_model):

@@ -1,0 +1,20 @@
+"""Small twins that several tests read."""
+
+from __future__ import annotations
+
+import pytest
+from twin_measures import PANEL
+
+from kuaifair_env.synthetic.twin import TOY, Twin, generate_twin
+
+
+@pytest.fixture(scope="session")
+def toy() -> Twin:
+    """The KuaiRand layout."""
+    return generate_twin(TOY)
+
+
+@pytest.fixture(scope="session")
+def panel() -> Twin:
+    """The KuaiRec layout."""
+    return generate_twin(PANEL)
