@@ -55,7 +55,7 @@ def place(name: str, pair: WorldPair, world: World) -> tuple[float, float]:
     found = evaluate(
         build_policy(config, pair), sessions(world, config), evaluation_users(world.user_ids, USERS)
     )
-    return found.engagement.reward_per_step, (1.0 - found.fairness.share_gap) / 2.0
+    return found.engagement.reward_per_step, (1.0 - found.fairness.signed_gap) / 2.0
 
 
 def mean_front(fronts: list[list[FrontPoint]]) -> list[tuple[str, list[float], list[float], list[float]]]:

@@ -115,7 +115,7 @@ class EvaluationResult:
             "r_cum": self.engagement.cumulative_reward,
             "ad": self.fairness.absolute_difference,
             "violation_rate": self.fairness.violation_rate,
-            "signed_gap": self.fairness.share_gap,
+            "signed_gap": self.fairness.signed_gap,
             "slate_ad": self.fairness.slate_absolute_difference,
             "item_exposure_gap": self.fairness.item_exposure_gap,
             "gini": self.fairness.gini,

@@ -103,7 +103,7 @@ def preference_front(
     for preference in preference_grid() if preferences is None else preferences:
         result = evaluate(Preferring(agent, preference), env, users, episodes_per_user, seed=seed)
         engagement = result.engagement
-        tail = (1.0 - result.fairness.share_gap) / 2.0
+        tail = (1.0 - result.fairness.signed_gap) / 2.0
         found.append(
             FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result)
         )

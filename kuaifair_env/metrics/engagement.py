@@ -1,20 +1,19 @@
-"""The paper's three measures of engagement (section 5.1.2), from complete sessions only.
+"""The paper's three measures of engagement (section 5.1.2), and the formula that ties them together.
 
-A session counts from its reset until its user leaves (or a hard cap ends it). Sessions that still run must
-not be
-passed: dropping them instead would favour short ones, so an evaluation has to run every session to its end.
+Measures are taken over complete sessions, from the reset until the user leaves or a cap ends the session. Dropping
+sessions that still run would favour short ones, so an evaluation plays every session to its end.
+
+Under the default leave rule a session of temper ``T0`` with mean reward ``r`` and violation rate ``v`` lasts
+``Len = (T0 - 1) / (2 - r + v) + 0.5`` steps on average.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kuaifair_env.metrics.fairness import DisparityMode, slate_disparity, violates
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,6 @@ class Engagement:
     reward_per_step_by_session: float
     cumulative_reward: float
     length_deviation: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Returns the measures by name, JSON-able."""
-        return asdict(self)
 
 
 def engagement(lengths: NDArray[Any], returns: NDArray[Any]) -> Engagement:
@@ -81,37 +76,28 @@ def engagement(lengths: NDArray[Any], returns: NDArray[Any]) -> Engagement:
 Numbers = NDArray[Any] | float
 
 _LEAVE_BELOW = 1.0
-_ROUNDING = 1e-9
 
 
-def expected_length(
-    initial_temper: Numbers,
-    reward: Numbers,
-    violation_rate: Numbers,
-    *,
-    penalty: float = 1.0,
-    grace_steps: int = 0,
-) -> NDArray[np.float64]:
+def expected_length(initial_temper: Numbers, reward: Numbers, violation_rate: Numbers) -> NDArray[np.float64]:
     """Returns the session length (Len) that the formula predicts; arguments broadcast.
 
     Args:
         initial_temper: T0, the paper's "Max Len".
         reward: r, mean reward per step (R_each), in [0, 1].
-        violation_rate: v, share of slates over the bound, in [0, 1].
-        penalty: Temper that a violating slate costs.
-        grace_steps: First steps whose violations are in ``violation_rate`` but cost nothing; 0 where v counts
-            penalised slates only, as the environment's own violation flags do.
+        violation_rate: v, share of penalised slates, in [0, 1].
 
     Raises:
         ValueError: An argument outside its range.
     """
-    temper, reward_, rate = _checked(initial_temper, reward, violation_rate, penalty, grace_steps)
-    extra = penalty * rate
-    return np.asarray((temper - _LEAVE_BELOW + extra * grace_steps) / (2.0 - reward_ + extra) + 0.5)
+    temper, rewards = _checked(initial_temper, reward)
+    rate = np.asarray(violation_rate, np.float64)
+    if not ((rate >= 0.0) & (rate <= 1.0)).all():
+        raise ValueError("violation rate must lie in [0, 1]")
+    return np.asarray((temper - _LEAVE_BELOW) / (2.0 - rewards + rate) + 0.5)
 
 
 def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
-    """Returns the violation rate v that a reported Len and R_each imply: the formula (unit penalty) solved for v.
+    """Returns the violation rate v that a reported Len and R_each imply: the formula solved for v.
 
     Args:
         length: Len, above 0.5.
@@ -124,136 +110,53 @@ def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Num
     Raises:
         ValueError: An argument outside its range.
     """
-    temper, reward_, _ = _checked(initial_temper, reward, 0.0, 1.0, 0)
+    temper, rewards = _checked(initial_temper, reward)
     steps = np.asarray(length, np.float64)
     if not (steps > 0.5).all():
         raise ValueError("length must be above 0.5 steps")
-    return np.asarray((temper - _LEAVE_BELOW) / (steps - 0.5) - (2.0 - reward_))
+    return np.asarray((temper - _LEAVE_BELOW) / (steps - 0.5) - (2.0 - rewards))
 
 
 def length_floor_and_ceiling(
-    initial_temper: Numbers, reward: Numbers, *, penalty: float = 1.0, grace_steps: int = 0
+    initial_temper: Numbers, reward: Numbers
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the predicted Len when every slate is penalised and when none is, at the given mean reward.
 
     Args:
         initial_temper: T0.
         reward: R_each in [0, 1].
-        penalty: Temper that a violating slate costs.
-        grace_steps: First steps that are never penalised.
 
     Raises:
         ValueError: An argument outside its range.
     """
-    floor = expected_length(initial_temper, reward, 1.0, penalty=penalty, grace_steps=grace_steps)
-    return floor, expected_length(initial_temper, reward, 0.0, penalty=penalty, grace_steps=grace_steps)
+    return expected_length(initial_temper, reward, 1.0), expected_length(initial_temper, reward, 0.0)
 
 
-def normalised_length(
-    length: Numbers, initial_temper: Numbers, reward: Numbers, *, penalty: float = 1.0, grace_steps: int = 0
-) -> NDArray[np.float64]:
+def normalised_length(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
     """Returns where a Len lies between its floor (0: always penalised) and its ceiling (1: never).
 
-    Both at the same reward, so it isolates what a method gains by fairness from what it gains by clicks.
+    Both are taken at the same reward, which isolates what a method gains by fairness from what it gains by clicks.
 
     Args:
         length: Len.
         initial_temper: T0, above 1.
         reward: R_each in [0, 1].
-        penalty: Temper that a violating slate costs, above 0.
-        grace_steps: First steps that are never penalised.
 
     Raises:
         ValueError: An argument outside its range, or floor and ceiling coincide.
     """
-    floor, ceiling = length_floor_and_ceiling(
-        initial_temper, reward, penalty=penalty, grace_steps=grace_steps
-    )
+    floor, ceiling = length_floor_and_ceiling(initial_temper, reward)
     if not (ceiling > floor).all():
-        raise ValueError(
-            "floor and ceiling coincide: the penalty must be above 0 and the grace shorter than the session"
-        )
+        raise ValueError("floor and ceiling coincide: the initial temper must be above 1")
     return np.asarray((np.asarray(length, np.float64) - floor) / (ceiling - floor))
 
 
-def constant_session_length(
-    initial_temper: Numbers,
-    reward: Numbers,
-    *,
-    penalised: bool,
-    penalty: float = 1.0,
-    grace_steps: int = 0,
-) -> NDArray[np.int64]:
-    """Returns the exact number of steps when every step has the same reward and every slate the same fate.
-
-    Args:
-        initial_temper: T0.
-        reward: r of every step, in [0, 1].
-        penalised: Whether every slate violates the bound.
-        penalty: Temper that a violating slate costs.
-        grace_steps: First steps that are never penalised.
-
-    Raises:
-        ValueError: An argument outside its range.
-    """
-    temper, reward_, _ = _checked(initial_temper, reward, 0.0, penalty, grace_steps)
-    extra = penalty if penalised else 0.0
-    calm = _steps_below(temper - _LEAVE_BELOW, 2.0 - reward_)
-    annoyed = _steps_below(temper - _LEAVE_BELOW + extra * grace_steps, 2.0 - reward_ + extra)
-    return np.where(calm <= grace_steps, calm, annoyed)
-
-
-def violation_probability(
-    popular_probability: Numbers,
-    slate_size: int,
-    bound: float,
-    mode: DisparityMode = "parity",
-    target: float = 0.5,
-) -> NDArray[np.float64]:
-    """Returns how likely a slate of independent draws violates the bound (closed form, binomial).
-
-    Args:
-        popular_probability: Probability that one place of the slate holds a popular item, in [0, 1], any
-            shape.
-        slate_size: K, items in a slate (W * K for a window of W slates).
-        bound: ``ad_bound``.
-        mode: See :func:`slate_disparity`.
-        target: See :func:`slate_disparity`.
-
-    Raises:
-        ValueError: A probability outside [0, 1] or an empty slate.
-    """
-    p = np.asarray(popular_probability, np.float64)
-    if slate_size < 1:
-        raise ValueError(f"slate_size must be at least 1, got {slate_size}")
-    if not ((p >= 0.0) & (p <= 1.0)).all():
-        raise ValueError("popular_probability must lie in [0, 1]")
-    counts = np.arange(slate_size + 1)
-    bad = counts[violates(slate_disparity(counts / slate_size, mode, target), bound)]
-    ways = np.array([math.comb(slate_size, int(count)) for count in bad], np.float64)
-    chances = ways * p[..., None] ** bad * (1.0 - p[..., None]) ** (slate_size - bad)
-    return np.asarray(chances.sum(axis=-1))
-
-
-def _steps_below(budget: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Returns the smallest whole n with ``n * cost > budget``, forgiving rounding where they are equal."""
-    return np.floor(budget / cost + _ROUNDING).astype(np.int64) + 1
-
-
-def _checked(
-    initial_temper: Numbers, reward: Numbers, violation_rate: Numbers, penalty: float, grace_steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    temper = np.asarray(initial_temper, np.float64)
-    rewards = np.asarray(reward, np.float64)
-    rate = np.asarray(violation_rate, np.float64)
+def _checked(initial_temper: Numbers, reward: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    temper, rewards = np.asarray(initial_temper, np.float64), np.asarray(reward, np.float64)
     if not (temper >= _LEAVE_BELOW).all() or not np.isfinite(temper).all():
         raise ValueError(
             f"initial temper must be at least {_LEAVE_BELOW:g}: below it the user has left already"
         )
     if not ((rewards >= 0.0) & (rewards <= 1.0)).all():
         raise ValueError("mean reward must lie in [0, 1]")
-    if not ((rate >= 0.0) & (rate <= 1.0)).all():
-        raise ValueError("violation rate must lie in [0, 1]")
-    if not penalty >= 0.0 or grace_steps < 0:
-        raise ValueError(f"penalty and grace_steps must not be negative, got {penalty} and {grace_steps}")
-    return temper, rewards, rate
+    return temper, rewards

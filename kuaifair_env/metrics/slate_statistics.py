@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,46 +10,6 @@ from numpy.typing import NDArray
 
 from kuaifair_env.metrics import exposure, fairness
 from kuaifair_env.metrics.fairness import slate_disparity
-
-
-class ExposureCounter:
-    """Counts how often each candidate was shown.
-
-    Args:
-        n_items: N, number of candidates.
-
-    Attributes:
-        counts: ``int64 (N,)``, live; copy it before changing it.
-    """
-
-    def __init__(self, n_items: int) -> None:
-        if n_items < 1:
-            raise ValueError(f"n_items must be at least 1, got {n_items}")
-        self.counts: NDArray[np.int64] = np.zeros(n_items, np.int64)
-
-    def add(self, items: NDArray[Any]) -> None:
-        """Counts the items of some slates.
-
-        Args:
-            items: Item rows of any shape, usually ``(B, K)``.
-
-        Raises:
-            ValueError: An item outside ``0 .. N - 1``; nothing is counted then.
-        """
-        shown = np.ravel(items)
-        if not len(shown):
-            return
-        low, high, size = int(shown.min()), int(shown.max()), len(self.counts)
-        if low < 0 or high >= size:
-            raise ValueError(f"item {low if low < 0 else high} is outside 0..{size - 1}")
-        if len(shown) * 8 < size:
-            np.add.at(self.counts, shown, 1)
-        else:
-            self.counts += np.bincount(shown, minlength=size)
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.counts[:] = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +21,7 @@ class FairnessReport:
         exposures: Number of exposures, which Gini, entropy and both coverages depend on.
         violation_rate: v, share of slates at or above the bound.
         absolute_difference: The paper's AD, pooled.
-        share_gap: AD with its sign: above 0, popular items get more than half.
+        signed_gap: AD with its sign: above 0, popular items get more than half.
         slate_absolute_difference: Mean ``|2p - 1|`` over slates.
         user_absolute_difference: Mean ``|2p_u - 1|`` over users.
         item_exposure_gap: Signed gap in exposure per item; 0 for random slates.
@@ -80,7 +40,7 @@ class FairnessReport:
     exposures: int
     violation_rate: float
     absolute_difference: float
-    share_gap: float
+    signed_gap: float
     slate_absolute_difference: float
     user_absolute_difference: float
     item_exposure_gap: float
@@ -93,10 +53,6 @@ class FairnessReport:
     long_tail_share: float
     long_tail_count: float
     novelty: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Returns the measures by name, JSON-able."""
-        return asdict(self)
 
 
 class SlateStatistics:
@@ -118,11 +74,9 @@ class SlateStatistics:
             raise ValueError(
                 f"training_exposures must have one count for each of the {len(popular)} candidates"
             )
-        if n_users < 1:
-            raise ValueError(f"n_users must be at least 1, got {n_users}")
-        self.popular = popular
-        self.training_exposures = np.asarray(training_exposures, np.float64)
-        self.counter = ExposureCounter(len(popular))
+        self._popular = popular
+        self._training_exposures = np.asarray(training_exposures, np.float64)
+        self._exposures: NDArray[np.int64] = np.zeros(len(popular), np.int64)
         self._shown: NDArray[np.int64] = np.zeros(n_users, np.int64)
         self._shown_popular: NDArray[np.int64] = np.zeros(n_users, np.int64)
         self._slates = 0
@@ -141,24 +95,18 @@ class SlateStatistics:
         Raises:
             ValueError: The shapes do not fit, or an item or user is out of range; nothing is counted then.
         """
-        if (
-            items.ndim != 2
-            or not items.shape[1]
-            or users.shape != (len(items),)
-            or violations.shape != users.shape
-        ):
+        if items.ndim != 2 or users.shape != (len(items),) or violations.shape != users.shape:
             raise ValueError(
                 f"need items (B, K), users (B,) and violations (B,), got {items.shape}, {users.shape} "
                 f"and {violations.shape}"
             )
-        if not len(items):
-            return
-        if users.min() < 0 or users.max() >= len(self._shown):
-            raise ValueError(f"a user row is outside 0..{len(self._shown) - 1}")
-        self.counter.add(items)
-        popular_counts = self.popular[items].sum(axis=1)
+        for name, rows, size in (("item", items, len(self._popular)), ("user", users, len(self._shown))):
+            if rows.size and (rows.min() < 0 or rows.max() >= size):
+                raise ValueError(f"a row of the {name}s is outside 0..{size - 1}")
+        popular_counts = self._popular[items].sum(axis=1)
         size = items.shape[1]
         shares = popular_counts / size
+        np.add.at(self._exposures, items.ravel(), 1)
         np.add.at(self._shown, users, size)
         np.add.at(self._shown_popular, users, popular_counts)
         self._slates += len(items)
@@ -174,23 +122,23 @@ class SlateStatistics:
         """
         if not self._slates:
             raise ValueError("no slate was added")
-        counts = self.counter.counts
+        counts = self._exposures
         return FairnessReport(
             slates=self._slates,
             exposures=int(counts.sum()),
             violation_rate=self._violations / self._slates,
-            absolute_difference=fairness.absolute_difference(counts, self.popular),
-            share_gap=fairness.share_gap(counts, self.popular),
+            absolute_difference=fairness.absolute_difference(counts, self._popular),
+            signed_gap=float(fairness.signed_gap(fairness.popular_share(counts, self._popular))),
             slate_absolute_difference=self._disparity / self._slates,
             user_absolute_difference=fairness.user_absolute_difference(self._shown_popular, self._shown),
-            item_exposure_gap=fairness.item_exposure_gap(counts, self.popular),
-            coverage_gap=fairness.coverage_gap(counts, self.popular),
+            item_exposure_gap=fairness.item_exposure_gap(counts, self._popular),
+            coverage_gap=fairness.coverage_gap(counts, self._popular),
             gini=exposure.gini(counts),
             entropy=exposure.normalised_entropy(counts),
             coverage=exposure.coverage(counts),
             top_share=exposure.top_share(counts),
-            average_popularity=exposure.average_popularity(counts, self.training_exposures),
+            average_popularity=exposure.average_popularity(counts, self._training_exposures),
             long_tail_share=self._tail_share / self._slates,
-            long_tail_count=float(counts[~self.popular].sum()) / self._slates,
-            novelty=exposure.novelty(counts, self.training_exposures),
+            long_tail_count=float(counts[~self._popular].sum()) / self._slates,
+            novelty=exposure.novelty(counts, self._training_exposures),
         )

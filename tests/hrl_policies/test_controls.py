@@ -57,7 +57,7 @@ def every_control(world, scorer):
 
 def test_popular_shares(world, scorer):
     share = {
-        name: run(policy, world).fairness.share_gap / 2 + 0.5
+        name: run(policy, world).fairness.signed_gap / 2 + 0.5
         for name, policy in every_control(world, scorer).items()
     }
     assert share["pop"] == 1.0
@@ -83,7 +83,7 @@ def test_who_breaks_the_bound(world, scorer):
 
 @pytest.mark.parametrize("name", ["random", "pop", "quota"])
 @pytest.mark.parametrize("max_len", [20, 30, 50])
-def test_length_law_within_two_percent(world, scorer, name, max_len):
+def test_length_formula_within_two_percent(world, scorer, name, max_len):
     result = run(every_control(world, scorer)[name], world, max_len=max_len)
     assert result.engagement.length == pytest.approx(result.predicted_length, rel=0.02)
 

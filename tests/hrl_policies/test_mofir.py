@@ -84,7 +84,7 @@ def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_i
     assert tail[-1] == 1.0 and clicks[0] > clicks[-1]
     area = hypervolume(list(zip(clicks, tail, strict=True)))
     random = randomness()
-    by_chance = hypervolume([(random.engagement.reward_per_step, (1 - random.fairness.share_gap) / 2)])
+    by_chance = hypervolume([(random.engagement.reward_per_step, (1 - random.fairness.signed_gap) / 2)])
     # Random slates hold a fifth of popular items and click .42; both ends of the front alone dominate .6.
     assert by_chance == pytest.approx(0.42 * 0.8, abs=0.03)
     assert area > 0.55

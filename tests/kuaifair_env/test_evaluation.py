@@ -108,7 +108,7 @@ def test_a_seed_that_waits_for_the_reset_does_not_replace_the_list_of_sessions()
     np.testing.assert_array_equal(first, KuaiFairVecEnv(WORLD, CONFIG, 4, seed=3).reset())
 
 
-def test_figures_agree_with_the_records_and_with_the_length_law():
+def test_figures_agree_with_the_records_and_with_the_length_formula():
     result = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, CONFIG), episodes_per_user=20)
     frame = result.frame()
     assert result.summary()["len"] == pytest.approx(frame["len"].mean())

@@ -1,7 +1,7 @@
 """How unequal slates and exposures are, against definitions written out by hand and against each other."""
 
 import itertools
-import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,15 +13,13 @@ from kuaifair_env.metrics import (
     SlateStatistics,
     absolute_difference,
     coverage_gap,
-    disparate_treatment_ratio,
     item_exposure_gap,
     popular_share,
-    share_gap,
+    signed_gap,
     slate_absolute_difference,
     slate_disparity,
     user_absolute_difference,
     violates,
-    violation_rate,
 )
 
 shares = hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1))
@@ -83,7 +81,7 @@ def test_target_one_half_is_parity_and_popular_only_is_its_upper_side(share):
     assert slate_disparity(share, "popular_only") == pytest.approx(np.where(share > 0.5, parity, 0.0))
 
 
-def test_disparity_refuses_what_it_cannot_judge():
+def test_disparity_refuses_what_it_cannot_evaluate():
     with pytest.raises(ValueError, match="float64"):
         slate_disparity(np.array([0.65], np.float32))
     with pytest.raises(ValueError, match="target popular share"):
@@ -100,17 +98,14 @@ POPULAR = np.array([True, True, False, False, False])
 
 def test_exposure_measures_of_five_items_by_hand():
     assert popular_share(COUNTS, POPULAR) == pytest.approx(0.8)
-    assert share_gap(COUNTS, POPULAR) == pytest.approx(0.6)
+    assert signed_gap(popular_share(COUNTS, POPULAR)) == pytest.approx(0.6)
     assert absolute_difference(COUNTS, POPULAR) == pytest.approx(0.6)
     assert item_exposure_gap(COUNTS, POPULAR) == pytest.approx((20 - 10 / 3) / 10)
     assert coverage_gap(COUNTS, POPULAR) == pytest.approx(1 - 2 / 3)
-    # 40 exposures for merit 0.8 against 10 for 0.6.
-    merit = np.array([0.3, 0.5, 0.2, 0.2, 0.2])
-    assert disparate_treatment_ratio(COUNTS, merit, POPULAR) == pytest.approx((40 / 0.8) / (10 / 0.6))
 
 
 def test_the_sign_is_lost_in_ad_and_kept_in_the_gap():
-    assert share_gap(COUNTS, ~POPULAR) == pytest.approx(-share_gap(COUNTS, POPULAR))
+    assert signed_gap(popular_share(COUNTS, ~POPULAR)) == pytest.approx(-0.6)
     assert absolute_difference(COUNTS, ~POPULAR) == pytest.approx(absolute_difference(COUNTS, POPULAR))
 
 
@@ -120,7 +115,6 @@ def test_random_slates_have_ad_of_point_six_but_treat_items_alike():
     counts = np.bincount(rng.integers(1000, size=200_000), minlength=1000)
     assert absolute_difference(counts, popular) == pytest.approx(0.6, abs=0.01)
     assert item_exposure_gap(counts, popular) == pytest.approx(0.0, abs=0.02)
-    assert disparate_treatment_ratio(counts, np.ones(1000), popular) == pytest.approx(1.0, abs=0.02)
 
 
 def test_equal_shares_give_a_popular_item_four_times_the_exposure_of_a_tail_item():
@@ -131,16 +125,6 @@ def test_equal_shares_give_a_popular_item_four_times_the_exposure_of_a_tail_item
     assert item_exposure_gap(counts, popular) == pytest.approx(30 / 16)
 
 
-def test_treatment_is_fair_when_exposure_follows_merit():
-    merit = np.array([0.9, 0.7, 0.4, 0.2, 0.1])
-    assert disparate_treatment_ratio(1000 * merit, merit, POPULAR) == pytest.approx(1.0)
-
-
-def test_treatment_without_any_tail_or_popular_exposure():
-    assert disparate_treatment_ratio(np.array([1, 1, 0, 0, 0]), np.ones(5), POPULAR) == math.inf
-    assert disparate_treatment_ratio(np.array([0, 0, 0, 1, 0]), np.ones(5), POPULAR) == 0.0
-
-
 @given(exposures_and_groups())
 def test_bounds_of_the_ad_family(case):
     counts, popular = case
@@ -148,7 +132,8 @@ def test_bounds_of_the_ad_family(case):
     assert 0.0 <= absolute_difference(counts, popular) <= 1.0
     assert -size / (size - group) - 1e-9 <= item_exposure_gap(counts, popular) <= size / group + 1e-9
     assert -1.0 <= coverage_gap(counts, popular) <= 1.0
-    assert abs(share_gap(counts, popular)) == pytest.approx(absolute_difference(counts, popular))
+    gap = signed_gap(popular_share(counts, popular))
+    assert abs(gap) == pytest.approx(absolute_difference(counts, popular))
 
 
 @given(exposures_and_groups(), st.integers(2, 9), st.randoms(use_true_random=False))
@@ -156,7 +141,7 @@ def test_gaps_know_neither_scale_nor_the_order_of_items(case, factor, random):
     counts, popular = case
     order = list(range(len(counts)))
     random.shuffle(order)
-    for measure in (share_gap, absolute_difference, item_exposure_gap, coverage_gap):
+    for measure in (popular_share, absolute_difference, item_exposure_gap, coverage_gap):
         assert measure(factor * counts[order], popular[order]) == pytest.approx(measure(counts, popular))
 
 
@@ -179,10 +164,6 @@ def test_pooled_ad_hides_users_who_see_one_group_only():
     assert user_absolute_difference(np.array([50, 0, 0]), np.array([50, 50, 0])) == 1.0
 
 
-def test_violation_rate_is_a_share():
-    assert violation_rate(np.array([True, False, False, True, True])) == pytest.approx(0.6)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -193,15 +174,11 @@ def test_violation_rate_is_a_share():
         lambda: popular_share(np.array([np.nan, 2, 2, 2, 2]), POPULAR),
         lambda: item_exposure_gap(COUNTS, np.ones(5, bool)),
         lambda: coverage_gap(COUNTS, np.zeros(5, bool)),
-        lambda: disparate_treatment_ratio(COUNTS, np.zeros(5), POPULAR),
-        lambda: disparate_treatment_ratio(COUNTS, np.ones(4), POPULAR),
-        lambda: disparate_treatment_ratio(COUNTS, np.full(5, np.nan), POPULAR),
         lambda: slate_absolute_difference(np.array([])),
         lambda: slate_absolute_difference(np.array([1.2])),
         lambda: slate_absolute_difference(np.array([np.nan])),
         lambda: user_absolute_difference(np.array([0]), np.array([0])),
         lambda: user_absolute_difference(np.array([3]), np.array([2])),
-        lambda: violation_rate(np.array([], bool)),
     ],
 )
 def test_measures_of_nothing_or_nonsense_are_refused(call):
@@ -235,7 +212,7 @@ def test_streamed_report_equals_the_measures_of_all_slates_together():
     assert report.slates == len(items)
     assert report.exposures == items.size
     assert report.violation_rate == pytest.approx(violations.mean())
-    assert report.share_gap == pytest.approx(2 * p - 1)
+    assert report.signed_gap == pytest.approx(2 * p - 1)
     assert report.absolute_difference == pytest.approx(abs(2 * p - 1))
     assert report.slate_absolute_difference == pytest.approx(np.abs(2 * flags.mean(axis=1) - 1).mean())
     assert report.user_absolute_difference == pytest.approx(np.mean(by_user))
@@ -246,8 +223,7 @@ def test_streamed_report_equals_the_measures_of_all_slates_together():
     counts = [int((items == item).sum()) for item in range(n_items)]
     pairs = sum(abs(a - b) for a, b in itertools.product(counts, counts))
     assert report.gini == pytest.approx(pairs / (2 * n_items * sum(counts)))
-    assert set(report.as_dict()) >= {"gini", "entropy", "top_share", "novelty", "coverage_gap"}
-    assert all(np.isfinite(list(report.as_dict().values())))
+    assert all(np.isfinite(list(asdict(report).values())))
 
 
 def test_a_refused_batch_is_not_half_counted():
@@ -268,7 +244,5 @@ def test_statistics_refuse_a_world_without_two_groups_and_a_report_without_slate
         SlateStatistics(np.ones(3, bool), np.ones(3), 2)
     with pytest.raises(ValueError, match="training_exposures"):
         SlateStatistics(np.array([True, False]), np.ones(3), 2)
-    with pytest.raises(ValueError, match="n_users"):
-        SlateStatistics(np.array([True, False]), np.ones(2), 0)
     with pytest.raises(ValueError, match="no slate"):
         SlateStatistics(np.array([True, False]), np.ones(2), 1).report()

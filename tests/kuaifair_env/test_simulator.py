@@ -138,7 +138,7 @@ def test_a_session_is_the_same_in_any_batch():
     assert alone == together == many
 
 
-def test_constant_clicks_obey_the_length_law():
+def test_constant_clicks_obey_the_length_formula():
     for probability in (0.1, 0.4, 0.75):
         world = small_world(probability)
         sim = simulator(world, batch_size=512, max_len=30, slate_size=10, seed=1)
