@@ -50,11 +50,6 @@ class PopularityGroups:
         """Share of the candidates that are popular."""
         return float(self.popular.mean())
 
-    @property
-    def popular_ids(self) -> NDArray[np.int64]:
-        """Raw ids of the popular items, increasing."""
-        return np.sort(self.item_ids[self.popular])
-
     def popularity(self) -> FloatArray:
         """Returns ``float32 (N,)``, log1p exposure scaled to [0, 1]: the paper's p~_i for score penalties."""
         scaled = np.log1p(self.counts)
@@ -95,7 +90,7 @@ class PopularityGroups:
 def popularity_groups(
     counts: NDArray[Any] | IntArray, ids: IntArray, share: float = 0.2, source: str = "train"
 ) -> PopularityGroups:
-    """Calls the ``share`` of the candidates with the most exposures popular (design decision 3).
+    """Calls the ``share`` of the candidates with the most exposures popular.
 
     ``round(share * N)`` items are popular, at least one and at most ``N - 1`` (halves round up). Items of
     equal count are ranked by id, the smaller id first, so the order of the candidates does not matter. Where

@@ -144,22 +144,8 @@ class FactorisedResponse(BernoulliFeedback):
 
     def rearranged(self, items: IntArray) -> FactorisedResponse:
         """Returns the same model for the catalogue ``old_items[items]``; see ``InteractionData.arranged``."""
-        return self._with_tables(self._users, np.ascontiguousarray(self._items[items]))
-
-    def with_taste(self, strength: float) -> FactorisedResponse:
-        """Returns the model with its personal part multiplied by ``strength``.
-
-        0 leaves user level and item quality alone: the world in which an oracle knows all but personal taste.
-
-        Raises:
-            ValueError: If ``strength`` is negative or not finite.
-        """
-        if not (np.isfinite(strength) and strength >= 0):
-            raise ValueError(f"the strength of taste must be a finite number of at least 0, got {strength}")
-        users = self._users.copy()
-        users[:, :-2] *= np.float32(strength)
-        already = float(self._report.get("taste_strength", 1.0))
-        return self._with_tables(users, self._items, {"taste_strength": already * float(strength)})
+        items_table = np.ascontiguousarray(self._items[items])
+        return self._of_tables(self._offset, self._users, items_table, self._report)
 
     def parts_spread(self, users: IntArray | None = None, items: IntArray | None = None) -> dict[str, float]:
         """Returns the standard deviations of the logit's parts over a block of users and items.
@@ -189,15 +175,6 @@ class FactorisedResponse(BernoulliFeedback):
             "personal": personal**0.5,
             "personal_share": personal / total if total else 0.0,
         }
-
-    def _with_tables(
-        self, users: FloatArray, items: FloatArray, note: Mapping[str, Any] | None = None
-    ) -> FactorisedResponse:
-        twin = object.__new__(type(self))
-        twin._offset, twin._users, twin._items = self._offset, users, items
-        twin._report = self._report | dict(note or {})
-        twin._finish()
-        return twin
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one safetensors file, atomically."""
@@ -233,10 +210,15 @@ class FactorisedResponse(BernoulliFeedback):
         """
         users = take_tensors(source, tensors, {"users": (None, None)})["users"]
         items = take_tensors(source, tensors, {"items": (None, users.shape[1])})["items"]
+        offset = float(take_setting(source, settings, "offset"))
+        return cls._of_tables(offset, users, items, take_setting(source, settings, "report"))
+
+    @classmethod
+    def _of_tables(
+        cls, offset: float, users: FloatArray, items: FloatArray, report: Mapping[str, Any]
+    ) -> FactorisedResponse:
         model = object.__new__(cls)
-        model._offset = float(take_setting(source, settings, "offset"))
-        model._report = dict(take_setting(source, settings, "report"))
-        model._users, model._items = users, items
+        model._offset, model._users, model._items, model._report = offset, users, items, dict(report)
         model._finish()
         return model
 

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, Catalogue, Users
 from kuaifair_env.data.sources import UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig
-from kuaifair_env.synthetic.truth import Scores, TwinWorld, correlated, distribution_by_rank, stream
+from kuaifair_env.synthetic.truth import (
+    TwinWorld,
+    categories,
+    correlated,
+    distribution_by_rank,
+    ranks_of,
+    stream,
+)
 
 Columns = dict[str, NDArray[Any]]
 Shares = tuple[tuple[Any, float], ...]
@@ -195,7 +202,7 @@ def _draw_users(config: TwinConfig, world: TwinWorld, rng: np.random.Generator) 
     size, layout = config.n_users, config.layout
     columns: Columns = {}
     names, shares = zip(*_DEGREES[layout], strict=True)
-    place = _ranks(-correlated(rng, world.activity_scores, 0.6))
+    place = ranks_of(-correlated(rng, world.activity_scores, 0.6))
     columns["user_active_degree"] = np.asarray(names)[np.searchsorted(np.cumsum(shares)[:-1], place)]
     fame = rng.standard_normal(size)
     for name, values in zip(USER_NUMBERS, _SOCIAL[layout], strict=True):
@@ -271,16 +278,8 @@ def _daily_means(size: int, daily: Columns) -> Columns:
     return {name: np.bincount(daily["video_id"], daily[name], size) / rows for name in DAILY_NUMBERS}
 
 
-def _ranks(scores: Scores) -> Scores:
-    ranks = np.empty(len(scores))
-    ranks[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) + 0.5) / len(scores)
-    return ranks
-
-
 def _kinds(rng: np.random.Generator, shares: Shares, size: int) -> NDArray[Any]:
     """Draws ``size`` of the named kinds by their shares."""
     names, weights = zip(*shares, strict=True)
-    edges = np.cumsum(np.asarray(weights, np.float64))
-    drawn = np.searchsorted(edges, rng.random(size) * edges[-1], side="right")
-    kinds: NDArray[Any] = np.asarray(names)[np.minimum(drawn, len(names) - 1)]
+    kinds: NDArray[Any] = np.asarray(names)[categories(rng, weights, size)]
     return kinds

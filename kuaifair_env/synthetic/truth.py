@@ -89,16 +89,6 @@ class TwinTruth:
         taste: FloatArray = np.einsum("bd,bkd->bk", self.user_vectors[users], self.item_vectors[items])
         return taste
 
-    def click_logits(self, users: IntArray, items: IntArray, conformity: float = 0.0) -> FloatArray:
-        """Returns ``float32 (B, K)``, the logits of :meth:`click_probability`."""
-        logits = self.taste(users, items)
-        logits *= np.float32(self.taste_strength)
-        logits += self.item_effects[items]
-        logits += self.user_effects[users][:, None]
-        if conformity != 0.0:
-            logits += np.float32(conformity) * self.herding[users][:, None] * self.popularity[items]
-        return logits
-
     def click_probability(self, users: IntArray, items: IntArray, conformity: float = 0.0) -> FloatArray:
         """Returns how likely each user clicks each item when it is shown at random.
 
@@ -110,17 +100,13 @@ class TwinTruth:
         Returns:
             ``float32 (B, K)``.
         """
-        return expit(self.click_logits(users, items, conformity))
-
-    def catalogue_logits(self, users: IntArray, n_items: int, conformity: float = 0.0) -> FloatArray:
-        """Returns ``float32 (B, n_items)``, the logits for items ``0 .. n_items - 1``."""
-        logits: FloatArray = self.user_vectors[users] @ self.item_vectors[:n_items].T
+        logits = self.taste(users, items)
         logits *= np.float32(self.taste_strength)
-        logits += self.item_effects[:n_items]
+        logits += self.item_effects[items]
         logits += self.user_effects[users][:, None]
         if conformity != 0.0:
-            logits += np.float32(conformity) * self.herding[users][:, None] * self.popularity[:n_items]
-        return logits
+            logits += np.float32(conformity) * self.herding[users][:, None] * self.popularity[items]
+        return expit(logits)
 
     def rearranged(self, items: IntArray) -> TwinTruth:
         """Returns the same truth for the catalogue ``old_items[items]``."""
@@ -245,17 +231,17 @@ def _stable(values: Scores) -> FloatArray:
     return rounded
 
 
-def _categories(rng: np.random.Generator, shares: Any, size: int) -> NDArray[np.int64]:
-    """Draws ``size`` categories ``0 .. len(shares) - 1``."""
+def categories(rng: np.random.Generator, shares: Any, size: int) -> NDArray[np.int64]:
+    """Draws ``int64 (size,)``, categories ``0 .. len(shares) - 1`` in proportion to their shares."""
     edges = np.cumsum(np.asarray(shares, np.float64))
-    drawn: NDArray[np.int64] = np.searchsorted(edges, rng.random(size) * edges[-1], side="right")
-    return drawn
+    drawn = np.searchsorted(edges, rng.random(size) * edges[-1], side="right")
+    return np.asarray(np.minimum(drawn, len(edges) - 1), np.int64)
 
 
 def _draw_tags(config: TwinConfig, rng: np.random.Generator) -> tuple[BoolArray, NDArray[np.int64]]:
     """Draws distinct tags per item: the ``n`` largest of randomly scaled tag frequencies."""
     counts = np.minimum(
-        _categories(rng, config.tags_per_item, config.n_items) + 1, len(config.tag_frequencies)
+        categories(rng, config.tags_per_item, config.n_items) + 1, len(config.tag_frequencies)
     )
     keys = rng.standard_exponential((config.n_items, len(config.tag_frequencies)))
     keys /= np.asarray(config.tag_frequencies, np.float64)
@@ -298,9 +284,9 @@ def _draw_taste(
     items = common * _tag_means(tags, centres)
     items += own * axes * rng.standard_normal((config.n_items, dimensions))
 
-    n_interests = _categories(rng, config.interests, config.n_users) + 1
+    n_interests = categories(rng, config.interests, config.n_users) + 1
     shape = (config.n_users, len(config.interests))
-    liked = _categories(rng, np.asarray(config.tag_frequencies) ** 0.75, shape[0] * shape[1]).reshape(shape)
+    liked = categories(rng, np.asarray(config.tag_frequencies) ** 0.75, shape[0] * shape[1]).reshape(shape)
     weights = rng.standard_exponential(shape) * (np.arange(shape[1]) < n_interests[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
     users = np.zeros((config.n_users, dimensions))
@@ -372,8 +358,13 @@ def _effects_for(rates: Scores, others: Scores, taste: tuple[Scores, Scores]) ->
     return effects
 
 
-def distribution_by_rank(distribution: QuantileDistribution, scores: Scores) -> Scores:
-    """Returns the distribution's values in the order of the scores, with exactly the distribution's distribution."""
+def ranks_of(scores: Scores) -> Scores:
+    """Returns ``float64 (n,)``, the rank of each score as a number in (0, 1); ties by position."""
     ranks = np.empty(len(scores))
     ranks[np.argsort(scores, kind="stable")] = (np.arange(len(scores)) + 0.5) / len(scores)
-    return distribution.at(ndtri(ranks))
+    return ranks
+
+
+def distribution_by_rank(distribution: QuantileDistribution, scores: Scores) -> Scores:
+    """Returns values that follow a distribution exactly and have the order of the scores."""
+    return distribution.at(ndtri(ranks_of(scores)))

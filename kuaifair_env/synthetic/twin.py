@@ -18,9 +18,10 @@ from kuaifair_env.synthetic.config import (
     TwinConfig,
     twin_config,
 )
-from kuaifair_env.synthetic.log import calendars, draw_test, draw_train
+from kuaifair_env.synthetic.log import draw_test, draw_train
 from kuaifair_env.synthetic.tables import TwinTables, build_tables, catalogue_of, users_of
 from kuaifair_env.synthetic.truth import TruePreference, TwinTruth, TwinWorld, build_world
+from kuaifair_env.synthetic.watching import calendars
 
 VERSION = 1
 """Raised whenever the same configuration would give another twin; part of the cache key."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import chisquare, kstest, norm
 
-from kuaifair_env.synthetic.log import calendars, draw_test, draw_train, play_times
+from kuaifair_env.synthetic.log import draw_test, draw_train
 from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
 from kuaifair_env.synthetic.twin import (
     KUAIRAND,
@@ -23,6 +23,7 @@ from kuaifair_env.synthetic.twin import (
     load_twin,
     twin_config,
 )
+from kuaifair_env.synthetic.watching import calendars, play_times
 
 # ---------------------------------------------------------------- the same twin everywhere
 
@@ -87,9 +88,6 @@ def test_click_probability_is_the_logistic_of_its_parts(toy):
                 + conformity * truth.herding[user] * truth.popularity[item]
             )
             assert chance[row, column] == pytest.approx(1 / (1 + np.exp(-float(logit))), abs=1e-6)
-    catalogue = truth.catalogue_logits(users, 100, 0.5)
-    wanted = truth.click_logits(users, np.tile(np.arange(100), (40, 1)), 0.5)
-    assert np.allclose(catalogue, wanted, atol=1e-5)
 
 
 def test_true_preference_gives_taste_in_logits(toy):
@@ -377,4 +375,4 @@ def test_any_small_world_can_be_drawn(seed, n_users, n_items, density, taste):
     )
     twin = generate_twin(config)
     assert len(twin.data.train) == len(twin.data.test) == rows
-    assert np.isfinite(twin.truth.click_logits(np.arange(n_users), np.zeros((n_users, 1), int))).all()
+    assert np.isfinite(twin.truth.click_probability(np.arange(n_users), np.zeros((n_users, 1), int))).all()

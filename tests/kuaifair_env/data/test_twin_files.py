@@ -13,9 +13,10 @@ from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.errors import DataError
 from kuaifair_env.synthetic import files as twin_files
+from kuaifair_env.synthetic import official_tables
 from kuaifair_env.synthetic.files import write_official
-from kuaifair_env.synthetic.log import LONG_VIEW_MS
 from kuaifair_env.synthetic.twin import Twin
+from kuaifair_env.synthetic.watching import LONG_VIEW_MS
 
 KUAIREC_FILES = {
     "big_matrix.csv": "user_id video_id play_duration video_duration time date timestamp watch_ratio",
@@ -73,7 +74,7 @@ def header(path) -> list[str]:
 def kuairand_folder(toy: Twin, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's files, written in parts that are much shorter than its logs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(twin_files, "PART_ROWS", 7_000)
+        patch.setattr(official_tables, "PART_ROWS", 7_000)
         return write_official(toy, tmp_path_factory.mktemp("kuairand"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import logit
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from twin_measures import (
@@ -28,9 +28,10 @@ from twin_measures import (
 )
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.synthetic.log import play_times
+from kuaifair_env.response.synthetic import TwinResponse
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
 from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, Twin, generate_twin, twin_config
+from kuaifair_env.synthetic.watching import play_times
 
 APRIL_25 = 1_650_816_000_000  # midnight in Beijing
 
@@ -43,7 +44,7 @@ def check(title: str, rows: list[Row]) -> None:
 
 def expected_rates(world: TwinWorld, users):
     """Mean click probabilities of some users, and of all items among them, under uniformly random exposure."""
-    chance = expit(world.truth.catalogue_logits(users, world.truth.n_items))
+    chance = TwinResponse(world.truth).expected_catalogue(users, world.truth.n_items)
     return chance.mean(1), chance.mean(0)
 
 

@@ -99,21 +99,6 @@ def test_feedback_is_a_coin_with_the_expected_bias(small_model):
     assert not small_model.feedback(np.zeros((1, 1), np.float32), np.zeros((1, 1))).any()
 
 
-def test_taste_of_strength_zero_leaves_level_and_quality(small_model):
-    users, items = np.arange(30), np.tile(np.arange(20), (30, 1))
-    logits = small_model.with_taste(0.0).logits(users, items)
-    wanted = small_model.offset + small_model.user_bias[:, None] + small_model.item_bias[None, :]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-    stronger = small_model.with_taste(2.0)
-    np.testing.assert_allclose(
-        stronger.personal_logits(users, items), 2 * small_model.personal_logits(users, items), rtol=1e-5
-    )
-    assert stronger.describe()["taste_strength"] == 2.0
-    assert stronger.with_taste(2.0).describe()["taste_strength"] == 4.0
-    with pytest.raises(ValueError, match="strength of taste"):
-        small_model.with_taste(-1.0)
-
-
 def test_the_spread_of_parts_is_a_two_way_analysis_of_variance(small_model):
     users, items = np.arange(3, 25), np.arange(1, 15)
     table = small_model.logits(users, np.tile(items, (len(users), 1))).astype(np.float64)
