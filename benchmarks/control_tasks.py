@@ -61,9 +61,9 @@ class Cloned:
         optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
         rng = np.random.default_rng(0)
         for _ in range(steps):
-            batch = data.sample(128, rng)
-            predicted = self.net(torch.from_numpy(batch.observations))
-            loss = nn.functional.mse_loss(predicted, torch.from_numpy(batch.actions))
+            rows = rng.integers(0, len(data), 128)
+            predicted = self.net(torch.from_numpy(data.observations[rows]))
+            loss = nn.functional.mse_loss(predicted, torch.from_numpy(data.actions[rows]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,10 +1,13 @@
-"""Transitions out of the training log: consecutive exposures of a user as slates, in sessions of a declared length."""
+"""Where logged transitions come from: the training log, or a policy that plays in the training world.
+
+A log is read as sessions: consecutive exposures of a user are slates, and a declared number of slates is a session.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wra
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
+from kuaifair_env.evaluation import BindsEnvironment, Policy
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.spaces import (
     ActionMode,
@@ -43,13 +47,14 @@ class LogReading:
     Attributes:
         slate_size: Consecutive exposures of a user that count as one slate ``K``; 1 takes single exposures.
         session_length: Slates after which a user's record is cut into the next session ``L``.
-        session_end: What such a cut is. ``"truncated"``: the user goes on, values are bootstrapped (nothing in the
+        session_end: What such a cut is. ``"truncated"``: the user goes on, and values are bootstrapped (nothing in the
             log says that a user left). ``"terminated"``: nothing is earned afterwards, which gives values a horizon.
-        action_items: Whose mean embedding is the action of a slate, scaled to length 1, where actions are embeddings:
-            ``"clicked"`` (those shown, if none was clicked) or ``"shown"``. Clicks are feedback, so ``"clicked"``
-            makes the action depend on the reward it earned: it says what the slate should have been.
-        max_transitions: Take whole sessions at random until there are this many transitions; None takes all.
-        seed: Of that choice.
+        action_items: Where actions are embeddings, the items whose mean embedding, scaled to length 1, is the action of
+            a slate: ``"clicked"`` (those shown, if none was clicked) or ``"shown"``. With ``"clicked"`` the action
+            depends on the reward that it earned: it is what the slate should have been.
+        max_transitions: Whole sessions are drawn at random until there are at most this many transitions; None takes
+            all.
+        seed: Seed of that draw.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -104,8 +109,8 @@ def log_transitions(
         ValueError: If the action mode is unknown, or does not fit the slate size.
     """
     settings = LogReading() if reading is None else reading
-    _need_training_log(world)
-    slates = _cut(world, settings, named=action_mode != "embedding")
+    _check_training_log(world)
+    slates = _cut(world, settings, as_item_ids=action_mode != "embedding")
     if not len(slates.starts):
         raise DataError(
             f"no user of the training world has a whole slate of {settings.slate_size} candidates in the log"
@@ -148,7 +153,7 @@ class _Slates:
     dropped: int
 
 
-def _need_training_log(world: World) -> None:
+def _check_training_log(world: World) -> None:
     if world.split != "train":
         raise DataError(f"offline methods learn in the training world, got the {world.split} world")
     if world.data.train.positives_only:
@@ -159,42 +164,42 @@ def _need_training_log(world: World) -> None:
         )
 
 
-def _cut(world: World, reading: LogReading, named: bool) -> _Slates:
-    """Cuts the log of the world's users into slates and sessions."""
+def _cut(world: World, reading: LogReading, as_item_ids: bool) -> _Slates:
+    """Cuts the log of the world's users into slates and sessions; as item ids, slates must be valid actions."""
     log, size, length = world.data.train, reading.slate_size, reading.session_length
     offsets = log.offsets(len(world.data.users))
     counts = (np.diff(offsets)[world.users]) // size
     users = np.repeat(world.users.astype(np.int64), counts)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = offsets[users] + place * size
-    last = (place % length == length - 1) | (place == np.repeat(counts, counts) - 1)
+    slate_of_user = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = offsets[users] + slate_of_user * size
+    last = (slate_of_user % length == length - 1) | (slate_of_user == np.repeat(counts, counts) - 1)
     session = np.cumsum(np.r_[0, last[:-1]]) if len(last) else np.zeros(0, np.int64)
-    valid = _valid(log, starts, size, world.n_items) if named else np.ones(len(starts), np.bool_)
-    kept = valid
+    valid = _valid(log, starts, size, world.n_items) if as_item_ids else np.ones(len(starts), np.bool_)
+    selected = valid
     if reading.max_transitions is not None:
-        kept = valid & _chosen(session, valid, reading.max_transitions, reading.seed)
-    natural = last[kept]
-    starts, users, session = starts[kept], users[kept], session[kept]
-    # A slate whose successor was dropped ends the record of its session: what follows it was not kept.
+        selected = valid & _in_drawn_sessions(session, valid, reading.max_transitions, reading.seed)
+    starts, users, session, last = starts[selected], users[selected], session[selected], last[selected]
+    # A slate whose successor was dropped ends the record of its session.
     followed = np.zeros(len(starts), np.bool_)
     followed[:-1] = (np.diff(starts) == size) & (np.diff(session) == 0)
-    terminated = natural & (reading.session_end == "terminated")
+    terminated = last & (reading.session_end == "terminated")
     return _Slates(starts, users, terminated, ~followed & ~terminated, int((~valid).sum()))
 
 
 def _valid(log: InteractionLog, starts: NDArray[np.int64], size: int, n_items: int) -> BoolArray:
+    """Marks the slates that hold candidates only, and none twice."""
     items = np.sort(log.items[starts[:, None] + np.arange(size)], axis=1)
     valid: BoolArray = (items[:, -1] < n_items) & (items[:, 1:] != items[:, :-1]).all(axis=1)
     return valid
 
 
-def _chosen(session: NDArray[np.int64], kept: BoolArray, limit: int, seed: int) -> BoolArray:
-    """Marks the slates of whole sessions, drawn at random, that together have at most ``limit`` kept slates."""
-    sizes = np.bincount(session, weights=kept).astype(np.int64)
+def _in_drawn_sessions(session: NDArray[np.int64], valid: BoolArray, limit: int, seed: int) -> BoolArray:
+    """Marks the slates of sessions, drawn at random, that together have at most ``limit`` valid slates."""
+    sizes = np.bincount(session, weights=valid).astype(np.int64)
     order = np.random.default_rng(seed).permutation(len(sizes))
-    chosen = np.zeros(len(sizes), np.bool_)
-    chosen[order[np.cumsum(sizes[order]) <= limit]] = True
-    return chosen[session]
+    drawn = np.zeros(len(sizes), np.bool_)
+    drawn[order[np.cumsum(sizes[order]) <= limit]] = True
+    return drawn[session]
 
 
 def _states(
@@ -206,32 +211,32 @@ def _states(
     log = world.data.train
     first = log.offsets(len(world.data.users))[slates.users]
     places = world.history_length
-    both = np.concatenate([slates.starts, slates.starts + size])
-    available = both - np.concatenate([first, first])
-    # Where a user's log ends another's begins: the same row, but not the same window.
-    keys = both + np.concatenate([slates.users, slates.users])
-    _, found, back = np.unique(keys, return_index=True, return_inverse=True)
-    states = np.empty((len(found), *space.shape), np.float32)
-    for begin in range(0, len(found), _AT_ONCE):
-        part = found[begin : begin + _AT_ONCE]
-        window = windows_before(log, both[part], available[part], places)
+    ends = np.concatenate([slates.starts, slates.starts + size])
+    available = ends - np.concatenate([first, first])
+    # The log row behind one user's last is the next user's first, with another window: keys tell them apart.
+    keys = ends + np.concatenate([slates.users, slates.users])
+    _, distinct, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    states = np.empty((len(distinct), *space.shape), np.float32)
+    for begin in range(0, len(distinct), _AT_ONCE):
+        part = distinct[begin : begin + _AT_ONCE]
+        window = windows_before(log, ends[part], available[part], places)
         observed = observed_states(world, window)
         states[begin : begin + _AT_ONCE] = observed if purifier is None else purifier.purify(observed, window)
-    before, after = np.split(back.reshape(-1), 2)
+    before, after = np.split(inverse.reshape(-1), 2)
     return states[before], states[after], space
 
 
 def _actions(
-    world: World, items: NDArray[np.int32], clicks: BoolArray, mode: ActionMode, whose: ActionItems
+    world: World, items: NDArray[np.int32], clicks: BoolArray, mode: ActionMode, action_items: ActionItems
 ) -> NDArray[Any]:
     if mode == "embedding":
-        return slate_embeddings(world.embeddings, items, clicks, whose)
-    named = items.astype(np.int64)
-    return named[:, 0] if mode == "item" else named
+        return slate_embeddings(world.embeddings, items, clicks, action_items)
+    item_ids = items.astype(np.int64)
+    return item_ids[:, 0] if mode == "item" else item_ids
 
 
 def slate_embeddings(
-    embeddings: FloatArray, items: NDArray[Any], clicks: BoolArray, whose: ActionItems = "clicked"
+    embeddings: FloatArray, items: NDArray[Any], clicks: BoolArray, action_items: ActionItems = "clicked"
 ) -> FloatArray:
     """Returns slates as embedding actions: the mean embedding of their items, scaled to length 1.
 
@@ -239,13 +244,13 @@ def slate_embeddings(
         embeddings: ``float32 (M, d)``.
         items: ``(n, K)`` item rows.
         clicks: ``bool (n, K)``.
-        whose: See :class:`LogReading`.
+        action_items: See :class:`LogReading`.
 
     Returns:
         ``float32 (n, d)``; zero where all items are zero vectors.
     """
     weights = np.ones(items.shape, np.float32)
-    if whose == "clicked":
+    if action_items == "clicked":
         clicked = clicks.any(axis=1)
         weights[clicked] = clicks[clicked]
     actions = np.empty((len(items), embeddings.shape[1]), np.float32)
@@ -257,29 +262,19 @@ def slate_embeddings(
     return scaled.clip(-1.0, 1.0)
 
 
-class BehaviourPolicy(Protocol):
-    """Anything with the ``predict`` of Stable-Baselines3."""
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Returns actions for a batch of observations, and the next ``state``."""
-        ...
-
-
 class NoisyState:
-    """Shows what is near the observed state, with noise: a behaviour of mixed quality for embedding actions.
+    """Asks for items near the observed state, with noise: a behaviour policy of mixed quality for embedding actions.
 
     The action is ``s~ / |s~| + scale * g / sqrt(d)`` with standard normal ``g``, scaled to length 1.
 
     Args:
-        scale: Length of the noise beside the state's 1.
+        scale: Length of the noise; the state's direction has length 1.
         seed: Seed of the noise.
     """
 
     def __init__(self, scale: float = 1.0, seed: int = 0) -> None:
         if scale < 0:
-            raise ValueError(f"scale is not negative, got {scale}")
+            raise ValueError(f"scale must not be negative, got {scale}")
         self._scale = scale
         self._rng = np.random.default_rng(seed)
 
@@ -297,7 +292,7 @@ class NoisyState:
 
 
 def collect_transitions(
-    policy: BehaviourPolicy,
+    policy: Policy,
     env: VecEnv,
     steps: int,
     seed: int = 0,
@@ -305,18 +300,18 @@ def collect_transitions(
     deterministic: bool = False,
     behaviour: Mapping[str, Any] | None = None,
 ) -> LoggedTransitions:
-    """Lets a policy play in the training world and keeps what happened.
+    """Lets a policy play in the training world and returns the transitions.
 
-    Sessions that still run at the end are truncated. KuaiFair's own ``VecEnv`` gives each item's feedback
-    (``slot_rewards``) too, where actions are item ids. Other environments (control tasks) are taken as they are.
+    Sessions that still run at the end are truncated. KuaiFair's own ``VecEnv`` gives the feedback on each item
+    (``slot_rewards``) too, where actions are item ids. Other environments (control tasks) will do as well.
 
     Args:
-        policy: Who acts.
+        policy: The behaviour policy.
         env: Sessions of the training world, purified or not; they are reset.
         steps: Transitions at least; the number is rounded up to a whole step of all sessions.
         seed: Seed of the sessions, and of what the policy draws from torch.
         deterministic: Passed to ``predict``.
-        behaviour: What to say of the policy in the provenance, JSON-able; its class is always said.
+        behaviour: Description of the policy for the provenance, JSON-able, beside the name of its class.
 
     Raises:
         DataError: If the environment plays the test world.
@@ -346,24 +341,21 @@ def collect_transitions(
             "behaviour": {"policy": type(policy).__name__, **(behaviour or {})},
             "deterministic": deterministic,
             "seed": seed,
-            "num_envs": env.num_envs,
+            "n_envs": env.num_envs,
             **({} if world is None else {"split": world.split, "data": world.describe()["data"]}),
         },
     )
 
 
-def _play(
-    policy: BehaviourPolicy, env: VecEnv, rounds: int, seed: int, deterministic: bool
-) -> dict[str, Any]:
+def _play(policy: Policy, env: VecEnv, rounds: int, seed: int, deterministic: bool) -> dict[str, Any]:
     """Plays and returns the arrays of :class:`LoggedTransitions`, session after session."""
     bottom = env.unwrapped
     batch = bottom.batch if isinstance(bottom, KuaiFairVecEnv) else None
-    named = batch is not None and batch.config.action_mode != "embedding"
-    bind = getattr(policy, "bind", None)
-    if batch is not None and bind is not None:
-        bind(batch)
+    slot_rewards = batch is not None and batch.config.action_mode != "embedding"
+    if batch is not None and isinstance(policy, BindsEnvironment):
+        policy.bind(batch)
     continuous = isinstance(env.action_space, spaces.Box)
-    parts: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     env.seed(seed)
     observation: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, np.bool_)
@@ -380,12 +372,12 @@ def _play(
             "truncated": cut,
         }
         for name, values in row.items():
-            parts[name].append(values)
-        if named and batch is not None and batch.outcome is not None:
-            parts["slot_rewards"].append(batch.outcome.feedback)
+            columns[name].append(values)
+        if slot_rewards and batch is not None and batch.outcome is not None:
+            columns["slot_rewards"].append(batch.outcome.feedback)
         observation, starts = following, done
-    parts["truncated"][-1] |= ~parts["terminated"][-1]
-    return {name: _in_sessions(values, _DTYPES.get(name)) for name, values in parts.items() if values}
+    columns["truncated"][-1] |= ~columns["terminated"][-1]
+    return {name: _in_sessions(values, _DTYPES.get(name)) for name, values in columns.items() if values}
 
 
 _COLUMNS = (
@@ -394,7 +386,7 @@ _COLUMNS = (
 _DTYPES = dict.fromkeys(("observations", "rewards", "next_observations", "slot_rewards"), np.float32)
 
 
-def _in_sessions(parts: list[Any], dtype: Any) -> Any:
-    """Turns rounds of ``(B, ...)`` into ``(B * rounds, ...)``, each row of the batch in one piece."""
-    stacked = np.stack(parts, axis=1)
+def _in_sessions(rounds: list[Any], dtype: Any) -> Any:
+    """Turns rounds of ``(B, ...)`` into ``(B * rounds, ...)``, session after session."""
+    stacked = np.stack(rounds, axis=1)
     return np.ascontiguousarray(stacked.reshape(-1, *stacked.shape[2:]), dtype or stacked.dtype)

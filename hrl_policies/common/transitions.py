@@ -1,4 +1,4 @@
-"""Logged transitions: what offline methods learn from, with where it came from."""
+"""Logged transitions: what offline methods learn from, and where it came from; their files are Minari data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -28,27 +28,13 @@ if TYPE_CHECKING:
     from stable_baselines3.common.buffers import ReplayBuffer
 
 
-LogActions = NDArray[Any]
-
-
-class Minibatch(NamedTuple):
-    """Some transitions; see :class:`LoggedTransitions` for the arrays."""
-
-    observations: FloatArray
-    actions: LogActions
-    rewards: FloatArray
-    next_observations: FloatArray
-    terminated: BoolArray
-    slot_rewards: FloatArray | None
-
-
 @dataclass(frozen=True)
 class LoggedTransitions:
     """``n`` transitions, session after session, in the order in which they happened.
 
     Within a session the next observation is the observation of the next row, bit for bit; a session ends with the
-    row in which ``terminated`` or ``truncated`` is set. Only ``terminated`` stops a value from being bootstrapped:
-    a session that was merely cut off goes on, unseen.
+    row in which ``terminated`` or ``truncated`` is set. Values are bootstrapped where a session was truncated, and are
+    not where it terminated.
 
     Attributes:
         observations: ``float32 (n, d)``.
@@ -57,7 +43,7 @@ class LoggedTransitions:
         rewards: ``float32 (n,)``, mean feedback of the slate.
         next_observations: ``float32 (n, d)``.
         terminated: ``bool (n,)``, the session ended here.
-        truncated: ``bool (n,)``, the record of the session ended here.
+        truncated: ``bool (n,)``, the record of the session ended here, but not the session.
         observation_space: Of the observations.
         action_space: Of the actions.
         provenance: Where the transitions came from, JSON-able: ``source`` (``"log"``, ``"env_behaviour"``, ...) and,
@@ -69,7 +55,7 @@ class LoggedTransitions:
     """
 
     observations: FloatArray
-    actions: LogActions
+    actions: NDArray[Any]
     rewards: FloatArray
     next_observations: FloatArray
     terminated: BoolArray
@@ -138,21 +124,6 @@ class LoggedTransitions:
             "provenance": dict(self.provenance),
         }
 
-    def take(self, rows: NDArray[np.int64]) -> Minibatch:
-        """Returns some of the transitions."""
-        return Minibatch(
-            self.observations[rows],
-            self.actions[rows],
-            self.rewards[rows],
-            self.next_observations[rows],
-            self.terminated[rows],
-            None if self.slot_rewards is None else self.slot_rewards[rows],
-        )
-
-    def sample(self, size: int, rng: np.random.Generator) -> Minibatch:
-        """Draws transitions uniformly with replacement."""
-        return self.take(rng.integers(0, len(self), size))
-
     def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
         """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.
 
@@ -173,23 +144,99 @@ class LoggedTransitions:
         return buffer
 
     def to_minari(self, target: str | Path) -> None:
-        """Writes a Minari data set (HDF5); see :func:`hrl_policies.common.transitions.write_minari`."""
-        from hrl_policies.common.transitions import write_minari
+        """Writes a Minari data set (HDF5), one episode for each session.
 
-        write_minari(self, target)
+        Feedback on single items goes to ``infos["slot_rewards"]``, provenance into the data set's metadata.
+
+        Args:
+            target: A Minari id such as ``"kuaifair/kuairec/log-v0"``, put where Minari keeps its data sets
+                (``MINARI_DATASETS_PATH``), or a ``Path``: the folder to make.
+
+        Raises:
+            ArtifactError: If there is a data set of that name already, or the id is not valid.
+            KuaiFairError: If Minari is not installed.
+        """
+        minari = _minari()
+        buffers = [_episode(minari, self, rows) for rows in self.sessions]
+        if isinstance(target, Path):
+            _write_folder(self, buffers, target, minari.__version__)
+            return
+        try:
+            with warnings.catch_warnings():
+                # Minari asks for an author and a link to code, which a user's own log need not have.
+                warnings.simplefilter("ignore", UserWarning)
+                dataset = minari.create_dataset_from_buffers(
+                    target,
+                    buffers,
+                    action_space=self.action_space,
+                    observation_space=self.observation_space,
+                    data_format="hdf5",
+                )
+        except ValueError as error:
+            raise ArtifactError(f"Minari refuses the data set {target!r}: {error}") from error
+        dataset.storage.update_metadata(_metadata(self))
 
     @classmethod
     def from_minari(cls, source: str | Path) -> LoggedTransitions:
-        """Reads a Minari data set; see :func:`hrl_policies.common.transitions.read_minari`."""
-        from hrl_policies.common.transitions import read_minari
+        """Reads a Minari data set, one that :meth:`to_minari` wrote or any other of vectors and simple actions.
 
-        return read_minari(source)
+        Args:
+            source: The id of a local data set, or a ``Path`` to a folder.
+
+        Returns:
+            The transitions; the provenance of data sets from elsewhere holds ``source: "minari"`` and their id. Rewards
+            and observations become ``float32``; an episode that neither terminates nor is truncated counts as
+            truncated.
+
+        Raises:
+            ArtifactError: If there is no such data set, or it is damaged.
+            DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or
+                ``MultiDiscrete``.
+            KuaiFairError: If Minari is not installed.
+        """
+        minari = _minari()
+        try:
+            dataset = (
+                minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(source)
+            )
+        except (ValueError, OSError, KeyError) as error:
+            raise ArtifactError(f"there is no Minari data set {source}: {error}") from error
+        metadata = dataset.storage.metadata
+        space = dataset.observation_space
+        if not isinstance(space, spaces.Box):
+            raise DataError(f"{source}: offline methods learn from vectors, but observations are {space}")
+        try:
+            episodes = list(dataset.iterate_episodes())
+        except (ValueError, OSError, KeyError) as error:
+            raise ArtifactError(
+                f"the episodes of the Minari data set {source} cannot be read: {error}"
+            ) from error
+        if not episodes:
+            raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
+        columns = [_columns(episode) for episode in episodes]
+        joined = {name: np.concatenate([episode[name] for episode in columns]) for name in columns[0]}
+        actions = dataset.action_space
+        if metadata.get(_SLATES):
+            actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
+        joined["actions"] = joined["actions"].astype(
+            np.float32 if isinstance(actions, spaces.Box) else np.int64
+        )
+        stored = metadata.get(_PROVENANCE)
+        provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
+        return cls(
+            **joined,
+            observation_space=spaces.Box(
+                space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+            ),
+            action_space=actions,
+            provenance=provenance if stored is None else json.loads(stored),
+        )
 
 
 _ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
 
-def scaled_actions(actions: LogActions, space: spaces.Space[Any]) -> LogActions:
+def scaled_actions(actions: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
     """Returns continuous actions scaled from their ``Box`` to ``[-1, 1]``; item ids as they are.
 
     Raises:
@@ -231,7 +278,7 @@ def _check_shapes(data: LoggedTransitions) -> None:
         raise DataError(f"slot_rewards must have shape {(n, data.slots)}, got {slots.shape}")
 
 
-def _check_actions(actions: LogActions, space: spaces.Space[Any]) -> None:
+def _check_actions(actions: NDArray[Any], space: spaces.Space[Any]) -> None:
     if isinstance(space, spaces.Box):
         if actions.dtype != np.float32:
             raise DataError(f"continuous actions must be float32, got {actions.dtype}")
@@ -255,93 +302,8 @@ _SLATES = "kuaifair_slates"
 _SLOT_REWARDS = "slot_rewards"
 
 
-def write_minari(transitions: LoggedTransitions, target: str | Path) -> None:
-    """Writes transitions as a Minari data set, one episode a session.
-
-    Feedback on single items goes to ``infos["slot_rewards"]``, provenance into the data set's metadata.
-
-    Args:
-        transitions: What to write.
-        target: A Minari id such as ``"kuaifair/kuairec/log-v0"``, put where Minari keeps its data sets
-            (``MINARI_DATASETS_PATH``), or a ``Path``: the folder to make.
-
-    Raises:
-        ArtifactError: If there is a data set of that name already, or the id is not valid.
-        KuaiFairError: If Minari is not installed.
-    """
-    minari = _minari()
-    buffers = [_episode(minari, transitions, rows) for rows in transitions.sessions]
-    if isinstance(target, Path):
-        _write_folder(transitions, buffers, target, minari.__version__)
-        return
-    try:
-        with warnings.catch_warnings():
-            # Minari asks for an author and a link to code, which a user's own log need not have.
-            warnings.simplefilter("ignore", UserWarning)
-            dataset = minari.create_dataset_from_buffers(
-                target,
-                buffers,
-                action_space=transitions.action_space,
-                observation_space=transitions.observation_space,
-                data_format="hdf5",
-            )
-    except ValueError as error:
-        raise ArtifactError(f"Minari refuses the data set {target!r}: {error}") from error
-    dataset.storage.update_metadata(_metadata(transitions))
-
-
-def read_minari(source: str | Path) -> LoggedTransitions:
-    """Reads a Minari data set, one that :func:`write_minari` wrote or any other of vectors and simple actions.
-
-    Args:
-        source: The id of a local data set, or a ``Path`` to a folder.
-
-    Returns:
-        The transitions; of data sets from elsewhere the provenance says ``source: "minari"`` and their id. Rewards
-        and observations become ``float32``. An episode that neither terminates nor is truncated counts as truncated.
-
-    Raises:
-        ArtifactError: If there is no such data set, or it is damaged.
-        DataError: If it is empty, its observations are not vectors, or its actions not ``Box``, ``Discrete`` or
-            ``MultiDiscrete``.
-        KuaiFairError: If Minari is not installed.
-    """
-    minari = _minari()
-    try:
-        dataset = minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(source)
-    except (ValueError, OSError, KeyError) as error:
-        raise ArtifactError(f"there is no Minari data set {source}: {error}") from error
-    metadata = dataset.storage.metadata
-    space = dataset.observation_space
-    if not isinstance(space, spaces.Box):
-        raise DataError(f"{source}: offline methods learn from vectors, but observations are {space}")
-    try:
-        episodes = list(dataset.iterate_episodes())
-    except (ValueError, OSError, KeyError) as error:
-        raise ArtifactError(
-            f"the episodes of the Minari data set {source} cannot be read: {error}"
-        ) from error
-    if not episodes:
-        raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
-    columns = [_columns(episode) for episode in episodes]
-    joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
-    actions = dataset.action_space
-    if metadata.get(_SLATES):
-        actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
-    joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
-    stored = metadata.get(_PROVENANCE)
-    provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
-    return LoggedTransitions(
-        **joined,
-        observation_space=spaces.Box(
-            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-        ),
-        action_space=actions,
-        provenance=provenance if stored is None else json.loads(stored),
-    )
-
-
 def _columns(episode: Any) -> dict[str, Any]:
+    """Returns the arrays of :class:`LoggedTransitions` of one Minari episode."""
     observations = np.asarray(episode.observations, np.float32)
     terminated, truncated = (
         np.asarray(flags, np.bool_).copy() for flags in (episode.terminations, episode.truncations)
@@ -349,7 +311,7 @@ def _columns(episode: Any) -> dict[str, Any]:
     # Some data sets set both in the last step; the end of the task counts.
     truncated &= ~terminated
     truncated[-1] |= not terminated[-1]
-    found = {
+    columns = {
         "observations": observations[:-1],
         "next_observations": observations[1:],
         "actions": np.asarray(episode.actions),
@@ -358,7 +320,7 @@ def _columns(episode: Any) -> dict[str, Any]:
         "truncated": truncated,
     }
     slots = (episode.infos or {}).get(_SLOT_REWARDS)
-    return found if slots is None else found | {"slot_rewards": slots}
+    return columns if slots is None else columns | {"slot_rewards": slots}
 
 
 def _episode(minari: Any, transitions: LoggedTransitions, rows: slice) -> Any:
@@ -388,15 +350,15 @@ def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        made = storage.new(
+        dataset = storage.new(
             temporary,
             observation_space=transitions.observation_space,
             action_space=transitions.action_space,
             data_format="hdf5",
         )
-        named = {"dataset_id": f"{target.name}-v0", "minari_version": version}
-        made.update_metadata(named | _metadata(transitions))
-        made.update_episodes(buffers)
+        identity = {"dataset_id": f"{target.name}-v0", "minari_version": version}
+        dataset.update_metadata(identity | _metadata(transitions))
+        dataset.update_episodes(buffers)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,15 +1,15 @@
-"""DORL: A2C in a world model, made pessimistic where the model is unsure and fond of what the log varies.
+"""DORL: A2C in a world model, with rewards that penalise its uncertainty and favour what varies in the log.
 
-Gao et al., Alleviating Matthew Effect of Offline Reinforcement Learning in Interactive Recommendation, SIGIR 2023. What
-is ours: observed states instead of the mean of the last three items; slates; sessions with the library's own dynamics,
-in which the world model clicks, so that nothing is asked of the world that the agent is given. The original steps the
-true environment and takes its exits.
+Gao et al., Alleviating Matthew Effect of Offline Reinforcement Learning in Interactive Recommendation, SIGIR 2023.
+Differences from the article: observed states instead of the mean of the last three items; slates; sessions with the
+library's own dynamics, in which clicks come from the world model. The original steps the true environment and takes
+its exits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,24 +18,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from hrl_policies.common.sessions import sessions_given
-from hrl_policies.dorl.simulation import (
-    ExitKind,
-    FeatureEntropy,
-    LearnedResponse,
-    item_levels,
-    learned_sessions,
-)
+from hrl_policies.dorl.entropy import FeatureEntropy, item_levels
+from hrl_policies.dorl.simulation import ExitKind, LearnedResponse, learned_sessions
 from hrl_policies.dorl.world_model import WorldModel, WorldModelSettings, WorldModelSizes, fit_world_model
 from kuaifair_env.errors import DataError
 
 SelfDORL = TypeVar("SelfDORL", bound="DORL")
-_EXITS = ("configured", "none")
 _SEED_STRIDE = 1_000_003
 _SEED_LIMIT = 2**31
 
 
 class DORL(A2C):
-    """Offline, model-based A2C: it fits a world model to the training log and learns in that.
+    """Offline, model-based A2C, which fits a world model to the training log and learns in it.
 
     ``learn`` never resets or steps the environment: it takes users, histories, items, settings and spaces from it, fits
     the ensemble on its first call, and plays sessions of its own. Callbacks see those as ``training_env``; their
@@ -49,25 +43,16 @@ class DORL(A2C):
         entropy_weight: ``l2`` of the reward.
         exits: ``"configured"`` applies the sessions' leave rule to predicted clicks, ``"none"`` plays every session to
             its cap.
-        learning_rate: See Stable-Baselines3's A2C, like what follows.
+        learning_rate: See Stable-Baselines3's A2C, like all that follows.
         n_steps: Steps of a rollout in each session.
         gamma: Discount.
-        gae_lambda: Of generalised advantage estimation.
-        ent_coef: Weight of the policy's entropy.
-        vf_coef: Weight of the critic's loss.
-        max_grad_norm: Where gradients are cut off.
         use_rms_prop: RMSprop instead of Adam.
-        normalize_advantage: Whether to standardise advantages.
-        stats_window_size: Sessions over which logged means are taken.
-        tensorboard_log: Folder.
-        policy_kwargs: Arguments of the policy.
-        verbose: How much is printed.
         seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, of the policy; the ensemble stays on the CPU.
-        _init_setup_model: See Stable-Baselines3.
+        device: Device of the policy; the ensemble stays on the CPU.
+        kwargs: All other arguments of A2C.
 
     Attributes:
-        world_model_report: What fitting the ensemble gave; None before, and after parameters alone were restored.
+        world_model_report: Report of the ensemble's fit; None before, and after parameters alone were restored.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -86,22 +71,13 @@ class DORL(A2C):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int = 16,
         gamma: float = 0.9,
-        gae_lambda: float = 1.0,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
         use_rms_prop: bool = False,
-        normalize_advantage: bool = False,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
-        if exits not in _EXITS:
-            raise ValueError(f"exits must be one of {_EXITS}, got {exits!r}")
+        if exits not in get_args(ExitKind):
+            raise ValueError(f"exits must be one of {get_args(ExitKind)}, got {exits!r}")
         if not (uncertainty_weight >= 0 and entropy_weight >= 0):
             raise ValueError(
                 "uncertainty_weight and entropy_weight must not be negative, "
@@ -118,19 +94,10 @@ class DORL(A2C):
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
             use_rms_prop=use_rms_prop,
-            normalize_advantage=normalize_advantage,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=_init_setup_model,
+            **kwargs,
         )
 
     def _setup_model(self) -> None:
@@ -156,32 +123,24 @@ class DORL(A2C):
     ) -> SelfDORL:
         """Fits the world model if that has not been done, and trains in it; see Stable-Baselines3.
 
-        Args:
-            total_timesteps: Steps in learned sessions.
-            callback: See Stable-Baselines3, like what follows.
-            log_interval: Updates between logs.
-            tb_log_name: Name of the run.
-            reset_num_timesteps: Whether to count from 0.
-            progress_bar: Whether to show one.
-
         Raises:
             DataError: If this is a test world, or the training log does not allow a world model.
             ValueError: If there is no environment.
         """
-        given, before = self.env, self._last_obs
-        if given is None:
+        env, last_obs = self.env, self._last_obs
+        if env is None:
             raise ValueError("DORL has no environment; call set_env, or load(..., env=...)")
-        self.env = self._learned(given)
+        self.env = self._learned_sessions(env)
         self._last_obs = None
         try:
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
         finally:
-            self.env, self._last_obs = given, before
+            self.env, self._last_obs = env, last_obs
 
-    def _learned(self, env: Any) -> Any:
-        """Returns sessions in the world model, which is fitted now if it is new."""
+    def _learned_sessions(self, env: Any) -> Any:
+        """Returns sessions in the world model, which is fitted now unless it was before."""
         world, _ = sessions_given(env, "DORL")
         if world.split != "train":
             raise DataError(f"DORL learns about the users of the training world, got the {world.split} world")
@@ -196,7 +155,7 @@ class DORL(A2C):
             uncertainty_weight=self.uncertainty_weight,
             entropy_weight=self.entropy_weight,
             exits=self.exits,
-            # Neighbouring seeds would meet the same users with the same random numbers; see hrl_policies.study.runner.
+            # Sessions of neighbouring seeds share random numbers, so seeds are spread out.
             seed=(seed + self.num_timesteps) * _SEED_STRIDE % _SEED_LIMIT,
         )
 

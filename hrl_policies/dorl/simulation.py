@@ -1,16 +1,11 @@
-"""The entropy term P_E of DORL: how varied the log is after what was shown last.
-
-For every sorted tuple of the tags of the last ``k`` exposures of a user (``k`` = 1 and 2) the log holds a distribution
-of the next exposure's tag. Its entropy over the log of the number of distinct tags that followed lies in 0..1; a tuple
-that the log does not hold, and a history that is too short, count 1. ``P_E`` is the sum over ``k`` (Gao et al., SIGIR
-2023, with the feature level of EasyRL4Rec instead of the item level of the first release).
-"""
+"""Sessions in a world model: clicks from its predictions, and rewards that are pessimistic where it is unsure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,155 +15,22 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor
 
 from hrl_policies.common.sessions import purified_like, sessions_given
+from hrl_policies.dorl.entropy import FeatureEntropy
 from hrl_policies.dorl.world_model import MAX_VARIANCE, Side, WorldModel
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.response.base import PADDING, BernoulliFeedback, HistoryWindow
+from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
 
-if TYPE_CHECKING:
-    import scipy.sparse as sp
-
-
-_ROWS_AT_ONCE = 500_000
-_DECILES = 10
-_QUARTILES = 4
-
-
-@dataclass(frozen=True)
-class ItemLevels:
-    """The groups in whose terms sequences of items are counted.
-
-    Attributes:
-        members: ``bool (M, L)``, each item in at least one level.
-        source: What the levels are, for people.
-    """
-
-    members: BoolArray
-    source: str
-
-
-def item_levels(world: World) -> ItemLevels:
-    """Returns the levels of a world's items: their tags, or bins where no item has any.
-
-    Items without a tag among tagged ones share a level of their own. Bins are deciles of training exposures, crossed
-    with quartiles of the duration where the items' features have one.
-    """
-    tags = world.data.items.tags
-    if tags.any():
-        bare = ~tags.any(axis=1)
-        return ItemLevels(np.column_stack([tags, bare]) if bare.any() else tags, "tags")
-    code = _quantiles(world.data.train.exposures(len(tags)), _DECILES)
-    source = "popularity deciles"
-    features = world.data.items.features
-    duration = [place for place, name in enumerate(features.names) if "duration" in name and "=" not in name]
-    if duration:
-        code = code * _QUARTILES + _quantiles(features.values[:, duration[0]], _QUARTILES)
-        source += " x duration quartiles"
-    return ItemLevels(code[:, None] == np.unique(code), source)
-
-
-def _quantiles(values: NDArray[Any], parts: int) -> NDArray[np.int64]:
-    """Returns the part of each value, equal values in the same part."""
-    ordered = np.sort(values)
-    return np.searchsorted(ordered, values, side="left") * parts // len(values)
-
-
-class FeatureEntropy:
-    """``P_E`` of items by what was shown before them.
-
-    An item with several tags takes the mean over its tags, and over their combinations with the tags before it.
-
-    Args:
-        singles: ``float32 (L,)``, entropy after each level.
-        pairs: ``float32 (L, L)``, entropy after each unordered pair of levels; symmetric.
-        levels: Which levels items belong to.
-    """
-
-    def __init__(self, singles: FloatArray, pairs: FloatArray, levels: ItemLevels) -> None:
-        self.singles, self.pairs, self.levels = singles, pairs, levels
-        members = levels.members.astype(np.float32)
-        self._shares = members / members.sum(axis=1, keepdims=True)
-        self._of_item = self._shares @ singles
-        self._after_item = self._shares @ pairs
-
-    @classmethod
-    def of_log(cls, log: InteractionLog, levels: ItemLevels) -> FeatureEntropy:
-        """Counts a log; every combination of the tags involved counts once.
-
-        Args:
-            log: Usually the training log; rows of a user in the order of exposure.
-            levels: Levels of its items.
-        """
-        from scipy import sparse
-
-        count = levels.members.shape[1]
-        members = sparse.csr_matrix(levels.members.astype(np.int64))
-        after_one = sparse.csr_matrix((count, count), dtype=np.int64)
-        after_two = sparse.csr_matrix((count * count, count), dtype=np.int64)
-        for low in range(0, len(log), _ROWS_AT_ONCE):
-            rows = np.arange(max(low, 1), min(low + _ROWS_AT_ONCE, len(log)))
-            rows = rows[log.users[rows] == log.users[rows - 1]]
-            after_one = after_one + members[log.items[rows - 1]].T @ members[log.items[rows]]
-            rows = rows[(rows > 1) & (log.users[rows] == log.users[rows - 2])]
-            contexts = _unordered_pairs(members, log.items[rows - 2], log.items[rows - 1])
-            after_two = after_two + contexts.T @ members[log.items[rows]]
-        pairs = _normalised_entropies(after_two).reshape(count, count)
-        # Only the half above the diagonal was counted.
-        return cls(_normalised_entropies(after_one), np.triu(pairs) + np.triu(pairs, 1).T, levels)
-
-    def of_slates(self, previous: IntArray, slates: IntArray) -> FloatArray:
-        """Returns ``P_E`` of every item, a slate's items taken as shown one after the other.
-
-        Args:
-            previous: ``(B,)``, the item shown before each slate, or ``PADDING``.
-            slates: ``(B, K)``.
-
-        Returns:
-            ``float32 (B, K)``, within 0..2.
-        """
-        before = np.column_stack([previous, slates[:, :-1]])
-        pair = np.einsum("bkl,bkl->bk", self._after_item[before], self._shares[slates])
-        found: FloatArray = self._of_item[slates] + np.where(before == PADDING, np.float32(1.0), pair)
-        return found
-
-
-def _unordered_pairs(members: sp.csr_matrix, first: IntArray, second: IntArray) -> sp.csr_matrix:
-    """Returns ``(rows, L * L)``, how often each unordered pair of levels occurs among those of two items."""
-    from scipy import sparse
-
-    count = members.shape[1]
-    sizes = np.diff(members.indptr)
-    combinations = sizes[first] * sizes[second]
-    rows = np.repeat(np.arange(len(first)), combinations)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(combinations) - combinations, combinations)
-    one = members.indices[members.indptr[first[rows]] + place // sizes[second[rows]]]
-    other = members.indices[members.indptr[second[rows]] + place % sizes[second[rows]]]
-    codes = np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
-    return sparse.csr_matrix((np.ones(len(rows), np.int64), (rows, codes)), shape=(len(first), count * count))
-
-
-def _normalised_entropies(counts: sp.csr_matrix) -> FloatArray:
-    """Returns the entropy of each row over the log of its number of non-zeros; 1 for empty rows, 0 for one entry."""
-    counts = counts.tocsr()
-    counts.sum_duplicates()
-    distinct = np.diff(counts.indptr)
-    rows = np.repeat(np.arange(len(distinct)), distinct)
-    totals = np.bincount(rows, weights=counts.data, minlength=len(distinct))
-    shares = counts.data / totals[rows]
-    entropy = np.bincount(rows, weights=-shares * np.log(shares), minlength=len(distinct))
-    found = np.where(
-        distinct > 1, entropy / np.log(np.maximum(distinct, 2)), np.where(distinct == 1, 0.0, 1.0)
-    )
-    return np.minimum(found, 1.0).astype(np.float32)
+ExitKind = Literal["configured", "none"]
 
 
 class Prediction(NamedTuple):
-    """What a world model says of pairs.
+    """A world model's prediction for pairs of users and items.
 
     Attributes:
         mean: ``float32 (B, K)``, ensemble mean of the click, within 0..1.
-        variance: ``float32 (B, K)``, the largest variance that a member gives.
+        variance: ``float32 (B, K)``, the largest variance over the members.
     """
 
     mean: FloatArray
@@ -176,15 +38,14 @@ class Prediction(NamedTuple):
 
 
 class LearnedResponse(BernoulliFeedback):
-    """Clicks with the probability that an ensemble predicts; the world's own response model is never asked.
+    """Clicks with the probability that an ensemble predicts; the world's own response model is not used.
 
     Args:
         model: The ensemble, fitted.
         world: The world whose users, items, features and tags it was fitted on.
 
     Attributes:
-        latest: What the last call of :meth:`expected` found, so that a reward made of it costs no second prediction;
-            None before the first.
+        latest: The prediction of the last call of :meth:`expected`, from which rewards are computed; None before it.
     """
 
     uses_history = False
@@ -213,11 +74,9 @@ class LearnedResponse(BernoulliFeedback):
 
     def rearranged(self, items: IntArray) -> LearnedResponse:
         """Returns the same model for the catalogue ``old_items[items]``."""
-        twin = object.__new__(LearnedResponse)
-        twin._model, twin._users, twin.latest = self._model, self._users, None
-        twin._items = self._items.rows(_rows(items))
-        twin.n_users, twin.n_items = self.n_users, len(items)
-        return twin
+        other = copy.copy(self)
+        other._items, other.n_items, other.latest = self._items.rows(_rows(items)), len(items), None
+        return other
 
     def save(self, path: str | Path) -> None:
         """Refuses: an ensemble is saved with the agent that fitted it.
@@ -249,15 +108,12 @@ def _rows(rows: IntArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows, np.int64))
 
 
-ExitKind = Literal["configured", "none"]
-
-
 class PessimisticRewards(VecEnvWrapper):
     """Rewards ``max(0, r - l1 P_U + l2 P_E - r_min)``, mean over the slate, in sessions of a world model.
 
-    ``r`` is the predicted mean of the click, ``P_U`` the largest variance that a member of the ensemble gives, ``P_E``
-    the entropy term, and ``r_min`` the least that the bracket can be, ``-l1 MAX_VARIANCE`` (Gao et al., SIGIR 2023).
-    Episode records keep the clicks.
+    ``r`` is the predicted mean of the click, ``P_U`` the largest variance over the members of the ensemble, ``P_E``
+    the entropy term, and ``r_min = -l1 MAX_VARIANCE`` a lower bound of the rest (Gao et al., SIGIR 2023). Episode
+    records keep the clicks.
 
     Args:
         venv: Sessions whose response is a :class:`LearnedResponse`.
@@ -285,12 +141,12 @@ class PessimisticRewards(VecEnvWrapper):
         return self.venv.reset()
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Notes what each session was shown last; see :meth:`step_wait`."""
+        """Notes the last item of each session, for the entropy term, and sends the actions."""
         self._previous = self._sessions.batch.simulator.history().items[:, -1]
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Shows slates and takes the reward from the prediction that their clicks were drawn from."""
+        """Replaces the rewards by those of the prediction that the clicks were drawn from."""
         observation, _, done, infos = self.venv.step_wait()
         outcome, predicted = self._sessions.batch.outcome, self._response.latest
         assert outcome is not None and predicted is not None
@@ -302,9 +158,9 @@ def pessimistic(
     predicted: Prediction, bonus: FloatArray, uncertainty_weight: float, entropy_weight: float
 ) -> FloatArray:
     """Returns DORL's reward of slates, ``float32 (B,)``; see :class:`PessimisticRewards`."""
-    least = -uncertainty_weight * MAX_VARIANCE
-    bracket = predicted.mean - uncertainty_weight * predicted.variance + entropy_weight * bonus
-    reward: FloatArray = np.maximum(bracket - least, 0.0).mean(axis=1, dtype=np.float32)
+    lower_bound = -uncertainty_weight * MAX_VARIANCE
+    value = predicted.mean - uncertainty_weight * predicted.variance + entropy_weight * bonus
+    reward: FloatArray = np.maximum(value - lower_bound, 0.0).mean(axis=1, dtype=np.float32)
     return reward
 
 
@@ -318,9 +174,9 @@ def learned_sessions(
     exits: ExitKind,
     seed: int | None,
 ) -> VecEnv:
-    """Returns sessions like those of an environment, with the clicks and rewards of a world model.
+    """Returns sessions like those of an environment, with clicks and rewards of a world model.
 
-    Users, histories, spaces and purifier are the environment's; its response model is not in them.
+    Users, histories, spaces and purifier are the environment's.
 
     Args:
         env: See :func:`~hrl_policies.common.sessions.sessions_given`; it is neither reset nor stepped.
@@ -330,7 +186,7 @@ def learned_sessions(
         entropy_weight: See :class:`PessimisticRewards`.
         exits: ``"configured"`` applies the environment's leave rule to predicted clicks, ``"none"`` plays every session
             to its cap.
-        seed: Of users and clicks.
+        seed: Seed of users and clicks.
     """
     world, config = sessions_given(env, "DORL")
     if exits == "none":

@@ -4,10 +4,6 @@ Five DeepFM-like networks (Guo et al., IJCAI 2017) of user id, user features, it
 mean and a variance of the click (Gao et al., Alleviating Matthew Effect of Offline Reinforcement Learning in
 Interactive Recommendation, SIGIR 2023). All members are one network with a leading axis, so that a batch of pairs is a
 few batched products.
-
-Profiled in a world of 5,000 items (64 sessions, slates of 10): fitting spends two fifths of its time in backward
-passes; a training step of DORL spends half of it here, as much on gathering rows of the first layer (linear, so
-tabulated once for every user and item) as on the second layer.
 """
 
 from __future__ import annotations
@@ -23,19 +19,20 @@ from torch.nn import functional
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
+from kuaifair_env.response.calibration import auc
 from kuaifair_env.response.training import fit_epochs
 from kuaifair_env.world import World
 
 MAX_VARIANCE = 1.0
-"""Largest variance of a click that a member can give: four times the most that a 0 or 1 has."""
+"""Largest variance of a click that a member can predict: four times the largest of a Bernoulli variable."""
 
 MIN_ROWS = 20
-"""Rows of a log below which nothing is fitted."""
+"""Smallest number of log rows that a world model is fitted to."""
 
 _MIN_VARIANCE = 1e-3
-_LOGS = (float(np.log(_MIN_VARIANCE)), float(np.log(MAX_VARIANCE)))
-_START_VARIANCE = 0.2
-_OF_POSITIVES = 3.0
+_LOG_VARIANCE_BOUNDS = (float(np.log(_MIN_VARIANCE)), float(np.log(MAX_VARIANCE)))
+_INITIAL_VARIANCE = 0.2
+_NEGATIVES_OF_POSITIVES = 3.0
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,16 @@ class WorldModelSettings:
         members: Networks in the ensemble.
         hidden: Units of both hidden layers.
         factors: Size of an id's or a feature's embedding.
-        l2: Precision of a normal prior on the embeddings and lines of ids, charged once a pass for each id.
-        learning_rate: Of Adam.
+        l2: Precision of a normal prior on the embeddings and linear terms of ids, applied once per epoch to each id.
+        learning_rate: Learning rate of Adam.
         batch_size: Pairs of a batch.
-        max_epochs: Passes at most.
-        patience: Passes without a better held-out loss before the end.
-        negatives: Pairs drawn for each click among those that the log does not hold, and taken for no click: 3 in the
-            source for KuaiRec, 5 for KuaiRand. A log of exposures has negatives of its own, and drawn ones say that
-            what was not exposed is disliked: predictions fall below the click rate. None draws 3 for a log of positives
-            only, which needs them, and none for a log of exposures.
-        held_out: Share of the rows that decide when to stop and that the report is about.
-        max_rows: At most so many rows of the log are used, drawn uniformly.
+        max_epochs: Largest number of epochs.
+        patience: Epochs without a better held-out loss before training stops.
+        negatives: Pairs drawn for each click among those that the log does not hold, which count as no click: 3 in the
+            source for KuaiRec, 5 for KuaiRand. A log of exposures has negatives of its own; with drawn ones
+            predictions fall below the click rate. None draws 3 for a log of positives only, and none otherwise.
+        held_out: Share of the rows that early stopping and the report use.
+        max_rows: Largest number of log rows to use, drawn uniformly.
     """
 
     members: int = 5
@@ -87,13 +83,13 @@ class WorldModelSettings:
     def drawn_for(self, log: InteractionLog) -> float:
         """Returns how many pairs are drawn for each click of a log."""
         if self.negatives is None:
-            return _OF_POSITIVES if log.positives_only else 0.0
+            return _NEGATIVES_OF_POSITIVES if log.positives_only else 0.0
         return self.negatives
 
 
 @dataclass(frozen=True)
 class WorldModelSizes:
-    """What an ensemble must have room for.
+    """The sizes of an ensemble's tables.
 
     Attributes:
         users: Users of the data set.
@@ -115,20 +111,20 @@ class WorldModelSizes:
 
 
 def columns_of(world: World) -> tuple[FloatArray, FloatArray]:
-    """Returns what is known of users and items beside their ids: ``(U, F)`` features, ``(M, G)`` features and tags."""
+    """Returns the columns of users ``(U, F)``, their features, and of items ``(M, G)``, their features and tags."""
     items = world.data.items
-    # Copies: torch wants to be able to write, and tables of a data set are read-only.
+    # Copies, because torch takes no read-only arrays.
     users = np.array(world.data.users.features.values, np.float32)
     return users, np.hstack([items.features.values, items.tags]).astype(np.float32)
 
 
 class Side(NamedTuple):
-    """What a user, or an item, brings to a pair; every tensor has the members as its first axis.
+    """A user's, or an item's, contribution to a pair; the first axis of every tensor is the members ``E``.
 
     Attributes:
         factors: ``(E, R, f)``, sum of its embeddings.
-        line: ``(E, R)``, its own part of the mean.
-        hidden: ``(E, R, h)``, its part of the first layer.
+        line: ``(E, R)``, its linear term in the mean.
+        hidden: ``(E, R, h)``, its part of the first hidden layer.
     """
 
     factors: Tensor
@@ -145,14 +141,14 @@ class Side(NamedTuple):
 
 
 class SideNetwork(nn.Module):
-    """Embeddings and lines of one kind of id and of its columns, for all members.
+    """Embeddings and linear terms of users, or of items: of their ids and of their columns, for all members.
 
     Args:
         members: Networks ``E``.
         rows: Ids.
         columns: Columns.
         settings: Sizes.
-        generator: Where parameters start.
+        generator: Randomness of the initial parameters.
     """
 
     def __init__(
@@ -178,7 +174,7 @@ class SideNetwork(nn.Module):
         return Side(own + described, line, torch.cat([own, described], dim=-1) @ self.layer)
 
     def embedded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns embeddings ``(E, R, f)`` and lines ``(E, R)`` of ids."""
+        """Returns embeddings ``(E, R, f)`` and linear terms ``(E, R)`` of ids."""
         members, count, factors = self.ids.shape
         flat = rows + count * torch.arange(members, device=rows.device)[:, None]
         own = functional.embedding(flat, self.ids.reshape(-1, factors))
@@ -186,12 +182,12 @@ class SideNetwork(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """The ensemble; all state is in its tensors, so that a saved one needs no settings but its sizes.
+    """The ensemble; all its state is in tensors, which Stable-Baselines3 saves.
 
     Args:
         sizes: Users, items and columns.
         settings: See :class:`WorldModelSettings`.
-        seed: Where the parameters start.
+        seed: Seed of the initial parameters.
     """
 
     fitted: Tensor
@@ -211,8 +207,8 @@ class WorldModel(nn.Module):
         self.second = normal(hidden, hidden)
         self.second_bias = nn.Parameter(torch.zeros(members, 1, hidden))
         self.last = normal(hidden, 2)
-        low, high = _LOGS
-        share = (np.log(_START_VARIANCE) - low) / (high - low)
+        low, high = _LOG_VARIANCE_BOUNDS
+        share = (np.log(_INITIAL_VARIANCE) - low) / (high - low)
         self.last_bias = nn.Parameter(
             torch.tensor([0.0, float(np.log(share / (1 - share)))]).expand(members, 1, 2).clone()
         )
@@ -228,17 +224,17 @@ class WorldModel(nn.Module):
         hidden = torch.relu(torch.baddbmm(self.second_bias, hidden, self.second))
         deep = torch.baddbmm(self.last_bias, hidden, self.last).reshape(*shape, 2)
         mean = user.line + item.line + (user.factors * item.factors).sum(-1) + deep[..., 0]
-        low, high = _LOGS
+        low, high = _LOG_VARIANCE_BOUNDS
         return mean, low + (high - low) * torch.sigmoid(deep[..., 1])
 
     def tables(self, world: World) -> tuple[Side, Side]:
         """Returns the sides of all users and of all items of a world."""
-        found = []
+        sides = []
         with torch.no_grad():
             for network, columns in zip((self.users, self.items), columns_of(world), strict=True):
                 rows = torch.arange(len(columns)).expand(self.members, -1)
-                found.append(network(rows, torch.from_numpy(columns).expand(self.members, -1, -1)))
-        return found[0], found[1]
+                sides.append(network(rows, torch.from_numpy(columns).expand(self.members, -1, -1)))
+        return sides[0], sides[1]
 
 
 def fit_world_model(
@@ -285,21 +281,21 @@ def fit_world_model(
     )
     model.load_state_dict(best.state_dict())
     model.fitted.fill_(True)
-    means = loss.means(model, exposed)
+    means, clicks = loss.means(model, exposed), pairs.clicks[exposed]
     return {
         "training": training,
         "rows": len(fit),
         "drawn_negatives": int((~pairs.logged).sum()),
         "held_out_exposures": len(exposed),
-        "held_out_auc": _auc(pairs.clicks[exposed], means),
+        "held_out_auc": auc(clicks, means) if clicks.any() and not clicks.all() else None,
         "held_out_mean": float(means.mean()),
-        "held_out_click_rate": float(pairs.clicks[exposed].mean()),
+        "held_out_click_rate": float(clicks.mean()),
     }
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs to learn from; ``logged`` says which are rows of the log, not drawn."""
+    """Pairs to learn from; ``logged`` marks rows of the log, others are drawn negatives."""
 
     users: NDArray[np.int64]
     items: NDArray[np.int64]
@@ -308,10 +304,9 @@ class _Pairs:
 
 
 def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator) -> _Pairs:
+    """Returns log rows of users with sessions, and drawn negatives."""
     log = world.data.train
-    playing = np.zeros(len(world.data.users), np.bool_)
-    playing[world.users] = True
-    rows = np.flatnonzero(playing[log.users])
+    rows = np.flatnonzero(np.isin(log.users, world.users))
     if len(rows) > settings.max_rows:
         rows = np.sort(rng.choice(rows, settings.max_rows, replace=False))
     if len(rows) < MIN_ROWS:
@@ -336,10 +331,14 @@ def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator)
 
 
 def _negatives(
-    log: InteractionLog, positives: NDArray[np.int64], items: int, each: float, rng: np.random.Generator
+    log: InteractionLog,
+    positives: NDArray[np.int64],
+    items: int,
+    per_positive: float,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws items uniformly for the users of some clicks and keeps the pairs that the log does not hold."""
-    count = round(each * len(positives))
+    count = round(per_positive * len(positives))
     if not count:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     users = log.users[rng.choice(positives, count)].astype(np.int64)
@@ -365,7 +364,7 @@ class _Loss:
         ]
 
     def penalised(self, model: Any, places: Tensor) -> Tensor:
-        """Returns the members' summed mean loss on pairs ``int64 (E, R)`` with the prior's share of it."""
+        """Returns the sum over members of the mean loss on pairs ``int64 (E, R)``, with the prior's share."""
         mean, log_variance = self._predicted(model, places)
         loss = _gaussian(mean, log_variance, self._clicks[places])
         if self._precision:
@@ -395,19 +394,11 @@ class _Loss:
 
     def _predicted(self, model: Any, places: Tensor) -> tuple[Tensor, Tensor]:
         users, items = self._users[places], self._items[places]
-        found: tuple[Tensor, Tensor] = model.combined(
+        prediction: tuple[Tensor, Tensor] = model.combined(
             model.users(users, self._columns[0][users]), model.items(items, self._columns[1][items])
         )
-        return found
+        return prediction
 
 
 def _gaussian(mean: Tensor, log_variance: Tensor, clicks: Tensor) -> Tensor:
     return (mean - clicks).square() * torch.exp(-log_variance) + log_variance
-
-
-def _auc(clicks: BoolArray, scores: FloatArray) -> float | None:
-    if clicks.all() or not clicks.any():
-        return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(clicks, scores))
