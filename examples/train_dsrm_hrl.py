@@ -46,10 +46,7 @@ def trained(scorer: ClickScorer, purifier: StatePurifier | None, steps: int) -> 
     agent = HierarchicalPPO(
         "HierarchicalPolicy",
         env if purifier is None else VecDSRM(env, purifier),
-        scorer=scorer,
-        hierarchy={"weights": "quota", "worker": "strict", "memory": True},
-        learning_rate=1e-3,
-        slot_credit=1.0,
+        click_scorer=scorer,
         seed=11,
         device="cpu",
     )

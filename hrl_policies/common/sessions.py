@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
-from dsrm.wrappers import VecDSRM
+from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
@@ -51,6 +51,11 @@ def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:
         )
     bottom = cast(KuaiFairEnv, singles[0].unwrapped)
     return bottom.world, bottom.config
+
+
+def is_purified(env: VecEnv) -> bool:
+    """Returns whether agents of an environment see purified states."""
+    return is_vecenv_wrapped(env, VecDSRM) or any(env.env_is_wrapped(DSRMObservationWrapper))
 
 
 def purified_like(env: VecEnv, sessions: VecEnv) -> VecEnv:

@@ -17,42 +17,49 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
+from torch.nn import functional
 
 from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.common.sessions import is_purified
 from hrl_policies.hrl_ppo.buffer import (
     COST,
     ENGAGEMENT,
     MANAGER,
-    Minibatch,
-    TwoLevelRollout,
-    clicks_of,
+    HierarchicalRolloutBuffer,
+    HierarchicalRolloutBufferSamples,
+    newest_clicks,
 )
-from hrl_policies.hrl_ppo.networks import omegas
-from hrl_policies.hrl_ppo.policy import Held, HierarchicalPolicy
-from hrl_policies.hrl_ppo.rewards import FairKind, fairness_reward
+from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
+from hrl_policies.hrl_ppo.rewards import FairKind, FairnessReward, fairness_reward
+from hrl_policies.hrl_ppo.settings import LITERAL
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import reached_observations, take_rows
-from kuaifair_env.world import World
 
 SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
 RatioKind = Literal["per_slot", "slate", "mean"]
 ConstraintKind = Literal["none", "lagrange"]
+Records = dict[str, list[Tensor]]
 
 
 class HierarchicalPPO(OnPolicyAlgorithm):
     """A manager that weighs accuracy against fairness and a worker that ranks, each with a PPO of its own.
 
-    Nothing trainable is shared: parameters, critics, optimisers, advantages, learning rates and target KLs are
-    separate, and each level takes the other's action as data. The manager earns ``r + lambda Fair`` (eq. 4), the
-    worker ``r``; a flat agent (``hierarchy={"manager": "flat"}``) has one level, which earns ``r + lambda Fair``.
+    Nothing trainable is shared ("gradient separation"): parameters, critics, optimisers, advantages, learning rates and
+    target KLs are separate, and each level takes the other's action as data. The manager earns ``r + lambda Fair``
+    (eq. 4), the worker ``r``; a flat agent (``hierarchy={"manager": "flat"}``) has one level, which earns
+    ``r + lambda Fair``.
+
+    The defaults are those of the method: over purified sessions (:class:`dsrm.VecDSRM`) the agent is DSRM-HRL, over
+    sessions as they are it is HRL. :func:`hrl_policies.make_training_env` makes such sessions.
 
     Args:
         policy: ``"HierarchicalPolicy"`` or a subclass of it.
-        env: Sessions with ``action_mode="slate"``; ``observation_mode="history"`` lets both levels see the window.
+        env: Sessions with ``action_mode="slate"`` and ``observation_mode="history"``.
         hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.settings.HierarchySettings`.
-        scorer: Click model whose log-odds the accuracy term starts from, as the greedy controls rank by it; None
-            starts from similarity alone, which is eq. 6 to the letter.
+        click_scorer: Click model whose log-odds the accuracy term starts from, as the greedy controls rank by it.
+            ``"fit"`` fits it to the training log of the environment's world; it is saved with the agent. None starts
+            from similarity alone, which is eq. 6 to the letter.
         learning_rate: Of the worker; a number or a schedule.
         manager_learning_rate: Of the manager; None takes the worker's.
         n_steps: Steps of a rollout in each session.
@@ -66,11 +73,10 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         ent_coef: Weight of the worker's first-slot entropy.
         manager_ent_coef: Weight of the manager's entropy.
         vf_coef: Weight of the critics' losses.
-        max_grad_norm: Where each level's gradient is cut off.
+        max_grad_norm: Where each level's gradient is clipped.
         target_kl: Where each level's epochs end early; None never.
         ratio: ``"per_slot"`` clips the ratio of each slot, ``"slate"`` that of the whole slate (exact, and nearly
-        always
-            clipped), ``"mean"`` its geometric mean over slots.
+            always clipped), ``"mean"`` its geometric mean over slots.
         slot_credit: Weight of a slot's own click beside the slate's advantage, ``click_j - mean click``; needs the
             window and ``ratio="per_slot"``.
         fair: Form of ``Fair(L_t)``; see :mod:`hrl_policies.hrl_ppo.rewards`.
@@ -103,8 +109,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         env: GymEnv | str,
         *,
         hierarchy: Mapping[str, Any] | None = None,
-        scorer: ClickScorer | None = None,
-        learning_rate: float | Schedule = 3e-4,
+        click_scorer: ClickScorer | Literal["fit"] | None = "fit",
+        learning_rate: float | Schedule = 1e-3,
         manager_learning_rate: float | Schedule | None = None,
         n_steps: int = 32,
         batch_size: int = 512,
@@ -120,7 +126,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         max_grad_norm: float = 0.5,
         target_kl: float | None = 0.02,
         ratio: RatioKind = "per_slot",
-        slot_credit: float = 0.0,
+        slot_credit: float = 1.0,
         fair: FairKind = "slate_ad",
         fair_coef: float = 0.1,
         constraint: ConstraintKind = "none",
@@ -136,11 +142,15 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        for name, value, kinds in (("ratio", ratio, RatioKind), ("constraint", constraint, ConstraintKind)):
+        for name, value, kinds in (
+            ("ratio", ratio, RatioKind),
+            ("constraint", constraint, ConstraintKind),
+            ("fair", fair, FairKind),
+        ):
             if value not in get_args(kinds):
                 raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
-        if fair not in get_args(FairKind):
-            raise ValueError(f"fair must be one of {get_args(FairKind)}, got {fair!r}")
+        if not (click_scorer in ("fit", None) or isinstance(click_scorer, ClickScorer)):
+            raise ValueError(f"click_scorer must be a ClickScorer, 'fit' or None, got {click_scorer!r}")
         if slot_credit and ratio != "per_slot":
             raise ValueError("slot_credit needs ratio='per_slot'")
         if min(batch_size, n_epochs, n_steps) < 1:
@@ -181,9 +191,33 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         self.ad_bound, self.cost_limit = ad_bound, cost_limit
         self.multiplier_rate, self.start_multiplier = multiplier_rate, start_multiplier
         self._n_updates = 0
-        self._scorer = scorer
+        self._click_scorer = click_scorer
         if _init_setup_model:
             self._setup_model()
+
+    @classmethod
+    def literal(cls: type[SelfHierarchicalPPO], env: GymEnv | str, **settings: Any) -> SelfHierarchicalPPO:
+        """Returns an agent that follows the paper's equations 4 to 6 as they stand.
+
+        Similarity alone, softplus weights, no memory, and one advantage for the whole slate.
+
+        Args:
+            env: Sessions with ``action_mode="slate"``.
+            **settings: Other arguments of the class.
+        """
+        return cls("HierarchicalPolicy", env, **(LITERAL | settings))
+
+    def __repr__(self) -> str:
+        hierarchy = self.policy.hierarchy
+        return (
+            f"{type(self).__name__}({self.method}, manager={hierarchy.manager!r}, weights={hierarchy.weights!r}, "
+            f"worker={hierarchy.worker!r}, memory={hierarchy.memory})"
+        )
+
+    @property
+    def method(self) -> str:
+        """``"DSRM-HRL"`` over purified sessions, ``"HRL"`` over sessions as they are."""
+        return "DSRM-HRL" if self.purified else "HRL"
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -192,30 +226,74 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             raise ValueError(
                 "slot_credit needs the window: make the environment with observation_mode='history'"
             )
-        world = None if self.env is None else _need_world(self.env)
-        if world is not None:
+        world = None if self.env is None else world_beneath(self.env)
+        if self.env is not None:
+            if world is None:
+                raise TypeError(
+                    "HierarchicalPPO reads items and popularity groups off a KuaiFair environment; "
+                    f"{type(self.env.unwrapped).__name__} has no world"
+                )
             self.policy_kwargs.setdefault("dimension", world.dimension)
-        manager_rate = (
+            self.purified = is_purified(self.env)
+        self.manager_lr_schedule = FloatSchedule(
             self.learning_rate if self.manager_learning_rate is None else self.manager_learning_rate
         )
-        self._manager_schedule = FloatSchedule(manager_rate)
         self.policy = cast(
             HierarchicalPolicy,
             self.policy_class(
                 self.observation_space,
                 self.action_space,
                 self.lr_schedule,
-                manager_lr_schedule=self._manager_schedule,
+                manager_lr_schedule=self.manager_lr_schedule,
                 **self.policy_kwargs,
             ),
         ).to(self.device)
         if world is not None:
-            self.policy.table.fill(world, self._scorer)
-        # The scorer is in the policy's tables now and is saved with them.
-        self._scorer = None
+            scorer = ClickScorer.fit(world) if self._click_scorer == "fit" else self._click_scorer
+            self.policy.table.fill(world, scorer)
+        # The scorer is in the policy's table now and is saved with it: a loaded agent fits none.
+        self._click_scorer = None
         self.multiplier = torch.tensor(float(self.start_multiplier))
-        self._shuffle = np.random.default_rng(self.seed)
-        self.rollout_buffer = cast(Any, TwoLevelRollout(self.n_steps, self.n_envs, self.device))
+        self._minibatch_rng = np.random.default_rng(self.seed)
+        self.rollout_buffer = cast(Any, HierarchicalRolloutBuffer(self.n_steps, self.n_envs, self.device))
+        if self.verbose and self.env is not None:
+            hint = (
+                ""
+                if self.purified
+                else " (states are not purified; dsrm.VecDSRM around the sessions does it)"
+            )
+            print(f"{self!r}{hint}")
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        starts_sessions = reset_num_timesteps or self._last_obs is None
+        if starts_sessions and not reset_num_timesteps and self.num_timesteps > 0:
+            # A loaded agent goes on: the environment's own streams would bring the first users again.
+            sequence = np.random.SeedSequence([self.seed or 0, self.num_timesteps])
+            self.env.seed(int(sequence.generate_state(1)[0]))
+        result = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if starts_sessions:
+            self._fairness = self._fairness_reward()
+        return result
+
+    def _fairness_reward(self) -> FairnessReward:
+        table = self.policy.table
+        popularity = table.popularity[table.place].cpu().numpy()
+        return fairness_reward(self.fair, self._popular(), popularity, self.n_envs, self.policy.slate_size)
+
+    def _popular(self) -> NDArray[np.bool_]:
+        """Returns the popular group in the environment's order of items, ``bool (N,)``."""
+        popular: NDArray[np.bool_] = self.policy.table.popular[self.policy.table.place].cpu().numpy()
+        return popular
 
     def collect_rollouts(
         self,
@@ -226,47 +304,49 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     ) -> bool:
         """Plays ``n_rollout_steps`` steps in every session; see Stable-Baselines3.
 
+        The manager decides anew at the start of a rollout.
+
         Returns:
             False if the callback ended training.
         """
-        rollout = cast(TwoLevelRollout, rollout_buffer)
+        buffer = cast(HierarchicalRolloutBuffer, rollout_buffer)
         self.policy.set_training_mode(False)
-        rollout.reset()
-        table = self.policy.table
-        popular = table.popular[table.place].cpu().numpy()
-        popularity = table.popularity[table.place].cpu().numpy()
-        fairness = fairness_reward(self.fair, popular, popularity, env.num_envs, self.policy.slate_size)
-        held = _Holding(env.num_envs, self.policy.hierarchy.action_size, self.policy.hierarchy.interval)
+        buffer.reset()
+        self._fairness.start_rollout()
+        popular = self._popular()
+        manager_state: ManagerState | None = None
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
             with torch.inference_mode():
-                found = self.policy.decide(self._last_obs, held=held.now(self.device))
-            decided = held.took(found.actions)
-            slates = found.slates.cpu().numpy()
+                actions = self.policy.act(self._last_obs, manager_state=manager_state)
+            slates = actions.slates.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(slates)
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            seen = reached_observations(new_obs, infos, dones)
-            fair = fairness.reward(slates, found.entropies.cpu().numpy())
+            reached = reached_observations(new_obs, infos, dones)
+            fair = self._fairness.reward(slates, actions.entropies.cpu().numpy())
             cost = violates(slate_disparity(popular[slates].mean(axis=1)), self.ad_bound)
-            rollout.add(
-                found,
-                rewards=self._rewards(rewards, fair, cost),
-                clicks=clicks_of(seen, self.policy.slate_size) if self.slot_credit else None,
-                done=dones,
-                final_values=self._final_values(infos, seen, dones),
-                decided=decided,
+            buffer.add(
+                actions,
+                rewards=self._level_rewards(rewards, fair, cost),
+                clicks=newest_clicks(reached, self.policy.slate_size) if self.slot_credit else None,
+                dones=dones,
+                final_values=self._final_values(infos, reached, dones),
             )
-            fairness.ended(dones)
-            held.ended(dones)
+            self._fairness.end_sessions(dones)
+            if self.policy.hierarchy.interval > 1:
+                over = torch.from_numpy(dones).to(self.device)
+                manager_state = ManagerState(actions.manager_actions, actions.steps_left.masked_fill(over, 0))
             self._last_obs = cast(Any, new_obs)
             self._last_episode_starts = dones
         with torch.inference_mode():
-            last = self.policy.predict_values(self._last_obs).cpu().numpy()
-        rollout.finish(last, (self.manager_gamma, self.gamma, self.gamma), self.gae_lambda)
+            last_values = self.policy.predict_values(self._last_obs).cpu().numpy()
+        buffer.compute_returns_and_advantages(
+            last_values, (self.manager_gamma, self.gamma, self.gamma), self.gae_lambda
+        )
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -274,24 +354,21 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     def train(self) -> None:
         """Updates both levels from the rollout, each in its own way."""
         self.policy.set_training_mode(True)
-        rollout = cast(TwoLevelRollout, self.rollout_buffer)
-        update_learning_rate(self.policy.worker_optimizer, self.lr_schedule(self._current_progress_remaining))
-        update_learning_rate(
-            self.policy.manager_optimizer, self._manager_schedule(self._current_progress_remaining)
-        )
-        levels = {"worker": True, "manager": self.policy.hierarchy.manager == "learned"}
-        records: dict[str, list[Tensor]] = {}
+        buffer = cast(HierarchicalRolloutBuffer, self.rollout_buffer)
+        progress = self._current_progress_remaining
+        update_learning_rate(self.policy.worker_optimizer, self.lr_schedule(progress))
+        update_learning_rate(self.policy.manager_optimizer, self.manager_lr_schedule(progress))
+        worker_learns, manager_learns = True, self.policy.hierarchy.manager == "learned"
+        records: Records = {}
         for _ in range(self.n_epochs):
-            for batch in rollout.minibatches(self.batch_size, self._shuffle):
-                for level, active in levels.items():
-                    if active:
-                        update = self._update_worker if level == "worker" else self._update_manager
-                        levels[level] = update(batch, records)
+            for samples in buffer.get(self.batch_size, self._minibatch_rng):
+                worker_learns = worker_learns and self._update_worker(samples, records)
+                manager_learns = manager_learns and self._update_manager(samples, records)
             self._n_updates += 1
         if self.constraint == "lagrange":
-            gap = float(rollout.rewards[..., COST].mean()) - self.cost_limit
+            gap = float(buffer.rewards[..., COST].mean()) - self.cost_limit
             self.multiplier = (self.multiplier + self.multiplier_rate * gap).clamp_min(0.0)
-        self._log(rollout, records)
+        self._log(buffer, records)
 
     def learn(
         self: SelfHierarchicalPPO,
@@ -307,172 +384,127 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
-    def _rewards(
+    def _level_rewards(
         self, reward: NDArray[np.float32], fair: NDArray[np.float32], cost: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
+        """Returns the rewards of manager and engagement, and the cost, ``float32 (B, 3)``."""
         shaped = reward + self.fair_coef * fair
         own = shaped if self.policy.hierarchy.manager == "flat" else reward
         return np.stack([shaped, own, cost.astype(np.float32)], axis=1).astype(np.float32)
 
     def _final_values(
-        self, infos: list[dict[str, Any]], seen: Any, done: NDArray[np.bool_]
+        self, infos: list[dict[str, Any]], reached: Any, dones: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Returns the values of sessions that were cut off, not left, ``float32 (B, 3)``; 0 elsewhere."""
-        found = np.zeros((len(done), 3), np.float32)
+        values = np.zeros((len(dones), 3), np.float32)
         cut = np.asarray(
-            [row for row in np.flatnonzero(done) if infos[row].get("TimeLimit.truncated", False)], np.int64
+            [row for row in np.flatnonzero(dones) if infos[row].get("TimeLimit.truncated", False)], np.int64
         )
         if len(cut):
             with torch.inference_mode():
-                found[cut] = self.policy.predict_values(take_rows(seen, cut)).cpu().numpy()
-        return found
+                values[cut] = self.policy.predict_values(take_rows(reached, cut)).cpu().numpy()
+        return values
 
-    def _update_worker(self, batch: Minibatch, records: dict[str, list[Tensor]]) -> bool:
-        logs, entropy = self.policy.evaluate_worker(
-            batch.worker_features, batch.candidates, batch.counts, batch.scale, batch.slots
+    def _update_worker(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
+        """Takes one gradient step of the worker; returns False, and takes none, once it has moved too far."""
+        log_probs, entropy = self.policy.evaluate_worker_actions(
+            samples.worker_features,
+            samples.candidates,
+            samples.window_counts,
+            samples.scale,
+            samples.slots,
         )
-        advantage = self._normalised(batch.advantages[:, ENGAGEMENT])
-        engagement, cost = self.policy.worker.values(batch.worker_features)
-        value_loss = torch.nn.functional.mse_loss(engagement, batch.returns[:, ENGAGEMENT])
+        old_log_probs = samples.worker_log_probs
+        advantage = self._normalized(samples.advantages[:, ENGAGEMENT])
+        engagement, cost = self.policy.worker.values(samples.worker_features)
+        value_loss = functional.mse_loss(engagement, samples.returns[:, ENGAGEMENT])
         if self.constraint == "lagrange":
-            of_cost = batch.advantages[:, COST]
+            cost_advantage = samples.advantages[:, COST]
             multiplier = self.multiplier.to(advantage.device)
-            advantage = (advantage - multiplier * (of_cost - of_cost.mean())) / (1.0 + multiplier)
-            value_loss = value_loss + torch.nn.functional.mse_loss(cost, batch.returns[:, COST])
-        old, each = batch.worker_log_probs, advantage[:, None]
+            advantage = (advantage - multiplier * (cost_advantage - cost_advantage.mean())) / (
+                1.0 + multiplier
+            )
+            value_loss = value_loss + functional.mse_loss(cost, samples.returns[:, COST])
+        advantage = advantage[:, None]
         if self.ratio == "per_slot":
-            each = each + self.slot_credit * batch.credit if self.slot_credit else each
+            if self.slot_credit:
+                advantage = advantage + self.slot_credit * samples.slot_credit
         elif self.ratio == "slate":
-            logs, old = logs.sum(1, keepdim=True), old.sum(1, keepdim=True)
+            log_probs, old_log_probs = log_probs.sum(1, keepdim=True), old_log_probs.sum(1, keepdim=True)
         else:
-            logs, old = logs.mean(1, keepdim=True), old.mean(1, keepdim=True)
-        surrogate, divergence, clipped = _clipped(logs - old, each, self.clip_range)
-        _note(records, "worker", surrogate, value_loss, entropy.mean(), divergence, clipped)
-        if self.target_kl is not None and divergence > 1.5 * self.target_kl:
+            log_probs, old_log_probs = log_probs.mean(1, keepdim=True), old_log_probs.mean(1, keepdim=True)
+        policy_loss, approx_kl, clip_fraction = _ppo_loss(
+            log_probs - old_log_probs, advantage, self.clip_range
+        )
+        _record(records, "worker", policy_loss, value_loss, entropy.mean(), approx_kl, clip_fraction)
+        if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
             return False
-        loss = surrogate + self.vf_coef * value_loss - self.ent_coef * entropy.mean()
-        self._step(self.policy.worker_optimizer, self.policy.worker, loss)
+        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy.mean()
+        self._gradient_step(self.policy.worker_optimizer, self.policy.worker, loss)
         return True
 
-    def _update_manager(self, batch: Minibatch, records: dict[str, list[Tensor]]) -> bool:
-        rows = batch.decided
+    def _update_manager(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
+        """Takes one gradient step of the manager; returns False, and takes none, once it has moved too far."""
+        rows = samples.decided
         if not bool(rows.any()):
             return True
-        features, actions = batch.manager_features[rows], batch.actions[rows]
-        logs, entropy = self.policy.manager.evaluate(features, self.policy.table.feasible, actions)
-        advantage = self._normalised(batch.advantages[rows, MANAGER])
-        value_loss = torch.nn.functional.mse_loss(
-            self.policy.manager.value(features), batch.returns[rows, MANAGER]
+        features = samples.manager_features[rows]
+        log_probs, entropy = self.policy.evaluate_manager_actions(features, samples.manager_actions[rows])
+        advantage = self._normalized(samples.advantages[rows, MANAGER])
+        value_loss = functional.mse_loss(self.policy.manager.value(features), samples.returns[rows, MANAGER])
+        policy_loss, approx_kl, clip_fraction = _ppo_loss(
+            log_probs - samples.manager_log_probs[rows], advantage, self.clip_range
         )
-        surrogate, divergence, clipped = _clipped(
-            logs - batch.manager_log_probs[rows], advantage, self.clip_range
-        )
-        _note(records, "manager", surrogate, value_loss, entropy.mean(), divergence, clipped)
-        if self.target_kl is not None and divergence > 1.5 * self.target_kl:
+        _record(records, "manager", policy_loss, value_loss, entropy.mean(), approx_kl, clip_fraction)
+        if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
             return False
-        loss = surrogate + self.vf_coef * value_loss - self.manager_ent_coef * entropy.mean()
-        self._step(self.policy.manager_optimizer, self.policy.manager, loss)
+        loss = policy_loss + self.vf_coef * value_loss - self.manager_ent_coef * entropy.mean()
+        self._gradient_step(self.policy.manager_optimizer, self.policy.manager, loss)
         return True
 
-    def _step(self, optimizer: torch.optim.Optimizer, level: torch.nn.Module, loss: Tensor) -> None:
+    def _gradient_step(self, optimizer: torch.optim.Optimizer, level: torch.nn.Module, loss: Tensor) -> None:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(level.parameters(), self.max_grad_norm)
         optimizer.step()
 
-    def _normalised(self, advantage: Tensor) -> Tensor:
+    def _normalized(self, advantage: Tensor) -> Tensor:
         if not self.normalize_advantage or len(advantage) < 2:
             return advantage
         return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
-    def _log(self, rollout: TwoLevelRollout, records: Mapping[str, list[Tensor]]) -> None:
-        for name, parts in records.items():
-            self.logger.record(f"train/{name}", float(torch.stack(parts).mean()))
+    def _log(self, buffer: HierarchicalRolloutBuffer, records: Mapping[str, list[Tensor]]) -> None:
+        for name, values in records.items():
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
         for name, part in (("manager", MANAGER), ("worker", ENGAGEMENT), ("cost", COST)):
-            rows = rollout.decided if part == MANAGER else np.ones_like(rollout.decided)
-            fit = explained_variance(rollout.values[rows, part], rollout.returns[rows, part])
-            self.logger.record(f"train/{name}_explained_variance", fit)
-        actions = rollout.manager_actions()
-        form = self.policy.hierarchy.weights
-        if form == "quota":
-            self.logger.record("train/popular_count_mean", float(actions.mean()))
-            self.logger.record("train/popular_count_std", float(actions.std()))
-        elif self.policy.hierarchy.manager != "flat" and form != "her4if":
-            accuracy, fairness = omegas(actions, form)
-            for name, weight in (("omega_acc", accuracy), ("omega_fair", fairness)):
-                self.logger.record(f"train/{name}_mean", float(weight.mean()))
-                self.logger.record(f"train/{name}_std", float(weight.std()))
-        worker = self.policy.worker
-        self.logger.record("train/temperature", float(worker.temperature.detach()))
-        if worker.settings.memory:
-            for name, weight in zip(("click", "skip"), worker.memory.detach(), strict=True):
-                self.logger.record(f"train/memory_{name}", float(weight))
-        self.logger.record("train/violation_rate", float(rollout.rewards[..., COST].mean()))
+            rows = buffer.decided if part == MANAGER else np.ones_like(buffer.decided)
+            variance = explained_variance(buffer.values[rows, part], buffer.returns[rows, part])
+            self.logger.record(f"train/{name}_explained_variance", variance)
+        for name, value in self.policy.diagnostics(buffer.manager_actions()).items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/violation_rate", float(buffer.rewards[..., COST].mean()))
         self.logger.record("train/lagrange_multiplier", float(self.multiplier))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(), "_scorer", "_shuffle", "_manager_schedule", "multiplier",
-        ]  # fmt: skip
+        own = ["manager_lr_schedule", "multiplier", "_fairness", "_minibatch_rng"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.manager_optimizer", "policy.worker_optimizer"], ["multiplier"]
 
 
-class _Holding:
-    """Which sessions' manager may decide now, and what holds elsewhere.
-
-    Args:
-        sessions: Sessions ``B``.
-        size: Components of the manager's action.
-        interval: Steps for which an action holds.
-    """
-
-    def __init__(self, sessions: int, size: int, interval: int) -> None:
-        self._interval = interval
-        self._actions = torch.zeros(sessions, size)
-        self._left = np.zeros(sessions, np.int64)
-
-    def now(self, device: torch.device) -> Held | None:
-        """Returns what holds; None where every step is decided anew."""
-        if self._interval == 1:
-            return None
-        return Held(self._actions.to(device), torch.from_numpy(self._left <= 0).to(device))
-
-    def took(self, actions: Tensor) -> NDArray[np.bool_]:
-        """Notes the actions of a step and returns where they were decided now."""
-        fresh = self._left <= 0
-        self._actions = actions
-        self._left = np.where(fresh, self._interval, self._left) - 1
-        return fresh
-
-    def ended(self, done: NDArray[np.bool_]) -> None:
-        """Lets new sessions decide anew."""
-        self._left[done] = 0
-
-
-def _need_world(env: VecEnv) -> World:
-    world = world_beneath(env)
-    if world is None:
-        raise TypeError(
-            "HierarchicalPPO reads items and popularity groups off a KuaiFair environment; "
-            f"{type(env.unwrapped).__name__} has no world"
-        )
-    return world
-
-
-def _clipped(change: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
+def _ppo_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns PPO's clipped surrogate loss, the approximate KL divergence and the share of clipped ratios."""
-    ratio = change.exp()
-    surrogate = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+    ratio = log_ratio.exp()
+    loss = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
     with torch.no_grad():
-        divergence = (ratio - 1.0 - change).mean()
-        clipped = ((ratio - 1.0).abs() > clip_range).to(torch.float32).mean()
-    return surrogate, divergence, clipped
+        approx_kl = (ratio - 1.0 - log_ratio).mean()
+        clip_fraction = ((ratio - 1.0).abs() > clip_range).to(torch.float32).mean()
+    return loss, approx_kl, clip_fraction
 
 
-def _note(records: dict[str, list[Tensor]], level: str, *values: Tensor) -> None:
+def _record(records: Records, level: str, *values: Tensor) -> None:
     names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
     for name, value in zip(names, values, strict=True):
         records.setdefault(f"{level}_{name}", []).append(value.detach())

@@ -1,4 +1,4 @@
-"""What a rollout of both levels leaves behind, and the advantages that follow from it."""
+"""The rollout buffer of both levels, and generalised advantages of decisions that hold for several steps."""
 
 from __future__ import annotations
 
@@ -10,65 +10,71 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrl_policies.hrl_ppo.policy import Decision
+from hrl_policies.hrl_ppo.policy import HierarchicalActions
 from kuaifair_env.data.schema import BoolArray, FloatArray
 
 MANAGER, ENGAGEMENT, COST = range(3)
 _STORED = (
     "slots",
     "candidates",
-    "counts",
+    "window_counts",
     "scale",
     "manager_features",
     "worker_features",
-    "actions",
+    "manager_actions",
     "manager_log_probs",
     "worker_log_probs",
 )
 
 
 @dataclass(frozen=True)
-class Minibatch:
-    """Some steps of a rollout, as tensors; names as in :class:`~hrl_policies.hrl_ppo.policy.Decision`."""
+class HierarchicalRolloutBufferSamples:
+    """Some steps of a rollout, as tensors; names as in :class:`~hrl_policies.hrl_ppo.policy.HierarchicalActions`.
+
+    Attributes:
+        advantages: ``float32 (n, 3)``, of manager, engagement and cost.
+        returns: ``float32 (n, 3)``.
+        slot_credit: ``float32 (n, K)``, each slot's click less the slate's mean; ``(n, 0)`` if not known.
+    """
 
     slots: Tensor
     candidates: Tensor
-    counts: Tensor
+    window_counts: Tensor
     scale: Tensor
     manager_features: Tensor
     worker_features: Tensor
-    actions: Tensor
+    manager_actions: Tensor
     manager_log_probs: Tensor
     worker_log_probs: Tensor
+    decided: Tensor
     advantages: Tensor
     returns: Tensor
-    credit: Tensor
-    decided: Tensor
+    slot_credit: Tensor
 
 
-class TwoLevelRollout:
+class HierarchicalRolloutBuffer:
     """Steps of ``T x B`` sessions with rewards, values and advantages of the manager, of engagement and of cost.
 
     Args:
-        steps: Steps ``T``.
-        sessions: Sessions ``B``.
-        device: Where minibatches go.
+        buffer_size: Steps ``T``.
+        n_envs: Sessions ``B``.
+        device: Device of the samples.
     """
 
-    def __init__(self, steps: int, sessions: int, device: torch.device) -> None:
-        self.buffer_size = steps
-        self.sessions = sessions
+    def __init__(self, buffer_size: int, n_envs: int, device: torch.device) -> None:
+        self.buffer_size = buffer_size
+        self.n_envs = n_envs
         self.device = device
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._parts: dict[str, list[Tensor]] = {name: [] for name in _STORED}
-        shape = (self.buffer_size, self.sessions)
+        self._tensors: dict[str, list[Tensor]] = {name: [] for name in _STORED}
+        shape = (self.buffer_size, self.n_envs)
         self.values = np.zeros((*shape, 3), np.float32)
         self.rewards = np.zeros((*shape, 3), np.float32)
-        self.credit = np.zeros((*shape, 0), np.float32)
-        self.done = np.zeros(shape, np.bool_)
+        self.slot_credit = np.zeros((*shape, 0), np.float32)
+        self.dones = np.zeros(shape, np.bool_)
         self.final_values = np.zeros((*shape, 3), np.float32)
         self.decided = np.zeros(shape, np.bool_)
         self.pos = 0
@@ -84,36 +90,37 @@ class TwoLevelRollout:
 
     def add(
         self,
-        decision: Decision,
+        actions: HierarchicalActions,
         *,
         rewards: FloatArray,
         clicks: FloatArray | None,
-        done: BoolArray,
+        dones: BoolArray,
         final_values: FloatArray,
-        decided: BoolArray,
     ) -> None:
         """Adds a step.
 
         Args:
-            decision: What was decided.
+            actions: Actions of both levels.
             rewards: ``float32 (B, 3)``, of manager, engagement and cost.
             clicks: ``float32 (B, K)`` on the slots, or None if nobody knows.
-            done: ``bool (B,)``, whether the session ended.
+            dones: ``bool (B,)``, whether the session ended.
             final_values: ``float32 (B, 3)``, values to go on with where a session was cut off, else 0.
-            decided: ``bool (B,)``, whether the manager decided anew.
         """
         for name in _STORED:
-            self._parts[name].append(getattr(decision, name))
+            self._tensors[name].append(getattr(actions, name))
         if clicks is not None:
             if self.pos == 0:
-                self.credit = np.zeros((self.buffer_size, *clicks.shape), np.float32)
-            self.credit[self.pos] = clicks - clicks.mean(axis=1, keepdims=True)
-        self.values[self.pos] = decision.values.cpu().numpy()
-        self.rewards[self.pos], self.done[self.pos] = rewards, done
-        self.final_values[self.pos], self.decided[self.pos] = final_values, decided
+                self.slot_credit = np.zeros((self.buffer_size, *clicks.shape), np.float32)
+            self.slot_credit[self.pos] = clicks - clicks.mean(axis=1, keepdims=True)
+        self.values[self.pos] = actions.values.cpu().numpy()
+        self.decided[self.pos] = actions.decided.cpu().numpy()
+        self.rewards[self.pos], self.dones[self.pos] = rewards, dones
+        self.final_values[self.pos] = final_values
         self.pos += 1
 
-    def finish(self, last_values: FloatArray, gammas: tuple[float, float, float], gae_lambda: float) -> None:
+    def compute_returns_and_advantages(
+        self, last_values: FloatArray, gammas: tuple[float, float, float], gae_lambda: float
+    ) -> None:
         """Computes advantages and returns.
 
         Args:
@@ -122,39 +129,38 @@ class TwoLevelRollout:
             gae_lambda: Of generalised advantage estimation (Schulman et al., 2016).
         """
         self.advantages = np.zeros_like(self.values)
-        for part in (ENGAGEMENT, COST):
+        always = np.ones_like(self.decided)
+        for part, decided in ((MANAGER, self.decided), (ENGAGEMENT, always), (COST, always)):
             self.advantages[..., part] = advantages(
-                self.rewards[..., part], self.values[..., part], self.done, self.final_values[..., part],
-                last_values[:, part], np.ones_like(self.done), gammas[part], gae_lambda,
+                self.rewards[..., part], self.values[..., part], self.dones, self.final_values[..., part],
+                last_values[:, part], decided, gammas[part], gae_lambda,
             )  # fmt: skip
-        self.advantages[..., MANAGER] = advantages(
-            self.rewards[..., MANAGER], self.values[..., MANAGER], self.done, self.final_values[..., MANAGER],
-            last_values[:, MANAGER], self.decided, gammas[MANAGER], gae_lambda,
-        )  # fmt: skip
         self.returns = self.advantages + self.values
-        self._flat = {name: torch.cat(parts) for name, parts in self._parts.items()}
-        for name in ("advantages", "returns", "credit", "decided"):
-            values = getattr(self, name)
-            flat = values.reshape(self.buffer_size * self.sessions, *values.shape[2:])
-            self._flat[name] = torch.from_numpy(flat).to(self.device)
+        total = self.buffer_size * self.n_envs
+        self._flat = {name: torch.cat(steps) for name, steps in self._tensors.items()}
+        for name in ("advantages", "returns", "slot_credit", "decided"):
+            array = getattr(self, name)
+            self._flat[name] = torch.from_numpy(array.reshape(total, *array.shape[2:])).to(self.device)
 
     def manager_actions(self) -> Tensor:
-        """Returns the manager's ``x`` of all steps, ``float32 (T B, size)``."""
-        return self._flat["actions"]
+        """Returns the manager's actions of all steps, ``(T * B, size)``."""
+        return self._flat["manager_actions"]
 
-    def minibatches(self, size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
+    def get(self, batch_size: int, rng: np.random.Generator) -> Iterator[HierarchicalRolloutBufferSamples]:
         """Returns all steps once, in random order."""
-        total = self.buffer_size * self.sessions
+        total = self.buffer_size * self.n_envs
         order = torch.from_numpy(rng.permutation(total)).to(self.device)
-        for low in range(0, total, size):
-            rows = order[low : low + size]
-            yield Minibatch(**{name: part[rows] for name, part in self._flat.items()})
+        for low in range(0, total, batch_size):
+            rows = order[low : low + batch_size]
+            yield HierarchicalRolloutBufferSamples(
+                **{name: steps[rows] for name, steps in self._flat.items()}
+            )
 
 
 def advantages(
     rewards: FloatArray,
     values: FloatArray,
-    done: BoolArray,
+    dones: BoolArray,
     final_values: FloatArray,
     last_values: FloatArray,
     decided: BoolArray,
@@ -169,33 +175,33 @@ def advantages(
     Args:
         rewards: ``float32 (T, B)``.
         values: ``float32 (T, B)``, at each step.
-        done: ``bool (T, B)``, session over after this step.
+        dones: ``bool (T, B)``, session over after this step.
         final_values: ``float32 (T, B)``, value to go on with after a session that was cut off.
         last_values: ``float32 (B,)``, value after the last step.
         decided: ``bool (T, B)``, where decisions were taken; all true is the usual estimate.
         gamma: Discount of a step.
         gae_lambda: See above.
     """
-    found = np.zeros_like(values)
-    gained, discount = np.zeros(values.shape[1]), np.ones(values.shape[1])
+    result = np.zeros_like(values)
+    segment_reward, segment_discount = np.zeros(values.shape[1]), np.ones(values.shape[1])
     next_value, next_advantage = np.asarray(last_values), np.zeros(values.shape[1])
     for step in range(len(values) - 1, -1, -1):
-        over = done[step]
+        over, here = dones[step], decided[step]
         next_value = np.where(over, final_values[step], next_value)
         next_advantage = np.where(over, 0.0, next_advantage)
-        gained = rewards[step] + gamma * np.where(over, 0.0, gained)
-        discount = gamma * np.where(over, 1.0, discount)
-        here = decided[step]
-        delta = gained + discount * next_value - values[step]
-        advantage = delta + discount * gae_lambda * next_advantage
-        found[step] = np.where(here, advantage, 0.0)
+        segment_reward = rewards[step] + gamma * np.where(over, 0.0, segment_reward)
+        segment_discount = gamma * np.where(over, 1.0, segment_discount)
+        delta = segment_reward + segment_discount * next_value - values[step]
+        advantage = delta + segment_discount * gae_lambda * next_advantage
+        result[step] = np.where(here, advantage, 0.0)
         next_value = np.where(here, values[step], next_value)
         next_advantage = np.where(here, advantage, next_advantage)
-        gained, discount = np.where(here, 0.0, gained), np.where(here, 1.0, discount)
-    return found
+        segment_reward = np.where(here, 0.0, segment_reward)
+        segment_discount = np.where(here, 1.0, segment_discount)
+    return result
 
 
-def clicks_of(observation: object, slate_size: int) -> NDArray[np.float32] | None:
+def newest_clicks(observation: object, slate_size: int) -> NDArray[np.float32] | None:
     """Returns the clicks on the slate just shown, the newest of the window, ``float32 (B, K)``; None without one."""
     if not isinstance(observation, dict) or "history_clicks" not in observation:
         return None

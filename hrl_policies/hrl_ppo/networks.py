@@ -1,4 +1,4 @@
-"""What both levels know of the items, and what an observation says of them."""
+"""Manager, worker and the item table that they share: what an observation holds, and how items are scored."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CONTEXT = 5
 
 
 class ItemTable(nn.Module):
-    """Item tables as buffers, so that a saved policy needs no environment to be loaded.
+    """Embeddings, popularity and click log-odds of the items, as buffers: a saved policy loads without an environment.
 
-    Inside, items are in an order of their own, the popular group first, so that each group is a slice; ``order`` and
-    ``place`` lead from there to the environment's items and back.
+    The table's order of items puts the popular group first, so that each group is a slice; ``order`` and ``place`` lead
+    from there to the environment's items and back.
 
     The accuracy term of an item is ``prior_i + cos(query, e_i) * similarity``: eq. 6's similarity alone without a click
     scorer, and the scorer's log-odds with one, which are what the greedy controls rank by.
@@ -58,7 +58,7 @@ class ItemTable(nn.Module):
         self.register_buffer("popular", torch.zeros(items, dtype=torch.bool))
 
     def fill(self, world: World, scorer: ClickScorer | None) -> None:
-        """Takes the tables of a world.
+        """Fills the table from a world.
 
         Args:
             world: The training world; its embeddings, popularity groups and training exposures are read.
@@ -91,7 +91,7 @@ class ItemTable(nn.Module):
         """Returns the accuracy term of all items, ``(B, N)``, for queries ``(B, d)``: ``prior + cos * similarity``."""
         return torch.addmm(self.prior, queries * self.similarity, self.units.T)
 
-    def best(self, scores: Tensor, count: int) -> Tensor:
+    def best_candidates(self, scores: Tensor, count: int) -> Tensor:
         """Returns the best items of each group, half of ``count`` from either, or all of a smaller group.
 
         Args:
@@ -103,33 +103,33 @@ class ItemTable(nn.Module):
         """
         if count == 0 or count >= self.items:
             return torch.arange(self.items, device=scores.device).expand(len(scores), -1)
-        heads, half = int(self.popular.sum()), self._half(count)
-        parts = []
-        for low, part in ((0, scores[:, :heads]), (heads, scores[:, heads:])):
-            if part.shape[1]:
-                parts.append(low + part.topk(min(half, part.shape[1]), dim=1, sorted=False).indices)
-        return torch.cat(parts, dim=1)
+        n_popular, half = int(self.popular.sum()), self._group_size(count)
+        groups = []
+        for low, group in ((0, scores[:, :n_popular]), (n_popular, scores[:, n_popular:])):
+            if group.shape[1]:
+                groups.append(low + group.topk(min(half, group.shape[1]), dim=1, sorted=False).indices)
+        return torch.cat(groups, dim=1)
 
-    def offers(self, scores: Tensor, count: int = 0) -> Tensor:
+    def group_scores(self, scores: Tensor, count: int = 0) -> Tensor:
         """Returns the mean of the best scores of both groups, half a slate of each, ``float32 (B, 2)``.
 
         Args:
-            scores: ``(B, N)``, or ``(B, C)`` of the candidates that :meth:`best` names, which hold the same best ones.
-            count: What :meth:`best` was given for those.
+            scores: ``(B, N)``, or ``(B, C)`` of the candidates of :meth:`best_candidates`, which hold the same best.
+            count: The number of candidates that :meth:`best_candidates` was asked for.
         """
-        heads = int(self.popular.sum())
+        n_popular = int(self.popular.sum())
         if scores.shape[1] < self.items:
-            heads = min(heads, self._half(count))
+            n_popular = min(n_popular, self._group_size(count))
         half = max(self.slate_size // 2, 1)
-        parts = [
-            part.topk(min(half, part.shape[1]), dim=1).values.mean(dim=1)
-            if part.shape[1]
+        means = [
+            group.topk(min(half, group.shape[1]), dim=1).values.mean(dim=1)
+            if group.shape[1]
             else scores.new_zeros(len(scores))
-            for part in (scores[:, :heads], scores[:, heads:])
+            for group in (scores[:, :n_popular], scores[:, n_popular:])
         ]
-        return torch.stack(parts, dim=1)
+        return torch.stack(means, dim=1)
 
-    def _half(self, count: int) -> int:
+    def _group_size(self, count: int) -> int:
         """Returns how many candidates of each group stand for half of ``count``: at least a slate."""
         return max(count // 2, self.slate_size)
 
@@ -151,9 +151,9 @@ class Window:
         self._skips = (1.0 - clicks) * self._known
         self._table = table
 
-    def add(self, scores: Tensor, of_click: Tensor, of_skip: Tensor) -> Tensor:
-        """Returns scores ``(B, N)`` plus a weight for each click on an item and one for each skip."""
-        return scores.scatter_add(1, self._rows, of_click * self._clicks + of_skip * self._skips)
+    def add_memory(self, scores: Tensor, memory: Tensor) -> Tensor:
+        """Returns scores ``(B, N)`` plus ``memory[0]`` for each click on an item and ``memory[1]`` for each skip."""
+        return scores.scatter_add(1, self._rows, memory[0] * self._clicks + memory[1] * self._skips)
 
     def counts(self, candidates: Tensor) -> Tensor:
         """Returns clicks and skips of candidates ``int64 (B, C)``, ``float32 (B, C, 2)``."""
@@ -185,7 +185,7 @@ class Window:
 
 
 class Observed:
-    """An observation as both levels take it: state and, where there is one, the window.
+    """An observation as both levels take it: the state and, where there is one, the window.
 
     Args:
         observation: ``float32 (B, d_out)``, or a dict with ``state``, ``history_items`` and ``history_clicks``.
@@ -217,9 +217,9 @@ class Observed:
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 2.0
 _HER4IF_DEVIATION = 0.1
 # Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
-_MEMORY_PACE = 10.0
+_MEMORY_RATE = 10.0
 _MIN_WEIGHT = 1e-3
-OFFER = 2
+GROUPS = 2
 
 
 class Manager(nn.Module):
@@ -235,7 +235,7 @@ class Manager(nn.Module):
         super().__init__()
         self.settings = settings
         self.counts = slate_size + 1
-        inputs = state_size + CONTEXT + OFFER
+        inputs = state_size + CONTEXT + GROUPS
         outputs = self.counts if settings.weights == "quota" else settings.action_size
         self.actor = _mlp(inputs, settings.width, outputs, gain=0.01)
         self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
@@ -270,7 +270,7 @@ class Manager(nn.Module):
         action = distribution.mean if deterministic else sampled
         return action, _log_prob(distribution, action)
 
-    def evaluate(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_actions(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities and entropies of actions, ``float32 (B,)`` each."""
         distribution = self.distribution(features, feasible)
         if self.settings.weights == "quota":
@@ -320,7 +320,7 @@ class Worker(nn.Module):
     @property
     def memory(self) -> Tensor:
         """``float32 (2,)``, what a click on an item in the window adds to its accuracy term, and what a skip does."""
-        return _MEMORY_PACE * self.slow_memory
+        return _MEMORY_RATE * self.slow_memory
 
     def queries(self, features: Tensor) -> Tensor:
         """Returns what items are compared with, ``(B, d)``, or the hidden layer of ``her4if``."""
@@ -336,20 +336,31 @@ class Worker(nn.Module):
         aimed: Tensor = nn.functional.normalize(units + self.settings.reach * moved, dim=1, eps=1e-6)
         return aimed * self.log_similarity.exp()
 
-    def catalogue(self, features: Tensor, table: ItemTable) -> Tensor:
-        """Returns the accuracy term of all items, ``(B, N)``, without memory."""
-        queries = self.queries(features)
+    @torch.no_grad()
+    def catalogue_accuracy(self, observed: Observed, table: ItemTable) -> Tensor:
+        """Returns the accuracy term of all items at the state itself, ``(B, N)``; the candidates follow from it."""
         if self.settings.worker == "her4if":
-            return queries @ self.items.weight.T
-        return table.accuracy(queries)
+            action = observed.state.new_zeros(len(observed), self.settings.action_size)
+            scores = (
+                self.queries(torch.cat([observed.state, observed.context, action], dim=1))
+                @ self.items.weight.T
+            )
+        else:
+            state = observed.state[:, : self.dimension]
+            scores = table.accuracy(nn.functional.normalize(state, dim=1, eps=1e-6))
+        if self.settings.memory and observed.window is not None:
+            scores = observed.window.add_memory(scores, self.memory)
+        return scores
 
-    def accuracy(self, features: Tensor, candidates: Tensor, counts: Tensor, table: ItemTable) -> Tensor:
+    def accuracy(
+        self, features: Tensor, candidates: Tensor, window_counts: Tensor, table: ItemTable
+    ) -> Tensor:
         """Returns the accuracy term of candidates, ``(B, C)``, memory included.
 
         Args:
             features: ``(B, inputs)``.
             candidates: ``int64 (B, C)``.
-            counts: ``(B, C, 2)``, clicks and skips in the window.
+            window_counts: ``(B, C, 2)``, clicks and skips of the candidates in the window.
             table: Items.
         """
         queries = self.queries(features)
@@ -358,7 +369,7 @@ class Worker(nn.Module):
         else:
             similar = torch.einsum("bd,bcd->bc", queries, table.units[candidates])
             scores = table.prior[candidates] + table.similarity * similar
-        return scores + counts @ self.memory if self.settings.memory else scores
+        return scores + window_counts @ self.memory if self.settings.memory else scores
 
     def values(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``V_l`` and ``V_c``, ``float32 (B,)`` each."""
@@ -405,13 +416,13 @@ def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:
 
 
 def _log_prob(distribution: torch.distributions.Distribution, actions: Tensor) -> Tensor:
-    found: Tensor = distribution.log_prob(actions)
-    return found
+    log_prob: Tensor = distribution.log_prob(actions)
+    return log_prob
 
 
 def _entropy(distribution: torch.distributions.Distribution) -> Tensor:
-    found: Tensor = distribution.entropy()
-    return found
+    entropy: Tensor = distribution.entropy()
+    return entropy
 
 
 def _normal(mean: Tensor, deviation: Tensor) -> torch.distributions.Distribution:

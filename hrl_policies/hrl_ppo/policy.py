@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,26 +15,41 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
-from hrl_policies.hrl_ppo.networks import ItemTable, Manager, Observed, Worker
+from hrl_policies.common.yaml_files import validated
+from hrl_policies.hrl_ppo.networks import ItemTable, Manager, Observed, Worker, omegas
 from hrl_policies.hrl_ppo.settings import HierarchySettings
 from kuaifair_env.spaces import stack_observations, state_of
 
 _ADAM_EPSILON = 1e-5
 
 
-@dataclass
-class Decision:
-    """What both levels decided for a batch, and what is needed to evaluate it again.
+class ManagerState(NamedTuple):
+    """The manager's last actions, which hold for several steps; what a recurrent policy keeps in its LSTM states.
+
+    Attributes:
+        actions: ``float32 (B, size)``.
+        steps_left: ``int64 (B,)``, for how many more steps they hold.
+    """
+
+    actions: Tensor
+    steps_left: Tensor
+
+
+@dataclass(frozen=True)
+class HierarchicalActions:
+    """The actions of both levels for a batch of observations, with what is needed to evaluate them again.
 
     Attributes:
         slates: ``int64 (B, K)``, the environment's items.
         slots: ``int64 (B, K)``, places of those among the candidates.
         candidates: ``int64 (B, C)``, in the table's own order.
-        counts: ``float32 (B, C, 2)``, clicks and skips of the candidates in the window.
+        window_counts: ``float32 (B, C, 2)``, clicks and skips of the candidates in the window.
         scale: ``float32 (B, 2)``, mean and deviation by which accuracy was standardised.
         manager_features: ``float32 (B, F_h)``.
         worker_features: ``float32 (B, F_l)``; holds ``x``.
-        actions: ``float32 (B, size)``, the manager's ``x``.
+        manager_actions: ``float32 (B, size)``, the manager's ``x``.
+        decided: ``bool (B,)``, whether the manager decided now; elsewhere its last action holds.
+        steps_left: ``int64 (B,)``, for how many more steps the manager's actions hold.
         manager_log_probs: ``float32 (B,)``.
         worker_log_probs: ``float32 (B, K)``, one for each slot.
         values: ``float32 (B, 3)``, ``V_h``, ``V_l``, ``V_c``.
@@ -44,36 +59,34 @@ class Decision:
     slates: Tensor
     slots: Tensor
     candidates: Tensor
-    counts: Tensor
+    window_counts: Tensor
     scale: Tensor
     manager_features: Tensor
     worker_features: Tensor
-    actions: Tensor
+    manager_actions: Tensor
+    decided: Tensor
+    steps_left: Tensor
     manager_log_probs: Tensor
     worker_log_probs: Tensor
     values: Tensor
     entropies: Tensor
 
-
-@dataclass(frozen=True)
-class Held:
-    """A manager's action that still holds.
-
-    Attributes:
-        actions: ``float32 (B, size)``.
-        fresh: ``bool (B,)``, where the manager must decide anew.
-    """
-
-    actions: Tensor
-    fresh: Tensor
+    @property
+    def manager_state(self) -> ManagerState:
+        """What the manager's next actions depend on."""
+        return ManagerState(self.manager_actions, self.steps_left)
 
 
 class HierarchicalPolicy(BasePolicy):
     """Manager and worker over slates.
 
+    An observation becomes a slate in :meth:`act`: the worker scores all items at the state, the best of both groups
+    become candidates, the manager weighs accuracy against fairness, and the worker ranks the candidates by eq. 6
+    (:func:`~hrl_policies.hrl_ppo.networks.item_scores`).
+
     Args:
-        observation_space: ``Box`` of states, or ``Dict`` with ``state`` and the window
-        (``observation_mode="history"``).
+        observation_space: ``Box`` of states, or ``Dict`` with ``state`` and the window, as
+            ``observation_mode="history"`` gives it.
         action_space: ``MultiDiscrete`` of ``K`` times ``N`` (``action_mode="slate"``).
         lr_schedule: Learning rate of the worker.
         hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.settings.HierarchySettings`.
@@ -102,20 +115,20 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(
                 f"HierarchicalPPO shows slates; make the environment with action_mode='slate' (got {action_space})"
             )
-        self.hierarchy = HierarchySettings.of(hierarchy)
+        self.hierarchy = validated(HierarchySettings, hierarchy or {}, "hierarchy")
         self.slate_size, items = len(action_space.nvec), int(action_space.nvec[0])
+        has_window = isinstance(observation_space, spaces.Dict)
         state = (
             observation_space["state"] if isinstance(observation_space, spaces.Dict) else observation_space
         )
         if not isinstance(state, spaces.Box):
             raise ValueError(f"HierarchicalPPO needs a state of real numbers, got {state}")
-        if self.hierarchy.memory and not isinstance(observation_space, spaces.Dict):
+        if self.hierarchy.memory and not has_window:
             raise ValueError(
                 "memory=True needs the window: make the environment with observation_mode='history'"
             )
         self.state_size = int(state.shape[0])
         self.dimension = self.state_size if dimension is None else dimension
-        self._hierarchy = hierarchy
         self.table = ItemTable(items, self.dimension, self.slate_size)
         self.manager = Manager(self.hierarchy, self.state_size, self.slate_size)
         self.worker = Worker(self.hierarchy, self.state_size, self.table)
@@ -129,72 +142,77 @@ class HierarchicalPolicy(BasePolicy):
         # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
         self.optimizer = self.worker_optimizer
 
-    def decide(self, observation: Any, deterministic: bool = False, held: Held | None = None) -> Decision:
-        """Lets the manager weigh and the worker rank.
+    def act(
+        self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
+    ) -> HierarchicalActions:
+        """Returns the actions of both levels.
 
         Args:
             observation: A batch, as the environment gives it.
             deterministic: Whether both levels take what is likeliest.
-            held: The manager's action where it still holds; None decides anew everywhere.
+            manager_state: The manager's last actions; None lets it decide everywhere.
         """
-        seen = Observed(observation, self.table)
-        base = self._base(seen)
-        mean = base.mean(dim=1, keepdim=True)
-        # torch.std takes several times as long as the norm.
-        norm = torch.linalg.vector_norm(base - mean, dim=1, keepdim=True)
-        deviation = (norm / math.sqrt(max(base.shape[1] - 1, 1))).clamp_min(1e-6)
-        scale = torch.cat([mean, deviation], dim=1)
-        wanted = self.hierarchy.candidates
-        candidates = self.table.best(base, wanted)
-        offers = (self.table.offers(base.gather(1, candidates), wanted) - mean) / deviation
-        for_manager = torch.cat([seen.state, seen.context, offers], dim=1)
-        actions, manager_logs = self._manager_acts(for_manager, deterministic, held)
-        for_worker = torch.cat([seen.state, seen.context, actions], dim=1)
-        counts = base.new_zeros(*candidates.shape, 2)
-        if seen.window is not None and self.hierarchy.memory:
-            counts = seen.window.counts(candidates)
-        distribution = self._slates(for_worker, actions, candidates, counts, scale)
+        observed = Observed(observation, self.table)
+        accuracy = self.worker.catalogue_accuracy(observed, self.table)
+        scale = _mean_and_deviation(accuracy)
+        n_candidates = self.hierarchy.candidates
+        candidates = self.table.best_candidates(accuracy, n_candidates)
+        group_scores = self.table.group_scores(accuracy.gather(1, candidates), n_candidates)
+        manager_features = torch.cat(
+            [observed.state, observed.context, (group_scores - scale[:, :1]) / scale[:, 1:]], dim=1
+        )
+        actions, manager_log_probs = self._manager_actions(manager_features, deterministic)
+        decided = torch.ones(len(actions), dtype=torch.bool, device=actions.device)
+        steps_left = torch.zeros(len(actions), dtype=torch.int64, device=actions.device)
+        if manager_state is not None:
+            decided, steps_left = manager_state.steps_left <= 0, manager_state.steps_left
+            actions = torch.where(decided[:, None], actions, manager_state.actions)
+        worker_features = torch.cat([observed.state, observed.context, actions], dim=1)
+        window_counts = accuracy.new_zeros(*candidates.shape, 2)
+        if observed.window is not None and self.hierarchy.memory:
+            window_counts = observed.window.counts(candidates)
+        distribution = self._slate_distribution(worker_features, candidates, window_counts, scale)
         slots = distribution.mode() if deterministic else distribution.sample()
-        engagement, cost = self.worker.values(for_worker)
-        return Decision(
+        engagement, cost = self.worker.values(worker_features)
+        return HierarchicalActions(
             slates=self.table.order[candidates.gather(1, slots)],
             slots=slots,
             candidates=candidates,
-            counts=counts,
+            window_counts=window_counts,
             scale=scale,
-            manager_features=for_manager,
-            worker_features=for_worker,
-            actions=actions,
-            manager_log_probs=manager_logs,
+            manager_features=manager_features,
+            worker_features=worker_features,
+            manager_actions=actions,
+            decided=decided,
+            steps_left=torch.where(decided, self.hierarchy.interval, steps_left) - 1,
+            manager_log_probs=manager_log_probs,
             worker_log_probs=distribution.slot_log_probs(slots),
-            values=torch.stack([self.manager.value(for_manager), engagement, cost], dim=1),
+            values=torch.stack([self.manager.value(manager_features), engagement, cost], dim=1),
             entropies=distribution.entropy(),
         )
 
-    def evaluate_worker(
-        self,
-        features: Tensor,
-        candidates: Tensor,
-        counts: Tensor,
-        scale: Tensor,
-        slots: Tensor,
+    def evaluate_worker_actions(
+        self, features: Tensor, candidates: Tensor, window_counts: Tensor, scale: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities of slots ``(B, K)`` and entropies ``(B,)`` under the present worker.
 
         The manager's ``x`` is data here, out of ``features``: no gradient of the worker reaches the manager.
         """
-        actions = features[:, features.shape[1] - self.hierarchy.action_size :]
-        distribution = self._slates(features, actions, candidates, counts, scale)
+        distribution = self._slate_distribution(features, candidates, window_counts, scale)
         return distribution.slot_log_probs(slots), distribution.entropy()
+
+    def evaluate_manager_actions(self, features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probabilities and entropies ``(B,)`` of the manager's actions under the present manager."""
+        return self.manager.evaluate_actions(features, self.table.feasible, actions)
 
     def predict_values(self, observation: Any) -> Tensor:
         """Returns ``V_h``, ``V_l`` and ``V_c`` of a batch, ``float32 (B, 3)``."""
-        return self.decide(observation, deterministic=True).values
+        return self.act(observation, deterministic=True).values
 
     def forward(self, observation: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Returns slates, the values of both levels, and the log-probability of both actions together."""
-        found = self.decide(observation, deterministic)
-        return found.slates, found.values, found.manager_log_probs + found.worker_log_probs.sum(dim=1)
+        actions = self.act(observation, deterministic)
+        return actions.slates, actions.values, actions.manager_log_probs + actions.worker_log_probs.sum(dim=1)
 
     def predict(
         self,
@@ -210,83 +228,89 @@ class HierarchicalPolicy(BasePolicy):
 
         Args:
             observation: One observation or a batch.
-            state: What the last call returned; None at the start.
+            state: The state that the last call returned; None at the start.
             episode_start: ``bool (B,)``, where a session begins.
             deterministic: Whether to take what is likeliest.
         """
         self.set_training_mode(False)
         single = np.ndim(state_of(observation)) == 1
         batch = stack_observations([observation]) if single else observation
-        size = len(state_of(batch))
         with torch.inference_mode():
-            if self.hierarchy.interval == 1:
-                found = self.decide(batch, deterministic)
-            else:
-                held, left = self._held(state, episode_start, size)
-                found = self.decide(batch, deterministic, held)
-                left = np.where(held.fresh.cpu().numpy(), self.hierarchy.interval, left) - 1
-                state = (found.actions.cpu().numpy(), left)
-        slates = found.slates.cpu().numpy()
+            actions = self.act(batch, deterministic, self._manager_state(state, episode_start))
+        if self.hierarchy.interval > 1:
+            state = tuple(tensor.cpu().numpy() for tensor in actions.manager_state)
+        slates = actions.slates.cpu().numpy()
         return (slates[0] if single else slates), state
 
-    def _held(
-        self, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[np.bool_] | None, size: int
-    ) -> tuple[Held, NDArray[np.int64]]:
-        if state is None:
-            state = (np.zeros((size, self.hierarchy.action_size), np.float32), np.zeros(size, np.int64))
-        actions, left = state
-        fresh = left <= 0
+    def _manager_state(
+        self, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[np.bool_] | None
+    ) -> ManagerState | None:
+        if state is None or self.hierarchy.interval == 1:
+            return None
+        actions, steps_left = (torch.as_tensor(array, device=self.table.units.device) for array in state)
         if episode_start is not None:
-            fresh = fresh | np.asarray(episode_start, np.bool_)
-        device = self.table.units.device
-        return Held(torch.as_tensor(actions, device=device), torch.as_tensor(fresh, device=device)), left
+            steps_left = steps_left.masked_fill(
+                torch.as_tensor(episode_start, device=steps_left.device).bool(), 0
+            )
+        return ManagerState(actions, steps_left)
 
-    def _base(self, seen: Observed) -> Tensor:
-        """Returns the accuracy term of all items at the state itself, ``(B, N)``; candidates follow from it."""
-        silent = seen.state.new_zeros(len(seen), self.hierarchy.action_size)
-        with torch.no_grad():
-            if self.hierarchy.worker == "her4if":
-                features = torch.cat([seen.state, seen.context, silent], dim=1)
-                base = self.worker.catalogue(features, self.table)
-            else:
-                state = seen.state[:, : self.dimension]
-                base = self.table.accuracy(torch.nn.functional.normalize(state, dim=1, eps=1e-6))
-            if self.hierarchy.memory and seen.window is not None:
-                base = seen.window.add(base, *self.worker.memory.detach())
-        return base
+    def _manager_actions(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        """Returns the manager's actions as if it decided everywhere, and their log-probabilities."""
+        if self.hierarchy.manager == "learned":
+            return self.manager.act(features, self.table.feasible, deterministic)
+        constant = self.hierarchy.constant if self.hierarchy.manager == "constant" else 0.0
+        actions = features.new_full((len(features), self.hierarchy.action_size), constant)
+        return actions, features.new_zeros(len(features))
 
-    def _manager_acts(
-        self, features: Tensor, deterministic: bool, held: Held | None
-    ) -> tuple[Tensor, Tensor]:
-        if self.hierarchy.manager != "learned":
-            constant = self.hierarchy.constant if self.hierarchy.manager == "constant" else 0.0
-            actions = features.new_full((len(features), self.hierarchy.action_size), constant)
-            return actions, features.new_zeros(len(features))
-        actions, logs = self.manager.act(features, self.table.feasible, deterministic)
-        if held is not None:
-            actions = torch.where(held.fresh[:, None], actions, held.actions)
-        return actions, logs
-
-    def _slates(
-        self, features: Tensor, actions: Tensor, candidates: Tensor, counts: Tensor, scale: Tensor
+    def _slate_distribution(
+        self, features: Tensor, candidates: Tensor, window_counts: Tensor, scale: Tensor
     ) -> SlateDistribution | QuotaSlateDistribution:
-        scores = self.worker.accuracy(features, candidates, counts, self.table)
-        scores = (scores - scale[:, :1]) / scale[:, 1:]
+        actions = features[:, features.shape[1] - self.hierarchy.action_size :]
+        accuracy = self.worker.accuracy(features, candidates, window_counts, self.table)
+        accuracy = (accuracy - scale[:, :1]) / scale[:, 1:]
         popular = self.table.popular[candidates]
-        logits = self.worker.logits(scores, actions, self.table.popularity[candidates], popular)
+        logits = self.worker.logits(accuracy, actions, self.table.popularity[candidates], popular)
         if self.hierarchy.weights == "quota":
             count = actions[:, 0].round().to(torch.int64).clamp(0, self.slate_size)
             return QuotaSlateDistribution(logits, popular, count, self.slate_size)
         return SlateDistribution(logits, self.slate_size)
 
+    def diagnostics(self, manager_actions: Tensor) -> dict[str, float]:
+        """Returns what the manager asked for and what the worker has learned, by name, for the logger.
+
+        Args:
+            manager_actions: ``float32 (n, size)``, of a rollout.
+        """
+        values = {"temperature": self.worker.temperature}
+        if self.hierarchy.memory:
+            values["memory_click"], values["memory_skip"] = self.worker.memory
+        form = self.hierarchy.weights
+        varying = {}
+        if form == "quota":
+            varying["popular_count"] = manager_actions
+        elif self.hierarchy.manager != "flat" and form != "her4if":
+            varying["omega_acc"], varying["omega_fair"] = omegas(manager_actions, form)
+        for name, value in varying.items():
+            values |= {f"{name}_mean": value.mean(), f"{name}_std": value.std()}
+        return {name: float(value.detach()) for name, value in values.items()}
+
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self.decide(observation, deterministic).slates
+        return self.act(observation, deterministic).slates
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
-            "hierarchy": self._hierarchy,
+            "hierarchy": self.hierarchy.model_dump(),
             "dimension": self.dimension,
         }
+
+
+def _mean_and_deviation(accuracy: Tensor) -> Tensor:
+    """Returns mean and standard deviation of each row, ``float32 (B, 2)``."""
+    mean = accuracy.mean(dim=1, keepdim=True)
+    # torch.std takes several times as long as the norm.
+    norm = torch.linalg.vector_norm(accuracy - mean, dim=1, keepdim=True)
+    deviation = (norm / math.sqrt(max(accuracy.shape[1] - 1, 1))).clamp_min(1e-6)
+    return torch.cat([mean, deviation], dim=1)

@@ -1,8 +1,8 @@
-"""The fairness part of the manager's reward, Fair(L_t) of the paper's eq. 4, in five forms."""
+"""The fairness part of the manager's reward, ``Fair(L_t)`` of the paper's eq. 4, in five forms."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ _GINI_WINDOW = 20.0
 _DECILES = 10
 
 
-class FairnessReward(Protocol):
-    """Turns what was shown into a reward for each session."""
+class FairnessReward:
+    """Turns the slates of ``B`` sessions into a reward for each; what it knows of a session lasts until its end."""
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """Returns ``float32 (B,)``; 0 is fair, less is less fair.
@@ -30,18 +30,16 @@ class FairnessReward(Protocol):
             slates: ``int64 (B, K)``, what each session is shown now.
             entropies: ``float32 (B,)``, entropy of the first slot.
         """
-        ...
+        raise NotImplementedError
 
-    def ended(self, rows: BoolArray) -> None:
+    def start_rollout(self) -> None:
+        """Prepares for a rollout; sessions go on from the one before."""
+
+    def end_sessions(self, rows: BoolArray) -> None:
         """Forgets sessions that have ended, ``bool (B,)``."""
-        ...
-
-    def started_rollout(self) -> None:
-        """Called once before each rollout."""
-        ...
 
 
-class SlateDisparity:
+class SlateDisparity(FairnessReward):
     """``-|2 p - 1|`` with ``p`` the popular share of the slate: what the leave rule looks at (``slate_ad``)."""
 
     def __init__(self, popular: BoolArray) -> None:
@@ -52,41 +50,32 @@ class SlateDisparity:
         share: FloatArray = self._popular[slates].mean(axis=1, dtype=np.float32)
         return np.asarray(-np.abs(signed_gap(share)), np.float32)
 
-    def ended(self, rows: BoolArray) -> None:
-        """See :class:`FairnessReward`."""
 
-    def started_rollout(self) -> None:
-        """See :class:`FairnessReward`."""
+class SessionShare(FairnessReward):
+    """``-|2 p - 1|`` with ``p`` the session's popular share, whose half-life is five slates (``ema_group``)."""
 
-
-class SessionShare:
-    """The same on the session's share, with a half-life of five slates (``ema_group``)."""
-
-    def __init__(self, popular: BoolArray, sessions: int) -> None:
+    def __init__(self, popular: BoolArray, n_envs: int) -> None:
         self._popular = popular
-        self._kept = 0.5 ** (1.0 / _HALF_LIFE)
-        self._share = np.full(sessions, 0.5, np.float32)
+        self._decay = 0.5 ** (1.0 / _HALF_LIFE)
+        self._share = np.full(n_envs, 0.5, np.float32)
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """See :class:`FairnessReward`."""
-        now = self._popular[slates].mean(axis=1, dtype=np.float32)
-        self._share = self._kept * self._share + (1.0 - self._kept) * now
+        share = self._popular[slates].mean(axis=1, dtype=np.float32)
+        self._share = self._decay * self._share + (1.0 - self._decay) * share
         return np.asarray(-np.abs(signed_gap(self._share)), np.float32)
 
-    def ended(self, rows: BoolArray) -> None:
+    def end_sessions(self, rows: BoolArray) -> None:
         """See :class:`FairnessReward`."""
         self._share[rows] = 0.5
 
-    def started_rollout(self) -> None:
-        """See :class:`FairnessReward`."""
 
-
-class SystemGini:
+class SystemGini(FairnessReward):
     """How much a step moves the Gini coefficient of exposure over all sessions (``ema_gini``, ``decile_gini``).
 
     ``Fair_t = Phi_t - Phi_{t-1}`` with ``Phi`` minus the Gini coefficient of a moving average of exposures, scaled so
-    that a whole rollout's change weighs as much as its slates; counters start afresh with every rollout, since what
-    other sessions were shown is not the user's doing. The reward of a step is the same in all sessions.
+    that a whole rollout's change weighs as much as its slates. The counters belong to no session and start at zero in
+    every rollout. The reward of a step is the same in all sessions.
 
     Args:
         owner: ``int64 (N,)``, which of ``width`` counters an item belongs to.
@@ -98,48 +87,37 @@ class SystemGini:
         self._owner = owner
         self._sizes = np.maximum(np.bincount(owner, minlength=width), 1)
         self._scale = scale
-        self._shown = np.zeros(width)
-        self._last: float | None = None
+        self.start_rollout()
+
+    def start_rollout(self) -> None:
+        """See :class:`FairnessReward`."""
+        self._shown = np.zeros(len(self._sizes))
+        self._potential: float | None = None
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """See :class:`FairnessReward`."""
-        kept = 1.0 - slates.size / (_GINI_WINDOW * len(self._owner) + slates.size)
-        self._shown = kept * self._shown + np.bincount(
-            self._owner[slates].ravel(), minlength=len(self._shown)
-        )
+        decay = 1.0 - slates.size / (_GINI_WINDOW * len(self._owner) + slates.size)
+        shown = np.bincount(self._owner[slates].ravel(), minlength=len(self._shown))
+        self._shown = decay * self._shown + shown
         potential = -gini(self._shown / self._sizes)
-        change = 0.0 if self._last is None else potential - self._last
-        self._last = potential
+        change = 0.0 if self._potential is None else potential - self._potential
+        self._potential = potential
         return np.full(len(slates), self._scale * change, np.float32)
 
-    def ended(self, rows: BoolArray) -> None:
-        """See :class:`FairnessReward`."""
 
-    def started_rollout(self) -> None:
-        """See :class:`FairnessReward`."""
-        self._shown[:] = 0.0
-        self._last = None
-
-
-class PolicyEntropy:
+class PolicyEntropy(FairnessReward):
     """Entropy of the policy over ``log N``, minus 1 (``policy_entropy``; the form of HER4IF's successors)."""
 
-    def __init__(self, items: int) -> None:
-        self._most = float(np.log(max(items, 2)))
+    def __init__(self, n_items: int) -> None:
+        self._max_entropy = float(np.log(max(n_items, 2)))
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
         """See :class:`FairnessReward`."""
-        return (entropies / self._most - 1.0).astype(np.float32)
-
-    def ended(self, rows: BoolArray) -> None:
-        """See :class:`FairnessReward`."""
-
-    def started_rollout(self) -> None:
-        """See :class:`FairnessReward`."""
+        return (entropies / self._max_entropy - 1.0).astype(np.float32)
 
 
 def fairness_reward(
-    kind: FairKind, popular: BoolArray, popularity: NDArray[Any], sessions: int, slate_size: int
+    kind: FairKind, popular: BoolArray, popularity: NDArray[Any], n_envs: int, slate_size: int
 ) -> FairnessReward:
     """Returns a fairness reward by name.
 
@@ -147,7 +125,7 @@ def fairness_reward(
         kind: See :data:`FairKind`.
         popular: ``bool (N,)``, the popular group.
         popularity: ``(N,)``, whatever orders items by popularity.
-        sessions: Concurrent sessions ``B``.
+        n_envs: Concurrent sessions ``B``.
         slate_size: Items ``K`` of a slate.
 
     Raises:
@@ -156,15 +134,15 @@ def fairness_reward(
     if kind == "slate_ad":
         return SlateDisparity(popular)
     if kind == "ema_group":
-        return SessionShare(popular, sessions)
-    items = len(popular)
+        return SessionShare(popular, n_envs)
+    n_items = len(popular)
     if kind == "ema_gini":
-        return SystemGini(np.arange(items), items, items / slate_size)
+        return SystemGini(np.arange(n_items), n_items, n_items / slate_size)
     if kind == "decile_gini":
         rank = np.argsort(np.argsort(popularity, kind="stable"), kind="stable")
-        return SystemGini(rank * _DECILES // items, _DECILES, float(_DECILES))
+        return SystemGini(rank * _DECILES // n_items, _DECILES, float(_DECILES))
     if kind == "policy_entropy":
-        return PolicyEntropy(items)
+        return PolicyEntropy(n_items)
     raise ValueError(f"fair must be one of {get_args(FairKind)}, got {kind!r}")
 
 

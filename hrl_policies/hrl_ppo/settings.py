@@ -1,19 +1,20 @@
-"""What a hierarchical agent is: the forms of manager, worker and constraint, by name."""
+"""Settings of a hierarchical agent: the forms of manager and worker, by name."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ManagerKind = Literal["learned", "constant", "flat"]
 WeightForm = Literal["simplex", "paper", "her4if", "quota"]
 WorkerKind = Literal["query", "strict", "her4if"]
+_Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
-class HierarchySettings:
-    """Forms of both levels.
+class HierarchySettings(BaseModel):
+    """Forms of both levels; the defaults are DSRM-HRL's.
 
     Attributes:
         manager: ``"learned"`` (``pi_h``, eq. 5), ``"constant"`` (the same weights always; if it ties with the learned
@@ -40,49 +41,37 @@ class HierarchySettings:
         start_deviation: Standard deviation of ``x`` at the start.
     """
 
-    manager: ManagerKind = "learned"
-    weights: WeightForm = "simplex"
-    worker: WorkerKind = "query"
-    reach: float = 0.3
-    memory: bool = False
-    candidates: int = 64
-    interval: int = 1
-    constant: float = 0.0
-    width: int = 64
-    start_temperature: float = 0.1
-    start_deviation: float = 0.5
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    def __post_init__(self) -> None:
-        for name, kinds in (("manager", ManagerKind), ("weights", WeightForm), ("worker", WorkerKind)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {getattr(self, name)!r}")
+    manager: ManagerKind = "learned"
+    weights: WeightForm = "quota"
+    worker: WorkerKind = "strict"
+    reach: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    memory: bool = True
+    candidates: Annotated[int, Field(ge=0)] = 64
+    interval: _Count = 1
+    constant: float = 0.0
+    width: _Count = 64
+    start_temperature: _Positive = 0.1
+    start_deviation: _Positive = 0.5
+
+    @model_validator(mode="after")
+    def _need_weights(self) -> HierarchySettings:
         if self.manager == "flat" and self.weights not in ("simplex", "paper"):
             raise ValueError(
                 "a flat agent's weights are 'simplex' or 'paper'; the other forms need a manager"
             )
-        if self.candidates < 0 or self.interval < 1 or self.width < 1:
-            raise ValueError("candidates must not be negative; interval and width are at least 1")
-        if not 0.0 <= self.reach < math.inf:
-            raise ValueError(f"reach must be 0 or more, got {self.reach}")
-        if self.start_temperature <= 0 or self.start_deviation <= 0:
-            raise ValueError("start_temperature and start_deviation must be positive")
-
-    @classmethod
-    def of(cls, settings: dict[str, Any] | None) -> HierarchySettings:
-        """Makes settings from a plain dict.
-
-        Raises:
-            ValueError: If a name is unknown or a value not valid.
-        """
-        given = {} if settings is None else settings
-        unknown = set(given) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"unknown settings {sorted(unknown)} of the hierarchy; there are {sorted(cls.__dataclass_fields__)}"
-            )
-        return cls(**given)
+        return self
 
     @property
     def action_size(self) -> int:
         """Components of the manager's action ``x``."""
         return 2 if self.weights in ("paper", "her4if") else 1
+
+
+LITERAL: dict[str, Any] = {
+    "hierarchy": {"weights": "paper", "memory": False},
+    "click_scorer": None,
+    "slot_credit": 0.0,
+}
+"""Arguments of ``HierarchicalPPO`` that make it the paper's equations 4 to 6 as they stand."""

@@ -57,12 +57,12 @@ def build_fair_a2c(context: BuildContext) -> Any:
 
 
 def build_hierarchical(context: BuildContext) -> Any:
-    """Builds HierarchicalPPO; ``use_scorer`` says whether its accuracy term starts from the greedy controls' scores."""
+    """Builds HierarchicalPPO; the click scorer that it would fit is that of the greedy controls, fitted once."""
     from hrl_policies.hrl_ppo import HierarchicalPPO
 
     hyperparameters = dict(context.hyperparameters)
-    if hyperparameters.pop("use_scorer", False):
-        hyperparameters["scorer"] = context.worlds.scorer
+    if hyperparameters.get("click_scorer") == "fit":
+        hyperparameters["click_scorer"] = context.worlds.scorer
     return sb3_algorithm(HierarchicalPPO, context, hyperparameters)
 
 

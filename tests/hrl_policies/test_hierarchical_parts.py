@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo import HierarchySettings
-from hrl_policies.hrl_ppo.buffer import advantages, clicks_of
+from hrl_policies.hrl_ppo.buffer import advantages, newest_clicks
 from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas
 from hrl_policies.hrl_ppo.rewards import fairness_reward
 from kuaifair_env.metrics import gini
@@ -121,9 +122,9 @@ def test_only_the_value_at_decisions_counts():
 
 def test_clicks_of_a_slate_are_the_newest_of_the_window():
     clicks = np.arange(12).reshape(2, 6) % 3 == 0
-    found = clicks_of({"history_clicks": clicks}, 2)
+    found = newest_clicks({"history_clicks": clicks}, 2)
     np.testing.assert_array_equal(found, clicks[:, 4:])
-    assert clicks_of(np.zeros((2, 3)), 2) is None
+    assert newest_clicks(np.zeros((2, 3)), 2) is None
 
 
 POPULAR = np.array([True, True, True, False, False, False, False, False, False, False])
@@ -152,7 +153,7 @@ def test_session_share_has_a_half_life_of_five_slates_and_forgets_ended_sessions
         last = form.reward(SLATES, SILENT)
     # Five slates without a popular item leave half of the disparity to go: .5 -> .25 -> 0.
     np.testing.assert_allclose(last[[0, 2]], [0.0, -0.5], atol=1e-6)
-    form.ended(np.array([False, False, True]))
+    form.end_sessions(np.array([False, False, True]))
     np.testing.assert_allclose(form.reward(SLATES, SILENT)[2], first[2], rtol=1e-5)
     assert form.reward(SLATES, SILENT)[1] < first[1], "sessions that go on keep their share"
 
@@ -169,7 +170,7 @@ def test_system_gini_pays_for_what_a_step_changed():
     np.testing.assert_allclose(found, (before - gini(shown)) * 10 / 4, rtol=1e-5)
     assert found[0] > 0 and (found == found[0]).all(), "showing what was not shown is fairer for all"
     assert form.reward(two, SILENT)[0] < 0.1 * found[0], "showing it again pays less"
-    form.started_rollout()
+    form.start_rollout()
     np.testing.assert_array_equal(form.reward(two, SILENT), [0, 0, 0])
 
 
@@ -206,8 +207,8 @@ def test_every_form_starts_a_rollout_as_it_started_the_first(kind):
     everything = np.ones(3, np.bool_)
     first = form.reward(SLATES, SILENT)
     form.reward(SLATES[::-1], SILENT)
-    form.ended(everything)
-    form.started_rollout()
+    form.end_sessions(everything)
+    form.start_rollout()
     np.testing.assert_array_equal(form.reward(SLATES, SILENT), first)
 
 
@@ -262,7 +263,7 @@ def test_with_a_scorer_the_accuracy_term_is_the_scorer_s():
 def test_candidates_are_the_best_of_each_group(seed, count):
     _, table = filled()
     scores = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 40)).astype(np.float32))
-    found = table.best(scores, count).numpy()
+    found = table.best_candidates(scores, count).numpy()
     if count == 0 or count >= 40:
         np.testing.assert_array_equal(found, np.tile(np.arange(40), (3, 1)))
         return
@@ -275,17 +276,17 @@ def test_candidates_are_the_best_of_each_group(seed, count):
         assert sorted(expected) == sorted(chosen)
 
 
-def test_offers_are_the_mean_of_half_a_slate_of_each_group():
+def test_group_scores_are_the_mean_of_half_a_slate_of_each_group():
     _, table = filled()
     scores = np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)
     expected = [
         [np.sort(row[group])[::-1][:5].mean() for group in (table.popular.numpy(), ~table.popular.numpy())]
         for row in scores
     ]
-    np.testing.assert_allclose(table.offers(torch.from_numpy(scores)), expected, rtol=1e-5)
+    np.testing.assert_allclose(table.group_scores(torch.from_numpy(scores)), expected, rtol=1e-5)
     for count in (0, 6, 22, 38, 100):
-        candidates = table.best(torch.from_numpy(scores), count)
-        among = table.offers(torch.from_numpy(scores).gather(1, candidates), count)
+        candidates = table.best_candidates(torch.from_numpy(scores), count)
+        among = table.group_scores(torch.from_numpy(scores).gather(1, candidates), count)
         np.testing.assert_allclose(among, expected, rtol=1e-5)
 
 
@@ -323,7 +324,7 @@ def test_weights_of_clicks_and_skips_are_added_to_scores(seed):
     _, _, window = windows(seed, table)
     scores = torch.randn(4, 40, generator=torch.Generator().manual_seed(seed))
     counts = window.counts(torch.arange(40).expand(4, -1))
-    found = window.add(scores, torch.tensor(0.7), torch.tensor(-0.4))
+    found = window.add_memory(scores, torch.tensor([0.7, -0.4]))
     np.testing.assert_allclose(found, scores + 0.7 * counts[..., 0] - 0.4 * counts[..., 1], atol=1e-5)
 
 
@@ -389,9 +390,9 @@ def test_weights_of_eq_6():
 @pytest.mark.parametrize(
     ("given_settings", "message"),
     [
-        ({"manager": "frozen"}, "manager must be one of"),
-        ({"weights": "softmax"}, "weights must be one of"),
-        ({"worker": "pointer"}, "worker must be one of"),
+        ({"manager": "frozen"}, "manager must be 'learned'"),
+        ({"weights": "softmax"}, "weights must be 'simplex'"),
+        ({"worker": "pointer"}, "worker must be 'query'"),
         ({"manager": "flat", "weights": "quota"}, "need a manager"),
         ({"manager": "flat", "weights": "her4if"}, "need a manager"),
         ({"candidates": -1}, "candidates"),
@@ -399,18 +400,15 @@ def test_weights_of_eq_6():
         ({"width": 0}, "width"),
         ({"start_temperature": 0.0}, "start_temperature"),
         ({"start_deviation": -1.0}, "start_deviation"),
-        ({"temprature": 1.0}, r"unknown settings \['temprature'\]"),
+        ({"temprature": 1.0}, "temprature is unknown; there are candidates"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given_settings, message):
     with pytest.raises(ValueError, match=message):
-        HierarchySettings.of(given_settings)
+        validated(HierarchySettings, given_settings, "hierarchy")
 
 
-def test_settings_default_to_the_specification_s():
-    settings = HierarchySettings.of(None)
-    assert (settings.manager, settings.weights, settings.worker) == ("learned", "simplex", "query")
-    assert settings.interval == 1 and settings.start_temperature == 0.1
+def test_the_manager_s_action_has_one_component_or_a_weight_of_each_group():
     sizes = {
         form: HierarchySettings(weights=form).action_size for form in ("simplex", "paper", "her4if", "quota")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -24,10 +25,16 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
-from dsrm import VecDSRM
+from dsrm import DSRMObservationWrapper, VecDSRM
 from hrl_policies.common.click_scorer import ClickScorer
-from hrl_policies.hrl_ppo import HierarchicalPolicy, HierarchicalPPO, QuotaSlateDistribution
+from hrl_policies.hrl_ppo import (
+    HierarchicalPolicy,
+    HierarchicalPPO,
+    HierarchySettings,
+    QuotaSlateDistribution,
+)
 from hrl_policies.hrl_ppo.buffer import COST, ENGAGEMENT, MANAGER
+from hrl_policies.zoo import load_settings
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionConfig
@@ -55,10 +62,15 @@ def sessions(n: int = 8, seed: int = 0, world=PARITY, **settings):
     return KuaiFairVecEnv(world, SessionConfig(**given), n, seed=seed)
 
 
+PLAIN = {"weights": "simplex", "worker": "query", "memory": False}
+SMALL = {"n_steps": 8, "batch_size": 32, "n_epochs": 2, "seed": 0, "target_kl": None, "device": "cpu"}
+
+
 def agent(hierarchy=None, env=None, **settings) -> HierarchicalPPO:
-    given = {"n_steps": 8, "batch_size": 32, "n_epochs": 2, "seed": 0, "target_kl": None} | settings
+    """A small agent whose levels have plain forms, but for what is given."""
+    given = {**SMALL, "click_scorer": None, "slot_credit": 0.0, "learning_rate": 3e-4} | settings
     env = sessions() if env is None else env
-    return HierarchicalPPO("HierarchicalPolicy", env, hierarchy=hierarchy, device="cpu", **given)
+    return HierarchicalPPO("HierarchicalPolicy", env, hierarchy=PLAIN | (hierarchy or {}), **given)
 
 
 def trained(hierarchy=None, steps: int = 128, **settings) -> HierarchicalPPO:
@@ -92,7 +104,7 @@ def roll(model: HierarchicalPPO, callback: BaseCallback | None = None):
 
 
 def batches(model: HierarchicalPPO, size: int = 1000):
-    return list(model.rollout_buffer.minibatches(size, np.random.default_rng(0)))
+    return list(model.rollout_buffer.get(size, np.random.default_rng(0)))
 
 
 def observations(n: int = 12, seed: int = 5, **settings):
@@ -115,6 +127,64 @@ def same_optimiser(one, other):
     for key, state in one["state"].items():
         for name, value in state.items():
             assert torch.equal(value, other["state"][key][name]), (key, name)
+
+
+# Defaults -------------------------------------------------------------------------------------------------------
+
+
+def defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
+    shipped = dict(load_settings("dsrm-hrl").hyperparameters)
+    hierarchy = HierarchySettings(**shipped.pop("hierarchy"))
+    assert hierarchy == HierarchySettings()
+    taken = defaults(HierarchicalPPO.__init__)
+    assert shipped == {name: taken[name] for name in shipped}
+    policy = HierarchicalPPO("HierarchicalPolicy", sessions(), device="cpu").policy
+    assert policy.hierarchy == HierarchySettings(weights="quota", worker="strict", memory=True)
+
+
+def test_the_literal_preset_is_the_zoo_s_dsrm_hrl_literal():
+    shipped = load_settings("dsrm-hrl-literal").hyperparameters
+    model = HierarchicalPPO.literal(sessions(observation_mode="state"), seed=1, device="cpu")
+    assert model.policy.hierarchy == HierarchySettings(**shipped["hierarchy"])
+    others = {name: value for name, value in shipped.items() if name not in ("hierarchy", "click_scorer")}
+    assert others == {name: getattr(model, name) for name in others}
+    assert shipped["click_scorer"] is None and (model.policy.table.prior == 0).all()
+    assert HierarchicalPPO.literal(sessions(), fair_coef=0.5, device="cpu").fair_coef == 0.5
+
+
+def test_the_click_scorer_is_fitted_to_the_training_log_once(tmp_path, monkeypatch):
+    model = HierarchicalPPO("HierarchicalPolicy", sessions(), **SMALL)
+    table = model.policy.table
+    np.testing.assert_allclose(table.prior[table.place], ClickScorer.fit(PARITY).item_scores, rtol=1e-6)
+    model.save(tmp_path / "model.zip")
+    monkeypatch.setattr(ClickScorer, "fit", lambda world: pytest.fail("a loaded agent fits nothing"))
+    for env in (None, sessions()):
+        loaded = HierarchicalPPO.load(tmp_path / "model.zip", env=env, device="cpu")
+        assert not differing(weights(model, "table"), weights(loaded, "table"))
+
+
+def test_an_agent_says_whether_its_states_are_purified(tmp_path, capsys):
+    single = DSRMObservationWrapper(
+        KuaiFairEnv(PARITY, SessionConfig(action_mode="slate", slate_size=K, observation_mode="history")),
+        WindowPurifier(),
+    )
+    for env, name in (
+        (sessions(), "HRL"),
+        (VecDSRM(sessions(), WindowPurifier()), "DSRM-HRL"),
+        (VecMonitor(VecDSRM(sessions(), WindowPurifier())), "DSRM-HRL"),
+        (single, "DSRM-HRL"),
+    ):
+        model = HierarchicalPPO("HierarchicalPolicy", env, verbose=1, **SMALL)
+        assert repr(model).startswith(f"HierarchicalPPO({name}, manager='learned', weights='quota'")
+        printed = capsys.readouterr().out
+        assert repr(model) in printed and ("not purified" in printed) == (name == "HRL")
+    model.save(tmp_path / "model.zip")
+    assert HierarchicalPPO.load(tmp_path / "model.zip").method == "DSRM-HRL"
 
 
 # Stable-Baselines3 ----------------------------------------------------------------------------------------------
@@ -182,7 +252,7 @@ def test_a_loaded_agent_is_the_saved_one_bit_by_bit(tmp_path):
 def test_what_a_scorer_knows_is_saved_with_the_agent(tmp_path):
     """The item table comes with the file, not from the environment it is loaded with."""
     scorer = ClickScorer.fit(PARITY)
-    model = agent(scorer=scorer)
+    model = agent(click_scorer=scorer)
     np.testing.assert_allclose(
         model.policy.table.prior[model.policy.table.place], scorer.item_scores, rtol=1e-6
     )
@@ -230,6 +300,42 @@ def test_training_resumed_twice_goes_the_same_way(tmp_path):
         assert loaded.num_timesteps == 256
         ends.append(weights(loaded))
     assert not differing(*ends)
+
+
+def test_a_loaded_agent_goes_on_with_other_users_than_the_first(tmp_path):
+    def users_met(model, **settings):
+        met = []
+        model.learn(64, lambda local, _: met.append(model.env.unwrapped.batch.user_ids.copy()), **settings)
+        return np.stack(met)
+
+    model = agent()
+    first = users_met(model)
+    model.save(tmp_path / "model.zip")
+    resumed = [
+        users_met(
+            HierarchicalPPO.load(tmp_path / "model.zip", env=sessions(), device="cpu"),
+            reset_num_timesteps=False,
+        )
+        for _ in range(2)
+    ]
+    assert (resumed[0][0] != first[0]).any()
+    np.testing.assert_array_equal(*resumed)
+    afresh = HierarchicalPPO.load(tmp_path / "model.zip", env=sessions(), device="cpu")
+    np.testing.assert_array_equal(users_met(afresh)[0], first[0])
+
+
+def test_running_sessions_keep_their_popular_share_from_rollout_to_rollout():
+    """``ema_group`` over two rollouts of one learn() is what it is over one rollout as long as both."""
+    model = agent(fair="ema_group", fair_coef=1.0, n_steps=4)
+    listener = Listener()
+    rewards = [roll(model, listener).rewards.copy() for _ in range(2)]
+    share, decay = np.full(8, 0.5), 0.5**0.2
+    for step in range(8):
+        played = listener.steps[step]
+        share = decay * share + (1 - decay) * POPULAR[played["slates"]].mean(axis=1)
+        expected = played["reward"] - np.abs(2 * share - 1)
+        np.testing.assert_allclose(rewards[step // 4][step % 4][:, MANAGER], expected, atol=1e-5)
+        share[["episode" in info for info in played["infos"]]] = 0.5
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
@@ -426,15 +532,15 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
     model = trained(hierarchy)
     rollout = roll(model)
     for batch in batches(model, 100):
-        logs, _ = model.policy.evaluate_worker(
-            batch.worker_features, batch.candidates, batch.counts, batch.scale, batch.slots
+        logs, _ = model.policy.evaluate_worker_actions(
+            batch.worker_features, batch.candidates, batch.window_counts, batch.scale, batch.slots
         )
         np.testing.assert_allclose((logs - batch.worker_log_probs).detach().exp(), 1, atol=1e-5)
         assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
         if model.policy.hierarchy.manager == "learned":
             rows = batch.decided
-            found, _ = model.policy.manager.evaluate(
-                batch.manager_features[rows], model.policy.table.feasible, batch.actions[rows]
+            found, _ = model.policy.evaluate_manager_actions(
+                batch.manager_features[rows], batch.manager_actions[rows]
             )
             np.testing.assert_allclose((found - batch.manager_log_probs[rows]).detach().exp(), 1, atol=1e-5)
         np.testing.assert_allclose(batch.advantages.isfinite(), True)
@@ -451,7 +557,7 @@ def shown(model):
     """The slates of the last rollout, as the environment's items, ``(T, B, K)``."""
     rollout, table = model.rollout_buffer, model.policy.table
     places = rollout._flat["candidates"].gather(1, rollout._flat["slots"])
-    return table.order[places].numpy().reshape(rollout.buffer_size, rollout.sessions, -1)
+    return table.order[places].numpy().reshape(rollout.buffer_size, rollout.n_envs, -1)
 
 
 @pytest.mark.parametrize("credit", [0.0, 1.0])
@@ -471,11 +577,11 @@ def test_each_level_earns_its_own_reward(manager, credit):
     np.testing.assert_allclose(rollout.rewards[..., MANAGER], shaped, atol=1e-6)
     np.testing.assert_allclose(rollout.rewards[..., ENGAGEMENT], own, atol=1e-6)
     np.testing.assert_array_equal(rollout.rewards[..., COST], disparity >= 0.3)
-    assert rollout.done.any()
+    assert rollout.dones.any()
     if credit:
-        np.testing.assert_allclose(rollout.credit, clicks - engagement[..., None], atol=1e-6)
+        np.testing.assert_allclose(rollout.slot_credit, clicks - engagement[..., None], atol=1e-6)
     else:
-        assert rollout.credit.size == 0
+        assert rollout.slot_credit.size == 0
 
 
 def test_only_sessions_that_were_cut_off_go_on_with_a_value():
@@ -484,8 +590,8 @@ def test_only_sessions_that_were_cut_off_go_on_with_a_value():
         model = trained(env=sessions(leave=leave, max_len=5), n_steps=12)
         listener = Listener()
         rollout = roll(model, listener)
-        assert rollout.done.any()
-        for step, row in np.argwhere(rollout.done):
+        assert rollout.dones.any()
+        for step, row in np.argwhere(rollout.dones):
             info = listener.steps[step]["infos"][row]
             assert info["TimeLimit.truncated"] == cut
             last = {name: part[None] for name, part in info["terminal_observation"].items()}
@@ -495,15 +601,15 @@ def test_only_sessions_that_were_cut_off_go_on_with_a_value():
             )
             expected = model.policy.predict_values(last).detach().numpy()[0] if cut else np.zeros(3)
             np.testing.assert_allclose(rollout.final_values[step, row], expected, rtol=1e-4, atol=1e-5)
-        assert (rollout.final_values[~rollout.done] == 0).all()
+        assert (rollout.final_values[~rollout.dones] == 0).all()
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_slates_hold_exactly_the_manager_s_number_of_popular_items(deterministic):
     model = trained({"weights": "quota"}, learning_rate=1e-2)
-    found = model.policy.decide(observations(200), deterministic)
+    found = model.policy.act(observations(200), deterministic)
     popular = POPULAR[found.slates.numpy()].sum(axis=1)
-    np.testing.assert_array_equal(popular, found.actions[:, 0])
+    np.testing.assert_array_equal(popular, found.manager_actions[:, 0])
     assert deterministic or len(set(popular)) == K + 1
     roll(model)
     counts = model.rollout_buffer.manager_actions().numpy().reshape(8, 8)
@@ -516,10 +622,10 @@ def test_a_group_that_is_too_small_is_never_asked_for_more():
     few[[3, 20, 41]] = True
     world = replace(PARITY, groups=replace(PARITY.groups, popular=few))
     model = trained({"weights": "quota"}, env=sessions(world=world))
-    found = model.policy.decide(sessions(300, seed=4, world=world).reset())
+    found = model.policy.act(sessions(300, seed=4, world=world).reset())
     popular = few[found.slates.numpy()].sum(axis=1)
     assert set(popular) == {0, 1, 2, 3}
-    np.testing.assert_array_equal(popular, found.actions[:, 0])
+    np.testing.assert_array_equal(popular, found.manager_actions[:, 0])
 
 
 def test_a_constant_manager_never_changes():
@@ -529,7 +635,7 @@ def test_a_constant_manager_never_changes():
     assert not differing(before, weights(model, "manager"))
     assert not model.policy.manager_optimizer.state_dict()["state"]
     assert (model.rollout_buffer.manager_actions() == torch.tensor(0.8)).all()
-    assert (model.policy.decide(observations(), True).actions == torch.tensor(0.8)).all()
+    assert (model.policy.act(observations(), True).manager_actions == torch.tensor(0.8)).all()
 
 
 @pytest.mark.parametrize("form", ["simplex", "paper"])
@@ -561,8 +667,8 @@ def test_an_untrained_agent_ranks_by_equation_6(manager):
     """``Psi = w_acc z(cos(s, e)) - w_fair z(log pop)`` over the catalogue, by numpy in float64."""
     model = agent({"manager": manager, "constant": -0.4, "candidates": 0})
     seen = observations(30)
-    found = model.policy.decide(seen, deterministic=True)
-    x = found.actions[:, 0].detach().numpy().astype(np.float64)
+    found = model.policy.act(seen, deterministic=True)
+    x = found.manager_actions[:, 0].detach().numpy().astype(np.float64)
     if manager == "constant":
         np.testing.assert_allclose(x, -0.4, rtol=1e-6)
     states = seen["state"].astype(np.float64)
@@ -587,7 +693,7 @@ def test_an_untrained_agent_with_a_scorer_ranks_groups_as_the_scorer_does():
     model = agent(
         {"manager": "constant", "weights": "quota", "constant": 3.0},
         env=sessions(world=world),
-        scorer=scorer,
+        click_scorer=scorer,
     )
     seen = observations(30, world=world)
     slates, _ = model.predict(seen, deterministic=True)
@@ -600,7 +706,7 @@ def test_an_untrained_agent_with_a_scorer_ranks_groups_as_the_scorer_does():
 def test_the_multiplier_rises_while_every_slate_violates_and_falls_to_nothing_when_none_does():
     settings = {
         "constraint": "lagrange",
-        "multiplier_rate": 0.04,
+        "multiplier_rate": 0.4,
         "start_multiplier": 0.1,
         "cost_limit": 0.05,
     }
@@ -609,12 +715,12 @@ def test_the_multiplier_rises_while_every_slate_violates_and_falls_to_nothing_wh
         model = agent({"manager": "constant", "weights": "quota", "constant": float(count)}, **settings)
         path = []
         for _ in range(3):
-            model.learn(64 * 20 if count == 3 else 64, reset_num_timesteps=False)
+            model.learn(64 * 2 if count == 3 else 64, reset_num_timesteps=False)
             path.append(float(model.multiplier))
         ends[count] = path
-    np.testing.assert_allclose(ends[0], 0.1 + 0.04 * 0.95 * np.arange(1, 4), rtol=1e-5)
+    np.testing.assert_allclose(ends[0], 0.1 + 0.4 * 0.95 * np.arange(1, 4), rtol=1e-5)
     np.testing.assert_allclose(ends[6], ends[0], rtol=1e-6)
-    # 20 rollouts of -.05 * .04 each.
+    # Two rollouts of -.05 * .4 each.
     np.testing.assert_allclose(ends[3], [0.06, 0.02, 0.0], atol=1e-6)
 
 
@@ -628,14 +734,14 @@ def test_the_constraint_keeps_the_worker_from_violating():
             {"manager": "constant", "constant": 0.0, "worker": "her4if", "start_temperature": 1.0},
             env=sessions(16, world=world, leave=TemperFairness(unfair_penalty=0.0)),
             constraint=constraint,
-            start_multiplier=10.0,
+            start_multiplier=100.0,
             n_steps=16,
-            batch_size=128,
-            n_epochs=6,
-            learning_rate=3e-3,
+            batch_size=64,
+            n_epochs=2,
+            learning_rate=2e-2,
             gamma=0.0,
         )
-        model.learn(256 * 30)
+        model.learn(256 * 16)
         rates[constraint] = model.logger.name_to_value["train/violation_rate"]
     assert rates["lagrange"] < rates["none"] - 0.2
 
@@ -655,8 +761,8 @@ def test_an_action_holds_for_its_interval_within_a_session():
             np.testing.assert_array_equal(actions[step][held], actions[step - 1][held])
             assert (actions[step][~held] != actions[step - 1][~held]).all()
         left = np.where(left == 0, 4, left) - 1
-        left[rollout.done[step]] = 0
-    assert rollout.done[:-1].any()
+        left[rollout.dones[step]] = 0
+    assert rollout.dones[:-1].any()
 
 
 def test_predictions_carry_the_manager_s_action_and_renew_it_in_new_sessions():
@@ -695,8 +801,9 @@ def test_evaluation_does_not_depend_on_the_batch_where_actions_hold():
         ({"ratio": "token"}, "ratio must be one of"),
         ({"constraint": "pid"}, "constraint must be one of"),
         ({"fair": "fairest"}, "fair must be one of"),
-        ({"hierarchy": {"weights": "softmax"}}, "weights must be one of"),
-        ({"hierarchy": {"temprature": 1}}, "unknown settings"),
+        ({"hierarchy": {"weights": "softmax"}}, "hierarchy: weights must be 'simplex'"),
+        ({"hierarchy": {"temprature": 1}}, "hierarchy: temprature is unknown; there are candidates"),
+        ({"click_scorer": "log"}, "click_scorer must be a ClickScorer, 'fit' or None, got 'log'"),
         ({"slot_credit": 1.0, "ratio": "slate"}, "slot_credit needs ratio='per_slot'"),
         ({"n_epochs": 0}, "at least 1"),
         ({"policy_kwargs": {"use_sde": True}}, "state-dependent exploration"),

@@ -51,14 +51,14 @@ def r_cum(policy) -> float:
 
 def trained(seed: int, **hierarchy) -> HierarchicalPPO:
     env = KuaiFairVecEnv(replace(WORLD, split="train"), SESSION, 32, seed=seed)
-    forms = {"weights": "quota", "worker": "query", "reach": 10.0, "candidates": 0} | hierarchy
+    forms = {"weights": "quota", "worker": "query", "reach": 10.0, "memory": False, "candidates": 0} | hierarchy
     agent = HierarchicalPPO(
         "HierarchicalPolicy",
         env,
         hierarchy=forms,
         seed=seed,
         device="cpu",
-        slot_credit=1.0,
+        click_scorer=None,
         manager_ent_coef=0.01,
         learning_rate=3e-3,
         # A manager as fast as the worker settles before it knows what the worker can do, and what its choice is worth
