@@ -51,7 +51,13 @@ def r_cum(policy) -> float:
 
 def trained(seed: int, **hierarchy) -> HierarchicalPPO:
     env = KuaiFairVecEnv(replace(WORLD, split="train"), SESSION, 32, seed=seed)
-    forms = {"weights": "quota", "worker": "query", "reach": 10.0, "memory": False, "candidates": 0} | hierarchy
+    forms = {
+        "weights": "quota",
+        "worker": "query",
+        "reach": 10.0,
+        "memory": False,
+        "candidates": 0,
+    } | hierarchy
     agent = HierarchicalPPO(
         "HierarchicalPolicy",
         env,
