@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import chisquare, kstest, norm
 
 from kuaifair_env.synthetic.log import draw_test, draw_train
@@ -212,7 +212,7 @@ def test_the_platform_shows_what_users_like_and_clicks_show_it(toy):
     shown = truth.taste(train.users, train.items[:, None])
     assert shown.mean() > 0.4
     assert train.clicks.mean() == pytest.approx(TOY.logged_click_rate, abs=0.015)
-    logits = truth.click_logits(train.users, train.items[:, None], 1.0)[:, 0].astype(np.float64)
+    logits = logit(truth.click_probability(train.users, train.items[:, None], 1.0)[:, 0].astype(np.float64))
     logits += toy.world.feed_items[train.items] + toy.world.feed_users[train.users]
     chance = expit(logits + toy.data.report["feed_lift"])
     spread = np.sqrt((chance * (1 - chance)).sum())
