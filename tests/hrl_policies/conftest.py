@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import pytest
-from stored_studies import small_store
+from stored_studies import write_comparison_store, write_report_store
 
 from hrl_policies.cli.main import main
+from hrl_policies.study.results import comparisons
+from hrl_policies.study.store import stored_runs
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    small_store(folder)
-    return folder / "store"
+    """The folder of A2C, HRL and controls in two worlds at two horizons."""
+    return write_comparison_store(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def runs(store):
+    return stored_runs(store)
+
+
+@pytest.fixture(scope="session")
+def comparison(runs):
+    (only,) = comparisons(runs)
+    return only
+
+
+@pytest.fixture(scope="session")
+def report_store(tmp_path_factory):
+    """The folder of finished runs, an interrupted one and a failed one."""
+    return write_report_store(tmp_path_factory.mktemp("report") / "runs")
 
 
 @pytest.fixture

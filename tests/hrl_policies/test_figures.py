@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from stored_studies import LIKE_THE_PAPERS, OWN, pairs
+from stored_studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
 
 from hrl_policies.study.figures import (
     StepResult,
@@ -28,18 +28,14 @@ from hrl_policies.study.figures.style import looks
 from hrl_policies.study.labels import Variant
 from hrl_policies.study.outputs import draw_study
 from hrl_policies.study.results import comparisons
-from hrl_policies.study.store import stored_runs
 
 
 @pytest.fixture(scope="module")
-def runs(store):
-    return stored_runs(store)
-
-
-@pytest.fixture(scope="module")
-def comparison(runs):
-    (found,) = comparisons(runs)
-    return found
+def drawn(runs, tmp_path_factory):
+    """Every figure of the horizon 8 as SVG, by name."""
+    chosen = [run for run in runs if run.config.session.max_len == 8]
+    paths = draw_study(tmp_path_factory.mktemp("figures"), chosen, ("svg",))
+    return {path.stem: path for path in paths}
 
 
 def size_of(path):
@@ -91,84 +87,69 @@ def test_seeds_are_brought_to_the_same_steps(comparison):
     assert values == pytest.approx(np.stack([0.3 * steps + k for k in range(3)]))
 
 
-def test_every_figure_is_drawn_in_every_format(runs, tmp_path):
-    written = draw_study(
-        tmp_path, [run for run in runs if run.config.world == LIKE_THE_PAPERS], ("png", "svg")
-    )
-    names = {"profiles"} | {
-        f"{name}_len{max_len}"
-        for max_len in (8, 30)
-        for name in (
-            "fig_3_purification_gain", "fig_7_learning_curves", "pareto",
-            f"results_{LIKE_THE_PAPERS}",
-        )
+def test_every_figure_has_a_file_of_its_own(runs, drawn, tmp_path):
+    assert set(drawn) == {
+        "fig_3_purification_gain_len8", "fig_7_learning_curves_len8", "pareto_len8", "profiles",
+        f"results_{LIKE_THE_PAPERS}_len8", f"results_{OWN}_len8",
     }  # fmt: skip
-    assert {path.name for path in written} == {f"{name}.{form}" for name in names for form in ("png", "svg")}
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
+    controls = [run for run in runs if run.config.method == "random" and run.config.world == OWN]
+    written = draw_study(tmp_path, controls, ("png",))
+    names = {f"{name}_len{max_len}.png" for name in ("pareto", f"results_{OWN}") for max_len in (8, 30)}
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()} == names
     for path in written:
-        if path.suffix == ".png":
-            width, height = size_of(path)
-            assert width >= 400 and height >= 150
+        width, height = size_of(path)
+        assert width >= 400 and height >= 150
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
-def test_equal_runs_give_equal_bytes(comparison, tmp_path, form):
-    for name in ("a", "b"):
-        draw_pareto(tmp_path / f"{name}.{form}", comparison, 8)
-    assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
+def test_equal_runs_give_equal_bytes_that_say_what_they_are_made_from(runs, tmp_path, form):
+    (small,) = comparisons([run for run in runs if run.config.method in CONTROLS and run.config.world == OWN])
+    first, second = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    assert draw_pareto(first, small, 8) and draw_pareto(second, small, 8)
+    assert first.read_bytes() == second.read_bytes()
+    if form != "pdf":
+        for run in small.runs:
+            assert run.record.data_hash.encode() in first.read_bytes()
+        assert matplotlib.__version__.encode() not in first.read_bytes()
 
 
-def test_figures_carry_what_they_are_made_from(comparison, tmp_path):
-    for form in ("png", "svg"):
-        draw_pareto(tmp_path / f"a.{form}", comparison, 8)
-        content = (tmp_path / f"a.{form}").read_bytes()
-        for run in comparison.runs:
-            assert run.record.data_hash.encode() in content
-        assert matplotlib.__version__.encode() not in content
+@pytest.mark.parametrize("name", ["fig_7_learning_curves_len8", "fig_3_purification_gain_len8"])
+def test_every_figure_of_len_shows_floor_and_ceiling(drawn, name):
+    assert {"floor of Len", "ceiling of Len", "KuaiRecTwin (own)"} <= set(words_of(drawn[name]))
 
 
-@pytest.mark.parametrize("draw", [draw_learning_curves, draw_purification_gain])
-def test_every_figure_of_len_shows_floor_and_ceiling(comparison, tmp_path, draw):
-    assert draw(tmp_path / "a.svg", comparison, 8)
-    words = words_of(tmp_path / "a.svg")
-    assert {"floor of Len", "ceiling of Len", "KuaiRecTwin (own)"} <= set(words)
-
-
-def test_learning_curves_are_labelled_by_method(comparison, tmp_path):
-    draw_learning_curves(tmp_path / "a.svg", comparison, 8)
-    words = words_of(tmp_path / "a.svg")
+def test_learning_curves_are_labelled_by_method(drawn):
+    words = words_of(drawn["fig_7_learning_curves_len8"])
     assert {"A2C", "A2C + ips", "Len", "AD", "violation rate", "training steps"} <= set(words)
     assert "Random" not in words
 
 
-def test_purification_is_shown_for_methods_with_several_states_only(comparison, tmp_path):
-    draw_purification_gain(tmp_path / "a.svg", comparison, 8)
-    words = words_of(tmp_path / "a.svg")
+def test_purification_is_shown_for_methods_with_several_states_only(drawn):
+    words = words_of(drawn["fig_3_purification_gain_len8"])
     assert {"raw states", "ips", "A2C"} <= set(words)
     assert "HRL" not in words and "small (own)" not in words
 
 
 def test_swept_settings_are_not_taken_for_states(runs, tmp_path):
-    raw = [run for run in runs if run.config.method == "a2c" and run.config.purifier is None]
+    a2c = [run for run in runs if run.config.method == "a2c" and run.config.session.max_len == 8]
+    raw = [run for run in a2c if run.config.purifier is None]
     swept = [replace(run, config=replace(run.config, variant="gamma=0.5")) for run in raw]
     (settings,) = comparisons([*raw, *swept])
     assert not draw_purification_gain(tmp_path / "a.svg", settings, 8)
-    (both,) = comparisons([*(run for run in runs if run.config.method == "a2c"), *swept])
+    (both,) = comparisons([*a2c, *swept])
     assert draw_purification_gain(tmp_path / "a.svg", both, 8)
     assert not any("gamma" in words for words in words_of(tmp_path / "a.svg"))
 
 
-def test_the_frontier_is_drawn_between_groups_and_between_items(comparison, tmp_path):
-    draw_pareto(tmp_path / "a.svg", comparison, 30)
-    words = set(words_of(tmp_path / "a.svg"))
+def test_the_frontier_is_drawn_between_groups_and_between_items(drawn):
+    words = set(words_of(drawn["pareto_len8"]))
     assert {"Oracle †", "HRL", "frontier of means"} <= words
     assert any("1 - AD" in word for word in words) and any("1 - Gini" in word for word in words)
 
 
-def test_profiles_leave_out_what_was_run_once(comparison, tmp_path):
-    draw_profiles(tmp_path / "a.svg", comparison)
-    words = words_of(tmp_path / "a.svg")
-    assert {"A2C", "4 tasks"} <= set(words)
+def test_profiles_leave_out_what_was_run_once(drawn):
+    words = words_of(drawn["profiles"])
+    assert {"A2C", "2 tasks"} <= set(words)
     assert "Random" not in words
 
 
@@ -183,8 +164,8 @@ def test_where_there_is_nothing_to_draw_nothing_is_written(runs, tmp_path):
 
 
 def test_worlds_add_counts_and_states(runs, tmp_path):
-    chosen = [run for run in runs if run.config.world == LIKE_THE_PAPERS and run.config.session.max_len == 8]
-    written = draw_study(tmp_path, chosen, ("png",), worlds=[pairs()[LIKE_THE_PAPERS]])
+    purified = next(run for run in runs if run.config.purifier is not None)
+    written = draw_study(tmp_path, [purified], ("png",), worlds=[pairs()[LIKE_THE_PAPERS]])
     names = {path.name for path in written}
     assert f"fig_2_counts_and_rates_{LIKE_THE_PAPERS}.png" in names
     assert f"fig_4_states_{LIKE_THE_PAPERS}.png" in names

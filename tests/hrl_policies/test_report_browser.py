@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-from small_stores import write_small_store
 
 from hrl_policies.study.report import all_runs, failed_runs, write_report
 
@@ -23,9 +22,12 @@ FLAGS = (
 )
 PHONE = {"width": 375, "height": 667, "deviceScaleFactor": 2, "mobile": True}
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,8 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(report_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
-    store = write_small_store(folder / "runs")
     figure = folder / "figure.svg"
     figure.write_text(
         "<svg xmlns='http://www.w3.org/2000/svg' width='900' height='300'>"
@@ -52,11 +53,11 @@ def address(tmp_path_factory):
     )
     path = write_report(
         folder / "report.html",
-        all_runs(store),
+        all_runs(report_store),
         title="A study",
         command="kuaifair study report runs",
         figures=[figure],
-        failures=failed_runs(store),
+        failures=failed_runs(report_store),
     )
     return path.as_uri()
 
