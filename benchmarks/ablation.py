@@ -29,10 +29,10 @@ from hrl_policies.study import (
     RunConfig,
     RunRecord,
     StoredRun,
-    cell_folder,
     load_run,
     plan_run,
     result_tables,
+    run_folder,
     run_study,
 )
 from hrl_policies.study.labels import Variant
@@ -140,8 +140,8 @@ def main() -> None:
         pair, identities, arguments.seeds, arguments.max_len, arguments.item_term, arguments.methods
     )
     purifiers = {identities[mode]: path for mode, path in paths.items()}
-    run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers)
-    write_page(arguments, [load_run(arguments.store / cell_folder(cell)) for cell in cells])
+    run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers).raise_for_failures()
+    write_page(arguments, [load_run(arguments.store / run_folder(cell)) for cell in cells])
 
 
 def write_page(arguments: argparse.Namespace, runs: Sequence[StoredRun]) -> None:

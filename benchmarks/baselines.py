@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from partial_worlds import NAMES
 from purifiers import pair_of
 
-from hrl_policies.study import STUDY_SEEDS, run_study, study_cells
+from hrl_policies.study import STUDY_SEEDS, plan_runs, run_study
 from hrl_policies.study.outputs import study_tables
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import RunRecord, stored_runs
@@ -48,8 +48,8 @@ def main() -> None:
     if not arguments.stored:
         single_threaded()
         pair = pair_of(arguments.world, arguments.data)
-        cells = study_cells(arguments.methods, name, seeds=arguments.seeds, max_lens=arguments.max_lens)
-        run_study(cells, arguments.store, {name: pair})
+        cells = plan_runs(arguments.methods, name, seeds=arguments.seeds, max_lens=arguments.max_lens)
+        run_study(cells, arguments.store, {name: pair}).raise_for_failures()
     runs = [
         run
         for run in stored_runs(arguments.store)

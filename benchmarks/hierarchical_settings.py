@@ -113,12 +113,12 @@ def main() -> None:
     ]
     for name in arguments.lines:
         cells = [cell(pair.name, LINES[name], seed, term) for seed in arguments.seeds]
-        records = run_study(cells, store / name.replace(" ", "_"), worlds)
+        records = run_study(cells, store / name.replace(" ", "_"), worlds).raise_for_failures().records
         page.append(row(name + (f" (`{LINES[name]}`)" if LINES[name] else ""), records))
         print(page[-1], flush=True)
     for name in CONTROLS:
         config = plan_run(name, pair.name, session=SessionConfig(max_len=30), item_term=term)
-        page.append(row(f"control: {name}", run_study([config], store / "controls", worlds)))
+        page.append(row(f"control: {name}", run_study([config], store / "controls", worlds).records))
     page += [
         "",
         f"Twin (synthetic), hash {pair.test.data.data_hash}; 1,000 held-out users; ± is half the 95 % Student interval "

@@ -27,8 +27,7 @@ from hrl_policies.mofir.front import (
     preference_grid,
 )
 from hrl_policies.study import STUDY_SEEDS, load_policy, load_run, plan_run, run_study
-from hrl_policies.study.cells import cell_folder
-from hrl_policies.study.config import RunConfig
+from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.figures import draw_preference_front
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.statistics import student_interval
@@ -103,7 +102,7 @@ def fronts_of(store: Path, pair: WorldPair, cells: list[RunConfig], world: World
     users = evaluation_users(world.user_ids, USERS)
     return [
         preference_front(
-            load_policy(load_run(store / cell_folder(cell)), pair),
+            load_policy(load_run(store / run_folder(cell)), pair),
             sessions(world, cell),
             preference_grid(POINTS),
             users=users,
@@ -125,7 +124,7 @@ def main() -> None:
     single_threaded()
     pair = pair_of(arguments.world, arguments.data)
     cells = [plan_run("mofir", pair.name, seed=seed) for seed in arguments.seeds]
-    run_study(cells, arguments.store, {pair.name: pair}, progress=True)
+    run_study(cells, arguments.store, {pair.name: pair}).raise_for_failures()
     texts = [f"# MOFIR's front, {pair.name}"]
     for split, world in (("training", pair.train), ("test", pair.test)):
         fronts = fronts_of(arguments.store, pair, cells, world)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
 
-from hrl_policies.study import STUDY_SEEDS, result_tables, run_study, study_cells
+from hrl_policies.study import STUDY_SEEDS, plan_runs, result_tables, run_study
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.tables import write_records
 from hrl_policies.worlds import WorldPair
@@ -74,18 +74,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(STUDY_SEEDS))
     parser.add_argument("--max-lens", nargs="+", type=int, default=[30, 50])
     parser.add_argument("--users", type=int, default=1000)
-    parser.add_argument("--progress", action="store_true")
     arguments = parser.parse_args()
     single_threaded()
     pair = worlds_of(arguments.world, load(arguments.world, arguments.data))
-    cells = study_cells(
+    cells = plan_runs(
         arguments.methods,
         pair.name,
         seeds=arguments.seeds,
         max_lens=arguments.max_lens,
         users=arguments.users,
     )
-    records = run_study(cells, arguments.store, {pair.name: pair}, progress=arguments.progress)
+    records = run_study(cells, arguments.store, {pair.name: pair}).raise_for_failures().records
     command = (
         f"python benchmarks/partial_worlds.py {arguments.world} --data DATA --store STORE --results RESULTS"
     )

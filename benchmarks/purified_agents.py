@@ -23,9 +23,9 @@ from hrl_policies.study import (
     PurifierIdentity,
     RunConfig,
     plan_run,
+    plan_runs,
     result_tables,
     run_study,
-    study_cells,
 )
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.tables import write_records
@@ -81,7 +81,7 @@ def main() -> None:
     ]
     steps = dict.fromkeys(arguments.agents, arguments.steps)
     agents = ("identity", "noise", "profile", "regression", "unbiased")
-    cells += study_cells(
+    cells += plan_runs(
         arguments.agents,
         pair.name,
         seeds=arguments.seeds,
@@ -89,14 +89,16 @@ def main() -> None:
         total_steps=steps,
         purifiers=[None, *(identities[name] for name in agents)],
     )
-    records = run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers, progress=False)
+    records = (
+        run_study(cells, arguments.store, {pair.name: pair}, purifiers=purifiers).raise_for_failures().records
+    )
     for term in ITEM_TERMS:
         given = pair.given_mode(term)
         cells = [
             plan_run(name, pair.name, session=session, item_term=term)
             for name in ("greedy-ctr", "quota-greedy")
         ]
-        cells += study_cells(
+        cells += plan_runs(
             arguments.agents[:1],
             pair.name,
             seeds=arguments.seeds,
@@ -104,7 +106,7 @@ def main() -> None:
             total_steps=steps,
             item_term=term,
         )
-        records += run_study(cells, arguments.store, {pair.name: given})
+        records += run_study(cells, arguments.store, {pair.name: given}).raise_for_failures().records
     command = f"python benchmarks/purified_agents.py {arguments.world} --purifiers PURIFIERS --store STORE"
     text = "\n\n".join(table.markdown() for table in result_tables(records, command)) + "\n"
     print(text)

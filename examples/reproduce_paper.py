@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hrl_policies.study.checks import check_study
+from hrl_policies.study import StudyResult, check_study, read_study, run_study
 from hrl_policies.study.engines import LocalEngine
+from hrl_policies.study.folders import write_study
+from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.progress import FACTOR, duration, estimate_study, progress_for
-from hrl_policies.study.runs import StudyResult, conduct
-from hrl_policies.study.spec import StudySpec, read_study
+from hrl_policies.study.spec import StudySpec
 from hrl_policies.study.tables import result_tables
 
 
@@ -29,8 +30,10 @@ def reproduce(spec: StudySpec, store: Path, command: str) -> StudyResult:
     guess = estimate_study(runs).wall_seconds(engine.workers)
     low, high = duration(guess / FACTOR), duration(guess * FACTOR)
     console.print(f"{len(runs)} runs, about {low} to {high} with {engine.workers} workers")
+    command = write_study(store, spec, command)
     with progress_for(console, engine.workers) as progress:
-        result = conduct(runs, store, engine, progress, command=command)
+        result = run_study(runs, store, engine=engine, callback=progress)
+    write_outputs(store, result.records, result.reasons, command)
     for table in result_tables(result.records, command):
         table.show(console)
     for name in result.failures:
@@ -47,6 +50,5 @@ def main(size: str = "quick") -> None:
     reproduce(spec, Path("studies") / spec.name, f"python examples/reproduce_paper.py {size}")
 
 
-# The study's worker processes import this file: what runs it stands behind the guard.
 if __name__ == "__main__":
     main(*sys.argv[1:2])

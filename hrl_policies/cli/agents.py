@@ -135,7 +135,7 @@ def train(
     identity = None if purifier is None else study.PurifierIdentity.of_file(purifier)
     config = study.plan_run(method, env, purifier=identity, **planned)
     study.single_threaded()
-    folder = output or Path("runs") / study.cell_folder(config)
+    folder = output or Path("runs") / study.run_folder(config)
     _report_run(
         study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
         command,

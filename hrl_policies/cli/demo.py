@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrl_policies.study import PurifierIdentity, RunConfig, RunRecord, plan_run, result_tables, run_study
 from hrl_policies.study.figures import draw_results
+from hrl_policies.study.progress import progress_for
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import controls, method
 
@@ -64,17 +66,24 @@ def run_demo(
         _ = worlds.scorer
     session = SessionConfig(max_len=DEMO_MAX_LEN)
 
-    def cell(name: str, purifier: PurifierIdentity | None) -> RunConfig:
+    def plan(name: str, purifier: PurifierIdentity | None) -> RunConfig:
         own = (steps or DEMO_STEPS[name]) if method(name).learns else None
         return plan_run(name, DEMO_ENV, seed=seed, session=session, total_steps=own, purifier=purifier)
 
-    cells = [cell(name, None) for name in ("a2c", "hrl", *controls())]
+    runs = [plan(name, None) for name in ("a2c", "hrl", *controls())]
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
         purifiers = _purifiers(worlds, seed, Path(output or scratch), progress)
-        cells += [cell(name, identity) for identity in purifiers for name in DEMO_PURIFIED]
-        records = run_study(
-            cells, output or scratch, {DEMO_ENV: worlds}, purifiers=purifiers, progress=progress
-        )
+        runs += [plan(name, identity) for identity in purifiers for name in DEMO_PURIFIED]
+        with progress_for(console, 1) if progress else nullcontext() as callback:
+            result = run_study(
+                runs,
+                output or scratch,
+                {DEMO_ENV: worlds},
+                purifiers=purifiers,
+                callback=callback,
+                retry_failed=True,
+            )
+        records = result.raise_for_failures().records
     for table in result_tables(records, "kuaifair demo"):
         table.show(console)
     console.print(_READING)

@@ -15,9 +15,10 @@ from rich.console import Console
 from hrl_policies.cli.options import SOME_FAILED, DataDir
 
 if TYPE_CHECKING:
+    from hrl_policies.study.config import RunConfig
     from hrl_policies.study.engines import Engine
     from hrl_policies.study.runs import StudyResult
-    from hrl_policies.study.spec import PlannedRun, StudySpec
+    from hrl_policies.study.spec import StudySpec
     from hrl_policies.study.store import StoredRun
     from hrl_policies.worlds import WorldPair
 
@@ -100,7 +101,8 @@ def run(
     spec, runs = _read_plan(plan, quick, data_dir)
     command = f"kuaifair study run {shlex.quote(plan)}{' --quick' if quick else ''}"
     store = output or Path("studies") / spec.name
-    _run_all(runs, store, _make_engine(engine, workers, address), command, data_dir, retry_failed)
+    engine_of_runs = _make_engine(engine, workers, address)
+    _run_all(spec, runs, store, engine_of_runs, command, data_dir, retry_failed)
 
 
 @study_app.command()
@@ -115,16 +117,17 @@ def resume(
     """Go on with a study that was stopped, however it was stopped."""
     spec, runs, command = _read_store(store, data_dir)
     engine_of_runs = _make_engine(engine, workers, address)
-    _run_all(runs, store, engine_of_runs, command, data_dir or spec.data_dir, retry_failed)
+    _run_all(spec, runs, store, engine_of_runs, command, data_dir, retry_failed)
 
 
 @study_app.command()
 def status(store: _Study) -> None:
     """Say which runs of a study are done, which failed and why, and which are missing."""
+    from hrl_policies.study.config import run_folder
     from hrl_policies.study.folders import read_failure, reason_of, state_of
 
     spec, runs, _ = _read_store(store, None)
-    states = {run: state_of(store / run) for run in (str(planned.folder) for planned in runs)}
+    states = {run: state_of(store / run) for run in (str(run_folder(planned)) for planned in runs)}
     count = Counter(states.values())
     typer.echo(
         f"{spec.name}: {count['done']} of {len(runs)} runs done, {count['failed']} failed, {count['missing']} missing"
@@ -254,7 +257,7 @@ def report(
     )
 
 
-def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec, list[PlannedRun]]:
+def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig]]:
     from hrl_policies.study.checks import check_study
     from hrl_policies.study.spec import read_study
 
@@ -262,7 +265,7 @@ def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec
     return spec, check_study(spec, problems, data_dir=data_dir, where=plan)
 
 
-def _read_store(store: Path, data_dir: Path | None) -> tuple[StudySpec, list[PlannedRun], str]:
+def _read_store(store: Path, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig], str]:
     """Returns a stored study, its runs and the command that made it."""
     from hrl_policies.study.checks import check_study
     from hrl_policies.study.folders import STUDY, read_study_file
@@ -284,45 +287,48 @@ def _make_engine(name: str, workers: int | None, address: str | None) -> Engine:
 
 
 def _run_all(
-    runs: Sequence[PlannedRun],
+    spec: StudySpec,
+    runs: Sequence[RunConfig],
     store: Path,
     engine: Engine,
     command: str,
     data_dir: str | Path | None,
     retry_failed: bool,
 ) -> None:
+    from hrl_policies.study.folders import write_study
+    from hrl_policies.study.outputs import write_outputs
     from hrl_policies.study.progress import progress_for
-    from hrl_policies.study.runs import conduct
+    from hrl_policies.study.runs import run_study
 
-    _warn(runs[0].spec, data_dir)
+    _warn(spec, data_dir)
+    command = write_study(store, spec, command)
     try:
         with progress_for(Console(), engine.workers) as progress:
-            result = conduct(
+            result = run_study(
                 runs,
                 store,
-                engine,
-                progress,
-                command=command,
-                data_dir=data_dir,
+                engine=engine,
+                callback=progress,
+                data_dir=data_dir or spec.data_dir,
                 retry_failed=retry_failed,
             )
     except KeyboardInterrupt:
         typer.echo(f"Interrupted. Go on with: kuaifair study resume {store}")
         raise
-    _show_result(result, store, command)
+    files = write_outputs(store, result.records, result.reasons, command)
+    _show_result(result, files, store, command)
 
 
-def _show_result(result: StudyResult, store: Path, command: str) -> None:
-    from hrl_policies.study.folders import reason_of
+def _show_result(result: StudyResult, files: Sequence[Path], store: Path, command: str) -> None:
     from hrl_policies.study.tables import result_tables
 
     if result.records:
         for table in result_tables(result.records, command):
             table.show(Console())
-    for path in result.files:
+    for path in files:
         typer.echo(f"Written: {path}")
-    for name, traceback in result.failures.items():
-        typer.echo(f"failed: {name}: {reason_of(traceback)}")
+    for name, reason in result.reasons.items():
+        typer.echo(f"failed: {name}: {reason}")
     if result.failures:
         typer.echo(
             f"Tracebacks are in NAME.failed; try again with: kuaifair study resume {store} --retry-failed"
@@ -330,27 +336,28 @@ def _show_result(result: StudyResult, store: Path, command: str) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _plan_lines(spec: StudySpec, runs: Sequence[PlannedRun]) -> list[str]:
+def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
     from hrl_policies.study.labels import Variant
 
-    rows: dict[Variant, list[PlannedRun]] = {}
+    rows: dict[Variant, list[RunConfig]] = {}
     for planned in runs:
-        rows.setdefault(Variant(planned.entry.name, planned.purifier, planned.variant), []).append(planned)
+        rows.setdefault(Variant.of_config(planned), []).append(planned)
     lines = [
         f"{spec.name}: {len(runs)} runs",
         f"worlds: {', '.join(spec.worlds)}",
-        f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.slate_size}; leave rule {spec.leave}",
-        f"evaluated on {spec.users:,} users, {spec.episodes} session(s) each",
+        f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.session.slate_size}; "
+        f"leave rule {spec.session.leave}",
+        f"evaluated on {spec.users:,} users, {spec.episodes_per_user} session(s) each",
     ]
     for variant, group in rows.items():
-        config = group[0].config()
+        config = group[0]
         seeds = ", ".join(str(seed) for seed in dict.fromkeys(planned.seed for planned in group))
         steps = f"{config.total_steps:,} steps" if config.total_steps else "does not train"
         lines.append(f"- {variant.title}: {len(group)} runs, seeds {seeds}, {steps}")
     return lines
 
 
-def _estimate_lines(runs: Sequence[PlannedRun], workers: int) -> list[str]:
+def _estimate_lines(runs: Sequence[RunConfig], workers: int) -> list[str]:
     from hrl_policies.study.progress import FACTOR, duration, estimate_study, size
 
     estimate = estimate_study(runs)

@@ -1,13 +1,20 @@
 """Studies: what was run over which seeds and users, and what may be concluded from it.
 
-A study in a file is read (:func:`read_study`), checked (:func:`check_study`) and done by an engine
-(:func:`conduct`, :mod:`hrl_policies.study.engines`); :func:`run_study` runs a list of configurations in this process.
+A study in a file is read (:func:`read_study`), checked (:func:`check_study`) and run (:func:`run_study`), in this
+process or by another engine (:mod:`hrl_policies.study.engines`). :func:`plan_runs` makes runs without a file.
 """
 
-from hrl_policies.study.cells import cell_folder, run_study, stored_records, study_cells
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
+from hrl_policies.study.config import (
+    STUDY_SEEDS,
+    PurifierIdentity,
+    RunConfig,
+    plan_run,
+    plan_runs,
+    run_folder,
+)
 from hrl_policies.study.outputs import draw_study, study_tables, write_tables
+from hrl_policies.study.progress import StudyCallback
 from hrl_policies.study.report import write_report
 from hrl_policies.study.runner import (
     RunResult,
@@ -18,9 +25,9 @@ from hrl_policies.study.runner import (
     single_threaded,
     train,
 )
-from hrl_policies.study.runs import StudyResult, conduct
+from hrl_policies.study.runs import StudyResult, run_study
 from hrl_policies.study.spec import StudyError, StudySpec, read_study
-from hrl_policies.study.store import RunRecord, StoredRun, load_run, stored_runs
+from hrl_policies.study.store import RunRecord, StoredRun, load_run, stored_records, stored_runs
 from hrl_policies.study.table import ResultTable
 from hrl_policies.study.tables import result_tables, write_records
 
@@ -32,26 +39,26 @@ __all__ = [
     "RunRecord",
     "RunResult",
     "StoredRun",
+    "StudyCallback",
     "StudyError",
     "StudyResult",
     "StudySpec",
-    "cell_folder",
     "check_study",
-    "conduct",
     "draw_study",
     "evaluate_run",
     "load_policy",
     "load_run",
     "plan_run",
+    "plan_runs",
     "purifying_of",
     "read_study",
     "result_tables",
     "resume",
+    "run_folder",
     "run_study",
     "single_threaded",
     "stored_records",
     "stored_runs",
-    "study_cells",
     "study_tables",
     "train",
     "write_records",

@@ -1,38 +1,38 @@
-"""What is wrong with a study, all of it at once, before anything runs."""
+"""Checks of a study: what is wrong with it, all of it at once, before anything runs."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import BaseModel, ValidationError
+
+from hrl_policies.common.yaml_files import validation_problems
+from hrl_policies.study.config import RunConfig, plan_run, run_folder
 from hrl_policies.study.spec import (
     SESSION_PARAMETERS,
     TRAINING_PARAMETERS,
-    PlannedRun,
+    SessionSettings,
     StudyError,
     StudyMethod,
     StudySpec,
+    TrainingSettings,
+    planned_arguments,
     planned_runs,
     sweeps,
 )
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
-from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.data.sources import find_source
 from kuaifair_env.registration import Source, WorldSettings
 from kuaifair_env.response.fitting import ResponseKind
-from kuaifair_env.simulator import InitialHistory, Repeats
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
-_CHOICES = {
-    "leave": tuple(LEAVE_RULES),
-    "initial_history": get_args(InitialHistory),
-    "repeats": get_args(Repeats),
-}
+_SWEPT_MODELS: tuple[type[BaseModel], ...] = (SessionSettings, TrainingSettings)
 _PATHS = ("data_dir", "split", "encoder")
 
 
@@ -43,7 +43,7 @@ def check_study(
     worlds: Mapping[str, WorldPair] | None = None,
     data_dir: str | Path | None = None,
     where: str = "",
-) -> list[PlannedRun]:
+) -> list[RunConfig]:
     """Checks a study and returns its runs.
 
     Args:
@@ -57,16 +57,19 @@ def check_study(
         StudyError: If anything is wrong; it lists everything.
     """
     given = worlds or {}
-    found = [*(problems or []), *_name_problems(spec, given), *_value_problems(spec)]
-    found += _data_problems(spec, given, data_dir or spec.data_dir)
-    buildable = _with_known_methods(spec)
-    found += _trial_problems(buildable)
+    mistakes = [
+        *(problems or []),
+        *_name_problems(spec, given),
+        *_method_problems(spec),
+        *_sweep_problems(spec),
+    ]
+    mistakes += _data_problems(spec, given, data_dir or spec.data_dir)
+    mistakes += _trial_problems(spec)
     # Only where single settings are right can it be said whether they go together.
-    runs = [] if found else planned_runs(spec)
-    found += [] if found else _run_problems(runs, given)
-    if found:
-        raise StudyError(where or f"the study {spec.name!r}", list(dict.fromkeys(found)))
-    return runs
+    mistakes = mistakes or list(_run_problems(spec, given))
+    if mistakes:
+        raise StudyError(where or f"the study {spec.name!r}", list(dict.fromkeys(mistakes)))
+    return planned_runs(spec)
 
 
 def study_warnings(
@@ -98,51 +101,31 @@ def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[
         yield f"no purifier is called {mode!r}; there are none, {', '.join(MODES)}"
     if spec.item_term not in ("", *ITEM_TERM_MODES):
         yield f"no item term is called {spec.item_term!r}; there are {', '.join(ITEM_TERM_MODES)}"
-    for name, choices in _CHOICES.items():
-        for value in (getattr(spec, name), *spec.sweep.get(name, ())):
-            if value not in choices:
-                yield f"'{name}' is one of {', '.join(choices)}, got {value!r}"
-    known = [entry for entry in spec.methods if entry.name in all_methods()]
-    for parameter in spec.sweep:
-        if known and not any(_concerns(entry, parameter) for entry in known):
-            yield (
-                f"'sweep' names {parameter!r}, which no method of this study has; it may name "
-                f"{', '.join((*SESSION_PARAMETERS, *TRAINING_PARAMETERS))} and hyperparameters of its methods"
-            )
 
 
-def _value_problems(spec: StudySpec) -> Iterator[str]:
-    numbers: list[tuple[str, tuple[Any, ...], int]] = [
-        ("max_lens", spec.max_lens, 1),
-        ("seeds", spec.seeds, 0),
-        ("control_seeds", spec.control_seeds, 0),
-        ("users", (spec.users,), 2),
-        ("episodes", (spec.episodes,), 1),
-        ("slate_size", (spec.slate_size, *spec.sweep.get("slate_size", ())), 1),
-        ("steps", () if spec.steps is None else (spec.steps,), 1),
-        ("n_envs", tuple(spec.sweep.get("n_envs", ())), 1),
-        ("total_steps", tuple(spec.sweep.get("total_steps", ())), 1),
-        *((f"steps of '{e.name}'", () if e.steps is None else (e.steps,), 1) for e in spec.methods),
-    ]
-    for name, values, least in numbers:
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                yield f"'{name}' must hold whole numbers from {least}, got {value!r}"
-    for value in spec.sweep.get("taste_noise", ()):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            yield f"'taste_noise' must hold numbers from 0, got {value!r}"
-    for name in ("worlds", "max_lens", "seeds", "control_seeds", "purifiers"):
-        twice = [value for value, count in Counter(getattr(spec, name)).items() if count > 1]
-        if twice:
-            yield f"'{name}' names {', '.join(map(repr, twice))} more than once"
-    for entry in spec.methods:
-        if entry.name not in all_methods():
-            continue
-        own = all_methods()[entry.name]
+def _method_problems(spec: StudySpec) -> Iterator[str]:
+    for entry in _known_methods(spec):
+        own = method(entry.name)
         if own.purifier and entry.purifier == "":
             yield f"{entry.name} learns on purified states: its purifier cannot be none (its own is {own.purifier!r})"
         if not own.learns and (entry.set or entry.steps is not None):
             yield f"{entry.name} is a control: it has neither hyperparameters nor steps to set"
+
+
+def _sweep_problems(spec: StudySpec) -> Iterator[str]:
+    methods = _known_methods(spec)
+    for parameter, values in spec.sweep.items():
+        if methods and not any(sweeps(entry, parameter) for entry in methods):
+            yield (
+                f"'sweep' names {parameter!r}, which no method of this study has; it may name "
+                f"{', '.join((*SESSION_PARAMETERS, *TRAINING_PARAMETERS))} and hyperparameters of its methods"
+            )
+        for model, value in itertools.product(_SWEPT_MODELS, values):
+            if parameter in model.model_fields:
+                try:
+                    model.model_validate({parameter: value})
+                except ValidationError as error:
+                    yield from (f"sweep.{problem}" for problem in validation_problems(error, model))
 
 
 def _data_problems(
@@ -170,30 +153,34 @@ def _data_problems(
             )
 
 
-def _run_problems(runs: list[PlannedRun], given: Mapping[str, WorldPair]) -> Iterator[str]:
+def _run_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[str]:
     """Checks what only shows in whole runs: settings that do not go together, and runs that are the same."""
-    if not runs:
-        yield "there is nothing to run"
     folders: Counter[Path] = Counter()
-    for run in runs:
+    for arguments in planned_arguments(spec):
         try:
-            config = run.config()
+            run = plan_run(**arguments)
         except ValueError as error:
             yield str(error)
             continue
-        folders[run.folder] += 1
-        candidates = _candidates(run.world, given)
-        shown = config.session.items_per_slate
-        if shown > candidates:
-            yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
-        elif config.session.repeats == "forbid" and shown * run.max_len > candidates:
-            yield (
-                f"'repeats: forbid' needs {run.max_len} slates of {shown} different items, but {run.world} has at most "
-                f"{candidates} candidates"
-            )
+        folders[run_folder(run)] += 1
+        yield from _size_problems(run, given)
+    if not folders:
+        yield "there is nothing to run"
     for folder, count in folders.items():
         if count > 1:
             yield f"the run {folder} is planned {count} times; give methods that are alike a 'label' each"
+
+
+def _size_problems(run: RunConfig, given: Mapping[str, WorldPair]) -> Iterator[str]:
+    candidates, session = _candidates(run.world, given), run.session
+    shown = session.items_per_slate
+    if shown > candidates:
+        yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
+    elif session.repeats == "forbid" and shown * session.max_len > candidates:
+        yield (
+            f"'repeats: forbid' needs {session.max_len} slates of {shown} different items, but {run.world} has at most "
+            f"{candidates} candidates"
+        )
 
 
 def _trial_problems(spec: StudySpec) -> Iterator[str]:
@@ -204,42 +191,43 @@ def _trial_problems(spec: StudySpec) -> Iterator[str]:
         if name not in (*SESSION_PARAMETERS, *TRAINING_PARAMETERS)
     }
     # Sessions and worlds are checked elsewhere: here they are plain.
-    plain = StudySpec(spec.name, spec.methods, (_TRIAL_WORLD,), (30,), seeds=(0,), sweep=swept)
-    changed = (run for run in planned_runs(plain) if run.entry.set or run.swept)
-    trials = {(run.entry.name, repr({**run.entry.set, **run.swept})): run for run in changed}
-    if not trials:
-        return
-    toy = load_worlds(_TRIAL_WORLD)
-    for run in trials.values():
-        yield from _trial(run, toy)
+    plain = StudySpec.model_construct(
+        name=spec.name,
+        methods=_buildable_methods(spec),
+        worlds=(_TRIAL_WORLD,),
+        max_lens=(30,),
+        seeds=(0,),
+        sweep=swept,
+    )
+    changed = [arguments for arguments in planned_arguments(plain) if arguments["overrides"]]
+    trials = {(trial["method_name"], repr(trial["overrides"])): trial for trial in changed}
+    if trials:
+        toy = load_worlds(_TRIAL_WORLD)
+        for trial in trials.values():
+            yield from _build_problems(trial, toy)
 
 
-def _trial(run: PlannedRun, worlds: WorldPair) -> Iterator[str]:
+def _build_problems(trial: Mapping[str, Any], worlds: WorldPair) -> Iterator[str]:
     from hrl_policies.study.runner import build_policy
 
     try:
-        build_policy(run.config(), worlds)
+        build_policy(plan_run(**trial), worlds)
     except (ValueError, TypeError, AssertionError) as error:
-        yield f"{run.entry.name} cannot be built with {run.variant}: {error}"
+        yield f"{trial['method_name']} cannot be built with {trial['variant']}: {error}"
 
 
-def _with_known_methods(spec: StudySpec) -> StudySpec:
-    """Returns a study without the methods that cannot be built anyhow, so that the rest can be checked."""
-    kept = tuple(
+def _known_methods(spec: StudySpec) -> list[StudyMethod]:
+    return [entry for entry in spec.methods if entry.name in all_methods()]
+
+
+def _buildable_methods(spec: StudySpec) -> tuple[StudyMethod, ...]:
+    """Returns the methods without those that are wrong anyhow, so that the rest can be checked."""
+    return tuple(
         entry
-        for entry in spec.methods
-        if entry.name in all_methods()
-        and (method(entry.name).learns or not entry.set)
+        for entry in _known_methods(spec)
+        if (method(entry.name).learns or not entry.set)
         and not (method(entry.name).purifier and entry.purifier == "")
     )
-    return replace(spec, methods=kept)
-
-
-def _concerns(entry: StudyMethod, parameter: str) -> bool:
-    try:
-        return sweeps(entry, parameter)
-    except ValueError:
-        return False
 
 
 def _missing(world: str, data_dir: str | Path | None) -> bool:

@@ -1,18 +1,29 @@
-"""What determines a run: everything that its result depends on, as plain JSON."""
+"""Configuration of a run: everything that its result depends on, as plain JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.zoo import MethodSettings, load_settings, method, overridden
-from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, NeverLeave, TemperFairness
+from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
+from kuaifair_env.abandonment import (
+    LEAVE_RULES,
+    CategoryBoredom,
+    LeaveRule,
+    NeverLeave,
+    TemperFairness,
+    leave_rule,
+)
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
 from kuaifair_env.splits import EVALUATION_USERS
+
+_MAX_SLUG = 60
 
 STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
@@ -26,11 +37,12 @@ class PurifierIdentity:
 
     Attributes:
         name: Its mode, such as ``"profile"``, or its kind where it has none.
-        hash: First 16 hex digits of the SHA-256 of its file, of which a run folder holds a copy.
+        hash: First 16 hex digits of the SHA-256 of its file, of which a run folder holds a copy; empty for a purifier
+            that a study has yet to pretrain.
     """
 
     name: str
-    hash: str
+    hash: str = ""
 
     @classmethod
     def of_file(cls, path: str | Path) -> PurifierIdentity:
@@ -110,11 +122,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns a JSON-able copy."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        if not self.variant:
-            # Folders of plain runs stay as they were before there were variants.
-            del parts["variant"]
-        return parts | {
+        return {part.name: getattr(self, part.name) for part in fields(self)} | {
             "session": self.session.describe(),
             "world_settings": dict(self.world_settings),
             "hyperparameters": dict(self.hyperparameters),
@@ -184,12 +192,11 @@ def plan_run(
         ValueError: If a name or number is not valid.
     """
     spec = method(method_name)
-    config = _with_modes(session or SessionConfig(), spec.action_mode, spec.observation_mode)
     common: dict[str, Any] = {
         "method": method_name,
         "world": world,
         "seed": seed,
-        "session": config,
+        "session": _with_modes(session or SessionConfig(), spec),
         "world_settings": dict(world_settings or {}),
         "users": users,
         "episodes_per_user": episodes_per_user,
@@ -231,12 +238,91 @@ def session_config(content: Mapping[str, Any]) -> SessionConfig:
     return SessionConfig(**{**content, "leave": rule})
 
 
-def _with_modes(session: SessionConfig, action_mode: Any, observation_mode: Any) -> SessionConfig:
+def plan_runs(
+    methods: Sequence[str],
+    world: str,
+    *,
+    seeds: Sequence[int] = STUDY_SEEDS,
+    max_lens: Sequence[int] = (30, 50),
+    session: SessionConfig | None = None,
+    total_steps: Mapping[str, int] | None = None,
+    purifiers: Sequence[PurifierIdentity | None] = (None,),
+    **settings: Any,
+) -> list[RunConfig]:
+    """Returns every combination of method, horizon and seed; controls, which do not train, with the first seed only.
+
+    Args:
+        methods: Names in the zoo.
+        world: Environment id or name of a :class:`~hrl_policies.worlds.WorldPair`.
+        seeds: Training seeds.
+        max_lens: Horizons.
+        session: What else sessions are like.
+        total_steps: Training steps by method, instead of the zoo's.
+        purifiers: Every method is run with each of them; None is without.
+        settings: What else :func:`plan_run` takes, the same for all runs.
+
+    Raises:
+        ValueError: If a method is unknown or a number is not valid.
+    """
+    base = SessionConfig() if session is None else session
+    return [
+        plan_run(
+            name,
+            world,
+            seed=seed,
+            session=replace(base, max_len=max_len),
+            total_steps=(total_steps or {}).get(name) if method(name).learns else None,
+            purifier=purifier,
+            **settings,
+        )
+        for max_len in max_lens
+        for name in methods
+        for purifier in purifiers
+        for seed in (seeds if method(name).learns else seeds[:1])
+    ]
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Returns the name of a run's folder inside a store."""
+    world = re.sub(r"[^A-Za-z0-9.]+", "-", config.world).strip("-")
+    session = config.session
+    name = config.method if config.purifier is None else f"{config.method}+{config.purifier.name}"
+    name += f"-item-{config.item_term}" if config.item_term else ""
+    name += f"-{_slug(config.variant)}" if config.variant else ""
+    kind = f"len{session.max_len}-k{session.items_per_slate}{_unusual(session)}"
+    return Path(world) / f"{name}-{kind}-seed{config.seed}"
+
+
+def _with_modes(session: SessionConfig, spec: MethodSpec) -> SessionConfig:
     """Returns the session settings with a method's modes, and the slate size of the original.
 
     A method that looks at the state alone takes the window too, where the sessions were asked to give it.
     """
-    parts = {part.name: getattr(session, part.name) for part in fields(session)}
-    if observation_mode != "state":
-        parts["observation_mode"] = observation_mode
-    return SessionConfig(**{**parts, "slate_size": session.items_per_slate, "action_mode": action_mode})
+    observation_mode = session.observation_mode if spec.observation_mode == "state" else spec.observation_mode
+    return replace(
+        session,
+        slate_size=session.items_per_slate,
+        action_mode=spec.action_mode,
+        observation_mode=observation_mode,
+    )
+
+
+def _slug(text: str) -> str:
+    """Returns a text as part of a file name; a hash tells apart texts that a file name cannot."""
+    plain = re.sub(r"[^A-Za-z0-9.=+_-]+", "-", text).strip("-.")[:_MAX_SLUG]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _unusual(session: SessionConfig) -> str:
+    """Returns what is unusual about sessions, besides their length and slates; nothing for the default ones."""
+    usual = SessionConfig()
+    rule = leave_rule(session.leave)
+    parts = []
+    if rule != leave_rule(usual.leave):
+        names = [name for name, known in LEAVE_RULES.items() if known == rule]
+        parts.append(names[0] if names else _slug(str(session.describe()["leave"])))
+    if session.initial_history != usual.initial_history:
+        parts.append(f"{session.initial_history}-history")
+    if session.repeats != usual.repeats:
+        parts.append(f"{session.repeats}-repeats")
+    return "".join(f"-{part}" for part in parts)

@@ -1,103 +1,45 @@
-"""Engines: where the runs of a study are done. All of them give the same numbers."""
+"""Engines: where the tasks of a study run. All of them give the same results, whatever the number of workers."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import sys
 import threading
 import time
 import traceback
 import warnings
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from hrl_policies.worlds import WorldPair
+from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 
+from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.tasks import Task, WorldCache
 
-_KEPT_WORLDS = 2
+OnStart = Callable[[str], None]
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Where numerical libraries read, when they are loaded, how many threads to start."""
 
-@dataclass(frozen=True)
-class Setting:
-    """What every worker knows from the start.
-
-    Attributes:
-        worlds: Worlds by name that are no environment ids.
-        data_dir: Folder with the official files.
-    """
-
-    worlds: Mapping[str, WorldPair] = field(default_factory=dict)
-    data_dir: str | None = None
-
-
-class WorldShelf:
-    """The worlds that a process has made, the last few of them.
-
-    Args:
-        setting: Where they come from.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self._held: OrderedDict[str, WorldPair] = OrderedDict()
-
-    def pair(self, world: str, settings: Mapping[str, object], item_term: str) -> WorldPair:
-        """Returns the worlds of a run, with its item term.
-
-        Raises:
-            ValueError: If a name or setting is unknown.
-            DataError: If they cannot be made.
-        """
-        from hrl_policies.study.runner import open_worlds
-
-        key = repr((world, sorted(settings.items()), item_term))
-        if key not in self._held:
-            given = self.setting.worlds.get(world)
-            if given is None:
-                made = open_worlds(world, settings, item_term, self.setting.data_dir)
-            else:
-                made = given.given_mode(item_term) if item_term else given
-            self._held[key] = made
-        self._held.move_to_end(key)
-        while len(self._held) > _KEPT_WORLDS:
-            self._held.popitem(last=False)
-        return self._held[key]
-
-
-class Task(Protocol):
-    """Something to do in a worker; it can be pickled, and doing it twice does no harm."""
-
-    @property
-    def name(self) -> str:
-        """What progress and failures call it."""
-
-    def perform(self, shelf: WorldShelf) -> None:
-        """Does it; its result is what it writes."""
+_ONE_THREAD = dict.fromkeys(THREAD_VARIABLES, "1")
+_MAX_TRIES = 2
+_MAX_FAILED_STARTS = 3
+_RAY_RETRIES = 2
+_RAY_POLL_SECONDS = 1.0
+_PARENT_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Started:
-    """A task has begun.
-
-    Attributes:
-        task: Its name.
-    """
-
-    task: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A task is over.
+class TaskResult:
+    """How a task went.
 
     Attributes:
         task: Its name.
@@ -110,91 +52,74 @@ class Ended:
     error: str = ""
 
 
-Event = Started | Ended
-
-
 class WorkerPool(Protocol):
-    """Workers that are there."""
+    """Workers that are ready for tasks."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
-        """Does every task, in no certain order, and says when each starts and ends.
+    def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
+        """Runs every task, in no certain order, and yields how each went as soon as it ends.
 
-        A task that raises ends with its traceback; one whose worker dies is tried again once. The others go on.
+        A task that raises gives its traceback; one whose worker dies is tried again. The others go on.
+
+        Args:
+            tasks: What to run.
+            on_start: Called with the name of each task that starts.
         """
 
 
 class Engine(Protocol):
-    """A way of doing many tasks. Results do not depend on which, nor on the number of workers."""
+    """A way of running many tasks. Results do not depend on which, nor on the number of workers."""
 
     @property
     def workers(self) -> int:
-        """How many tasks run at once."""
+        """Returns how many tasks run at once."""
 
-    def open(self, setting: Setting) -> AbstractContextManager[WorkerPool]:
-        """Gives workers, and sends them home at the end; whatever they are doing then is lost."""
+    def open(self, worlds: WorldCache) -> AbstractContextManager[WorkerPool]:
+        """Opens a pool of workers and stops it at the end; whatever runs then is lost.
+
+        Args:
+            worlds: What every worker makes its worlds from.
+        """
 
 
-def performed(task: Task, shelf: WorldShelf) -> Ended:
-    """Does a task and says how it went; only what is no ``Exception`` (Ctrl-C) goes through."""
-    start = time.perf_counter()
+def perform_task(task: Task, worlds: WorldCache) -> TaskResult:
+    """Performs a task and returns how it went; only what is no ``Exception`` (Ctrl-C) goes through."""
+    start, error = time.perf_counter(), ""
     try:
-        task.perform(shelf)
+        task.run(worlds)
     except Exception:
-        return Ended(task.name, time.perf_counter() - start, traceback.format_exc())
-    return Ended(task.name, time.perf_counter() - start)
-
-
-def data_dir_text(data_dir: str | Path | None) -> str | None:
-    """Returns a folder as a worker in another working directory understands it."""
-    return None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+        error = traceback.format_exc()
+    return TaskResult(task.name, time.perf_counter() - start, error)
 
 
 @dataclass(frozen=True)
-class InsideEngine:
-    """Runs tasks in the calling process, on one numerical thread."""
+class InProcessEngine:
+    """Runs tasks one after the other in the calling process, on one numerical thread."""
 
     @property
     def workers(self) -> int:
-        """One."""
+        """Returns 1."""
         return 1
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[WorkerPool]:
-        """Gives the calling process as the only worker."""
-        from hrl_policies.study.runner import single_threaded
-
+    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
+        """Opens a pool of the calling process alone."""
         single_threaded()
-        yield _Inside(WorldShelf(setting))
+        yield _InProcessPool(worlds)
 
 
 @dataclass(frozen=True)
-class _Inside:
-    shelf: WorldShelf
+class _InProcessPool:
+    worlds: WorldCache
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
         for task in tasks:
-            yield Started(task.name)
-            yield performed(task, self.shelf)
+            on_start(task.name)
+            yield perform_task(task, self.worlds)
 
 
-THREAD_VARIABLES = (
-    "OMP_NUMTHREAD_VARIABLES",
-    "OPENBLAS_NUMTHREAD_VARIABLES",
-    "MKL_NUMTHREAD_VARIABLES",
-    "NUMEXPR_NUMTHREAD_VARIABLES",
-)
-"""Where numerical libraries read, when they are loaded, how many threads to start."""
-_READY = "ready"
-_TRIES = 2
-_STARTS = 3
-_PATIENCE = 5.0
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _need_workers(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise ValueError(f"need at least 1 worker, got {count}")
 
 
 @dataclass(frozen=True)
@@ -208,18 +133,17 @@ class LocalEngine:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"need at least 1 worker, got {self.count}")
+        _need_workers(self.count)
 
     @property
     def workers(self) -> int:
-        """Number of processes."""
-        return cores() if self.count is None else self.count
+        """Returns the number of processes."""
+        return cpu_count() if self.count is None else self.count
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[WorkerPool]:
-        """Gives the processes, which start when there is something to do."""
-        pool = _Pool(self.workers, setting)
+    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
+        """Opens a pool of processes, which start when there is something to do."""
+        pool = _ProcessPool(self.workers, worlds)
         try:
             yield pool
         finally:
@@ -227,193 +151,148 @@ class LocalEngine:
 
 
 @dataclass
-class _Job:
+class _Attempt:
+    """A task and how often it was tried."""
+
     task: Task
     tries: int = 0
-
-
-@dataclass
-class _Worker:
-    """A process and what it is doing.
-
-    Attributes:
-        process: The process.
-        connection: This side of its pipe.
-        ready: Whether it has finished its imports.
-        job: What it is doing, or None.
-        since: When it began.
-    """
-
-    process: Any
-    connection: Connection
-    ready: bool = False
-    job: _Job | None = None
     since: float = 0.0
 
 
-@dataclass
-class _Pool:
-    count: int
-    setting: Setting
-    workers: list[_Worker] = field(default_factory=list)
-    stillborn: int = 0
+class _Worker:
+    """One process, in an executor of its own: its death breaks nobody else's tasks, and says which task it had.
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
-        waiting = deque(_Job(task) for task in tasks)
-        while waiting or any(worker.job for worker in self.workers):
+    Attributes:
+        started: Whether the process has finished its imports.
+        attempt: What it runs, or None.
+        future: Of its start, or of what it runs; None if it is idle.
+    """
+
+    def __init__(self, worlds: WorldCache) -> None:
+        self._executor = ProcessPoolExecutor(
+            max_workers=1, initializer=_start_worker, initargs=(worlds,), env=_ONE_THREAD
+        )
+        self.started = False
+        self.attempt: _Attempt | None = None
+        self.future: Future[Any] | None = self._executor.submit(os.getpid)
+
+    def run(self, attempt: _Attempt) -> None:
+        attempt.tries += 1
+        attempt.since = time.perf_counter()
+        self.attempt = attempt
+        try:
+            self.future = self._executor.submit(_perform_in_worker, attempt.task)
+        except BrokenProcessPool as error:
+            self.future = Future()
+            self.future.set_exception(error)
+
+    def stop(self) -> None:
+        self._executor.shutdown(kill_workers=True)
+
+
+@dataclass
+class _ProcessPool:
+    count: int
+    worlds: WorldCache
+    workers: list[_Worker] = field(default_factory=list)
+    failed_starts: int = 0
+
+    def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
+        waiting = deque(_Attempt(task) for task in tasks)
+        while waiting or self._busy():
             while len(self.workers) < min(self.count, len(waiting) + self._busy()):
-                self.workers.append(_started(self.setting))
+                self.workers.append(_Worker(self.worlds))
             for worker in self.workers:
-                if waiting and worker.ready and worker.job is None:
-                    job = waiting.popleft()
-                    if _assigned(worker, job):
-                        yield Started(job.task.name)
-                    else:
-                        waiting.appendleft(job)
-            for connection in wait([worker.connection for worker in self.workers]):
-                worker = next(one for one in self.workers if one.connection is connection)
-                yield from self._heard(worker, waiting)
+                if waiting and worker.future is None:
+                    attempt = waiting.popleft()
+                    worker.run(attempt)
+                    on_start(attempt.task.name)
+            wait([worker.future for worker in self.workers if worker.future], return_when=FIRST_COMPLETED)
+            for worker in [worker for worker in self.workers if worker.future and worker.future.done()]:
+                yield from self._collect(worker, waiting)
 
     def stop(self) -> None:
         for worker in self.workers:
-            # A worker whose pipe is closed goes home; one that is at work, or still waking up, cannot hear that.
-            worker.connection.close()
-            if worker.job is not None or not worker.ready:
-                worker.process.kill()
-        for worker in self.workers:
-            worker.process.join(_PATIENCE)
-            worker.process.kill()
-            worker.process.join()
+            worker.stop()
         self.workers.clear()
 
     def _busy(self) -> int:
-        return sum(worker.job is not None for worker in self.workers)
+        return sum(worker.attempt is not None for worker in self.workers)
 
-    def _heard(self, worker: _Worker, waiting: deque[_Job]) -> Iterator[Event]:
-        """Takes what a worker says, or notices that it has died."""
+    def _collect(self, worker: _Worker, waiting: deque[_Attempt]) -> Iterator[TaskResult]:
+        """Takes the result of a worker's future, or notices that the worker has died."""
+        assert worker.future is not None
         try:
-            message = worker.connection.recv()
-        except (EOFError, OSError):
-            yield from self._died(worker, waiting)
+            result = worker.future.result()
+        except BrokenProcessPool as error:
+            yield from self._replace(worker, waiting, " ".join(str(error).split()))
             return
-        if message == _READY:
-            worker.ready, self.stillborn = True, 0
-            return
-        worker.job = None
-        yield message
+        worker.future = None
+        if worker.attempt is None:
+            worker.started, self.failed_starts = True, 0
+        else:
+            worker.attempt = None
+            yield result
 
-    def _died(self, worker: _Worker, waiting: deque[_Job]) -> Iterator[Event]:
-        worker.process.join()
-        worker.connection.close()
+    def _replace(self, worker: _Worker, waiting: deque[_Attempt], reason: str) -> Iterator[TaskResult]:
+        """Drops a worker that has died, and lets its task be tried again unless it was tried often enough."""
+        worker.stop()
         self.workers.remove(worker)
-        job, how = worker.job, _how(worker.process.exitcode)
-        if not worker.ready:
-            self.stillborn += 1
-            if self.stillborn >= _STARTS:
+        if not worker.started:
+            self.failed_starts += 1
+            if self.failed_starts >= _MAX_FAILED_STARTS:
                 raise RuntimeError(
-                    f"worker processes do not start: {self.stillborn} in a row ended by {how}. What they printed says "
-                    "why; a script that runs a study needs `if __name__ == '__main__':` around what it does"
+                    f"worker processes do not start, {self.failed_starts} in a row; see what they printed: {reason}"
                 )
-        if job is None:
+        attempt = worker.attempt
+        if attempt is None:
             return
-        job.tries += 1
-        if job.tries < _TRIES:
-            waiting.appendleft(job)
+        if attempt.tries < _MAX_TRIES:
+            waiting.appendleft(attempt)
             return
-        yield Ended(
-            job.task.name,
-            time.perf_counter() - worker.since,
-            f"the process of the run ended by {how}, {job.tries} times; the system does that when memory runs out\n",
+        yield TaskResult(
+            attempt.task.name,
+            time.perf_counter() - attempt.since,
+            f"the process of the run died {attempt.tries} times, as it does when memory runs out: {reason}\n",
         )
 
 
-def _started(setting: Setting) -> _Worker:
-    """Starts a worker: a fresh interpreter, which shares no state with this one."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_main, args=(there, setting), daemon=True)
-    with _one_thread_in_environment():
-        process.start()
-    # Nobody else may hold the worker's end: its closing is how its death is noticed.
-    there.close()
-    return _Worker(process, here)
+_worlds = WorldCache()
+"""The worlds of a worker process; :func:`_start_worker` says what they are made from."""
 
 
-def _assigned(worker: _Worker, job: _Job) -> bool:
-    """Sends a job; False if the worker has died, which its connection will tell."""
-    try:
-        worker.connection.send(job.task)
-    except OSError:
-        worker.ready = False
-        return False
-    worker.job, worker.since = job, time.perf_counter()
-    return True
+def _start_worker(worlds: WorldCache) -> None:
+    """Prepares a worker process: one numerical thread, no output of its own, no life without its parent."""
+    import signal
 
-
-def _how(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        try:
-            return f"signal {signal.Signals(-exit_code).name}"
-        except ValueError:
-            return f"signal {-exit_code}"
-    return f"exit code {exit_code}"
-
-
-@contextmanager
-def _one_thread_in_environment() -> Iterator[None]:
-    """Sets the number of threads where numerical libraries read it when they are loaded."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _main(connection: Connection, setting: Setting) -> None:
-    """What a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The run's log keeps warnings; printed by many processes they would tear the progress display apart.
-    warnings.showwarning = lambda *rest, **named: None
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    # Ctrl-C ends a study, and no run half-way: outside the main thread training does not listen to it.
-    serving = threading.Thread(target=_serve, args=(connection, setting))
-    serving.start()
-    serving.join()
-
-
-def _serve(connection: Connection, setting: Setting) -> None:
     from tqdm import tqdm
 
-    from hrl_policies.study.runner import single_threaded
-
+    global _worlds
+    _worlds = worlds
+    # Ctrl-C is for the process of the study, which kills its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     single_threaded()
+    # The run's log keeps warnings; printed by many processes they would tear the progress display apart.
+    warnings.showwarning = lambda *arguments, **options: None
     # tqdm's own lock is a semaphore of the system, which a killed process leaves behind.
     tqdm.set_lock(threading.RLock())
-    shelf = WorldShelf(setting)
-    connection.send(_READY)
-    while True:
-        try:
-            task = connection.recv()
-        except (EOFError, OSError):
-            return
-        connection.send(performed(task, shelf))
 
 
-def _die_with_parent() -> None:
-    """Ends the process at once when the study's process is gone, so that it writes nothing that nobody expects."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def _perform_in_worker(task: Task) -> TaskResult:
+    return perform_task(task, _worlds)
+
+
+def _exit_with_parent(parent_id: int) -> None:
+    """Ends the process soon after its parent, so that it writes nothing that nobody expects."""
+    if sys.platform == "win32":
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+    else:
+        while os.getppid() == parent_id:
+            time.sleep(_PARENT_POLL_SECONDS)
     os._exit(1)
-
-
-_RETRIES = 2
-_PATIENCE_ray_engine = 1.0
 
 
 @dataclass(frozen=True)
@@ -433,64 +312,52 @@ class RayEngine:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"need at least 1 worker, got {self.count}")
-        _ray()
+        _need_workers(self.count)
+        _import_ray()
 
     @property
     def workers(self) -> int:
-        """How many tasks run at once, as far as that is known before there is a cluster."""
-        ray = _ray()
+        """Returns how many tasks run at once, as far as that is known before there is a cluster."""
+        ray = _import_ray()
         if self.count is not None:
             return self.count
-        return int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else cores()
+        return int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else cpu_count()
 
     @contextmanager
-    def open(self, setting: Setting) -> Iterator[WorkerPool]:
+    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
         """Connects to the cluster, or starts one, which then ends with the study."""
-        ray = _ray()
+        ray = _import_ray()
         own = not ray.is_initialized()
         if own:
-            here = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
-            ray.init(address=self.address, log_to_driver=False, configure_logging=False, **here)
+            local = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
+            ray.init(address=self.address, log_to_driver=False, configure_logging=False, **local)
         try:
-            yield _Cluster(ray, self, ray.put(_Sent(setting)))
+            yield _RayPool(ray, self.workers, ray.put(worlds))
         finally:
             if own:
                 ray.shutdown()
 
 
-class _Sent:
-    """A setting in Ray's object store, told apart from others by its identity there."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-
-
 @dataclass
-class _Cluster:
+class _RayPool:
     ray: Any
-    engine: RayEngine
-    setting: Any
+    count: int
+    worlds: Any
     running: dict[Any, tuple[Task, float]] = field(default_factory=dict)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
-        # Workers are idempotent: what a dead one had finished is found done by the next try.
-        remote = self.ray.remote(
-            num_cpus=1,
-            max_retries=_RETRIES,
-            runtime_env={"env_vars": dict.fromkeys(THREAD_VARIABLES, "1")},
-        )(_perform)
+    def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
+        perform = self.ray.remote(
+            num_cpus=1, max_retries=_RAY_RETRIES, runtime_env={"env_vars": _ONE_THREAD}
+        )(_perform_in_ray)
         waiting = deque(tasks)
         try:
             while waiting or self.running:
-                # No more than can run at once are handed over, so that a task that has started is really running.
-                while waiting and len(self.running) < self.engine.workers:
+                # No more than can run at once are submitted, so that a task that has started is really running.
+                while waiting and len(self.running) < self.count:
                     task = waiting.popleft()
-                    reference = remote.remote(task, [self.setting])
-                    self.running[reference] = (task, time.perf_counter())
-                    yield Started(task.name)
-                done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=_PATIENCE_ray_engine)
+                    self.running[perform.remote(task, [self.worlds])] = (task, time.perf_counter())
+                    on_start(task.name)
+                done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=_RAY_POLL_SECONDS)
                 for reference in done:
                     yield self._result(reference)
         finally:
@@ -498,35 +365,33 @@ class _Cluster:
                 self.ray.cancel(reference, force=True)
             self.running.clear()
 
-    def _result(self, reference: Any) -> Ended:
+    def _result(self, reference: Any) -> TaskResult:
         task, since = self.running.pop(reference)
         try:
-            ended = self.ray.get(reference)
+            ended: TaskResult = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            why = f"the run's Ray task failed, after {_RETRIES + 1} tries where its worker died: {error}\n"
-            return Ended(task.name, time.perf_counter() - since, why)
-        assert isinstance(ended, Ended)
+            reason = (
+                f"the run's Ray task failed, after {_RAY_RETRIES + 1} tries where its worker died: {error}\n"
+            )
+            return TaskResult(task.name, time.perf_counter() - since, reason)
         return ended
 
 
-def _perform(task: Task, setting: list[Any]) -> Ended:
-    """What a Ray worker does; the setting comes as a reference, which is opened once in each process."""
-    import warnings
-
+def _perform_in_ray(task: Task, worlds: list[Any]) -> TaskResult:
+    """Performs a task in a Ray worker; in a list, the reference of the worlds is not resolved for every task."""
     # The run's log keeps warnings.
-    warnings.showwarning = lambda *rest, **named: None
-    return performed(task, _shelf(setting[0]))
+    warnings.showwarning = lambda *arguments, **options: None
+    return perform_task(task, _ray_worlds(worlds[0]))
 
 
 @lru_cache(maxsize=1)
-def _shelf(reference: Any) -> WorldShelf:
-    from hrl_policies.study.runner import single_threaded
-
+def _ray_worlds(reference: Any) -> WorldCache:
     single_threaded()
-    return WorldShelf(_ray().get(reference).setting)
+    worlds: WorldCache = _import_ray().get(reference)
+    return worlds
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     """Imports Ray.
 
     Raises:
@@ -538,18 +403,3 @@ def _ray() -> Any:
         raise ValueError(
             "the ray engine needs Ray, which is not installed: pip install 'kuaifair[ray]', or take the local engine"
         ) from None
-
-
-__all__ = [
-    "Ended",
-    "Engine",
-    "Event",
-    "InsideEngine",
-    "LocalEngine",
-    "RayEngine",
-    "Setting",
-    "Started",
-    "Task",
-    "WorkerPool",
-    "WorldShelf",
-]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hrl_policies.study.config import RunConfig
+from hrl_policies.study.spec import StudySpec
 from hrl_policies.study.store import new_folder, read_json, write_json
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import atomic_path
@@ -21,7 +21,7 @@ STUDY = "study.json"
 TRACEBACK = "traceback.txt"
 
 _LOCK = ".lock"
-_FORMAT = 1
+_FORMAT = 2
 
 RunState = Literal["done", "failed", "missing"]
 
@@ -105,12 +105,12 @@ def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def write_study(store: Path, study: dict[str, Any], command: str) -> str:
+def write_study(store: Path, spec: StudySpec, command: str) -> str:
     """Writes what a store is the store of, once.
 
     Args:
         store: The store.
-        study: The study as plain data.
+        spec: The study.
         command: The command that makes it.
 
     Returns:
@@ -119,17 +119,17 @@ def write_study(store: Path, study: dict[str, Any], command: str) -> str:
     Raises:
         ArtifactError: If the store holds another study.
     """
-    path = store / STUDY
+    path, study = store / STUDY, spec.model_dump(mode="json")
     if path.exists():
         before, made_by = read_study_file(store)
-        same = json.loads(json.dumps(study))
         # Where the official files lie is the machine's business; results depend on what is in them.
-        different = sorted(name for name in same if name != "data_dir" and before.get(name) != same[name])
+        different = sorted(name for name in study if name != "data_dir" and before.get(name) != study[name])
         if different:
             raise ArtifactError(
                 f"{store} holds another study ({', '.join(different)} differ); use another store, or remove it"
             )
         return made_by
+    store.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         write_json(temporary, {"format": _FORMAT, "command": command, "study": study})
     return command
@@ -146,7 +146,9 @@ def read_study_file(store: Path) -> tuple[dict[str, Any], str]:
         raise ArtifactError(f"{store} is not the folder of a study: it holds no {STUDY}")
     content = read_json(path)
     if content.get("format") != _FORMAT or not isinstance(content.get("study"), dict):
-        raise ArtifactError(f"{path} is damaged, or of another version (format {content.get('format')})")
+        raise ArtifactError(
+            f"{path} is damaged, or of another version (format {content.get('format')}, this one reads {_FORMAT})"
+        )
     return content["study"], str(content.get("command", ""))
 
 

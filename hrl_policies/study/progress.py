@@ -1,4 +1,4 @@
-"""Live progress of a study: what runs, what is done, how long it will take."""
+"""What a study will cost, and how it gets on: estimates, callbacks and displays of progress."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hrl_policies.study.config import RunConfig
 from hrl_policies.study.folders import reason_of
-from hrl_policies.study.spec import PlannedRun
 from hrl_policies.zoo import method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.synthetic.twin import twin_config
@@ -56,16 +56,16 @@ class Estimate:
         return max(self.seconds / workers, self.longest)
 
 
-def estimate_study(runs: Sequence[PlannedRun]) -> Estimate:
+def estimate_study(runs: Sequence[RunConfig]) -> Estimate:
     """Estimates a study, once calibrated on this machine.
 
     Making worlds is not counted: they are made once, then read from the cache.
     """
     unit = calibration_seconds()
     works = [work_of(run) for run in runs]
-    modes = {(run.world, run.purifier): run for run in runs if run.purifier}
-    pretraining = sum(_pretraining_work(run) for run in modes.values())
-    names = dict.fromkeys(run.entry.name for run in runs)
+    purifiers = {(run.world, run.purifier.name) for run in runs if run.purifier is not None}
+    pretraining = sum(_pretraining_work(mode) for _, mode in purifiers)
+    names = dict.fromkeys(run.method for run in runs)
     return Estimate(
         seconds=unit * (sum(works) + pretraining),
         longest=unit * max(works, default=0.0),
@@ -74,11 +74,11 @@ def estimate_study(runs: Sequence[PlannedRun]) -> Estimate:
     )
 
 
-def work_of(run: PlannedRun) -> float:
+def work_of(run: RunConfig) -> float:
     """Returns how much work a run is, in calibration products."""
-    config, cost, items = run.config(), _cost_of(run.entry.name), _candidates(run.world)
-    sessions = config.users * config.episodes_per_user * config.session.max_len / _USUAL_LENGTH
-    training = (cost["step"] + cost["step_item"] * items) * config.total_steps
+    cost, items = _cost_of(run.method), _candidates(run.world)
+    sessions = run.users * run.episodes_per_user * run.session.max_len / _USUAL_LENGTH
+    training = (cost["step"] + cost["step_item"] * items) * run.total_steps
     evaluation = (cost["session"] + cost["session_item"] * items) * sessions
     return float(cost["start"] + training + evaluation)
 
@@ -117,17 +117,16 @@ def size(count: float) -> str:
     return f"{count / 2**10:.0f} KiB"
 
 
-def _bytes_of(run: PlannedRun) -> int:
-    config = run.config()
-    purifier = _costs()["purifiers"].get(run.purifier, {}).get("bytes", 0)
-    sessions = _SESSION_BYTES * config.users * config.episodes_per_user
-    return int(_cost_of(run.entry.name)["bytes"] + purifier + sessions + _OTHER_BYTES)
+def _bytes_of(run: RunConfig) -> int:
+    purifier = 0 if run.purifier is None else _costs()["purifiers"].get(run.purifier.name, {}).get("bytes", 0)
+    sessions = _SESSION_BYTES * run.users * run.episodes_per_user
+    return int(_cost_of(run.method)["bytes"] + purifier + sessions + _OTHER_BYTES)
 
 
-def _pretraining_work(run: PlannedRun) -> float:
+def _pretraining_work(mode: str) -> float:
     purifiers = _costs()["purifiers"]
-    dearest = max(known["work"] for known in purifiers.values())
-    return float(purifiers.get(run.purifier, {"work": dearest})["work"])
+    max_work = max(known["work"] for known in purifiers.values())
+    return float(purifiers.get(mode, {"work": max_work})["work"])
 
 
 def _cost_of(name: str) -> dict[str, float]:
@@ -155,8 +154,27 @@ _SHOWN_FAILURES = 5
 _SHOWN_RUNNING = 16
 
 
-class StudyProgress:
-    """Keeps count of a study's runs and foretells its end from the runs that have ended.
+class StudyCallback:
+    """Is told how a study gets on; this one does nothing with it."""
+
+    def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
+        """Is called once, before the first task.
+
+        Args:
+            work: Runs that are left, by name, each with how much work it is believed to be.
+            done: Runs that were finished before.
+            failed: Runs that failed before.
+        """
+
+    def on_task_start(self, name: str) -> None:
+        """Is called when a run, or the making of worlds or a purifier, starts."""
+
+    def on_task_end(self, name: str, seconds: float, error: str) -> None:
+        """Is called when a task ends; ``error`` is its traceback, empty if all went well."""
+
+
+class StudyProgress(StudyCallback):
+    """Counts the runs of a study and foretells its end from the runs that have ended.
 
     Args:
         workers: How many runs go on at once.
@@ -167,44 +185,44 @@ class StudyProgress:
         self.total = self.done = self.failed = 0
         self.running: dict[str, float] = {}
         self.failures: dict[str, str] = {}
-        self._weights: dict[str, float] = {}
-        # Kept as a number: a display in a thread of its own must not walk through what changes under it.
-        self._left = self._spent = self._spent_weight = 0.0
+        self._work: dict[str, float] = {}
+        # Kept as numbers: a display in a thread of its own must not walk through what changes under it.
+        self._work_left = self._work_done = self._seconds_done = 0.0
 
-    def planned(self, weights: Mapping[str, float], done: int, failed: int) -> None:
-        """See :class:`hrl_policies.study.runs.Watch`."""
-        self._weights, self._left = dict(weights), sum(weights.values())
+    def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
+        """See :class:`StudyCallback`."""
+        self._work, self._work_left = dict(work), sum(work.values())
         self.done, self.failed = done, failed
-        self.total = len(weights) + done + failed
+        self.total = len(work) + done + failed
 
-    def started(self, name: str) -> None:
-        """See :class:`hrl_policies.study.runs.Watch`."""
+    def on_task_start(self, name: str) -> None:
+        """See :class:`StudyCallback`."""
         self.running[name] = time.monotonic()
 
-    def ended(self, name: str, seconds: float, error: str) -> None:
-        """See :class:`hrl_policies.study.runs.Watch`."""
+    def on_task_end(self, name: str, seconds: float, error: str) -> None:
+        """See :class:`StudyCallback`."""
         self.running.pop(name, None)
         if error:
             self.failures[name] = reason_of(error)
-        if name not in self._weights:
+        if name not in self._work:
             # Worlds and purifiers are no runs.
             return
-        weight = self._weights.pop(name)
-        self._left -= weight
+        work = self._work.pop(name)
+        self._work_left -= work
         if error:
             self.failed += 1
             return
         self.done += 1
-        self._spent += seconds
-        self._spent_weight += weight
+        self._seconds_done += seconds
+        self._work_done += work
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the end, if the runs that are left go as those that have ended; None while none has."""
-        if not self._spent_weight:
+        if not self._work_done:
             return None
-        left = self._left * self._spent / self._spent_weight
-        return left / max(1, min(self.workers, len(self._weights)))
+        left = self._work_left * self._seconds_done / self._work_done
+        return left / max(1, min(self.workers, len(self._work)))
 
     def summary(self) -> str:
         """Returns one line on where the study stands."""
@@ -238,14 +256,14 @@ class PlainProgress(StudyProgress):
     ) -> None:
         return None
 
-    def planned(self, weights: Mapping[str, float], done: int, failed: int) -> None:
+    def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
         """Prints where the study stands."""
-        super().planned(weights, done, failed)
+        super().on_study_start(work, done, failed)
         self._print(self.summary())
 
-    def ended(self, name: str, seconds: float, error: str) -> None:
+    def on_task_end(self, name: str, seconds: float, error: str) -> None:
         """Prints how it went."""
-        super().ended(name, seconds, error)
+        super().on_task_end(name, seconds, error)
         how = (
             f"FAILED after {duration(seconds)}: {reason_of(error)}"
             if error

@@ -1,16 +1,14 @@
-"""Conducts a study: sees to worlds and purifiers, has the runs done that are missing, and tabulates them."""
+"""Running of studies: makes worlds and purifiers, and does the runs that the study's folder does not hold yet."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from hrl_policies.study.cells import stored_record
-from hrl_policies.study.config import PurifierIdentity
-from hrl_policies.study.engines import Engine, Setting, Started, Task, WorkerPool, data_dir_text
+from hrl_policies.study.config import PurifierIdentity, RunConfig, run_folder
+from hrl_policies.study.engines import Engine, InProcessEngine, WorkerPool
 from hrl_policies.study.folders import (
     forget_failure,
     read_failure,
@@ -19,30 +17,19 @@ from hrl_policies.study.folders import (
     state_of,
     study_lock,
     write_failure,
-    write_study,
 )
-from hrl_policies.study.outputs import write_outputs
-from hrl_policies.study.progress import work_of
-from hrl_policies.study.spec import PlannedRun
-from hrl_policies.study.store import RunRecord, load_run
-from hrl_policies.study.tasks import PurifierTask, RunTask, WorldTask
+from hrl_policies.study.progress import StudyCallback, work_of
+from hrl_policies.study.store import RunRecord, stored_record
+from hrl_policies.study.tasks import PurifierTask, RunTask, Task, WorldCache, WorldTask
 from hrl_policies.worlds import WorldPair
+from kuaifair_env.errors import KuaiFairError
 
 PURIFIERS = "purifiers"
-"""Folder of a store with the purifiers of its runs."""
+"""Folder of a store with the purifiers that were pretrained for its runs."""
 
 
-class Watch(Protocol):
-    """Whoever wants to know how a study gets on."""
-
-    def planned(self, weights: Mapping[str, float], done: int, failed: int) -> None:
-        """The runs that are left, with how much work each is believed to be; how many were done before, or failed."""
-
-    def started(self, name: str) -> None:
-        """A task has begun."""
-
-    def ended(self, name: str, seconds: float, error: str) -> None:
-        """A task is over; ``error`` is empty if all went well."""
+class FailedRunsError(KuaiFairError):
+    """Runs of a study failed."""
 
 
 @dataclass(frozen=True)
@@ -50,136 +37,163 @@ class StudyResult:
     """What became of a study.
 
     Attributes:
-        records: Finished runs, in the order of the plan.
-        failures: Traceback by run that failed.
-        files: What was written about them all.
+        records: Finished runs, in the order in which they were given.
+        failures: Traceback by name of the run that failed.
     """
 
-    records: tuple[RunRecord, ...]
+    records: list[RunRecord]
     failures: Mapping[str, str]
-    files: tuple[Path, ...]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The last line of each traceback, by name of the run."""
+        return {name: reason_of(traceback) for name, traceback in self.failures.items()}
+
+    def raise_for_failures(self) -> StudyResult:
+        """Returns the result itself if every run was finished.
+
+        Raises:
+            FailedRunsError: If a run failed; the message holds the first traceback.
+        """
+        if self.failures:
+            name, traceback = next(iter(self.failures.items()))
+            raise FailedRunsError(f"{len(self.failures)} runs failed; the first is {name}:\n{traceback}")
+        return self
 
 
-def conduct(
-    runs: Sequence[PlannedRun],
+def run_study(
+    runs: Sequence[RunConfig],
     store: str | Path,
-    engine: Engine,
-    watch: Watch,
-    *,
-    command: str,
     worlds: Mapping[str, WorldPair] | None = None,
+    *,
+    purifiers: Mapping[PurifierIdentity, str | Path] | None = None,
+    engine: Engine | None = None,
+    callback: StudyCallback | None = None,
     data_dir: str | Path | None = None,
     retry_failed: bool = False,
 ) -> StudyResult:
-    """Has every run of a study done that its store does not hold yet, and writes the tables of all.
+    """Does the runs that a store does not hold yet, and returns the records of all.
 
     A run is there whole or not at all, so a kill at any moment loses what was running, and the same call goes on. A
     run that raises, or whose process dies twice, is recorded as ``NAME.failed`` and does not hinder the others.
+    Within this process, Ctrl-C keeps the run that is being trained as ``NAME.partial``, which the same call resumes.
 
     Args:
-        runs: All runs of one study; see :func:`hrl_policies.study.checks.check_study`.
-        store: Its folder.
-        engine: What does the runs.
-        watch: Is told of everything.
-        command: The command that makes the study, for the tables.
-        worlds: Worlds by name that are no environment ids.
-        data_dir: Folder with the official files, instead of the study's.
+        runs: What to run; see :func:`~hrl_policies.study.config.plan_runs` and
+            :func:`~hrl_policies.study.checks.check_study`.
+        store: Folder of the study.
+        worlds: Worlds by name; those of environment ids are made.
+        purifiers: Files of the purifiers that runs name; those that runs name by their mode alone are pretrained.
+        engine: Where tasks run; None takes this process.
+        callback: Is told of every run.
+        data_dir: Folder with the official files.
         retry_failed: Whether to try again what failed in an earlier call.
 
     Raises:
-        ArtifactError: If the store holds another study, or another process works on it.
+        ArtifactError: If a run's folder holds another run, or another process works on the store.
         KeyboardInterrupt: If interrupted; call again to go on.
+        ValueError: If the file of a purifier is missing.
     """
-    root, spec = Path(store).resolve(), runs[0].spec
-    where = data_dir_text(data_dir or spec.data_dir)
-    setting = Setting(worlds or {}, where)
-    named = {str(run.folder): run for run in runs}
+    root = Path(store).resolve()
+    engine, callback = engine or InProcessEngine(), callback or StudyCallback()
+    by_name = {str(run_folder(run)): run for run in runs}
+    files = {identity: str(path) for identity, path in (purifiers or {}).items()}
+    _check_purifiers(by_name, files)
     with study_lock(root):
-        command = write_study(root, spec.as_dict() | {"data_dir": where}, command)
-        remove_leftovers(root, named)
+        remove_leftovers(root, by_name)
         if retry_failed:
-            for name in named:
+            for name in by_name:
                 forget_failure(root / name)
-        states = {name: state_of(root / name) for name in named}
-        left = {name: run for name, run in named.items() if states[name] == "missing"}
+        states = {name: state_of(root / name) for name in by_name}
+        missing = {name: run for name, run in by_name.items() if states[name] == "missing"}
         count = Counter(states.values())
-        watch.planned({name: work_of(run) for name, run in left.items()}, count["done"], count["failed"])
-        if left:
-            with engine.open(setting) as pool:
-                _run_all(pool, left, setting, root, watch)
-        remove_leftovers(root, named)
-        return _result(named, root, command)
+        work = {name: work_of(run) for name, run in missing.items()}
+        callback.on_study_start(work, count["done"], count["failed"])
+        if missing:
+            cache = WorldCache(worlds, data_dir)
+            with engine.open(cache) as pool:
+                _run_missing(pool, missing, cache, files, root, callback)
+        remove_leftovers(root, by_name)
+        return _stored_result(runs, root)
 
 
-def _run_all(
-    pool: WorkerPool, left: Mapping[str, PlannedRun], setting: Setting, root: Path, watch: Watch
+def _check_purifiers(runs: Mapping[str, RunConfig], files: Mapping[PurifierIdentity, str]) -> None:
+    for name, run in runs.items():
+        if run.purifier is not None and run.purifier.hash and run.purifier not in files:
+            raise ValueError(f"{name} needs the file of the purifier {run.purifier.name!r}")
+
+
+def _run_missing(
+    pool: WorkerPool,
+    runs: Mapping[str, RunConfig],
+    cache: WorldCache,
+    files: Mapping[PurifierIdentity, str],
+    root: Path,
+    callback: StudyCallback,
 ) -> None:
-    _perform(pool, _world_tasks(left.values(), setting), watch)
-    purifiers = {name: task for name, run in left.items() if (task := _purifier_task(run, root)) is not None}
-    pretraining = {task.name: task for task in purifiers.values()}
-    broken = _perform(pool, list(pretraining.values()), watch)
-    identities = {
-        name: PurifierIdentity.of_file(task.target)
-        for name, task in pretraining.items()
-        if name not in broken
+    # Where worlds cannot be made, each of their runs says so itself.
+    _run_tasks(pool, _world_tasks(runs, cache), callback)
+    pretraining = {
+        name: _purifier_task(run, root)
+        for name, run in runs.items()
+        if run.purifier is not None and not run.purifier.hash
     }
-    tasks, configs = [], {}
-    for name, run in left.items():
-        task = purifiers.get(name)
-        if task is not None and task.name in broken:
-            write_failure(root / name, run.config(), broken[task.name])
-            watch.ended(name, 0.0, broken[task.name])
-            continue
-        configs[name] = run.config(None if task is None else identities[task.name])
-        tasks.append(RunTask(configs[name], str(root / name), None if task is None else task.target, name))
-    for event in pool.run(tasks):
-        if isinstance(event, Started):
-            watch.started(event.task)
-            continue
-        if event.error:
-            write_failure(root / event.task, configs[event.task], event.error)
-        watch.ended(event.task, event.seconds, event.error)
+    unique_tasks = list({task.name: task for task in pretraining.values()}.values())
+    broken = _run_tasks(pool, unique_tasks, callback)
+    identities = {
+        task.name: replace(PurifierIdentity.of_file(task.target), name=task.mode)
+        for task in unique_tasks
+        if task.name not in broken
+    }
+    tasks = []
+    for name, run in runs.items():
+        file = None if run.purifier is None else files.get(run.purifier)
+        if name in pretraining:
+            task = pretraining[name]
+            if task.name in broken:
+                write_failure(root / name, run, broken[task.name])
+                callback.on_task_end(name, 0.0, broken[task.name])
+                continue
+            run, file = replace(run, purifier=identities[task.name]), task.target
+        tasks.append(RunTask(name, run, str(root / name), file))
+    for result in pool.run(tasks, callback.on_task_start):
+        if result.error:
+            write_failure(root / result.task, runs[result.task], result.error)
+        callback.on_task_end(result.task, result.seconds, result.error)
 
 
-def _perform(pool: WorkerPool, tasks: Sequence[Task], watch: Watch) -> dict[str, str]:
-    """Has tasks done that come before the runs; returns the tracebacks of those that failed."""
-    broken = {}
-    for event in pool.run(tasks):
-        if isinstance(event, Started):
-            watch.started(event.task)
-            continue
-        watch.ended(event.task, event.seconds, event.error)
-        if event.error:
-            broken[event.task] = event.error
-    return broken
+def _run_tasks(pool: WorkerPool, tasks: Sequence[Task], callback: StudyCallback) -> dict[str, str]:
+    """Runs tasks that come before the runs; returns the tracebacks of those that failed."""
+    errors = {}
+    for result in pool.run(tasks, callback.on_task_start):
+        callback.on_task_end(result.task, result.seconds, result.error)
+        if result.error:
+            errors[result.task] = result.error
+    return errors
 
 
-def _world_tasks(runs: Iterable[PlannedRun], setting: Setting) -> list[WorldTask]:
-    """Returns the worlds to make first; where that fails, each run says so itself."""
-    spec = next(iter(runs)).spec
-    names = dict.fromkeys(run.world for run in runs if run.world not in setting.worlds)
-    return [WorldTask(name, spec.world_settings, spec.item_term) for name in names]
+def _world_tasks(runs: Mapping[str, RunConfig], cache: WorldCache) -> list[WorldTask]:
+    """Returns the worlds to make, so that the caches on disk hold what runs read."""
+    tasks = [WorldTask(run.world, run.world_settings, run.item_term) for run in runs.values()]
+    return list({task.name: task for task in tasks if task.world not in cache.worlds}.values())
 
 
-def _purifier_task(run: PlannedRun, root: Path) -> PurifierTask | None:
-    if not run.purifier:
-        return None
-    spec = run.spec
+def _purifier_task(run: RunConfig, root: Path) -> PurifierTask:
+    assert run.purifier is not None
     # Worlds are part of the run folder's name, in a form that suits files.
-    term = f"-item-{spec.item_term}" if spec.item_term else ""
-    target = root / PURIFIERS / f"{run.folder.parts[0]}{term}-{run.purifier}.safetensors"
-    return PurifierTask(run.world, spec.world_settings, spec.item_term, run.purifier, str(target))
+    term = f"-item-{run.item_term}" if run.item_term else ""
+    target = root / PURIFIERS / f"{run_folder(run).parts[0]}{term}-{run.purifier.name}.safetensors"
+    return PurifierTask(run.world, run.world_settings, run.item_term, run.purifier.name, str(target))
 
 
-def _result(named: Mapping[str, PlannedRun], root: Path, command: str) -> StudyResult:
+def _stored_result(runs: Sequence[RunConfig], root: Path) -> StudyResult:
     records, failures = [], {}
-    for name, run in named.items():
-        state = state_of(root / name)
+    for run in runs:
+        folder = root / run_folder(run)
+        state = state_of(folder)
         if state == "done":
             # Read back, never taken from memory: tables are those of the files, however often a study was stopped.
-            stored = load_run(root / name)
-            records.append(stored_record(run.config(stored.config.purifier), root / name))
+            records.append(stored_record(run, folder))
         elif state == "failed":
-            failures[name] = read_failure(root / name)
-    reasons = {name: reason_of(text) for name, text in failures.items()}
-    return StudyResult(tuple(records), failures, tuple(write_outputs(root, records, reasons, command)))
+            failures[str(run_folder(run))] = read_failure(folder)
+    return StudyResult(records, failures)

@@ -1,22 +1,31 @@
-"""What a study is, as one small file says it: methods x worlds x horizons x seeds, and whatever is swept."""
+"""A study in one small file: methods x worlds x horizons x seeds, and whatever is swept."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
-from hrl_policies.study.cells import cell_folder
+from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_problems
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.zoo import controls, load_settings, method
-from kuaifair_env.batch import SessionConfig
+from kuaifair_env.abandonment import LEAVE_RULES
+from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.simulator import InitialHistory, Repeats
 from kuaifair_env.splits import EVALUATION_USERS
 
 CONTROLS = "controls"
@@ -25,7 +34,6 @@ NO_PURIFIER = "none"
 
 _PLANS = "plans"
 _FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
-_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 T = TypeVar("T")
 
 
@@ -43,8 +51,58 @@ class StudyError(KuaiFairError, ValueError):
         super().__init__(f"{where} has {count}:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
-@dataclass(frozen=True)
-class StudyMethod:
+def _folder_name(name: str) -> str:
+    if not _FOLDER_NAME.fullmatch(name):
+        raise ValueError(
+            f"must consist of letters, digits, blanks and -_.+=, as its folder has the same name, got {name!r}"
+        )
+    return name
+
+
+def _purifier_mode(value: Any) -> Any:
+    return "" if value == NO_PURIFIER else value
+
+
+def _known_leave_rule(name: str) -> str:
+    if name not in LEAVE_RULES:
+        raise ValueError(f"must be one of {', '.join(LEAVE_RULES)}, got {name!r}")
+    return name
+
+
+def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values:
+        raise ValueError("must not be empty")
+    return values
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    repeated = [repr(value) for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"names {', '.join(repeated)} more than once")
+    return values
+
+
+def _method_entries(value: Any) -> Any:
+    """Spells out the short forms of methods: a name alone, and ``controls``."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    entries: list[Any] = []
+    for entry in value:
+        names = controls() if entry == CONTROLS else [entry]
+        entries += [{"name": name} if isinstance(name, str) else name for name in names]
+    return entries
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0)]
+PurifierMode = Annotated[str, BeforeValidator(_purifier_mode)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudyMethod(_Model):
     """A method as a study runs it.
 
     Attributes:
@@ -57,30 +115,54 @@ class StudyMethod:
     """
 
     name: str
-    purifier: str | None = None
-    set: Mapping[str, Any] = field(default_factory=dict)
-    steps: int | None = None
+    purifier: PurifierMode | None = None
+    set: dict[str, Any] = {}
+    steps: Count | None = None
     label: str = ""
 
 
-@dataclass(frozen=True)
-class StudySpec:
+class SessionSettings(_Model):
+    """How the sessions of a study run, at every horizon; see :class:`~kuaifair_env.batch.SessionConfig`.
+
+    Attributes:
+        slate_size: Items per slate ``K``.
+        leave: Name of the leave rule.
+        initial_history: ``"log"`` or ``"empty"``.
+        repeats: ``"allow"`` or ``"forbid"``.
+    """
+
+    slate_size: Count = AUTO_SLATE_SIZE
+    leave: Annotated[str, AfterValidator(_known_leave_rule)] = "temper"
+    initial_history: InitialHistory = "log"
+    repeats: Repeats = "allow"
+
+
+class TrainingSettings(_Model):
+    """What a sweep may say of training; see :class:`~hrl_policies.study.config.RunConfig`."""
+
+    total_steps: Count = 1
+    n_envs: Count = 1
+    taste_noise: Annotated[float, Field(strict=True, ge=0.0)] = 0.0
+
+
+SESSION_PARAMETERS = tuple(SessionSettings.model_fields)
+TRAINING_PARAMETERS = tuple(TrainingSettings.model_fields)
+
+
+class StudySpec(_Model):
     """A study.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         methods: What is compared.
         worlds: Environment ids, or names of :class:`~hrl_policies.worlds.WorldPair` that are passed along.
         max_lens: Horizons.
         seeds: Training seeds of methods that learn.
         control_seeds: Seeds of controls, which do not learn: the first training seed where this is empty.
         users: Held-out users to evaluate on.
-        episodes: Sessions of each.
+        episodes_per_user: Sessions of each.
         steps: Training steps of every method that learns; None takes the zoo's.
-        slate_size: Items per slate ``K``.
-        leave: Name of the leave rule.
-        initial_history: See :class:`~kuaifair_env.batch.SessionConfig`.
-        repeats: See :class:`~kuaifair_env.batch.SessionConfig`.
+        session: How sessions run.
         item_term: Mode of the item term that all agents and controls are given; empty for none.
         purifiers: Every method without a purifier of its own is run with each of these modes; empty is without.
         sweep: Values by parameter: a setting of sessions, of training, or a hyperparameter. Every combination is run.
@@ -88,41 +170,23 @@ class StudySpec:
         data_dir: Folder with the official files.
     """
 
-    name: str
-    methods: tuple[StudyMethod, ...]
-    worlds: tuple[str, ...]
-    max_lens: tuple[int, ...] = (30, 50)
-    seeds: tuple[int, ...] = STUDY_SEEDS
-    control_seeds: tuple[int, ...] = ()
-    users: int = EVALUATION_USERS
-    episodes: int = 1
-    steps: int | None = None
-    slate_size: int = 10
-    leave: str = "temper"
-    initial_history: str = "log"
-    repeats: str = "allow"
+    name: Annotated[str, AfterValidator(_folder_name)]
+    methods: Annotated[tuple[StudyMethod, ...], BeforeValidator(_method_entries), AfterValidator(_not_empty)]
+    worlds: Annotated[tuple[str, ...], AfterValidator(_not_empty), AfterValidator(_distinct)]
+    max_lens: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (30, 50)
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = STUDY_SEEDS
+    control_seeds: Annotated[tuple[Seed, ...], AfterValidator(_distinct)] = ()
+    users: Annotated[int, Field(strict=True, ge=2)] = EVALUATION_USERS
+    episodes_per_user: Count = 1
+    steps: Count | None = None
+    session: SessionSettings = SessionSettings()
     item_term: str = ""
-    purifiers: tuple[str, ...] = ("",)
-    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    world_settings: Mapping[str, Any] = field(default_factory=dict)
+    purifiers: Annotated[tuple[PurifierMode, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (
+        "",
+    )
+    sweep: dict[str, Annotated[tuple[Any, ...], AfterValidator(_not_empty)]] = {}
+    world_settings: dict[str, Any] = {}
     data_dir: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what :func:`parse_study` reads, JSON-able."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        lists = {name: list(value) for name, value in parts.items() if isinstance(value, tuple)}
-        methods = [{part.name: getattr(one, part.name) for part in fields(one)} for one in self.methods]
-        for one in methods:
-            one["purifier"] = NO_PURIFIER if one["purifier"] == "" else one["purifier"]
-            one["set"] = dict(one["set"])
-        return {
-            **parts,
-            **lists,
-            "methods": methods,
-            "purifiers": [mode or NO_PURIFIER for mode in self.purifiers],
-            "sweep": {name: list(values) for name, values in self.sweep.items()},
-            "world_settings": dict(self.world_settings),
-        }
 
 
 def shipped_plans() -> list[str]:
@@ -147,261 +211,79 @@ def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[s
     name = f"{plan}_quick" if quick else str(plan)
     if name in shipped_plans():
         text = resources.files("hrl_policies.study").joinpath(_PLANS, f"{name}.yml").read_text("utf-8")
-        return parse_study(_yaml(text, name))
+        return parse_study(parse_yaml(text, name))
     if quick:
-        small = [one.removesuffix("_quick") for one in shipped_plans() if one.endswith("_quick")]
+        small = [other.removesuffix("_quick") for other in shipped_plans() if other.endswith("_quick")]
         raise ArtifactError(f"only shipped studies have a quick form: {', '.join(small)}; got {plan}")
-    path = Path(plan)
-    if not path.is_file():
+    if not Path(plan).is_file():
         raise ArtifactError(f"there is no file {plan}, and no shipped study of that name: {shipped_plans()}")
-    return parse_study(_yaml(path.read_text(encoding="utf-8"), str(plan)))
+    return parse_study(read_yaml(plan))
 
 
 def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
     """Reads a study from plain data; see :func:`read_study` for what it returns."""
-    if not isinstance(content, Mapping):
-        return StudySpec("", (), ()), [f"a study is a mapping of settings, got {content!r}"]
-    reader = _Reader(content, {part.name for part in fields(StudySpec)})
-    spec = StudySpec(
-        name=reader.take("name", _folder_name, ""),
-        methods=_methods(reader),
-        worlds=reader.take("worlds", _several(_text), ()),
-        max_lens=reader.take("max_lens", _several(_whole), StudySpec.max_lens),
-        seeds=reader.take("seeds", _several(_whole), STUDY_SEEDS),
-        control_seeds=reader.take("control_seeds", _any_number_of(_whole), ()),
-        users=reader.take("users", _whole, EVALUATION_USERS),
-        episodes=reader.take("episodes", _whole, 1),
-        steps=reader.take("steps", _whole, None),
-        slate_size=reader.take("slate_size", _whole, StudySpec.slate_size),
-        leave=reader.take("leave", _text, StudySpec.leave),
-        initial_history=reader.take("initial_history", _text, StudySpec.initial_history),
-        repeats=reader.take("repeats", _text, StudySpec.repeats),
-        item_term=reader.take("item_term", _text, ""),
-        purifiers=reader.take("purifiers", _several(_purifier), ("",)),
-        sweep=reader.take("sweep", _sweep, {}),
-        world_settings=reader.take("world_settings", _mapping, {}),
-        data_dir=reader.take("data_dir", _text, None),
-    )
-    for needed in ("name", "methods", "worlds"):
-        if needed not in content:
-            reader.problems.append(f"'{needed}' is missing")
-    return spec, reader.problems
-
-
-class _Reader:
-    """Takes settings out of a mapping and notes what is wrong with them."""
-
-    def __init__(self, content: Mapping[str, Any], known: set[str], where: str = "") -> None:
-        self.problems: list[str] = []
-        self.content = content
-        self._where = where
-        unknown = sorted(str(name) for name in content if name not in known)
-        if unknown:
-            self.problems.append(f"{where}unknown settings {unknown}; there are {sorted(known)}")
-
-    def take(self, name: str, read: Callable[[Any], T], default: Any) -> Any:
-        if self.content.get(name) is None:
-            return default
-        try:
-            return read(self.content[name])
-        except ValueError as error:
-            self.problems.append(f"{self._where}'{name}' {error}, got {self.content[name]!r}")
-            return default
-
-
-def _methods(reader: _Reader) -> tuple[StudyMethod, ...]:
-    listed = reader.take("methods", _several(lambda one: one), ())
-    known = {part.name for part in fields(StudyMethod)}
-    methods: list[StudyMethod] = []
-    for entry in listed:
-        if entry == CONTROLS:
-            methods += [StudyMethod(name) for name in controls()]
-        elif isinstance(entry, str):
-            methods.append(StudyMethod(entry))
-        elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
-            inner = _Reader(entry, known, f"method '{entry['name']}': ")
-            methods.append(
-                StudyMethod(
-                    name=entry["name"],
-                    purifier=inner.take("purifier", _purifier, None),
-                    set=inner.take("set", _mapping, {}),
-                    steps=inner.take("steps", _whole, None),
-                    label=inner.take("label", _text, ""),
-                )
-            )
-            reader.problems += inner.problems
-        else:
-            reader.problems.append(f"a method is a name, or a mapping with a 'name', got {entry!r}")
-    return tuple(methods)
-
-
-def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ArtifactError(f"{where} is not valid YAML: {error}") from error
+        return StudySpec.model_validate(content), []
+    except ValidationError as error:
+        problems = validation_problems(error, StudySpec)
+        places = [problem["loc"] for problem in error.errors()]
+    if not isinstance(content, Mapping):
+        return StudySpec.model_construct(name="", methods=(), worlds=()), problems
+    # What is right is kept, so that all mistakes can be named at once, those of meaning too.
+    wrong = {place[0] for place in places}
+    right = {name: value for name, value in content.items() if name not in wrong}
+    wrong_methods = {place[1] for place in places if place[0] == "methods" and len(place) > 1}
+    if wrong_methods:
+        entries = enumerate(_method_entries(content["methods"]))
+        right["methods"] = [entry for number, entry in entries if number not in wrong_methods]
+    placeholders = {"name": "study", "methods": ["random"], "worlds": ["study"]}
+    spec = StudySpec.model_validate(placeholders | {name: value for name, value in right.items() if value})
+    return spec.model_copy(
+        update={name: () for name in ("methods", "worlds") if not right.get(name)}
+    ), problems
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a text")
-    return value
-
-
-def _folder_name(value: Any) -> str:
-    if not isinstance(value, str) or not _FOLDER_NAME.fullmatch(value):
-        raise ValueError("must be a text of letters, digits, blanks and -_.+=, as its folder is called by it")
-    return value
-
-
-def _purifier(value: Any) -> str:
-    mode = "" if value is None else _text(value)
-    return "" if mode == NO_PURIFIER else mode
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("must be a whole number")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ValueError("must be a mapping of names to values")
-    return {name: _number(one) for name, one in value.items()}
-
-
-def _sweep(value: Any) -> dict[str, tuple[Any, ...]]:
-    return {name: _several(_number)(values) for name, values in _mapping(value).items()}
-
-
-def _number(value: Any) -> Any:
-    """Returns ``1e-3`` as the number that it is; YAML 1.1 takes it for text."""
-    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
-
-
-def _any_number_of(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
-    def read_list(value: Any) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            raise ValueError("must be a list")
-        try:
-            return tuple(read(one) for one in value)
-        except ValueError as error:
-            raise ValueError(f"must be a list, each entry of which {error}") from None
-
-    return read_list
-
-
-def _several(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
-    def read_list(value: Any) -> tuple[T, ...]:
-        found = _any_number_of(read)(value)
-        if not found:
-            raise ValueError("must not be empty")
-        return found
-
-    return read_list
-
-
-SESSION_PARAMETERS = ("slate_size", "leave", "initial_history", "repeats")
-TRAINING_PARAMETERS = ("total_steps", "n_envs", "taste_noise")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a study, before its purifier is there.
-
-    Attributes:
-        spec: The study.
-        entry: The method.
-        world: Name of the worlds.
-        max_len: Horizon.
-        seed: Training seed.
-        purifier: Mode of the purifier; empty for none.
-        swept: Values of the swept parameters that concern the method.
-    """
-
-    spec: StudySpec
-    entry: StudyMethod
-    world: str
-    max_len: int
-    seed: int
-    purifier: str = ""
-    swept: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """Name of its folder inside the store."""
-        return cell_folder(self.config())
-
-    @property
-    def variant(self) -> str:
-        """What tells it from other runs of its method; session settings do not, they make tables of their own."""
-        own = self.entry.label or _settings_text(self.entry.set)
-        swept = {name: value for name, value in self.swept.items() if name not in SESSION_PARAMETERS}
-        return ", ".join(part for part in (own, _settings_text(swept)) if part)
-
-    def config(self, identity: PurifierIdentity | None = None) -> RunConfig:
-        """Returns the configuration of the run.
-
-        Args:
-            identity: Its purifier; None stands one in that has a mode but no file, for names and checks.
-
-        Raises:
-            ValueError: If a setting is not valid.
-        """
-        if identity is None and self.purifier:
-            identity = PurifierIdentity(self.purifier, "")
-        spec, swept = self.spec, dict(self.swept)
-        sessions = {name: swept.pop(name, getattr(spec, name)) for name in SESSION_PARAMETERS}
-        training = {name: swept.pop(name, None) for name in TRAINING_PARAMETERS}
-        if method(self.entry.name).learns and training["total_steps"] is None:
-            training["total_steps"] = self.entry.steps or spec.steps
-        return plan_run(
-            self.entry.name,
-            self.world,
-            seed=self.seed,
-            session=SessionConfig(max_len=self.max_len, **sessions),
-            overrides={**self.entry.set, **swept},
-            world_settings=spec.world_settings,
-            users=spec.users,
-            episodes_per_user=spec.episodes,
-            purifier=identity,
-            item_term=spec.item_term,
-            variant=self.variant,
-            **training,
-        )
-
-
-def planned_runs(spec: StudySpec) -> list[PlannedRun]:
+def planned_runs(spec: StudySpec) -> list[RunConfig]:
     """Returns every run of a study: worlds outermost, so that a process keeps the worlds it has made.
 
-    Controls, which do not train, are run once, with the control seeds.
+    Controls, which do not train, are run once, with the control seeds. A run with a purifier names its mode alone.
 
     Raises:
-        ValueError: If a method is unknown.
+        ValueError: If a method is unknown, or settings are not valid.
     """
-    return [
-        PlannedRun(spec, entry, world, max_len, seed, purifier, swept)
-        for world in spec.worlds
-        for max_len in spec.max_lens
-        for entry in spec.methods
-        for purifier in purifiers_of(spec, entry)
-        for swept in _combinations(spec, entry)
-        for seed in seeds_of(spec, entry)
-    ]
+    return [plan_run(**arguments) for arguments in planned_arguments(spec)]
 
 
-def purifiers_of(spec: StudySpec, entry: StudyMethod) -> tuple[str, ...]:
-    """Returns the modes of purifiers that a method is run with; empty stands for none."""
-    if entry.purifier is not None:
-        return (entry.purifier,)
-    own = method(entry.name).purifier
-    return (own,) if own else spec.purifiers
-
-
-def seeds_of(spec: StudySpec, entry: StudyMethod) -> tuple[int, ...]:
-    """Returns the seeds that a method is run with."""
-    return spec.seeds if method(entry.name).learns else spec.control_seeds or spec.seeds[:1]
+def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
+    """Yields the arguments of :func:`~hrl_policies.study.config.plan_run` for every run of a study."""
+    for world, max_len, entry in itertools.product(spec.worlds, spec.max_lens, spec.methods):
+        learns = method(entry.name).learns
+        seeds = spec.seeds if learns else spec.control_seeds or spec.seeds[:1]
+        for purifier, swept, seed in itertools.product(
+            _purifiers(spec, entry), _combinations(spec, entry), seeds
+        ):
+            session = {name: swept[name] for name in SESSION_PARAMETERS if name in swept}
+            training = {name: swept[name] for name in TRAINING_PARAMETERS if name in swept}
+            overrides = {name: swept[name] for name in swept if name not in {*session, *training}}
+            shown = _settings_text({name: swept[name] for name in swept if name not in session})
+            steps = {"total_steps": entry.steps or spec.steps} if learns else {}
+            yield {
+                "method_name": entry.name,
+                "world": world,
+                "seed": seed,
+                "session": SessionConfig(max_len=max_len, **{**dict(spec.session), **session}),
+                "overrides": entry.set | overrides,
+                "world_settings": spec.world_settings,
+                "users": spec.users,
+                "episodes_per_user": spec.episodes_per_user,
+                "purifier": PurifierIdentity(purifier) if purifier else None,
+                "item_term": spec.item_term,
+                "variant": ", ".join(
+                    text for text in (entry.label or _settings_text(entry.set), shown) if text
+                ),
+                **steps,
+                **training,
+            }
 
 
 def sweeps(entry: StudyMethod, parameter: str) -> bool:
@@ -417,8 +299,16 @@ def sweeps(entry: StudyMethod, parameter: str) -> bool:
     return (
         parameter in TRAINING_PARAMETERS
         or parameter in entry.set
-        or _holds(load_settings(entry.name).hyperparameters, parameter)
+        or _has_setting(load_settings(entry.name).hyperparameters, parameter)
     )
+
+
+def _purifiers(spec: StudySpec, entry: StudyMethod) -> tuple[str, ...]:
+    """Returns the modes of purifiers that a method is run with; empty stands for none."""
+    if entry.purifier is not None:
+        return (entry.purifier,)
+    own = method(entry.name).purifier
+    return (own,) if own else spec.purifiers
 
 
 def _combinations(spec: StudySpec, entry: StudyMethod) -> Iterator[dict[str, Any]]:
@@ -427,12 +317,12 @@ def _combinations(spec: StudySpec, entry: StudyMethod) -> Iterator[dict[str, Any
         yield dict(zip(names, values, strict=True))
 
 
-def _holds(settings: Mapping[str, Any], name: str) -> bool:
+def _has_setting(settings: Mapping[str, Any], name: str) -> bool:
     first, dot, rest = name.partition(".")
     if not dot:
         return first in settings
     inner = settings.get(first)
-    return isinstance(inner, Mapping) and _holds(inner, rest)
+    return isinstance(inner, Mapping) and _has_setting(inner, rest)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from hrl_policies.study.config import RunConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult
 
-FORMAT = 1
+FORMAT = 2
 MODEL = "model.zip"
 PURIFIER = "purifier.safetensors"
 PARTIAL = ".partial"
@@ -379,4 +379,41 @@ class RunRecord:
             candidates=int(world["candidates"]),
             users=users,
             response=str(world["response"].get("kind", "unknown")),
+        )
+
+
+def stored_record(config: RunConfig, folder: Path) -> RunRecord:
+    """Reads the record of a run that is finished.
+
+    Raises:
+        ArtifactError: If the folder holds a run with another configuration, or is damaged.
+    """
+    stored = load_run(folder)
+    check_same_config(stored, config)
+    return RunRecord.of_run(stored)
+
+
+def stored_records(store: str | Path) -> list[RunRecord]:
+    """Returns the records of all finished runs in a store.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    return [RunRecord.of_run(run) for run in stored_runs(store)]
+
+
+def check_same_config(stored: StoredRun, config: RunConfig) -> None:
+    """Checks that a folder holds the run of a configuration; a purifier that has no hash yet may be any of its name.
+
+    Raises:
+        ArtifactError: If settings differ; the message names them.
+    """
+    before, now = (json.loads(json.dumps(plan.as_dict())) for plan in (stored.config, config))
+    if config.purifier is not None and not config.purifier.hash and before["purifier"] is not None:
+        now["purifier"]["hash"] = before["purifier"]["hash"]
+    different = sorted(name for name in now if before.get(name) != now[name])
+    if different:
+        raise ArtifactError(
+            f"{stored.folder} holds a run with another configuration ({', '.join(different)} differ); "
+            "use another store, or remove it"
         )

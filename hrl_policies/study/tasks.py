@@ -1,16 +1,71 @@
-"""What a study has done by its workers: worlds and purifiers to begin with, then the runs."""
+"""The tasks of a study, which engines run: making worlds and purifiers first, then training and evaluating."""
 
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.engines import WorldShelf
+from hrl_policies.study.runner import open_worlds, partial_folder, resume, train
+from hrl_policies.study.store import check_same_config, load_run
+from hrl_policies.worlds import WorldPair, cached_purifier
 from kuaifair_env.files import atomic_path
+
+_MAX_WORLDS = 2
+
+
+class WorldCache:
+    """The worlds that a process has made, the last few of them; pickled, it holds none.
+
+    Args:
+        worlds: Worlds by name that are no environment ids.
+        data_dir: Folder with the official files.
+    """
+
+    def __init__(
+        self, worlds: Mapping[str, WorldPair] | None = None, data_dir: str | Path | None = None
+    ) -> None:
+        self.worlds = dict(worlds or {})
+        # Workers may have another working directory.
+        self.data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+        self._cached: OrderedDict[str, WorldPair] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_cached": OrderedDict()}
+
+    def pair(self, world: str, settings: Mapping[str, object], item_term: str) -> WorldPair:
+        """Returns the worlds of a run, with its item term.
+
+        Raises:
+            ValueError: If a name or setting is unknown.
+            DataError: If they cannot be made.
+        """
+        key = repr((world, sorted(settings.items()), item_term))
+        if key not in self._cached:
+            own = self.worlds.get(world)
+            if own is None:
+                self._cached[key] = open_worlds(world, settings, item_term, self.data_dir)
+            else:
+                self._cached[key] = own.given_mode(item_term) if item_term and own.item_term is None else own
+        self._cached.move_to_end(key)
+        while len(self._cached) > _MAX_WORLDS:
+            self._cached.popitem(last=False)
+        return self._cached[key]
+
+
+class Task(Protocol):
+    """Something to do in a worker; it can be pickled, and doing it twice does no harm."""
+
+    @property
+    def name(self) -> str:
+        """What progress and failures call it."""
+
+    def run(self, worlds: WorldCache) -> None:
+        """Does it; its result is what it writes."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +87,9 @@ class WorldTask:
         """What progress and failures call it."""
         return f"worlds of {self.world}"
 
-    def perform(self, shelf: WorldShelf) -> None:
+    def run(self, worlds: WorldCache) -> None:
         """Makes them."""
-        _ = shelf.pair(self.world, self.settings, self.item_term).scorer
+        _ = worlds.pair(self.world, self.settings, self.item_term).scorer
 
 
 @dataclass(frozen=True)
@@ -60,13 +115,11 @@ class PurifierTask:
         """What progress and failures call it."""
         return f"purifier '{self.mode}' of {self.world}"
 
-    def perform(self, shelf: WorldShelf) -> None:
+    def run(self, worlds: WorldCache) -> None:
         """Makes it; a copy in the study's folder keeps the study whole when the cache goes."""
-        from hrl_policies.worlds import cached_purifier
-
         if Path(self.target).exists():
             return
-        pair = shelf.pair(self.world, self.settings, self.item_term)
+        pair = worlds.pair(self.world, self.settings, self.item_term)
         made = cached_purifier(pair.train, self.mode)
         with atomic_path(self.target) as temporary:
             shutil.copyfile(made, temporary)
@@ -77,32 +130,37 @@ class RunTask:
     """One run of a study.
 
     Attributes:
+        name: What progress and failures call it.
         config: What to run.
         folder: Its run folder.
         purifier: File of its purifier, or None.
-        label: What progress calls it.
     """
 
+    name: str
     config: RunConfig
     folder: str
     purifier: str | None
-    label: str
 
-    @property
-    def name(self) -> str:
-        """What progress and failures call it."""
-        return self.label
+    def run(self, worlds: WorldCache) -> None:
+        """Trains and evaluates, or goes on with an interrupted run.
 
-    def perform(self, shelf: WorldShelf) -> None:
-        """Runs it, unless its folder is there already."""
-        from hrl_policies.study.cells import run_cell, stored_record
-
+        Raises:
+            ArtifactError: If there is an interrupted run with another configuration.
+            KeyboardInterrupt: If training was interrupted; the run's folder says how far it came.
+        """
         config, folder = self.config, Path(self.folder)
-        pair = shelf.pair(config.world, config.world_settings, config.item_term)
+        pair = worlds.pair(config.world, config.world_settings, config.item_term)
+        partial = partial_folder(folder)
         try:
-            run_cell(config, folder, pair, self.purifier)
+            if partial.exists():
+                check_same_config(load_run(partial), config)
+                result = resume(partial, pair)
+            else:
+                result = train(config, pair, purifier=self.purifier, output=folder)
         except Exception:
             # A worker that was thought dead may have finished the same run meanwhile.
             if not folder.exists():
                 raise
-            stored_record(config, folder)
+            return
+        if not result.complete:
+            raise KeyboardInterrupt

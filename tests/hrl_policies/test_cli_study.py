@@ -11,7 +11,7 @@ from worlds_for_tests import small_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.runner as runner
-from hrl_policies.study.engines import InsideEngine, LocalEngine
+from hrl_policies.study.engines import InProcessEngine, LocalEngine
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
 from kuaifair_env.errors import ArtifactError
@@ -31,7 +31,7 @@ RUN = ["study", "run", "plan.yml", "--output", "store"]
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one, and the pool for this process."""
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
-    monkeypatch.setattr(engines, "LocalEngine", lambda count: LocalEngine(count) and InsideEngine())
+    monkeypatch.setattr(engines, "LocalEngine", lambda count: LocalEngine(count) and InProcessEngine())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.yml").write_text(PLAN)
 
@@ -89,7 +89,7 @@ def test_ctrl_c_says_how_to_go_on(kuaifair, monkeypatch):
     def interrupted(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hrl_policies.study.engines.performed", interrupted)
+    monkeypatch.setattr("hrl_policies.study.engines.perform_task", interrupted)
     code, out, _ = kuaifair(*RUN)
     assert code == 130 and "Go on with: kuaifair study resume store" in out
 

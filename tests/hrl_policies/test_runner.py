@@ -14,14 +14,14 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.monitoring as learning
 from hrl_policies.study import (
-    cell_folder,
     evaluate_run,
     load_policy,
     load_run,
     plan_run,
+    plan_runs,
     resume,
+    run_folder,
     run_study,
-    study_cells,
     train,
 )
 from hrl_policies.study.config import RunConfig
@@ -313,7 +313,7 @@ def test_evaluation_users_are_a_fixed_choice():
 
 
 def study(**settings):
-    return study_cells(
+    return plan_runs(
         ["a2c", "random", "quota-greedy"],
         "small",
         seeds=(11, 15),
@@ -323,31 +323,31 @@ def study(**settings):
     )
 
 
-def test_a_study_has_every_cell_once_and_controls_with_one_seed():
-    cells = study()
-    assert len(cells) == 2 * (2 + 1 + 1)
-    assert len({cell_folder(cell) for cell in cells}) == len(cells)
-    assert {cell.session.max_len for cell in cells} == {20, 30}
+def test_a_study_has_every_run_once_and_controls_with_one_seed():
+    runs = study()
+    assert len(runs) == 2 * (2 + 1 + 1)
+    assert len({run_folder(run) for run in runs}) == len(runs)
+    assert {run.session.max_len for run in runs} == {20, 30}
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pair = {"small": small_pair()}
-    first = run_study(study()[:3], tmp_path, pair)
-    import hrl_policies.study.cells as plan
+    first = run_study(study()[:3], tmp_path, pair).records
+    import hrl_policies.study.tasks as tasks
 
     runs = []
-    monkeypatch.setattr(plan, "train", lambda cell, *a, **k: (runs.append(cell), train(cell, *a, **k))[1])
-    records = run_study(study(), tmp_path, pair)
+    monkeypatch.setattr(tasks, "train", lambda run, *a, **k: (runs.append(run), train(run, *a, **k))[1])
+    records = run_study(study(), tmp_path, pair).records
     assert len(runs) == len(study()) - 3
     assert [record.summary for record in records[:3]] == [record.summary for record in first]
-    assert len(read_table(tmp_path / cell_folder(study()[0]) / "sessions.csv")) == 15
+    assert len(read_table(tmp_path / run_folder(study()[0]) / "sessions.csv")) == 15
 
 
-def test_a_study_resumes_an_interrupted_cell(tmp_path):
+def test_a_study_resumes_an_interrupted_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_study(study()[:1], tmp_path, {"small": interrupted_pair(at=5)})
-    record = run_study(study()[:1], tmp_path, {"small": small_pair()})[0]
-    assert load_run(tmp_path / cell_folder(study()[0])).result["resumed_at"] == 5 * 64
+    (record,) = run_study(study()[:1], tmp_path, {"small": small_pair()}).records
+    assert load_run(tmp_path / run_folder(study()[0])).result["resumed_at"] == 5 * 64
     assert record.summary["len"] > 1
 
 

@@ -10,35 +10,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies_for_tests import Dies, Notes, Raises, Writes, killing_pair, raising_pair, study
+from studies_for_tests import Dies, Raises, RecordingCallback, Writes, killing_pair, raising_pair, study
 from worlds_for_tests import small_pair
 
-import hrl_policies.worlds
+import hrl_policies.study.tasks
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting
-from hrl_policies.study.folders import read_study_file, state_of, study_lock
-from hrl_policies.study.runs import conduct
+from hrl_policies.study.engines import LocalEngine, RayEngine
+from hrl_policies.study.folders import read_study_file, state_of, study_lock, write_study
+from hrl_policies.study.outputs import write_outputs
+from hrl_policies.study.runs import run_study
+from hrl_policies.study.tasks import WorldCache
 from kuaifair_env.errors import ArtifactError
 
 COMMAND = "kuaifair study run small.yml"
 TABLES = ("tables.md", "runs.csv")
 
 
-def conducted(spec, store, engine=None, worlds=None, **settings):
-    """Conducts a study; returns its result and what a watch saw."""
+def run(spec, store, engine=None, worlds=None, **settings):
+    """Runs a study and writes its tables, as the command does; returns its result and what a callback saw."""
     worlds = {"small": small_pair()} if worlds is None else worlds
-    watch = Notes()
-    result = conduct(
-        check_study(spec, worlds=worlds),
-        store,
-        engine or InsideEngine(),
-        watch,
-        command=COMMAND,
-        worlds=worlds,
-        **settings,
-    )
-    return result, watch
+    callback = RecordingCallback()
+    runs = check_study(spec, worlds=worlds)
+    command = write_study(store, spec, COMMAND)
+    result = run_study(runs, store, worlds, engine=engine, callback=callback, **settings)
+    write_outputs(store, result.records, result.reasons, command)
+    return result, callback
 
 
 def files_of(store):
@@ -61,21 +58,20 @@ def plain(tmp_path_factory):
     """The study in worlds without trouble, in this process: what every engine must give."""
     store = tmp_path_factory.mktemp("plain")
     worlds = {name: small_pair(name=name) for name in ("small", "killing")}
-    conducted(study(worlds=list(worlds)), store, worlds=worlds)
+    run(study(worlds=list(worlds)), store, worlds=worlds)
     return files_of(store)
 
 
 def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
-    result, watch = conducted(study(), tmp_path)
+    result, callback = run(study(), tmp_path)
     names = [f"small/a2c-n_steps=2-len10-k10-seed{seed}" for seed in (3, 4)]
     names += ["small/random-len10-k10-seed3", "small/quota-greedy-len10-k10-seed3"]
-    assert watch.begun == names and watch.over == dict.fromkeys(names, "")
-    assert list(watch.left) == names and watch.before == (0, 0) and min(watch.left.values()) > 0
+    assert callback.started == names and callback.errors == dict.fromkeys(names, "")
+    assert list(callback.work) == names and callback.before == (0, 0) and min(callback.work.values()) > 0
     assert not result.failures and [record.config.seed for record in result.records] == [3, 4, 3, 3]
     left = sorted(path.name for path in tmp_path.iterdir())
     made = [".lock", "figures", "report.html", "runs.csv", "small", "study.json", "tables", "tables.md"]
-    assert left == made and set(result.files) >= {tmp_path / "report.html", tmp_path / "tables.md"}
-    assert all(path.stat().st_size for path in result.files)
+    assert left == made and all((tmp_path / name).stat().st_size for name in ("report.html", "tables.md"))
     table = (tmp_path / "tables.md").read_text()
     assert "| A2C (n_steps=2) |" in table and f"Made by: {COMMAND}" in table
     rows = (tmp_path / "runs.csv").read_text().splitlines()
@@ -91,19 +87,19 @@ def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
 
 
 def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path):
-    conducted(study(), tmp_path)
+    run(study(), tmp_path)
     before = files_of(tmp_path)
-    _, watch = conducted(study(), tmp_path)
-    assert watch.begun == [] and watch.before == (4, 0)
+    _, callback = run(study(), tmp_path)
+    assert callback.started == [] and callback.before == (4, 0)
     assert files_of(tmp_path) == before
 
 
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(tmp_path):
     worlds = {"raising": raising_pair("raising"), "small": small_pair()}
     spec = study(worlds=["raising", "small"])
-    result, watch = conducted(spec, tmp_path, worlds=worlds)
+    result, callback = run(spec, tmp_path, worlds=worlds)
     assert len(result.records) == 4 and {record.config.world for record in result.records} == {"small"}
-    assert len(result.failures) == 4 and sum(bool(error) for error in watch.over.values()) == 4
+    assert len(result.failures) == 4 and sum(bool(error) for error in callback.errors.values()) == 4
     failed = tmp_path / "raising/random-len10-k10-seed3.failed"
     assert "RuntimeError: the users went home" in (failed / "traceback.txt").read_text()
     assert json.loads((failed / "config.json").read_text())["method"] == "random"
@@ -111,11 +107,11 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(tmp_path):
     assert "### 4 runs failed and are not in these tables" in page
     assert "- raising/random-len10-k10-seed3: RuntimeError: the users went home" in page
 
-    again, watch = conducted(spec, tmp_path, worlds=worlds)
-    assert watch.begun == [] and watch.before == (4, 4) and len(again.failures) == 4
+    again, callback = run(spec, tmp_path, worlds=worlds)
+    assert callback.started == [] and callback.before == (4, 4) and len(again.failures) == 4
     mended = worlds | {"raising": small_pair(name="raising")}
-    healed, watch = conducted(spec, tmp_path, worlds=mended, retry_failed=True)
-    assert len(watch.begun) == 4 and not healed.failures and len(healed.records) == 8
+    healed, callback = run(spec, tmp_path, worlds=mended, retry_failed=True)
+    assert len(callback.started) == 4 and not healed.failures and len(healed.records) == 8
     assert not list(tmp_path.rglob("*.failed")) and "failed" not in (tmp_path / "tables.md").read_text()
 
 
@@ -123,16 +119,16 @@ def test_leftovers_of_killed_runs_are_removed_and_strangers_stay(tmp_path):
     (tmp_path / "small/.random-len10-k10-seed3.00ff00ff.tmp").mkdir(parents=True)
     (tmp_path / "small/.random-len10-k10-seed3.failed.00ff00ff.tmp").mkdir(parents=True)
     (tmp_path / "small/.somebody-else.00ff00ff.tmp").mkdir(parents=True)
-    conducted(study(), tmp_path)
+    run(study(), tmp_path)
     assert [path.name for path in tmp_path.rglob("*.tmp")] == [".somebody-else.00ff00ff.tmp"]
 
 
 def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(tmp_path):
-    conducted(study(), tmp_path)
+    run(study(), tmp_path)
     with pytest.raises(ArtifactError, match=r"holds another study \(seeds, users differ\)"):
-        conducted(study(seeds=[5], users=7), tmp_path)
+        run(study(seeds=[5], users=7), tmp_path)
     with study_lock(tmp_path), pytest.raises(ArtifactError, match="another process works on the study"):
-        conducted(study(), tmp_path)
+        run(study(), tmp_path)
     content, command = read_study_file(tmp_path)
     assert content["name"] == "small study" and command == COMMAND
     with pytest.raises(ArtifactError, match="is not the folder of a study"):
@@ -140,16 +136,16 @@ def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(tmp_path):
 
 
 def test_a_changed_run_is_an_error_and_not_a_result(tmp_path):
-    conducted(study(), tmp_path)
+    run(study(), tmp_path)
     path = tmp_path / "small/random-len10-k10-seed3/config.json"
     path.write_text(path.read_text().replace('"users": 15', '"users": 14'))
     with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(users differ\)"):
-        conducted(study(), tmp_path)
+        run(study(), tmp_path)
 
 
 def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
     sweep = {"gamma": [0.5, 0.9], "leave": ["temper", "never"]}
-    result, _ = conducted(study(sweep=sweep, seeds=[3]), tmp_path)
+    result, _ = run(study(sweep=sweep, seeds=[3]), tmp_path)
     assert len(result.records) == 2 * (2 + 2)
     table = (tmp_path / "tables.md").read_text()
     assert table.count("### small, Max Len 10") == 2
@@ -159,34 +155,34 @@ def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
 
 def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_path):
     made = []
-    original = hrl_policies.worlds.cached_purifier
+    original = hrl_policies.study.tasks.cached_purifier
 
     def counted(world, mode, *rest, **named):
         made.append(mode)
         return original(world, mode, *rest, folder=tmp_path / "cache", **named)
 
-    monkeypatch.setattr(hrl_policies.worlds, "cached_purifier", counted)
+    monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", counted)
     spec = study(purifiers=["none", "ips", "identity"], max_lens=[10, 12])
-    result, watch = conducted(spec, tmp_path / "store")
+    result, callback = run(spec, tmp_path / "store")
     assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 4
-    assert watch.begun[:2] == ["purifier 'ips' of small", "purifier 'identity' of small"]
+    assert callback.started[:2] == ["purifier 'ips' of small", "purifier 'identity' of small"]
     kept = sorted(path.name for path in (tmp_path / "store/purifiers").iterdir())
     assert kept == ["small-identity.safetensors", "small-ips.safetensors"]
-    run = load_run(tmp_path / "store/small/random+ips-len12-k10-seed3")
-    assert (run.folder / "purifier.safetensors").read_bytes() == (
+    stored = load_run(tmp_path / "store/small/random+ips-len12-k10-seed3")
+    assert (stored.folder / "purifier.safetensors").read_bytes() == (
         tmp_path / "store/purifiers/small-ips.safetensors"
     ).read_bytes()
     before = files_of(tmp_path / "store")
-    _, watch = conducted(spec, tmp_path / "store")
-    assert watch.begun == [] and files_of(tmp_path / "store") == before
+    _, callback = run(spec, tmp_path / "store")
+    assert callback.started == [] and files_of(tmp_path / "store") == before
 
 
 def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkeypatch, tmp_path):
     def broken(*rest, **named):
         raise MemoryError("too many windows")
 
-    monkeypatch.setattr(hrl_policies.worlds, "cached_purifier", broken)
-    result, _ = conducted(study(purifiers=["none", "ips"]), tmp_path)
+    monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", broken)
+    result, _ = run(study(purifiers=["none", "ips"]), tmp_path)
     assert len(result.records) == 4 and len(result.failures) == 4
     assert all("+ips-" in name and "too many windows" in text for name, text in result.failures.items())
 
@@ -196,7 +192,7 @@ def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkey
 def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, workers):
     worlds = troubled(tmp_path)
     store = tmp_path / "store"
-    result, _ = conducted(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
+    result, _ = run(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
     check_troubled_study(result, store, plain)
     assert (tmp_path / "killing").read_text().startswith("x")
 
@@ -217,9 +213,9 @@ def cluster():
 def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, cluster):
     worlds = troubled(tmp_path)
     store = tmp_path / "store"
-    result, watch = conducted(study(worlds=list(worlds)), store, RayEngine(), worlds)
+    result, callback = run(study(worlds=list(worlds)), store, RayEngine(), worlds)
     check_troubled_study(result, store, plain)
-    assert (tmp_path / "killing").read_text().startswith("x") and len(watch.over) == 12
+    assert (tmp_path / "killing").read_text().startswith("x") and len(callback.errors) == 12
     assert cluster.is_initialized(), "a cluster that was there before the study outlives it"
 
 
@@ -227,15 +223,14 @@ def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, pl
 def test_ray_tells_which_tasks_killed_their_processes_and_does_the_others(tmp_path, cluster):
     folder = str(tmp_path)
     tasks = [Dies("always", folder, 99), Dies("twice", folder, 2), Raises("raises"), Writes("last", folder)]
-    with RayEngine().open(Setting()) as pool:
-        events = list(pool.run(tasks))
-    errors = {event.task: event.error for event in events if isinstance(event, Ended)}
+    with RayEngine().open(WorldCache()) as pool:
+        errors = {result.task: result.error for result in pool.run(tasks, lambda name: None)}
     assert errors["twice"] == errors["last"] == ""
     assert "the run's Ray task failed, after 3 tries" in errors["always"]
     assert "LookupError: raises found nothing" in errors["raises"]
     assert (tmp_path / "twice").read_text() == "survived"
-    process, threads = (tmp_path / "last").read_text().split()
-    assert int(process) != os.getpid() and threads == "1"
+    process, *threads = (tmp_path / "last").read_text().split()
+    assert int(process) != os.getpid() and threads == ["1", "1"]
 
 
 def check_troubled_study(result, store, plain):
@@ -274,7 +269,7 @@ def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_p
 
 def test_worlds_of_ones_own_may_have_an_item_term(tmp_path):
     pair = small_pair()
-    result, _ = conducted(study(item_term="log", methods=["quota-greedy"]), tmp_path, worlds={"small": pair})
+    result, _ = run(study(item_term="log", methods=["quota-greedy"]), tmp_path, worlds={"small": pair})
     (record,) = result.records
     assert record.config.item_term == "log" and pair.item_term is None
     assert state_of(tmp_path / "small/quota-greedy-item-log-len10-k10-seed3") == "done"

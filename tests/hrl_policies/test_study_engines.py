@@ -10,33 +10,32 @@ import time
 from pathlib import Path
 
 import pytest
-from studies_for_tests import Dies, Raises, Writes, leaves_at_once
+from joblib import cpu_count
+from studies_for_tests import Dies, Raises, Unloadable, Writes
 
-import hrl_policies.study.engines as local
-from hrl_policies.study.engines import Ended, InsideEngine, LocalEngine, RayEngine, Setting, Started
-
-
-def events_of(engine, tasks):
-    with engine.open(Setting()) as pool:
-        return list(pool.run(tasks))
+from hrl_policies.study.engines import THREAD_VARIABLES, InProcessEngine, LocalEngine, RayEngine
+from hrl_policies.study.tasks import WorldCache
 
 
-def endings(events):
-    return {event.task: event.error for event in events if isinstance(event, Ended)}
+def run_tasks(engine, tasks, worlds=None):
+    """Errors by task, and the tasks in the order in which they started."""
+    started = []
+    with engine.open(WorldCache(worlds)) as pool:
+        return {result.task: result.error for result in pool.run(tasks, started.append)}, started
 
 
-def test_inside_does_one_task_after_the_other(tmp_path):
+def test_in_process_tasks_run_one_after_the_other(tmp_path):
     tasks = [Writes("one", str(tmp_path)), Raises("two"), Writes("three", str(tmp_path))]
-    events = events_of(InsideEngine(), tasks)
-    assert [(type(event), event.task) for event in events] == [
-        (kind, name) for name in ("one", "two", "three") for kind in (Started, Ended)
-    ]
-    assert "LookupError: two found nothing" in endings(events)["two"]
+    errors, started = run_tasks(InProcessEngine(), tasks)
+    assert started == list(errors) == ["one", "two", "three"]
+    assert "LookupError: two found nothing" in errors["two"]
     assert (tmp_path / "three").read_text().split()[0] == str(os.getpid())
 
 
 @pytest.mark.slow
-def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path):
+def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path, monkeypatch):
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
     folder = str(tmp_path)
     tasks = [
         Writes("one", folder),
@@ -46,29 +45,27 @@ def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path):
         *(Writes(f"more {number}", folder) for number in range(4)),
     ]
     before = dict(os.environ)
-    events = events_of(LocalEngine(2), tasks)
+    errors, started = run_tasks(LocalEngine(2), tasks)
     assert dict(os.environ) == before
-    failed = {name: error for name, error in endings(events).items() if error}
-    assert set(endings(events)) == {task.name for task in tasks}
+    failed = {name: error for name, error in errors.items() if error}
+    assert set(errors) == {task.name for task in tasks}
     assert set(failed) == {"raises", "killed always"}
     assert "LookupError: raises found nothing" in failed["raises"]
-    assert "ended by signal SIGKILL, 2 times" in failed["killed always"]
+    assert "died 2 times" in failed["killed always"] and "SIGKILL" in failed["killed always"]
     assert (tmp_path / "killed once").read_text() == "survived"
     workers = {(tmp_path / f"more {number}").read_text() for number in range(4)}
-    assert all(worker.split()[1] == "1" for worker in workers), "one numerical thread each"
+    assert all(worker.split()[1:] == ["1", "1"] for worker in workers), "one numerical thread each"
     assert str(os.getpid()) not in {worker.split()[0] for worker in workers}
-    started = [event.task for event in events if isinstance(event, Started)]
     assert started.count("killed once") == started.count("killed always") == 2
 
 
-def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(monkeypatch, tmp_path):
-    monkeypatch.setattr(local, "_main", leaves_at_once)
-    with pytest.raises(RuntimeError, match=r"do not start: 3 in a row ended by exit code 7.*__main__"):
-        events_of(LocalEngine(1), [Writes("one", str(tmp_path))])
+def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(tmp_path):
+    with pytest.raises(RuntimeError, match=r"do not start, 3 in a row; see what they printed.*EXIT\(7\)"):
+        run_tasks(LocalEngine(1), [Writes("one", str(tmp_path))], {"broken": Unloadable()})
 
 
 def test_the_number_of_workers_is_that_of_the_cores_unless_given():
-    assert LocalEngine().workers == local.cores() >= 1
+    assert LocalEngine().workers == cpu_count() >= 1
     assert LocalEngine(3).workers == 3
     with pytest.raises(ValueError, match="need at least 1 worker, got 0"):
         LocalEngine(0)
@@ -77,14 +74,14 @@ def test_the_number_of_workers_is_that_of_the_cores_unless_given():
 ORPHANS = """
 import sys
 from studies_for_tests import Writes
-from hrl_policies.study.engines import LocalEngine, Setting
+from hrl_policies.study.engines import LocalEngine
+from hrl_policies.study.tasks import WorldCache
 
-if __name__ == "__main__":
-    with LocalEngine(1).open(Setting()) as pool:
-        for event in pool.run([Writes("pid", sys.argv[1])]):
-            pass
-        print("ready", flush=True)
-        sys.stdin.read()
+with LocalEngine(1).open(WorldCache()) as pool:
+    for result in pool.run([Writes("pid", sys.argv[1])], print):
+        pass
+    print("ready", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -101,7 +98,7 @@ def test_workers_die_with_a_study_that_is_killed(tmp_path):
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
     )
-    assert process.stdout.readline() == b"ready\n"
+    assert [process.stdout.readline() for _ in range(2)] == [b"pid\n", b"ready\n"]
     worker = int((tmp_path / "pid").read_text().split()[0])
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

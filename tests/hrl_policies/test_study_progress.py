@@ -28,23 +28,23 @@ FAILURE = "Traceback (most recent call last):\nRuntimeError: no users\n"
 
 def test_time_left_follows_from_work_done_and_from_the_number_of_workers():
     progress = StudyProgress(workers=2)
-    progress.planned({"short": 1.0, "long": 3.0, "longer": 6.0, "broken": 2.0}, done=5, failed=1)
+    progress.on_study_start({"short": 1.0, "long": 3.0, "longer": 6.0, "broken": 2.0}, done=5, failed=1)
     assert progress.seconds_left is None
     assert progress.summary() == "5 of 10 runs done, 1 failed, 4 left"
-    progress.started("worlds")
-    progress.ended("worlds", 1_000.0, "")
+    progress.on_task_start("worlds")
+    progress.on_task_end("worlds", 1_000.0, "")
     assert progress.seconds_left is None, "worlds are no runs"
-    progress.started("short")
-    progress.ended("short", 10.0, "")
+    progress.on_task_start("short")
+    progress.on_task_end("short", 10.0, "")
     # 10 s for each unit of work, 11 units left, two at a time.
     assert progress.seconds_left == pytest.approx(55.0)
-    progress.ended("broken", 500.0, FAILURE)
+    progress.on_task_end("broken", 500.0, FAILURE)
     assert progress.seconds_left == pytest.approx(45.0)
-    progress.ended("longer", 30.0, "")
+    progress.on_task_end("longer", 30.0, "")
     # 40 s for 7 units, 3 units left in one run, which two workers cannot share.
     assert progress.seconds_left == pytest.approx(3 * 40 / 7)
     assert progress.summary() == "7 of 10 runs done, 2 failed, 1 left, about 17 s"
-    progress.ended("long", 1.0, "")
+    progress.on_task_end("long", 1.0, "")
     assert progress.summary() == "8 of 10 runs done, 2 failed" and not progress.running
 
 
@@ -52,10 +52,10 @@ def test_without_a_terminal_every_run_is_a_plain_line():
     out = io.StringIO()
     with progress_for(Console(file=out, width=40), 1) as progress:
         assert isinstance(progress, PlainProgress)
-        progress.planned({"a/run[0]": 1.0, "b": 1.0}, 0, 0)
-        progress.started("a/run[0]")
-        progress.ended("a/run[0]", 90.0, "")
-        progress.ended("b", 3.0, FAILURE)
+        progress.on_study_start({"a/run[0]": 1.0, "b": 1.0}, 0, 0)
+        progress.on_task_start("a/run[0]")
+        progress.on_task_end("a/run[0]", 90.0, "")
+        progress.on_task_end("b", 3.0, FAILURE)
     assert out.getvalue().splitlines() == [
         "0 of 2 runs done, 2 left",
         "a/run[0]: done in 1.5 min (1 of 2 runs done, 1 left, about 1.5 min)",
@@ -68,9 +68,9 @@ def test_in_a_terminal_running_and_failed_runs_are_shown_in_place():
     console = Console(file=out, force_terminal=True, width=100, color_system=None)
     with progress_for(console, 1) as progress:
         assert isinstance(progress, LiveProgress)
-        progress.planned({"one[0]": 1.0, "two": 1.0, "three": 1.0}, 0, 0)
-        progress.ended("two", 1.0, FAILURE)
-        progress.started("one[0]")
+        progress.on_study_start({"one[0]": 1.0, "two": 1.0, "three": 1.0}, 0, 0)
+        progress.on_task_end("two", 1.0, FAILURE)
+        progress.on_task_start("one[0]")
         plain = Console(file=io.StringIO(), width=100)
         plain.print(progress.render())
         shown = plain.file.getvalue()

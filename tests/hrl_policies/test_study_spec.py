@@ -10,8 +10,8 @@ import yaml
 from studies_for_tests import A2C, problems_of, study
 from worlds_for_tests import small_pair
 
-from hrl_policies.study import study_cells
-from hrl_policies.study.cells import cell_folder
+from hrl_policies.common.yaml_files import parse_yaml
+from hrl_policies.study import PurifierIdentity, plan_runs, run_folder
 from hrl_policies.study.checks import check_study, study_warnings
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs, read_study, shipped_plans
 from hrl_policies.zoo import METHODS, controls
@@ -24,7 +24,7 @@ TOY = "KuaiFair-Toy-v0"
 
 def test_one_user_is_too_few_for_an_interval():
     content = {"name": "one", "methods": ["random"], "worlds": [TOY], "users": 1}
-    assert problems_of(content) == ("'users' must hold whole numbers from 2, got 1",)
+    assert problems_of(content) == ("users: input should be greater than or equal to 2, got 1",)
 
 
 def test_all_mistakes_are_named_in_one_message():
@@ -35,7 +35,7 @@ def test_all_mistakes_are_named_in_one_message():
         "max_lens": [0],
         "seeds": [1, 1],
         "users": "many",
-        "leave": "soon",
+        "session": {"leave": "soon"},
         "item_term": "gold",
         "purifiers": ["none", "holy"],
         "sweep": {"momentum": [1], "slate_size": [0, 5], "learning_rate": [-1.0]},
@@ -44,20 +44,20 @@ def test_all_mistakes_are_named_in_one_message():
         "colour": "red",
     }  # fmt: skip
     expected = [
-        "unknown settings ['colour']",
-        "a method is a name, or a mapping with a 'name', got 7",
-        "'users' must be a whole number, got 'many'",
+        "methods.4: input should be a valid dictionary or instance of StudyMethod, got 7",
+        "max_lens.0: input should be greater than or equal to 1, got 0",
+        "seeds: names 1 more than once",
+        "users: input should be a valid integer, got 'many'",
+        "session.leave: must be one of temper, strict, no_fairness, popular_only, category, never, got 'soon'",
+        "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
         "no world is called 'KuaiFair-Mars-v0'",
         "no purifier is called 'holy'",
         "no item term is called 'gold'",
-        "'leave' is one of temper, strict, no_fairness, popular_only, category, never, got 'soon'",
-        "'sweep' names 'momentum', which no method of this study has",
-        "'max_lens' must hold whole numbers from 1, got 0",
-        "'slate_size' must hold whole numbers from 1, got 0",
-        "'seeds' names 1 more than once",
         "dsrm-hrl learns on purified states: its purifier cannot be none",
         "random is a control: it has neither hyperparameters nor steps",
+        "'sweep' names 'momentum', which no method of this study has",
+        "sweep.slate_size: input should be greater than or equal to 1, got 0",
         "'world_settings' holds 'planet'",
         "there is no file or folder /there/is/no/such/folder",
         f"{TOY} is synthetic: there are no real files behind it",
@@ -67,20 +67,22 @@ def test_all_mistakes_are_named_in_one_message():
     assert len(found) == len(expected), "\n".join(found)
     for problem, beginning in zip(found, expected, strict=True):
         assert problem.startswith(beginning), problem
-    with pytest.raises(StudyError, match=r"plan.yml has 18 problems:\n- unknown settings") as error:
+    with pytest.raises(StudyError, match=r"plan.yml has 18 problems:\n- methods.4: ") as error:
         check_study(*parse_study(content), where="plan.yml")
     assert str(error.value).count("\n- ") == 18
 
 
 def test_missing_settings_and_wrong_forms_are_named():
-    assert problems_of({}) == ("'name' is missing", "'methods' is missing", "'worlds' is missing")
-    assert problems_of(["a2c"])[0].startswith("a study is a mapping of settings")
+    assert problems_of({}) == ("name: field required", "methods: field required", "worlds: field required")
+    assert problems_of(["a2c"]) == (
+        "input should be a valid dictionary or instance of StudySpec, got ['a2c']",
+    )
     wrong = {"name": "../x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
     assert [problem.split(",")[0] for problem in problems_of(wrong)] == [
-        "'name' must be a text of letters",
-        "'methods' must not be empty",
-        "'worlds' must be a list",
-        "'sweep' must be a list",
+        "name: must consist of letters",
+        "methods: must not be empty",
+        "worlds: input should be a valid tuple",
+        "sweep.gamma: input should be a valid tuple",
     ]
 
 
@@ -88,16 +90,19 @@ def test_missing_settings_and_wrong_forms_are_named():
     ("change", "problem"),
     [
         ({"methods": ["random", "random"]}, "the run small/random-len10-k10-seed3 is planned 2 times"),
-        ({"slate_size": 51}, "small has at most 50 candidates, too few for slates of 51"),
-        ({"repeats": "forbid"}, "'repeats: forbid' needs 10 slates of 10 different items"),
+        ({"session": {"slate_size": 51}}, "small has at most 50 candidates, too few for slates of 51"),
+        ({"session": {"repeats": "forbid"}}, "'repeats: forbid' needs 10 slates of 10 different items"),
         ({"methods": [{"name": "a2c", "set": {"n_stepz": 1}}]}, "a2c cannot be built with n_stepz=1"),
-        ({"sweep": {"n_envs": [0]}}, "'n_envs' must hold whole numbers from 1, got 0"),
-        ({"sweep": {"taste_noise": [-0.5]}}, "'taste_noise' must hold numbers from 0, got -0.5"),
-        ({"worlds": [TOY], "slate_size": 601}, f"{TOY} has at most 600 candidates"),
+        ({"sweep": {"n_envs": [0]}}, "sweep.n_envs: input should be greater than or equal to 1, got 0"),
+        (
+            {"sweep": {"taste_noise": [-0.5]}},
+            "sweep.taste_noise: input should be greater than or equal to 0, got -0.5",
+        ),
+        ({"worlds": [TOY], "session": {"slate_size": 601}}, f"{TOY} has at most 600 candidates"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, problem):
-    content = study().as_dict() | change
+    content = study().model_dump(mode="json") | change
     (found,) = problems_of(content, {"small": small_pair()})
     assert found.startswith(problem)
 
@@ -107,7 +112,7 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
 ):
     monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path))
     monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
-    content = study(worlds=["KuaiFair-KuaiRand-v0"], methods=["random"]).as_dict()
+    content = study(worlds=["KuaiFair-KuaiRand-v0"], methods=["random"]).model_dump(mode="json")
     (found,) = problems_of(content | {"world_settings": {"source": "real"}})
     assert (
         found.startswith("KuaiFair-KuaiRand-v0 needs its official files")
@@ -119,32 +124,28 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
     assert problems_of(twin) == () and study_warnings(parse_study(twin)[0]) == []
 
 
-def test_unswept_runs_have_the_folders_of_study_cells():
+def test_a_study_plans_the_runs_that_one_would_plan_by_hand():
     spec = study(methods=["a2c", "random"], max_lens=[30, 50])
-    cells = study_cells(["a2c", "random"], "small", seeds=(3, 4), users=15)
-    assert [run.folder for run in planned_runs(spec)] == [cell_folder(cell) for cell in cells]
-    configs = [run.config().as_dict() for run in planned_runs(spec)]
-    assert configs == [cell.as_dict() for cell in cells]
+    assert planned_runs(spec) == plan_runs(["a2c", "random"], "small", seeds=(3, 4), users=15)
 
 
 def test_a_sweep_concerns_the_methods_that_have_the_parameter():
     sweep = {"gamma": [0.9, 0.99], "slate_size": [5, 10], "action_noise_std": [0.1, 0.2]}
     runs = planned_runs(study(methods=["a2c", "td3", "random"], seeds=[3], sweep=sweep))
-    count = {name: sum(run.entry.name == name for run in runs) for name in ("a2c", "td3", "random")}
+    count = {name: sum(run.method == name for run in runs) for name in ("a2c", "td3", "random")}
     assert count == {"a2c": 4, "td3": 8, "random": 2}
-    assert {run.variant for run in runs if run.entry.name == "a2c"} == {"gamma=0.9", "gamma=0.99"}
-    assert {run.variant for run in runs if run.entry.name == "random"} == {""}
-    assert len({run.folder for run in runs}) == len(runs)
-    td3 = next(run for run in runs if run.entry.name == "td3" and run.swept["slate_size"] == 5)
-    config = td3.config()
-    assert config.session.slate_size == 5 and config.hyperparameters["action_noise_std"] == 0.1
-    assert td3.folder.name.startswith("td3-gamma=0.9-action_noise_std=0.1-")
-    assert td3.folder.name.endswith("-len10-k5-seed3")
+    assert {run.variant for run in runs if run.method == "a2c"} == {"gamma=0.9", "gamma=0.99"}
+    assert {run.variant for run in runs if run.method == "random"} == {""}
+    assert len({run_folder(run) for run in runs}) == len(runs)
+    td3 = next(run for run in runs if run.method == "td3" and run.session.slate_size == 5)
+    assert td3.hyperparameters["action_noise_std"] == 0.1
+    name = run_folder(td3).name
+    assert name.startswith("td3-gamma=0.9-action_noise_std=0.1-") and name.endswith("-len10-k5-seed3")
 
 
 def test_sessions_of_another_kind_have_folders_of_their_own():
     sweep = {"leave": ["temper", "strict", "never"], "initial_history": ["log", "empty"]}
-    names = [run.folder.name for run in planned_runs(study(methods=["random"], sweep=sweep))]
+    names = [run_folder(run).name for run in planned_runs(study(methods=["random"], sweep=sweep))]
     assert names == [
         "random-len10-k10-seed3",
         "random-len10-k10-empty-history-seed3",
@@ -168,23 +169,24 @@ def test_methods_with_labels_purifiers_and_steps_of_their_own():
         purifiers=["none", "ips"],
     )
     runs = planned_runs(spec)
-    assert [(run.entry.label, run.purifier, run.config().total_steps) for run in runs] == [
-        ("", "", 99),
-        ("", "ips", 99),
-        ("slow, careful", "", 7),
-        ("slow, careful", "ips", 7),
-        ("", "identity", 99),
-        ("", "profile", 99),
+    ips, identity, profile = (PurifierIdentity(mode) for mode in ("ips", "identity", "profile"))
+    assert [(run.variant, run.purifier, run.total_steps) for run in runs] == [
+        ("", None, 99),
+        ("", ips, 99),
+        ("slow, careful", None, 7),
+        ("slow, careful", ips, 7),
+        ("", identity, 99),
+        ("", profile, 99),
     ]
-    assert runs[2].variant == "slow, careful" and runs[2].config().hyperparameters["learning_rate"] == 1e-4
-    assert runs[1].folder.name == "a2c+ips-len10-k10-seed3"
-    assert len({run.folder for run in runs}) == len(runs)
+    assert runs[2].hyperparameters["learning_rate"] == 1e-4
+    assert run_folder(runs[1]).name == "a2c+ips-len10-k10-seed3"
+    assert len({run_folder(run) for run in runs}) == len(runs)
 
 
 def test_names_that_files_cannot_tell_apart_are_told_apart_by_a_hash():
     labels = ["a/b", "a:b", "a b", "x" * 70, "x" * 71]
     methods = [{"name": "random", "label": label} for label in labels]
-    folders = {run.folder for run in planned_runs(study(methods=methods))}
+    folders = {run_folder(run) for run in planned_runs(study(methods=methods))}
     assert len(folders) == len(labels) and all(len(folder.parts) == 2 for folder in folders)
 
 
@@ -203,16 +205,14 @@ def test_a_study_survives_its_own_plain_form():
         control_seeds=[5],
         data_dir="somewhere",
     )
-    again, problems = parse_study(yaml.safe_load(yaml.safe_dump(spec.as_dict())))
+    again, problems = parse_study(yaml.safe_load(yaml.safe_dump(spec.model_dump(mode="json"))))
     assert not problems and again == spec
     assert len(spec.methods) == 2 + len(controls())
 
 
 def test_scientific_numbers_are_numbers():
-    content = yaml.safe_load("{set: {learning_rate: 1e-3}, name: a2c}")
-    assert isinstance(content["set"]["learning_rate"], str)
-    (entry,) = study(methods=[content]).methods
-    assert entry.set == {"learning_rate": 0.001}
+    content = parse_yaml("{set: {learning_rate: 1e-3}, name: a2c}", "x")
+    assert study(methods=[content]).methods[0].set == {"learning_rate": 0.001}
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_quick"])
@@ -226,7 +226,7 @@ def test_shipped_studies_hold_the_papers_systems_and_all_controls(name):
     assert names == [*published, *ablation, *controls()]
     assert spec.max_lens == (30, 50) and spec.seeds == (11, 15, 19)
     missing = [entry for entry in names if entry not in METHODS]
-    content = spec.as_dict()
+    content = spec.model_dump(mode="json")
     content["methods"] = [entry for entry in content["methods"] if entry["name"] in METHODS]
     runs = check_study(parse_study(content)[0])
     learners = len(published + ablation) - len(missing)
@@ -258,6 +258,6 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_the_study_of_a_session_setting_keeps_rows_free_of_it():
-    (run,) = planned_runs(study(methods=["random"], leave="strict"))
+    (run,) = planned_runs(study(methods=["random"], session={"leave": "strict"}))
     expected = SessionConfig(max_len=10, slate_size=10, leave="strict", action_mode="slate")
-    assert run.variant == "" and run.config().session == expected
+    assert run.variant == "" and run.session == expected

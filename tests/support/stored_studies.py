@@ -9,7 +9,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
-from hrl_policies.study import PurifierIdentity, RunConfig, cell_folder, plan_run, run_study, train
+from hrl_policies.study import PurifierIdentity, RunConfig, run_folder, plan_run, run_study, train
 from hrl_policies.study.store import StoredRun
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
@@ -34,19 +34,19 @@ def write_comparison_store(folder: Path) -> Path:
     path = folder / "ips.safetensors"
     save_purifier(IPSPurifier(), path)
     ips = PurifierIdentity.of_file(path)
-    cells = []
+    runs = []
     for session in (SessionConfig(max_len=max_len) for max_len in MAX_LENS):
         for seed in SEEDS:
-            cells += [
+            runs += [
                 a2c(LIKE_THE_PAPERS, seed, session),
                 a2c(LIKE_THE_PAPERS, seed, session, ips),
                 a2c(OWN, seed, session),
                 plan_run("hrl", LIKE_THE_PAPERS, seed=seed, session=session, total_steps=256, n_envs=8),
             ]
-        cells += [
+        runs += [
             plan_run(name, world, session=session) for world in (LIKE_THE_PAPERS, OWN) for name in CONTROLS
         ]
-    run_study(cells, folder / "store", pairs(), purifiers={ips: path})
+    run_study(runs, folder / "store", pairs(), purifiers={ips: path}).raise_for_failures()
     return folder / "store"
 
 
@@ -54,12 +54,12 @@ def write_report_store(folder: Path) -> Path:
     """Writes A2C with two seeds and three controls at two horizons, an interrupted run and a failed one."""
     pair = small_pair()
     for session in (SessionConfig(max_len=max_len) for max_len in REPORT_MAX_LENS):
-        cells = [a2c(OWN, seed, session) for seed in REPORT_SEEDS]
-        cells += [plan_run(name, OWN, session=session) for name in CONTROLS]
-        for cell in cells:
-            train(cell, pair, output=folder / cell_folder(cell))
+        runs = [a2c(OWN, seed, session) for seed in REPORT_SEEDS]
+        runs += [plan_run(name, OWN, session=session) for name in CONTROLS]
+        for run in runs:
+            train(run, pair, output=folder / run_folder(run))
     stopped = a2c(OWN, 19, SessionConfig())
-    result = train(stopped, interrupted_pair(at=40), output=folder / cell_folder(stopped))
+    result = train(stopped, interrupted_pair(at=40), output=folder / run_folder(stopped))
     assert not result.complete
     failed = folder / OWN / "td3-len30-k10-seed11.failed"
     failed.mkdir()

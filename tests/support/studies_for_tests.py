@@ -13,6 +13,7 @@ from helpers import TableResponse
 from worlds_for_tests import small_pair
 
 from hrl_policies.study.checks import check_study
+from hrl_policies.study.progress import StudyCallback
 from hrl_policies.study.spec import StudySpec, parse_study
 from hrl_policies.worlds import WorldPair
 
@@ -89,14 +90,22 @@ def killing_pair(name: str, notes: Path, times: int) -> WorldPair:
 
 @dataclass(frozen=True)
 class Writes:
-    """Writes the id of its process."""
+    """Writes the id of its process, and the largest number of threads of any of its numerical libraries."""
 
     name: str
     folder: str
 
-    def perform(self, shelf: Any) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS")
-        (Path(self.folder) / self.name).write_text(f"{os.getpid()} {threads}")
+    def run(self, worlds: Any) -> None:
+        # Libraries that a task loads late must be bound by the environment: nobody limits them afterwards.
+        import scipy.linalg  # noqa: F401
+        import sklearn.cluster  # noqa: F401
+        import torch
+        from threadpoolctl import threadpool_info
+
+        threads = max(torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info()))
+        (Path(self.folder) / self.name).write_text(
+            f"{os.getpid()} {threads} {os.environ.get('OMP_NUM_THREADS')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class Raises:
 
     name: str
 
-    def perform(self, shelf: Any) -> None:
+    def run(self, worlds: Any) -> None:
         raise LookupError(f"{self.name} found nothing")
 
 
@@ -117,30 +126,32 @@ class Dies:
     folder: str
     times: int
 
-    def perform(self, shelf: Any) -> None:
+    def run(self, worlds: Any) -> None:
         die_the_first(self.times, Path(self.folder) / f"{self.name}.deaths")
         (Path(self.folder) / self.name).write_text("survived")
 
 
-def leaves_at_once(connection: Any, setting: Any) -> None:
-    """What a worker does that cannot start."""
-    os._exit(7)
+class Unloadable:
+    """Ends the process that unpickles it, as an import that crashes does."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
 
 
-class Notes:
-    """A watch that remembers."""
+class RecordingCallback(StudyCallback):
+    """A callback that remembers."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.over: dict[str, str] = {}
-        self.left: dict[str, float] = {}
+        self.started: list[str] = []
+        self.errors: dict[str, str] = {}
+        self.work: dict[str, float] = {}
         self.before = (0, 0)
 
-    def planned(self, weights: Mapping[str, float], done: int, failed: int) -> None:
-        self.left, self.before = dict(weights), (done, failed)
+    def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
+        self.work, self.before = dict(work), (done, failed)
 
-    def started(self, name: str) -> None:
-        self.begun.append(name)
+    def on_task_start(self, name: str) -> None:
+        self.started.append(name)
 
-    def ended(self, name: str, seconds: float, error: str) -> None:
-        self.over[name] = error
+    def on_task_end(self, name: str, seconds: float, error: str) -> None:
+        self.errors[name] = error
