@@ -170,7 +170,7 @@ class _Worker:
 
     def __init__(self, worlds: WorldCache) -> None:
         self._executor = ProcessPoolExecutor(
-            max_workers=1, initializer=_start_worker, initargs=(worlds,), env=_ONE_THREAD
+            max_workers=1, initializer=_start_worker, initargs=(worlds, os.getpid()), env=_ONE_THREAD
         )
         self.started = False
         self.attempt: _Attempt | None = None
@@ -261,7 +261,7 @@ _worlds = WorldCache()
 """The worlds of a worker process; :func:`_start_worker` says what they are made from."""
 
 
-def _start_worker(worlds: WorldCache) -> None:
+def _start_worker(worlds: WorldCache, parent_id: int) -> None:
     """Prepares a worker process: one numerical thread, no output of its own, no life without its parent."""
     import signal
 
@@ -271,7 +271,7 @@ def _start_worker(worlds: WorldCache) -> None:
     _worlds = worlds
     # Ctrl-C is for the process of the study, which kills its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent_id,), daemon=True).start()
     single_threaded()
     # The run's log keeps warnings; printed by many processes they would tear the progress display apart.
     warnings.showwarning = lambda *arguments, **options: None

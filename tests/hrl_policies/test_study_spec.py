@@ -24,7 +24,7 @@ TOY = "KuaiFair-Toy-v0"
 
 def test_one_user_is_too_few_for_an_interval():
     content = {"name": "one", "methods": ["random"], "worlds": [TOY], "users": 1}
-    assert problems_of(content) == ("users: input should be greater than or equal to 2, got 1",)
+    assert problems_of(content) == ("users must be greater than or equal to 2, got 1",)
 
 
 def test_all_mistakes_are_named_in_one_message():
@@ -44,10 +44,10 @@ def test_all_mistakes_are_named_in_one_message():
         "colour": "red",
     }  # fmt: skip
     expected = [
-        "methods.4: input should be a valid dictionary or instance of StudyMethod, got 7",
-        "max_lens.0: input should be greater than or equal to 1, got 0",
+        "methods.4 must be a group of settings by name, got 7",
+        "max_lens.0 must be greater than or equal to 1, got 0",
         "seeds: names 1 more than once",
-        "users: input should be a valid integer, got 'many'",
+        "users must be a valid integer, got 'many'",
         "session.leave: must be one of temper, strict, no_fairness, popular_only, category, never, got 'soon'",
         "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
@@ -57,7 +57,7 @@ def test_all_mistakes_are_named_in_one_message():
         "dsrm-hrl learns on purified states: its purifier cannot be none",
         "random is a control: it has neither hyperparameters nor steps",
         "'sweep' names 'momentum', which no method of this study has",
-        "sweep.slate_size: input should be greater than or equal to 1, got 0",
+        "sweep.slate_size must be greater than or equal to 1, got 0",
         "'world_settings' holds 'planet'",
         "there is no file or folder /there/is/no/such/folder",
         f"{TOY} is synthetic: there are no real files behind it",
@@ -67,13 +67,13 @@ def test_all_mistakes_are_named_in_one_message():
     assert len(found) == len(expected), "\n".join(found)
     for problem, beginning in zip(found, expected, strict=True):
         assert problem.startswith(beginning), problem
-    with pytest.raises(StudyError, match=r"plan.yml has 18 problems:\n- methods.4: ") as error:
+    with pytest.raises(StudyError, match=r"plan.yml has 18 problems:\n- methods.4 ") as error:
         check_study(*parse_study(content), where="plan.yml")
     assert str(error.value).count("\n- ") == 18
 
 
 def test_missing_settings_and_wrong_forms_are_named():
-    assert problems_of({}) == ("name: field required", "methods: field required", "worlds: field required")
+    assert problems_of({}) == ("name is missing", "methods is missing", "worlds is missing")
     assert problems_of(["a2c"]) == (
         "input should be a valid dictionary or instance of StudySpec, got ['a2c']",
     )
@@ -81,8 +81,8 @@ def test_missing_settings_and_wrong_forms_are_named():
     assert [problem.split(",")[0] for problem in problems_of(wrong)] == [
         "name: must consist of letters",
         "methods: must not be empty",
-        "worlds: input should be a valid tuple",
-        "sweep.gamma: input should be a valid tuple",
+        "worlds must be a valid tuple",
+        "sweep.gamma must be a valid tuple",
     ]
 
 
@@ -93,10 +93,10 @@ def test_missing_settings_and_wrong_forms_are_named():
         ({"session": {"slate_size": 51}}, "small has at most 50 candidates, too few for slates of 51"),
         ({"session": {"repeats": "forbid"}}, "'repeats: forbid' needs 10 slates of 10 different items"),
         ({"methods": [{"name": "a2c", "set": {"n_stepz": 1}}]}, "a2c cannot be built with n_stepz=1"),
-        ({"sweep": {"n_envs": [0]}}, "sweep.n_envs: input should be greater than or equal to 1, got 0"),
+        ({"sweep": {"n_envs": [0]}}, "sweep.n_envs must be greater than or equal to 1, got 0"),
         (
             {"sweep": {"taste_noise": [-0.5]}},
-            "sweep.taste_noise: input should be greater than or equal to 0, got -0.5",
+            "sweep.taste_noise must be greater than or equal to 0, got -0.5",
         ),
         ({"worlds": [TOY], "session": {"slate_size": 601}}, f"{TOY} has at most 600 candidates"),
     ],
