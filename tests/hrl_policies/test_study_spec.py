@@ -74,9 +74,7 @@ def test_all_mistakes_are_named_in_one_message():
 
 def test_missing_settings_and_wrong_forms_are_named():
     assert problems_of({}) == ("name is missing", "methods is missing", "worlds is missing")
-    assert problems_of(["a2c"]) == (
-        "must be a group of settings by name, got ['a2c']",
-    )
+    assert problems_of(["a2c"]) == ("must be a group of settings by name, got ['a2c']",)
     wrong = {"name": "../x", "methods": [], "worlds": TOY, "sweep": {"gamma": 0.9}}
     assert [problem.split(",")[0] for problem in problems_of(wrong)] == [
         "name: must consist of letters",

@@ -9,7 +9,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
-from hrl_policies.study import PurifierIdentity, RunConfig, run_folder, plan_run, run_study, train
+from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, run_folder, run_study, train
 from hrl_policies.study.store import StoredRun
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
