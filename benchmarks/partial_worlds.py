@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kuaifair_env.embeddings import cached_embeddings
+from kuaifair_env.response.fitting import cached_response
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
@@ -27,7 +30,6 @@ from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls
 from kuaifair_env import InteractionData, build_world
 from kuaifair_env.files import write_text_atomically
-from kuaifair_env.world import cached_embeddings, cached_response
 
 NAMES = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
 AGENTS = ("a2c", "td3")

@@ -20,6 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kuaifair_env.embeddings import cached_embeddings
+from kuaifair_env.response.fitting import cached_response
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -37,7 +40,7 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.synthetic import TwinResponse
 from kuaifair_env.synthetic.twin import load_twin, twin_config
-from kuaifair_env.world import build_world, cached_embeddings, cached_response
+from kuaifair_env.world import build_world
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),

@@ -1,4 +1,8 @@
-"""Small helpers for files: checksums, and writes that are whole or not there."""
+"""Files: checksums, writes that are whole or not there, artifacts (tensors and settings in one file), and figures.
+
+An artifact is a safetensors file whose header holds a format, a version, a kind, JSON settings and a checksum. Nothing
+that is loaded can execute code, and a file that is not what it should be ends in an ``ArtifactError``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +27,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_BLOCK = 1 << 20
+Tensors = dict[str, NDArray[Any]]
 
-
-def stream_hash(stream: BinaryIO, algorithm: str = "sha256") -> str:
-    """Returns the hex digest of what is left in a binary stream.
-
-    Args:
-        stream: Open for reading in binary mode.
-        algorithm: A name that :func:`hashlib.new` knows.
-    """
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    while block := stream.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+_HEADER = "kuaifair"
+_DPI = 150
+# What the figure writers would add: the library's name and version, and the time.
+_OMITTED: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+_DESCRIPTION = {"png": "Description", "svg": "Description", "pdf": "Subject"}
+_FIGURE_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
 
 
 def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
-    """Returns the hex digest of a file."""
+    """Returns the hex digest of a file, by an algorithm that :mod:`hashlib` knows."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with Path(path).open("rb") as stream:
-        return stream_hash(stream, algorithm)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -86,14 +91,9 @@ def folder_size(folder: str | Path) -> int:
     return sum(entry.stat().st_size for entry in Path(folder).rglob("*") if entry.is_file())
 
 
-_HEADER = "kuaifair"
-
-Tensors = dict[str, NDArray[Any]]
-
-
 @dataclass(frozen=True)
 class Family:
-    """A family of files that one part of the library writes and reads.
+    """A family of artifacts that one part of the library writes and reads.
 
     Attributes:
         format: How the header calls it.
@@ -142,13 +142,8 @@ def save_artifact(
         "settings": dict(settings),
     }
     content = save(arrays, metadata={_HEADER: json.dumps(header, allow_nan=False)})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with atomic_path(target) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_artifact(
@@ -168,7 +163,7 @@ def load_artifact(
         ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind.
     """
     source = Path(path)
-    header, tensors = _opened(source, family, read=True)
+    header, tensors = _read(source, family)
     if kind is not None and header["kind"] != kind:
         raise ArtifactError(f"{source} holds a {family.title} of kind '{header['kind']}', not '{kind}'")
     if header["sha256"] != _digest(tensors):
@@ -182,7 +177,7 @@ def artifact_kind(path: str | Path, family: Family = RESPONSES) -> str:
     Raises:
         ArtifactError: If the file is missing, no safetensors file, foreign or of another version.
     """
-    return str(_opened(Path(path), family)[0]["kind"])
+    return str(_read(Path(path), family, header_only=True)[0]["kind"])
 
 
 def take_tensors(
@@ -226,7 +221,7 @@ def take_setting(source: str | Path, settings: Mapping[str, Any], name: str) -> 
     return settings[name]
 
 
-def _opened(source: Path, family: Family, read: bool = False) -> tuple[dict[str, Any], Tensors]:
+def _read(source: Path, family: Family, header_only: bool = False) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
     if not source.is_file():
@@ -234,7 +229,7 @@ def _opened(source: Path, family: Family, read: bool = False) -> tuple[dict[str,
     try:
         with safe_open(source, framework="numpy") as stream:
             header = _header(source, stream.metadata(), family)
-            names = list(stream.keys()) if read else []
+            names = [] if header_only else list(stream.keys())
             return header, {name: stream.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ArtifactError(
@@ -270,18 +265,6 @@ def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-DPI = 150
-
-# What the writers would add: the library's name and version, and the time.
-_NOTHING: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "svg": {"Creator": None, "Date": None},
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}
-_ABOUT = {"png": "Description", "svg": "Description", "pdf": "Subject"}
-_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "kuaifair", "pdf.fonttype": 42}
-
-
 def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
     """Writes a figure atomically, in the format that the file's ending names.
 
@@ -296,9 +279,9 @@ def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
     import matplotlib
 
     form = Path(path).suffix.removeprefix(".").lower()
-    if form not in _NOTHING:
+    if form not in _OMITTED:
         raise ValueError(f"a figure ends in .png, .svg or .pdf, but {Path(path).name!r} does not")
-    with atomic_path(path) as temporary, matplotlib.rc_context(_SETTINGS):
+    with atomic_path(path) as temporary, matplotlib.rc_context(_FIGURE_SETTINGS):
         figure.savefig(
-            temporary, format=form, dpi=DPI, metadata=_NOTHING[form] | {_ABOUT[form]: about or None}
+            temporary, format=form, dpi=_DPI, metadata=_OMITTED[form] | {_DESCRIPTION[form]: about or None}
         )

@@ -1,86 +1,21 @@
-"""Item embeddings for agents, from the training log alone and without torch."""
+"""The world that sessions run in: users, items, embeddings, popularity groups and the response model of one split."""
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog, Split
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import atomic_path
+from kuaifair_env.embeddings import svd_item_embeddings
+from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
-from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.splits import held_out_users
-
-_TRIVIAL = 0.999
-_SPARE_FACTORS = 8
-
-
-def svd_item_embeddings(
-    log: InteractionLog, n_users: int, n_items: int, dimension: int = 64, seed: int = 0
-) -> FloatArray:
-    """Embeds items by a truncated SVD of the degree-normalised click matrix.
-
-    With ``C`` the binary click matrix, factors of ``D_u^-1/2 C D_i^-1/2`` are scaled by their singular values;
-    the first factor, and any other whose singular value is 1 up to rounding, only says how often an item was
-    clicked or to which island it belongs, and is dropped. Rows have norm ``sqrt(dimension)``, so that components
-    are of order one, and items that nobody clicked are zero.
-
-    Args:
-        log: The training log.
-        n_users: Number of users.
-        n_items: Number of items.
-        dimension: Size ``d`` of an embedding.
-        seed: Seed of the randomised SVD.
-
-    Returns:
-        ``float32 (n_items, dimension)``.
-
-    Raises:
-        DataError: If the dimension is below 1, the log has no clicks, or too few users or items for that many factors.
-    """
-    from scipy import sparse
-    from sklearn.utils.extmath import randomized_svd
-
-    if not log.clicks.any():
-        raise DataError("the training log has no clicks; embeddings need positive feedback")
-    if dimension < 1:
-        raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
-    wanted = dimension + _SPARE_FACTORS
-    if min(n_users, n_items) <= wanted:
-        raise DataError(
-            f"{n_users} users and {n_items} items give fewer than the {wanted} factors that embeddings of "
-            f"dimension {dimension} need; use embedding_dim={max(min(n_users, n_items) - _SPARE_FACTORS - 1, 1)}"
-        )
-    cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
-    rows, columns = np.divmod(cells, n_items)
-    user_degrees = np.bincount(rows, minlength=n_users)
-    item_degrees = np.bincount(columns, minlength=n_items)
-    weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
-    matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
-    _, values, factors = randomized_svd(matrix, wanted, n_iter=5, random_state=seed)
-    first = max(1, int((values > _TRIVIAL).sum()))
-    kept = slice(first, first + dimension)
-    embeddings = factors[kept].T * values[kept]
-    if embeddings.shape[1] < dimension:
-        raise DataError(
-            f"the click matrix falls into {first} unconnected parts, which leaves {embeddings.shape[1]} useful "
-            f"factors; use embedding_dim={embeddings.shape[1]} or a denser log"
-        )
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    clicked = item_degrees[:, None] > 0
-    scaled = np.divide(embeddings, norms, out=np.zeros_like(embeddings), where=clicked & (norms > 0))
-    return np.asarray(scaled * np.sqrt(dimension), np.float32)
 
 
 class StateEncoder(Protocol):
@@ -271,8 +206,6 @@ def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, place
 
 
 HISTORY_LENGTH = 50
-EMBEDDING_DIM = 64
-_EMBEDDINGS_VERSION = 1
 _MIN_TEST_EXPOSURES = 20
 
 
@@ -317,7 +250,7 @@ def build_world(
         users: User rows whose sessions may start here; None takes :func:`held_out_users` for the test world and
             all others that have training exposures for the training world.
         embeddings: ``float32 (items, d)``, agent-side item embeddings that know nothing of the test log; None takes
-            :func:`~kuaifair_env.world.svd_item_embeddings` of the training log with ``d = 64``.
+            :func:`~kuaifair_env.embeddings.svd_item_embeddings` of the training log with ``d = 64``.
         history_length: Places ``H`` in a history window.
         popularity: Source of the popularity groups: exposures in the training log, or the platform's counts.
         true_preference: Taste vectors of items and users where the truth is known.
@@ -334,7 +267,7 @@ def build_world(
         held_out = held_out_users(data)
         users = held_out if split == "test" else np.setdiff1d(np.unique(data.train.users), held_out)
     if embeddings is None:
-        embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), EMBEDDING_DIM)
+        embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items))
     if true_preference is not None:
         true_preference = (true_preference[0][order], true_preference[1])
     return World(
@@ -348,72 +281,3 @@ def build_world(
         initial_history=initial_history(arranged.train, len(data.users), history_length),
         true_preference=true_preference,
     )
-
-
-def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
-    """Returns :func:`~kuaifair_env.world.svd_item_embeddings` of a data set's training log from the cache.
-
-    Args:
-        data: The data set.
-        dimension: Size ``d`` of an embedding.
-        folder: The cache folder; None takes the default one.
-    """
-    name = f"{data.data_hash}-{_rows_hash(data)}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
-    path = cache_dir(folder) / "embeddings" / name
-    if path.exists():
-        try:
-            embeddings = np.load(path, allow_pickle=False)
-            if embeddings.dtype == np.float32 and embeddings.shape == (len(data.items), dimension):
-                return np.asarray(embeddings)
-        except (OSError, ValueError, EOFError):
-            pass
-        warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
-    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), dimension)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, embeddings, allow_pickle=False)
-    return embeddings
-
-
-def _rows_hash(data: InteractionData, contents: bool = False) -> str:
-    """Hashes what ``data_hash`` leaves out: which row is whose, and on request features, tags and watch ratios.
-
-    The same logs with the items in another order, or with other features, give other tables.
-    """
-    columns: list[NDArray[Any] | None] = [data.users.ids, data.items.ids]
-    if contents:
-        columns += [data.users.features.values, data.items.features.values, data.items.tags]
-        columns += [data.train.watch_ratios, data.test.watch_ratios]
-    digest = hashlib.sha256()
-    for column in columns:
-        array = np.zeros(0, np.bool_) if column is None else np.ascontiguousarray(column)
-        digest.update(f"{array.shape} {array.dtype.str} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:8]
-
-
-def cached_response(
-    data: InteractionData, split: Split, kind: ResponseKind = "auto", folder: str | Path | None = None
-) -> ResponseModel:
-    """Returns the response model of a data set's split from the cache, fitting it on first use.
-
-    Args:
-        data: The data set.
-        split: Whose log to fit: ``"train"`` or ``"test"``.
-        kind: ``"auto"`` observes a fully covered test matrix and fits a factor model otherwise.
-        folder: The cache folder; None takes the default one.
-    """
-    if kind not in get_args(ResponseKind):
-        raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
-    from kuaifair_env.response import fit_response, load_response, response_version
-
-    contents = f"{data.data_hash}-{_rows_hash(data, contents=True)}"
-    name = f"{contents}-{split}-{kind}-v{response_version(kind)}.safetensors"
-    path = cache_dir(folder) / "responses" / name
-    if path.exists():
-        try:
-            return load_response(path)
-        except ArtifactError as error:
-            warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
-    response = fit_response(data, split, kind)
-    response.save(path)
-    return response

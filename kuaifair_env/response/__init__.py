@@ -24,7 +24,6 @@ from kuaifair_env.response.fitting import (
     fit_response,
     fit_world_responses,
     load_response,
-    response_version,
 )
 from kuaifair_env.response.observed import ObservedResponse, observed_block
 from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
@@ -55,7 +54,6 @@ __all__ = [
     "fit_world_responses",
     "load_response",
     "observed_block",
-    "response_version",
 ]
 
 _HOMES = {"fit_factorised": "factorised_fit", "fit_sequential": "sequential_fit"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from kuaifair_env.data.cache import cache_dir, contents_hash
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
@@ -147,8 +149,27 @@ def load_response(path: str | Path) -> ResponseModel:
     return loaders[kind](path)
 
 
-def response_version(kind: ResponseKind = "auto") -> int:
-    """Returns a number that changes whenever a fit with default settings would give another model: for cache names."""
+def cached_response(
+    data: InteractionData, split: Split, kind: ResponseKind = "auto", folder: str | Path | None = None
+) -> ResponseModel:
+    """Returns the response model of a data set's split from the cache, fitting it on first use.
+
+    Args:
+        data: The data set.
+        split: Whose log to fit: ``"train"`` or ``"test"``.
+        kind: See :func:`fit_response`.
+        folder: The cache folder; None takes the default one.
+    """
     if kind not in get_args(ResponseKind):
-        raise ValueError(f"kind must be one of {get_args(ResponseKind)}, got {kind!r}")
-    return _FIT_VERSION
+        raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
+    contents = f"{data.data_hash}-{contents_hash(data)}"
+    name = f"{contents}-{split}-{kind}-v{_FIT_VERSION}.safetensors"
+    path = cache_dir(folder) / "responses" / name
+    if path.exists():
+        try:
+            return load_response(path)
+        except ArtifactError as error:
+            warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
+    response = fit_response(data, split, kind)
+    response.save(path)
+    return response

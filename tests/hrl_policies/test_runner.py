@@ -117,7 +117,7 @@ def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
 
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
-    from kuaifair_env.world import svd_item_embeddings
+    from kuaifair_env.embeddings import svd_item_embeddings
 
     pair = small_pair(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
     # Embeddings that can tell the two kinds of items apart.

@@ -11,17 +11,16 @@ from sklearn.metrics import roc_auc_score
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
+from kuaifair_env.embeddings import cached_embeddings, svd_item_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import make_world
+from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.world import (
     build_world,
-    cached_embeddings,
-    cached_response,
     candidate_rows,
     initial_history,
-    svd_item_embeddings,
 )
 
 
@@ -208,10 +207,10 @@ def test_a_response_model_is_fitted_again_for_other_rows_or_features(tmp_path, m
 
     fitted = []
     monkeypatch.setattr(
-        "kuaifair_env.response.fit_response",
+        "kuaifair_env.response.fitting.fit_response",
         lambda data, split, kind: fitted.append(data) or Kept(np.zeros((40, 50))),
     )
-    monkeypatch.setattr("kuaifair_env.response.load_response", lambda path: path)
+    monkeypatch.setattr("kuaifair_env.response.fitting.load_response", lambda path: path)
     data = small_data()
     tall = replace(data.users, features=FeatureTable(2 * data.users.features.values, ("a", "b", "c")))
     ratios = replace(data.test, watch_ratios=np.ones(len(data.test), np.float32))

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import RESPONSES, load_artifact, save_artifact, take_tensors
-from kuaifair_env.response import load_response, response_version
+from kuaifair_env.response import load_response
 
 
 @pytest.fixture
@@ -119,9 +119,3 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_artifact(tmp_path / "x", "factorised", {}, {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
-
-
-def test_the_version_of_an_unknown_kind_is_an_error():
-    assert response_version("auto") >= 1
-    with pytest.raises(ValueError, match="kind must be one of"):
-        response_version("magic")
