@@ -198,10 +198,10 @@ def _header(files: SourceFiles, name: str, columns: Sequence[Column]) -> list[st
         raise DataError("the file is empty; it must begin with a header", file=files.label(name), line=1)
     for column in columns:
         if header.count(column.name) != 1:
-            found = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
+            shown_header = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
             how = "is missing" if column.name not in header else "occurs twice"
             raise DataError(
-                f"this column {how}; the header is: {found}",
+                f"this column {how}; the header is: {shown_header}",
                 file=files.label(name),
                 line=1,
                 column=column.name,

@@ -110,11 +110,13 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     text = known.astype(str)
     counts = text.value_counts()
     ranked = sorted(counts.index, key=lambda value: (-int(counts[value]), value))
-    kept = ranked[:MAX_CATEGORIES] if len(ranked) > MAX_CATEGORIES + 1 else ranked
-    codes = np.full(len(series), len(kept), np.int64)
-    codes[~missing] = text.map({value: code for code, value in enumerate(kept)}).fillna(len(kept)).to_numpy()
-    encoded = [(f"{name}={value}", (codes == code).astype(np.float32)) for code, value in enumerate(kept)]
-    other = (codes == len(kept)) & ~missing
+    frequent = ranked[:MAX_CATEGORIES] if len(ranked) > MAX_CATEGORIES + 1 else ranked
+    codes = np.full(len(series), len(frequent), np.int64)
+    codes[~missing] = (
+        text.map({value: code for code, value in enumerate(frequent)}).fillna(len(frequent)).to_numpy()
+    )
+    encoded = [(f"{name}={value}", (codes == code).astype(np.float32)) for code, value in enumerate(frequent)]
+    other = (codes == len(frequent)) & ~missing
     return [
         *encoded,
         (f"{name}=other", other.astype(np.float32)),

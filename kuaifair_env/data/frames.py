@@ -146,8 +146,8 @@ def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: fl
 
 def _column(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> pd.Series[Any]:
     if name not in frame.columns:
-        found = ", ".join(map(str, frame.columns[:8]))
-        raise DataError(f"the {where} has no such column; it has: {found}{hint}", column=name)
+        first_names = ", ".join(map(str, frame.columns[:8]))
+        raise DataError(f"the {where} has no such column; it has: {first_names}{hint}", column=name)
     series = frame[name]
     if isinstance(series, pd.DataFrame):
         raise DataError(f"the {where} has this column twice", column=name)

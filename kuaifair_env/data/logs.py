@@ -95,7 +95,7 @@ def exact_duplicates(columns: Sequence[NDArray[Any]]) -> BoolArray:
 
 
 def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog, dict[str, int]]:
-    """Sorts a log by user and time and says what it found.
+    """Sorts a log by user and time, and counts its rows.
 
     Rows without time come after all timed rows of their user, in the order of the source: their time is one
     more than the latest time of the whole log.

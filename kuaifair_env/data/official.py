@@ -128,7 +128,7 @@ def load_cached(
     read again.
 
     Raises:
-        DataError: When no files are found, or by the reader.
+        DataError: If there are no files, or from the reader.
     """
     place = path if path is not None else find_source(facts.name, data_dir, cache)
     if place is None:

@@ -65,13 +65,13 @@ class PopularityGroups:
         Raises:
             DataError: When an id is not a candidate.
         """
-        wanted = np.asarray(item_ids)
+        ids = np.asarray(item_ids)
         order = np.argsort(self.item_ids)
-        place = np.minimum(np.searchsorted(self.item_ids, wanted, sorter=order), len(order) - 1)
+        place = np.minimum(np.searchsorted(self.item_ids, ids, sorter=order), len(order) - 1)
         rows = order[place]
-        unknown = self.item_ids[rows] != wanted
+        unknown = self.item_ids[rows] != ids
         if unknown.any():
-            raise DataError(f"item id {wanted[unknown].flat[0]} is not among the {len(self)} candidates")
+            raise DataError(f"item id {ids[unknown].flat[0]} is not among the {len(self)} candidates")
         return self.popular[rows]
 
     def describe(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def groups_of(
 
     Args:
         data: The data set.
-        candidates: Item rows in the order wanted; None takes the whole catalogue.
+        candidates: Item rows, in the order of the result; None takes the whole catalogue.
         share: Share of popular items.
         source: Exposures in the training log, or the platform's counts.
 

@@ -145,9 +145,9 @@ def find_source(
     named = os.environ.get(DATA_VARIABLE)
     places = [data_dir] if data_dir is not None else [named or None, download_folder(cache)]
     for place in places:
-        found = None if place is None else _find_in(Path(place).expanduser(), facts)
-        if found is not None:
-            return found
+        source = None if place is None else _find_in(Path(place).expanduser(), facts)
+        if source is not None:
+            return source
     return None
 
 
@@ -183,15 +183,15 @@ def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
         raise DataError("there is no such file or folder", file=place)
     if place.is_file():
         members = ArchiveFiles(place)
-        found = [facts for facts in DATASETS.values() if members.has(facts.files[0])]
+        datasets = [facts for facts in DATASETS.values() if members.has(facts.files[0])]
     else:
-        found = [facts for facts in DATASETS.values() if _find_in(place, facts) is not None]
-    if len(found) != 1:
-        problem = "both data sets are" if found else "neither data set is"
+        datasets = [facts for facts in DATASETS.values() if _find_in(place, facts) is not None]
+    if len(datasets) != 1:
+        problem = "both data sets are" if datasets else "neither data set is"
         raise DataError(
             f"{problem} here; give one of {', '.join(f.archive for f in DATASETS.values())}", file=place
         )
-    return found[0]
+    return datasets[0]
 
 
 def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
@@ -210,12 +210,12 @@ def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
         raise DataError(
             f"there is no such file or folder; give {facts.archive} or its unpacked folder", file=place
         )
-    found = place if place.is_file() else _find_in(place, facts)
-    if found is None:
+    source = place if place.is_file() else _find_in(place, facts)
+    if source is None:
         raise DataError(
             f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}", file=place
         )
-    files: SourceFiles = FolderFiles(found) if found.is_dir() else ArchiveFiles(found)
+    files: SourceFiles = FolderFiles(source) if source.is_dir() else ArchiveFiles(source)
     return files
 
 
@@ -249,8 +249,8 @@ def provenance_of(
                 name, origin = str(written["name"]), written["origin"]
                 if origin not in ("partial", "twin", "own"):
                     raise ValueError(f"origin {origin!r} is not 'partial', 'twin' or 'own'")
-                told = {**dict(written.get("settings", {})), **settings}
-                return Provenance(name, origin, str(written.get("description", "")), hashes, told)
+                all_settings = {**dict(written.get("settings", {})), **settings}
+                return Provenance(name, origin, str(written.get("description", "")), hashes, all_settings)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"cannot be read: {error}", file=files.label(PROVENANCE_FILE)) from error
     if all(rows.get(name) == expected for name, expected in facts.rows.items()):

@@ -105,12 +105,12 @@ def within_user_auc(users: IntArray, clicks: BoolArray, scores: Vector) -> Withi
     rank = (np.bincount(tie, position) / np.bincount(tie))[tie]
     rows, positives = np.bincount(group).astype(np.float64), np.bincount(group, y)
     negatives = rows - positives
-    kept = (positives > 0) & (negatives > 0)
-    if not kept.any():
+    both_labels = (positives > 0) & (negatives > 0)
+    if not both_labels.any():
         raise DataError("no user has both a click and a non-click, so there is no within-user AUC")
     above = np.bincount(group, rank * y) - positives * (positives + 1) / 2
-    values = above[kept] / (positives * negatives)[kept]
-    return WithinUserAUC(u[starts_user][kept].astype(np.int64), values, rows[kept])
+    values = above[both_labels] / (positives * negatives)[both_labels]
+    return WithinUserAUC(u[starts_user][both_labels].astype(np.int64), values, rows[both_labels])
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class FactorisedResponse(BernoulliFeedback):
 
     @property
     def item_bias(self) -> FloatArray:
-        """``float32 (N,)``, ``b_i``: item quality in logits; mean 0 over the catalogue that the model was made for."""
+        """``float32 (N,)``, ``b_i``: item quality in logits; mean 0 over the catalogue of the fit."""
         return self._items[:, -1].copy()
 
     @property
@@ -94,7 +94,7 @@ class FactorisedResponse(BernoulliFeedback):
 
     @property
     def item_factors(self) -> FloatArray:
-        """``float32 (N, f)``, ``q_i``; mean 0 over the catalogue that the model was made for."""
+        """``float32 (N, f)``, ``q_i``; mean 0 over the catalogue of the fit."""
         return self._items[:, :-2].copy()
 
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:

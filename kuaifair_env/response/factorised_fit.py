@@ -258,9 +258,9 @@ def logit_parts(model: FactorisedResponse, users: NDArray[Any], items: NDArray[A
 def _calibrated(
     model: FactorisedResponse, rows: LabelledRows, prior: float
 ) -> tuple[FactorisedResponse, dict[str, Any]]:
-    held = rows.where("calibrate")
-    parts = logit_parts(model, rows.users[held], rows.items[held])
-    slopes = logit_slopes(rows.clicks[held], parts, prior)
+    chosen = rows.where("calibrate")
+    parts = logit_parts(model, rows.users[chosen], rows.items[chosen])
+    slopes = logit_slopes(rows.clicks[chosen], parts, prior)
     # A slope below 0 would turn a part round: then it carries nothing, and goes.
     of_user, of_item, of_taste = np.maximum(slopes.values, 0.0)
     calibrated = FactorisedResponse(
@@ -276,8 +276,8 @@ def _calibrated(
 
 
 def _held_out_report(model: FactorisedResponse, rows: LabelledRows) -> dict[str, Any]:
-    held = rows.where("report")
-    users, items, clicks = rows.users[held], rows.items[held], rows.clicks[held]
+    chosen = rows.where("report")
+    users, items, clicks = rows.users[chosen], rows.items[chosen], rows.clicks[chosen]
     parts = logit_parts(model, users, items)
     quality = shrunken_item_rate(rows, model.n_items)[items]
     main, full = (sigmoid(parts[:, :n].sum(axis=1) + np.float32(model.offset)) for n in (2, 3))

@@ -146,7 +146,7 @@ def _standardised(parts: list[tuple[NDArray[Any], str]]) -> FeatureTable:
     for values, prefix in parts:
         centred = values - values.mean(axis=0, keepdims=True, dtype=np.float64)
         spread = centred.std(axis=0)
-        kept = spread > _CONSTANT
-        blocks.append((centred[:, kept] / spread[kept]).astype(np.float32))
-        names += [f"{prefix or 'feature '}{column}" for column in np.flatnonzero(kept)]
+        varies = spread > _CONSTANT
+        blocks.append((centred[:, varies] / spread[varies]).astype(np.float32))
+        names += [f"{prefix or 'feature '}{column}" for column in np.flatnonzero(varies)]
     return FeatureTable(np.concatenate(blocks, axis=1), tuple(names))

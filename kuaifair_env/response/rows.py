@@ -69,8 +69,8 @@ def labelled_rows(
         users, items, clicks, positions, drawn = _with_negatives(log, known, n_items, negatives, rng)
         notes |= drawn
     if split.max_rows is not None and len(users) > split.max_rows:
-        kept = np.sort(rng.choice(len(users), split.max_rows, replace=False))
-        users, items, clicks, positions = users[kept], items[kept], clicks[kept], positions[kept]
+        chosen = np.sort(rng.choice(len(users), split.max_rows, replace=False))
+        users, items, clicks, positions = users[chosen], items[chosen], clicks[chosen], positions[chosen]
     edges = np.cumsum([1 - split.stop - split.calibrate - split.report, split.stop, split.calibrate])
     roles = np.searchsorted(edges, rng.random(len(users)), side="right").astype(np.int8)
     rows = LabelledRows(users, items, clicks, positions, roles, notes | {"rows_used": len(users)})
@@ -91,17 +91,19 @@ def _with_negatives(
     sampling: NegativeSampling,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], BoolArray, NDArray[np.int64], dict[str, Any]]:
-    kept = np.flatnonzero(log.clicks)
-    pairs, first = np.unique(log.users[kept].astype(np.int64) * n_items + log.items[kept], return_index=True)
+    clicked_rows = np.flatnonzero(log.clicks)
+    pairs, first = np.unique(
+        log.users[clicked_rows].astype(np.int64) * n_items + log.items[clicked_rows], return_index=True
+    )
     if not len(pairs):
         raise DataError("a log of positives only needs at least one positive")
     users, items = np.divmod(pairs, n_items)
     weights = np.bincount(items, minlength=n_items).astype(np.float64)
     weights[weights > 0] **= sampling.popularity_power
-    asked = round(len(pairs) * sampling.per_positive)
-    drawn_users = users[rng.integers(0, len(users), asked)]
+    n_draws = round(len(pairs) * sampling.per_positive)
+    drawn_users = users[rng.integers(0, len(users), n_draws)]
     ladder = np.cumsum(weights)
-    drawn_items = np.searchsorted(ladder, rng.random(asked) * ladder[-1], side="right")
+    drawn_items = np.searchsorted(ladder, rng.random(n_draws) * ladder[-1], side="right")
     drawn = drawn_users * n_items + drawn_items
     clash = np.isin(drawn, pairs)
     if known is not None:
@@ -115,7 +117,7 @@ def _with_negatives(
             f"{sampling.popularity_power:g}, the user's own positives excluded"
         ),
         "positives_used": len(pairs),
-        "repeated_positives_dropped": len(kept) - len(pairs),
+        "repeated_positives_dropped": len(clicked_rows) - len(pairs),
         "negatives_drawn": len(drawn_users),
         "negatives_dropped_as_positive": int(clash.sum()),
         "sampled_rate": len(pairs) / (len(pairs) + len(drawn_users)),
@@ -126,7 +128,7 @@ def _with_negatives(
         np.concatenate([users, drawn_users])[order],
         np.concatenate([items, drawn_items])[order],
         np.concatenate([np.ones(len(users), np.bool_), np.zeros(len(drawn_users), np.bool_)])[order],
-        np.concatenate([kept[first], np.full(len(drawn_users), -1)])[order],
+        np.concatenate([clicked_rows[first], np.full(len(drawn_users), -1)])[order],
         notes,
     )
 

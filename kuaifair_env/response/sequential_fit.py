@@ -276,12 +276,12 @@ def _static_logits(model: FactorisedResponse, users: NDArray[Any], items: NDArra
 
 
 def _history_logits(
-    model: SequentialResponse, rows: LabelledRows, held: NDArray[np.int64], stream: Stream
+    model: SequentialResponse, rows: LabelledRows, chosen: NDArray[np.int64], stream: Stream
 ) -> FloatArray:
     """Evaluates the model as a simulator does: each row with the window that stood before it."""
-    added = np.empty(len(held), np.float32)
-    for start in range(0, len(held), _ROWS_AT_ONCE):
-        part = held[start : start + _ROWS_AT_ONCE]
+    added = np.empty(len(chosen), np.float32)
+    for start in range(0, len(chosen), _ROWS_AT_ONCE):
+        part = chosen[start : start + _ROWS_AT_ONCE]
         window = windows(stream, rows.positions[part], model.shape.length)
         added[start : start + len(part)] = model.history_logits(
             rows.users[part], rows.items[part][:, None], window
@@ -290,12 +290,12 @@ def _history_logits(
 
 
 def _logit_parts(
-    model: SequentialResponse, rows: LabelledRows, held: NDArray[np.int64], stream: Stream
+    model: SequentialResponse, rows: LabelledRows, chosen: NDArray[np.int64], stream: Stream
 ) -> FloatArray:
-    users, items = rows.users[held], rows.items[held]
+    users, items = rows.users[chosen], rows.items[chosen]
     static = _static_logits(model.static, users, items)
     return np.column_stack(
-        [static - np.float32(model.static.offset), _history_logits(model, rows, held, stream)]
+        [static - np.float32(model.static.offset), _history_logits(model, rows, chosen, stream)]
     )
 
 
@@ -306,8 +306,8 @@ def _calibrated(
     stream: Stream,
     config: SequentialConfig,
 ) -> tuple[SequentialResponse, dict[str, Any]]:
-    held = rows.where("calibrate")
-    slopes = logit_slopes(rows.clicks[held], _logit_parts(model, rows, held, stream), config.slope_prior)
+    chosen = rows.where("calibrate")
+    slopes = logit_slopes(rows.clicks[chosen], _logit_parts(model, rows, chosen, stream), config.slope_prior)
     of_static, of_history = np.maximum(slopes.values, 0.0)
     base = model.static
     scaled = FactorisedResponse(
@@ -334,9 +334,9 @@ def _calibrated(
 def _held_out_report(
     model: SequentialResponse, rows: LabelledRows, stream: Stream, reference: FactorisedResponse | None
 ) -> dict[str, Any]:
-    held = rows.where("report")
-    users, items, clicks = rows.users[held], rows.items[held], rows.clicks[held]
-    parts = _logit_parts(model, rows, held, stream)
+    chosen = rows.where("report")
+    users, items, clicks = rows.users[chosen], rows.items[chosen], rows.clicks[chosen]
+    parts = _logit_parts(model, rows, chosen, stream)
     static = sigmoid(parts[:, 0] + np.float32(model.static.offset))
     full = sigmoid(parts.sum(axis=1) + np.float32(model.static.offset))
     slopes = logit_slopes(clicks, parts)

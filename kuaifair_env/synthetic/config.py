@@ -1,4 +1,4 @@
-"""What a synthetic twin is made of: sizes, marginal distributions and strengths."""
+"""Configurations of synthetic twins: sizes, marginal distributions and strengths, and the presets."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
 
     Args:
         twin: The twin; its ``layout`` decides the format.
-        folder: Where ``KuaiRec 2.0/data`` or ``KuaiRand-Pure/data`` is made.
+        folder: Where ``KuaiRec 2.0/data`` or ``KuaiRand-Pure/data`` is created.
 
     Returns:
         The data folder. It appears whole or not at all.

@@ -109,11 +109,11 @@ def _watched(
 def _full_panel(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
     """The whole panel matrix but for a few cells, each user's items in random order."""
     cells = config.n_panel_users * config.n_panel_items
-    kept = np.ones(cells, np.bool_)
-    kept[rng.permutation(cells)[: cells - config.test_rows]] = False
+    in_log = np.ones(cells, np.bool_)
+    in_log[rng.permutation(cells)[: cells - config.test_rows]] = False
     users = np.repeat(world.panel_users.astype(np.int32), config.n_panel_items)
     items = np.tile(world.panel_items.astype(np.int32), config.n_panel_users)
-    return users[kept], items[kept]
+    return users[in_log], items[in_log]
 
 
 def _random_pairs(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
@@ -138,15 +138,15 @@ def _counts(
     distribution: QuantileDistribution, scores: NDArray[np.float64], total: int, available: Rows
 ) -> Rows:
     """Returns rows per user that follow a distribution, keep within what is available and add up to ``total``."""
-    wanted = distribution_by_rank(distribution, scores)
+    relative = distribution_by_rank(distribution, scores)
     most = np.minimum(available, np.maximum(1, np.floor(0.98 * available))).astype(np.int64)
     if total > most.sum():
         most = available
-    low, high = 0.0, 4.0 * max(1.0, total / wanted.sum()) * float(available.max())
+    low, high = 0.0, 4.0 * max(1.0, total / relative.sum()) * float(available.max())
     for _ in range(200):
         factor = (low + high) / 2
-        low, high = (factor, high) if np.minimum(wanted * factor, most).sum() < total else (low, factor)
-    exact = np.minimum(wanted * high, most)
+        low, high = (factor, high) if np.minimum(relative * factor, most).sum() < total else (low, factor)
+    exact = np.minimum(relative * high, most)
     counts: Rows = np.asarray(np.floor(exact), np.int64)
     while (missing := total - int(counts.sum())) > 0:
         room = np.where(counts < most, exact - counts, -np.inf)
@@ -180,7 +180,7 @@ def _exposures(
     order = np.argsort(-counts, kind="stable")
     order = order[: int((counts > 0).sum())]
     block = max(1, _BLOCK_CELLS // n_items)
-    found: list[NDArray[np.int64]] = []
+    blocks: list[NDArray[np.int64]] = []
     for start in range(0, len(order), block):
         users = order[start : start + block]
         keys = rng.standard_exponential((len(users), n_items), np.float32)
@@ -189,8 +189,8 @@ def _exposures(
             keys *= discount[_taste_steps(world, users)]
         if blocked is not None:
             keys[np.ix_(blocked[0][users], blocked[1])] = np.inf
-        found.append(_smallest(keys, users, counts[users]))
-    packed = np.concatenate(found)
+        blocks.append(_smallest(keys, users, counts[users]))
+    packed = np.concatenate(blocks)
     packed.sort()
     return (packed >> 32).astype(np.int32), (packed & 0xFFFFFFFF).astype(np.int32)
 

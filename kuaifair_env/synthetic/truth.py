@@ -324,7 +324,7 @@ def _solve_effects(config: TwinConfig, quality: Scores, inclination: Scores) -> 
     """Finds item and user effects whose click rates under random exposure follow the configured distributions.
 
     Alternates: given the distribution of one side's effects, each effect of the other side is the logit at which the
-    expected click rate over that side and over taste is the one wanted.
+    expected click rate over that side and over taste is the configured one.
     """
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(9)
     taste = (config.taste_strength * nodes, node_weights / node_weights.sum())
@@ -340,7 +340,7 @@ def _solve_effects(config: TwinConfig, quality: Scores, inclination: Scores) -> 
 
 
 def _with_mean(rates: Scores, mean: float) -> Scores:
-    """Shifts rates in logits until they have the mean wanted."""
+    """Shifts rates in logits until they have the given mean."""
     logits = logit(rates)
     low, high = -8.0, 8.0
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""The synthetic twin: a data set whose truth is known (design decision 7)."""
+"""Synthetic twins: data sets whose truth is known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Twin:
     """A synthetic data set with the truth behind it.
 
     Attributes:
-        config: What it was made of.
+        config: Its configuration.
         world: The truth and the hidden causes of the logs.
         data: What an agent, a reader or a response model may see.
     """
