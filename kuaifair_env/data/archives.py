@@ -1,4 +1,4 @@
-"""One way to read the files of a data set: from a folder, a zip archive or a tar archive."""
+"""Reads the files of a data set from a folder, a zip archive or a tar archive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SourceFiles(ABC):
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Says whether there is a file of this name."""
+        """Returns whether there is a file of this name."""
 
     @abstractmethod
     def label(self, name: str) -> str:
@@ -76,7 +76,7 @@ class FolderFiles(SourceFiles):
     """Files in a folder; ``name.gz`` is taken where ``name`` is not there."""
 
     def has(self, name: str) -> bool:
-        """Says whether the file or its compressed form is there."""
+        """Returns whether the file or its compressed form is there."""
         return self._find(name) is not None
 
     def label(self, name: str) -> str:
@@ -118,7 +118,7 @@ class ArchiveFiles(SourceFiles):
             ) from error
 
     def has(self, name: str) -> bool:
-        """Says whether the archive has a member of this name."""
+        """Returns whether the archive has a member of this name."""
         return name in self._members
 
     def label(self, name: str) -> str:

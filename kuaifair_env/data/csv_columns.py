@@ -1,4 +1,4 @@
-"""Reading CSV columns fast, with errors that name file, line and column.
+"""Reads columns of CSV files, with errors that name file, line and column.
 
 The fast path parses typed chunks and checks them as arrays. Only when something is wrong is the file read
 again, record by record, to find the physical line.
@@ -32,7 +32,7 @@ _INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 
 @dataclass(frozen=True)
 class Column:
-    """What a column of a CSV file must hold.
+    """The rules for a column of a CSV file.
 
     Attributes:
         name: Name in the header.
@@ -51,7 +51,7 @@ class Column:
     meaning: str = ""
 
     def problem_of(self, cell: str) -> str | None:
-        """Says what is wrong with one cell, None when nothing is."""
+        """Returns what is wrong with one cell, or None."""
         if cell in MISSING_WORDS:
             return None if self.missing_ok else "the value is missing"
         if self.kind == "text":
@@ -69,7 +69,7 @@ class Column:
         return None
 
     def breaks(self, values: NDArray[Any]) -> bool:
-        """Says whether any value of a parsed chunk breaks the rules."""
+        """Returns whether any value of a parsed chunk breaks the rules."""
         if self.kind == "text":
             return not self.missing_ok and bool(pd.isna(values).any())
         if self.kind == "number":
@@ -137,7 +137,7 @@ def line_of_row(files: SourceFiles, name: str, row: int) -> int:
 
 
 class _Tally(io.BufferedIOBase):
-    """Passes a binary stream on and counts what tells whether every record was whole."""
+    """Passes a binary stream on and counts separators, which shows whether every record was whole."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -234,7 +234,7 @@ def _find_problem(
     good_rows: int,
     strict: bool,
 ) -> DataError | None:
-    """Reads record by record until something is wrong and says what; ``good_rows`` rows are known good.
+    """Reads record by record and returns the first problem, or None; ``good_rows`` rows are known to be good.
 
     Quotes are read strictly only where the fast parser failed too: it forgives what does no harm.
     """

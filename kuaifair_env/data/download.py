@@ -1,4 +1,4 @@
-"""Downloading the official archives: checked, whole, or not there at all."""
+"""Downloads the official archives and checks them before they get their name."""
 
 from __future__ import annotations
 

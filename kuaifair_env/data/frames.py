@@ -32,7 +32,7 @@ from kuaifair_env.errors import DataError
 
 @dataclass(frozen=True)
 class LogColumns:
-    """Which columns of a user's frames mean what.
+    """Names of the columns of a user's frames.
 
     Attributes:
         user: User ids, in the logs and the users frame.
@@ -67,7 +67,7 @@ class _Parsed:
 
 @dataclass(frozen=True)
 class FrameTables:
-    """What frames hold, as checked tables.
+    """The checked tables of a user's frames.
 
     Attributes:
         users: Sorted by id.

@@ -1,4 +1,4 @@
-"""What the readers of the two official data sets share."""
+"""Steps that the readers of the two official data sets share."""
 
 from __future__ import annotations
 

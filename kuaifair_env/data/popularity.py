@@ -1,4 +1,4 @@
-"""Which items are popular: the top share of the candidates by training-log exposure, keyed by item id."""
+"""Popularity groups: the most exposed share of the candidates is popular, the rest is the long tail."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PopularityGroups:
         return np.asarray((scaled - low) / (high - low), np.float32)
 
     def lookup(self, item_ids: IntArray) -> BoolArray:
-        """Says for raw item ids, of any shape, whether each is popular.
+        """Returns whether each of some items is popular, for raw ids of any shape.
 
         Args:
             item_ids: Ids of candidates.

@@ -25,7 +25,7 @@ Origin = Literal["real", "partial", "twin", "own"]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where data came from; it travels with every result.
+    """The origin of a data set, which every result records.
 
     Attributes:
         name: Short name of the data set, such as ``"KuaiRand-Pure"``.

@@ -1,4 +1,4 @@
-"""What is published of the official data sets, where their files are, and what files in their format are."""
+"""Facts of the official data sets, and finding, opening and identifying files in their formats."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DatasetName = Literal["kuairec", "kuairand"]
 
 @dataclass(frozen=True)
 class OfficialDataset:
-    """What is published of an official data set.
+    """Published facts of an official data set.
 
     Attributes:
         name: Name on the command line.
@@ -167,7 +167,7 @@ PROVENANCE_FILE = "kuaifair_provenance.json"
 
 
 def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
-    """Says which data set an archive or folder holds.
+    """Returns the data set that an archive or folder holds.
 
     Args:
         path: An archive, an unpacked folder, or a folder that holds one of them.
@@ -226,7 +226,7 @@ def provenance_of(
     rows: Mapping[str, int],
     settings: Mapping[str, Any],
 ) -> Provenance:
-    """Says what files in the official format are, without taking anybody's word for it.
+    """Returns the provenance of files in an official format.
 
     They are called real only when every log has exactly the published number of rows and no
     ``kuaifair_provenance.json`` beside them says otherwise; with other numbers of rows they are partial.

@@ -1,4 +1,4 @@
-"""What users do with a slate: observed matrices, factor models and history-dependent models, fitted to logs.
+"""Response models: how users answer slates, by observed matrices, factor models and history-dependent models.
 
 Fitting needs torch and simulating does not: the fitting functions are imported on first use.
 """

@@ -1,4 +1,4 @@
-"""What a user does with a slate: the protocol behind which every response model stands."""
+"""The protocol of response models, which say how users answer slates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BernoulliFeedback:
         return realised
 
     def clicked(self, feedback: FloatArray) -> BoolArray:
-        """Says where feedback is positive."""
+        """Returns where feedback is positive, ``bool (B, K)``."""
         clicks: BoolArray = feedback > 0
         return clicks
 
@@ -100,7 +100,7 @@ class ResponseModel(Protocol):
         ...
 
     def clicked(self, feedback: FloatArray) -> BoolArray:
-        """Says which realised feedback counts as a click in the history."""
+        """Returns which realised feedback counts as a click in the history, ``bool (B, K)``."""
         ...
 
     def rearranged(self, items: IntArray) -> ResponseModel:

@@ -1,4 +1,4 @@
-"""How good click probabilities are on rows that no fit has seen: ranking, level, and the strength of each part."""
+"""Measures of click probabilities on held-out rows: ranking, level, and the slope of each part of the logit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class WithinUserAUC:
 
 
 def within_user_auc(users: IntArray, clicks: BoolArray, scores: Vector) -> WithinUserAUC:
-    """Ranks each user's rows among themselves, so that user and base rates cannot help.
+    """Computes the AUC within each user's rows, to which user and base rates cannot contribute.
 
     Args:
         users: ``(R,)`` user rows, in any order.

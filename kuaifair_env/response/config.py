@@ -34,7 +34,7 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """How non-clicks are drawn for a log that lists positives only.
+    """Settings of drawing non-clicks for a log that lists positives only.
 
     Repeats of a pair count once. For each positive of a user, ``per_positive`` items are drawn from the log's items
     with weight ``positives ** popularity_power``; draws that are positives of that user are dropped. Power 0 takes
@@ -63,7 +63,7 @@ class NegativeSampling:
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How much a context log is condensed, and how strongly small counts are shrunk.
+    """Settings of the inputs: rank of the context log's SVD, and pseudo-counts that shrink small counts.
 
     Attributes:
         history_factors: Rank of the SVD whose item factors are pooled over a user's history; 0 leaves them out.
@@ -80,7 +80,7 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class FactorisedConfig:
-    """Settings of :func:`fit_factorised`; the defaults were chosen on held-out rows of partial KuaiRand-Pure.
+    """Settings of :func:`fit_factorised`; the defaults were chosen on held-out rows of KuaiRand-Pure.
 
     Precisions are those of normal priors around 0, in units of one row's log-likelihood: but for ``map_precision``
     they mean the same whatever the number of rows.

@@ -1,4 +1,4 @@
-"""A logistic factor model of clicks, at run time two tables of vectors whose inner product is the logit."""
+"""A logistic factor model of clicks: two tables of vectors whose inner product is the logit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a response model may know of users and items: their features, and what a context log says about them.
+"""Inputs of response models: features of users and items, and what a context log says about them.
 
 The context log is one that the model is *not* fitted on (the training log for a test world, the earlier part of
 the training log for a training world). Item factors here are the response model's own: a truncated SVD of the

@@ -1,4 +1,4 @@
-"""A response that is looked up: a matrix in which (nearly) every user has met every item."""
+"""A response that is looked up in a matrix of observed feedback."""
 
 from __future__ import annotations
 

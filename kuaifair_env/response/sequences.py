@@ -1,4 +1,4 @@
-"""Histories for fitting: which part of a user's log stands before each row."""
+"""Histories for fitting: the part of a user's log that stands before each row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stream:
 def history_stream(
     log: InteractionLog, context: InteractionLog | None, n_users: int, source: HistorySource
 ) -> Stream:
-    """Lines up what users saw.
+    """Joins context and log into one line per user.
 
     Args:
         log: Rows to be predicted.

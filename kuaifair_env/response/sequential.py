@@ -1,4 +1,4 @@
-"""A user whose next click depends on the recent history: a small causal transformer.
+"""A response that depends on the recent history: a small causal transformer on top of a factor model.
 
 After the user response model of KuaiSim (Zhao et al., NeurIPS 2023), with one sigmoid instead of two, no dropout
 while simulating, and inner products that are sums over dimensions. The forward pass is written once, over what numpy

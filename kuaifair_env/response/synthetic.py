@@ -19,7 +19,7 @@ KIND = "twin"
 
 
 class TwinResponse(BernoulliFeedback):
-    """Users who click by the true distribution of a twin; the history does not matter.
+    """Clicks by the true distribution of a twin; the history does not matter.
 
     Args:
         truth: The distribution.

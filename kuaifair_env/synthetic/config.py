@@ -57,7 +57,7 @@ class TwinConfig:
     """Everything that determines a twin; equal configurations give equal twins on every platform.
 
     Attributes:
-        name: ``"KuaiRec"``, ``"KuaiRand"``, ``"Toy"`` or a name of one's own.
+        name: ``"KuaiRec"``, ``"KuaiRand"``, ``"Toy"`` or another name.
         layout: What the test log looks like and which official format the twin can be written in.
         seed: Seed of everything.
         n_users: Users ``U``.
@@ -367,7 +367,7 @@ def twin_config(
     taste_strength: TasteStrength | float = "measured",
     conformity: float | None = None,
 ) -> TwinConfig:
-    """Returns a preset with a seed and strengths of one's own.
+    """Returns a preset with another seed and other strengths.
 
     Args:
         name: ``"KuaiRec"``, ``"KuaiRand"`` or ``"Toy"``, in any case.

@@ -1,4 +1,4 @@
-"""Columns and CSV writing that the official formats of both data sets share."""
+"""Builds columns and writes CSV files that the official formats of both data sets share."""
 
 from __future__ import annotations
 

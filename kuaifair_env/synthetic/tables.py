@@ -1,4 +1,4 @@
-"""The tables of users and items that come with a twin: the columns of the official files, drawn.
+"""Draws the tables of users and items of a twin, with the columns of the official files.
 
 What a table says about an item comes from hidden causes (exposure propensity, quality, tags) with noise,
 never from the logs. Features are encoded as the readers of the official files encode them, so a twin that was

@@ -1,4 +1,4 @@
-"""What a synthetic twin knows and nobody else does: taste, quality, exposure propensity, conformity.
+"""The hidden causes of a twin's logs: taste, quality, exposure propensity, conformity.
 
 Taste vectors lie on a grid of 1/128, so that every inner product of theirs is exact in ``float32`` and the
 same on every platform, whatever the linear algebra library and the order of its sums.
@@ -216,7 +216,7 @@ def correlated(rng: np.random.Generator, base: Scores, correlation: float) -> Sc
 
 
 def _feed_effects(rng: np.random.Generator, effects: Scores, slope: float, spread: float) -> Scores:
-    """What turns effects under random exposure into effects in the logged feed."""
+    """Draws the difference between effects in the logged feed and under random exposure."""
     feed: Scores = (slope - 1.0) * (effects - effects.mean()) + spread * rng.standard_normal(len(effects))
     return feed
 

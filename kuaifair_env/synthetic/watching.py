@@ -1,4 +1,4 @@
-"""When a twin's users watch, and for how long."""
+"""Draws when a twin's users watch, and for how long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOURS = numbers(
 
 @dataclass(frozen=True)
 class Calendar:
-    """The period of a log.
+    """The period of a log, and its shares of rows by day.
 
     Attributes:
         start_ms: First midnight (Beijing time) in milliseconds since 1970, UTC.
