@@ -2,8 +2,26 @@
 
 Importing this package imports neither torch nor Stable-Baselines3; its parts do so when they need them:
 
-* :mod:`hrl_policies.common` holds controls, which learn nothing, and the click model they rank by;
+* :func:`make_training_env` and :func:`make_evaluation_env` make the sessions of a method;
+* :mod:`hrl_policies.hrl_ppo` is the paper's agent, the other folders are its baselines;
+* :mod:`hrl_policies.controls` learn nothing, and :mod:`hrl_policies.common` is what several agents share;
 * :mod:`hrl_policies.zoo` names every method, with its source and its hyperparameters;
 * :mod:`hrl_policies.study` trains, evaluates, stores and tabulates;
 * :mod:`hrl_policies.cli.main` is the ``kuaifair`` command.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrl_policies.environments import make_evaluation_env, make_training_env
+
+__all__ = ["make_evaluation_env", "make_training_env"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("hrl_policies.environments"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

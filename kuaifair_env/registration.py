@@ -165,7 +165,7 @@ def need_environment(env_id: str) -> None:
 
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:
     """Makes the single environment of an id; the entry point behind ``gym.make``."""
-    world, config = _parts(env_id, settings)
+    world, config = world_and_config(env_id, settings)
     return KuaiFairEnv(world, config, render_mode)
 
 
@@ -176,7 +176,7 @@ def make_vector_env(
     **settings: Unpack[Settings],
 ) -> KuaiFairVectorEnv:
     """Makes the batched environment of an id; the entry point behind ``gym.make_vec``."""
-    world, config = _parts(env_id, settings)
+    world, config = world_and_config(env_id, settings)
     return KuaiFairVectorEnv(world, config, num_envs, autoreset_mode)
 
 
@@ -198,7 +198,7 @@ def make_sb3(
     """
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
-    world, config = _parts(env_id, settings)
+    world, config = world_and_config(env_id, settings)
     return KuaiFairVecEnv(world, config, n_envs, seed, info_level)
 
 
@@ -214,8 +214,12 @@ def register_ids() -> None:
             )
 
 
-def _parts(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
-    """Divides an environment's settings into a world and a session configuration."""
+def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
+    """Makes the world and the session configuration that an environment's settings describe.
+
+    Raises:
+        ValueError: If a setting is unknown.
+    """
     names = {field.name for field in fields(SessionConfig)}
     unknown = set(settings) - names - set(WorldSettings.__annotations__)
     if unknown:

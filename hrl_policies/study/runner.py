@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrl_policies.environments import SEED_LIMIT, purified_sessions, session_seed, training_sessions
 from hrl_policies.study.config import PurifierIdentity, RunConfig
 from hrl_policies.study.run_log import PeakMemory, RunLog
 from hrl_policies.study.store import (
@@ -26,18 +27,12 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
-from kuaifair_env.randomisation import varied
 from kuaifair_env.splits import evaluation_users
-from kuaifair_env.world import World
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
-
     from dsrm.purifier import StatePurifier
 
 _EVALUATION_BATCH = 256
-_SEED_STRIDE = 1_000_003
-_SEED_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -211,7 +206,9 @@ def evaluate_run(
     batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
     return evaluate(
         policy,
-        _sessions(worlds.test, config, batch_size, purifying),
+        purified_sessions(
+            worlds.test, config.session, batch_size, 0, None if purifying is None else purifying.purifier
+        ),
         users=chosen,
         episodes_per_user=config.episodes_per_user,
         seed=config.evaluation_seed,
@@ -259,16 +256,23 @@ def build_policy(
         ValueError: If a hyperparameter is not valid.
     """
     spec = method(config.method)
-    seed = (config.seed + seed_shift) % _SEED_LIMIT
-    world = varied(worlds.train, config.taste_noise, config.seed)
-    env = _sessions(world, config, config.n_envs, purifying) if spec.learns else None
+    seed = (config.seed + seed_shift) % SEED_LIMIT
+    env = None
+    if spec.learns:
+        env = training_sessions(
+            worlds.train,
+            config.session,
+            config.n_envs,
+            config.seed,
+            taste_noise=config.taste_noise,
+            purifier=None if purifying is None else purifying.purifier,
+        )
     policy = spec.build(
         BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
     )
     if env is not None:
-        # Stable-Baselines3 has seeded the sessions with the algorithm's seed. Row i of seed s plays stream s + i, so
-        # neighbouring training seeds would meet the same users with the same random numbers; distant ones do not.
-        env.seed((seed * _SEED_STRIDE) % _SEED_LIMIT)
+        # Stable-Baselines3 has seeded the sessions with the algorithm's seed.
+        env.seed(session_seed(seed))
     return policy
 
 
@@ -369,18 +373,6 @@ def _finish(
             log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             _write(target, config, worlds, purifying, curve, model, content, evaluation, timing, log)
     return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
-
-
-def _sessions(world: World, config: RunConfig, count: int, purifying: Purifying | None) -> VecEnv:
-    """Returns ``count`` sessions with purified observations, if there is a purifier."""
-    from kuaifair_env.sb3 import KuaiFairVecEnv
-
-    env = KuaiFairVecEnv(world, config.session, count, seed=0)
-    if purifying is None:
-        return env
-    from dsrm.wrappers import VecDSRM
-
-    return VecDSRM(env, purifying.purifier)
 
 
 def _opened(config: RunConfig, path: str | Path | None) -> Purifying | None:

@@ -1,0 +1,85 @@
+"""The sessions that belong to a method: its modes, its purifier, its training users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import hrl_policies.environments as environments
+from dsrm import IPSPurifier, VecDSRM
+from dsrm.purifier import save_purifier
+from hrl_policies import make_evaluation_env, make_training_env
+from hrl_policies.environments import session_seed
+from hrl_policies.hrl_ppo import HierarchicalPPO
+from hrl_policies.study import PurifierIdentity, plan_run, train
+from kuaifair_env.evaluation import evaluate
+
+TOY = "KuaiFair-Toy-v0"
+
+
+@pytest.fixture
+def ips(tmp_path, monkeypatch):
+    """The file of a purifier that the cache is said to hold; the list names the worlds it was asked for."""
+    save_purifier(IPSPurifier(), tmp_path / "ips.safetensors")
+    asked = []
+
+    def cached(world, mode):
+        asked.append((world.split, mode))
+        return tmp_path / "ips.safetensors"
+
+    monkeypatch.setattr(environments, "cached_purifier", cached)
+    return tmp_path / "ips.safetensors", asked
+
+
+def test_a_method_gets_its_modes_purifier_and_randomised_training_users(ips):
+    _, asked = ips
+    env = make_training_env("dsrm-hrl", TOY, seed=3)
+    assert isinstance(env, VecDSRM) and env.dsrm.describe()["kind"] == "ips"
+    bottom = env.unwrapped
+    assert (bottom.config.action_mode, bottom.config.observation_mode) == ("slate", "history")
+    assert env.num_envs == 64
+    assert bottom.world.split == "train" and bottom.world.response.describe()["deviation"] == 2.0
+    test = make_evaluation_env("dsrm-hrl", TOY, n_envs=5, max_len=50)
+    assert isinstance(test, VecDSRM) and (test.num_envs, test.unwrapped.config.max_len) == (5, 50)
+    assert test.unwrapped.world.split == "test"
+    assert asked == [("train", "profile")] * 2, "the purifier of the test world is that of the training world"
+    assert "deviation" not in test.unwrapped.world.response.describe()
+
+
+def test_a_method_without_a_purifier_sees_states_as_they_are(ips):
+    path, asked = ips
+    for name, action_mode in (("a2c", "embedding"), ("hrl", "slate")):
+        for make in (make_training_env, make_evaluation_env):
+            env = make(name, TOY, n_envs=4)
+            assert env is env.unwrapped and env.config.action_mode == action_mode
+    assert not asked
+    for purifier in (path, str(path), IPSPurifier()):
+        for make in (make_training_env, make_evaluation_env):
+            assert make("a2c", TOY, n_envs=2, purifier=purifier).dsrm.describe()["kind"] == "ips"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no method is called 'a3c'"):
+        make_training_env("a3c", TOY)
+    with pytest.raises(ValueError, match="unknown settings"):
+        make_training_env("a2c", TOY, maxlen=3)
+
+
+def test_an_agent_over_these_sessions_is_the_zoo_s(ips):
+    """The same class, the same sessions, the same seeds: the same weights and the same evaluation."""
+    path, _ = ips
+    own = HierarchicalPPO("HierarchicalPolicy", make_training_env("dsrm-hrl", TOY, n_envs=8, seed=5), seed=5)
+    own.env.seed(session_seed(5))
+    own.learn(512)
+    config = plan_run(
+        "dsrm-hrl", TOY, seed=5, total_steps=512, n_envs=8, users=20, purifier=PurifierIdentity.of_file(path)
+    )
+    result = train(config, purifier=path)
+    for name, tensor in result.policy.policy.state_dict().items():
+        assert torch.equal(tensor, own.policy.state_dict()[name]), name
+    users = np.unique(result.evaluation.sessions.user_ids)
+    again = evaluate(
+        own, make_evaluation_env("dsrm-hrl", TOY), users, seed=config.evaluation_seed, episodes_per_user=1
+    )
+    assert again.summary() == pytest.approx(result.evaluation.summary())
