@@ -132,8 +132,8 @@ def test_a_row_holds_mean_and_student_interval_over_the_seeds_and_every_seed_bel
     cells, seeds = results(page, max_len)["A2C"]
     for title, figure, digits in (("Len", "len", 2), ("R_cum", "r_cum", 2), ("viol.", "violation_rate", 3)):
         values = [summary[figure] for summary in own]
-        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert cells[title].text.strip() == f"{np.mean(values):.{digits}f} ± {(high - low) / 2:.{digits}f}"
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        assert cells[title].text.strip() == f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
         assert float(cells[title].attrs["data-value"]) == pytest.approx(np.mean(values), rel=1e-8)
     assert cells["seeds"].text == "2"
     links = [page.inside(row, "a")[0] for row in seeds]

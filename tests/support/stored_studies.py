@@ -54,7 +54,7 @@ def write_report_store(folder: Path) -> Path:
     """Writes A2C with two seeds and three controls at two horizons, an interrupted run and a failed one."""
     pair = small_pair()
     for session in (SessionConfig(max_len=max_len) for max_len in REPORT_MAX_LENS):
-        runs = [a2c(OWN, seed, session) for seed in REPORT_SEEDS]
+        runs = [a2c(OWN, seed, session, total_steps=1_200) for seed in REPORT_SEEDS]
         runs += [plan_run(name, OWN, session=session) for name in CONTROLS]
         for run in runs:
             train(run, pair, output=folder / run_folder(run))
@@ -69,10 +69,24 @@ def write_report_store(folder: Path) -> Path:
     return folder
 
 
-def a2c(world: str, seed: int, session: SessionConfig, purifier: PurifierIdentity | None = None) -> RunConfig:
+def a2c(
+    world: str,
+    seed: int,
+    session: SessionConfig,
+    purifier: PurifierIdentity | None = None,
+    total_steps: int = 480,
+) -> RunConfig:
     """A2C as it is trained in these stores."""
-    return plan_run("a2c", world, seed=seed, session=session, total_steps=480, n_envs=8,
-                    overrides={"n_steps": 8}, purifier=purifier)  # fmt: skip
+    return plan_run(
+        "a2c",
+        world,
+        seed=seed,
+        session=session,
+        total_steps=total_steps,
+        n_envs=8,
+        overrides={"n_steps": 8},
+        purifier=purifier,
+    )
 
 
 def runs_of(
