@@ -1,4 +1,4 @@
-"""Evaluation a policy: complete sessions of a fixed list of users, with the same random numbers for every policy."""
+"""Evaluation of a policy: complete sessions of a fixed list of users, with the same random numbers for every policy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from kuaifair_env.metrics import (
     top_gains,
 )
 from kuaifair_env.simulator import FixedSessions
-from kuaifair_env.spaces import stack_observations
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 if TYPE_CHECKING:
@@ -34,8 +33,13 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 DEFAULT_SEED = 2603
+
+_INCOMPLETE = (
+    "a wrapper of the environment ends or replaces sessions before they are over, or goes on after their end "
+    "(TimeLimit does); only complete sessions can be measured, so evaluate without it"
+)
 # Wrappers that change neither observation, action nor reward.
-_TRANSPARENT = {"PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "Monitor"}
+_UNCHANGING = {"PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "Monitor"}
 
 
 class Policy(Protocol):
@@ -155,8 +159,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Plays complete sessions of a fixed list of users and measures them.
 
-    A session's randomness follows from ``seed``, user and episode alone, so every policy meets the same users in the
-    same mood, whatever ``n_envs``. Give an environment of its own: its running sessions are replaced.
+    A session's random numbers follow from ``seed``, user and episode alone, so every policy meets the same users and
+    the same random numbers, whatever ``n_envs``. Give an environment of its own: its running sessions are replaced.
 
     Args:
         policy: Anything with Stable-Baselines3's ``predict``; see :class:`BindsEnvironment` for policies that need
@@ -180,107 +184,95 @@ def evaluate(
         TypeError: If the environment is not a KuaiFair environment.
         ValueError: If there is no session to play, or a wrapper does not play sessions to their end.
     """
-    stepper, batch = _stepper(env, n_envs)
+    vec_env, batch = _vectorised(env, n_envs)
     world = batch.world
     rows = world.users if users is None else world.user_rows(users)
     sessions = FixedSessions.of_users(rows, episodes_per_user, seed)
     if isinstance(policy, BindsEnvironment):
         policy.bind(batch)
-    run = _Run(batch, len(sessions), ranking)
-    own = batch.simulator.source
+    totals = _Totals(batch, ranking)
+    random_sessions = batch.simulator.source
     batch.serve(sessions)
     try:
         with tqdm(total=len(sessions), unit="session", disable=not progress, leave=False) as bar:
-            for ended in run.play(policy, stepper, deterministic):
-                bar.update(ended)
+            for finished in _play(policy, vec_env, totals, len(sessions), deterministic):
+                bar.update(finished)
     finally:
-        batch.serve(own)
-    return run.result(seed)
+        batch.serve(random_sessions)
+    return totals.result(seed)
 
 
-class _Stepper(Protocol):
-    """The part of an SB3 ``VecEnv`` that the evaluation uses."""
-
-    num_envs: int
-
-    def reset(self) -> Any: ...
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any]: ...
-
-
-class _OneAtATime:
-    """A wrapped single environment as a stepper: wrappers see every session from reset to end."""
-
-    num_envs = 1
-
-    def __init__(self, env: gym.Env[Any, Any], batch: SessionBatch) -> None:
-        self._env = env
-        self._batch = batch
-
-    def reset(self) -> Any:
-        return stack_observations([self._env.reset()[0]])
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any]:
-        observation, reward, terminated, truncated, info = self._env.step(actions[0])
-        done = terminated or truncated
-        if done != (self._batch.finished_records is not None):
-            raise ValueError(
-                "a wrapper of the environment ends episodes before or after their sessions (TimeLimit does); only "
-                "complete sessions can be measured, so evaluate without it"
-            )
-        if done:
-            observation = self._env.reset()[0]
-        return stack_observations([observation]), np.asarray([reward]), np.asarray([done]), [info]
+def _play(
+    policy: Policy, env: VecEnv, totals: _Totals, n_sessions: int, deterministic: bool
+) -> Iterator[int]:
+    """Plays all sessions to their end; yields how many of them each step finished."""
+    observation: Any = env.reset()
+    state: Any = None
+    done = np.ones(env.num_envs, np.bool_)
+    remaining = n_sessions
+    while remaining:
+        totals.before_step()
+        actions, state = policy.predict(
+            observation, state=state, episode_start=done, deterministic=deterministic
+        )
+        observation, _, done, _ = env.step(actions)
+        finished = totals.after_step(done)
+        remaining -= finished
+        yield finished
 
 
-class _Run:
-    """Plays all sessions of a list and adds up what happened."""
+class _Totals:
+    """Adds up what happens in the listed sessions of a batch.
 
-    def __init__(self, batch: SessionBatch, n_sessions: int, ranking: bool) -> None:
+    Args:
+        batch: The sessions; those with a number of at least 0 are on the list.
+        ranking: Whether to measure R-NDCG@K.
+    """
+
+    def __init__(self, batch: SessionBatch, ranking: bool) -> None:
         world = batch.world
         self._batch = batch
-        self._n_sessions = n_sessions
         self._ranking = ranking
         self._slates = SlateStatistics(world.groups.popular, world.exposures, len(world.data.users))
         self._records: list[EpisodeRecords] = []
         self._ndcg: list[NDArray[np.float64]] = []
 
-    def play(self, policy: Policy, stepper: _Stepper, deterministic: bool) -> Iterator[int]:
-        """Runs to the end; yields how many sessions each step finished."""
-        simulator = self._batch.simulator
-        observation = stepper.reset()
-        state: Any = None
-        starts = np.ones(stepper.num_envs, np.bool_)
-        finished = 0
-        while finished < self._n_sessions:
-            live, users = simulator.numbers >= 0, simulator.users.copy()
-            if not live.any():
-                raise ValueError(
-                    f"only {finished} of {self._n_sessions} sessions were played to their end; "
-                    "a wrapper of the environment replaces sessions that still run"
-                )
-            truth = simulator.expected_catalogue() if self._ranking else None
-            actions, state = policy.predict(
-                observation, state=state, episode_start=starts, deterministic=deterministic
-            )
-            observation, _, starts, _ = stepper.step(actions)
-            ended = self._note(live, users, truth)
-            finished += ended
-            yield ended
+    def before_step(self) -> None:
+        """Notes who is there, and the true expected feedback where the ranking is measured.
 
-    def _note(self, live: BoolArray, users: NDArray[np.int64], truth: NDArray[Any] | None) -> int:
-        outcome, records = self._batch.outcome, self._batch.finished_records
+        Raises:
+            ValueError: If no listed session is left although some were not played to their end.
+        """
+        simulator = self._batch.simulator
+        self._listed, self._users = simulator.numbers >= 0, simulator.users.copy()
+        if not self._listed.any():
+            raise ValueError(_INCOMPLETE)
+        self._truth = simulator.expected_catalogue() if self._ranking else None
+
+    def after_step(self, done: BoolArray) -> int:
+        """Adds a step and returns how many listed sessions it finished.
+
+        Args:
+            done: ``bool (B,)``, which sessions the environment's wrappers say are over.
+
+        Raises:
+            TypeError: If the wrappers did not step the sessions.
+            ValueError: If other sessions are over than the wrappers say.
+        """
+        outcome, records, listed = self._batch.outcome, self._batch.finished_records, self._listed
         if outcome is None:
             raise TypeError("the environment's wrappers did not step the sessions beneath them")
-        self._slates.add(outcome.items[live], users[live], outcome.violation[live])
-        if truth is not None:
-            gains = np.take_along_axis(truth, outcome.items, axis=1)
-            self._ndcg.append(ndcg(gains[live], top_gains(truth[live], gains.shape[1])))
+        if not np.array_equal(np.flatnonzero(done), self._batch.finished):
+            raise ValueError(_INCOMPLETE)
+        self._slates.add(outcome.items[listed], self._users[listed], outcome.violation[listed])
+        if self._truth is not None:
+            gains = np.take_along_axis(self._truth, outcome.items, axis=1)[listed]
+            self._ndcg.append(ndcg(gains, top_gains(self._truth[listed], gains.shape[1])))
         if records is None:
             return 0
-        wanted = records.take(records.numbers >= 0)
-        self._records.append(wanted)
-        return len(wanted)
+        records = records.take(records.numbers >= 0)
+        self._records.append(records)
+        return len(records)
 
     def result(self, seed: int) -> EvaluationResult:
         """Returns what was added up, sessions in the order of the list."""
@@ -306,38 +298,39 @@ def _initial_temper(config: SessionConfig) -> float | None:
     return float(config.max_len if rule.initial_temper is None else rule.initial_temper)
 
 
-def _stepper(env: Any, n_envs: int) -> tuple[_Stepper, SessionBatch]:
-    """Returns the environment as a batch stepper, and the sessions beneath it."""
-    from stable_baselines3.common.vec_env import VecEnv
+def _vectorised(env: Any, n_envs: int) -> tuple[VecEnv, SessionBatch]:
+    """Returns the environment as a ``VecEnv``, and the sessions beneath it."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
+    bottom = getattr(env, "unwrapped", env)
     if isinstance(env, VecEnv):
-        if not isinstance(env.unwrapped, KuaiFairVecEnv):
+        if not isinstance(bottom, KuaiFairVecEnv):
             raise TypeError(
-                f"evaluate() needs a KuaiFairVecEnv beneath the wrappers, got {type(env.unwrapped).__name__}; "
+                f"evaluate() needs a KuaiFairVecEnv beneath the wrappers, got {type(bottom).__name__}; "
                 "make one with kuaifair_env.make_sb3(...)"
             )
-        env.unwrapped.apply_seeds()
-        return env, env.unwrapped.batch
-    bottom = getattr(env, "unwrapped", env)
+        bottom.apply_seeds()
+        return env, bottom.batch
     if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
         raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
-    if isinstance(bottom, KuaiFairEnv) and changing_wrappers(env):
-        env.reset(seed=0)
-        return _OneAtATime(env, bottom.batch), bottom.batch
     if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
         raise TypeError(
             "evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead"
         )
+    if isinstance(bottom, KuaiFairEnv) and changing_wrappers(env):
+        # An unseeded environment would draw a seed at its first reset, and random users with it.
+        env.reset(seed=0)
+        return DummyVecEnv([lambda: env]), bottom.batch
     native = KuaiFairVecEnv(bottom.world, bottom.config, n_envs, seed=0)
     return native, native.batch
 
 
 def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
-    """Returns the kinds of wrappers around a single environment that may change what it says or takes."""
-    found, layer = [], cast(Any, env)
+    """Returns the class names of the wrappers around a single environment that may change what it says or takes."""
+    names, layer = [], cast(Any, env)
     while layer is not layer.unwrapped:
-        found.append(type(layer).__name__)
+        names.append(type(layer).__name__)
         layer = layer.env
-    return [name for name in found if name not in _TRANSPARENT]
+    return [name for name in names if name not in _UNCHANGING]

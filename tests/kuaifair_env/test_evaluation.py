@@ -95,7 +95,7 @@ class ResetsEarly(VecEnvWrapper):
 
 
 def test_vec_wrappers_that_replace_running_sessions_are_refused():
-    with pytest.raises(ValueError, match="played to their end"):
+    with pytest.raises(ValueError, match="complete sessions"):
         evaluate(FollowsTheState(), ResetsEarly(KuaiFairVecEnv(WORLD, CONFIG, 4, seed=0)))
 
 
@@ -145,7 +145,7 @@ def test_the_true_reward_of_a_constant_slate_is_the_mean_of_the_table():
     )
 
 
-def test_policies_meet_the_same_luck():
+def test_policies_meet_the_same_random_numbers():
     one = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, CONFIG), seed=5)
     same = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, CONFIG), seed=5)
     other = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, CONFIG), seed=6)
