@@ -2,92 +2,104 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hrl_policies.study import PurifierIdentity, RunConfig, RunRecord, plan_run, result_tables, run_study
+from rich.console import Console
+from rich.table import Table
+
+from hrl_policies.study import PurifierIdentity, RunConfig, RunRecord, plan_run, run_study
 from hrl_policies.study.figures import draw_results
-from hrl_policies.study.progress import progress_for
 from hrl_policies.worlds import WorldPair, load_worlds
-from hrl_policies.zoo import controls, method
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from hrl_policies.zoo import method
+from kuaifair_env.batch import SessionConfig
 
 DEMO_ENV = "KuaiFair-Toy-v0"
-DEMO_STEPS = {"a2c": 500_000, "hrl": 100_000, "dsrm-hrl": 100_000}
 DEMO_MAX_LEN = 30
-DEMO_PURIFIED = ("a2c", "dsrm-hrl", "quota-greedy", "session-quota")
-DEMO_ROUNDS = 3
 DEMO_FIGURE = "kuaifair-demo.png"
+DEMO_STEPS = {"a2c": 300_000, "dsrm-hrl": 40_000}
+# Method, whether its states are purified, and what the table says of it.
+DEMO_ROWS = (
+    ("random", False, "ten items at random"),
+    ("greedy-ctr", False, "likeliest clicks, fair or not"),
+    ("a2c", False, "learns by reinforcement"),
+    ("a2c", True, "the same on states purified by DSRM"),
+    ("quota-greedy", False, "half popular items, half not; no reinforcement"),
+    ("session-quota", False, "the same, remembers the session's clicks"),
+    ("dsrm-hrl", True, "the paper's method, on purified states"),
+    ("oracle", False, "knows every user's taste: the most to win"),
+)
+_COLUMNS = {
+    "len": ("Len", 1, "slates until a user leaves", "more"),
+    "r_each": ("R_each", 3, "clicks a slate, as a share of its items", "more"),
+    "r_cum": ("R_cum", 2, "R_each summed over the session: clicks and staying together", "more"),
+    "ad": ("AD", 2, "how unequally popular and other items were shown in all", "less"),
+    "violation_rate": (
+        "violations",
+        2,
+        "share of slates too unequal for the user, which end sessions sooner",
+        "less",
+    ),
+}
 
-_INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic twin of a few hundred users and items.
-Agents learn in a training world that was fitted on a popularity-biased log: A2C and HRL on observed states, A2C and \
-DSRM-HRL on states that DSRM purified, and both on states with as much noise instead. Then they and all controls meet \
-the same held-out users in a test world, where clicks follow true taste.
-"""
+_INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic world of a few hundred users and items.
+Agents learn in a training world that was fitted on a popularity-biased log. Then all meet the same other users in a \
+test world, where clicks follow true taste. A minute, or two on a slow machine."""
 
 _READING = """[bold]What this shows[/bold]
-- The job runs end to end: data, two worlds, purification, training, evaluation, and controls, all from one command.
-- What ends sessions is the violation rate: Len follows from R_each and that rate by a formula that no method escapes.
-- QuotaGreedy, which learns nothing by reinforcement, never breaks the bound; SessionQuota also counts the clicks of \
-the session. An agent is worth something here only where it beats those rows; the two oracles say how much could be won.
-- Purified states are worth something only where "+ profile" beats both the plain row and "+ noise" (DSRM-HRL's plain \
-row is HRL). The controls on purified states say what they are worth without any learning by reinforcement.
+- The whole job runs: two worlds, purification, training, evaluation, and the controls that a claim has to beat.
+- Unequal slates end sessions: the fewer violations, the longer users stay, whatever the method.
+- QuotaGreedy and SessionQuota learn nothing by reinforcement. An agent is worth something only where it beats them.
 [bold]What it does not show[/bold]
-- Nothing about real users: the toy world is synthetic, and far too small.
-- Nothing about which agent is better: one training seed, short training, hardly any tuning. docs/results has seeds \
-and intervals."""
+- Nothing about real users: the world is synthetic and tiny.
+- Nothing about which agent is better: one training seed and short training. docs/results has seeds and intervals."""
 
 
 def run_demo(
     console: Console, *, seed: int, steps: int | None, output: Path | None, progress: bool
 ) -> list[RunRecord]:
-    """Trains agents briefly, evaluates them and all controls, prints a table with its reading, and draws a figure.
+    """Trains agents briefly, evaluates them beside controls, prints one table with its reading, and draws a figure.
 
     Args:
         console: Where to print.
         seed: Training seed.
         steps: Training steps of each agent; None takes the demo's own.
-        output: Folder for the runs and the figure; None keeps no run, and puts the figure into the present folder.
-        progress: Whether to show progress bars.
+        output: Folder for the runs and the figure; None keeps no run, and puts the figure into the working folder.
+        progress: Whether to show what is going on as it moves; without, there is one line for each phase.
 
     Returns:
-        The records behind the table.
+        The records behind the table, in its order.
     """
-    import tempfile
-
-    from kuaifair_env.batch import SessionConfig
-
     console.print(_INTRODUCTION)
-    with console.status("making the worlds (once; then they come from the cache)"):
+    phase = _Phases(console, len(DEMO_ROWS) + 2, progress)
+    with phase.of("making the training world and the test world"):
         worlds = load_worlds(DEMO_ENV)
         _ = worlds.scorer
-    session = SessionConfig(max_len=DEMO_MAX_LEN)
-
-    def plan(name: str, purifier: PurifierIdentity | None) -> RunConfig:
-        own = (steps or DEMO_STEPS[name]) if method(name).learns else None
-        return plan_run(name, DEMO_ENV, seed=seed, session=session, total_steps=own, purifier=purifier)
-
-    runs = [plan(name, None) for name in ("a2c", "hrl", *controls())]
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
-        purifiers = _purifiers(worlds, seed, Path(output or scratch), progress)
-        runs += [plan(name, identity) for identity in purifiers for name in DEMO_PURIFIED]
-        with progress_for(console, 1) if progress else nullcontext() as callback:
-            result = run_study(
-                runs,
-                output or scratch,
-                {DEMO_ENV: worlds},
-                purifiers=purifiers,
-                callback=callback,
-                retry_failed=True,
+        folder = output or Path(scratch)
+        with phase.of("pretraining DSRM, which purifies states, on the training log"):
+            purifier = _pretrained(worlds, seed, folder)
+        identity = PurifierIdentity.of_file(purifier)
+        records = []
+        for name, purified, _ in DEMO_ROWS:
+            config = _config(name, seed, steps, identity if purified else None)
+            task = (
+                f"training for {config.total_steps:,} steps and evaluating"
+                if config.total_steps
+                else "evaluating"
             )
-        records = result.raise_for_failures().records
-    for table in result_tables(records, "kuaifair demo"):
-        table.show(console)
-    console.print(_READING)
-    figure = Path() / DEMO_FIGURE if output is None else output / DEMO_FIGURE
+            with phase.of(f"{task} {_title(name, purified)}"):
+                result = run_study(
+                    [config], folder, {DEMO_ENV: worlds}, purifiers={identity: purifier}, retry_failed=True
+                )
+                records += result.raise_for_failures().records
+    console.print(_table(records))
+    for title, _, meaning, better in _COLUMNS.values():
+        console.print(f"[bold]{title}[/bold]: {meaning}; {better} is better", soft_wrap=True)
+    console.print(_READING, soft_wrap=True)
+    figure = (output or Path()) / DEMO_FIGURE
     draw_results(figure, records)
     console.print(f"Figure: {figure}", soft_wrap=True)
     if output is not None:
@@ -95,17 +107,67 @@ def run_demo(
     return records
 
 
-def _purifiers(worlds: WorldPair, seed: int, folder: Path, progress: bool) -> dict[PurifierIdentity, Path]:
-    """Pretrains DSRM briefly and makes its noise control, unless the folder holds them."""
-    from dsrm.pretrain import PretrainConfig, noise_like, pretrain
-    from dsrm.purifier import load_purifier, save_purifier
+class _Phases:
+    """Says what is being done: as a line that moves, or as a line for each phase."""
+
+    def __init__(self, console: Console, count: int, moving: bool) -> None:
+        self._console = console
+        self._count = count
+        self._moving = moving
+        self._number = 0
+
+    @contextmanager
+    def of(self, task: str) -> Iterator[None]:
+        """Says what is done while it is done."""
+        self._number += 1
+        line = f"[{self._number}/{self._count}] {task}"
+        if not self._moving:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            yield
+            return
+        with self._console.status(line.replace("[", r"\[")):
+            yield
+
+
+def _config(name: str, seed: int, steps: int | None, purifier: PurifierIdentity | None) -> RunConfig:
+    return plan_run(
+        name,
+        DEMO_ENV,
+        seed=seed,
+        session=SessionConfig(max_len=DEMO_MAX_LEN),
+        total_steps=(steps or DEMO_STEPS[name]) if method(name).learns else None,
+        purifier=purifier,
+    )
+
+
+def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
+    """Pretrains DSRM, far more briefly than the library does by itself, unless the folder holds it."""
+    from dsrm.distillation import DistillationConfig
+    from dsrm.pretrain import PretrainConfig, pretrain
+    from dsrm.purifier import save_purifier
     from dsrm.training import TrainingConfig
 
-    profile, noise = folder / "profile.safetensors", folder / "noise.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not profile.exists():
-        config = PretrainConfig(mode="profile", seed=seed, training=TrainingConfig(rounds=DEMO_ROUNDS))
-        save_purifier(pretrain(worlds.train, config, progress=progress), profile)
-    if not noise.exists():
-        save_purifier(noise_like(load_purifier(profile), worlds.train, seed), noise)
-    return {PurifierIdentity.of_file(path): path for path in (profile, noise)}
+    path = folder / "profile.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        training = TrainingConfig(rounds=2, examples=20_000, validation_examples=3_000)
+        distillation = DistillationConfig(steps=600)
+        config = PretrainConfig(mode="profile", seed=seed, training=training, distillation=distillation)
+        save_purifier(pretrain(worlds.train, config), path)
+    return path
+
+
+def _title(name: str, purified: bool) -> str:
+    own = method(name)
+    return f"{own.title}, purified" if purified and not own.purifier else own.title
+
+
+def _table(records: list[RunRecord]) -> Table:
+    table = Table("method", *(column[0] for column in _COLUMNS.values()), "what it is")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+        column.no_wrap = True
+    for record, (name, purified, meaning) in zip(records, DEMO_ROWS, strict=True):
+        figures = (f"{record.summary[key]:.{digits}f}" for key, (_, digits, _, _) in _COLUMNS.items())
+        table.add_row(_title(name, purified), *figures, meaning)
+    return table
