@@ -1,6 +1,6 @@
 """State purification for interactive recommendation: diffusion models, their controls, and wrappers.
 
-purifier = dsrm.pretrain(world, dsrm.PretrainConfig(mode="profile"))
+purifier = dsrm.pretrain(world)
 env = dsrm.DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0"), purifier)
 """
 

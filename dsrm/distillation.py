@@ -28,12 +28,14 @@ class DistillationConfig:
     """How a student is trained.
 
     Attributes:
+        conditions: Number of conditions that the teacher is asked for.
         width: Width of its two hidden layers.
         steps: Optimizer steps.
         batch_size: Conditions of a step.
         learning_rate: First learning rate of Adam; it falls to zero along a cosine.
     """
 
+    conditions: int = 30_000
     width: int = 256
     steps: int = 5_000
     batch_size: int = 512

@@ -68,7 +68,6 @@ Target = Literal["profile", "unbiased", "paired"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-_DISTILLATION_CONDITIONS = 30_000
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
 _NOISE_WINDOWS = 4_096
@@ -226,7 +225,7 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     trained, report = _train(
         world, source, config, lambda: Denoiser(shape, schedule), top_heavy_objective, checkpoint, progress
     )
-    conditions = trained.condition.transform(_distillation_conditions(source, config.seed))
+    conditions = trained.condition.transform(_draw_conditions(source, config))
     student, cosine = distil(_teacher(trained, schedule), conditions, config.distillation, config.seed)
     model = DSRMConfig(
         mode=config.mode,
@@ -333,9 +332,10 @@ def _shape(
     return DenoiserConfig(state_size, condition_size, prediction, config.width, config.blocks)
 
 
-def _distillation_conditions(source: ExampleSource, seed: int) -> FloatArray:
-    rng = np.random.default_rng([seed, _DISTILLATION_STREAM])
-    return source.draw(rng.choice(source.users, _DISTILLATION_CONDITIONS), rng).conditions
+def _draw_conditions(source: ExampleSource, config: PretrainConfig) -> FloatArray:
+    """Returns the conditions on which the student learns from its teacher."""
+    rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
+    return source.draw(rng.choice(source.users, config.distillation.conditions), rng).conditions
 
 
 def _teacher(denoiser: TrainedDenoiser, schedule: NoiseSchedule) -> Teacher:

@@ -28,9 +28,7 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
     single_threaded()
     world = kuaifair_env.make_world(ENV, split="train")
     scorer = ClickScorer.fit(world)
-    dsrm = pretrain(
-        world, PretrainConfig(mode="profile", training=TrainingConfig(rounds=rounds)), progress=True
-    )
+    dsrm = pretrain(world, PretrainConfig(training=TrainingConfig(rounds=rounds)), progress=True)
     print(f"{'method':<14}{'Len':>7}{'R_each':>9}{'R_cum':>8}{'viol.':>8}")
     for name, purifier in (("DSRM-HRL", dsrm), ("HRL", None)):
         report(name, trained(scorer, purifier, steps), evaluation(purifier))

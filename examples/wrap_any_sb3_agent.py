@@ -36,9 +36,7 @@ AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
 def main(steps: int = 100_000, rounds: int = 6) -> None:
     single_threaded()
     world = kuaifair_env.make_world(ENV, split="train")
-    dsrm = pretrain(
-        world, PretrainConfig(mode="profile", training=TrainingConfig(rounds=rounds)), progress=True
-    )
+    dsrm = pretrain(world, PretrainConfig(training=TrainingConfig(rounds=rounds)), progress=True)
     purifiers: dict[str, StatePurifier | None] = {
         "raw": None,
         "identity": IdentityPurifier(),

@@ -1,4 +1,4 @@
-"""Purifiers whose answers are known."""
+"""Purifiers whose states are known, and settings with which purifiers are pretrained in little time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from dsrm.distillation import DistillationConfig
+from dsrm.pretrain import Mode, PretrainConfig
 from dsrm.purifier import MismatchError, state_space
+from dsrm.training import TrainingConfig
+from dsrm.windows import WindowSettings
 
 
 class WindowPurifier:
-    """A nonlinear function of state and window that no other window gives; it counts what it is asked."""
+    """A nonlinear function of state and window that no other window gives; it counts the rows it purifies."""
 
     def __init__(self, dimension: int | None = None) -> None:
         self.dimension = dimension
@@ -30,3 +34,38 @@ class WindowPurifier:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "window"}
+
+
+def quick_config(mode: Mode = "profile", **settings: Any) -> PretrainConfig:
+    """A purifier that works but has learned next to nothing, in a tenth of a second."""
+    quick: dict[str, Any] = {
+        "training": TrainingConfig(rounds=3, examples=400, batch_size=64, validation_examples=100),
+        "width": 16,
+        "blocks": 1,
+        "distillation": DistillationConfig(conditions=500, width=16, steps=20),
+        "windows": WindowSettings(policy_share=0.1),
+        "denoiser_steps": 10,
+    }
+    return PretrainConfig(mode, **(quick | settings))
+
+
+def learning_config(mode: Mode, seed: int) -> PretrainConfig:
+    """A purifier that has learned tastes in the worlds of ``training_worlds``, in a second."""
+    return PretrainConfig(
+        mode,
+        seed=seed,
+        training=TrainingConfig(
+            rounds=4,
+            examples=3_000,
+            batch_size=128,
+            learning_rate=3e-3,
+            ema_decay=0.99,
+            validation_examples=600,
+        ),
+        width=48,
+        blocks=1,
+        calibration_share=0.45,
+        exclude_share=0.0,
+        windows=WindowSettings(policy_share=0.0),
+        distillation=DistillationConfig(conditions=3_000, width=64, steps=600, batch_size=128),
+    )
