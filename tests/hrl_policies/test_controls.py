@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from helpers import small_world
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import (
@@ -16,8 +18,11 @@ from hrl_policies.controls import (
     QualityOracle,
     QuotaGreedy,
     RandomSlates,
+    best_slates,
     fair_counts,
+    fair_counts_now,
     item_quality,
+    nearest_to_half,
 )
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
 from kuaifair_env.abandonment import TemperFairness
@@ -55,11 +60,13 @@ def every_control(world, scorer):
     }
 
 
-def test_popular_shares(world, scorer):
-    share = {
-        name: run(policy, world).fairness.signed_gap / 2 + 0.5
-        for name, policy in every_control(world, scorer).items()
-    }
+@pytest.fixture(scope="module")
+def results(world, scorer):
+    return {name: run(policy, world) for name, policy in every_control(world, scorer).items()}
+
+
+def test_popular_shares(results):
+    share = {name: result.fairness.signed_gap / 2 + 0.5 for name, result in results.items()}
     assert share["pop"] == 1.0
     assert share["tail"] == 0.0
     assert share["quota"] == 0.5
@@ -68,11 +75,8 @@ def test_popular_shares(world, scorer):
         assert 0.4 <= share[name] <= 0.6
 
 
-def test_who_breaks_the_bound(world, scorer):
-    rate = {
-        name: run(policy, world).fairness.violation_rate
-        for name, policy in every_control(world, scorer).items()
-    }
+def test_who_breaks_the_bound(results):
+    rate = {name: result.fairness.violation_rate for name, result in results.items()}
     assert rate["pop"] == rate["tail"] == 1.0
     assert rate["quota"] == rate["quality"] == rate["oracle"] == 0.0
     # 10 of 50 items without replacement, 10 of them popular: within the bound are 4, 5 and 6.
@@ -82,10 +86,11 @@ def test_who_breaks_the_bound(world, scorer):
 
 
 @pytest.mark.parametrize("name", ["random", "pop", "quota"])
-@pytest.mark.parametrize("max_len", [20, 30, 50])
-def test_length_formula_within_two_percent(world, scorer, name, max_len):
-    result = run(every_control(world, scorer)[name], world, max_len=max_len)
-    assert result.engagement.length == pytest.approx(result.predicted_length, rel=0.02)
+@pytest.mark.parametrize("max_len", [20, 50])
+def test_lengths_are_within_two_percent_of_the_formula(results, world, scorer, name, max_len):
+    other = run(every_control(world, scorer)[name], world, max_len=max_len, episodes=10)
+    for result in (results[name], other):
+        assert result.engagement.length == pytest.approx(result.predicted_length, rel=0.02)
 
 
 def test_random_slates_are_uniform_over_items_and_distinct(world):
@@ -242,3 +247,106 @@ def test_misuse_is_explained(world, scorer):
     other = ClickScorer.fit(replace(small_world(candidates=30)))
     with pytest.raises(ValueError, match="30 candidates"):
         GreedyCTR(other).bind(batch)
+
+
+# The best fair slate ------------------------------------------------------------------------------------------
+
+
+def best_by_trying(scores, popular, counts, allowed):
+    """Total score of the best slate among all slates with an allowed number of popular items, or None."""
+    k = len(counts) - 1
+    totals = [
+        scores[list(slate)].sum()
+        for slate in combinations(np.flatnonzero(allowed), k)
+        if counts[popular[list(slate)].sum()]
+    ]
+    return max(totals) if totals else None
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n_items=st.integers(5, 9),
+    slate_size=st.integers(1, 4),
+    few_values=st.booleans(),
+    masked=st.booleans(),
+)
+def test_no_allowed_slate_has_a_larger_total_score(seed, n_items, slate_size, few_values, masked):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-2, 3, (6, n_items)) if few_values else rng.normal(size=(6, n_items))
+    scores = scores.astype(np.float32)
+    popular = rng.random(n_items) < 0.4
+    counts = rng.random((6, slate_size + 1)) < 0.6
+    allowed = rng.random((6, n_items)) < 0.8 if masked else np.ones((6, n_items), bool)
+    allowed[:, :slate_size] = True
+    slates = best_slates(scores, popular, counts, allowed if masked else None)
+    for row, slate in enumerate(slates):
+        assert len(set(slate.tolist())) == slate_size
+        assert allowed[row, slate].all()
+        ranked = scores[row, slate]
+        assert (np.diff(ranked) <= 0).all(), "best first"
+        best = best_by_trying(scores[row], popular, counts[row], allowed[row])
+        if best is None:
+            best = np.sort(scores[row, allowed[row]])[::-1][:slate_size].sum()
+        else:
+            assert counts[row, popular[slate].sum()]
+        assert ranked.sum() == pytest.approx(best, abs=1e-5)
+
+
+def test_one_set_of_counts_serves_all_rows():
+    scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    popular = np.arange(20) < 4
+    counts = np.zeros(6, bool)
+    counts[2] = True
+    assert (popular[best_slates(scores, popular, counts)].sum(axis=1) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("slate_size", "rule", "expected"),
+    [
+        (10, "temper", [4, 5, 6]),
+        (6, "temper", [3]),
+        (20, "temper", [7 + 1, 9, 10, 11, 12]),
+        (5, "temper", [2, 3]),
+        (10, "strict", [5]),
+        (10, "popular_only", [0, 1, 2, 3, 4, 5, 6]),
+        (4, "no_fairness", [0, 1, 2, 3, 4]),
+        (4, "never", [0, 1, 2, 3, 4]),
+        (10, TemperFairness(mode="target", target_share=0.2), [0, 1, 2, 3, 4]),
+    ],
+)
+def test_fair_counts_are_those_that_the_rule_does_not_punish(slate_size, rule, expected):
+    assert np.flatnonzero(fair_counts(rule, slate_size)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([4, 5, 6], [5]), ([4, 6], [4, 6]), ([0, 1, 2], [2]), ([], [5])],
+)
+def test_a_quota_takes_the_fair_count_nearest_to_half(counts, expected):
+    mask = np.zeros(11, bool)
+    mask[counts] = True
+    assert np.flatnonzero(nearest_to_half(mask)).tolist() == expected
+
+
+def test_odd_slates_have_two_nearest_counts():
+    assert np.flatnonzero(nearest_to_half(np.ones(6, bool))).tolist() == [2, 3]
+
+
+def test_over_a_window_exactly_the_counts_that_will_not_be_punished_are_fair():
+    """Play random slates of two under a window of three and ask before each step what would be punished."""
+    rule = TemperFairness(window=3)
+    world = small_world(0.5)
+    config = SessionConfig(slate_size=2, action_mode="slate", leave=rule, max_len=30)
+    batch = SessionBatch(world, config, 16)
+    batch.reset(np.arange(16))
+    rng = np.random.default_rng(0)
+    punished = 0
+    for step in range(8):
+        slates = np.argsort(rng.random((16, world.n_items)), axis=1)[:, :2]
+        counts = world.groups.popular[slates].sum(axis=1)
+        expected = np.take_along_axis(fair_counts_now(batch), counts[:, None], axis=1)[:, 0]
+        violation = batch.step(slates).violation
+        if step > 0:  # the rule forgives the first slate: it holds too few items to evaluate
+            np.testing.assert_array_equal(expected, ~violation)
+        punished += violation.sum()
+    assert 0 < punished < 16 * 8

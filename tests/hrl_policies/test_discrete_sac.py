@@ -121,6 +121,7 @@ class KnownMDP(gym.Env):
         return q
 
 
+@pytest.mark.slow
 def test_q_and_policy_are_those_of_soft_value_iteration():
     """Episodes are cut off every 7 steps, which must not count as an end."""
     gamma, alpha = 0.8, 0.5
@@ -153,9 +154,9 @@ def test_alpha_rises_while_entropy_is_short_and_falls_while_it_is_not(ratio, ris
 
 
 def test_alpha_stays_within_its_bounds():
-    model = agent(ent_coef="auto_7.3")
+    model = agent(ent_coef="auto_7.3", learning_rate=0.1)
     for entropy, bound in ((0.0, 2.0), (100.0, -10.0)):
-        for _ in range(10_000):
+        for _ in range(1_000):
             model._update_ent_coef(torch.tensor(entropy))
             if model.log_ent_coef.item() == bound:
                 break
@@ -177,20 +178,20 @@ def test_scores_of_some_items_are_those_among_all(head):
 # Slates ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["embedding", "linear"])
-def test_what_pays_is_learnt_and_random_slates_are_left_behind(head):
-    """The best slates of the world, and no others, hold odd items alone."""
+@pytest.mark.parametrize(("head", "steps"), [("embedding", 6_000), ("linear", 3_000)])
+def test_what_pays_is_learnt_and_random_slates_are_left_behind(head, steps):
+    """The best slates of the world, and no others, hold odd items alone; random ones earn half of that."""
     model = agent(
         sessions(16), popularity_power=0.0, target_entropy_ratio=0.3, gamma=0.5, batch_size=64,
         policy_kwargs={"net_arch": [32], "head": head},
     )  # fmt: skip
-    model.learn(8_000)
+    model.learn(steps)
     evaluated = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
     chance = evaluate(RandomSlates(), sessions(40, seed=1), PARITY.user_ids)
-    assert evaluated.engagement.reward_per_step > 0.97
+    assert evaluated.engagement.reward_per_step > 0.9
     assert evaluated.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
     shown, _ = model.predict(sessions(20, seed=3).reset())
-    assert (shown % 2 == 1).mean() > 0.8, "what it draws is good too"
+    assert (shown % 2 == 1).mean() > 0.7, "what it draws is good too"
 
 
 def test_slots_are_credited_one_by_one():
@@ -225,7 +226,7 @@ def test_debiased_clicks_lead_away_from_popular_items():
     model = agent(
         sessions(16, world=EVEN), popularity_power=1.0, target_entropy_ratio=0.5, gamma=0.0, batch_size=64
     )
-    model.learn(6_000)
+    model.learn(2_000)
     slates, _ = model.predict(sessions(40, seed=2, world=EVEN).reset(), deterministic=True)
     assert exposures[slates].mean() < 0.5 * exposures.mean()
 
@@ -275,7 +276,7 @@ def test_items_that_may_not_be_repeated_are_masked(form):
     settings = {"slate_size": 1, "repeats": "forbid", "leave": "never"}
     config = SessionConfig(action_mode="slate", **settings)
     env = sessions(**settings) if form == "vec" else KuaiFairEnv(PARITY, config)
-    model = agent(env, ent_coef=1e-3, batch_size=16, learning_starts=32).learn(400)
+    model = agent(env, ent_coef=1e-3, batch_size=16, learning_starts=32).learn(100)
     for deterministic in (True, False):
         evaluated = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
         assert (evaluated.sessions.coverage == 30 / 50).all()

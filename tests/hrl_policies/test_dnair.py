@@ -169,12 +169,12 @@ def test_one_slot_in_twenty_is_random_in_training_and_none_in_evaluation():
     "settings", [{"candidates": N}, {"candidates": 0}, KUAISIM], ids=["near", "all", "kuaisim"]
 )
 def test_what_pays_is_learnt_and_random_slates_are_left_behind(settings):
-    """The best slates of the world, and no others, hold odd items alone."""
+    """The best slates of the world, and no others, hold odd items alone; random ones earn half of that."""
     model = agent(sessions(16), novelty_coef=0.0, gamma=0.5, batch_size=64, **{"explore": 0.2} | settings)
-    model.learn(8_000)
+    model.learn(2_500)
     evaluated = evaluate(model, sessions(40, seed=1), PARITY.user_ids)
     chance = evaluate(RandomSlates(), sessions(40, seed=1), PARITY.user_ids)
-    assert evaluated.engagement.reward_per_step > 0.97
+    assert evaluated.engagement.reward_per_step > 0.9
     assert evaluated.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
 
 
@@ -198,7 +198,7 @@ def test_items_that_may_not_be_repeated_are_masked(form, candidates):
     settings = {"slate_size": 1, "repeats": "forbid", "leave": "never"}
     config = SessionConfig(action_mode="slate", observation_mode="history", **settings)
     env = sessions(**settings) if form == "vec" else KuaiFairEnv(PARITY, config)
-    model = agent(env, candidates=candidates, batch_size=16, learning_starts=32).learn(400)
+    model = agent(env, candidates=candidates, batch_size=16, learning_starts=32).learn(100)
     for deterministic in (True, False):
         evaluated = evaluate(model, sessions(20, **settings), PARITY.user_ids, deterministic=deterministic)
         assert (evaluated.sessions.coverage == 30 / 50).all()

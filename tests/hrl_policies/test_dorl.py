@@ -50,6 +50,7 @@ K = 6
 # Odd items are clicked in 9 cases of 10, even ones in 1, by everybody.
 TABLE = np.tile(0.1 + 0.8 * (np.arange(50) % 2), (40, 1))
 SMALL = {"members": 3, "batch_size": 64, "max_epochs": 20}
+ROUGH = SMALL | {"max_epochs": 2}
 NEVER = SessionConfig(slate_size=K, leave="never", max_len=10)
 
 
@@ -62,7 +63,7 @@ def sessions(pair, n=8, config=NEVER, seed=0):
 
 
 def agent(env, **changes) -> DORL:
-    given = {"seed": 0, "device": "cpu", "world_model": SMALL, "policy_kwargs": {"log_std_init": -1.0}}
+    given = {"seed": 0, "device": "cpu", "world_model": ROUGH, "policy_kwargs": {"log_std_init": -1.0}}
     return DORL("MlpPolicy", env, **{**given, "n_steps": 8} | changes)
 
 
@@ -126,17 +127,18 @@ def test_features_and_tags_say_something_of_items_that_were_never_shown():
 def test_a_log_of_positives_needs_drawn_negatives_and_draws_pairs_it_does_not_hold():
     table = np.tile(np.where(np.arange(40) < 20, 0.9, 0.1), (30, 1))
     world = logged_pair(table, positives_only=True).train
-    response, report = fitted(world)
+    response, report = fitted(world, max_epochs=8)
     assert report["drawn_negatives"] > report["held_out_exposures"]
     found = everything(response, world).mean[world.users]
     assert found[:, :20].mean() > found[:, 20:].mean() + 0.1
     with pytest.raises(DataError, match="one kind of feedback"):
         fitted(world, negatives=0)
-    assert fitted(parity().train)[1]["drawn_negatives"] == 0
+    assert fitted(parity().train, max_epochs=1)[1]["drawn_negatives"] == 0
 
 
+@pytest.mark.slow
 def test_drawn_negatives_lower_what_is_predicted_of_exposures():
-    reports = [fitted(parity().train, negatives=negatives)[1] for negatives in (0, 5)]
+    reports = [fitted(parity().train, negatives=negatives, max_epochs=6)[1] for negatives in (0, 5)]
     gaps = [abs(report["held_out_mean"] - report["held_out_click_rate"]) for report in reports]
     assert gaps[0] < 0.1 < gaps[1]
 
@@ -379,9 +381,10 @@ def test_dorl_never_asks_the_response_model_and_never_plays_the_sessions_it_is_g
     assert model.num_timesteps == 384
 
 
+@pytest.mark.slow
 def test_dorl_finds_the_best_slates_of_a_world_it_was_never_in():
     pair = parity(SilentResponse(TABLE))
-    model = agent(sessions(pair, 16), learning_rate=3e-3, n_steps=16).learn(24_000)
+    model = agent(sessions(pair, 16), learning_rate=3e-3, n_steps=16, world_model=SMALL).learn(24_000)
     evaluated = parity().train
     found = evaluate(model, KuaiFairVecEnv(evaluated, NEVER, 24, seed=1)).engagement.reward_per_step
     slates = replace(NEVER, action_mode="slate")
@@ -407,7 +410,9 @@ def test_a_large_entropy_weight_spreads_what_is_shown():
     shares = {}
     for weight in (0.0, 5.0):
         env = KuaiFairVecEnv(world, NEVER, 16, seed=0)
-        model = agent(env, learning_rate=3e-3, n_steps=16, entropy_weight=weight).learn(16_000)
+        model = agent(env, learning_rate=3e-3, n_steps=16, entropy_weight=weight, world_model=SMALL).learn(
+            16_000
+        )
         evaluated = KuaiFairVecEnv(world, NEVER, 24, seed=1)
         observation, shown = evaluated.reset(), []
         for _ in range(10):
@@ -520,7 +525,7 @@ def test_arguments_that_make_no_sense_are_refused(changes, message):
 
 
 def plan(**settings):
-    changes = {"n_steps": 8, "world_model.batch_size": 64}
+    changes = {"n_steps": 8, "world_model.batch_size": 64, "world_model.max_epochs": 2}
     given = {"total_steps": 512, "n_envs": 8, "session": SessionConfig(slate_size=K)} | settings
     return plan_run("dorl", "logged", overrides=changes | settings.pop("overrides", {}), **given)
 

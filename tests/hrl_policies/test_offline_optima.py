@@ -117,6 +117,7 @@ def mean_return(act) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bcq_learns_from_random_walks_to_go_where_it_pays(seed):
     """What a step is worth shows one step later, so that values must be bootstrapped; imitation would stand still."""

@@ -1,115 +1,254 @@
-"""The best slate under a constraint is the one that trying every slate finds."""
+"""Slates: the probabilities are those of drawing items one after another, and nothing overflows."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import permutations
 
 import numpy as np
 import pytest
-from helpers import small_world
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.controls import best_slates, fair_counts, fair_counts_now, nearest_to_half
-from kuaifair_env.abandonment import TemperFairness
-from kuaifair_env.batch import SessionBatch, SessionConfig
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
+
+N, K = 6, 3
+SLATES = torch.tensor(list(permutations(range(N), K)))
+POPULAR = torch.tensor([True, False, True, False, False, True])
 
 
-def best_by_trying(scores, popular, counts, allowed):
-    """Total score of the best slate among all slates with an allowed number of popular items, or None."""
-    k = len(counts) - 1
-    totals = [
-        scores[list(slate)].sum()
-        for slate in combinations(np.flatnonzero(allowed), k)
-        if counts[popular[list(slate)].sum()]
+def logits(seed: int = 0, rows: int = 1, items: int = N, spread: float = 1.5) -> torch.Tensor:
+    return (
+        torch.randn(rows, items, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
+    )
+
+
+def naive(scores, slate, allowed=None):
+    """Log-probability of each slot by the definition."""
+    scores = np.asarray(scores, np.float64)
+    left = set(range(len(scores)) if allowed is None else np.flatnonzero(allowed))
+    found = []
+    for item in slate:
+        mass = scores[sorted(left)]
+        found.append(scores[item] - (mass.max() + np.log(np.exp(mass - mass.max()).sum())))
+        left.remove(item)
+    return np.asarray(found)
+
+
+def naive_with_quota(scores, slate, popular, count):
+    groups = (np.asarray(popular), ~np.asarray(popular))
+    parts = (slate[:count], slate[count:])
+    return np.concatenate([naive(scores, part, group) for part, group in zip(parts, groups, strict=True)])
+
+
+def quota_slates(count):
+    popular = [i for i in range(N) if POPULAR[i]]
+    tail = [i for i in range(N) if not POPULAR[i]]
+    return torch.tensor(
+        [[*head, *rest] for head in permutations(popular, count) for rest in permutations(tail, K - count)]
+    )
+
+
+def quota(scores, count):
+    rows = len(scores)
+    return QuotaSlateDistribution(scores, POPULAR.expand(rows, -1), torch.full((rows,), count), K)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 1.5, 20.0]))
+def test_the_probabilities_of_all_ordered_slates_add_up_to_one(seed, spread):
+    distribution = SlateDistribution(logits(seed, spread=spread).expand(len(SLATES), -1), K)
+    assert distribution.log_prob(SLATES).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", range(K + 1))
+def test_the_probabilities_of_all_slates_with_a_quota_add_up_to_one(count):
+    slates = quota_slates(count)
+    distribution = quota(logits(count).expand(len(slates), -1), count)
+    assert distribution.log_prob(slates).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+def frequencies_match(samples, slates, chances):
+    """All cells within 5 standard errors, and a chi-square near its degrees of freedom."""
+    code = N ** torch.arange(K)
+    places = {int(value): place for place, value in enumerate(slates @ code)}
+    counts = np.bincount([places[int(value)] for value in samples @ code], minlength=len(slates))
+    expected = len(samples) * chances.numpy()
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected) + 1).all()
+    freedom = len(slates) - 1
+    assert ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_slates_are_drawn_as_often_as_their_probability_says():
+    draws = 60_000
+    scores = logits(3, spread=1.0).to(torch.float32)
+    samples = SlateDistribution(scores.expand(draws, -1), K).sample(torch.Generator().manual_seed(1))
+    chances = SlateDistribution(scores.expand(len(SLATES), -1), K).log_prob(SLATES).exp()
+    frequencies_match(samples, SLATES, chances)
+
+
+@pytest.mark.parametrize("count", range(K + 1))
+def test_slates_with_a_quota_are_drawn_as_often_as_their_probability_says(count):
+    draws, slates = 30_000, quota_slates(count)
+    scores = logits(4, spread=1.0).to(torch.float32)
+    samples = quota(scores.expand(draws, -1), count).sample(torch.Generator().manual_seed(2))
+    assert (POPULAR[samples].sum(dim=1) == count).all()
+    chances = quota(scores.expand(len(slates), -1), count).log_prob(slates).exp()
+    frequencies_match(samples, slates, chances)
+
+
+def test_each_slot_is_drawn_from_what_is_left():
+    scores = logits(5, rows=8, items=12)
+    distribution = SlateDistribution(scores, 5)
+    slates = distribution.sample(torch.Generator().manual_seed(0))
+    expected = [naive(row, slate) for row, slate in zip(scores.numpy(), slates.tolist(), strict=True)]
+    np.testing.assert_allclose(distribution.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(distribution.log_prob(slates), np.sum(expected, axis=1), rtol=0, atol=1e-12)
+
+
+def test_each_slot_of_a_quota_is_drawn_from_what_is_left_of_its_group():
+    scores, counts = logits(6, rows=4), torch.arange(K + 1)
+    distribution = QuotaSlateDistribution(scores, POPULAR.expand(4, -1), counts, K)
+    slates = distribution.sample(torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(POPULAR[slates].sum(dim=1), counts)
+    expected = [
+        naive_with_quota(row, slate, POPULAR.numpy(), count)
+        for row, slate, count in zip(scores.numpy(), slates.tolist(), counts.tolist(), strict=True)
     ]
-    return max(totals) if totals else None
+    np.testing.assert_allclose(distribution.slot_log_probs(slates), expected, rtol=0, atol=1e-12)
 
 
-@given(
-    seed=st.integers(0, 10_000),
-    n_items=st.integers(5, 9),
-    slate_size=st.integers(1, 4),
-    few_values=st.booleans(),
-    masked=st.booleans(),
-)
-def test_no_allowed_slate_has_a_larger_total_score(seed, n_items, slate_size, few_values, masked):
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(-2, 3, (6, n_items)) if few_values else rng.normal(size=(6, n_items))
-    scores = scores.astype(np.float32)
-    popular = rng.random(n_items) < 0.4
-    counts = rng.random((6, slate_size + 1)) < 0.6
-    allowed = rng.random((6, n_items)) < 0.8 if masked else np.ones((6, n_items), bool)
-    allowed[:, :slate_size] = True
-    slates = best_slates(scores, popular, counts, allowed if masked else None)
-    for row, slate in enumerate(slates):
-        assert len(set(slate.tolist())) == slate_size
-        assert allowed[row, slate].all()
-        ranked = scores[row, slate]
-        assert (np.diff(ranked) <= 0).all(), "best first"
-        best = best_by_trying(scores[row], popular, counts[row], allowed[row])
-        if best is None:
-            best = np.sort(scores[row, allowed[row]])[::-1][:slate_size].sum()
-        else:
-            assert counts[row, popular[slate].sum()]
-        assert ranked.sum() == pytest.approx(best, abs=1e-5)
+@pytest.mark.parametrize("size", [1, 3, N])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_finite_differences(size, masked):
+    """Also where the slate takes every item that there is."""
+    mask = torch.tensor([True, True, False, True, True, True]) if masked else None
+    size = min(size, N - masked)
+    slates = SlateDistribution(logits(8, rows=4), size, mask).sample(torch.Generator().manual_seed(3))
+    scores = logits(8, rows=4).requires_grad_()
+
+    def both(values):
+        distribution = SlateDistribution(values, size, mask)
+        return distribution.slot_log_probs(slates), distribution.log_prob(slates), distribution.entropy()
+
+    assert torch.autograd.gradcheck(both, (scores,), atol=1e-7)
+    gradient = torch.autograd.grad(sum(part.sum() for part in both(scores)), scores)[0]
+    assert torch.isfinite(gradient).all()
+    assert not masked or (gradient[:, 2] == 0).all()
+    assert gradient.abs().max() > 1e-3
 
 
-def test_one_set_of_counts_serves_all_rows():
-    scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
-    popular = np.arange(20) < 4
-    counts = np.zeros(6, bool)
-    counts[2] = True
-    assert (popular[best_slates(scores, popular, counts)].sum(axis=1) == 2).all()
+@pytest.mark.parametrize("count", range(K + 1))
+def test_gradients_with_a_quota_are_those_of_finite_differences(count):
+    """Counts 0 and 3 take a whole group: the three popular items, or the three of the long tail."""
+    scores = logits(9, rows=4).requires_grad_()
+    slates = quota(scores.detach(), count).sample(torch.Generator().manual_seed(4))
+
+    def both(values):
+        distribution = quota(values, count)
+        return distribution.slot_log_probs(slates), distribution.entropy()
+
+    assert torch.autograd.gradcheck(both, (scores,), atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("slate_size", "rule", "expected"),
-    [
-        (10, "temper", [4, 5, 6]),
-        (6, "temper", [3]),
-        (20, "temper", [7 + 1, 9, 10, 11, 12]),
-        (5, "temper", [2, 3]),
-        (10, "strict", [5]),
-        (10, "popular_only", [0, 1, 2, 3, 4, 5, 6]),
-        (4, "no_fairness", [0, 1, 2, 3, 4]),
-        (4, "never", [0, 1, 2, 3, 4]),
-        (10, TemperFairness(mode="target", target_share=0.2), [0, 1, 2, 3, 4]),
-    ],
-)
-def test_fair_counts_are_those_that_the_rule_does_not_punish(slate_size, rule, expected):
-    assert np.flatnonzero(fair_counts(rule, slate_size)).tolist() == expected
+def test_masked_items_never_appear_and_get_no_gradient():
+    mask = torch.tensor([False, True, True, False, True, True])
+    scores = torch.full((20_000, N), -3.0)
+    scores[:, ~mask] = 40.0
+    distribution = SlateDistribution(scores.requires_grad_(), 4, mask)
+    slates = distribution.sample(torch.Generator().manual_seed(5))
+    assert mask[slates].all() and mask[distribution.mode()].all()
+    np.testing.assert_array_equal(np.sort(slates.numpy(), axis=1), [[1, 2, 4, 5]] * len(slates))
+    distribution.log_prob(slates).sum().backward()
+    assert (scores.grad[:, ~mask] == 0).all() and torch.isfinite(scores.grad).all()
+    # All four that are allowed, equally likely in any order.
+    np.testing.assert_allclose(distribution.log_prob(slates).detach(), -np.log(24), rtol=1e-5)
+    np.testing.assert_allclose(distribution.entropy().detach(), np.log(4), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [([4, 5, 6], [5]), ([4, 6], [4, 6]), ([0, 1, 2], [2]), ([], [5])],
-)
-def test_a_quota_takes_the_fair_count_nearest_to_half(counts, expected):
-    mask = np.zeros(11, bool)
-    mask[counts] = True
-    assert np.flatnonzero(nearest_to_half(mask)).tolist() == expected
+@pytest.mark.parametrize("spread", ["wide", "one above all", "equal"])
+def test_the_largest_catalogue_is_safe_in_single_precision(spread):
+    items, size, rows = 10_728, 10, 6
+    generator = torch.Generator().manual_seed(6)
+    scores = torch.rand(rows, items, generator=generator) * 100 - 50
+    if spread == "one above all":
+        scores = torch.full((rows, items), -50.0)
+        scores[:, 7] = 50.0
+    elif spread == "equal":
+        scores[:] = 50.0
+    scores = scores.requires_grad_()
+    distribution = SlateDistribution(scores, size)
+    likely = distribution.sample(generator)
+    unlikely = (-scores.detach()).topk(size, dim=1).indices
+    for slates in (likely, unlikely, distribution.mode()):
+        found = distribution.slot_log_probs(slates)
+        expected = [
+            naive(row, slate) for row, slate in zip(scores.detach().numpy(), slates.tolist(), strict=True)
+        ]
+        np.testing.assert_allclose(found.detach(), expected, rtol=2e-6, atol=2e-5)
+        gradient = torch.autograd.grad(found.sum() + distribution.entropy().sum(), scores)[0]
+        assert torch.isfinite(gradient).all() and gradient.abs().max() <= size + 1e-3
 
 
-def test_odd_slates_have_two_nearest_counts():
-    assert np.flatnonzero(nearest_to_half(np.ones(6, bool))).tolist() == [2, 3]
+def test_a_quota_in_the_largest_catalogue_is_safe_in_single_precision():
+    items, size, rows = 10_728, 10, 11
+    generator = torch.Generator().manual_seed(7)
+    scores = (torch.rand(rows, items, generator=generator) * 100 - 50).requires_grad_()
+    popular, counts = torch.arange(items) % 5 == 0, torch.arange(rows)
+    distribution = QuotaSlateDistribution(scores, popular.expand(rows, -1), counts, size)
+    slates = distribution.sample(generator)
+    expected = [
+        naive_with_quota(row, slate, popular.numpy(), count)
+        for row, slate, count in zip(scores.detach().numpy(), slates.tolist(), counts.tolist(), strict=True)
+    ]
+    found = distribution.slot_log_probs(slates)
+    np.testing.assert_allclose(found.detach(), expected, rtol=2e-6, atol=2e-5)
+    assert torch.isfinite(torch.autograd.grad(found.sum(), scores)[0]).all()
 
 
-def test_over_a_window_exactly_the_counts_that_will_not_be_punished_are_fair():
-    """Play random slates of two under a window of three and ask before each step what would be punished."""
-    rule = TemperFairness(window=3)
-    world = small_world(0.5)
-    config = SessionConfig(slate_size=2, action_mode="slate", leave=rule, max_len=30)
-    batch = SessionBatch(world, config, 16)
-    batch.reset(np.arange(16))
-    rng = np.random.default_rng(0)
-    punished = 0
-    for step in range(8):
-        slates = np.argsort(rng.random((16, world.n_items)), axis=1)[:, :2]
-        counts = world.groups.popular[slates].sum(axis=1)
-        expected = np.take_along_axis(fair_counts_now(batch), counts[:, None], axis=1)[:, 0]
-        violation = batch.step(slates).violation
-        if step > 0:  # the rule forgives the first slate: it holds too few items to evaluate
-            np.testing.assert_array_equal(expected, ~violation)
-        punished += violation.sum()
-    assert 0 < punished < 16 * 8
+def test_the_mode_is_the_best_items_best_first():
+    scores = logits(10, rows=5)
+    expected = np.argsort(-scores.numpy(), axis=1)
+    np.testing.assert_array_equal(SlateDistribution(scores, K).mode(), expected[:, :K])
+    distribution = SlateDistribution(scores.expand(5, -1)[:1].expand(len(SLATES), -1), K)
+    assert SLATES[distribution.log_prob(SLATES).argmax()].tolist() == expected[0, :K].tolist()
+
+
+@pytest.mark.parametrize("count", range(K + 1))
+def test_the_mode_of_a_quota_is_the_best_of_both_groups(count):
+    slates, scores = quota_slates(count), logits(11)
+    best = quota(scores.expand(len(slates), -1), count).log_prob(slates).argmax()
+    assert quota(scores, count).mode()[0].tolist() == slates[best].tolist()
+
+
+def test_the_entropy_is_that_of_the_first_slot():
+    scores = logits(12, rows=7)
+    expected = torch.distributions.Categorical(logits=scores).entropy()
+    np.testing.assert_allclose(SlateDistribution(scores, K).entropy(), expected, rtol=1e-12)
+    parts = [
+        torch.distributions.Categorical(logits=scores[:, group]).entropy() for group in (POPULAR, ~POPULAR)
+    ]
+    np.testing.assert_allclose(quota(scores, 1).entropy(), sum(parts) / 2, rtol=1e-12)
+
+
+def test_ascent_on_the_log_probability_makes_a_slate_the_mode():
+    scores = torch.zeros(1, N, requires_grad=True)
+    wanted = torch.tensor([[4, 0, 2]])
+    for _ in range(50):
+        gradient = torch.autograd.grad(SlateDistribution(scores, K).log_prob(wanted).sum(), scores)[0]
+        scores = (scores + gradient).detach().requires_grad_()
+    distribution = SlateDistribution(scores, K)
+    assert (
+        distribution.mode().tolist() == wanted.tolist() and distribution.log_prob(wanted).exp().item() > 0.7
+    )
+
+
+def test_the_same_generator_gives_the_same_slates():
+    distribution = SlateDistribution(logits(13, rows=64, items=20), K)
+    draws = [distribution.sample(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("size", [0, N + 1])
+def test_slates_larger_than_the_catalogue_are_refused(size):
+    with pytest.raises(ValueError, match="a slate has 1 to 6 items"):
+        SlateDistribution(logits(), size)
