@@ -1,4 +1,4 @@
-"""The core of every environment form: actions in, sessions stepped, observations and episode records out."""
+"""Sessions as every environment form plays them: actions in, observations and episode records out."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ class SessionConfig:
         """Returns all settings, JSON-able; the leave rule spelled out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         rule = leave_rule(self.leave)
-        kept: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-        return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | kept}
+        own: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+        return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | own}
 
 
 @dataclass(frozen=True, repr=False)
 class EpisodeRecords:
-    """What became of ``n`` finished sessions, one entry each.
+    """Records of ``n`` finished sessions, one entry each.
 
     Attributes:
         user_ids: ``int64``, raw ids.
@@ -115,9 +115,11 @@ class EpisodeRecords:
         return EpisodeRecords(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
-    def joined(cls, parts: Sequence[EpisodeRecords]) -> EpisodeRecords:
-        """Returns several lots of records as one."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+    def concatenated(cls, records: Sequence[EpisodeRecords]) -> EpisodeRecords:
+        """Returns several batches of records as one."""
+        return cls(
+            *(np.concatenate([getattr(some, field.name) for some in records]) for field in fields(cls))
+        )
 
     def infos(self) -> list[dict[str, Any]]:
         """Returns each session's record under the names that ``info["session"]`` uses."""
@@ -143,17 +145,17 @@ class EpisodeRecords:
         }
 
 
+def step_infos(outcome: Outcome) -> dict[str, NDArray[Any]]:
+    """Returns what ``infos`` say of a step of all sessions."""
+    names = ("items", "clicks", "feedback", "popular_share", "disparity", "temper", "violation")
+    return {name: getattr(outcome, name) for name in names}
+
+
 def step_info(outcome: Outcome, row: int, user_id: int) -> dict[str, Any]:
     """Returns what ``info`` says of one session's step."""
-    return {
-        "items": outcome.items[row],
-        "clicks": outcome.clicks[row],
-        "feedback": outcome.feedback[row],
-        "popular_share": float(outcome.popular_share[row]),
-        "disparity": float(outcome.disparity[row]),
-        "temper": float(outcome.temper[row]),
-        "violation": bool(outcome.violation[row]),
-        "user_id": user_id,
+    info = {name: array[row] for name, array in step_infos(outcome).items()}
+    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()} | {
+        "user_id": user_id
     }
 
 
@@ -234,7 +236,7 @@ class SessionBatch:
         Raises:
             ValueError: If an option or a user is unknown; nothing has been drawn then.
         """
-        chosen = [_checked_options(one, self.world) for one in options]
+        chosen = [_checked_options(of_row, self.world) for of_row in options]
         drawn = self.simulator.source.next(rows)
         for place, (user, key) in enumerate(chosen):
             if user is not None:
@@ -276,10 +278,7 @@ class SessionBatch:
         allowed = self.simulator.allowed
         if over is None or not over.any():
             return self.decoder.decode(actions, allowed)
-        slates = np.broadcast_to(
-            np.arange(self.simulator.slate_size), (self.batch_size, self.simulator.slate_size)
-        )
-        slates = slates.copy()
+        slates = np.tile(np.arange(self.simulator.slate_size), (self.batch_size, 1))
         live = ~over
         if live.any():
             slates[live] = self.decoder.decode(actions[live], None if allowed is None else allowed[live])
@@ -296,16 +295,15 @@ class SessionBatch:
 
     def action_masks(self) -> BoolArray:
         """Returns ``bool (B, N)``, the items that may be shown now."""
+        shape = self.batch_size, self.world.n_items
         allowed = self.simulator.allowed
-        if allowed is None:
-            return np.ones((self.batch_size, self.world.n_items), np.bool_)
-        return allowed.copy()
+        return np.ones(shape, np.bool_) if allowed is None else allowed.copy()
 
     def action_mask(self, row: int) -> BoolArray:
         """Returns the mask of one session as sb3-contrib's ``MaskablePPO`` reads it: once for each slot of a slate."""
         allowed = self.simulator.allowed
-        mask = np.ones(self.world.n_items, np.bool_) if allowed is None else allowed[row].copy()
-        return np.tile(mask, self.config.items_per_slate) if self.config.action_mode == "slate" else mask
+        mask = np.ones(self.world.n_items, np.bool_) if allowed is None else allowed[row]
+        return np.tile(mask, self.config.items_per_slate if self.config.action_mode == "slate" else 1)
 
     def records(self, rows: IntArray) -> EpisodeRecords:
         """Returns the records of the sessions in the given rows, as they stand."""

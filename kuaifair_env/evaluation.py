@@ -276,7 +276,7 @@ class _Totals:
 
     def result(self, seed: int) -> EvaluationResult:
         """Returns what was added up, sessions in the order of the list."""
-        records = EpisodeRecords.joined(self._records)
+        records = EpisodeRecords.concatenated(self._records)
         records = records.take(np.argsort(records.numbers))
         return EvaluationResult(
             sessions=records,

@@ -1,4 +1,8 @@
-"""A response model in which every user also has tastes of their own that no log explains."""
+"""Domain randomisation: a training world whose users also have tastes of their own that no log explains.
+
+An agent that learns in a world fitted on its own inputs finds that its inputs are never wrong, and learns to trust them
+more than feedback; users of other worlds differ. Deviations in the training world teach it to listen to the session.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,13 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow, ResponseModel
 from kuaifair_env.world import World
 
-_MIN = 1e-6
+_MIN_PROBABILITY = 1e-6
 
 
 class VariedResponse:
     """Another model's click log-odds plus a deviation for each pair of user and item, fixed for good.
 
-    An agent that learns in a world fitted on its own inputs finds that its inputs are never wrong, and learns to trust
-    them more than feedback; users of other worlds differ. Training in a world with such deviations (domain
-    randomisation) teaches it to listen to the session. For training only: nothing is evaluated here.
+    For training only: nothing is evaluated with it.
 
     Args:
         base: The model.
@@ -85,9 +87,11 @@ class VariedResponse:
 
     def _varied(self, users: IntArray, items: IntArray, expected: FloatArray) -> FloatArray:
         keys = seeding.derive(np.full(len(users), self._key, np.uint64), np.asarray(users))
-        draws = np.clip(seeding.uniforms(keys[:, None], items.astype(np.uint64)), _MIN, 1 - _MIN)
-        certain = np.clip(expected, _MIN, 1 - _MIN).astype(np.float64)
-        odds = certain / (1 - certain) * (draws / (1 - draws)) ** self._scale
+        draws = np.clip(
+            seeding.uniforms(keys[:, None], items.astype(np.uint64)), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
+        )
+        probabilities = np.clip(expected, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY).astype(np.float64)
+        odds = probabilities / (1 - probabilities) * (draws / (1 - draws)) ** self._scale
         return np.asarray(odds / (1 + odds), np.float32)
 
 

@@ -1,7 +1,7 @@
-"""A session for people: as text, and as a picture of temper, reward and popular share.
+"""Rendering of a session, as text and as a picture of temper, reward and popular share.
 
-Both renderers are pure functions of a :class:`SessionTrace`. matplotlib is imported when the first picture is
-drawn; pyplot, with its global figures and backend, is not used.
+Both renderers are pure functions of a :class:`SessionTrace`, which a :class:`SessionRecorder` collects. matplotlib is
+imported with the first picture; pyplot, with its global figures and backend, is not used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, TemperFairness
+from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.simulator import Outcome, SessionSimulator
 from kuaifair_env.world import World
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Transform
 
-
-IntArray = NDArray[np.integer[Any]]
-BoolArray = NDArray[np.bool_]
 LineStyle = Literal["-", "--", ":", "none"]
 
 _BAR_WIDTH = 20
@@ -35,7 +33,7 @@ _BLACK, _GREY, _BLUE, _GREEN, _VERMILLION = "#000000", "#6E6E6E", "#0072B2", "#0
 
 @dataclass(frozen=True)
 class SessionTrace:
-    """All that happened in one session up to now: T steps with slates of K items.
+    """The course of one session up to now: T steps with slates of K items.
 
     Attributes:
         user_id: Raw id of the user.
@@ -64,24 +62,6 @@ class SessionTrace:
     leave_reason: str | None = None
     item_ids: IntArray | None = None
     leave_below: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        if self.items.ndim != 2:
-            raise ValueError(f"items must be (T, K), got shape {self.items.shape}")
-        steps = len(self.items)
-        expected: dict[str, tuple[int, ...]] = {
-            "popular": self.items.shape,
-            "clicks": self.items.shape,
-            "rewards": (steps,),
-            "popular_shares": (steps,),
-            "violations": (steps,),
-            "tempers": (steps + 1,),
-        }
-        for name, shape in expected.items():
-            if np.shape(getattr(self, name)) != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {np.shape(getattr(self, name))}")
-        if self.max_len < 1:
-            raise ValueError(f"max_len must be at least 1, got {self.max_len}")
 
     @property
     def steps(self) -> int:
@@ -143,10 +123,7 @@ def render_rgb(trace: SessionTrace) -> NDArray[np.uint8]:
 
 
 class _Panel:
-    """One plot of the picture, drawn straight onto the figure.
-
-    matplotlib's Axes would do, but building and laying out three of them takes longer than a frame may.
-    """
+    """One plot of the picture, drawn straight onto the figure: three Axes take longer to lay out than a frame may."""
 
     def __init__(
         self, figure: Figure, name: str, place: tuple[float, float], values: tuple[float, float], max_len: int

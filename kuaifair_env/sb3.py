@@ -1,9 +1,9 @@
-"""The Stable-Baselines3 form: a native ``VecEnv`` over a batch of sessions."""
+"""The Stable-Baselines3 environment: a native ``VecEnv`` over one batch of sessions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -118,9 +118,9 @@ class KuaiFairVecEnv(VecEnv):
             ValueError: If an option that :meth:`set_options` noted, or its user, is unknown.
         """
         self.apply_seeds()
-        options, chosen = self._options, any(self._options)
+        options = self._options
         self._reset_options()
-        self.batch.reset(self._all, self.batch.chosen_sessions(self._all, options) if chosen else None)
+        self.batch.reset(self._all, self.batch.chosen_sessions(self._all, options) if any(options) else None)
         self._started = True
         tempers = self.batch.simulator.temper.tolist()
         self.reset_infos = [
@@ -160,7 +160,7 @@ class KuaiFairVecEnv(VecEnv):
         infos = self._step_infos(outcome)
         observation = self.batch.observe()
         if self.batch.finished_records is not None:
-            self._finish(self.batch.finished_records, outcome, observation, infos)
+            self._add_final_infos(self.batch.finished_records, outcome, observation, infos)
             self.batch.reset(self.batch.finished)
             observation = replace_rows(
                 observation, self.batch.finished, self.batch.observe(self.batch.finished)
@@ -191,8 +191,8 @@ class KuaiFairVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
         """Calls a method of each :class:`SessionView`."""
-        views: Iterable[SessionView] = (self._views[row] for row in self._get_indices(indices))
-        return [getattr(view, method_name)(*method_args, **method_kwargs) for view in views]
+        methods = self.get_attr(method_name, indices)
+        return [method(*method_args, **method_kwargs) for method in methods]
 
     def env_is_wrapped(
         self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None
@@ -206,7 +206,7 @@ class KuaiFairVecEnv(VecEnv):
         user_ids = self.batch.user_ids.tolist()
         return [step_info(outcome, row, user_ids[row]) for row in range(self.num_envs)]
 
-    def _finish(
+    def _add_final_infos(
         self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
     ) -> None:
         seconds = round(time.perf_counter() - self._made_at, 6)
@@ -222,7 +222,7 @@ def world_beneath(env: VecEnv) -> World | None:
     if isinstance(env.unwrapped, KuaiFairVecEnv):
         return env.unwrapped.world
     try:
-        found = env.get_attr("world", indices=0)[0]
+        world = env.get_attr("world", indices=0)[0]
     except AttributeError:
         return None
-    return found if isinstance(found, World) else None
+    return world if isinstance(world, World) else None

@@ -1,8 +1,8 @@
-"""One place for session randomness: uniforms that depend on the session alone.
+"""Seeds and random numbers of sessions: a seed names a stream, a stream has sessions, a session has uniforms.
 
-A session's draws are a pure function of (session key, step, slot), so they are the same in a batch of one and of
-a thousand, on any platform, in any order. The mixing function is the finaliser of SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), evaluated on a counter.
+The draws of a session are a pure function of (session key, step, slot), so they are the same in a batch of one and of
+a thousand, on any platform, in any order. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", OOPSLA 2014), evaluated on a counter.
 """
 
 from __future__ import annotations

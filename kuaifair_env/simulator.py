@@ -1,4 +1,8 @@
-"""The dynamics of interactive sessions, for a whole batch at once; they live in this module and nowhere else."""
+"""Session dynamics for a whole batch at once, all in :class:`SessionSimulator`.
+
+:meth:`SessionSimulator.step` shows slates, draws feedback from the response model, moves the history windows on and
+updates the leave rule (:mod:`kuaifair_env.abandonment`), which decrements temper and decides who leaves.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ class Sessions(NamedTuple):
 
 
 class SessionSource(Protocol):
-    """Decides who comes next."""
+    """Decides which user starts the next session of a row, and with which random numbers."""
 
     def next(self, rows: IntArray) -> Sessions:
         """Returns one session for each of the given rows of the batch."""
@@ -85,11 +89,11 @@ class FixedSessions:
             raise ValueError(f"need one key for each of at least one user, got {len(users)} and {len(keys)}")
         self._users = np.asarray(users, np.int64)
         self._keys = np.asarray(keys, np.uint64)
-        self._given = 0
+        self._started = 0
 
     @classmethod
     def of_users(cls, users: IntArray, episodes_per_user: int, seed: int) -> FixedSessions:
-        """Returns ``episodes_per_user`` sessions of each user; a session is random by seed, user and episode."""
+        """Returns ``episodes_per_user`` sessions of each user; keys follow from seed, user and episode."""
         if episodes_per_user < 1:
             raise ValueError(f"episodes_per_user must be at least 1, got {episodes_per_user}")
         repeated = np.repeat(np.asarray(users, np.int64), episodes_per_user)
@@ -102,11 +106,11 @@ class FixedSessions:
 
     def next(self, rows: IntArray) -> Sessions:
         """See :class:`SessionSource`."""
-        wanted = self._given + np.arange(len(rows))
-        self._given += len(rows)
+        numbers = self._started + np.arange(len(rows))
+        self._started += len(rows)
         last = len(self._users) - 1
-        given = np.minimum(wanted, last)
-        return Sessions(self._users[given], self._keys[given], np.where(wanted > last, -1, wanted))
+        places = np.minimum(numbers, last)
+        return Sessions(self._users[places], self._keys[places], np.where(numbers > last, -1, numbers))
 
 
 class Outcome(NamedTuple):
@@ -143,7 +147,7 @@ class Outcome(NamedTuple):
 
 
 class SessionSimulator:
-    """``B`` concurrent sessions as arrays: who is there, what they saw, how patient they still are.
+    """``B`` concurrent sessions as arrays: users, steps, history windows, temper and random numbers.
 
     The caller decides when a finished session is replaced: :meth:`step` never resets. Stepping a finished session
     again is allowed once, so that vector environments can reset one step later; its outcome means nothing.
@@ -151,7 +155,7 @@ class SessionSimulator:
     Args:
         world: Users, items and their response.
         batch_size: Number of sessions ``B``.
-        source: Who comes next.
+        source: Where new sessions come from.
         max_len: Max Len; the temper a user starts with, and the cap of a session in steps.
         slate_size: Items per slate ``K``.
         leave: When a user leaves.
@@ -263,9 +267,9 @@ class SessionSimulator:
         self._shown[self._rows, self.steps] = items
         self.steps += 1
         length = self._places.shape[1]
-        kept = min(self.slate_size, length)
-        self._places[:, : length - kept] = self._places[:, kept:]
-        self._places[:, length - kept :] = (2 * items + clicks)[:, -kept:]
+        new = min(self.slate_size, length)
+        self._places[:, : length - new] = self._places[:, new:]
+        self._places[:, length - new :] = (2 * items + clicks)[:, -new:]
         if self._allowed is not None:
             self._allowed[self._rows[:, None], items] = False
 

@@ -1,9 +1,9 @@
-"""The Gymnasium vector environment: a truly batched one, not a list of single ones."""
+"""The Gymnasium vector environment: one batch of sessions, not a list of single environments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
-from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_infos
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
@@ -125,11 +125,11 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"need one seed for each of {self.num_envs} sessions, got {len(seeds)}")
         if not self._started:
             drawn = self.np_random.integers(2**63, size=self.num_envs).tolist()
-            seeds = [drawn[row] if one is None else one for row, one in enumerate(seeds)]
-        keys = {row: seeding.stream_key(int(one)) for row, one in enumerate(seeds) if one is not None}
-        seeded = np.asarray([row for row in rows.tolist() if row in keys], np.int64)
-        if len(seeded):
-            self.batch.seed(np.asarray([keys[row] for row in seeded.tolist()], np.uint64), seeded)
+            seeds = [drawn[row] if given is None else given for row, given in enumerate(seeds)]
+        seeded = [row for row in rows.tolist() if seeds[row] is not None]
+        if seeded:
+            keys = [seeding.stream_key(int(cast(int, seeds[row]))) for row in seeded]
+            self.batch.seed(np.asarray(keys, np.uint64), np.asarray(seeded))
 
     def _rows_to_reset(self, options: dict[str, Any]) -> IntArray:
         unknown = set(options) - {"reset_mask"}
@@ -183,16 +183,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         }
 
     def _infos(self, outcome: Outcome, live: BoolArray) -> dict[str, Any]:
-        infos: dict[str, Any] = {
-            "items": outcome.items,
-            "clicks": outcome.clicks,
-            "feedback": outcome.feedback,
-            "popular_share": outcome.popular_share,
-            "disparity": outcome.disparity,
-            "temper": outcome.temper,
-            "violation": outcome.violation,
-            "user_id": self.batch.user_ids,
-        }
+        infos: dict[str, Any] = step_infos(outcome) | {"user_id": self.batch.user_ids}
         infos |= {f"_{name}": live for name in infos}
         if self.batch.finished_records is not None:
             infos["session"] = self._session_infos(self.batch.finished_records)

@@ -225,7 +225,7 @@ def test_an_episode_ends_with_its_record():
         env.step(slate)
 
 
-def test_reset_options_pick_user_and_luck():
+def test_reset_options_choose_user_and_random_numbers():
     env = KuaiFairEnv(WORLD, SLATES)
     _, info = env.reset(seed=0, options={"user_id": 70, "session_key": 5})
     first = [env.step(np.arange(5))[1] for _ in range(3)]
@@ -357,7 +357,7 @@ def test_vec_env_methods_reach_single_sessions():
     np.testing.assert_array_equal(again, other)
 
 
-def test_vec_env_options_pick_users_and_luck_once():
+def test_vec_env_options_choose_users_and_random_numbers_once():
     sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=3, seed=5)
     sb3.set_options([{"user_id": 70}, {}, {"user_id": 80, "session_key": 3}])
     sb3.reset()
@@ -388,17 +388,19 @@ def test_masks_of_single_sessions_are_rows_of_the_batchs():
 
 def test_maskable_ppo_never_repeats_an_item():
     config = SessionConfig(max_len=6, action_mode="item", repeats="forbid")
-    model = MaskablePPO("MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=0), n_steps=16, batch_size=16)
+    model = MaskablePPO(
+        "MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=0), n_steps=16, batch_size=16, n_epochs=1
+    )
     model.learn(64)  # a repeated item is a ValueError
 
 
 def test_histories_train_with_multi_input_policies_and_recurrent_ones_with_states():
     history = SessionConfig(max_len=6, slate_size=5, observation_mode="history")
     env = VecNormalize(KuaiFairVecEnv(WORLD, history, 4, seed=0), norm_obs_keys=["state"])
-    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16).learn(32)
+    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(32)
     state = SessionConfig(max_len=6, slate_size=5)
     env = VecCheckNan(KuaiFairVecEnv(WORLD, state, 4, seed=0), raise_exception=True)
-    RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=16).learn(32)
+    RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(32)
 
 
 def test_sb3s_own_evaluation_measures_our_sessions():

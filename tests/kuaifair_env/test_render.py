@@ -139,21 +139,3 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 
 def test_importing_is_light_and_matplotlib_comes_with_the_first_picture_and_pyplot_never():
     subprocess.run([sys.executable, "-c", LIGHT], check=True)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("items", np.zeros(6, int)),
-        ("popular", np.zeros((6, 3), bool)),
-        ("clicks", np.zeros((5, 4), bool)),
-        ("rewards", np.zeros(5)),
-        ("popular_shares", np.zeros(7)),
-        ("violations", np.zeros((6, 1), bool)),
-        ("tempers", np.zeros(6)),
-        ("max_len", 0),
-    ],
-)
-def test_a_trace_that_does_not_fit_together_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must"):
-        dataclasses.replace(trace_of(), **{field: value})
