@@ -27,11 +27,11 @@ import pandas as pd
 from purifiers import pair_of
 
 from dsrm.diffusion import SamplerConfig
-from dsrm.distillation import DistillationConfig
-from dsrm.model import DSRM
+from dsrm.model import DSRM, DistillationConfig
 from dsrm.pretrain import Mode, PretrainConfig, pretrain
-from dsrm.probe_data import ProbeSet, probe_set, unit_rows
+from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.purifier import StatePurifier
+from dsrm.windows import unit_rows
 from dsrm.wrappers import VecDSRM
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.study.figures import StepResult, draw_diffusion_steps

@@ -23,7 +23,7 @@ from purifiers import pair_of
 
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretrain import PretrainConfig, pretrain
-from dsrm.probe_data import unit_rows
+from dsrm.windows import unit_rows
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray

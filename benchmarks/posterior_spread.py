@@ -23,11 +23,10 @@ import numpy as np
 from purifiers import pair_of
 from scipy.stats import spearmanr
 
-from dsrm.condition import ConditionBuilder
 from dsrm.model import DSRM
 from dsrm.purifier import load_purifier
 from dsrm.targets import PooledPositives
-from dsrm.windows import SampledWindows, sample_windows
+from dsrm.windows import ConditionBuilder, SampledWindows, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import write_text_atomically

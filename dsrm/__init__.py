@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         NoisePurifier,
         RegressionPurifier,
     )
-    from dsrm.condition import ConditionBuilder
     from dsrm.diffusion import SamplerConfig
     from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
     from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
     from dsrm.purifier import load_purifier, purifier_hash, save_purifier
     from dsrm.training import TrainingConfig
+    from dsrm.windows import ConditionBuilder
     from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 
 # torch takes seconds to import; names that need it are looked up when they are used.
@@ -31,7 +31,7 @@ _HOMES = {
     "load_purifier": "purifier",
     "purifier_hash": "purifier",
     "save_purifier": "purifier",
-    "ConditionBuilder": "condition",
+    "ConditionBuilder": "windows",
     "IdentityPurifier": "baselines",
     "IPSPurifier": "baselines",
     "LinearDebiasPurifier": "baselines",

@@ -11,10 +11,10 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from dsrm.denoiser import Denoiser, DenoiserConfig, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, row_keys, row_normals
 from dsrm.purifier import BasePurifier, Binding, WorldKey, observed_bound, state_space
+from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
@@ -43,8 +43,8 @@ class IPSPurifier(BasePurifier):
     """Takes the inverse-propensity mean of the clicked items: rare items count more, nothing is learned.
 
     Args:
-        exponent: See :func:`~dsrm.condition.propensity_weights`.
-        clip_quantile: See :func:`~dsrm.condition.propensity_weights`.
+        exponent: See :func:`~dsrm.windows.propensity_weights`.
+        clip_quantile: See :func:`~dsrm.windows.propensity_weights`.
     """
 
     kind = "ips"

@@ -21,11 +21,9 @@ from dsrm.baselines import (
     regression_network,
 )
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
-from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder, condition_size
 from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
-from dsrm.distillation import DistillationConfig, Teacher, distil
-from dsrm.model import DSRM, SPREAD_SAMPLES, DSRMConfig
+from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, Teacher, distil
 from dsrm.purifier import StatePurifier, WorldKey
 from dsrm.targets import (
     ExampleSource,
@@ -44,7 +42,14 @@ from dsrm.training import (
     top_heavy_objective,
     train_denoiser,
 )
-from dsrm.windows import WindowSettings, WindowSource
+from dsrm.windows import (
+    DEFAULT_CLIP_QUANTILE,
+    DEFAULT_EXPONENT,
+    ConditionBuilder,
+    WindowSettings,
+    WindowSource,
+    condition_size,
+)
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split

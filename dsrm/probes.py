@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.probe_data import ProbeSet, unit_rows
+from dsrm.probe_data import ProbeSet
 from dsrm.purifier import StatePurifier
+from dsrm.windows import unit_rows
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.world import World
 

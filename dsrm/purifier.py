@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dsrm.condition import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
+from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError

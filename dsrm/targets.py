@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.condition import ConditionBuilder
-from dsrm.windows import SampledWindows, WindowSettings, WindowSource
+from dsrm.windows import ConditionBuilder, SampledWindows, WindowSettings, WindowSource
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.spaces import observed_states

@@ -186,7 +186,7 @@ def _write_probes(
 ) -> None:
     import json
 
-    from dsrm.probe_figures import draw_counts_and_rates, draw_states
+    from dsrm.probe_data import draw_counts_and_rates, draw_states
     from kuaifair_env.files import write_text_atomically
 
     content: dict[str, Any] = report.as_dict()

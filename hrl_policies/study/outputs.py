@@ -107,8 +107,7 @@ def _draw_group(folder: Path, group: Comparison, ending: str, form: FigureFormat
 
 
 def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: FigureFormat) -> list[Path]:
-    from dsrm.probe_data import probe_set
-    from dsrm.probe_figures import draw_counts_and_rates, draw_states
+    from dsrm.probe_data import draw_counts_and_rates, draw_states, probe_set
     from dsrm.probes import purified_states
 
     term = "" if pair.item_term is None else pair.item_term.mode

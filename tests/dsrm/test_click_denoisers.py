@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from training_worlds import taste_worlds
 
-from dsrm import denoising_losses as losses
+from dsrm import click_denoisers as losses
 from dsrm.click_denoisers import DENOISING_LOSSES, ClickModelConfig, train_click_model
 
 TRAIN, TEST = taste_worlds()

@@ -13,12 +13,11 @@ from training_worlds import taste_worlds
 
 import dsrm
 from dsrm import training
-from dsrm.condition import propensity_weights
 from dsrm.diffusion import SamplerConfig
-from dsrm.distillation import DistillationConfig, distil
+from dsrm.model import DistillationConfig, distil
 from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain
 from dsrm.purifier import load_purifier, save_purifier
-from dsrm.windows import sample_windows
+from dsrm.windows import propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.spaces import observed_states

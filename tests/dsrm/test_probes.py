@@ -9,8 +9,7 @@ import pytest
 from training_worlds import taste_worlds
 
 from dsrm.baselines import IdentityPurifier
-from dsrm.probe_data import KINDS, SHORT, probe_set
-from dsrm.probe_figures import draw_counts_and_rates, draw_states
+from dsrm.probe_data import KINDS, SHORT, draw_counts_and_rates, draw_states, probe_set
 from dsrm.probes import RAW, probe, purified_states, report_table
 from kuaifair_env.spaces import observed_states
 

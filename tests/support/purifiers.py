@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dsrm.distillation import DistillationConfig
+from dsrm.model import DistillationConfig
 from dsrm.pretrain import Mode, PretrainConfig
 from dsrm.purifier import MismatchError, state_space
 from dsrm.training import TrainingConfig
