@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,29 +20,45 @@ from hrl_policies.study.checks import check_study
 from hrl_policies.study.engines import LocalEngine, RayEngine
 from hrl_policies.study.folders import read_study_file, state_of, study_lock, write_study
 from hrl_policies.study.outputs import write_outputs
-from hrl_policies.study.runs import run_study
+from hrl_policies.study.runs import FailedRunsError, run_study
+from hrl_policies.study.spec import parse_study
+from hrl_policies.study.tables import result_tables
 from hrl_policies.study.tasks import WorldCache
 from kuaifair_env.errors import ArtifactError
 
 COMMAND = "kuaifair study run small.yml"
-TABLES = ("tables.md", "runs.csv")
 
 
 def run(spec, store, engine=None, worlds=None, **settings):
-    """Runs a study and writes its tables, as the command does; returns its result and what a callback saw."""
+    """Runs a study; returns its result and what a callback saw."""
     worlds = {"small": small_pair()} if worlds is None else worlds
     callback = RecordingCallback()
     runs = check_study(spec, worlds=worlds)
-    command = write_study(store, spec, COMMAND)
-    result = run_study(runs, store, worlds, engine=engine, callback=callback, **settings)
-    write_outputs(store, result.records, result.reasons, command)
-    return result, callback
+    return run_study(runs, store, worlds, engine=engine, callback=callback, **settings), callback
 
 
 def files_of(store):
-    """Everything that a study's runs determine, by name: not how long they took, nor on what machine."""
-    kept = (*TABLES, "result.json", "sessions.csv", "learning_curve.csv", "config.json", "provenance.json")
-    return {str(path.relative_to(store)): path.read_bytes() for name in kept for path in store.rglob(name)}
+    """Everything that runs determine, by name: not how long they took, nor on what machine."""
+    names = ("result.json", "sessions.csv", "learning_curve.csv", "config.json", "provenance.json")
+    return {str(path.relative_to(store)): path.read_bytes() for name in names for path in store.rglob(name)}
+
+
+def page_of(result):
+    """The tables of a study's runs."""
+    return "\n".join(table.markdown() for table in result_tables(result.records, COMMAND))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study, which no test changes."""
+    store = tmp_path_factory.mktemp("finished")
+    return store, *run(study(), store)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it, which a test may change."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
 def troubled(tmp_path):
@@ -58,40 +75,45 @@ def plain(tmp_path_factory):
     """The study in worlds without trouble, in this process: what every engine must give."""
     store = tmp_path_factory.mktemp("plain")
     worlds = {name: small_pair(name=name) for name in ("small", "killing")}
-    run(study(worlds=list(worlds)), store, worlds=worlds)
-    return files_of(store)
+    result, _ = run(study(worlds=list(worlds)), store, worlds=worlds)
+    return files_of(store), page_of(result)
 
 
-def test_a_study_leaves_runs_logs_tables_and_records(tmp_path):
-    result, callback = run(study(), tmp_path)
+def test_a_study_leaves_runs_logs_and_records(finished):
+    store, result, callback = finished
     names = [f"small/a2c-n_steps=2-len10-k10-seed{seed}" for seed in (3, 4)]
     names += ["small/random-len10-k10-seed3", "small/quota-greedy-len10-k10-seed3"]
     assert callback.started == names and callback.errors == dict.fromkeys(names, "")
     assert list(callback.work) == names and callback.before == (0, 0) and min(callback.work.values()) > 0
     assert not result.failures and [record.config.seed for record in result.records] == [3, 4, 3, 3]
-    left = sorted(path.name for path in tmp_path.iterdir())
-    made = [".lock", "figures", "report.html", "runs.csv", "small", "study.json", "tables", "tables.md"]
-    assert left == made and all((tmp_path / name).stat().st_size for name in ("report.html", "tables.md"))
-    table = (tmp_path / "tables.md").read_text()
-    assert "| A2C (n_steps=2) |" in table and f"Made by: {COMMAND}" in table
-    rows = (tmp_path / "runs.csv").read_text().splitlines()
-    assert len(rows) == 5 and ",n_steps=2," in rows[1]
-    log = (tmp_path / names[0] / "log.txt").read_text()
+    assert result.raise_for_failures() is result
+    assert sorted(path.name for path in store.iterdir()) == [".lock", "small"]
+    assert "| A2C (n_steps=2) |" in page_of(result)
+    log = (store / names[0] / "log.txt").read_text()
     assert log.startswith("run: a2c (n_steps=2) in small, Max Len 10, seed 3, 128 steps in 64 sessions\n")
     assert "torch" in log and "finished:" in log
-    assert {str(record.config.method) for record in stored_records(tmp_path)} == {
-        "a2c",
-        "random",
-        "quota-greedy",
-    }
+    methods = [record.config.method for record in stored_records(store)]
+    assert sorted(methods) == ["a2c", "a2c", "quota-greedy", "random"]
 
 
-def test_a_second_call_runs_nothing_and_writes_the_same_bytes(tmp_path):
-    run(study(), tmp_path)
-    before = files_of(tmp_path)
-    _, callback = run(study(), tmp_path)
+def test_what_is_made_of_a_studys_runs_is_the_same_every_time(copied, finished):
+    _, result, _ = finished
+    paths = write_outputs(copied, result.records, result.reasons, COMMAND)
+    names = ("figures", "report.html", "runs.csv", "small", "tables", "tables.md")
+    assert {path.name for path in copied.iterdir()} == {*names, ".lock"}
+    assert all(path.stat().st_size for path in paths)
+    table, rows = (copied / "tables.md").read_bytes(), (copied / "runs.csv").read_bytes()
+    assert f"Made by: {COMMAND}" in table.decode()
+    assert len(rows.splitlines()) == 5 and b",n_steps=2," in rows.splitlines()[1]
+    write_outputs(copied, result.records, result.reasons, COMMAND)
+    assert (copied / "tables.md").read_bytes() == table and (copied / "runs.csv").read_bytes() == rows
+
+
+def test_a_second_call_runs_nothing_and_changes_nothing(copied, finished):
+    before = files_of(copied)
+    result, callback = run(study(), copied)
     assert callback.started == [] and callback.before == (4, 0)
-    assert files_of(tmp_path) == before
+    assert files_of(copied) == before and page_of(result) == page_of(finished[1])
 
 
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(tmp_path):
@@ -103,54 +125,66 @@ def test_a_run_that_raises_is_recorded_and_the_others_go_on(tmp_path):
     failed = tmp_path / "raising/random-len10-k10-seed3.failed"
     assert "RuntimeError: the users went home" in (failed / "traceback.txt").read_text()
     assert json.loads((failed / "config.json").read_text())["method"] == "random"
+    assert result.reasons["raising/random-len10-k10-seed3"] == "RuntimeError: the users went home"
+    write_outputs(tmp_path, [], result.reasons, COMMAND)
     page = (tmp_path / "tables.md").read_text()
     assert "### 4 runs failed and are not in these tables" in page
     assert "- raising/random-len10-k10-seed3: RuntimeError: the users went home" in page
+    with pytest.raises(FailedRunsError, match=r"4 runs failed; the first is raising/(.|\n)*users went home"):
+        result.raise_for_failures()
 
     again, callback = run(spec, tmp_path, worlds=worlds)
     assert callback.started == [] and callback.before == (4, 4) and len(again.failures) == 4
     mended = worlds | {"raising": small_pair(name="raising")}
     healed, callback = run(spec, tmp_path, worlds=mended, retry_failed=True)
     assert len(callback.started) == 4 and not healed.failures and len(healed.records) == 8
-    assert not list(tmp_path.rglob("*.failed")) and "failed" not in (tmp_path / "tables.md").read_text()
+    assert not list(tmp_path.rglob("*.failed"))
 
 
 def test_leftovers_of_killed_runs_are_removed_and_strangers_stay(tmp_path):
     (tmp_path / "small/.random-len10-k10-seed3.00ff00ff.tmp").mkdir(parents=True)
     (tmp_path / "small/.random-len10-k10-seed3.failed.00ff00ff.tmp").mkdir(parents=True)
     (tmp_path / "small/.somebody-else.00ff00ff.tmp").mkdir(parents=True)
-    run(study(), tmp_path)
+    run(study(methods=["random"]), tmp_path)
     assert [path.name for path in tmp_path.rglob("*.tmp")] == [".somebody-else.00ff00ff.tmp"]
 
 
-def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(tmp_path):
-    run(study(), tmp_path)
+def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):
+    spec = study()
+    assert write_study(copied, spec, COMMAND) == COMMAND
+    assert write_study(copied, spec.model_copy(update={"data_dir": "elsewhere"}), "another") == COMMAND
     with pytest.raises(ArtifactError, match=r"holds another study \(seeds, users differ\)"):
-        run(study(seeds=[5], users=7), tmp_path)
-    with study_lock(tmp_path), pytest.raises(ArtifactError, match="another process works on the study"):
-        run(study(), tmp_path)
-    content, command = read_study_file(tmp_path)
-    assert content["name"] == "small study" and command == COMMAND
+        write_study(copied, study(seeds=[5], users=7), COMMAND)
+    content, command = read_study_file(copied)
+    assert parse_study(content) == (spec, []) and command == COMMAND
+    with study_lock(copied), pytest.raises(ArtifactError, match="another process works on the study"):
+        run(spec, copied)
     with pytest.raises(ArtifactError, match="is not the folder of a study"):
-        read_study_file(tmp_path / "small")
+        read_study_file(copied / "small")
 
 
-def test_a_changed_run_is_an_error_and_not_a_result(tmp_path):
-    run(study(), tmp_path)
-    path = tmp_path / "small/random-len10-k10-seed3/config.json"
+def test_a_changed_run_is_an_error_and_not_a_result(copied):
+    path = copied / "small/random-len10-k10-seed3/config.json"
     path.write_text(path.read_text().replace('"users": 15', '"users": 14'))
     with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(users differ\)"):
-        run(study(), tmp_path)
+        run(study(), copied)
+
+
+def test_runs_of_another_version_are_refused(copied):
+    path = copied / "small/random-len10-k10-seed3/result.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 2"):
+        run(study(), copied)
 
 
 def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
     sweep = {"gamma": [0.5, 0.9], "leave": ["temper", "never"]}
     result, _ = run(study(sweep=sweep, seeds=[3]), tmp_path)
     assert len(result.records) == 2 * (2 + 2)
-    table = (tmp_path / "tables.md").read_text()
-    assert table.count("### small, Max Len 10") == 2
+    page = page_of(result)
+    assert page.count("### small, Max Len 10") == 2
     for row in ("| A2C (n_steps=2, gamma=0.5) |", "| A2C (n_steps=2, gamma=0.9) |", "| Random |"):
-        assert table.count(row) == 2
+        assert page.count(row) == 2
 
 
 def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_path):
@@ -162,9 +196,9 @@ def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_
         return original(world, mode, *rest, folder=tmp_path / "cache", **named)
 
     monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", counted)
-    spec = study(purifiers=["none", "ips", "identity"], max_lens=[10, 12])
+    spec = study(methods=["random", "quota-greedy"], purifiers=["none", "ips", "identity"], max_lens=[10, 12])
     result, callback = run(spec, tmp_path / "store")
-    assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 4
+    assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 2
     assert callback.started[:2] == ["purifier 'ips' of small", "purifier 'identity' of small"]
     kept = sorted(path.name for path in (tmp_path / "store/purifiers").iterdir())
     assert kept == ["small-identity.safetensors", "small-ips.safetensors"]
@@ -182,8 +216,8 @@ def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkey
         raise MemoryError("too many windows")
 
     monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", broken)
-    result, _ = run(study(purifiers=["none", "ips"]), tmp_path)
-    assert len(result.records) == 4 and len(result.failures) == 4
+    result, _ = run(study(methods=["random", "quota-greedy"], purifiers=["none", "ips"]), tmp_path)
+    assert len(result.records) == 2 and len(result.failures) == 2
     assert all("+ips-" in name and "too many windows" in text for name, text in result.failures.items())
 
 
@@ -238,13 +272,7 @@ def check_troubled_study(result, store, plain):
     assert {record.config.world for record in result.records} == {"small", "killing"}
     assert len(result.records) == 8 and len(result.failures) == 4
     assert all("the users went home" in text for text in result.failures.values())
-    found = files_of(store)
-    runs = {name for name in plain if name not in TABLES}
-    assert {name for name in found if name in runs} == runs
-    for name in runs:
-        assert found[name] == plain[name], name
-    assert found["runs.csv"] == plain["runs.csv"]
-    assert found["tables.md"].startswith(plain["tables.md"])
+    assert (files_of(store), page_of(result)) == plain
     assert not list(store.rglob("*.tmp"))
 
 
@@ -262,8 +290,8 @@ def benchmark(name):
 def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path):
     kills = benchmark("study_kills")
     plan = kills.write_plan(tmp_path, learners=4, seeds=1, max_lens=(30,))
-    report = kills.compare(plan, tmp_path, kills=3, rng=np.random.default_rng(0), workers=2)
-    assert report.runs == 12 and report.kills == 3
+    report = kills.compare(plan, tmp_path, kills=2, rng=np.random.default_rng(0), workers=2)
+    assert report.runs == 12 and report.kills == 2
     assert report.different == () and report.leftovers == ()
 
 
