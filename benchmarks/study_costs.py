@@ -21,9 +21,9 @@ from typing import Any
 from dsrm.baselines import IdentityPurifier
 from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, evaluate_run, plan_run
-from hrl_policies.study.monitoring import save_model
+from hrl_policies.study.checkpoints import save_model
 from hrl_policies.study.progress import calibration_seconds
-from hrl_policies.study.runner import Purifying, build_policy, single_threaded
+from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.worlds import WorldPair, cached_purifier, load_worlds
 from hrl_policies.zoo import METHODS, load_settings, method
 from kuaifair_env.files import folder_size, write_text_atomically
@@ -79,15 +79,15 @@ def trained_and_evaluated(name: str, pair: WorldPair, steps: int | None) -> tupl
         # Nothing is learned before, so that a short run would look too cheap.
         overrides["learning_starts"] = 64
     # Purification costs little beside simulation; here an identity stands in for it.
-    purifying = Purifying(IdentityPurifier(), b"") if spec.purifier else None
+    purifier = IdentityPurifier() if spec.purifier else None
     identity = PurifierIdentity("identity", "") if spec.purifier else None
     config = plan_run(name, pair.name, total_steps=steps, users=USERS, overrides=overrides, purifier=identity)
     start = time.process_time()
-    policy = build_policy(config, pair, purifying)
+    policy = build_policy(config, pair, purifier)
     if steps is not None:
         policy.learn(OFFLINE[steps] if isinstance(policy, OfflineAlgorithm) else steps, log_interval=None)
     trained = time.process_time()
-    evaluate_run(replace(config, users=USERS), policy, pair, purifying)
+    evaluate_run(replace(config, users=USERS), policy, pair, purifier)
     return policy, trained - start, (time.process_time() - trained) / USERS
 
 

@@ -22,10 +22,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dsrm.pretrain import PretrainConfig, pretrain
-from dsrm.purifier import load_purifier, save_purifier
+from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run
-from hrl_policies.study.runner import Purifying, build_policy, single_threaded
+from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
@@ -66,13 +66,13 @@ def whole_catalogue(n_items: int | None) -> WorldPair:
     return WorldPair("KuaiRec twin", replace(train, users=rest), replace(train, split="test", users=held))
 
 
-def brief_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, Purifying]:
+def brief_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, StatePurifier]:
     """Trains a profile purifier for one round."""
     path = folder / "profile.safetensors"
     save_purifier(
         pretrain(pair.train, PretrainConfig(mode="profile", training=TrainingConfig(rounds=1))), path
     )
-    return PurifierIdentity.of_file(path), Purifying(load_purifier(path), path.read_bytes())
+    return PurifierIdentity.of_file(path), load_purifier(path)
 
 
 def turns_of(models: dict[str, BaseAlgorithm], sessions: int) -> dict[str, list[tuple[float, int]]]:
@@ -124,8 +124,8 @@ def main() -> None:
     single_threaded()
     pair = whole_catalogue(arguments.items)
     with TemporaryDirectory() as folder:
-        identity, purifying = brief_purifier(pair, Path(folder))
-        models = {name: model_of(name, pair, identity, purifying) for name in METHODS}
+        identity, purifier = brief_purifier(pair, Path(folder))
+        models = {name: model_of(name, pair, identity, purifier) for name in METHODS}
         spent = turns_of(models, arguments.sessions)
     text = page(
         spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS"
@@ -135,14 +135,16 @@ def main() -> None:
         write_text_atomically(arguments.results / "train_speed.md", text)
 
 
-def model_of(name: str, pair: WorldPair, identity: PurifierIdentity, purifying: Purifying) -> BaseAlgorithm:
+def model_of(
+    name: str, pair: WorldPair, identity: PurifierIdentity, purifier: StatePurifier
+) -> BaseAlgorithm:
     """Returns the untrained model of a method with the zoo's settings."""
     own = bool(method(name).purifier)
     config = plan_run(
         name, pair.name, seed=SEED, session=SessionConfig(max_len=30), purifier=identity if own else None
     )
     build: Callable[..., BaseAlgorithm] = build_policy
-    return build(config, pair, purifying if own else None)
+    return build(config, pair, purifier if own else None)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dsrm.baselines import IdentityPurifier
 from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, plan_run
 from hrl_policies.study.progress import calibration_seconds
-from hrl_policies.study.runner import Purifying, build_policy, single_threaded
+from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.study.table import Cell, Measured, ResultTable
 from hrl_policies.worlds import WorldPair, load_worlds
@@ -57,10 +57,10 @@ class Timer:
 def built(name: str, pair: WorldPair) -> Any:
     """Returns an untrained model; a purifier costs little beside the rest, so an identity stands in for it."""
     overrides = {"learning_starts": 64} if "learning_starts" in load_settings(name).hyperparameters else {}
-    purifying = Purifying(IdentityPurifier(), b"") if method(name).purifier else None
-    identity = PurifierIdentity("identity", "") if purifying else None
+    purifier = IdentityPurifier() if method(name).purifier else None
+    identity = PurifierIdentity("identity", "") if purifier else None
     config = plan_run(name, pair.name, seed=1, overrides=overrides, purifier=identity)
-    return build_policy(config, pair, purifying)
+    return build_policy(config, pair, purifier)
 
 
 def operators(model: Any, steps: int) -> str:

@@ -173,7 +173,7 @@ def evaluate(
         config,
         study.load_policy(stored, worlds),
         worlds,
-        study.purifying_of(stored),
+        study.purifier_of(stored),
         ranking=ranking,
         progress=progress,
     )

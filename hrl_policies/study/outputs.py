@@ -19,7 +19,7 @@ from hrl_policies.study.labels import PROPOSED
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
 from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
-from hrl_policies.study.runner import open_worlds, purifying_of
+from hrl_policies.study.runner import open_worlds, purifier_of
 from hrl_policies.study.scores import score_table
 from hrl_policies.study.store import RunRecord, StoredRun, stored_runs
 from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
@@ -130,9 +130,9 @@ def _purifiers_of_runs(world: str, term: str, runs: Sequence[StoredRun]) -> dict
     for run in runs:
         config = run.config
         if run.complete and config.purifier and (config.world, config.item_term) == (world, term):
-            purifying = None if config.purifier.name in found else purifying_of(run)
-            if purifying is not None:
-                found[config.purifier.name] = purifying.purifier
+            purifier = None if config.purifier.name in found else purifier_of(run)
+            if purifier is not None:
+                found[config.purifier.name] = purifier
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hrl_policies.study.store import (
     PARTIAL,
     PURIFIER,
     CurveRow,
+    RunContents,
     StoredRun,
     load_run,
     need_free,
@@ -65,17 +67,27 @@ class RunResult:
         return self.evaluation is not None
 
 
-@dataclass(frozen=True)
-class Purifying:
-    """A purifier and the bytes of its file, which go into the run folder.
+@dataclass
+class _Run:
+    """A run while it goes on.
 
     Attributes:
-        purifier: The purifier.
-        content: Its file.
+        config: What is run.
+        worlds: Its worlds.
+        purifier: Its purifier.
+        purifier_file: The file of that, for the run folder.
+        policy: The model or the control.
+        curve: The learning curve so far.
+        steps_done: Training steps so far.
     """
 
-    purifier: StatePurifier
-    content: bytes
+    config: RunConfig
+    worlds: WorldPair
+    purifier: StatePurifier | None
+    purifier_file: bytes | None
+    policy: Any
+    curve: list[CurveRow] = field(default_factory=list)
+    steps_done: int = 0
 
 
 def single_threaded() -> None:
@@ -121,12 +133,14 @@ def train(
             raise ArtifactError(
                 f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
             )
+    if purifier is not None and config.purifier is None:
+        raise ValueError("a purifier was given, but the run's configuration names none; see plan_run")
     log, memory = RunLog(config), PeakMemory()
     with log.recording():
         pair = worlds_of(config, worlds, data_dir)
-        purifying = _opened(config, purifier)
-        policy = build_policy(config, pair, purifying)
-        return _finish(config, pair, purifying, policy, [], 0, target, progress, log, memory)
+        run = _Run(config, pair, *_load_purifier(config, purifier), None)
+        run.policy = build_policy(config, pair, run.purifier)
+        return _finish(run, target, progress, log, memory)
 
 
 def resume(
@@ -150,7 +164,7 @@ def resume(
     Raises:
         ArtifactError: If the folder is not an interrupted run, or the data has changed.
     """
-    from hrl_policies.study.monitoring import restore_checkpoint
+    from hrl_policies.study.checkpoints import restore_checkpoint
 
     path = Path(folder)
     stored = load_run(path)
@@ -163,21 +177,11 @@ def resume(
     with log.recording():
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_data(stored, pair)
-        purifying = purifying_of(stored)
-        policy = build_policy(stored.config, pair, purifying, seed_shift=stored.steps_done)
-        restore_checkpoint(policy, path, stored.steps_done)
-        result = _finish(
-            stored.config,
-            pair,
-            purifying,
-            policy,
-            stored.curve,
-            stored.steps_done,
-            target,
-            progress,
-            log,
-            memory,
-        )
+        run = _Run(stored.config, pair, *_load_purifier(stored.config, path / PURIFIER), None)
+        run.policy = build_policy(stored.config, pair, run.purifier, seed_shift=stored.steps_done)
+        restore_checkpoint(run.policy, path, stored.steps_done)
+        run.curve, run.steps_done = stored.curve, stored.steps_done
+        result = _finish(run, target, progress, log, memory)
     if result.complete:
         shutil.rmtree(path)
     return result
@@ -187,7 +191,7 @@ def evaluate_run(
     config: RunConfig,
     policy: Any,
     worlds: WorldPair,
-    purifying: Purifying | None = None,
+    purifier: StatePurifier | None = None,
     *,
     ranking: bool = False,
     progress: bool = False,
@@ -198,7 +202,7 @@ def evaluate_run(
         config: The run; replace ``users``, ``episodes_per_user`` or ``evaluation_seed`` for other sessions.
         policy: Anything with ``predict``.
         worlds: The run's worlds.
-        purifying: The run's purifier; see :func:`purifying_of`.
+        purifier: The run's purifier; see :func:`purifier_of`.
         ranking: Whether to measure R-NDCG@K too.
         progress: Whether to show a progress bar.
     """
@@ -206,9 +210,7 @@ def evaluate_run(
     batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
     return evaluate(
         policy,
-        purified_sessions(
-            worlds.test, config.session, batch_size, 0, None if purifying is None else purifying.purifier
-        ),
+        purified_sessions(worlds.test, config.session, batch_size, 0, purifier),
         users=chosen,
         episodes_per_user=config.episodes_per_user,
         seed=config.evaluation_seed,
@@ -224,32 +226,32 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
         ArtifactError: If the data has changed, or the model file is damaged.
     """
     _check_same_data(run, worlds)
-    policy = build_policy(run.config, worlds, purifying_of(run))
+    policy = build_policy(run.config, worlds, purifier_of(run))
     if method(run.config.method).learns:
-        from hrl_policies.study.monitoring import restore_parameters
+        from hrl_policies.study.checkpoints import restore_parameters
 
         restore_parameters(policy, run.folder / MODEL)
     return policy
 
 
-def purifying_of(run: StoredRun) -> Purifying | None:
+def purifier_of(run: StoredRun) -> StatePurifier | None:
     """Returns the purifier of a run folder, or None.
 
     Raises:
         ArtifactError: If it is missing or damaged.
     """
-    return _opened(run.config, run.folder / PURIFIER if run.config.purifier else None)
+    return _load_purifier(run.config, run.folder / PURIFIER)[0]
 
 
 def build_policy(
-    config: RunConfig, worlds: WorldPair, purifying: Purifying | None = None, seed_shift: int = 0
+    config: RunConfig, worlds: WorldPair, purifier: StatePurifier | None = None, seed_shift: int = 0
 ) -> Any:
     """Builds the untrained model, or the control, of a run.
 
     Args:
         config: The run.
         worlds: Its worlds.
-        purifying: Its purifier.
+        purifier: Its purifier.
         seed_shift: Added to the seed of sessions and of the algorithm when a run is resumed.
 
     Raises:
@@ -265,7 +267,7 @@ def build_policy(
             config.n_envs,
             config.seed,
             taste_noise=config.taste_noise,
-            purifier=None if purifying is None else purifying.purifier,
+            purifier=purifier,
         )
     policy = spec.build(
         BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
@@ -331,135 +333,80 @@ def result_content(
     }
 
 
-def _finish(
-    config: RunConfig,
-    worlds: WorldPair,
-    purifying: Purifying | None,
-    policy: Any,
-    curve: list[CurveRow],
-    steps_done: int,
-    target: Path | None,
-    progress: bool,
-    log: RunLog,
-    memory: PeakMemory,
-) -> RunResult:
+def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:
     """Trains what is left to train, evaluates and writes."""
-    start, resumed_at = time.perf_counter(), steps_done
+    config, resumed_at = run.config, run.steps_done
     learns = method(config.method).learns
-    if learns:
-        curve, steps_done, interrupted = _learn(config, policy, curve, steps_done, progress)
+    start = time.perf_counter()
+    interrupted = learns and _learn(run, progress)
     training = time.perf_counter() - start
     start = time.perf_counter()
     evaluation = None
     try:
-        if not learns or not interrupted:
-            evaluation = evaluate_run(config, policy, worlds, purifying, progress=progress)
+        if not interrupted:
+            evaluation = evaluate_run(config, run.policy, run.worlds, run.purifier, progress=progress)
     except KeyboardInterrupt:
         if not learns:
             raise
     seconds = time.perf_counter() - start
     if target is not None:
+        contents = _contents(run, checkpoint=evaluation is None)
         if evaluation is None:
             target = partial_folder(target)
-            _write_partial(target, config, worlds, purifying, curve, steps_done, policy)
+            write_partial(target, contents, run.steps_done)
         else:
+            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             timing = {
                 "training_seconds": training,
                 "evaluation_seconds": seconds,
                 "peak_memory_mib": memory.mib(),
             }
-            content = result_content(config, evaluation, steps_done, resumed_at)
-            model = policy if learns else None
-            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
-            _write(target, config, worlds, purifying, curve, model, content, evaluation, timing, log)
-    return RunResult(config, evaluation, curve, policy, steps_done, target, training, seconds)
+            result = result_content(config, evaluation, run.steps_done, resumed_at)
+            write_run(target, contents, result, evaluation.sessions.columns(), timing, log.text())
+    return RunResult(config, evaluation, run.curve, run.policy, run.steps_done, target, training, seconds)
 
 
-def _opened(config: RunConfig, path: str | Path | None) -> Purifying | None:
-    """Opens the purifier that a configuration names."""
+def _contents(run: _Run, checkpoint: bool) -> RunContents:
+    """Returns what a run's folder holds, finished or not; a checkpoint has the replay buffer too."""
+    save = None
+    if method(run.config.method).learns:
+        from hrl_policies.study import checkpoints
+
+        write = checkpoints.save_checkpoint if checkpoint else checkpoints.save_model
+        save = partial(write, run.policy)
+    return RunContents(run.config, run.worlds.describe(), run.curve, save, run.purifier_file)
+
+
+def _load_purifier(config: RunConfig, path: str | Path | None) -> tuple[StatePurifier | None, bytes | None]:
+    """Loads the purifier that a configuration names; returns its file's content too."""
     if config.purifier is None:
-        if path is not None:
-            raise ValueError("a purifier was given, but the run's configuration names none; see plan_run")
-        return None
+        return None, None
     if path is None:
         raise ValueError(f"the run needs the file of its purifier '{config.purifier.name}'")
     from dsrm.purifier import load_purifier
 
-    found = PurifierIdentity.of_file(path)
-    if found.hash != config.purifier.hash:
-        raise ArtifactError(f"{path} has hash {found.hash}; the run names {config.purifier.hash}")
-    return Purifying(load_purifier(path), Path(path).read_bytes())
+    now = PurifierIdentity.of_file(path).hash
+    if now != config.purifier.hash:
+        raise ArtifactError(f"{path} has hash {now}; the run names {config.purifier.hash}")
+    return load_purifier(path), Path(path).read_bytes()
 
 
-def _learn(
-    config: RunConfig, model: Any, curve: list[CurveRow], steps_done: int, progress: bool
-) -> tuple[list[CurveRow], int, bool]:
-    """Trains; returns curve, steps taken, and whether it was interrupted."""
+def _learn(run: _Run, progress: bool) -> bool:
+    """Trains; returns whether it was interrupted."""
     from hrl_policies.common.offline import OfflineAlgorithm
-    from hrl_policies.study.monitoring import LossMonitor, TrainingMonitor, stops_cleanly
+    from hrl_policies.study.callbacks import LossCurveCallback, SessionCurveCallback, stops_cleanly
 
-    left = config.total_steps - steps_done
-    if left <= 0:
-        return curve, steps_done, False
+    config, model = run.config, run.policy
+    steps = config.total_steps - run.steps_done
+    if steps <= 0:
+        return False
     # What learns in a model of the log plays sessions there, although it is offline.
-    kind = LossMonitor if isinstance(model, OfflineAlgorithm) else TrainingMonitor
-    monitor = kind(config.total_steps, curve, progress, f"{config.method}, seed {config.seed}")
-    with stops_cleanly(monitor):
-        model.learn(left, callback=monitor, log_interval=None, reset_num_timesteps=steps_done == 0)
-    return monitor.curve, int(model.num_timesteps), monitor.stop_requested
-
-
-def _write(
-    target: Path,
-    config: RunConfig,
-    worlds: WorldPair,
-    purifying: Purifying | None,
-    curve: list[CurveRow],
-    model: Any,
-    content: Mapping[str, Any],
-    evaluation: EvaluationResult,
-    timing: Mapping[str, Any],
-    log: RunLog,
-) -> None:
-    def save(folder: Path) -> None:
-        from hrl_policies.study.monitoring import save_model
-
-        save_model(model, folder)
-
-    write_run(
-        target,
-        config=config,
-        provenance=worlds.describe(),
-        curve=curve,
-        result=content,
-        sessions=evaluation.sessions.columns(),
-        timing=timing,
-        save_model=None if model is None else save,
-        purifier=None if purifying is None else purifying.content,
-        log=log.text(),
-    )
-
-
-def _write_partial(
-    target: Path,
-    config: RunConfig,
-    worlds: WorldPair,
-    purifying: Purifying | None,
-    curve: list[CurveRow],
-    steps_done: int,
-    model: Any,
-) -> None:
-    from hrl_policies.study.monitoring import save_checkpoint
-
-    write_partial(
-        target,
-        config=config,
-        provenance=worlds.describe(),
-        curve=curve,
-        steps_done=steps_done,
-        save_model=lambda folder: save_checkpoint(model, folder),
-        purifier=None if purifying is None else purifying.content,
-    )
+    kind = LossCurveCallback if isinstance(model, OfflineAlgorithm) else SessionCurveCallback
+    callback = kind(config.total_steps, run.curve, progress, f"{config.method}, seed {config.seed}")
+    with stops_cleanly(callback):
+        model.learn(steps, callback=callback, log_interval=None, reset_num_timesteps=run.steps_done == 0)
+    run.curve, run.steps_done = callback.curve, int(model.num_timesteps)
+    return callback.stop_requested
 
 
 def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:

@@ -131,18 +131,43 @@ def need_free(path: Path) -> None:
         raise ArtifactError(f"{path} exists already; choose another output folder, or remove it")
 
 
+@dataclass(frozen=True)
+class RunContents:
+    """What every run folder holds, finished or interrupted.
+
+    Attributes:
+        config: What was run.
+        provenance: Both worlds' descriptions.
+        curve: Rows of the learning curve so far.
+        save_model: Writes the model into a folder; None for controls.
+        purifier: The file of the purifier, if there is one.
+    """
+
+    config: RunConfig
+    provenance: Mapping[str, Any]
+    curve: Sequence[CurveRow]
+    save_model: Callable[[Path], None] | None
+    purifier: bytes | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes the files into a folder that is there."""
+        write_json(folder / "config.json", self.config.as_dict())
+        write_json(folder / "versions.json", versions())
+        write_json(folder / "provenance.json", self.provenance)
+        if self.purifier is not None:
+            (folder / PURIFIER).write_bytes(self.purifier)
+        if self.save_model is not None:
+            self.save_model(folder)
+            write_table(folder / _CURVE, self.curve)
+
+
 def write_run(
     folder: Path,
-    *,
-    config: RunConfig,
-    provenance: Mapping[str, Any],
-    curve: Sequence[CurveRow],
+    contents: RunContents,
     result: Mapping[str, Any],
     sessions: Mapping[str, Any],
     timing: Mapping[str, Any],
-    save_model: Callable[[Path], None] | None,
-    purifier: bytes | None = None,
-    log: str = "",
+    log: str,
 ) -> None:
     """Writes a finished run; see the module for what it holds.
 
@@ -150,30 +175,22 @@ def write_run(
         ArtifactError: If the folder exists already.
     """
     with new_folder(folder) as temporary:
-        _write_common(temporary, config, provenance, curve, save_model, purifier)
+        contents.write(temporary)
         write_json(temporary / "result.json", {"format": FORMAT, **result})
         (temporary / LOG).write_text(log, encoding="utf-8", newline="\n")
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
-        rows = [dict(zip(sessions, values, strict=True)) for values in zip(*_lists(sessions), strict=True)]
+        columns = [column.tolist() for column in sessions.values()]
+        rows = [dict(zip(sessions, values, strict=True)) for values in zip(*columns, strict=True)]
         write_table(temporary / "sessions.csv", rows)
 
 
-def write_partial(
-    folder: Path,
-    *,
-    config: RunConfig,
-    provenance: Mapping[str, Any],
-    curve: Sequence[CurveRow],
-    steps_done: int,
-    save_model: Callable[[Path], None],
-    purifier: bytes | None = None,
-) -> None:
+def write_partial(folder: Path, contents: RunContents, steps_done: int) -> None:
     """Writes an interrupted run in place of an earlier state of the same run."""
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write_common(temporary, config, provenance, curve, save_model, purifier)
+        contents.write(temporary)
         write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
         if folder.exists():
             os.replace(folder, old)
@@ -286,28 +303,6 @@ def read_table(path: Path) -> list[dict[str, float]]:
         raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
-
-
-def _write_common(
-    folder: Path,
-    config: RunConfig,
-    provenance: Mapping[str, Any],
-    curve: Sequence[CurveRow],
-    save_model: Callable[[Path], None] | None,
-    purifier: bytes | None,
-) -> None:
-    write_json(folder / "config.json", config.as_dict())
-    write_json(folder / "versions.json", versions())
-    write_json(folder / "provenance.json", provenance)
-    if purifier is not None:
-        (folder / PURIFIER).write_bytes(purifier)
-    if save_model is not None:
-        save_model(folder)
-        write_table(folder / _CURVE, curve)
-
-
-def _lists(columns: Mapping[str, Any]) -> list[list[Any]]:
-    return [column.tolist() for column in columns.values()]
 
 
 def _number(text: str) -> float:

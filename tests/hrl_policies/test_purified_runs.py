@@ -19,7 +19,7 @@ from hrl_policies.study import (
     resume,
     train,
 )
-from hrl_policies.study.runner import purifying_of
+from hrl_policies.study.runner import purifier_of
 from kuaifair_env.errors import ArtifactError
 
 
@@ -55,7 +55,7 @@ def test_a_folder_holds_its_purifier_and_reproduces_the_result(files, tmp_path):
     files["noise"].unlink()
     stored = load_run(tmp_path / "run")
     assert stored.config.purifier == PurifierIdentity("noise", stored.config.purifier.hash)
-    again = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair(), purifying_of(stored))
+    again = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair(), purifier_of(stored))
     assert again.summary() == summary(result)
     raw = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair())
     assert raw.summary() != summary(result)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worlds_for_tests import interrupted_pair, small_pair
 
-import hrl_policies.study.monitoring as learning
+import hrl_policies.study.checkpoints as checkpoints
 from hrl_policies.study import (
     evaluate_run,
     load_policy,
@@ -174,7 +174,7 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
     from hrl_policies.study.runner import build_policy
 
     fresh = build_policy(td3(), small_pair())
-    learning.restore_checkpoint(fresh, tmp_path / "run.partial", 320)
+    checkpoints.restore_checkpoint(fresh, tmp_path / "run.partial", 320)
     for name, value in stopped.policy.policy.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), fresh.policy.state_dict()[name].numpy(), err_msg=name)
     old, new = stopped.policy.replay_buffer, fresh.replay_buffer
@@ -206,7 +206,7 @@ def die_while_writing(folder):
         (path / "model.zip").write_bytes(b"half a mod")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    learning.save_model = save
+    checkpoints.save_model = save
     train(a2c(total_steps=128), small_pair(), output=folder)
 
 
@@ -226,7 +226,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def fail(model, path):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(learning, "save_model", fail)
+    monkeypatch.setattr(checkpoints, "save_model", fail)
     with pytest.raises(OSError, match="no space"):
         train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

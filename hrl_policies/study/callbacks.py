@@ -1,4 +1,4 @@
-"""Callbacks that watch training, and checkpoints of models."""
+"""Callbacks of training: progress, learning curves and a clean end at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 from tqdm import tqdm
 
-from hrl_policies.study.store import MODEL, CurveRow
-from kuaifair_env.errors import ArtifactError
+from hrl_policies.study.store import CurveRow
 from kuaifair_env.metrics import signed_gap
 
-REPLAY = "replay.npz"
 _POINTS = 50
 _MIN_SESSIONS = 50
-_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-class ProgressMonitor(BaseCallback):
+class LearningCurveCallback(BaseCallback):
     """Shows progress, adds points to a learning curve, and stops training when asked to.
 
     Args:
@@ -59,7 +53,7 @@ class ProgressMonitor(BaseCallback):
         )
 
     def _on_step(self) -> bool:
-        self._note()
+        self._collect()
         if self.num_timesteps >= self._next and self._ready():
             self._next = self.num_timesteps + self._every
             self._add_point()
@@ -71,7 +65,7 @@ class ProgressMonitor(BaseCallback):
         self._bar.close()
 
     @abstractmethod
-    def _note(self) -> None:
+    def _collect(self) -> None:
         """Takes what the step showed."""
 
     @abstractmethod
@@ -83,24 +77,24 @@ class ProgressMonitor(BaseCallback):
         """Adds what was noted since the last point, if anything, to the curve."""
 
 
-class TrainingMonitor(ProgressMonitor):
+class SessionCurveCallback(LearningCurveCallback):
     """Writes the learning curve from finished training sessions.
 
     A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
     ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
 
     Args:
-        total_steps: See :class:`ProgressMonitor`.
-        curve: See :class:`ProgressMonitor`.
-        progress: See :class:`ProgressMonitor`.
-        label: See :class:`ProgressMonitor`.
+        total_steps: See :class:`LearningCurveCallback`.
+        curve: See :class:`LearningCurveCallback`.
+        progress: See :class:`LearningCurveCallback`.
+        label: See :class:`LearningCurveCallback`.
     """
 
     def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
         super().__init__(total_steps, curve, progress, label)
         self._sessions: list[dict[str, Any]] = []
 
-    def _note(self) -> None:
+    def _collect(self) -> None:
         for row in np.flatnonzero(self.locals["dones"]):
             self._sessions.append(self.locals["infos"][row]["session"])
 
@@ -132,23 +126,23 @@ class TrainingMonitor(ProgressMonitor):
 _CURVE_INPUTS = ("len", "r_cum", "popular_share", "violation_rate")
 
 
-class LossMonitor(ProgressMonitor):
+class LossCurveCallback(LearningCurveCallback):
     """Writes the learning curve of an offline method, which plays no sessions: ``steps`` and its mean losses.
 
     The mean is over the gradient steps since the last point.
 
     Args:
-        total_steps: See :class:`ProgressMonitor`.
-        curve: See :class:`ProgressMonitor`.
-        progress: See :class:`ProgressMonitor`.
-        label: See :class:`ProgressMonitor`.
+        total_steps: See :class:`LearningCurveCallback`.
+        curve: See :class:`LearningCurveCallback`.
+        progress: See :class:`LearningCurveCallback`.
+        label: See :class:`LearningCurveCallback`.
     """
 
     def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
         super().__init__(total_steps, curve, progress, label)
         self._losses: list[dict[str, float]] = []
 
-    def _note(self) -> None:
+    def _collect(self) -> None:
         self._losses.append(self.locals["losses"])
 
     def _ready(self) -> bool:
@@ -157,24 +151,25 @@ class LossMonitor(ProgressMonitor):
     def _add_point(self) -> None:
         if not self._losses:
             return
-        means = {name: float(np.mean([one[name] for one in self._losses])) for name in self._losses[0]}
+        means = {name: float(np.mean([losses[name] for losses in self._losses])) for name in self._losses[0]}
         self.curve.append({"steps": self.num_timesteps, **means})
         self._losses.clear()
 
 
 @contextmanager
-def stops_cleanly(monitor: ProgressMonitor) -> Iterator[None]:
+def stops_cleanly(callback: LearningCurveCallback) -> Iterator[None]:
     """Makes the first Ctrl-C end training after the current step; the second interrupts at once.
 
-    Outside the main thread, where signals cannot be caught, it does nothing.
+    It does nothing where Ctrl-C is ignored, as in the workers of a study, and outside the main thread, where signals
+    cannot be caught.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def request(number: int, frame: FrameType | None) -> None:
-        monitor.stop_requested = True
+        callback.stop_requested = True
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, request)
@@ -182,67 +177,3 @@ def stops_cleanly(monitor: ProgressMonitor) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def save_model(model: Any, folder: Path) -> None:
-    """Writes ``model.zip`` in Stable-Baselines3's own format."""
-    model.save(folder / MODEL)
-
-
-def save_checkpoint(model: Any, folder: Path) -> None:
-    """Writes ``model.zip`` and, for off-policy methods, the replay buffer as plain arrays."""
-    save_model(model, folder)
-    buffer = getattr(model, "replay_buffer", None)
-    if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
-        filled = buffer.buffer_size if buffer.full else buffer.pos
-        arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
-        np.savez(folder / REPLAY, position=buffer.pos, full=buffer.full, **arrays)
-
-
-def restore_parameters(model: Any, path: Path) -> None:
-    """Gives a freshly built model the parameters in a ``model.zip``.
-
-    Only tensors are read (``torch.load(weights_only=True)``); the pickled settings in the file are not, so a file
-    from a stranger cannot run code. Settings come from the run's ``config.json``.
-
-    Raises:
-        ArtifactError: If the file is missing, damaged, or of another method or size.
-    """
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing")
-    try:
-        _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
-        model.set_parameters(parameters, exact_match=True, device="cpu")
-    except Exception as error:
-        # SB3, torch and zipfile raise a dozen different types here.
-        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
-    for name, value in (variables or {}).items():
-        if value is not None:
-            recursive_setattr(model, f"{name}.data", value.data)
-
-
-def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
-    """Brings a freshly built model to the state that :func:`save_checkpoint` wrote.
-
-    Raises:
-        ArtifactError: If a file is missing or damaged.
-    """
-    restore_parameters(model, folder / MODEL)
-    model.num_timesteps = steps_done
-    buffer = getattr(model, "replay_buffer", None)
-    if not isinstance(model, OffPolicyAlgorithm) or buffer is None:
-        return
-    try:
-        with np.load(folder / REPLAY, allow_pickle=False) as arrays:
-            filled = len(arrays["rewards"])
-            for name, array in _buffer_arrays(buffer).items():
-                array[:filled] = arrays[name]
-            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{folder / REPLAY} is missing or damaged: {error}") from error
-
-
-def _buffer_arrays(buffer: Any) -> dict[str, np.ndarray]:
-    """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
-    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS}
-    return arrays | getattr(buffer, "columns", {})
