@@ -222,11 +222,10 @@ def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain, workers):
+def test_a_pool_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, plain):
     worlds = troubled(tmp_path)
     store = tmp_path / "store"
-    result, _ = run(study(worlds=list(worlds)), store, LocalEngine(workers), worlds)
+    result, _ = run(study(worlds=list(worlds)), store, LocalEngine(2), worlds)
     check_troubled_study(result, store, plain)
     assert (tmp_path / "killing").read_text().startswith("x")
 
@@ -272,7 +271,8 @@ def check_troubled_study(result, store, plain):
     assert {record.config.world for record in result.records} == {"small", "killing"}
     assert len(result.records) == 8 and len(result.failures) == 4
     assert all("the users went home" in text for text in result.failures.values())
-    assert (files_of(store), page_of(result)) == plain
+    files = {name: content for name, content in files_of(store).items() if not name.startswith("raising/")}
+    assert (files, page_of(result)) == plain
     assert not list(store.rglob("*.tmp"))
 
 
