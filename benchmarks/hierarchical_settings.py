@@ -24,12 +24,11 @@ from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import parse_overrides
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.synthetic import TwinResponse
 from kuaifair_env.synthetic.twin import load_twin, twin_config
-from kuaifair_env.world import build_world
+from kuaifair_env.world import build_world, cached_embeddings
 
 TWIN_SEED = 1
 SEEDS = (11, 15, 19)

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.response.fitting import cached_response
+from kuaifair_env.world import cached_embeddings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.response.fitting import cached_response
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -40,7 +39,7 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.synthetic import TwinResponse
 from kuaifair_env.synthetic.twin import load_twin, twin_config
-from kuaifair_env.world import build_world
+from kuaifair_env.world import build_world, cached_embeddings
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from dsrm.purifier import MismatchError
 from dsrm.training import show_round
 from kuaifair_env.data.schema import FloatArray, InteractionLog
-from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import Family, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors
 from kuaifair_env.splits import early_stopping_split
-from kuaifair_env.world import World, windows_before
+from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
 ENCODERS = Family("kuaifair-encoder", 1, "state encoder")

@@ -13,16 +13,17 @@ from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import Split
-from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import (
+    EMBEDDING_DIM,
     HISTORY_LENGTH,
     World,
     WorldEncoder,
     build_world,
+    cached_embeddings,
 )
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""What an agent may say, and how it becomes a slate of distinct items."""
+"""Action spaces and observation spaces: how actions become slates, and how sessions become observations.
+
+The observed state is the pool of a history window (:func:`observed_states`). Helpers at the end take, stack and replace
+observations, be they arrays or dicts of arrays.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,11 @@ from kuaifair_env.world import StateEncoder, World
 
 ActionMode = Literal["embedding", "slate", "item"]
 ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
+ObservationMode = Literal["state", "history"]
+OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
 
 _MAX_BLOCKS = 64
-_FEW = 16
+_MAX_SURPLUS = 16
 
 
 class SlateSpace(spaces.MultiDiscrete):
@@ -127,15 +133,15 @@ def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> NDArr
         raise ValueError("scores hold NaN; items cannot be ranked")
     bound = np.partition(maxima, width - k, axis=1)[:, width - k, None]
     # One-dimensional nonzero is ten times as fast as the two-dimensional one.
-    rows, found = np.divmod(np.flatnonzero(scores >= bound), columns)
+    rows, items = np.divmod(np.flatnonzero(scores >= bound), columns)
     counts = np.bincount(rows, minlength=len(scores))
-    if not k <= counts.min() <= counts.max() <= _FEW * k:
+    if not k <= counts.min() <= counts.max() <= _MAX_SURPLUS * k:
         return _sorted_top_k(scores, k)
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     best = np.full((len(scores), counts.max()), -np.inf, np.float32)
-    best[rows, places] = scores[rows, found]
+    best[rows, places] = scores[rows, items]
     members = np.zeros(best.shape, np.int64)
-    members[rows, places] = found
+    members[rows, places] = items
     return np.take_along_axis(members, _sorted_top_k(best, k), axis=1)
 
 
@@ -144,24 +150,6 @@ def _sorted_top_k(scores: FloatArray, k: int) -> NDArray[np.int64]:
     if np.isnan(scores).any():
         raise ValueError("scores hold NaN; items cannot be ranked")
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-
-class ActionDecoder(Protocol):
-    """Turns a batch of actions into slates."""
-
-    space: spaces.Space[Any]
-
-    def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
-        """Returns ``int64 (B, K)`` distinct items.
-
-        Args:
-            actions: ``(B, *space.shape)``.
-            allowed: ``bool (B, N)``, items that may be shown, or None for all.
-
-        Raises:
-            ValueError: If an action has the wrong shape or type, NaN, unknown, repeated or forbidden items.
-        """
-        ...
 
 
 class EmbeddingActions:
@@ -178,7 +166,18 @@ class EmbeddingActions:
         self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (embeddings.shape[1],), np.float32)
 
     def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
-        """See :class:`ActionDecoder`."""
+        """Returns slates of distinct items.
+
+        Args:
+            actions: ``(B, d)``.
+            allowed: ``bool (B, N)``, items that may be shown, or None for all.
+
+        Returns:
+            ``int64 (B, K)``.
+
+        Raises:
+            ValueError: If an action has the wrong shape or type, or NaN.
+        """
         dimension = self._embeddings.shape[0]
         if actions.dtype.kind not in "fiu":
             raise ValueError(f"an embedding action holds numbers, got {actions.dtype}")
@@ -209,7 +208,11 @@ class SlateActions:
         )
 
     def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
-        """See :class:`ActionDecoder`."""
+        """Returns the actions as slates; see :meth:`EmbeddingActions.decode`.
+
+        Raises:
+            ValueError: If an action has the wrong shape or type, or unknown, repeated or forbidden items.
+        """
         items = np.asarray(actions)
         if self._single and items.ndim == 1:
             items = items[:, None]
@@ -240,7 +243,9 @@ class SlateActions:
         raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
 
 
-def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) -> ActionDecoder:
+def action_decoder(
+    mode: ActionMode, embeddings: FloatArray, slate_size: int
+) -> EmbeddingActions | SlateActions:
     """Returns the decoder of a mode.
 
     Args:
@@ -263,73 +268,6 @@ def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) ->
             raise ValueError(f"action_mode='item' shows one item a step; give slate_size=1, not {slate_size}")
         return SlateActions(n_items, 1, single=True)
     raise ValueError(f"action_mode must be one of {ACTION_MODES}, got {mode!r}")
-
-
-def state_of(observation: Any) -> Any:
-    """Returns the state in an observation: the observation itself, or its entry ``state`` where it is a dict."""
-    return observation["state"] if isinstance(observation, dict) else observation
-
-
-def stack_observations(observations: Sequence[Any]) -> Any:
-    """Returns single observations as a batch."""
-    return _map(lambda *arrays: np.stack(arrays), *observations)
-
-
-def take_rows(observations: Any, rows: int | IntArray) -> Any:
-    """Returns one observation of a batch, or several as a batch."""
-    return _map(lambda array: array[rows], observations)
-
-
-def replace_rows(observations: Any, rows: IntArray, fresh: Any) -> Any:
-    """Returns a copy of a batch of observations with those of ``rows`` replaced."""
-
-    def replaced(array: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-        copy = array.copy()
-        copy[rows] = values
-        return copy
-
-    return _map(replaced, observations, fresh)
-
-
-def reached_observations(observations: Any, infos: Sequence[Mapping[str, Any]], done: BoolArray) -> Any:
-    """Returns what a step of an SB3 ``VecEnv`` led to, with the last observations of the sessions that ended.
-
-    Args:
-        observations: What the step returned; where a session ended, the first observation of the next one.
-        infos: Its infos, with ``terminal_observation`` where a session ended.
-        done: ``bool (B,)``, where that is.
-    """
-    ended = np.flatnonzero(done)
-    if not len(ended):
-        return observations
-    last = stack_observations([infos[row]["terminal_observation"] for row in ended.tolist()])
-    return replace_rows(observations, ended, last)
-
-
-def _map(function: Callable[..., Any], *observations: Any) -> Any:
-    """Applies a function to arrays, or to the arrays of each name where observations are dicts."""
-    if isinstance(observations[0], dict):
-        return {name: function(*(entry[name] for entry in observations)) for name in observations[0]}
-    return function(*observations)
-
-
-ObservationMode = Literal["state", "history"]
-OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
-
-
-class Observer(Protocol):
-    """Turns the sessions of a batch into observations."""
-
-    space: spaces.Space[Any]
-
-    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> Any:
-        """Returns one observation per session, stacked along the first axis (a dict of such arrays for ``Dict``).
-
-        Args:
-            simulator: The sessions.
-            rows: Which of them; None takes all.
-        """
-        ...
 
 
 class ItemEmbeddings(Protocol):
@@ -404,7 +342,7 @@ class StateObserver:
         self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
-        """See :class:`Observer`; returns ``float32 (B, d)``."""
+        """Returns the states of the given sessions, or of all, ``float32 (B, d)``."""
         return observed_states(self._world, simulator.history(rows))
 
 
@@ -435,7 +373,7 @@ class HistoryObserver:
         self.space: spaces.Space[Any] = spaces.Dict(parts)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> dict[str, Any]:
-        """See :class:`Observer`."""
+        """Returns the observations of the given sessions, or of all: arrays with a leading axis of ``B``."""
         window = simulator.history(rows)
         observation = {
             "state": self._state.observe(simulator, rows),
@@ -447,7 +385,7 @@ class HistoryObserver:
         return observation
 
 
-def observer(mode: ObservationMode, world: World) -> Observer:
+def observer(mode: ObservationMode, world: World) -> StateObserver | HistoryObserver:
     """Returns the observer of a mode.
 
     Raises:
@@ -458,3 +396,51 @@ def observer(mode: ObservationMode, world: World) -> Observer:
     if mode == "history":
         return HistoryObserver(world)
     raise ValueError(f"observation_mode must be one of {OBSERVATION_MODES}, got {mode!r}")
+
+
+def state_of(observation: Any) -> Any:
+    """Returns the state in an observation: the observation itself, or its entry ``state`` where it is a dict."""
+    return observation["state"] if isinstance(observation, dict) else observation
+
+
+def stack_observations(observations: Sequence[Any]) -> Any:
+    """Returns single observations as a batch."""
+    return _map(lambda *arrays: np.stack(arrays), *observations)
+
+
+def take_rows(observations: Any, rows: int | IntArray) -> Any:
+    """Returns one observation of a batch, or several as a batch."""
+    return _map(lambda array: array[rows], observations)
+
+
+def replace_rows(observations: Any, rows: IntArray, fresh: Any) -> Any:
+    """Returns a copy of a batch of observations with those of ``rows`` replaced."""
+
+    def replaced(array: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+        copy = array.copy()
+        copy[rows] = values
+        return copy
+
+    return _map(replaced, observations, fresh)
+
+
+def reached_observations(observations: Any, infos: Sequence[Mapping[str, Any]], done: BoolArray) -> Any:
+    """Returns what a step of an SB3 ``VecEnv`` led to, with the last observations of the sessions that ended.
+
+    Args:
+        observations: What the step returned; where a session ended, the first observation of the next one.
+        infos: Its infos, with ``terminal_observation`` where a session ended.
+        done: ``bool (B,)``, where that is.
+    """
+    ended = np.flatnonzero(done)
+    if not len(ended):
+        return observations
+    last = stack_observations([infos[row]["terminal_observation"] for row in ended.tolist()])
+    return replace_rows(observations, ended, last)
+
+
+def _map(function: Callable[..., Any], *observations: Any) -> Any:
+    """Applies a function to arrays, or to the arrays of each name where observations are dicts."""
+    if isinstance(observations[0], dict):
+        return {name: function(*(entry[name] for entry in observations)) for name in observations[0]}
+    return function(*observations)

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.splits import held_out_users, user_folds
-from kuaifair_env.world import World, windows_before
+from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 DEFAULT_SAMPLE = 200_000
 FEATURES = ("click_rate", "popularity", "similarity")

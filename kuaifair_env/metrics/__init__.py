@@ -30,8 +30,7 @@ from kuaifair_env.metrics.fairness import (
     user_absolute_difference,
     violates,
 )
-from kuaifair_env.metrics.ranking import ndcg, top_gains
-from kuaifair_env.metrics.slate_statistics import FairnessReport, SlateStatistics
+from kuaifair_env.metrics.slate_statistics import FairnessReport, SlateStatistics, ndcg, top_gains
 
 __all__ = [
     "BOUND_TOLERANCE",

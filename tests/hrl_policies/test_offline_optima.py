@@ -20,8 +20,7 @@ from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.world import initial_history
+from kuaifair_env.world import initial_history, svd_item_embeddings
 
 torch.set_num_threads(1)
 STATES, ACTIONS, DISCOUNT = 6, 4, 0.9

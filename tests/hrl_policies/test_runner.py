@@ -31,7 +31,6 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.splits import evaluation_users
 
 FILES = {
     "config.json",
@@ -117,7 +116,7 @@ def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
 
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
-    from kuaifair_env.embeddings import svd_item_embeddings
+    from kuaifair_env.world import svd_item_embeddings
 
     pair = small_pair(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
     # Embeddings that can tell the two kinds of items apart.
@@ -299,17 +298,6 @@ def test_worlds_must_fit_each_other():
         WorldPair("x", pair.test, pair.test)
     with pytest.raises(DataError, match="must not have sessions"):
         WorldPair("x", replace(pair.train, users=np.arange(40)), pair.test)
-
-
-def test_evaluation_users_are_a_fixed_choice():
-    world = small_pair().test
-    np.testing.assert_array_equal(evaluation_users(world.user_ids), world.user_ids)
-    few = evaluation_users(world.user_ids, 6)
-    assert len(few) == 6 and np.isin(few, world.user_ids).all()
-    np.testing.assert_array_equal(few, evaluation_users(world.user_ids, 6))
-    assert np.isin(few, evaluation_users(world.user_ids, 9)).all(), "more users only add to the list"
-    with pytest.raises(ValueError, match="at least 1 user"):
-        evaluation_users(world.user_ids, 0)
 
 
 def study(**settings):

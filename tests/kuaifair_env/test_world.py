@@ -11,16 +11,16 @@ from sklearn.metrics import roc_auc_score
 
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
-from kuaifair_env.embeddings import cached_embeddings, svd_item_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import make_world
 from kuaifair_env.response.fitting import cached_response
-from kuaifair_env.splits import held_out_users
 from kuaifair_env.world import (
     build_world,
+    cached_embeddings,
     candidate_rows,
     initial_history,
+    svd_item_embeddings,
 )
 
 
@@ -66,15 +66,6 @@ def test_both_splits_recommend_the_same_items_to_different_users():
     np.testing.assert_array_equal(train.embeddings, test.embeddings)
     assert not np.intersect1d(train.users, test.users).size
     np.testing.assert_array_equal(np.sort(np.concatenate([train.users, test.users])), np.arange(40))
-
-
-def test_held_out_users_do_not_depend_on_the_order_or_the_rest_of_the_data():
-    data = small_data(n_users=60)
-    chosen = data.users.ids[held_out_users(data)]
-    assert len(chosen) == 30
-    half = data.test.take(np.isin(data.users.ids[data.test.users], chosen[:20]))
-    again = held_out_users(replace(data, test=half))
-    assert np.isin(data.users.ids[again], chosen[:20]).all()
 
 
 def test_initial_history_is_the_end_of_the_log_and_padded_in_front():

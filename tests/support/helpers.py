@@ -10,8 +10,7 @@ import numpy as np
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.world import World, initial_history
+from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 
 class TableResponse:

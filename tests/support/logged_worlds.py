@@ -11,8 +11,7 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.embeddings import svd_item_embeddings
-from kuaifair_env.world import World, initial_history
+from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 
 class SilentResponse(TableResponse):

@@ -10,9 +10,8 @@ from helpers import TableResponse
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.embeddings import svd_item_embeddings
 from kuaifair_env.splits import held_out_users
-from kuaifair_env.world import World, initial_history
+from kuaifair_env.world import World, initial_history, svd_item_embeddings
 
 N_USERS, N_ITEMS, N_TAGS, DIMENSION = 600, 120, 4, 8
 

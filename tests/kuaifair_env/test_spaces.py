@@ -1,4 +1,4 @@
-"""An action always becomes a slate of distinct, allowed items, or an error that says why not."""
+"""Actions become slates of distinct, allowed items or an error that says why not; windows become states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kuaifair_env.spaces import SlateSpace, action_decoder, top_k
+from kuaifair_env.spaces import (
+    SlateSpace,
+    action_decoder,
+    mean_embeddings,
+    reached_observations,
+    replace_rows,
+    stack_observations,
+    state_of,
+    take_rows,
+    top_k,
+)
 
 
 def brute_force(scores: np.ndarray, k: int) -> np.ndarray:
@@ -130,3 +140,32 @@ def test_a_bad_action_is_a_clear_error(mode, slate_size, action, message):
 def test_a_slate_that_does_not_fit_is_a_clear_error(mode, slate_size, message):
     with pytest.raises(ValueError, match=message):
         action_decoder(mode, EMBEDDINGS, slate_size)
+
+
+def test_a_window_is_pooled_by_its_weights_and_padding_counts_for_nothing():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(9, 4)).astype(np.float32)
+    items = np.array([[3, 5, 3], [-1, 7, 0], [-1, -1, 2]])
+    weights = np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    expected = [(1.5 * embeddings[3] + 2 * embeddings[5]) / 3.5, embeddings[7], np.zeros(4)]
+    np.testing.assert_allclose(mean_embeddings(embeddings, items, weights), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_observations_are_taken_stacked_and_replaced_be_they_arrays_or_dicts(as_dict):
+    def observed(values):
+        array = np.asarray(values, np.float32)
+        return {"state": array, "history_items": array.astype(int)} if as_dict else array
+
+    batch = observed([[1, 2], [3, 4], [5, 6]])
+    np.testing.assert_array_equal(state_of(take_rows(batch, 1)), [3, 4])
+    np.testing.assert_array_equal(state_of(take_rows(batch, np.array([2, 0]))), [[5, 6], [1, 2]])
+    again = stack_observations([take_rows(batch, row) for row in range(3)])
+    np.testing.assert_array_equal(state_of(again), state_of(batch))
+    replaced = replace_rows(batch, np.array([1]), observed([[9, 9]]))
+    np.testing.assert_array_equal(state_of(replaced), [[1, 2], [9, 9], [5, 6]])
+    infos = [{}, {}, {"terminal_observation": take_rows(observed([[7, 8]]), 0)}]
+    reached = reached_observations(batch, infos, np.array([False, False, True]))
+    np.testing.assert_array_equal(state_of(reached), [[1, 2], [3, 4], [7, 8]])
+    np.testing.assert_array_equal(state_of(batch), [[1, 2], [3, 4], [5, 6]], "the batch is left as it is")
+    assert reached_observations(batch, infos, np.zeros(3, np.bool_)) is batch
