@@ -22,7 +22,6 @@ from typing import Any, Protocol
 from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 
 from hrl_policies.study.runner import single_threaded
-from hrl_policies.study.tasks import Task, WorldCache
 
 OnStart = Callable[[str], None]
 
@@ -35,6 +34,21 @@ _MAX_FAILED_STARTS = 3
 _RAY_RETRIES = 2
 _RAY_POLL_SECONDS = 1.0
 _PARENT_POLL_SECONDS = 0.5
+
+
+class Task(Protocol):
+    """Something to do in a worker; it can be pickled, and doing it twice does no harm."""
+
+    @property
+    def name(self) -> str:
+        """What progress and failures call it."""
+
+    def run(self, context: Any) -> None:
+        """Does it; its result is what it writes.
+
+        Args:
+            context: What :meth:`Engine.open` was given, a copy in each process.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,19 +87,19 @@ class Engine(Protocol):
     def workers(self) -> int:
         """Returns how many tasks run at once."""
 
-    def open(self, worlds: WorldCache) -> AbstractContextManager[WorkerPool]:
+    def open(self, context: Any) -> AbstractContextManager[WorkerPool]:
         """Opens a pool of workers and stops it at the end; whatever runs then is lost.
 
         Args:
-            worlds: What every worker makes its worlds from.
+            context: What every task is given, such as the worlds that runs share; it can be pickled.
         """
 
 
-def perform_task(task: Task, worlds: WorldCache) -> TaskResult:
+def perform_task(task: Task, context: Any) -> TaskResult:
     """Performs a task and returns how it went; only what is no ``Exception`` (Ctrl-C) goes through."""
     start, error = time.perf_counter(), ""
     try:
-        task.run(worlds)
+        task.run(context)
     except Exception:
         error = traceback.format_exc()
     return TaskResult(task.name, time.perf_counter() - start, error)
@@ -101,20 +115,20 @@ class InProcessEngine:
         return 1
 
     @contextmanager
-    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
+    def open(self, context: Any) -> Iterator[WorkerPool]:
         """Opens a pool of the calling process alone."""
         single_threaded()
-        yield _InProcessPool(worlds)
+        yield _InProcessPool(context)
 
 
 @dataclass(frozen=True)
 class _InProcessPool:
-    worlds: WorldCache
+    context: Any
 
     def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
         for task in tasks:
             on_start(task.name)
-            yield perform_task(task, self.worlds)
+            yield perform_task(task, self.context)
 
 
 def _need_workers(count: int | None) -> None:
@@ -141,9 +155,9 @@ class LocalEngine:
         return cpu_count() if self.count is None else self.count
 
     @contextmanager
-    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
+    def open(self, context: Any) -> Iterator[WorkerPool]:
         """Opens a pool of processes, which start when there is something to do."""
-        pool = _ProcessPool(self.workers, worlds)
+        pool = _ProcessPool(self.workers, context)
         try:
             yield pool
         finally:
@@ -168,9 +182,9 @@ class _Worker:
         future: Of its start, or of what it runs; None if it is idle.
     """
 
-    def __init__(self, worlds: WorldCache) -> None:
+    def __init__(self, context: Any) -> None:
         self._executor = ProcessPoolExecutor(
-            max_workers=1, initializer=_start_worker, initargs=(worlds, os.getpid()), env=_ONE_THREAD
+            max_workers=1, initializer=_start_worker, initargs=(context, os.getpid()), env=_ONE_THREAD
         )
         self.started = False
         self.attempt: _Attempt | None = None
@@ -193,7 +207,7 @@ class _Worker:
 @dataclass
 class _ProcessPool:
     count: int
-    worlds: WorldCache
+    context: Any
     workers: list[_Worker] = field(default_factory=list)
     failed_starts: int = 0
 
@@ -201,7 +215,7 @@ class _ProcessPool:
         waiting = deque(_Attempt(task) for task in tasks)
         while waiting or self._busy():
             while len(self.workers) < min(self.count, len(waiting) + self._busy()):
-                self.workers.append(_Worker(self.worlds))
+                self.workers.append(_Worker(self.context))
             for worker in self.workers:
                 if waiting and worker.future is None:
                     attempt = waiting.popleft()
@@ -257,18 +271,18 @@ class _ProcessPool:
         )
 
 
-_worlds = WorldCache()
-"""The worlds of a worker process; :func:`_start_worker` says what they are made from."""
+_context: Any = None
+"""The context of a worker process, as :func:`_start_worker` was given it."""
 
 
-def _start_worker(worlds: WorldCache, parent_id: int) -> None:
+def _start_worker(context: Any, parent_id: int) -> None:
     """Prepares a worker process: one numerical thread, no output of its own, no life without its parent."""
     import signal
 
     from tqdm import tqdm
 
-    global _worlds
-    _worlds = worlds
+    global _context
+    _context = context
     # Ctrl-C is for the process of the study, which kills its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, args=(parent_id,), daemon=True).start()
@@ -280,7 +294,7 @@ def _start_worker(worlds: WorldCache, parent_id: int) -> None:
 
 
 def _perform_in_worker(task: Task) -> TaskResult:
-    return perform_task(task, _worlds)
+    return perform_task(task, _context)
 
 
 def _exit_with_parent(parent_id: int) -> None:
@@ -324,7 +338,7 @@ class RayEngine:
         return int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else cpu_count()
 
     @contextmanager
-    def open(self, worlds: WorldCache) -> Iterator[WorkerPool]:
+    def open(self, context: Any) -> Iterator[WorkerPool]:
         """Connects to the cluster, or starts one, which then ends with the study."""
         ray = _import_ray()
         own = not ray.is_initialized()
@@ -332,7 +346,7 @@ class RayEngine:
             local = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
             ray.init(address=self.address, log_to_driver=False, configure_logging=False, **local)
         try:
-            yield _RayPool(ray, self.workers, ray.put(worlds))
+            yield _RayPool(ray, self.workers, ray.put(context))
         finally:
             if own:
                 ray.shutdown()
@@ -342,7 +356,7 @@ class RayEngine:
 class _RayPool:
     ray: Any
     count: int
-    worlds: Any
+    context: Any
     running: dict[Any, tuple[Task, float]] = field(default_factory=dict)
 
     def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
@@ -355,7 +369,7 @@ class _RayPool:
                 # No more than can run at once are submitted, so that a task that has started is really running.
                 while waiting and len(self.running) < self.count:
                     task = waiting.popleft()
-                    self.running[perform.remote(task, [self.worlds])] = (task, time.perf_counter())
+                    self.running[perform.remote(task, [self.context])] = (task, time.perf_counter())
                     on_start(task.name)
                 done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=_RAY_POLL_SECONDS)
                 for reference in done:
@@ -377,18 +391,17 @@ class _RayPool:
         return ended
 
 
-def _perform_in_ray(task: Task, worlds: list[Any]) -> TaskResult:
-    """Performs a task in a Ray worker; in a list, the reference of the worlds is not resolved for every task."""
+def _perform_in_ray(task: Task, context: list[Any]) -> TaskResult:
+    """Performs a task in a Ray worker; in a list, the reference of the context is not resolved for every task."""
     # The run's log keeps warnings.
     warnings.showwarning = lambda *arguments, **options: None
-    return perform_task(task, _ray_worlds(worlds[0]))
+    return perform_task(task, _ray_context(context[0]))
 
 
 @lru_cache(maxsize=1)
-def _ray_worlds(reference: Any) -> WorldCache:
+def _ray_context(reference: Any) -> Any:
     single_threaded()
-    worlds: WorldCache = _import_ray().get(reference)
-    return worlds
+    return _import_ray().get(reference)
 
 
 def _import_ray() -> Any:

@@ -164,7 +164,7 @@ def resume(
     Raises:
         ArtifactError: If the folder is not an interrupted run, or the data has changed.
     """
-    from hrl_policies.study.checkpoints import restore_checkpoint
+    from hrl_policies.study.training import restore_checkpoint
 
     path = Path(folder)
     stored = load_run(path)
@@ -228,7 +228,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     _check_same_data(run, worlds)
     policy = build_policy(run.config, worlds, purifier_of(run))
     if method(run.config.method).learns:
-        from hrl_policies.study.checkpoints import restore_parameters
+        from hrl_policies.study.training import restore_parameters
 
         restore_parameters(policy, run.folder / MODEL)
     return policy
@@ -370,9 +370,9 @@ def _contents(run: _Run, checkpoint: bool) -> RunContents:
     """Returns what a run's folder holds, finished or not; a checkpoint has the replay buffer too."""
     save = None
     if method(run.config.method).learns:
-        from hrl_policies.study import checkpoints
+        from hrl_policies.study import training
 
-        write = checkpoints.save_checkpoint if checkpoint else checkpoints.save_model
+        write = training.save_checkpoint if checkpoint else training.save_model
         save = partial(write, run.policy)
     return RunContents(run.config, run.worlds.describe(), run.curve, save, run.purifier_file)
 
@@ -394,7 +394,7 @@ def _load_purifier(config: RunConfig, path: str | Path | None) -> tuple[StatePur
 def _learn(run: _Run, progress: bool) -> bool:
     """Trains; returns whether it was interrupted."""
     from hrl_policies.common.offline import OfflineAlgorithm
-    from hrl_policies.study.callbacks import LossCurveCallback, SessionCurveCallback, stops_cleanly
+    from hrl_policies.study.training import LossCurveCallback, SessionCurveCallback, stops_cleanly
 
     config, model = run.config, run.policy
     steps = config.total_steps - run.steps_done

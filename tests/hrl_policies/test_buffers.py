@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 from dsrm import VecDSRM
 from hrl_policies.common.buffers import SlateReplayBuffer, executed_slates
-from hrl_policies.study.checkpoints import restore_checkpoint, save_checkpoint
+from hrl_policies.study.training import restore_checkpoint, save_checkpoint
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError

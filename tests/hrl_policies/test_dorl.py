@@ -552,19 +552,19 @@ def test_a_run_on_purified_states_is_judged_on_purified_states(tmp_path):
 
 
 def test_a_resumed_run_goes_on_in_the_same_world_model(tmp_path, monkeypatch):
-    from hrl_policies.study import callbacks
+    from hrl_policies.study import training
 
     pair = parity()
-    original = callbacks.SessionCurveCallback._on_step
+    original = training.SessionCurveCallback._on_step
 
     def stop(monitor):
         monitor.stop_requested = monitor.num_timesteps >= 128
         return original(monitor)
 
-    monkeypatch.setattr(callbacks.SessionCurveCallback, "_on_step", stop)
+    monkeypatch.setattr(training.SessionCurveCallback, "_on_step", stop)
     stopped = train(plan(), pair, output=tmp_path / "run")
     assert stopped.evaluation is None
-    monkeypatch.setattr(callbacks.SessionCurveCallback, "_on_step", original)
+    monkeypatch.setattr(training.SessionCurveCallback, "_on_step", original)
     monkeypatch.setattr(
         "hrl_policies.dorl.algorithm.fit_world_model", lambda *given: pytest.fail("it was fitted again")
     )

@@ -382,17 +382,17 @@ def test_a_run_keeps_its_default_preference(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_its_preferences(tmp_path, monkeypatch):
-    from hrl_policies.study import callbacks
+    from hrl_policies.study import training
 
-    original = callbacks.SessionCurveCallback._on_step
+    original = training.SessionCurveCallback._on_step
 
     def stop(monitor):
         monitor.stop_requested = monitor.num_timesteps >= 256
         return original(monitor)
 
-    monkeypatch.setattr(callbacks.SessionCurveCallback, "_on_step", stop)
+    monkeypatch.setattr(training.SessionCurveCallback, "_on_step", stop)
     assert train(plan(), PAIR, output=tmp_path / "run").evaluation is None
-    monkeypatch.setattr(callbacks.SessionCurveCallback, "_on_step", original)
+    monkeypatch.setattr(training.SessionCurveCallback, "_on_step", original)
     result = resume(tmp_path / "run.partial", PAIR)
     assert result.complete and result.steps_done >= 512
     preferences = result.policy.replay_buffer.columns["preference"]

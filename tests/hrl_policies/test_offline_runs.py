@@ -12,8 +12,7 @@ import pytest
 import torch
 from worlds_for_tests import small_pair
 
-import hrl_policies.study.callbacks as callbacks
-import hrl_policies.study.checkpoints as checkpoints
+import hrl_policies.study.training as training
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.study import (
@@ -76,19 +75,19 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name, tmp_path)
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interrupted_run_goes_on(name, tmp_path, monkeypatch):
-    noted = callbacks.LossCurveCallback._collect
+    noted = training.LossCurveCallback._collect
 
     def press(monitor):
         noted(monitor)
         if monitor.num_timesteps == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(callbacks.LossCurveCallback, "_collect", press)
+    monkeypatch.setattr(training.LossCurveCallback, "_collect", press)
     first = train(config(name), small_pair(), output=tmp_path / "run")
     assert not first.complete and 20 <= first.steps_done < 60
     stored = load_run(tmp_path / "run.partial")
     assert stored.steps_done == first.steps_done and not (tmp_path / "run.partial" / "replay.npz").exists()
-    monkeypatch.setattr(callbacks.LossCurveCallback, "_collect", noted)
+    monkeypatch.setattr(training.LossCurveCallback, "_collect", noted)
     last = resume(tmp_path / "run.partial", small_pair())
     assert last.complete and last.steps_done == 60
     assert [row["steps"] for row in last.curve] == list(range(1, 61))
@@ -96,18 +95,18 @@ def test_an_interrupted_run_goes_on(name, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_starts_from_the_parameters_it_was_left_with(tmp_path, monkeypatch):
-    noted = callbacks.LossCurveCallback._collect
+    noted = training.LossCurveCallback._collect
 
     def press(monitor):
         noted(monitor)
         if monitor.num_timesteps == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(callbacks.LossCurveCallback, "_collect", press)
+    monkeypatch.setattr(training.LossCurveCallback, "_collect", press)
     left = train(config("bcq"), small_pair(), output=tmp_path / "run").policy
     stored = load_run(tmp_path / "run.partial")
     model = build_policy(stored.config, small_pair(), seed_shift=stored.steps_done)
-    checkpoints.restore_checkpoint(model, tmp_path / "run.partial", stored.steps_done)
+    training.restore_checkpoint(model, tmp_path / "run.partial", stored.steps_done)
     for name, value in left.policy.state_dict().items():
         assert torch.equal(value, model.policy.state_dict()[name]), name
     moments = left.policy.critic_optimizer.state_dict()["state"][0]["exp_avg"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worlds_for_tests import interrupted_pair, small_pair
 
-import hrl_policies.study.checkpoints as checkpoints
+import hrl_policies.study.training as training
 from hrl_policies.study import (
     evaluate_run,
     load_policy,
@@ -173,7 +173,7 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
     from hrl_policies.study.runner import build_policy
 
     fresh = build_policy(td3(), small_pair())
-    checkpoints.restore_checkpoint(fresh, tmp_path / "run.partial", 320)
+    training.restore_checkpoint(fresh, tmp_path / "run.partial", 320)
     for name, value in stopped.policy.policy.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), fresh.policy.state_dict()[name].numpy(), err_msg=name)
     old, new = stopped.policy.replay_buffer, fresh.replay_buffer
@@ -205,7 +205,7 @@ def die_while_writing(folder):
         (path / "model.zip").write_bytes(b"half a mod")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.save_model = save
+    training.save_model = save
     train(a2c(total_steps=128), small_pair(), output=folder)
 
 
@@ -225,7 +225,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def fail(model, path):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_model", fail)
+    monkeypatch.setattr(training, "save_model", fail)
     with pytest.raises(OSError, match="no space"):
         train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -321,10 +321,10 @@ def test_a_study_has_every_run_once_and_controls_with_one_seed():
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pair = {"small": small_pair()}
     first = run_study(study()[:3], tmp_path, pair).records
-    import hrl_policies.study.tasks as tasks
+    import hrl_policies.study.runs as runs_module
 
     runs = []
-    monkeypatch.setattr(tasks, "train", lambda run, *a, **k: (runs.append(run), train(run, *a, **k))[1])
+    monkeypatch.setattr(runs_module, "train", lambda run, *a, **k: (runs.append(run), train(run, *a, **k))[1])
     records = run_study(study(), tmp_path, pair).records
     assert len(runs) == len(study()) - 3
     assert [record.summary for record in records[:3]] == [record.summary for record in first]

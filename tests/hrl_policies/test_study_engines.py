@@ -14,13 +14,12 @@ from joblib import cpu_count
 from studies_for_tests import Dies, Raises, Unloadable, Writes
 
 from hrl_policies.study.engines import THREAD_VARIABLES, InProcessEngine, LocalEngine, RayEngine
-from hrl_policies.study.tasks import WorldCache
 
 
-def run_tasks(engine, tasks, worlds=None):
+def run_tasks(engine, tasks, context=None):
     """Errors by task, and the tasks in the order in which they started."""
     started = []
-    with engine.open(WorldCache(worlds)) as pool:
+    with engine.open(context) as pool:
         return {result.task: result.error for result in pool.run(tasks, started.append)}, started
 
 
@@ -61,7 +60,7 @@ def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path, monke
 
 def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(tmp_path):
     with pytest.raises(RuntimeError, match=r"do not start, 3 in a row; see what they printed.*EXIT\(7\)"):
-        run_tasks(LocalEngine(1), [Writes("one", str(tmp_path))], {"broken": Unloadable()})
+        run_tasks(LocalEngine(1), [Writes("one", str(tmp_path))], Unloadable())
 
 
 def test_the_number_of_workers_is_that_of_the_cores_unless_given():
@@ -75,9 +74,8 @@ ORPHANS = """
 import sys
 from studies_for_tests import Writes
 from hrl_policies.study.engines import LocalEngine
-from hrl_policies.study.tasks import WorldCache
 
-with LocalEngine(1).open(WorldCache()) as pool:
+with LocalEngine(1).open(None) as pool:
     for result in pool.run([Writes("pid", sys.argv[1])], print):
         pass
     print("ready", flush=True)

@@ -14,7 +14,7 @@ import pytest
 from studies_for_tests import Dies, Raises, RecordingCallback, Writes, killing_pair, raising_pair, study
 from worlds_for_tests import small_pair
 
-import hrl_policies.study.tasks
+import hrl_policies.study.runs
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
 from hrl_policies.study.engines import LocalEngine, RayEngine
@@ -23,7 +23,6 @@ from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.runs import FailedRunsError, run_study
 from hrl_policies.study.spec import parse_study
 from hrl_policies.study.tables import result_tables
-from hrl_policies.study.tasks import WorldCache
 from kuaifair_env.errors import ArtifactError
 
 COMMAND = "kuaifair study run small.yml"
@@ -189,13 +188,13 @@ def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
 
 def test_purifiers_are_pretrained_once_and_kept_with_the_study(monkeypatch, tmp_path):
     made = []
-    original = hrl_policies.study.tasks.cached_purifier
+    original = hrl_policies.study.runs.cached_purifier
 
     def counted(world, mode, *rest, **named):
         made.append(mode)
         return original(world, mode, *rest, folder=tmp_path / "cache", **named)
 
-    monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", counted)
+    monkeypatch.setattr(hrl_policies.study.runs, "cached_purifier", counted)
     spec = study(methods=["random", "quota-greedy"], purifiers=["none", "ips", "identity"], max_lens=[10, 12])
     result, callback = run(spec, tmp_path / "store")
     assert sorted(made) == ["identity", "ips"] and len(result.records) == 3 * 2 * 2
@@ -215,7 +214,7 @@ def test_a_purifier_that_cannot_be_made_fails_the_runs_that_need_it_alone(monkey
     def broken(*rest, **named):
         raise MemoryError("too many windows")
 
-    monkeypatch.setattr(hrl_policies.study.tasks, "cached_purifier", broken)
+    monkeypatch.setattr(hrl_policies.study.runs, "cached_purifier", broken)
     result, _ = run(study(methods=["random", "quota-greedy"], purifiers=["none", "ips"]), tmp_path)
     assert len(result.records) == 2 and len(result.failures) == 2
     assert all("+ips-" in name and "too many windows" in text for name, text in result.failures.items())
@@ -256,7 +255,7 @@ def test_ray_gives_the_same_bytes_whatever_becomes_of_its_processes(tmp_path, pl
 def test_ray_tells_which_tasks_killed_their_processes_and_does_the_others(tmp_path, cluster):
     folder = str(tmp_path)
     tasks = [Dies("always", folder, 99), Dies("twice", folder, 2), Raises("raises"), Writes("last", folder)]
-    with RayEngine().open(WorldCache()) as pool:
+    with RayEngine().open(None) as pool:
         errors = {result.task: result.error for result in pool.run(tasks, lambda name: None)}
     assert errors["twice"] == errors["last"] == ""
     assert "the run's Ray task failed, after 3 tries" in errors["always"]

@@ -1,4 +1,4 @@
-"""Callbacks of training: progress, learning curves and a clean end at Ctrl-C."""
+"""Training: callbacks for progress, learning curves and a clean end at Ctrl-C; checkpoints of models and buffers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 from tqdm import tqdm
 
-from hrl_policies.study.store import CurveRow
+from hrl_policies.study.store import MODEL, CurveRow
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.metrics import signed_gap
 
+REPLAY = "replay.npz"
 _POINTS = 50
 _MIN_SESSIONS = 50
+_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 class LearningCurveCallback(BaseCallback):
@@ -177,3 +183,67 @@ def stops_cleanly(callback: LearningCurveCallback) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` in Stable-Baselines3's own format."""
+    model.save(folder / MODEL)
+
+
+def save_checkpoint(model: Any, folder: Path) -> None:
+    """Writes ``model.zip`` and, for off-policy methods, the replay buffer as plain arrays."""
+    save_model(model, folder)
+    buffer = getattr(model, "replay_buffer", None)
+    if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
+        np.savez(folder / REPLAY, position=buffer.pos, full=buffer.full, **arrays)
+
+
+def restore_parameters(model: Any, path: Path) -> None:
+    """Gives a freshly built model the parameters in a ``model.zip``.
+
+    Only tensors are read (``torch.load(weights_only=True)``); the pickled settings in the file are not, so a file
+    from a stranger cannot run code. Settings come from the run's ``config.json``.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, or of another method or size.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing")
+    try:
+        _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
+        model.set_parameters(parameters, exact_match=True, device="cpu")
+    except Exception as error:
+        # SB3, torch and zipfile raise a dozen different types here.
+        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+    for name, value in (variables or {}).items():
+        if value is not None:
+            recursive_setattr(model, f"{name}.data", value.data)
+
+
+def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
+    """Brings a freshly built model to the state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        ArtifactError: If a file is missing or damaged.
+    """
+    restore_parameters(model, folder / MODEL)
+    model.num_timesteps = steps_done
+    buffer = getattr(model, "replay_buffer", None)
+    if not isinstance(model, OffPolicyAlgorithm) or buffer is None:
+        return
+    try:
+        with np.load(folder / REPLAY, allow_pickle=False) as arrays:
+            filled = len(arrays["rewards"])
+            for name, array in _buffer_arrays(buffer).items():
+                array[:filled] = arrays[name]
+            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{folder / REPLAY} is missing or damaged: {error}") from error
+
+
+def _buffer_arrays(buffer: Any) -> dict[str, np.ndarray]:
+    """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
+    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS}
+    return arrays | getattr(buffer, "columns", {})
