@@ -69,12 +69,12 @@ class VariedResponse:
         return self._varied(users, items, self._base.expected_catalogue(users, n_items, history))
 
     def save(self, path: str | Path) -> None:
-        """Refuses: what is kept is the model underneath.
+        """Refuses to save; the base model is what can be saved.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError("a varied response model is made from another one; save that")
+        raise ValueError("a varied response model is not saved; save the model that it is based on")
 
     def describe(self) -> dict[str, Any]:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
@@ -109,5 +109,7 @@ def varied(world: World, deviation: float, seed: int = 0) -> World:
     if not deviation:
         return world
     if world.split != "train":
-        raise ValueError("only training worlds are varied; nothing is evaluated among users who were made up")
+        raise ValueError(
+            "only training worlds are varied: evaluation is among users whose tastes are not invented"
+        )
     return replace(world, response=VariedResponse(world.response, deviation, seed))

@@ -1,4 +1,4 @@
-"""The registered ids: which data stands behind each, and how worlds and environments are made from an id."""
+"""The registered environment ids, and how worlds and environments are made from an id."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TwinFallbackWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Origin:
-    """What stands behind an id.
+    """The data behind an environment id.
 
     Attributes:
         twin: Name of the synthetic twin.
@@ -74,8 +74,19 @@ ENVIRONMENTS: dict[str, Origin] = {
 }
 
 
+_WORLD_DEFAULTS: dict[str, Any] = {
+    "split": "train",
+    "response": "auto",
+    "taste": "measured",
+    "conformity": 0.0,
+    "embedding_dim": EMBEDDING_DIM,
+    "history_length": HISTORY_LENGTH,
+    "popularity": "train",
+}
+
+
 class WorldSettings(TypedDict, total=False):
-    """What determines a world; see :func:`make_world`."""
+    """Settings of a world; see :func:`make_world`."""
 
     split: Split
     data_dir: str | Path | None
@@ -90,7 +101,7 @@ class WorldSettings(TypedDict, total=False):
 
 
 class Settings(WorldSettings, total=False):
-    """Everything that ``gym.make`` takes: a world's settings and those of ``SessionConfig``."""
+    """Settings that ``gym.make`` takes: those of a world and those of ``SessionConfig``."""
 
     max_len: int
     slate_size: int | None
@@ -138,18 +149,9 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         raise ValueError(
             f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them"
         )
-    # Spelt out in one order, so that equal settings meet the same entry of the cache.
-    world = _cached_world(
-        ENVIRONMENTS[env_id],
-        files,
-        settings.get("split", "train"),
-        settings.get("response", "auto"),
-        settings.get("taste", "measured"),
-        settings.get("conformity", 0.0),
-        settings.get("embedding_dim", EMBEDDING_DIM),
-        settings.get("history_length", HISTORY_LENGTH),
-        settings.get("popularity", "train"),
-    )
+    # In the order of the defaults, so that equal settings meet the same entry of the cache.
+    chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
+    world = _cached_world(ENVIRONMENTS[env_id], files, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
 
@@ -222,10 +224,10 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
         ValueError: If a setting is unknown.
     """
     names = {field.name for field in fields(SessionConfig)}
-    unknown = set(settings) - names - set(WorldSettings.__annotations__)
+    known = names | set(WorldSettings.__annotations__)
+    unknown = set(settings) - known
     if unknown:
-        known = sorted(names | set(WorldSettings.__annotations__))
-        raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {known}")
+        raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {sorted(known)}")
     config = SessionConfig(**{name: value for name, value in settings.items() if name in names})
     world = make_world(env_id, **{name: value for name, value in settings.items() if name not in names})
     return world, config
@@ -276,16 +278,16 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
         )
     from kuaifair_env.data import find_source
 
-    found = find_source(official, data_dir)
-    if found is None and source == "real":
+    files = find_source(official, data_dir)
+    if files is None and source == "real":
         where = "the folder that KUAIFAIR_DATA names, or the cache" if data_dir is None else f"{data_dir}"
         raise DataError(
             f"{env_id} with source='real' needs the official files, and {where} does not hold them; "
             f"get them with: kuaifair data fetch {official}"
         )
-    if found is None:
+    if files is None:
         _warn_of_twin(env_id, official)
-    return found
+    return files
 
 
 def _data(

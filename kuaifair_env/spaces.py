@@ -271,7 +271,7 @@ def action_decoder(
 
 
 class ItemEmbeddings(Protocol):
-    """What observed states are made with: a world, or a copy of its tables."""
+    """The tables that observed states are made with: a world, or a copy of its tables."""
 
     @property
     def embeddings(self) -> FloatArray:
@@ -347,12 +347,12 @@ class StateObserver:
 
 
 class HistoryObserver:
-    """The observed state together with what it was made of, as a ``Dict`` space.
+    """The observed state and the history window behind it, as a ``Dict`` space.
 
     Keys: ``state`` (see :class:`StateObserver`), ``history_items`` (``int64 (H,)``; item + 1, so that 0 is an empty
     place), ``history_clicks`` (``int8 (H,)``), and ``user`` (``float32 (F,)``, the user's features) where there are
-    any. Nothing of the leave rule's own state is in it. The plain names ``items`` and ``clicks`` would not do: torch's
-    ``ModuleDict``, in which SB3's ``MultiInputPolicy`` keeps one module a key, refuses ``items``.
+    any. Nothing of the leave rule's state is in it. The plain name ``items`` would not do: torch's ``ModuleDict``, in
+    which SB3's ``MultiInputPolicy`` keeps one module a key, refuses it.
 
     Args:
         world: Where embeddings and features come from.
@@ -362,15 +362,15 @@ class HistoryObserver:
         self._state = StateObserver(world)
         self._features = world.data.users.features.values
         length = world.history_length
-        parts: dict[str, spaces.Space[Any]] = {
+        entries: dict[str, spaces.Space[Any]] = {
             "state": self._state.space,
             "history_items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
             "history_clicks": spaces.MultiBinary(length),
         }
         if self._features.shape[1]:
             bound = float(np.abs(self._features).max()) + 1.0
-            parts["user"] = spaces.Box(-bound, bound, (self._features.shape[1],), np.float32)
-        self.space: spaces.Space[Any] = spaces.Dict(parts)
+            entries["user"] = spaces.Box(-bound, bound, (self._features.shape[1],), np.float32)
+        self.space: spaces.Space[Any] = spaces.Dict(entries)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> dict[str, Any]:
         """Returns the observations of the given sessions, or of all: arrays with a leading axis of ``B``."""

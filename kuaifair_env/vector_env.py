@@ -155,7 +155,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
             final_obs[row] = take_rows(last, row)
         ended = self._over.copy()
         running = ~ended
-        final_info = {name: ended if name.startswith("_") else part for name, part in infos.items()}
+        final_info = {name: ended if name.startswith("_") else array for name, array in infos.items()}
         del infos["session"], infos["_session"]
         infos |= {name: running for name in infos if name.startswith("_")}
         self._replace(finished, infos)

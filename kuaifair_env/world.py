@@ -52,7 +52,7 @@ class WorldEncoder(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class World:
-    """Everything that sessions of one split need.
+    """Users, items and their response: everything that sessions of one split need.
 
     Items ``0 .. n_items - 1`` of every table are the candidates, what an agent may show; items behind them occur
     in histories only.
@@ -320,10 +320,10 @@ def svd_item_embeddings(
         raise DataError("the training log has no clicks; embeddings need positive feedback")
     if dimension < 1:
         raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
-    wanted = dimension + _SPARE_FACTORS
-    if min(n_users, n_items) <= wanted:
+    n_factors = dimension + _SPARE_FACTORS
+    if min(n_users, n_items) <= n_factors:
         raise DataError(
-            f"{n_users} users and {n_items} items give fewer than the {wanted} factors that embeddings of "
+            f"{n_users} users and {n_items} items give fewer than the {n_factors} factors that embeddings of "
             f"dimension {dimension} need; use embedding_dim={max(min(n_users, n_items) - _SPARE_FACTORS - 1, 1)}"
         )
     cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
@@ -332,10 +332,10 @@ def svd_item_embeddings(
     item_degrees = np.bincount(columns, minlength=n_items)
     weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
     matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
-    _, values, factors = randomized_svd(matrix, wanted, n_iter=5, random_state=seed)
+    _, values, factors = randomized_svd(matrix, n_factors, n_iter=5, random_state=seed)
     first = max(1, int((values > _TRIVIAL).sum()))
-    kept = slice(first, first + dimension)
-    embeddings = factors[kept].T * values[kept]
+    informative = slice(first, first + dimension)
+    embeddings = factors[informative].T * values[informative]
     if embeddings.shape[1] < dimension:
         raise DataError(
             f"the click matrix falls into {first} unconnected parts, which leaves {embeddings.shape[1]} useful "

@@ -31,7 +31,7 @@ KUAISIM = [
 
 
 def simulate(temper, reward, penalised):
-    """Plays the rule as it is told with constant rewards: pay for each step, leave below 1."""
+    """Plays the rule with constant rewards: pay for each step, leave below 1."""
     steps = 0
     while temper >= 1.0 - 1e-9:
         steps += 1

@@ -160,7 +160,7 @@ def test_constant_clicks_obey_the_length_formula():
         assert rewards / steps == pytest.approx(probability, abs=0.01)
 
 
-# KuaiSim's README: total reward and depth of trained agents at temper 20 (simulators.md 1.5 of the project's notes).
+# KuaiSim's README: total reward and depth of trained agents at temper 20.
 @pytest.mark.parametrize(
     ("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)]
 )
