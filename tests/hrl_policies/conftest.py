@@ -28,9 +28,9 @@ def comparison(runs):
 
 
 @pytest.fixture(scope="session")
-def report_store(tmp_path_factory):
-    """The folder of finished runs, an interrupted one and a failed one."""
-    return write_report_store(tmp_path_factory.mktemp("report") / "runs")
+def report_store(store, tmp_path_factory):
+    """The folder of the runs of one world, of an interrupted one and of a failed one."""
+    return write_report_store(tmp_path_factory.mktemp("report") / "runs", store)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
-from stored_studies import CONTROLS, ERROR, REPORT_MAX_LENS, REPORT_SEEDS
+from stored_studies import CONTROLS, ERROR, MAX_LENS, SEEDS
 
 from hrl_policies.cli.study import report
 from hrl_policies.study.report import (
@@ -85,19 +85,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def store(report_store):
-    return report_store
+def runs(report_store):
+    return all_runs(report_store)
 
 
 @pytest.fixture(scope="module")
-def runs(store):
-    return all_runs(store)
-
-
-@pytest.fixture(scope="module")
-def page(store, runs, tmp_path_factory):
+def page(report_store, runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return Page(text_of(path, runs, failures=failed_runs(store)))
+    return Page(text_of(path, runs, failures=failed_runs(report_store)))
 
 
 def text_of(path, runs, **settings):
@@ -122,7 +117,7 @@ def numbers(page, row):
     return [one for one in page.inside(row, "td") if one.attrs.get("class") == "number"]
 
 
-@pytest.mark.parametrize("max_len", REPORT_MAX_LENS)
+@pytest.mark.parametrize("max_len", MAX_LENS)
 def test_a_row_holds_mean_and_student_interval_over_the_seeds_and_every_seed_below(page, runs, max_len):
     own = [
         r.summary
@@ -135,11 +130,11 @@ def test_a_row_holds_mean_and_student_interval_over_the_seeds_and_every_seed_bel
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
         assert cells[title].text.strip() == f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
         assert float(cells[title].attrs["data-value"]) == pytest.approx(np.mean(values), rel=1e-8)
-    assert cells["seeds"].text == "2"
+    assert cells["seeds"].text == "3"
     links = [page.inside(row, "a")[0] for row in seeds]
-    assert [link.text for link in links] == [f"seed {seed}" for seed in REPORT_SEEDS]
+    assert [link.text for link in links] == [f"seed {seed}" for seed in SEEDS]
     assert [float(numbers(page, row)[0].text) for row in seeds] == [round(s["len"], 2) for s in own]
-    for link, seed in zip(links, REPORT_SEEDS, strict=True):
+    for link, seed in zip(links, SEEDS, strict=True):
         (target,) = page.all("tbody", id=link.attrs["href"].removeprefix("#"))
         assert f"A2C, seed {seed}" in target.text
 
@@ -198,10 +193,10 @@ def test_a_run_shows_curve_settings_hashes_versions_and_time(page, runs):
 
 
 def test_interrupted_runs_have_a_curve_but_no_figures_and_failed_ones_show_their_error(page):
-    (row,) = [one for one in page.all("tbody") if "A2C, seed 19" in one.text and "interrupted" in one.text]
+    (row,) = [one for one in page.all("tbody") if "A2C, seed 23" in one.text and "interrupted" in one.text]
     values = [one.attrs["data-value"] for one in numbers(page, page.inside(row, "tr")[0])]
     assert values[-5:] == [""] * 5 and int(values[2]) > 0
-    assert "A2C, seed 19" not in " ".join(one.text for one in page.all("article"))
+    assert "A2C, seed 23" not in " ".join(one.text for one in page.all("article"))
     (failure,) = [one for one in page.all("details") if "td3-len30-k10-seed11" in one.text]
     assert ERROR in page.inside(failure, "summary")[0].text
     assert "Traceback (most recent call last)" in page.inside(failure, "pre")[0].text
@@ -210,14 +205,14 @@ def test_interrupted_runs_have_a_curve_but_no_figures_and_failed_ones_show_their
 def test_the_summary_names_methods_controls_seeds_and_users(page):
     (header,) = page.all("header")
     words = " ".join(header.text.split())
-    assert "runs 10 finished, 1 interrupted, 1 failed" in words
+    assert "runs 12 finished, 1 interrupted, 1 failed" in words
     assert "trained methods A2C controls Random, QuotaGreedy, Oracle †" in words
-    assert "Max Len 30, 50 training seeds 11, 15 evaluated on 15 held-out users" in words
+    assert "Max Len 8, 30 training seeds 11, 15, 19 evaluated on 15 held-out users" in words
 
 
-def test_a_store_without_a_finished_run_has_a_report_too(store, runs, tmp_path):
+def test_a_store_without_a_finished_run_has_a_report_too(report_store, runs, tmp_path):
     for some in ([], [run for run in runs if not run.complete]):
-        page = Page(text_of(tmp_path / "report.html", some, failures=failed_runs(store)))
+        page = Page(text_of(tmp_path / "report.html", some, failures=failed_runs(report_store)))
         assert "No run is finished yet." in page.all("main")[0].text
         assert ERROR in page.all("main")[0].text
         assert len(page.all("tbody")) == len(some)
@@ -243,13 +238,13 @@ def test_text_is_shown_and_never_run(runs, tmp_path, monkeypatch, where):
     assert ATTACK.rpartition("/")[2] in page.all("body")[0].text
 
 
-def test_equal_runs_in_another_folder_give_equal_bytes(store, runs, tmp_path):
+def test_equal_runs_in_another_folder_give_equal_bytes(report_store, runs, tmp_path):
     copied = tmp_path / "elsewhere" / "deep"
-    shutil.copytree(store, copied)
-    first = text_of(tmp_path / "first.html", runs, failures=failed_runs(store))
+    shutil.copytree(report_store, copied)
+    first = text_of(tmp_path / "first.html", runs, failures=failed_runs(report_store))
     second = text_of(tmp_path / "second.html", all_runs(copied), failures=failed_runs(copied))
     assert first == second
-    assert str(store.parent) not in first
+    assert str(report_store.parent) not in first
 
 
 def test_times_stand_only_where_they_are_marked(runs, tmp_path):
@@ -293,13 +288,13 @@ def test_limits_say_when_seeds_or_controls_are_missing(runs):
     learned = [run for run in runs if run.config.method == "a2c" and run.complete]
     assert any("No control was run" in text for text in limits(learned))
     assert not any("No control was run" in text for text in limits(runs))
-    assert any("at least 2: so few" in text for text in limits(runs))
+    assert any("at least 3: so few" in text for text in limits(runs))
     assert any("single training seed" in text for text in limits(learned[:1]))
     assert not any("†" in text for text in limits(learned))
 
 
-def test_pictures_are_in_the_file_whole_and_an_svg_goes_before_its_png(store, runs, tmp_path):
-    shutil.copytree(store, tmp_path / "runs")
+def test_pictures_are_in_the_file_whole_and_an_svg_goes_before_its_png(report_store, runs, tmp_path):
+    shutil.copytree(report_store, tmp_path / "runs")
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
     (tmp_path / "runs" / "figures").mkdir()
     for name, content in (("b.svg", svg), ("b.png", PNG), ("a.png", PNG), ("note.txt", b"no picture")):
@@ -389,7 +384,7 @@ def test_an_axis_ends_at_a_round_number_close_above_all_values(values):
     assert len(f"{top:.9g}".replace(".", "").strip("0").partition("e")[0]) <= 2
 
 
-def test_what_cannot_be_reported_is_refused_with_words(store, runs, tmp_path):
+def test_what_cannot_be_reported_is_refused_with_words(report_store, runs, tmp_path):
     with pytest.raises(ValueError, match="no runs to report"):
         text_of(tmp_path / "report.html", [])
     (tmp_path / "figure.gif").write_bytes(b"GIF89a")
@@ -405,18 +400,18 @@ def test_what_cannot_be_reported_is_refused_with_words(store, runs, tmp_path):
         all_runs(tmp_path / "nowhere")
 
 
-def test_the_command_writes_the_report_of_a_store(store, tmp_path, capsys):
+def test_the_command_writes_the_report_of_a_store(report_store, tmp_path, capsys):
     context = SimpleNamespace(obj="kuaifair study report runs")
-    report(context, store, tmp_path / "out" / "report.html", None)
+    report(context, report_store, tmp_path / "out" / "report.html", None)
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert page.all("h1")[0].text == "KuaiFair study: runs"
     assert page.all("code")[0].text == "kuaifair study report runs"
-    assert "10 finished, 1 interrupted, 1 failed" in capsys.readouterr().out
+    assert "12 finished, 1 interrupted, 1 failed" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no runs"):
         report(context, tmp_path / "empty", tmp_path / "none.html", None)
 
 
 def test_controls_and_methods_of_the_store_are_all_in_the_tables(page):
-    for max_len in REPORT_MAX_LENS:
+    for max_len in MAX_LENS:
         assert len(results(page, max_len)) == 1 + len(CONTROLS)

@@ -395,7 +395,7 @@ def test_improvement_interval_is_the_reference_librarys(library, metrics):
     x, y = rng.normal(0.4, 1.0, (6, 4)), rng.normal(0.0, 1.0, (8, 4))
     np.random.seed(1)  # noqa: NPY002
     _, intervals = library.get_interval_estimates(
-        {"x,y": [x, y]}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=400
+        {"x,y": [x, y]}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=200
     )
     mine = probability_of_improvement(x, y, resamples=6_000)
     low, high = intervals["x,y"][:, 0]

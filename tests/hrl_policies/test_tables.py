@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
+from stored_studies import CONTROLS, OWN, pairs, runs_of
 from worlds_for_tests import small_pair
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, stored_records, train, write_records
@@ -17,14 +18,10 @@ from kuaifair_env.errors import ArtifactError
 
 
 @pytest.fixture(scope="module")
-def records():
-    pair = small_pair()
-    cells = [
-        plan_run("a2c", "small", seed=s, total_steps=256, n_envs=4, overrides={"n_steps": 8})
-        for s in (11, 15, 19)
-    ]
-    cells += [plan_run(name, "small") for name in ("random", "quota-greedy", "oracle")]
-    return [RunRecord.of_evaluation(cell, train(cell, pair).evaluation) for cell in cells]
+def records(runs):
+    """Three seeds of A2C, then the controls, at Max Len 30."""
+    chosen = [run for name in ("a2c", *CONTROLS) for run in runs_of(runs, name, world=OWN)]
+    return [RunRecord.of_run(run) for run in chosen]
 
 
 def cells_of(table, method):
@@ -64,7 +61,7 @@ def test_every_table_carries_its_provenance(records):
         "50 candidates",
         "15 held-out users",
         "11, 15, 19",
-        "A2C 256",
+        "A2C 480",
         "Made by: kuaifair something --seed 11",
     ):
         assert part in text
@@ -128,9 +125,9 @@ def test_records_go_to_a_small_csv_and_come_from_stored_runs(records, tmp_path):
     assert [float(row["len"]) for row in rows] == [record.summary["len"] for record in records]
     assert rows[0]["method"] == "a2c" and rows[0]["seed"] == "11"
 
-    config = plan_run("random", "small")
-    train(config, small_pair(), output=tmp_path / "store/random")
-    (stored,) = stored_records(tmp_path / "store")
-    assert stored.summary == records[3].summary
+    config = plan_run("random", OWN, session=SessionConfig(max_len=30))
+    result = train(config, pairs()[OWN], output=tmp_path / "store/random")
+    assert stored_records(tmp_path / "store") == [records[3]]
+    assert RunRecord.of_evaluation(records[3].config, result.evaluation) == records[3]
     with pytest.raises(ArtifactError, match="no folder"):
         stored_records(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,6 @@ OWN = "small"
 SEEDS = (11, 15, 19)
 MAX_LENS = (8, 30)
 CONTROLS = ("random", "quota-greedy", "oracle")
-REPORT_SEEDS = (11, 15)
-REPORT_MAX_LENS = (30, 50)
 ERROR = "ValueError: a rate is <positive>, got -1"
 
 
@@ -50,15 +49,10 @@ def write_comparison_store(folder: Path) -> Path:
     return folder / "store"
 
 
-def write_report_store(folder: Path) -> Path:
-    """Writes A2C with two seeds and three controls at two horizons, an interrupted run and a failed one."""
-    pair = small_pair()
-    for session in (SessionConfig(max_len=max_len) for max_len in REPORT_MAX_LENS):
-        runs = [a2c(OWN, seed, session, total_steps=1_200) for seed in REPORT_SEEDS]
-        runs += [plan_run(name, OWN, session=session) for name in CONTROLS]
-        for run in runs:
-            train(run, pair, output=folder / run_folder(run))
-    stopped = a2c(OWN, 19, SessionConfig())
+def write_report_store(folder: Path, store: Path) -> Path:
+    """Copies the runs of one world, and adds an interrupted run and a failed one."""
+    shutil.copytree(store / OWN, folder / OWN)
+    stopped = a2c(OWN, 23, SessionConfig())
     result = train(stopped, interrupted_pair(at=40), output=folder / run_folder(stopped))
     assert not result.complete
     failed = folder / OWN / "td3-len30-k10-seed11.failed"
@@ -69,20 +63,14 @@ def write_report_store(folder: Path) -> Path:
     return folder
 
 
-def a2c(
-    world: str,
-    seed: int,
-    session: SessionConfig,
-    purifier: PurifierIdentity | None = None,
-    total_steps: int = 480,
-) -> RunConfig:
+def a2c(world: str, seed: int, session: SessionConfig, purifier: PurifierIdentity | None = None) -> RunConfig:
     """A2C as it is trained in these stores."""
     return plan_run(
         "a2c",
         world,
         seed=seed,
         session=session,
-        total_steps=total_steps,
+        total_steps=480,
         n_envs=8,
         overrides={"n_steps": 8},
         purifier=purifier,
