@@ -3,8 +3,8 @@
 Run: python examples/own_leave_rule.py
 
 Users of this one leave after a number of slates in a row on which they clicked nothing; how popular the items are is
-nothing to them. Two controls meet the same held-out users under it and under the default rule, which makes users leave
-unequal slates: what a fair policy is worth depends on the rule, so say which one a result was got under.
+not their concern. Two controls meet the same held-out users under it and under the default rule, which makes users
+leave unequal slates: the value of a fair policy depends on the rule, so results name it.
 """
 
 from dataclasses import dataclass
@@ -59,10 +59,10 @@ def main() -> None:
     for name, rule in (("temper", "temper"), ("dull slates", DullSlates()), ("dull, 1", DullSlates(1))):
         for policy in (GreedyCTR(scorer), QuotaGreedy(scorer)):
             test = gym.make(ENV, split="test", action_mode="slate", leave=rule)
-            found = kuaifair_env.evaluate(policy, test).summary()
+            summary = kuaifair_env.evaluate(policy, test).summary()
             print(
-                f"{name:<16}{type(policy).__name__:<13}{found['len']:>7.2f}{found['r_each']:>9.3f}"
-                f"{found['r_cum']:>8.2f}{found['violation_rate']:>9.3f}"
+                f"{name:<16}{type(policy).__name__:<13}{summary['len']:>7.2f}{summary['r_each']:>9.3f}"
+                f"{summary['r_cum']:>8.2f}{summary['violation_rate']:>9.3f}"
             )
     print("broken: share of slates that broke the rule. A session of a satisfied user ends after 30 slates.")
 

@@ -77,8 +77,8 @@ def main() -> None:
     control = QuotaGreedy(ClickScorer.fit(world))
     evaluated = gym.make(ENV, split="test", action_mode="slate")
     for name, sessions in (("raw", evaluated), ("shrinking", DSRMObservationWrapper(evaluated, purifier))):
-        found = kuaifair_env.evaluate(control, sessions).summary()
-        print(f"QuotaGreedy on {name:<10} Len {found['len']:.2f}  R_cum {found['r_cum']:.2f}")
+        summary = kuaifair_env.evaluate(control, sessions).summary()
+        print(f"QuotaGreedy on {name:<10} Len {summary['len']:.2f}  R_cum {summary['r_cum']:.2f}")
 
 
 if __name__ == "__main__":

@@ -14,29 +14,23 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import kuaifair_env
-from dsrm import (
-    IdentityPurifier,
-    PretrainConfig,
-    StatePurifier,
-    TrainingConfig,
-    VecDSRM,
-    noise_like,
-    pretrain,
-)
+from dsrm import IdentityPurifier, StatePurifier, VecDSRM, load_purifier, noise_like
+from hrl_policies import worlds
 from hrl_policies.study import single_threaded
 
 ENV = "KuaiFair-Toy-v0"
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "A2C": A2C,
     # With 64 sessions, PPO's usual 2,048 steps would be rollouts of 131,072.
-    "PPO": partial(PPO, n_steps=64, batch_size=1024),
+    "PPO": partial(PPO, n_steps=16, batch_size=512),
 }
 
 
-def main(steps: int = 100_000, rounds: int = 6) -> None:
+def main(steps: int = 100_000) -> None:
     single_threaded()
     world = kuaifair_env.make_world(ENV, split="train")
-    dsrm = pretrain(world, PretrainConfig(training=TrainingConfig(rounds=rounds)), progress=True)
+    # Pretrained on the training log on first use, then cached.
+    dsrm = load_purifier(worlds.cached_purifier(world, "profile", progress=True))
     purifiers: dict[str, StatePurifier | None] = {
         "raw": None,
         "identity": IdentityPurifier(),
@@ -46,8 +40,10 @@ def main(steps: int = 100_000, rounds: int = 6) -> None:
     print(f"{'agent':<6}{'state':<18}{'Len':>7}{'R_each':>9}{'R_cum':>8}")
     for name, algorithm in AGENTS.items():
         for state, purifier in purifiers.items():
-            found = trained_and_evaluated(algorithm, purifier, steps)
-            print(f"{name:<6}{state:<18}{found['len']:>7.2f}{found['r_each']:>9.3f}{found['r_cum']:>8.2f}")
+            summary = trained_and_evaluated(algorithm, purifier, steps)
+            print(
+                f"{name:<6}{state:<18}{summary['len']:>7.2f}{summary['r_each']:>9.3f}{summary['r_cum']:>8.2f}"
+            )
 
 
 def trained_and_evaluated(

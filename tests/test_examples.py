@@ -1,14 +1,66 @@
-"""The examples run as they are printed, with fewer steps."""
+"""The examples and the Python blocks of the README run as they are printed, with fewer steps."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def purifier_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("purifiers")
+
+
+@pytest.fixture
+def quick_purifiers(monkeypatch, purifier_folder):
+    """Purifiers are trained for a moment, once in all, and kept out of the user's cache."""
+    import dsrm.pretrain
+    from dsrm.model import DistillationConfig
+    from dsrm.training import TrainingConfig
+    from hrl_policies import environments, worlds
+
+    pretrain, cached = dsrm.pretrain.pretrain, worlds.cached_purifier
+
+    def quick(world, config, **settings):
+        short = replace(
+            config,
+            training=TrainingConfig(rounds=1, examples=2_000, validation_examples=500),
+            distillation=DistillationConfig(steps=20),
+        )
+        return pretrain(world, short, **settings)
+
+    def apart(world, mode, **settings):
+        return cached(world, mode, folder=purifier_folder)
+
+    monkeypatch.setattr(dsrm.pretrain, "pretrain", quick)
+    for module in (environments, worlds):
+        monkeypatch.setattr(module, "cached_purifier", apart)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {number}" for number in range(1, len(BLOCKS) + 1)])
+def test_the_readme_s_python_runs_in_an_empty_folder(block, tmp_path, monkeypatch, capsys, quick_purifiers):
+    monkeypatch.chdir(tmp_path)
+    code = re.sub(r"learn\([\d_]+\)", "learn(512)", block)
+    assert code != block
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert "r_cum" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_s_shortest_way_to_purified_states_takes_20_lines():
+    (block,) = (block for block in BLOCKS if "DSRMObservationWrapper" in block)
+    assert len(block.splitlines()) <= 20 and block.count("DSRMObservationWrapper(") == 2
 
 
 def example(name):
@@ -19,8 +71,8 @@ def example(name):
 
 
 @pytest.mark.slow
-def test_quickstart_shows_a_session_and_judges_agent_and_control(capsys):
-    example("quickstart").main(1_000)
+def test_quickstart_shows_a_session_and_evaluates_agent_and_control(capsys):
+    example("quickstart").main(320)
     out = capsys.readouterr().out
     assert "A2C" in out and "QuotaGreedy" in out
     assert out.count("violation_rate") == 2
@@ -28,7 +80,7 @@ def test_quickstart_shows_a_session_and_judges_agent_and_control(capsys):
 
 @pytest.mark.slow
 def test_own_logs_become_a_world_with_a_table(capsys):
-    example("own_logs").main(["--steps", "1000"])
+    example("own_logs").main(["--steps", "256"])
     out = capsys.readouterr().out
     assert "| QuotaGreedy |" in out and "the user's own logs" in out
 
@@ -41,7 +93,7 @@ def test_own_logs_come_from_csv_files_too(capsys, tmp_path):
     ):
         frame.drop(columns="time").to_csv(tmp_path / f"{name}.csv", index=False)
     module.main(
-        ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "1000"]
+        ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "256"]
     )
     assert "150 candidates" in capsys.readouterr().out
 
@@ -55,8 +107,8 @@ def test_the_drawn_logs_are_biased_and_unbiased_as_the_example_says():
 
 
 @pytest.mark.slow
-def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(capsys):
-    example("wrap_any_sb3_agent").main(1_000, rounds=1)
+def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(capsys, quick_purifiers):
+    example("wrap_any_sb3_agent").main(320)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("A2C", "PPO"))]
     assert len(rows) == 8
     numbers = {(row[:6].strip(), row[6:24].strip()): row[24:].split() for row in rows}
@@ -76,8 +128,8 @@ def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
 
 
 @pytest.mark.slow
-def test_dsrm_hrl_trains_is_saved_and_keeps_the_bound(capsys):
-    example("train_dsrm_hrl").main(2_048, rounds=1)
+def test_dsrm_hrl_trains_is_saved_and_keeps_the_bound(capsys, quick_purifiers):
+    example("train_dsrm_hrl").main(2_048)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     measured = {
         row[0]: [float(figure) for figure in row[1:]] for row in rows if len(row) == 5 and row[0] != "method"
@@ -101,7 +153,7 @@ def own_registry():
 
 @pytest.mark.slow
 def test_an_agent_of_ones_own_is_trained_beside_a2c_and_a_control(capsys, own_registry):
-    example("own_method").main(1_000)
+    example("own_method").main(256)
     out = capsys.readouterr().out
     for name in ("| A2C, annealed |", "| A2C |", "| QuotaGreedy |", "no evidence"):
         assert name in out
@@ -141,7 +193,7 @@ def test_a_leave_rule_of_ones_own_makes_users_leave_after_dull_slates_in_a_row()
     assert bound.temper.tolist() == [2.0, 1.0, 0.0]
 
 
-def test_controls_are_judged_under_a_leave_rule_of_ones_own(capsys):
+def test_controls_are_evaluated_under_a_leave_rule_of_ones_own(capsys):
     example("own_leave_rule").main()
     rows = [line.rsplit(maxsplit=5) for line in capsys.readouterr().out.splitlines()[1:7]]
     found = {(row[0], row[1]): [float(figure) for figure in row[2:]] for row in rows}
@@ -158,15 +210,14 @@ def test_controls_are_judged_under_a_leave_rule_of_ones_own(capsys):
 
 @pytest.mark.slow
 def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, tmp_path):
-    from dataclasses import replace
-
     from hrl_policies.study.spec import read_study
 
     module = example("reproduce_paper")
     spec, _ = read_study("paper", quick=True)
     methods = tuple(entry for entry in spec.methods if entry.name in ("a2c", "td3", "hrl", "quota-greedy"))
-    small = replace(spec, methods=methods, steps=256, seeds=(11,), max_lens=(30,), users=20)
-    small = replace(small, methods=tuple(replace(entry, steps=None) for entry in small.methods))
+    short = tuple(entry.model_copy(update={"steps": None}) for entry in methods)
+    changes = {"methods": short, "steps": 256, "seeds": (11,), "max_lens": (30,), "users": 20}
+    small = spec.model_copy(update=changes)
     result = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
     assert len(result.records) == 4 and not result.failures
     out = capsys.readouterr().out
