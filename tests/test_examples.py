@@ -48,6 +48,7 @@ def quick_purifiers(monkeypatch, purifier_folder):
         monkeypatch.setattr(module, "cached_purifier", apart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {number}" for number in range(1, len(BLOCKS) + 1)])
 def test_the_readme_s_python_runs_in_an_empty_folder(block, tmp_path, monkeypatch, capsys, quick_purifiers):
     monkeypatch.chdir(tmp_path)
