@@ -12,7 +12,6 @@ Writes a page, and of the samplers with as many evaluations from full noise a CS
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import pandas as pd
-from purifiers import pair_of
+from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM, DistillationConfig
@@ -42,7 +41,6 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -95,17 +93,12 @@ def rows_of(pair: WorldPair, probes: Sequence[ProbeSet], model: DSRM) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--mode", default="profile", choices=["profile", "unbiased"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     single_threaded()
-    pair = pair_of(arguments.world, arguments.data)
+    pair = open_worlds(arguments.world, arguments.data)
     probes = [probe_set(pair.test, kind) for kind in ("log", "policy")]
     lines = [
         f"### {pair.test.data.provenance.name}: levels, evaluations and noise, mode {arguments.mode}",
@@ -154,12 +147,9 @@ def main() -> None:
         f"Made by: `python benchmarks/diffusion_steps.py {arguments.world} --mode {arguments.mode} --results RESULTS` "
         f"({machine()}, 1 thread).",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
+    name = f"diffusion_steps_{short_name(arguments.world)}_{arguments.mode}"
+    write_page(arguments.results, f"{name}.md", "\n".join(lines))
     if arguments.results:
-        stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        name = f"diffusion_steps_{stem}_{arguments.mode}"
-        write_text_atomically(arguments.results / f"{name}.md", text)
         pd.DataFrame(
             [
                 {

@@ -8,7 +8,6 @@ nothing else here); the test world's users are looked at once, beside them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from kuaifair_env.splits import held_out_users
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from purifiers import pair_of
+from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretrain import PretrainConfig, pretrain
@@ -27,7 +26,6 @@ from dsrm.windows import unit_rows
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.world import World
@@ -93,15 +91,10 @@ def purified_rows(name: str, world: World, window: HistoryWindow) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path)
+    parser = argument_parser(__doc__)
     arguments = parser.parse_args()
     single_threaded()
-    world = pair_of(arguments.world, arguments.data).train
+    world = open_worlds(arguments.world, arguments.data).train
     window = world.initial_history
     lines = [
         f"### {world.data.provenance.name}: encoders",
@@ -127,10 +120,7 @@ def main() -> None:
         "",
         f"Made by: `python benchmarks/encoders.py {arguments.world} --results RESULTS` ({machine()}, 1 thread).",
     ]
-    print("\n".join(lines))
-    if arguments.results:
-        stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        write_text_atomically(arguments.results / f"encoders_{stem}.md", "\n".join(lines) + "\n")
+    write_page(arguments.results, f"encoders_{short_name(arguments.world)}.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

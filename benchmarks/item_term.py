@@ -9,7 +9,6 @@ response again without them; what the term is worth there, it is worth by knowle
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from headroom import per_user
-from partial_worlds import NAMES
-from purifiers import pair_of
+from worlds import PARTIAL, argument_parser, open_worlds, short_name, write_page
 
 from dsrm.item_term import ITEM_TERM_MODES
 from hrl_policies.study import evaluate_run, plan_run
@@ -28,7 +25,6 @@ from hrl_policies.study.statistics import Interval, mean_interval
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response import fit_response
 from kuaifair_env.splits import calibration_users
 from kuaifair_env.world import build_world
@@ -42,7 +38,7 @@ def earned(pair: WorldPair, name: str) -> Interval:
     """Returns a policy's R_cum with its interval over users."""
     config = plan_run(name, pair.name, session=SessionConfig(max_len=30), item_term="")
     result = evaluate_run(config, build_policy(config, pair), pair)
-    return mean_interval(per_user(result, "r_cum"))
+    return mean_interval(result.sessions.columns()["r_cum"])
 
 
 def line(pair: WorldPair, name: str, policies: tuple[str, ...] = POLICIES) -> str:
@@ -72,15 +68,10 @@ def table(pair: WorldPair) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path)
+    parser = argument_parser(__doc__)
     arguments = parser.parse_args()
     single_threaded()
-    pair = pair_of(arguments.world, arguments.data)
+    pair = open_worlds(arguments.world, arguments.data)
     data = pair.test.data
     bounds = ", ".join(f"{name} {earned(pair, name).estimate:.2f}" for name in BOUNDS)
     page = [
@@ -91,7 +82,7 @@ def main() -> None:
         f"Bounds: {bounds}.",
         "",
     ]
-    if arguments.world in NAMES:
+    if arguments.world in PARTIAL:
         page += [
             "The same in a test world whose response was fitted without the calibration users' feedback:",
             "",
@@ -105,11 +96,7 @@ def main() -> None:
         "",
         f"Made by: `python benchmarks/item_term.py {arguments.world} --results RESULTS` ({machine()}).",
     ]
-    text = "\n".join(page) + "\n"
-    print(text)
-    if arguments.results:
-        stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        write_text_atomically(arguments.results / f"item_term_{stem}.md", text)
+    write_page(arguments.results, f"item_term_{short_name(arguments.world)}.md", "\n".join(page))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ is that of the front above (0, 0); Random and the controls stand beside as point
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from kuaifair_env.splits import evaluation_users
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from purifiers import pair_of
+from worlds import argument_parser, open_worlds, write_page
 
 from hrl_policies.mofir.front import (
     FrontPoint,
@@ -34,7 +33,6 @@ from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.table import Measured, ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
 
@@ -112,17 +110,12 @@ def fronts_of(store: Path, pair: WorldPair, cells: list[RunConfig], world: World
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world", help="environment id, kuairand or kuairec")
-    parser.add_argument("--data", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(STUDY_SEEDS))
-    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     single_threaded()
-    pair = pair_of(arguments.world, arguments.data)
+    pair = open_worlds(arguments.world, arguments.data)
     cells = [plan_run("mofir", pair.name, seed=seed) for seed in arguments.seeds]
     run_study(cells, arguments.store, {pair.name: pair}).raise_for_failures()
     texts = [f"# MOFIR's front, {pair.name}"]
@@ -143,10 +136,7 @@ def main() -> None:
         f"{', '.join(map(str, arguments.seeds))}. The weight that MOFIR acts with unless told otherwise is the one of "
         f"largest R_cum over users of the training world. Made by: `{command}`."
     )
-    text = "\n\n".join(texts) + "\n"
-    print(text)
-    if arguments.results:
-        write_text_atomically(arguments.results / "mofir_front.md", text)
+    write_page(arguments.results, "mofir_front.md", "\n\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ same users, responses and randomness.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from purifiers import pair_of
+from worlds import argument_parser, open_worlds, write_page
 
 from hrl_policies.study import STUDY_SEEDS, plan_run, train
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.table import ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.world import World
 
 WEIGHTS = (0.0, 0.5, 1.0)
@@ -50,17 +48,12 @@ def popularity_of(pair: WorldPair) -> FloatArray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world", help="environment id, kuairand or kuairec")
-    parser.add_argument("--data", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(STUDY_SEEDS))
     parser.add_argument("--weights", nargs="+", type=float, default=list(WEIGHTS))
-    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     single_threaded()
-    pair = pair_of(arguments.world, arguments.data)
+    pair = open_worlds(arguments.world, arguments.data)
     popularity = popularity_of(pair)
     rows = []
     for weight in arguments.weights:
@@ -85,9 +78,7 @@ def main() -> None:
             f"Made by: python benchmarks/popularity_axis.py {arguments.world} --results RESULTS",
         ),
     )
-    if arguments.results:
-        write_text_atomically(arguments.results / "popularity_axis.md", table.markdown() + "\n")
-    print(table.markdown())
+    write_page(arguments.results, "popularity_axis.md", table.markdown())
 
 
 if __name__ == "__main__":

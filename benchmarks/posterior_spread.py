@@ -10,7 +10,6 @@ can be used is as large as the error and orders users by it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from kuaifair_env.splits import held_out_users
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from purifiers import pair_of
 from scipy.stats import spearmanr
+from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.model import DSRM
 from dsrm.purifier import load_purifier
@@ -29,7 +28,6 @@ from dsrm.targets import PooledPositives
 from dsrm.windows import ConditionBuilder, SampledWindows, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.world import World
 
 LENGTHS = (2, 5, 10, 20, 50)
@@ -38,7 +36,7 @@ USERS = 1_500
 SAMPLES = 16
 
 
-def judged_users(world: World, clicks: np.ndarray) -> np.ndarray:
+def evaluated_users(world: World, clicks: np.ndarray) -> np.ndarray:
     """Returns held-out users with a window of the greatest length and enough clicks for a profile."""
     exposures = np.bincount(world.data.train.users, minlength=len(world.data.users))
     enough = np.flatnonzero(exposures >= max(LENGTHS) + MIN_CLICKS)
@@ -52,7 +50,7 @@ def rows(name: str, path: Path, world: World) -> list[str]:
     model.bind(world)
     builder = ConditionBuilder.of_world(world)
     positives = PooledPositives(builder, world.data.train, len(world.data.users))
-    users = judged_users(world, positives.counts)
+    users = evaluated_users(world, positives.counts)
     found = []
     for length in LENGTHS:
         rng = np.random.default_rng(0)
@@ -82,17 +80,12 @@ def rows(name: str, path: Path, world: World) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world")
-    parser.add_argument("--data", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--purifier", type=Path, required=True, help="a DSRM model")
     parser.add_argument("--compare", type=Path, help="another, for example with prediction='sample'")
-    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     single_threaded()
-    world = pair_of(arguments.world, arguments.data).train
+    world = open_worlds(arguments.world, arguments.data).train
     paths = [arguments.purifier] + ([arguments.compare] if arguments.compare else [])
     lines = [
         f"### {world.data.provenance.name}: spread of the posterior",
@@ -113,10 +106,7 @@ def main() -> None:
         "",
         f"Made by: `python benchmarks/posterior_spread.py {arguments.world} --purifier FILE --compare FILE`.",
     ]
-    print("\n".join(lines))
-    if arguments.results:
-        stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
-        write_text_atomically(arguments.results / f"posterior_spread_{stem}.md", "\n".join(lines) + "\n")
+    write_page(arguments.results, f"posterior_spread_{short_name(arguments.world)}.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

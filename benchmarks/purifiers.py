@@ -12,7 +12,6 @@ made again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -20,12 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kuaifair_env.response.fitting import cached_response
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from partial_worlds import NAMES, load, worlds_of
+from worlds import argument_parser, open_worlds, short_name, twin_worlds, write_page
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
@@ -35,11 +32,8 @@ from dsrm.probes import RAW, ProbeReport, probe, purified_states
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
-from hrl_policies.worlds import WorldPair, load_worlds
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.files import write_text_atomically
-from kuaifair_env.response.synthetic import TwinResponse
-from kuaifair_env.synthetic.twin import load_twin, twin_config
-from kuaifair_env.world import build_world, cached_embeddings
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),
@@ -77,26 +71,6 @@ COLUMNS = {
     "effective_rank": "eff. rank",
     "raw_cosine": "cos to raw",
 }
-
-
-def pair_of(name: str, data: Path | None) -> WorldPair:
-    """Returns both worlds of an environment id or of a partial data set."""
-    if name not in NAMES:
-        return load_worlds(name)
-    if data is None:
-        raise SystemExit("--data is needed for the partial data sets")
-    return worlds_of(name, load(name, data))
-
-
-def conformist_pair(preset: str, conformity: float, taste: str) -> WorldPair:
-    """Returns both worlds of a twin whose users follow popularity; the test world is their taste without it."""
-    twin = load_twin(twin_config(preset, taste_strength=taste, conformity=conformity))  # type: ignore[arg-type]
-    data, embeddings = twin.data, cached_embeddings(twin.data, 64)
-    train = build_world(data, "train", cached_response(data, "train"), embeddings=embeddings)
-    truth = TwinResponse(twin.truth, 0.0, data.provenance.as_dict())
-    known = (truth.true_preference.items, truth.true_preference.users)
-    test = build_world(data, "test", truth, embeddings=embeddings, true_preference=known)
-    return WorldPair(f"{preset} twin, conformity {conformity:g}, taste {taste}", train, test)
 
 
 def made(pair: WorldPair, store: Path, seed: int, modes: Sequence[str]) -> dict[str, StatePurifier]:
@@ -138,13 +112,8 @@ def _cell(measures: list[Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("world")
-    parser.add_argument("--data", type=Path)
+    parser = argument_parser(__doc__)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--results", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--modes", nargs="+", choices=list(MADE), default=list(MADE))
     parser.add_argument(
@@ -153,12 +122,15 @@ def main() -> None:
     parser.add_argument("--taste", default="measured", choices=["measured", "strong"])
     arguments = parser.parse_args()
     single_threaded()
-    stem = arguments.world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+    stem = short_name(arguments.world)
     options = ""
     if arguments.conformity is None:
-        pair = pair_of(arguments.world, arguments.data)
+        pair = open_worlds(arguments.world, arguments.data)
     else:
-        pair = conformist_pair(arguments.world, arguments.conformity, arguments.taste)
+        title = f"{arguments.world} twin, conformity {arguments.conformity:g}, taste {arguments.taste}"
+        pair = twin_worlds(
+            title, arguments.world, taste_strength=arguments.taste, conformity=arguments.conformity
+        )
         stem += f"_conformity{arguments.conformity:g}_{arguments.taste}"
         options = f" --conformity {arguments.conformity:g} --taste {arguments.taste}"
     if arguments.modes != list(MADE):
@@ -181,9 +153,8 @@ def main() -> None:
     command = f"python benchmarks/purifiers.py {arguments.world}{options} --store STORE --results RESULTS"
     tables = [table(found, f"{title}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
     text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
-    print(text)
+    write_page(arguments.results, f"purification_{stem}.md", text)
     if arguments.results:
-        write_text_atomically(arguments.results / f"purification_{stem}.md", text)
         content = {kind: [report.as_dict() for report in found] for kind, found in reports.items()}
         path = arguments.results / f"purification_{stem}.json"
         write_text_atomically(path, json.dumps(_rounded(content), indent=1, sort_keys=True) + "\n")

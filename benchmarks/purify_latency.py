@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from purifiers import pair_of
 from stable_baselines3.common.policies import ActorCriticPolicy
+from worlds import open_worlds
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     single_threaded()
-    world = pair_of(arguments.env, arguments.data).test
+    world = open_worlds(arguments.env, arguments.data).test
     model = load_purifier(arguments.purifier)
     assert isinstance(model, DSRM)
     variants: dict[str, StatePurifier] = {

@@ -11,12 +11,14 @@ the personal part's standard deviation and share of the logit's variance.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import numpy as np
+from partial_data import partial_kuairand
 from rich.console import Console
 from rich.table import Table
 
@@ -93,22 +95,12 @@ def evaluated(model: FactorisedResponse, rows: LabelledRows, quality: np.ndarray
     ]
 
 
-def adapters() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "examples" / "partial_data.py"
-    spec = importlib.util.spec_from_file_location("partial_data", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the partial data")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    data = adapters().partial_kuairand(arguments.folder)
+    data = partial_kuairand(arguments.folder)
     rows = labelled_rows(data.test, len(data.items), SPLIT, NegativeSampling(), arguments.seed)
     held = rows.where("report")
     quality = shrunken_item_rate(rows, len(data.items))[rows.items[held]]

@@ -1,33 +1,52 @@
-"""The ``kuaifair`` command: its groups, and how it ends."""
+"""The ``kuaifair`` command: its groups, how it ends, and the lists of what there is."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from hrl_policies.cli.agents import evaluate, train, tune
 from hrl_policies.cli.data import data_app
-from hrl_policies.cli.methods import envs, methods
-from hrl_policies.cli.options import BAD_INPUT, INTERRUPTED, Progress
+from hrl_policies.cli.options import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.study import study_app
 from kuaifair_env.errors import KuaiFairError
 
+if TYPE_CHECKING:
+    from hrl_policies.zoo import MethodSpec
+
 TRACEBACK_VARIABLE = "KUAIFAIR_TRACEBACK"
+
+_WIDTH = 118
+_COLUMNS = ("name", "title", "kind", "acts by", "purifier")
+_NAMES = (
+    "name",
+    "title",
+    "family",
+    "reference",
+    "kind",
+    "action_mode",
+    "observation_mode",
+    "purifier",
+    "sees",
+)
 
 app = typer.Typer(
     help="Fair interactive recommendation: environments, agents and the controls they have to beat.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, pretrain, probe, encode, methods, tune, envs):
+for command in (train, evaluate, pretrain, probe, encode, tune):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
@@ -91,3 +110,136 @@ def demo(
 
     single_threaded()
     run_demo(Console(), seed=seed, steps=steps, output=output, progress=progress)
+
+
+@app.command()
+def envs() -> None:
+    """List the environments."""
+    from kuaifair_env import ENVIRONMENTS
+
+    table = Table("id", "what stands behind it")
+    for env_id, origin in ENVIRONMENTS.items():
+        table.add_row(env_id, origin.description)
+    Console().print(table)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show all of one method.")] = None,
+    env: OptionalEnv = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods by family: what they are, how they act, where they come from and what they may see.
+
+    With a name, all of one method; with --env its settings there, if they differ.
+
+    Example: kuaifair methods a2c --env KuaiFair-Toy-v0
+    """
+    from hrl_policies.zoo import all_methods, method
+    from kuaifair_env.registration import need_environment
+
+    if env is not None:
+        need_environment(env)
+    if as_json:
+        specs = all_methods().values() if name is None else [method(name)]
+        content = [_described(spec, env or "") for spec in specs]
+        typer.echo(json.dumps(content if name is None else content[0], indent=1))
+        return
+    lines = _listing(all_methods().values()) if name is None else _page(method(name), env or "")
+    typer.echo("\n".join(lines))
+
+
+def _listing(specs: Iterable[MethodSpec]) -> list[str]:
+    """Returns the table: a block for each family, a line for each method, and under it where from and what it sees."""
+    families: dict[str, list[MethodSpec]] = {}
+    for spec in specs:
+        families.setdefault(spec.family, []).append(spec)
+    rows = {spec.name: _cells(spec) for members in families.values() for spec in members}
+    widths = [max(len(row[place]) for row in (_COLUMNS, *rows.values())) for place in range(len(_COLUMNS))]
+    lines = [_aligned(_COLUMNS, widths)]
+    for family, members in families.items():
+        lines += ["", family]
+        for spec in members:
+            lines.append(_aligned(rows[spec.name], widths))
+            lines += _wrapped("from: ", spec.reference) + _wrapped("sees: ", spec.sees)
+    return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
+
+
+def _page(spec: MethodSpec, env: str) -> list[str]:
+    """Returns all of one method, with its settings in an environment (empty for those of all without their own)."""
+    described = _described(spec, env)
+    facts = {name.replace("_", " "): str(described[name]) for name in _NAMES if described[name]}
+    if spec.privileged:
+        facts["privileged"] = "knows the test world's truth"
+    if not spec.learns:
+        return _block(facts)
+    settings = described["settings"]
+    search = settings.pop("search")
+    own = described["worlds_with_settings"]
+    lines = _block(facts)
+    for title, group in (
+        (
+            f"trained with, in {env}" if env in own else "trained with",
+            {key: value for key, value in settings.items() if not isinstance(value, Mapping)},
+        ),
+        ("hyperparameters", _flat(settings["hyperparameters"])),
+        ("search space", {key: _space(line) for key, line in search.items()}),
+    ):
+        lines += ["", title, *(_block(group) if group else ["  none: kuaifair tune cannot search"])]
+    if own:
+        lines += ["", f"Settings of their own (--env shows them): {', '.join(own)}"]
+    return lines
+
+
+def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
+    """Returns what the zoo knows of a method, JSON-able."""
+    from hrl_policies.zoo import load_settings, worlds_with_settings
+
+    described = {name: getattr(spec, name) for name in _NAMES} | {"privileged": spec.privileged}
+    if not spec.learns:
+        return described
+    return described | {
+        "settings": load_settings(spec.name, env).as_dict(),
+        "worlds_with_settings": worlds_with_settings(spec.name),
+    }
+
+
+def _cells(spec: MethodSpec) -> tuple[str, ...]:
+    kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
+    return f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    indent = " " * 6
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent + label, subsequent_indent=indent + " " * len(label)
+    )
+
+
+def _block(facts: Mapping[str, Any]) -> list[str]:
+    width = max(len(name) for name in facts)
+    lines = []
+    for name, value in facts.items():
+        head = f"  {name:<{width}}  "
+        lines += textwrap.wrap(str(value), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return lines
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings under dotted names, as ``--set`` takes them."""
+    flat: dict[str, Any] = {}
+    for name, value in group.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _space(line: Mapping[str, Any]) -> str:
+    kind, values = next(iter(line.items()))
+    if kind == "choice":
+        return "one of " + ", ".join(str(value) for value in values)
+    low, high = values
+    return f"{low} to {high}, {'whole numbers' if kind == 'integer' else kind}"

@@ -1,0 +1,68 @@
+"""A study file in worlds that have no environment id: partial real data, the twin for settings, validation users.
+
+    python benchmarks/run_study.py benchmarks/studies/baselines.yml --world kuairand --data DATA
+    python benchmarks/run_study.py benchmarks/studies/discount.yml --world KuaiFair-KuaiRandTwin-v0 --validation
+
+Where the world is an environment, ``kuaifair study run FILE`` does the same on all cores. What the store holds is not
+run again. ``kuaifair study tables`` and ``report`` make more of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rich.console import Console
+from worlds import TWIN_FOR_SETTINGS, open_worlds, short_name
+
+from hrl_policies.study import check_study, read_study, run_study, single_threaded
+from hrl_policies.study.outputs import write_outputs
+from hrl_policies.study.progress import progress_for
+from hrl_policies.study.tuning import validation_pair
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path)
+    parser.add_argument(
+        "--world",
+        default=TWIN_FOR_SETTINGS,
+        help=f"an environment id, kuairand, kuairec, '{TWIN_FOR_SETTINGS}'",
+    )
+    parser.add_argument("--data", type=Path, help="folder that holds the two partial data sets")
+    parser.add_argument(
+        "--validation", action="store_true", help="validation users of the training world, not the test world"
+    )
+    parser.add_argument("--item-term", choices=["log", "ips", "features", "unbiased"])
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--output", type=Path, help="folder of the study; studies/NAME-WORLD by default")
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = open_worlds(arguments.world, arguments.data)
+    if arguments.validation:
+        pair = validation_pair(pair.train, f"{pair.name}, validation users")
+    if arguments.item_term:
+        pair = pair.given_mode(arguments.item_term)
+    spec, problems = read_study(arguments.study)
+    changes: dict[str, Any] = {"worlds": (pair.name,), "item_term": arguments.item_term or spec.item_term}
+    if arguments.seeds:
+        changes["seeds"] = tuple(arguments.seeds)
+    runs = check_study(spec.model_copy(update=changes), problems, worlds={pair.name: pair})
+    store = arguments.output or Path("studies") / f"{spec.name}-{short_name(arguments.world)}"
+    with progress_for(Console(), 1) as progress:
+        result = run_study(runs, store, {pair.name: pair}, callback=progress)
+    command = f"python benchmarks/run_study.py benchmarks/studies/{arguments.study.name} --world '{arguments.world}'"
+    command += " --validation" if arguments.validation else ""
+    command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
+    write_outputs(store, result.records, result.reasons, command)
+    print(f"Tables, figures and a report: {store}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What benchmarks share: worlds beside the registered environments, common arguments, and pages of results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
+
+from hrl_policies.worlds import WorldPair, load_worlds
+from kuaifair_env.data import InteractionData
+from kuaifair_env.files import write_text_atomically
+from kuaifair_env.response.fitting import cached_response
+from kuaifair_env.response.synthetic import TwinResponse
+from kuaifair_env.synthetic.twin import load_twin, twin_config
+from kuaifair_env.world import build_world, cached_embeddings
+
+PARTIAL = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
+TWIN_FOR_SETTINGS = "KuaiRand twin, seed 1"
+"""A twin of other users, items and tastes: settings are chosen in it, and no result is reported in it."""
+
+
+def open_worlds(name: str, data: Path | None = None) -> WorldPair:
+    """Returns both worlds of an environment id, of partial real data, or of the twin for settings.
+
+    Args:
+        name: An environment id, ``kuairand``, ``kuairec`` or :data:`TWIN_FOR_SETTINGS`.
+        data: Folder that holds the partial data sets.
+    """
+    if name == TWIN_FOR_SETTINGS:
+        return twin_worlds(name, seed=1)
+    if name not in PARTIAL:
+        return load_worlds(name)
+    if data is None:
+        raise SystemExit(f"{name} needs --data FOLDER, the folder with the partial data sets")
+    if name == "kuairand":
+        return worlds_of_data(PARTIAL[name], partial_kuairand(data / KUAIRAND_FOLDER))
+    return worlds_of_data(PARTIAL[name], partial_kuairec(data / KUAIREC_FOLDER))
+
+
+def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
+    """Returns both worlds of a data set; fitted models and embeddings come from the cache when they are there."""
+    embeddings = cached_embeddings(data, 64)
+    train, test = (
+        build_world(data, split, cached_response(data, split), embeddings=embeddings)
+        for split in ("train", "test")
+    )
+    return WorldPair(name, train, test)
+
+
+def twin_worlds(name: str, preset: str = "KuaiRand", **settings: object) -> WorldPair:
+    """Returns both worlds of a twin of one's own settings; the test world is its users' true taste."""
+    twin = load_twin(twin_config(preset, **settings))
+    data, embeddings = twin.data, cached_embeddings(twin.data, 64)
+    truth = TwinResponse(twin.truth, 0.0, data.provenance.as_dict())
+    known = (truth.true_preference.items, truth.true_preference.users)
+    return WorldPair(
+        name,
+        build_world(data, "train", cached_response(data, "train"), embeddings=embeddings),
+        build_world(data, "test", truth, embeddings=embeddings, true_preference=known),
+    )
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of what every script takes: a world, the folder of partial data, and where results go."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("world", help="environment id, or kuairand and kuairec for partial real data")
+    parser.add_argument("--data", type=Path, help="folder that holds the two partial data sets")
+    parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
+    return parser
+
+
+def short_name(world: str) -> str:
+    """Returns how files call a world: ``KuaiFair-KuaiRandTwin-v0`` is ``kuairandtwin``."""
+    return world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+
+
+def write_page(results: Path | None, name: str, text: str) -> None:
+    """Prints a page, and writes it where results go."""
+    print(text)
+    if results is not None:
+        write_text_atomically(results / name, text.rstrip("\n") + "\n")
