@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,20 @@ class LabelledRows:
     roles: NDArray[np.int8]
     notes: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, rows: NDArray[np.int64]) -> LabelledRows:
+        """Returns some of the rows."""
+        return LabelledRows(
+            self.users[rows],
+            self.items[rows],
+            self.clicks[rows],
+            self.positions[rows],
+            self.roles[rows],
+            self.notes,
+        )
+
     def where(self, role: str) -> NDArray[np.int64]:
         """Returns the positions of the rows with a role: ``fit``, ``stop``, ``calibrate`` or ``report``."""
         return np.flatnonzero(self.roles == _ROLES.index(role))
@@ -62,23 +76,28 @@ def labelled_rows(
         DataError: If a role would lack clicks or non-clicks.
     """
     rng = np.random.default_rng((seed, 0x5EED))
-    users, items = log.users.astype(np.int64), log.items.astype(np.int64)
-    clicks, positions = log.clicks, np.arange(len(log))
-    notes: dict[str, Any] = {"logged_rows": len(log), "negatives": "logged non-clicks"}
     if log.positives_only:
-        users, items, clicks, positions, drawn = _with_negatives(log, known, n_items, negatives, rng)
-        notes |= drawn
-    if split.max_rows is not None and len(users) > split.max_rows:
-        chosen = np.sort(rng.choice(len(users), split.max_rows, replace=False))
-        users, items, clicks, positions = users[chosen], items[chosen], clicks[chosen], positions[chosen]
+        rows = _with_negatives(log, known, n_items, negatives, rng)
+    else:
+        rows = LabelledRows(
+            log.users.astype(np.int64),
+            log.items.astype(np.int64),
+            log.clicks,
+            np.arange(len(log)),
+            np.zeros(len(log), np.int8),
+            {"negatives": "logged non-clicks"},
+        )
+    if split.max_rows is not None and len(rows) > split.max_rows:
+        rows = rows.take(np.sort(rng.choice(len(rows), split.max_rows, replace=False)))
     edges = np.cumsum([1 - split.stop - split.calibrate - split.report, split.stop, split.calibrate])
-    roles = np.searchsorted(edges, rng.random(len(users)), side="right").astype(np.int8)
-    rows = LabelledRows(users, items, clicks, positions, roles, notes | {"rows_used": len(users)})
+    roles = np.searchsorted(edges, rng.random(len(rows)), side="right").astype(np.int8)
+    notes = {"logged_rows": len(log), **rows.notes, "rows_used": len(rows)}
+    rows = replace(rows, roles=roles, notes=notes)
     for role in _ROLES:
-        labels = clicks[rows.where(role)]
+        labels = rows.clicks[rows.where(role)]
         if not labels.any() or labels.all():
             raise DataError(
-                f"the log is too small to fit and evaluate a response model: of {len(users)} rows, the {len(labels)} "
+                f"the log is too small to fit and evaluate a response model: of {len(rows)} rows, the {len(labels)} "
                 f"with role '{role}' hold {int(labels.sum())} clicks; some hundred rows of both kinds are needed"
             )
     return rows
@@ -90,47 +109,55 @@ def _with_negatives(
     n_items: int,
     sampling: NegativeSampling,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], BoolArray, NDArray[np.int64], dict[str, Any]]:
+) -> LabelledRows:
+    """Returns the distinct positives of a log with drawn negatives, sorted by user; all roles are 0."""
     clicked_rows = np.flatnonzero(log.clicks)
     pairs, first = np.unique(
         log.users[clicked_rows].astype(np.int64) * n_items + log.items[clicked_rows], return_index=True
     )
     if not len(pairs):
         raise DataError("a log of positives only needs at least one positive")
-    users, items = np.divmod(pairs, n_items)
+    drawn = _drawn_pairs(pairs, n_items, sampling, rng)
+    is_positive = np.isin(drawn, pairs)
+    if known is not None:
+        known_pairs = known.users[known.clicks].astype(np.int64) * n_items + known.items[known.clicks]
+        is_positive |= np.isin(drawn, known_pairs)
+    negatives = drawn[~is_positive]
+    users, items = np.divmod(np.concatenate([pairs, negatives]), n_items)
+    rows = LabelledRows(
+        users,
+        items,
+        np.arange(len(users)) < len(pairs),
+        np.concatenate([clicked_rows[first], np.full(len(negatives), -1)]),
+        np.zeros(len(users), np.int8),
+        {
+            "negatives": (
+                f"drawn: {sampling.per_positive:g} per positive, items weighted by positives ** "
+                f"{sampling.popularity_power:g}, the user's own positives excluded"
+            ),
+            "positives_used": len(pairs),
+            "repeated_positives_dropped": len(clicked_rows) - len(pairs),
+            "negatives_drawn": len(negatives),
+            "negatives_dropped_as_positive": int(is_positive.sum()),
+            "sampled_rate": len(pairs) / len(users),
+            "declared_rate": sampling.positive_rate,
+        },
+    )
+    return rows.take(np.argsort(users, kind="stable"))
+
+
+def _drawn_pairs(
+    positives: NDArray[np.int64], n_items: int, sampling: NegativeSampling, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draws ``user * n_items + item``: users by their positives, items by a power of theirs."""
+    users, items = np.divmod(positives, n_items)
     weights = np.bincount(items, minlength=n_items).astype(np.float64)
     weights[weights > 0] **= sampling.popularity_power
-    n_draws = round(len(pairs) * sampling.per_positive)
+    n_draws = round(len(positives) * sampling.per_positive)
     drawn_users = users[rng.integers(0, len(users), n_draws)]
-    ladder = np.cumsum(weights)
-    drawn_items = np.searchsorted(ladder, rng.random(n_draws) * ladder[-1], side="right")
-    drawn = drawn_users * n_items + drawn_items
-    clash = np.isin(drawn, pairs)
-    if known is not None:
-        clash |= np.isin(
-            drawn, known.users[known.clicks].astype(np.int64) * n_items + known.items[known.clicks]
-        )
-    drawn_users, drawn_items = drawn_users[~clash], drawn_items[~clash]
-    notes = {
-        "negatives": (
-            f"drawn: {sampling.per_positive:g} per positive, items weighted by positives ** "
-            f"{sampling.popularity_power:g}, the user's own positives excluded"
-        ),
-        "positives_used": len(pairs),
-        "repeated_positives_dropped": len(clicked_rows) - len(pairs),
-        "negatives_drawn": len(drawn_users),
-        "negatives_dropped_as_positive": int(clash.sum()),
-        "sampled_rate": len(pairs) / (len(pairs) + len(drawn_users)),
-        "declared_rate": sampling.positive_rate,
-    }
-    order = np.argsort(np.concatenate([users, drawn_users]), kind="stable")
-    return (
-        np.concatenate([users, drawn_users])[order],
-        np.concatenate([items, drawn_items])[order],
-        np.concatenate([np.ones(len(users), np.bool_), np.zeros(len(drawn_users), np.bool_)])[order],
-        np.concatenate([clicked_rows[first], np.full(len(drawn_users), -1)])[order],
-        notes,
-    )
+    cumulated = np.cumsum(weights)
+    drawn_items = np.searchsorted(cumulated, rng.random(n_draws) * cumulated[-1], side="right")
+    return np.asarray(drawn_users * n_items + drawn_items, np.int64)
 
 
 def rate_correction(notes: dict[str, Any]) -> float:
