@@ -1,8 +1,8 @@
-"""Probes: whether purified states hold more interest and less popularity, and are of more use (see also the controls).
+"""Probes: whether purified states hold more interest and less popularity than observed ones, and are of more use.
 
-Low popularity decodability alone proves nothing, a constant state has it; interest must rise while popularity falls.
-Every probe is cross-validated over users, with bootstrap intervals over users; all states are evaluated on the same
-users and the same resamples, so that differences are paired.
+Low popularity decodability alone proves nothing, since a constant state has it; interest must rise while popularity
+falls. Every probe is cross-validated over users, with bootstrap intervals over users. All states are measured on the
+same users, folds and resamples, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -22,19 +22,45 @@ from kuaifair_env.world import World
 
 RAW = "raw"
 
+MEASURES = {
+    "recovery_cosine": "recovery cosine to s* (+)",
+    "recovery_mse": "recovery error (-)",
+    "taste_r2": "true taste, R2 (+)",
+    "auc": "AUC within users (+)",
+    "top_click_rate": "click rate of top 10 (+)",
+    "ndcg": "NDCG@10 (+)",
+    "interest": "interest, accuracy (+)",
+    "interest_f1": "interest, macro F1 (+)",
+    "interest_purity": "interest among neighbours (+)",
+    "interest_silhouette": "interest silhouette (+)",
+    "popularity_r2": "popularity, R2 (-)",
+    "popularity_knn_r2": "popularity, kNN R2 (-)",
+    "popularity_r2_given_interest": "popularity given interest, R2 (-)",
+    "level_r2": "long-run popularity, R2 (-)",
+    "popularity_purity": "popularity among neighbours (-)",
+    "popularity_silhouette": "popularity silhouette (-)",
+    "effective_rank": "effective rank",
+    "participation": "participation ratio",
+    "raw_cosine": "cosine to the raw state",
+    "raw_r2": "raw state explained, R2",
+}
+"""Measures and their titles; ``+``: higher is better, ``-``: lower is better. See :func:`probe`."""
+
 _FOLDS = 5
 _NEIGHBOURS = 15
-_RESAMPLES = 500
+_RESAMPLES, _STATISTIC_RESAMPLES, _SPECTRUM_RESAMPLES = 500, 200, 50
 _DECILES = 10
 _TOP = 10
 _MAX_FOR_SILHOUETTE = 2_000
+_RIDGE = 1e-2
 
 Statistic = Callable[[NDArray[np.int64]], float]
+"""A figure of chosen users, which may repeat."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure with its bootstrap interval.
+    """A figure with its bootstrap distribution.
 
     Attributes:
         value: Over all users.
@@ -62,13 +88,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """The measures of several purifiers on one probe set.
+    """The measures of several states on one probe set.
 
     Attributes:
         kind: Kind of windows.
-        users: How many.
+        users: Number of users.
         classes: Number of interests, and the accuracy of always guessing the most frequent.
-        measures: Purifier -> measure name -> figure.
+        measures: Name of the state -> name of the measure -> figure.
     """
 
     kind: str
@@ -85,11 +111,11 @@ class ProbeReport:
             "interests": self.classes[0],
             "majority_accuracy": self.classes[1],
             "purifiers": {
-                name: {
-                    key: measure.as_dict() | {"gain": measure.gain_over(raw[key]).as_dict()}
-                    for key, measure in found.items()
+                state: {
+                    name: measure.as_dict() | {"gain": measure.gain_over(raw[name]).as_dict()}
+                    for name, measure in measures.items()
                 }
-                for name, found in self.measures.items()
+                for state, measures in self.measures.items()
             },
         }
 
@@ -109,249 +135,249 @@ def purified_states(
 
 
 def probe(probes: ProbeSet, states: Mapping[str, FloatArray], seed: int = 0) -> ProbeReport:
-    """Measures every state.
+    """Measures every state; :data:`MEASURES` holds the titles.
 
-    Measures (``+`` higher is better, ``-`` lower is better): ``interest`` + accuracy and ``interest_f1`` + macro F1 of
-    a logistic probe; ``popularity_r2`` - and ``popularity_knn_r2`` - of the window's mean log-popularity, ``level_r2``
-    - of the user's long-run level, ``popularity_r2_given_interest`` - after interest is taken out of both sides;
-    ``interest_purity`` + and ``popularity_purity`` - among 15 neighbours, ``interest_silhouette`` +,
-    ``popularity_silhouette`` -; ``effective_rank``, ``participation``; ``auc`` + within users of cos(z, e_i) on
-    unbiased feedback, ``top_click_rate`` + and ``ndcg`` + of the ten best of the items with known feedback; in twins
-    ``recovery_cosine`` +, ``recovery_mse`` - to the clean state and ``taste_r2`` + of the true taste; ``raw_cosine``
-    and ``raw_r2`` to the observed state (both 1 for the identity).
+    ``interest`` and ``interest_f1`` are of a logistic probe. ``popularity_r2`` and ``popularity_knn_r2`` are of the
+    window's mean log-popularity, ``level_r2`` of the user's long-run level, ``popularity_r2_given_interest`` after
+    interest is taken out of both sides. Purities are among 15 neighbours. ``auc`` is within users, of ``cos(z, e_i)``
+    on unbiased feedback; ``top_click_rate`` and ``ndcg`` are of the ten best items with known feedback. In twins,
+    ``recovery_cosine`` and ``recovery_mse`` compare with the clean state, and ``taste_r2`` is of the true taste.
+    ``raw_cosine`` and ``raw_r2`` compare with the observed state (both 1 for the identity).
 
     Args:
         probes: Windows and labels.
         states: ``float32 (n, d)`` by name; ``"raw"`` must be among them.
         seed: Seed of folds and resamples.
+
+    Raises:
+        ValueError: If the observed states are missing.
     """
     if RAW not in states:
         raise ValueError(f"the observed states must be given as {RAW!r}")
-    rng = np.random.default_rng(seed)
-    resamples = rng.integers(len(probes), size=(_RESAMPLES, len(probes)))
-    folds = rng.permutation(len(probes)) % _FOLDS
-    evaluate = _ProbeEvaluation(probes, resamples, folds)
+    evaluation = _ProbeEvaluation(probes, np.random.default_rng(seed))
     labels = probes.interest[probes.interest >= 0]
     majority = float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
     return ProbeReport(
         probes.kind,
         len(probes),
         (len(np.unique(labels)), majority),
-        {name: evaluate.measures(vectors) for name, vectors in states.items()},
+        {name: evaluation.measures(vectors) for name, vectors in states.items()},
     )
+
+
+def report_table(report: ProbeReport) -> str:
+    """Returns all measures, one column for each state; ``*`` marks a difference from raw whose interval excludes 0."""
+    raw = report.measures[RAW]
+    titles = {name: title for name, title in MEASURES.items() if name in raw}
+    columns = [["", *titles.values()]]
+    for state, measures in report.measures.items():
+        columns.append([state, *(_cell(measures[name], raw[name]) for name in titles)])
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for title, *cells in zip(*columns, strict=True):
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([title.ljust(widths[0]), *padded]))
+    classes, majority = report.classes
+    lines.insert(1, "-" * len(lines[0]))
+    lines += [
+        "",
+        f"{report.users} held-out users, {report.kind} windows; [95 % bootstrap over users]; * differs from raw.",
+        f"{classes} interests; always guessing the most frequent gives {majority:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(measure: Measure, raw: Measure) -> str:
+    low, high = measure.interval
+    gain_low, gain_high = measure.gain_over(raw).interval
+    mark = "*" if gain_low > 0 or gain_high < 0 else " "
+    return f"{measure.value:.3f} [{low:.3f}, {high:.3f}]{mark}"
 
 
 class _ProbeEvaluation:
     """Applies all probes to one state after another, on the same folds and resamples."""
 
-    def __init__(self, probes: ProbeSet, resamples: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
+    def __init__(self, probes: ProbeSet, rng: np.random.Generator) -> None:
         self._probes = probes
-        self._resamples = resamples
-        self._folds = folds
+        self._resamples = rng.integers(len(probes), size=(_RESAMPLES, len(probes)))
+        self._folds = rng.permutation(len(probes)) % _FOLDS
         edges = np.quantile(probes.popularity, np.linspace(0, 1, _DECILES + 1)[1:-1])
         self._decile = np.searchsorted(edges, probes.popularity)
 
     def measures(self, states: FloatArray) -> dict[str, Measure]:
-        found: dict[str, Measure] = {}
-        found |= self._interest(states)
-        found |= self._popularity(states)
-        found |= self._neighbours(states)
-        found |= self._geometry(states)
-        found |= self._utility(states)
+        features = states.astype(np.float64)
+        features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+        measures = self._interest(features) | self._popularity(features) | self._neighbours(features)
+        measures |= self._geometry(states) | self._utility(states)
         if self._probes.clean is not None:
-            found |= self._recovery(states)
-        found |= self._identity(states)
-        return found
+            measures |= self._recovery(states, features)
+        return measures | self._identity(states, features)
 
-    def _interest(self, states: FloatArray) -> dict[str, Measure]:
+    def _interest(self, features: NDArray[np.float64]) -> dict[str, Measure]:
         from sklearn.linear_model import LogisticRegression
 
         labels = self._probes.interest
-        rows = np.flatnonzero(labels >= 0)
-        if len(np.unique(labels[rows])) < 2:
-            return {}
-        scaled = _standardised(states)
-        guessed = np.full(len(labels), -2)
-        for fold in range(_FOLDS):
-            inside, outside = rows[self._folds[rows] != fold], rows[self._folds[rows] == fold]
-            model = LogisticRegression(C=0.1, max_iter=200).fit(scaled[inside], labels[inside])
-            guessed[outside] = model.predict(scaled[outside])
         known = labels >= 0
-        right = guessed == labels
+        if len(np.unique(labels[known])) < 2:
+            return {}
+        predicted = np.full(len(labels), -2)
+        model = LogisticRegression(C=0.1, max_iter=200)
+        predicted[known] = self._predict(model, features, labels, known)
 
-        def accuracy(chosen: NDArray[np.int64]) -> float:
-            kept = chosen[known[chosen]]
-            return float(right[kept].mean())
+        def accuracy(users: NDArray[np.int64]) -> float:
+            users = users[known[users]]
+            return float((predicted[users] == labels[users]).mean())
 
-        def macro_f1(chosen: NDArray[np.int64]) -> float:
-            kept = chosen[known[chosen]]
-            return _macro_f1(labels[kept], guessed[kept])
+        def macro_f1(users: NDArray[np.int64]) -> float:
+            users = users[known[users]]
+            return _macro_f1(labels[users], predicted[users])
 
-        return {"interest": self._measure(accuracy), "interest_f1": self._measure(macro_f1)}
+        return {"interest": self._bootstrap(accuracy), "interest_f1": self._bootstrap(macro_f1)}
 
-    def _popularity(self, states: FloatArray) -> dict[str, Measure]:
+    def _popularity(self, features: NDArray[np.float64]) -> dict[str, Measure]:
         from sklearn.neighbors import KNeighborsRegressor
 
-        probes, scaled = self._probes, _standardised(states)
-        found = {
-            "popularity_r2": self._explained(
-                probes.popularity, _ridge(scaled, probes.popularity, self._folds)
-            ),
-            "level_r2": self._explained(probes.level, _ridge(scaled, probes.level, self._folds)),
+        popularity, level, interest = self._probes.popularity, self._probes.level, self._probes.interest
+        neighbours = self._predict(KNeighborsRegressor(_NEIGHBOURS), features, popularity)
+        measures = {
+            "popularity_r2": self._r2(popularity, self._ridge(features, popularity)),
+            "level_r2": self._r2(level, self._ridge(features, level)),
+            "popularity_knn_r2": self._r2(popularity, neighbours),
         }
-        near = np.empty(len(probes))
-        for fold in range(_FOLDS):
-            inside = self._folds != fold
-            model = KNeighborsRegressor(_NEIGHBOURS).fit(scaled[inside], probes.popularity[inside])
-            near[~inside] = model.predict(scaled[~inside])
-        found["popularity_knn_r2"] = self._explained(probes.popularity, near)
-        if (probes.interest >= 0).any():
-            wanted = _without_class(probes.popularity[:, None], probes.interest)[:, 0]
-            rest = _without_class(scaled, probes.interest)
-            found["popularity_r2_given_interest"] = self._explained(wanted, _ridge(rest, wanted, self._folds))
-        return found
+        if (interest >= 0).any():
+            rest = _without_class(popularity[:, None], interest)[:, 0]
+            predicted = self._ridge(_without_class(features, interest), rest)
+            measures["popularity_r2_given_interest"] = self._r2(rest, predicted)
+        return measures
 
-    def _neighbours(self, states: FloatArray) -> dict[str, Measure]:
+    def _neighbours(self, features: NDArray[np.float64]) -> dict[str, Measure]:
         from sklearn.metrics import silhouette_samples
         from sklearn.neighbors import NearestNeighbors
 
-        scaled = _standardised(states)
-        near = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(scaled).kneighbors(return_distance=False)
-        near = near[:, :_NEIGHBOURS]
-        found = {}
+        model = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(features)
+        neighbours = model.kneighbors(return_distance=False)[:, :_NEIGHBOURS]
+        measures = {}
         for name, labels in (("interest", self._probes.interest), ("popularity", self._decile)):
             rows = np.flatnonzero(labels >= 0)
             if len(np.unique(labels[rows])) < 2:
                 continue
-            same = (labels[near] == labels[:, None]).mean(axis=1)
-            found[f"{name}_purity"] = self._mean_of(same, labels >= 0)
-            some = rows[:_MAX_FOR_SILHOUETTE]
-            values = np.zeros(len(labels))
-            values[some] = silhouette_samples(scaled[some], labels[some])
-            known = np.zeros(len(labels), np.bool_)
-            known[some] = True
-            found[f"{name}_silhouette"] = self._mean_of(values, known)
-        return found
+            same = (labels[neighbours] == labels[:, None]).mean(axis=1)
+            measures[f"{name}_purity"] = self._mean(same, labels >= 0)
+            sample = rows[:_MAX_FOR_SILHOUETTE]
+            silhouettes = np.zeros(len(labels))
+            silhouettes[sample] = silhouette_samples(features[sample], labels[sample])
+            measures[f"{name}_silhouette"] = self._mean(silhouettes, np.isin(np.arange(len(labels)), sample))
+        return measures
 
     def _geometry(self, states: FloatArray) -> dict[str, Measure]:
-        def spectrum(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-            values = np.linalg.eigvalsh(np.cov(states[chosen].astype(np.float64), rowvar=False))
+        def spectrum(users: NDArray[np.int64]) -> NDArray[np.float64]:
+            values = np.linalg.eigvalsh(np.cov(states[users].astype(np.float64), rowvar=False))
             return np.asarray(np.maximum(values, 1e-12))
 
-        def effective_rank(chosen: NDArray[np.int64]) -> float:
-            share = np.sqrt(spectrum(chosen))
+        def effective_rank(users: NDArray[np.int64]) -> float:
+            share = np.sqrt(spectrum(users))
             share /= share.sum()
             return float(np.exp(-(share * np.log(share)).sum()))
 
-        def participation(chosen: NDArray[np.int64]) -> float:
-            values = spectrum(chosen)
+        def participation(users: NDArray[np.int64]) -> float:
+            values = spectrum(users)
             return float(values.sum() ** 2 / (values**2).sum())
 
         return {
-            "effective_rank": _centred(self._measure(effective_rank, 50)),
-            "participation": _centred(self._measure(participation, 50)),
+            "effective_rank": _centred(self._bootstrap(effective_rank, _SPECTRUM_RESAMPLES)),
+            "participation": _centred(self._bootstrap(participation, _SPECTRUM_RESAMPLES)),
         }
 
     def _utility(self, states: FloatArray) -> dict[str, Measure]:
         from kuaifair_env.response.calibration import within_user_auc
 
         probes = self._probes
-        place = np.searchsorted(probes.users, probes.log.users)
-        scores = np.einsum("nd,nd->n", unit_rows(states)[place], probes.embeddings[probes.log.items])
-        auc = within_user_auc(place, probes.log.clicks, scores)
-        weight, value = np.zeros(len(probes)), np.zeros(len(probes))
-        weight[auc.users], value[auc.users] = auc.weights, auc.values
-        rate, gain, evaluated = _top_of_each(place, scores, probes.log.clicks, len(probes))
+        owners = np.searchsorted(probes.users, probes.log.users)
+        scores = np.einsum("nd,nd->n", unit_rows(states)[owners], probes.embeddings[probes.log.items])
+        auc = within_user_auc(owners, probes.log.clicks, scores)
+        weights, values = np.zeros(len(probes)), np.zeros(len(probes))
+        weights[auc.users], values[auc.users] = auc.weights, auc.values
+        rate, gain, enough = _top_of_each(owners, scores, probes.log.clicks, len(probes))
 
-        def ranked(chosen: NDArray[np.int64]) -> float:
-            return float(np.average(value[chosen], weights=weight[chosen]))
+        def mean_auc(users: NDArray[np.int64]) -> float:
+            return float(np.average(values[users], weights=weights[users]))
 
         return {
-            "auc": self._measure(ranked),
-            "top_click_rate": self._mean_of(rate, evaluated),
-            "ndcg": self._mean_of(gain, evaluated & (gain >= 0)),
+            "auc": self._bootstrap(mean_auc),
+            "top_click_rate": self._mean(rate, enough),
+            "ndcg": self._mean(gain, enough & (gain >= 0)),
         }
 
-    def _recovery(self, states: FloatArray) -> dict[str, Measure]:
-        probes = self._probes
-        assert probes.clean is not None and probes.taste is not None
-        centred, wanted = states - states.mean(axis=0), probes.clean - probes.clean.mean(axis=0)
-        cosines = np.einsum("nd,nd->n", unit_rows(centred), unit_rows(wanted))
+    def _recovery(self, states: FloatArray, features: NDArray[np.float64]) -> dict[str, Measure]:
+        clean, taste = self._probes.clean, self._probes.taste
+        assert clean is not None and taste is not None
+        centred, truth = states - states.mean(axis=0), clean - clean.mean(axis=0)
+        cosines = np.einsum("nd,nd->n", unit_rows(centred), unit_rows(truth))
         # States and clean states differ in scale, which no probe depends on; the error is after the best common scale.
-        scale = float((centred * wanted).sum() / max((centred**2).sum(), 1e-12))
-        errors = ((scale * centred - wanted) ** 2).mean(axis=1) / float((wanted**2).mean())
-        everyone = np.ones(len(probes), np.bool_)
-        guessed = np.column_stack(
-            [_ridge(_standardised(states), column, self._folds) for column in probes.taste.T]
-        )
-        truth = probes.taste.astype(np.float64)
-
-        def explained(chosen: NDArray[np.int64]) -> float:
-            residual = ((truth[chosen] - guessed[chosen]) ** 2).sum()
-            return float(1.0 - residual / ((truth[chosen] - truth[chosen].mean(axis=0)) ** 2).sum())
-
+        scale = float((centred * truth).sum() / max((centred**2).sum(), 1e-12))
+        errors = ((scale * centred - truth) ** 2).mean(axis=1) / float((truth**2).mean())
+        predicted = np.column_stack([self._ridge(features, column) for column in taste.T])
         return {
-            "recovery_cosine": self._mean_of(cosines, everyone),
-            "recovery_mse": self._mean_of(errors, everyone),
-            "taste_r2": self._measure(explained),
+            "recovery_cosine": self._mean(cosines),
+            "recovery_mse": self._mean(errors),
+            "taste_r2": self._r2(taste.astype(np.float64), predicted),
         }
 
-    def _identity(self, states: FloatArray) -> dict[str, Measure]:
+    def _identity(self, states: FloatArray, features: NDArray[np.float64]) -> dict[str, Measure]:
         raw = self._probes.states
         cosines = np.einsum("nd,nd->n", unit_rows(states), unit_rows(raw))
-        scaled = _standardised(states)
-        guessed = _ridge(scaled, raw.astype(np.float64), self._folds)
-        residual = ((raw - guessed) ** 2).sum(axis=1)
+        residual = ((raw - self._ridge(features, raw.astype(np.float64))) ** 2).sum(axis=1)
         spread = ((raw - raw.mean(axis=0)) ** 2).sum(axis=1)
 
-        def explained(chosen: NDArray[np.int64]) -> float:
-            return float(1.0 - residual[chosen].sum() / spread[chosen].sum())
+        def explained(users: NDArray[np.int64]) -> float:
+            return float(1.0 - residual[users].sum() / spread[users].sum())
 
-        everyone = np.ones(len(raw), np.bool_)
-        return {"raw_cosine": self._mean_of(cosines, everyone), "raw_r2": self._measure(explained)}
+        return {"raw_cosine": self._mean(cosines), "raw_r2": self._bootstrap(explained)}
 
-    def _explained(self, wanted: NDArray[np.float64], guessed: NDArray[np.float64]) -> Measure:
-        def r2(chosen: NDArray[np.int64]) -> float:
-            y, found = wanted[chosen], guessed[chosen]
-            return float(1.0 - ((y - found) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-12))
+    def _predict(
+        self, model: Any, features: NDArray[np.float64], target: NDArray[Any], rows: Any = slice(None)
+    ) -> NDArray[Any]:
+        """Returns cross-validated predictions for the chosen rows; each fold is predicted from the others."""
+        from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-        return self._measure(r2)
+        folds = PredefinedSplit(self._folds[rows])
+        return np.asarray(cross_val_predict(model, features[rows], target[rows], cv=folds))
 
-    def _mean_of(self, values: NDArray[Any], known: NDArray[np.bool_]) -> Measure:
-        total, count = np.where(known, values, 0.0), known.astype(np.float64)
-        sums, counts = total[self._resamples].sum(axis=1), count[self._resamples].sum(axis=1)
-        return Measure(float(total.sum() / count.sum()), sums / np.maximum(counts, 1.0))
+    def _ridge(self, features: NDArray[np.float64], target: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns cross-validated ridge predictions of a target ``(n,)`` or ``(n, m)``."""
+        predicted = np.empty(target.shape)
+        for fold in range(_FOLDS):
+            inside = self._folds != fold
+            x, y = features[inside], target[inside]
+            gram = x.T @ x + len(x) * _RIDGE * np.eye(x.shape[1])
+            slope = np.linalg.solve(gram, x.T @ (y - y.mean(axis=0)))
+            predicted[~inside] = y.mean(axis=0) + features[~inside] @ slope
+        return predicted
 
-    def _measure(self, statistic: Statistic, resamples: int = 200) -> Measure:
+    def _r2(self, truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> Measure:
+        def r2(users: NDArray[np.int64]) -> float:
+            y = truth[users]
+            residual = ((y - predicted[users]) ** 2).sum()
+            return float(1.0 - residual / max(((y - y.mean(axis=0)) ** 2).sum(), 1e-12))
+
+        return self._bootstrap(r2)
+
+    def _mean(self, values: NDArray[Any], known: NDArray[np.bool_] | None = None) -> Measure:
+        """Returns the mean of one value for each user, over the users for whom it is known."""
+        counted = np.ones(len(values)) if known is None else known.astype(np.float64)
+        values = np.where(counted > 0, values, 0.0)
+        sums, counts = values[self._resamples].sum(axis=1), counted[self._resamples].sum(axis=1)
+        return Measure(float(values.sum() / counted.sum()), sums / np.maximum(counts, 1.0))
+
+    def _bootstrap(self, statistic: Statistic, resamples: int = _STATISTIC_RESAMPLES) -> Measure:
         everyone = np.arange(len(self._probes))
-        return Measure(
-            statistic(everyone),
-            np.asarray([statistic(chosen) for chosen in self._resamples[:resamples]]),
-        )
+        resampled = [statistic(users) for users in self._resamples[:resamples]]
+        return Measure(statistic(everyone), np.asarray(resampled))
 
 
 def _centred(measure: Measure) -> Measure:
     """Takes the bootstrap's bias away: resamples repeat users, so ranks come out too low in every one of them."""
     return Measure(measure.value, measure.resampled - measure.resampled.mean() + measure.value)
-
-
-def _standardised(states: FloatArray) -> NDArray[np.float64]:
-    wide = states.astype(np.float64)
-    return np.asarray((wide - wide.mean(axis=0)) / np.maximum(wide.std(axis=0), 1e-6))
-
-
-def _ridge(
-    features: NDArray[np.float64], wanted: NDArray[Any], folds: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Returns cross-validated ridge predictions; each fold is predicted by the others."""
-    guessed = np.empty(wanted.shape)
-    for fold in range(_FOLDS):
-        inside = folds != fold
-        x, y = features[inside], wanted[inside]
-        gram = x.T @ x + len(x) * 1e-2 * np.eye(x.shape[1])
-        slope = np.linalg.solve(gram, x.T @ (y - y.mean(axis=0)))
-        guessed[~inside] = y.mean(axis=0) + features[~inside] @ slope
-    return guessed
 
 
 def _without_class(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -362,12 +388,11 @@ def _without_class(values: NDArray[np.float64], labels: NDArray[np.int64]) -> ND
     return np.asarray(values - (sums / np.bincount(group)[:, None])[group])
 
 
-def _macro_f1(labels: NDArray[np.int64], guessed: NDArray[np.int64]) -> float:
-    classes = np.unique(labels)
+def _macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     scores = []
-    for one in classes:
-        hit = ((labels == one) & (guessed == one)).sum()
-        scores.append(2.0 * hit / max((labels == one).sum() + (guessed == one).sum(), 1))
+    for label in np.unique(labels):
+        hits = ((labels == label) & (predicted == label)).sum()
+        scores.append(2.0 * hits / max((labels == label).sum() + (predicted == label).sum(), 1))
     return float(np.mean(scores))
 
 
@@ -377,78 +402,12 @@ def _top_of_each(
     """Returns click rate and NDCG of each user's ten best rows (NDCG -1 without a click), and who has ten rows."""
     order = np.lexsort((-scores, users))
     owner, hit = users[order], clicks[order].astype(np.float64)
-    starts = np.searchsorted(owner, np.arange(n_users))
-    rank = np.arange(len(owner)) - starts[owner]
+    rank = np.arange(len(owner)) - np.searchsorted(owner, np.arange(n_users))[owner]
     top = rank < _TOP
-    discount = 1.0 / np.log2(rank + 2.0)
-    rows = np.bincount(owner, minlength=n_users)
     rate = np.bincount(owner[top], hit[top], n_users) / _TOP
-    gain = np.bincount(owner[top], (hit * discount)[top], n_users)
+    gain = np.bincount(owner[top], (hit / np.log2(rank + 2.0))[top], n_users)
     positives = np.bincount(owner, hit, n_users).astype(np.int64)
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(_TOP) + 2.0))])
     best = ideal[np.minimum(positives, _TOP)]
-    return rate, np.where(positives > 0, gain / np.maximum(best, 1e-12), -1.0), rows >= _TOP
-
-
-_ROWS = {
-    "recovery_cosine": "recovery cosine to s* (+)",
-    "recovery_mse": "recovery error (-)",
-    "taste_r2": "true taste, R2 (+)",
-    "auc": "AUC within users (+)",
-    "top_click_rate": "click rate of top 10 (+)",
-    "ndcg": "NDCG@10 (+)",
-    "interest": "interest, accuracy (+)",
-    "interest_f1": "interest, macro F1 (+)",
-    "interest_purity": "interest among neighbours (+)",
-    "interest_silhouette": "interest silhouette (+)",
-    "popularity_r2": "popularity, R2 (-)",
-    "popularity_knn_r2": "popularity, kNN R2 (-)",
-    "popularity_r2_given_interest": "popularity given interest, R2 (-)",
-    "level_r2": "long-run popularity, R2 (-)",
-    "popularity_purity": "popularity among neighbours (-)",
-    "popularity_silhouette": "popularity silhouette (-)",
-    "effective_rank": "effective rank",
-    "participation": "participation ratio",
-    "raw_cosine": "cosine to the raw state",
-    "raw_r2": "raw state explained, R2",
-}
-
-
-def report_table(report: ProbeReport) -> str:
-    """Returns all measures, one column for each state; ``*`` marks a difference from raw whose interval excludes 0.
-
-    Args:
-        report: See :func:`dsrm.probes.probe`.
-    """
-    names = list(report.measures)
-    rows = [["", *names]]
-    for key, title in _ROWS.items():
-        if key in report.measures[RAW]:
-            raw = report.measures[RAW][key]
-            rows.append([title, *(_cell(report.measures[name][key], raw) for name in names)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names) + 1)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    classes, majority = report.classes
-    return "\n".join(
-        [
-            lines[0],
-            "-" * len(lines[0]),
-            *lines[1:],
-            "",
-            f"{report.users} held-out users, {report.kind} windows; [95 % bootstrap over users]; * differs from raw.",
-            f"{classes} interests; always guessing the most frequent gives {majority:.3f}.",
-        ]
-    )
-
-
-def _cell(measure: Measure, raw: Measure) -> str:
-    low, high = measure.interval
-    gain = measure.gain_over(raw)
-    differs = gain.interval[0] > 0 or gain.interval[1] < 0
-    return f"{measure.value:.3f} [{low:.3f}, {high:.3f}]{'*' if differs and measure is not raw else ' '}"
+    ndcg = np.where(positives > 0, gain / np.maximum(best, 1e-12), -1.0)
+    return rate, ndcg, np.bincount(owner, minlength=n_users) >= _TOP
