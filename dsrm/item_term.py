@@ -1,13 +1,12 @@
-"""The item side: what an item is worth to users who did not choose to see it, as one number for every item.
+"""The item term ``q_i``: the estimated log-odds of a click on an item under uniformly random exposure.
 
-A biased log hides the worth of items as it hides the taste of users. The item term ``q_i`` estimates the log-odds of a
-click under uniformly random exposure. It is offered to every agent and every control alike, as one more coordinate of
-the item embeddings; a comparison in which only one side has it is void.
+A biased log hides the worth of items as it hides the taste of users. The item term is offered to every agent and every
+control alike, as one more coordinate of the item embeddings; a comparison in which only one side has it is void.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsrm.purifier import MismatchError
+from dsrm.windows import unit_rows
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
@@ -24,224 +24,17 @@ from kuaifair_env.spaces import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
 
-_PRIOR_ROWS = 20.0
-_USER_PRIOR_ROWS = 10.0
-_FOLDS = 5
-_PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
-_MAX_WEIGHT = 500.0
-
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How often each item was shown and clicked.
-
-    Attributes:
-        shown: ``float64 (M,)``.
-        clicked: ``float64 (M,)``.
-    """
-
-    shown: Vector
-    clicked: Vector
-
-    @classmethod
-    def of(cls, items: NDArray[np.integer], clicks: NDArray[np.bool_], n_items: int) -> Counts:
-        """Counts log rows."""
-        return cls(
-            np.bincount(items, minlength=n_items).astype(np.float64),
-            np.bincount(items, clicks, n_items).astype(np.float64),
-        )
-
-    @property
-    def rate(self) -> float:
-        """Click rate over all rows."""
-        return float(self.clicked.sum() / max(self.shown.sum(), 1.0))
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Item log-odds calibrated on unbiased rows.
-
-    Attributes:
-        values: ``float64 (M,)``.
-        prior: Rows that the prediction from features counts for.
-        losses: Held-out log-loss by prior.
-    """
-
-    values: Vector
-    prior: float
-    losses: dict[str, float]
-
-
-def logits(rates: Vector) -> Vector:
-    """Returns log-odds of rates, kept away from 0 and 1."""
-    kept = np.clip(rates, 1e-3, 1.0 - 1e-3)
-    return np.asarray(np.log(kept / (1.0 - kept)))
-
-
-def training_counts(data: InteractionData) -> Counts:
-    """Counts the training rows of all users whom the test world does not hold out."""
-    log = _free_rows(data)
-    return Counts.of(log.items, log.clicks, len(data.items))
-
-
-def smoothed_logits(counts: Counts) -> Vector:
-    """Returns the log-odds of click rates, smoothed by 20 rows at the overall rate."""
-    return logits((counts.clicked + _PRIOR_ROWS * counts.rate) / (counts.shown + _PRIOR_ROWS))
-
-
-def user_corrected(data: InteractionData) -> Vector:
-    """Returns click log-odds corrected for who saw the item: clicks over what these users click on average.
-
-    Rows count inversely to their user's number of exposures, so that an item's raters are users and not their rows
-    (self-normalised inverse propensity of the user's activity).
-    """
-    log, n_items, n_users = _free_rows(data), len(data.items), len(data.users)
-    shown = np.bincount(log.users, minlength=n_users)
-    overall = float(log.clicks.mean())
-    habit = (np.bincount(log.users, log.clicks, n_users) + _USER_PRIOR_ROWS * overall) / (
-        shown + _USER_PRIOR_ROWS
-    )
-    weight = 1.0 / np.maximum(shown, 1)[log.users]
-    weight /= weight.mean()
-    clicked = np.bincount(log.items, weight * log.clicks, n_items) + _PRIOR_ROWS * overall
-    expected = np.bincount(log.items, weight * habit[log.users], n_items) + _PRIOR_ROWS * overall
-    return logits(np.clip(overall * clicked / expected, 0.0, 1.0))
-
-
-def boosted(features: NDArray[np.float64], wanted: Vector, shown: Vector, seed: int) -> Vector:
-    """Predicts log-odds from features, each item by trees that have not seen it, and shrinks towards its own value.
-
-    Args:
-        features: ``float64 (M, F)``.
-        wanted: ``float64 (M,)``, log-odds from the log, unreliable where an item was hardly shown.
-        shown: ``float64 (M,)``, exposures behind them.
-        seed: Seed of trees and folds.
-    """
-    fold = np.random.default_rng(seed).permutation(len(wanted)) % _FOLDS
-    predicted = np.empty(len(wanted))
-    for number in range(_FOLDS):
-        inside = (fold != number) & (shown > 0)
-        weights = np.minimum(shown[inside], _MAX_WEIGHT)
-        model = _trees(seed).fit(features[inside], wanted[inside], sample_weight=weights)
-        predicted[fold == number] = model.predict(features[fold == number])
-    trust = shown / (shown + 5 * _PRIOR_ROWS)
-    return trust * wanted + (1.0 - trust) * predicted
-
-
-def calibrated(features: NDArray[np.float64], log: InteractionLog, seed: int) -> Calibrated:
-    """Calibrates items on unbiased rows: trees on their features, shrunk towards each item's own rows.
-
-    How many rows the trees' prediction counts for is chosen by log-loss on users who were left out.
-
-    Args:
-        features: ``float64 (M, F)``.
-        log: Unbiased rows of calibration users.
-        seed: Seed of trees and folds.
-    """
-    users, place = np.unique(log.users, return_inverse=True)
-    fold = (np.random.default_rng(seed).permutation(len(users)) % _FOLDS)[place]
-    losses = np.zeros(len(_PRIORS))
-    for number in range(_FOLDS):
-        held = fold == number
-        counts = Counts.of(log.items[~held], log.clicks[~held], len(features))
-        predicted = _rates(features, counts, seed)
-        for which, prior in enumerate(_PRIORS):
-            rates = (counts.clicked + prior * predicted) / (counts.shown + prior)
-            p = np.clip(rates[log.items[held]], 1e-4, 1.0 - 1e-4)
-            losses[which] += -np.where(log.clicks[held], np.log(p), np.log1p(-p)).sum() / len(log)
-    prior = _PRIORS[int(losses.argmin())]
-    return Calibrated(
-        shrunk(features, log, prior, seed),
-        prior,
-        {str(prior): round(float(loss), 6) for prior, loss in zip(_PRIORS, losses, strict=True)},
-    )
-
-
-def shrunk(features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int) -> Vector:
-    """Returns the log-odds of items: their own rows, and ``prior`` rows at the rate that trees predict."""
-    counts = Counts.of(log.items, log.clicks, len(features))
-    rates = (counts.clicked + prior * _rates(features, counts, seed)) / (counts.shown + prior)
-    return logits(rates)
-
-
-def similarity_slope(
-    world: World, features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int
-) -> float:
-    """Returns the log-odds per unit of ``cos(s~, e_i)`` given the item term, on calibration users' unbiased rows.
-
-    Each half of the users is described by items calibrated on the other half, since an item's term would otherwise hold
-    the click that it is to explain.
-
-    Args:
-        world: Embeddings and logged histories.
-        features: ``float64 (M, F)``.
-        log: Unbiased rows of calibration users.
-        prior: See :func:`shrunk`.
-        seed: Seed of trees and halves.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    users, place = np.unique(log.users, return_inverse=True)
-    half = (np.random.default_rng(seed).permutation(len(users)) % 2)[place]
-    item = np.empty(len(log))
-    for number in range(2):
-        item[half == number] = shrunk(features, log.take(half != number), prior, seed)[
-            log.items[half == number]
-        ]
-    window = world.initial_history.take(users)
-    units = _unit(embedding_sums(world.embeddings, window.items, window.clicks.astype(np.float32)))[place]
-    similarity = np.einsum("nd,nd->n", units, _unit(world.embeddings)[log.items])
-    model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
-    # In units of the item term's own slope, so that the term enters scores as it is.
-    return float(model.coef_[0, 1] / max(model.coef_[0, 0], 1e-6))
-
-
-def _rates(features: NDArray[np.float64], counts: Counts, seed: int) -> Vector:
-    seen = counts.shown > 0
-    rates = counts.clicked[seen] / counts.shown[seen]
-    model = _trees(seed).fit(features[seen], rates, sample_weight=counts.shown[seen])
-    return np.asarray(np.clip(model.predict(features), 1e-3, 1.0 - 1e-3))
-
-
-def _trees(seed: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    return HistGradientBoostingRegressor(
-        max_iter=200,
-        learning_rate=0.03,
-        max_leaf_nodes=8,
-        min_samples_leaf=50,
-        l2_regularization=5.0,
-        random_state=seed,
-    )
-
-
-def _free_rows(data: InteractionData) -> InteractionLog:
-    return data.train.take(~np.isin(data.train.users, held_out_users(data)))
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    units: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    return units
-
 
 ItemTermMode = Literal["log", "ips", "features", "unbiased"]
 ITEM_TERM_MODES: tuple[ItemTermMode, ...] = get_args(ItemTermMode)
 ITEM_TERMS = Family("kuaifair-item-term", 1, "item term")
 
-
-def item_term_mode(name: str) -> ItemTermMode:
-    """Returns the mode of a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    for mode in ITEM_TERM_MODES:
-        if mode == name:
-            return mode
-    raise ValueError(f"an item term is one of {ITEM_TERM_MODES}, got {name!r}")
+_PRIOR_ROWS = 20.0
+_USER_PRIOR_ROWS = 10.0
+_FOLDS = 5
+_PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+_MAX_WEIGHT = 500.0
 
 
 @dataclass(frozen=True)
@@ -271,12 +64,11 @@ class ItemTerm:
         Raises:
             MismatchError: If the data set has other items, or is not the one that the term was fitted on.
         """
-        made = self.provenance["data_hash"]
-        if made != data.data_hash:
-            raise MismatchError(f"the item term was fitted on data {made}, this is {data.data_hash}")
+        data_hash = self.provenance["data_hash"]
+        if data_hash != data.data_hash:
+            raise MismatchError(f"the item term was fitted on data {data_hash}, this is {data.data_hash}")
         order = np.argsort(self.item_ids)
-        place = np.minimum(np.searchsorted(self.item_ids, data.items.ids, sorter=order), len(order) - 1)
-        rows = order[place]
+        rows = order[np.minimum(np.searchsorted(self.item_ids, data.items.ids, sorter=order), len(order) - 1)]
         if len(rows) != len(order) or not np.array_equal(self.item_ids[rows], data.items.ids):
             raise MismatchError("the item term was fitted on another catalogue")
         return self.values[rows]
@@ -302,6 +94,18 @@ class ItemTerm:
         return cls(item_term_mode(mode), tensors["item_ids"], tensors["values"], similarity, provenance)
 
 
+def item_term_mode(name: str) -> ItemTermMode:
+    """Returns the mode of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for mode in ITEM_TERM_MODES:
+        if mode == name:
+            return mode
+    raise ValueError(f"an item term is one of {ITEM_TERM_MODES}, got {name!r}")
+
+
 def fit_item_term(
     world: World, mode: ItemTermMode, *, calibration_share: float = CALIBRATION_SHARE, seed: int = 0
 ) -> ItemTerm:
@@ -311,7 +115,7 @@ def fit_item_term(
     calibration users.
 
     Args:
-        world: Either world of a pair; read are its data and its embeddings.
+        world: Either world of a pair; its data and embeddings are read.
         mode: See :class:`ItemTerm`.
         calibration_share: Share of the test log's users who are calibration users (``unbiased``).
         seed: Seed of trees and folds.
@@ -321,7 +125,6 @@ def fit_item_term(
     """
     item_term_mode(mode)
     data = world.data
-    counts = training_counts(data)
     provenance: dict[str, Any] = {
         "data": data.provenance.name,
         "origin": data.provenance.origin,
@@ -329,26 +132,32 @@ def fit_item_term(
         "mode": mode,
         "test_log": "unread",
     }
+    training = data.train.take(~np.isin(data.train.users, held_out_users(data)))
+    counts = Counts.of(training, len(data.items))
+    log_odds = smoothed_logits(counts)
+    corrected = user_corrected_logits(training, len(data.users), len(data.items))
+    columns = [data.items.features.values, data.items.tags, np.log1p(counts.shown)[:, None]]
+    features = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
     similarity = None
     if mode == "log":
-        values = smoothed_logits(counts)
+        values = log_odds
     elif mode == "ips":
-        values = user_corrected(data)
+        values = corrected
     elif mode == "features":
-        values = boosted(
-            item_features(data, counts, with_rates=False), user_corrected(data), counts.shown, seed
-        )
+        values = boosted_logits(features, corrected, counts.shown, seed)
     else:
         users = calibration_users(data, calibration_share)
         log = data.test.take(np.isin(data.test.users, users))
-        features = item_features(data, counts, with_rates=True)
-        fit = calibrated(features, log, seed)
-        values = fit.values
-        similarity = similarity_slope(world, features, log, fit.prior, seed)
+        features = np.column_stack([features, log_odds, corrected])
+        losses = prior_losses(features, log, seed)
+        prior = min(losses, key=losses.__getitem__)
+        (rates,) = shrunk_rates(features, log, [prior], seed)
+        values = _logits(rates)
+        similarity = similarity_slope(world, features, log, prior, seed)
         provenance |= {
             "test_log": f"{len(log):,} rows of {len(users):,} calibration users, who are never evaluated",
-            "prior_rows": fit.prior,
-            "log_loss_by_prior": fit.losses,
+            "prior_rows": prior,
+            "log_loss_by_prior": {str(rows): round(loss, 6) for rows, loss in losses.items()},
         }
     return ItemTerm(mode, data.items.ids.copy(), values.astype(np.float32), similarity, provenance)
 
@@ -378,15 +187,168 @@ def with_item_term(world: World, term: ItemTerm) -> World:
     return replace(world, embeddings=embeddings, item_term=values)
 
 
-def item_features(data: InteractionData, counts: Counts, with_rates: bool) -> NDArray[np.float64]:
-    """Returns what a tree may look at: the catalogue's features and tags, log exposures, and on request click rates.
+@dataclass(frozen=True)
+class Counts:
+    """How often each item was shown and clicked.
+
+    Attributes:
+        shown: ``float64 (M,)``.
+        clicked: ``float64 (M,)``.
+    """
+
+    shown: Vector
+    clicked: Vector
+
+    @classmethod
+    def of(cls, log: InteractionLog, n_items: int) -> Counts:
+        """Counts the rows of a log."""
+        return cls(
+            np.bincount(log.items, minlength=n_items).astype(np.float64),
+            np.bincount(log.items, log.clicks, n_items).astype(np.float64),
+        )
+
+    @property
+    def rate(self) -> float:
+        """Click rate over all rows."""
+        return float(self.clicked.sum() / max(self.shown.sum(), 1.0))
+
+
+def smoothed_logits(counts: Counts) -> Vector:
+    """Returns the log-odds of click rates, smoothed by 20 rows at the overall rate."""
+    return _logits((counts.clicked + _PRIOR_ROWS * counts.rate) / (counts.shown + _PRIOR_ROWS))
+
+
+def user_corrected_logits(log: InteractionLog, n_users: int, n_items: int) -> Vector:
+    """Returns click log-odds corrected for who saw the item: clicks over what these users click on average.
+
+    Rows count inversely to their user's number of exposures, so that an item's raters are users and not their rows
+    (self-normalised inverse propensity of the user's activity).
+    """
+    shown = np.bincount(log.users, minlength=n_users)
+    overall = float(log.clicks.mean())
+    clicked = np.bincount(log.users, log.clicks, n_users)
+    habit = (clicked + _USER_PRIOR_ROWS * overall) / (shown + _USER_PRIOR_ROWS)
+    weight = 1.0 / np.maximum(shown, 1)[log.users]
+    weight /= weight.mean()
+    observed = np.bincount(log.items, weight * log.clicks, n_items) + _PRIOR_ROWS * overall
+    expected = np.bincount(log.items, weight * habit[log.users], n_items) + _PRIOR_ROWS * overall
+    return _logits(np.clip(overall * observed / expected, 0.0, 1.0))
+
+
+def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector, seed: int) -> Vector:
+    """Predicts log-odds from features, each item by trees that have not seen it, and shrinks towards its own value.
 
     Args:
-        data: The data set.
-        counts: Training exposures and clicks.
-        with_rates: Whether the item's own click rates are among the features.
+        features: ``float64 (M, F)``.
+        logits: ``float64 (M,)``, log-odds from the log, unreliable where an item was hardly shown.
+        shown: ``float64 (M,)``, exposures behind them.
+        seed: Seed of trees and folds.
     """
-    columns = [data.items.features.values, data.items.tags, np.log1p(counts.shown)[:, None]]
-    if with_rates:
-        columns += [smoothed_logits(counts)[:, None], user_corrected(data)[:, None]]
-    return np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
+    fold = np.random.default_rng(seed).permutation(len(logits)) % _FOLDS
+    predicted = np.empty(len(logits))
+    for number in range(_FOLDS):
+        outside = fold == number
+        inside = ~outside & (shown > 0)
+        weights = np.minimum(shown[inside], _MAX_WEIGHT)
+        model = _trees(seed).fit(features[inside], logits[inside], sample_weight=weights)
+        predicted[outside] = model.predict(features[outside])
+    trust = shown / (shown + 5 * _PRIOR_ROWS)
+    return trust * logits + (1.0 - trust) * predicted
+
+
+def shrunk_rates(
+    features: NDArray[np.float64], log: InteractionLog, priors: Sequence[float], seed: int
+) -> list[Vector]:
+    """Returns click rates of items from unbiased rows: their own, shrunk towards what trees predict from features.
+
+    Args:
+        features: ``float64 (M, F)``.
+        log: Unbiased rows.
+        priors: Numbers of rows that the prediction counts for.
+        seed: Seed of the trees.
+
+    Returns:
+        ``float64 (M,)`` for each prior.
+    """
+    counts = Counts.of(log, len(features))
+    seen = counts.shown > 0
+    rates = counts.clicked[seen] / counts.shown[seen]
+    model = _trees(seed).fit(features[seen], rates, sample_weight=counts.shown[seen])
+    predicted = np.clip(model.predict(features), 1e-3, 1.0 - 1e-3)
+    return [(counts.clicked + prior * predicted) / (counts.shown + prior) for prior in priors]
+
+
+def prior_losses(features: NDArray[np.float64], log: InteractionLog, seed: int) -> dict[float, float]:
+    """Returns the log-loss of :func:`shrunk_rates` on users who were left out, by prior.
+
+    Args:
+        features: ``float64 (M, F)``.
+        log: Unbiased rows of calibration users.
+        seed: Seed of trees and folds.
+    """
+    fold = _user_parts(log, _FOLDS, seed)
+    losses = dict.fromkeys(_PRIORS, 0.0)
+    for number in range(_FOLDS):
+        outside = log.take(fold == number)
+        rates = shrunk_rates(features, log.take(fold != number), _PRIORS, seed)
+        for prior, item_rates in zip(_PRIORS, rates, strict=True):
+            p = np.clip(item_rates[outside.items], 1e-4, 1.0 - 1e-4)
+            log_loss = -np.where(outside.clicks, np.log(p), np.log1p(-p)).sum()
+            losses[prior] += float(log_loss) / len(log)
+    return losses
+
+
+def similarity_slope(
+    world: World, features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int
+) -> float:
+    """Returns the log-odds per unit of ``cos(s~, e_i)`` given the item term, on calibration users' unbiased rows.
+
+    Each half of the users is described by items calibrated on the other half, since an item's term would otherwise hold
+    the click that it is to explain.
+
+    Args:
+        world: Embeddings and logged histories.
+        features: ``float64 (M, F)``.
+        log: Unbiased rows of calibration users.
+        prior: See :func:`shrunk_rates`.
+        seed: Seed of trees and halves.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    half = _user_parts(log, 2, seed)
+    item = np.empty(len(log))
+    for number in range(2):
+        (rates,) = shrunk_rates(features, log.take(half != number), [prior], seed)
+        item[half == number] = _logits(rates)[log.items[half == number]]
+    users, row = np.unique(log.users, return_inverse=True)
+    window = world.initial_history.take(users)
+    states = embedding_sums(world.embeddings, window.items, window.clicks.astype(np.float32))
+    similarity = np.einsum("nd,nd->n", unit_rows(states)[row], unit_rows(world.embeddings)[log.items])
+    model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
+    # In units of the item term's own slope, so that the term enters scores as it is.
+    return float(model.coef_[0, 1] / max(model.coef_[0, 0], 1e-6))
+
+
+def _logits(rates: Vector) -> Vector:
+    """Returns log-odds of rates, which are kept away from 0 and 1."""
+    clipped = np.clip(rates, 1e-3, 1.0 - 1e-3)
+    return np.asarray(np.log(clipped / (1.0 - clipped)))
+
+
+def _user_parts(log: InteractionLog, parts: int, seed: int) -> NDArray[np.int64]:
+    """Divides the users of a log at random, and returns the part of each row's user."""
+    users, row = np.unique(log.users, return_inverse=True)
+    return np.asarray((np.random.default_rng(seed).permutation(len(users)) % parts)[row])
+
+
+def _trees(seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(
+        max_iter=200,
+        learning_rate=0.03,
+        max_leaf_nodes=8,
+        min_samples_leaf=50,
+        l2_regularization=5.0,
+        random_state=seed,
+    )

@@ -12,10 +12,11 @@ from dsrm.item_term import (
     ITEM_TERM_MODES,
     Counts,
     ItemTerm,
-    calibrated,
     fit_item_term,
+    prior_losses,
+    shrunk_rates,
     smoothed_logits,
-    user_corrected,
+    user_corrected_logits,
     with_item_term,
 )
 from dsrm.purifier import MismatchError
@@ -31,46 +32,50 @@ from kuaifair_env.splits import calibration_users, held_out_users
 TRAIN, TEST = taste_worlds()
 
 
+@pytest.fixture(scope="module")
+def terms():
+    return {mode: fit_item_term(TRAIN, mode) for mode in ITEM_TERM_MODES}
+
+
 @pytest.mark.parametrize("mode", ITEM_TERM_MODES)
-def test_a_term_is_one_finite_number_for_every_item_and_survives_its_file(mode, tmp_path):
-    term = fit_item_term(TRAIN, mode)
+def test_a_term_is_one_finite_number_for_every_item_and_survives_its_file(terms, mode, tmp_path):
+    term = terms[mode]
     assert term.values.shape == (N_ITEMS,)
     assert np.isfinite(term.values).all()
     term.save(tmp_path / "term")
-    again = ItemTerm.load(tmp_path / "term")
-    np.testing.assert_array_equal(again.values, term.values)
-    assert (again.mode, again.similarity, dict(again.provenance)) == (
+    loaded = ItemTerm.load(tmp_path / "term")
+    np.testing.assert_array_equal(loaded.values, term.values)
+    assert (loaded.mode, loaded.similarity, dict(loaded.provenance)) == (
         term.mode, term.similarity, dict(term.provenance)
     )  # fmt: skip
 
 
-def test_calibration_sees_through_the_herd_and_the_log_does_not():
-    log, unbiased = (fit_item_term(TRAIN, mode).values for mode in ("log", "unbiased"))
+def test_calibration_sees_through_the_herd_and_the_log_does_not(terms):
+    log, unbiased = terms["log"].values, terms["unbiased"].values
     # In the training log the 24 most shown items are clicked by everybody; at random exposure they are like others.
     head = np.arange(N_ITEMS) < N_ITEMS // 5
     assert log[head].mean() - log[~head].mean() > 1.0
     assert abs(unbiased[head].mean() - unbiased[~head].mean()) < 0.6
 
 
-def test_nobody_who_is_judged_is_read():
-    held = held_out_users(TRAIN.data)
+def test_nobody_who_is_evaluated_is_read(terms):
+    held_out = held_out_users(TRAIN.data)
     spoilt = {}
     for name in ("train", "test"):
         log: InteractionLog = getattr(TRAIN.data, name)
-        of_held = np.isin(log.users, held)
-        spoilt[name] = dataclasses.replace(log, clicks=log.clicks ^ of_held)
+        spoilt[name] = dataclasses.replace(log, clicks=log.clicks ^ np.isin(log.users, held_out))
     world = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, **spoilt))
     for mode in ITEM_TERM_MODES:
-        np.testing.assert_array_equal(fit_item_term(world, mode).values, fit_item_term(TRAIN, mode).values)
+        np.testing.assert_array_equal(fit_item_term(world, mode).values, terms[mode].values)
 
 
-def test_only_the_unbiased_term_reads_the_test_log_and_says_so():
+def test_only_the_unbiased_term_reads_the_test_log_and_says_so(terms):
     calibration = calibration_users(TRAIN.data)
     log = TRAIN.data.test
     flipped = dataclasses.replace(log, clicks=log.clicks ^ np.isin(log.users, calibration))
     world = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, test=flipped))
     for mode in ITEM_TERM_MODES:
-        before, after = fit_item_term(TRAIN, mode), fit_item_term(world, mode)
+        before, after = terms[mode], fit_item_term(world, mode)
         assert np.array_equal(before.values, after.values) == (mode != "unbiased")
         assert (before.provenance["test_log"] == "unread") == (mode != "unbiased")
     assert f"{len(calibration):,} calibration users" in before.provenance["test_log"]
@@ -93,9 +98,9 @@ def test_user_correction_sees_that_an_item_was_shown_to_people_who_click_everyth
     users = np.concatenate([np.repeat(keen, 12), np.repeat(calm, 12)])
     items = np.where(np.isin(users, keen), rng.choice([0, 2], len(users)), rng.choice([1, 2], len(users)))
     clicks = rng.random(len(users)) < np.where(np.isin(users, keen), 0.8, 0.2)
-    biased = dataclasses.replace(data, train=InteractionLog.sorted(users, items, clicks))
-    raw = smoothed_logits(Counts.of(items, clicks, N_ITEMS))
-    corrected = user_corrected(biased)
+    log = InteractionLog.sorted(users, items, clicks)
+    raw = smoothed_logits(Counts.of(log, N_ITEMS))
+    corrected = user_corrected_logits(log, len(data.users), N_ITEMS)
     assert raw[0] - raw[1] > 2.0
     assert abs(corrected[0] - corrected[1]) < 0.5 * (raw[0] - raw[1])
 
@@ -107,15 +112,16 @@ def test_calibration_shrinks_rare_items_to_the_prediction_and_frequent_ones_to_t
     items = rng.integers(0, 40, len(users))
     items[items == 39] = 0
     log = InteractionLog.sorted(users, items, rng.random(len(users)) < quality[items])
-    fit = calibrated(rng.normal(size=(40, 3)), log, seed=0)
-    rates = 1 / (1 + np.exp(-fit.values))
+    features = rng.normal(size=(40, 3))
+    losses = prior_losses(features, log, seed=0)
+    (rates,) = shrunk_rates(features, log, [min(losses, key=losses.get)], seed=0)
     assert np.corrcoef(rates[:39], quality[:39])[0, 1] > 0.9
     assert rates[39] == pytest.approx(log.clicks.mean(), abs=0.12)
-    assert set(fit.losses) == {"10.0", "20.0", "50.0", "100.0", "200.0", "500.0"}
+    assert set(losses) == {10, 20, 50, 100, 200, 500}
 
 
-def test_the_term_is_one_more_coordinate_for_everybody():
-    term = fit_item_term(TRAIN, "unbiased")
+def test_the_term_is_one_more_coordinate_for_everybody(terms):
+    term = terms["unbiased"]
     pair = WorldPair("taste", TRAIN, TEST).given(term)
     for before, after in ((TRAIN, pair.train), (TEST, pair.test)):
         assert after.dimension == before.dimension + 1
@@ -130,8 +136,8 @@ def test_the_term_is_one_more_coordinate_for_everybody():
         with_item_term(pair.train, term)
 
 
-def test_a_foreign_term_is_refused(tmp_path):
-    term = fit_item_term(TRAIN, "log")
+def test_a_foreign_term_is_refused(terms, tmp_path):
+    term = terms["log"]
     other, _ = taste_worlds(1)
     with pytest.raises(MismatchError, match="fitted on data"):
         with_item_term(other, term)
@@ -142,9 +148,9 @@ def test_a_foreign_term_is_refused(tmp_path):
         fit_item_term(TRAIN, "magic")
 
 
-def test_the_quota_control_earns_more_with_the_unbiased_term():
+def test_the_quota_control_earns_more_with_the_unbiased_term(terms):
     pair = WorldPair("taste", TRAIN, TEST)
-    given = pair.given_mode("unbiased")
+    given = pair.given(terms["unbiased"])
     config = SessionConfig(action_mode="slate")
     results = [
         evaluate(QuotaGreedy(one.scorer), KuaiFairVecEnv(one.test, config, 64, seed=0)).summary()["r_cum"]
