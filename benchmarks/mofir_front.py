@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import argument_parser, open_worlds, write_page
 
-from hrl_policies.mofir.front import (
+from hrl_policies.mofir.policies import (
     FrontPoint,
     hypervolume,
     preference_front,

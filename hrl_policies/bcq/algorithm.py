@@ -33,18 +33,12 @@ class BCQ(OfflineAlgorithm):
         policy: ``"BCQPolicy"`` or a subclass of it; ``"MlpPolicy"`` is the same.
         env: See :class:`~hrl_policies.common.offline.OfflineAlgorithm`; actions must be a ``Box``.
         transitions: See :class:`~hrl_policies.common.offline.OfflineAlgorithm`.
-        learning_rate: Of all networks; a number or a schedule.
+        learning_rate: Learning rate of all networks; a number or a schedule.
         batch_size: Transitions of a gradient step.
-        tau: Step of the target networks.
-        gamma: Discount.
         minimum_weight: ``lambda``, weight of the smaller critic.
         target_samples: Proposals ``n`` of the target.
-        tensorboard_log: See Stable-Baselines3.
-        policy_kwargs: See :class:`~hrl_policies.bcq.policies.BCQPolicy`.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        _init_setup_model: See Stable-Baselines3.
+        kwargs: All other arguments of :class:`~hrl_policies.common.offline.OfflineAlgorithm`; ``policy_kwargs`` are
+            those of :class:`~hrl_policies.bcq.policies.BCQPolicy`.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -61,16 +55,10 @@ class BCQ(OfflineAlgorithm):
         *,
         learning_rate: float | Schedule = 1e-3,
         batch_size: int = 100,
-        tau: float = 0.005,
-        gamma: float = 0.99,
         minimum_weight: float = 0.75,
         target_samples: int = 10,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         if target_samples < 1 or not 0.0 <= minimum_weight <= 1.0:
             raise ValueError(
@@ -83,14 +71,8 @@ class BCQ(OfflineAlgorithm):
             transitions,
             learning_rate=learning_rate,
             batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             supported_action_spaces=(spaces.Box,),
+            **kwargs,
         )
         self.minimum_weight, self.target_samples = minimum_weight, target_samples
         if _init_setup_model:
@@ -172,15 +154,9 @@ class DiscreteBCQ(OfflineAlgorithm):
         item_embeddings: ``float32 (N, d)``, which both heads score by; None gives each item weights of its own.
         learning_rate: A number or a schedule.
         batch_size: Transitions of a gradient step.
-        tau: Step of the target network.
-        gamma: Discount.
         logit_penalty: Weight of ``mean(i^2)``.
-        tensorboard_log: See Stable-Baselines3.
         policy_kwargs: See :class:`~hrl_policies.bcq.policies.DiscreteBCQPolicy`.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        _init_setup_model: See Stable-Baselines3.
+        kwargs: All other arguments of :class:`~hrl_policies.common.offline.OfflineAlgorithm`.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -201,15 +177,10 @@ class DiscreteBCQ(OfflineAlgorithm):
         item_embeddings: FloatArray | None = None,
         learning_rate: float | Schedule = 3e-4,
         batch_size: int = 64,
-        tau: float = 0.005,
-        gamma: float = 0.99,
         logit_penalty: float = 1e-2,
-        tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         if logit_penalty < 0:
             raise ValueError(f"logit_penalty is not negative, got {logit_penalty}")
@@ -222,14 +193,9 @@ class DiscreteBCQ(OfflineAlgorithm):
             transitions,
             learning_rate=learning_rate,
             batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             supported_action_spaces=(spaces.Discrete, spaces.MultiDiscrete),
+            **kwargs,
         )
         self.logit_penalty = logit_penalty
         self._item_embeddings = item_embeddings

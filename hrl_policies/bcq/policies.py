@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from hrl_policies.common.item_policy import HeadKind, ItemPolicy
+from hrl_policies.common.item_agent import HeadKind, ItemPolicy
 from kuaifair_env.spaces import top_k
 
 _LATENT_BOUND = 0.5
@@ -202,7 +202,7 @@ class DiscreteBCQPolicy(ItemPolicy):
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
         net_arch: Hidden layers of values and of the behaviour model, which share nothing.
-        head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_policy.ItemPolicy`.
+        head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_agent.ItemPolicy`.
         dimension: Size of item embeddings; 0 where there are none.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
 
@@ -242,7 +242,7 @@ class DiscreteBCQPolicy(ItemPolicy):
         return likely.scatter(1, logits.topk(slots, dim=1).indices, True)
 
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
-        """See :class:`~hrl_policies.common.item_policy.ItemPolicy`."""
+        """See :class:`~hrl_policies.common.item_agent.ItemPolicy`."""
         states = self.states(observation)
         logits = self.behaviour(states, self.embeddings)
         if allowed is not None:

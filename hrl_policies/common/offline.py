@@ -83,9 +83,9 @@ class OfflineAlgorithm(BaseAlgorithm):
         transitions: LoggedTransitions | None,
         *,
         batch_size: int,
-        tau: float,
-        gamma: float,
-        seed: int | None,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        seed: int | None = None,
         supported_action_spaces: tuple[type[spaces.Space[Any]], ...],
         **kwargs: Any,
     ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from torch import Tensor, nn
 
@@ -22,8 +22,7 @@ from hrl_policies.common.buffers import Column, ExecutedSlates, SlateReplaySampl
 from hrl_policies.common.item_agent import ItemAgent
 from hrl_policies.common.sessions import allowed_items
 from hrl_policies.common.slates import slate_shape
-from hrl_policies.dnair.item_tables import ItemTables
-from hrl_policies.dnair.policies import QItemPolicy
+from hrl_policies.dnair.policies import ItemTables, QItemPolicy
 from kuaifair_env.spaces import reached_observations
 from kuaifair_env.world import World
 
@@ -54,23 +53,10 @@ class DNaIR(ItemAgent):
         novelty_coef: ``w``.
         candidates: ``M``; 0 takes the whole catalogue, which ``"kuaisim"`` asks for.
         explore: Probability of a random item in each slot.
-        learning_rate: A number or a schedule.
-        buffer_size: Transitions kept, over all sessions.
         learning_starts: Steps with uniformly random slates before learning starts.
-        batch_size: Transitions of an update.
-        tau: Step of the target network.
         gamma: Discount.
-        train_freq: Steps of all sessions between updates.
-        gradient_steps: Updates each time; -1 as many as there were steps.
-        huber_delta: Errors of values beyond it count linearly.
-        max_grad_norm: The gradient is clipped to this norm.
-        stats_window_size: See Stable-Baselines3.
-        tensorboard_log: See Stable-Baselines3.
         policy_kwargs: See :class:`~hrl_policies.dnair.policies.QItemPolicy`, without ``candidates`` and ``explore``.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        _init_setup_model: See Stable-Baselines3.
+        kwargs: All other arguments of :class:`~hrl_policies.common.item_agent.ItemAgent`.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.
@@ -90,23 +76,11 @@ class DNaIR(ItemAgent):
         novelty_coef: float = 0.1,
         candidates: int = 100,
         explore: float = 0.05,
-        learning_rate: float | Schedule = 3e-4,
-        buffer_size: int = 100_000,
         learning_starts: int = 6_400,
-        batch_size: int = 256,
-        tau: float = 0.005,
         gamma: float = 0.9,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        huber_delta: float = 10.0,
-        max_grad_norm: float = 10.0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         for name, value, kinds in (("mode", mode, DNaIRMode), ("acc", acc, AccuracyKind)):
             if value not in get_args(kinds):
@@ -122,30 +96,16 @@ class DNaIR(ItemAgent):
             raise ValueError(
                 f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs"
             )
-        if not huber_delta > 0.0:
-            raise ValueError(f"huber_delta must be positive, got {huber_delta}")
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
             learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
             gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            max_grad_norm=max_grad_norm,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
             policy_kwargs={**(policy_kwargs or {}), "candidates": candidates, "explore": explore},
-            verbose=verbose,
-            seed=seed,
-            device=device,
+            **kwargs,
         )
         self.mode, self.acc = mode, acc
         self.novelty_coef = novelty_coef
-        self.huber_delta = huber_delta
         if _init_setup_model:
             self._setup_model()
 

@@ -1,25 +1,187 @@
-"""Q values over items, with DNaIR's action generator: similar candidates, and random items at times."""
+"""Q values over items, with DNaIR's action generator: random items at times, and candidates like what was clicked last.
+
+Similarity, novelty and quality of items come from the training log.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrl_policies.common.item_policy import HeadKind, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import HeadKind, ItemNet, ItemPolicy
 from hrl_policies.common.slates import MASKED
-from hrl_policies.dnair.item_tables import NEIGHBOURS, SimilarItems
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.spaces import top_k
+from kuaifair_env.world import World
+
+NEIGHBOURS = 50
+LIKED = 10
+_DECAY = 0.9
+_ITEMS_AT_ONCE = 512
+# Small against any similarity: it only orders items that resemble none of the liked ones.
+_QUALITY_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class ItemTables:
+    """Statistics of items in the training log of a world.
+
+    The first ``N`` of ``M`` items are the candidates, in the environment's order; ``item_ids`` says which they are.
+
+    Attributes:
+        item_ids: ``int64 (M,)``, raw ids.
+        exposures: ``int64 (M,)``, how often each item was shown.
+        clicks: ``int64 (M,)``, how often it was clicked.
+        neighbours: ``int64 (M, S)``, the ``S`` candidates most similar to each item, best first, never the item itself.
+        similarities: ``float32 (M, S)``, their item-CF cosine; 0 where no user clicked both.
+    """
+
+    item_ids: NDArray[np.int64]
+    exposures: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+    neighbours: NDArray[np.int64]
+    similarities: FloatArray
+
+    @classmethod
+    def of_world(cls, world: World, neighbours: int = NEIGHBOURS) -> ItemTables:
+        """Counts a world's training log.
+
+        Args:
+            world: Either world of a pair; both hold the same training log.
+            neighbours: Similar candidates ``S`` to keep of each item; fewer where there are not as many. 0 keeps
+                none, and saves the time to find them.
+
+        Raises:
+            ValueError: If ``neighbours`` is negative.
+        """
+        if neighbours < 0:
+            raise ValueError(f"neighbours must not be negative, got {neighbours}")
+        log, items = world.data.train, len(world.data.items)
+        near, similarities = _neighbours(world, min(neighbours, world.n_items - 1))
+        return cls(world.data.items.ids, log.exposures(items), log.click_counts(items), near, similarities)
+
+    @property
+    def popularity(self) -> FloatArray:
+        """``float32 (M,)``, exposures scaled to [0, 1]; 0 throughout if all items were shown as often."""
+        spread = max(int(self.exposures.max() - self.exposures.min()), 1)
+        scaled: FloatArray = ((self.exposures - self.exposures.min()) / spread).astype(np.float32)
+        return scaled
+
+    @property
+    def quality(self) -> FloatArray:
+        """``float32 (M,)``, the smoothed click rate ``(clicks + 1) / (exposures + 2)``."""
+        rate: FloatArray = ((self.clicks + 1.0) / (self.exposures + 2.0)).astype(np.float32)
+        return rate
+
+    @property
+    def novelty(self) -> FloatArray:
+        """``float32 (M,)``, DNaIR's ``quality / log10(popularity + 1.1)``, divided by its maximum."""
+        raw = self.quality / np.log10(self.popularity + 1.1)
+        scaled: FloatArray = (raw / raw.max()).astype(np.float32)
+        return scaled
+
+
+def _neighbours(world: World, count: int) -> tuple[NDArray[np.int64], FloatArray]:
+    """Returns the most similar candidates of every item by ``|U_i & U_j| / sqrt(|U_i| |U_j|)``, ``U`` who clicked."""
+    from scipy import sparse
+
+    if not count:
+        none = np.zeros((len(world.data.items), 0))
+        return none.astype(np.int64), none.astype(np.float32)
+    log = world.data.train
+    clicked = sparse.csr_matrix(
+        (np.ones(int(log.clicks.sum()), np.float32), (log.items[log.clicks], log.users[log.clicks])),
+        shape=(len(world.data.items), len(world.data.users)),
+    )
+    # A user who clicked an item twice counts once.
+    clicked.data[:] = 1.0
+    norms = np.sqrt(np.maximum(np.asarray(clicked.sum(axis=1), np.float32)[:, 0], 1.0))
+    scaled = sparse.diags(1.0 / norms).dot(clicked).tocsr().astype(np.float32)
+    candidates = scaled[: world.n_items].T.tocsr()
+    near = np.empty((scaled.shape[0], count), np.int64)
+    similarities = np.empty(near.shape, np.float32)
+    for low in range(0, len(near), _ITEMS_AT_ONCE):
+        rows = slice(low, min(low + _ITEMS_AT_ONCE, len(near)))
+        block = (scaled[rows] @ candidates).toarray()
+        own = np.arange(rows.start, min(rows.stop, world.n_items))
+        block[own - low, own] = -1.0
+        near[rows] = top_k(block, count)
+        similarities[rows] = np.take_along_axis(block, near[rows], axis=1)
+    return near, similarities
+
+
+class SimilarItems(nn.Module):
+    """Scores candidates ``a`` by ``sum_i 0.9^i sim(s_i, a)`` over the last ten items ``s_i`` that were clicked.
+
+    Tables are buffers, so that a saved policy is loaded without an environment. Similarities beyond an item's nearest
+    neighbours count as 0; items that resemble nothing liked are ordered by quality.
+
+    Args:
+        items: Candidates ``N``.
+        known: Items ``M`` of the window, candidates first.
+        neighbours: Neighbours ``S`` of each item.
+    """
+
+    near: Tensor
+    similarities: Tensor
+    quality: Tensor
+
+    def __init__(self, items: int, known: int, neighbours: int) -> None:
+        super().__init__()
+        self.register_buffer("near", torch.zeros(known, neighbours, dtype=torch.int32))
+        self.register_buffer("similarities", torch.zeros(known, neighbours))
+        self.register_buffer("quality", torch.zeros(items))
+
+    def fill(self, tables: ItemTables) -> None:
+        """Takes similarities and quality from a training log."""
+        self.near.copy_(torch.from_numpy(tables.neighbours))
+        self.similarities.copy_(torch.from_numpy(tables.similarities))
+        self.quality.copy_(torch.from_numpy(tables.quality[: len(self.quality)]))
+
+    def scores(self, observation: Any) -> Tensor:
+        """Returns the similarity of every candidate, ``float32 (B, N)``.
+
+        Args:
+            observation: A batch of dicts with ``history_items`` and ``history_clicks``.
+        """
+        device = self.near.device
+        items = torch.as_tensor(np.asarray(observation["history_items"]), device=device).to(torch.int64)
+        clicks = torch.as_tensor(np.asarray(observation["history_clicks"]), device=device) > 0
+        places = torch.arange(1, items.shape[1] + 1, device=device)
+        newest = torch.where(clicks & (items > 0), places, 0).topk(min(LIKED, items.shape[1]), dim=1)
+        liked = (items.gather(1, newest.indices) - 1).clamp_min(0)
+        weights = _DECAY ** torch.arange(liked.shape[1], device=device) * (newest.values > 0)
+        values = self.similarities[liked] * weights[:, :, None]
+        scores = values.new_zeros(len(items), len(self.quality))
+        return scores.scatter_add_(1, self.near[liked].to(torch.int64).flatten(1), values.flatten(1))
+
+    def best(self, observation: Any, count: int, allowed: Tensor | None = None) -> Tensor:
+        """Returns the most similar candidates, ``int64 (B, min(count, N))``; items not allowed come last.
+
+        Args:
+            observation: See :meth:`scores`.
+            count: How many.
+            allowed: ``bool (B, N)``; None allows all.
+        """
+        ranked = self.scores(observation).add_(self.quality, alpha=_QUALITY_WEIGHT)
+        if allowed is not None:
+            ranked = torch.where(allowed, ranked, MASKED)
+        return ranked.topk(min(count, ranked.shape[1]), dim=1).indices
 
 
 class QItemPolicy(ItemPolicy):
     """``Q(s, .)`` and its target network; each slot of a slate is greedy, or at times random.
 
     Args:
-        observation_space: See :class:`~hrl_policies.common.item_policy.ItemPolicy`, like what follows; with candidates
+        observation_space: See :class:`~hrl_policies.common.item_agent.ItemPolicy`, like what follows; with candidates
             a ``Dict`` that holds the window (``observation_mode="history"``).
         action_space: ``MultiDiscrete`` of ``K`` times ``N``, or ``Discrete``.
         lr_schedule: Learning rate.
@@ -27,7 +189,7 @@ class QItemPolicy(ItemPolicy):
         head: ``"embedding"`` or ``"linear"``.
         dimension: Size of item embeddings.
         candidates: Items ``M``, at least ``K``, that greedy slots choose from: those that resemble what was liked last
-            (see :class:`~hrl_policies.dnair.item_tables.SimilarItems`); 0 takes the whole catalogue.
+            (see :class:`~hrl_policies.dnair.policies.SimilarItems`); 0 takes the whole catalogue.
         explore: Probability that a slot of a non-deterministic slate shows a uniformly random item.
 
     Raises:
@@ -75,7 +237,7 @@ class QItemPolicy(ItemPolicy):
         return best if near is None else near.gather(1, best)
 
     def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
-        """See :class:`~hrl_policies.common.item_policy.ItemPolicy`."""
+        """See :class:`~hrl_policies.common.item_agent.ItemPolicy`."""
         states = self.states(observation)
         best = self.best(self.q_net, states, self.near(observation, allowed), allowed)
         if deterministic or not self.explore:

@@ -18,8 +18,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from hrl_policies.common.sessions import sessions_given
-from hrl_policies.dorl.entropy import FeatureEntropy, item_levels
-from hrl_policies.dorl.simulation import ExitKind, LearnedResponse, learned_sessions
+from hrl_policies.dorl.simulation import (
+    ExitKind,
+    FeatureEntropy,
+    LearnedResponse,
+    item_levels,
+    learned_sessions,
+)
 from hrl_policies.dorl.world_model import WorldModel, WorldModelSettings, WorldModelSizes, fit_world_model
 from kuaifair_env.errors import DataError
 

@@ -2,12 +2,9 @@
 
 Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through reinforcement learning, WSDM
 2022: DDPG whose networks take the preference vector (a conditioned network, after Abels et al., Dynamic weights in
-multi-objective deep reinforcement learning, ICML 2019). No code of it is public; what the abstract leaves open follows
-the first author's FCPO and usual practice. What is ours: observed states instead of a GRU over five clicks, queries of
+multi-objective deep reinforcement learning, ICML 2019). No code of it is public; what the article leaves open follows
+the first author's FCPO and common practice. Differences: observed states instead of a GRU over five clicks, queries of
 length 1, both rewards divided by the slate size, and a default preference that is chosen in the training world.
-
-Profiled in a world of 5,000 items (64 sessions, slates of 10, two updates a step): nine tenths of a training step are
-updates, the actor's and the critics' in equal parts; drawing from the buffer takes a fiftieth, the sessions the rest.
 """
 
 from __future__ import annotations
@@ -27,8 +24,13 @@ from torch import Tensor
 
 from hrl_policies.common.buffers import SlateReplayBuffer, SlateReplaySamples, executed_slates
 from hrl_policies.common.sessions import purified_like, sessions_given
-from hrl_policies.mofir.front import preference_front, preference_grid
-from hrl_policies.mofir.policies import OBJECTIVES, PreferencePolicy, as_preferences
+from hrl_policies.mofir.policies import (
+    OBJECTIVES,
+    PreferencePolicy,
+    as_preferences,
+    preference_front,
+    preference_grid,
+)
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import evaluation_users
 
@@ -39,7 +41,7 @@ _PREFERENCE = "preference"
 class MOFIR(TD3):
     """Preference-conditioned DDPG over queries, with the reward ``(mean clicks, long-tail share)`` of a slate.
 
-    Sessions draw a preference ``w ~ Dirichlet(1, 1)`` each. An update evaluates every transition by the preference it
+    Each session draws a preference ``w ~ Dirichlet(1, 1)``. An update evaluates every transition by the preference it
     was played with and by a random one, and averages. ``predict(..., preference=(w_click, w_fair))`` acts for a
     preference; without one it acts for :attr:`preference`, which ``learn`` chooses at its end: the one of ``grid_size``
     whose R_cum is largest over ``validation_users`` users of the training world. Give ``preference`` to fix it instead.
@@ -48,17 +50,12 @@ class MOFIR(TD3):
         policy: ``"PreferencePolicy"`` or a subclass of it.
         env: KuaiFair sessions with ``action_mode="embedding"``, purified or not.
         preference: The default preference; None chooses one after training.
-        validation_users: Users that it is chosen on, at most.
-        grid_size: Preferences that it is chosen from, at least 2.
-        learning_rate: Of the actor; a number or a schedule.
-        critic_learning_rate: Of the critics.
-        buffer_size: Transitions that are kept.
-        learning_starts: Steps of random actions at the start.
-        batch_size: Transitions of an update.
-        tau: Step of the target networks.
-        gamma: Discount.
-        train_freq: Steps of the sessions between updates.
-        gradient_steps: Updates then.
+        validation_users: Largest number of users that it is chosen on.
+        grid_size: Number of preferences that it is chosen from, at least 2.
+        learning_rate: Learning rate of the actor; a number or a schedule.
+        critic_learning_rate: Learning rate of the critics.
+        buffer_size: Transitions kept, over all sessions.
+        learning_starts: Steps of random actions before learning starts.
         epsilon: Share of random actions after the start, and at the end of training.
         action_noise_std: Deviation of Gaussian noise on each component of all other queries, which have length 1.
         twin: Two critics, of which targets take the one with the smaller ``w . Q``, as in TD3; False is the original.
@@ -66,14 +63,8 @@ class MOFIR(TD3):
             from 0 in proportion to the steps taken.
         policy_delay: Updates of the critics for one of the actor.
         target_policy_noise: Deviation of the noise on target actions; 0 is DDPG.
-        target_noise_clip: Bound of that noise.
-        stats_window_size: See Stable-Baselines3.
-        tensorboard_log: See Stable-Baselines3.
         policy_kwargs: See Stable-Baselines3's ``TD3Policy``.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        _init_setup_model: See Stable-Baselines3.
+        kwargs: All other arguments of Stable-Baselines3's ``TD3``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -96,25 +87,14 @@ class MOFIR(TD3):
         critic_learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 100_000,
         learning_starts: int = 1_000,
-        batch_size: int = 256,
-        tau: float = 0.005,
-        gamma: float = 0.99,
-        train_freq: int = 1,
-        gradient_steps: int = 1,
         epsilon: tuple[float, float] | list[float] = (0.2, 0.1),
         action_noise_std: float = 0.1,
         twin: bool = False,
         scalar_weight: float = 0.0,
         policy_delay: int = 1,
         target_policy_noise: float = 0.0,
-        target_noise_clip: float = 0.5,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         if len(epsilon) != 2 or not all(0 <= value <= 1 for value in epsilon):
             raise ValueError(
@@ -137,22 +117,11 @@ class MOFIR(TD3):
             learning_rate=learning_rate,
             buffer_size=buffer_size,
             learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
             replay_buffer_class=SlateReplayBuffer,
             policy_delay=policy_delay,
             target_policy_noise=target_policy_noise,
-            target_noise_clip=target_noise_clip,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
             policy_kwargs={**(policy_kwargs or {}), "n_critics": 2 if twin else 1},
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
+            **kwargs,
         )
 
     @property
@@ -168,7 +137,7 @@ class MOFIR(TD3):
             self.replay_buffer_kwargs = {"slate_size": config.items_per_slate, "columns": columns}
         super()._setup_model()
         self._critic_schedule = FloatSchedule(self.critic_learning_rate)
-        # A model that was loaded and trains on must not draw again what it drew before.
+        # A loaded model that trains on must draw other random numbers than at its start.
         if self.seed is not None and self.num_timesteps > 0:
             self._rng = np.random.default_rng([self.seed, self.num_timesteps])
         else:
@@ -279,7 +248,7 @@ class MOFIR(TD3):
         value = self.critic(states, actions, preferences)[0]
         loss = -(value * preferences).sum(1).mean()
         self.actor.optimizer.zero_grad()
-        # The critics' own gradients, a third of this pass, are not wanted.
+        # Without the critics' gradients, which are not needed.
         torch.autograd.backward(loss, inputs=list(self.actor.parameters()))
         self.actor.optimizer.step()
         return float(loss.detach())

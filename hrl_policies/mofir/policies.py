@@ -1,8 +1,10 @@
-"""Actor and critics that take a preference over objectives as a further input (MOFIR's conditioned networks)."""
+"""Actor and critics that take a preference over objectives as a further input, and the front that they reach."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,17 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hrl_policies.common.buffers import state_space
+from kuaifair_env.evaluation import DEFAULT_SEED, EvaluationResult, evaluate
 from kuaifair_env.spaces import state_of
 
 OBJECTIVES = ("clicks", "tail_share")
-"""What the two components of rewards, preferences and values are."""
+"""The two components of rewards, preferences and values."""
 
 
 class ConditionedActor(Actor):
     """``mu(s, w)``, a unit vector; arguments as Stable-Baselines3's ``Actor``.
 
-    What a query shows depends on its direction alone, so nothing is lost. A tanh, as in DDPG, runs into a corner of the
-    box within a few updates, where its gradient vanishes for every preference.
+    The items that a query shows depend on its direction alone. A tanh, as in DDPG, saturates in a corner of the box
+    within a few updates, where its gradient vanishes for every preference.
     """
 
     def __init__(
@@ -96,9 +99,9 @@ class VectorCritics(BaseModel):
 
 
 class PreferencePolicy(TD3Policy):
-    """Actor and critics for states and preferences, with the preference that holds unless another is given.
+    """Actor and critics for states and preferences, with a default preference.
 
-    Of ``Dict`` observations ``state`` is read. The default preference is a buffer, saved with the networks.
+    Of ``Dict`` observations only ``state`` is read. The default preference is a buffer, saved with the networks.
 
     Args:
         observation_space: ``Box``, or ``Dict`` with a ``Box`` called ``state``.
@@ -187,3 +190,120 @@ def as_preferences(preference: Any) -> NDArray[np.float32]:
             f"weights of a preference are finite, not negative and not all 0, got {preference!r}"
         )
     return np.asarray(weights / totals, np.float32)
+
+
+Preference = tuple[float, float]
+
+
+class PreferenceAgent(Protocol):
+    """An agent whose ``predict`` takes a preference (:class:`~hrl_policies.mofir.algorithm.MOFIR`)."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        preference: Any = None,
+    ) -> tuple[Any, Any]:
+        """Returns actions for a preference, and the next recurrent state."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPreference:
+    """A policy that acts by an agent's predictions for one preference.
+
+    Attributes:
+        agent: The agent.
+        preference: Weights of clicks and long-tail share.
+    """
+
+    agent: PreferenceAgent
+    preference: Preference
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns actions for the preference, and the next recurrent state."""
+        return self.agent.predict(observation, state, episode_start, deterministic, self.preference)
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """An agent's result for one preference.
+
+    Attributes:
+        preference: Weights of clicks and long-tail share.
+        clicks: R_each, mean clicks of an item shown.
+        tail_share: Share of long-tail items among all that was shown.
+        cumulative_reward: R_cum, under the sessions' leave rule.
+        evaluation: The complete result.
+    """
+
+    preference: Preference
+    clicks: float
+    tail_share: float
+    cumulative_reward: float
+    evaluation: EvaluationResult
+
+
+def preference_grid(size: int = 5) -> list[Preference]:
+    """Returns evenly spaced preferences, from clicks alone to long-tail share alone.
+
+    Raises:
+        ValueError: If ``size`` is less than 2.
+    """
+    if size < 2:
+        raise ValueError(f"a front needs at least 2 preferences, got {size}")
+    return [(float(1.0 - share), float(share)) for share in np.linspace(0.0, 1.0, size)]
+
+
+def preference_front(
+    agent: PreferenceAgent,
+    env: Any,
+    preferences: Sequence[Preference] | None = None,
+    *,
+    users: Any = None,
+    episodes_per_user: int = 1,
+    seed: int = DEFAULT_SEED,
+) -> list[FrontPoint]:
+    """Evaluates an agent once for every preference, always on the same users with the same random numbers.
+
+    Args:
+        agent: The agent.
+        env: Sessions to evaluate in; see :func:`kuaifair_env.evaluation.evaluate`.
+        preferences: Preferences to evaluate; None takes :func:`preference_grid`.
+        users: Raw user ids; None takes all.
+        episodes_per_user: Sessions of each user.
+        seed: Seed of the sessions' randomness.
+
+    Returns:
+        One point for each preference, in their order; some may be dominated by others.
+    """
+    front = []
+    for preference in preference_grid() if preferences is None else preferences:
+        result = evaluate(FixedPreference(agent, preference), env, users, episodes_per_user, seed=seed)
+        engagement = result.engagement
+        tail = (1.0 - result.fairness.signed_gap) / 2.0
+        front.append(
+            FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result)
+        )
+    return front
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float] = (0.0, 0.0)) -> float:
+    """Returns the area that points of two objectives dominate above a reference point.
+
+    Args:
+        points: ``(n, 2)``; larger is better. Points that are not above the reference dominate nothing.
+        reference: The worst value of both objectives.
+    """
+    gains = np.asarray(points, np.float64).reshape(-1, 2) - np.asarray(reference, np.float64)
+    gains = gains[(gains > 0).all(axis=1)]
+    gains = gains[np.argsort(-gains[:, 0], kind="stable")]
+    area, height = 0.0, 0.0
+    for width, reached in gains:
+        area += width * max(reached - height, 0.0)
+        height = max(height, reached)
+    return area

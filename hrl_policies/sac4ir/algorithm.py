@@ -9,21 +9,69 @@ corrected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import Tensor, nn
 
 from hrl_policies.common.buffers import SlateReplaySamples
-from hrl_policies.common.item_agent import ItemAgent
-from hrl_policies.common.item_policy import ItemNet
-from hrl_policies.sac4ir.policies import SoftItemPolicy
+from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemNet, ItemPolicy
+from hrl_policies.common.slates import SlateDistribution
 from kuaifair_env.world import World
+
+
+class SoftItemPolicy(ItemPolicy):
+    """Logits over items, two critics ``Q(s, .)`` and their targets; slates are Plackett-Luce draws from the logits.
+
+    Args:
+        observation_space: See :class:`~hrl_policies.common.item_agent.ItemPolicy`, like all but the last argument.
+        action_space: ``MultiDiscrete`` of ``K`` times ``N``, or ``Discrete``.
+        lr_schedule: Learning rate of the critics.
+        net_arch: Units of hidden layers.
+        head: ``"embedding"`` or ``"linear"``.
+        dimension: Size of item embeddings.
+        actor_lr_schedule: Learning rate of the actor; None takes the critics'.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        net_arch: Sequence[int] = (256, 256),
+        head: HeadKind = "embedding",
+        dimension: int = 0,
+        actor_lr_schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        self.actor = self.make_net()
+        self.critics = nn.ModuleList([self.make_net(), self.make_net()])
+        self.target_critics = nn.ModuleList([self.make_net(), self.make_net()]).requires_grad_(False)
+        self.target_critics.load_state_dict(self.critics.state_dict())
+        actor_rate = lr_schedule if actor_lr_schedule is None else actor_lr_schedule
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=actor_rate(1))
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=lr_schedule(1))
+        # Stable-Baselines3 expects a policy to have one optimiser of this name.
+        self.optimizer = self.critic_optimizer
+
+    def choose(self, observation: Any, deterministic: bool, allowed: Tensor | None = None) -> Tensor:
+        """See :class:`~hrl_policies.common.item_agent.ItemPolicy`."""
+        logits = self.actor(self.states(observation), self.embeddings)
+        distribution = SlateDistribution(logits, self.slate_size, allowed)
+        return distribution.mode() if deterministic else distribution.sample()
+
+    def min_q(self, states: Tensor, target: bool = False) -> Tensor:
+        """Returns the smaller of both critics' values of every item, ``float32 (B, N)``."""
+        first, second = self.target_critics if target else self.critics
+        values: Tensor = torch.minimum(first(states, self.embeddings), second(states, self.embeddings))
+        return values
+
 
 SAC4IRMode = Literal["debiased", "kuaisim"]
 
@@ -41,27 +89,12 @@ class DiscreteSAC(ItemAgent):
     Args:
         policy: ``"SoftItemPolicy"`` or a subclass of it.
         env: Sessions with ``action_mode="slate"`` or ``"item"``, or another environment with ``Discrete`` actions.
-        learning_rate: Of the critics and of ``alpha``; a number or a schedule.
-        actor_learning_rate: Of the actor; None takes the critics'.
-        buffer_size: Transitions kept, over all sessions.
+        actor_learning_rate: Learning rate of the actor; None takes ``learning_rate``, that of critics and ``alpha``.
         learning_starts: Steps with uniformly random slates before learning starts.
-        batch_size: Transitions of an update.
-        tau: Step of the target critics.
         gamma: Discount.
-        train_freq: Steps of all sessions between updates.
-        gradient_steps: Updates each time; -1 as many as there were steps.
         ent_coef: ``alpha``; ``"auto"`` learns it from 1, ``"auto_0.2"`` from 0.2, a number fixes it.
         target_entropy_ratio: Share of the largest entropy, ``log N``, that a learnt ``alpha`` aims at.
-        huber_delta: Larger errors of the critics count linearly, which moves values from the mean towards the median:
-            with a small delta critics underrate that users leave.
-        max_grad_norm: The gradient of each network is clipped to this norm.
-        stats_window_size: See Stable-Baselines3.
-        tensorboard_log: See Stable-Baselines3.
-        policy_kwargs: See :class:`SoftItemPolicy`; without item embeddings the head is ``"linear"``.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        _init_setup_model: See Stable-Baselines3.
+        kwargs: All other arguments of :class:`~hrl_policies.common.item_agent.ItemAgent`.
 
     Raises:
         ValueError: If a setting is not valid, or actions are not items.
@@ -75,54 +108,20 @@ class DiscreteSAC(ItemAgent):
         policy: str | type[SoftItemPolicy],
         env: GymEnv | str,
         *,
-        learning_rate: float | Schedule = 3e-4,
         actor_learning_rate: float | Schedule | None = None,
-        buffer_size: int = 100_000,
         learning_starts: int = 1_000,
-        batch_size: int = 256,
-        tau: float = 0.005,
         gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
         ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.98,
-        huber_delta: float = 10.0,
-        max_grad_norm: float = 10.0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         if not 0.0 < target_entropy_ratio <= 1.0:
             raise ValueError(f"target_entropy_ratio must lie in (0, 1], got {target_entropy_ratio}")
-        if not huber_delta > 0.0:
-            raise ValueError(f"huber_delta must be positive, got {huber_delta}")
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            max_grad_norm=max_grad_norm,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(policy, env, learning_starts=learning_starts, gamma=gamma, **kwargs)
         self.actor_learning_rate = actor_learning_rate
         self.ent_coef = ent_coef
         self.target_entropy_ratio = target_entropy_ratio
-        self.huber_delta = huber_delta
         start, self._learns_ent_coef = _initial_ent_coef(ent_coef)
         self._initial_log_ent_coef = math.log(start)
         if _init_setup_model:

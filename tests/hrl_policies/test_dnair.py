@@ -16,8 +16,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from dsrm import VecDSRM
 from hrl_policies.controls import RandomSlates
 from hrl_policies.dnair.algorithm import DNaIR
-from hrl_policies.dnair.item_tables import ItemTables
-from hrl_policies.dnair.policies import QItemPolicy, mixed
+from hrl_policies.dnair.policies import ItemTables, QItemPolicy, mixed
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate

@@ -22,11 +22,13 @@ from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.controls import RandomSlates
 from hrl_policies.dorl.algorithm import DORL
-from hrl_policies.dorl.entropy import FeatureEntropy, ItemLevels, item_levels
 from hrl_policies.dorl.simulation import (
+    FeatureEntropy,
+    ItemLevels,
     LearnedResponse,
     PessimisticRewards,
     Prediction,
+    item_levels,
     learned_sessions,
     pessimistic,
 )
@@ -262,7 +264,7 @@ def test_a_log_is_counted_alike_in_blocks(monkeypatch):
     data = logged_data(TABLE, n_tags=5)
     levels = ItemLevels(data.items.tags, "tags")
     whole = FeatureEntropy.of_log(data.train, levels)
-    monkeypatch.setattr("hrl_policies.dorl.entropy._ROWS_AT_ONCE", 37)
+    monkeypatch.setattr("hrl_policies.dorl.simulation._ROWS_AT_ONCE", 37)
     parts = FeatureEntropy.of_log(data.train, levels)
     np.testing.assert_array_equal(whole.pairs, parts.pairs)
     np.testing.assert_array_equal(whole.singles, parts.singles)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import small_data, small_world
 
-from hrl_policies.dnair.item_tables import ItemTables, SimilarItems
+from hrl_policies.dnair.policies import ItemTables, SimilarItems
 from kuaifair_env.data.schema import InteractionLog
 
 N = 50
@@ -67,7 +67,7 @@ def test_the_test_log_says_nothing():
 
 
 def test_many_items_are_counted_as_few_are(monkeypatch):
-    import hrl_policies.dnair.item_tables as module
+    import hrl_policies.dnair.policies as module
 
     whole = ItemTables.of_world(WORLD, 7)
     monkeypatch.setattr(module, "_ITEMS_AT_ONCE", 9)

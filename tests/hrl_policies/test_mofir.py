@@ -18,14 +18,14 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from dsrm import VecDSRM
 from hrl_policies.controls import RandomSlates
 from hrl_policies.mofir.algorithm import MOFIR
-from hrl_policies.mofir.front import (
+from hrl_policies.mofir.policies import (
+    FixedPreference,
     FrontPoint,
-    Preferring,
+    as_preferences,
     hypervolume,
     preference_front,
     preference_grid,
 )
-from hrl_policies.mofir.policies import as_preferences
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
 from hrl_policies.study.figures import draw_preference_front, pareto_front
 from kuaifair_env import KuaiFairEnv
@@ -96,7 +96,7 @@ def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_i
 def test_balanced_preferences_show_good_items_of_the_long_tail(learnt):
     """Half for half, .6 clicks and all of the tail are worth .8, and popular items alone .45."""
     env = sessions(24, seed=1)
-    evaluate(Preferring(learnt, (0.5, 0.5)), env)
+    evaluate(FixedPreference(learnt, (0.5, 0.5)), env)
     assert (KIND[env.batch.outcome.items] == 1).mean() > 0.9
 
 

@@ -17,7 +17,7 @@ from kuaifair_env.files import save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hrl_policies.mofir.front import FrontPoint
+    from hrl_policies.mofir.policies import FrontPoint
 
 _EQUITY = {"ad": "1 - AD: equity between groups", "gini": "1 - Gini: equity between items"}
 
@@ -119,7 +119,7 @@ def draw_preference_front(
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        points: See :func:`~hrl_policies.mofir.front.preference_front`.
+        points: See :func:`~hrl_policies.mofir.policies.preference_front`.
         others: Names, clicks and long-tail shares of methods to compare with, drawn as crosses.
         title: Headline.
 
