@@ -27,7 +27,7 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM, DistillationConfig
-from dsrm.pretrain import Mode, PretrainConfig, pretrain
+from dsrm.pretraining import Mode, PretrainConfig, pretrain
 from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.purifier import StatePurifier
 from dsrm.windows import unit_rows

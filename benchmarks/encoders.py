@@ -21,7 +21,7 @@ import numpy as np
 from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.encoder import EncoderConfig, pretrain_encoder
-from dsrm.pretrain import PretrainConfig, pretrain
+from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.windows import unit_rows
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine

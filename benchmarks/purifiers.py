@@ -26,7 +26,7 @@ from worlds import argument_parser, open_worlds, short_name, twin_worlds, write_
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
-from dsrm.pretrain import PretrainConfig, noise_like, pretrain
+from dsrm.pretraining import PretrainConfig, noise_like, pretrain
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, ProbeReport, probe, purified_states
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier

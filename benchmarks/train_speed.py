@@ -21,7 +21,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dsrm.pretrain import PretrainConfig, pretrain
+from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run

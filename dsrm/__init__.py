@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
     from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
     from dsrm.model import DSRM, DSRMConfig
-    from dsrm.pretrain import MODES, PretrainConfig, noise_like, pretrain
+    from dsrm.pretraining import MODES, PretrainConfig, noise_like, pretrain
     from dsrm.purifier import load_purifier, purifier_hash, save_purifier
     from dsrm.training import TrainingConfig
     from dsrm.windows import ConditionBuilder
@@ -44,10 +44,10 @@ _HOMES = {
     "with_item_term": "item_term",
     "DSRM": "model",
     "DSRMConfig": "model",
-    "MODES": "pretrain",
-    "PretrainConfig": "pretrain",
-    "noise_like": "pretrain",
-    "pretrain": "pretrain",
+    "MODES": "pretraining",
+    "PretrainConfig": "pretraining",
+    "noise_like": "pretraining",
+    "pretrain": "pretraining",
     "RegressionPurifier": "baselines",
     "SamplerConfig": "diffusion",
     "TrainingConfig": "training",

@@ -123,7 +123,7 @@ def cached_purifier(
     Raises:
         ValueError: If the mode is unknown, or the world is not a training world.
     """
-    from dsrm.pretrain import MODES, PretrainConfig, pretrain
+    from dsrm.pretraining import MODES, PretrainConfig, pretrain
     from dsrm.purifier import WorldKey, load_purifier, save_purifier
 
     if mode not in MODES:

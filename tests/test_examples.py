@@ -25,12 +25,12 @@ def purifier_folder(tmp_path_factory):
 @pytest.fixture
 def quick_purifiers(monkeypatch, purifier_folder):
     """Purifiers are trained for a moment, once in all, and kept out of the user's cache."""
-    import dsrm.pretrain
+    import dsrm.pretraining
     from dsrm.model import DistillationConfig
     from dsrm.training import TrainingConfig
     from hrl_policies import environments, worlds
 
-    pretrain, cached = dsrm.pretrain.pretrain, worlds.cached_purifier
+    pretrain, cached = dsrm.pretraining.pretrain, worlds.cached_purifier
 
     def quick(world, config, **settings):
         short = replace(
@@ -43,7 +43,7 @@ def quick_purifiers(monkeypatch, purifier_folder):
     def apart(world, mode, **settings):
         return cached(world, mode, folder=purifier_folder)
 
-    monkeypatch.setattr(dsrm.pretrain, "pretrain", quick)
+    monkeypatch.setattr(dsrm.pretraining, "pretrain", quick)
     for module in (environments, worlds):
         monkeypatch.setattr(module, "cached_purifier", apart)
 

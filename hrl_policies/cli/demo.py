@@ -143,7 +143,7 @@ def _config(name: str, seed: int, steps: int | None, purifier: PurifierIdentity 
 def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
     """Pretrains DSRM, far more briefly than the library does by itself, unless the folder holds it."""
     from dsrm.model import DistillationConfig
-    from dsrm.pretrain import PretrainConfig, pretrain
+    from dsrm.pretraining import PretrainConfig, pretrain
     from dsrm.purifier import save_purifier
     from dsrm.training import TrainingConfig
 

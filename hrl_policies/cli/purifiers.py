@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.schema import FloatArray
     from kuaifair_env.world import World
 
-# The choices of dsrm.pretrain and dsrm.encoder, whose import takes a second.
+# The choices of dsrm.pretraining and dsrm.encoder, whose import takes a second.
 PurifierMode = Literal[
     "profile",
     "paper",
@@ -82,8 +82,8 @@ def pretrain(
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")
 
-    from dsrm.pretrain import PretrainConfig, noise_like
-    from dsrm.pretrain import pretrain as fit
+    from dsrm.pretraining import PretrainConfig, noise_like
+    from dsrm.pretraining import pretrain as fit
     from dsrm.purifier import load_purifier, purifier_hash, save_purifier
     from dsrm.training import TrainingConfig
     from hrl_policies.study import single_threaded

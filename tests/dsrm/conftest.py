@@ -6,7 +6,7 @@ import pytest
 from purifiers import learning_config, quick_config
 from training_worlds import taste_worlds
 
-from dsrm.pretrain import MODES, Mode, pretrain
+from dsrm.pretraining import MODES, Mode, pretrain
 from dsrm.purifier import StatePurifier
 
 SEEDS = (0, 1, 2)

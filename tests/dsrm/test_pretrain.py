@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import dsrm
 from dsrm import training
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig, distil
-from dsrm.pretrain import MODES, PretrainConfig, example_source, noise_like, pretrain
+from dsrm.pretraining import MODES, PretrainConfig, example_source, noise_like, pretrain
 from dsrm.purifier import load_purifier, save_purifier
 from dsrm.windows import propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
@@ -259,3 +261,8 @@ def test_ips_weights_follow_the_formula():
 def test_unknown_names_are_refused(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be one of"):
         PretrainConfig(**bad)
+
+
+def test_the_package_s_function_is_not_hidden_by_a_module_of_its_name():
+    code = "from dsrm import PretrainConfig, pretrain; assert callable(pretrain)"
+    subprocess.run([sys.executable, "-c", code], check=True)

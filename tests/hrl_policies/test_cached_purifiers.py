@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from worlds_for_tests import small_pair
 
-import dsrm.pretrain
+import dsrm.pretraining
 from dsrm import IPSPurifier
 from hrl_policies.worlds import cached_purifier
 
@@ -21,7 +21,7 @@ def made(monkeypatch):
         worlds.append(world)
         return IPSPurifier()
 
-    monkeypatch.setattr(dsrm.pretrain, "pretrain", pretrain)
+    monkeypatch.setattr(dsrm.pretraining, "pretrain", pretrain)
     return worlds
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dsrm.model import DistillationConfig
-from dsrm.pretrain import Mode, PretrainConfig
+from dsrm.pretraining import Mode, PretrainConfig
 from dsrm.purifier import MismatchError, state_space
 from dsrm.training import TrainingConfig
 from dsrm.windows import WindowSettings
