@@ -151,7 +151,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         )
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
-    world = _cached_world(ENVIRONMENTS[env_id], files, **chosen)
+    origin = ENVIRONMENTS[env_id]
+    world = _cached_world(origin.twin if files is None else origin.official, files, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
 
@@ -235,7 +236,7 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
 
 @lru_cache(maxsize=8)
 def _cached_world(
-    origin: Origin,
+    name: str,
     files: Path | None,
     split: Split,
     response: ResponseKind,
@@ -245,7 +246,7 @@ def _cached_world(
     history_length: int,
     popularity: PopularitySource,
 ) -> World:
-    data, truth = _data(origin, files, taste, conformity)
+    data, truth = _data(name, files, taste, conformity)
     preference = None
     if split == "test" and truth is not None and response == "auto":
         model: Any = truth
@@ -291,18 +292,18 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
 
 
 def _data(
-    origin: Origin, files: Path | None, taste: TasteStrength | float, conformity: float
+    name: str, files: Path | None, taste: TasteStrength | float, conformity: float
 ) -> tuple[InteractionData, TwinResponse | None]:
-    """Returns the data behind an id, and the true response where the data is synthetic."""
+    """Returns the named official data or twin, and the true response of a twin."""
     if files is not None:
         from kuaifair_env.data import load_kuairand, load_kuairec
 
-        load = load_kuairec if origin.official == "kuairec" else load_kuairand
+        load = load_kuairec if name == "kuairec" else load_kuairand
         return load(files), None
     from kuaifair_env.response.synthetic import TwinResponse
     from kuaifair_env.synthetic.twin import load_twin, twin_config
 
-    twin = load_twin(twin_config(origin.twin, taste_strength=taste))
+    twin = load_twin(twin_config(name, taste_strength=taste))
     return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())
 
 
