@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import plan_run, train
-from hrl_policies.study.confirmation import CONFIRMATION
 from hrl_policies.study.table import Cell, Measured, ResultTable
-from hrl_policies.study.tuning import CRITERION, JOURNAL, TRIALS, validation_pair
+from hrl_policies.study.tuning import CONFIRMATION, CRITERION, JOURNAL, TRIALS, validation_pair
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import METHODS, controls, method
 from kuaifair_env.files import write_text_atomically

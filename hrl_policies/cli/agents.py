@@ -30,8 +30,7 @@ from kuaifair_env.simulator import InitialHistory, Repeats
 
 if TYPE_CHECKING:
     from hrl_policies.study import RunConfig, RunResult, StoredRun
-    from hrl_policies.study.confirmation import Confirmation
-    from hrl_policies.study.tuning import TuningResult
+    from hrl_policies.study.tuning import Confirmation, TuningResult
     from kuaifair_env.evaluation import EvaluationResult
     from kuaifair_env.registration import Source, WorldSettings
 
@@ -218,9 +217,9 @@ def tune(
     Example: kuaifair tune a2c --env KuaiFair-Toy-v0 --trials 20 --steps 100000
     """
     from hrl_policies import study
-    from hrl_policies.study.confirmation import confirm as confirm_search
     from hrl_policies.study.trials import import_optuna
     from hrl_policies.study.tuning import TuningPlan
+    from hrl_policies.study.tuning import confirm as confirm_search
     from hrl_policies.study.tuning import tune as search
     from kuaifair_env.registration import need_environment
 

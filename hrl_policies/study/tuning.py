@@ -6,40 +6,46 @@ users are ever made. The first trial is that of the settings which the method ha
 TPE sampler. All trials train for the same steps with the same seeds, and none is cut short.
 
 A folder holds ``trials.jsonl`` (Optuna's journal, with which the same call goes on), ``trials.csv`` and ``best.yml``,
-the best settings in the zoo's form, which :mod:`hrl_policies.study.confirmation` evaluates anew; for methods that learn
-on purified states also the purifier, pretrained without the validation users.
+the best settings in the zoo's form; for methods that learn on purified states also the purifier, pretrained without the
+validation users.
+
+The best of many noisy scores is too high, and trials are often shorter than training. So :func:`confirm` trains the
+settings of the best trial and those that the search started from again, as long as the method trains and with seeds
+that no trial had, on the same validation users. What wins on average is written to ``confirmed.yml``. Numbers found on
+a scale are rounded to two digits first, for a search does not know more.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.runner import train
 from hrl_policies.study.store import write_table
-from hrl_policies.study.trials import TrialJournal, TrialRecord
-from hrl_policies.worlds import WorldPair
+from hrl_policies.study.trials import Proposal, TrialJournal, TrialRecord
+from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
-from hrl_policies.zoo.search import setting
+from hrl_policies.zoo.search import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.files import atomic_path, write_text_atomically
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
-if TYPE_CHECKING:
-    from hrl_policies.study.trials import Proposal
-
 JOURNAL, TRIALS, BEST = "trials.jsonl", "trials.csv", "best.yml"
+CONFIRMATION, CONFIRMED = "confirmation.csv", "confirmed.yml"
 CRITERION = "r_cum"
+Side = Literal["start", "found"]
 
 _VALIDATION_SHARE = 5
 _MIN_USERS = 10
@@ -267,8 +273,6 @@ def search_purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: b
     mode = method(plan.method).purifier
     if not mode:
         return None
-    from hrl_policies.worlds import cached_purifier
-
     return cached_purifier(pair.train, mode, folder=folder, progress=progress)
 
 
@@ -291,20 +295,18 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
 
 def _write(result: TuningResult, world: World) -> None:
     """Writes the table of trials and the best settings."""
-    rows = [_row(trial) for trial in result.trials]
-    with atomic_path(result.folder / TRIALS) as temporary:
+    _write_rows(result.folder / TRIALS, [_trial_row(trial) for trial in result.trials])
+    comment = "The best of many noisy scores is too high: evaluate these settings anew, with other seeds."
+    write_settings(result, BEST, result.best_settings, world, [comment])
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary:
         write_table(temporary, rows)
-    write_settings(
-        result,
-        BEST,
-        result.best_settings,
-        world,
-        ["The best of many noisy scores is too high: evaluate these settings anew, with other seeds."],
-    )
 
 
 def write_settings(
-    result: TuningResult, name: str, settings: MethodSettings, world: World, verdict: Sequence[str]
+    result: TuningResult, name: str, settings: MethodSettings, world: World, comments: Sequence[str]
 ) -> None:
     """Writes a settings file into the folder of a search.
 
@@ -313,7 +315,7 @@ def write_settings(
         name: Of the file.
         settings: What to write.
         world: The training world.
-        verdict: Lines of comment on what these settings are.
+        comments: Further lines of comment on what these settings are.
     """
     import yaml
 
@@ -326,14 +328,14 @@ def write_settings(
         f"{plan.session.items_per_slate} items per slate.",
         f"R_cum of {result.validation_users} validation users: {best.score:.3f} in trial {best.number}, "
         f"{first.score:.3f} with the settings that the search started from.",
-        *verdict,
+        *comments,
     ]
     content = json.loads(json.dumps(settings.as_dict()))
     text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False)
     write_text_atomically(result.folder / name, text)
 
 
-def _row(trial: TrialRecord) -> dict[str, Any]:
+def _trial_row(trial: TrialRecord) -> dict[str, Any]:
     values = {
         name: json.dumps(value) if isinstance(value, (list, dict)) else value
         for name, value in trial.values.items()
@@ -350,9 +352,187 @@ def _need_own(folder: Path) -> None:
 
 
 def _bar(plan: TuningPlan, trials: int, done: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
     label = f"tuning {plan.method}"
     return tqdm(
         total=trials, initial=min(done, trials), unit="trial", desc=label, disable=not progress, leave=False
     )
+
+
+@dataclass(frozen=True)
+class ConfirmationRun:
+    """One training.
+
+    Attributes:
+        side: ``"start"``, the settings that the search started from, or ``"found"``, those of its best trial.
+        values: What was searched, by (dotted) name.
+        steps: Training steps.
+        seed: Training seed.
+        score: R_cum of the validation users; None before it was made.
+        seconds: Wall time.
+    """
+
+    side: Side
+    values: Mapping[str, Any]
+    steps: int
+    seed: int
+    score: float | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What its score depends on, besides the search."""
+        return json.dumps(self.values, sort_keys=True), self.steps, self.seed
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What came of it.
+
+    Attributes:
+        search: The search.
+        runs: All runs, with their scores.
+    """
+
+    search: TuningResult
+    runs: Sequence[ConfirmationRun]
+
+    def scores(self, side: Side) -> list[float]:
+        """Returns the scores of one side, by seed."""
+        return [run.score for run in self.runs if run.side == side and run.score is not None]
+
+    @property
+    def kept(self) -> Side:
+        """The side of the higher mean; what the search started from, if they are equal."""
+        return "found" if np.mean(self.scores("found")) > np.mean(self.scores("start")) else "start"
+
+    @property
+    def settings(self) -> MethodSettings:
+        """The settings of that side."""
+        settings = self.search.plan.settings
+        values = next(run.values for run in self.runs if run.side == self.kept)
+        return replace(settings, hyperparameters=overridden(settings.hyperparameters, values))
+
+
+def confirmation_runs(search: TuningResult, seeds: int) -> list[ConfirmationRun]:
+    """Returns the runs of a confirmation, none of them made; nothing if no trial beat the first.
+
+    Args:
+        search: The search.
+        seeds: Training seeds for each side.
+
+    Raises:
+        ValueError: If there are no seeds.
+    """
+    if seeds < 1:
+        raise ValueError(f"a confirmation needs at least 1 seed, got {seeds}")
+    plan, best = search.plan, search.best
+    if best.number == 0:
+        return []
+    sides: dict[Side, Mapping[str, Any]] = {
+        "start": search.trials[0].values,
+        "found": {name: _rounded_value(plan.settings, name, value) for name, value in best.values.items()},
+    }
+    fresh = range(plan.seed + plan.runs, plan.seed + plan.runs + seeds)
+    steps = plan.settings.total_steps
+    return [ConfirmationRun(side, values, steps, seed) for seed in fresh for side, values in sides.items()]
+
+
+def confirm(
+    search: TuningResult, world: World, seeds: int = 3, *, progress: bool = False
+) -> Confirmation | None:
+    """Makes the runs that the folder of a search lacks, and writes which settings won.
+
+    Args:
+        search: The search.
+        world: Its training world.
+        seeds: Training seeds for each side; the same call goes on where an earlier one stopped.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The comparison; None if the settings that the search started from were never beaten.
+
+    Raises:
+        ArtifactError: If the folder holds a damaged table of runs.
+        KeyboardInterrupt: If interrupted; finished runs are kept.
+        ValueError: If there are no seeds, or a run diverges.
+    """
+    runs = confirmation_runs(search, seeds)
+    if not runs:
+        return None
+    pair = validation_pair(world, search.plan.world)
+    purifier = search_purifier(search.plan, pair, search.folder, progress)
+    finished = _read_confirmation(search.folder)
+    for place, run in enumerate(runs):
+        runs[place] = finished.get(run.identity) or confirmation_run(search, run, pair, purifier, progress)
+        _write_confirmation(search, [run for run in runs if run.score is not None])
+    result = Confirmation(search, runs)
+    write_settings(search, CONFIRMED, result.settings, world, _confirmation_comment(result))
+    return result
+
+
+def confirmation_run(
+    search: TuningResult, run: ConfirmationRun, pair: WorldPair, purifier: Path | None, progress: bool = False
+) -> ConfirmationRun:
+    """Returns a run with its score."""
+    start = time.perf_counter()
+    plan = replace(search.plan, total_steps=run.steps)
+    score = train_and_score(plan, pair, purifier, run.values, run.seed, progress)
+    return replace(run, score=score, seconds=time.perf_counter() - start)
+
+
+def _write_confirmation(search: TuningResult, runs: Sequence[ConfirmationRun]) -> None:
+    """Writes the table of the runs that were made."""
+    rows = [
+        {
+            "settings": run.side,
+            "values": json.dumps(run.values),
+            "steps": run.steps,
+            "seed": run.seed,
+            CRITERION: run.score,
+            "seconds": round(run.seconds, 1),
+        }
+        for run in runs
+    ]
+    _write_rows(search.folder / CONFIRMATION, rows)
+
+
+def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationRun]:
+    path = folder / CONFIRMATION
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            runs = [
+                ConfirmationRun(
+                    "found" if row["settings"] == "found" else "start",
+                    json.loads(row["values"]),
+                    int(row["steps"]),
+                    int(row["seed"]),
+                    float(row[CRITERION]),
+                    float(row["seconds"]),
+                )
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; remove it, and its runs are made again") from error
+    return {run.identity: run for run in runs}
+
+
+def _rounded_value(settings: MethodSettings, name: str, value: Any) -> Any:
+    return float(f"{value:.2g}") if isinstance(settings.search[name], Interval) else value
+
+
+def _confirmation_comment(result: Confirmation) -> list[str]:
+    means = {side: float(np.mean(result.scores(side))) for side in ("start", "found")}
+    each = ", ".join(
+        f"{found - start:+.3f}"
+        for start, found in zip(result.scores("start"), result.scores("found"), strict=True)
+    )
+    winner = (
+        f"trial {result.search.best.number}" if result.kept == "found" else "the settings it started from"
+    )
+    return [
+        f"Confirmed with {len(result.scores('found'))} other seed(s) and {result.runs[0].steps:,} steps: R_cum "
+        f"{means['found']:.3f} with trial {result.search.best.number}, {means['start']:.3f} with the settings that the",
+        f"search started from (differences {each}). These are those of {winner}.",
+    ]
