@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hrl_policies.study.differences import difference_table
+from hrl_policies.study.comparisons import difference_table, score_table
 from hrl_policies.study.figures import (
     draw_learning_curves,
     draw_pareto,
@@ -20,7 +20,6 @@ from hrl_policies.study.paper_tables import Average, ablation_table, cost_table,
 from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
 from hrl_policies.study.runner import open_worlds, purifier_of
-from hrl_policies.study.scores import score_table
 from hrl_policies.study.store import RunRecord, StoredRun, stored_runs
 from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
 from hrl_policies.study.tables import result_tables, write_records

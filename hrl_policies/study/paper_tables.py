@@ -17,7 +17,7 @@ from hrl_policies.study.published import (
     published_result,
     published_seconds,
 )
-from hrl_policies.study.results import Comparison, EvaluatedRun
+from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import Interval, stratified_interval, student_interval
 from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
 from hrl_policies.study.tables import COLUMNS, Column
@@ -229,17 +229,6 @@ def _figures_notes(
     elif compare:
         notes.append("The paper has no figures for these worlds and horizons.")
     return (*notes, f"Made by: {command}")
-
-
-def world_notes(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Returns what the data of each world are and how runs in it were evaluated, each line once."""
-    lines: dict[str, None] = {}
-    several = len({run.task.world for run in runs}) > 1
-    for run in runs:
-        prefix = f"{run.task.world_title}: " if several else ""
-        lines[prefix + labels.data_note(run.record)] = None
-        lines[prefix + labels.evaluation_note(run.record)] = None
-    return list(lines)
 
 
 def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = False) -> ResultTable:

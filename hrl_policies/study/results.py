@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.labels import PROPOSED, Task, Variant, data_note, leave_rule_text
+from hrl_policies.study.labels import PROPOSED, Task, Variant, data_note, evaluation_note, leave_rule_text
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import RunRecord, StoredRun
 from kuaifair_env.batch import SessionConfig
@@ -249,6 +249,17 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     for run in evaluated:
         groups.setdefault(_conditions_key(run.record.config), []).append(run)
     return [_comparison(group) for group in groups.values()]
+
+
+def world_notes(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Returns what the data of each world are and how runs in it were evaluated, each line once."""
+    lines: dict[str, None] = {}
+    several = len({run.task.world for run in runs}) > 1
+    for run in runs:
+        prefix = f"{run.task.world_title}: " if several else ""
+        lines[prefix + data_note(run.record)] = None
+        lines[prefix + evaluation_note(run.record)] = None
+    return list(lines)
 
 
 def _comparison(runs: Sequence[EvaluatedRun]) -> Comparison:

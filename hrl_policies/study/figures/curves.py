@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_policies.study.comparisons import Scores, all_scores
 from hrl_policies.study.figures.style import (
+    FIGURE_TITLES,
     Look,
     draw_length_bounds,
     draw_task_panels,
@@ -20,7 +22,6 @@ from hrl_policies.study.figures.style import (
 )
 from hrl_policies.study.labels import Task, Variant
 from hrl_policies.study.results import Comparison, EvaluatedRun
-from hrl_policies.study.scores import Scores, all_scores
 from hrl_policies.study.statistics import performance_profile
 from kuaifair_env.files import save_figure
 from kuaifair_env.metrics import length_floor_and_ceiling
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 
-_FIGURES = {"len": "Len", "ad": "AD", "violation_rate": "violation rate"}
 _CURVE_POINTS, _PROFILE_POINTS = 60, 101
 _MIN_POINTS = 2
 
@@ -70,7 +70,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
                 ends = values.min(axis=0), values.max(axis=0)
                 axis.fill_between(steps, *ends, color=look[variant.title].colour, alpha=0.15, linewidth=0)
             _draw_line(axis, steps, values.mean(axis=0), look[variant.title], variant.title)
-        axis.set_ylabel(_FIGURES[figure])
+        axis.set_ylabel(FIGURE_TITLES[figure])
         axis.set_xlabel("training steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         if figure == "len":
@@ -79,7 +79,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
             axis.set_ylim(-0.03, 1.03)
 
     legend = "line: mean of seeds\nband: all seeds"
-    draw_task_panels(path, comparison, list(shown), list(_FIGURES), (3.4, 2.7), draw, legend)
+    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), (3.4, 2.7), draw, legend)
     return True
 
 
@@ -184,7 +184,7 @@ def _draw_profile(axis: Axes, scores: Scores, look: Mapping[str, Look]) -> None:
         _draw_line(axis, thresholds, profile.share, own, variant.title, drawstyle="steps-post")
 
 
-STEP_FIGURES = _FIGURES | {"r_each": "R_each", "r_cum": "R_cum", "auc": "AUC of unbiased clicks"}
+STEP_FIGURES = FIGURE_TITLES | {"r_each": "R_each", "r_cum": "R_cum", "auc": "AUC of unbiased clicks"}
 """Figures that may be drawn over diffusion steps, with the titles of their axes."""
 
 _BOUNDS = ("len_floor", "len_ceiling")

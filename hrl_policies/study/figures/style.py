@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIGURE_TITLES = {"len": "Len", "ad": "AD", "violation_rate": "violation rate"}
+"""Headline figures that are drawn side by side, with the titles of their axes."""
+
 # Okabe and Ito's palette without its yellow, which is too light on paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d")

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from stored_studies import LIKE_THE_PAPERS, runs_of
 
-from hrl_policies.study.differences import difference_table, differences
+from hrl_policies.study.comparisons import (
+    difference_table,
+    differences,
+    length_scores,
+    reward_scores,
+    score_table,
+)
 from hrl_policies.study.labels import Task, Variant
 from hrl_policies.study.outputs import study_tables
 from hrl_policies.study.results import EvaluatedRun, comparisons
-from hrl_policies.study.scores import length_scores, reward_scores, score_table
 from hrl_policies.study.statistics import holm, stratified_interval
 from hrl_policies.study.table import MISSING
 

@@ -1,0 +1,289 @@
+"""Figures that compare methods: bars, the gain by purification (the paper's Fig. 3), and frontiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_policies.study.figures.style import FIGURE_TITLES, Look, draw_task_panels, grid, looks
+from hrl_policies.study.labels import Task, Variant, data_note, item_term_suffix
+from hrl_policies.study.results import Comparison
+from hrl_policies.study.store import RunRecord
+from hrl_policies.study.tables import group_variants
+from kuaifair_env.files import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from hrl_policies.mofir.policies import FrontPoint
+
+_EQUITY = {"ad": "1 - AD: equity between groups", "gini": "1 - Gini: equity between items"}
+_RAW = "raw states"
+_AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
+
+
+def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
+    """Draws R_cum and Len of every method, best last, with a dot for each training seed.
+
+    Agents are dark, controls light, privileged bounds hatched. Beside Len stand its floor and ceiling, where the length
+    formula knows them: Len with every slate punished, and with none, at the same R_each.
+
+    Args:
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
+        records: Runs of one world under one set of conditions.
+
+    Raises:
+        ValueError: If there are no runs.
+    """
+    if not records:
+        raise ValueError("there are no finished runs to draw")
+    from matplotlib.figure import Figure
+
+    groups = group_variants(records)
+    variants = sorted(groups, key=lambda one: np.mean([run.summary["r_cum"] for run in groups[one]]))
+    figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(variants)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, variant in enumerate(variants):
+        summaries = [run.summary for run in groups[variant]]
+        for axis, name in ((left, "r_cum"), (right, "len")):
+            _draw_bar(axis, place, variant, [summary[name] for summary in summaries])
+        if all("len_floor" in summary for summary in summaries):
+            ends = [
+                float(np.mean([summary[end] for summary in summaries]))
+                for end in ("len_floor", "len_ceiling")
+            ]
+            right.plot(ends, [place, place], "|-", color="black", markersize=7, linewidth=1)
+    left.set_yticks(range(len(variants)), [variant.title for variant in variants])
+    left.set_xlabel("R_cum")
+    right.set_xlabel("Len (line: floor and ceiling)")
+    task, item_term = Task.of_record(records[0]), records[0].config.item_term
+    figure.suptitle(f"{task.world_title}, Max Len {task.max_len}{item_term_suffix(item_term)}", fontsize=11)
+    save_figure(figure, path, data_note(records[0]))
+
+
+def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: int) -> bool:
+    """Draws Len, AD and violation rate of each method that was run on several kinds of states, one row for each world.
+
+    A bar is the mean over training seeds, which are dots. Across each bar of Len stand its floor and its ceiling.
+
+    Args:
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
+        comparison: Runs under one set of conditions.
+        max_len: Horizon.
+
+    Returns:
+        Whether there was anything to draw; without such methods nothing is written.
+
+    Raises:
+        ValueError: If the file's ending is unknown.
+    """
+    shown = {task: _on_several_states(comparison, task) for task in comparison.tasks_at(max_len)}
+    shown = {task: variants for task, variants in shown.items() if variants}
+    if not shown:
+        return False
+    states = sorted({variant.purifier for variants in shown.values() for variant in variants})
+    look = looks([state or _RAW for state in states])
+
+    def draw(axis: Axes, task: Task, figure: str) -> None:
+        for place, variant in enumerate(shown[task]):
+            state = variant.purifier or _RAW
+            summaries = [run.summary for run in comparison.cell(task, variant)]
+            style: dict[str, Any] = {
+                "edgecolor": look[state].colour,
+                "hatch": look[state].hatch,
+                "linewidth": 1.2,
+            }
+            values = [summary[figure] for summary in summaries]
+            axis.barh(-place, float(np.mean(values)), height=0.8, facecolor="white", label=state, **style)
+            _draw_seeds(axis, -place, values)
+            if figure == "len" and all("len_floor" in summary for summary in summaries):
+                _draw_length_ends(axis, -place, summaries)
+        axis.set_xlabel(FIGURE_TITLES[figure])
+        axis.set_yticks(*(_ticks(shown[task]) if figure == "len" else ([], [])))
+
+    size = 3.2, 1.0 + 0.34 * max(map(len, shown.values()))
+    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), size, draw, "bar: mean, dots: seeds")
+    return True
+
+
+def _draw_bar(axis: Axes, place: int, variant: Variant, values: Sequence[float]) -> None:
+    look: dict[str, Any] = {"color": _AGENT if variant.learns else _CONTROL}
+    if variant.privileged:
+        look = {"facecolor": "white", "edgecolor": "black", "hatch": "///"}
+    axis.barh(place, float(np.mean(values)), height=0.7, **look)
+    if len(values) > 1:
+        _draw_seeds(axis, place, values)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_seeds(axis: Axes, place: float, values: Sequence[float]) -> None:
+    axis.plot(values, [place] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
+
+
+def _draw_length_ends(axis: Axes, place: float, summaries: Sequence[Mapping[str, float]]) -> None:
+    """Draws the floor and the ceiling of Len as lines across a bar."""
+    for name, line, label in (("len_floor", ":", "floor of Len"), ("len_ceiling", "-", "ceiling of Len")):
+        at = float(np.mean([summary[name] for summary in summaries]))
+        ends = [place - 0.45, place + 0.45]
+        axis.plot([at, at], ends, color="black", linestyle=line, linewidth=1.3, label=label)
+
+
+def _on_several_states(comparison: Comparison, task: Task) -> list[Variant]:
+    """Returns the variants of methods with more than one kind of states under the same settings, raw states first."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in comparison.variants:
+        if comparison.cell(task, variant):
+            groups.setdefault(variant.title_on_any_states, []).append(variant)
+    return [variant for group in groups.values() if len(group) > 1 for variant in group]
+
+
+def _ticks(variants: Sequence[Variant]) -> tuple[list[float], list[str]]:
+    """Returns one tick for each method, in the middle of its bars."""
+    places: dict[str, list[int]] = {}
+    for place, variant in enumerate(variants):
+        places.setdefault(variant.title_on_any_states, []).append(-place)
+    return [float(np.mean(group)) for group in places.values()], list(places)
+
+
+def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
+    """Draws R_cum against exposure equity, between groups (1 - AD) and between items (1 - Gini), a row for each world.
+
+    Equal shares of two groups say nothing of equal shares of items, hence both. Small dots are training seeds, large
+    markers their means, hollow ones controls; privileged bounds, marked †, are left out of the frontier.
+
+    Args:
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
+        comparison: Runs under one set of conditions.
+        max_len: Horizon.
+
+    Returns:
+        Whether there was anything to draw at this horizon.
+
+    Raises:
+        ValueError: If the file's ending is unknown.
+    """
+    tasks = comparison.tasks_at(max_len)
+    if not tasks:
+        return False
+    look = looks([variant.title for variant in comparison.variants])
+
+    def draw(axis: Axes, task: Task, measure: str) -> None:
+        means = []
+        for variant in comparison.variants:
+            runs = comparison.cell(task, variant)
+            if not runs:
+                continue
+            points = np.asarray([(1.0 - run.summary[measure], run.summary["r_cum"]) for run in runs])
+            _draw_variant(axis, variant, points, look[variant.title])
+            if not variant.privileged:
+                means.append(points.mean(axis=0))
+        if means:
+            front = np.stack(means)[pareto_front(np.stack(means))]
+            axis.step(*front.T, where="pre", color="0.4", linewidth=1.0, zorder=1, label="frontier of means")
+        axis.set_xlabel(_EQUITY[measure])
+        if measure == "ad":
+            axis.set_ylabel("R_cum")
+
+    legend = "large: mean, small: seeds\nhollow: control"
+    draw_task_panels(path, comparison, tasks, list(_EQUITY), (4.0, 3.3), draw, legend)
+    return True
+
+
+def pareto_front(points: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns which points no other point beats: at least as good in both coordinates and better in one.
+
+    Args:
+        points: ``(n, 2)``, more is better.
+
+    Returns:
+        ``int64``, their rows by increasing first coordinate; of equal points all.
+
+    Raises:
+        ValueError: If the shape is another, or a point is not finite.
+    """
+    table = np.asarray(points, np.float64)
+    if table.ndim != 2 or table.shape[1] != 2 or not np.isfinite(table).all():
+        raise ValueError(f"need finite points of two coordinates, got shape {table.shape}")
+    at_least = (table[:, None] >= table[None]).all(axis=2)
+    better = at_least & (table[:, None] > table[None]).any(axis=2)
+    front = np.flatnonzero(~better.any(axis=0))
+    return front[np.lexsort((table[front, 1], table[front, 0]))]
+
+
+def _draw_variant(axis: Axes, variant: Variant, points: NDArray[np.float64], look: Look) -> None:
+    learns = variant.learns
+    axis.plot(
+        *points.mean(axis=0),
+        look.marker,
+        markersize=8,
+        color=look.colour if learns else "white",
+        markeredgecolor="black" if learns else look.colour,
+        markeredgewidth=0.8 if learns else 1.6,
+        linestyle="none",
+        zorder=3,
+        label=variant.title,
+    )
+    if len(points) > 1:
+        axis.plot(
+            *points.T, look.marker, markersize=3, color=look.colour, linestyle="none", alpha=0.8, zorder=2
+        )
+
+
+def draw_preference_front(
+    path: str | Path,
+    points: Sequence[FrontPoint],
+    others: Sequence[tuple[str, float, float]] = (),
+    *,
+    title: str = "",
+) -> None:
+    """Draws what an agent earns for each preference, with its weight of the long-tail share.
+
+    Points that no other beats are filled and joined, others hollow. Points that fall together share a label.
+
+    Args:
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
+        points: See :func:`~hrl_policies.mofir.policies.preference_front`.
+        others: Names, clicks and long-tail shares of methods to compare with, drawn as crosses.
+        title: Headline.
+
+    Raises:
+        ValueError: If there are no points, or the file's ending is unknown.
+    """
+    if not points:
+        raise ValueError("there are no preferences to draw; see preference_front")
+    earned = np.asarray([(point.clicks, point.tail_share) for point in points])
+    best = pareto_front(earned)
+    colour = looks(["front"])["front"].colour
+    figure, axes = grid(1, 1, 5.6, 4.4)
+    axis = axes[0, 0]
+    axis.plot(*earned[best].T, "-", color=colour, linewidth=1.5, zorder=1)
+    for row, (clicks, tail) in enumerate(earned):
+        fill = colour if row in best else "white"
+        axis.plot(clicks, tail, "o", color=fill, markeredgecolor="black", markersize=7)
+    for (clicks, tail), text in _weights(points).items():
+        axis.annotate(text, (clicks, tail), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    for name, clicks, tail in others:
+        axis.plot(clicks, tail, "x", color="black", markersize=6)
+        axis.annotate(name, (clicks, tail), xytext=(6, -9), textcoords="offset points", fontsize=8)
+    axis.set_xlabel("clicks (R_each); numbers are weights of the long-tail share")
+    axis.set_ylabel("long-tail share of what was shown")
+    if title:
+        axis.set_title(title, fontsize=10)
+    data = points[0].evaluation.world["data"]
+    save_figure(figure, path, f"{data['name']} ({data['origin']}), hash {data['hash']}")
+
+
+def _weights(points: Sequence[FrontPoint]) -> dict[tuple[float, float], str]:
+    """Returns the label of each place in the picture: the weight, or the range of weights, that led there."""
+    weights: dict[tuple[float, float], list[float]] = {}
+    for point in points:
+        place = (round(point.clicks, 2), round(point.tail_share, 2))
+        weights.setdefault(place, []).append(point.preference[1])
+    return {
+        place: f"{min(group):.2f}" + (f" to {max(group):.2f}" if len(group) > 1 else "")
+        for place, group in weights.items()
+    }
