@@ -14,7 +14,7 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data import InteractionData
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
-from kuaifair_env.response.synthetic import TwinResponse
+from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.synthetic.twin import load_twin, twin_config
 from kuaifair_env.world import build_world, cached_embeddings
 

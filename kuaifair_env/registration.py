@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.dataset import InteractionData
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.sources import DatasetName
-    from kuaifair_env.response.synthetic import TwinResponse
+    from kuaifair_env.response.known import TwinResponse
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.simulator import InitialHistory, Repeats
     from kuaifair_env.spaces import ActionMode, ObservationMode
@@ -300,7 +300,7 @@ def _data(
 
         load = load_kuairec if name == "kuairec" else load_kuairand
         return load(files), None
-    from kuaifair_env.response.synthetic import TwinResponse
+    from kuaifair_env.response.known import TwinResponse
     from kuaifair_env.synthetic.twin import load_twin, twin_config
 
     twin = load_twin(twin_config(name, taste_strength=taste))

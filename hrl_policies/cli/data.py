@@ -40,7 +40,7 @@ def fetch(
     progress: Progress = True,
 ) -> None:
     """Download an official archive, show its licence, and check it."""
-    from kuaifair_env.data.download import fetch as download
+    from kuaifair_env.data.official import fetch as download
 
     download(
         name,

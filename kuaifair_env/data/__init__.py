@@ -14,10 +14,10 @@ from kuaifair_env.data.popularity import PopularityGroups, groups_of, popularity
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 
 if TYPE_CHECKING:
-    from kuaifair_env.data.download import fetch
     from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
     from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
+    from kuaifair_env.data.official import fetch
     from kuaifair_env.data.sources import find_source
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 
 _HOMES = {
     "LogColumns": "frames",
-    "fetch": "download",
+    "fetch": "official",
     "find_source": "sources",
     "load_kuairand": "kuairand",
     "load_kuairec": "kuairec",

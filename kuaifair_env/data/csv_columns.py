@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kuaifair_env.data.archives import READ_ERRORS, SourceFiles
+from kuaifair_env.data.sources import READ_ERRORS, SourceFiles
 from kuaifair_env.errors import DataError
 
 MISSING_WORDS = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"))

@@ -11,14 +11,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.features import encode_features, tag_matrix
-from kuaifair_env.data.logs import (
+from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
     count_shared_rows,
+    encode_features,
     exact_duplicates,
     pairs_met,
     rows_of,
+    tag_matrix,
 )
 from kuaifair_env.data.schema import (
     BoolArray,

@@ -13,11 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kuaifair_env.data.archives import SourceFiles
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.features import encode_features, tag_matrix
-from kuaifair_env.data.logs import RawLog
+from kuaifair_env.data.encoding import RawLog, encode_features, tag_matrix
 from kuaifair_env.data.official import (
     category_frame,
     finish_log,
@@ -28,7 +26,7 @@ from kuaifair_env.data.official import (
     read_users,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
-from kuaifair_env.data.sources import KUAIRAND, open_source, provenance_of
+from kuaifair_env.data.sources import KUAIRAND, SourceFiles, open_source, provenance_of
 from kuaifair_env.errors import DataError
 
 Feedback = Literal["is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward"]

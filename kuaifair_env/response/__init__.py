@@ -9,24 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
-from kuaifair_env.response.config import (
-    FactorisedConfig,
-    InputConfig,
-    NegativeSampling,
-    ResponseConfig,
-    SequentialConfig,
-    SplitConfig,
-)
-from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.fitting import (
+    ResponseConfig,
     ResponseKind,
     WorldResponses,
     fit_response,
     fit_world_responses,
     load_response,
 )
-from kuaifair_env.response.observed import ObservedResponse, observed_block
-from kuaifair_env.response.sequential import SequentialResponse, TransformerShape
+from kuaifair_env.response.inputs import InputConfig
+from kuaifair_env.response.known import ObservedResponse, observed_block
+from kuaifair_env.response.rows import NegativeSampling, SplitConfig
+from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse, TransformerShape
 
 if TYPE_CHECKING:
     from kuaifair_env.response.factorised_fit import fit_factorised

@@ -16,8 +16,7 @@ from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
-from kuaifair_env.response.config import FactorisedConfig
-from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.inputs import ResponseInputs, response_inputs
 from kuaifair_env.response.rows import LabelledRows, labelled_rows, rate_correction
 from kuaifair_env.response.training import batch_size_for, fit_epochs

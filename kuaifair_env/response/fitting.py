@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -16,10 +16,9 @@ from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
-from kuaifair_env.response.config import ResponseConfig
-from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.response.observed import ObservedResponse, observed_block
-from kuaifair_env.response.sequential import SequentialResponse
+from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
+from kuaifair_env.response.known import ObservedResponse, observed_block
+from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
@@ -27,6 +26,26 @@ FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialRe
 _FIT_VERSION = 3
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
+
+
+@dataclass(frozen=True)
+class ResponseConfig:
+    """Settings of :func:`fit_response`.
+
+    Attributes:
+        factorised: For factor models.
+        sequential: For history-dependent models.
+        context_share: Share of each user's rows, the earliest, that describe users and items when the training log is
+            fitted; the model is fitted on the later ones.
+    """
+
+    factorised: FactorisedConfig = field(default_factory=FactorisedConfig)
+    sequential: SequentialConfig = field(default_factory=SequentialConfig)
+    context_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.context_share < 1:
+            raise ValueError(f"context_share must lie within 0..1 (1 excluded), got {self.context_share}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,7 @@ def load_response(path: str | Path) -> ResponseModel:
     Raises:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
-    from kuaifair_env.response.synthetic import TwinResponse
+    from kuaifair_env.response.known import TwinResponse
 
     loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
         "observed": ObservedResponse.load,

@@ -15,13 +15,29 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FeatureTable, FloatArray, InteractionLog
-from kuaifair_env.response.config import InputConfig
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 
 _CONSTANT = 1e-6
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Settings of the inputs: rank of the context log's SVD, and pseudo-counts that shrink small counts.
+
+    Attributes:
+        history_factors: Rank of the SVD whose item factors are pooled over a user's history; 0 leaves them out.
+        item_pseudo_count: Exposures at the mean rate that are added to an item's click rate.
+        user_pseudo_count: The same for a user's click rate and pooled history.
+        tag_pseudo_count: The same for a user's clicks within one tag.
+    """
+
+    history_factors: int = 32
+    item_pseudo_count: float = 20.0
+    user_pseudo_count: float = 10.0
+    tag_pseudo_count: float = 5.0
 
 
 @dataclass(frozen=True)

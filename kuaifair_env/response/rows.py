@@ -1,18 +1,72 @@
-"""The labelled rows that a response model is fitted and evaluated on: negatives, and the role of each row."""
+"""The rows that a response model is fitted and evaluated on: negatives, roles, and the history before each row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.config import NegativeSampling, SplitConfig
+from kuaifair_env.response.base import PADDING, HistoryWindow
 
 _ROLES = ("fit", "stop", "calibrate", "report")
+
+
+HistorySource = Literal["log", "context"]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares of the rows by role; the rest is fitted on.
+
+    Attributes:
+        stop: Rows that decide when to stop.
+        calibrate: Rows that set the final offset and slopes.
+        report: Rows that every reported figure comes from; nothing else touches them.
+        max_rows: At most so many rows are used, drawn uniformly (a fit gains little from more); None takes all.
+    """
+
+    stop: float = 0.05
+    calibrate: float = 0.05
+    report: float = 0.10
+    max_rows: int | None = 2_000_000
+
+    def __post_init__(self) -> None:
+        shares = (self.stop, self.calibrate, self.report)
+        if min(shares) <= 0 or sum(shares) >= 1:
+            raise ValueError(f"shares of rows must be above 0 and sum to less than 1, got {shares}")
+
+
+@dataclass(frozen=True)
+class NegativeSampling:
+    """Settings of drawing non-clicks for a log that lists positives only.
+
+    Repeats of a pair count once. For each positive of a user, ``per_positive`` items are drawn from the log's items
+    with weight ``positives ** popularity_power``; draws that are positives of that user are dropped. Power 0 takes
+    everything unseen as equally likely exposed, so that the model's item quality is the popularity of positives;
+    power 1 takes exposure as proportional to positives, so that all items are equally good. Neither is known to be
+    true; 0.5 lies between. The level of the click rate is not in such a log at all: ``positive_rate`` declares it
+    (the intercept is shifted by prior correction, King and Zeng, "Logistic Regression in Rare Events Data", 2001,
+    eq. 7), and None leaves the rate that the sampling happens to give.
+
+    Attributes:
+        per_positive: Negatives drawn for each positive.
+        popularity_power: Exponent of the weights.
+        positive_rate: Share of positives among exposures, if known from elsewhere.
+    """
+
+    per_positive: float = 4.0
+    popularity_power: float = 0.5
+    positive_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.per_positive > 0 or not 0 <= self.popularity_power <= 1:
+            raise ValueError("per_positive must be above 0 and popularity_power within 0..1")
+        if self.positive_rate is not None and not 0 < self.positive_rate < 1:
+            raise ValueError(f"positive_rate must lie between 0 and 1, got {self.positive_rate}")
 
 
 @dataclass(frozen=True)
@@ -166,3 +220,138 @@ def rate_correction(notes: dict[str, Any]) -> float:
     if declared is None or sampled is None:
         return 0.0
     return float(np.log(declared / (1 - declared)) - np.log(sampled / (1 - sampled)))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Context rows and log rows of all users in one line: users in order, for each the context first.
+
+    Attributes:
+        users: ``int64 (S,)``.
+        items: ``int32 (S,)``.
+        clicks: ``bool (S,)``.
+        starts: ``int64 (S,)``, where the row's user begins.
+        places: ``int64 (R,)``, where each row of the log stands in the line.
+        ends: ``int64 (R,)``, up to where (exclusive) each row of the log sees the line.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int32]
+    clicks: BoolArray
+    starts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def history_stream(
+    log: InteractionLog, context: InteractionLog | None, n_users: int, source: HistorySource
+) -> Stream:
+    """Joins context and log into one line per user.
+
+    Args:
+        log: Rows to be predicted.
+        context: What the users saw before.
+        n_users: Number of users.
+        source: ``"log"``: a row sees the context and all earlier rows of the log. ``"context"``: it sees the context
+            alone, for a log whose order is not known.
+    """
+    logs = [log] if context is None else [context, log]
+    users = np.concatenate([part.users for part in logs]).astype(np.int64)
+    order = np.argsort(users, kind="stable")
+    before = 0 if context is None else len(context)
+    places = np.empty(len(users), np.int64)
+    places[order] = np.arange(len(users))
+    users = users[order]
+    offsets = np.searchsorted(users, np.arange(n_users + 1))
+    log_places = places[before:]
+    context_rows = np.zeros(n_users, np.int64)
+    if context is not None:
+        context_rows = np.diff(context.offsets(n_users))
+    ends = log_places if source == "log" else offsets[log.users] + context_rows[log.users]
+    return Stream(
+        users,
+        np.concatenate([part.items for part in logs])[order].astype(np.int32),
+        np.concatenate([part.clicks for part in logs])[order],
+        offsets[users].astype(np.int64),
+        log_places,
+        ends.astype(np.int64),
+    )
+
+
+def windows(stream: Stream, rows: NDArray[np.int64], length: int) -> HistoryWindow:
+    """Returns the last ``length`` items before each of some rows of the log, as a simulator would hand them over.
+
+    Args:
+        stream: See :func:`history_stream`.
+        rows: Positions in the log.
+        length: Places ``H``.
+    """
+    starts = stream.starts[stream.places[rows]]
+    places = stream.ends[rows][:, None] - length + np.arange(length)
+    present = places >= starts[:, None]
+    places = np.where(present, places, 0)
+    items = np.where(present, stream.items[places], PADDING).astype(np.int32)
+    return HistoryWindow(items, stream.clicks[places] & present)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Pieces of history, each read once by the network, and the rows that are predicted from its states.
+
+    Attributes:
+        history: ``(C, H)``.
+        rows: ``int64 (T,)``, positions in the list of rows, sorted by chunk.
+        places: ``int64 (T,)``, how many places of the chunk are read before the row (0..H).
+        offsets: ``int64 (C + 1,)``: chunk ``c`` predicts ``rows[offsets[c]:offsets[c + 1]]``.
+    """
+
+    history: HistoryWindow
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int) -> Chunks:
+    """Cuts histories so that many rows share one pass of the network.
+
+    A chunk predicts the rows whose histories end in its newer half (or
+    anywhere, where it begins with the user's first item), so that each row sees at least ``length / 2`` items if the
+    user has as many, and at most ``length``.
+
+    Args:
+        stream: See :func:`history_stream`.
+        rows: Positions in the log of the rows to be predicted.
+        length: Places ``H``.
+    """
+    ends = stream.ends[rows]
+    places = stream.places[rows]
+    starts = stream.starts[places]
+    stride = max(length // 2, 1)
+    seen = ends - starts
+    # Chunk 0 of a user covers histories of 0..H items, chunk k those of H + (k - 1) stride + 1 .. H + k stride.
+    number = np.maximum(-(-(seen - length) // stride), 0)
+    key = starts * (seen.max(initial=0) // stride + 2) + number
+    order = np.argsort(key, kind="stable")
+    _, first, counts = np.unique(key[order], return_index=True, return_counts=True)
+    lead = order[first]
+    chunk_ends = starts[lead] + length + number[lead] * stride
+    chunk_starts = chunk_ends - length
+    history = _front_filled(stream, chunk_starts, starts[lead], length)
+    chunk_of = np.repeat(np.arange(len(lead)), counts)
+    return Chunks(
+        history,
+        order.astype(np.int64),
+        ends[order] - chunk_starts[chunk_of],
+        np.r_[0, np.cumsum(counts)].astype(np.int64),
+    )
+
+
+def _front_filled(
+    stream: Stream, chunk_starts: NDArray[np.int64], user_starts: NDArray[np.int64], length: int
+) -> HistoryWindow:
+    places = chunk_starts[:, None] + np.arange(length)
+    inside = places < len(stream.items)
+    places = np.where(inside, places, 0)
+    present = inside & (stream.starts[places] == user_starts[:, None])
+    items = np.where(present, stream.items[places], PADDING).astype(np.int32)
+    return HistoryWindow(items, stream.clicks[places] & present)

@@ -8,7 +8,7 @@ and torch share: it is simulated in numpy and fitted in torch (:mod:`kuaifair_en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import PADDING, BernoulliFeedback, HistoryWindow, sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.rows import HistorySource
 
 _KIND = "sequential"
 _EPSILON = 1e-5
@@ -86,6 +87,34 @@ class TransformerShape:
                 f"{layer}.forward_out_bias": (d,),
             }
         return shapes
+
+
+@dataclass(frozen=True)
+class SequentialConfig:
+    """Settings of :func:`fit_sequential`.
+
+    Attributes:
+        shape: Sizes of the transformer.
+        history_from: ``"log"`` when the log's order is the order in which users saw things; ``"context"`` when its
+            order is unknown, so that histories hold context rows only.
+        dropout: While training.
+        weight_decay: Of AdamW.
+        learning_rate: Of AdamW.
+        batch_size: Pieces of history per step at most.
+        max_epochs: Passes at most.
+        patience: Passes without a better held-out log loss before the end.
+        slope_prior: Standard deviation of the prior around 1 of the slope of the history's part.
+    """
+
+    shape: TransformerShape = field(default_factory=TransformerShape)
+    history_from: HistorySource = "log"
+    dropout: float = 0.1
+    weight_decay: float = 0.01
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    max_epochs: int = 8
+    patience: int = 2
+    slope_prior: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,23 @@ from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
-from kuaifair_env.response.config import FactorisedConfig, SequentialConfig
-from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.factorised_fit import fit_factorised
 from kuaifair_env.response.inputs import ResponseInputs, response_inputs
-from kuaifair_env.response.rows import LabelledRows, labelled_rows
-from kuaifair_env.response.sequences import Stream, history_chunks, history_stream, windows
-from kuaifair_env.response.sequential import HistoryTransformer, SequentialResponse, TransformerShape
+from kuaifair_env.response.rows import (
+    LabelledRows,
+    Stream,
+    history_chunks,
+    history_stream,
+    labelled_rows,
+    windows,
+)
+from kuaifair_env.response.sequential import (
+    HistoryTransformer,
+    SequentialConfig,
+    SequentialResponse,
+    TransformerShape,
+)
 from kuaifair_env.response.training import batch_size_for, fit_epochs
 
 _ROWS_AT_ONCE = 1024

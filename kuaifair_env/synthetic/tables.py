@@ -153,7 +153,7 @@ def build_tables(config: TwinConfig, world: TwinWorld) -> TwinTables:
 
 def users_of(config: TwinConfig, tables: TwinTables) -> Users:
     """Returns the users with their features."""
-    from kuaifair_env.data.features import encode_features  # needs pandas
+    from kuaifair_env.data.encoding import encode_features  # needs pandas
     from kuaifair_env.data.official import category_frame
 
     frame = category_frame(_as_read(tables.users), USER_CATEGORIES)
@@ -164,7 +164,7 @@ def catalogue_of(config: TwinConfig, world: TwinWorld, tables: TwinTables) -> Ca
     """Returns the items with their features, tags and platform-wide exposure counts."""
     import pandas as pd
 
-    from kuaifair_env.data.features import encode_features
+    from kuaifair_env.data.encoding import encode_features
     from kuaifair_env.data.official import category_frame
 
     if config.layout == "kuairec":

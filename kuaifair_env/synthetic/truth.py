@@ -164,7 +164,7 @@ def build_world(config: TwinConfig) -> TwinWorld:
         config: What to draw.
 
     Returns:
-        The world; the logs follow from it (:func:`kuaifair_env.synthetic.log.draw_train`).
+        The world; the logs follow from it (:func:`kuaifair_env.synthetic.twin.draw_train`).
     """
     rng = stream(config, 1)
     panel_users = np.sort(rng.permutation(config.n_users)[: config.n_panel_users])

@@ -1,4 +1,4 @@
-"""Synthetic twins: data sets whose truth is known."""
+"""Draws synthetic twins: who is shown what, what they click, and the data set that comes of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import Provenance
+from kuaifair_env.data.schema import InteractionLog, Provenance
 from kuaifair_env.synthetic.config import (
     KUAIRAND,
     KUAIREC,
@@ -18,10 +22,249 @@ from kuaifair_env.synthetic.config import (
     TwinConfig,
     twin_config,
 )
-from kuaifair_env.synthetic.log import draw_test, draw_train
 from kuaifair_env.synthetic.tables import TwinTables, build_tables, catalogue_of, users_of
-from kuaifair_env.synthetic.truth import TruePreference, TwinTruth, TwinWorld, build_world
-from kuaifair_env.synthetic.watching import calendars
+from kuaifair_env.synthetic.truth import (
+    TruePreference,
+    TwinTruth,
+    TwinWorld,
+    build_world,
+    distribution_by_rank,
+    stream,
+)
+from kuaifair_env.synthetic.watching import Calendar, calendars, watch_ratios
+
+Rows = NDArray[np.int64]
+Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+_TASTE_STEPS = 64
+_TASTE_LIMIT = 12
+_BLOCK_CELLS = 4_000_000
+
+
+@dataclass(frozen=True)
+class TrainDraw:
+    """A training log and the level of the feed that was solved for it.
+
+    Attributes:
+        log: The log.
+        feed_lift: Logits that the logged feed adds to every exposure: what personalisation, quality and
+            conformity leave unexplained of the logged click rate.
+    """
+
+    log: InteractionLog
+    feed_lift: float
+
+
+def draw_train(config: TwinConfig, world: TwinWorld, durations_ms: Rows, calendar: Calendar) -> TrainDraw:
+    """Draws the log of a platform that shows what is popular and what it believes a user likes.
+
+    Items are drawn without replacement with probability proportional to exposure propensity times
+    ``exp(personalisation * taste)``; clicks follow preference, conformity and the feed.
+
+    Args:
+        config: Sizes and strengths.
+        world: The hidden causes.
+        durations_ms: ``(N,)`` video durations.
+        calendar: When the log was taken.
+    """
+    rng = stream(config, 2)
+    blocked = None
+    available = np.full(config.n_users, config.n_items)
+    if config.layout == "kuairec":  # the panel's own cells are the test
+        blocked = (_mask(world.panel_users, config.n_users), _mask(world.panel_items, config.n_items))
+        available[world.panel_users] -= config.n_panel_items
+    counts = _counts(config.train_activity, world.activity_scores, config.train_rows, available)
+    users, items = _exposures(
+        rng, world, np.exp(world.exposure_logs), config.personalisation, counts, blocked
+    )
+    times, order = calendar.draw(rng, users)
+    users, items = users[order], items[order]
+    logits = _logits(world, users, items, conformity=1.0)
+    logits += world.feed_items[items] + world.feed_users[users]
+    lift = _solve_lift(logits, config.logged_click_rate)
+    clicks = rng.random(len(users)) < expit(logits + lift)
+    ratios = _watched(config, rng, world, users, items, clicks, durations_ms, logged=True)
+    return TrainDraw(InteractionLog(users, items, clicks, times, ratios), lift)
+
+
+def draw_test(
+    config: TwinConfig, world: TwinWorld, durations_ms: Rows, calendar: Calendar, conformity: float = 0.0
+) -> InteractionLog:
+    """Draws the log of unbiased exposure: a panel that sees everything, or uniformly random items.
+
+    Args:
+        config: Sizes and strengths.
+        world: The hidden causes.
+        durations_ms: ``(N,)`` video durations.
+        calendar: When the log was taken.
+        conformity: Share of conformity in the clicks; 0 is true preference.
+    """
+    rng = stream(config, 3)
+    users, items = (
+        _full_panel(rng, config, world) if config.test_activity is None else _random_pairs(rng, config, world)
+    )
+    times, order = calendar.draw(rng, users, config.missing_time_share)
+    users, items = users[order], items[order]
+    clicks = rng.random(len(users)) < expit(_logits(world, users, items, conformity))
+    ratios = _watched(config, rng, world, users, items, clicks, durations_ms, logged=False)
+    return InteractionLog(users, items, clicks, times, ratios)
+
+
+def _watched(
+    config: TwinConfig,
+    rng: np.random.Generator,
+    world: TwinWorld,
+    users: NDArray[np.int32],
+    items: NDArray[np.int32],
+    clicks: NDArray[np.bool_],
+    durations_ms: Rows,
+    logged: bool,
+) -> NDArray[np.float32] | None:
+    """Watch ratios where the real data set has them for every row."""
+    if config.layout != "kuairec":
+        return None
+    return watch_ratios(rng, world, users, items, clicks, durations_ms, logged)
+
+
+def _full_panel(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
+    """The whole panel matrix but for a few cells, each user's items in random order."""
+    cells = config.n_panel_users * config.n_panel_items
+    in_log = np.ones(cells, np.bool_)
+    in_log[rng.permutation(cells)[: cells - config.test_rows]] = False
+    users = np.repeat(world.panel_users.astype(np.int32), config.n_panel_items)
+    items = np.tile(world.panel_items.astype(np.int32), config.n_panel_users)
+    return users[in_log], items[in_log]
+
+
+def _random_pairs(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
+    assert config.test_activity is not None
+    scores = rng.standard_normal(config.n_panel_users)
+    available = np.full(config.n_panel_users, config.n_panel_items)
+    counts = np.zeros(config.n_users, np.int64)
+    counts[world.panel_users] = _counts(config.test_activity, scores, config.test_rows, available)
+    weights = np.zeros(config.n_items)
+    uneven = config.test_exposure_log_sd * rng.standard_normal(config.n_panel_items)
+    weights[world.panel_items] = np.exp(uneven)
+    return _exposures(rng, world, weights, 0.0, counts, None)
+
+
+def _mask(rows: Rows, size: int) -> NDArray[np.bool_]:
+    mask = np.zeros(size, np.bool_)
+    mask[rows] = True
+    return mask
+
+
+def _counts(
+    distribution: QuantileDistribution, scores: NDArray[np.float64], total: int, available: Rows
+) -> Rows:
+    """Returns rows per user that follow a distribution, keep within what is available and add up to ``total``."""
+    relative = distribution_by_rank(distribution, scores)
+    most = np.minimum(available, np.maximum(1, np.floor(0.98 * available))).astype(np.int64)
+    if total > most.sum():
+        most = available
+    low, high = 0.0, 4.0 * max(1.0, total / relative.sum()) * float(available.max())
+    for _ in range(200):
+        factor = (low + high) / 2
+        low, high = (factor, high) if np.minimum(relative * factor, most).sum() < total else (low, factor)
+    exact = np.minimum(relative * high, most)
+    counts: Rows = np.asarray(np.floor(exact), np.int64)
+    while (missing := total - int(counts.sum())) > 0:
+        room = np.where(counts < most, exact - counts, -np.inf)
+        richest = np.argsort(-room, kind="stable")[:missing]
+        counts[richest[counts[richest] < most[richest]]] += 1
+    return counts
+
+
+def _exposures(
+    rng: np.random.Generator,
+    world: TwinWorld,
+    weights: NDArray[np.float64],
+    personalisation: float,
+    counts: Rows,
+    blocked: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
+) -> Pairs:
+    """Draws ``counts[u]`` distinct items for each user, with probability proportional to weights.
+
+    The items with the smallest ``Exponential / weight`` are a draw without replacement (Efraimidis and
+    Spirakis, Information Processing Letters 97, 2006). Users are taken in the order of their counts, so that
+    the users of a block need about the same number of smallest keys.
+
+    Returns:
+        User and item rows, sorted by user, each user's items in random order.
+    """
+    n_items = len(weights)
+    with np.errstate(divide="ignore"):
+        inverse = (1.0 / weights).astype(np.float32)
+    steps = np.arange(-_TASTE_LIMIT * _TASTE_STEPS, _TASTE_LIMIT * _TASTE_STEPS + 1) / _TASTE_STEPS
+    discount = np.exp(-personalisation * steps).astype(np.float32)
+    order = np.argsort(-counts, kind="stable")
+    order = order[: int((counts > 0).sum())]
+    block = max(1, _BLOCK_CELLS // n_items)
+    blocks: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), block):
+        users = order[start : start + block]
+        keys = rng.standard_exponential((len(users), n_items), np.float32)
+        keys *= inverse
+        if personalisation:
+            keys *= discount[_taste_steps(world, users)]
+        if blocked is not None:
+            keys[np.ix_(blocked[0][users], blocked[1])] = np.inf
+        blocks.append(_smallest(keys, users, counts[users]))
+    packed = np.concatenate(blocks)
+    packed.sort()
+    return (packed >> 32).astype(np.int32), (packed & 0xFFFFFFFF).astype(np.int32)
+
+
+def _taste_steps(world: TwinWorld, users: Rows) -> NDArray[np.int32]:
+    """Returns the taste of users for every item as whole steps, exactly the same on every platform."""
+    taste = world.truth.user_vectors[users] @ world.truth.item_vectors.T  # exact: see twin_truth
+    taste *= _TASTE_STEPS
+    np.rint(taste, out=taste)
+    np.clip(taste, -_TASTE_LIMIT * _TASTE_STEPS, _TASTE_LIMIT * _TASTE_STEPS, out=taste)
+    taste += _TASTE_LIMIT * _TASTE_STEPS
+    return taste.astype(np.int32)
+
+
+def _smallest(keys: NDArray[np.float32], users: Rows, counts: Rows) -> NDArray[np.int64]:
+    """Returns (user, item) packed into one number for the ``counts`` smallest keys of each row."""
+    most = int(counts.max())
+    rows = np.arange(len(users))[:, None]
+    if most < keys.shape[1]:
+        nearest = np.argpartition(keys, most - 1, axis=1)[:, :most]
+        ranking = np.argsort(keys[rows, nearest], axis=1, kind="stable")
+        nearest = nearest[rows, ranking]
+    else:
+        nearest = np.argsort(keys, axis=1, kind="stable")
+    taken = np.arange(most) < counts[:, None]
+    return ((users[:, None] << 32) | nearest)[taken]
+
+
+def _logits(
+    world: TwinWorld, users: NDArray[np.int32], items: NDArray[np.int32], conformity: float
+) -> NDArray[np.float64]:
+    """Returns ``float64 (R,)`` click logits; double precision makes clicks the same on every platform."""
+    truth = world.truth
+    logits = np.empty(len(users))
+    for start in range(0, len(users), _BLOCK_CELLS // 4):
+        part = slice(start, start + _BLOCK_CELLS // 4)
+        u, i = users[part], items[part]
+        taste = np.einsum("rd,rd->r", truth.user_vectors[u], truth.item_vectors[i])
+        logits[part] = truth.taste_strength * taste.astype(np.float64)
+        logits[part] += truth.item_effects[i].astype(np.float64) + truth.user_effects[u]
+        if conformity:
+            logits[part] += conformity * truth.herding[u].astype(np.float64) * truth.popularity[i]
+    return logits
+
+
+def _solve_lift(logits: NDArray[np.float64], rate: float) -> float:
+    """Returns the shift, to three decimals, that brings the mean click probability to ``rate``."""
+    sample = logits[:: max(1, len(logits) // 500_000)]
+    low, high = -12.0, 12.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expit(sample + middle).mean() < rate else (low, middle)
+    return round(low, 3)
+
 
 VERSION = 1
 """Raised whenever the same configuration would give another twin; part of the cache key."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import skew
 from sklearn.preprocessing import StandardScaler
 
-from kuaifair_env.data.features import MAX_CATEGORIES, encode_features, tag_matrix
+from kuaifair_env.data.encoding import MAX_CATEGORIES, encode_features, tag_matrix
 
 numbers = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=50)
 

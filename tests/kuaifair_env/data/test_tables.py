@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kuaifair_env.data.archives import FolderFiles
 from kuaifair_env.data.csv_columns import Column, line_of_row, read_columns
+from kuaifair_env.data.sources import FolderFiles
 from kuaifair_env.errors import DataError
 
 COLUMNS = [

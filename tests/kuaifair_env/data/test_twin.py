@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import chisquare, kstest, norm
 
-from kuaifair_env.synthetic.log import draw_test, draw_train
 from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
 from kuaifair_env.synthetic.twin import (
     KUAIRAND,
     KUAIREC,
     TOY,
     QuantileDistribution,
+    draw_test,
+    draw_train,
     generate_twin,
     load_twin,
     twin_config,

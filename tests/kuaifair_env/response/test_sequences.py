@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.response.base import PADDING
-from kuaifair_env.response.sequences import history_chunks, history_stream, windows
+from kuaifair_env.response.rows import history_chunks, history_stream, windows
 
 
 def random_log(rng, users, rows):

@@ -9,7 +9,7 @@ import pytest
 
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.base import ResponseModel
-from kuaifair_env.response.synthetic import TwinResponse
+from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.synthetic.twin import TOY, generate_twin
 
 
