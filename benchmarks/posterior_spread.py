@@ -25,7 +25,7 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 from dsrm.model import DSRM
 from dsrm.purifier import load_purifier
 from dsrm.targets import PooledPositives
-from dsrm.windows import ConditionBuilder, SampledWindows, sample_windows
+from dsrm.windows import ConditionBuilder, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.world import World
@@ -63,7 +63,7 @@ def rows(name: str, path: Path, world: World) -> list[str]:
         states = observed_states(world, window)
         scale = states.std(axis=0)
         everyone = np.ones(len(users), np.bool_)
-        truth = positives.outside(SampledWindows(windows, users, everyone), everyone)[some]
+        truth = positives.outside(windows, users, everyone)[some]
 
         def size(differences: FloatArray, scale: FloatArray = scale) -> FloatArray:
             return np.asarray(np.sqrt(((differences / scale) ** 2).mean(axis=-1)), np.float32)

@@ -201,7 +201,7 @@ def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePur
     purifier.bind(world)
     rng = np.random.default_rng(seed)
     users = rng.choice(logged_users(world), _NOISE_WINDOWS)
-    window = WindowSource(world, WindowSettings()).draw(users, rng).window
+    window, _ = WindowSource(world, WindowSettings()).draw(users, rng)
     states = observed_states(world, window)
     shifts = purifier.purify(states, window)[:, : world.dimension] - states
     return NoisePurifier(float(np.sqrt(np.mean(shifts.astype(np.float64) ** 2))), seed)
@@ -282,7 +282,7 @@ def _train_regression(
 def _fit_linear_debias(world: World, config: PretrainConfig) -> LinearDebiasPurifier:
     rng = np.random.default_rng(config.seed)
     users = rng.choice(logged_users(world), _DEBIAS_WINDOWS)
-    window = WindowSource(world, config.windows).draw(users, rng).window
+    window, _ = WindowSource(world, config.windows).draw(users, rng)
     window = window.take(np.flatnonzero(window.clicks.any(axis=1)))
     popularity = ConditionBuilder.of_world(world).statistics(window)[:, 0]
     return LinearDebiasPurifier.fit(WorldKey.of_world(world), observed_states(world, window), popularity)

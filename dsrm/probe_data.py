@@ -24,6 +24,7 @@ SHORT = 5
 _MIN_POSITIVES = 3
 _MIN_OF_A_CLASS = 20
 _USERS_AT_ONCE = 256
+_MIN_EXPOSURES = 20
 _MAX_POINTS = 1_500
 _MAX_INTERESTS = 6
 _MARKERS = ("o", "s", "^", "v", "D", "P", "x")
@@ -72,7 +73,7 @@ def probe_set(world: World, kind: str = "log", max_users: int = 3_000, seed: int
     Args:
         world: The test world; its users are held out from all pretraining.
         kind: ``"log"``, ``"short"`` or ``"policy"``.
-        max_users: Take at most so many users.
+        max_users: Largest number of users.
         seed: Seed of the choice of users and of the policies.
 
     Raises:
@@ -119,13 +120,13 @@ def clean_states(world: World, users: IntArray) -> FloatArray:
         world: A world whose response model is the truth.
         users: User rows.
     """
-    parts = []
-    for low in range(0, len(users), _USERS_AT_ONCE):
-        rows = users[low : low + _USERS_AT_ONCE]
+    states = []
+    for start in range(0, len(users), _USERS_AT_ONCE):
+        rows = users[start : start + _USERS_AT_ONCE]
         history = world.initial_history.take(rows) if world.response.uses_history else None
         appeal = world.response.expected_catalogue(rows, world.n_items, history)
-        parts.append(appeal @ world.embeddings[: world.n_items] / appeal.sum(axis=1, keepdims=True))
-    return np.concatenate(parts).astype(np.float32)
+        states.append(appeal @ world.embeddings[: world.n_items] / appeal.sum(axis=1, keepdims=True))
+    return np.concatenate(states).astype(np.float32)
 
 
 def _interest(world: World, log: InteractionLog, users: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,10 +134,10 @@ def _interest(world: World, log: InteractionLog, users: NDArray[np.int64]) -> ND
     labels = np.full(len(users), -1, np.int64)
     if tags.shape[1] == 0:
         return labels
-    place = np.searchsorted(users, log.users[log.clicks])
+    owners = np.searchsorted(users, log.users[log.clicks])
     counts = np.zeros((len(users), tags.shape[1]))
-    np.add.at(counts, place, tags[log.items[log.clicks]].astype(np.float64))
-    positives = np.bincount(place, minlength=len(users))
+    np.add.at(counts, owners, tags[log.items[log.clicks]].astype(np.float64))
+    positives = np.bincount(owners, minlength=len(users))
     known: BoolArray = (positives >= _MIN_POSITIVES) & (counts.max(axis=1) > 0)
     labels[known] = counts[known].argmax(axis=1)
     frequent = np.bincount(labels[known], minlength=tags.shape[1]) >= _MIN_OF_A_CLASS
@@ -145,10 +146,10 @@ def _interest(world: World, log: InteractionLog, users: NDArray[np.int64]) -> ND
 
 
 def _level(world: World, builder: ConditionBuilder, users: NDArray[np.int64]) -> NDArray[np.float64]:
-    log = world.data.train
-    rows = log.clicks
-    total = np.bincount(log.users[rows], builder.popularity[log.items[rows]], len(world.data.users))
-    count = np.bincount(log.users[rows], minlength=len(world.data.users))
+    log, n_users = world.data.train, len(world.data.users)
+    clickers = log.users[log.clicks]
+    total = np.bincount(clickers, builder.popularity[log.items[log.clicks]], n_users)
+    count = np.bincount(clickers, minlength=n_users)
     return np.asarray((total / np.maximum(count, 1))[users])
 
 
@@ -164,35 +165,33 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
         states: ``float32 (n, d)`` by name, one column each.
         seed: Seed of the choice of points and of t-SNE.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(probes), min(_MAX_POINTS, len(probes)), replace=False))
-    figure, axes = plt.subplots(2, len(states), figsize=(4.2 * len(states), 8.0), squeeze=False)
-    for column, (name, vectors) in enumerate(states.items()):
-        scaled = vectors[rows] - vectors[rows].mean(axis=0)
-        perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
-        places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
-        above, below = axes[0, column], axes[1, column]
-        drawn = above.scatter(*places.T, c=probes.popularity[rows], cmap="cividis", s=7, linewidths=0)
-        above.set_title(f"{name}: by popularity")
-        figure.colorbar(drawn, ax=above, label="mean log-popularity of clicks")
-        _by_interest(below, places, probes.interest[rows])
-        below.set_title(f"{name}: by interest")
-        for axis in (above, below):
+    perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
+    figure = Figure((4.2 * len(states), 8.0))
+    axes = figure.subplots(2, len(states), squeeze=False)
+    for (name, vectors), (upper, lower) in zip(states.items(), axes.T, strict=True):
+        centred = vectors[rows] - vectors[rows].mean(axis=0)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
+        shades = upper.scatter(*points.T, c=probes.popularity[rows], cmap="cividis", s=7, linewidths=0)
+        upper.set_title(f"{name}: by popularity")
+        figure.colorbar(shades, ax=upper, label="mean log-popularity of clicks")
+        _scatter_by_interest(lower, points, probes.interest[rows])
+        lower.set_title(f"{name}: by interest")
+        for axis in (upper, lower):
             axis.set_xticks([])
             axis.set_yticks([])
-    _save(figure, path)
+    figure.tight_layout()
+    save_figure(figure, path)
 
 
 def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, float]:
     """Draws clicks against exposures of items, as counts (paper Fig. 2) and as rates.
 
-    A count of clicks can hardly avoid growing with the count of exposures that it is part of; the rate can.
+    Counts of clicks grow with the counts of exposures that they are part of; rates need not.
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
@@ -201,52 +200,45 @@ def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, 
     Returns:
         R^2 of both regressions on ``log(1 + exposures)``, in log-log and in rates.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = data.train.exposures(len(data.items)).astype(np.float64)
-    clicked = data.train.click_counts(len(data.items)).astype(np.float64)
-    seen = shown >= 20
-    x, counts, rates = np.log1p(shown[seen]), np.log1p(clicked[seen]), clicked[seen] / shown[seen]
-    found = {"counts": _explained(x, counts), "rates": _explained(x, rates)}
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.0))
-    for axis, y, label, kind in (
-        (axes[0], counts, "log(1 + clicks)", "counts"),
-        (axes[1], rates, "clicks per exposure", "rates"),
+    exposures = data.train.exposures(len(data.items)).astype(np.float64)
+    clicks = data.train.click_counts(len(data.items)).astype(np.float64)
+    enough = exposures >= _MIN_EXPOSURES
+    x, clicks = np.log1p(exposures[enough]), clicks[enough]
+    explained = {}
+    figure = Figure((9.0, 4.0))
+    for axis, kind, y, label in zip(
+        figure.subplots(1, 2),
+        ("counts", "rates"),
+        (np.log1p(clicks), clicks / exposures[enough]),
+        ("log(1 + clicks)", "clicks per exposure"),
+        strict=True,
     ):
+        explained[kind] = float(np.corrcoef(x, y)[0, 1] ** 2)
         axis.scatter(x, y, s=5, color="0.35", linewidths=0, alpha=0.5)
         axis.plot(x, np.polyval(np.polyfit(x, y, 1), x), color="black", linewidth=1.2)
         axis.set_xlabel("log(1 + exposures)")
         axis.set_ylabel(label)
-        axis.set_title(f"{kind}: $R^2$ = {found[kind]:.2f}")
-    figure.suptitle(f"{data.provenance.name} ({data.provenance.origin}), items with 20 exposures or more")
-    _save(figure, path)
-    return found
+        axis.set_title(f"{kind}: $R^2$ = {explained[kind]:.2f}")
+    title = (
+        f"{data.provenance.name} ({data.provenance.origin}), items with {_MIN_EXPOSURES} exposures or more"
+    )
+    figure.suptitle(title)
+    figure.tight_layout()
+    save_figure(figure, path)
+    return explained
 
 
-def _by_interest(axis: Any, places: NDArray[Any], labels: NDArray[np.int64]) -> None:
-    known = labels[labels >= 0]
-    common: NDArray[np.int64] = np.bincount(known).argsort()[::-1][:_MAX_INTERESTS]
+def _scatter_by_interest(axis: Any, points: NDArray[Any], labels: NDArray[np.int64]) -> None:
+    """Draws points with a marker for each of the most frequent interests, and small grey dots for the rest."""
+    common: NDArray[np.int64] = np.bincount(labels[labels >= 0]).argsort()[::-1][:_MAX_INTERESTS]
     rest = ~np.isin(labels, common)
-    axis.scatter(*places[rest].T, s=4, color="0.88", linewidths=0)
+    axis.scatter(*points[rest].T, s=4, color="0.88", linewidths=0)
     for number, (tag, marker) in enumerate(zip(common, _MARKERS, strict=False)):
         shade = str(0.05 + 0.6 * number / _MAX_INTERESTS)
         axis.scatter(
-            *places[labels == tag].T, s=10, color=shade, marker=marker, linewidths=0.4, label=f"tag {tag}"
+            *points[labels == tag].T, s=10, color=shade, marker=marker, linewidths=0.4, label=f"tag {tag}"
         )
     if len(common):
         axis.legend(fontsize=7, markerscale=1.5, loc="best")
-
-
-def _explained(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    return float(np.corrcoef(x, y)[0, 1] ** 2)
-
-
-def _save(figure: Any, path: str | Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.tight_layout()
-    save_figure(figure, path)
-    plt.close(figure)

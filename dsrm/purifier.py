@@ -184,7 +184,7 @@ class WorldKey:
             MismatchError: If it is not; says what differs.
         """
         now = WorldKey.of_world(world)
-        for what, made, here in (
+        for what, expected, actual in (
             ("states of dimension", self.dimension, now.dimension),
             ("a catalogue of", f"{self.items} items", f"{now.items} items"),
             ("the item ids with hash", self.items_hash, now.items_hash),
@@ -194,9 +194,9 @@ class WorldKey:
                 f"{now.data_hash} ({now.data_name}, {now.data_origin})",
             ),
         ):
-            if made != here:
+            if expected != actual:
                 raise MismatchError(
-                    f"the purifier was made for {what} {made}, but this environment has {here}; pretrain one for "
+                    f"the purifier was made for {what} {expected}, but this environment has {actual}; pretrain one for "
                     "this environment (kuaifair pretrain)"
                 )
         scale = max(float(np.abs(self.fingerprint).max()), 1.0)

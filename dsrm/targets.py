@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import ConditionBuilder, SampledWindows, WindowSettings, WindowSource
+from dsrm.windows import ConditionBuilder, WindowSettings, WindowSource
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.spaces import observed_states
@@ -70,9 +70,10 @@ class ProfileTargets:
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
-        windows = self._windows.draw(users, rng)
-        targets = self._positives.outside(windows, rng.random(len(windows)) < self._exclude_share)
-        return Examples(_conditions(self._world, self._builder, windows.window), targets)
+        window, logged = self._windows.draw(users, rng)
+        exclude = rng.random(len(users)) < self._exclude_share
+        targets = self._positives.outside(window, users, exclude & logged)
+        return Examples(_conditions(self._world, self._builder, window), targets)
 
 
 class LiteralTargets:
@@ -90,7 +91,8 @@ class LiteralTargets:
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
-        states = observed_states(self._world, self._windows.draw(users, rng).window)
+        window, _ = self._windows.draw(users, rng)
+        states = observed_states(self._world, window)
         return Examples(states, states)
 
 
@@ -129,8 +131,8 @@ class UnbiasedTargets:
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
-        windows = self._windows.draw(users, rng)
-        return Examples(_conditions(self._world, self._builder, windows.window), self._targets[windows.users])
+        window, _ = self._windows.draw(users, rng)
+        return Examples(_conditions(self._world, self._builder, window), self._targets[users])
 
 
 class MixedTargets:
@@ -189,7 +191,7 @@ class PairedTargets:
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
-        clean = self._windows.draw(users, rng).window
+        clean, _ = self._windows.draw(users, rng)
         corrupted = self._corrupt(clean, rng)
         return Examples(_conditions(self._world, self._builder, corrupted), self._builder.ips_state(clean))
 
@@ -233,29 +235,26 @@ class PooledPositives:
 
     def of_users(self, users: IntArray) -> FloatArray:
         """Returns the mean over all positives of each user, ``float32 (n, d)``."""
-        return self._mean(self._sums[users], self._weights[users])
+        return _mean(self._sums[users], self._weights[users])
 
-    def outside(self, windows: SampledWindows, exclude: NDArray[np.bool_]) -> FloatArray:
-        """Returns the same without the window's own positives, where the user has enough others.
+    def outside(self, window: HistoryWindow, users: IntArray, exclude: NDArray[np.bool_]) -> FloatArray:
+        """Returns the same without the positives of windows of the log, where the user has enough others.
 
         Args:
-            windows: ``n`` windows.
-            exclude: ``bool (n,)``, windows whose positives to leave out, if they are logged.
+            window: ``n`` windows.
+            users: ``int (n,)``, whose they are.
+            exclude: ``bool (n,)``, windows whose positives to leave out.
 
         Returns:
             ``float32 (n, d)``.
         """
-        sums, weights = self._builder.weighted_sums(windows.window)
-        others = self.counts[windows.users] - windows.window.clicks.sum(axis=1)
-        leave_out = exclude & windows.logged & (others >= _MIN_POSITIVES)
-        return self._mean(
-            self._sums[windows.users] - np.where(leave_out[:, None], sums, 0.0),
-            self._weights[windows.users] - np.where(leave_out, weights, 0.0),
+        sums, weights = self._builder.weighted_sums(window)
+        others = self.counts[users] - window.clicks.sum(axis=1)
+        leave_out = exclude & (others >= _MIN_POSITIVES)
+        return _mean(
+            self._sums[users] - np.where(leave_out[:, None], sums, 0.0),
+            self._weights[users] - np.where(leave_out, weights, 0.0),
         )
-
-    @staticmethod
-    def _mean(sums: NDArray[np.floating], weights: NDArray[np.floating]) -> FloatArray:
-        return np.asarray(sums / np.maximum(weights, 1e-6)[:, None], np.float32)
 
 
 def logged_users(world: World) -> NDArray[np.int64]:
@@ -266,3 +265,7 @@ def logged_users(world: World) -> NDArray[np.int64]:
 
 def _conditions(world: World, builder: ConditionBuilder, window: HistoryWindow) -> FloatArray:
     return builder.build(observed_states(world, window), window)
+
+
+def _mean(sums: NDArray[np.floating], weights: NDArray[np.floating]) -> FloatArray:
+    return np.asarray(sums / np.maximum(weights, 1e-6)[:, None], np.float32)

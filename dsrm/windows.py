@@ -55,24 +55,6 @@ class WindowSettings:
             raise ValueError(f"policy_share must lie in [0, 1], got {self.policy_share}")
 
 
-@dataclass(frozen=True)
-class SampledWindows:
-    """Windows of users.
-
-    Attributes:
-        window: The ``n`` windows, newest item last.
-        users: ``int64 (n,)``, user rows.
-        logged: ``bool (n,)``, whether a window was cut out of the log.
-    """
-
-    window: HistoryWindow
-    users: NDArray[np.int64]
-    logged: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-
 class WindowSource:
     """Draws windows of users: some cut out of the training log, some played by simulated policies.
 
@@ -90,25 +72,32 @@ class WindowSource:
         self._world = world
         self._settings = settings
 
-    def draw(self, users: IntArray, rng: np.random.Generator) -> SampledWindows:
-        """Returns one window for each of the given user rows, which may repeat."""
+    def draw(self, users: IntArray, rng: np.random.Generator) -> tuple[HistoryWindow, NDArray[np.bool_]]:
+        """Draws one window for each of the given users.
+
+        Args:
+            users: ``int (n,)``, user rows, which may repeat.
+            rng: Source of randomness.
+
+        Returns:
+            The windows, newest item last, and whether each was cut out of the log, ``bool (n,)``.
+        """
         world, settings = self._world, self._settings
-        rows = np.asarray(users, np.int64)
         max_length = min(settings.max_length, world.history_length)
         window = sample_windows(
             world.data.train,
             len(world.data.users),
-            rows,
+            users,
             rng,
             history_length=world.history_length,
             min_length=min(settings.min_length, max_length),
             max_length=max_length,
         )
-        simulated = rng.random(len(rows)) < settings.policy_share
+        simulated = rng.random(len(users)) < settings.policy_share
         if simulated.any():
-            played = policy_windows(world, rows[simulated], rng)
+            played = policy_windows(world, users[simulated], rng)
             window.items[simulated], window.clicks[simulated] = played.items, played.clicks
-        return SampledWindows(window, rows, ~simulated)
+        return window, ~simulated
 
 
 def sample_windows(
