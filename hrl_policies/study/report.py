@@ -7,17 +7,15 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study import report_runs as curve_panels
+from hrl_policies.study import report_sections as sections
 from hrl_policies.study.folders import FAILED, TRACEBACK, reason_of
 from hrl_policies.study.labels import ORIGINS, Variant, families
-from hrl_policies.study.report_results import limits, overview, plain_tables, result_sections
-from hrl_policies.study.report_runs import RUN_COLUMNS, run_sections, shared_software, shared_worlds
 from hrl_policies.study.store import PARTIAL, StoredRun, load_run
 from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, sort_value
 from kuaifair_env.errors import ArtifactError
@@ -162,6 +160,18 @@ def _unlisted(folder: Path, root: Path) -> bool:
     return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
 
 
+_WIDE_INTERVALS_BELOW = 5
+_ORIGIN_LIMITS = {
+    "real": "Data are real and whole, but users are simulated by a response model of logged feedback: nothing here "
+    "was shown to people.",
+    "partial": "Data are a PART of the official files: numbers cannot be compared with those of the whole data set, "
+    "and users are simulated.",
+    "twin": "Data are a SYNTHETIC TWIN: people who do not exist, made to resemble a data set in its marginals. It "
+    "shows how methods behave where the truth is known, and nothing about real users.",
+    "own": "Data are the user's own logs, and users are simulated by a response model of logged feedback: nothing "
+    "here was shown to people.",
+}
+
 _ASSETS = "report_assets"
 
 
@@ -202,7 +212,7 @@ def write_report(
         "title": title,
         "command": command,
         "figures": [ReportFigure.of_file(Path(figure)) for figure in figures],
-        "further": plain_tables(further),
+        "further": sections.plain_tables(further),
         **_content(sorted(runs, key=_order), failures, command),
     }
     write_text_atomically(path, _rendered(content))
@@ -216,16 +226,16 @@ def _order(run: StoredRun) -> tuple[object, ...]:
 
 
 def _content(runs: Sequence[StoredRun], failures: Sequence[FailedRun], command: str) -> dict[str, Any]:
-    worlds, software = shared_worlds(runs), shared_software(runs)
+    worlds, software = sections.shared_worlds(runs), sections.shared_software(runs)
     anchors = {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)}
     return {
         "overview": overview(runs, len(failures)),
         "limits": limits(runs),
         "families": families({Variant.of_config(run.config) for run in runs}),
         "present_origins": list(dict.fromkeys(one.origin for one in worlds.values())),
-        "tables": result_sections(runs, anchors, command),
-        "run_columns": ["steps", *(column.title for column in RUN_COLUMNS)],
-        "runs": run_sections(runs, anchors, _common_folder(runs), worlds, software),
+        "tables": sections.result_sections(runs, anchors, command),
+        "run_columns": ["steps", *(column.title for column in sections.RUN_COLUMNS)],
+        "runs": sections.run_sections(runs, anchors, _common_folder(runs), worlds, software),
         "failures": failures,
         "worlds": list(worlds.values()),
         "software": list(software.values()),
@@ -257,9 +267,106 @@ def _rendered(content: Mapping[str, Any]) -> str:
         script=script,
         policy=_policy(style, script),
         version=__version__,
-        curve=curve_panels,
+        curve=sections,
         origins=ORIGINS,
     )
+
+
+def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
+    """Returns what was run, as names and values.
+
+    Args:
+        runs: Finished and interrupted runs.
+        failed: Number of runs that ended with an error.
+    """
+    variants = {run.folder: Variant.of_config(run.config) for run in runs}
+    ordered = sorted(runs, key=lambda run: variants[run.folder].order[0])
+    learners = [run for run in ordered if variants[run.folder].learns]
+    controls = [run for run in ordered if not variants[run.folder].learns]
+    states = {
+        "finished": sum(run.complete for run in runs),
+        "interrupted": sum(not run.complete for run in runs),
+        "failed": failed,
+    }
+    evaluated = {
+        f"{run.result['users']} held-out users, {run.config.episodes_per_user} session(s) each"
+        for run in runs
+        if run.complete
+    }
+    facts = (
+        ("runs", ", ".join(f"{number} {state}" for state, number in states.items() if number)),
+        ("trained methods", _listed(variants[run.folder].title for run in learners)),
+        ("controls", _listed(variants[run.folder].title for run in controls)),
+        ("worlds", _listed(run.config.world for run in runs)),
+        ("data", _listed(_data_name(run) for run in runs)),
+        ("Max Len", _listed(map(str, sorted({run.config.session.max_len for run in runs})))),
+        ("training seeds", _listed(map(str, sorted({run.config.seed for run in learners if run.complete})))),
+        ("evaluated on", "; ".join(sorted(evaluated))),
+    )
+    return tuple((name, value) for name, value in facts if value)
+
+
+def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
+    """Returns what may and may not be concluded from runs, one sentence or two each."""
+    finished = [run for run in runs if run.complete]
+    learners = [run for run in finished if Variant.of_config(run.config).learns]
+    controls = [variant for run in finished if not (variant := Variant.of_config(run.config)).learns]
+    sentences = [_ORIGIN_LIMITS[origin] for origin in dict.fromkeys(map(_origin, runs))]
+    if learners:
+        sentences.append(_limit_of_seeds(learners))
+        if all(variant.privileged for variant in controls):
+            sentences.append(
+                "No control was run that a trained method could be held against: the tables cannot show that training "
+                "helped."
+            )
+        else:
+            sentences.append(
+                "A trained method is worth something only where it does better than the controls, which learn nothing "
+                "by reinforcement, by more than the intervals."
+            )
+    if any(Variant.of_config(run.config).privileged for run in finished):
+        sentences.append(
+            "Rows with † know what users of the test world truly like. They are bounds that say how much could be won, "
+            "not methods."
+        )
+    if any("len_floor" in run.summary for run in finished):
+        sentences.append(
+            "Len, R_each and the violation rate are tied by a formula: floor and ceiling are the shortest and longest "
+            "Len at a method's own R_each, so a long Len says first of all that the leave rule was seldom broken."
+        )
+    sentences.append(
+        "AD near 0 says that popular and long-tail items get equal shares of exposure, not that items are treated "
+        "alike: there are far fewer popular ones."
+    )
+    return tuple(sentences)
+
+
+def _limit_of_seeds(learners: Sequence[StoredRun]) -> str:
+    seeds: dict[tuple[object, ...], set[int]] = {}
+    for run in learners:
+        config = run.config
+        key = Variant.of_config(config), config.world, config.session.max_len, config.item_term
+        seeds.setdefault(key, set()).add(config.seed)
+    fewest = min(map(len, seeds.values()))
+    if fewest == 1:
+        return (
+            "At least one trained method has a single training seed: its row has no interval, and a difference between "
+            "two such rows may be the randomness of training."
+        )
+    text = f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {fewest}"
+    return text + (": so few give wide intervals." if fewest < _WIDE_INTERVALS_BELOW else ".")
+
+
+def _origin(run: StoredRun) -> str:
+    return str(run.provenance["test"]["data"]["origin"])
+
+
+def _data_name(run: StoredRun) -> str:
+    return f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _sort_text(cell: Cell) -> str:

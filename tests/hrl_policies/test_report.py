@@ -26,11 +26,11 @@ from hrl_policies.study.report import (
     ReportFigure,
     all_runs,
     failed_runs,
+    limits,
     stored_figures,
     write_report,
 )
-from hrl_policies.study.report_results import limits
-from hrl_policies.study.report_runs import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
+from hrl_policies.study.report_sections import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
 from hrl_policies.study.table import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
@@ -368,8 +368,8 @@ def test_a_curve_runs_through_its_points_and_leaves_gaps_where_there_are_no_numb
     middle_x, middle_y = (LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2
     assert panel.path == f"M{LEFT} {BOTTOM}M{middle_x:g} {middle_y:g}L{RIGHT} {TOP}"
     assert panel.end == (RIGHT, TOP) and panel.evaluated == middle_y
-    assert [tick.label for tick in panel.up] == ["0", "5", "10"]
-    assert [tick.label for tick in panel.across] == ["0", "200 steps"]
+    assert [label for _, label in panel.up] == ["0", "5", "10"]
+    assert [label for _, label in panel.across] == ["0", "200 steps"]
 
 
 def test_a_curve_without_numbers_is_not_drawn():

@@ -1,0 +1,524 @@
+"""Sections of a study's report as plain data: tables with every seed behind a mean, runs, and what runs share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrl_policies.study.config import RunConfig
+from hrl_policies.study.labels import ORIGINS, Variant
+from hrl_policies.study.store import CurveRow, RunRecord, StoredRun
+from hrl_policies.study.table import Cell, Measured, ResultTable
+from hrl_policies.study.tables import COLUMNS, group_records, group_variants, result_table
+
+Pairs = tuple[tuple[str, str], ...]
+
+RUN_COLUMNS = COLUMNS[:5]
+"""Figures of a run in the list of all runs: Len, R_each, R_cum, AD and the violation rate."""
+
+_LENGTHS = ("len_floor", "len_ceiling", "len")
+_MARK_LEFT, _MARK_RIGHT = 4.0, 86.0
+"""Ends of the small drawing of Len, 90 wide."""
+
+WIDTH, HEIGHT = 320, 150
+"""Size of a panel's drawing, in its own units."""
+
+LEFT, RIGHT, TOP, BOTTOM = 40, 310, 12, 122
+"""Where its axes run."""
+
+_NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+
+
+@dataclass(frozen=True)
+class LengthMark:
+    """Where Len lies between its floor and its ceiling, as coordinates of a small drawing.
+
+    Attributes:
+        floor: Left end.
+        ceiling: Right end.
+        at: Len.
+        words: The same in words, for screen readers.
+    """
+
+    floor: float
+    ceiling: float
+    at: float
+    words: str
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """One run below the row of its method.
+
+    Attributes:
+        seed: Training seed.
+        run: Anchor of the run.
+        cells: Its figures.
+        mark: Drawing of its Len, if the table has one.
+    """
+
+    seed: int
+    run: str
+    cells: tuple[Cell, ...]
+    mark: LengthMark | None
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """A row of a table.
+
+    Attributes:
+        cells: Its cells, the first of which names it.
+        search: Words that the filter finds it by.
+        anchor: Id in the document; empty for none.
+        family: Checkbox that shows it; empty for a row that always stands.
+        mark: Drawing of its Len, if the table has one.
+        seeds: The runs behind it.
+    """
+
+    cells: tuple[Cell, ...]
+    search: str
+    anchor: str = ""
+    family: str = ""
+    mark: LengthMark | None = None
+    seeds: tuple[SeedRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of the report.
+
+    Attributes:
+        anchor: Id in the document.
+        table: What it shows.
+        rows: Its rows with what makes them searchable.
+        origin: Kind of data, for tables of one world.
+        marked: Title of the column beside which Len is drawn; empty for none.
+    """
+
+    anchor: str
+    table: ResultTable
+    rows: tuple[ReportRow, ...]
+    origin: str = ""
+    marked: str = ""
+
+    @property
+    def columns(self) -> list[tuple[str, bool]]:
+        """Title of each column, and whether it holds numbers."""
+        return [(title, self.table.is_numeric(i)) for i, title in enumerate(self.table.full_header())]
+
+
+def plain_tables(tables: Sequence[ResultTable]) -> tuple[ReportTable, ...]:
+    """Returns tables as they are."""
+    return tuple(
+        ReportTable(
+            f"further-{number}",
+            table,
+            tuple(ReportRow(row, " ".join(map(str, row)).lower()) for row in table.rows),
+        )
+        for number, table in enumerate(tables, 1)
+    )
+
+
+def result_sections(
+    runs: Sequence[StoredRun], anchors: Mapping[Path, str], command: str
+) -> tuple[ReportTable, ...]:
+    """Returns a table of results for every world and way of running sessions, with every seed behind a mean.
+
+    Args:
+        runs: Runs, of which the finished ones are tabulated.
+        anchors: Ids of the runs by folder.
+        command: The command that makes these numbers again.
+
+    Raises:
+        ValueError: If runs of one table were evaluated differently, or two of a method share a seed.
+    """
+    finished = [(RunRecord.of_run(run), anchors[run.folder]) for run in runs if run.complete]
+    anchor_of = {id(record): anchor for record, anchor in finished}
+    groups = group_records([record for record, _ in finished])
+    return tuple(
+        _result_section(group, anchor_of, command, f"table-{n}") for n, group in enumerate(groups, 1)
+    )
+
+
+def _result_section(
+    records: Sequence[RunRecord], anchor_of: Mapping[int, str], command: str, anchor: str
+) -> ReportTable:
+    table = result_table(records, command)
+    columns = [column for column in COLUMNS if column.title in table.header]
+    lengths = [record.summary.get(name, math.nan) for record in records for name in _LENGTHS]
+    known = all(map(math.isfinite, lengths)) and max(lengths) > min(lengths)
+    span = (min(lengths), max(lengths)) if known else None
+    rows = []
+    for number, (cells, (variant, group)) in enumerate(
+        zip(table.rows, group_variants(records).items(), strict=True), 1
+    ):
+        rows.append(
+            ReportRow(
+                cells=cells,
+                search=" ".join(search_words(record.config) for record in group),
+                anchor=f"{anchor}-{number}",
+                family=variant.family,
+                mark=_length_mark(group, span),
+                seeds=tuple(
+                    SeedRow(
+                        record.config.seed,
+                        anchor_of[id(record)],
+                        tuple(column.mean([record.summary[column.figure]]) for column in columns),
+                        _length_mark([record], span),
+                    )
+                    for record in group
+                ),
+            )
+        )
+    marked = COLUMNS[0].title if known else ""
+    return ReportTable(anchor, table, tuple(rows), records[0].origin, marked)
+
+
+def _length_mark(records: Sequence[RunRecord], span: tuple[float, float] | None) -> LengthMark | None:
+    """Draws mean floor, ceiling and Len of runs between the shortest and the longest Len of the table."""
+    if span is None:
+        return None
+    lengths = [float(np.mean([record.summary[name] for record in records])) for name in _LENGTHS]
+    shares = [(length - span[0]) / (span[1] - span[0]) for length in lengths]
+    floor, ceiling, at = (round(_MARK_LEFT + (_MARK_RIGHT - _MARK_LEFT) * share, 1) for share in shares)
+    words = "Len {2:.1f} between floor {0:.1f} and ceiling {1:.1f}".format(*lengths)
+    return LengthMark(floor, ceiling, at, words)
+
+
+def search_words(config: RunConfig) -> str:
+    """Returns the words by which the filter finds a run."""
+    variant = Variant.of_config(config)
+    return (
+        f"{variant.title} {variant.method} {variant.family} {config.world} max len {config.session.max_len} "
+        f"seed {config.seed}"
+    ).lower()
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """One run with all that is known of it.
+
+    Attributes:
+        run: The run.
+        variant: Its method.
+        anchor: Id in the document.
+        state: ``"finished"`` or ``"interrupted"``.
+        search: Words that the filter finds it by.
+        figures: Training steps taken, then Len, R_each, R_cum, AD and the violation rate; empty cells for missing ones.
+        panels: Its learning curve.
+        facts: What is known of method, settings, hyperparameters and provenance, by these titles.
+        timing: Seconds and machine; differs from one run to the next.
+        worlds: Anchor of its worlds.
+        software: Anchor of its versions.
+    """
+
+    run: StoredRun
+    variant: Variant
+    anchor: str
+    state: str
+    search: str
+    figures: tuple[Cell, ...]
+    panels: tuple[CurvePanel, ...]
+    facts: Mapping[str, Pairs]
+    timing: str
+    worlds: str
+    software: str
+
+
+@dataclass(frozen=True)
+class SharedFacts:
+    """Facts that several runs share: their worlds, or their software.
+
+    Attributes:
+        anchor: Id in the document.
+        title: Its name.
+        facts: Names and values that are worth reading.
+        origin: Kind of data; empty for software.
+        full: All of it as JSON; empty where the facts are all.
+    """
+
+    anchor: str
+    title: str
+    facts: Pairs
+    origin: str = ""
+    full: str = ""
+
+
+def run_sections(
+    runs: Sequence[StoredRun],
+    anchors: Mapping[Path, str],
+    root: Path,
+    worlds: Mapping[str, SharedFacts],
+    software: Mapping[str, SharedFacts],
+) -> tuple[RunSection, ...]:
+    """Returns a section for every run; curves of one world and horizon have one scale.
+
+    Args:
+        runs: The runs.
+        anchors: Their ids by folder.
+        root: Folder that is left out of their names.
+        worlds: See :func:`shared_worlds`.
+        software: See :func:`shared_software`.
+    """
+    rewards: dict[tuple[str, int], list[float]] = {}
+    for run in runs:
+        own = rewards.setdefault((run.config.world, run.config.session.max_len), [])
+        own += [row["r_cum"] for row in run.session_curve]
+        own += [run.summary["r_cum"]] if run.complete else []
+    return tuple(
+        _run_section(
+            run,
+            anchors[run.folder],
+            run.folder.absolute().relative_to(root).as_posix(),
+            axis_top(rewards[run.config.world, run.config.session.max_len]),
+            worlds[_fingerprint(run.provenance)].anchor,
+            software[_fingerprint(run.versions)].anchor,
+        )
+        for run in runs
+    )
+
+
+def _run_section(
+    run: StoredRun, anchor: str, name: str, top: float, worlds: str, software: str
+) -> RunSection:
+    variant, state = Variant.of_config(run.config), "finished" if run.complete else "interrupted"
+    figures = [Measured(run.summary[c.figure], c.digits) if run.complete else "" for c in RUN_COLUMNS]
+    return RunSection(
+        run=run,
+        variant=variant,
+        anchor=anchor,
+        state=state,
+        search=f"{search_words(run.config)} {state}",
+        figures=(f"{run.steps_done:,}" if run.steps_done else "", *figures),
+        panels=_panels(run, top),
+        facts={
+            "Method": (
+                ("what", variant.spec.kind),
+                ("acts by", variant.spec.action_mode),
+                ("sees", variant.spec.sees),
+                ("from", variant.spec.reference),
+            ),
+            "Settings": _settings(run),
+            "Hyperparameters": tuple(_flat(run.config.hyperparameters)),
+            "Provenance": _provenance(run, name),
+        },
+        timing=_timing(run.timing),
+        worlds=worlds,
+        software=software,
+    )
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """One figure over training steps, ready to be drawn.
+
+    Attributes:
+        title: Name of the figure.
+        path: Data of the SVG path.
+        end: Coordinates of the last point.
+        across: Ticks of the axis of steps: coordinate and label.
+        up: Ticks of the other axis.
+        evaluated: Height of the line for the figure in the test world; None without one.
+        words: The drawing in words, for screen readers.
+    """
+
+    title: str
+    path: str
+    end: tuple[float, float]
+    across: tuple[tuple[float, str], ...]
+    up: tuple[tuple[float, str], ...]
+    evaluated: float | None
+    words: str
+
+
+def curve_panel(
+    curve: Sequence[CurveRow], figure: str, title: str, top: float, evaluated: float | None = None
+) -> CurvePanel | None:
+    """Draws one column of a learning curve from 0 to ``top`` over steps from 0 to the last.
+
+    Args:
+        curve: Rows of ``learning_curve.csv``.
+        figure: Name of the column.
+        title: Title of the panel.
+        top: Upper end of the axis, such as :func:`axis_top` gives.
+        evaluated: The figure in the test world.
+
+    Returns:
+        The panel, or None if the curve has no point that is a number.
+    """
+    points = [(row["steps"], row[figure]) for row in curve if figure in row]
+    finite = [point for point in points if all(map(math.isfinite, point))]
+    if not finite:
+        return None
+    last = max(steps for steps, _ in finite) or 1.0
+    places = [_place(point, last, top) for point in points]
+    return CurvePanel(
+        title=title,
+        path=_path(places),
+        end=_rounded(_place(finite[-1], last, top)),
+        across=((LEFT, "0"), (RIGHT, f"{last:,.0f} steps")),
+        up=tuple((_height(share * top, top), f"{share * top:g}") for share in (0.0, 0.5, 1.0)),
+        evaluated=None if evaluated is None else round(_height(evaluated, top), 1),
+        words=(
+            f"{title} in training: {finite[0][1]:.3g} at {finite[0][0]:,.0f} steps, "
+            f"{finite[-1][1]:.3g} at {finite[-1][0]:,.0f}"
+        ),
+    )
+
+
+def axis_top(values: Sequence[float]) -> float:
+    """Returns a round number that no finite value exceeds, 1 where there is nothing above 0."""
+    largest = max((value for value in values if math.isfinite(value)), default=0.0)
+    if largest <= 0.0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(largest))
+    return float(next((nice * unit for nice in _NICE if nice * unit >= largest), 10.0 * unit))
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    """Joins the points; one that is not a number leaves a gap."""
+    parts, pen = [], "M"
+    for place in places:
+        if not all(map(math.isfinite, place)):
+            pen = "M"
+            continue
+        x, y = _rounded(place)
+        parts.append(f"{pen}{x:g} {y:g}")
+        pen = "L"
+    return "".join(parts)
+
+
+def _place(point: tuple[float, float], last: float, top: float) -> tuple[float, float]:
+    return LEFT + (RIGHT - LEFT) * point[0] / last, _height(point[1], top)
+
+
+def _height(value: float, top: float) -> float:
+    return BOTTOM - (BOTTOM - TOP) * value / top
+
+
+def _rounded(place: tuple[float, float]) -> tuple[float, float]:
+    return round(place[0], 1), round(place[1], 1)
+
+
+def _panels(run: StoredRun, top: float) -> tuple[CurvePanel, ...]:
+    summary = run.summary if run.complete else {}
+    panels = (
+        curve_panel(run.curve, "r_cum", "R_cum", top, summary.get("r_cum")),
+        curve_panel(run.curve, "violation_rate", "violation rate", 1.0, summary.get("violation_rate")),
+    )
+    return tuple(panel for panel in panels if panel is not None)
+
+
+def _settings(run: StoredRun) -> Pairs:
+    config = run.config
+    session = config.session.describe()
+    trained = (
+        ("policy", config.policy),
+        ("training sessions at once", str(config.n_envs)),
+        ("training steps", f"{run.steps_done:,} of {config.total_steps:,}"),
+        ("taste noise", f"{config.taste_noise:g}"),
+    )
+    return (
+        *(trained if Variant.of_config(config).learns else ()),
+        ("item term", config.item_term or "none"),
+        ("evaluated on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
+        ("evaluation seed", str(config.evaluation_seed)),
+        *(("world " + name, value) for name, value in _flat(config.world_settings)),
+        *_flat(session),
+    )
+
+
+def _provenance(run: StoredRun, name: str) -> Pairs:
+    config, data = run.config, run.provenance["test"]["data"]
+    resumed = run.result.get("resumed_at", 0)
+    return (
+        ("run folder", name),
+        ("data", f"{data['name']} ({ORIGINS[data['origin']]})"),
+        ("data hash", data["hash"]),
+        ("purifier", f"{config.purifier.name}, hash {config.purifier.hash}" if config.purifier else "none"),
+        *((("resumed", f"after {resumed:,} steps"),) if resumed else ()),
+    )
+
+
+def _timing(timing: Mapping[str, Any]) -> str:
+    if not timing:
+        return ""
+    seconds = f"training {timing['training_seconds']:.1f} s, evaluation {timing['evaluation_seconds']:.1f} s"
+    return f"{seconds} ({timing['machine']})"
+
+
+def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
+    """Returns every pair of worlds once, by fingerprint."""
+    found: dict[str, SharedFacts] = {}
+    for run in runs:
+        key = _fingerprint(run.provenance)
+        if key not in found:
+            found[key] = _worlds(run.provenance, f"worlds-{len(found) + 1}")
+    return found
+
+
+def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
+    """Returns every set of versions once, by fingerprint."""
+    found: dict[str, SharedFacts] = {}
+    for run in runs:
+        key, number = _fingerprint(run.versions), len(found) + 1
+        if key not in found:
+            facts = (
+                ("Python", str(run.versions["python"])),
+                ("platform", str(run.versions["platform"])),
+                *((name, str(version)) for name, version in sorted(run.versions["packages"].items())),
+            )
+            found[key] = SharedFacts(f"software-{number}", f"Software {number}", facts)
+    return found
+
+
+def _fingerprint(content: Mapping[str, Any]) -> str:
+    """Returns a hash of JSON-able content, equal for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
+    data = provenance["test"]["data"]
+    facts = [
+        ("data", f"{data['name']}: {ORIGINS[data['origin']]}"),
+        ("what it is", str(data.get("description", ""))),
+        ("data hash", data["hash"]),
+        *((f"file {name}", str(digest)) for name, digest in sorted(data.get("files", {}).items())),
+    ]
+    for split in ("train", "test"):
+        world = provenance[split]
+        kind = world["response"].get("kind", "unknown")
+        sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
+        facts.append((f"{split} world", f"{sizes}, response model: {kind}"))
+    title = str(provenance.get("name", data["name"]))
+    full = _short_lists(json.dumps(provenance, indent=1, sort_keys=True))
+    return SharedFacts(anchor, title, tuple(fact for fact in facts if fact[1]), data["origin"], full)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields nested settings by dotted name."""
+    for name, value in sorted(content.items()):
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_lists(text: str) -> str:
+    """Puts lists of numbers in indented JSON on one line each."""
+    return re.sub(r"\[[^][{}\"]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
