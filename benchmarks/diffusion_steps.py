@@ -30,7 +30,6 @@ from dsrm.model import DSRM, DistillationConfig
 from dsrm.pretraining import Mode, PretrainConfig, pretrain
 from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.purifier import StatePurifier
-from dsrm.windows import unit_rows
 from dsrm.wrappers import VecDSRM
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.study.figures import StepResult, draw_diffusion_steps
@@ -43,6 +42,7 @@ from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import unit_rows
 
 LEVELS = (5, 20, 100, 500)
 SHARES = (0.25, 0.5, 0.75, 1.0)

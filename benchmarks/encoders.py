@@ -22,12 +22,12 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretraining import PretrainConfig, pretrain
-from dsrm.windows import unit_rows
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
 PURIFIED = "mean, logQ"

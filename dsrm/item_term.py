@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsrm.purifier import MismatchError
-from dsrm.windows import unit_rows
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
-from kuaifair_env.spaces import embedding_sums
+from kuaifair_env.spaces import embedding_sums, unit_rows
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from dsrm.denoiser import Denoiser, DenoiserConfig, Standardiser, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
 from dsrm.purifier import BasePurifier, Binding, WorldKey, load_purifier, save_purifier, state_space
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, unit_rows
+from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, cosine_decay
+from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
 Conditioning = Literal["rich", "state"]

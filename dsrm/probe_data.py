@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import ConditionBuilder, policy_windows, unit_rows
+from dsrm.windows import ConditionBuilder, policy_windows
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.files import save_figure
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.spaces import observed_states
+from kuaifair_env.spaces import observed_states, unit_rows
 from kuaifair_env.world import World
 
 KINDS = ("log", "short", "policy")

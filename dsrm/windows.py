@@ -12,7 +12,7 @@ from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
-from kuaifair_env.spaces import embedding_sums, mean_embeddings, observed_states, top_k
+from kuaifair_env.spaces import embedding_sums, mean_embeddings, observed_states, top_k, unit_rows
 from kuaifair_env.world import World, windows_before
 
 MIN_LENGTH, MAX_LENGTH = 5, 50
@@ -201,13 +201,6 @@ def _play_sessions(
             last = simulator.history(finished)
             windows.items[finished], windows.clicks[finished] = last.items, last.clicks
     return windows
-
-
-def unit_rows(vectors: FloatArray) -> FloatArray:
-    """Returns vectors of length 1; zero vectors stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-9))
-    return units
 
 
 def propensity_weights(

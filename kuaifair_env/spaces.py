@@ -325,6 +325,13 @@ def embedding_sums(embeddings: FloatArray, items: IntArray, weights: FloatArray)
     return sums
 
 
+def unit_rows(vectors: FloatArray) -> FloatArray:
+    """Returns the rows of a matrix scaled to length 1; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-9))
+    return units
+
+
 class StateObserver:
     """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
 

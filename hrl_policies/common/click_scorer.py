@@ -1,9 +1,8 @@
-"""A click model that agents may have: popularity, past click rate and the observed state, from the training log."""
+"""A logistic click model from the training log: past click rate, popularity and the observed state."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.spaces import mean_embeddings
+from kuaifair_env.spaces import mean_embeddings, unit_rows
 from kuaifair_env.splits import held_out_users, user_folds
 from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
@@ -22,18 +21,18 @@ _FOLDS = 2
 _PRIOR_EXPOSURES = 20.0
 _ROWS_AT_ONCE = 1_000
 _NEGATIVE_DRAWS = 20
+_DRAWN_NEGATIVES = "one uniformly drawn candidate for each positive, never clicked by the user"
 
 
 @dataclass(frozen=True)
 class ScorerReport:
-    """How a scorer was fitted and how well it ranks what it has not seen.
+    """How a scorer was fitted, and how well it ranks exposures of held-out users.
 
     Attributes:
         rows: Exposures that the coefficients were fitted on.
         held_out_rows: Exposures of held-out users that the two AUCs were measured on.
         auc: Area under the ROC curve over those exposures.
-        within_user_auc: Mean of each held-out user's own AUC: what the order of items is worth once it is known
-            who clicks a lot.
+        within_user_auc: Mean AUC within each held-out user, which does not depend on how much users click.
         intercept: Log-odds at average features.
         coefficients: Log-odds per unit of each of ``FEATURES``.
         negatives: ``"exposures without a click"``, or how they were drawn where the log has none.
@@ -47,10 +46,6 @@ class ScorerReport:
     coefficients: dict[str, float]
     negatives: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns a JSON-able copy."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ClickScorer:
@@ -62,7 +57,7 @@ class ClickScorer:
     * ``popularity``: its log exposure count, standardised over the items,
     * ``similarity``: ``cos(s~, e_i)``, zero for an empty state.
 
-    It is what the greedy controls rank by. It knows neither response model nor test log, and needs no torch.
+    The greedy controls rank by it. It reads neither the response model nor the test log.
 
     Attributes:
         item_scores: ``float32 (N,)``, the part of the log-odds that does not depend on the state.
@@ -94,7 +89,7 @@ class ClickScorer:
         states = np.asarray(states, np.float32)
         if states.ndim != 2 or states.shape[1] != len(self.directions):
             raise ValueError(f"states must be (B, {len(self.directions)}), got {states.shape}")
-        scores: FloatArray = _unit_rows(states) @ self.directions
+        scores: FloatArray = unit_rows(states) @ self.directions
         scores += self.item_scores
         return scores
 
@@ -109,11 +104,11 @@ class ClickScorer:
 
         A log of positives only has no click rate and no real negatives: each positive is then paired with one
         candidate, drawn uniformly, that the user never clicked, and ``click_rate`` is left out. Scores of such a
-        log say what users choose, not what they like when shown.
+        log rank what users choose, not what they like when shown.
 
         Args:
-            world: Whose candidates, embeddings and training log count; its response and test log do not.
-            sample: Exposures to fit on, at most.
+            world: Its candidates, embeddings and training log are read; its response and test log are not.
+            sample: Largest number of exposures to fit on.
             seed: Seed of the sampling.
 
         Raises:
@@ -125,19 +120,19 @@ class ClickScorer:
         if sample < 100:
             raise ValueError(f"a sample of {sample} exposures is too small; give at least 100")
         log = world.data.train
-        outside = ~_not_held_out(world)
-        if outside[log.users].all():
+        learning = _learning_users(world)
+        if not learning[log.users].any():
             raise DataError(
                 "every user of the training log is held out; the click scorer has nobody to learn from"
             )
         rng = np.random.default_rng(seed)
-        train = _sampled(log, np.flatnonzero(~outside[log.users]), sample, rng)
-        held_out = _sampled(log, np.flatnonzero(outside[log.users]), sample // 2, rng)
-        fitted = _cross_fitted_examples(world, train, ~outside, rng)
+        train = _sampled(log, np.flatnonzero(learning[log.users]), sample, rng)
+        held_out = _sampled(log, np.flatnonzero(~learning[log.users]), sample // 2, rng)
+        fitted = _cross_fitted_examples(world, train, learning, rng)
         intercept, coefficients = _logistic(fitted, not log.positives_only)
-        check = _examples(log, held_out, _described_by(~outside, world), world, rng)
+        check = _examples(log, held_out, _items_described_by(learning, world), world, rng)
         auc, within = _ranking_quality(check, intercept + check.features @ coefficients)
-        final = _item_table(log, ~outside, world, world.embeddings)
+        final = _item_table(log, learning, world, world.embeddings)
         return cls(
             item_scores=np.asarray(intercept + final.fixed[: world.n_items] @ coefficients[:2], np.float32),
             directions=np.ascontiguousarray((final.units[: world.n_items] * np.float32(coefficients[2])).T),
@@ -148,13 +143,13 @@ class ClickScorer:
                 within_user_auc=within,
                 intercept=float(intercept),
                 coefficients={name: float(value) for name, value in zip(FEATURES, coefficients, strict=True)},
-                negatives=_negatives(log),
+                negatives=_DRAWN_NEGATIVES if log.positives_only else "exposures without a click",
             ),
         )
 
     @classmethod
     def of_item_term(cls, world: World, fitted: ClickScorer, similarity: float | None) -> ClickScorer:
-        """Returns the scorer that takes the world's item term for what it knows of items.
+        """Returns a scorer that takes the world's item term for the quality of items.
 
         Where the term was calibrated on unbiased feedback the log-odds are the term plus ``similarity * cos(s~, e_i)``,
         both as calibrated. Otherwise the term takes the place of the log's click rate in the fitted model, on the
@@ -167,10 +162,10 @@ class ClickScorer:
         """
         assert world.item_term is not None
         term = world.item_term[: world.n_items].astype(np.float64)
-        units = _unit_rows(world.embeddings[: world.n_items])
+        units = unit_rows(world.embeddings[: world.n_items])
         if similarity is None:
             table = _item_table(
-                world.data.train, _not_held_out(world), world, world.embeddings[:, :-1]
+                world.data.train, _learning_users(world), world, world.embeddings[:, :-1]
             ).fixed[: world.n_items]
             rate, popularity = table.T
             scaled = rate.mean() + (term - term.mean()) * rate.std() / max(float(term.std()), 1e-6)
@@ -212,15 +207,14 @@ def states_before(
     return states
 
 
-def _not_held_out(world: World) -> BoolArray:
-    free = np.ones(len(world.data.users), np.bool_)
-    free[held_out_users(world.data)] = False
-    return free
+def _learning_users(world: World) -> BoolArray:
+    """Marks the users who are not held out."""
+    return ~np.isin(np.arange(len(world.data.users)), held_out_users(world.data))
 
 
 @dataclass(frozen=True)
 class _ItemTable:
-    """What a set of users says of every item: ``fixed (M, 2)`` click rate and popularity, ``units (M, d)``."""
+    """Every item by the log of some users: ``fixed (M, 2)`` click rate and popularity, ``units (M, d)``."""
 
     fixed: NDArray[np.float64]
     units: FloatArray
@@ -243,7 +237,7 @@ def _cross_fitted_examples(
     parts = []
     for fold in range(_FOLDS):
         own = rows[folds[log.users[rows]] == fold]
-        parts.append(_examples(log, own, _described_by(users & (folds != fold), world), world, rng))
+        parts.append(_examples(log, own, _items_described_by(users & (folds != fold), world), world, rng))
     joined = _Examples(
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.clicks for part in parts]),
@@ -257,7 +251,7 @@ def _cross_fitted_examples(
     return joined
 
 
-def _described_by(users: BoolArray, world: World) -> _ItemTable:
+def _items_described_by(users: BoolArray, world: World) -> _ItemTable:
     """Describes every item by the log rows of some users alone, embeddings included."""
     log = world.data.train
     part = log.take(users[log.users])
@@ -280,43 +274,41 @@ def _item_table(log: InteractionLog, users: BoolArray, world: World, embeddings:
     # A log of positives only has rate 1 throughout; its log-odds are left out of the model and need only be finite.
     rate = np.clip(rate, 1e-6, 1 - 1e-6)
     fixed = np.column_stack([np.log(rate / (1 - rate)), log_popularity(shown)])
-    return _ItemTable(fixed, _unit_rows(embeddings), embeddings)
+    return _ItemTable(fixed, unit_rows(embeddings), embeddings)
 
 
 def _examples(
     log: InteractionLog, rows: NDArray[np.int64], table: _ItemTable, world: World, rng: np.random.Generator
 ) -> _Examples:
     """Returns features and clicks of some log rows; for positives only, with one drawn negative for each."""
-    units = _unit_rows(states_before(log, rows, table.embeddings, world.history_length))
+    units = unit_rows(states_before(log, rows, table.embeddings, world.history_length))
     users, items, clicks = log.users[rows], log.items[rows], log.clicks[rows]
     if log.positives_only:
-        drawn, found = _drawn_negatives(log, users, world, rng)
-        users = np.concatenate([users, users[found]])
-        units = np.concatenate([units, units[found]])
-        items = np.concatenate([items, drawn[found]])
-        clicks = np.concatenate([clicks, np.zeros(int(found.sum()), np.bool_)])
+        drawn, valid = _draw_negatives(log, users, world, rng)
+        users = np.concatenate([users, users[valid]])
+        units = np.concatenate([units, units[valid]])
+        items = np.concatenate([items, drawn[valid]])
+        clicks = np.concatenate([clicks, np.zeros(int(valid.sum()), np.bool_)])
     similarity = np.einsum("nd,nd->n", units, table.units[items])
     return _Examples(np.column_stack([table.fixed[items], similarity]), clicks, users)
 
 
-def _drawn_negatives(
+def _draw_negatives(
     log: InteractionLog, users: IntArray, world: World, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], BoolArray]:
-    """Draws one candidate for each user that the user never clicked, and says where one was found."""
+    """Draws for each user one candidate that the user never clicked, and marks where one was drawn in time."""
     width = len(world.data.items)
     clicked = np.unique(log.users[log.clicks].astype(np.int64) * width + log.items[log.clicks])
     drawn = np.zeros(len(users), np.int64)
     missing = np.arange(len(users))
     for _ in range(_NEGATIVE_DRAWS):
         drawn[missing] = rng.integers(world.n_items, size=len(missing))
-        cells = users[missing].astype(np.int64) * width + drawn[missing]
-        place = np.minimum(np.searchsorted(clicked, cells), len(clicked) - 1)
-        missing = missing[clicked[place] == cells]
+        missing = missing[np.isin(users[missing].astype(np.int64) * width + drawn[missing], clicked)]
         if not len(missing):
             break
-    found = np.ones(len(users), np.bool_)
-    found[missing] = False
-    return drawn, found
+    valid = np.ones(len(users), np.bool_)
+    valid[missing] = False
+    return drawn, valid
 
 
 def _logistic(examples: _Examples, with_rate: bool) -> tuple[float, NDArray[np.float64]]:
@@ -331,7 +323,7 @@ def _logistic(examples: _Examples, with_rate: bool) -> tuple[float, NDArray[np.f
 
 
 def _ranking_quality(examples: _Examples, scores: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """Returns AUC and mean within-user AUC; None where there is nothing to tell apart."""
+    """Returns AUC and mean within-user AUC; None where all rows are clicks or none is."""
     from kuaifair_env.response.calibration import auc, within_user_auc
 
     try:
@@ -347,17 +339,3 @@ def _sampled(
     if log.positives_only:
         rows = rows[log.clicks[rows]]
     return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
-
-
-def _negatives(log: InteractionLog) -> str:
-    if log.positives_only:
-        return "one uniformly drawn candidate for each positive, never clicked by the user"
-    return "exposures without a click"
-
-
-def _unit_rows(vectors: FloatArray) -> FloatArray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: FloatArray = np.divide(
-        vectors, norms, out=np.zeros_like(vectors, dtype=np.float32), where=norms > 0
-    )
-    return unit

@@ -29,7 +29,7 @@ from hrl_policies.common.sessions import allowed_items
 from hrl_policies.common.slates import SlateDistribution, slate_shape
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.sb3 import world_beneath
-from kuaifair_env.spaces import stack_observations, state_of
+from kuaifair_env.spaces import stack_observations, state_of, unit_rows
 from kuaifair_env.world import World
 
 HeadKind = Literal["embedding", "linear"]
@@ -168,9 +168,7 @@ class ItemPolicy(BasePolicy):
 
     def set_embeddings(self, world: World) -> None:
         """Takes the item embeddings of the training world, scaled to length 1."""
-        embeddings = world.embeddings[: world.n_items]
-        norms = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-        self.embeddings.copy_(torch.from_numpy((embeddings / norms).astype(np.float32)))
+        self.embeddings.copy_(torch.from_numpy(unit_rows(world.embeddings[: world.n_items])))
 
     def make_net(self) -> ItemNet:
         """Returns a new network over the catalogue."""

@@ -27,6 +27,7 @@ from kuaifair_env.spaces import (
     embedding_sums,
     observed_states,
     reached_observations,
+    unit_rows,
 )
 from kuaifair_env.world import World, windows_before
 
@@ -257,9 +258,7 @@ def slate_embeddings(
     for begin in range(0, len(items), _AT_ONCE):
         part = slice(begin, begin + _AT_ONCE)
         actions[part] = embedding_sums(embeddings, items[part], weights[part])
-    norms = np.linalg.norm(actions, axis=1, keepdims=True)
-    scaled: FloatArray = np.divide(actions, norms, out=np.zeros_like(actions), where=norms > 0)
-    return scaled.clip(-1.0, 1.0)
+    return unit_rows(actions).clip(-1.0, 1.0)
 
 
 class NoisyState:

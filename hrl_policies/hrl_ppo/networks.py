@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hrl_policies.common.slates import MASKED
 from hrl_policies.hrl_ppo.settings import HierarchySettings
 from kuaifair_env.data.popularity import log_popularity
+from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class ItemTable(nn.Module):
         """
         popular = world.groups.popular
         order = np.argsort(~popular, kind="stable")
-        embeddings = world.embeddings[: world.n_items][order]
-        norms = np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+        units = unit_rows(world.embeddings[: world.n_items][order])
         counts = np.arange(self.slate_size + 1)
         tail = self.items - int(popular.sum())
         feasible = (counts <= popular.sum()) & (self.slate_size - counts <= tail)
@@ -76,7 +76,7 @@ class ItemTable(nn.Module):
             (self.order, order),
             (self.place, np.argsort(order)),
             (self.feasible, feasible),
-            (self.units, (embeddings / norms).astype(np.float32)),
+            (self.units, units),
             (self.popularity, log_popularity(world.exposures)[order].astype(np.float32)),
             (self.popular, popular[order]),
             (self.prior, prior[order]),
@@ -84,7 +84,7 @@ class ItemTable(nn.Module):
             buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
         if scorer is not None:
             # Directions are unit embeddings times the coefficient, whose sign a norm would lose.
-            along = np.einsum("dn,nd->n", scorer.directions[:, order], embeddings / norms)
+            along = np.einsum("dn,nd->n", scorer.directions[:, order], units)
             self.similarity.fill_(float(along[np.abs(along).argmax()]))
 
     def accuracy(self, queries: Tensor) -> Tensor:
