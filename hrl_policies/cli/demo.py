@@ -73,24 +73,23 @@ def run_demo(
         The records behind the table, in its order.
     """
     console.print(_INTRODUCTION)
-    phase = _Phases(console, len(DEMO_ROWS) + 2, progress)
-    with phase.of("making the training world and the test world"):
+    with _phase(console, 1, "making the training world and the test world", progress):
         worlds = load_worlds(DEMO_ENV)
         _ = worlds.scorer
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
         folder = output or Path(scratch)
-        with phase.of("pretraining DSRM, which purifies states, on the training log"):
+        with _phase(console, 2, "pretraining DSRM, which purifies states, on the training log", progress):
             purifier = _pretrained(worlds, seed, folder)
         identity = PurifierIdentity.of_file(purifier)
         records = []
-        for name, purified, _ in DEMO_ROWS:
+        for number, (name, purified, _) in enumerate(DEMO_ROWS, 3):
             config = _config(name, seed, steps, identity if purified else None)
             task = (
                 f"training for {config.total_steps:,} steps and evaluating"
                 if config.total_steps
                 else "evaluating"
             )
-            with phase.of(f"{task} {_title(name, purified)}"):
+            with _phase(console, number, f"{task} {_title(name, purified)}", progress):
                 result = run_study(
                     [config], folder, {DEMO_ENV: worlds}, purifiers={identity: purifier}, retry_failed=True
                 )
@@ -107,26 +106,16 @@ def run_demo(
     return records
 
 
-class _Phases:
-    """Says what is being done: as a line that moves, or as a line for each phase."""
-
-    def __init__(self, console: Console, count: int, moving: bool) -> None:
-        self._console = console
-        self._count = count
-        self._moving = moving
-        self._number = 0
-
-    @contextmanager
-    def of(self, task: str) -> Iterator[None]:
-        """Says what is done while it is done."""
-        self._number += 1
-        line = f"[{self._number}/{self._count}] {task}"
-        if not self._moving:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+@contextmanager
+def _phase(console: Console, number: int, task: str, moving: bool) -> Iterator[None]:
+    """Says what is being done while it is done: as a line that moves, or as a line that stays."""
+    line = f"({number} of {len(DEMO_ROWS) + 2}) {task}"
+    if moving:
+        with console.status(line):
             yield
-            return
-        with self._console.status(line.replace("[", r"\[")):
-            yield
+        return
+    console.print(line, highlight=False, soft_wrap=True)
+    yield
 
 
 def _config(name: str, seed: int, steps: int | None, purifier: PurifierIdentity | None) -> RunConfig:

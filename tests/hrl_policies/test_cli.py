@@ -14,7 +14,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.runner as runner
 import kuaifair_env.registration as registration
-from dsrm import encoder, pretrain
+from dsrm import encoder, pretraining
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli import purifiers
@@ -91,8 +91,8 @@ def test_the_module_is_the_command():
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(purifiers.PurifierMode) == pretrain.MODES
-    assert get_args(purifiers.RegressionTarget) == get_args(pretrain.Target)
+    assert get_args(purifiers.PurifierMode) == pretraining.MODES
+    assert get_args(purifiers.RegressionTarget) == get_args(pretraining.Target)
     assert get_args(purifiers.EncoderKind) == get_args(encoder.EncoderKind)
 
 
@@ -370,7 +370,7 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     for column in ("Len", "R_each", "R_cum", "AD", "violations"):
         assert f"\n{column}: " in out
     for number in range(1, 11):
-        assert f"\n[{number}/10] " in out
+        assert f"\n({number} of 10) " in out
     assert "What it does not show" in out
     assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == len(names)
     assert (tmp_path / "kept/kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")
