@@ -1,24 +1,24 @@
 """The zoo: methods by name, with the hyperparameters they are trained with."""
 
-from hrl_policies.zoo import methods as _methods
+# Importing the table of methods registers them.
+from hrl_policies.zoo.methods import sb3_algorithm
 from hrl_policies.zoo.registry import (
     METHODS,
     BuildContext,
+    MethodSettings,
     MethodSpec,
     all_methods,
     controls,
     learners,
     load_settings,
     method,
+    overridden,
+    parse_overrides,
+    read_settings,
     register_method,
-    sb3_algorithm,
     worlds_with_settings,
 )
 from hrl_policies.zoo.search import SearchSpace, search_space
-from hrl_policies.zoo.settings import MethodSettings, overridden, parse_overrides, read_settings
-
-# Importing the table registers its methods.
-del _methods
 
 __all__ = [
     "METHODS",

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hrl_policies.common.yaml_files import validated
-from hrl_policies.zoo.registry import BuildContext, Builder, MethodSpec, add_method, sb3_algorithm
+from hrl_policies.zoo.registry import BuildContext, Builder, MethodSpec, add_method
 
 if TYPE_CHECKING:
     from hrl_policies.common.transitions import LoggedTransitions
+
+
+def sb3_algorithm(
+    algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None
+) -> Any:
+    """Builds an SB3 algorithm over the training sessions.
+
+    Args:
+        algorithm: Its class.
+        context: What to build from.
+        hyperparameters: Instead of the context's.
+
+    Raises:
+        ValueError: If it does not know one of the hyperparameters.
+    """
+    # Stable-Baselines3 writes into the policy_kwargs that it is given.
+    settings = deepcopy(dict(context.hyperparameters if hyperparameters is None else hyperparameters))
+    unknown = set(settings) - _arguments(algorithm)
+    if unknown:
+        raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
+    try:
+        return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
+
+
+def _arguments(algorithm: type[Any]) -> set[str]:
+    """Returns the names of a class's arguments, those that it hands on to its bases by ``**`` included."""
+    names: set[str] = set()
+    for base in algorithm.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = signature(vars(base)["__init__"]).parameters
+        names |= set(parameters)
+        if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def _algorithm(module: str, name: str) -> Builder:
