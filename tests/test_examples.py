@@ -118,6 +118,7 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
         assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
 
 
+@pytest.mark.slow
 def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
     example("own_purifier").main()
     out = capsys.readouterr().out

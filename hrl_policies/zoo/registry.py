@@ -1,7 +1,7 @@
 """The registry of methods: what a method is, its settings by world, registration (of plugins too) and lookup.
 
-Settings come from the YAML files in ``hyperparameters``, from a file of the user's own, or with the method. A file holds
-the settings for all worlds, and may hold others for some of them, by environment id::
+Settings come from the YAML files in ``hyperparameters``, from a file of the user's own, or with the method. A file
+holds the settings for all worlds, and may hold others for some of them, by environment id::
 
     total_steps: 500000
     hyperparameters:

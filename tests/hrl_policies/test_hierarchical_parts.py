@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from helpers import small_world
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
@@ -64,6 +64,7 @@ def of_stable_baselines(steps: Steps, rewards) -> np.ndarray:
     return buffer.advantages
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.5]))
 def test_advantages_of_single_steps_are_those_of_stable_baselines(seed, ending):
     steps = Steps(seed, ending)
@@ -71,6 +72,7 @@ def test_advantages_of_single_steps_are_those_of_stable_baselines(seed, ending):
     np.testing.assert_allclose(found, of_stable_baselines(steps, steps.rewards), rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_sessions_that_were_cut_off_go_on_with_the_value_of_where_they_were(seed):
     """Stable-Baselines3 adds the discounted value to the last reward, to the same effect."""
@@ -102,6 +104,7 @@ def literal_smdp(steps: Steps, decided, session: int):
     return found
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([1, 4, 10]), st.sampled_from([0.05, 0.3]))
 def test_advantages_of_decisions_that_hold_are_those_of_a_semi_markov_process(seed, interval, ending):
     steps = Steps(seed, ending)
@@ -259,6 +262,7 @@ def test_with_a_scorer_the_accuracy_term_is_the_scorer_s():
     np.testing.assert_allclose(found[:, table.place], scorer.score(states), rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([0, 12, 20, 24, 39, 40, 100]))
 def test_candidates_are_the_best_of_each_group(seed, count):
     _, table = filled()
@@ -305,6 +309,7 @@ def windows(seed, table):
     return items, clicks, observed
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_clicks_and_skips_are_counted_by_candidate(seed):
     _, table = filled()
@@ -318,6 +323,7 @@ def test_clicks_and_skips_are_counted_by_candidate(seed):
             assert found[row, column].tolist() == [(here & clicks[row]).sum(), (here & ~clicks[row]).sum()]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_weights_of_clicks_and_skips_are_added_to_scores(seed):
     _, table = filled()
@@ -328,6 +334,7 @@ def test_weights_of_clicks_and_skips_are_added_to_scores(seed):
     np.testing.assert_allclose(found, scores + 0.7 * counts[..., 0] - 0.4 * counts[..., 1], atol=1e-5)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_the_manager_sees_what_the_window_holds(seed):
     world, table = filled()

@@ -724,6 +724,7 @@ def test_the_multiplier_rises_while_every_slate_violates_and_falls_to_nothing_wh
     np.testing.assert_allclose(ends[3], [0.06, 0.02, 0.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_constraint_keeps_the_worker_from_violating():
     """Odd items pay, yet slates beyond the bound cost: with a heavy price the worker shows balanced slates."""
     popular = np.arange(50) % 2 == 1
