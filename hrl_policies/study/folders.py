@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.spec import StudySpec
@@ -34,13 +34,13 @@ def study_lock(store: Path) -> Iterator[None]:
         ArtifactError: If another process works on the store.
     """
     store.mkdir(parents=True, exist_ok=True)
-    with (store / _LOCK).open("a") as stream:
-        try:
-            _lock(stream.fileno())
-        except OSError:
-            raise ArtifactError(
-                f"another process works on the study in {store}; wait for it, or stop it"
-            ) from None
+    try:
+        lock = FileLock(store / _LOCK).acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(
+            f"another process works on the study in {store}; wait for it, or stop it"
+        ) from None
+    with lock:
         yield
 
 
@@ -150,15 +150,3 @@ def read_study_file(store: Path) -> tuple[dict[str, Any], str]:
             f"{path} is damaged, or of another version (format {content.get('format')}, this one reads {_FORMAT})"
         )
     return content["study"], str(content.get("command", ""))
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group
@@ -23,6 +23,9 @@ from hrl_policies.study.folders import reason_of
 from hrl_policies.zoo import method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.synthetic.twin import twin_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FACTOR = 2.0
 """By how much an estimate may be wrong, either way."""
@@ -189,6 +192,14 @@ class StudyProgress(StudyCallback):
         # Kept as numbers: a display in a thread of its own must not walk through what changes under it.
         self._work_left = self._work_done = self._seconds_done = 0.0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
     def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
         """See :class:`StudyCallback`."""
         self._work, self._work_left = dict(work), sum(work.values())
@@ -248,14 +259,6 @@ class PlainProgress(StudyProgress):
         super().__init__(workers)
         self._console = console
 
-    def __enter__(self) -> PlainProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
     def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
         """Prints where the study stands."""
         super().on_study_start(work, done, failed)
@@ -287,7 +290,7 @@ class LiveProgress(StudyProgress):
         super().__init__(workers)
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> LiveProgress:
+    def __enter__(self) -> Self:
         self._live.start(refresh=True)
         return self
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig, plan_run
@@ -200,14 +201,17 @@ def tune(
     journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
     purifier = search_purifier(plan, pair, folder, progress)
     users = min(plan.users, len(pair.test.users))
-    with _bar(plan, trials, len(journal.finished()), progress) as bar:
+    result = TuningResult(plan, journal.finished(), folder, users)
+    with tqdm(
+        total=trials, unit="trial", desc=f"tuning {plan.method}", disable=not progress, leave=False
+    ) as bar:
+        bar.update(min(len(journal.finished()), trials))
         while len(journal.finished()) < trials:
             _try(plan, pair, purifier, journal, progress)
             result = TuningResult(plan, journal.finished(), folder, users)
             _write(result, world)
             bar.set_postfix_str(f"best {result.best.score:.3f}")
             bar.update()
-    result = TuningResult(plan, journal.finished(), folder, users)
     _write(result, world)
     return result
 
@@ -317,8 +321,6 @@ def write_settings(
         world: The training world.
         comments: Further lines of comment on what these settings are.
     """
-    import yaml
-
     plan, best, first = result.plan, result.best, result.trials[0]
     provenance = world.data.provenance
     lines = [
@@ -349,13 +351,6 @@ def _need_own(folder: Path) -> None:
     """Checks that a folder is new, or that of a search."""
     if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} exists already and holds no search; choose another output folder")
-
-
-def _bar(plan: TuningPlan, trials: int, done: int, progress: bool) -> Any:
-    label = f"tuning {plan.method}"
-    return tqdm(
-        total=trials, initial=min(done, trials), unit="trial", desc=label, disable=not progress, leave=False
-    )
 
 
 @dataclass(frozen=True)
