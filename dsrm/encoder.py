@@ -24,7 +24,7 @@ from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World, svd_item_embeddings, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
-ENCODERS = Family("kuaifair-encoder", 1, "state encoder")
+ENCODERS = Family("kuaifair-encoder", 2, "state encoder")
 
 _LAYERS, _HEADS, _FEED_FORWARD = 3, 4, 64
 _MAX_STATE = 8.0

@@ -23,7 +23,7 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.spaces import StateObserver
 from kuaifair_env.world import World
 
-PURIFIERS = Family("kuaifair-purifier", 1, "state purifier")
+PURIFIERS = Family("kuaifair-purifier", 2, "state purifier")
 
 _EMBEDDING_TOLERANCE = 1e-3
 _CLASSES: dict[str, tuple[str, str]] = {

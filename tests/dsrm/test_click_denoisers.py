@@ -22,8 +22,8 @@ def test_truncated_cross_entropy_drops_the_positives_of_the_largest_loss_and_no_
     each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     assert losses.truncated_cross_entropy(logits, labels, 0.0) == pytest.approx(float(each.mean()))
     # One row of five: row 1, the positive with logit -4, although row 3, a negative, has the larger loss.
-    kept = each[[0, 2, 3, 4]].mean()
-    assert losses.truncated_cross_entropy(logits, labels, 0.2) == pytest.approx(float(kept))
+    remaining = each[[0, 2, 3, 4]].mean()
+    assert losses.truncated_cross_entropy(logits, labels, 0.2) == pytest.approx(float(remaining))
 
 
 def test_the_drop_rate_rises_linearly_and_stays():
@@ -36,9 +36,9 @@ def test_reweighting_follows_the_formula_and_its_weights_have_no_gradient():
     logits = torch.tensor([1.0, -0.5], requires_grad=True)
     labels = torch.tensor([1.0, 0.0])
     p = [1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(0.5))]
-    wanted = (p[0] ** 0.25 * -math.log(p[0]) + (1 - p[1]) ** 0.25 * -math.log(1 - p[1])) / 2
+    expected = (p[0] ** 0.25 * -math.log(p[0]) + (1 - p[1]) ** 0.25 * -math.log(1 - p[1])) / 2
     loss = losses.reweighted_cross_entropy(logits, labels, 0.25)
-    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert float(logits.grad[0]) == pytest.approx(p[0] ** 0.25 * (p[0] - 1) / 2, rel=1e-5)
 
@@ -87,8 +87,8 @@ def test_weights_follow_the_recipes(purifiers):
         weights = denoiser.weights(window)
         assert (weights[~window.clicks] == 0).all()
         if loss == "tce":
-            kept = (weights > 0).sum(axis=1)
-            np.testing.assert_array_equal(kept, clicks - np.floor(0.2 * clicks + 1e-6))
+            counted = (weights > 0).sum(axis=1)
+            np.testing.assert_array_equal(counted, clicks - np.floor(0.2 * clicks + 1e-6))
             assert set(np.unique(weights)) <= {0.0, 1.0}
         else:
             assert ((weights > 0) & (weights < 1))[window.clicks].all()
@@ -103,8 +103,8 @@ def test_a_denoised_state_is_the_weighted_mean_of_the_clicked_embeddings(purifie
     for row in range(7):
         places = np.flatnonzero(window.clicks[row])
         vectors = TEST.embeddings[window.items[row, places]]
-        wanted = weights[row, places] @ vectors / weights[row].sum()
-        np.testing.assert_allclose(purified[row], wanted, atol=1e-5)
+        expected = weights[row, places] @ vectors / weights[row].sum()
+        np.testing.assert_allclose(purified[row], expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_a_mean_encoder_is_embeddings_alone_and_a_transformer_reads_order(encode
         expected = mean.embeddings[window.items[row][window.clicks[row]]].mean(axis=0)
         np.testing.assert_allclose(pooled[row], expected, rtol=1e-4, atol=1e-5)
     turned = dataclasses.replace(window, items=window.items[:, ::-1], clicks=window.clicks[:, ::-1])
-    states = [transformer.encoder.encode(one) for one in (window, turned)]
+    states = [transformer.encoder.encode(windows) for windows in (window, turned)]
     assert np.abs(states[0] - states[1]).max() > 1e-3
     empty = dataclasses.replace(
         window, items=np.full_like(window.items, -1), clicks=np.zeros_like(window.clicks)

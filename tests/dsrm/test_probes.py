@@ -66,10 +66,10 @@ def test_the_identity_is_recognised(measures):
 
 
 def test_intervals_hold_their_value_and_gains_are_paired(measures):
-    for name, found in measures.items():
-        for key, measure in found.items():
+    for state, by_name in measures.items():
+        for name, measure in by_name.items():
             low, high = measure.interval
-            assert low - 1e-9 <= measure.value <= high + 1e-9 or key.endswith("silhouette"), (name, key)
+            assert low - 1e-9 <= measure.value <= high + 1e-9 or name.endswith("silhouette"), (state, name)
     gain = measures["scaled"]["auc"].gain_over(measures[RAW]["auc"])
     assert gain.interval == pytest.approx((0.0, 0.0), abs=1e-9)
 

@@ -235,7 +235,7 @@ def test_the_test_world_is_refused(mode):
 def test_the_noise_control_moves_states_as_much_as_its_purifier(purifiers):
     purifier = purifiers["profile"]
     noise = noise_like(purifier, TRAIN)
-    sizes = [np.sqrt(np.mean((purify(one) - STATES) ** 2)) for one in (noise, purifier)]
+    sizes = [np.sqrt(np.mean((purify(mover) - STATES) ** 2)) for mover in (noise, purifier)]
     assert 0.5 < sizes[0] / sizes[1] < 2.0
 
 
