@@ -1,4 +1,4 @@
-"""Fits history-dependent response models, and evaluates them beside the factor model on the same rows."""
+"""Fits history-dependent response models, and evaluates them on held-out rows beside their static part."""
 
 from __future__ import annotations
 
@@ -189,7 +189,6 @@ def fit_sequential(
     context_log: InteractionLog | None = None,
     config: SequentialConfig | None = None,
     static: FactorisedConfig | None = None,
-    reference: FactorisedResponse | None = None,
     seed: int = 0,
 ) -> SequentialResponse:
     """Fits a factor model without user ids, and on top of it a transformer over what each user saw before each row.
@@ -204,7 +203,6 @@ def fit_sequential(
         context_log: A log that shares no row with ``log``: earlier history, and inputs of users and items.
         config: Settings; None takes the defaults.
         static: Settings of the static part; ``user_ids`` is turned off.
-        reference: A factor model fitted on the same log with the same seed, to be evaluated on the same rows.
         seed: Seed of everything.
 
     Returns:
@@ -233,7 +231,7 @@ def fit_sequential(
         "seed": seed,
         "training": training,
         "calibration": calibration,
-        **_held_out_report(model, rows, stream, reference),
+        **_held_out_report(model, rows, stream),
         "data": data.provenance.name,
         "origin": data.provenance.origin,
         "data_hash": data.data_hash,
@@ -341,22 +339,17 @@ def _calibrated(
     }
 
 
-def _held_out_report(
-    model: SequentialResponse, rows: LabelledRows, stream: Stream, reference: FactorisedResponse | None
-) -> dict[str, Any]:
+def _held_out_report(model: SequentialResponse, rows: LabelledRows, stream: Stream) -> dict[str, Any]:
     chosen = rows.where("report")
-    users, items, clicks = rows.users[chosen], rows.items[chosen], rows.clicks[chosen]
+    users, clicks = rows.users[chosen], rows.clicks[chosen]
     parts = _logit_parts(model, rows, chosen, stream)
     static = sigmoid(parts[:, 0] + np.float32(model.static.offset))
     full = sigmoid(parts.sum(axis=1) + np.float32(model.static.offset))
     slopes = logit_slopes(clicks, parts)
     gain = within_user_auc(users, clicks, full).gain_over(within_user_auc(users, clicks, static))
-    controls = {"static_part": assess(users, clicks, static)}
-    if reference is not None:
-        controls["factorised"] = assess(users, clicks, sigmoid(_static_logits(reference, users, items)))
     return {
         "held_out": assess(users, clicks, full),
-        "controls": controls,
+        "controls": {"static_part": assess(users, clicks, static)},
         "history": {
             "gain_over_static_part": {"within_user_auc": gain[0], "interval": list(gain[1])},
             "spread_of_logit": float(parts[:, 1].std()),

@@ -46,6 +46,12 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
+def kuairec(adapters: ModuleType, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> InteractionData:
+    """A twentieth of the training log."""
+    return adapters.partial_kuairec(folder, share=0.05, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
 def kuairand(adapters: ModuleType, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> InteractionData:
     return adapters.partial_kuairand(folder, cache=tmp_path_factory.mktemp("cache"))
 
@@ -111,10 +117,8 @@ def test_partial_kuairec_draws_negatives_by_its_distribution(
 
 
 @pytest.mark.slow
-def test_partial_kuairec_tests_on_the_whole_small_matrix(
-    adapters: ModuleType, folder: Path, tmp_path: Path
-) -> None:
-    data = adapters.partial_kuairec(folder, share=0.05, cache=tmp_path)
+def test_partial_kuairec_tests_on_the_whole_small_matrix(folder: Path, kuairec: InteractionData) -> None:
+    data = kuairec
     with np.load(folder / "kuairec_partial" / "small_matrix_wr_ge2.npz") as small:
         users, items, liked = small["user_ids"], small["item_ids"], small["Y"]
     matrix = np.zeros((len(data.users), len(data.items)), bool)
@@ -143,9 +147,13 @@ def check_calibration(report, ece=0.012):
         assert abs(found["slope"] - 1) < max(0.05, 4 * found["error"]), part
 
 
+HALF = ResponseConfig(FactorisedConfig(split=SplitConfig(max_rows=250_000)))
+"""Half of the rows: enough to see taste."""
+
+
 @pytest.fixture(scope="module")
 def test_world(kuairand):
-    return fit_response(kuairand, "test")
+    return fit_response(kuairand, "test", config=HALF)
 
 
 @pytest.mark.slow
@@ -169,24 +177,22 @@ def test_the_gain_is_the_users_own_history(kuairand, test_world):
     foreign = replace(
         kuairand, train=InteractionLog.sorted(others[log.users], log.items, log.clicks, log.times)
     )
-    own, shuffled = test_world.describe(), fit_response(foreign, "test").describe()
+    own, shuffled = test_world.describe(), fit_response(foreign, "test", config=HALF).describe()
     assert own["held_out"]["rows"] == shuffled["held_out"]["rows"]
     assert own["held_out"]["within_user_auc"] > shuffled["held_out"]["within_user_auc"] + 0.01
 
 
 @pytest.mark.slow
 def test_the_training_world_of_partial_kuairand_is_calibrated(kuairand):
-    config = ResponseConfig(FactorisedConfig(split=SplitConfig(max_rows=250_000)))
-    report = fit_response(kuairand, "train", config=config).describe()
+    report = fit_response(kuairand, "train", config=HALF).describe()
     check_calibration(report)
     assert report["held_out"]["auc"] > 0.74
     assert report["held_out"]["log_loss"] < report["controls"]["item_quality"]["log_loss"] - 0.04
 
 
 @pytest.mark.slow
-def test_partial_kuairec_tests_in_its_whole_matrix(adapters, folder, tmp_path):
-    data = adapters.partial_kuairec(folder, share=0.05, cache=tmp_path)
-    model = fit_response(data, "test")
+def test_partial_kuairec_tests_in_its_whole_matrix(folder, kuairec):
+    model = fit_response(kuairec, "test")
     assert isinstance(model, ObservedResponse)
     described = model.describe()
     assert (described["block_users"], described["block_items"]) == (1411, 3327)
