@@ -48,21 +48,21 @@ USER_COLUMNS = (
 def assert_same_data(read: InteractionData, made: InteractionData) -> None:
     for name in ("train", "test"):
         for column in ("users", "items", "clicks", "times", "watch_ratios"):
-            found, wanted = (getattr(getattr(data, name), column) for data in (read, made))
-            if wanted is None:
+            found, expected = (getattr(getattr(data, name), column) for data in (read, made))
+            if expected is None:
                 assert found is None
             else:
-                assert np.array_equal(found, wanted), f"{name}.{column}"
+                assert np.array_equal(found, expected), f"{name}.{column}"
     assert read.data_hash == made.data_hash
     assert read.items.tag_names == made.items.tag_names
     assert np.array_equal(read.items.tags, made.items.tags)
     assert np.array_equal(read.items.shown, made.items.shown)
-    for found, wanted in (
+    for found, expected in (
         (read.items.features, made.items.features),
         (read.users.features, made.users.features),
     ):
-        assert found.names == wanted.names
-        assert np.allclose(found.values, wanted.values, atol=1e-5)
+        assert found.names == expected.names
+        assert np.allclose(found.values, expected.values, atol=1e-5)
 
 
 def header(path) -> list[str]:

@@ -26,19 +26,19 @@ from kuaifair_env.response.calibration import (
 def test_within_user_auc_is_the_row_weighted_mean_of_each_users_auc(rows):
     users, clicks, scores = (np.array(column) for column in zip(*rows, strict=True))
     clicks = clicks.astype(bool)
-    wanted = {
+    expected = {
         u: (roc_auc_score(clicks[users == u], scores[users == u]), (users == u).sum())
         for u in np.unique(users)
         if 0 < clicks[users == u].sum() < (users == u).sum()
     }
-    if not wanted:
+    if not expected:
         with pytest.raises(DataError, match="no user has both"):
             within_user_auc(users, clicks, scores)
         return
     found = within_user_auc(users, clicks, scores)
-    assert found.users.tolist() == list(wanted)
-    np.testing.assert_allclose(found.values, [value for value, _ in wanted.values()])
-    values, weights = zip(*wanted.values(), strict=True)
+    assert found.users.tolist() == list(expected)
+    np.testing.assert_allclose(found.values, [value for value, _ in expected.values()])
+    values, weights = zip(*expected.values(), strict=True)
     assert found.mean == pytest.approx(np.average(values, weights=weights))
 
 
@@ -54,12 +54,12 @@ def test_expected_calibration_error_follows_its_definition():
     rng = np.random.default_rng(1)
     p = np.r_[rng.random(300), 0.0, 1.0]
     clicks = rng.random(302) < p**2
-    wanted = 0.0
+    expected = 0.0
     for k in range(15):
         inside = (p >= k / 15) & ((p < (k + 1) / 15) | (k == 14))
         if inside.any():
-            wanted += inside.mean() * abs(clicks[inside].mean() - p[inside].mean())
-    assert expected_calibration_error(clicks, p) == pytest.approx(wanted)
+            expected += inside.mean() * abs(clicks[inside].mean() - p[inside].mean())
+    assert expected_calibration_error(clicks, p) == pytest.approx(expected)
 
 
 def test_true_probabilities_are_calibrated_and_shrunken_ones_are_not():

@@ -23,12 +23,12 @@ def test_the_logit_is_offset_plus_biases_plus_inner_product():
         rng.normal(size=(9, 3)) - 1,
     )
     model = FactorisedResponse(0.4, a, b, p, q)
-    wanted = 1 / (1 + np.exp(-(0.4 + a[:, None] + b[None, :] + p @ q.T)))
+    expected = 1 / (1 + np.exp(-(0.4 + a[:, None] + b[None, :] + p @ q.T)))
     users = np.arange(7)
-    found = model.expected(users, np.tile(np.arange(9), (7, 1)))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    np.testing.assert_allclose(model.expected_catalogue(users, 9), wanted, atol=1e-6)
+    result = model.expected(users, np.tile(np.arange(9), (7, 1)))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    np.testing.assert_allclose(model.expected_catalogue(users, 9), expected, atol=1e-6)
     assert isinstance(model, ResponseModel)
 
 

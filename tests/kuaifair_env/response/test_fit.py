@@ -80,10 +80,10 @@ def test_the_fit_is_calibrated_where_nothing_was_logged(fresh):
 def test_personal_taste_is_found_with_its_true_strength(tasteful):
     world, model = tasteful
     users, items = np.arange(model.n_users), np.tile(np.arange(model.n_items), (model.n_users, 1))
-    found = model.personal_logits(users, items)
-    assert np.corrcoef(found.ravel(), world.tastes.ravel())[0, 1] > 0.8
+    taste = model.personal_logits(users, items)
+    assert np.corrcoef(taste.ravel(), world.tastes.ravel())[0, 1] > 0.8
     # Regressing the truth on the estimate: slope 1 says that the estimate is neither too bold nor too timid.
-    slope = (found * world.tastes).sum() / (found**2).sum()
+    slope = (taste * world.tastes).sum() / (taste**2).sum()
     assert slope == pytest.approx(1.0, abs=0.15)
     described = model.describe()["slopes"]["personal"]
     assert abs(described["slope"] - 1) < 4 * described["error"] + 0.05
@@ -93,8 +93,8 @@ def test_default_settings_find_taste_in_a_small_log_too(known_world):
     world = known_world(taste=1.0, n_users=400, rows_per_user=60)
     model = fit_factorised(world.data.test, world.data, context_log=world.data.train)
     users, items = np.arange(model.n_users), np.tile(np.arange(model.n_items), (model.n_users, 1))
-    found = model.personal_logits(users, items)
-    assert np.corrcoef(found.ravel(), world.tastes.ravel())[0, 1] > 0.6
+    taste = model.personal_logits(users, items)
+    assert np.corrcoef(taste.ravel(), world.tastes.ravel())[0, 1] > 0.6
     assert model.describe()["personal"]["gain_over_main_effects"]["interval"][0] > 0.02
 
 

@@ -55,8 +55,8 @@ def test_item_rates_are_shrunken_logits():
     inputs = response_inputs(data, data.train, config, 0)
     rate = data.train.clicks.mean()
     smoothed = (data.train.click_counts(9) + 7 * rate) / (data.train.exposures(9) + 7)
-    wanted = standard(np.log(smoothed / (1 - smoothed)))
-    np.testing.assert_allclose(column(inputs.items, "context rate 0"), wanted, atol=1e-4)
+    expected = standard(np.log(smoothed / (1 - smoothed)))
+    np.testing.assert_allclose(column(inputs.items, "context rate 0"), expected, atol=1e-4)
 
 
 def test_without_context_there_are_features_and_tags_only():

@@ -80,10 +80,10 @@ def test_negatives_follow_the_declared_power_of_popularity(power):
     )
     rows = labelled_rows(log, 8, SplitConfig(), NegativeSampling(5.0, power), 0)
     positives = np.bincount(log.items, minlength=8)
-    wanted = positives.astype(float) ** power
-    wanted = wanted / wanted.sum() * (1 - positives / positives.sum())
+    expected = positives.astype(float) ** power
+    expected = expected / expected.sum() * (1 - positives / positives.sum())
     found = np.bincount(rows.items[~rows.clicks], minlength=8)
-    assert stats.chisquare(found, wanted / wanted.sum() * found.sum()).pvalue > 1e-3
+    assert stats.chisquare(found, expected / expected.sum() * found.sum()).pvalue > 1e-3
 
 
 def test_the_correction_moves_the_sampled_rate_to_the_declared_one():

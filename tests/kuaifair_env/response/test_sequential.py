@@ -107,12 +107,12 @@ def test_a_row_does_not_depend_on_the_other_rows_of_the_batch():
 
 def test_padding_says_nothing_and_only_the_newest_items_count():
     model, (users, items), window = random_model(), random_call(), random_window(16)
-    wanted = model.expected(users, items, window)
+    expected = model.expected(users, items, window)
     front = np.full((16, 5), -1, np.int32)
     longer = HistoryWindow(
         np.concatenate([front, window.items], 1), np.concatenate([front >= 0, window.clicks], 1)
     )
-    np.testing.assert_allclose(model.expected(users, items, longer), wanted, atol=1e-6)
+    np.testing.assert_allclose(model.expected(users, items, longer), expected, atol=1e-6)
     empty = HistoryWindow(np.full((16, 12), -1, np.int32), np.zeros((16, 12), bool))
     none = HistoryWindow(np.zeros((16, 0), np.int32), np.zeros((16, 0), bool))
     cold = model.expected(users, items, none)
@@ -123,13 +123,13 @@ def test_padding_says_nothing_and_only_the_newest_items_count():
 def test_items_feedback_and_order_of_the_history_all_matter():
     model, (users, items), window = random_model(), random_call(), random_window(16)
     full = HistoryWindow(np.abs(window.items), window.clicks)
-    wanted = model.expected(users, items, full)
+    expected = model.expected(users, items, full)
     for changed in (
         HistoryWindow(full.items, ~full.clicks),
         HistoryWindow((full.items + 1) % 20, full.clicks),
         HistoryWindow(full.items[:, ::-1], full.clicks[:, ::-1]),
     ):
-        assert np.abs(model.expected(users, items, changed) - wanted).max() > 1e-3
+        assert np.abs(model.expected(users, items, changed) - expected).max() > 1e-3
 
 
 def test_the_catalogue_and_rearranging_agree_with_single_pairs():
