@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -55,41 +54,24 @@ class LengthMark:
 
 
 @dataclass(frozen=True)
-class SeedRow:
-    """One run below the row of its method.
-
-    Attributes:
-        seed: Training seed.
-        run: Anchor of the run.
-        cells: Its figures.
-        mark: Drawing of its Len, if the table has one.
-    """
-
-    seed: int
-    run: str
-    cells: tuple[Cell, ...]
-    mark: LengthMark | None
-
-
-@dataclass(frozen=True)
 class ReportRow:
     """A row of a table.
 
     Attributes:
         cells: Its cells, the first of which names it.
+        anchor: Id in the document; of a row of one seed, id of the run that it leads to. Empty for none.
         search: Words that the filter finds it by.
-        anchor: Id in the document; empty for none.
         family: Checkbox that shows it; empty for a row that always stands.
         mark: Drawing of its Len, if the table has one.
-        seeds: The runs behind it.
+        seeds: Rows of the runs behind it.
     """
 
     cells: tuple[Cell, ...]
-    search: str
     anchor: str = ""
+    search: str = ""
     family: str = ""
     mark: LengthMark | None = None
-    seeds: tuple[SeedRow, ...] = ()
+    seeds: tuple[ReportRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +104,7 @@ def plain_tables(tables: Sequence[ResultTable]) -> tuple[ReportTable, ...]:
         ReportTable(
             f"further-{number}",
             table,
-            tuple(ReportRow(row, " ".join(map(str, row)).lower()) for row in table.rows),
+            tuple(ReportRow(row, search=" ".join(map(str, row)).lower()) for row in table.rows),
         )
         for number, table in enumerate(tables, 1)
     )
@@ -157,28 +139,25 @@ def _result_section(
     lengths = [record.summary.get(name, math.nan) for record in records for name in _LENGTHS]
     known = all(map(math.isfinite, lengths)) and max(lengths) > min(lengths)
     span = (min(lengths), max(lengths)) if known else None
-    rows = []
-    for number, (cells, (variant, group)) in enumerate(
-        zip(table.rows, group_variants(records).items(), strict=True), 1
-    ):
-        rows.append(
-            ReportRow(
-                cells=cells,
-                search=" ".join(search_words(record.config) for record in group),
-                anchor=f"{anchor}-{number}",
-                family=variant.family,
-                mark=_length_mark(group, span),
-                seeds=tuple(
-                    SeedRow(
-                        record.config.seed,
-                        anchor_of[id(record)],
-                        tuple(column.mean([record.summary[column.figure]]) for column in columns),
-                        _length_mark([record], span),
-                    )
-                    for record in group
-                ),
-            )
+
+    def seed_row(record: RunRecord) -> ReportRow:
+        figures: list[Cell] = [column.mean([record.summary[column.figure]]) for column in columns]
+        cells = [f"seed {record.config.seed}", *figures, ""]
+        return ReportRow(tuple(cells), anchor_of[id(record)], mark=_length_mark([record], span))
+
+    rows = [
+        ReportRow(
+            cells=cells,
+            anchor=f"{anchor}-{number}",
+            search=" ".join(search_words(record.config) for record in group),
+            family=variant.family,
+            mark=_length_mark(group, span),
+            seeds=tuple(map(seed_row, group)),
         )
+        for number, (cells, (variant, group)) in enumerate(
+            zip(table.rows, group_variants(records).items(), strict=True), 1
+        )
+    ]
     marked = COLUMNS[0].title if known else ""
     return ReportTable(anchor, table, tuple(rows), records[0].origin, marked)
 
@@ -266,8 +245,8 @@ def run_sections(
         runs: The runs.
         anchors: Their ids by folder.
         root: Folder that is left out of their names.
-        worlds: See :func:`shared_worlds`.
-        software: See :func:`shared_software`.
+        worlds: Worlds by their JSON; see :func:`shared_worlds`.
+        software: Versions by their JSON; see :func:`shared_software`.
     """
     rewards: dict[tuple[str, int], list[float]] = {}
     for run in runs:
@@ -280,8 +259,8 @@ def run_sections(
             anchors[run.folder],
             run.folder.absolute().relative_to(root).as_posix(),
             axis_top(rewards[run.config.world, run.config.session.max_len]),
-            worlds[_fingerprint(run.provenance)].anchor,
-            software[_fingerprint(run.versions)].anchor,
+            worlds[_as_json(run.provenance)].anchor,
+            software[_as_json(run.versions)].anchor,
         )
         for run in runs
     )
@@ -457,33 +436,29 @@ def _timing(timing: Mapping[str, Any]) -> str:
 
 
 def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
-    """Returns every pair of worlds once, by fingerprint."""
-    found: dict[str, SharedFacts] = {}
-    for run in runs:
-        key = _fingerprint(run.provenance)
-        if key not in found:
-            found[key] = _worlds(run.provenance, f"worlds-{len(found) + 1}")
-    return found
+    """Returns every pair of worlds once, by its provenance as JSON."""
+    different = dict.fromkeys(_as_json(run.provenance) for run in runs)
+    return {text: _worlds(json.loads(text), f"worlds-{number}") for number, text in enumerate(different, 1)}
 
 
 def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
-    """Returns every set of versions once, by fingerprint."""
-    found: dict[str, SharedFacts] = {}
-    for run in runs:
-        key, number = _fingerprint(run.versions), len(found) + 1
-        if key not in found:
-            facts = (
-                ("Python", str(run.versions["python"])),
-                ("platform", str(run.versions["platform"])),
-                *((name, str(version)) for name, version in sorted(run.versions["packages"].items())),
-            )
-            found[key] = SharedFacts(f"software-{number}", f"Software {number}", facts)
-    return found
+    """Returns every set of versions once, by its JSON."""
+    different = dict.fromkeys(_as_json(run.versions) for run in runs)
+    return {text: _software(json.loads(text), number) for number, text in enumerate(different, 1)}
 
 
-def _fingerprint(content: Mapping[str, Any]) -> str:
-    """Returns a hash of JSON-able content, equal for equal content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _as_json(content: Mapping[str, Any]) -> str:
+    """Returns JSON that is equal for equal content."""
+    return json.dumps(content, sort_keys=True)
+
+
+def _software(versions: Mapping[str, Any], number: int) -> SharedFacts:
+    facts = (
+        ("Python", str(versions["python"])),
+        ("platform", str(versions["platform"])),
+        *((name, str(version)) for name, version in sorted(versions["packages"].items())),
+    )
+    return SharedFacts(f"software-{number}", f"Software {number}", facts)
 
 
 def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:

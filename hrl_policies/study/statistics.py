@@ -52,13 +52,6 @@ class Interval:
         """Half the length of the interval."""
         return (self.high - self.low) / 2.0
 
-    def excludes(self, value: float = 0.0) -> bool:
-        """Returns whether the value lies outside, as 0 does for a difference that may be claimed."""
-        return not self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
 
 def student_interval(values: NDArray[Any], *, level: float = 0.95) -> Interval:
     """Returns the mean of independent units with Student's interval.

@@ -141,7 +141,7 @@ def test_paired_intervals_hold_the_truth_where_users_favour_a_method_under_every
             resamples=300,
             seed=int(rng.integers(1 << 30)),
         )
-        hits += not interval.excludes(0.0)
+        hits += interval.low <= 0.0 <= interval.high
     assert hits / 200 >= 0.88
 
 
@@ -151,7 +151,7 @@ def test_pairing_removes_what_users_and_seeds_share():
     better = base + 0.2 + rng.normal(0, 0.1, base.shape)
     interval = paired_difference(better, base, resamples=2000)
     assert interval.estimate == pytest.approx(0.2, abs=0.02)
-    assert interval.excludes(0.0)
+    assert interval.low > 0.0
     assert paired_difference(base, better, resamples=2000).high < 0
 
 
@@ -221,12 +221,8 @@ def test_certain_and_undecided_improvement():
     assert tied == Interval(0.5, 0.5, 0.5, 0.95)
 
 
-def test_an_interval_reads_well():
-    interval = Interval(0.25, 0.1, 0.4, 0.95)
-    assert str(interval) == "0.250 [0.100, 0.400]"
-    assert interval.excludes()
-    assert not interval.excludes(0.4)
-    assert interval.half_width == pytest.approx(0.15)
+def test_half_the_width_of_an_interval():
+    assert Interval(0.25, 0.1, 0.4, 0.95).half_width == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(
