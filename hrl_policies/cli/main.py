@@ -141,9 +141,10 @@ def methods(
     if env is not None:
         need_environment(env)
     if as_json:
-        specs = all_methods().values() if name is None else [method(name)]
-        content = [_described(spec, env or "") for spec in specs]
-        typer.echo(json.dumps(content if name is None else content[0], indent=1))
+        described = [
+            _described(spec, env or "") for spec in ([method(name)] if name else all_methods().values())
+        ]
+        typer.echo(json.dumps(described[0] if name else described, indent=1))
         return
     lines = _listing(all_methods().values()) if name is None else _page(method(name), env or "")
     typer.echo("\n".join(lines))
@@ -161,7 +162,7 @@ def _listing(specs: Iterable[MethodSpec]) -> list[str]:
         lines += ["", family]
         for spec in members:
             lines.append(_aligned(rows[spec.name], widths))
-            lines += _wrapped("from: ", spec.reference) + _wrapped("sees: ", spec.sees)
+            lines += _wrapped("      from: ", spec.reference) + _wrapped("      sees: ", spec.sees)
     return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
 
 
@@ -213,20 +214,13 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _wrapped(label: str, text: str) -> list[str]:
-    indent = " " * 6
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=indent + label, subsequent_indent=indent + " " * len(label)
-    )
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _block(facts: Mapping[str, Any]) -> list[str]:
     width = max(len(name) for name in facts)
-    lines = []
-    for name, value in facts.items():
-        head = f"  {name:<{width}}  "
-        lines += textwrap.wrap(str(value), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
-    return lines
+    return [line for name, value in facts.items() for line in _wrapped(f"  {name:<{width}}  ", str(value))]
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
