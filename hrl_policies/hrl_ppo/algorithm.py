@@ -87,13 +87,10 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         cost_limit: Share of such slates that is allowed.
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
-        stats_window_size: See Stable-Baselines3.
-        tensorboard_log: See Stable-Baselines3.
         policy_kwargs: See :class:`~hrl_policies.hrl_ppo.policy.HierarchicalPolicy`.
-        verbose: See Stable-Baselines3.
-        seed: Seed of everything random.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         _init_setup_model: See Stable-Baselines3.
+        **settings: What every on-policy algorithm of Stable-Baselines3 takes: ``seed``, ``device``, ``verbose``,
+            ``tensorboard_log``, ``stats_window_size``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -134,13 +131,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         cost_limit: float = 0.05,
         multiplier_rate: float = 0.05,
         start_multiplier: float = 0.1,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **settings: Any,
     ) -> None:
         for name, value, kinds in (
             ("ratio", ratio, RatioKind),
@@ -170,13 +163,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
             policy_kwargs=kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             _init_setup_model=False,
+            **settings,
         )
         self.manager_learning_rate = manager_learning_rate
         self.batch_size, self.n_epochs = batch_size, n_epochs

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import (
     BaseModel,
@@ -43,21 +43,8 @@ from pydantic import (
 from hrl_policies.common.yaml_files import validation_problems
 from kuaifair_env.errors import ArtifactError
 
-
-class Trial(Protocol):
-    """The part of Optuna's trial that asks for values."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Returns a number between two."""
-        ...
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Returns a whole number between two, ends included."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Returns one of several values."""
-        ...
+if TYPE_CHECKING:
+    import optuna
 
 
 class Dimension(BaseModel):
@@ -65,7 +52,7 @@ class Dimension(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    def suggest(self, trial: Trial, name: str) -> Any:
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """Returns the value that a trial tries."""
         raise NotImplementedError
 
@@ -97,13 +84,12 @@ class Interval(Dimension):
 
     @model_validator(mode="after")
     def _need_order(self) -> Interval:
-        if not self.low < self.high:
-            raise ValueError(f"needs [low, high] with low < high, got [{self.low:g}, {self.high:g}]")
+        _check_order(self.low, self.high)
         if self.log and self.low <= 0:
             raise ValueError(f"log needs positive numbers, got {self.low:g}")
         return self
 
-    def suggest(self, trial: Trial, name: str) -> float:
+    def suggest(self, trial: optuna.Trial, name: str) -> float:
         """See :class:`Dimension`."""
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
@@ -133,11 +119,10 @@ class Integers(Dimension):
 
     @model_validator(mode="after")
     def _need_order(self) -> Integers:
-        if not self.low < self.high:
-            raise ValueError(f"needs [low, high] with low < high, got [{self.low}, {self.high}]")
+        _check_order(self.low, self.high)
         return self
 
-    def suggest(self, trial: Trial, name: str) -> int:
+    def suggest(self, trial: optuna.Trial, name: str) -> int:
         """See :class:`Dimension`."""
         return trial.suggest_int(name, self.low, self.high)
 
@@ -170,7 +155,7 @@ class Choice(Dimension):
             raise ValueError(f"choice holds a value twice: {options!r}")
         return options
 
-    def suggest(self, trial: Trial, name: str) -> Any:
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """See :class:`Dimension`."""
         labels = [self.to_optuna(option) for option in self.options]
         return self.options[labels.index(trial.suggest_categorical(name, labels))]
@@ -273,6 +258,11 @@ def _dimension(line: Any) -> Dimension:
     raise ValueError(
         f"must be {{KIND: [low, high]}} with KIND log, uniform or integer, or {{choice: [...]}}, got {line!r}"
     )
+
+
+def _check_order(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"needs [low, high] with low < high, got [{low:g}, {high:g}]")
 
 
 def _is_number(value: Any) -> bool:
