@@ -178,8 +178,9 @@ def _run_tasks(pool: WorkerPool, tasks: Sequence[Task], callback: StudyCallback)
 
 def _world_tasks(runs: Mapping[str, RunConfig], cache: WorldCache) -> list[WorldTask]:
     """Returns the worlds to make, so that the caches on disk hold what runs read."""
-    tasks = [WorldTask(run.world, run.world_settings, run.item_term) for run in runs.values()]
-    return list({task.name: task for task in tasks if task.world not in cache.worlds}.values())
+    return list(
+        {run.world: WorldTask(run) for run in runs.values() if run.world not in cache.worlds}.values()
+    )
 
 
 def _purifier_task(run: RunConfig, root: Path) -> PurifierTask:
@@ -187,7 +188,7 @@ def _purifier_task(run: RunConfig, root: Path) -> PurifierTask:
     # Worlds are part of the run folder's name, in a form that suits files.
     term = f"-item-{run.item_term}" if run.item_term else ""
     target = root / PURIFIERS / f"{run_folder(run).parts[0]}{term}-{run.purifier.name}.safetensors"
-    return PurifierTask(run.world, run.world_settings, run.item_term, run.purifier.name, str(target))
+    return PurifierTask(run, run.purifier.name, str(target))
 
 
 def _stored_result(runs: Sequence[RunConfig], root: Path) -> StudyResult:
@@ -222,20 +223,21 @@ class WorldCache:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_cached": OrderedDict()}
 
-    def pair(self, world: str, settings: Mapping[str, object], item_term: str) -> WorldPair:
+    def pair(self, config: RunConfig) -> WorldPair:
         """Returns the worlds of a run, with its item term.
 
         Raises:
             ValueError: If a name or setting is unknown.
             DataError: If they cannot be made.
         """
-        key = repr((world, sorted(settings.items()), item_term))
+        world, settings, term = config.world, config.world_settings, config.item_term
+        key = repr((world, sorted(settings.items()), term))
         if key not in self._cached:
             own = self.worlds.get(world)
             if own is None:
-                self._cached[key] = open_worlds(world, settings, item_term, self.data_dir)
+                self._cached[key] = open_worlds(world, settings, term, self.data_dir)
             else:
-                self._cached[key] = own.given_mode(item_term) if item_term and own.item_term is None else own
+                self._cached[key] = own.given_mode(term) if term and own.item_term is None else own
         self._cached.move_to_end(key)
         while len(self._cached) > _MAX_WORLDS:
             self._cached.popitem(last=False)
@@ -244,59 +246,46 @@ class WorldCache:
 
 @dataclass(frozen=True)
 class WorldTask:
-    """Makes worlds, so that the caches hold what runs will read.
+    """Makes the worlds of a run, so that the caches on disk hold what it and others will read."""
 
-    Attributes:
-        world: Their name.
-        settings: See :class:`~hrl_policies.study.config.RunConfig`.
-        item_term: Mode of their item term; empty for none.
-    """
-
-    world: str
-    settings: Mapping[str, Any]
-    item_term: str
+    config: RunConfig
 
     @property
     def name(self) -> str:
         """What progress and failures call it."""
-        return f"worlds of {self.world}"
+        return f"worlds of {self.config.world}"
 
     def run(self, worlds: WorldCache) -> None:
         """Makes them."""
-        _ = worlds.pair(self.world, self.settings, self.item_term).scorer
+        _ = worlds.pair(self.config).scorer
 
 
 @dataclass(frozen=True)
 class PurifierTask:
-    """Pretrains a purifier, or takes it from the cache, and puts its file into the study's folder.
+    """Pretrains the purifier of a run, or takes it from the cache, and puts its file into the study's folder.
 
     Attributes:
-        world: Name of the worlds.
-        settings: See :class:`WorldTask`.
-        item_term: See :class:`WorldTask`.
+        config: The run.
         mode: One of ``dsrm.MODES``.
         target: The file to write.
     """
 
-    world: str
-    settings: Mapping[str, Any]
-    item_term: str
+    config: RunConfig
     mode: str
     target: str
 
     @property
     def name(self) -> str:
         """What progress and failures call it."""
-        return f"purifier '{self.mode}' of {self.world}"
+        term = f" with the item term '{self.config.item_term}'" if self.config.item_term else ""
+        return f"purifier '{self.mode}' of {self.config.world}{term}"
 
     def run(self, worlds: WorldCache) -> None:
         """Makes it; a copy in the study's folder keeps the study whole when the cache goes."""
-        if Path(self.target).exists():
-            return
-        pair = worlds.pair(self.world, self.settings, self.item_term)
-        made = cached_purifier(pair.train, self.mode)
-        with atomic_path(self.target) as temporary:
-            shutil.copyfile(made, temporary)
+        if not Path(self.target).exists():
+            path = cached_purifier(worlds.pair(self.config).train, self.mode)
+            with atomic_path(self.target) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 @dataclass(frozen=True)
@@ -323,7 +312,7 @@ class RunTask:
             KeyboardInterrupt: If training was interrupted; the run's folder says how far it came.
         """
         config, folder = self.config, Path(self.folder)
-        pair = worlds.pair(config.world, config.world_settings, config.item_term)
+        pair = worlds.pair(config)
         partial = partial_folder(folder)
         try:
             if partial.exists():

@@ -113,18 +113,15 @@ def test_a_resumed_run_starts_from_the_parameters_it_was_left_with(tmp_path, mon
     assert torch.equal(moments, model.policy.critic_optimizer.state_dict()["state"][0]["exp_avg"])
 
 
-def test_studies_run_offline_methods_beside_others(tmp_path):
-    plans = [config("bcq"), config("bcq-discrete"), plan_run("random", "small", seed=11)]
-    records = run_study(plans, tmp_path, {"small": small_pair()}).raise_for_failures().records
-    assert len(records) == 3
-    assert all(record.summary["len"] > 1 for record in records)
-
-
-def test_methods_that_play_no_training_sessions_are_tabulated_drawn_and_reported(tmp_path):
+def test_methods_that_play_no_training_sessions_run_beside_others_and_are_tabulated_drawn_and_reported(
+    tmp_path,
+):
     play = {"policy_kwargs.net_arch": [16], "n_steps": 2}
     plans = [config("bcq"), config("bcq-discrete")]
     plans += [plan_run("a2c", "small", seed=11, total_steps=2_560, n_envs=64, overrides=play)]
+    plans += [plan_run("random", "small", seed=11)]
     records = run_study(plans, tmp_path, {"small": small_pair()}).raise_for_failures().records
+    assert len(records) == 4 and all(record.summary["len"] > 1 for record in records)
     written = {path.name: path for path in write_outputs(tmp_path, records, {}, "x")}
     assert {"fig_7_learning_curves_len30.svg", "report.html"} <= set(written)
     rows = written["table_4_training_time.csv"].read_text().splitlines()

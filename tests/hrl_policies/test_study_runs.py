@@ -289,7 +289,7 @@ def benchmark(name):
 def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path):
     kills = benchmark("study_kills")
     plan = kills.write_plan(tmp_path, learners=4, seeds=1, max_lens=(30,))
-    report = kills.compare(plan, tmp_path, kills=2, rng=np.random.default_rng(0), workers=2)
+    report = kills.compare(plan, tmp_path, kills=2, rng=np.random.default_rng(0), workers=1)
     assert report.runs == 12 and report.kills == 2
     assert report.different == () and report.leftovers == ()
 
