@@ -234,14 +234,14 @@ def _cross_fitted_examples(
     """Returns the examples of some log rows, each half of the users with items as the other half describes them."""
     log = world.data.train
     folds = user_folds(world.data, _FOLDS)
-    parts = []
+    halves = []
     for fold in range(_FOLDS):
         own = rows[folds[log.users[rows]] == fold]
-        parts.append(_examples(log, own, _items_described_by(users & (folds != fold), world), world, rng))
+        halves.append(_examples(log, own, _items_described_by(users & (folds != fold), world), world, rng))
     joined = _Examples(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.clicks for part in parts]),
-        np.concatenate([part.users for part in parts]),
+        np.concatenate([half.features for half in halves]),
+        np.concatenate([half.clicks for half in halves]),
+        np.concatenate([half.users for half in halves]),
     )
     if joined.clicks.all() or not joined.clicks.any():
         raise DataError(

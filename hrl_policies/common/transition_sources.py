@@ -296,7 +296,6 @@ def collect_transitions(
     steps: int,
     seed: int = 0,
     *,
-    deterministic: bool = False,
     behaviour: Mapping[str, Any] | None = None,
 ) -> LoggedTransitions:
     """Lets a policy play in the training world and returns the transitions.
@@ -309,7 +308,6 @@ def collect_transitions(
         env: Sessions of the training world, purified or not; they are reset.
         steps: Transitions at least; the number is rounded up to a whole step of all sessions.
         seed: Seed of the sessions, and of what the policy draws from torch.
-        deterministic: Passed to ``predict``.
         behaviour: Description of the policy for the provenance, JSON-able, beside the name of its class.
 
     Raises:
@@ -330,7 +328,7 @@ def collect_transitions(
     rounds = -(-steps // env.num_envs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        played = _play(policy, env, rounds, seed, deterministic)
+        played = _play(policy, env, rounds, seed)
     return LoggedTransitions(
         **played,
         observation_space=env.observation_space,
@@ -338,7 +336,6 @@ def collect_transitions(
         provenance={
             "source": "env_behaviour",
             "behaviour": {"policy": type(policy).__name__, **(behaviour or {})},
-            "deterministic": deterministic,
             "seed": seed,
             "n_envs": env.num_envs,
             **({} if world is None else {"split": world.split, "data": world.describe()["data"]}),
@@ -346,7 +343,7 @@ def collect_transitions(
     )
 
 
-def _play(policy: Policy, env: VecEnv, rounds: int, seed: int, deterministic: bool) -> dict[str, Any]:
+def _play(policy: Policy, env: VecEnv, rounds: int, seed: int) -> dict[str, Any]:
     """Plays and returns the arrays of :class:`LoggedTransitions`, session after session."""
     bottom = env.unwrapped
     batch = bottom.batch if isinstance(bottom, KuaiFairVecEnv) else None
@@ -359,7 +356,7 @@ def _play(policy: Policy, env: VecEnv, rounds: int, seed: int, deterministic: bo
     observation: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, np.bool_)
     for _ in range(rounds):
-        actions, state = policy.predict(observation, state, starts, deterministic)
+        actions, state = policy.predict(observation, state, starts, deterministic=False)
         following, rewards, done, infos = env.step(actions)
         cut = np.asarray([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & done
         row = {

@@ -24,8 +24,7 @@ from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.spaces import SlateSpace
 
 if TYPE_CHECKING:
-    import torch
-    from stable_baselines3.common.buffers import ReplayBuffer
+    pass
 
 
 @dataclass(frozen=True)
@@ -113,35 +112,6 @@ class LoggedTransitions:
                 digest.update(f"{name}{values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
-
-    def describe(self) -> dict[str, Any]:
-        """Returns sizes, mean reward, content hash and provenance, JSON-able."""
-        return {
-            "transitions": len(self),
-            "sessions": len(self.sessions),
-            "mean_reward": float(self.rewards.mean(dtype=np.float64)),
-            "content_hash": self.content_hash,
-            "provenance": dict(self.provenance),
-        }
-
-    def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
-        """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.
-
-        Truncated sessions are bootstrapped, terminated ones are not; continuous actions are scaled to ``[-1, 1]``, as
-        those algorithms store them.
-        """
-        from stable_baselines3.common.buffers import ReplayBuffer
-
-        buffer = ReplayBuffer(len(self), self.observation_space, self.action_space, device, n_envs=1)
-        actions = scaled_actions(self.actions, self.action_space)
-        buffer.observations[:, 0] = self.observations
-        buffer.next_observations[:, 0] = self.next_observations
-        buffer.actions[:, 0] = actions.reshape(len(self), -1)
-        buffer.rewards[:, 0] = self.rewards
-        buffer.dones[:, 0] = self.ends
-        buffer.timeouts[:, 0] = self.truncated
-        buffer.pos, buffer.full = 0, True
-        return buffer
 
     def to_minari(self, target: str | Path) -> None:
         """Writes a Minari data set (HDF5), one episode for each session.

@@ -34,17 +34,15 @@ _QUALITY_WEIGHT = 1e-6
 class ItemTables:
     """Statistics of items in the training log of a world.
 
-    The first ``N`` of ``M`` items are the candidates, in the environment's order; ``item_ids`` says which they are.
+    The first ``N`` of ``M`` items are the candidates, in the environment's order.
 
     Attributes:
-        item_ids: ``int64 (M,)``, raw ids.
         exposures: ``int64 (M,)``, how often each item was shown.
         clicks: ``int64 (M,)``, how often it was clicked.
         neighbours: ``int64 (M, S)``, the ``S`` candidates most similar to each item, best first, never the item itself.
         similarities: ``float32 (M, S)``, their item-CF cosine; 0 where no user clicked both.
     """
 
-    item_ids: NDArray[np.int64]
     exposures: NDArray[np.int64]
     clicks: NDArray[np.int64]
     neighbours: NDArray[np.int64]
@@ -66,7 +64,7 @@ class ItemTables:
             raise ValueError(f"neighbours must not be negative, got {neighbours}")
         log, items = world.data.train, len(world.data.items)
         near, similarities = _neighbours(world, min(neighbours, world.n_items - 1))
-        return cls(world.data.items.ids, log.exposures(items), log.click_counts(items), near, similarities)
+        return cls(log.exposures(items), log.click_counts(items), near, similarities)
 
     @property
     def popularity(self) -> FloatArray:

@@ -247,9 +247,9 @@ def fit_world_model(
 
     Args:
         model: The ensemble.
-        world: Whose training log, features and tags are read; its response never is.
+        world: Its training log, features and tags are read; its response is not.
         settings: See :class:`WorldModelSettings`.
-        seed: Of held-out rows, drawn negatives and order.
+        seed: Seed of held-out rows, drawn negatives and order.
 
     Returns:
         A report, JSON-able: rows, the training, and AUC, mean prediction and click rate of held-out exposures.
@@ -259,9 +259,9 @@ def fit_world_model(
     """
     rng = np.random.default_rng((seed, 0xD0E1))
     pairs = _pairs(world, settings, rng)
-    stop = rng.random(len(pairs.users)) < settings.held_out
-    fit, held = np.flatnonzero(~stop), np.flatnonzero(stop)
-    exposed = held[pairs.logged[held]]
+    is_held_out = rng.random(len(pairs.users)) < settings.held_out
+    fit, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    exposed = held_out[pairs.logged[held_out]]
     if not len(fit) or not len(exposed):
         raise DataError(f"{len(pairs.users)} rows are too few to hold out a share of {settings.held_out:g}")
     generator = torch.Generator().manual_seed(seed)
@@ -273,7 +273,7 @@ def fit_world_model(
         torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
         len(fit),
         lambda network, batch: loss.penalised(network, places[orders[:, batch]]),
-        lambda network: loss.held_out(network, held),
+        lambda network: loss.held_out(network, held_out),
         batch_size=settings.batch_size,
         max_epochs=settings.max_epochs,
         patience=settings.patience,
@@ -368,8 +368,8 @@ class _Loss:
         mean, log_variance = self._predicted(model, places)
         loss = _gaussian(mean, log_variance, self._clicks[places])
         if self._precision:
-            parts = ((model.users, self._users), (model.items, self._items))
-            for share, (network, rows) in zip(self._shares, parts, strict=True):
+            sides = ((model.users, self._users), (model.items, self._items))
+            for share, (network, rows) in zip(self._shares, sides, strict=True):
                 chosen = rows[places]
                 own, line = network.embedded(chosen)
                 loss = loss + self._precision * share[chosen] * (own.square().sum(-1) + line.square())
@@ -386,11 +386,11 @@ class _Loss:
     def means(self, model: WorldModel, rows: NDArray[np.int64]) -> FloatArray:
         """Returns the ensemble's mean on some pairs, ``float32 (R,)``."""
         with torch.no_grad():
-            parts = [
+            means = [
                 self._predicted(model, block.expand(self._members, -1))[0].mean(0)
                 for block in torch.split(torch.from_numpy(rows), self._block)
             ]
-        return np.asarray(torch.cat(parts).numpy()) if parts else np.zeros(0, np.float32)
+        return np.asarray(torch.cat(means).numpy())
 
     def _predicted(self, model: Any, places: Tensor) -> tuple[Tensor, Tensor]:
         users, items = self._users[places], self._items[places]

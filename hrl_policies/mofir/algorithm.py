@@ -126,7 +126,7 @@ class MOFIR(TD3):
 
     @property
     def preference(self) -> tuple[float, float]:
-        """The preference that :meth:`predict` acts for unless told otherwise: weights of clicks and long-tail share."""
+        """The preference that :meth:`predict` acts for by default: weights of clicks and long-tail share."""
         clicks, fair = self.policy.preference.tolist()
         return clicks, fair
 
@@ -207,7 +207,7 @@ class MOFIR(TD3):
         """Returns ``y = r + gamma (1 - d) Q'(s', mu'(s', w), w)``, ``float32 (n, 2)``.
 
         Args:
-            batch: ``m`` transitions; ``preferences`` may be several times as long, for the same transitions anew.
+            batch: ``m`` transitions; ``preferences`` may be a multiple as long, for the same transitions repeated.
             preferences: ``(n, 2)``.
         """
         times = len(preferences) // len(batch.items)
