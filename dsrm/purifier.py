@@ -208,7 +208,7 @@ class WorldKey:
 
 
 class Binding:
-    """A purifier's tie to a world: checked once, then the tables of that world.
+    """Ties a purifier to a world: checks the world, and holds the tables of its items.
 
     Args:
         key: The world that the purifier was trained on; None fits any.
@@ -229,7 +229,7 @@ class Binding:
         self._ids: NDArray[np.int64] | None = None
 
     def bind(self, world: World) -> ConditionBuilder:
-        """Checks a world and takes its tables; worlds with the same items in the same order share them.
+        """Checks a world and returns its tables; worlds with the same items in the same order share them.
 
         Raises:
             MismatchError: If the world does not fit, or the purifier is in use in a world of another item order.
@@ -248,14 +248,14 @@ class Binding:
 
     @property
     def builder(self) -> ConditionBuilder:
-        """The tables.
+        """The tables of the world.
 
         Raises:
-            MismatchError: If the purifier was not bound.
+            MismatchError: If the purifier is not bound.
         """
         if self._builder is None:
             raise MismatchError(
-                "the purifier knows no world yet; wrap an environment with it, or call bind(world)"
+                "the purifier is bound to no world; wrap an environment with it, or call bind(world)"
             )
         return self._builder
 
@@ -302,5 +302,5 @@ def load_purifier(path: str | Path) -> StatePurifier:
 
 
 def purifier_hash(path: str | Path) -> str:
-    """Returns the first 16 hex digits of the SHA-256 of a purifier's file: what a run's configuration names it by."""
+    """Returns the first 16 hex digits of the SHA-256 of a purifier's file; configurations of runs hold them."""
     return file_hash(path)[:16]

@@ -100,7 +100,7 @@ class UnbiasedTargets:
     """What calibration users like when exposure is random, or fully observed, in place of their profile.
 
     The target is the mean embedding of what a user clicked, less that of what the user was shown, plus the mean
-    profile of all users. Without the second term it would mostly say which items the test log holds.
+    profile of all users. Without the second term the target would mostly depend on which items the test log holds.
 
     Args:
         world: The training world.
@@ -136,11 +136,11 @@ class UnbiasedTargets:
 
 
 class MixedTargets:
-    """Calibration users' unbiased targets among many profiles.
+    """A mixture of calibration users' unbiased targets and of all users' profiles.
 
     Args:
-        unbiased: The scarce, clean source.
-        profile: The plentiful one.
+        unbiased: Source of unbiased examples.
+        profile: Source of profiles.
         profile_share: Share of profiles among the examples.
 
     Raises:
@@ -171,7 +171,7 @@ class PairedTargets:
     """Synthetic corruption: the clean state of a window, and the condition of the same window biased to popular items.
 
     A window is corrupted by deleting long-tail positives and putting popular items, drawn in proportion to their
-    training exposures, in random places as clicks. It needs no labels and can only undo what it does.
+    training exposures, in random places as clicks. It needs no labels, but teaches to undo this corruption alone.
 
     Args:
         world: The training world.
