@@ -1,4 +1,4 @@
-"""Methods held against each other: paired differences with corrected p-values, and scores over worlds and horizons."""
+"""Comparisons of methods: paired differences with corrected p-values, and scores over worlds and horizons."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
     Raises:
         ValueError: See :func:`differences`.
     """
-    found = differences(comparison, base)
-    if not found:
+    all_differences = differences(comparison, base)
+    if not all_differences:
         return None
-    adjusted = holm(np.asarray([one.p_value for one in found]))
+    adjusted = holm(np.asarray([one.p_value for one in all_differences]))
     rows: dict[tuple[Task, Variant], list[Cell]] = {}
-    for one, p_adjusted in zip(found, adjusted, strict=True):
+    for one, p_adjusted in zip(all_differences, adjusted, strict=True):
         rows.setdefault((one.task, one.other), []).extend(
             (
                 Measured.of_interval(one.interval, 2, sign=True),
@@ -116,7 +116,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
             "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
             "too short; where the two disagree, trust p.",
-            f"p, Holm: adjusted for all {len(found)} comparisons of this table. A control is run once and stands "
+            f"p, Holm: adjusted for all {len(all_differences)} comparisons of this table. A control is run once and stands "
             "against each seed of the other.",
             *_notes_on_unpaired(comparison, own),
             f"Made by: {command}",

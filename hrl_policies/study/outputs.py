@@ -125,14 +125,14 @@ def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: 
 
 def _purifiers_of_runs(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
     """Returns the purifiers of finished runs in a world, one of each name."""
-    found: dict[str, StatePurifier] = {}
+    purifiers: dict[str, StatePurifier] = {}
     for run in runs:
         config = run.config
         if run.complete and config.purifier and (config.world, config.item_term) == (world, term):
-            purifier = None if config.purifier.name in found else purifier_of(run)
+            purifier = None if config.purifier.name in purifiers else purifier_of(run)
             if purifier is not None:
-                found[config.purifier.name] = purifier
-    return found
+                purifiers[config.purifier.name] = purifier
+    return purifiers
 
 
 def _plain(name: str) -> str:

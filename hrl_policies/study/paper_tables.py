@@ -343,8 +343,8 @@ def _cost_cells(runs: Sequence[EvaluatedRun]) -> list[Cell]:
     seconds = [float(run.run.timing["training_seconds"]) for run in runs]
     sessions = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
     # Older runs and some systems do not tell their peak memory.
-    told = [run.run.timing.get("peak_memory_mib") for run in runs]
-    peaks = [float(peak) for peak in told if peak is not None]
+    memories = [run.run.timing.get("peak_memory_mib") for run in runs]
+    peaks = [float(memory) for memory in memories if memory is not None]
     offline = min(sessions) < 1
     return [
         str(len(runs)),

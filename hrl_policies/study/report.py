@@ -27,6 +27,19 @@ PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 CAPTION = ".caption.txt"
 
 _DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
+_FIGURES, _ASSETS = "figures", "report_assets"
+
+_WIDE_INTERVALS_BELOW = 5
+_ORIGIN_LIMITS = {
+    "real": "Data are real and whole, but users are simulated by a response model of logged feedback: nothing here "
+    "was shown to people.",
+    "partial": "Data are a PART of the official files: numbers cannot be compared with those of the whole data set, "
+    "and users are simulated.",
+    "twin": "Data are a SYNTHETIC TWIN: people who do not exist, made to resemble a data set in its marginals. It "
+    "shows how methods behave where the truth is known, and nothing about real users.",
+    "own": "Data are the user's own logs, and users are simulated by a response model of logged feedback: nothing "
+    "here was shown to people.",
+}
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,6 @@ def _png_description(path: Path) -> str:
         raise ValueError(f"{path} is not a PNG picture: {error}") from error
 
 
-_FIGURES = "figures"
-
-
 @dataclass(frozen=True)
 class FailedRun:
     """A run that ended with an error.
@@ -101,78 +111,6 @@ class FailedRun:
     def error(self) -> str:
         """The last line of the traceback, which names the error."""
         return reason_of(self.traceback)
-
-
-def all_runs(store: str | Path) -> list[StoredRun]:
-    """Returns all runs of a store, finished and interrupted, in the order of their folders.
-
-    Raises:
-        ArtifactError: If there is no such folder, or a run folder is damaged.
-    """
-    root = _existing(store)
-    folders = {path.parent for path in root.rglob("result.json")}
-    folders |= {path.parent for path in root.rglob("progress.json") if path.parent.name.endswith(PARTIAL)}
-    return [load_run(folder) for folder in sorted(folders) if not _unlisted(folder, root)]
-
-
-def failed_runs(store: str | Path) -> list[FailedRun]:
-    """Returns the runs of a store that ended with an error: folders ``NAME.failed`` that hold a ``traceback.txt``.
-
-    Raises:
-        ArtifactError: If there is no such folder.
-    """
-    root = _existing(store)
-    return [
-        FailedRun(
-            path.parent.relative_to(root).as_posix().removesuffix(FAILED),
-            path.read_text(encoding="utf-8", errors="replace").strip(),
-        )
-        for path in sorted(root.rglob(TRACEBACK))
-        if path.parent.name.endswith(FAILED)
-    ]
-
-
-def stored_figures(store: str | Path) -> list[Path]:
-    """Returns the pictures in a store and in its folder ``figures``; of two kinds of one picture the SVG.
-
-    Raises:
-        ArtifactError: If there is no such folder.
-    """
-    root = _existing(store)
-    found: dict[Path, Path] = {}
-    for kind in PICTURES:
-        for folder in (root, root / _FIGURES):
-            for path in folder.glob(f"*{kind}"):
-                found.setdefault(path.with_suffix(""), path)
-    return [found[name] for name in sorted(found)]
-
-
-def _existing(store: str | Path) -> Path:
-    root = Path(store)
-    if not root.is_dir():
-        raise ArtifactError(f"there is no folder {root}")
-    return root
-
-
-def _unlisted(folder: Path, root: Path) -> bool:
-    """Returns whether a folder is temporary, or was left by a failed run."""
-    parts = folder.relative_to(root).parts
-    return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
-
-
-_WIDE_INTERVALS_BELOW = 5
-_ORIGIN_LIMITS = {
-    "real": "Data are real and whole, but users are simulated by a response model of logged feedback: nothing here "
-    "was shown to people.",
-    "partial": "Data are a PART of the official files: numbers cannot be compared with those of the whole data set, "
-    "and users are simulated.",
-    "twin": "Data are a SYNTHETIC TWIN: people who do not exist, made to resemble a data set in its marginals. It "
-    "shows how methods behave where the truth is known, and nothing about real users.",
-    "own": "Data are the user's own logs, and users are simulated by a response model of logged feedback: nothing "
-    "here was shown to people.",
-}
-
-_ASSETS = "report_assets"
 
 
 def write_report(
@@ -217,6 +155,63 @@ def write_report(
     }
     write_text_atomically(path, _rendered(content))
     return Path(path)
+
+
+def all_runs(store: str | Path) -> list[StoredRun]:
+    """Returns all runs of a store, finished and interrupted, in the order of their folders.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    root = _existing(store)
+    folders = {path.parent for path in root.rglob("result.json")}
+    folders |= {path.parent for path in root.rglob("progress.json") if path.parent.name.endswith(PARTIAL)}
+    return [load_run(folder) for folder in sorted(folders) if not _unlisted(folder, root)]
+
+
+def failed_runs(store: str | Path) -> list[FailedRun]:
+    """Returns the runs of a store that ended with an error: folders ``NAME.failed`` that hold a ``traceback.txt``.
+
+    Raises:
+        ArtifactError: If there is no such folder.
+    """
+    root = _existing(store)
+    return [
+        FailedRun(
+            path.parent.relative_to(root).as_posix().removesuffix(FAILED),
+            path.read_text(encoding="utf-8", errors="replace").strip(),
+        )
+        for path in sorted(root.rglob(TRACEBACK))
+        if path.parent.name.endswith(FAILED)
+    ]
+
+
+def stored_figures(store: str | Path) -> list[Path]:
+    """Returns the pictures in a store and in its folder ``figures``; of two kinds of one picture the SVG.
+
+    Raises:
+        ArtifactError: If there is no such folder.
+    """
+    root = _existing(store)
+    pictures: dict[Path, Path] = {}
+    for kind in PICTURES:
+        for folder in (root, root / _FIGURES):
+            for path in folder.glob(f"*{kind}"):
+                pictures.setdefault(path.with_suffix(""), path)
+    return [pictures[name] for name in sorted(pictures)]
+
+
+def _existing(store: str | Path) -> Path:
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    return root
+
+
+def _unlisted(folder: Path, root: Path) -> bool:
+    """Returns whether a folder is temporary, or was left by a failed run."""
+    parts = folder.relative_to(root).parts
+    return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
 
 
 def _order(run: StoredRun) -> tuple[object, ...]:
@@ -316,7 +311,7 @@ def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
         sentences.append(_limit_of_seeds(learners))
         if all(variant.privileged for variant in controls):
             sentences.append(
-                "No control was run that a trained method could be held against: the tables cannot show that training "
+                "No control was run that a trained method could be compared with: the tables cannot show that training "
                 "helped."
             )
         else:
