@@ -116,8 +116,8 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
             "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
             "too short; where the two disagree, trust p.",
-            f"p, Holm: adjusted for all {len(all_differences)} comparisons of this table. A control is run once and stands "
-            "against each seed of the other.",
+            f"p, Holm: adjusted for all {len(all_differences)} comparisons of this table. A control is run once and "
+            "stands against each seed of the other.",
             *_notes_on_unpaired(comparison, own),
             f"Made by: {command}",
         ),
