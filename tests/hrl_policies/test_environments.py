@@ -1,11 +1,15 @@
-"""The sessions that belong to a method: its modes, its purifier, its training users."""
+"""The sessions that belong to a method: its modes, its purifier from the cache, its training users."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from worlds_for_tests import small_pair
 
+import dsrm.pretraining
 import hrl_policies.environments as environments
 from dsrm import IPSPurifier, VecDSRM
 from dsrm.purifier import save_purifier
@@ -13,6 +17,7 @@ from hrl_policies import make_evaluation_env, make_training_env
 from hrl_policies.environments import session_seed
 from hrl_policies.hrl_ppo import HierarchicalPPO
 from hrl_policies.study import PurifierIdentity, plan_run, train
+from hrl_policies.worlds import cached_purifier
 from kuaifair_env.evaluation import evaluate
 
 TOY = "KuaiFair-Toy-v0"
@@ -83,3 +88,44 @@ def test_an_agent_over_these_sessions_is_the_zoo_s(ips):
         own, make_evaluation_env("dsrm-hrl", TOY), users, seed=config.evaluation_seed, episodes_per_user=1
     )
     assert again.summary() == pytest.approx(result.evaluation.summary())
+
+
+@pytest.fixture
+def pretrained(monkeypatch):
+    """Which worlds a purifier was pretrained in."""
+    worlds = []
+
+    def pretrain(world, config, checkpoint, progress):
+        worlds.append(world)
+        return IPSPurifier()
+
+    monkeypatch.setattr(dsrm.pretraining, "pretrain", pretrain)
+    return worlds
+
+
+def test_the_second_call_takes_the_file_of_the_first(pretrained, tmp_path):
+    world = small_pair().train
+    assert cached_purifier(world, "ips", folder=tmp_path) == cached_purifier(world, "ips", folder=tmp_path)
+    assert len(pretrained) == 1
+
+
+def test_other_users_other_modes_and_other_seeds_have_files_of_their_own(pretrained, tmp_path):
+    """A search leaves its validation users out: what was trained on all users must not be handed to it."""
+    world = small_pair().train
+    fewer = replace(world, users=world.users[::2])
+    paths = {
+        cached_purifier(world, "ips", folder=tmp_path),
+        cached_purifier(fewer, "ips", folder=tmp_path),
+        cached_purifier(world, "profile", folder=tmp_path),
+        cached_purifier(world, "ips", 1, folder=tmp_path),
+    }
+    assert len(paths) == len(pretrained) == 4
+
+
+def test_a_damaged_file_is_made_again(pretrained, tmp_path):
+    world = small_pair().train
+    path = cached_purifier(world, "ips", folder=tmp_path)
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="made again"):
+        assert cached_purifier(world, "ips", folder=tmp_path) == path
+    assert len(pretrained) == 2
