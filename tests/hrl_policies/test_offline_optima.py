@@ -194,6 +194,13 @@ def test_slates_are_the_best_of_the_allowed_items():
     np.testing.assert_array_equal(slates, expected)
 
 
+def test_masked_items_are_never_shown():
+    masks = np.zeros((20, 9), np.bool_)
+    masks[:, [1, 4, 8]] = True
+    slates, _ = policy(9, 3).predict(np.zeros((20, 3), np.float32), action_masks=masks)
+    assert (np.sort(slates, axis=1) == [1, 4, 8]).all()
+
+
 def test_targets_choose_with_one_network_and_value_with_the_other():
     rng = np.random.default_rng(0)
     n, items, slots = 12, 6, 2
