@@ -19,7 +19,7 @@ from kuaifair_env.batch import SessionConfig
 DEMO_ENV = "KuaiFair-Toy-v0"
 DEMO_MAX_LEN = 30
 DEMO_FIGURE = "kuaifair-demo.png"
-DEMO_STEPS = {"a2c": 300_000, "dsrm-hrl": 40_000}
+DEMO_STEPS = {"a2c": 200_000, "dsrm-hrl": 40_000}
 # Method, whether its states are purified, and what the table says of it.
 DEMO_ROWS = (
     ("random", False, "ten items at random"),
