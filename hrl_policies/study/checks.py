@@ -56,17 +56,17 @@ def check_study(
     Raises:
         StudyError: If anything is wrong; it lists everything.
     """
-    given = worlds or {}
+    own_worlds = worlds or {}
     mistakes = [
         *(problems or []),
-        *_name_problems(spec, given),
+        *_name_problems(spec, own_worlds),
         *_method_problems(spec),
         *_sweep_problems(spec),
     ]
-    mistakes += _data_problems(spec, given, data_dir or spec.data_dir)
+    mistakes += _data_problems(spec, own_worlds, data_dir or spec.data_dir)
     mistakes += _trial_problems(spec)
     # Only where single settings are right can it be said whether they go together.
-    mistakes = mistakes or list(_run_problems(spec, given))
+    mistakes = mistakes or list(_run_problems(spec, own_worlds))
     if mistakes:
         raise StudyError(where or f"the study {spec.name!r}", list(dict.fromkeys(mistakes)))
     return planned_runs(spec)
@@ -86,7 +86,7 @@ def study_warnings(
     ]
 
 
-def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[str]:
+def _name_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
     from dsrm.item_term import ITEM_TERM_MODES
     from dsrm.pretraining import MODES
 
@@ -94,8 +94,8 @@ def _name_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[
         if entry.name not in all_methods():
             yield f"no method is called {entry.name!r}; there are {', '.join(all_methods())}"
     for world in spec.worlds:
-        if world not in ENVIRONMENTS and world not in given:
-            yield f"no world is called {world!r}; there are {', '.join([*ENVIRONMENTS, *given])}"
+        if world not in ENVIRONMENTS and world not in own_worlds:
+            yield f"no world is called {world!r}; there are {', '.join([*ENVIRONMENTS, *own_worlds])}"
     modes = {*spec.purifiers, *(entry.purifier or "" for entry in spec.methods)}
     for mode in sorted(modes - {"", *MODES}):
         yield f"no purifier is called {mode!r}; there are none, {', '.join(MODES)}"
@@ -129,7 +129,7 @@ def _sweep_problems(spec: StudySpec) -> Iterator[str]:
 
 
 def _data_problems(
-    spec: StudySpec, given: Mapping[str, WorldPair], data_dir: str | Path | None
+    spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_dir: str | Path | None
 ) -> Iterator[str]:
     settings = spec.world_settings
     allowed = sorted(set(WorldSettings.__annotations__) - set(_PATHS))
@@ -142,7 +142,7 @@ def _data_problems(
     if data_dir is not None and not Path(data_dir).expanduser().exists():
         yield f"there is no file or folder {data_dir}; data_dir must hold the official files"
     for world in spec.worlds:
-        if world in given or world not in ENVIRONMENTS:
+        if world in own_worlds or world not in ENVIRONMENTS:
             continue
         if source == "real" and ENVIRONMENTS[world].official is None:
             yield f"{world} is synthetic: there are no real files behind it, which 'source: real' demands"
@@ -153,7 +153,7 @@ def _data_problems(
             )
 
 
-def _run_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[str]:
+def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
     """Checks what only shows in whole runs: settings that do not go together, and runs that are the same."""
     folders: Counter[Path] = Counter()
     for arguments in planned_arguments(spec):
@@ -163,7 +163,7 @@ def _run_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[s
             yield str(error)
             continue
         folders[run_folder(run)] += 1
-        yield from _size_problems(run, given)
+        yield from _size_problems(run, own_worlds)
     if not folders:
         yield "there is nothing to run"
     for folder, count in folders.items():
@@ -171,8 +171,8 @@ def _run_problems(spec: StudySpec, given: Mapping[str, WorldPair]) -> Iterator[s
             yield f"the run {folder} is planned {count} times; give methods that are alike a 'label' each"
 
 
-def _size_problems(run: RunConfig, given: Mapping[str, WorldPair]) -> Iterator[str]:
-    candidates, session = _candidates(run.world, given), run.session
+def _size_problems(run: RunConfig, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
+    candidates, session = _candidates(run.world, own_worlds), run.session
     shown = session.items_per_slate
     if shown > candidates:
         yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
@@ -237,8 +237,12 @@ def _missing(world: str, data_dir: str | Path | None) -> bool:
     return find_source(official, data_dir) is None
 
 
-def _candidates(world: str, given: Mapping[str, WorldPair]) -> int:
+def _candidates(world: str, own_worlds: Mapping[str, WorldPair]) -> int:
     """Returns how many candidates a world has, or the most that it can have."""
     from kuaifair_env.synthetic.twin import twin_config
 
-    return given[world].test.n_items if world in given else twin_config(ENVIRONMENTS[world].twin).n_items
+    return (
+        own_worlds[world].test.n_items
+        if world in own_worlds
+        else twin_config(ENVIRONMENTS[world].twin).n_items
+    )

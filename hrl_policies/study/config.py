@@ -317,12 +317,12 @@ def _unusual(session: SessionConfig) -> str:
     """Returns what is unusual about sessions, besides their length and slates; nothing for the default ones."""
     usual = SessionConfig()
     rule = leave_rule(session.leave)
-    parts = []
+    unusual = []
     if rule != leave_rule(usual.leave):
         names = [name for name, known in LEAVE_RULES.items() if known == rule]
-        parts.append(names[0] if names else _slug(str(session.describe()["leave"])))
+        unusual.append(names[0] if names else _slug(str(session.describe()["leave"])))
     if session.initial_history != usual.initial_history:
-        parts.append(f"{session.initial_history}-history")
+        unusual.append(f"{session.initial_history}-history")
     if session.repeats != usual.repeats:
-        parts.append(f"{session.repeats}-repeats")
-    return "".join(f"-{part}" for part in parts)
+        unusual.append(f"{session.repeats}-repeats")
+    return "".join(f"-{part}" for part in unusual)

@@ -31,8 +31,10 @@ class PeakMemory:
     def __init__(self) -> None:
         _forget_earlier_peaks()
         self._at_start = _peak()
-        held = _status("VmRSS")
-        self._starts_low = self._at_start is not None and held is not None and self._at_start <= held + _SLACK
+        resident = _status("VmRSS")
+        self._starts_low = (
+            self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
+        )
 
     def mib(self) -> float | None:
         """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""
@@ -85,12 +87,12 @@ class RunLog:
         steps = f", {config.total_steps:,} steps in {config.n_envs} sessions" if config.total_steps else ""
         variant = f" ({config.variant})" if config.variant else ""
         where = f"{config.world}, Max Len {config.session.max_len}"
-        found = versions()
-        packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+        environment = versions()
+        packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
         self._lines = [
             f"run: {config.method}{variant} in {where}, seed {config.seed}{steps}",
             f"purifier: {f'{config.purifier.name} {config.purifier.hash}' if config.purifier else 'none'}",
-            f"on: Python {found['python']}, {found['platform']}; {machine()}",
+            f"on: Python {environment['python']}, {environment['platform']}; {machine()}",
             f"with: {packages}",
         ]
 

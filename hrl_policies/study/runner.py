@@ -286,10 +286,10 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
     """
     if worlds is None:
         return open_worlds(config.world, config.world_settings, config.item_term, data_dir)
-    held = "" if worlds.item_term is None else worlds.item_term.mode
-    if held != config.item_term:
+    term = "" if worlds.item_term is None else worlds.item_term.mode
+    if term != config.item_term:
         raise ValueError(
-            f"the run wants the item term {config.item_term or 'none'!r}, but the worlds hold {held or 'none'!r}"
+            f"the run wants the item term {config.item_term or 'none'!r}, but the worlds hold {term or 'none'!r}"
         )
     if worlds.name != config.world:
         raise ValueError(f"the run wants the worlds {config.world!r}, but was given {worlds.name!r}")
@@ -308,8 +308,8 @@ def open_worlds(
         ValueError: If a name or setting is unknown.
     """
     # Keys are those of WorldSettings; make_world checks them again.
-    made = load_worlds(name, dict(settings or {}), data_dir)  # type: ignore[arg-type]
-    return made.given_mode(item_term) if item_term else made
+    pair = load_worlds(name, dict(settings or {}), data_dir)  # type: ignore[arg-type]
+    return pair.given_mode(item_term) if item_term else pair
 
 
 def partial_folder(target: Path) -> Path:

@@ -213,9 +213,9 @@ def load_run(folder: str | Path) -> StoredRun:
     progress = read_json(path / "progress.json") if (path / "progress.json").exists() else {}
     if not result and not progress:
         raise ArtifactError(f"{path} is not a run folder: it holds neither result.json nor progress.json")
-    found = (result or progress).get("format")
-    if found != FORMAT:
-        raise ArtifactError(f"{path} has run format {found}; this version reads format {FORMAT}")
+    version = (result or progress).get("format")
+    if version != FORMAT:
+        raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
     config = RunConfig.from_dict(read_json(path / "config.json"))
     return StoredRun(
         folder=path,

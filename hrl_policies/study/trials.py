@@ -1,4 +1,4 @@
-"""The trials of a search, kept by Optuna in a journal: what to try next, and what came of it.
+"""The trials of a search, stored by Optuna in a journal: what to try next, and what came of it.
 
 The journal is a text file of JSON lines; nothing in it is executed when it is read. The sampler is seeded anew for
 every trial, from the seed and the number of trials before it, so that a search which was interrupted goes on with the
@@ -86,7 +86,7 @@ class TrialJournal:
 
     def finished(self) -> list[TrialRecord]:
         """Returns the finished trials in their order."""
-        found = [trial for trial in self._study.get_trials(deepcopy=False) if _is_finished(trial)]
+        finished = [trial for trial in self._study.get_trials(deepcopy=False) if _is_finished(trial)]
         return [
             TrialRecord(
                 number,
@@ -95,7 +95,7 @@ class TrialJournal:
                 trial.user_attrs[_SECONDS],
                 trial.user_attrs.get(_ERROR, ""),
             )
-            for number, trial in enumerate(found)
+            for number, trial in enumerate(finished)
         ]
 
     def propose(self) -> Proposal:
@@ -143,11 +143,11 @@ class TrialJournal:
         return study
 
     def _check_plan(self, path: Path, plan: Mapping[str, Any]) -> None:
-        kept = self._study.user_attrs.get(_PLAN)
-        if kept is None:
+        stored = self._study.user_attrs.get(_PLAN)
+        if stored is None:
             self._study.set_user_attr(_PLAN, plan)
             return
-        different = sorted(name for name in {*kept, *plan} if kept.get(name) != plan.get(name))
+        different = sorted(name for name in {*stored, *plan} if stored.get(name) != plan.get(name))
         if different:
             raise ArtifactError(
                 f"{path} holds trials of another search ({', '.join(different)} differ); choose another output folder"

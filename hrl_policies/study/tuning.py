@@ -164,9 +164,9 @@ def validation_pair(world: World, name: str) -> WorldPair:
         raise DataError(
             f"tuning needs at least {_MIN_USERS} users in the training world, got {len(world.users)}"
         )
-    kept = world.user_rows(evaluation_users(world.user_ids, len(world.users) // _VALIDATION_SHARE))
-    others = np.setdiff1d(world.users, kept)
-    return WorldPair(name, replace(world, users=others), replace(world, split="test", users=kept))
+    validation = world.user_rows(evaluation_users(world.user_ids, len(world.users) // _VALIDATION_SHARE))
+    others = np.setdiff1d(world.users, validation)
+    return WorldPair(name, replace(world, users=others), replace(world, split="test", users=validation))
 
 
 def tune(
