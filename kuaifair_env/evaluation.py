@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
-from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.metrics import (
     Engagement,
@@ -211,14 +211,22 @@ def _play(
     done = np.ones(env.num_envs, np.bool_)
     remaining = n_sessions
     while remaining:
-        totals.before_step()
+        before = totals.before_step()
         actions, state = policy.predict(
             observation, state=state, episode_start=done, deterministic=deterministic
         )
         observation, _, done, _ = env.step(actions)
-        finished = totals.after_step(done)
+        finished = totals.after_step(before, done)
         remaining -= finished
         yield finished
+
+
+class _Before(NamedTuple):
+    """The sessions before a step: which are listed, their users, and the true expected feedback where it is read."""
+
+    listed: BoolArray
+    users: NDArray[np.int64]
+    truth: FloatArray | None
 
 
 class _Totals:
@@ -237,37 +245,40 @@ class _Totals:
         self._records: list[EpisodeRecords] = []
         self._ndcg: list[NDArray[np.float64]] = []
 
-    def before_step(self) -> None:
-        """Notes who is there, and the true expected feedback where the ranking is measured.
+    def before_step(self) -> _Before:
+        """Returns what a step changes and :meth:`after_step` needs.
 
         Raises:
             ValueError: If no listed session is left although some were not played to their end.
         """
         simulator = self._batch.simulator
-        self._listed, self._users = simulator.numbers >= 0, simulator.users.copy()
-        if not self._listed.any():
+        listed = simulator.numbers >= 0
+        if not listed.any():
             raise ValueError(_INCOMPLETE)
-        self._truth = simulator.expected_catalogue() if self._ranking else None
+        truth = simulator.expected_catalogue() if self._ranking else None
+        return _Before(listed, simulator.users.copy(), truth)
 
-    def after_step(self, done: BoolArray) -> int:
+    def after_step(self, before: _Before, done: BoolArray) -> int:
         """Adds a step and returns how many listed sessions it finished.
 
         Args:
+            before: What :meth:`before_step` returned.
             done: ``bool (B,)``, which sessions the environment's wrappers say are over.
 
         Raises:
             TypeError: If the wrappers did not step the sessions.
             ValueError: If other sessions are over than the wrappers say.
         """
-        outcome, records, listed = self._batch.outcome, self._batch.finished_records, self._listed
+        outcome, records = self._batch.outcome, self._batch.finished_records
         if outcome is None:
             raise TypeError("the environment's wrappers did not step the sessions beneath them")
         if not np.array_equal(np.flatnonzero(done), self._batch.finished):
             raise ValueError(_INCOMPLETE)
-        self._slates.add(outcome.items[listed], self._users[listed], outcome.violation[listed])
-        if self._truth is not None:
-            gains = np.take_along_axis(self._truth, outcome.items, axis=1)[listed]
-            self._ndcg.append(ndcg(gains, top_gains(self._truth[listed], gains.shape[1])))
+        listed = before.listed
+        self._slates.add(outcome.items[listed], before.users[listed], outcome.violation[listed])
+        if before.truth is not None:
+            gains = np.take_along_axis(before.truth, outcome.items, axis=1)[listed]
+            self._ndcg.append(ndcg(gains, top_gains(before.truth[listed], gains.shape[1])))
         if records is None:
             return 0
         records = records.take(records.numbers >= 0)
