@@ -179,6 +179,7 @@ def test_what_pays_is_learnt_and_random_slates_are_left_behind(settings):
     assert evaluated.engagement.cumulative_reward > chance.engagement.cumulative_reward + 3
 
 
+@pytest.mark.slow
 def test_where_all_items_are_liked_alike_the_novel_ones_are_shown():
     """The best slate holds the items of the largest novelty."""
     model = agent(

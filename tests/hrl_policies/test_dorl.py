@@ -99,6 +99,7 @@ def test_the_world_model_finds_the_click_probabilities_behind_a_log():
     assert 0.1 < everything(response, world).variance[world.users].mean() < 0.3
 
 
+@pytest.mark.slow
 def test_variance_is_larger_where_the_log_shows_nothing():
     """Clicks are nearly certain; the last ten items were never shown, so that anything may be true of them."""
     table = np.tile(np.where(np.arange(40) % 2, 0.98, 0.02), (60, 1))
