@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -51,7 +52,7 @@ def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
     return WorldPair(name, train, test)
 
 
-def twin_worlds(name: str, preset: str = "KuaiRand", **settings: object) -> WorldPair:
+def twin_worlds(name: str, preset: str = "KuaiRand", **settings: Any) -> WorldPair:
     """Returns both worlds of a twin of one's own settings; the test world is its users' true taste."""
     twin = load_twin(twin_config(preset, **settings))
     data, embeddings = twin.data, cached_embeddings(twin.data, 64)
