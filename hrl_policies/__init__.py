@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor Stable-Baselines3; its parts do so when they need them:
 
 * :func:`make_training_env` and :func:`make_evaluation_env` make the sessions of a method;
-* :mod:`hrl_policies.hrl_ppo` is the paper's agent, the other folders are its baselines;
+* :mod:`hrl_policies.hrl_ppo` is the paper's agent; bcq, mofir, dorl, dnair and sac4ir are its baselines;
 * :mod:`hrl_policies.controls` learn nothing, and :mod:`hrl_policies.common` is what several agents share;
 * :mod:`hrl_policies.zoo` names every method, with its source and its hyperparameters;
 * :mod:`hrl_policies.study` trains, evaluates, stores and tabulates;

@@ -201,10 +201,9 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: ``Box``.
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
-        net_arch: Hidden layers of values and of the behaviour model, which share nothing.
         head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_agent.ItemPolicy`.
-        dimension: Size of item embeddings; 0 where there are none.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
+        kwargs: All other arguments of ``ItemPolicy``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -215,12 +214,11 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
         head: HeadKind = "linear",
-        dimension: int = 0,
         threshold: float = 0.3,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        super().__init__(observation_space, action_space, lr_schedule, head=head, **kwargs)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold lies in [0, 1], got {threshold}")
         self.threshold = threshold

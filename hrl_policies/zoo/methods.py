@@ -277,8 +277,8 @@ def _hierarchical(name: str, title: str, reference: str, purifier: str, window: 
 _OFFLINE = "the training log: observed states, exposures and clicks"
 _BOUND = "the leave rule's bound"
 
-_build_sac4ir = _algorithm("hrl_policies.sac4ir.algorithm", "SAC4IR")
-_build_dnair = _algorithm("hrl_policies.dnair.algorithm", "DNaIR")
+_build_sac4ir = _algorithm("hrl_policies.sac4ir", "SAC4IR")
+_build_dnair = _algorithm("hrl_policies.dnair", "DNaIR")
 
 _TABLE: tuple[MethodSpec, ...] = (
     _embedding_agent(

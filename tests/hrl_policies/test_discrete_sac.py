@@ -21,7 +21,7 @@ from hrl_policies.common.buffers import SlateReplaySamples
 from hrl_policies.common.item_agent import ItemNet
 from hrl_policies.controls import RandomSlates
 from hrl_policies.hrl_ppo.rewards import FairSessions
-from hrl_policies.sac4ir.algorithm import SAC4IR, DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
+from hrl_policies.sac4ir import SAC4IR, DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate

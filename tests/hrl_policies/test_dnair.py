@@ -16,8 +16,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
 from hrl_policies.controls import RandomSlates
-from hrl_policies.dnair.algorithm import DNaIR
-from hrl_policies.dnair.policies import ItemTables, QItemPolicy, SimilarItems, mixed
+from hrl_policies.dnair import DNaIR, ItemTables, QItemPolicy, SimilarItems, mixed
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import InteractionLog
@@ -351,7 +350,7 @@ def test_the_test_log_says_nothing():
 
 def test_many_items_are_counted_as_few_are(monkeypatch):
     whole = ItemTables.of_world(WORLD, 7)
-    monkeypatch.setattr("hrl_policies.dnair.policies._ITEMS_AT_ONCE", 9)
+    monkeypatch.setattr("hrl_policies.dnair._ITEMS_AT_ONCE", 9)
     np.testing.assert_array_equal(ItemTables.of_world(WORLD, 7).neighbours, whole.neighbours)
 
 

@@ -9,7 +9,7 @@ corrected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_
 from torch import Tensor, nn
 
 from hrl_policies.common.buffers import SlateReplaySamples
-from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import ItemAgent, ItemNet, ItemPolicy
 from hrl_policies.common.slates import SlateDistribution
 from kuaifair_env.world import World
 
@@ -30,13 +30,11 @@ class SoftItemPolicy(ItemPolicy):
     """Logits over items, two critics ``Q(s, .)`` and their targets; slates are Plackett-Luce draws from the logits.
 
     Args:
-        observation_space: See :class:`~hrl_policies.common.item_agent.ItemPolicy`, like all but the last argument.
-        action_space: ``MultiDiscrete`` of ``K`` times ``N``, or ``Discrete``.
+        observation_space: As in :class:`~hrl_policies.common.item_agent.ItemPolicy`.
+        action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate of the critics.
-        net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``.
-        dimension: Size of item embeddings.
         actor_lr_schedule: Learning rate of the actor; None takes the critics'.
+        kwargs: All other arguments of ``ItemPolicy``.
     """
 
     def __init__(
@@ -44,12 +42,10 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        head: HeadKind = "embedding",
-        dimension: int = 0,
         actor_lr_schedule: Schedule | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.actor = self.make_net()
         self.critics = nn.ModuleList([self.make_net(), self.make_net()])
         self.target_critics = nn.ModuleList([self.make_net(), self.make_net()]).requires_grad_(False)
