@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,6 @@ from kuaifair_env.metrics import signed_gap
 
 REPLAY = "replay.npz"
 _POINTS = 50
-_MIN_SESSIONS = 50
 _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
@@ -37,10 +36,13 @@ class LearningCurveCallback(BaseCallback):
         label: What the bar says.
     """
 
+    _min_notes = 1
+
     def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
         super().__init__()
         self.curve = list(curve)
         self.stop_requested = False
+        self._notes: list[Mapping[str, Any]] = []
         self._total = total_steps
         self._every = max(total_steps // _POINTS, 1)
         self._progress = progress
@@ -60,7 +62,7 @@ class LearningCurveCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         self._collect()
-        if self.num_timesteps >= self._next and self._ready():
+        if self.num_timesteps >= self._next and len(self._notes) >= self._min_notes:
             self._next = self.num_timesteps + self._every
             self._add_point()
         self._bar.update(min(self.num_timesteps, self._total) - self._bar.n)
@@ -70,17 +72,18 @@ class LearningCurveCallback(BaseCallback):
         self._add_point()
         self._bar.close()
 
+    def _add_point(self) -> None:
+        if self._notes:
+            self.curve.append({"steps": self.num_timesteps, **self._point()})
+            self._notes.clear()
+
     @abstractmethod
     def _collect(self) -> None:
-        """Takes what the step showed."""
+        """Notes what the step showed."""
 
     @abstractmethod
-    def _ready(self) -> bool:
-        """Says whether enough was noted for a point."""
-
-    @abstractmethod
-    def _add_point(self) -> None:
-        """Adds what was noted since the last point, if anything, to the curve."""
+    def _point(self) -> CurveRow:
+        """Sums up what was noted since the last point."""
 
 
 class SessionCurveCallback(LearningCurveCallback):
@@ -88,78 +91,42 @@ class SessionCurveCallback(LearningCurveCallback):
 
     A point of the curve sums up the sessions that ended since the last one, at least 50, exploration included:
     ``steps, sessions, len, r_each, r_cum, ad, signed_gap, violation_rate``.
-
-    Args:
-        total_steps: See :class:`LearningCurveCallback`.
-        curve: See :class:`LearningCurveCallback`.
-        progress: See :class:`LearningCurveCallback`.
-        label: See :class:`LearningCurveCallback`.
     """
 
-    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
-        super().__init__(total_steps, curve, progress, label)
-        self._sessions: list[dict[str, Any]] = []
+    _min_notes = 50
 
     def _collect(self) -> None:
-        for row in np.flatnonzero(self.locals["dones"]):
-            self._sessions.append(self.locals["infos"][row]["session"])
+        self._notes += [self.locals["infos"][row]["session"] for row in np.flatnonzero(self.locals["dones"])]
 
-    def _ready(self) -> bool:
-        return len(self._sessions) >= _MIN_SESSIONS
-
-    def _add_point(self) -> None:
-        if not self._sessions:
-            return
-        columns = {name: np.asarray([session[name] for session in self._sessions]) for name in _CURVE_INPUTS}
-        lengths = columns["len"]
-        steps = lengths.sum()
-        gap = float(signed_gap((columns["popular_share"] * lengths).sum() / steps))
-        self.curve.append(
-            {
-                "steps": self.num_timesteps,
-                "sessions": len(lengths),
-                "len": float(lengths.mean()),
-                "r_each": float(columns["r_cum"].sum() / steps),
-                "r_cum": float(columns["r_cum"].mean()),
-                "ad": abs(gap),
-                "signed_gap": gap,
-                "violation_rate": float((columns["violation_rate"] * lengths).sum() / steps),
-            }
+    def _point(self) -> CurveRow:
+        lengths, rewards, popular, violations = (
+            np.asarray([session[name] for session in self._notes])
+            for name in ("len", "r_cum", "popular_share", "violation_rate")
         )
-        self._sessions.clear()
-
-
-_CURVE_INPUTS = ("len", "r_cum", "popular_share", "violation_rate")
+        steps = lengths.sum()
+        gap = float(signed_gap((popular * lengths).sum() / steps))
+        return {
+            "sessions": len(lengths),
+            "len": float(lengths.mean()),
+            "r_each": float(rewards.sum() / steps),
+            "r_cum": float(rewards.mean()),
+            "ad": abs(gap),
+            "signed_gap": gap,
+            "violation_rate": float((violations * lengths).sum() / steps),
+        }
 
 
 class LossCurveCallback(LearningCurveCallback):
     """Writes the learning curve of an offline method, which plays no sessions: ``steps`` and its mean losses.
 
     The mean is over the gradient steps since the last point.
-
-    Args:
-        total_steps: See :class:`LearningCurveCallback`.
-        curve: See :class:`LearningCurveCallback`.
-        progress: See :class:`LearningCurveCallback`.
-        label: See :class:`LearningCurveCallback`.
     """
 
-    def __init__(self, total_steps: int, curve: list[CurveRow], progress: bool, label: str) -> None:
-        super().__init__(total_steps, curve, progress, label)
-        self._losses: list[dict[str, float]] = []
-
     def _collect(self) -> None:
-        self._losses.append(self.locals["losses"])
+        self._notes.append(self.locals["losses"])
 
-    def _ready(self) -> bool:
-        return True
-
-    def _add_point(self) -> None:
-        if not self._losses:
-            return
-        means = {name: float(np.mean([losses[name] for losses in self._losses])) for name in self._losses[0]}
-        self.curve.append({"steps": self.num_timesteps, **means})
-        self._losses.clear()
+    def _point(self) -> CurveRow:
+        return {name: float(np.mean([losses[name] for losses in self._notes])) for name in self._notes[0]}
 
 
 @contextmanager
