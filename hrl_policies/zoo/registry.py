@@ -21,6 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -283,6 +284,7 @@ def _path(name: str) -> Traversable:
     return resources.files("hrl_policies.zoo").joinpath("hyperparameters", f"{name}.yml")
 
 
+@cache  # a study asks for the same file once per run
 def _shipped(name: str) -> _SettingsFile:
     if not _path(name).is_file():
         raise ValueError(f"there are no hyperparameters for method {name!r}")
