@@ -16,12 +16,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrl_policies.environments import make_evaluation_env, make_training_env
+    from hrl_policies.zoo.registry import make_evaluation_env, make_training_env
 
 __all__ = ["make_evaluation_env", "make_training_env"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("hrl_policies.environments"), name)
+        return getattr(import_module("hrl_policies.zoo.registry"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The two worlds of a study: agents learn in one and are evaluated in the other."""
+"""The two worlds of a study, and sessions in them: agents learn in one and are evaluated in the other."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hrl_policies.common.click_scorer import ClickScorer
+from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.randomisation import varied
 from kuaifair_env.registration import make_world
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
     from dsrm.item_term import ItemTerm
+    from dsrm.purifier import StatePurifier
     from kuaifair_env.registration import WorldSettings
+
+
+SEED_LIMIT = 2**31
+_SEED_STRIDE = 1_000_003
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,6 @@ def load_worlds(
     return WorldPair(env_id, make_world(env_id, **train), make_world(env_id, **test))
 
 
-_VERSION = 2
-
-
 def cached_purifier(
     world: World, mode: str, seed: int = 0, *, folder: str | Path | None = None, progress: bool = False
 ) -> Path:
@@ -144,3 +151,45 @@ def cached_purifier(
     checkpoint = path.with_name(path.name + ".partial")
     save_purifier(pretrain(world, config, checkpoint=checkpoint, progress=progress), path)
     return path
+
+
+def training_sessions(
+    world: World,
+    config: SessionConfig,
+    n_envs: int,
+    seed: int,
+    *,
+    taste_noise: float = 0.0,
+    purifier: StatePurifier | None = None,
+) -> VecEnv:
+    """Returns sessions of a training world whose users also have tastes of their own.
+
+    Args:
+        world: The training world.
+        config: How sessions run.
+        n_envs: Concurrent sessions.
+        seed: Seed of sessions and tastes.
+        taste_noise: Deviation of the tastes, in log-odds; 0 leaves users as they are.
+        purifier: The purifier of their states.
+    """
+    return purified_sessions(varied(world, taste_noise, seed), config, n_envs, session_seed(seed), purifier)
+
+
+def purified_sessions(
+    world: World, config: SessionConfig, n_envs: int, seed: int, purifier: StatePurifier | None
+) -> VecEnv:
+    """Returns sessions of a world, with purified states if there is a purifier."""
+    from dsrm.wrappers import VecDSRM
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+    env = KuaiFairVecEnv(world, config, n_envs, seed)
+    return env if purifier is None else VecDSRM(env, purifier)
+
+
+def session_seed(seed: int) -> int:
+    """Returns the seed of the sessions that belongs to a training seed.
+
+    Row ``i`` of seed ``s`` plays stream ``s + i``, so neighbouring training seeds would meet the same users with the
+    same random numbers; the seeds of their sessions are far apart.
+    """
+    return (seed * _SEED_STRIDE) % SEED_LIMIT

@@ -26,11 +26,10 @@ from hrl_policies.dorl.simulation import (
     learned_sessions,
 )
 from hrl_policies.dorl.world_model import WorldModel, WorldModelSettings, WorldModelSizes, fit_world_model
+from hrl_policies.worlds import session_seed
 from kuaifair_env.errors import DataError
 
 SelfDORL = TypeVar("SelfDORL", bound="DORL")
-_SEED_STRIDE = 1_000_003
-_SEED_LIMIT = 2**31
 
 
 class DORL(A2C):
@@ -160,8 +159,7 @@ class DORL(A2C):
             uncertainty_weight=self.uncertainty_weight,
             entropy_weight=self.entropy_weight,
             exits=self.exits,
-            # Sessions of neighbouring seeds share random numbers, so seeds are spread out.
-            seed=(seed + self.num_timesteps) * _SEED_STRIDE % _SEED_LIMIT,
+            seed=session_seed(seed + self.num_timesteps),
         )
 
     def _excluded_save_params(self) -> list[str]:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrl_policies.environments import SEED_LIMIT, purified_sessions, session_seed, training_sessions
 from hrl_policies.study.config import PurifierIdentity, RunConfig
 from hrl_policies.study.run_log import PeakMemory, RunLog
 from hrl_policies.study.store import (
@@ -25,7 +24,14 @@ from hrl_policies.study.store import (
     write_partial,
     write_run,
 )
-from hrl_policies.worlds import WorldPair, load_worlds
+from hrl_policies.worlds import (
+    SEED_LIMIT,
+    WorldPair,
+    load_worlds,
+    purified_sessions,
+    session_seed,
+    training_sessions,
+)
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate

@@ -36,7 +36,7 @@ from hrl_policies.study.store import write_table
 from hrl_policies.study.trials import Proposal, TrialJournal, TrialRecord
 from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
-from hrl_policies.zoo.search import Interval, setting
+from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.files import atomic_path, write_text_atomically
@@ -84,7 +84,7 @@ class TuningPlan:
         if not load_settings(self.method).search:
             raise ValueError(
                 f"the settings of {self.method} say nothing about where to search; there are {tunable()}. "
-                f"Add a search section to its settings (hrl_policies.zoo.search says how)"
+                f"Add a search section to its settings (hrl_policies.zoo.settings says how)"
             )
         if self.seed < 0 or self.runs < 1:
             raise ValueError(f"seed is not negative and runs at least 1, got {self.seed} and {self.runs}")

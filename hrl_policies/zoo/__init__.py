@@ -5,20 +5,23 @@ from hrl_policies.zoo.methods import sb3_algorithm
 from hrl_policies.zoo.registry import (
     METHODS,
     BuildContext,
-    MethodSettings,
     MethodSpec,
     all_methods,
     controls,
     learners,
     load_settings,
     method,
-    overridden,
-    parse_overrides,
-    read_settings,
     register_method,
     worlds_with_settings,
 )
-from hrl_policies.zoo.search import SearchSpace, search_space
+from hrl_policies.zoo.settings import (
+    MethodSettings,
+    SearchSpace,
+    overridden,
+    parse_overrides,
+    read_settings,
+    search_space,
+)
 
 __all__ = [
     "METHODS",

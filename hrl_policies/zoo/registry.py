@@ -1,43 +1,27 @@
-"""The registry of methods: what a method is, its settings by world, registration (of plugins too) and lookup.
-
-Settings come from the YAML files in ``hyperparameters``, from a file of the user's own, or with the method. A file
-holds the settings for all worlds, and may hold others for some of them, by environment id::
-
-    total_steps: 500000
-    hyperparameters:
-      learning_rate: 0.0009
-    worlds:
-      KuaiFair-Toy-v0:
-        total_steps: 100000
-        hyperparameters:
-          learning_rate: 0.003
-
-What a section does not name is as in all worlds. A file may also say ``like: OTHER``, and then holds only what differs
-from that method's.
-"""
+"""The registry of methods: what a method is, registration (of plugins too), lookup, and the sessions of a method."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata, resources
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validated
-from hrl_policies.worlds import WorldPair
-from hrl_policies.zoo.search import SearchSpace, inherited_search, search_space
+from hrl_policies.worlds import WorldPair, cached_purifier, purified_sessions, training_sessions
+from hrl_policies.zoo.settings import MethodSettings, shipped_file, shipped_settings, shipped_worlds
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.registration import world_and_config
 from kuaifair_env.spaces import ActionMode, ObservationMode
+from kuaifair_env.world import World
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
-
     from stable_baselines3.common.vec_env import VecEnv
+    from typing_extensions import Unpack
+
+    from dsrm.purifier import StatePurifier
+    from kuaifair_env.registration import Settings
 
 ENTRY_POINT_GROUP = "kuaifair.methods"
 
@@ -45,45 +29,6 @@ MethodKind = Literal["online", "offline", "control"]
 
 _tried: set[tuple[str, str]] = set()
 """Name and value of the entry points of this process that were loaded, or failed to."""
-_Noise = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """How a method is trained unless told otherwise.
-
-    Attributes:
-        policy: Name of the policy class.
-        n_envs: Concurrent training sessions.
-        total_steps: Training steps, counted over all sessions (one slate shown is one step).
-        taste_noise: Deviation of the tastes that training users have besides the training world's, in log-odds; see
-            ``kuaifair_env.randomisation``.
-        calibrated_taste_noise: The same where the item term was calibrated on unbiased feedback, so that scores are
-            less wrong; None takes ``taste_noise``.
-        hyperparameters: Arguments of the algorithm.
-        search: Where to look for better ones; see :mod:`hrl_policies.zoo.search`. Empty if nobody said.
-    """
-
-    policy: str = "MlpPolicy"
-    n_envs: int = 64
-    total_steps: int = 0
-    taste_noise: float = 0.0
-    calibrated_taste_noise: float | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    search: SearchSpace = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what a settings file holds."""
-        attributes = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return attributes | {
-            "hyperparameters": dict(self.hyperparameters),
-            "search": {name: dimension.as_dict() for name, dimension in self.search.items()},
-        }
-
-    def noise_for(self, item_term: str) -> float:
-        """Returns the deviation of tastes under an item term (its mode; empty for none)."""
-        calibrated = self.calibrated_taste_noise
-        return calibrated if item_term == "unbiased" and calibrated is not None else self.taste_noise
 
 
 @dataclass(frozen=True)
@@ -160,7 +105,7 @@ def add_method(spec: MethodSpec) -> None:
     """
     if spec.name in METHODS:
         raise ValueError(f"a method called {spec.name!r} exists already: {METHODS[spec.name].title}")
-    if spec.learns and spec.settings is None and not _path(spec.name).is_file():
+    if spec.learns and spec.settings is None and not shipped_file(spec.name).is_file():
         raise ValueError(
             f"{spec.name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
         )
@@ -228,7 +173,7 @@ def load_settings(name: str, world: str = "") -> MethodSettings:
     spec = METHODS.get(name)
     if spec is not None and spec.settings is not None:
         return spec.settings
-    return _settings(_merged(_shipped(name), world), f"{name}.yml")
+    return shipped_settings(name, world)
 
 
 def worlds_with_settings(name: str) -> list[str]:
@@ -240,109 +185,7 @@ def worlds_with_settings(name: str) -> list[str]:
     spec = METHODS.get(name)
     if spec is not None and spec.settings is not None:
         return []
-    file = _shipped(name)
-    inherited = [] if file.like is None else worlds_with_settings(file.like)
-    return sorted({*inherited, *file.worlds})
-
-
-def read_settings(path: str | Path, world: str = "") -> MethodSettings:
-    """Returns the settings in a file of the user's own, such as the ``best.yml`` of ``kuaifair tune``.
-
-    Args:
-        path: YAML in the form of the shipped files; ``like`` may name a shipped one.
-        world: See :func:`load_settings`.
-
-    Raises:
-        ValueError: If there is no such file, or it holds something else.
-    """
-    file = validated(_SettingsFile, read_yaml(path), str(path))
-    return _settings(_merged(file, world), str(path))
-
-
-class _WorldSection(BaseModel):
-    """What a file may say of one world; policy class, noise of tastes and search space belong to the method."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    n_envs: Annotated[int, Field(ge=1)] = 64
-    total_steps: Annotated[int, Field(ge=0)] = 0
-    hyperparameters: dict[str, Any] = {}
-
-
-class _SettingsFile(_WorldSection):
-    """What a settings file holds."""
-
-    like: str | None = None
-    policy: str = ""
-    taste_noise: _Noise = 0.0
-    calibrated_taste_noise: _Noise | None = None
-    search: dict[str, Any] = {}
-    worlds: dict[str, _WorldSection] = {}
-
-
-def _path(name: str) -> Traversable:
-    return resources.files("hrl_policies.zoo").joinpath("hyperparameters", f"{name}.yml")
-
-
-@cache  # a study asks for the same file once per run
-def _shipped(name: str) -> _SettingsFile:
-    if not _path(name).is_file():
-        raise ValueError(f"there are no hyperparameters for method {name!r}")
-    content = parse_yaml(_path(name).read_text(encoding="utf-8"), f"{name}.yml")
-    return validated(_SettingsFile, content, f"{name}.yml")
-
-
-def _merged(file: _SettingsFile, world: str) -> dict[str, Any]:
-    """Returns the settings for a world: those of the file that it is like, then its own, then those for the world."""
-    own = file.model_dump(exclude_unset=True, exclude={"like", "worlds"})
-    changed = own.get("hyperparameters", {})
-    if file.like is not None:
-        base = _merged(_shipped(file.like), world)
-        own["search"] = inherited_search(base["search"], own.get("search", {}), list(changed))
-        changed = overridden(base["hyperparameters"], changed)
-        own = base | own
-    section = file.worlds.get(world, _WorldSection()).model_dump(exclude_unset=True)
-    hyperparameters = overridden(changed, section.get("hyperparameters", {}))
-    return {"search": {}} | own | section | {"hyperparameters": hyperparameters}
-
-
-def _settings(content: dict[str, Any], source: str) -> MethodSettings:
-    space = search_space(content.pop("search"), content["hyperparameters"], source)
-    return MethodSettings(**content, search=space)
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Turns ``name=value`` texts into hyperparameters; values are YAML, dots go into nested settings.
-
-    Raises:
-        ValueError: If a text is not of that form.
-    """
-    overrides: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ValueError(f"a hyperparameter is given as name=value, got {text!r}")
-        overrides[name.strip()] = parse_yaml(value, f"the value {value!r} of {name.strip()!r}")
-    return overrides
-
-
-def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with some replaced; ``policy_kwargs.log_std_init`` reaches into ``policy_kwargs``.
-
-    Raises:
-        ValueError: If a name reaches into something that is not a group of settings.
-    """
-    result = dict(settings)
-    for name, value in overrides.items():
-        first, dot, rest = name.partition(".")
-        if not dot:
-            result[first] = value
-            continue
-        inner = result.get(first, {})
-        if not isinstance(inner, Mapping):
-            raise ValueError(f"{name!r} cannot be set: {first!r} is {inner!r}, not a group of settings")
-        result[first] = overridden(inner, {rest: value})
-    return result
+    return shipped_worlds(name)
 
 
 def load_plugins(methods: MutableMapping[str, Any]) -> None:
@@ -370,3 +213,86 @@ def load_plugins(methods: MutableMapping[str, Any]) -> None:
                 f"{type(error).__name__}: {error}",
                 stacklevel=2,
             )
+
+
+def make_training_env(
+    method_name: str,
+    env_id: str,
+    n_envs: int | None = None,
+    seed: int = 0,
+    purifier: StatePurifier | str | Path | None = None,
+    **settings: Unpack[Settings],
+) -> VecEnv:
+    """Makes the sessions that a method learns from, with all that belongs to the method.
+
+    That is its action and observation mode, the tastes of their own that its training users have
+    (:mod:`kuaifair_env.randomisation`) and its purifier, which is pretrained on first use and then cached.
+
+    Args:
+        method_name: Name in the zoo, such as ``"dsrm-hrl"``.
+        env_id: A registered id, such as ``"KuaiFair-Toy-v0"``.
+        n_envs: Concurrent sessions; None takes the method's number.
+        seed: Seed of sessions and tastes.
+        purifier: A purifier, or its file, instead of the method's.
+        **settings: Other settings of world and sessions; see :class:`kuaifair_env.registration.Settings`.
+
+    Raises:
+        ValueError: If the method, the id or a setting is unknown.
+    """
+    spec = method(method_name)
+    world, config = world_and_config(env_id, {**_modes(spec), **settings, "split": "train"})
+    shipped = load_settings(method_name, env_id)
+    return training_sessions(
+        world,
+        config,
+        shipped.n_envs if n_envs is None else n_envs,
+        seed,
+        taste_noise=shipped.taste_noise,
+        purifier=_purifier(spec, world, purifier),
+    )
+
+
+def make_evaluation_env(
+    method_name: str,
+    env_id: str,
+    n_envs: int = 100,
+    seed: int = 0,
+    purifier: StatePurifier | str | Path | None = None,
+    **settings: Unpack[Settings],
+) -> VecEnv:
+    """Makes sessions of the test world, observed as the method observes in training; for ``kuaifair_env.evaluate``.
+
+    Args:
+        method_name: See :func:`make_training_env`.
+        env_id: See :func:`make_training_env`.
+        n_envs: Concurrent sessions.
+        seed: Seed of the sessions.
+        purifier: See :func:`make_training_env`.
+        **settings: See :func:`make_training_env`.
+
+    Raises:
+        ValueError: If the method, the id or a setting is unknown.
+    """
+    spec = method(method_name)
+    given = {**_modes(spec), **settings}
+    test, config = world_and_config(env_id, {**given, "split": "test"})
+    if purifier is None and spec.purifier:
+        # Purifiers are pretrained in the training world, whichever world they are used in.
+        train, _ = world_and_config(env_id, {**given, "split": "train"})
+        purifier = _purifier(spec, train, None)
+    return purified_sessions(test, config, n_envs, seed, _purifier(spec, test, purifier))
+
+
+def _modes(spec: MethodSpec) -> Settings:
+    return {"action_mode": spec.action_mode, "observation_mode": spec.observation_mode}
+
+
+def _purifier(
+    spec: MethodSpec, world: World, purifier: StatePurifier | str | Path | None
+) -> StatePurifier | None:
+    """Returns the purifier that is given, or else the method's own, if it has one."""
+    from dsrm.purifier import load_purifier
+
+    if purifier is None and spec.purifier:
+        purifier = cached_purifier(world, spec.purifier)
+    return load_purifier(purifier) if isinstance(purifier, (str, Path)) else purifier

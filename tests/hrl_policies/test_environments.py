@@ -10,14 +10,13 @@ import torch
 from worlds_for_tests import small_pair
 
 import dsrm.pretraining
-import hrl_policies.environments as environments
+import hrl_policies.zoo.registry as registry
 from dsrm import IPSPurifier, VecDSRM
 from dsrm.purifier import save_purifier
 from hrl_policies import make_evaluation_env, make_training_env
-from hrl_policies.environments import session_seed
 from hrl_policies.hrl_ppo import HierarchicalPPO
 from hrl_policies.study import PurifierIdentity, plan_run, train
-from hrl_policies.worlds import cached_purifier
+from hrl_policies.worlds import cached_purifier, session_seed
 from kuaifair_env.evaluation import evaluate
 
 TOY = "KuaiFair-Toy-v0"
@@ -33,7 +32,7 @@ def ips(tmp_path, monkeypatch):
         asked.append((world.split, mode))
         return tmp_path / "ips.safetensors"
 
-    monkeypatch.setattr(environments, "cached_purifier", cached)
+    monkeypatch.setattr(registry, "cached_purifier", cached)
     return tmp_path / "ips.safetensors", asked
 
 

@@ -51,7 +51,7 @@ def test_a_worlds_section_replaces_what_it_names_and_in_that_world_alone(tmp_pat
 
 
 def test_a_file_like_another_takes_its_worlds_and_its_own_word_is_last(tmp_path, monkeypatch):
-    import hrl_policies.zoo.registry as module
+    import hrl_policies.zoo.settings as module
 
     folder = tmp_path / "hrl_policies" / "zoo"
     (folder / "hyperparameters").mkdir(parents=True)
