@@ -27,9 +27,9 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM, DistillationConfig
-from dsrm.pretraining import Mode, PretrainConfig, pretrain
+from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.probe_data import ProbeSet, probe_set
-from dsrm.purifier import StatePurifier
+from dsrm.purifier import Mode, StatePurifier
 from dsrm.wrappers import VecDSRM
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.study.figures import StepResult, draw_diffusion_steps

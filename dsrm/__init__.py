@@ -4,9 +4,19 @@ purifier = dsrm.pretrain(world)
 env = dsrm.DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0"), purifier)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dsrm.purifier import MismatchError, StatePurifier
+from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
+from dsrm.purifier import (
+    MODES,
+    MismatchError,
+    StatePurifier,
+    load_purifier,
+    purifier_hash,
+    save_purifier,
+)
+from dsrm.windows import ConditionBuilder
 
 if TYPE_CHECKING:
     from dsrm.baselines import (
@@ -18,43 +28,13 @@ if TYPE_CHECKING:
     )
     from dsrm.diffusion import SamplerConfig
     from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
-    from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
     from dsrm.model import DSRM, DSRMConfig
-    from dsrm.pretraining import MODES, PretrainConfig, noise_like, pretrain
-    from dsrm.purifier import load_purifier, purifier_hash, save_purifier
+    from dsrm.pretraining import PretrainConfig, noise_like, pretrain
     from dsrm.training import TrainingConfig
-    from dsrm.windows import ConditionBuilder
     from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 
-# torch takes seconds to import; names that need it are looked up when they are used.
-_HOMES = {
-    "load_purifier": "purifier",
-    "purifier_hash": "purifier",
-    "save_purifier": "purifier",
-    "ConditionBuilder": "windows",
-    "IdentityPurifier": "baselines",
-    "IPSPurifier": "baselines",
-    "LinearDebiasPurifier": "baselines",
-    "NoisePurifier": "baselines",
-    "Encoder": "encoder",
-    "EncoderConfig": "encoder",
-    "pretrain_encoder": "encoder",
-    "ItemTerm": "item_term",
-    "fit_item_term": "item_term",
-    "with_item_term": "item_term",
-    "DSRM": "model",
-    "DSRMConfig": "model",
-    "MODES": "pretraining",
-    "PretrainConfig": "pretraining",
-    "noise_like": "pretraining",
-    "pretrain": "pretraining",
-    "RegressionPurifier": "baselines",
-    "SamplerConfig": "diffusion",
-    "TrainingConfig": "training",
-    "DSRMObservationWrapper": "wrappers",
-    "DSRMVectorWrapper": "wrappers",
-    "VecDSRM": "wrappers",
-}
+# torch takes seconds to import; modules that need it are imported when one of their names is used.
+_TORCH_MODULES = ("baselines", "diffusion", "encoder", "model", "pretraining", "training", "wrappers")
 
 __all__ = [
     "DSRM",
@@ -89,8 +69,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dsrm' has no attribute {name!r}")
-    return getattr(import_module(f"dsrm.{_HOMES[name]}"), name)
+    if name in __all__:
+        for home in _TORCH_MODULES:
+            module = import_module(f"dsrm.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'dsrm' has no attribute {name!r}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from dsrm.denoiser import Denoiser, DenoiserConfig, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, row_keys, row_normals
@@ -163,7 +164,7 @@ class LinearDebiasPurifier(BasePurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"report": self._report, "world": self._key.as_dict()}
+        return {"report": self._report, "world": asdict(self._key)}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -172,7 +173,7 @@ class LinearDebiasPurifier(BasePurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> LinearDebiasPurifier:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        key = WorldKey.from_dict(settings["world"])
+        key = TypeAdapter(WorldKey).validate_python(settings["world"])
         return cls(key, tensors["direction"], tensors["mean"], settings["report"])
 
 
@@ -243,7 +244,7 @@ class RegressionPurifier(BasePurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": self.key.as_dict(), "report": self.report}
+        return {"config": asdict(self.config), "world": asdict(self.key), "report": self.report}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -252,7 +253,7 @@ class RegressionPurifier(BasePurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> RegressionPurifier:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        content = settings["config"]
-        config = RegressionConfig(**{**content, "denoiser": DenoiserConfig(**content["denoiser"])})
+        config = TypeAdapter(RegressionConfig).validate_python(settings["config"])
         denoiser = TrainedDenoiser.restore(regression_network(config.denoiser), tensors)
-        return cls(config, WorldKey.from_dict(settings["world"]), denoiser, settings["report"])
+        key = TypeAdapter(WorldKey).validate_python(settings["world"])
+        return cls(config, key, denoiser, settings["report"])

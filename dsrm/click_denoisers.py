@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -199,7 +200,7 @@ class ClickDenoiser(BasePurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": self._key.as_dict(), "report": self._report}
+        return {"config": asdict(self.config), "world": asdict(self._key), "report": self._report}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -211,7 +212,7 @@ class ClickDenoiser(BasePurifier):
         config = ClickModelConfig(**settings["config"])
         model = ClickModel(len(tensors["item_ids"]), config.dimension)
         load_network(model, tensors)
-        key = WorldKey.from_dict(settings["world"])
+        key = TypeAdapter(WorldKey).validate_python(settings["world"])
         return cls(config, key, tensors["item_ids"], model, settings["report"])
 
 

@@ -82,11 +82,6 @@ class NoiseSchedule:
         """Number of noise levels ``K``."""
         return len(self.alphas_bar) - 1
 
-    @property
-    def betas(self) -> NDArray[np.float64]:
-        """``float64 (K,)``, share of the variance that each level replaces by noise."""
-        return np.asarray(1.0 - self.alphas_bar[1:] / self.alphas_bar[:-1])
-
     def posterior_variance(self, high: int, low: int) -> float:
         """Returns the variance of a state at level ``low``, given it at level ``high`` and clean (``beta~`` of eq. 3).
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dsrm.denoiser import Denoiser, DenoiserConfig, Standardiser, TrainedDenoiser
@@ -67,18 +68,6 @@ class DSRMConfig:
     def __post_init__(self) -> None:
         if self.output not in get_args(Output):
             raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> DSRMConfig:
-        """Restores what ``dataclasses.asdict`` returned."""
-        sampler = content["sampler"]
-        return cls(
-            **{
-                **content,
-                "denoiser": DenoiserConfig(**content["denoiser"]),
-                "sampler": None if sampler is None else SamplerConfig(**sampler),
-            }
-        )
 
 
 class DSRM(BasePurifier):
@@ -198,7 +187,7 @@ class DSRM(BasePurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": self.key.as_dict(), "report": self.report}
+        return {"config": asdict(self.config), "world": asdict(self.key), "report": self.report}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -207,10 +196,10 @@ class DSRM(BasePurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> DSRM:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        config = DSRMConfig.from_dict(settings["config"])
+        config = TypeAdapter(DSRMConfig).validate_python(settings["config"])
         network = Denoiser(config.denoiser, NoiseSchedule.make(config.schedule, config.levels))
         denoiser = TrainedDenoiser.restore(network, tensors)
-        key = WorldKey.from_dict(settings["world"])
+        key = TypeAdapter(WorldKey).validate_python(settings["world"])
         return cls(config, key, denoiser, Student.restore(tensors), settings["report"])
 
     def _with(self, config: DSRMConfig) -> DSRM:
@@ -254,12 +243,8 @@ class DistillationConfig:
     learning_rate: float = 1e-3
 
 
-class Teacher(Protocol):
-    """Gives the states that a student learns."""
-
-    def __call__(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns states ``(B, d)`` for standardised conditions, and spreads ``(n,)`` for the first ``n <= B``."""
-        ...
+Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""``(B, c)`` standardised conditions -> states ``(B, d)``, and spreads ``(n,)`` of the first ``n <= B``."""
 
 
 class Student:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
 from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, Teacher, distil
-from dsrm.purifier import StatePurifier, WorldKey
+from dsrm.purifier import MODES, Mode, StatePurifier, Target, WorldKey
 from dsrm.targets import (
     ExampleSource,
     LiteralTargets,
@@ -54,24 +54,6 @@ from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
 from kuaifair_env.world import World
-
-Mode = Literal[
-    "profile",
-    "paper",
-    "unbiased",
-    "paired",
-    "regression",
-    "linear_debias",
-    "ips",
-    "identity",
-    "noise",
-    "tce",
-    "rce",
-    "bod",
-]
-Target = Literal["profile", "unbiased", "paired"]
-
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
@@ -185,8 +167,6 @@ def pretrain(
         return _fit_linear_debias(world, config)
     if config.mode == "regression":
         return _train_regression(world, config, checkpoint, progress)
-    if config.mode == "paper":
-        return _train_literal(world, config, checkpoint, progress)
     return _train_dsrm(world, config, checkpoint, progress)
 
 
@@ -223,48 +203,33 @@ def example_source(world: World, config: PretrainConfig) -> ExampleSource:
 
 
 def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> DSRM:
-    """Trains a diffusion model on rich conditions, and its student."""
-    schedule = NoiseSchedule.make(config.schedule or "cosine", config.levels)
-    shape = _shape(config, world.dimension, condition_size(world.dimension), config.prediction or "velocity")
+    """Trains a diffusion model: on rich conditions and with a student, or the paper's literal one."""
+    literal = config.mode == "paper"
+    size = world.dimension
+    schedule = NoiseSchedule.make(config.schedule or ("linear" if literal else "cosine"), config.levels)
+    prediction = config.prediction or ("epsilon" if literal else "velocity")
+    shape = _shape(config, size, size if literal else condition_size(size), prediction)
+    objective = denoising_objective if literal else top_heavy_objective
     source = example_source(world, config)
     trained, report = _train(
-        world, source, config, lambda: Denoiser(shape, schedule), top_heavy_objective, checkpoint, progress
+        world, source, config, lambda: Denoiser(shape, schedule), objective, checkpoint, progress
     )
-    conditions = trained.condition.transform(_draw_conditions(source, config))
-    student, cosine = distil(_teacher(trained, schedule), conditions, config.distillation, config.seed)
+    student = None
+    if not literal:
+        conditions = trained.condition.transform(_draw_conditions(source, config))
+        student, cosine = distil(_teacher(trained, schedule), conditions, config.distillation, config.seed)
+        report["student_cosine"] = round(cosine, 5)
     model = DSRMConfig(
         mode=config.mode,
         schedule=schedule.kind,
         levels=config.levels,
         denoiser=shape,
+        conditioning="state" if literal else "rich",
         exponent=config.exponent,
         clip_quantile=config.clip_quantile,
+        sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state") if literal else None,
     )
-    report["student_cosine"] = round(cosine, 5)
     return DSRM(model, WorldKey.of_world(world), trained, student, report)
-
-
-def _train_literal(
-    world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
-) -> DSRM:
-    """Trains the paper's literal model; see :class:`PretrainConfig`."""
-    schedule = NoiseSchedule.make(config.schedule or "linear", config.levels)
-    shape = _shape(config, world.dimension, world.dimension, config.prediction or "epsilon")
-    source = example_source(world, config)
-    trained, report = _train(
-        world, source, config, lambda: Denoiser(shape, schedule), denoising_objective, checkpoint, progress
-    )
-    model = DSRMConfig(
-        mode=config.mode,
-        schedule=schedule.kind,
-        levels=config.levels,
-        denoiser=shape,
-        conditioning="state",
-        exponent=config.exponent,
-        clip_quantile=config.clip_quantile,
-        sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state"),
-    )
-    return DSRM(model, WorldKey.of_world(world), trained, None, report)
 
 
 def _train_regression(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -22,6 +22,26 @@ from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_a
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.spaces import StateObserver
 from kuaifair_env.world import World
+
+Mode = Literal[
+    "profile",
+    "paper",
+    "unbiased",
+    "paired",
+    "regression",
+    "linear_debias",
+    "ips",
+    "identity",
+    "noise",
+    "tce",
+    "rce",
+    "bod",
+]
+MODES: tuple[Mode, ...] = get_args(Mode)
+"""How purifiers are made; see :class:`dsrm.pretraining.PretrainConfig`."""
+
+Target = Literal["profile", "unbiased", "paired"]
+"""Targets that the regression control learns."""
 
 PURIFIERS = Family("kuaifair-purifier", 2, "state purifier")
 
@@ -160,22 +180,6 @@ class WorldKey:
             world.dimension,
             tuple(float(f"{value:.6g}") for value in _fingerprint(world)),
         )
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> WorldKey:
-        """Returns the key that :meth:`as_dict` wrote.
-
-        Raises:
-            ArtifactError: If something is missing or of another type.
-        """
-        try:
-            return cls(**{**content, "fingerprint": tuple(float(value) for value in content["fingerprint"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the artifact does not say which world it was made for ({error})") from error
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns a JSON-able copy."""
-        return asdict(self) | {"fingerprint": list(self.fingerprint)}
 
     def check(self, world: World) -> None:
         """Checks that a world is the one.

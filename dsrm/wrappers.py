@@ -7,7 +7,7 @@ of an episode is purified too, with the window of the session that ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -133,20 +133,16 @@ class VecDSRM(VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, dsrm: StatePurifier) -> None:
-        unwrapped = venv.unwrapped
         world = world_beneath(venv)
         if world is None:
-            raise TypeError(f"VecDSRM needs KuaiFair sessions beneath, got {type(unwrapped).__name__}")
+            raise TypeError(f"VecDSRM needs KuaiFair sessions beneath, got {type(venv.unwrapped).__name__}")
         self.dsrm = dsrm
-        self._sessions: _Sessions = (
-            _BatchedSessions(unwrapped) if isinstance(unwrapped, KuaiFairVecEnv) else _SingleSessions(venv)
-        )
         self._observations = _PurifiedObservations(dsrm, venv.observation_space, world)
         super().__init__(venv, self._observations.space)
 
     def reset(self) -> Any:
         """Starts sessions."""
-        return self._observations.purify(self.venv.reset(), self._sessions.windows())
+        return self._observations.purify(self.venv.reset(), self._windows())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Shows slates; ``terminal_observation`` is purified too."""
@@ -154,10 +150,23 @@ class VecDSRM(VecEnvWrapper):
         ended = np.flatnonzero(done)
         if len(ended):
             last = [infos[row]["terminal_observation"] for row in ended]
-            purified = self._observations.purify_each(last, self._sessions.finished_windows(ended))
+            purified = self._observations.purify_each(last, self._finished_windows(ended))
             for row, observation in zip(ended, purified, strict=True):
                 infos[row]["terminal_observation"] = observation
-        return self._observations.purify(observations, self._sessions.windows()), reward, done, infos
+        return self._observations.purify(observations, self._windows()), reward, done, infos
+
+    def _windows(self) -> HistoryWindow:
+        sessions = self.venv.unwrapped
+        if isinstance(sessions, KuaiFairVecEnv):
+            return sessions.history_window()
+        return _concatenate(self.venv.env_method("history_window"))
+
+    def _finished_windows(self, rows: IntArray) -> HistoryWindow:
+        sessions = self.venv.unwrapped
+        if isinstance(sessions, KuaiFairVecEnv):
+            assert sessions.batch.finished_window is not None
+            return sessions.batch.finished_window
+        return _concatenate(self.venv.get_attr("finished_window", indices=rows.tolist()))
 
 
 class _PurifiedObservations:
@@ -187,46 +196,6 @@ class _PurifiedObservations:
         """Returns single observations with purified states, purified as one batch."""
         purified = self.purify(stack_observations(observations), window)
         return [take_rows(purified, row) for row in range(len(observations))]
-
-
-class _Sessions(Protocol):
-    """The sessions beneath a :class:`VecDSRM`."""
-
-    def windows(self) -> HistoryWindow:
-        """Returns the present windows of all sessions."""
-        ...
-
-    def finished_windows(self, rows: IntArray) -> HistoryWindow:
-        """Returns the windows with which the given sessions ended in the last step."""
-        ...
-
-
-class _BatchedSessions:
-    """The sessions of a ``KuaiFairVecEnv``."""
-
-    def __init__(self, env: KuaiFairVecEnv) -> None:
-        self._env = env
-
-    def windows(self) -> HistoryWindow:
-        return self._env.history_window()
-
-    def finished_windows(self, rows: IntArray) -> HistoryWindow:
-        window = self._env.batch.finished_window
-        assert window is not None
-        return window
-
-
-class _SingleSessions:
-    """Single KuaiFair environments in any other ``VecEnv``."""
-
-    def __init__(self, venv: VecEnv) -> None:
-        self._venv = venv
-
-    def windows(self) -> HistoryWindow:
-        return _concatenate(self._venv.env_method("history_window"))
-
-    def finished_windows(self, rows: IntArray) -> HistoryWindow:
-        return _concatenate(self._venv.get_attr("finished_window", indices=rows.tolist()))
 
 
 def _concatenate(windows: Sequence[HistoryWindow]) -> HistoryWindow:

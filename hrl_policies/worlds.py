@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +130,12 @@ def cached_purifier(
     Raises:
         ValueError: If the mode is unknown, or the world is not a training world.
     """
-    from dsrm.pretraining import MODES, PretrainConfig, pretrain
-    from dsrm.purifier import WorldKey, load_purifier, save_purifier
+    from dsrm.pretraining import PretrainConfig, pretrain
+    from dsrm.purifier import MODES, WorldKey, load_purifier, save_purifier
 
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    key = hashlib.sha256(json.dumps(WorldKey.of_world(world).as_dict(), sort_keys=True).encode())
+    key = hashlib.sha256(json.dumps(asdict(WorldKey.of_world(world)), sort_keys=True).encode())
     key.update(world.users.tobytes())
     name = f"{mode}-{key.hexdigest()[:16]}-seed{seed}-v{_VERSION}.safetensors"
     path = cache_dir(folder) / "purifiers" / name

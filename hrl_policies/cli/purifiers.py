@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsrm.purifier import Mode, Target
 from hrl_policies.cli.options import (
     DataDir,
     DataSource,
@@ -27,22 +28,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.schema import FloatArray
     from kuaifair_env.world import World
 
-# The choices of dsrm.pretraining and dsrm.encoder, whose import takes a second.
-PurifierMode = Literal[
-    "profile",
-    "paper",
-    "unbiased",
-    "paired",
-    "regression",
-    "linear_debias",
-    "ips",
-    "identity",
-    "noise",
-    "tce",
-    "rce",
-    "bod",
-]
-RegressionTarget = Literal["profile", "unbiased", "paired"]
+# The choices of dsrm.encoder, whose import takes a second.
 EncoderKind = Literal["mean", "transformer"]
 ProbeWindows = Literal["log", "short", "policy"]
 
@@ -53,9 +39,9 @@ def pretrain(
     env: Env,
     output: PurifierFile,
     mode: Annotated[
-        PurifierMode, typer.Option("--mode", "-m", help="paper is literal and measures as the identity.")
+        Mode, typer.Option("--mode", "-m", help="paper is literal and measures as the identity.")
     ] = "profile",
-    target: Annotated[RegressionTarget, typer.Option(help="What --mode regression learns.")] = "profile",
+    target: Annotated[Target, typer.Option(help="What --mode regression learns.")] = "profile",
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels K.")] = 20,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training at most.")] = None,

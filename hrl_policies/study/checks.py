@@ -88,7 +88,7 @@ def study_warnings(
 
 def _name_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
     from dsrm.item_term import ITEM_TERM_MODES
-    from dsrm.pretraining import MODES
+    from dsrm.purifier import MODES
 
     for entry in spec.methods:
         if entry.name not in all_methods():

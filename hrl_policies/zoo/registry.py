@@ -70,7 +70,7 @@ class MethodSpec:
         build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
         privileged: Whether it looks at what users of the test world truly like.
         observation_mode: Whether it observes the state alone, or the window behind it too.
-        purifier: Mode of the purifier that is part of the method (see ``dsrm.pretraining.MODES``); empty for none.
+        purifier: Mode of the purifier that is part of the method (see ``dsrm.MODES``); empty for none.
         settings: How it is trained unless told otherwise; None takes the shipped file of its name.
     """
 

@@ -6,8 +6,8 @@ import pytest
 from purifiers import learning_config, quick_config
 from training_worlds import taste_worlds
 
-from dsrm.pretraining import MODES, Mode, pretrain
-from dsrm.purifier import StatePurifier
+from dsrm.pretraining import pretrain
+from dsrm.purifier import MODES, Mode, StatePurifier
 
 SEEDS = (0, 1, 2)
 

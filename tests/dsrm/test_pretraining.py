@@ -17,8 +17,8 @@ import dsrm
 from dsrm import training
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig, distil
-from dsrm.pretraining import MODES, PretrainConfig, example_source, noise_like, pretrain
-from dsrm.purifier import load_purifier, save_purifier
+from dsrm.pretraining import PretrainConfig, example_source, noise_like, pretrain
+from dsrm.purifier import MODES, load_purifier, save_purifier
 from dsrm.windows import propensity_weights, sample_windows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.response.calibration import within_user_auc

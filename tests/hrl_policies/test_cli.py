@@ -14,7 +14,7 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.runner as runner
 import kuaifair_env.registration as registration
-from dsrm import encoder, pretraining
+from dsrm import encoder
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli import purifiers
@@ -91,8 +91,6 @@ def test_the_module_is_the_command():
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(purifiers.PurifierMode) == pretraining.MODES
-    assert get_args(purifiers.RegressionTarget) == get_args(pretraining.Target)
     assert get_args(purifiers.EncoderKind) == get_args(encoder.EncoderKind)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 from dsrm.model import DistillationConfig
-from dsrm.pretraining import Mode, PretrainConfig
-from dsrm.purifier import MismatchError, state_space
+from dsrm.pretraining import PretrainConfig
+from dsrm.purifier import MismatchError, Mode, state_space
 from dsrm.training import TrainingConfig
 from dsrm.windows import WindowSettings
 
