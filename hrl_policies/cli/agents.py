@@ -262,7 +262,7 @@ def _world_settings(source: Source, response: ResponseKind, taste: str | None) -
 
 
 def _report_run(result: RunResult, command: str) -> None:
-    from hrl_policies.study.store import machine
+    from hrl_policies.study.run_log import machine
 
     if result.evaluation is None:
         typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")

@@ -94,7 +94,7 @@ def pretrain(
 
 
 def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) -> None:
-    from hrl_policies.study.store import machine
+    from hrl_policies.study.run_log import machine
 
     described = purifier.describe()
     report = described.get("report", {})

@@ -124,7 +124,7 @@ def resume(
 def status(store: _Study) -> None:
     """Say which runs of a study are done, which failed and why, and which are missing."""
     from hrl_policies.study.config import run_folder
-    from hrl_policies.study.folders import read_failure, reason_of, state_of
+    from hrl_policies.study.store import read_failure, reason_of, state_of
 
     spec, runs, _ = _read_store(store, None)
     states = {run: state_of(store / run) for run in (str(run_folder(planned)) for planned in runs)}
@@ -232,7 +232,8 @@ def report(
     Example: kuaifair study report runs --output report.html
     """
     from hrl_policies.study.outputs import study_tables
-    from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
+    from hrl_policies.study.report import stored_figures, write_report
+    from hrl_policies.study.store import all_runs, failed_runs
 
     runs, failures = all_runs(store), failed_runs(store)
     if not runs and not failures:
@@ -268,8 +269,7 @@ def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec
 def _read_store(store: Path, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig], str]:
     """Returns a stored study, its runs and the command that made it."""
     from hrl_policies.study.checks import check_study
-    from hrl_policies.study.folders import STUDY, read_study_file
-    from hrl_policies.study.spec import parse_study
+    from hrl_policies.study.spec import STUDY, parse_study, read_study_file
 
     content, command = read_study_file(store)
     spec, problems = parse_study(content)
@@ -295,10 +295,10 @@ def _run_all(
     data_dir: str | Path | None,
     retry_failed: bool,
 ) -> None:
-    from hrl_policies.study.folders import write_study
     from hrl_policies.study.outputs import write_outputs
     from hrl_policies.study.progress import progress_for
     from hrl_policies.study.runs import run_study
+    from hrl_policies.study.spec import write_study
 
     _warn(spec, data_dir)
     command = write_study(store, spec, command)

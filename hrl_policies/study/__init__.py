@@ -13,6 +13,7 @@ from hrl_policies.study.config import (
     plan_runs,
     run_folder,
 )
+from hrl_policies.study.labels import RunRecord, stored_records
 from hrl_policies.study.outputs import draw_study, study_tables, write_tables
 from hrl_policies.study.progress import StudyCallback
 from hrl_policies.study.report import write_report
@@ -27,7 +28,7 @@ from hrl_policies.study.runner import (
 )
 from hrl_policies.study.runs import StudyResult, run_study
 from hrl_policies.study.spec import StudyError, StudySpec, read_study
-from hrl_policies.study.store import RunRecord, StoredRun, load_run, stored_records, stored_runs
+from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.table import ResultTable
 from hrl_policies.study.tables import result_tables, write_records
 

@@ -15,12 +15,12 @@ from hrl_policies.study.figures import (
     draw_purification_gain,
     draw_results,
 )
-from hrl_policies.study.labels import PROPOSED
+from hrl_policies.study.labels import PROPOSED, RunRecord
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
-from hrl_policies.study.report import all_runs, failed_runs, stored_figures, write_report
+from hrl_policies.study.report import stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
 from hrl_policies.study.runner import open_worlds, purifier_of
-from hrl_policies.study.store import RunRecord, StoredRun, stored_runs
+from hrl_policies.study.store import StoredRun, all_runs, failed_runs, stored_runs
 from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
 from hrl_policies.study.tables import result_tables, write_records
 from hrl_policies.worlds import WorldPair

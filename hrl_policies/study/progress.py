@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.folders import reason_of
+from hrl_policies.study.store import reason_of
 from hrl_policies.zoo import method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.synthetic.twin import twin_config

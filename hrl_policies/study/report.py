@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import report_sections as sections
-from hrl_policies.study.folders import FAILED, TRACEBACK, reason_of
 from hrl_policies.study.labels import ORIGINS, Variant, families
-from hrl_policies.study.store import PARTIAL, StoredRun, load_run
+from hrl_policies.study.store import StoredRun, reason_of
 from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, sort_value
-from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
 
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -95,24 +93,6 @@ def _png_description(path: Path) -> str:
         raise ValueError(f"{path} is not a PNG picture: {error}") from error
 
 
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that ended with an error.
-
-    Attributes:
-        name: Its folder, relative to the store.
-        traceback: The traceback of the error.
-    """
-
-    name: str
-    traceback: str
-
-    @property
-    def error(self) -> str:
-        """The last line of the traceback, which names the error."""
-        return reason_of(self.traceback)
-
-
 def write_report(
     path: str | Path,
     runs: Sequence[StoredRun],
@@ -121,7 +101,7 @@ def write_report(
     command: str,
     figures: Sequence[Path] = (),
     further: Sequence[ResultTable] = (),
-    failures: Sequence[FailedRun] = (),
+    failures: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the report of runs as one HTML file that holds its style, script and pictures, and may load nothing else.
 
@@ -130,12 +110,12 @@ def write_report(
 
     Args:
         path: File to write; one that exists is replaced.
-        runs: Finished and interrupted runs; see :func:`hrl_policies.study.report.all_runs`.
+        runs: Finished and interrupted runs; see :func:`hrl_policies.study.store.all_runs`.
         title: Heading of the report.
         command: The command that makes it.
         figures: PNG and SVG files; see :meth:`~hrl_policies.study.report.ReportFigure.of_file` for captions.
         further: Tables besides those of the runs, such as comparisons and costs.
-        failures: Runs that ended with an error.
+        failures: Tracebacks by name of the run that failed; see :func:`hrl_policies.study.store.failed_runs`.
 
     Returns:
         The file.
@@ -151,48 +131,15 @@ def write_report(
         "command": command,
         "figures": [ReportFigure.of_file(Path(figure)) for figure in figures],
         "further": sections.plain_tables(further),
-        **_content(sorted(runs, key=_order), failures, command),
+        **_content(sorted(runs, key=_order), failures or {}, command),
     }
     write_text_atomically(path, _rendered(content))
     return Path(path)
 
 
-def all_runs(store: str | Path) -> list[StoredRun]:
-    """Returns all runs of a store, finished and interrupted, in the order of their folders.
-
-    Raises:
-        ArtifactError: If there is no such folder, or a run folder is damaged.
-    """
-    root = _existing(store)
-    folders = {path.parent for path in root.rglob("result.json")}
-    folders |= {path.parent for path in root.rglob("progress.json") if path.parent.name.endswith(PARTIAL)}
-    return [load_run(folder) for folder in sorted(folders) if not _unlisted(folder, root)]
-
-
-def failed_runs(store: str | Path) -> list[FailedRun]:
-    """Returns the runs of a store that ended with an error: folders ``NAME.failed`` that hold a ``traceback.txt``.
-
-    Raises:
-        ArtifactError: If there is no such folder.
-    """
-    root = _existing(store)
-    return [
-        FailedRun(
-            path.parent.relative_to(root).as_posix().removesuffix(FAILED),
-            path.read_text(encoding="utf-8", errors="replace").strip(),
-        )
-        for path in sorted(root.rglob(TRACEBACK))
-        if path.parent.name.endswith(FAILED)
-    ]
-
-
 def stored_figures(store: str | Path) -> list[Path]:
-    """Returns the pictures in a store and in its folder ``figures``; of two kinds of one picture the SVG.
-
-    Raises:
-        ArtifactError: If there is no such folder.
-    """
-    root = _existing(store)
+    """Returns the pictures in a store and in its folder ``figures``; of two kinds of one picture the SVG."""
+    root = Path(store)
     pictures: dict[Path, Path] = {}
     for kind in PICTURES:
         for folder in (root, root / _FIGURES):
@@ -201,26 +148,13 @@ def stored_figures(store: str | Path) -> list[Path]:
     return [pictures[name] for name in sorted(pictures)]
 
 
-def _existing(store: str | Path) -> Path:
-    root = Path(store)
-    if not root.is_dir():
-        raise ArtifactError(f"there is no folder {root}")
-    return root
-
-
-def _unlisted(folder: Path, root: Path) -> bool:
-    """Returns whether a folder is temporary, or was left by a failed run."""
-    parts = folder.relative_to(root).parts
-    return any(part.startswith(".") or part.endswith(FAILED) for part in parts)
-
-
 def _order(run: StoredRun) -> tuple[object, ...]:
     """Returns the sort key of a run: world, Max Len, the order of the zoo, and seed."""
     config, variant = run.config, Variant.of_config(run.config)
     return config.world, config.session.max_len, variant.order[0], variant.title, config.seed, run.folder.name
 
 
-def _content(runs: Sequence[StoredRun], failures: Sequence[FailedRun], command: str) -> dict[str, Any]:
+def _content(runs: Sequence[StoredRun], failures: Mapping[str, str], command: str) -> dict[str, Any]:
     worlds, software = sections.shared_worlds(runs), sections.shared_software(runs)
     anchors = {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)}
     return {
@@ -254,7 +188,12 @@ def _rendered(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"sort_value": _sort_text, "number": _number_text, "uncertainty": _uncertainty}
+    environment.filters |= {
+        "sort_value": _sort_text,
+        "number": _number_text,
+        "uncertainty": _uncertainty,
+        "reason": reason_of,
+    }
     style, script = _asset("style.css"), _asset("report.js")
     return environment.get_template("report.html.j2").render(
         content,

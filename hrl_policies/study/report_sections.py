@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.labels import ORIGINS, Variant
-from hrl_policies.study.store import CurveRow, RunRecord, StoredRun
+from hrl_policies.study.labels import ORIGINS, RunRecord, Variant
+from hrl_policies.study.store import CurveRow, StoredRun
 from hrl_policies.study.table import Cell, Measured, ResultTable
 from hrl_policies.study.tables import COLUMNS, group_records, group_variants, result_table
 

@@ -10,9 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.labels import PROPOSED, Task, Variant, data_note, evaluation_note, leave_rule_text
+from hrl_policies.study.labels import (
+    PROPOSED,
+    RunRecord,
+    Task,
+    Variant,
+    data_note,
+    evaluation_note,
+    leave_rule_text,
+)
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
-from hrl_policies.study.store import RunRecord, StoredRun
+from hrl_policies.study.store import StoredRun
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.metrics import signed_gap
 

@@ -1,16 +1,18 @@
-"""What is noted of a run while it goes on: its log and the most memory it takes."""
+"""What is noted of a run besides its result: its log, the most memory it takes, versions and machine."""
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.store import machine, versions
 
 _RESET = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -19,6 +21,17 @@ _RESET_PEAK = "5"
 _KIB, _MIB = 2**10, 2**20
 # What the process held at most before the object was made may exceed by so much what it holds then.
 _SLACK = 8 * _MIB
+_PACKAGES = (
+    "kuaifair",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "gymnasium",
+    "torch",
+    "stable-baselines3",
+    "sb3-contrib",
+)
 
 
 class PeakMemory:
@@ -128,3 +141,27 @@ class RunLog:
     def text(self) -> str:
         """Returns the log."""
         return "\n".join(self._lines) + "\n"
+
+
+def versions() -> dict[str, Any]:
+    """Returns the versions that a result depends on, JSON-able."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def machine() -> str:
+    """Returns one line on the machine, for timings."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
+    python = f"Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {platform.machine()}{size}, {platform.system()}, {python}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -11,8 +11,13 @@ from typing import Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig, run_folder
 from hrl_policies.study.engines import Engine, InProcessEngine, Task, WorkerPool
-from hrl_policies.study.folders import (
+from hrl_policies.study.labels import RunRecord
+from hrl_policies.study.progress import StudyCallback, work_of
+from hrl_policies.study.runner import open_worlds, partial_folder, resume, train
+from hrl_policies.study.store import (
+    check_same_config,
     forget_failure,
+    load_run,
     read_failure,
     reason_of,
     remove_leftovers,
@@ -20,9 +25,6 @@ from hrl_policies.study.folders import (
     study_lock,
     write_failure,
 )
-from hrl_policies.study.progress import StudyCallback, work_of
-from hrl_policies.study.runner import open_worlds, partial_folder, resume, train
-from hrl_policies.study.store import RunRecord, check_same_config, load_run, stored_record
 from hrl_policies.worlds import WorldPair, cached_purifier
 from kuaifair_env.errors import KuaiFairError
 from kuaifair_env.files import atomic_path
@@ -198,7 +200,9 @@ def _stored_result(runs: Sequence[RunConfig], root: Path) -> StudyResult:
         state = state_of(folder)
         if state == "done":
             # Read back, never taken from memory: tables are those of the files, however often a study was stopped.
-            records.append(stored_record(run, folder))
+            stored = load_run(folder)
+            check_same_config(stored, run)
+            records.append(RunRecord.of_run(stored))
         elif state == "failed":
             failures[str(run_folder(run))] = read_failure(folder)
     return StudyResult(records, failures)

@@ -21,10 +21,12 @@ from pydantic import (
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_problems
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
+from hrl_policies.study.store import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.files import atomic_path
 from kuaifair_env.simulator import InitialHistory, Repeats
 from kuaifair_env.splits import EVALUATION_USERS
 
@@ -32,6 +34,10 @@ CONTROLS = "controls"
 """Stands for all controls in a list of methods."""
 NO_PURIFIER = "none"
 
+STUDY = "study.json"
+"""File of a store that says what it is the store of."""
+
+_FORMAT = 2
 _PLANS = "plans"
 _FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
 T = TypeVar("T")
@@ -327,3 +333,50 @@ def _has_setting(settings: Mapping[str, Any], name: str) -> bool:
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def write_study(store: Path, spec: StudySpec, command: str) -> str:
+    """Writes what a store is the store of, once.
+
+    Args:
+        store: The store.
+        spec: The study.
+        command: The command that makes it.
+
+    Returns:
+        The command that made the store in the first place.
+
+    Raises:
+        ArtifactError: If the store holds another study.
+    """
+    path, study = store / STUDY, spec.model_dump(mode="json")
+    if path.exists():
+        before, made_by = read_study_file(store)
+        # Where the official files lie is the machine's business; results depend on what is in them.
+        different = sorted(name for name in study if name != "data_dir" and before.get(name) != study[name])
+        if different:
+            raise ArtifactError(
+                f"{store} holds another study ({', '.join(different)} differ); use another store, or remove it"
+            )
+        return made_by
+    store.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        write_json(temporary, {"format": _FORMAT, "command": command, "study": study})
+    return command
+
+
+def read_study_file(store: Path) -> tuple[dict[str, Any], str]:
+    """Returns the study of a store, and the command that made it.
+
+    Raises:
+        ArtifactError: If the folder is not that of a study.
+    """
+    path = store / STUDY
+    if not path.exists():
+        raise ArtifactError(f"{store} is not the folder of a study: it holds no {STUDY}")
+    content = read_json(path)
+    if content.get("format") != _FORMAT or not isinstance(content.get("study"), dict):
+        raise ArtifactError(
+            f"{path} is damaged, or of another version (format {content.get('format')}, this one reads {_FORMAT})"
+        )
+    return content["study"], str(content.get("command", ""))

@@ -11,42 +11,33 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from hrl_policies.study.config import RunConfig
+from hrl_policies.study.run_log import machine, versions
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.evaluation import EvaluationResult
 
 FORMAT = 2
 MODEL = "model.zip"
 PURIFIER = "purifier.safetensors"
 PARTIAL = ".partial"
+FAILED = ".failed"
 LOG = "log.txt"
+TRACEBACK = "traceback.txt"
 
 _CURVE = "learning_curve.csv"
-_PACKAGES = (
-    "kuaifair",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "gymnasium",
-    "torch",
-    "stable-baselines3",
-    "sb3-contrib",
-)
+_LOCK = ".lock"
 
 CurveRow = dict[str, float]
+RunState = Literal["done", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -235,28 +226,122 @@ def stored_runs(store: str | Path) -> list[StoredRun]:
     Raises:
         ArtifactError: If there is no such folder, or a run folder is damaged.
     """
-    root = Path(store)
-    if not root.is_dir():
-        raise ArtifactError(f"there is no folder {root}")
-    folders = (path.parent for path in root.rglob("result.json"))
-    return [load_run(folder) for folder in sorted(folders) if not folder.name.startswith(".")]
+    return [load_run(folder) for folder in _folders_with(store, "result.json")]
 
 
-def versions() -> dict[str, Any]:
-    """Returns the versions that a result depends on, JSON-able."""
+def all_runs(store: str | Path) -> list[StoredRun]:
+    """Returns all runs below a folder, finished and interrupted, in the order of their paths.
+
+    Raises:
+        ArtifactError: If there is no such folder, or a run folder is damaged.
+    """
+    folders = _folders_with(store, "result.json") + _folders_with(store, "progress.json")
+    return [load_run(folder) for folder in sorted(folders)]
+
+
+def failed_runs(store: str | Path) -> dict[str, str]:
+    """Returns the tracebacks of the runs below a folder that failed, by name.
+
+    Raises:
+        ArtifactError: If there is no such folder.
+    """
     return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in _PACKAGES},
+        folder.relative_to(store).as_posix().removesuffix(FAILED): read_failure(
+            folder.with_name(folder.name.removesuffix(FAILED))
+        ).strip()
+        for folder in _folders_with(store, TRACEBACK)
     }
 
 
-def machine() -> str:
-    """Returns one line on the machine, for timings."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
-    python = f"Python {platform.python_version()}"
-    return f"{os.cpu_count()} cores, {platform.machine()}{size}, {platform.system()}, {python}"
+def _folders_with(store: str | Path, name: str) -> list[Path]:
+    """Returns the folders that hold a file, in the order of their paths, without temporary ones."""
+    root = Path(store)
+    if not root.is_dir():
+        raise ArtifactError(f"there is no folder {root}")
+    return [
+        path.parent
+        for path in sorted(root.rglob(name))
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+
+
+@contextmanager
+def study_lock(store: Path) -> Iterator[None]:
+    """Keeps a second study process out of a store; the system lets go of the lock when its holder dies.
+
+    Raises:
+        ArtifactError: If another process works on the store.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(store / _LOCK).acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(
+            f"another process works on the study in {store}; wait for it, or stop it"
+        ) from None
+    with lock:
+        yield
+
+
+def state_of(folder: Path) -> RunState:
+    """Returns what became of the run of a folder."""
+    if folder.exists():
+        return "done"
+    return "failed" if failed_folder(folder).exists() else "missing"
+
+
+def failed_folder(folder: Path) -> Path:
+    """Returns where the failure of a run is recorded."""
+    return folder.with_name(folder.name + FAILED)
+
+
+def write_failure(folder: Path, config: RunConfig, traceback: str) -> None:
+    """Records that a run failed, in place of an earlier record: its configuration and the traceback."""
+    forget_failure(folder)
+    with new_folder(failed_folder(folder)) as temporary:
+        write_json(temporary / "config.json", config.as_dict())
+        (temporary / TRACEBACK).write_text(traceback, encoding="utf-8", newline="\n")
+
+
+def read_failure(folder: Path) -> str:
+    """Returns the traceback of a run that failed.
+
+    Raises:
+        ArtifactError: If there is none.
+    """
+    path = failed_folder(folder) / TRACEBACK
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+
+
+def forget_failure(folder: Path) -> None:
+    """Removes the record of a failure, if there is one."""
+    shutil.rmtree(failed_folder(folder), ignore_errors=True)
+
+
+def reason_of(traceback: str) -> str:
+    """Returns the last line of a traceback, which says what went wrong."""
+    lines = traceback.strip().splitlines()
+    return lines[-1] if lines else "no reason was recorded"
+
+
+def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
+    """Removes the temporary folders of runs that were killed while they were written.
+
+    Only whoever holds the store's lock may do so.
+
+    Args:
+        store: The store.
+        runs: Names of its run folders.
+    """
+    known = set(runs)
+    for parent in {Path(run).parent for run in known}:
+        for path in (store / parent).glob(".*.tmp"):
+            name = path.name[1:].removesuffix(".tmp").rpartition(".")[0].removesuffix(FAILED)
+            if str(parent / name) in known:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -307,94 +392,6 @@ def read_table(path: Path) -> list[dict[str, float]]:
 
 def _number(text: str) -> float:
     return {"True": 1.0, "False": 0.0}[text] if text in ("True", "False") else float(text)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """One finished run, as tables need it.
-
-    Attributes:
-        config: What was run.
-        summary: The headline figures.
-        data: Name of the data set.
-        origin: ``"real"``, ``"partial"``, ``"twin"`` or ``"own"``.
-        data_hash: Of the data set.
-        candidates: Number of candidates ``N``.
-        users: Users that it was evaluated on.
-        response: Kind of the test world's response model.
-    """
-
-    config: RunConfig
-    summary: Mapping[str, float]
-    data: str
-    origin: str
-    data_hash: str
-    candidates: int
-    users: int
-    response: str
-
-    @property
-    def purifier(self) -> str:
-        """Name of the purifier, empty without one."""
-        return "" if self.config.purifier is None else self.config.purifier.name
-
-    @classmethod
-    def of_evaluation(cls, config: RunConfig, evaluation: EvaluationResult) -> RunRecord:
-        """Returns the record of a run in memory."""
-        users = len(np.unique(evaluation.sessions.user_ids))
-        return cls._of_world(config, evaluation.summary(), evaluation.world, users)
-
-    @classmethod
-    def of_run(cls, run: StoredRun) -> RunRecord:
-        """Returns the record of a run folder.
-
-        Raises:
-            ArtifactError: If the run was interrupted.
-        """
-        return cls._of_world(run.config, run.summary, run.provenance["test"], int(run.result["users"]))
-
-    @classmethod
-    def _of_world(
-        cls, config: RunConfig, summary: Mapping[str, float], world: Mapping[str, Any], users: int
-    ) -> RunRecord:
-        data = world["data"]
-        return cls(
-            config=config,
-            summary={name: float(value) for name, value in summary.items()},
-            data=data["name"],
-            origin=data["origin"],
-            data_hash=data["hash"],
-            candidates=int(world["candidates"]),
-            users=users,
-            response=str(world["response"].get("kind", "unknown")),
-        )
-
-
-def stored_record(config: RunConfig, folder: Path) -> RunRecord:
-    """Reads the record of a run that is finished.
-
-    Raises:
-        ArtifactError: If the folder holds a run with another configuration, or is damaged.
-    """
-    stored = load_run(folder)
-    check_same_config(stored, config)
-    return RunRecord.of_run(stored)
-
-
-def stored_records(store: str | Path) -> list[RunRecord]:
-    """Returns the records of all finished runs in a store.
-
-    Raises:
-        ArtifactError: If there is no such folder, or a run folder is damaged.
-    """
-    return [RunRecord.of_run(run) for run in stored_runs(store)]
 
 
 def check_same_config(stored: StoredRun, config: RunConfig) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from hrl_policies.study import labels
-from hrl_policies.study.labels import Variant
+from hrl_policies.study.labels import RunRecord, Variant
 from hrl_policies.study.statistics import student_interval
-from hrl_policies.study.store import RunRecord, write_table
+from hrl_policies.study.store import write_table
 from hrl_policies.study.table import Measured, ResultTable
 from kuaifair_env.files import atomic_path
 

@@ -22,15 +22,13 @@ from stored_studies import CONTROLS, ERROR, MAX_LENS, SEEDS
 
 from hrl_policies.cli.study import report
 from hrl_policies.study.report import (
-    FailedRun,
     ReportFigure,
-    all_runs,
-    failed_runs,
     limits,
     stored_figures,
     write_report,
 )
 from hrl_policies.study.report_sections import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
+from hrl_policies.study.store import all_runs, failed_runs
 from hrl_policies.study.table import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
@@ -222,7 +220,7 @@ def test_a_store_without_a_finished_run_has_a_report_too(report_store, runs, tmp
 def test_text_is_shown_and_never_run(runs, tmp_path, monkeypatch, where):
     settings = {"title": {"title": ATTACK}, "command": {"command": ATTACK}}.get(where, {})
     if where == "error":
-        settings = {"failures": [FailedRun(ATTACK, f"{ATTACK}\n{ATTACK}")]}
+        settings = {"failures": {ATTACK: f"{ATTACK}\n{ATTACK}"}}
     if where == "folder":
         runs = [replace(runs[0], folder=runs[0].folder.parent / ATTACK), *runs[1:]]
     if where == "caption":

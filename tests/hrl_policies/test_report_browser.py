@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from hrl_policies.study.report import all_runs, failed_runs, write_report
+from hrl_policies.study.report import write_report
+from hrl_policies.study.store import all_runs, failed_runs
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait

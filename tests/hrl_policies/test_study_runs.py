@@ -18,10 +18,10 @@ import hrl_policies.study.runs
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
 from hrl_policies.study.engines import LocalEngine, RayEngine
-from hrl_policies.study.folders import read_study_file, state_of, study_lock, write_study
 from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.runs import FailedRunsError, run_study
-from hrl_policies.study.spec import parse_study
+from hrl_policies.study.spec import parse_study, read_study_file, write_study
+from hrl_policies.study.store import state_of, study_lock
 from hrl_policies.study.tables import result_tables
 from kuaifair_env.errors import ArtifactError
 

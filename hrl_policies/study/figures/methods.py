@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.figures.style import FIGURE_TITLES, Look, draw_task_panels, grid, looks
-from hrl_policies.study.labels import Task, Variant, data_note, item_term_suffix
+from hrl_policies.study.labels import RunRecord, Task, Variant, data_note, item_term_suffix
 from hrl_policies.study.results import Comparison
-from hrl_policies.study.store import RunRecord
 from hrl_policies.study.tables import group_variants
 from kuaifair_env.files import save_figure
 
