@@ -15,8 +15,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.files import write_official
-from kuaifair_env.synthetic.twin import generate_twin, twin_config
+from kuaifair_env.synthetic.twin import generate_twin
 
 READ = """
 import json, resource, sys, time

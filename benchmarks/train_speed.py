@@ -32,7 +32,8 @@ from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
-from kuaifair_env.synthetic.twin import load_twin, twin_config
+from kuaifair_env.synthetic.config import twin_config
+from kuaifair_env.synthetic.twin import load_twin
 from kuaifair_env.world import build_world, cached_embeddings
 
 METHODS = ("a2c", "hrl", "dsrm-hrl")

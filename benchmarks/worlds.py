@@ -16,7 +16,8 @@ from kuaifair_env.data import InteractionData
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.known import TwinResponse
-from kuaifair_env.synthetic.twin import load_twin, twin_config
+from kuaifair_env.synthetic.config import twin_config
+from kuaifair_env.synthetic.twin import load_twin
 from kuaifair_env.world import build_world, cached_embeddings
 
 PARTIAL = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
@@ -57,11 +58,10 @@ def twin_worlds(name: str, preset: str = "KuaiRand", **settings: Any) -> WorldPa
     twin = load_twin(twin_config(preset, **settings))
     data, embeddings = twin.data, cached_embeddings(twin.data, 64)
     truth = TwinResponse(twin.truth, 0.0, data.provenance.as_dict())
-    known = (truth.true_preference.items, truth.true_preference.users)
     return WorldPair(
         name,
         build_world(data, "train", cached_response(data, "train"), embeddings=embeddings),
-        build_world(data, "test", truth, embeddings=embeddings, true_preference=known),
+        build_world(data, "test", truth, embeddings=embeddings, true_preference=twin.truth.true_preference),
     )
 
 

@@ -250,7 +250,7 @@ def _cached_world(
     preference = None
     if split == "test" and truth is not None and response == "auto":
         model: Any = truth
-        preference = (truth.true_preference.items, truth.true_preference.users)
+        preference = truth.truth.true_preference
     else:
         model = cached_response(data, split, response)
     return build_world(
@@ -301,7 +301,8 @@ def _data(
         load = load_kuairec if name == "kuairec" else load_kuairand
         return load(files), None
     from kuaifair_env.response.known import TwinResponse
-    from kuaifair_env.synthetic.twin import load_twin, twin_config
+    from kuaifair_env.synthetic.config import twin_config
+    from kuaifair_env.synthetic.twin import load_twin
 
     twin = load_twin(twin_config(name, taste_strength=taste))
     return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())

@@ -239,7 +239,7 @@ def _missing(world: str, data_dir: str | Path | None) -> bool:
 
 def _candidates(world: str, own_worlds: Mapping[str, WorldPair]) -> int:
     """Returns how many candidates a world has, or the most that it can have."""
-    from kuaifair_env.synthetic.twin import twin_config
+    from kuaifair_env.synthetic.config import twin_config
 
     return (
         own_worlds[world].test.n_items

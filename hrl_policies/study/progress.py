@@ -22,7 +22,7 @@ from hrl_policies.study.config import RunConfig
 from hrl_policies.study.store import reason_of
 from hrl_policies.zoo import method
 from kuaifair_env import ENVIRONMENTS
-from kuaifair_env.synthetic.twin import twin_config
+from kuaifair_env.synthetic.config import twin_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -111,19 +111,17 @@ class InteractionData:
         """
         from kuaifair_env.data.frames import LogColumns, read_frames  # needs pandas
 
-        tables = read_frames(
+        return read_frames(
             {"train": train, "test": test},
             items,
             users,
+            name=name,
             columns=columns or LogColumns(),
             positive_watch_ratio=positive_watch_ratio,
             drop_duplicates=drop_duplicates,
             positives_only=positives_only,
+            provenance=provenance,
         )
-        origin = provenance or Provenance(
-            name, "own", f"{len(tables.train):,} training and {len(tables.test):,} test rows"
-        )
-        return cls(tables.users, tables.items, tables.train, tables.test, origin, tables.report)
 
     def arranged(self, first: IntArray) -> InteractionData:
         """Returns the same data with the given item rows first, all others behind them.

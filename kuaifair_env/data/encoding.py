@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,16 @@ from kuaifair_env.data.schema import BoolArray, FeatureTable, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.seeding import mix
 
-_LARGEST_TABLE = 50_000_000
 _LARGEST_BITMAP = 500_000_000
 
 
 @dataclass(frozen=True)
 class RawLog:
-    """Columns of a log in the order of their source, with user and item rows.
+    """Columns of a log in the order of their source.
 
     Attributes:
-        users: ``int32 (R,)`` user rows.
-        items: ``int32 (R,)`` item rows.
+        users: ``(R,)`` user rows; :func:`build_log` needs ``int32``, a frame that is being read has raw ids instead.
+        items: ``(R,)`` item rows, likewise.
         clicks: ``bool (R,)``.
         times: ``int64 (R,)``; None when the source has no time at all.
         no_time: ``bool (R,)``, rows whose time is unknown (their ``times`` do not count); None when there are
@@ -33,8 +32,8 @@ class RawLog:
         watch_ratios: ``float32 (R,)`` or None.
     """
 
-    users: NDArray[np.int32]
-    items: NDArray[np.int32]
+    users: NDArray[Any]
+    items: NDArray[Any]
     clicks: BoolArray
     times: NDArray[np.int64] | None = None
     no_time: BoolArray | None = None
@@ -42,14 +41,8 @@ class RawLog:
 
     def take(self, rows: BoolArray) -> RawLog:
         """Returns the rows of a mask."""
-        return RawLog(
-            self.users[rows],
-            self.items[rows],
-            self.clicks[rows],
-            None if self.times is None else self.times[rows],
-            None if self.no_time is None else self.no_time[rows],
-            None if self.watch_ratios is None else self.watch_ratios[rows],
-        )
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: column[rows] for name, column in columns.items() if column is not None})
 
 
 def rows_of(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int32], BoolArray]:
@@ -62,17 +55,8 @@ def rows_of(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[n
     Returns:
         The row of each id (0 where unknown), and which ids are unknown.
     """
-    low, high = int(known[0]), int(known[-1])
-    if high - low < _LARGEST_TABLE:
-        table = np.full(high - low + 2, -1, np.int32)
-        table[known - low] = np.arange(len(known), dtype=np.int32)
-        outside = (ids < low) | (ids > high)
-        rows = table[np.where(outside, high - low + 1, ids - low) if outside.any() else ids - low]
-        unknown = rows < 0
-    else:
-        rows = np.minimum(np.searchsorted(known, ids), len(known) - 1).astype(np.int32)
-        unknown = known[rows] != ids
-    return np.where(unknown, np.int32(0), rows), unknown
+    rows = pd.Index(known).get_indexer(pd.Index(ids)).astype(np.int32)
+    return np.maximum(rows, 0), rows < 0
 
 
 def exact_duplicates(columns: Sequence[NDArray[Any]]) -> BoolArray:
@@ -130,18 +114,12 @@ def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog
     return log, {
         "rows": n_rows,
         "clicks": int(raw.clicks.sum()),
-        "users": int(np.count_nonzero(np.bincount(raw.users))) if n_rows else 0,
-        "items": int(np.count_nonzero(np.bincount(raw.items))) if n_rows else 0,
+        "users": int(np.count_nonzero(np.bincount(raw.users))),
+        "items": int(np.count_nonzero(np.bincount(raw.items))),
         "rows_without_time": without,
         "rows_out_of_order": backwards,
-        "repeated_pairs": n_rows - count_pairs(log.users, log.items),
+        "repeated_pairs": n_rows - len(np.unique(_pair_keys(log.users, log.items))),
     }
-
-
-def count_pairs(users: NDArray[np.int32], items: NDArray[np.int32]) -> int:
-    """Counts the distinct (user, item) pairs."""
-    keys = np.sort(_pair_keys(users, items))
-    return len(keys) and 1 + int(np.count_nonzero(np.diff(keys)))
 
 
 def pairs_met(first: InteractionLog, second: InteractionLog, n_users: int, n_items: int) -> BoolArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
@@ -21,13 +22,7 @@ from kuaifair_env.data.encoding import (
     rows_of,
     tag_matrix,
 )
-from kuaifair_env.data.schema import (
-    BoolArray,
-    Catalogue,
-    FeatureTable,
-    InteractionLog,
-    Users,
-)
+from kuaifair_env.data.schema import BoolArray, Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.errors import DataError
 
 
@@ -54,58 +49,19 @@ class LogColumns:
     shown: str = "shown"
 
 
-@dataclass(frozen=True)
-class _Parsed:
-    """A log frame as checked arrays, still with raw ids; ``times`` are float where some are missing."""
-
-    users: NDArray[np.int64]
-    items: NDArray[np.int64]
-    clicks: BoolArray
-    times: NDArray[np.int64] | None
-    no_time: BoolArray | None
-    watch_ratios: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class FrameTables:
-    """The checked tables of a user's frames.
-
-    Attributes:
-        users: Sorted by id.
-        items: Sorted by id.
-        train: The training log.
-        test: The test log.
-        report: Counts of what was read, dropped and reordered, JSON-able.
-    """
-
-    users: Users
-    items: Catalogue
-    train: InteractionLog
-    test: InteractionLog
-    report: dict[str, Any]
-
-
 def read_frames(
     logs: Mapping[str, pd.DataFrame],
     items: pd.DataFrame | None,
     users: pd.DataFrame | None,
     *,
+    name: str,
     columns: LogColumns,
     positive_watch_ratio: float | None,
     drop_duplicates: bool | None,
     positives_only: bool,
-) -> FrameTables:
-    """Checks a user's frames and turns them into tables; see :meth:`InteractionData.from_frames`.
-
-    Args:
-        logs: The frames ``"train"`` and ``"test"``.
-        items: One row per item, or None.
-        users: One row per user, or None.
-        columns: Names of the columns.
-        positive_watch_ratio: Watch ratio that makes a click, or None.
-        drop_duplicates: Whether exact duplicates are dropped; None drops them from logs with time.
-        positives_only: Whether the training log lists clicks only.
-    """
+    provenance: Provenance | None,
+) -> InteractionData:
+    """Checks frames and turns them into a data set; see :meth:`InteractionData.from_frames`."""
     parsed = {split: _parse_log(frame, split, columns, positive_watch_ratio) for split, frame in logs.items()}
     catalogue = _catalogue(items, columns, parsed)
     people = _users(users, columns, parsed)
@@ -126,10 +82,12 @@ def read_frames(
     report["users"] = _coverage(len(people), sorted_logs, "users")
     report["items"] = _coverage(len(catalogue), sorted_logs, "items")
     report["test_pairs_in_train"] = int(pairs_met(train, test, *sizes).sum())
-    return FrameTables(people, catalogue, train, test, report)
+    if provenance is None:
+        provenance = Provenance(name, "own", f"{len(train):,} training and {len(test):,} test rows")
+    return InteractionData(people, catalogue, train, test, provenance, report)
 
 
-def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: float | None) -> _Parsed:
+def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: float | None) -> RawLog:
     where = f"{which} log"
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"the {where} must be a pandas DataFrame, got {type(frame).__name__}")
@@ -140,9 +98,7 @@ def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: fl
     ratios = _watch_ratios(frame, names.watch_ratio, where)
     clicks = _clicks(frame, names, where, ratios, threshold)
     times, no_time = _times(frame, names.time, where)
-    return _Parsed(
-        users, items, clicks, times, no_time, None if ratios is None else ratios.astype(np.float32)
-    )
+    return RawLog(users, items, clicks, times, no_time, None if ratios is None else ratios.astype(np.float32))
 
 
 def _column(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> pd.Series[Any]:
@@ -259,9 +215,9 @@ def _times(frame: pd.DataFrame, name: str, where: str) -> tuple[NDArray[np.int64
     return moments, missing if missing.any() else None
 
 
-def _catalogue(items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, _Parsed]) -> Catalogue:
+def _catalogue(items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog]) -> Catalogue:
     if items is None:
-        ids = _all_ids([log.items for log in logs.values()])
+        ids = np.unique(np.concatenate([log.items for log in logs.values()]))
         return Catalogue(ids, FeatureTable.empty(len(ids)), np.zeros((len(ids), 0), np.bool_))
     frame, ids = _by_id(items, names.item, "items frame")
     tag_names: tuple[str, ...] = ()
@@ -282,9 +238,9 @@ def _catalogue(items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str,
     return Catalogue(ids, encode_features(features, "item feature"), tags, tag_names, shown)
 
 
-def _users(users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, _Parsed]) -> Users:
+def _users(users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog]) -> Users:
     if users is None:
-        ids = _all_ids([log.users for log in logs.values()])
+        ids = np.unique(np.concatenate([log.users for log in logs.values()]))
         return Users(ids, FeatureTable.empty(len(ids)))
     frame, ids = _by_id(users, names.user, "users frame")
     return Users(ids, encode_features(frame.drop(columns=[names.user]), "user feature"))
@@ -306,7 +262,7 @@ def _by_id(frame: pd.DataFrame, name: str, where: str) -> tuple[pd.DataFrame, ND
 
 def _finish_log(
     which: str,
-    parsed: _Parsed,
+    parsed: RawLog,
     user_ids: NDArray[np.int64],
     item_ids: NDArray[np.int64],
     drop_duplicates: bool | None,
@@ -321,7 +277,7 @@ def _finish_log(
                 f"{what} {ids[row]} in row {row} of the {which} log is not in the {what}s frame "
                 f"({int(unknown.sum()):,} such rows)"
             )
-    raw = RawLog(rows["user"], rows["item"], parsed.clicks, parsed.times, parsed.no_time, parsed.watch_ratios)
+    raw = replace(parsed, users=rows["user"], items=rows["item"])
     if positives_only and not raw.clicks.all():
         raise DataError(
             f"the {which} log is said to hold positives only, but row {_first(~raw.clicks)} has no click"
@@ -355,10 +311,6 @@ def _coverage(total: int, logs: Mapping[str, InteractionLog], what: str) -> dict
         "without_training_rows": int((~seen["train"]).sum()),
         "without_test_rows": int((~seen["test"]).sum()),
     }
-
-
-def _all_ids(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.sort(pd.unique(np.concatenate([pd.unique(column) for column in columns])))
 
 
 def _first(mask: NDArray[np.bool_]) -> int:

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.encoding import RawLog, encode_features, tag_matrix
+from kuaifair_env.data.encoding import RawLog, encode_features, pairs_met, tag_matrix
 from kuaifair_env.data.official import (
     category_frame,
     finish_log,
     id_column,
     known_rows,
     load_cached,
-    overlap,
     read_users,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
@@ -134,7 +133,7 @@ def _read(files: SourceFiles, feedback: str) -> InteractionData:
         table = {column: np.concatenate([part[column] for part in tables]) for column in tables[0]}
         raw = RawLog(table["users"], table["items"], table[feedback] == 1, table["time_ms"])
         logs[which], report[which] = finish_log(raw, list(table.values()))
-    report["test_pairs_in_train"] = overlap(logs["train"], logs["test"], len(users), len(items))
+    report["test_pairs_in_train"] = int(pairs_met(logs["train"], logs["test"], len(users), len(items)).sum())
     provenance = provenance_of(files, KUAIRAND, KUAIRAND.files, rows, {"feedback": feedback})
     return InteractionData(users, items, logs["train"], logs["test"], provenance, report)
 

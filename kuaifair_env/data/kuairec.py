@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.encoding import RawLog, encode_features, tag_matrix
+from kuaifair_env.data.encoding import RawLog, encode_features, pairs_met, tag_matrix
 from kuaifair_env.data.official import (
     category_frame,
     finish_log,
     id_column,
     known_rows,
     load_cached,
-    overlap,
     read_users,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
@@ -107,7 +106,7 @@ def _read(files: SourceFiles, positive_watch_ratio: float) -> InteractionData:
     logs: dict[str, InteractionLog] = {}
     for which, name in (("train", "big_matrix.csv"), ("test", "small_matrix.csv")):
         logs[which], report[which] = _read_matrix(files, name, users.ids, items.ids, positive_watch_ratio)
-    report["test_pairs_in_train"] = overlap(logs["train"], logs["test"], len(users), len(items))
+    report["test_pairs_in_train"] = int(pairs_met(logs["train"], logs["test"], len(users), len(items)).sum())
     rows = {"big_matrix.csv": report["train"]["rows_read"], "small_matrix.csv": report["test"]["rows_read"]}
     settings = {"positive_watch_ratio": positive_watch_ratio}
     provenance = provenance_of(files, KUAIREC, _USED, rows, settings)

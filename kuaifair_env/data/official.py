@@ -23,7 +23,6 @@ from kuaifair_env.data.encoding import (
     build_log,
     encode_features,
     exact_duplicates,
-    pairs_met,
     rows_of,
 )
 from kuaifair_env.data.schema import InteractionLog, Users
@@ -120,11 +119,6 @@ def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[Interacti
     read, dropped = len(repeated), int(repeated.sum())
     log, counts = build_log(raw.take(~repeated) if dropped else raw)
     return log, {"rows_read": read, "exact_duplicates_dropped": dropped, **counts}
-
-
-def overlap(train: InteractionLog, test: InteractionLog, n_users: int, n_items: int) -> int:
-    """Counts the test rows whose user and item also meet in the training log."""
-    return int(pairs_met(train, test, n_users, n_items).sum())
 
 
 def load_cached(

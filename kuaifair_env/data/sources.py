@@ -42,15 +42,20 @@ class SourceFiles(ABC):
         """Returns where a file lies, for messages."""
 
     @abstractmethod
-    def hashes(self, names: Sequence[str]) -> dict[str, str]:
-        """Returns file name -> SHA-256 of what was read: the archive, or each of the named files."""
-
-    @abstractmethod
-    def signature(self, names: Sequence[str]) -> list[list[Any]]:
-        """Returns name, size and time of change of what is read: changes when the files change."""
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        """Returns what lies on the disk: the archive, or those of the named files that are there."""
 
     @abstractmethod
     def _stream(self, name: str) -> AbstractContextManager[BinaryIO]: ...
+
+    def hashes(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns file name -> SHA-256 of what was read: the archive, or each of the named files."""
+        return {path.name: file_hash(path) for path in self._paths(names)}
+
+    def signature(self, names: Sequence[str]) -> list[list[Any]]:
+        """Returns name, size and time of change of what is read: changes when the files change."""
+        status = [(path, path.stat()) for path in self._paths(names)]
+        return [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in status]
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -88,13 +93,8 @@ class FolderFiles(SourceFiles):
         """Returns the file's path."""
         return str(self._find(name) or self.path / name)
 
-    def hashes(self, names: Sequence[str]) -> dict[str, str]:
-        """Returns the SHA-256 of each of the files."""
-        return {path.name: file_hash(path) for path in map(self._find, names) if path is not None}
-
-    def signature(self, names: Sequence[str]) -> list[list[Any]]:
-        """Returns what changes when one of the files changes."""
-        return [_file_signature(path) for path in map(self._find, names) if path is not None]
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        return [path for path in map(self._find, names) if path is not None]
 
     def _find(self, name: str) -> Path | None:
         return next((path for path in (self.path / name, self.path / f"{name}.gz") if path.is_file()), None)
@@ -116,11 +116,13 @@ class ArchiveFiles(SourceFiles):
     @cached_property
     def _members(self) -> dict[str, str]:
         try:
-            return _by_name(self._list())
+            members = [member for member in self._list() if not PurePosixPath(member).name.startswith("._")]
         except READ_ERRORS as error:
             raise DataError(
                 f"not a whole archive ({error or type(error).__name__}); download it again", file=self.path
             ) from error
+        # Of two members of one name the shorter path counts.
+        return {PurePosixPath(member).name: member for member in sorted(members, key=len, reverse=True)}
 
     def has(self, name: str) -> bool:
         """Returns whether the archive has a member of this name."""
@@ -130,13 +132,8 @@ class ArchiveFiles(SourceFiles):
         """Returns archive and member."""
         return f"{self.path}:{self._members.get(name, name)}"
 
-    def hashes(self, names: Sequence[str]) -> dict[str, str]:
-        """Returns the SHA-256 of the archive."""
-        return {self.path.name: file_hash(self.path)}
-
-    def signature(self, names: Sequence[str]) -> list[list[Any]]:
-        """Returns what changes when the archive changes."""
-        return [_file_signature(self.path)]
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        return [self.path]
 
     def _list(self) -> list[str]:
         if self._is_zip:
@@ -158,17 +155,6 @@ class ArchiveFiles(SourceFiles):
         else:
             with tarfile.open(self.path) as tar, cast(BinaryIO, tar.extractfile(member)) as content:
                 yield content
-
-
-def _by_name(members: Sequence[str]) -> dict[str, str]:
-    """Maps file names to archive members; of two members of one name the shorter path counts."""
-    real = [member for member in members if not PurePosixPath(member).name.startswith("._")]
-    return {PurePosixPath(member).name: member for member in sorted(real, key=len, reverse=True)}
-
-
-def _file_signature(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 DATA_VARIABLE = "KUAIFAIR_DATA"
@@ -300,12 +286,9 @@ def find_source(
     """
     facts = dataset(name)
     named = os.environ.get(DATA_VARIABLE)
-    places = [data_dir] if data_dir is not None else [named or None, download_folder(cache)]
-    for place in places:
-        source = None if place is None else _find_in(Path(place).expanduser(), facts)
-        if source is not None:
-            return source
-    return None
+    places = [named, download_folder(cache)] if data_dir is None else [data_dir]
+    sources = (_find_in(Path(place).expanduser(), facts) for place in places if place)
+    return next((source for source in sources if source is not None), None)
 
 
 def _find_in(place: Path, facts: OfficialDataset) -> Path | None:
@@ -372,8 +355,7 @@ def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
         raise DataError(
             f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}", file=place
         )
-    files: SourceFiles = FolderFiles(source) if source.is_dir() else ArchiveFiles(source)
-    return files
+    return FolderFiles(source) if source.is_dir() else ArchiveFiles(source)
 
 
 def provenance_of(

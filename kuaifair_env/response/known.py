@@ -16,7 +16,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, Interactio
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid
-from kuaifair_env.synthetic.truth import TruePreference, TwinTruth
+from kuaifair_env.synthetic.truth import TwinTruth
 
 _KIND = "observed"
 _OUTSIDE = -1
@@ -313,13 +313,7 @@ class TwinResponse(BernoulliFeedback):
         self.truth = truth
         self.conformity = float(conformity)
         self.provenance = dict(provenance or {})
-        self.n_users = truth.n_users
-        self.n_items = truth.n_items
-
-    @property
-    def true_preference(self) -> TruePreference:
-        """The latent taste of users and items, for measuring recovery; agents never see it."""
-        return self.truth.true_preference
+        self.n_users, self.n_items = truth.n_users, truth.n_items
 
     @cached_property
     def _users(self) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -193,14 +194,9 @@ class TwinConfig:
             raise ValueError(f"taste_dimensions must lie in 1..64, got {self.taste_dimensions}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns a JSON-able copy."""
-        return {key: _jsonable(value) for key, value in asdict(self).items()}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _jsonable(part) for key, part in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+        """Returns a copy as JSON holds it, with lists for tuples."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return settings
 
 
 def numbers(text: str) -> tuple[float, ...]:

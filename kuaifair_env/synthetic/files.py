@@ -5,34 +5,144 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.data.sources import PROVENANCE_FILE, UNKNOWN_CODE
 from kuaifair_env.errors import DataError
-from kuaifair_env.synthetic.official_tables import (
-    BEIJING_MS,
-    known_code,
-    local_dates,
-    parts_of,
-    statistic_columns,
-    user_table,
-    words,
-    write_parts,
-)
 from kuaifair_env.synthetic.tables import DAILY_NUMBERS, STATISTICS
 from kuaifair_env.synthetic.truth import stream
 from kuaifair_env.synthetic.twin import Twin
 from kuaifair_env.synthetic.watching import LONG_VIEW_MS, play_times
 
-if TYPE_CHECKING:
-    import pandas as pd
+PART_ROWS = 500_000
+BEIJING_MS = 8 * 3_600_000
+
+# Upper ends and names of the ranges in the official user tables; the first range is exactly 0 where it begins so.
+_RANGES: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
+    "follow_user_num": (
+        (0, 10, 50, 100, 150, 250, 500),
+        ("0", "(0,10]", "(10,50]", "(50,100]", "(100,150]", "(150,250]", "(250,500]", "500+"),
+    ),
+    "fans_user_num": (
+        (0, 9, 99, 999, 4_999, 9_999, 99_999, 999_999),
+        (
+            *("0", "[1,10)", "[10,100)", "[100,1k)", "[1k,5k)", "[5k,1w)", "[1w,10w)"),
+            *("[10w,100w)", "[100w,1000w)"),
+        ),
+    ),
+    "friend_user_num": (
+        (0, 4, 29, 59, 119, 249),
+        ("0", "[1,5)", "[5,30)", "[30,60)", "[60,120)", "[120,250)", "250+"),
+    ),
+    "register_days": (
+        (14, 30, 60, 90, 180, 365, 730),
+        ("8-14", "15-30", "31-60", "61-90", "91-180", "181-365", "366-730", "730+"),
+    ),
+}
+
+# The statistic table's columns that follow from others: per-user counts times what a user does in a day.
+_VIEWS_PER_USER = {
+    "show": 1.12,
+    "play": 1.14,
+    "complete_play": 1.07,
+    "valid_play": 1.07,
+    "long_time_play": 1.07,
+    "like": 1.01,
+    "comment": 1.15,
+    "follow": 1.02,
+    "share": 1.08,
+    "collect": 1.01,
+}
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words of a text: long headers stay legible this way."""
+    return tuple(text.split())
+
+
+def user_table(twin: Twin) -> pd.DataFrame:
+    """Returns the official table of users, 31 columns."""
+    users = twin.tables.users
+    columns: dict[str, Any] = {"user_id": twin.data.users.ids}
+    for name in ("user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author"):
+        columns[name] = users[name]
+    for name, (ends, labels) in _RANGES.items():
+        columns[name] = users[name]
+        columns[f"{name}_range"] = np.asarray(labels)[np.searchsorted(ends, users[name])]
+    return pd.DataFrame(columns | {name: users[name] for name in users if name.startswith("onehot_feat")})
+
+
+def write_parts(path: Path, parts: Iterator[pd.DataFrame]) -> None:
+    """Writes tables one below the other into one CSV file."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        for number, part in enumerate(parts):
+            part.to_csv(stream, index=False, header=number == 0, lineterminator="\n")
+
+
+def parts_of(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Cuts row numbers into parts of :data:`PART_ROWS`."""
+    for start in range(0, len(rows), PART_ROWS):
+        yield rows[start : start + PART_ROWS]
+
+
+def local_dates(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns days in Beijing as numbers such as 20220408."""
+    days = ((times_ms + BEIJING_MS) // 86_400_000).astype("datetime64[D]")
+    months = days.astype("datetime64[M]")
+    years = days.astype("datetime64[Y]").astype(np.int64) + 1970
+    month = months.astype(np.int64) % 12 + 1
+    day = (days - months).astype(np.int64) + 1
+    dates: NDArray[np.int64] = years * 10_000 + month * 100 + day
+    return dates
+
+
+def category_names(codes: NDArray[Any]) -> NDArray[Any]:
+    """Returns the names of the codes of a column, which may hold :data:`UNKNOWN_CODE`."""
+    return np.where(codes == UNKNOWN_CODE, "UNKNOWN", np.char.add("category ", codes.astype(str)))
+
+
+def statistic_columns(numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Completes per-user counts to every count that the official tables hold.
+
+    Args:
+        numbers: ``show_user_num``, ``play_user_num``, ``like_user_num`` and so on, and ``play_progress``.
+
+    Returns:
+        The given columns, and those that follow from them.
+    """
+    columns = dict(numbers)
+    for name, factor in _VIEWS_PER_USER.items():
+        columns[f"{name}_cnt"] = np.round(numbers[f"{name}_user_num"] * factor, 4)
+    plays, likes = columns["play_cnt"], columns["like_cnt"]
+    columns["play_duration"] = np.round(plays * 12_000.0, 2)
+    for suffix in ("cnt", "user_num"):
+        columns[f"short_time_play_{suffix}"] = np.round(0.4 * columns[f"play_{suffix}"], 4)
+        for name, base, share in (
+            ("cancel_like", "like", 0.08),
+            ("delete_comment", "comment", 0.05),
+            ("comment_like", "comment", 0.9),
+            ("cancel_follow", "follow", 0.05),
+            ("download", "share", 0.5),
+            ("report", "comment", 0.01),
+            ("reduce_similar", "comment", 0.2),
+            ("cancel_collect", "collect", 0.2),
+            ("direct_comment", "comment", 0.7),
+            ("reply_comment", "comment", 0.3),
+            ("share_all", "share", 1.3),
+        ):
+            columns[f"{name}_{suffix}"] = np.round(share * columns[f"{base}_{suffix}"], 4)
+    columns["comment_stay_duration"] = np.round(plays * 90.0, 2)
+    columns["click_like_cnt"] = np.round(0.45 * likes, 4)
+    columns["double_click_cnt"] = np.round(0.55 * likes, 4)
+    columns["outsite_share_all_cnt"] = np.round(0.2 * columns["share_cnt"], 4)
+    return columns
 
 
 _LAST_DAY_OF_FIRST_PART = 20220421
@@ -52,8 +162,8 @@ _TABS_OF_CLICKS = (0.829, 0.024, 0.088, 0.037, 0.010)
 _TABS_OF_OTHERS = (0.689, 0.209, 0.048, 0.033, 0.047)
 
 
-def kuairand_files(twin: Twin) -> dict[str, Callable[[Path], None]]:
-    """Returns file name -> how to write it."""
+def kuairand_files(twin: Twin) -> dict[str, Iterator[pd.DataFrame]]:
+    """Returns file name -> its table, in parts; they are drawn as they are asked for."""
     train, test = twin.data.train, twin.data.test
     late = local_dates(train.times) > _LAST_DAY_OF_FIRST_PART
     logs: dict[str, tuple[InteractionLog, int]] = {
@@ -61,27 +171,20 @@ def kuairand_files(twin: Twin) -> dict[str, Callable[[Path], None]]:
         "log_standard_4_22_to_5_08_pure.csv": (train.take(late), 0),
         "log_random_4_22_to_5_08_pure.csv": (test, 1),
     }
-    files: dict[str, Callable[[Path], None]] = {
-        name: partial(_write_log, twin, log, is_random, number)
+    files: dict[str, Iterator[pd.DataFrame]] = {
+        name: _log_parts(twin, log, is_random, stream(twin.config, 10 + number))
         for number, (name, (log, is_random)) in enumerate(logs.items())
     }
-    files["user_features_pure.csv"] = lambda path: write_parts(path, iter([user_table(twin)]))
-    files["video_features_basic_pure.csv"] = lambda path: write_parts(path, iter([_basic_table(twin)]))
-    files["video_features_statistic_pure.csv"] = lambda path: write_parts(
-        path, iter([_statistic_table(twin)])
-    )
-    return files
-
-
-def _write_log(twin: Twin, log: InteractionLog, is_random: int, number: int, path: Path) -> None:
-    write_parts(path, _log_parts(twin, log, is_random, stream(twin.config, 10 + number)))
+    return files | {
+        "user_features_pure.csv": iter([user_table(twin)]),
+        "video_features_basic_pure.csv": iter([_basic_table(twin)]),
+        "video_features_statistic_pure.csv": iter([_statistic_table(twin)]),
+    }
 
 
 def _log_parts(
     twin: Twin, log: InteractionLog, is_random: int, rng: np.random.Generator
 ) -> Iterator[pd.DataFrame]:
-    import pandas as pd
-
     durations = twin.tables.durations_ms
     for rows in parts_of(np.arange(len(log))):
         part = log.take(rows)
@@ -123,8 +226,6 @@ def _surfaces(rng: np.random.Generator, clicks: NDArray[np.bool_]) -> NDArray[np
 
 
 def _basic_table(twin: Twin) -> pd.DataFrame:
-    import pandas as pd
-
     videos, tags = twin.tables.videos, twin.world.tags
     uploaded = np.asarray(["2022-04-08", "2022-04-09", "2022-04-10"])[videos["upload_day"]]
     return pd.DataFrame(
@@ -145,24 +246,32 @@ def _basic_table(twin: Twin) -> pd.DataFrame:
     )
 
 
-_STATISTIC_COLUMNS = words(
+_COUNT_COLUMNS = words(
     """
-    video_id counts show_cnt show_user_num play_cnt play_user_num play_duration complete_play_cnt
-    complete_play_user_num valid_play_cnt valid_play_user_num long_time_play_cnt long_time_play_user_num
-    short_time_play_cnt short_time_play_user_num play_progress comment_stay_duration like_cnt like_user_num
-    click_like_cnt double_click_cnt cancel_like_cnt cancel_like_user_num comment_cnt comment_user_num
-    direct_comment_cnt reply_comment_cnt delete_comment_cnt delete_comment_user_num comment_like_cnt
-    comment_like_user_num follow_cnt follow_user_num cancel_follow_cnt cancel_follow_user_num share_cnt
-    share_user_num download_cnt download_user_num report_cnt report_user_num reduce_similar_cnt
-    reduce_similar_user_num collect_cnt collect_user_num cancel_collect_cnt cancel_collect_user_num
-    direct_comment_user_num reply_comment_user_num share_all_cnt share_all_user_num outsite_share_all_cnt
+    show_cnt show_user_num play_cnt play_user_num play_duration complete_play_cnt complete_play_user_num
+    valid_play_cnt valid_play_user_num long_time_play_cnt long_time_play_user_num short_time_play_cnt
+    short_time_play_user_num play_progress comment_stay_duration like_cnt like_user_num click_like_cnt
+    double_click_cnt cancel_like_cnt cancel_like_user_num comment_cnt comment_user_num direct_comment_cnt
+    reply_comment_cnt delete_comment_cnt delete_comment_user_num comment_like_cnt comment_like_user_num follow_cnt
+    follow_user_num cancel_follow_cnt cancel_follow_user_num share_cnt share_user_num download_cnt download_user_num
+    report_cnt report_user_num reduce_similar_cnt reduce_similar_user_num collect_cnt collect_user_num
+    cancel_collect_cnt cancel_collect_user_num
     """
+)
+_STATISTIC_COLUMNS = (
+    *(
+        "video_id",
+        "counts",
+        *_COUNT_COLUMNS,
+        "direct_comment_user_num",
+        "reply_comment_user_num",
+        "share_all_cnt",
+    ),
+    *("share_all_user_num", "outsite_share_all_cnt"),
 )
 
 
 def _statistic_table(twin: Twin) -> pd.DataFrame:
-    import pandas as pd
-
     known = {name: twin.tables.videos[name] for name in STATISTICS}
     columns = statistic_columns(known) | {"video_id": twin.data.items.ids}
     return pd.DataFrame({name: columns[name] for name in _STATISTIC_COLUMNS})
@@ -175,18 +284,11 @@ _FRIENDS = (0.74, 0.15, 0.07, 0.03, 0.01)
 
 _DAILY_COLUMNS = words(
     """
-    video_id date author_id video_type upload_dt upload_type visible_status video_duration video_width
-    video_height music_id video_tag_id video_tag_name show_cnt show_user_num play_cnt play_user_num
-    play_duration complete_play_cnt complete_play_user_num valid_play_cnt valid_play_user_num
-    long_time_play_cnt long_time_play_user_num short_time_play_cnt short_time_play_user_num play_progress
-    comment_stay_duration like_cnt like_user_num click_like_cnt double_click_cnt cancel_like_cnt
-    cancel_like_user_num comment_cnt comment_user_num direct_comment_cnt reply_comment_cnt delete_comment_cnt
-    delete_comment_user_num comment_like_cnt comment_like_user_num follow_cnt follow_user_num
-    cancel_follow_cnt cancel_follow_user_num share_cnt share_user_num download_cnt download_user_num
-    report_cnt report_user_num reduce_similar_cnt reduce_similar_user_num collect_cnt collect_user_num
-    cancel_collect_cnt cancel_collect_user_num
+    video_id date author_id video_type upload_dt upload_type visible_status video_duration video_width video_height
+    music_id video_tag_id video_tag_name
     """
 )
+_DAILY_COLUMNS += _COUNT_COLUMNS
 _PER_PLAY = words(
     """
     valid_play_user_num long_time_play_user_num complete_play_user_num comment_user_num follow_user_num
@@ -195,24 +297,19 @@ _PER_PLAY = words(
 )
 
 
-def kuairec_files(twin: Twin) -> dict[str, Callable[[Path], None]]:
-    """Returns file name -> how to write it."""
-
-    def table(make: Callable[[Twin], pd.DataFrame]) -> Callable[[Path], None]:
-        return lambda path: write_parts(path, iter([make(twin)]))
-
+def kuairec_files(twin: Twin) -> dict[str, Iterator[pd.DataFrame]]:
+    """Returns file name -> its table, in parts; the captions, which are no plain table, are not among them."""
     return {
-        "big_matrix.csv": partial(_write_matrix, twin, twin.data.train, True),
-        "small_matrix.csv": partial(_write_matrix, twin, twin.data.test, False),
-        "item_categories.csv": table(_category_table),
-        "item_daily_features.csv": table(_daily_table),
-        "user_features.csv": table(user_table),
-        "social_network.csv": table(_social_table),
-        "kuairec_caption_category.csv": partial(_write_captions, twin),
+        "big_matrix.csv": _matrix_parts(twin, twin.data.train, with_duplicates=True),
+        "small_matrix.csv": _matrix_parts(twin, twin.data.test, with_duplicates=False),
+        "item_categories.csv": iter([_category_table(twin)]),
+        "item_daily_features.csv": iter([_daily_table(twin)]),
+        "user_features.csv": iter([user_table(twin)]),
+        "social_network.csv": iter([_social_table(twin)]),
     }
 
 
-def _write_matrix(twin: Twin, log: InteractionLog, with_duplicates: bool, path: Path) -> None:
+def _matrix_parts(twin: Twin, log: InteractionLog, with_duplicates: bool) -> Iterator[pd.DataFrame]:
     rows = np.arange(len(log))
     no_time = np.zeros(len(log), np.bool_)
     if with_duplicates:
@@ -221,14 +318,6 @@ def _write_matrix(twin: Twin, log: InteractionLog, with_duplicates: bool, path: 
         rows = np.sort(np.concatenate([rows, extra]))
     elif round(twin.config.missing_time_share * len(log)):
         no_time = log.times == log.times.max()  # the last time of such a log stands for no time
-    write_parts(path, _matrix_parts(twin, log, rows, no_time))
-
-
-def _matrix_parts(
-    twin: Twin, log: InteractionLog, rows: NDArray[np.int64], no_time: NDArray[np.bool_]
-) -> Iterator[pd.DataFrame]:
-    import pandas as pd
-
     assert log.watch_ratios is not None
     durations = twin.tables.durations_ms
     for part in parts_of(rows):
@@ -256,15 +345,11 @@ def _matrix_parts(
 
 
 def _category_table(twin: Twin) -> pd.DataFrame:
-    import pandas as pd
-
     lists = [str([int(tag) for tag in np.flatnonzero(row)]) for row in twin.world.tags]
     return pd.DataFrame({"video_id": twin.data.items.ids, "feat": lists})
 
 
 def _daily_table(twin: Twin) -> pd.DataFrame:
-    import pandas as pd
-
     daily, videos = twin.tables.daily, twin.tables.videos
     item = daily["video_id"]
     days = _FIRST_DAY + daily["day"]
@@ -285,14 +370,12 @@ def _daily_table(twin: Twin) -> pd.DataFrame:
         "video_height": videos["server_height"][item],
         "music_id": 10_000 + videos["author_id"][item],
         "video_tag_id": videos["first_level_category_id"][item],
-        "video_tag_name": known_code(videos["first_level_category_id"])["name"][item],
+        "video_tag_name": category_names(videos["first_level_category_id"])[item],
     }
     return pd.DataFrame({name: columns[name] for name in _DAILY_COLUMNS})
 
 
 def _social_table(twin: Twin) -> pd.DataFrame:
-    import pandas as pd
-
     rng = stream(twin.config, 14)
     ids = twin.data.users.ids
     chosen = np.flatnonzero(rng.random(len(ids)) < _SHARE_WITH_FRIENDS)
@@ -309,7 +392,7 @@ def _write_captions(twin: Twin, path: Path) -> None:
     """Captions of which some hold bare line breaks, unquoted, as in the official file."""
     rng = stream(twin.config, 15)
     codes = twin.tables.videos["first_level_category_id"]
-    names = known_code(codes)["name"]
+    names = category_names(codes)
     broken = rng.random(len(codes)) < 0.01
     lines = [
         "video_id,manual_cover_text,caption,topic_tag,first_level_category_id,first_level_category_name,"
@@ -348,16 +431,15 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         files = kuairec_files(twin) if twin.config.layout == "kuairec" else kuairand_files(twin)
-        for name, write in files.items():
-            write(temporary / name)
-        _write_provenance(twin, temporary / PROVENANCE_FILE)
+        for name, parts in files.items():
+            write_parts(temporary / name, parts)
+        if twin.config.layout == "kuairec":
+            _write_captions(twin, temporary / "kuairec_caption_category.csv")
+        provenance = twin.data.provenance.as_dict()
+        provenance.pop("files")
+        text = json.dumps(provenance, indent=1, allow_nan=False) + "\n"
+        (temporary / PROVENANCE_FILE).write_text(text, encoding="utf-8")
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def _write_provenance(twin: Twin, path: Path) -> None:
-    provenance: dict[str, Any] = twin.data.provenance.as_dict()
-    provenance.pop("files")
-    path.write_text(json.dumps(provenance, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ same on every platform, whatever the linear algebra library and the order of its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,21 +24,6 @@ _GRID = 128.0
 _LIMIT = 1023.0 / _GRID
 _DECIMALS = 10
 """Digits that survive from libm and LAPACK results; the rest may differ between platforms."""
-
-
-@dataclass(frozen=True)
-class TruePreference:
-    """The latent taste itself, for measuring what a method recovered; agents never see it.
-
-    ``users[u] @ items[i]`` is the taste of user ``u`` for item ``i`` in logits, with main effects taken out.
-
-    Attributes:
-        users: ``float32 (U, m)``.
-        items: ``float32 (N, m)``.
-    """
-
-    users: FloatArray
-    items: FloatArray
 
 
 @dataclass(frozen=True)
@@ -80,9 +65,9 @@ class TwinTruth:
         return len(self.item_effects)
 
     @cached_property
-    def true_preference(self) -> TruePreference:
-        """The latent taste vectors of users and items."""
-        return TruePreference(self.user_vectors * np.float32(self.taste_strength), self.item_vectors)
+    def true_preference(self) -> tuple[FloatArray, FloatArray]:
+        """``float32 (N, m)`` and ``float32 (U, m)`` vectors of items and users; products are tastes in logits."""
+        return self.item_vectors, self.user_vectors * np.float32(self.taste_strength)
 
     def taste(self, users: IntArray, items: IntArray) -> FloatArray:
         """Returns ``float32 (B, K)``, the standardised taste of ``users (B,)`` for ``items (B, K)``."""
@@ -110,15 +95,12 @@ class TwinTruth:
 
     def rearranged(self, items: IntArray) -> TwinTruth:
         """Returns the same truth for the catalogue ``old_items[items]``."""
-        return TwinTruth(
-            self.user_vectors,
+        vectors, effects, popularity = (
             self.item_vectors[items],
             self.item_effects[items],
-            self.user_effects,
-            self.herding,
             self.popularity[items],
-            self.taste_strength,
         )
+        return replace(self, item_vectors=vectors, item_effects=effects, popularity=popularity)
 
 
 @dataclass(frozen=True)

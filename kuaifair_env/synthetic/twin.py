@@ -13,18 +13,9 @@ from scipy.special import expit
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Provenance
-from kuaifair_env.synthetic.config import (
-    KUAIRAND,
-    KUAIREC,
-    TOY,
-    QuantileDistribution,
-    TasteStrength,
-    TwinConfig,
-    twin_config,
-)
+from kuaifair_env.synthetic.config import QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.tables import TwinTables, build_tables, catalogue_of, users_of
 from kuaifair_env.synthetic.truth import (
-    TruePreference,
     TwinTruth,
     TwinWorld,
     build_world,
@@ -41,21 +32,9 @@ _TASTE_LIMIT = 12
 _BLOCK_CELLS = 4_000_000
 
 
-@dataclass(frozen=True)
-class TrainDraw:
-    """A training log and the level of the feed that was solved for it.
-
-    Attributes:
-        log: The log.
-        feed_lift: Logits that the logged feed adds to every exposure: what personalisation, quality and
-            conformity leave unexplained of the logged click rate.
-    """
-
-    log: InteractionLog
-    feed_lift: float
-
-
-def draw_train(config: TwinConfig, world: TwinWorld, durations_ms: Rows, calendar: Calendar) -> TrainDraw:
+def draw_train(
+    config: TwinConfig, world: TwinWorld, durations_ms: Rows, calendar: Calendar
+) -> tuple[InteractionLog, float]:
     """Draws the log of a platform that shows what is popular and what it believes a user likes.
 
     Items are drawn without replacement with probability proportional to exposure propensity times
@@ -66,6 +45,10 @@ def draw_train(config: TwinConfig, world: TwinWorld, durations_ms: Rows, calenda
         world: The hidden causes.
         durations_ms: ``(N,)`` video durations.
         calendar: When the log was taken.
+
+    Returns:
+        The log, and the logits that the logged feed adds to every exposure: what personalisation, quality and
+        conformity leave unexplained of the logged click rate.
     """
     rng = stream(config, 2)
     blocked = None
@@ -83,8 +66,10 @@ def draw_train(config: TwinConfig, world: TwinWorld, durations_ms: Rows, calenda
     logits += world.feed_items[items] + world.feed_users[users]
     lift = _solve_lift(logits, config.logged_click_rate)
     clicks = rng.random(len(users)) < expit(logits + lift)
-    ratios = _watched(config, rng, world, users, items, clicks, durations_ms, logged=True)
-    return TrainDraw(InteractionLog(users, items, clicks, times, ratios), lift)
+    ratios = None
+    if config.layout == "kuairec":  # the other data set has no watch ratios for every row
+        ratios = watch_ratios(rng, world, users, items, clicks, durations_ms, logged=True)
+    return InteractionLog(users, items, clicks, times, ratios), lift
 
 
 def draw_test(
@@ -106,24 +91,10 @@ def draw_test(
     times, order = calendar.draw(rng, users, config.missing_time_share)
     users, items = users[order], items[order]
     clicks = rng.random(len(users)) < expit(_logits(world, users, items, conformity))
-    ratios = _watched(config, rng, world, users, items, clicks, durations_ms, logged=False)
+    ratios = None
+    if config.layout == "kuairec":
+        ratios = watch_ratios(rng, world, users, items, clicks, durations_ms, logged=False)
     return InteractionLog(users, items, clicks, times, ratios)
-
-
-def _watched(
-    config: TwinConfig,
-    rng: np.random.Generator,
-    world: TwinWorld,
-    users: NDArray[np.int32],
-    items: NDArray[np.int32],
-    clicks: NDArray[np.bool_],
-    durations_ms: Rows,
-    logged: bool,
-) -> NDArray[np.float32] | None:
-    """Watch ratios where the real data set has them for every row."""
-    if config.layout != "kuairec":
-        return None
-    return watch_ratios(rng, world, users, items, clicks, durations_ms, logged)
 
 
 def _full_panel(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
@@ -299,7 +270,7 @@ def generate_twin(config: TwinConfig) -> Twin:
     """Generates a twin from scratch.
 
     Args:
-        config: Sizes, distributions, strengths and seed; see :func:`twin_config`.
+        config: Sizes, distributions, strengths and seed; see :func:`~kuaifair_env.synthetic.config.twin_config`.
 
     Returns:
         The twin. Its training log comes from a platform that favours popular items and what it believes a
@@ -326,15 +297,15 @@ def _draw_data(config: TwinConfig, world: TwinWorld) -> InteractionData:
     tables = build_tables(config, world)
     durations = tables.durations_ms
     train_calendar, test_calendar = calendars(config.layout)
-    train = draw_train(config, world, durations, train_calendar)
+    train, feed_lift = draw_train(config, world, durations, train_calendar)
     test = draw_test(config, world, durations, test_calendar)
     return InteractionData(
         users=users_of(config, tables),
         items=catalogue_of(config, world, tables),
-        train=train.log,
+        train=train,
         test=test,
         provenance=provenance(config),
-        report={"feed_lift": train.feed_lift},
+        report={"feed_lift": feed_lift},
     )
 
 
@@ -347,22 +318,3 @@ def provenance(config: TwinConfig) -> Provenance:
         description=f"synthetic twin of {config.name}: biased training log, {unbiased} as the test log",
         settings={"version": VERSION, **config.as_dict()},
     )
-
-
-__all__ = [
-    "KUAIRAND",
-    "KUAIREC",
-    "TOY",
-    "QuantileDistribution",
-    "TasteStrength",
-    "TruePreference",
-    "Twin",
-    "TwinConfig",
-    "TwinTables",
-    "TwinTruth",
-    "TwinWorld",
-    "generate_twin",
-    "load_twin",
-    "provenance",
-    "twin_config",
-]

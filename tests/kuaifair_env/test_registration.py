@@ -54,11 +54,11 @@ def no_files(monkeypatch):
 @pytest.fixture
 def toy_for_all(monkeypatch):
     """Lets the toy twin stand in for the large ones, so that the choice of data can be tested quickly."""
-    from kuaifair_env.synthetic.twin import twin_config
+    from kuaifair_env.synthetic.config import twin_config
 
     registration._cached_world.cache_clear()
     monkeypatch.setattr(
-        "kuaifair_env.synthetic.twin.twin_config", lambda name, **settings: twin_config("Toy", **settings)
+        "kuaifair_env.synthetic.config.twin_config", lambda name, **settings: twin_config("Toy", **settings)
     )
     yield
     registration._cached_world.cache_clear()

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.synthetic.twin import KUAIREC
+from kuaifair_env.synthetic.config import KUAIREC
 
 PANEL = replace(
     KUAIREC,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from twin_measures import PANEL
 
-from kuaifair_env.synthetic.twin import TOY, Twin, generate_twin
+from kuaifair_env.synthetic.config import TOY
+from kuaifair_env.synthetic.twin import Twin, generate_twin
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import chisquare, kstest, norm
 
+from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, TOY, QuantileDistribution, twin_config
 from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
-from kuaifair_env.synthetic.twin import (
-    KUAIRAND,
-    KUAIREC,
-    TOY,
-    QuantileDistribution,
-    draw_test,
-    draw_train,
-    generate_twin,
-    load_twin,
-    twin_config,
-)
+from kuaifair_env.synthetic.twin import draw_test, draw_train, generate_twin, load_twin
 from kuaifair_env.synthetic.watching import calendars, play_times
 
 # ---------------------------------------------------------------- the same twin everywhere
@@ -92,9 +83,9 @@ def test_click_probability_is_the_logistic_of_its_parts(toy):
 
 
 def test_true_preference_gives_taste_in_logits(toy):
-    preference = toy.truth.true_preference
+    item_vectors, user_vectors = toy.truth.true_preference
     users, items = np.arange(30), np.tile(np.arange(20), (30, 1))
-    logits = preference.users[users] @ preference.items[:20].T
+    logits = user_vectors[users] @ item_vectors[:20].T
     assert np.allclose(logits, TOY.taste_strength * toy.truth.taste(users, items), atol=1e-5)
 
 
@@ -198,7 +189,7 @@ def test_exposure_without_replacement_follows_its_weights(toy):
     config = replace(TOY, n_users=40_000, n_panel_users=400, train_rows=40_000, personalisation=0.0)
     config = replace(config, train_activity=QuantileDistribution((0.1, 0.9), (1.0, 1.0)))
     world = build_world(config)
-    log = draw_train(config, world, toy.tables.durations_ms, calendars("kuairand")[0]).log
+    log = draw_train(config, world, toy.tables.durations_ms, calendars("kuairand")[0])[0]
     weights = np.exp(world.exposure_logs)
     expected = 40_000 * weights / weights.sum()
     common = expected > 20

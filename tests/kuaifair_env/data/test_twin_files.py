@@ -12,8 +12,8 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.errors import DataError
+from kuaifair_env.synthetic import files
 from kuaifair_env.synthetic import files as twin_files
-from kuaifair_env.synthetic import official_tables
 from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.twin import Twin
 from kuaifair_env.synthetic.watching import LONG_VIEW_MS
@@ -74,7 +74,7 @@ def header(path) -> list[str]:
 def kuairand_folder(toy: Twin, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's files, written in parts that are much shorter than its logs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(official_tables, "PART_ROWS", 7_000)
+        patch.setattr(files, "PART_ROWS", 7_000)
         return write_official(toy, tmp_path_factory.mktemp("kuairand"))
 
 

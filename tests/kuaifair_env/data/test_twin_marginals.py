@@ -29,8 +29,9 @@ from twin_measures import (
 
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.response.known import TwinResponse
+from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, twin_config
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
-from kuaifair_env.synthetic.twin import KUAIRAND, KUAIREC, Twin, generate_twin, twin_config
+from kuaifair_env.synthetic.twin import Twin, generate_twin
 from kuaifair_env.synthetic.watching import play_times
 
 APRIL_25 = 1_650_816_000_000  # midnight in Beijing

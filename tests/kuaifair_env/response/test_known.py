@@ -12,7 +12,8 @@ from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Pr
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.response import ObservedResponse, ResponseModel, load_response, observed_block
 from kuaifair_env.response.known import TwinResponse
-from kuaifair_env.synthetic.twin import TOY, generate_twin
+from kuaifair_env.synthetic.config import TOY
+from kuaifair_env.synthetic.twin import generate_twin
 
 USERS, ITEMS = np.array([2, 5, 6, 9]), np.array([1, 3, 4, 8, 11])
 
@@ -221,7 +222,7 @@ def test_rearranged_items_keep_their_probabilities(twin, pairs):
     moved = model.rearranged(order)
     assert np.array_equal(moved.expected(users, place[items]), model.expected(users, items))
     assert moved.describe() == model.describe()
-    assert np.array_equal(moved.true_preference.items, twin.truth.true_preference.items[order])
+    assert np.array_equal(moved.truth.true_preference[0], twin.truth.true_preference[0][order])
 
 
 def test_a_saved_model_is_the_same_model(twin, pairs, tmp_path):
