@@ -28,6 +28,18 @@ from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
 
+# What ``info["session"]`` calls columns of EpisodeRecords; the others keep their names.
+_INFO_NAMES = {
+    **{
+        "user_ids": "user_id",
+        "numbers": "number",
+        "length": "len",
+        "return_": "r_cum",
+        "mean_reward": "r_each",
+    },
+    "absolute_difference": "ad",
+}
+
 
 @dataclass(frozen=True)
 class SessionConfig:
@@ -129,20 +141,7 @@ class EpisodeRecords:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Returns all columns under the names that ``info["session"]`` uses."""
-        return {
-            "user_id": self.user_ids,
-            "number": self.numbers,
-            "len": self.length,
-            "r_cum": self.return_,
-            "r_each": self.mean_reward,
-            "popular_share": self.popular_share,
-            "ad": self.absolute_difference,
-            "signed_gap": self.signed_gap,
-            "violation_rate": self.violation_rate,
-            "gini": self.gini,
-            "coverage": self.coverage,
-            "left": self.left,
-        }
+        return {_INFO_NAMES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
 
 
 def step_infos(outcome: Outcome) -> dict[str, NDArray[Any]]:

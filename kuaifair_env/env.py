@@ -11,7 +11,7 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import leave_rule
 from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
-from kuaifair_env.render import SessionRecorder
+from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
@@ -150,7 +150,8 @@ class KuaiFairEnv(gym.Env[Any, Any]):
             return None
         if not self._recorder.started:
             raise ValueError("there is no session yet; call reset() before render()")
-        return self._recorder.text() if self.render_mode == "ansi" else self._recorder.picture()
+        trace = self._recorder.trace()
+        return render_ansi(trace) if self.render_mode == "ansi" else render_rgb(trace)
 
     def history_window(self) -> HistoryWindow:
         """Returns the window of items and clicks behind the observation, with a leading axis of 1."""

@@ -6,12 +6,11 @@ imported with the first picture; pyplot, with its global figures and backend, is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, TemperFairness
 from kuaifair_env.data.schema import BoolArray, IntArray
@@ -19,14 +18,9 @@ from kuaifair_env.simulator import Outcome, SessionSimulator
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
-
-LineStyle = Literal["-", "--", ":", "none"]
+    from matplotlib.axes import Axes
 
 _BAR_WIDTH = 20
-_WIDTH, _HEIGHT, _DPI = 720, 560, 100
-_LEFT, _RIGHT = 0.1, 0.97
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; markers and line styles differ for grey.
 _BLACK, _GREY, _BLUE, _GREEN, _VERMILLION = "#000000", "#6E6E6E", "#0072B2", "#009E73", "#D55E00"
 
@@ -110,91 +104,25 @@ def render_rgb(trace: SessionTrace) -> NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(7.2, 5.6), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    figure.text(_LEFT, 0.955, _headline(trace), fontsize=11)
-    _draw_temper(figure, trace)
-    _draw_rewards(figure, trace)
-    _draw_shares(figure, trace)
-    figure.text((_LEFT + _RIGHT) / 2, 0.015, "step", fontsize=10, ha="center")
+    panels = figure.subplots(
+        3, sharex=True, gridspec_kw={"left": 0.1, "right": 0.97, "bottom": 0.09, "top": 0.92, "hspace": 0.25}
+    )
+    figure.text(0.1, 0.955, _headline(trace), fontsize=11)
+    for panel, name, draw in zip(
+        panels,
+        ("temper", "reward", "popular share"),
+        (_draw_temper, _draw_rewards, _draw_shares),
+        strict=True,
+    ):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylabel(name)
+        draw(panel, trace)
+    panels[-1].set(xlabel="step", xlim=(-0.6, trace.extent + 0.6), xticks=_round_steps(trace.extent))
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return pixels[..., :3].copy()
-
-
-class _Panel:
-    """One plot of the picture, drawn straight onto the figure: three Axes take longer to lay out than a frame may."""
-
-    def __init__(
-        self, figure: Figure, name: str, place: tuple[float, float], values: tuple[float, float], max_len: int
-    ) -> None:
-        from matplotlib.transforms import Bbox, BboxTransform
-
-        self._figure = figure
-        self.first, self.last = -0.6, max_len + 0.6
-        self._low, self._high = values
-        data = Bbox([[self.first, self._low], [self.last, self._high]])
-        self._transform: Transform = BboxTransform(data, Bbox([[_LEFT, place[0]], [_RIGHT, place[1]]]))
-        self._transform += figure.transFigure
-        figure.text(0.03, sum(place) / 2, name, fontsize=10, rotation=90, ha="center", va="center")
-        self.line([self.first, self.first, self.last], [self._high, self._low, self._low], _BLACK, width=0.8)
-
-    def line(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        colour: str,
-        *,
-        style: LineStyle = "-",
-        width: float = 1.0,
-        marker: str = "",
-        size: float = 5.0,
-    ) -> None:
-        from matplotlib.lines import Line2D
-
-        artist = Line2D(
-            np.asarray(x),
-            np.asarray(y),
-            color=colour,
-            linestyle=style,
-            linewidth=width,
-            marker=marker,
-            markersize=size,
-        )
-        artist.set_transform(self._transform)
-        self._figure.add_artist(artist)
-
-    def level(self, y: float, colour: str, style: LineStyle) -> None:
-        self.line([self.first, self.last], [y, y], colour, style=style, width=1.2)
-
-    def bars(self, x: NDArray[Any], y: NDArray[Any], colour: str) -> None:
-        from matplotlib.collections import LineCollection
-
-        width = 0.6 * (_RIGHT - _LEFT) * _WIDTH / (self.last - self.first) * 72 / _DPI
-        feet = np.stack([x, np.zeros(len(x))], axis=1)
-        bars = LineCollection(
-            list(np.stack([feet, np.stack([x, y], axis=1)], axis=1)),
-            colors=colour,
-            linewidths=width,
-            capstyle="butt",
-        )
-        bars.set_transform(self._transform)
-        self._figure.add_artist(bars)
-
-    def text(self, x: float, y: float, text: str, colour: str, ha: str = "right", va: str = "bottom") -> None:
-        self._figure.text(x, y, text, color=colour, fontsize=10, ha=ha, va=va, transform=self._transform)
-
-    def ticks_y(self, values: Sequence[float]) -> None:
-        for value in values:
-            self.line([self.first], [value], _BLACK, marker="_", size=6, style="none")
-            self.text(self.first - 0.012 * (self.last - self.first), value, f"{value:g}", _BLACK, va="center")
-
-    def ticks_x(self, values: Sequence[int]) -> None:
-        self.line(values, np.full(len(values), self._low), _BLACK, marker="|", size=6, style="none")
-        for value in values:
-            self.text(
-                value, self._low - 0.05 * (self._high - self._low), f"{value}", _BLACK, ha="center", va="top"
-            )
 
 
 def _headline(trace: SessionTrace) -> str:
@@ -227,44 +155,46 @@ def _round_steps(max_len: int) -> list[int]:
     return list(range(0, max_len + 1, spacing))
 
 
-def _draw_temper(figure: Figure, trace: SessionTrace) -> None:
+def _note(panel: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """Writes right-aligned text at a share ``x`` of the panel's width and above ``y``, in the panel's units."""
+    panel.text(x, y, text, color=colour, ha="right", va="bottom", transform=panel.get_yaxis_transform())
+
+
+def _draw_temper(panel: Axes, trace: SessionTrace) -> None:
     tempers = np.asarray(trace.tempers, np.float64)
     steps = np.arange(len(tempers))
     top = max(float(tempers.max()), float(trace.max_len))
-    low = min(-2.5, float(tempers.min()) - 0.5)
-    panel = _Panel(figure, "temper", (0.59, 0.92), (low, top * 1.05), trace.extent)
-    panel.ticks_y(_round_steps(round(top))[::2])
+    panel.set(ylim=(min(-2.5, float(tempers.min()) - 0.5), top * 1.05), yticks=_round_steps(round(top))[::2])
     if trace.leave_below is not None:
-        panel.level(trace.leave_below, _VERMILLION, "--")
-        panel.text(panel.last, trace.leave_below, f"leaves below {trace.leave_below:g}", _VERMILLION)
-    panel.line(steps, tempers, _BLACK, width=1.5, marker="o", size=4)
+        panel.axhline(trace.leave_below, color=_VERMILLION, linestyle="--", linewidth=1.2)
+        _note(panel, 1.0, trace.leave_below, f"leaves below {trace.leave_below:g}", _VERMILLION)
+    panel.plot(steps, tempers, color=_BLACK, marker="o", markersize=4)
     if trace.leave_reason is not None:
-        panel.line(steps[-1:], tempers[-1:], _VERMILLION, marker="X", size=10)
+        panel.plot(steps[-1:], tempers[-1:], color=_VERMILLION, marker="X", markersize=10, clip_on=False)
 
 
-def _draw_rewards(figure: Figure, trace: SessionTrace) -> None:
+def _draw_rewards(panel: Axes, trace: SessionTrace) -> None:
     rewards = np.asarray(trace.rewards, np.float64)
     low, high = float(rewards.min(initial=0.0)), float(rewards.max(initial=1.0))
-    panel = _Panel(figure, "reward", (0.34, 0.54), (low, low + (high - low) * 1.08), trace.extent)
-    panel.ticks_y([low, 0.0, high] if low < 0.0 else [0.0, high / 2, high])
-    panel.bars(np.arange(1, trace.steps + 1), rewards, _BLUE)
+    panel.set(
+        ylim=(low, low + (high - low) * 1.08), yticks=[low, 0.0, high] if low < 0.0 else [0.0, high / 2, high]
+    )
+    panel.bar(np.arange(1, trace.steps + 1), rewards, width=0.6, color=_BLUE)
     if trace.steps:
-        panel.level(float(rewards.mean()), _BLACK, ":")
-        panel.text(panel.last, low + (high - low) * 1.1, f"dotted: mean {rewards.mean():.2f}", _BLACK)
+        panel.axhline(float(rewards.mean()), color=_BLACK, linestyle=":", linewidth=1.2)
+        _note(panel, 1.0, low + (high - low) * 1.1, f"dotted: mean {rewards.mean():.2f}", _BLACK)
 
 
-def _draw_shares(figure: Figure, trace: SessionTrace) -> None:
+def _draw_shares(panel: Axes, trace: SessionTrace) -> None:
     steps, shares = np.arange(1, trace.steps + 1), np.asarray(trace.popular_shares, np.float64)
     unfair = np.asarray(trace.violations, np.bool_)
-    panel = _Panel(figure, "popular share", (0.09, 0.29), (-0.06, 1.06), trace.extent)
-    panel.ticks_y([0.0, 0.5, 1.0])
-    panel.ticks_x(_round_steps(trace.extent))
-    panel.level(0.5, _GREY, "--")
-    panel.line(steps, shares, _GREY, width=0.8)
-    panel.line(steps[~unfair], shares[~unfair], _GREEN, marker="^", size=7, style="none")
-    panel.line(steps[unfair], shares[unfair], _VERMILLION, marker="X", size=7, style="none")
-    panel.text(panel.last, 1.12, "\u25b2 within the user's bound", _GREEN)
-    panel.text(panel.last - 0.31 * (panel.last - panel.first), 1.12, "\u2716 unfair slate", _VERMILLION)
+    panel.set(ylim=(-0.06, 1.06), yticks=[0.0, 0.5, 1.0])
+    panel.axhline(0.5, color=_GREY, linestyle="--", linewidth=1.2)
+    panel.plot(steps, shares, color=_GREY, linewidth=0.8)
+    panel.plot(steps[~unfair], shares[~unfair], color=_GREEN, marker="^", markersize=7, linestyle="none")
+    panel.plot(steps[unfair], shares[unfair], color=_VERMILLION, marker="X", markersize=7, linestyle="none")
+    _note(panel, 1.0, 1.12, "\u25b2 within the user's bound", _GREEN)
+    _note(panel, 0.69, 1.12, "\u2716 unfair slate", _VERMILLION)
 
 
 class SessionRecorder:
@@ -318,14 +248,6 @@ class SessionRecorder:
             item_ids=self._world.item_ids,
             leave_below=1.0 if isinstance(self._rule, TemperFairness) else None,
         )
-
-    def text(self) -> str:
-        """Returns the session so far as text."""
-        return render_ansi(self.trace())
-
-    def picture(self) -> Any:
-        """Returns the session so far as a picture, ``uint8 (height, width, 3)``."""
-        return render_rgb(self.trace())
 
     def _stack(self, name: str) -> Any:
         return np.asarray([getattr(outcome, name)[0] for outcome in self._outcomes])

@@ -64,6 +64,10 @@ class InteractionData:
                 digest.update(np.ascontiguousarray(column, kind).tobytes())
         return digest.hexdigest()[:16]
 
+    def identity(self) -> dict[str, str]:
+        """Returns name, origin and hash, which reports of what was made from the data record."""
+        return {"data": self.provenance.name, "origin": self.provenance.origin, "data_hash": self.data_hash}
+
     @classmethod
     def from_frames(
         cls,

@@ -122,12 +122,7 @@ def length_floor_and_ceiling(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the predicted Len when every slate is penalised and when none is, at the given mean reward.
 
-    Args:
-        initial_temper: T0.
-        reward: R_each in [0, 1].
-
-    Raises:
-        ValueError: An argument outside its range.
+    Arguments and errors are those of :func:`expected_length`.
     """
     return expected_length(initial_temper, reward, 1.0), expected_length(initial_temper, reward, 0.0)
 

@@ -1,7 +1,8 @@
 """How exposure spreads over the candidates: concentration, reach, popularity, novelty.
 
 All measures are functions of exposure counts: how often each of the N candidates was shown, those never shown
-included. Gini, entropy and coverage also depend on how many exposures were counted.
+included. Gini, entropy and coverage also depend on how many exposures were counted. Where nothing was shown, or a count
+is negative or of another shape, they raise a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ def gini(exposures: NDArray[Any]) -> float:
 
     Args:
         exposures: ``(N,)``, how often each candidate was shown.
-
-    Raises:
-        ValueError: No exposure, or a negative count.
     """
-    counts = _checked(exposures)
+    counts = checked_counts(exposures)
     return float(gini_of_rows(counts[None, counts > 0], len(counts))[0])
 
 
@@ -50,11 +48,8 @@ def normalised_entropy(exposures: NDArray[Any]) -> float:
 
     Returns:
         The entropy in [0, 1]; 1 where there is a single candidate.
-
-    Raises:
-        ValueError: See :func:`gini`.
     """
-    counts = _checked(exposures)
+    counts = checked_counts(exposures)
     if len(counts) == 1:
         return 1.0
     shares = counts[counts > 0] / counts.sum()
@@ -62,15 +57,8 @@ def normalised_entropy(exposures: NDArray[Any]) -> float:
 
 
 def coverage(exposures: NDArray[Any]) -> float:
-    """Returns the fraction of the candidates that were shown at all.
-
-    Args:
-        exposures: See :func:`gini`.
-
-    Raises:
-        ValueError: See :func:`gini`.
-    """
-    counts = _checked(exposures)
+    """Returns the fraction of the candidates that were shown at all."""
+    counts = checked_counts(exposures)
     return np.count_nonzero(counts) / len(counts)
 
 
@@ -83,11 +71,11 @@ def top_share(exposures: NDArray[Any], fraction: float = 0.1) -> float:
             candidates.
 
     Raises:
-        ValueError: A fraction outside (0, 1], or see :func:`gini`.
+        ValueError: A fraction outside (0, 1].
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
-    counts = _checked(exposures)
+    counts = checked_counts(exposures)
     top = math.ceil(fraction * len(counts) - 1e-9)
     return float(np.sort(counts)[len(counts) - top :].sum() / counts.sum())
 
@@ -98,9 +86,6 @@ def average_popularity(exposures: NDArray[Any], training_exposures: NDArray[Any]
     Args:
         exposures: ``(N,)`` counts.
         training_exposures: ``(N,)`` popularity of each candidate: its exposures in the training log.
-
-    Raises:
-        ValueError: See :func:`gini`, or the sizes differ.
     """
     counts, popularity = _paired(exposures, training_exposures)
     return float(counts @ popularity / counts.sum())
@@ -115,30 +100,28 @@ def novelty(exposures: NDArray[Any], training_exposures: NDArray[Any]) -> float:
     Args:
         exposures: ``(N,)`` counts.
         training_exposures: ``(N,)`` n, exposures in the training log.
-
-    Raises:
-        ValueError: See :func:`gini`, or the sizes differ.
     """
     counts, popularity = _paired(exposures, training_exposures)
     bits = np.log2(popularity.sum() + len(popularity)) - np.log2(popularity + 1.0)
     return float(counts @ bits / counts.sum())
 
 
-def _checked(exposures: NDArray[Any]) -> NDArray[Any]:
+def checked_counts(exposures: NDArray[Any]) -> NDArray[Any]:
+    """Returns exposure counts as an array if they are a vector of counts of which one is positive."""
     counts = np.asarray(exposures)
     if counts.ndim != 1 or not len(counts):
         raise ValueError(
             f"exposures must be a vector with one count for each candidate, got shape {counts.shape}"
         )
     if counts.min() < 0:
-        raise ValueError(f"candidate {int(counts.argmin())} has a negative exposure count")
+        raise ValueError(f"exposure counts must not be negative; that of candidate {int(counts.argmin())} is")
     if not 0 < counts.sum() < np.inf:
-        raise ValueError("nothing was shown: the exposure counts must have a positive, finite sum")
+        raise ValueError("nothing was shown: exposure counts must have a positive, finite sum")
     return counts
 
 
 def _paired(exposures: NDArray[Any], popularity: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    counts = _checked(exposures)
+    counts = checked_counts(exposures)
     values = np.asarray(popularity, np.float64)
     if values.shape != counts.shape:
         raise ValueError(f"popularity of shape {values.shape} does not fit {len(counts)} candidates")

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env.metrics.exposure import checked_counts
+
 DisparityMode = Literal["parity", "popular_only", "target"]
 """``parity``: both groups should get half of the slate; ``popular_only``: only too many popular items count;
 ``target``: popular items should get a given share."""
@@ -88,12 +90,7 @@ def popular_share(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
 def absolute_difference(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
     """Returns the headline AD, ``|2p - 1|`` pooled over all exposures (paper, section 5.1.2), in [0, 1].
 
-    Args:
-        exposures: See :func:`popular_share`.
-        popular: See :func:`popular_share`.
-
-    Raises:
-        ValueError: See :func:`popular_share`.
+    Arguments and errors are those of :func:`popular_share`.
     """
     return float(slate_disparity(popular_share(exposures, popular)))
 
@@ -136,12 +133,7 @@ def item_exposure_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> fl
 
     Uniformly random slates score 0 whatever the sizes of the groups; its absolute value is the per-item AD.
 
-    Args:
-        exposures: See :func:`popular_share`.
-        popular: See :func:`popular_share`; neither group may be empty.
-
-    Raises:
-        ValueError: See :func:`popular_share`, or an empty group.
+    Arguments and errors are those of :func:`popular_share`; neither group may be empty.
     """
     counts, group = _checked(exposures, popular, both=True)
     return float((counts[group].mean() - counts[~group].mean()) / counts.mean())
@@ -153,12 +145,7 @@ def coverage_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
     Its absolute value is the coverage AD, the most literal reading of the paper's text ("average proportion
     of items in the group"). It depends on the number of exposures.
 
-    Args:
-        exposures: See :func:`popular_share`.
-        popular: See :func:`popular_share`; neither group may be empty.
-
-    Raises:
-        ValueError: See :func:`popular_share`, or an empty group.
+    Arguments and errors are those of :func:`popular_share`; neither group may be empty.
     """
     counts, group = _checked(exposures, popular, both=True)
     return float(
@@ -169,14 +156,11 @@ def coverage_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
 def _checked(
     exposures: NDArray[Any], popular: NDArray[np.bool_], both: bool = False
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    counts, group = np.asarray(exposures), np.asarray(popular)
-    if counts.ndim != 1 or counts.shape != group.shape or group.dtype != np.bool_:
+    counts, group = checked_counts(exposures), np.asarray(popular)
+    if counts.shape != group.shape or group.dtype != np.bool_:
         raise ValueError(
-            f"exposures and popular must be vectors with one count and one bool for each candidate, "
-            f"got shapes {counts.shape} and {group.shape} ({group.dtype})"
+            f"popular must have one bool for each of {len(counts)} candidates, got {group.dtype} {group.shape}"
         )
-    if (counts < 0).any() or not 0 < counts.sum() < np.inf:
-        raise ValueError("exposure counts must not be negative, and something must have been shown")
     if both and (group.all() or not group.any()):
         raise ValueError("both groups need at least one candidate")
     return counts, group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +76,8 @@ class WithinUserAUC:
         if not np.array_equal(self.users, other.users) or not np.array_equal(self.weights, other.weights):
             raise ValueError("a paired comparison needs the same rows of the same users on both sides")
         totals = (self.values - other.values) * self.weights
-        return float(totals.sum() / self.weights.sum()), _bootstrap(
-            totals, self.weights, level, resamples, seed
-        )
+        gain = float(totals.sum() / self.weights.sum())
+        return gain, _bootstrap(totals, self.weights, level, resamples, seed)
 
 
 def within_user_auc(users: IntArray, clicks: BoolArray, scores: Vector) -> WithinUserAUC:
@@ -126,6 +126,13 @@ class Slopes:
     offset: float
     values: NDArray[np.float64]
     errors: NDArray[np.float64]
+
+    def describe(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Returns slope and standard error of each part by its name, JSON-able."""
+        pairs = zip(self.values.tolist(), self.errors.tolist(), strict=True)
+        return {
+            name: {"slope": slope, "error": error} for name, (slope, error) in zip(names, pairs, strict=True)
+        }
 
 
 def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = None) -> Slopes:

@@ -97,7 +97,28 @@ class FactorisedResponse(BernoulliFeedback):
         item_factors: NDArray[Any],
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_tables(offset, user_bias, item_bias, user_factors, item_factors)
+        users, items = len(user_bias), len(item_bias)
+        if np.ndim(user_factors) != 2 or np.ndim(item_factors) != 2:
+            raise DataError("user and item factors must be matrices, one row each")
+        if user_factors.shape[0] != users or item_factors.shape[0] != items:
+            raise DataError(
+                f"factors of {user_factors.shape[0]} users and {item_factors.shape[0]} items do not fit biases of "
+                f"{users} users and {items} items"
+            )
+        if user_factors.shape[1] != item_factors.shape[1]:
+            raise DataError(
+                f"user factors have rank {user_factors.shape[1]}, item factors {item_factors.shape[1]}"
+            )
+        tables: dict[str, Any] = {
+            "offset": offset,
+            "user bias": user_bias,
+            "item bias": item_bias,
+            "user factors": user_factors,
+            "item factors": item_factors,
+        }
+        for what, values in tables.items():
+            if not np.isfinite(values).all():
+                raise DataError(f"the {what} holds NaN or infinity")
         p, q = np.asarray(user_factors, np.float64), np.asarray(item_factors, np.float64)
         p_mean, q_mean = p.mean(axis=0), q.mean(axis=0)
         a = np.asarray(user_bias, np.float64) + p @ q_mean
@@ -278,33 +299,3 @@ class FactorisedResponse(BernoulliFeedback):
             "factors": self._users.shape[1] - 2,
             **self._report,
         }
-
-
-def _check_tables(
-    offset: float,
-    user_bias: NDArray[Any],
-    item_bias: NDArray[Any],
-    user_factors: NDArray[Any],
-    item_factors: NDArray[Any],
-) -> None:
-    users, items = len(user_bias), len(item_bias)
-    if np.ndim(user_factors) != 2 or np.ndim(item_factors) != 2:
-        raise DataError("user and item factors must be matrices, one row each")
-    if user_factors.shape[0] != users or item_factors.shape[0] != items:
-        raise DataError(
-            f"factors of {user_factors.shape[0]} users and {item_factors.shape[0]} items do not fit biases of "
-            f"{users} users and {items} items"
-        )
-    if user_factors.shape[1] != item_factors.shape[1]:
-        raise DataError(
-            f"user factors have rank {user_factors.shape[1]}, item factors {item_factors.shape[1]}"
-        )
-    for what, values in (
-        ("offset", offset),
-        ("user bias", user_bias),
-        ("item bias", item_bias),
-        ("user factors", user_factors),
-        ("item factors", item_factors),
-    ):
-        if not np.isfinite(values).all():
-            raise DataError(f"the {what} holds NaN or infinity")

@@ -176,10 +176,10 @@ def fit_factorised(
         "training": training,
         "calibration": calibration,
         **_held_out_report(model, rows),
-        "spread": _spread(model, rows),
-        "data": data.provenance.name,
-        "origin": data.provenance.origin,
-        "data_hash": data.data_hash,
+        "spread": model.parts_spread(
+            *(np.unique(column[rows.where("fit")]) for column in (rows.users, rows.items))
+        ),
+        **data.identity(),
     }
     shift = rate_correction(rows.notes)
     return FactorisedResponse(
@@ -295,10 +295,7 @@ def _held_out_report(model: FactorisedResponse, rows: LabelledRows) -> dict[str,
             "gain_over_item_quality": {"within_user_auc": over_quality[0], "interval": list(over_quality[1])},
             "gain_over_main_effects": {"within_user_auc": over_main[0], "interval": list(over_main[1])},
         },
-        "slopes": {
-            part: {"slope": float(slope), "error": float(error)}
-            for part, slope, error in zip(_PARTS, slopes.values, slopes.errors, strict=True)
-        },
+        "slopes": slopes.describe(_PARTS),
     }
 
 
@@ -312,8 +309,3 @@ def shrunken_item_rate(
     clicked = np.bincount(items, clicks, minlength=n_items)
     rate: NDArray[np.float64] = (clicked + pseudo_count * clicks.mean()) / (shown + pseudo_count)
     return rate
-
-
-def _spread(model: FactorisedResponse, rows: LabelledRows) -> dict[str, float]:
-    fit = rows.where("fit")
-    return model.parts_spread(np.unique(rows.users[fit]), np.unique(rows.items[fit]))

@@ -17,7 +17,7 @@ from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
-from kuaifair_env.response.known import ObservedResponse, observed_block
+from kuaifair_env.response.known import ObservedResponse, TwinResponse, observed_block
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
@@ -152,8 +152,6 @@ def load_response(path: str | Path) -> ResponseModel:
     Raises:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
-    from kuaifair_env.response.known import TwinResponse
-
     loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
         "observed": ObservedResponse.load,
         "factorised": FactorisedResponse.load,

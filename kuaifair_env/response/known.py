@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -144,9 +144,7 @@ class ObservedResponse:
             "click_threshold": threshold,
             "clip": clip if mode == "watch_ratio" else None,
             "mean_feedback": float(matrix.mean(dtype=np.float64)),
-            "data": data.provenance.name,
-            "origin": data.provenance.origin,
-            "data_hash": data.data_hash,
+            **data.identity(),
         }
         compact = matrix.astype(np.uint8) if mode == "click" and not missing else matrix.astype(np.float16)
         return cls(compact, user_places, item_places, mode, 1.0 if threshold is None else threshold, report)
@@ -162,12 +160,7 @@ class ObservedResponse:
         return np.flatnonzero(self._item_places != _OUTSIDE)
 
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
-        """Returns the cells, ``float32 (B, K)``; ``history`` is not read.
-
-        Args:
-            users: ``(B,)`` user rows of the block.
-            items: ``(B, K)`` item rows of the block.
-            history: Ignored.
+        """Returns the cells of users and items of the block, ``float32 (B, K)``; ``history`` is not read.
 
         Raises:
             DataError: If a user or an item is outside the block.
@@ -346,17 +339,9 @@ class TwinResponse(BernoulliFeedback):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, atomically."""
-        truth = self.truth
-        tensors = {
-            "user_vectors": truth.user_vectors,
-            "item_vectors": truth.item_vectors,
-            "item_effects": truth.item_effects,
-            "user_effects": truth.user_effects,
-            "herding": truth.herding,
-            "popularity": truth.popularity,
-        }
+        tensors = asdict(self.truth)
         settings = {
-            "taste_strength": truth.taste_strength,
+            "taste_strength": tensors.pop("taste_strength"),
             "conformity": self.conformity,
             "provenance": self.provenance,
         }

@@ -14,7 +14,6 @@ from kuaifair_env.response.base import PADDING, HistoryWindow
 
 _ROLES = ("fit", "stop", "calibrate", "report")
 
-
 HistorySource = Literal["log", "context"]
 
 
@@ -94,14 +93,8 @@ class LabelledRows:
 
     def take(self, rows: NDArray[np.int64]) -> LabelledRows:
         """Returns some of the rows."""
-        return LabelledRows(
-            self.users[rows],
-            self.items[rows],
-            self.clicks[rows],
-            self.positions[rows],
-            self.roles[rows],
-            self.notes,
-        )
+        columns = ("users", "items", "clicks", "positions", "roles")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def where(self, role: str) -> NDArray[np.int64]:
         """Returns the positions of the rows with a role: ``fit``, ``stop``, ``calibrate`` or ``report``."""
@@ -336,7 +329,13 @@ def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int) -> Chun
     lead = order[first]
     chunk_ends = starts[lead] + length + number[lead] * stride
     chunk_starts = chunk_ends - length
-    history = _front_filled(stream, chunk_starts, starts[lead], length)
+    shown = chunk_starts[:, None] + np.arange(length)
+    inside = shown < len(stream.items)
+    shown = np.where(inside, shown, 0)
+    present = inside & (stream.starts[shown] == starts[lead][:, None])
+    history = HistoryWindow(
+        np.where(present, stream.items[shown], PADDING).astype(np.int32), stream.clicks[shown] & present
+    )
     chunk_of = np.repeat(np.arange(len(lead)), counts)
     return Chunks(
         history,
@@ -344,14 +343,3 @@ def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int) -> Chun
         ends[order] - chunk_starts[chunk_of],
         np.r_[0, np.cumsum(counts)].astype(np.int64),
     )
-
-
-def _front_filled(
-    stream: Stream, chunk_starts: NDArray[np.int64], user_starts: NDArray[np.int64], length: int
-) -> HistoryWindow:
-    places = chunk_starts[:, None] + np.arange(length)
-    inside = places < len(stream.items)
-    places = np.where(inside, places, 0)
-    present = inside & (stream.starts[places] == user_starts[:, None])
-    items = np.where(present, stream.items[places], PADDING).astype(np.int32)
-    return HistoryWindow(items, stream.clicks[places] & present)

@@ -232,9 +232,7 @@ def fit_sequential(
         "training": training,
         "calibration": calibration,
         **_held_out_report(model, rows, stream),
-        "data": data.provenance.name,
-        "origin": data.provenance.origin,
-        "data_hash": data.data_hash,
+        **data.identity(),
     }
     return SequentialResponse(
         model.static, config.shape, **(exported | {"weights": model.weights}), report=report
@@ -354,8 +352,5 @@ def _held_out_report(model: SequentialResponse, rows: LabelledRows, stream: Stre
             "gain_over_static_part": {"within_user_auc": gain[0], "interval": list(gain[1])},
             "spread_of_logit": float(parts[:, 1].std()),
         },
-        "slopes": {
-            part: {"slope": float(slope), "error": float(error)}
-            for part, slope, error in zip(("static", "history"), slopes.values, slopes.errors, strict=True)
-        },
+        "slopes": slopes.describe(("static", "history")),
     }

@@ -12,7 +12,6 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.errors import DataError
-from kuaifair_env.synthetic import files
 from kuaifair_env.synthetic import files as twin_files
 from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.twin import Twin
@@ -74,7 +73,7 @@ def header(path) -> list[str]:
 def kuairand_folder(toy: Twin, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's files, written in parts that are much shorter than its logs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "PART_ROWS", 7_000)
+        patch.setattr(twin_files, "PART_ROWS", 7_000)
         return write_official(toy, tmp_path_factory.mktemp("kuairand"))
 
 
@@ -158,10 +157,10 @@ def test_an_existing_folder_is_left_alone(toy, tmp_path):
 
 
 def test_nothing_is_left_of_a_failed_write(toy, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(twin_files, "_write_provenance", fail)
+    monkeypatch.setattr(twin_files.json, "dumps", fail)
     with pytest.raises(OSError, match="disk full"):
         write_official(toy, tmp_path)
     assert list((tmp_path / "KuaiRand-Pure").iterdir()) == []
