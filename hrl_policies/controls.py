@@ -256,8 +256,7 @@ def fair_counts_now(batch: SessionBatch) -> BoolArray:
     """
     simulator, slate_size = batch.simulator, batch.config.items_per_slate
     rule = _exposure_rule(batch.config.leave)
-    # The default window of a rule is one slate, and ten slates of one item.
-    window = 1 if rule is None else rule.window or (10 if slate_size == 1 else 1)
+    window = 1 if rule is None else rule.window_for(slate_size)
     if rule is None or window == 1:
         return fair_counts(batch.config.leave, slate_size)
     before = np.minimum(simulator.steps, window - 1)

@@ -140,13 +140,17 @@ class TemperFairness:
                 f"initial_temper must be at least 1, where users leave, and finite, got {self.initial_temper}"
             )
 
+    def window_for(self, slate_size: int) -> int:
+        """Returns how many slates of ``K`` items the share is taken over."""
+        return self.window or (10 if slate_size == 1 else 1)
+
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """See :class:`LeaveRule`.
 
         Raises:
             ValueError: If a full window holds fewer than 4 items, too few to measure a share.
         """
-        window = self.window or (10 if slate_size == 1 else 1)
+        window = self.window_for(slate_size)
         if self.unfair_penalty and window * slate_size < _MIN_ITEMS_FOR_SHARE:
             raise ValueError(
                 f"a window of {window} slates of {slate_size} items is too small to measure a share; "

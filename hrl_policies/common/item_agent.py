@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from torch import Tensor, nn
 
@@ -106,10 +107,7 @@ class ItemNet(nn.Module):
             raise ValueError("head='embedding' needs item embeddings, which only KuaiFair environments have")
         if not net_arch or min(net_arch) < 1:
             raise ValueError(f"net_arch must name the units of one hidden layer or more, got {net_arch!r}")
-        layers: list[nn.Module] = []
-        for before, after in zip((state_size, *net_arch), net_arch, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.hidden = nn.Sequential(*layers)
+        self.hidden = nn.Sequential(*create_mlp(state_size, -1, list(net_arch)))
         self.head: LinearHead | EmbeddingHead = (
             LinearHead(net_arch[-1], n_items)
             if head == "linear"

@@ -2,8 +2,8 @@
 
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
 from hrl_policies.hrl_ppo.algorithm import HierarchicalPPO
+from hrl_policies.hrl_ppo.networks import HierarchySettings
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
-from hrl_policies.hrl_ppo.settings import HierarchySettings
 
 __all__ = [
     "HierarchicalPPO",

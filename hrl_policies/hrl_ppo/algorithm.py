@@ -31,7 +31,6 @@ from hrl_policies.hrl_ppo.buffer import (
 )
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
 from hrl_policies.hrl_ppo.rewards import FairKind, FairnessReward, fairness_reward
-from hrl_policies.hrl_ppo.settings import LITERAL
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import reached_observations, take_rows
@@ -56,25 +55,16 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     Args:
         policy: ``"HierarchicalPolicy"`` or a subclass of it.
         env: Sessions with ``action_mode="slate"`` and ``observation_mode="history"``.
-        hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.settings.HierarchySettings`.
+        hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.networks.HierarchySettings`.
         click_scorer: Click model whose log-odds the accuracy term starts from, as the greedy controls rank by it.
             ``"fit"`` fits it to the training log of the environment's world; it is saved with the agent. None starts
             from similarity alone, which is eq. 6 to the letter.
         learning_rate: Of the worker; a number or a schedule.
         manager_learning_rate: Of the manager; None takes the worker's.
-        n_steps: Steps of a rollout in each session.
-        batch_size: Steps of a minibatch.
-        n_epochs: Passes over a rollout.
         gamma: The worker's discount.
         manager_gamma: The manager's discount.
-        gae_lambda: Of generalised advantage estimation.
-        clip_range: Where ratios are clipped.
-        normalize_advantage: Whether to standardise each level's advantages in each minibatch.
         ent_coef: Weight of the worker's first-slot entropy.
         manager_ent_coef: Weight of the manager's entropy.
-        vf_coef: Weight of the critics' losses.
-        max_grad_norm: Where each level's gradient is clipped.
-        target_kl: Where each level's epochs end early; None never.
         ratio: ``"per_slot"`` clips the ratio of each slot, ``"slate"`` that of the whole slate (exact, and nearly
             always clipped), ``"mean"`` its geometric mean over slots.
         slot_credit: Weight of a slot's own click beside the slate's advantage, ``click_j - mean click``; needs the
@@ -88,9 +78,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
         policy_kwargs: See :class:`~hrl_policies.hrl_ppo.policy.HierarchicalPolicy`.
-        _init_setup_model: See Stable-Baselines3.
-        **settings: What every on-policy algorithm of Stable-Baselines3 takes: ``seed``, ``device``, ``verbose``,
-            ``tensorboard_log``, ``stats_window_size``.
+        **settings: What every on-policy algorithm of Stable-Baselines3 takes, such as ``seed`` and ``device``.
+
+    All other arguments are those of Stable-Baselines3's PPO, for each level apart.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -194,7 +184,12 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             env: Sessions with ``action_mode="slate"``.
             **settings: Other arguments of the class.
         """
-        return cls("HierarchicalPolicy", env, **(LITERAL | settings))
+        literal = {
+            "hierarchy": {"weights": "paper", "memory": False},
+            "click_scorer": None,
+            "slot_credit": 0.0,
+        }
+        return cls("HierarchicalPolicy", env, **(literal | settings))
 
     def __repr__(self) -> str:
         hierarchy = self.policy.hierarchy

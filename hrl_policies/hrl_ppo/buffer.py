@@ -14,17 +14,6 @@ from hrl_policies.hrl_ppo.policy import HierarchicalActions
 from kuaifair_env.data.schema import BoolArray, FloatArray
 
 MANAGER, ENGAGEMENT, COST = range(3)
-_STORED = (
-    "slots",
-    "candidates",
-    "window_counts",
-    "scale",
-    "manager_features",
-    "worker_features",
-    "manager_actions",
-    "manager_log_probs",
-    "worker_log_probs",
-)
 
 
 @dataclass(frozen=True)
@@ -50,6 +39,14 @@ class HierarchicalRolloutBufferSamples:
     advantages: Tensor
     returns: Tensor
     slot_credit: Tensor
+
+
+_STORED = [
+    name
+    for name in HierarchicalRolloutBufferSamples.__dataclass_fields__
+    if name in HierarchicalActions.__dataclass_fields__
+]
+"""What samples hold of the actions as they were."""
 
 
 class HierarchicalRolloutBuffer:
@@ -138,7 +135,7 @@ class HierarchicalRolloutBuffer:
         self.returns = self.advantages + self.values
         total = self.buffer_size * self.n_envs
         self._flat = {name: torch.cat(steps) for name, steps in self._tensors.items()}
-        for name in ("advantages", "returns", "slot_credit", "decided"):
+        for name in ("advantages", "returns", "slot_credit"):
             array = getattr(self, name)
             self._flat[name] = torch.from_numpy(array.reshape(total, *array.shape[2:])).to(self.device)
 

@@ -1,16 +1,17 @@
-"""Manager, worker and the item table that they share: what an observation holds, and how items are scored."""
+"""Manager, worker and the item table that they share: their forms, what an observation holds, how items are scored."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from hrl_policies.common.slates import MASKED
-from hrl_policies.hrl_ppo.settings import HierarchySettings
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
@@ -18,8 +19,75 @@ from kuaifair_env.world import World
 if TYPE_CHECKING:
     from hrl_policies.common.click_scorer import ClickScorer
 
+ManagerKind = Literal["learned", "constant", "flat"]
+WeightForm = Literal["simplex", "paper", "her4if", "quota"]
+WorkerKind = Literal["query", "strict", "her4if"]
+_Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
 
 CONTEXT = 5
+GROUPS = 2
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 2.0
+_HER4IF_DEVIATION = 0.1
+# Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
+_MEMORY_RATE = 10.0
+_MIN_WEIGHT = 1e-3
+
+
+class HierarchySettings(BaseModel):
+    """Forms of both levels; the defaults are DSRM-HRL's.
+
+    Attributes:
+        manager: ``"learned"`` (``pi_h``, eq. 5), ``"constant"`` (the same weights always; if it ties with the learned
+            one, the hierarchy is unsupported) or ``"flat"`` (one global weight, learned by the worker's own PPO).
+        weights: How the manager's action ``x`` becomes weights ``z = (w_acc, w_fair)`` of eq. 6. ``"simplex"``:
+            ``w_fair = sigmoid(x)``, ``w_acc = 1 - w_fair``. ``"paper"``: both by softplus. ``"her4if"``: Gaussian
+            around a softmax, rectified, and multiplied to the probabilities of popular and long-tail items.
+            ``"quota"``: ``x`` is the number of popular items, and the price ``w_fair`` of eq. 6 is the one that makes
+            the slate meet it exactly: eq. 5 as a constraint, solved for each slate, not as a penalty whose knife-edge
+            both levels must learn.
+        worker: ``"query"``: items are compared with ``s^ + reach * MLP(s^, z)``, whose last layer starts at zero, so
+            that training starts at eq. 6. ``"strict"``: eq. 6 to the letter; only its temperature, and ``memory``, are
+            trained. ``"her4if"``: a learned table of items.
+        reach: How far from the state, of length 1, a ``query`` may move. Training users teach it their own world's
+            tastes, which those of other worlds need not share; 0 leaves it how much similarity counts.
+        memory: Whether the worker may learn what an item's clicks and skips in the window say of its next showing;
+            needs ``observation_mode="history"``.
+        candidates: Items ranked by chance for each slate, half of them the best popular, half the best long-tail ones;
+            0 takes the whole catalogue.
+        interval: Steps ``c`` for which the manager's action holds.
+        constant: ``x`` of the constant manager.
+        width: Width of all hidden layers.
+        start_temperature: ``tau`` at the start, on scores standardised over the catalogue.
+        start_deviation: Standard deviation of ``x`` at the start.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    manager: ManagerKind = "learned"
+    weights: WeightForm = "quota"
+    worker: WorkerKind = "strict"
+    reach: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    memory: bool = True
+    candidates: Annotated[int, Field(ge=0)] = 64
+    interval: _Count = 1
+    constant: float = 0.0
+    width: _Count = 64
+    start_temperature: _Positive = 0.1
+    start_deviation: _Positive = 0.5
+
+    @model_validator(mode="after")
+    def _need_weights(self) -> HierarchySettings:
+        if self.manager == "flat" and self.weights not in ("simplex", "paper"):
+            raise ValueError(
+                "a flat agent's weights are 'simplex' or 'paper'; the other forms need a manager"
+            )
+        return self
+
+    @property
+    def action_size(self) -> int:
+        """Components of the manager's action ``x``."""
+        return 2 if self.weights in ("paper", "her4if") else 1
 
 
 class ItemTable(nn.Module):
@@ -214,14 +282,6 @@ class Observed:
         return len(self.state)
 
 
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 2.0
-_HER4IF_DEVIATION = 0.1
-# Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
-_MEMORY_RATE = 10.0
-_MIN_WEIGHT = 1e-3
-GROUPS = 2
-
-
 class Manager(nn.Module):
     """``pi_h(z | s^)`` and its critic ``V_h`` (eq. 5).
 
@@ -264,18 +324,17 @@ class Manager(nn.Module):
         distribution = self.distribution(features, feasible)
         sampled: Tensor = distribution.sample()
         if self.settings.weights == "quota":
-            assert isinstance(distribution, torch.distributions.Categorical)
-            count = distribution.probs.argmax(dim=1) if deterministic else sampled
-            return count[:, None].to(torch.float32), _log_prob(distribution, count)
+            categorical = cast(torch.distributions.Categorical, distribution)
+            count = categorical.probs.argmax(dim=1) if deterministic else sampled
+            return count[:, None].to(torch.float32), distribution.log_prob(count)
         action = distribution.mean if deterministic else sampled
-        return action, _log_prob(distribution, action)
+        return action, distribution.log_prob(action)
 
     def evaluate_actions(self, features: Tensor, feasible: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities and entropies of actions, ``float32 (B,)`` each."""
         distribution = self.distribution(features, feasible)
-        if self.settings.weights == "quota":
-            return _log_prob(distribution, actions[:, 0]), _entropy(distribution)
-        return _log_prob(distribution, actions), _entropy(distribution)
+        taken = actions[:, 0] if self.settings.weights == "quota" else actions
+        return distribution.log_prob(taken), distribution.entropy()
 
     def value(self, features: Tensor) -> Tensor:
         """Returns ``V_h``, ``float32 (B,)``."""
@@ -415,16 +474,6 @@ def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:
     return weights[:, 0], weights[:, 1]
 
 
-def _log_prob(distribution: torch.distributions.Distribution, actions: Tensor) -> Tensor:
-    log_prob: Tensor = distribution.log_prob(actions)
-    return log_prob
-
-
-def _entropy(distribution: torch.distributions.Distribution) -> Tensor:
-    entropy: Tensor = distribution.entropy()
-    return entropy
-
-
 def _normal(mean: Tensor, deviation: Tensor) -> torch.distributions.Distribution:
     return torch.distributions.Independent(
         torch.distributions.Normal(mean, deviation, validate_args=False), 1, validate_args=False
@@ -432,9 +481,7 @@ def _normal(mean: Tensor, deviation: Tensor) -> torch.distributions.Distribution
 
 
 def _mlp(inputs: int, width: int, outputs: int, gain: float) -> nn.Sequential:
-    layers = nn.Sequential(
-        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs)
-    )
+    layers = nn.Sequential(*create_mlp(inputs, outputs, [width, width], nn.Tanh))
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.orthogonal_(layer.weight, math.sqrt(2.0))

@@ -14,10 +14,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
+from hrl_policies.common.buffers import state_space
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
 from hrl_policies.common.yaml_files import validated
-from hrl_policies.hrl_ppo.networks import ItemTable, Manager, Observed, Worker, omegas
-from hrl_policies.hrl_ppo.settings import HierarchySettings
+from hrl_policies.hrl_ppo.networks import HierarchySettings, ItemTable, Manager, Observed, Worker, omegas
 from kuaifair_env.spaces import stack_observations, state_of
 
 _ADAM_EPSILON = 1e-5
@@ -89,7 +89,7 @@ class HierarchicalPolicy(BasePolicy):
             ``observation_mode="history"`` gives it.
         action_space: ``MultiDiscrete`` of ``K`` times ``N`` (``action_mode="slate"``).
         lr_schedule: Learning rate of the worker.
-        hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.settings.HierarchySettings`.
+        hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.networks.HierarchySettings`.
         dimension: Size ``d`` of item embeddings; None takes the size of the state.
         manager_lr_schedule: Learning rate of the manager; None takes the worker's.
         use_sde: Must be False.
@@ -117,17 +117,11 @@ class HierarchicalPolicy(BasePolicy):
             )
         self.hierarchy = validated(HierarchySettings, hierarchy or {}, "hierarchy")
         self.slate_size, items = len(action_space.nvec), int(action_space.nvec[0])
-        has_window = isinstance(observation_space, spaces.Dict)
-        state = (
-            observation_space["state"] if isinstance(observation_space, spaces.Dict) else observation_space
-        )
-        if not isinstance(state, spaces.Box):
-            raise ValueError(f"HierarchicalPPO needs a state of real numbers, got {state}")
-        if self.hierarchy.memory and not has_window:
+        if self.hierarchy.memory and not isinstance(observation_space, spaces.Dict):
             raise ValueError(
                 "memory=True needs the window: make the environment with observation_mode='history'"
             )
-        self.state_size = int(state.shape[0])
+        self.state_size = int(state_space(observation_space).shape[0])
         self.dimension = self.state_size if dimension is None else dimension
         self.table = ItemTable(items, self.dimension, self.slate_size)
         self.manager = Manager(self.hierarchy, self.state_size, self.slate_size)

@@ -32,26 +32,9 @@ class ConditionedActor(Actor):
     within a few updates, where its gradient vanishes for every preference.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: nn.Module,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        normalize_images: bool = True,
-    ) -> None:
-        super().__init__(
-            observation_space,
-            action_space,
-            net_arch,
-            features_extractor,
-            features_dim + len(OBJECTIVES),
-            activation_fn,
-            normalize_images,
-        )
-        layers = create_mlp(self.features_dim, action_space.shape[0], net_arch, activation_fn)
+    def __init__(self, *, features_dim: int, action_space: spaces.Box, **settings: Any) -> None:
+        super().__init__(features_dim=features_dim + len(OBJECTIVES), action_space=action_space, **settings)
+        layers = create_mlp(self.features_dim, action_space.shape[0], self.net_arch, self.activation_fn)
         self.mu = nn.Sequential(*layers)
 
     def forward(self, obs: Tensor, preferences: Tensor) -> Tensor:  # type: ignore[override]
@@ -68,22 +51,16 @@ class VectorCritics(BaseModel):
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
+        *,
         action_space: spaces.Box,
         net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
-        normalize_images: bool = True,
         n_critics: int = 1,
         share_features_extractor: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-        )
+        super().__init__(action_space=action_space, **settings)
         inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
         self.share_features_extractor = share_features_extractor
         self.networks = nn.ModuleList(

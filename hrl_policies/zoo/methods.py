@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,203 +225,152 @@ def _without_data(context: BuildContext) -> tuple[dict[str, Any], OfflineData]:
 
 _OBSERVED = "observed states and rewards of the training world"
 _GROUPS = "popularity groups"
-_SB3 = "Stable-Baselines3"
-
-
-def _embedding_agent(name: str, title: str, family: str, reference: str, build: Builder) -> MethodSpec:
-    """Describes an agent whose actions are points in the space of item embeddings."""
-    return MethodSpec(
-        name=name, title=title, family=family, reference=reference, kind="online", action_mode="embedding",
-        sees=_OBSERVED, build=build,
-    )  # fmt: skip
-
-
-def _control(
-    name: str, title: str, reference: str, sees: str, build: Builder, privileged: bool = False
-) -> MethodSpec:
-    return MethodSpec(
-        name=name, title=title, family="control", reference=reference, kind="control", action_mode="slate",
-        sees=sees, build=build, privileged=privileged,
-    )  # fmt: skip
-
-
-_SAC4IR = "Shi et al., Maximum entropy policy for long-term fairness, IEEE TSC 17(3), 2024"
-_DNAIR = "Shi et al., Relieving popularity bias in interactive recommendation, ACM TOIS 42(2), 2023"
+_BOUND = "the leave rule's bound"
+_OFFLINE = "the training log: observed states, exposures and clicks"
 _FEEDBACK = "observed states, items shown and their feedback in the training world"
-
-
-def _item_ranker(
-    name: str, title: str, reference: str, sees: str, build: Builder, window: bool = False
-) -> MethodSpec:
-    """Describes a fairness-aware baseline that ranks items directly, as adapted here or as in KuaiSim."""
-    return MethodSpec(
-        name=name, title=title, family="fairness", reference=reference, kind="online", action_mode="slate",
-        sees=sees, build=build, observation_mode="history" if window else "state",
-    )  # fmt: skip
-
-
-_PAPER = "Lu et al., Fairness begins with state, arXiv:2603.03820, 2026"
 _WINDOW = (
     "observed states, windows and rewards of the training world, the training log's click scorer, "
     "popularity groups"
 )
+_SB3 = "Stable-Baselines3"
+_SAC4IR = "Shi et al., Maximum entropy policy for long-term fairness, IEEE TSC 17(3), 2024"
+_DNAIR = "Shi et al., Relieving popularity bias in interactive recommendation, ACM TOIS 42(2), 2023"
+_PAPER = "Lu et al., Fairness begins with state, arXiv:2603.03820, 2026"
 
-
-def _hierarchical(name: str, title: str, reference: str, purifier: str, window: bool = True) -> MethodSpec:
-    return MethodSpec(
-        name=name, title=title, family="hierarchical", reference=reference, kind="online", action_mode="slate",
-        sees=_WINDOW if window else f"{_OBSERVED}, {_GROUPS}", build=build_hierarchical,
-        observation_mode="history" if window else "state", purifier=purifier,
-    )  # fmt: skip
-
-
-_OFFLINE = "the training log: observed states, exposures and clicks"
-_BOUND = "the leave rule's bound"
+_query_agent = partial(MethodSpec, kind="online", action_mode="embedding", sees=_OBSERVED)
+_control = partial(MethodSpec, family="control", kind="control", action_mode="slate")
+_item_ranker = partial(MethodSpec, family="fairness", kind="online", action_mode="slate")
+_hierarchical = partial(
+    MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate", sees=_WINDOW,
+    observation_mode="history", purifier="profile",
+)  # fmt: skip
 
 _build_sac4ir = _algorithm("hrl_policies.sac4ir", "SAC4IR")
 _build_dnair = _algorithm("hrl_policies.dnair", "DNaIR")
 
 _TABLE: tuple[MethodSpec, ...] = (
-    _embedding_agent(
-        "a2c", "A2C", "on-policy",
-        f"Mnih et al., Asynchronous methods for deep reinforcement learning, ICML 2016; {_SB3}",
-        _algorithm("stable_baselines3", "A2C"),
+    _query_agent(
+        "a2c", "A2C", f"Mnih et al., Asynchronous methods for deep reinforcement learning, ICML 2016; {_SB3}",
+        _algorithm("stable_baselines3", "A2C"), family="on-policy",
     ),
-    _embedding_agent(
-        "td3", "TD3", "off-policy",
-        "Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018; " + _SB3,
-        build_td3,
+    _query_agent(
+        "td3", "TD3",
+        f"Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018; {_SB3}",
+        build_td3, family="off-policy",
     ),
-    _embedding_agent(
-        "ppo", "PPO", "on-policy",
-        f"Schulman et al., Proximal policy optimization algorithms, 2017; {_SB3}",
-        _algorithm("stable_baselines3", "PPO"),
+    _query_agent(
+        "ppo", "PPO", f"Schulman et al., Proximal policy optimization algorithms, 2017; {_SB3}",
+        _algorithm("stable_baselines3", "PPO"), family="on-policy",
     ),
-    _embedding_agent(
-        "sac", "SAC", "off-policy",
-        f"Haarnoja et al., Soft actor-critic, ICML 2018; {_SB3}",
-        _algorithm("stable_baselines3", "SAC"),
+    _query_agent(
+        "sac", "SAC", f"Haarnoja et al., Soft actor-critic, ICML 2018; {_SB3}",
+        _algorithm("stable_baselines3", "SAC"), family="off-policy",
     ),
-    replace(
-        _embedding_agent(
-            "recurrent-ppo", "RecurrentPPO", "on-policy",
-            "PPO with an LSTM; sb3-contrib",
-            _algorithm("sb3_contrib", "RecurrentPPO"),
-        ),
+    _query_agent(
+        "recurrent-ppo", "RecurrentPPO", "PPO with an LSTM; sb3-contrib",
+        _algorithm("sb3_contrib", "RecurrentPPO"), family="on-policy",
         sees=f"{_OBSERVED}, of the whole session so far",
     ),
-    _embedding_agent(
-        "tqc", "TQC", "off-policy",
+    _query_agent(
+        "tqc", "TQC",
         "Kuznetsov et al., Controlling overestimation bias with truncated mixture of continuous "
         "distributional quantile critics, ICML 2020; sb3-contrib",
-        _algorithm("sb3_contrib", "TQC"),
+        _algorithm("sb3_contrib", "TQC"), family="off-policy",
     ),
     _control(
-        "random", "Random", "uniform over all candidates", "nothing",
-        lambda context: _controls().RandomSlates(seed=context.seed),
+        "random", "Random", "uniform over all candidates",
+        lambda context: _controls().RandomSlates(seed=context.seed), sees="nothing",
     ),
     _control(
-        "pop-only", "PopOnly", "uniform over the popular candidates", _GROUPS,
-        lambda context: _controls().RandomSlates(context.worlds.test.groups.popular, context.seed),
+        "pop-only", "PopOnly", "uniform over the popular candidates",
+        lambda context: _controls().RandomSlates(context.worlds.test.groups.popular, context.seed), sees=_GROUPS,
     ),
     _control(
-        "tail-only", "TailOnly", "uniform over the long-tail candidates", _GROUPS,
-        lambda context: _controls().RandomSlates(~context.worlds.test.groups.popular, context.seed),
+        "tail-only", "TailOnly", "uniform over the long-tail candidates",
+        lambda context: _controls().RandomSlates(~context.worlds.test.groups.popular, context.seed), sees=_GROUPS,
     ),
     _control(
-        "greedy-ctr", "GreedyCTR", "largest predicted click probability", "training log, observed state",
-        lambda context: _controls().GreedyCTR(context.worlds.scorer),
+        "greedy-ctr", "GreedyCTR", "largest predicted click probability",
+        lambda context: _controls().GreedyCTR(context.worlds.scorer), sees="training log, observed state",
     ),
     _control(
         "quota-greedy", "QuotaGreedy", "half popular, half long-tail, each by predicted click probability",
-        f"training log, observed state, {_GROUPS}, {_BOUND}",
         lambda context: _controls().QuotaGreedy(context.worlds.scorer),
+        sees=f"training log, observed state, {_GROUPS}, {_BOUND}",
     ),
     _control(
         "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in the window",
-        f"training log, observed state, window, {_GROUPS}, {_BOUND}",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
+        sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",
     ),
     _control(
         "quality-oracle", "QualityOracle", "best fair slate by true mean appeal",
-        f"the test world's true item quality, {_GROUPS}, {_BOUND}",
         lambda context: _controls().QualityOracle(context.worlds.test),
-        privileged=True,
+        sees=f"the test world's true item quality, {_GROUPS}, {_BOUND}", privileged=True,
     ),
     _control(
         "oracle", "Oracle", "best fair slate by the user's true expected feedback",
-        f"the test world's true feedback, {_GROUPS}, {_BOUND}",
         lambda context: _controls().Oracle(),
-        privileged=True,
+        sees=f"the test world's true feedback, {_GROUPS}, {_BOUND}", privileged=True,
     ),
     _item_ranker(
-        "sac4ir", "SAC4IR", f"{_SAC4IR}; clicks debiased by exposure",
-        f"{_FEEDBACK}, exposure in the training log", _build_sac4ir,
+        "sac4ir", "SAC4IR", f"{_SAC4IR}; clicks debiased by exposure", _build_sac4ir,
+        sees=f"{_FEEDBACK}, exposure in the training log",
     ),
     _item_ranker(
-        "sac4ir-kuaisim", "SAC4IR (KuaiSim)", f"{_SAC4IR}; its group's version for KuaiSim",
-        _FEEDBACK, _build_sac4ir,
+        "sac4ir-kuaisim", "SAC4IR (KuaiSim)", f"{_SAC4IR}; its group's version for KuaiSim", _build_sac4ir,
+        sees=_FEEDBACK,
     ),
     _item_ranker(
-        "dnair", "DNaIR", f"{_DNAIR}; online, one network for all users",
-        f"{_FEEDBACK}, windows, exposure, quality and item-CF similarity in the training log", _build_dnair,
-        window=True,
+        "dnair", "DNaIR", f"{_DNAIR}; online, one network for all users", _build_dnair,
+        sees=f"{_FEEDBACK}, windows, exposure, quality and item-CF similarity in the training log",
+        observation_mode="history",
     ),
     _item_ranker(
-        "dnair-kuaisim", "DNaIR (KuaiSim)", f"{_DNAIR}; its group's version for KuaiSim",
-        f"{_FEEDBACK}, exposure and quality in the training log", _build_dnair,
+        "dnair-kuaisim", "DNaIR (KuaiSim)", f"{_DNAIR}; its group's version for KuaiSim", _build_dnair,
+        sees=f"{_FEEDBACK}, exposure and quality in the training log",
     ),
-    _hierarchical("dsrm-hrl", "DSRM-HRL", f"{_PAPER}; with quotas and session memory", "profile"),
-    _hierarchical("hrl", "HRL", f"{_PAPER}, without purification", ""),
-    _hierarchical("hrl+tce", "HRL + T-CE", f"{_PAPER}, on states denoised by T-CE", "tce"),
-    _hierarchical("hrl+rce", "HRL + R-CE", f"{_PAPER}, on states denoised by R-CE", "rce"),
-    _hierarchical("hrl+bod", "HRL + BOD", f"{_PAPER}, on states denoised by BOD", "bod"),
+    _hierarchical("dsrm-hrl", "DSRM-HRL", f"{_PAPER}; with quotas and session memory"),
+    _hierarchical("hrl", "HRL", f"{_PAPER}, without purification", purifier=""),
+    _hierarchical("hrl+tce", "HRL + T-CE", f"{_PAPER}, on states denoised by T-CE", purifier="tce"),
+    _hierarchical("hrl+rce", "HRL + R-CE", f"{_PAPER}, on states denoised by R-CE", purifier="rce"),
+    _hierarchical("hrl+bod", "HRL + BOD", f"{_PAPER}, on states denoised by BOD", purifier="bod"),
+    _hierarchical("dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half"),
+    _hierarchical("dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window"),
+    _hierarchical("dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state"),
+    _hierarchical("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega"),
+    _hierarchical("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair"),
     _hierarchical(
-        "dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half", "profile"
+        "dsrm-hrl-literal", "DSRM-HRL, literal", f"{_PAPER}, equations 4 to 6 to the letter",
+        sees=f"{_OBSERVED}, {_GROUPS}", observation_mode="state",
     ),
-    _hierarchical(
-        "dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window", "profile"
-    ),
-    _hierarchical(
-        "dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state", "profile"
-    ),
-    _hierarchical("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega", "profile"),
-    _hierarchical("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair", "profile"),
-    _hierarchical(
-        "dsrm-hrl-literal", "DSRM-HRL, literal", f"{_PAPER}, equations 4 to 6 to the letter", "profile",
-        window=False,
+    _query_agent(
+        "a2c+fair", "A2C + fairness", "A2C rewarded with r + lambda Fair, as the manager of HRL is",
+        build_fair_a2c, family="on-policy", sees=f"{_OBSERVED}, {_GROUPS}",
     ),
     MethodSpec(
-        name="a2c+fair", title="A2C + fairness", family="on-policy",
-        reference="A2C rewarded with r + lambda Fair, as the manager of HRL is",
-        kind="online", action_mode="embedding", sees=f"{_OBSERVED}, {_GROUPS}", build=build_fair_a2c,
-    ),
-    MethodSpec(
-        name="dorl", title="DORL", family="model-based",
-        reference="Gao et al., Alleviating Matthew effect of offline reinforcement learning in interactive "
+        "dorl", "DORL",
+        "Gao et al., Alleviating Matthew effect of offline reinforcement learning in interactive "
         "recommendation, SIGIR 2023",
-        kind="offline", action_mode="embedding",
+        _algorithm("hrl_policies.dorl.algorithm", "DORL"), family="model-based", kind="offline",
+        action_mode="embedding",
         sees="training log, user and item features, observed states, the leave rule; no response of either world",
-        build=_algorithm("hrl_policies.dorl.algorithm", "DORL"),
     ),
-    MethodSpec(
-        name="mofir", title="MOFIR", family="off-policy",
-        reference="Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
+    _query_agent(
+        "mofir", "MOFIR",
+        "Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
         "reinforcement learning, WSDM 2022",
-        kind="online", action_mode="embedding",
+        _algorithm("hrl_policies.mofir.algorithm", "MOFIR"), family="off-policy",
         sees="observed states, items shown and their clicks in the training world, popularity groups",
-        build=_algorithm("hrl_policies.mofir.algorithm", "MOFIR"),
     ),
     MethodSpec(
-        name="bcq", title="BCQ", family="offline",
-        reference="Fujimoto et al., Off-policy deep reinforcement learning without exploration, ICML 2019",
-        kind="offline", action_mode="embedding", sees=_OFFLINE, build=build_bcq,
+        "bcq", "BCQ", "Fujimoto et al., Off-policy deep reinforcement learning without exploration, ICML 2019",
+        build_bcq, family="offline", kind="offline", action_mode="embedding", sees=_OFFLINE,
     ),
     MethodSpec(
-        name="bcq-discrete", title="BCQ, discrete", family="offline",
-        reference="Fujimoto et al., Benchmarking batch deep reinforcement learning algorithms, 2019; slates are the "
-        "top K",
-        kind="offline", action_mode="slate", sees=_OFFLINE, build=build_discrete_bcq,
+        "bcq-discrete", "BCQ, discrete",
+        "Fujimoto et al., Benchmarking batch deep reinforcement learning algorithms, 2019; slates are the top K",
+        build_discrete_bcq, family="offline", kind="offline", action_mode="slate", sees=_OFFLINE,
     ),
 )  # fmt: skip
 

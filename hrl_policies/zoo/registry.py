@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,19 +55,19 @@ class BuildContext:
 Builder = Callable[[BuildContext], Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MethodSpec:
     """A method of the zoo.
 
     Attributes:
         name: Its name on the command line.
         title: Its name in tables.
-        family: ``"on-policy"``, ``"off-policy"``, ``"control"``, ...
         reference: The article or library it comes from.
+        build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
+        family: ``"on-policy"``, ``"off-policy"``, ``"control"``, ...
         kind: ``"online"`` trains in the training world, ``"offline"`` on its log, ``"control"`` not at all.
         action_mode: How it acts.
         sees: What it may look at.
-        build: Makes the untrained algorithm (an SB3 ``BaseAlgorithm``), or the control.
         privileged: Whether it looks at what users of the test world truly like.
         observation_mode: Whether it observes the state alone, or the window behind it too.
         purifier: Mode of the purifier that is part of the method (see ``dsrm.MODES``); empty for none.
@@ -76,12 +76,13 @@ class MethodSpec:
 
     name: str
     title: str
-    family: str
     reference: str
+    build: Builder
+    _: KW_ONLY
+    family: str
     kind: MethodKind
     action_mode: ActionMode
     sees: str
-    build: Builder
     privileged: bool = False
     observation_mode: ObservationMode = "state"
     purifier: str = ""
@@ -146,7 +147,7 @@ def method(name: str) -> MethodSpec:
 
 def all_methods() -> Mapping[str, MethodSpec]:
     """Returns :data:`METHODS` with those of installed plugins."""
-    load_plugins(METHODS)
+    load_plugins()
     return METHODS
 
 
@@ -188,25 +189,21 @@ def worlds_with_settings(name: str) -> list[str]:
     return shipped_worlds(name)
 
 
-def load_plugins(methods: MutableMapping[str, Any]) -> None:
-    """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind.
-
-    Args:
-        methods: Where methods are registered.
-    """
+def load_plugins() -> None:
+    """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind."""
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         key = (point.name, point.value)
         if key in _tried:
             continue
         # Marked first: a plugin may look up methods while it is imported.
         _tried.add(key)
-        before = dict(methods)
+        before = dict(METHODS)
         try:
             point.load()
         except Exception as error:
             # A plugin may fail in any way at all, and must not take the zoo with it.
-            methods.clear()
-            methods.update(before)
+            METHODS.clear()
+            METHODS.update(before)
             package = "" if point.dist is None else f" of the package {point.dist.name}"
             warnings.warn(
                 f"the plugin {point.name!r}{package} ({point.value}) was left out: "
