@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsrm.encoder import window_tensors
 from dsrm.purifier import BasePurifier, Binding, MismatchError, WorldKey, observed_bound, state_space
 from dsrm.windows import sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
@@ -186,7 +187,7 @@ class ClickDenoiser(BasePurifier):
     @torch.inference_mode()
     def weights(self, window: HistoryWindow) -> FloatArray:
         """Returns the weight of each place of a window, ``float32 (B, H)``; 0 where nothing was clicked."""
-        items, clicks = _window_tensors(window)
+        items, clicks, _ = window_tensors(window)
         users = self._model.users(items, clicks)
         if self.config.loss == "bod":
             factors = self._model.item(items)
@@ -296,7 +297,8 @@ class _ClickSource:
         negative = rng.integers(self._n_items, size=size)
         # The positive must not be read off the window that is to predict it.
         window.clicks[window.items == positive[:, None]] = False
-        return _ClickBatch(*_window_tensors(window), torch.from_numpy(positive), torch.from_numpy(negative))
+        items, clicks, _ = window_tensors(window)
+        return _ClickBatch(items, clicks, torch.from_numpy(positive), torch.from_numpy(negative))
 
 
 def _train_weigher(model: ClickModel, optimizer: torch.optim.Optimizer, batch: _ClickBatch) -> None:
@@ -314,12 +316,6 @@ def _train_weigher(model: ClickModel, optimizer: torch.optim.Optimizer, batch: _
     optimizer.zero_grad()
     torch.autograd.backward(loss, inputs=list(model.weigher.parameters()))
     optimizer.step()
-
-
-def _window_tensors(window: HistoryWindow) -> tuple[Tensor, Tensor]:
-    """Returns a window's items (padding as item 0) and clicks as tensors."""
-    items = torch.from_numpy(np.maximum(window.items, 0).astype(np.int64))
-    return items, torch.from_numpy(window.clicks.astype(np.float32))
 
 
 def _tce_weights(logits: Tensor, clicks: Tensor, drop_rate: float) -> Tensor:
@@ -396,14 +392,7 @@ def bod_inner_loss(
 ) -> Tensor:
     """Returns BOD's loss of the model under given weights: ranking, alignment and half of uniformity.
 
-    The weights are constants to the gradient.
-
-    Args:
-        user: ``(B, d)``.
-        positive: ``(B, d)``, clicked items.
-        negative: ``(B, d)``, drawn items.
-        positive_weight: ``(B,)``, weights ``g(u, i)``.
-        negative_weight: ``(B,)``, weights ``g(u, j)``.
+    The weights are constants to the gradient. For the arguments see :func:`weighted_bpr`.
     """
     ranking = weighted_bpr(user, positive, negative, positive_weight.detach(), negative_weight.detach())
     alignment = weighted_alignment(user, positive, positive_weight.detach())
@@ -415,14 +404,8 @@ def bod_outer_loss(
 ) -> Tensor:
     """Returns BOD's loss of the weights: how little ranking's and alignment's gradients agree.
 
-    The gradients are those with respect to the vectors of the batch, one row each; the weights are what is trained.
-
-    Args:
-        user: ``(B, d)``, a leaf that requires a gradient.
-        positive: ``(B, d)``, likewise.
-        negative: ``(B, d)``, likewise.
-        positive_weight: ``(B,)``, weights ``g(u, i)``.
-        negative_weight: ``(B,)``, weights ``g(u, j)``.
+    The gradients are those with respect to the vectors of the batch, one row each; the weights are what is trained. For
+    the arguments see :func:`weighted_bpr`; the vectors are leaves that require a gradient.
     """
     ranking = weighted_bpr(user, positive, negative, positive_weight, negative_weight)
     alignment = weighted_alignment(user, positive, positive_weight)

@@ -191,7 +191,7 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, window: HistoryWindow) -> FloatArray:
         """Returns the observed states ``s~`` of windows, ``float32 (B, d)``."""
-        states: FloatArray = self._network.states(self._table, *_window_tensors(window)).numpy()
+        states: FloatArray = self._network.states(self._table, *window_tensors(window)).numpy()
         return np.clip(states, -self.bound, self.bound)
 
     def save(self, path: str | Path) -> None:
@@ -251,12 +251,9 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
         steps = min(config.check_every, config.steps - round_number * config.check_every)
         return (training.draw(rng) for _ in range(steps))
 
-    def loss(network: EncoderNetwork, batch: _NextClickBatch) -> Tensor:
-        return _next_click_loss(network, batch, config)
-
     def validation_loss(network: EncoderNetwork) -> float:
         rng = np.random.default_rng([config.seed, _VALIDATION_STREAM])
-        losses = [float(loss(network, validation.draw(rng))) for _ in range(_VALIDATION_BATCHES)]
+        losses = [float(_next_click_loss(network, validation.draw(rng))) for _ in range(_VALIDATION_BATCHES)]
         return float(np.mean(losses))
 
     # The untrained network, which is the SVD, competes as well.
@@ -265,7 +262,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
     with tqdm(total=rounds, desc=f"encoder {config.kind}", disable=not progress) as bar:
         best = trainer.fit(
             batches,
-            loss,
+            _next_click_loss,
             validation_loss,
             rounds=rounds,
             patience=config.patience,
@@ -292,14 +289,9 @@ def _untrained_network(world: World, config: EncoderConfig) -> EncoderNetwork:
 
 
 class _NextClickBatch(NamedTuple):
-    """``B`` windows (see :meth:`EncoderNetwork.states`), the clicks that follow them, and ``n`` sampled negatives.
+    """``B`` windows (see :meth:`EncoderNetwork.states`), the items clicked next, and ``n`` sampled negatives.
 
-    Attributes:
-        window: Items, clicks and shown places.
-        positive: ``int64 (B,)``, the item clicked next.
-        negative: ``int64 (n,)``, sampled items.
-        positive_log_share: ``float32 (B,)``, log of the items' shares of the training clicks.
-        negative_log_share: ``float32 (n,)``.
+    Of both sorts of items the log of their shares of the training clicks is given.
     """
 
     window: tuple[Tensor, Tensor, Tensor]
@@ -326,7 +318,7 @@ class _NextClicks:
         self._lengths = np.minimum(self._rows - starts[log.users[self._rows]], self._history_length)
         clicks = log.click_counts(len(world.data.items))
         share = clicks / clicks.sum()
-        self._cumulative = np.cumsum(share)
+        self._share = share
         self._log_share = torch.from_numpy(np.log(np.maximum(share, 1e-12)).astype(np.float32))
 
     def draw(self, rng: np.random.Generator) -> _NextClickBatch:
@@ -334,10 +326,9 @@ class _NextClicks:
         rows = self._rows[chosen]
         window = windows_before(self._log, rows, self._lengths[chosen], self._history_length)
         positive = torch.from_numpy(self._log.items[rows].astype(np.int64))
-        drawn = np.searchsorted(self._cumulative, rng.random(self._config.negatives))
-        negative = torch.from_numpy(np.minimum(drawn, len(self._cumulative) - 1))
+        negative = torch.from_numpy(rng.choice(len(self._share), self._config.negatives, p=self._share))
         return _NextClickBatch(
-            _window_tensors(window),
+            window_tensors(window),
             positive,
             negative,
             self._log_share[positive],
@@ -345,9 +336,9 @@ class _NextClicks:
         )
 
 
-def _next_click_loss(network: EncoderNetwork, batch: _NextClickBatch, config: EncoderConfig) -> Tensor:
+def _next_click_loss(network: EncoderNetwork, batch: _NextClickBatch) -> Tensor:
     """Sampled softmax over cosines; with ``log_q`` as in Yi et al., "Sampling-bias-corrected neural modeling", 2019."""
-    table = network.items()
+    table, config = network.items(), network.config
     states = nn.functional.normalize(network.states(table, *batch.window), dim=1)
     units = nn.functional.normalize(table, dim=1)
     positive = (states * units[batch.positive]).sum(1) / config.temperature
@@ -360,7 +351,7 @@ def _next_click_loss(network: EncoderNetwork, batch: _NextClickBatch, config: En
     return -torch.log_softmax(scores, dim=1)[:, 0].mean()
 
 
-def _window_tensors(window: HistoryWindow) -> tuple[Tensor, Tensor, Tensor]:
+def window_tensors(window: HistoryWindow) -> tuple[Tensor, Tensor, Tensor]:
     """Returns items (padding as item 0), clicks and shown places; see :meth:`EncoderNetwork.states`."""
     return (
         torch.from_numpy(np.maximum(window.items, 0).astype(np.int64)),

@@ -132,10 +132,10 @@ def fit_item_term(
         "test_log": "unread",
     }
     training = data.train.take(~np.isin(data.train.users, held_out_users(data)))
-    counts = Counts.of(training, len(data.items))
-    log_odds = smoothed_logits(counts)
+    shown, clicked = _counts(training, len(data.items))
+    log_odds = smoothed_logits(shown, clicked)
     corrected = user_corrected_logits(training, len(data.users), len(data.items))
-    columns = [data.items.features.values, data.items.tags, np.log1p(counts.shown)[:, None]]
+    columns = [data.items.features.values, data.items.tags, np.log1p(shown)[:, None]]
     features = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
     similarity = None
     if mode == "log":
@@ -143,7 +143,7 @@ def fit_item_term(
     elif mode == "ips":
         values = corrected
     elif mode == "features":
-        values = boosted_logits(features, corrected, counts.shown, seed)
+        values = boosted_logits(features, corrected, shown, seed)
     else:
         users = calibration_users(data, calibration_share)
         log = data.test.take(np.isin(data.test.users, users))
@@ -186,35 +186,10 @@ def with_item_term(world: World, term: ItemTerm) -> World:
     return replace(world, embeddings=embeddings, item_term=values)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How often each item was shown and clicked.
-
-    Attributes:
-        shown: ``float64 (M,)``.
-        clicked: ``float64 (M,)``.
-    """
-
-    shown: Vector
-    clicked: Vector
-
-    @classmethod
-    def of(cls, log: InteractionLog, n_items: int) -> Counts:
-        """Counts the rows of a log."""
-        return cls(
-            np.bincount(log.items, minlength=n_items).astype(np.float64),
-            np.bincount(log.items, log.clicks, n_items).astype(np.float64),
-        )
-
-    @property
-    def rate(self) -> float:
-        """Click rate over all rows."""
-        return float(self.clicked.sum() / max(self.shown.sum(), 1.0))
-
-
-def smoothed_logits(counts: Counts) -> Vector:
+def smoothed_logits(shown: Vector, clicked: Vector) -> Vector:
     """Returns the log-odds of click rates, smoothed by 20 rows at the overall rate."""
-    return _logits((counts.clicked + _PRIOR_ROWS * counts.rate) / (counts.shown + _PRIOR_ROWS))
+    rate = clicked.sum() / max(shown.sum(), 1.0)
+    return _logits((clicked + _PRIOR_ROWS * rate) / (shown + _PRIOR_ROWS))
 
 
 def user_corrected_logits(log: InteractionLog, n_users: int, n_items: int) -> Vector:
@@ -269,12 +244,11 @@ def shrunk_rates(
     Returns:
         ``float64 (M,)`` for each prior.
     """
-    counts = Counts.of(log, len(features))
-    seen = counts.shown > 0
-    rates = counts.clicked[seen] / counts.shown[seen]
-    model = _trees(seed).fit(features[seen], rates, sample_weight=counts.shown[seen])
+    shown, clicked = _counts(log, len(features))
+    seen = shown > 0
+    model = _trees(seed).fit(features[seen], clicked[seen] / shown[seen], sample_weight=shown[seen])
     predicted = np.clip(model.predict(features), 1e-3, 1.0 - 1e-3)
-    return [(counts.clicked + prior * predicted) / (counts.shown + prior) for prior in priors]
+    return [(clicked + prior * predicted) / (shown + prior) for prior in priors]
 
 
 def prior_losses(features: NDArray[np.float64], log: InteractionLog, seed: int) -> dict[float, float]:
@@ -326,6 +300,11 @@ def similarity_slope(
     model = LogisticRegression(C=1e4, max_iter=200).fit(np.column_stack([item, similarity]), log.clicks)
     # In units of the item term's own slope, so that the term enters scores as it is.
     return float(model.coef_[0, 1] / max(model.coef_[0, 0], 1e-6))
+
+
+def _counts(log: InteractionLog, n_items: int) -> tuple[Vector, Vector]:
+    """Returns how often each item was shown and clicked, ``float64 (M,)`` each."""
+    return log.exposures(n_items).astype(np.float64), log.click_counts(n_items).astype(np.float64)
 
 
 def _logits(rates: Vector) -> Vector:

@@ -50,7 +50,6 @@ from dsrm.windows import (
     WindowSource,
     condition_size,
 )
-from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
 from kuaifair_env.world import World
@@ -208,7 +207,8 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     size = world.dimension
     schedule = NoiseSchedule.make(config.schedule or ("linear" if literal else "cosine"), config.levels)
     prediction = config.prediction or ("epsilon" if literal else "velocity")
-    shape = _shape(config, size, size if literal else condition_size(size), prediction)
+    conditions = size if literal else condition_size(size)
+    shape = DenoiserConfig(size, conditions, prediction, config.width, config.blocks)
     objective = denoising_objective if literal else top_heavy_objective
     source = example_source(world, config)
     trained, report = _train(
@@ -216,8 +216,14 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     )
     student = None
     if not literal:
-        conditions = trained.condition.transform(_draw_conditions(source, config))
-        student, cosine = distil(_teacher(trained, schedule), conditions, config.distillation, config.seed)
+        rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
+        examples = source.draw(rng.choice(source.users, config.distillation.conditions), rng)
+        student, cosine = distil(
+            _teacher(trained, schedule),
+            trained.condition.transform(examples.conditions),
+            config.distillation,
+            config.seed,
+        )
         report["student_cosine"] = round(cosine, 5)
     model = DSRMConfig(
         mode=config.mode,
@@ -235,7 +241,9 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
 def _train_regression(
     world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
 ) -> RegressionPurifier:
-    shape = _shape(config, world.dimension, condition_size(world.dimension), "sample")
+    shape = DenoiserConfig(
+        world.dimension, condition_size(world.dimension), "sample", config.width, config.blocks
+    )
     source = example_source(world, config)
     trained, report = _train(
         world, source, config, lambda: regression_network(shape), regression_objective, checkpoint, progress
@@ -294,18 +302,6 @@ def _test_log_read(world: World, config: PretrainConfig) -> str:
     users = calibration_users(world.data, config.calibration_share)
     rows = int(np.isin(world.data.test.users, users).sum())
     return f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
-
-
-def _shape(
-    config: PretrainConfig, state_size: int, condition_size: int, prediction: Prediction
-) -> DenoiserConfig:
-    return DenoiserConfig(state_size, condition_size, prediction, config.width, config.blocks)
-
-
-def _draw_conditions(source: ExampleSource, config: PretrainConfig) -> FloatArray:
-    """Returns the conditions on which the student learns from its teacher."""
-    rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
-    return source.draw(rng.choice(source.users, config.distillation.conditions), rng).conditions
 
 
 def _teacher(denoiser: TrainedDenoiser, schedule: NoiseSchedule) -> Teacher:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -99,7 +98,7 @@ class StatePurifier(Protocol):
         ...
 
 
-class BasePurifier(ABC):
+class BasePurifier(StatePurifier):
     """Base class of this library's purifiers: what a :class:`StatePurifier` needs to be saved and loaded.
 
     Attributes:
@@ -107,14 +106,6 @@ class BasePurifier(ABC):
     """
 
     kind: str
-
-    @abstractmethod
-    def bind(self, world: World) -> spaces.Box:
-        """See :class:`StatePurifier`."""
-
-    @abstractmethod
-    def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
-        """See :class:`StatePurifier`."""
 
     def settings(self) -> dict[str, Any]:
         """Returns the JSON-able part of the purifier: configuration, world and provenance."""

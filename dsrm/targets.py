@@ -185,7 +185,7 @@ class PairedTargets:
         self._windows = WindowSource(world, windows)
         log = world.data.train
         exposures = log.exposures(len(world.data.items)) * builder.popular
-        self._cumulative = np.cumsum(exposures / exposures.sum())
+        self._share = exposures / exposures.sum()
         clicks = np.bincount(log.users[log.clicks], minlength=len(world.data.users))
         self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _MIN_POSITIVES))
 
@@ -202,8 +202,7 @@ class PairedTargets:
         tail = window.clicks & ~self._builder.popular.take(window.items)
         clicks = window.clicks & ~(tail & (rng.random(shape) < strength))
         inserted = shown & ~clicks & (rng.random(shape) < strength)
-        popular = np.searchsorted(self._cumulative, rng.random(shape)).astype(np.int32)
-        popular = np.minimum(popular, len(self._cumulative) - 1)
+        popular = rng.choice(len(self._share), shape, p=self._share).astype(np.int32)
         return HistoryWindow(np.where(inserted, popular, window.items), clicks | inserted)
 
 

@@ -162,7 +162,8 @@ def train_denoiser(
 
     def after_round(trainer: Trainer[Denoiser]) -> None:
         if path is not None:
-            _save(trainer, path, identity)
+            settings = {"identity": identity, "progress": trainer.progress()}
+            save_artifact(path, "checkpoint", trainer.tensors(), settings, CHECKPOINTS)
         show_round(bar, trainer)
 
     with bar:
@@ -189,63 +190,55 @@ def show_round(bar: Any, trainer: Trainer[Any]) -> None:
 _Batch = tuple[Tensor, Tensor, torch.Generator]
 
 
+@dataclass(eq=False)
 class _Rounds:
-    """The rounds of one training: their examples, standardised, and the losses on them.
+    """The rounds of one training: their examples, standardised as the first round's are, and the losses on them."""
 
-    Attributes:
-        condition: Standardisation of conditions, fitted on the first round's.
-        state: Standardisation of states, fitted on the first round's targets.
-        steps: Optimizer steps of a round.
-    """
+    objective: Objective
+    source: ExampleSource
+    users: NDArray[np.int64]
+    validation_users: NDArray[np.int64]
+    config: TrainingConfig
+    seed: int
 
-    def __init__(
-        self,
-        objective: Objective,
-        source: ExampleSource,
-        users: NDArray[np.int64],
-        validation_users: NDArray[np.int64],
-        config: TrainingConfig,
-        seed: int,
-    ) -> None:
-        self._objective = objective
-        self._source = source
-        self._users = users
-        self._config = config
-        self._seed = seed
+    def __post_init__(self) -> None:
+        config = self.config
         self._batches = max(config.examples // config.batch_size, 1)
         self.steps = config.epochs * self._batches
-        self._first = self._draw(users, config.examples, _TRAINING_STREAM, 0)
+        self._first = self._draw(self.users, config.examples, _TRAINING_STREAM, 0)
         self.condition = Standardiser.fit(self._first.conditions)
         self.state = Standardiser.fit(self._first.targets)
         self._validation = self._tensors(
-            self._draw(validation_users, config.validation_examples, _VALIDATION_STREAM, _VALIDATION_DRAW)
+            self._draw(
+                self.validation_users, config.validation_examples, _VALIDATION_STREAM, _VALIDATION_DRAW
+            )
         )
 
     def batches(self, round_number: int) -> Iterator[_Batch]:
         """Yields the batches of a round: targets, conditions, and the source of the objective's random numbers."""
         examples = self._first
         if round_number:
-            examples = self._draw(self._users, self._config.examples, _TRAINING_STREAM, round_number)
+            examples = self._draw(self.users, self.config.examples, _TRAINING_STREAM, round_number)
         targets, conditions = self._tensors(examples)
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + round_number)
-        for _ in range(self._config.epochs):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + round_number)
+        for _ in range(self.config.epochs):
             order = torch.randperm(len(targets), generator=generator)
-            for rows in torch.split(order, self._config.batch_size)[: self._batches]:
+            for rows in torch.split(order, self.config.batch_size)[: self._batches]:
                 yield targets[rows], conditions[rows], generator
 
     def loss(self, network: Denoiser, batch: _Batch) -> Tensor:
         """Returns the training loss of a batch."""
         targets, conditions, generator = batch
-        return self._objective(network, targets, conditions, self._config.condition_dropout, generator)
+        return self.objective(network, targets, conditions, self.config.condition_dropout, generator)
 
     def validation_loss(self, network: Denoiser) -> float:
         """Returns the loss on the validation users, with the same random numbers each time."""
-        generator = torch.Generator().manual_seed(self._seed)
-        return float(self._objective(network, *self._validation, 0.0, generator))
+        generator = torch.Generator().manual_seed(self.seed)
+        return float(self.objective(network, *self._validation, 0.0, generator))
 
     def _draw(self, users: NDArray[np.int64], count: int, stream: int, number: int) -> Examples:
-        rng = np.random.default_rng([self._seed, stream, number])
-        return self._source.draw(rng.choice(users, count), rng)
+        rng = np.random.default_rng([self.seed, stream, number])
+        return self.source.draw(rng.choice(users, count), rng)
 
     def _tensors(self, examples: Examples) -> tuple[Tensor, Tensor]:
         return (
@@ -265,11 +258,6 @@ def _noised_loss(
     noise = torch.randn(target.shape, generator=generator)
     dropped = torch.rand(len(target), generator=generator) < dropout if dropout else None
     return denoising_loss(network, target, condition, noise, level, dropped)
-
-
-def _save(trainer: Trainer[Denoiser], path: Path, identity: dict[str, Any]) -> None:
-    settings = {"identity": identity, "progress": trainer.progress()}
-    save_artifact(path, "checkpoint", trainer.tensors(), settings, CHECKPOINTS)
 
 
 def _restore(trainer: Trainer[Denoiser], path: Path, identity: dict[str, Any]) -> None:
