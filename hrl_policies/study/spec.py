@@ -26,7 +26,6 @@ from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.errors import ArtifactError, KuaiFairError
-from kuaifair_env.files import atomic_path
 from kuaifair_env.simulator import InitialHistory, Repeats
 from kuaifair_env.splits import EVALUATION_USERS
 
@@ -359,9 +358,7 @@ def write_study(store: Path, spec: StudySpec, command: str) -> str:
                 f"{store} holds another study ({', '.join(different)} differ); use another store, or remove it"
             )
         return made_by
-    store.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        write_json(temporary, {"format": _FORMAT, "command": command, "study": study})
+    write_json(path, {"format": _FORMAT, "command": command, "study": study})
     return command
 
 

@@ -9,6 +9,7 @@ A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.run_log import machine, versions
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import write_text_atomically
 
 FORMAT = 2
 MODEL = "model.zip"
@@ -345,9 +347,8 @@ def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with sorted keys, so that equal content gives equal bytes."""
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    """Writes JSON atomically, with sorted keys, so that equal content gives equal bytes."""
+    write_text_atomically(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -367,12 +368,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV; numbers keep all their digits."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV atomically; numbers keep all their digits."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomically(path, stream.getvalue())
 
 
 def read_table(path: Path) -> list[dict[str, float]]:

@@ -13,7 +13,6 @@ from hrl_policies.study.labels import RunRecord, Variant
 from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.store import write_table
 from hrl_policies.study.table import Measured, ResultTable
-from kuaifair_env.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,7 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
         }
         for record in records
     ]
-    with atomic_path(path) as temporary:
-        write_table(temporary, rows)
+    write_table(path, rows)
 
 
 def _table_key(record: RunRecord) -> str:

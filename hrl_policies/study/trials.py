@@ -111,16 +111,13 @@ class TrialJournal:
         trial.set_user_attr(_VALUES, values)
         return Proposal(number, values, trial)
 
-    def record(self, proposal: Proposal, score: float, seconds: float) -> None:
-        """Keeps the score of a trial."""
+    def record(self, proposal: Proposal, score: float | None, seconds: float, error: str = "") -> None:
+        """Keeps how a trial went; one without a score failed, with an error."""
         proposal.trial.set_user_attr(_SECONDS, seconds)
-        self._study.tell(proposal.trial, score)
-
-    def record_failure(self, proposal: Proposal, error: str, seconds: float) -> None:
-        """Keeps that a trial has no score."""
-        proposal.trial.set_user_attr(_SECONDS, seconds)
-        proposal.trial.set_user_attr(_ERROR, error)
-        self._study.tell(proposal.trial, state=self._optuna.trial.TrialState.FAIL)
+        if score is None:
+            proposal.trial.set_user_attr(_ERROR, error)
+        state = self._optuna.trial.TrialState
+        self._study.tell(proposal.trial, score, state=state.FAIL if score is None else state.COMPLETE)
 
     def _opened(self, path: Path) -> optuna.Study:
         from optuna.storages import JournalStorage

@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from hrl_policies.study.config import PurifierIdentity, RunConfig, plan_run
+from hrl_policies.study.config import PurifierIdentity, plan_run
 from hrl_policies.study.runner import train
 from hrl_policies.study.store import write_table
 from hrl_policies.study.trials import Proposal, TrialJournal, TrialRecord
@@ -39,7 +39,7 @@ from hrl_policies.zoo import MethodSettings, learners, load_settings, method, ov
 from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.files import atomic_path, write_text_atomically
+from kuaifair_env.files import write_text_atomically
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
@@ -93,21 +93,6 @@ class TuningPlan:
     def settings(self) -> MethodSettings:
         """The settings that the search starts from."""
         return load_settings(self.method, self.world)
-
-    def config(self, values: Mapping[str, Any], seed: int, purifier: PurifierIdentity | None) -> RunConfig:
-        """Returns one run of a trial."""
-        return plan_run(
-            self.method,
-            self.world,
-            seed=seed,
-            session=self.session,
-            total_steps=self.total_steps,
-            overrides=values,
-            world_settings=self.world_settings,
-            users=self.users,
-            episodes_per_user=self.episodes_per_user,
-            purifier=purifier,
-        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +179,8 @@ def tune(
     if trials < 1:
         raise ValueError(f"need at least 1 trial, got {trials}")
     folder = Path(output)
-    _need_own(folder)
+    if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} exists already and holds no search; choose another output folder")
     pair = validation_pair(world, plan.world)
     settings = plan.settings
     first = {name: setting(settings.hyperparameters, name) for name in settings.search}
@@ -221,7 +207,7 @@ def _try(
 ) -> None:
     """Makes one trial."""
     proposal = journal.propose()
-    start = time.perf_counter()
+    start, score, problem = time.perf_counter(), None, ""
     try:
         score = _score(plan, pair, purifier, proposal, progress)
     except ValueError as error:
@@ -229,9 +215,8 @@ def _try(
         # and files, and any in the first trial, are no fault of the values.
         if isinstance(error, KuaiFairError) or proposal.number == 0:
             raise
-        journal.record_failure(proposal, str(error), time.perf_counter() - start)
-        return
-    journal.record(proposal, score, time.perf_counter() - start)
+        problem = str(error)
+    journal.record(proposal, score, time.perf_counter() - start, problem)
 
 
 def _score(
@@ -251,22 +236,20 @@ def train_and_score(
     seed: int,
     progress: bool = False,
 ) -> float:
-    """Trains once and returns R_cum of the validation users.
-
-    Args:
-        plan: What is searched; says for how many steps.
-        pair: See :func:`validation_pair`.
-        purifier: See :func:`search_purifier`.
-        values: What to train with, by (dotted) name.
-        seed: Training seed.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        KeyboardInterrupt: If interrupted.
-        ValueError: If the method refuses the values, or diverges.
-    """
-    identity = None if purifier is None else PurifierIdentity.of_file(purifier)
-    result = train(plan.config(values, seed, identity), pair, purifier=purifier, progress=progress)
+    """Trains once with values by (dotted) name, and returns R_cum of the validation users."""
+    config = plan_run(
+        plan.method,
+        plan.world,
+        seed=seed,
+        session=plan.session,
+        total_steps=plan.total_steps,
+        overrides=values,
+        world_settings=plan.world_settings,
+        users=plan.users,
+        episodes_per_user=plan.episodes_per_user,
+        purifier=None if purifier is None else PurifierIdentity.of_file(purifier),
+    )
+    result = train(config, pair, purifier=purifier, progress=progress)
     if result.evaluation is None:
         raise KeyboardInterrupt
     return float(result.evaluation.summary()[CRITERION])
@@ -275,9 +258,7 @@ def train_and_score(
 def search_purifier(plan: TuningPlan, pair: WorldPair, folder: Path, progress: bool = False) -> Path | None:
     """Returns the file of the purifier that is part of the method, pretrained without the validation users."""
     mode = method(plan.method).purifier
-    if not mode:
-        return None
-    return cached_purifier(pair.train, mode, folder=folder, progress=progress)
+    return cached_purifier(pair.train, mode, folder=folder, progress=progress) if mode else None
 
 
 def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
@@ -299,28 +280,15 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
 
 def _write(result: TuningResult, world: World) -> None:
     """Writes the table of trials and the best settings."""
-    _write_rows(result.folder / TRIALS, [_trial_row(trial) for trial in result.trials])
+    write_table(result.folder / TRIALS, [_trial_row(trial) for trial in result.trials])
     comment = "The best of many noisy scores is too high: evaluate these settings anew, with other seeds."
-    write_settings(result, BEST, result.best_settings, world, [comment])
+    _write_settings(result, BEST, result.best_settings, world, [comment])
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_path(path) as temporary:
-        write_table(temporary, rows)
-
-
-def write_settings(
+def _write_settings(
     result: TuningResult, name: str, settings: MethodSettings, world: World, comments: Sequence[str]
 ) -> None:
-    """Writes a settings file into the folder of a search.
-
-    Args:
-        result: The search.
-        name: Of the file.
-        settings: What to write.
-        world: The training world.
-        comments: Further lines of comment on what these settings are.
-    """
+    """Writes a settings file into the folder of a search, with further lines of comment."""
     plan, best, first = result.plan, result.best, result.trials[0]
     provenance = world.data.provenance
     lines = [
@@ -345,12 +313,6 @@ def _trial_row(trial: TrialRecord) -> dict[str, Any]:
     score = "" if trial.score is None else trial.score
     seconds = round(trial.seconds, 1)
     return {"number": trial.number, **values, CRITERION: score, "seconds": seconds, "error": trial.error}
-
-
-def _need_own(folder: Path) -> None:
-    """Checks that a folder is new, or that of a search."""
-    if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} exists already and holds no search; choose another output folder")
 
 
 @dataclass(frozen=True)
@@ -409,15 +371,7 @@ class Confirmation:
 
 
 def confirmation_runs(search: TuningResult, seeds: int) -> list[ConfirmationRun]:
-    """Returns the runs of a confirmation, none of them made; nothing if no trial beat the first.
-
-    Args:
-        search: The search.
-        seeds: Training seeds for each side.
-
-    Raises:
-        ValueError: If there are no seeds.
-    """
+    """Returns the runs of a confirmation with so many seeds for each side; none if no trial beat the first."""
     if seeds < 1:
         raise ValueError(f"a confirmation needs at least 1 seed, got {seeds}")
     plan, best = search.plan, search.best
@@ -461,7 +415,7 @@ def confirm(
         runs[place] = finished.get(run.identity) or confirmation_run(search, run, pair, purifier, progress)
         _write_confirmation(search, [run for run in runs if run.score is not None])
     result = Confirmation(search, runs)
-    write_settings(search, CONFIRMED, result.settings, world, _confirmation_comment(result))
+    _write_settings(search, CONFIRMED, result.settings, world, _confirmation_comment(result))
     return result
 
 
@@ -488,7 +442,7 @@ def _write_confirmation(search: TuningResult, runs: Sequence[ConfirmationRun]) -
         }
         for run in runs
     ]
-    _write_rows(search.folder / CONFIRMATION, rows)
+    write_table(search.folder / CONFIRMATION, rows)
 
 
 def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationRun]:
