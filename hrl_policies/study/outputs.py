@@ -200,14 +200,8 @@ def write_tables(
     Raises:
         ValueError: If a format is unknown.
     """
-    for form in formats:
-        if form not in SUFFIXES:
-            raise ValueError(f"unknown format {form!r} of a table; choose {', '.join(SUFFIXES)}")
-    paths = {
-        Path(folder) / f"{name}{SUFFIXES[form]}": table.render(form)
-        for name, table in tables.items()
-        for form in formats
-    }
+    texts = {(name, form): table.render(form) for name, table in tables.items() for form in formats}
+    paths = {Path(folder) / f"{name}{SUFFIXES[form]}": text for (name, form), text in texts.items()}
     for path, text in paths.items():
         write_text_atomically(path, text)
     return list(paths)

@@ -60,17 +60,7 @@ def ablation_table(
 ) -> ResultTable | None:
     """Returns the paper's Table 3: the method, its parts, and any method on other states than its own.
 
-    Args:
-        comparison: See :func:`overall_table`.
-        command: See :func:`overall_table`.
-        average: See :func:`overall_table`.
-        compare: See :func:`overall_table`.
-
-    Returns:
-        The table, or None if nothing of the kind was run.
-
-    Raises:
-        ValueError: If the average is unknown.
+    Arguments are those of :func:`overall_table`; None is returned if nothing of the kind was run.
     """
     parts = [one for one in comparison.variants if one.is_ablation or not one.as_shipped]
     if not parts:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group
@@ -23,9 +23,6 @@ from hrl_policies.study.store import reason_of
 from hrl_policies.zoo import method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.synthetic.config import twin_config
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 FACTOR = 2.0
 """By how much an estimate may be wrong, either way."""
@@ -192,14 +189,6 @@ class StudyProgress(StudyCallback):
         # Kept as numbers: a display in a thread of its own must not walk through what changes under it.
         self._work_left = self._work_done = self._seconds_done = 0.0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
     def on_study_start(self, work: Mapping[str, float], done: int, failed: int) -> None:
         """See :class:`StudyCallback`."""
         self._work, self._work_left = dict(work), sum(work.values())
@@ -279,25 +268,7 @@ class PlainProgress(StudyProgress):
 
 
 class LiveProgress(StudyProgress):
-    """Shows bar, time left, running and failed runs in place, in a terminal.
-
-    Args:
-        workers: See :class:`StudyProgress`.
-        console: The terminal.
-    """
-
-    def __init__(self, workers: int, console: Console) -> None:
-        super().__init__(workers)
-        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
+    """Renders bar, time left, running and failed runs, for a terminal that shows them in place."""
 
     def render(self) -> Group:
         """Returns what the terminal shows now."""
@@ -310,6 +281,12 @@ class LiveProgress(StudyProgress):
         return Group(Text(self.summary(), style="bold"), bar, table)
 
 
-def progress_for(console: Console, workers: int) -> PlainProgress | LiveProgress:
-    """Returns the live display in a terminal, plain lines elsewhere."""
-    return LiveProgress(workers, console) if console.is_terminal else PlainProgress(workers, console)
+@contextmanager
+def progress_for(console: Console, workers: int) -> Iterator[StudyProgress]:
+    """Shows the progress of a study: in place in a terminal, as plain lines elsewhere."""
+    if not console.is_terminal:
+        yield PlainProgress(workers, console)
+        return
+    progress = LiveProgress(workers)
+    with Live(console=console, get_renderable=progress.render, refresh_per_second=2, transient=True):
+        yield progress

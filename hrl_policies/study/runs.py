@@ -104,7 +104,9 @@ def run_study(
     engine, callback = engine or InProcessEngine(), callback or StudyCallback()
     by_name = {str(run_folder(run)): run for run in runs}
     files = {identity: str(path) for identity, path in (purifiers or {}).items()}
-    _check_purifiers(by_name, files)
+    for name, run in by_name.items():
+        if run.purifier is not None and run.purifier.hash and run.purifier not in files:
+            raise ValueError(f"{name} needs the file of the purifier {run.purifier.name!r}")
     with study_lock(root):
         remove_leftovers(root, by_name)
         if retry_failed:
@@ -123,12 +125,6 @@ def run_study(
         return _stored_result(runs, root)
 
 
-def _check_purifiers(runs: Mapping[str, RunConfig], files: Mapping[PurifierIdentity, str]) -> None:
-    for name, run in runs.items():
-        if run.purifier is not None and run.purifier.hash and run.purifier not in files:
-            raise ValueError(f"{name} needs the file of the purifier {run.purifier.name!r}")
-
-
 def _run_missing(
     pool: WorkerPool,
     runs: Mapping[str, RunConfig],
@@ -137,8 +133,9 @@ def _run_missing(
     root: Path,
     callback: StudyCallback,
 ) -> None:
-    # Where worlds cannot be made, each of their runs says so itself.
-    _run_tasks(pool, _world_tasks(runs, cache), callback)
+    # Caches on disk then hold what runs read. Where worlds cannot be made, each of their runs says so itself.
+    worlds = {run.world: WorldTask(run) for run in runs.values() if run.world not in cache.worlds}
+    _run_tasks(pool, list(worlds.values()), callback)
     pretraining = {
         name: _purifier_task(run, root)
         for name, run in runs.items()
@@ -176,13 +173,6 @@ def _run_tasks(pool: WorkerPool, tasks: Sequence[Task], callback: StudyCallback)
         if result.error:
             errors[result.task] = result.error
     return errors
-
-
-def _world_tasks(runs: Mapping[str, RunConfig], cache: WorldCache) -> list[WorldTask]:
-    """Returns the worlds to make, so that the caches on disk hold what runs read."""
-    return list(
-        {run.world: WorldTask(run) for run in runs.values() if run.world not in cache.worlds}.values()
-    )
 
 
 def _purifier_task(run: RunConfig, root: Path) -> PurifierTask:
