@@ -1,22 +1,22 @@
-"""The paper's Tables 1 to 4, with intervals everywhere and, where asked for, the paper's figures beside ours."""
+"""The paper's Tables 1 to 4, with intervals everywhere and, where asked for, the paper's figures beside ours.
+
+What the paper prints (arXiv:2603.03820) comes from another world: its simulators were never released, so a difference
+between its numbers and ours says nothing about either method. The paper does not state what its ``±`` means; with
+three seeds, one of them 0.000, it reads as a standard deviation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hrl_policies.study import labels
 from hrl_policies.study.labels import PROPOSED, Task, Variant, world_title
-from hrl_policies.study.published import (
-    PAPER_EPISODES,
-    PUBLISHED_LOGS,
-    PublishedResult,
-    paper_data,
-    published_result,
-    published_seconds,
-)
 from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import Interval, stratified_interval, student_interval
 from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
@@ -29,9 +29,106 @@ Average = Literal["mean", "iqm"]
 
 PAPER = "paper (another world)"
 
+PAPER_EPISODES = 20_000
+"""Training sessions behind the paper's Table 4, as it counts them."""
+
 _FIGURES = ("len", "len_floor", "len_ceiling", "r_each", "r_cum", "ad", "violation_rate")
 _SHARES = ("r_each", "ad", "violation_rate")
 _RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """A row of the paper's Table 2 or 3 at one horizon.
+
+    Attributes:
+        data: ``"KuaiRec"`` or ``"KuaiRand-Pure"``.
+        name: The method's name in the paper (SAC4IR, which its tables print as SAC4IF).
+        max_len: Horizon.
+        table: 2 or 3; the row "+DSRM" of Table 3 is "Ours" of Table 2, digit for digit, and not repeated.
+        means: ``len``, ``r_each``, ``r_cum`` and ``ad``.
+        spreads: Numbers behind ``±``, by the same names.
+    """
+
+    data: str
+    name: str
+    max_len: int
+    table: int
+    means: dict[str, float]
+    spreads: dict[str, float]
+
+
+class PublishedLog(NamedTuple):
+    """A row of the paper's Table 1: data, split, users, items, and interactions rounded to hundreds."""
+
+    data: str
+    split: str
+    users: int
+    items: int
+    interactions: int
+
+
+_PUBLISHED_FIGURES = ("len", "r_each", "r_cum", "ad")
+
+
+def _read_results() -> Iterator[PublishedResult]:
+    text = resources.files("hrl_policies.study").joinpath("published.csv").read_text("utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        yield PublishedResult(
+            data=row["data"],
+            name=row["method"],
+            max_len=int(row["max_len"]),
+            table=int(row["table"]),
+            means={name: float(row[name]) for name in _PUBLISHED_FIGURES},
+            spreads={name: float(row[f"{name}_spread"]) for name in _PUBLISHED_FIGURES},
+        )
+
+
+PUBLISHED_RESULTS = tuple(_read_results())
+"""All 52 rows of Tables 2 and 3."""
+
+PUBLISHED_LOGS = (
+    PublishedLog("KuaiRec", "train", 7_176, 10_728, 12_530_800),
+    PublishedLog("KuaiRec", "test", 1_411, 3_327, 4_676_500),
+    PublishedLog("KuaiRand-Pure", "train", 26_285, 7_551, 1_436_600),
+    PublishedLog("KuaiRand-Pure", "test", 27_285, 7_583, 1_186_100),
+)
+"""Table 1. The 26,285 training users of KuaiRand-Pure are likely a misprint: the log that it describes has 27,285."""
+
+PUBLISHED_SECONDS = {
+    "A2C": 7_512.144,
+    "SAC4IR": 6_754.545,
+    "DNaIR": 5_934.623,
+    "HRL": 8_462.525,
+    "+RCE": 29_919.296,
+    "Ours": 15_909.175,
+}
+"""Table 4: training time in seconds on KuaiRec, Max Len 30, 20,000 episodes, on a machine that is not named."""
+
+
+def paper_data(*names: str) -> str | None:
+    """Returns the paper's name of the data set behind a world, or None if the paper has no such world.
+
+    Args:
+        *names: Names of the world and of its data; a twin counts as a world like its original's.
+    """
+    for data, mark in (("KuaiRec", "kuairec"), ("KuaiRand-Pure", "kuairand")):
+        if any(mark in name.lower() for name in names):
+            return data
+    return None
+
+
+def published_result(task: Task, variant: Variant, max_len: int) -> PublishedResult | None:
+    """Returns the paper's row for a method in a world, at any horizon, or None if it has none."""
+    key = (paper_data(task.world, task.data), variant.paper_name, max_len)
+    return next((row for row in PUBLISHED_RESULTS if (row.data, row.name, row.max_len) == key), None)
+
+
+def published_seconds(task: Task, variant: Variant) -> float | None:
+    """Returns the paper's training time of a method; it has times for one world and one horizon only."""
+    if paper_data(task.world, task.data) != "KuaiRec" or task.max_len != 30:
+        return None
+    return PUBLISHED_SECONDS.get(variant.paper_name or "")
 
 
 def overall_table(
@@ -313,7 +410,10 @@ def cost_table(comparison: Comparison, command: str, *, compare: bool = False) -
     rows: list[tuple[Cell, ...]] = []
     for task, variant, machine in sorted(groups, key=lambda key: (key[0], key[1].order, key[2])):
         runs = groups[task, variant, machine]
-        paper = [_published_cost(task, variant)] if compare else []
+        paper: list[Cell] = []
+        if compare:
+            published = published_seconds(task, variant)
+            paper.append(MISSING if published is None else Measured(published, 1))
         row = (task.world_title, str(task.max_len), variant.title, *_cost_cells(runs), *paper)
         rows.append((*row, str(machines.index(machine) + 1)))
     return ResultTable(
@@ -353,11 +453,6 @@ def _mean_seconds(values: Sequence[float]) -> Measured:
         return Measured(values[0], 1)
     interval = student_interval(np.asarray(values))
     return Measured(interval.estimate, 1, max(interval.low, 0.0), interval.high)
-
-
-def _published_cost(task: Task, variant: Variant) -> Cell:
-    seconds = published_seconds(task, variant)
-    return MISSING if seconds is None else Measured(seconds, 1)
 
 
 def _cost_notes(machines: Sequence[str], resumed: int, compare: bool) -> list[str]:

@@ -11,13 +11,17 @@ from stored_studies import MAX_LENS, OWN, pairs, runs_of
 
 from hrl_policies.study.labels import Task, Variant
 from hrl_policies.study.outputs import study_tables, write_tables
-from hrl_policies.study.paper_tables import PAPER, ablation_table, cost_table, overall_table, world_table
-from hrl_policies.study.published import (
+from hrl_policies.study.paper_tables import (
+    PAPER,
     PUBLISHED_LOGS,
     PUBLISHED_RESULTS,
     PUBLISHED_SECONDS,
+    ablation_table,
+    cost_table,
+    overall_table,
     paper_data,
     published_result,
+    world_table,
 )
 from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, folded
 from hrl_policies.study.statistics import Interval, ratio_interval, stratified_interval
