@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, slate_disparity, violates
 
+Floats = NDArray[np.float64]
+
 _MIN_ITEMS_FOR_SHARE = 4
 
 
@@ -29,8 +31,8 @@ class LeaveDecision(NamedTuple):
         leaves: ``bool (B,)``, whether the user leaves now.
     """
 
-    temper: NDArray[np.float64]
-    disparity: NDArray[np.float64]
+    temper: Floats
+    disparity: Floats
     violation: BoolArray
     leaves: BoolArray
 
@@ -56,11 +58,7 @@ class BoundLeaveRule(ABC):
 
     @abstractmethod
     def update(
-        self,
-        items: IntArray,
-        popular_share: NDArray[np.float64],
-        reward: NDArray[np.float64],
-        steps: NDArray[np.int64],
+        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
     ) -> LeaveDecision:
         """Decrements the temper of every session after a slate and decides who leaves.
 
@@ -175,11 +173,7 @@ class _BoundTemperFairness(BoundLeaveRule):
         self._shares[rows] = 0.0
 
     def update(
-        self,
-        items: IntArray,
-        popular_share: NDArray[np.float64],
-        reward: NDArray[np.float64],
-        steps: NDArray[np.int64],
+        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
     ) -> LeaveDecision:
         disparity = slate_disparity(
             self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share
@@ -192,9 +186,7 @@ class _BoundTemperFairness(BoundLeaveRule):
             self.temper -= self._rule.unfair_penalty * violation
         return LeaveDecision(self.temper.copy(), disparity, violation, self.temper < 1.0 - BOUND_TOLERANCE)
 
-    def _recent_share(
-        self, popular_share: NDArray[np.float64], steps: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def _recent_share(self, popular_share: Floats, steps: IntArray) -> Floats:
         if self._window == 1:
             return popular_share
         self._shares[:, :-1] = self._shares[:, 1:]
@@ -249,11 +241,7 @@ class _BoundCategoryBoredom(BoundLeaveRule):
         self._recent[rows] = -1
 
     def update(
-        self,
-        items: IntArray,
-        popular_share: NDArray[np.float64],
-        reward: NDArray[np.float64],
-        steps: NDArray[np.int64],
+        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
     ) -> LeaveDecision:
         window = self._recent[:, -self._rule.window :]
         counts = (self._tags[window] & (window >= 0)[:, :, None]).sum(axis=1)
@@ -276,11 +264,7 @@ class NeverLeave:
 
 class _BoundNeverLeave(BoundLeaveRule):
     def update(
-        self,
-        items: IntArray,
-        popular_share: NDArray[np.float64],
-        reward: NDArray[np.float64],
-        steps: NDArray[np.int64],
+        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
     ) -> LeaveDecision:
         self.temper = self.temper - 1.0
         never = np.zeros(len(items), np.bool_)

@@ -187,7 +187,8 @@ class SessionSimulator:
         self.left = np.zeros(batch_size, np.bool_)
         self._leave = leave.bind(batch_size, slate_size, max_len, world.data.items.tags[: world.n_items])
         self._popular = world.groups.popular.astype(np.float64) / slate_size
-        self._initial = _initial_places(world) if initial_history == "log" else None
+        window = world.initial_history
+        self._initial = 2 * window.items + window.clicks if initial_history == "log" else None
         self._places = np.full((batch_size, world.history_length), _EMPTY_PLACE)
         # One step more than max_len: a finished session may be stepped once more before it is replaced.
         self._uniforms = np.zeros((batch_size, max_len + 1, slate_size))
@@ -272,11 +273,6 @@ class SessionSimulator:
         self._places[:, length - new :] = (2 * items + clicks)[:, -new:]
         if self._allowed is not None:
             self._allowed[self._rows[:, None], items] = False
-
-
-def _initial_places(world: World) -> NDArray[np.int32]:
-    window = world.initial_history
-    return np.asarray(2 * window.items + window.clicks, np.int32)
 
 
 def _check_settings(

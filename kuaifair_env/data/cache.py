@@ -33,6 +33,7 @@ FORMAT = "kuaifair-data"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
+_LOG_KINDS = {"users": "<i4", "items": "<i4", "clicks": "|b1", "times": "<i8", "watch_ratios": "<f4"}
 _KINDS = {
     "users.ids": "<i8",
     "users.features": "<f4",
@@ -40,17 +41,7 @@ _KINDS = {
     "items.features": "<f4",
     "items.tags": "|b1",
     "items.shown": "<f8",
-    **{
-        f"{log}.{column}": kind
-        for log in ("train", "test")
-        for column, kind in (
-            ("users", "<i4"),
-            ("items", "<i4"),
-            ("clicks", "|b1"),
-            ("times", "<i8"),
-            ("watch_ratios", "<f4"),
-        )
-    },
+    **{f"{log}.{column}": kind for log in ("train", "test") for column, kind in _LOG_KINDS.items()},
 }
 _OPTIONAL = {"items.shown", "train.watch_ratios", "test.watch_ratios"}
 
@@ -113,7 +104,8 @@ def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] 
         ArtifactError: When the folder holds something else.
     """
     target = Path(folder)
-    if target.exists() and not _replaceable(target):
+    ours = target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).exists())
+    if target.exists() and not ours:
         raise ArtifactError(f"{target} holds something that is not a KuaiFair data set; it is left alone")
     _store(data, target, key or {}, keep_existing=False)
     return target
@@ -227,8 +219,7 @@ def _arrays_of(data: InteractionData) -> dict[str, NDArray[Any]]:
         "items.shown": data.items.shown,
     }
     for name, log in (("train", data.train), ("test", data.test)):
-        for column in ("users", "items", "clicks", "times", "watch_ratios"):
-            arrays[f"{name}.{column}"] = getattr(log, column)
+        arrays |= {f"{name}.{column}": getattr(log, column) for column in _LOG_KINDS}
     return {
         name: np.ascontiguousarray(array, _KINDS[name]) for name, array in arrays.items() if array is not None
     }
@@ -260,19 +251,14 @@ def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def _assemble(folder: Path, manifest: Mapping[str, Any], verify: bool) -> InteractionData:
-    arrays = {
-        name: _open_array(folder, name, manifest["arrays"][name], verify)
-        for name in _KINDS
-        if name in manifest["arrays"] or name not in _OPTIONAL
-    }
+    arrays: dict[str, Any] = dict.fromkeys(_OPTIONAL)
+    for name in _KINDS:
+        if name in manifest["arrays"] or name not in _OPTIONAL:
+            arrays[name] = _open_array(folder, name, manifest["arrays"][name], verify)
     names = manifest["feature_names"]
     logs = {
         log: InteractionLog(
-            users=arrays[f"{log}.users"],
-            items=arrays[f"{log}.items"],
-            clicks=arrays[f"{log}.clicks"],
-            times=arrays[f"{log}.times"],
-            watch_ratios=arrays.get(f"{log}.watch_ratios"),
+            **{column: arrays[f"{log}.{column}"] for column in _LOG_KINDS},
             positives_only=bool(manifest["positives_only"][log]),
         )
         for log in ("train", "test")
@@ -284,7 +270,7 @@ def _assemble(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Intera
             FeatureTable(arrays["items.features"], tuple(names["items"])),
             arrays["items.tags"],
             tuple(manifest["tag_names"]),
-            arrays.get("items.shown"),
+            arrays["items.shown"],
         ),
         provenance=Provenance(**manifest["provenance"]),
         report=manifest["report"],
@@ -310,23 +296,18 @@ def _store(data: InteractionData, target: Path, key: Mapping[str, Any], keep_exi
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         _write(data, temporary, key)
-        while not _renamed(temporary, target):
+        while True:
+            try:
+                os.rename(temporary, target)
+                return
+            except OSError:
+                if not target.exists():
+                    raise
             if keep_existing and _is_data(target):
                 return
             _set_aside(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _renamed(source: Path, target: Path) -> bool:
-    """Renames a folder; False when a folder of that name is there already."""
-    try:
-        os.rename(source, target)
-    except OSError:
-        if not target.exists():
-            raise
-        return False
-    return True
 
 
 def _set_aside(target: Path) -> None:
@@ -345,8 +326,3 @@ def _is_data(folder: Path) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _replaceable(target: Path) -> bool:
-    """Whether a folder is empty or was written by this library, whatever its state."""
-    return target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).exists())

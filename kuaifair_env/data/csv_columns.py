@@ -24,8 +24,6 @@ from kuaifair_env.errors import DataError
 MISSING_WORDS = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"))
 """Cells that mean "no value"."""
 
-CHUNK_ROWS = 1_000_000
-
 _LARGEST_INTEGER = 2**62
 _INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 
@@ -80,7 +78,7 @@ class Column:
 
 
 def read_columns(
-    files: SourceFiles, name: str, columns: Sequence[Column], chunk_rows: int = CHUNK_ROWS
+    files: SourceFiles, name: str, columns: Sequence[Column], chunk_rows: int = 1_000_000
 ) -> dict[str, NDArray[Any]]:
     """Reads some columns of a CSV file with a header.
 
@@ -123,7 +121,11 @@ def read_columns(
         problem = _find_problem(files, name, header, columns, 0, strict=False)
         if problem is not None:
             raise problem
-        _check_ending(files, name, tally)
+        if tally.last != b"\n":
+            line = line_of_row(files, name, rows - 1)
+            raise DataError(
+                "the file ends in the middle of this line; it is truncated", file=files.label(name), line=line
+            )
     return {column: np.concatenate(pieces) for column, pieces in parts.items()}
 
 
@@ -246,7 +248,18 @@ def _find_problem(
             if number <= good_rows:
                 continue
             if len(record) != len(header):
-                return _wrong_width(label, records.line, header, record)
+                short = len(record) < len(header)
+                guess = (
+                    "the file is truncated or the line is broken"
+                    if short
+                    else "two lines may have run together"
+                )
+                return DataError(
+                    f"{len(record)} fields where the header has {len(header)}; {guess}",
+                    file=label,
+                    line=records.line,
+                    column=header[len(record)] if short else None,
+                )
             for place, column in places:
                 problem = column.problem_of(record[place])
                 if problem is not None:
@@ -258,28 +271,6 @@ def _find_problem(
             line=records.line,
         )
     return None
-
-
-def _check_ending(files: SourceFiles, name: str, tally: _Tally) -> None:
-    if tally.last != b"\n":
-        records = _Records(files, name)
-        last = 1
-        for _ in records:
-            last = records.line
-        raise DataError(
-            "the file ends in the middle of this line; it is truncated", file=files.label(name), line=last
-        )
-
-
-def _wrong_width(label: str, line: int, header: Sequence[str], record: Sequence[str]) -> DataError:
-    short = len(record) < len(header)
-    return DataError(
-        f"{len(record)} fields where the header has {len(header)}; "
-        + ("the file is truncated or the line is broken" if short else "two lines may have run together"),
-        file=label,
-        line=line,
-        column=header[len(record)] if short else None,
-    )
 
 
 def check_unique(files: SourceFiles, name: str, column: str, values: NDArray[Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
+from kuaifair_env.data.csv_columns import Column, check_unique, read_columns
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import RawLog, encode_features, pairs_met, tag_matrix
 from kuaifair_env.data.official import (
@@ -23,9 +23,10 @@ from kuaifair_env.data.official import (
     known_rows,
     load_cached,
     read_users,
+    tag_list,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
-from kuaifair_env.data.sources import KUAIRAND, SourceFiles, open_source, provenance_of
+from kuaifair_env.data.sources import KUAIRAND, STATISTICS, SourceFiles, open_source, provenance_of
 from kuaifair_env.errors import DataError
 
 Feedback = Literal["is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward"]
@@ -49,20 +50,6 @@ _OTHER_LOG_COLUMNS = (
 _BASIC_NUMBERS = ("video_duration", "server_width", "server_height")
 _BASIC_CODES = ("music_type",)
 _BASIC_TEXTS = ("video_type", "upload_type")
-_STATISTICS = (
-    "counts",
-    "show_user_num",
-    "play_user_num",
-    "valid_play_user_num",
-    "long_time_play_user_num",
-    "complete_play_user_num",
-    "like_user_num",
-    "comment_user_num",
-    "follow_user_num",
-    "share_user_num",
-    "collect_user_num",
-    "play_progress",
-)
 
 
 def load_kuairand(
@@ -164,7 +151,9 @@ def _read_items(files: SourceFiles) -> tuple[Catalogue, dict[str, Any]]:
     table = read_columns(files, _BASIC, columns)
     ids, tag_texts = table.pop("video_id"), table.pop("tag")
     check_unique(files, _BASIC, "video_id", ids)
-    tags, tag_names = tag_matrix([_tag_list(files, row, text) for row, text in enumerate(tag_texts)])
+    tags, tag_names = tag_matrix(
+        [tag_list(files, _BASIC, "tag", row, text, "39,12") for row, text in enumerate(tag_texts)]
+    )
     order = np.argsort(ids)
     ids, tags = ids[order], tags[order]
     basic = category_frame(table, _BASIC_CODES).iloc[order].reset_index(drop=True)
@@ -181,20 +170,8 @@ def _read_items(files: SourceFiles) -> tuple[Catalogue, dict[str, Any]]:
 
 
 def _read_statistics(files: SourceFiles, ids: NDArray[np.int64]) -> pd.DataFrame:
-    columns = [id_column("video_id", ids, _BASIC), *(Column(number, low=0) for number in _STATISTICS)]
+    columns = [id_column("video_id", ids, _BASIC), *(Column(number, low=0) for number in STATISTICS)]
     table = read_columns(files, _STATISTIC, columns)
     check_unique(files, _STATISTIC, "video_id", table["video_id"])
     rows = known_rows(files, _STATISTIC, "video_id", table.pop("video_id"), ids, _BASIC)
     return pd.DataFrame(table, index=rows).reindex(range(len(ids)))
-
-
-def _tag_list(files: SourceFiles, row: int, text: str | None) -> list[int]:
-    parts = [] if text is None else [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise DataError(
-            f"{text!r} is not a list of tag ids such as 39,12",
-            file=files.label(_BASIC),
-            line=line_of_row(files, _BASIC, row),
-            column="tag",
-        )
-    return [int(part) for part in parts]

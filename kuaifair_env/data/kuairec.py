@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
+from kuaifair_env.data.csv_columns import Column, check_unique, read_columns
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import RawLog, encode_features, pairs_met, tag_matrix
 from kuaifair_env.data.official import (
@@ -27,17 +27,23 @@ from kuaifair_env.data.official import (
     known_rows,
     load_cached,
     read_users,
+    tag_list,
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
-from kuaifair_env.data.sources import KUAIREC, UNKNOWN_CODE, SourceFiles, open_source, provenance_of
+from kuaifair_env.data.sources import (
+    DAILY_NUMBERS,
+    KUAIREC,
+    KUAIREC_POSITIVE_WATCH_RATIO,
+    UNKNOWN_CODE,
+    SourceFiles,
+    open_source,
+    provenance_of,
+)
 from kuaifair_env.errors import DataError
-
-POSITIVE_WATCH_RATIO = 2.0
 
 _DAILY = "item_daily_features.csv"
 _CAPTIONS = "kuairec_caption_category.csv"
 _USED = (*KUAIREC.files, _DAILY, _CAPTIONS)
-_DAILY_NUMBERS = ("video_duration", "show_user_num", "play_user_num", "like_user_num", "play_progress")
 _DAILY_CATEGORIES = ("video_type", "upload_type")
 _CAPTION_FIELDS = 10
 _LONGEST_CAPTION = 50
@@ -46,7 +52,7 @@ _LONGEST_CAPTION = 50
 def load_kuairec(
     path: str | Path | None = None,
     *,
-    positive_watch_ratio: float = POSITIVE_WATCH_RATIO,
+    positive_watch_ratio: float = KUAIREC_POSITIVE_WATCH_RATIO,
     data_dir: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> InteractionData:
@@ -74,7 +80,9 @@ def load_kuairec(
     )
 
 
-def read_kuairec(path: str | Path, *, positive_watch_ratio: float = POSITIVE_WATCH_RATIO) -> InteractionData:
+def read_kuairec(
+    path: str | Path, *, positive_watch_ratio: float = KUAIREC_POSITIVE_WATCH_RATIO
+) -> InteractionData:
     """Reads and checks the official KuaiRec files, without the cache.
 
     Exact duplicate rows are dropped; rows without time come last within their user; both are counted in the
@@ -146,7 +154,7 @@ def _read_items(files: SourceFiles) -> tuple[Catalogue, dict[str, Any]]:
     ids = table["video_id"]
     check_unique(files, name, "video_id", ids)
     tags, tag_names = tag_matrix(
-        [_tag_list(files, name, row, text) for row, text in enumerate(table["feat"])]
+        [tag_list(files, name, "feat", row, text, "[27, 9]") for row, text in enumerate(table["feat"])]
     )
     order = np.argsort(ids)
     ids, tags = ids[order], tags[order]
@@ -165,31 +173,17 @@ def _read_items(files: SourceFiles) -> tuple[Catalogue, dict[str, Any]]:
     return Catalogue(ids, encode_features(features, "item feature"), tags, tag_names, shown), report
 
 
-def _tag_list(files: SourceFiles, name: str, row: int, text: str) -> list[int]:
-    inner = text.strip()
-    if inner.startswith("[") and inner.endswith("]"):
-        parts = [part.strip() for part in inner[1:-1].split(",") if part.strip()]
-        if all(part.isdecimal() for part in parts):
-            return [int(part) for part in parts]
-    raise DataError(
-        f"{text!r} is not a list of tag ids such as [27, 9]",
-        file=files.label(name),
-        line=line_of_row(files, name, row),
-        column="feat",
-    )
-
-
 def _read_daily(files: SourceFiles, ids: NDArray[np.int64]) -> tuple[pd.DataFrame, int]:
     """Returns per-day means of the platform's statistics for each item, and the number of rows read."""
     columns = [
         id_column("video_id", ids, "item_categories.csv"),
-        *(Column(number, missing_ok=True, low=0) for number in _DAILY_NUMBERS),
+        *(Column(number, missing_ok=True, low=0) for number in DAILY_NUMBERS),
         *(Column(category, "text", missing_ok=True) for category in _DAILY_CATEGORIES),
     ]
     table = read_columns(files, _DAILY, columns)
     rows = known_rows(files, _DAILY, "video_id", table.pop("video_id"), ids, "item_categories.csv")
     groups = category_frame(table, ()).groupby(rows)
-    means = groups[list(_DAILY_NUMBERS)].mean()
+    means = groups[list(DAILY_NUMBERS)].mean()
     kinds = groups[list(_DAILY_CATEGORIES)].first()
     return pd.concat([means, kinds], axis=1).reindex(range(len(ids))), len(rows)
 

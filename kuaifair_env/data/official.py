@@ -64,9 +64,7 @@ def read_users(files: SourceFiles, name: str) -> Users:
 def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
     """Puts columns of an official table into a frame, codes and text as categories, -124 and ``UNKNOWN`` as missing.
 
-    Args:
-        table: Columns by name; text as ``object`` with None where missing, all else as numbers.
-        categories: Names of the numeric columns that hold codes.
+    ``categories`` names the numeric columns that hold codes.
     """
     frame = pd.DataFrame(
         {name: pd.Categorical(values) if values.dtype == object else values for name, values in table.items()}
@@ -108,13 +106,30 @@ def known_rows(
     return rows
 
 
-def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[InteractionLog, dict[str, int]]:
-    """Drops exact duplicates, sorts, and counts.
+def tag_list(
+    files: SourceFiles, name: str, column: str, row: int, text: str | None, example: str
+) -> list[int]:
+    """Reads the ids in a cell: numbers with commas between them, in brackets if they are so in the example.
 
-    Args:
-        raw: The log as read.
-        compared: The columns in which a row must equal an earlier one to be a duplicate.
+    Raises:
+        DataError: With the line of a cell that holds something else.
     """
+    inner, bracketed = (text or "").strip(), example.startswith("[")
+    if not bracketed or (inner.startswith("[") and inner.endswith("]")):
+        tags = [tag.strip() for tag in (inner[1:-1] if bracketed else inner).split(",")] if text else []
+        tags = [tag for tag in tags if tag] if bracketed else tags
+        if all(tag.isdecimal() for tag in tags):
+            return [int(tag) for tag in tags]
+    raise DataError(
+        f"{text!r} is not a list of tag ids such as {example}",
+        file=files.label(name),
+        line=line_of_row(files, name, row),
+        column=column,
+    )
+
+
+def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[InteractionLog, dict[str, int]]:
+    """Drops rows that equal an earlier one in the ``compared`` columns, sorts, and counts."""
     repeated = exact_duplicates(compared)
     read, dropped = len(repeated), int(repeated.sum())
     log, counts = build_log(raw.take(~repeated) if dropped else raw)

@@ -174,6 +174,28 @@ USER_CATEGORIES = (
 )
 """Coded columns in the user tables of both data sets."""
 
+KUAIREC_POSITIVE_WATCH_RATIO = 2.0
+"""A KuaiRec view is positive from this watch ratio on (the "like" of the data set's own papers)."""
+
+DAILY_NUMBERS = ("video_duration", "show_user_num", "play_user_num", "like_user_num", "play_progress")
+"""Numbers of KuaiRec's daily table that describe an item."""
+
+STATISTICS = (
+    "counts",
+    "show_user_num",
+    "play_user_num",
+    "valid_play_user_num",
+    "long_time_play_user_num",
+    "complete_play_user_num",
+    "like_user_num",
+    "comment_user_num",
+    "follow_user_num",
+    "share_user_num",
+    "collect_user_num",
+    "play_progress",
+)
+"""Numbers of KuaiRand's statistic table that describe an item."""
+
 DatasetName = Literal["kuairec", "kuairand"]
 
 

@@ -20,13 +20,11 @@ class BernoulliFeedback:
 
     def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
         """Returns ``float32 (B, K)``: 1 where ``uniforms < expected``, else 0."""
-        realised: FloatArray = (uniforms < expected).astype(np.float32)
-        return realised
+        return (uniforms < expected).astype(np.float32)
 
     def clicked(self, feedback: FloatArray) -> BoolArray:
         """Returns where feedback is positive, ``bool (B, K)``."""
-        clicks: BoolArray = feedback > 0
-        return clicks
+        return feedback > 0
 
 
 def sigmoid_of_negated(negated: FloatArray, bounded: bool = False) -> FloatArray:

@@ -147,8 +147,7 @@ class FactorisedResponse(BernoulliFeedback):
     @property
     def user_bias(self) -> FloatArray:
         """``float32 (U,)``, ``a_u``; mean 0."""
-        bias: FloatArray = -self._users[:, -2] - np.float32(self._offset)
-        return bias
+        return -self._users[:, -2] - np.float32(self._offset)
 
     @property
     def item_bias(self) -> FloatArray:

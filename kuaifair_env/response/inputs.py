@@ -64,11 +64,7 @@ def response_inputs(
     were shown, and of clicks beyond what the item's and their own rate predict; the same three per tag.
     Items: their features and tags; click rate, number of exposures, and SVD factor in the context log.
 
-    Args:
-        data: Users, items, features, tags.
-        context: A log that the model is not fitted on, or None.
-        config: Ranks and pseudo-counts.
-        seed: Seed of the SVD.
+    ``context`` is a log that the model is not fitted on, or None; ``seed`` is that of the SVD.
     """
     tags = data.items.tags.astype(np.float32)
     user_parts = [(data.users.features.values, "")]

@@ -170,21 +170,18 @@ class ObservedResponse:
             raise DataError(f"user row {np.asarray(users)[rows < 0][0]} is outside the observed block")
         if columns.min(initial=0) < 0:
             raise DataError(f"item row {np.asarray(items)[columns < 0][0]} is outside the observed block")
-        cells: FloatArray = self._matrix[rows[:, None], columns].astype(np.float32)
-        return cells
+        return self._matrix[rows[:, None], columns].astype(np.float32)
 
     def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
         """Returns the cells themselves; a missing cell's probability (click mode) meets its uniform."""
         if self._mode == "watch_ratio":
             return expected
-        realised: FloatArray = (uniforms < expected).astype(np.float32)
-        return realised
+        return (uniforms < expected).astype(np.float32)
 
     def clicked(self, feedback: FloatArray) -> BoolArray:
         """Says where feedback is a click: 1 in click mode, a watch ratio of at least ``threshold`` otherwise."""
         limit = np.float16(self._threshold) if self._mode == "watch_ratio" else 0.5
-        clicks: BoolArray = feedback >= limit
-        return clicks
+        return feedback >= limit
 
     def rearranged(self, items: IntArray) -> ObservedResponse:
         """Returns the same model for the catalogue ``old_items[items]``; the matrix is shared, not copied."""

@@ -272,13 +272,7 @@ def history_stream(
 
 
 def windows(stream: Stream, rows: NDArray[np.int64], length: int) -> HistoryWindow:
-    """Returns the last ``length`` items before each of some rows of the log, as a simulator would hand them over.
-
-    Args:
-        stream: See :func:`history_stream`.
-        rows: Positions in the log.
-        length: Places ``H``.
-    """
+    """Returns the last ``length`` items before each of some rows of the log, as a simulator would hand them over."""
     starts = stream.starts[stream.places[rows]]
     places = stream.ends[rows][:, None] - length + np.arange(length)
     present = places >= starts[:, None]
@@ -307,14 +301,9 @@ class Chunks:
 def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int) -> Chunks:
     """Cuts histories so that many rows share one pass of the network.
 
-    A chunk predicts the rows whose histories end in its newer half (or
-    anywhere, where it begins with the user's first item), so that each row sees at least ``length / 2`` items if the
-    user has as many, and at most ``length``.
-
-    Args:
-        stream: See :func:`history_stream`.
-        rows: Positions in the log of the rows to be predicted.
-        length: Places ``H``.
+    A chunk predicts the rows whose histories end in its newer half (or anywhere, where it begins with the user's
+    first item), so that each row (given by its position in the log) sees at least ``length / 2`` items if the user has
+    as many, and at most ``length``.
     """
     ends = stream.ends[rows]
     places = stream.places[rows]

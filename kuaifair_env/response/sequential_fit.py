@@ -126,15 +126,7 @@ class HistoryNetwork(nn.Module):
 
 
 class ChunkBatches:
-    """The rows of one role, batched by the pieces of history that they are predicted from.
-
-    Args:
-        stream: Histories.
-        rows: All rows.
-        chosen: ``int64 (T,)``, which of them.
-        static: The factor model whose logits the history adds to.
-        length: Places ``H`` of a piece of history.
-    """
+    """The ``chosen`` rows, batched by the pieces of history (of ``length`` places) that they are predicted from."""
 
     def __init__(
         self,

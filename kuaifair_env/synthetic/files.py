@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.data.sources import PROVENANCE_FILE, UNKNOWN_CODE
+from kuaifair_env.data.sources import DAILY_NUMBERS, PROVENANCE_FILE, STATISTICS, UNKNOWN_CODE
 from kuaifair_env.errors import DataError
-from kuaifair_env.synthetic.tables import DAILY_NUMBERS, STATISTICS
 from kuaifair_env.synthetic.truth import stream
 from kuaifair_env.synthetic.twin import Twin
 from kuaifair_env.synthetic.watching import LONG_VIEW_MS, play_times
@@ -109,14 +108,7 @@ def category_names(codes: NDArray[Any]) -> NDArray[Any]:
 
 
 def statistic_columns(numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Completes per-user counts to every count that the official tables hold.
-
-    Args:
-        numbers: ``show_user_num``, ``play_user_num``, ``like_user_num`` and so on, and ``play_progress``.
-
-    Returns:
-        The given columns, and those that follow from them.
-    """
+    """Completes per-user counts (``show_user_num`` and so on) to every count that the official tables hold."""
     columns = dict(numbers)
     for name, factor in _VIEWS_PER_USER.items():
         columns[f"{name}_cnt"] = np.round(numbers[f"{name}_user_num"] * factor, 4)

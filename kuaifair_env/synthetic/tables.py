@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, Catalogue, Users
-from kuaifair_env.data.sources import UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
+from kuaifair_env.data.sources import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.truth import (
     TwinWorld,
@@ -114,11 +114,9 @@ _TIES = {
     "complete_play_user_num": (0.16, 0.2),
     "like_user_num": (0.0, -0.3),
 }
-STATISTICS = ("counts", "show_user_num", *_RATIOS, "play_progress")
 
 DAILY_DAYS = 63
 _DAILY_ROWS_PER_ITEM = 32  # of 63 days: 343,341 rows of 10,728 videos
-DAILY_NUMBERS = ("video_duration", "show_user_num", "play_user_num", "like_user_num", "play_progress")
 
 
 @dataclass(frozen=True)
@@ -281,5 +279,4 @@ def _daily_means(size: int, daily: Columns) -> Columns:
 def _kinds(rng: np.random.Generator, shares: Shares, size: int) -> NDArray[Any]:
     """Draws ``size`` of the named kinds by their shares."""
     names, weights = zip(*shares, strict=True)
-    kinds: NDArray[Any] = np.asarray(names)[categories(rng, weights, size)]
-    return kinds
+    return np.asarray(names)[categories(rng, weights, size)]

@@ -75,15 +75,9 @@ class TwinTruth:
         return taste
 
     def click_probability(self, users: IntArray, items: IntArray, conformity: float = 0.0) -> FloatArray:
-        """Returns how likely each user clicks each item when it is shown at random.
+        """Returns ``float32 (B, K)``, how likely ``users (B,)`` click each of ``items (B, K)`` shown at random.
 
-        Args:
-            users: ``(B,)`` user rows.
-            items: ``(B, K)`` item rows.
-            conformity: Share of conformity that counts: 0 for true preference, 1 as in the training world.
-
-        Returns:
-            ``float32 (B, K)``.
+        ``conformity`` is the share that counts: 0 for true preference, 1 as in the training world.
         """
         logits = self.taste(users, items)
         logits *= np.float32(self.taste_strength)
@@ -140,14 +134,7 @@ def stream(config: TwinConfig, number: int) -> np.random.Generator:
 
 
 def build_world(config: TwinConfig) -> TwinWorld:
-    """Draws users, items and their hidden causes.
-
-    Args:
-        config: What to draw.
-
-    Returns:
-        The world; the logs follow from it (:func:`kuaifair_env.synthetic.twin.draw_train`).
-    """
+    """Draws users, items and their hidden causes, from which the logs follow."""
     rng = stream(config, 1)
     panel_users = np.sort(rng.permutation(config.n_users)[: config.n_panel_users])
     panel_items = np.sort(rng.permutation(config.n_items)[: config.n_panel_items])
@@ -209,8 +196,7 @@ def _standardised(values: Scores) -> Scores:
 
 
 def _stable(values: Scores) -> FloatArray:
-    rounded: FloatArray = np.round(values, _DECIMALS).astype(np.float32)
-    return rounded
+    return np.round(values, _DECIMALS).astype(np.float32)
 
 
 def categories(rng: np.random.Generator, shares: Any, size: int) -> NDArray[np.int64]:
@@ -336,8 +322,7 @@ def _effects_for(rates: Scores, others: Scores, taste: tuple[Scores, Scores]) ->
     grid = np.linspace(-16.0, 8.0, 481)
     shift, weights = taste
     means = expit(grid[:, None, None] + others[:, None] + shift).mean(axis=1) @ weights
-    effects: Scores = np.interp(logit(rates), logit(means), grid)
-    return effects
+    return np.interp(logit(rates), logit(means), grid)
 
 
 def ranks_of(scores: Scores) -> Scores:

@@ -40,12 +40,6 @@ def draw_train(
     Items are drawn without replacement with probability proportional to exposure propensity times
     ``exp(personalisation * taste)``; clicks follow preference, conformity and the feed.
 
-    Args:
-        config: Sizes and strengths.
-        world: The hidden causes.
-        durations_ms: ``(N,)`` video durations.
-        calendar: When the log was taken.
-
     Returns:
         The log, and the logits that the logged feed adds to every exposure: what personalisation, quality and
         conformity leave unexplained of the logged click rate.
@@ -77,12 +71,7 @@ def draw_test(
 ) -> InteractionLog:
     """Draws the log of unbiased exposure: a panel that sees everything, or uniformly random items.
 
-    Args:
-        config: Sizes and strengths.
-        world: The hidden causes.
-        durations_ms: ``(N,)`` video durations.
-        calendar: When the log was taken.
-        conformity: Share of conformity in the clicks; 0 is true preference.
+    ``conformity`` is the share of conformity in the clicks; 0 is true preference.
     """
     rng = stream(config, 3)
     users, items = (
@@ -159,9 +148,7 @@ def _exposures(
     The items with the smallest ``Exponential / weight`` are a draw without replacement (Efraimidis and
     Spirakis, Information Processing Letters 97, 2006). Users are taken in the order of their counts, so that
     the users of a block need about the same number of smallest keys.
-
-    Returns:
-        User and item rows, sorted by user, each user's items in random order.
+    The rows come sorted by user, each user's items in random order.
     """
     n_items = len(weights)
     with np.errstate(divide="ignore"):

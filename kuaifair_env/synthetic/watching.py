@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env.data.sources import KUAIREC_POSITIVE_WATCH_RATIO
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, numbers
 from kuaifair_env.synthetic.truth import TwinWorld
 
@@ -34,16 +35,12 @@ class Calendar:
     def draw(
         self, rng: np.random.Generator, users: NDArray[np.int32], missing: float = 0.0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draws a time for each row.
+        """Draws times in milliseconds, increasing within a user, and the order in which the rows come at these times.
 
         Args:
             rng: Source of randomness.
             users: ``(R,)`` user rows, non-decreasing.
             missing: Share of rows without time; they come last, right after the latest time of the log.
-
-        Returns:
-            Times in milliseconds, increasing within a user, and the order in which the rows come at these
-            times.
         """
         rows = len(users)
         offsets = _drawn(rng, self.days, rows) * DAY_MS
@@ -85,9 +82,6 @@ def _drawn(rng: np.random.Generator, shares: tuple[float, ...], rows: int) -> ND
 
 
 _BLOCK = 1_000_000
-
-POSITIVE_WATCH_RATIO = 2.0
-"""A KuaiRec view is positive from this watch ratio on (the "like" of the data set's own papers)."""
 
 # Watch ratios below 2: in the big matrix (published quartiles and shares from .8, 1 and 2 on) and in the
 # small one (partial KuaiRec, sample of cells), as quantiles of the views below 2.
@@ -139,19 +133,8 @@ def watch_ratios(
 ) -> NDArray[np.float32]:
     """Draws KuaiRec watch ratios (play time over duration): from 2 on for clicks, below 2 for all others.
 
-    Play times are whole milliseconds: ``ratio * duration`` gives them back.
-
-    Args:
-        rng: Source of randomness.
-        world: The hidden causes; how long a user watches depends on item, user and taste.
-        users: ``(R,)`` user rows.
-        items: ``(R,)`` item rows.
-        clicks: ``(R,)`` clicks.
-        durations_ms: ``(N,)`` durations of the videos, positive.
-        logged: Whether this is the platform's log rather than the panel's.
-
-    Returns:
-        ``float32 (R,)``.
+    How long a user watches depends on item, user and taste. Play times are whole milliseconds: ``ratio * duration``
+    gives them back. ``logged`` says whether this is the platform's log rather than the panel's.
     """
     truth = world.truth
     by_item, by_user, by_taste = _BODY_SHARES
@@ -170,7 +153,9 @@ def watch_ratios(
         scores += np.sqrt(by_taste) * np.einsum("rd,rd->r", truth.user_vectors[u], truth.item_vectors[i])
         scores = (scores - centre) / spread
         durations = durations_ms[i]
-        play = np.minimum(np.floor(distribution.at(scores) * durations), POSITIVE_WATCH_RATIO * durations - 1)
+        play = np.minimum(
+            np.floor(distribution.at(scores) * durations), KUAIREC_POSITIVE_WATCH_RATIO * durations - 1
+        )
         tail = _TAIL.at(rng.standard_normal(int(positive.sum())))
         play[positive] = np.ceil(tail * durations[positive])
         ratios[part] = play / durations
@@ -187,9 +172,6 @@ def play_times(
         clicks: ``(R,)`` clicks.
         durations: ``(R,)`` durations in milliseconds, 0 where unknown.
         logged: Whether this is the platform's log rather than the random one.
-
-    Returns:
-        ``int64 (R,)`` milliseconds.
     """
     rows = len(clicks)
     known = np.where(durations > 0, durations, np.iinfo(np.int32).max)
@@ -198,12 +180,7 @@ def play_times(
     play[rng.random(rows) < _ZERO_PLAY] = 0.0
     is_long = rng.random(rows) < _LONG_GIVEN_CLICK[logged]
     glimpse = whole + rng.random(rows) * (long_from - whole)
-    finished = np.maximum(
-        np.minimum(
-            _LONG_MS_DISTRIBUTION.at(rng.standard_normal(rows)),
-            known * _LONG_RATIO.at(rng.standard_normal(rows)),
-        ),
-        long_from,
-    )
+    longest = _LONG_MS_DISTRIBUTION.at(rng.standard_normal(rows))
+    finished = np.maximum(np.minimum(longest, known * _LONG_RATIO.at(rng.standard_normal(rows))), long_from)
     drawn = np.where(clicks, np.where(is_long, finished, glimpse), play)
     return np.asarray(np.floor(drawn), np.int64)
