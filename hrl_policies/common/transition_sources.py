@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
 from hrl_policies.common.transitions import LoggedTransitions
@@ -41,8 +42,7 @@ ActionItems = Literal["clicked", "shown"]
 _AT_ONCE = 8_192
 
 
-@dataclass(frozen=True)
-class LogReading:
+class LogReading(BaseModel):
     """How a log is read as transitions.
 
     Attributes:
@@ -61,28 +61,22 @@ class LogReading:
         ValueError: If a setting is not valid.
     """
 
-    slate_size: int = 10
-    session_length: int = 30
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    slate_size: PositiveInt = 10
+    session_length: PositiveInt = 30
     session_end: SessionEnd = "truncated"
     action_items: ActionItems = "clicked"
     max_transitions: int | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name, value, kinds in (
-            ("session_end", self.session_end, SessionEnd),
-            ("action_items", self.action_items, ActionItems),
-        ):
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
-        if min(self.slate_size, self.session_length) < 1:
-            raise ValueError(
-                f"slate_size and session_length must be at least 1, got {self.slate_size}, {self.session_length}"
-            )
+    @model_validator(mode="after")
+    def _need_session(self) -> LogReading:
         if self.max_transitions is not None and self.max_transitions < self.session_length:
             raise ValueError(
                 f"max_transitions must hold at least one session of {self.session_length}, got {self.max_transitions}"
             )
+        return self
 
 
 def log_transitions(
@@ -134,7 +128,7 @@ def log_transitions(
             "source": "log",
             "split": world.split,
             "data": world.describe()["data"],
-            "reading": {name: getattr(settings, name) for name in LogReading.__dataclass_fields__},
+            "reading": settings.model_dump(),
             "action_mode": action_mode,
             "purifier": None if purifier is None else purifier.describe(),
             "dropped_slates": slates.dropped,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.spaces import SlateSpace
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,7 @@ class LoggedTransitions:
     @property
     def slots(self) -> int:
         """Items of a logged slate ``K`` (1 for ``Discrete``, and for actions that name no items)."""
-        named = isinstance(self.action_space, spaces.MultiDiscrete)
-        return int(self.actions.shape[1]) if named else 1
+        return len(self.action_space.nvec) if isinstance(self.action_space, spaces.MultiDiscrete) else 1
 
     @cached_property
     def content_hash(self) -> str:
@@ -226,26 +222,18 @@ def _check_shapes(data: LoggedTransitions) -> None:
     n = len(data.rewards)
     if n == 0:
         raise DataError("there are no transitions; offline methods need at least one")
-    lengths = {name: len(getattr(data, name)) for name in _ARRAYS}
-    if len(set(lengths.values())) != 1:
-        raise DataError(f"transition arrays differ in length: {lengths}")
-    for name in ("observations", "next_observations"):
-        shape = getattr(data, name).shape[1:]
-        if shape != data.observation_space.shape:
-            raise DataError(f"{name} have shape {shape}, the space {data.observation_space.shape}")
-    if data.actions.shape[1:] != data.action_space.shape:
-        raise DataError(f"actions have shape {data.actions.shape[1:]}, the space {data.action_space.shape}")
-    for name in ("rewards", "terminated", "truncated"):
-        if getattr(data, name).shape != (n,):
-            raise DataError(f"{name} must be one value for each of {n} transitions")
+    state, action = data.observation_space.shape, data.action_space.shape
+    shapes = dict(zip(_ARRAYS, (state, action, (), state, (), ()), strict=True))
+    if data.slot_rewards is not None:
+        shapes["slot_rewards"] = (data.slots,)
+    for name, shape in shapes.items():
+        if getattr(data, name).shape != (n, *(shape or ())):
+            raise DataError(f"{name} must have shape {(n, *(shape or ()))}, got {getattr(data, name).shape}")
     for name in ("observations", "next_observations", "rewards"):
         if getattr(data, name).dtype != np.float32:
             raise DataError(f"{name} must be float32, got {getattr(data, name).dtype}")
     if (data.terminated & data.truncated).any():
         raise DataError("a transition is terminated or truncated, not both")
-    slots = data.slot_rewards
-    if slots is not None and slots.shape != (n, data.slots):
-        raise DataError(f"slot_rewards must have shape {(n, data.slots)}, got {slots.shape}")
 
 
 def _check_actions(actions: NDArray[Any], space: spaces.Space[Any]) -> None:

@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from hrl_policies.common.sessions import sessions_given
+from hrl_policies.common.yaml_files import validated
 from hrl_policies.dorl.simulation import (
     ExitKind,
     FeatureEntropy,
@@ -87,8 +88,10 @@ class DORL(A2C):
                 "uncertainty_weight and entropy_weight must not be negative, "
                 f"got {uncertainty_weight} and {entropy_weight}"
             )
-        self.world_model_settings = dict(world_model or {})
-        WorldModelSettings(**self.world_model_settings)
+        # A plain dict, because settings are saved as JSON.
+        self.world_model_settings = validated(
+            WorldModelSettings, dict(world_model or {}), "world_model"
+        ).model_dump()
         self.uncertainty_weight, self.entropy_weight, self.exits = uncertainty_weight, entropy_weight, exits
         self.world_model_sizes: dict[str, int] | None = None
         self.world_model_report: dict[str, Any] | None = None

@@ -9,11 +9,12 @@ few batched products.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,8 +36,7 @@ _INITIAL_VARIANCE = 0.2
 _NEGATIVES_OF_POSITIVES = 3.0
 
 
-@dataclass(frozen=True)
-class WorldModelSettings:
+class WorldModelSettings(BaseModel):
     """How the ensemble is built and fitted.
 
     Attributes:
@@ -55,30 +55,19 @@ class WorldModelSettings:
         max_rows: Largest number of log rows to use, drawn uniformly.
     """
 
-    members: int = 5
-    hidden: int = 128
-    factors: int = 8
-    l2: float = 0.1
-    learning_rate: float = 1e-3
-    batch_size: int = 1024
-    max_epochs: int = 5
-    patience: int = 1
-    negatives: float | None = None
-    held_out: float = 0.1
-    max_rows: int = 200_000
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    def __post_init__(self) -> None:
-        counts = (self.members, self.hidden, self.factors, self.batch_size, self.max_epochs, self.patience)
-        if min(counts) < 1:
-            raise ValueError(f"all numbers of a world model must be at least 1, got {self}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
-        if not (self.negatives is None or self.negatives >= 0):
-            raise ValueError(f"negatives must not be negative, got {self.negatives}")
-        if not (self.l2 >= 0 and self.learning_rate > 0):
-            raise ValueError(f"l2 must not be negative, learning_rate positive, got {self}")
-        if self.max_rows < MIN_ROWS:
-            raise ValueError(f"a world model needs at least {MIN_ROWS} rows, got max_rows={self.max_rows}")
+    members: PositiveInt = 5
+    hidden: PositiveInt = 128
+    factors: PositiveInt = 8
+    l2: NonNegativeFloat = 0.1
+    learning_rate: PositiveFloat = 1e-3
+    batch_size: PositiveInt = 1024
+    max_epochs: PositiveInt = 5
+    patience: PositiveInt = 1
+    negatives: NonNegativeFloat | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_rows: Annotated[int, Field(ge=MIN_ROWS)] = 200_000
 
     def drawn_for(self, log: InteractionLog) -> float:
         """Returns how many pairs are drawn for each click of a log."""

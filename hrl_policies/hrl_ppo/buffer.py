@@ -76,15 +76,6 @@ class HierarchicalRolloutBuffer:
         self.decided = np.zeros(shape, np.bool_)
         self.pos = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether all steps are there."""
-        return self.pos == self.buffer_size
-
-    def size(self) -> int:
-        """Returns how many steps are there."""
-        return self.pos
-
     def add(
         self,
         actions: HierarchicalActions,

@@ -177,16 +177,18 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         return collect_transitions(policy, env, data.transitions, data.seed, behaviour=behaviour)
     size = 1 if data.exposures == "single" else config.items_per_slate
     whole = config.max_len * (config.items_per_slate // size)
-    reading = LogReading(
-        slate_size=size,
-        session_length=whole if data.session_length is None else data.session_length,
-        session_end=data.session_end,  # type: ignore[arg-type]
-        action_items=data.action_items,  # type: ignore[arg-type]
-        max_transitions=data.transitions,
-        seed=data.seed,
-    )
+    reading = {
+        "slate_size": size,
+        "session_length": whole if data.session_length is None else data.session_length,
+        "session_end": data.session_end,
+        "action_items": data.action_items,
+        "max_transitions": data.transitions,
+        "seed": data.seed,
+    }
     purifier = env.dsrm if isinstance(env, VecDSRM) else None
-    return log_transitions(context.worlds.train, config.action_mode, reading, purifier)
+    return log_transitions(
+        context.worlds.train, config.action_mode, validated(LogReading, reading, "data"), purifier
+    )
 
 
 def build_bcq(context: BuildContext) -> Any:

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from dsrm import DSRMObservationWrapper, VecDSRM
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
+from hrl_policies.common.yaml_files import validated
 from hrl_policies.controls import RandomSlates
 from hrl_policies.dorl.algorithm import DORL
 from hrl_policies.dorl.simulation import (
@@ -199,16 +200,16 @@ def test_a_log_that_is_too_small_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"members": 0}, "at least 1"),
-        ({"held_out": 1.0}, "between 0 and 1"),
-        ({"negatives": -1.0}, "negatives must not be negative"),
-        ({"learning_rate": 0.0}, "learning_rate positive"),
-        ({"max_rows": 3}, "max_rows=3"),
+        ({"members": 0}, "members must be greater than 0"),
+        ({"held_out": 1.0}, "held_out must be less than 1"),
+        ({"negatives": -1.0}, "negatives must be greater than or equal to 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"max_rows": 3}, "max_rows must be greater than or equal to 20"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        WorldModelSettings(**changes)
+        validated(WorldModelSettings, changes, "world_model")
 
 
 # Entropy --------------------------------------------------------------------------------------------------------
@@ -516,7 +517,7 @@ def test_the_test_world_is_never_learned_in():
     [
         ({"exits": "true"}, "exits must be one of"),
         ({"entropy_weight": -1.0}, "must not be negative, got 0.01 and -1.0"),
-        ({"world_model": {"members": 0}}, "at least 1"),
+        ({"world_model": {"members": 0}}, "world_model: members must be greater than 0"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(changes, message):

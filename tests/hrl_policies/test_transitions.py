@@ -21,6 +21,7 @@ from hrl_policies.common.transition_sources import (
     slate_embeddings,
 )
 from hrl_policies.common.transitions import LoggedTransitions
+from hrl_policies.common.yaml_files import validated
 from hrl_policies.controls import RandomSlates
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
@@ -195,13 +196,13 @@ def test_logs_that_hold_no_transitions_are_refused():
     with pytest.raises(DataError, match=r"no user .* whole slate of 50"):
         log_transitions(pair.train, "slate", LogReading(slate_size=50))
     for setting, text in (
-        ({"session_end": "left"}, "session_end must be"),
-        ({"action_items": "liked"}, "action_items must be"),
-        ({"slate_size": 0}, "at least 1"),
+        ({"session_end": "left"}, "session_end must be 'truncated' or 'terminated'"),
+        ({"action_items": "liked"}, "action_items must be 'clicked' or 'shown'"),
+        ({"slate_size": 0}, "slate_size must be greater than 0"),
         ({"max_transitions": 7}, "at least one session of 30"),
     ):
         with pytest.raises(ValueError, match=text):
-            LogReading(**setting)
+            validated(LogReading, setting, "data")
 
 
 def test_the_log_s_provenance_names_the_data():
@@ -297,12 +298,12 @@ def test_sessions_may_last_one_step_each():
         ({"next_observations": np.zeros((6, 1), np.float32)}, "transition 0 is followed by another"),
         ({"rewards": np.full(6, np.nan, np.float32)}, "rewards of logged transitions hold NaN"),
         ({"rewards": np.ones(6)}, "rewards must be float32"),
-        ({"rewards": np.ones(5, np.float32)}, "differ in length"),
+        ({"rewards": np.ones(5, np.float32)}, "observations must have shape \\(5, 1\\)"),
         ({"actions": np.full((6, 1), 3, np.float32)}, "transition 0 is outside"),
         ({"actions": np.full(6, 7), "action_space": spaces.Discrete(7)}, "transition 0 is outside"),
         ({"actions": np.zeros(6, np.int32), "action_space": spaces.Discrete(7)}, "must be int64, got int32"),
         ({"action_space": spaces.MultiBinary(1)}, "not MultiBinary"),
-        ({"observation_space": spaces.Box(0, 1, (2,))}, "observations have shape"),
+        ({"observation_space": spaces.Box(0, 1, (2,))}, "observations must have shape"),
         ({"slot_rewards": np.ones((6, 2), np.float32)}, "slot_rewards must have shape"),
     ],
 )
