@@ -1,7 +1,8 @@
 """Studies: what was run over which seeds and users, and what may be concluded from it.
 
 A study in a file is read (:func:`read_study`), checked (:func:`check_study`) and run (:func:`run_study`), in this
-process or by another engine (:mod:`hrl_policies.study.engines`). :func:`plan_runs` makes runs without a file.
+process or by another engine (:mod:`hrl_policies.study.engines`). :func:`planned_runs` lists its runs,
+:func:`plan_run` makes any other.
 """
 
 from hrl_policies.study.checks import check_study
@@ -10,7 +11,6 @@ from hrl_policies.study.config import (
     PurifierIdentity,
     RunConfig,
     plan_run,
-    plan_runs,
     run_folder,
 )
 from hrl_policies.study.labels import RunRecord, stored_records
@@ -27,7 +27,7 @@ from hrl_policies.study.runner import (
     train,
 )
 from hrl_policies.study.runs import StudyResult, run_study
-from hrl_policies.study.spec import StudyError, StudySpec, read_study
+from hrl_policies.study.spec import StudyError, StudySpec, planned_runs, read_study
 from hrl_policies.study.store import StoredRun, load_run, stored_runs
 from hrl_policies.study.table import ResultTable
 from hrl_policies.study.tables import result_tables, write_records
@@ -50,7 +50,7 @@ __all__ = [
     "load_policy",
     "load_run",
     "plan_run",
-    "plan_runs",
+    "planned_runs",
     "purifier_of",
     "read_study",
     "result_tables",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class RunConfig:
             return cls(
                 **{
                     **content,
-                    "session": session_config(content["session"]),
+                    "session": _session_config(content["session"]),
                     "purifier": None if purifier is None else PurifierIdentity(**purifier),
                 }
             )
@@ -222,7 +222,7 @@ def plan_run(
     )
 
 
-def session_config(content: Mapping[str, Any]) -> SessionConfig:
+def _session_config(content: Mapping[str, Any]) -> SessionConfig:
     """Reads what ``SessionConfig.describe`` wrote.
 
     Raises:
@@ -236,50 +236,6 @@ def session_config(content: Mapping[str, Any]) -> SessionConfig:
         )
     rule: LeaveRule = _RULES[name](**leave)
     return SessionConfig(**{**content, "leave": rule})
-
-
-def plan_runs(
-    methods: Sequence[str],
-    world: str,
-    *,
-    seeds: Sequence[int] = STUDY_SEEDS,
-    max_lens: Sequence[int] = (30, 50),
-    session: SessionConfig | None = None,
-    total_steps: Mapping[str, int] | None = None,
-    purifiers: Sequence[PurifierIdentity | None] = (None,),
-    **settings: Any,
-) -> list[RunConfig]:
-    """Returns every combination of method, horizon and seed; controls, which do not train, with the first seed only.
-
-    Args:
-        methods: Names in the zoo.
-        world: Environment id or name of a :class:`~hrl_policies.worlds.WorldPair`.
-        seeds: Training seeds.
-        max_lens: Horizons.
-        session: What else sessions are like.
-        total_steps: Training steps by method, instead of the zoo's.
-        purifiers: Every method is run with each of them; None is without.
-        settings: What else :func:`plan_run` takes, the same for all runs.
-
-    Raises:
-        ValueError: If a method is unknown or a number is not valid.
-    """
-    base = SessionConfig() if session is None else session
-    return [
-        plan_run(
-            name,
-            world,
-            seed=seed,
-            session=replace(base, max_len=max_len),
-            total_steps=(total_steps or {}).get(name) if method(name).learns else None,
-            purifier=purifier,
-            **settings,
-        )
-        for max_len in max_lens
-        for name in methods
-        for purifier in purifiers
-        for seed in (seeds if method(name).learns else seeds[:1])
-    ]
 
 
 def run_folder(config: RunConfig) -> Path:

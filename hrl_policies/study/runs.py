@@ -85,7 +85,7 @@ def run_study(
     Within this process, Ctrl-C keeps the run that is being trained as ``NAME.partial``, which the same call resumes.
 
     Args:
-        runs: What to run; see :func:`~hrl_policies.study.config.plan_runs` and
+        runs: What to run; see :func:`~hrl_policies.study.spec.planned_runs` and
             :func:`~hrl_policies.study.checks.check_study`.
         store: Folder of the study.
         worlds: Worlds by name; those of environment ids are made.

@@ -28,6 +28,7 @@ _CHUNK = 2_000_000
 """Resampled numbers held in memory at a time."""
 
 _EXACT_UP_TO = 16
+_LEVEL = 0.95
 _ROUNDING = 1e-12
 
 
@@ -110,18 +111,14 @@ def ratio_interval(
     numerators: NDArray[Any],
     denominators: NDArray[Any],
     *,
-    level: float = 0.95,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> Interval:
-    """Returns a ratio of sums with its interval, such as R_each from each user's reward and steps.
+    """Returns a ratio of sums with its 95 % interval, such as R_each from each user's reward and steps.
 
     Args:
         numerators: ``(n,)`` one sum for each unit.
         denominators: ``(n,)`` positive.
-        level: Coverage.
         resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: A denominator that is not positive, or see :func:`bootstrap`.
@@ -132,7 +129,7 @@ def ratio_interval(
     def ratio(above: Values, below: Values) -> Values:
         return np.asarray(above.sum(axis=-1) / below.sum(axis=-1))
 
-    return bootstrap(ratio, numerators, denominators, level=level, resamples=resamples, seed=seed)
+    return bootstrap(ratio, numerators, denominators, resamples=resamples)
 
 
 def paired_difference(
@@ -186,20 +183,14 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
 
 def stratified_interval(
     scores: NDArray[Any],
-    statistic: Statistic = interquartile_mean,
     *,
-    level: float = 0.95,
     resamples: int = 50_000,
-    seed: int = 0,
 ) -> Interval:
-    """Returns a statistic of all runs with its interval, resampling seeds within tasks (Agarwal et al., 2021).
+    """Returns the IQM of all runs with its 95 % interval, resampling seeds within tasks (Agarwal et al., 2021).
 
     Args:
         scores: ``(S, T)`` normalised scores of S seeds on T tasks (data set and horizon).
-        statistic: Reduces ``(rows, S * T)`` to ``(rows,)``.
-        level: Coverage.
         resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Fewer than two seeds, or values that are not finite.
@@ -208,31 +199,27 @@ def stratified_interval(
     _check_two(len(table), "seeds")
 
     def draw(rows: int, rng: np.random.Generator) -> Values:
-        return statistic(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
+        return interquartile_mean(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
 
-    estimate = float(statistic(table.reshape(1, -1))[0])
-    return _interval(estimate, draw, table.size, level, resamples, seed)
+    estimate = float(interquartile_mean(table.reshape(1, -1))[0])
+    return _interval(estimate, draw, table.size, _LEVEL, resamples)
 
 
 def probability_of_improvement(
     first: NDArray[Any],
     second: NDArray[Any],
     *,
-    level: float = 0.95,
     resamples: int = 2_000,
-    seed: int = 0,
 ) -> Interval:
     """Returns the probability that a run of one method beats a run of the other, P(X > Y), averaged over tasks.
 
     Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of either method
-    are resampled within each task (Agarwal et al., 2021).
+    are resampled within each task, for a 95 % interval (Agarwal et al., 2021).
 
     Args:
         first: ``(S, T)`` scores of one method for S seeds on T tasks.
         second: ``(S', T)`` scores of the other method.
-        level: Coverage.
         resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Different tasks, fewer than two seeds, or values that are not finite.
@@ -245,7 +232,7 @@ def probability_of_improvement(
     def draw(rows: int, rng: np.random.Generator) -> Values:
         return win_rate(_resample_within_tasks(x, rows, rng), _resample_within_tasks(y, rows, rng))
 
-    return _interval(float(win_rate(x, y)), draw, x.size * len(y), level, resamples, seed)
+    return _interval(float(win_rate(x, y)), draw, x.size * len(y), _LEVEL, resamples)
 
 
 def win_rate(x: Values, y: Values) -> Values:
@@ -275,18 +262,14 @@ def performance_profile(
     scores: NDArray[Any],
     thresholds: NDArray[Any],
     *,
-    level: float = 0.95,
     resamples: int = 2_000,
-    seed: int = 0,
 ) -> Profile:
-    """Returns the performance profile of a method, with a stratified bootstrap band (Agarwal et al., 2021).
+    """Returns the performance profile of a method, with its 95 % stratified bootstrap band (Agarwal et al.).
 
     Args:
         scores: ``(S, T)`` normalised scores of S training seeds on T tasks (world and horizon).
         thresholds: ``(n,)`` increasing.
-        level: Coverage at each threshold.
         resamples: Number of resamples of the seeds within each task.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Thresholds that do not increase, fewer than two seeds, or scores that are not finite.
@@ -303,7 +286,7 @@ def performance_profile(
     def draw(rows: int, rng: np.random.Generator) -> Values:
         return above(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
 
-    low, high = _percentiles(draw, table.size * len(at), level, resamples, seed)
+    low, high = _percentiles(draw, table.size * len(at), _LEVEL, resamples)
     return Profile(at, above(table.ravel()), low, high)
 
 
@@ -371,14 +354,14 @@ def _interval(
     size: int,
     level: float,
     resamples: int,
-    seed: int,
+    seed: int = 0,
 ) -> Interval:
     low, high = _percentiles(draw, size, level, resamples, seed)
     return Interval(estimate, float(low), float(high), level)
 
 
 def _percentiles(
-    draw: Callable[[int, np.random.Generator], Values], size: int, level: float, resamples: int, seed: int
+    draw: Callable[[int, np.random.Generator], Values], size: int, level: float, resamples: int, seed: int = 0
 ) -> tuple[Values, Values]:
     """Returns both ends of a percentile interval.
 

@@ -14,11 +14,12 @@ from worlds_for_tests import interrupted_pair, small_pair
 
 import hrl_policies.study.training as training
 from hrl_policies.study import (
+    StudySpec,
     evaluate_run,
     load_policy,
     load_run,
     plan_run,
-    plan_runs,
+    planned_runs,
     resume,
     run_folder,
     run_study,
@@ -301,14 +302,14 @@ def test_worlds_must_fit_each_other():
 
 
 def study(**settings):
-    return plan_runs(
-        ["a2c", "random", "quota-greedy"],
-        "small",
-        seeds=(11, 15),
-        max_lens=(20, 30),
-        total_steps={"a2c": 1024},
-        **settings,
-    )
+    content = {
+        "name": "study",
+        "methods": [{"name": "a2c", "steps": 1024}, "random", "quota-greedy"],
+        "worlds": ["small"],
+        "seeds": (11, 15),
+        "max_lens": (20, 30),
+    }
+    return planned_runs(StudySpec.model_validate(content | settings))
 
 
 def test_a_study_has_every_run_once_and_controls_with_one_seed():

@@ -11,7 +11,7 @@ from studies_for_tests import A2C, problems_of, study
 from worlds_for_tests import small_pair
 
 from hrl_policies.common.yaml_files import parse_yaml
-from hrl_policies.study import PurifierIdentity, plan_runs, run_folder
+from hrl_policies.study import PurifierIdentity, plan_run, run_folder
 from hrl_policies.study.checks import check_study, study_warnings
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs, read_study, shipped_plans
 from hrl_policies.zoo import METHODS, controls
@@ -124,7 +124,11 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
 
 def test_a_study_plans_the_runs_that_one_would_plan_by_hand():
     spec = study(methods=["a2c", "random"], max_lens=[30, 50])
-    assert planned_runs(spec) == plan_runs(["a2c", "random"], "small", seeds=(3, 4), users=15)
+    assert planned_runs(spec) == [
+        plan_run(name, "small", seed=seed, session=SessionConfig(max_len=max_len), users=15)
+        for max_len in (30, 50)
+        for name, seed in (("a2c", 3), ("a2c", 4), ("random", 3))
+    ]
 
 
 def test_a_sweep_concerns_the_methods_that_have_the_parameter():
