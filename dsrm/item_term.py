@@ -18,7 +18,7 @@ from dsrm.purifier import MismatchError
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact, take_setting
+from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
 from kuaifair_env.spaces import embedding_sums, unit_rows
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
@@ -86,11 +86,10 @@ class ItemTerm:
             ArtifactError: If the file is missing, damaged or foreign.
         """
         mode, tensors, settings = load_artifact(path, family=ITEM_TERMS)
-        if mode not in ITEM_TERM_MODES or not {"item_ids", "values"} <= set(tensors):
-            raise ArtifactError(f"{path} is not a whole item term")
-        similarity = take_setting(path, settings, "similarity")
-        provenance = take_setting(path, settings, "provenance")
-        return cls(item_term_mode(mode), tensors["item_ids"], tensors["values"], similarity, provenance)
+        try:
+            return cls(item_term_mode(mode), tensors["item_ids"], tensors["values"], **settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a whole item term ({error})") from error
 
 
 def item_term_mode(name: str) -> ItemTermMode:

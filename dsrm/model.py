@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -243,10 +243,6 @@ class DistillationConfig:
     learning_rate: float = 1e-3
 
 
-Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``(B, c)`` standardised conditions -> states ``(B, d)``, and spreads ``(n,)`` of the first ``n <= B``."""
-
-
 class Student:
     """A multilayer perceptron in numpy: ``c -> (s^, spread)`` with rectified linear units.
 
@@ -266,15 +262,14 @@ class Student:
 
     def __call__(self, condition: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Returns states ``float32 (B, d)`` and spreads ``(B,)`` for conditions ``float32 (B, c)``."""
-        first, first_bias, second, second_bias, third, third_bias = self._weights
-        hidden: FloatArray = condition @ first
-        hidden += first_bias
-        np.maximum(hidden, 0.0, out=hidden)
-        hidden = hidden @ second
-        hidden += second_bias
-        np.maximum(hidden, 0.0, out=hidden)
-        output: FloatArray = hidden @ third
-        output += third_bias
+        *hidden, (last, last_bias) = zip(self._weights[::2], self._weights[1::2], strict=True)
+        output = condition
+        for weight, bias in hidden:
+            output = output @ weight
+            output += bias
+            np.maximum(output, 0.0, out=output)
+        output = output @ last
+        output += last_bias
         spread: FloatArray = np.exp(np.minimum(output[:, -1], _MAX_LOG_SPREAD))
         return output[:, :-1], spread
 
@@ -307,13 +302,14 @@ class Student:
 
 
 def distil(
-    teacher: Teacher, conditions: FloatArray, config: DistillationConfig, seed: int
+    conditions: FloatArray, states: FloatArray, spreads: FloatArray, config: DistillationConfig, seed: int
 ) -> tuple[Student, float]:
     """Trains a student to give the states and spreads of a teacher.
 
     Args:
-        teacher: The model with its sampler.
         conditions: ``float32 (n, c)``, standardised conditions to learn from.
+        states: ``float32 (n, d)``, what the teacher makes of them.
+        spreads: ``float32 (m,)``, the teacher's spreads for the first ``m <= n`` of them.
         config: How to train.
         seed: Seed of weights and batches.
 
@@ -321,9 +317,8 @@ def distil(
         The student, and the mean cosine between its states and the teacher's on the last tenth of the conditions,
         which it was not trained on.
     """
-    inputs = torch.from_numpy(conditions)
-    states, spreads = teacher(inputs)
-    log_spreads = spreads.clamp(min=_MIN_SPREAD).log()
+    inputs, targets = torch.from_numpy(conditions), torch.from_numpy(states)
+    log_spreads = torch.from_numpy(spreads).clamp(min=_MIN_SPREAD).log()
     validation_rows = max(len(conditions) // _VALIDATION_SHARE, 1)
     generator = torch.Generator().manual_seed(seed)
     network = _student_network(conditions.shape[1], states.shape[1] + 1, config.width, generator)
@@ -337,7 +332,7 @@ def distil(
 
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         rows, spread_rows = batch
-        state_loss = nn.functional.mse_loss(network(inputs[rows])[:, :-1], states[rows])
+        state_loss = nn.functional.mse_loss(network(inputs[rows])[:, :-1], targets[rows])
         spread_loss = nn.functional.mse_loss(network(inputs[spread_rows])[:, -1], log_spreads[spread_rows])
         return state_loss + _SPREAD_WEIGHT * spread_loss
 
@@ -345,8 +340,7 @@ def distil(
     trainer = Trainer(network, optimizer, schedule=cosine_decay(config.steps))
     student = _as_student(trainer.fit(batches, loss, rounds=1))
     student_states, _ = student(conditions[-validation_rows:])
-    teacher_states = states[-validation_rows:].numpy()
-    cosines = np.einsum("nd,nd->n", unit_rows(student_states), unit_rows(teacher_states))
+    cosines = np.einsum("nd,nd->n", unit_rows(student_states), unit_rows(states[-validation_rows:]))
     return student, float(cosines.mean())
 
 

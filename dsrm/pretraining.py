@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dsrm.baselines import (
     IdentityPurifier,
@@ -23,7 +22,7 @@ from dsrm.baselines import (
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
 from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
-from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, Teacher, distil
+from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, distil
 from dsrm.purifier import MODES, Mode, StatePurifier, Target, WorldKey
 from dsrm.targets import (
     ExampleSource,
@@ -50,6 +49,7 @@ from dsrm.windows import (
     WindowSource,
     condition_size,
 )
+from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
 from kuaifair_env.world import World
@@ -207,8 +207,9 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     size = world.dimension
     schedule = NoiseSchedule.make(config.schedule or ("linear" if literal else "cosine"), config.levels)
     prediction = config.prediction or ("epsilon" if literal else "velocity")
-    conditions = size if literal else condition_size(size)
-    shape = DenoiserConfig(size, conditions, prediction, config.width, config.blocks)
+    shape = DenoiserConfig(
+        size, size if literal else condition_size(size), prediction, config.width, config.blocks
+    )
     objective = denoising_objective if literal else top_heavy_objective
     source = example_source(world, config)
     trained, report = _train(
@@ -218,12 +219,9 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     if not literal:
         rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
         examples = source.draw(rng.choice(source.users, config.distillation.conditions), rng)
-        student, cosine = distil(
-            _teacher(trained, schedule),
-            trained.condition.transform(examples.conditions),
-            config.distillation,
-            config.seed,
-        )
+        conditions = trained.condition.transform(examples.conditions)
+        states, spreads = _teach(trained, schedule, conditions)
+        student, cosine = distil(conditions, states, spreads, config.distillation, config.seed)
         report["student_cosine"] = round(cosine, 5)
     model = DSRMConfig(
         mode=config.mode,
@@ -304,21 +302,19 @@ def _test_log_read(world: World, config: PretrainConfig) -> str:
     return f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
 
 
-def _teacher(denoiser: TrainedDenoiser, schedule: NoiseSchedule) -> Teacher:
-    """Returns the posterior mean of conditions, and the posterior's spread of the first ones.
+def _teach(
+    denoiser: TrainedDenoiser, schedule: NoiseSchedule, conditions: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Returns the posterior mean of standardised conditions, and the posterior's spread of the first ones.
 
     One evaluation at the noisiest level, where nothing of the noisy state is left, is the posterior mean; more
     deterministic steps move on towards a mode.
     """
     network, size = denoiser.network, denoiser.network.config.state_size
+    condition = torch.from_numpy(conditions)
     mean = Sampler(network, schedule, SamplerConfig(steps=1))
     posterior = Sampler(network, schedule, SamplerConfig.posterior(schedule.levels, SPREAD_SAMPLES))
-
-    def teacher(condition: Tensor) -> tuple[Tensor, Tensor]:
-        # The first part of a condition is the observed state, to which the noise of a row belongs.
-        observed = condition[:, :size]
-        few = slice(None, _SPREAD_CONDITIONS)
-        samples = posterior.samples(condition[few], observed[few]).numpy()
-        return mean.sample(condition, observed), torch.from_numpy(posterior_spread(samples))
-
-    return teacher
+    # The first part of a condition is the observed state, to which the noise of a row belongs.
+    states = mean.sample(condition, condition[:, :size])
+    few = condition[:_SPREAD_CONDITIONS]
+    return states.numpy(), posterior_spread(posterior.samples(few, few[:, :size]).numpy())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dsrm.probe_data import ProbeSet
@@ -215,6 +216,7 @@ class _ProbeEvaluation:
 
     def _interest(self, features: NDArray[np.float64]) -> dict[str, Measure]:
         from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import f1_score
 
         labels = self._probes.interest
         known = labels >= 0
@@ -230,7 +232,8 @@ class _ProbeEvaluation:
 
         def macro_f1(users: NDArray[np.int64]) -> float:
             users = users[known[users]]
-            return _macro_f1(labels[users], predicted[users])
+            truth = labels[users]
+            return float(f1_score(truth, predicted[users], labels=np.unique(truth), average="macro"))
 
         return {"interest": self._bootstrap(accuracy), "interest_f1": self._bootstrap(macro_f1)}
 
@@ -382,18 +385,7 @@ def _centred(measure: Measure) -> Measure:
 
 def _without_class(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Takes the mean of each class out of values; unlabelled users are a class of their own."""
-    _, group = np.unique(labels, return_inverse=True)
-    sums = np.zeros((group.max() + 1, values.shape[1]))
-    np.add.at(sums, group, values)
-    return np.asarray(values - (sums / np.bincount(group)[:, None])[group])
-
-
-def _macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    scores = []
-    for label in np.unique(labels):
-        hits = ((labels == label) & (predicted == label)).sum()
-        scores.append(2.0 * hits / max((labels == label).sum() + (predicted == label).sum(), 1))
-    return float(np.mean(scores))
+    return np.asarray(values - pd.DataFrame(values).groupby(labels).transform("mean"))
 
 
 def _top_of_each(

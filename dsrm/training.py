@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +69,23 @@ Objective = Callable[[Denoiser, Tensor, Tensor, float, torch.Generator], Tensor]
 
 
 def denoising_objective(
-    network: Denoiser, target: Tensor, condition: Tensor, dropout: float, generator: torch.Generator
+    network: Denoiser,
+    target: Tensor,
+    condition: Tensor,
+    dropout: float,
+    generator: torch.Generator,
+    noisiest_share: float = 0.0,
 ) -> Tensor:
-    """Returns the denoising loss at uniformly drawn levels (eq. 7)."""
+    """Returns the denoising loss at uniformly drawn levels (eq. 7), a share of the examples at the noisiest instead."""
     level = torch.randint(1, len(network.alphas_bar), (len(target),), generator=generator)
-    return _noised_loss(network, target, condition, level, dropout, generator)
+    level[: int(noisiest_share * len(target))] = len(network.alphas_bar) - 1
+    noise = torch.randn(target.shape, generator=generator)
+    dropped = torch.rand(len(target), generator=generator) < dropout if dropout else None
+    return denoising_loss(network, target, condition, noise, level, dropped)
 
 
-def top_heavy_objective(
-    network: Denoiser, target: Tensor, condition: Tensor, dropout: float, generator: torch.Generator
-) -> Tensor:
-    """Returns the denoising loss with half of the examples at the noisiest level.
-
-    The posterior mean is read off that level. At uniform levels it would see one example in ``K`` and be the
-    worst-trained of all.
-    """
-    level = torch.randint(1, len(network.alphas_bar), (len(target),), generator=generator)
-    level[: len(target) // 2] = len(network.alphas_bar) - 1
-    return _noised_loss(network, target, condition, level, dropout, generator)
+top_heavy_objective = partial(denoising_objective, noisiest_share=0.5)
+"""The posterior mean is read off the noisiest level, which at uniform levels would be the worst-trained of all."""
 
 
 def regression_objective(
@@ -157,7 +157,12 @@ def train_denoiser(
     }
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
-        _restore(trainer, path, identity)
+        _, tensors, settings = load_artifact(path, "checkpoint", CHECKPOINTS)
+        if settings.get("identity") != identity:
+            raise ArtifactError(
+                f"{path} is the checkpoint of another training; remove it, or give the settings that it was made with"
+            )
+        trainer.restore(tensors, settings["progress"])
     bar = tqdm(total=config.rounds, initial=trainer.rounds, desc=f"pretrain {label}", disable=not progress)
 
     def after_round(trainer: Trainer[Denoiser]) -> None:
@@ -245,25 +250,3 @@ class _Rounds:
             torch.from_numpy(self.state.transform(examples.targets)),
             torch.from_numpy(self.condition.transform(examples.conditions)),
         )
-
-
-def _noised_loss(
-    network: Denoiser,
-    target: Tensor,
-    condition: Tensor,
-    level: Tensor,
-    dropout: float,
-    generator: torch.Generator,
-) -> Tensor:
-    noise = torch.randn(target.shape, generator=generator)
-    dropped = torch.rand(len(target), generator=generator) < dropout if dropout else None
-    return denoising_loss(network, target, condition, noise, level, dropped)
-
-
-def _restore(trainer: Trainer[Denoiser], path: Path, identity: dict[str, Any]) -> None:
-    _, tensors, settings = load_artifact(path, "checkpoint", CHECKPOINTS)
-    if settings.get("identity") != identity:
-        raise ArtifactError(
-            f"{path} is the checkpoint of another training; remove it, or give the settings that it was made with"
-        )
-    trainer.restore(tensors, settings["progress"])

@@ -164,11 +164,7 @@ def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> H
     order = np.argsort(steps, kind="stable")
     batches = np.array_split(order, max(1, len(order) // _MAX_BATCH))
     windows = [_play_sessions(world, rows[batch], steps[batch], rng) for batch in batches]
-    items = np.empty((len(rows), world.history_length), np.int32)
-    clicks = np.empty(items.shape, np.bool_)
-    items[order] = np.concatenate([window.items for window in windows])
-    clicks[order] = np.concatenate([window.clicks for window in windows])
-    return HistoryWindow(items, clicks)
+    return HistoryWindow.concatenate(windows).take(np.argsort(order))
 
 
 def _play_sessions(

@@ -159,14 +159,14 @@ class VecDSRM(VecEnvWrapper):
         sessions = self.venv.unwrapped
         if isinstance(sessions, KuaiFairVecEnv):
             return sessions.history_window()
-        return _concatenate(self.venv.env_method("history_window"))
+        return HistoryWindow.concatenate(self.venv.env_method("history_window"))
 
     def _finished_windows(self, rows: IntArray) -> HistoryWindow:
         sessions = self.venv.unwrapped
         if isinstance(sessions, KuaiFairVecEnv):
             assert sessions.batch.finished_window is not None
             return sessions.batch.finished_window
-        return _concatenate(self.venv.get_attr("finished_window", indices=rows.tolist()))
+        return HistoryWindow.concatenate(self.venv.get_attr("finished_window", indices=rows.tolist()))
 
 
 class _PurifiedObservations:
@@ -196,10 +196,3 @@ class _PurifiedObservations:
         """Returns single observations with purified states, purified as one batch."""
         purified = self.purify(stack_observations(observations), window)
         return [take_rows(purified, row) for row in range(len(observations))]
-
-
-def _concatenate(windows: Sequence[HistoryWindow]) -> HistoryWindow:
-    return HistoryWindow(
-        np.concatenate([window.items for window in windows]),
-        np.concatenate([window.clicks for window in windows]),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -66,6 +67,14 @@ class HistoryWindow:
     def take(self, rows: IntArray | BoolArray) -> HistoryWindow:
         """Returns the windows of some of the users."""
         return HistoryWindow(self.items[rows], self.clicks[rows])
+
+    @classmethod
+    def concatenate(cls, windows: Sequence[HistoryWindow]) -> HistoryWindow:
+        """Returns the windows of all users, one group after the other."""
+        return cls(
+            np.concatenate([window.items for window in windows]),
+            np.concatenate([window.clicks for window in windows]),
+        )
 
 
 @runtime_checkable
