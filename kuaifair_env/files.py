@@ -75,10 +75,7 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 def remove_stale(folder: str | Path, prefix: str, age: float = 86_400.0) -> None:
     """Removes what a killed process left behind: folders of a temporary name that nobody touched for a day.
 
-    Args:
-        folder: Where to look.
-        prefix: How the temporary names begin.
-        age: Seconds without change from which a folder counts as abandoned.
+    ``prefix`` is how the temporary names in ``folder`` begin; ``age`` is in seconds without change.
     """
     for path in Path(folder).glob(f"{prefix}*"):
         with suppress(OSError):
@@ -183,15 +180,7 @@ def artifact_kind(path: str | Path, family: Family = RESPONSES) -> str:
 def take_tensors(
     source: str | Path, tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]
 ) -> Tensors:
-    """Checks that the tensors of a file are those that a model needs.
-
-    Args:
-        source: The file, for messages.
-        tensors: What was read.
-        shapes: Name -> shape; None stands for any size.
-
-    Returns:
-        The same tensors.
+    """Returns the tensors of a file if they are those that a model needs: name -> shape, None for any size.
 
     Raises:
         ArtifactError: If a tensor is missing, of another shape, or holds NaN or infinity.

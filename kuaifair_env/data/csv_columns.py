@@ -105,7 +105,9 @@ def read_columns(
         try:
             for chunk in _chunks(tally, columns, chunk_rows):
                 for column in columns:
-                    values = _values(chunk[column.name], column)
+                    values = chunk[column.name].to_numpy(copy=column.kind == "text")
+                    if column.kind == "text":
+                        values[pd.isna(values)] = None
                     if column.breaks(values):
                         raise ValueError(f"a bad value in column '{column.name}'")
                     parts[column.name].append(values)
@@ -136,6 +138,11 @@ def line_of_row(files: SourceFiles, name: str, row: int) -> int:
         if number == row + 1:
             return records.line
     raise IndexError(f"{files.label(name)} has no row {row}")
+
+
+def row_error(files: SourceFiles, name: str, column: str, row: int, problem: str) -> DataError:
+    """Returns the error of a value in data row ``row`` of a column."""
+    return DataError(problem, file=files.label(name), line=line_of_row(files, name, row), column=column)
 
 
 class _Tally(io.BufferedIOBase):
@@ -179,14 +186,6 @@ def _chunks(stream: io.BufferedIOBase, columns: Sequence[Column], chunk_rows: in
             encoding="utf-8",
         ),
     )
-
-
-def _values(series: pd.Series[Any], column: Column) -> NDArray[Any]:
-    if column.kind != "text":
-        return series.to_numpy()
-    values = series.to_numpy(dtype=object, copy=True)
-    values[pd.isna(values)] = None
-    return values
 
 
 def _header(files: SourceFiles, name: str, columns: Sequence[Column]) -> list[str]:
@@ -282,9 +281,4 @@ def check_unique(files: SourceFiles, name: str, column: str, values: NDArray[Any
     repeated = np.asarray(pd.Series(values).duplicated())
     if repeated.any():
         row = int(np.argmax(repeated))
-        raise DataError(
-            f"id {values[row]} occurs twice",
-            file=files.label(name),
-            line=line_of_row(files, name, row),
-            column=column,
-        )
+        raise row_error(files, name, column, row, f"id {values[row]} occurs twice")

@@ -62,10 +62,8 @@ def rows_of(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[n
 def exact_duplicates(columns: Sequence[NDArray[Any]]) -> BoolArray:
     """Marks every row that equals an earlier one in all columns; NaN equals NaN.
 
-    Rows are compared by a 64-bit mix of their values first, and then, where mixes agree, by the values.
-
-    Args:
-        columns: Equally long integer, float or boolean columns.
+    Rows are compared by a 64-bit mix of their values first, and then, where mixes agree, by the values; columns hold
+    integers, floats or booleans.
     """
     key = np.zeros(len(columns[0]), np.uint64)
     for column in columns:

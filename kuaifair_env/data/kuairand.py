@@ -56,7 +56,6 @@ def load_kuairand(
     path: str | Path | None = None,
     *,
     feedback: Feedback = "is_click",
-    data_dir: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> InteractionData:
     """Opens KuaiRand-Pure, from the cache when these files were read before.
@@ -65,7 +64,6 @@ def load_kuairand(
         path: ``KuaiRand-Pure.tar.gz`` or its unpacked folder; None looks as
             :func:`~kuaifair_env.data.sources.find_source` does.
         feedback: Which feedback counts as a click.
-        data_dir: Where to look when ``path`` is None.
         cache: The cache folder; see :func:`~kuaifair_env.data.cache.cache_dir`.
 
     Raises:
@@ -75,7 +73,6 @@ def load_kuairand(
     return load_cached(
         KUAIRAND,
         path,
-        data_dir,
         cache,
         {"feedback": feedback},
         lambda files: _read(files, feedback),

@@ -53,7 +53,6 @@ def load_kuairec(
     path: str | Path | None = None,
     *,
     positive_watch_ratio: float = KUAIREC_POSITIVE_WATCH_RATIO,
-    data_dir: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> InteractionData:
     """Opens KuaiRec, from the cache when these files were read before.
@@ -62,7 +61,6 @@ def load_kuairec(
         path: ``KuaiRec.zip`` or its unpacked folder; None looks as
             :func:`~kuaifair_env.data.sources.find_source` does.
         positive_watch_ratio: Watch ratio from which a view counts as a click.
-        data_dir: Where to look when ``path`` is None.
         cache: The cache folder; see :func:`~kuaifair_env.data.cache.cache_dir`.
 
     Raises:
@@ -72,7 +70,6 @@ def load_kuairec(
     return load_cached(
         KUAIREC,
         path,
-        data_dir,
         cache,
         {"positive_watch_ratio": positive_watch_ratio},
         lambda files: _read(files, positive_watch_ratio),

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.cache import cached
-from kuaifair_env.data.csv_columns import Column, check_unique, line_of_row, read_columns
+from kuaifair_env.data.csv_columns import Column, check_unique, read_columns, row_error
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import (
     RawLog,
@@ -97,12 +97,7 @@ def known_rows(
     rows, unknown = rows_of(ids, known)
     if unknown.any():
         row = int(np.argmax(unknown))
-        raise DataError(
-            f"id {ids[row]} is not in {where}",
-            file=files.label(name),
-            line=line_of_row(files, name, row),
-            column=column,
-        )
+        raise row_error(files, name, column, row, f"id {ids[row]} is not in {where}")
     return rows
 
 
@@ -120,12 +115,7 @@ def tag_list(
         tags = [tag for tag in tags if tag] if bracketed else tags
         if all(tag.isdecimal() for tag in tags):
             return [int(tag) for tag in tags]
-    raise DataError(
-        f"{text!r} is not a list of tag ids such as {example}",
-        file=files.label(name),
-        line=line_of_row(files, name, row),
-        column=column,
-    )
+    raise row_error(files, name, column, row, f"{text!r} is not a list of tag ids such as {example}")
 
 
 def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[InteractionLog, dict[str, int]]:
@@ -139,7 +129,6 @@ def finish_log(raw: RawLog, compared: Sequence[NDArray[Any]]) -> tuple[Interacti
 def load_cached(
     facts: OfficialDataset,
     path: str | Path | None,
-    data_dir: str | Path | None,
     cache: str | Path | None,
     settings: Mapping[str, Any],
     read: Callable[[SourceFiles], InteractionData],
@@ -153,13 +142,11 @@ def load_cached(
     Raises:
         DataError: If there are no files, or from the reader.
     """
-    place = path if path is not None else find_source(facts.name, data_dir, cache)
+    place = path if path is not None else find_source(facts.name, cache=cache)
     if place is None:
         raise DataError(
-            f"{facts.title} was not found"
-            + (f" in {data_dir}" if data_dir is not None else "")
-            + f"; `kuaifair data fetch {facts.name}` downloads it, or set KUAIFAIR_DATA to the folder of "
-            f"{facts.archive}"
+            f"{facts.title} was not found; `kuaifair data fetch {facts.name}` downloads it, or set KUAIFAIR_DATA to "
+            f"the folder of {facts.archive}"
         )
     files = open_source(place, facts)
     key = {"name": facts.title, "files": files.signature(used), **settings}

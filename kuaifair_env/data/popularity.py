@@ -33,15 +33,6 @@ class PopularityGroups:
     popular: BoolArray
     source: str
 
-    def __post_init__(self) -> None:
-        if not (self.item_ids.shape == self.counts.shape == self.popular.shape) or self.item_ids.ndim != 1:
-            raise DataError(
-                f"item_ids {self.item_ids.shape}, counts {self.counts.shape} and popular "
-                f"{self.popular.shape} must be vectors of one length"
-            )
-        if self.popular.all() or not self.popular.any():
-            raise DataError("one popularity group is empty; there must be popular and long-tail items")
-
     def __len__(self) -> int:
         return len(self.item_ids)
 

@@ -7,7 +7,7 @@ inside the library; raw ids appear at the borders only. Every table is keyed by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -43,13 +43,7 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns a JSON-able copy."""
-        return {
-            "name": self.name,
-            "origin": self.origin,
-            "description": self.description,
-            "files": dict(self.files),
-            "settings": dict(self.settings),
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,10 @@ class Users:
     features: FeatureTable
 
     def __post_init__(self) -> None:
-        _check_ids(self.ids, "user", len(self.features.values))
+        if self.ids.ndim != 1 or (np.diff(self.ids) <= 0).any():
+            raise DataError("user ids must be a strictly increasing vector of integers")
+        if len(self.ids) != len(self.features.values):
+            raise DataError(f"user features have {len(self.features.values)} rows for {len(self.ids)} ids")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -227,10 +224,3 @@ class InteractionLog:
             times=self.times[rows],
             watch_ratios=None if self.watch_ratios is None else self.watch_ratios[rows],
         )
-
-
-def _check_ids(ids: NDArray[np.int64], what: str, rows: int) -> None:
-    if ids.ndim != 1 or (np.diff(ids) <= 0).any():
-        raise DataError(f"{what} ids must be a strictly increasing vector of integers")
-    if len(ids) != rows:
-        raise DataError(f"{what} features have {rows} rows for {len(ids)} ids")

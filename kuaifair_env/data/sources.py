@@ -375,7 +375,9 @@ def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
     source = place if place.is_file() else _find_in(place, facts)
     if source is None:
         raise DataError(
-            f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}", file=place
+            f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}, which "
+            f"`kuaifair data fetch {facts.name}` downloads",
+            file=place,
         )
     return FolderFiles(source) if source.is_dir() else ArchiveFiles(source)
 

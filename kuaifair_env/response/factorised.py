@@ -169,11 +169,6 @@ class FactorisedResponse(BernoulliFeedback):
 
         A row's result does not depend on the other rows: each is its own matrix-vector product.
 
-        Args:
-            users: ``(B,)`` user rows.
-            items: ``(B, K)`` item rows.
-            history: Ignored.
-
         Raises:
             IndexError: If a row is negative (such as padding) or too large.
         """
@@ -265,12 +260,7 @@ class FactorisedResponse(BernoulliFeedback):
     def from_parts(
         cls, source: str | Path, tensors: Tensors, settings: Mapping[str, Any]
     ) -> FactorisedResponse:
-        """Puts together what :meth:`parts` took apart.
-
-        Args:
-            source: The file that they come from, for messages.
-            tensors: Arrays by name.
-            settings: Offset and report.
+        """Puts together what :meth:`parts` took apart, tensors and settings of the file ``source``.
 
         Raises:
             ArtifactError: If something is missing, does not fit, or is not finite.

@@ -127,15 +127,9 @@ def fit_world_responses(
 def earlier_and_later(
     log: InteractionLog, n_users: int, share: float
 ) -> tuple[InteractionLog | None, InteractionLog]:
-    """Splits a log by each user's time.
+    """Splits a log by each user's time into an earlier part (None when it would be empty) and a later one.
 
-    Args:
-        log: The log.
-        n_users: Number of users.
-        share: Share of each user's rows that go to the earlier part, rounded down.
-
-    Returns:
-        The earlier part (None when it would be empty) and the later part.
+    ``share`` of each user's rows, rounded down, go to the earlier part.
     """
     offsets = log.offsets(n_users)
     counts = np.diff(offsets)

@@ -239,14 +239,10 @@ class Stream:
 def history_stream(
     log: InteractionLog, context: InteractionLog | None, n_users: int, source: HistorySource
 ) -> Stream:
-    """Joins context and log into one line per user.
+    """Joins the context, what the users saw before, and the log into one line per user.
 
-    Args:
-        log: Rows to be predicted.
-        context: What the users saw before.
-        n_users: Number of users.
-        source: ``"log"``: a row sees the context and all earlier rows of the log. ``"context"``: it sees the context
-            alone, for a log whose order is not known.
+    With source ``"log"`` a row of the log sees the context and all earlier rows of the log; with ``"context"`` it sees
+    the context alone, for a log whose order is not known.
     """
     logs = [log] if context is None else [context, log]
     users = np.concatenate([part.users for part in logs]).astype(np.int64)

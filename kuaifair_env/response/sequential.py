@@ -158,12 +158,7 @@ class HistoryTransformer:
         return self._normalised(x[:, -1:] if newest_only else x, "final")
 
     def head(self, states: Array, user_codes: Array) -> tuple[Array, Array]:
-        """Returns what an item's code is multiplied with, ``a / sqrt(d)`` ``(B, d)``, and the level, ``(B,)``.
-
-        Args:
-            states: ``float (B, d)``.
-            user_codes: ``float (B, d)``.
-        """
+        """Returns what an item's code is multiplied with, ``a / sqrt(d)`` ``(B, d)``, and the level, ``(B,)``."""
         w, d = self.weights, self.shape.dimension
         # One matrix-vector product per row: its result does not depend on the other rows of a batch.
         joined = self.dropout(self.xp.concatenate([states, user_codes], 1))[:, None, :]
@@ -287,12 +282,7 @@ class SequentialResponse(BernoulliFeedback):
         return dict(self._weights)
 
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
-        """Returns click probabilities, ``float32 (B, K)``.
-
-        Args:
-            users: ``(B,)`` user rows.
-            items: ``(B, K)`` item rows.
-            history: What each user saw before, ``(B, any length)``.
+        """Returns click probabilities, ``float32 (B, K)``, of users after histories of any length.
 
         Raises:
             DataError: If ``history`` is missing or has another number of users.

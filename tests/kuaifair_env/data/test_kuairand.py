@@ -159,7 +159,7 @@ def test_sources_are_found_in_the_documented_order(
     assert find_source("kuairand", in_named) == in_named
     assert find_source("kuairand", empty) is None
     with pytest.raises(DataError, match="kuaifair data fetch kuairand"):
-        load_kuairand(data_dir=empty)
+        load_kuairand(empty)
     with pytest.raises(DataError, match="unknown data set"):
         find_source("movielens")
 
