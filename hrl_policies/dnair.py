@@ -207,6 +207,7 @@ class QItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
+        *,
         candidates: int = 0,
         explore: float = 0.05,
         **kwargs: Any,

@@ -42,6 +42,7 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
+        *,
         actor_lr_schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:

@@ -345,7 +345,7 @@ def _play(policy: Policy, env: VecEnv, rounds: int, seed: int) -> dict[str, Any]
     if batch is not None and isinstance(policy, BindsEnvironment):
         policy.bind(batch)
     continuous = isinstance(env.action_space, spaces.Box)
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    rows: list[dict[str, Any]] = []
     env.seed(seed)
     observation: Any = env.reset()
     state, starts = None, np.ones(env.num_envs, np.bool_)
@@ -354,29 +354,22 @@ def _play(policy: Policy, env: VecEnv, rounds: int, seed: int) -> dict[str, Any]
         following, rewards, done, infos = env.step(actions)
         cut = np.asarray([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & done
         row = {
-            "observations": observation,
+            "observations": np.asarray(observation, np.float32),
             "actions": np.array(actions, np.float32 if continuous else np.int64),
-            "rewards": rewards,
-            "next_observations": reached_observations(following, infos, done),
+            "rewards": np.asarray(rewards, np.float32),
+            "next_observations": np.asarray(reached_observations(following, infos, done), np.float32),
             "terminated": done & ~cut,
             "truncated": cut,
         }
-        for name, values in row.items():
-            columns[name].append(values)
         if slot_rewards and batch is not None and batch.outcome is not None:
-            columns["slot_rewards"].append(batch.outcome.feedback)
+            row["slot_rewards"] = batch.outcome.feedback
+        rows.append(row)
         observation, starts = following, done
-    columns["truncated"][-1] |= ~columns["terminated"][-1]
-    return {name: _in_sessions(values, _DTYPES.get(name)) for name, values in columns.items() if values}
+    rows[-1]["truncated"] |= ~rows[-1]["terminated"]
+    return {name: _in_sessions([row[name] for row in rows]) for name in rows[0]}
 
 
-_COLUMNS = (
-    "observations", "actions", "rewards", "next_observations", "terminated", "truncated", "slot_rewards",
-)  # fmt: skip
-_DTYPES = dict.fromkeys(("observations", "rewards", "next_observations", "slot_rewards"), np.float32)
-
-
-def _in_sessions(rounds: list[Any], dtype: Any) -> Any:
+def _in_sessions(rounds: list[Any]) -> Any:
     """Turns rounds of ``(B, ...)`` into ``(B * rounds, ...)``, session after session."""
     stacked = np.stack(rounds, axis=1)
-    return np.ascontiguousarray(stacked.reshape(-1, *stacked.shape[2:]), dtype or stacked.dtype)
+    return stacked.reshape(-1, *stacked.shape[2:])

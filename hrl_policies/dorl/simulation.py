@@ -10,7 +10,7 @@ of EasyRL4Rec instead of the item level of the first release).
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -210,21 +210,8 @@ _DECILES = 10
 _QUARTILES = 4
 
 
-@dataclass(frozen=True)
-class ItemLevels:
-    """Groups of items whose sequences are counted.
-
-    Attributes:
-        members: ``bool (M, L)``, each item in at least one level.
-        source: Description of the levels.
-    """
-
-    members: BoolArray
-    source: str
-
-
-def item_levels(world: World) -> ItemLevels:
-    """Returns the levels of a world's items: their tags, or bins where no item has any.
+def item_levels(world: World) -> BoolArray:
+    """Returns the levels of a world's items, ``bool (M, L)``: their tags, or bins where no item has any.
 
     Items without a tag among tagged ones share one level. Bins are deciles of training exposures, crossed
     with quartiles of the duration where the items' features have one.
@@ -232,15 +219,14 @@ def item_levels(world: World) -> ItemLevels:
     tags = world.data.items.tags
     if tags.any():
         untagged = ~tags.any(axis=1)
-        return ItemLevels(np.column_stack([tags, untagged]) if untagged.any() else tags, "tags")
+        return np.column_stack([tags, untagged]) if untagged.any() else tags
     code = _quantiles(world.data.train.exposures(len(tags)), _DECILES)
-    source = "popularity deciles"
     features = world.data.items.features
     duration = [place for place, name in enumerate(features.names) if "duration" in name and "=" not in name]
     if duration:
         code = code * _QUARTILES + _quantiles(features.values[:, duration[0]], _QUARTILES)
-        source += " x duration quartiles"
-    return ItemLevels(code[:, None] == np.unique(code), source)
+    levels: BoolArray = code[:, None] == np.unique(code)
+    return levels
 
 
 def _quantiles(values: NDArray[Any], bins: int) -> NDArray[np.int64]:
@@ -256,18 +242,18 @@ class FeatureEntropy:
     Args:
         singles: ``float32 (L,)``, entropy after each level.
         pairs: ``float32 (L, L)``, entropy after each unordered pair of levels; symmetric.
-        levels: Levels of the items.
+        levels: ``bool (M, L)``, levels of the items, at least one of each.
     """
 
-    def __init__(self, singles: FloatArray, pairs: FloatArray, levels: ItemLevels) -> None:
-        self.singles, self.pairs, self.levels = singles, pairs, levels
-        members = levels.members.astype(np.float32)
+    def __init__(self, singles: FloatArray, pairs: FloatArray, levels: BoolArray) -> None:
+        self.singles, self.pairs = singles, pairs
+        members = levels.astype(np.float32)
         self._shares = members / members.sum(axis=1, keepdims=True)
         self._of_item = self._shares @ singles
         self._after_item = self._shares @ pairs
 
     @classmethod
-    def of_log(cls, log: InteractionLog, levels: ItemLevels) -> FeatureEntropy:
+    def of_log(cls, log: InteractionLog, levels: BoolArray) -> FeatureEntropy:
         """Counts a log; every combination of the levels involved counts once.
 
         Args:
@@ -276,8 +262,8 @@ class FeatureEntropy:
         """
         from scipy import sparse
 
-        count = levels.members.shape[1]
-        members = sparse.csr_matrix(levels.members.astype(np.int64))
+        count = levels.shape[1]
+        members = sparse.csr_matrix(levels.astype(np.int64))
         after_one = sparse.csr_matrix((count, count), dtype=np.int64)
         after_two = sparse.csr_matrix((count * count, count), dtype=np.int64)
         for low in range(0, len(log), _ROWS_AT_ONCE):

@@ -193,7 +193,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
 
 def build_bcq(context: BuildContext) -> Any:
     """Builds continuous BCQ; the group ``data`` says what it learns from."""
-    from hrl_policies.bcq.algorithm import BCQ
+    from hrl_policies.bcq import BCQ
 
     hyperparameters, data = _without_data(context)
     model = sb3_algorithm(BCQ, context, hyperparameters)
@@ -203,7 +203,7 @@ def build_bcq(context: BuildContext) -> Any:
 
 def build_discrete_bcq(context: BuildContext) -> Any:
     """Builds discrete BCQ; ``item_head`` is ``embedding`` or ``linear``, ``data`` says what it learns from."""
-    from hrl_policies.bcq.algorithm import DiscreteBCQ
+    from hrl_policies.bcq import DiscreteBCQ
 
     if context.config.repeats == "forbid":
         raise ValueError("bcq-discrete does not know what was shown before; it needs repeats='allow'")

@@ -14,8 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Normal, kl_divergence
 from worlds_for_tests import small_pair
 
-from hrl_policies.bcq.algorithm import BCQ, DiscreteBCQ
-from hrl_policies.bcq.policies import BCQPolicy
+from hrl_policies.bcq import BCQ, BCQPolicy, DiscreteBCQ
 from hrl_policies.common.offline import TensorBatch
 from hrl_policies.common.transition_sources import LogReading, log_transitions
 from hrl_policies.common.transitions import LoggedTransitions

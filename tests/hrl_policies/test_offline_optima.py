@@ -10,8 +10,7 @@ import torch
 from gymnasium import spaces
 from helpers import TableResponse, small_world
 
-from hrl_policies.bcq.algorithm import BCQ, DiscreteBCQ
-from hrl_policies.bcq.policies import DiscreteBCQPolicy
+from hrl_policies.bcq import BCQ, DiscreteBCQ, DiscreteBCQPolicy
 from hrl_policies.common.offline import TensorBatch
 from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.study import plan_run, train
@@ -166,7 +165,7 @@ def policy(items: int, slots: int, threshold: float = 0.3, **settings) -> Discre
     torch.manual_seed(0)
     space = spaces.Discrete(items) if slots == 1 else spaces.MultiDiscrete([items] * slots)
     return DiscreteBCQPolicy(
-        spaces.Box(-1, 1, (3,)), space, lambda _: 1e-3, [8], threshold=threshold, **settings
+        spaces.Box(-1, 1, (3,)), space, lambda _: 1e-3, net_arch=[8], threshold=threshold, **settings
     )
 
 
