@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from dsrm.denoiser import Denoiser, DenoiserConfig, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, row_keys, row_normals
-from dsrm.purifier import BasePurifier, Binding, WorldKey, observed_bound, state_space
+from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
@@ -40,7 +40,7 @@ class IdentityPurifier(BasePurifier):
         return states
 
 
-class IPSPurifier(BasePurifier):
+class IPSPurifier(WorldPurifier):
     """Takes the inverse-propensity mean of the clicked items: rare items count more, nothing is learned.
 
     Args:
@@ -54,16 +54,11 @@ class IPSPurifier(BasePurifier):
         self, exponent: float = DEFAULT_EXPONENT, clip_quantile: float = DEFAULT_CLIP_QUANTILE
     ) -> None:
         self._settings = {"exponent": exponent, "clip_quantile": clip_quantile}
-        self._binding = Binding(None, exponent, clip_quantile)
-
-    def bind(self, world: World) -> spaces.Box:
-        """See :class:`~dsrm.purifier.StatePurifier`; fits any world."""
-        self._binding.bind(world)
-        return state_space(observed_bound(world), world.dimension)
+        super().__init__(None, {}, exponent, clip_quantile)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        return self._binding.builder.ips_state(window)
+        return self.builder.ips_state(window)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -104,7 +99,7 @@ class NoisePurifier(BasePurifier):
         return {"scale": self._scale, "seed": self._seed}
 
 
-class LinearDebiasPurifier(BasePurifier):
+class LinearDebiasPurifier(WorldPurifier):
     """Takes out of states the one direction from which popularity can best be read linearly.
 
     ``s^ = s~ - u u^T (s~ - m)`` with ``u`` the unit vector along the ridge regression of the mean log-popularity of a
@@ -122,11 +117,10 @@ class LinearDebiasPurifier(BasePurifier):
     def __init__(
         self, key: WorldKey, direction: FloatArray, mean: FloatArray, report: Mapping[str, Any]
     ) -> None:
-        self._binding = Binding(key)
-        self._key = key
+        super().__init__(key, report)
+        self.key: WorldKey = key
         self._direction = np.asarray(direction, np.float32)
         self._mean = np.asarray(mean, np.float32)
-        self._report = dict(report)
 
     @classmethod
     def fit(cls, key: WorldKey, states: FloatArray, popularity: NDArray[Any]) -> LinearDebiasPurifier:
@@ -150,7 +144,7 @@ class LinearDebiasPurifier(BasePurifier):
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        self._binding.bind(world)
+        super().bind(world)
         # |s~ - m| does not grow when a direction is taken out, so |s^| <= |s~| + 2 |m|.
         bound = observed_bound(world) + 2.0 * float(np.linalg.norm(self._mean))
         return state_space(bound, world.dimension)
@@ -164,7 +158,7 @@ class LinearDebiasPurifier(BasePurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"report": self._report, "world": asdict(self._key)}
+        return {"report": self.report, "world": asdict(self.key)}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
@@ -207,7 +201,7 @@ def regress(network: Denoiser, condition: torch.Tensor) -> torch.Tensor:
     return states
 
 
-class RegressionPurifier(BasePurifier):
+class RegressionPurifier(WorldPurifier):
     """Predicts the clean state from the condition by least squares.
 
     Args:
@@ -222,29 +216,23 @@ class RegressionPurifier(BasePurifier):
     def __init__(
         self, config: RegressionConfig, key: WorldKey, denoiser: TrainedDenoiser, report: Mapping[str, Any]
     ) -> None:
+        super().__init__(key, report, config.exponent, config.clip_quantile)
         self.config = config
-        self.key = key
-        self.report = dict(report)
         self._denoiser = denoiser
-        self._binding = Binding(key, config.exponent, config.clip_quantile)
         self._low, self._high = denoiser.state.interval(_REGRESSION_CLIP)
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        self._binding.bind(world)
+        super().bind(world)
         bound = float(np.maximum(np.abs(self._low), np.abs(self._high)).max())
         return state_space(bound, world.dimension)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        conditions = self._denoiser.condition.transform(self._binding.builder.build(states, window))
+        conditions = self._denoiser.condition.transform(self.builder.build(states, window))
         with torch.inference_mode():
             predicted = regress(self._denoiser.network, torch.from_numpy(conditions)).numpy()
         return np.clip(self._denoiser.state.inverse_transform(predicted), self._low, self._high)
-
-    def settings(self) -> dict[str, Any]:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": asdict(self.key), "report": self.report}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsrm.encoder import window_tensors
-from dsrm.purifier import BasePurifier, Binding, MismatchError, WorldKey, observed_bound, state_space
+from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
 from dsrm.windows import sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
@@ -127,7 +127,7 @@ class ClickModel(nn.Module):
         return weights
 
 
-class ClickDenoiser(BasePurifier):
+class ClickDenoiser(WorldPurifier):
     """The weighted mean embedding of the clicked items, ``s^ = sum_j w_j e_j / sum_j w_j``.
 
     * T-CE: ``w_j`` is 0 for the clicks of a window with the largest loss, a share ``eps_max`` of them, else 1.
@@ -151,13 +151,11 @@ class ClickDenoiser(BasePurifier):
         model: ClickModel,
         report: Mapping[str, Any],
     ) -> None:
+        super().__init__(key, report)
         self.kind = config.loss
         self.config = config
-        self._key = key
         self._item_ids = item_ids
         self._model = model.eval().requires_grad_(False)
-        self._report = dict(report)
-        self._binding = Binding(key)
 
     @classmethod
     def fit(cls, world: World, config: ClickModelConfig, progress: bool = False) -> ClickDenoiser:
@@ -173,16 +171,16 @@ class ClickDenoiser(BasePurifier):
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        self._binding.bind(world)
+        space = super().bind(world)
         if not np.array_equal(self._item_ids, world.data.items.ids):
             raise MismatchError(
                 "the click model knows the items in another order; train it for these candidates"
             )
-        return state_space(observed_bound(world), world.dimension)
+        return space
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        return mean_embeddings(self._binding.builder.embeddings, window.items, self.weights(window))
+        return mean_embeddings(self.builder.embeddings, window.items, self.weights(window))
 
     @torch.inference_mode()
     def weights(self, window: HistoryWindow) -> FloatArray:
@@ -198,10 +196,6 @@ class ClickDenoiser(BasePurifier):
             weights = self._model.logits(users, items).sigmoid() ** self.config.beta
         click_weights: FloatArray = (weights * clicks).numpy()
         return click_weights
-
-    def settings(self) -> dict[str, Any]:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": asdict(self._key), "report": self._report}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dsrm.denoiser import Denoiser, DenoiserConfig, Standardiser, TrainedDenoiser
 from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
-from dsrm.purifier import BasePurifier, Binding, WorldKey, load_purifier, save_purifier, state_space
+from dsrm.purifier import WorldKey, WorldPurifier, load_purifier, save_purifier, state_space
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import ArtifactError
@@ -70,7 +70,7 @@ class DSRMConfig:
             raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
 
 
-class DSRM(BasePurifier):
+class DSRM(WorldPurifier):
     """A conditional diffusion model over clean states, with a distilled student for use inside environments.
 
     Made by :func:`dsrm.pretrain`; reads only the observed state and the window behind it.
@@ -96,12 +96,11 @@ class DSRM(BasePurifier):
         student: Student | None,
         report: Mapping[str, Any],
     ) -> None:
+        super().__init__(key, report, config.exponent, config.clip_quantile)
+        self.key: WorldKey = key
         self.config = config
-        self.key = key
-        self.report = dict(report)
         self._denoiser = denoiser
         self._student = student
-        self._binding = Binding(key, config.exponent, config.clip_quantile)
         self._sampler: Sampler | None = None
         self._raw_student: Student | None = None
         clip = _STUDENT_CLIP
@@ -124,7 +123,7 @@ class DSRM(BasePurifier):
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        self._binding.bind(world)
+        super().bind(world)
         bound = float(np.maximum(np.abs(self._low), np.abs(self._high)).max())
         if self.config.output == "state+spread":
             return state_space(max(bound, _MAX_SPREAD), world.dimension + 1)
@@ -148,7 +147,7 @@ class DSRM(BasePurifier):
 
     def conditions(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """Returns the conditions of states and windows, ``float32 (B, c)``, not standardised."""
-        return states if self.config.conditioning == "state" else self._binding.builder.build(states, window)
+        return states if self.config.conditioning == "state" else self.builder.build(states, window)
 
     def posterior(
         self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES
@@ -185,10 +184,6 @@ class DSRM(BasePurifier):
             )
         return purifier
 
-    def settings(self) -> dict[str, Any]:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        return {"config": asdict(self.config), "world": asdict(self.key), "report": self.report}
-
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
         return self._denoiser.tensors() | ({} if self._student is None else self._student.tensors())
@@ -204,7 +199,7 @@ class DSRM(BasePurifier):
 
     def _with(self, config: DSRMConfig) -> DSRM:
         other = DSRM(config, self.key, self._denoiser, self._student, self.report)
-        other._binding = self._binding
+        other._builder, other._ids = self._builder, self._ids
         return other
 
     def _draw_posterior(self, conditions: FloatArray, states: FloatArray, samples: int) -> FloatArray:

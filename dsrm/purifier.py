@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
@@ -202,33 +202,36 @@ class WorldKey:
             )
 
 
-class Binding:
-    """Ties a purifier to a world: checks the world, and holds the tables of its items.
+class WorldPurifier(BasePurifier):
+    """Base class of purifiers that read the tables of a world's items, and mostly fit that world alone.
 
     Args:
         key: The world that the purifier was trained on; None fits any.
+        report: Quality of the training and provenance, JSON-able.
         exponent: Of the inverse-propensity weights.
         clip_quantile: Where those weights are cut off.
+
+    Attributes:
+        config: A dataclass of settings.
     """
+
+    config: Any
 
     def __init__(
         self,
-        key: WorldKey | None = None,
+        key: WorldKey | None,
+        report: Mapping[str, Any],
         exponent: float = DEFAULT_EXPONENT,
         clip_quantile: float = DEFAULT_CLIP_QUANTILE,
     ) -> None:
         self.key = key
-        self._exponent = exponent
-        self._clip_quantile = clip_quantile
+        self.report = dict(report)
+        self._weighting = (exponent, clip_quantile)
         self._builder: ConditionBuilder | None = None
         self._ids: NDArray[np.int64] | None = None
 
-    def bind(self, world: World) -> ConditionBuilder:
-        """Checks a world and returns its tables; worlds with the same items in the same order share them.
-
-        Raises:
-            MismatchError: If the world does not fit, or the purifier is in use in a world of another item order.
-        """
+    def bind(self, world: World) -> spaces.Box:
+        """See :class:`StatePurifier`; worlds with the same items in the same order share the tables."""
         if self.key is not None:
             self.key.check(world)
         ids = world.data.items.ids
@@ -237,9 +240,8 @@ class Binding:
                 "the purifier is in use in an environment with other items, or in another order; load it a second time"
             )
         if self._builder is None:
-            self._builder = ConditionBuilder.of_world(world, self._exponent, self._clip_quantile)
-            self._ids = ids
-        return self._builder
+            self._builder, self._ids = ConditionBuilder.of_world(world, *self._weighting), ids
+        return state_space(observed_bound(world), world.dimension)
 
     @property
     def builder(self) -> ConditionBuilder:
@@ -253,6 +255,11 @@ class Binding:
                 "the purifier is bound to no world; wrap an environment with it, or call bind(world)"
             )
         return self._builder
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`BasePurifier`."""
+        world = None if self.key is None else asdict(self.key)
+        return {"config": asdict(self.config), "world": world, "report": self.report}
 
 
 def _ids_hash(ids: NDArray[np.int64]) -> str:
