@@ -6,12 +6,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
 from hrl_policies.common.yaml_files import validation_problems
 from hrl_policies.study.config import RunConfig, plan_run, run_folder
+from hrl_policies.study.progress import max_candidates
 from hrl_policies.study.spec import (
     SESSION_PARAMETERS,
     TRAINING_PARAMETERS,
@@ -60,7 +61,7 @@ def check_study(
     mistakes = [
         *(problems or []),
         *_name_problems(spec, own_worlds),
-        *_method_problems(spec),
+        *filter(None, map(_method_problem, _known_methods(spec))),
         *_sweep_problems(spec),
     ]
     mistakes += _data_problems(spec, own_worlds, data_dir or spec.data_dir)
@@ -103,13 +104,14 @@ def _name_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iter
         yield f"no item term is called {spec.item_term!r}; there are {', '.join(ITEM_TERM_MODES)}"
 
 
-def _method_problems(spec: StudySpec) -> Iterator[str]:
-    for entry in _known_methods(spec):
-        own = method(entry.name)
-        if own.purifier and entry.purifier == "":
-            yield f"{entry.name} learns on purified states: its purifier cannot be none (its own is {own.purifier!r})"
-        if not own.learns and (entry.set or entry.steps is not None):
-            yield f"{entry.name} is a control: it has neither hyperparameters nor steps to set"
+def _method_problem(entry: StudyMethod) -> str:
+    """Returns what is wrong with an entry of a method that is known, or nothing."""
+    own = method(entry.name)
+    if own.purifier and entry.purifier == "":
+        return f"{entry.name} learns on purified states: its purifier cannot be none (its own is {own.purifier!r})"
+    if not own.learns and (entry.set or entry.steps is not None):
+        return f"{entry.name} is a control: it has neither hyperparameters nor steps to set"
+    return ""
 
 
 def _sweep_problems(spec: StudySpec) -> Iterator[str]:
@@ -172,7 +174,8 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
 
 
 def _size_problems(run: RunConfig, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
-    candidates, session = _candidates(run.world, own_worlds), run.session
+    own, session = own_worlds.get(run.world), run.session
+    candidates = max_candidates(run.world) if own is None else own.test.n_items
     shown = session.items_per_slate
     if shown > candidates:
         yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
@@ -190,10 +193,10 @@ def _trial_problems(spec: StudySpec) -> Iterator[str]:
         for name, values in spec.sweep.items()
         if name not in (*SESSION_PARAMETERS, *TRAINING_PARAMETERS)
     }
-    # Sessions and worlds are checked elsewhere: here they are plain.
+    # Sessions, worlds and methods that are wrong anyhow are checked elsewhere.
     plain = StudySpec.model_construct(
         name=spec.name,
-        methods=_buildable_methods(spec),
+        methods=tuple(entry for entry in _known_methods(spec) if not _method_problem(entry)),
         worlds=(_TRIAL_WORLD,),
         max_lens=(30,),
         seeds=(0,),
@@ -220,29 +223,8 @@ def _known_methods(spec: StudySpec) -> list[StudyMethod]:
     return [entry for entry in spec.methods if entry.name in all_methods()]
 
 
-def _buildable_methods(spec: StudySpec) -> tuple[StudyMethod, ...]:
-    """Returns the methods without those that are wrong anyhow, so that the rest can be checked."""
-    return tuple(
-        entry
-        for entry in _known_methods(spec)
-        if (method(entry.name).learns or not entry.set)
-        and not (method(entry.name).purifier and entry.purifier == "")
-    )
-
-
 def _missing(world: str, data_dir: str | Path | None) -> bool:
     official = ENVIRONMENTS[world].official if world in ENVIRONMENTS else None
     if official is None or (data_dir is not None and not Path(data_dir).expanduser().exists()):
         return False
     return find_source(official, data_dir) is None
-
-
-def _candidates(world: str, own_worlds: Mapping[str, WorldPair]) -> int:
-    """Returns how many candidates a world has, or the most that it can have."""
-    from kuaifair_env.synthetic.config import twin_config
-
-    return (
-        own_worlds[world].test.n_items
-        if world in own_worlds
-        else twin_config(ENVIRONMENTS[world].twin).n_items
-    )

@@ -76,7 +76,7 @@ def estimate_study(runs: Sequence[RunConfig]) -> Estimate:
 
 def work_of(run: RunConfig) -> float:
     """Returns how much work a run is, in calibration products."""
-    cost, items = _cost_of(run.method), _candidates(run.world)
+    cost, items = _cost_of(run.method), max_candidates(run.world)
     sessions = run.users * run.episodes_per_user * run.session.max_len / _USUAL_LENGTH
     training = (cost["step"] + cost["step_item"] * items) * run.total_steps
     evaluation = (cost["session"] + cost["session_item"] * items) * sessions
@@ -144,8 +144,8 @@ def _costs() -> dict[str, Any]:
     return content
 
 
-def _candidates(world: str) -> int:
-    """Returns about how many candidates a world has; worlds of one's own count as the toy world."""
+def max_candidates(world: str) -> int:
+    """Returns the most candidates that a world can have; worlds of one's own count as the toy world."""
     name = ENVIRONMENTS[world].twin if world in ENVIRONMENTS else "Toy"
     return twin_config(name).n_items
 

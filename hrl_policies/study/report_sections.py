@@ -270,7 +270,12 @@ def _run_section(
     run: StoredRun, anchor: str, name: str, top: float, worlds: str, software: str
 ) -> RunSection:
     variant, state = Variant.of_config(run.config), "finished" if run.complete else "interrupted"
-    figures = [Measured(run.summary[c.figure], c.digits) if run.complete else "" for c in RUN_COLUMNS]
+    summary = run.summary if run.complete else {}
+    figures = [Measured(summary[c.figure], c.digits) if summary else "" for c in RUN_COLUMNS]
+    panels = (
+        curve_panel(run.curve, "r_cum", "R_cum", top, summary.get("r_cum")),
+        curve_panel(run.curve, "violation_rate", "violation rate", 1.0, summary.get("violation_rate")),
+    )
     return RunSection(
         run=run,
         variant=variant,
@@ -278,7 +283,7 @@ def _run_section(
         state=state,
         search=f"{search_words(run.config)} {state}",
         figures=(f"{run.steps_done:,}" if run.steps_done else "", *figures),
-        panels=_panels(run, top),
+        panels=tuple(panel for panel in panels if panel is not None),
         facts={
             "Method": (
                 ("what", variant.spec.kind),
@@ -388,15 +393,6 @@ def _rounded(place: tuple[float, float]) -> tuple[float, float]:
     return round(place[0], 1), round(place[1], 1)
 
 
-def _panels(run: StoredRun, top: float) -> tuple[CurvePanel, ...]:
-    summary = run.summary if run.complete else {}
-    panels = (
-        curve_panel(run.curve, "r_cum", "R_cum", top, summary.get("r_cum")),
-        curve_panel(run.curve, "violation_rate", "violation rate", 1.0, summary.get("violation_rate")),
-    )
-    return tuple(panel for panel in panels if panel is not None)
-
-
 def _settings(run: StoredRun) -> Pairs:
     config = run.config
     session = config.session.describe()
@@ -437,14 +433,16 @@ def _timing(timing: Mapping[str, Any]) -> str:
 
 def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every pair of worlds once, by its provenance as JSON."""
-    different = dict.fromkeys(_as_json(run.provenance) for run in runs)
-    return {text: _worlds(json.loads(text), f"worlds-{number}") for number, text in enumerate(different, 1)}
+    different = {_as_json(run.provenance): run.provenance for run in runs}
+    return {
+        text: _worlds(found, f"worlds-{number}") for number, (text, found) in enumerate(different.items(), 1)
+    }
 
 
 def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every set of versions once, by its JSON."""
-    different = dict.fromkeys(_as_json(run.versions) for run in runs)
-    return {text: _software(json.loads(text), number) for number, text in enumerate(different, 1)}
+    different = {_as_json(run.versions): run.versions for run in runs}
+    return {text: _software(found, number) for number, (text, found) in enumerate(different.items(), 1)}
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

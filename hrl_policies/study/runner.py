@@ -323,22 +323,6 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(target.name + PARTIAL)
 
 
-def result_content(
-    config: RunConfig, evaluation: EvaluationResult, steps_done: int, resumed_at: int
-) -> dict[str, Any]:
-    """Returns what ``result.json`` holds."""
-    return {
-        "method": config.method,
-        "world": config.world,
-        "origin": evaluation.world["data"]["origin"],
-        "seed": config.seed,
-        "steps_done": steps_done,
-        "resumed_at": resumed_at,
-        "users": len(set(evaluation.sessions.user_ids.tolist())),
-        "summary": {name: float(value) for name, value in evaluation.summary().items()},
-    }
-
-
 def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:
     """Trains what is left to train, evaluates and writes."""
     config, resumed_at = run.config, run.steps_done
@@ -367,7 +351,16 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
                 "evaluation_seconds": seconds,
                 "peak_memory_mib": memory.mib(),
             }
-            result = result_content(config, evaluation, run.steps_done, resumed_at)
+            result = {
+                "method": config.method,
+                "world": config.world,
+                "origin": evaluation.world["data"]["origin"],
+                "seed": config.seed,
+                "steps_done": run.steps_done,
+                "resumed_at": resumed_at,
+                "users": len(set(evaluation.sessions.user_ids.tolist())),
+                "summary": {name: float(value) for name, value in evaluation.summary().items()},
+            }
             write_run(target, contents, result, evaluation.sessions.columns(), timing, log.text())
     return RunResult(config, evaluation, run.curve, run.policy, run.steps_done, target, training, seconds)
 
