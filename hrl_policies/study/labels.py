@@ -23,6 +23,9 @@ ORIGINS = {
 }
 """Kinds of data, in the words of every table."""
 
+MODES = ("action_mode", "observation_mode")
+"""Settings of sessions that are the method's own: those of one table may differ in them."""
+
 PRIVILEGED_NOTE = "† knows what users of the test world truly like: a bound, not a method."
 
 PROPOSED = "dsrm-hrl"

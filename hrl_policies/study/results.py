@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.labels import (
+    MODES,
     PROPOSED,
     RunRecord,
     Task,
@@ -312,11 +313,7 @@ def _conditions_key(config: RunConfig) -> str:
 
 def _session_settings(session: SessionConfig) -> dict[str, Any]:
     """Returns how sessions ran, apart from the horizon and from how a method acts and observes."""
-    return {
-        name: value
-        for name, value in session.describe().items()
-        if name not in ("action_mode", "observation_mode", "max_len")
-    }
+    return {name: value for name, value in session.describe().items() if name not in (*MODES, "max_len")}
 
 
 def _pooled_gap(popular: Values, steps: Values) -> Values:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hrl_policies.study import labels
-from hrl_policies.study.labels import RunRecord, Variant
+from hrl_policies.study.labels import MODES, RunRecord, Variant
 from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.store import write_table
 from hrl_policies.study.table import Measured, ResultTable
@@ -74,7 +74,12 @@ def group_records(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Groups runs that belong into one table: one world, one way of running sessions, one item term."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(_table_key(record), []).append(record)
+        config = record.config
+        session = {name: value for name, value in config.session.describe().items() if name not in MODES}
+        key = repr(
+            (config.world, config.item_term, record.data_hash, record.response, sorted(session.items()))
+        )
+        groups.setdefault(key, []).append(record)
     return list(groups.values())
 
 
@@ -95,11 +100,6 @@ def group_variants(records: Sequence[RunRecord]) -> dict[Variant, list[RunRecord
     return rows
 
 
-def columns_of(records: Sequence[RunRecord]) -> list[Column]:
-    """Returns the columns for which all runs have a figure."""
-    return [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
-
-
 def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
     """Returns the table of runs that belong into one; see :func:`result_tables`."""
     first = records[0]
@@ -109,7 +109,7 @@ def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
             f"runs in {first.config.world} were evaluated on different users or randomness {sorted(evaluated)}; "
             "they do not belong into one table"
         )
-    columns = columns_of(records)
+    columns = [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
     return ResultTable(
         title=f"{first.config.world}, Max Len {first.config.session.max_len}"
         + labels.item_term_suffix(first.config.item_term),
@@ -150,14 +150,6 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
         for record in records
     ]
     write_table(path, rows)
-
-
-def _table_key(record: RunRecord) -> str:
-    session = record.config.session.describe()
-    for mode in ("action_mode", "observation_mode"):
-        session.pop(mode)
-    config = record.config
-    return repr((config.world, config.item_term, record.data_hash, record.response, sorted(session.items())))
 
 
 def _notes(records: Sequence[RunRecord], command: str) -> tuple[str, ...]:
