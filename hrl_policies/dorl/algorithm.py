@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 import numpy as np
-import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -52,9 +51,7 @@ class DORL(A2C):
         n_steps: Steps of a rollout in each session.
         gamma: Discount.
         use_rms_prop: RMSprop instead of Adam.
-        seed: Seed of everything random.
-        device: Device of the policy; the ensemble stays on the CPU.
-        kwargs: All other arguments of A2C.
+        kwargs: All other arguments of A2C; the ensemble stays on the CPU, whatever the ``device``.
 
     Attributes:
         world_model_report: Report of the ensemble's fit; None before, and after parameters alone were restored.
@@ -77,8 +74,6 @@ class DORL(A2C):
         n_steps: int = 16,
         gamma: float = 0.9,
         use_rms_prop: bool = False,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         **kwargs: Any,
     ) -> None:
         if exits not in get_args(ExitKind):
@@ -102,8 +97,6 @@ class DORL(A2C):
             n_steps=n_steps,
             gamma=gamma,
             use_rms_prop=use_rms_prop,
-            seed=seed,
-            device=device,
             **kwargs,
         )
 

@@ -253,8 +253,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         total_timesteps: int,
         callback: MaybeCallback = None,
         reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None
         starts_sessions = reset_num_timesteps or self._last_obs is None
@@ -262,9 +262,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             # A loaded agent goes on: the environment's own streams would bring the first users again.
             sequence = np.random.SeedSequence([self.seed or 0, self.num_timesteps])
             self.env.seed(int(sequence.generate_state(1)[0]))
-        result = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if starts_sessions:
             self._fairness = self._fairness_reward()
         return result

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hrl_policies.common.slates import MASKED
 from kuaifair_env.data.popularity import log_popularity
-from kuaifair_env.spaces import unit_rows
+from kuaifair_env.spaces import state_of, unit_rows
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
@@ -262,19 +262,12 @@ class Observed:
 
     def __init__(self, observation: Any, table: ItemTable) -> None:
         device = table.units.device
-
-        def tensor(part: Any) -> Tensor:
-            return torch.as_tensor(part, device=device)
-
+        self.state = torch.as_tensor(state_of(observation), dtype=torch.float32, device=device)
         self.window: Window | None = None
-        if isinstance(observation, dict):
-            self.state = tensor(observation["state"]).to(torch.float32)
-            if "history_items" in observation:
-                items = tensor(observation["history_items"]).to(torch.int64)
-                clicks = tensor(observation["history_clicks"]).to(torch.float32)
-                self.window = Window(items, clicks, table)
-        else:
-            self.state = tensor(observation).to(torch.float32)
+        if isinstance(observation, dict) and "history_items" in observation:
+            items = torch.as_tensor(observation["history_items"], dtype=torch.int64, device=device)
+            clicks = torch.as_tensor(observation["history_clicks"], dtype=torch.float32, device=device)
+            self.window = Window(items, clicks, table)
         context = self.state.new_zeros(len(self.state), CONTEXT)
         self.context = context if self.window is None else self.window.context()
 

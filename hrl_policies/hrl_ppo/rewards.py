@@ -39,24 +39,19 @@ class FairnessReward:
         """Forgets sessions that have ended, ``bool (B,)``."""
 
 
-class SlateDisparity(FairnessReward):
-    """``-|2 p - 1|`` with ``p`` the popular share of the slate: what the leave rule looks at (``slate_ad``)."""
+class ShareDisparity(FairnessReward):
+    """``-|2 p - 1|`` with ``p`` a moving average of the popular share of a session's slates.
 
-    def __init__(self, popular: BoolArray) -> None:
+    Args:
+        popular: ``bool (N,)``, the popular group.
+        n_envs: Concurrent sessions ``B``.
+        half_life: Half-life of the average in slates (``ema_group``); 0 takes the slate alone, which is what the leave
+            rule looks at (``slate_ad``).
+    """
+
+    def __init__(self, popular: BoolArray, n_envs: int, half_life: float = 0.0) -> None:
         self._popular = popular
-
-    def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
-        """See :class:`FairnessReward`."""
-        share: FloatArray = self._popular[slates].mean(axis=1, dtype=np.float32)
-        return np.asarray(-np.abs(signed_gap(share)), np.float32)
-
-
-class SessionShare(FairnessReward):
-    """``-|2 p - 1|`` with ``p`` the session's popular share, whose half-life is five slates (``ema_group``)."""
-
-    def __init__(self, popular: BoolArray, n_envs: int) -> None:
-        self._popular = popular
-        self._decay = 0.5 ** (1.0 / _HALF_LIFE)
+        self._decay = 0.5 ** (1.0 / half_life) if half_life else 0.0
         self._share = np.full(n_envs, 0.5, np.float32)
 
     def reward(self, slates: NDArray[np.int64], entropies: FloatArray) -> FloatArray:
@@ -132,9 +127,9 @@ def fairness_reward(
         ValueError: If the name is unknown.
     """
     if kind == "slate_ad":
-        return SlateDisparity(popular)
+        return ShareDisparity(popular, n_envs)
     if kind == "ema_group":
-        return SessionShare(popular, n_envs)
+        return ShareDisparity(popular, n_envs, _HALF_LIFE)
     n_items = len(popular)
     if kind == "ema_gini":
         return SystemGini(np.arange(n_items), n_items, n_items / slate_size)
