@@ -281,7 +281,7 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
 
     files = find_source(official, data_dir)
     if files is None and source == "real":
-        where = "the folder that KUAIFAIR_DATA names, or the cache" if data_dir is None else f"{data_dir}"
+        where = data_dir or "the folder that KUAIFAIR_DATA names, or the cache"
         raise DataError(
             f"{env_id} with source='real' needs the official files, and {where} does not hold them; "
             f"get them with: kuaifair data fetch {official}"

@@ -156,11 +156,9 @@ class SessionSimulator:
         world: Users, items and their response.
         batch_size: Number of sessions ``B``.
         source: Where new sessions come from.
-        max_len: Max Len; the temper a user starts with, and the cap of a session in steps.
-        slate_size: Items per slate ``K``.
         leave: When a user leaves.
-        initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
-        repeats: ``"forbid"`` shows an item at most once per session.
+
+    The other arguments are those of :class:`~kuaifair_env.batch.SessionConfig`.
     """
 
     def __init__(
@@ -283,10 +281,9 @@ def _check_settings(
     initial_history: InitialHistory,
     repeats: Repeats,
 ) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if max_len < 1:
-        raise ValueError(f"max_len must be at least 1, got {max_len}")
+    for name, number in (("batch_size", batch_size), ("max_len", max_len)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     if not 1 <= slate_size <= world.n_items:
         raise ValueError(
             f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,50 +26,39 @@ _PARTS = ("user", "item", "personal")
 _ITEM_PSEUDO_COUNT = 20.0
 
 
-@dataclass(frozen=True)
-class FactorSizes:
-    """Sizes of a :class:`FactorNetwork`."""
-
-    users: int
-    items: int
-    user_inputs: int
-    item_inputs: int
-    rank: int
-    user_ids: bool
-
-
 class FactorNetwork(nn.Module):
     """``mu + b_u + b_i + w x_u + v y_i + <p_u + P x_u, q_i + Q y_i>`` with trainable everything.
 
-    Without ``user_ids``, ``b_u`` and ``p_u`` stay 0: users are known by their inputs alone.
+    ``x`` and ``y`` are the inputs of all users and items. Without ``user_ids``, ``b_u`` and ``p_u`` stay 0: users are
+    known by their inputs alone.
     """
 
-    def __init__(self, sizes: FactorSizes, generator: torch.Generator) -> None:
+    def __init__(self, x: Tensor, y: Tensor, rank: int, user_ids: bool, generator: torch.Generator) -> None:
         super().__init__()
 
         def normal(*shape: int) -> nn.Parameter:
             return nn.Parameter(0.02 * torch.randn(*shape, generator=generator))
 
-        self.sizes = sizes
+        self.user_ids = user_ids
         self.offset = nn.Parameter(torch.zeros(()))
-        self.user_bias = nn.Parameter(torch.zeros(sizes.users), requires_grad=sizes.user_ids)
-        self.item_bias = nn.Parameter(torch.zeros(sizes.items))
-        self.user_line = nn.Parameter(torch.zeros(sizes.user_inputs))
-        self.item_line = nn.Parameter(torch.zeros(sizes.item_inputs))
-        self.user_map = normal(sizes.user_inputs, sizes.rank)
-        self.item_map = normal(sizes.item_inputs, sizes.rank)
-        if sizes.user_ids:
-            self.user_factors = normal(sizes.users, sizes.rank)
+        self.user_bias = nn.Parameter(torch.zeros(len(x)), requires_grad=user_ids)
+        self.item_bias = nn.Parameter(torch.zeros(len(y)))
+        self.user_line = nn.Parameter(torch.zeros(x.shape[1]))
+        self.item_line = nn.Parameter(torch.zeros(y.shape[1]))
+        self.user_map = normal(x.shape[1], rank)
+        self.item_map = normal(y.shape[1], rank)
+        if user_ids:
+            self.user_factors = normal(len(x), rank)
         else:
-            self.user_factors = nn.Parameter(torch.zeros(sizes.users, sizes.rank), requires_grad=False)
-        self.item_factors = normal(sizes.items, sizes.rank)
+            self.user_factors = nn.Parameter(torch.zeros(len(x), rank), requires_grad=False)
+        self.item_factors = normal(len(y), rank)
 
     def forward(self, users: Tensor, items: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Returns logits ``(R,)`` for rows of users with inputs ``x`` and items with inputs ``y``."""
         p = x @ self.user_map
         q = self.item_factors[items] + y @ self.item_map
         main = self.offset + self.item_bias[items] + x @ self.user_line + y @ self.item_line
-        if self.sizes.user_ids:
+        if self.user_ids:
             p = p + self.user_factors[users]
             main = main + self.user_bias[users]
         return main + (p * q).sum(1)
@@ -102,14 +91,10 @@ class FactorPenalty:
     """
 
     def __init__(
-        self,
-        users: Tensor,
-        items: Tensor,
-        sizes: FactorSizes,
-        config: FactorisedConfig,
+        self, users: Tensor, items: Tensor, network: FactorNetwork, config: FactorisedConfig
     ) -> None:
-        self._per_user = 1.0 / torch.bincount(users, minlength=sizes.users).clamp(min=1).float()
-        self._per_item = 1.0 / torch.bincount(items, minlength=sizes.items).clamp(min=1).float()
+        self._per_user = 1.0 / torch.bincount(users, minlength=len(network.user_bias)).clamp(min=1).float()
+        self._per_item = 1.0 / torch.bincount(items, minlength=len(network.item_bias)).clamp(min=1).float()
         self._rows = len(users)
         self._bias, self._factors = config.bias_precision, config.factor_precision
         self._lines = config.line_precision
@@ -120,7 +105,7 @@ class FactorPenalty:
         of_item = self._bias * network.item_bias[items].square()
         of_item = of_item + self._factors * network.item_factors[items].square().sum(1)
         penalty = (self._per_item[items] * of_item).mean()
-        if network.sizes.user_ids:
+        if network.user_ids:
             of_user = self._bias * network.user_bias[users].square()
             of_user = of_user + self._factors * network.user_factors[users].square().sum(1)
             penalty = penalty + (self._per_user[users] * of_user).mean()
@@ -199,8 +184,7 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     fit, stop = rows.where("fit"), rows.where("stop")
     x, y = torch.tensor(inputs.users.values), torch.tensor(inputs.items.values)
-    sizes = FactorSizes(len(x), len(y), x.shape[1], y.shape[1], config.rank, config.user_ids)
-    network = FactorNetwork(sizes, generator)
+    network = FactorNetwork(x, y, config.rank, config.user_ids, generator)
     rate = float(np.clip(rows.clicks[fit].mean(), 1e-4, 1 - 1e-4))
     with torch.no_grad():
         network.offset.fill_(float(np.log(rate / (1 - rate))))
@@ -208,7 +192,7 @@ def _train(
     users, items = torch.tensor(rows.users), torch.tensor(rows.items)
     clicks = torch.tensor(rows.clicks).float()
     fit_rows, stop_rows = torch.from_numpy(fit), torch.from_numpy(stop)
-    penalty = FactorPenalty(users[fit_rows], items[fit_rows], sizes, config)
+    penalty = FactorPenalty(users[fit_rows], items[fit_rows], network, config)
 
     def logits(model: FactorNetwork, rows: Tensor) -> Tensor:
         value: Tensor = model(users[rows], items[rows], x[users[rows]], y[items[rows]])

@@ -106,7 +106,9 @@ class Trainer(Generic[Network]):
         Raises:
             FloatingPointError: If a loss is not finite.
         """
-        while self.rounds < rounds and not self._stalled(patience):
+        while self.rounds < rounds:
+            if patience is not None and self.validation_losses and self.rounds - self.best_round >= patience:
+                break
             self.train_round(batches(self.rounds), loss)
             if validation_loss is not None:
                 self.validate(validation_loss)
@@ -197,11 +199,6 @@ class Trainer(Generic[Network]):
         self.best_round = int(progress["best_round"])
         if self.validation_losses:
             self._best_loss = float(progress["best_loss"])
-
-    def _stalled(self, patience: int | None) -> bool:
-        if patience is None or not self.validation_losses:
-            return False
-        return self.rounds - self.best_round >= patience
 
     def _step(self, loss: Tensor) -> None:
         if self._schedule is not None:

@@ -299,7 +299,8 @@ def _solve_effects(config: TwinConfig, quality: Scores, inclination: Scores) -> 
     levels = (np.arange(64) + 0.5) / 64
     item_rates = distribution_by_rank(config.item_rates, quality)
     user_rates = distribution_by_rank(config.user_rates, inclination)
-    user_rates = _with_mean(user_rates, float(item_rates.mean()))
+    user_logits = logit(user_rates)
+    user_rates = expit(user_logits + shift_to_mean(user_logits, float(item_rates.mean()), 8.0, 50))
     items, users = logit(item_rates), np.zeros(len(user_rates))
     for _ in range(6):
         users = _effects_for(user_rates, np.quantile(items, levels), taste)
@@ -307,14 +308,13 @@ def _solve_effects(config: TwinConfig, quality: Scores, inclination: Scores) -> 
     return items, users
 
 
-def _with_mean(rates: Scores, mean: float) -> Scores:
-    """Shifts rates in logits until they have the given mean."""
-    logits = logit(rates)
-    low, high = -8.0, 8.0
-    for _ in range(50):
+def shift_to_mean(logits: Scores, mean: float, bound: float, halvings: int) -> float:
+    """Returns the shift of logits, within ``-bound..bound``, at which their mean probability is ``mean``."""
+    low, high = -bound, bound
+    for _ in range(halvings):
         middle = (low + high) / 2
         low, high = (middle, high) if expit(logits + middle).mean() < mean else (low, middle)
-    return np.asarray(expit(logits + low), np.float64)
+    return low
 
 
 def _effects_for(rates: Scores, others: Scores, taste: tuple[Scores, Scores]) -> Scores:

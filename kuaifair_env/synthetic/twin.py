@@ -20,6 +20,7 @@ from kuaifair_env.synthetic.truth import (
     TwinWorld,
     build_world,
     distribution_by_rank,
+    shift_to_mean,
     stream,
 )
 from kuaifair_env.synthetic.watching import Calendar, calendars, watch_ratios
@@ -58,7 +59,9 @@ def draw_train(
     users, items = users[order], items[order]
     logits = _logits(world, users, items, conformity=1.0)
     logits += world.feed_items[items] + world.feed_users[users]
-    lift = _solve_lift(logits, config.logged_click_rate)
+    lift = round(
+        shift_to_mean(logits[:: max(1, len(logits) // 500_000)], config.logged_click_rate, 12.0, 40), 3
+    )
     clicks = rng.random(len(users)) < expit(logits + lift)
     ratios = None
     if config.layout == "kuairec":  # the other data set has no watch ratios for every row
@@ -212,16 +215,6 @@ def _logits(
         if conformity:
             logits[part] += conformity * truth.herding[u].astype(np.float64) * truth.popularity[i]
     return logits
-
-
-def _solve_lift(logits: NDArray[np.float64], rate: float) -> float:
-    """Returns the shift, to three decimals, that brings the mean click probability to ``rate``."""
-    sample = logits[:: max(1, len(logits) // 500_000)]
-    low, high = -12.0, 12.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expit(sample + middle).mean() < rate else (low, middle)
-    return round(low, 3)
 
 
 VERSION = 1
