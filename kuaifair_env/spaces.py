@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import SessionSimulator
-from kuaifair_env.world import StateEncoder, World
+from kuaifair_env.world import World
 
 ActionMode = Literal["embedding", "slate", "item"]
-ACTION_MODES: tuple[ActionMode, ...] = ("embedding", "slate", "item")
 ObservationMode = Literal["state", "history"]
-OBSERVATION_MODES: tuple[ObservationMode, ...] = ("state", "history")
 
 _MAX_BLOCKS = 64
 _MAX_SURPLUS = 16
@@ -267,39 +265,25 @@ def action_decoder(
         if slate_size != 1:
             raise ValueError(f"action_mode='item' shows one item a step; give slate_size=1, not {slate_size}")
         return SlateActions(n_items, 1, single=True)
-    raise ValueError(f"action_mode must be one of {ACTION_MODES}, got {mode!r}")
+    raise ValueError(f"action_mode must be one of {get_args(ActionMode)}, got {mode!r}")
 
 
-class ItemEmbeddings(Protocol):
-    """The tables that observed states are made with: a world, or a copy of its tables."""
-
-    @property
-    def embeddings(self) -> FloatArray:
-        """``float32 (M, d)``, item embeddings."""
-        ...
-
-    @property
-    def encoder(self) -> StateEncoder | None:
-        """The state encoder in place of the mean, if there is one."""
-        ...
-
-
-def observed_states(tables: ItemEmbeddings, window: HistoryWindow) -> FloatArray:
+def observed_states(world: World, window: HistoryWindow) -> FloatArray:
     """Returns the observed states ``s~`` of history windows: the mean embedding of the clicked items.
 
     Where there is a state encoder, the states are the encoder's. A state depends on its own window alone, never on
     the batch.
 
     Args:
-        tables: A world, or anything else with its embeddings and encoder.
+        world: Where embeddings and encoder come from.
         window: ``B`` windows.
 
     Returns:
         ``float32 (B, d)``; zero without clicks.
     """
-    if tables.encoder is not None:
-        return tables.encoder.encode(window)
-    return mean_embeddings(tables.embeddings, window.items, window.clicks.astype(np.float32))
+    if world.encoder is not None:
+        return world.encoder.encode(window)
+    return mean_embeddings(world.embeddings, window.items, window.clicks.astype(np.float32))
 
 
 def mean_embeddings(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
@@ -402,7 +386,7 @@ def observer(mode: ObservationMode, world: World) -> StateObserver | HistoryObse
         return StateObserver(world)
     if mode == "history":
         return HistoryObserver(world)
-    raise ValueError(f"observation_mode must be one of {OBSERVATION_MODES}, got {mode!r}")
+    raise ValueError(f"observation_mode must be one of {get_args(ObservationMode)}, got {mode!r}")
 
 
 def state_of(observation: Any) -> Any:

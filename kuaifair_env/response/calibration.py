@@ -65,19 +65,17 @@ class WithinUserAUC:
         """Mean over users, weighted by their rows."""
         return float(np.average(self.values, weights=self.weights))
 
-    def interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
-        """Returns a percentile bootstrap interval of the mean, resampling users."""
-        return _bootstrap(self.values * self.weights, self.weights, level, resamples, seed)
+    def interval(self, resamples: int = 1000) -> Interval:
+        """Returns a 95 % percentile bootstrap interval of the mean, resampling users."""
+        return _bootstrap(self.values * self.weights, self.weights, resamples)
 
-    def gain_over(
-        self, other: WithinUserAUC, level: float = 0.95, resamples: int = 1000, seed: int = 0
-    ) -> tuple[float, Interval]:
+    def gain_over(self, other: WithinUserAUC) -> tuple[float, Interval]:
         """Returns the difference of two means over the same rows, and its paired bootstrap interval over users."""
         if not np.array_equal(self.users, other.users) or not np.array_equal(self.weights, other.weights):
             raise ValueError("a paired comparison needs the same rows of the same users on both sides")
         totals = (self.values - other.values) * self.weights
         gain = float(totals.sum() / self.weights.sum())
-        return gain, _bootstrap(totals, self.weights, level, resamples, seed)
+        return gain, _bootstrap(totals, self.weights)
 
 
 def within_user_auc(users: IntArray, clicks: BoolArray, scores: Vector) -> WithinUserAUC:
@@ -92,11 +90,8 @@ def within_user_auc(users: IntArray, clicks: BoolArray, scores: Vector) -> Withi
         DataError: If no user has both a click and a non-click.
     """
     order = np.lexsort((scores, users))
-    u, s, y = (
-        np.asarray(users)[order],
-        np.asarray(scores)[order],
-        np.asarray(clicks)[order].astype(np.float64),
-    )
+    u, s = np.asarray(users)[order], np.asarray(scores)[order]
+    y = np.asarray(clicks)[order].astype(np.float64)
     starts_user = np.r_[True, u[1:] != u[:-1]]
     starts_tie = starts_user | np.r_[True, s[1:] != s[:-1]]
     tie = np.cumsum(starts_tie) - 1
@@ -149,11 +144,8 @@ def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = N
     _need_both(clicks)
     design = np.column_stack([np.ones(len(parts)), np.asarray(parts, np.float64)])
     centre = np.r_[0.0, np.ones(design.shape[1] - 1)]
-    precision = np.diag(
-        np.r_[0.0, np.full(design.shape[1] - 1, 0.0 if prior_scale is None else prior_scale**-2)]
-    )
     # A constant part (no taste, say) has no slope to find: a faint pull to 1 keeps it there.
-    precision[1:, 1:] += 1e-6 * np.eye(design.shape[1] - 1)
+    precision = np.diag(centre * (1e-6 + (0.0 if prior_scale is None else prior_scale**-2)))
     weights = centre.copy()
     for _ in range(50):
         p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
@@ -168,15 +160,8 @@ def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = N
     return Slopes(float(weights[0]), weights[1:], errors)
 
 
-def assess(users: IntArray, clicks: BoolArray, probabilities: Vector, bins: int = 15) -> dict[str, Any]:
-    """Returns every measure of this module for one set of held-out rows, JSON-able.
-
-    Args:
-        users: ``(R,)`` user rows.
-        clicks: ``(R,)``.
-        probabilities: ``(R,)`` predicted click probabilities.
-        bins: Bins of the expected calibration error.
-    """
+def assess(users: IntArray, clicks: BoolArray, probabilities: Vector) -> dict[str, Any]:
+    """Returns every measure of this module for one set of held-out rows, JSON-able."""
     within = within_user_auc(users, clicks, probabilities)
     return {
         "rows": len(clicks),
@@ -186,7 +171,7 @@ def assess(users: IntArray, clicks: BoolArray, probabilities: Vector, bins: int 
         "within_user_auc_interval": list(within.interval()),
         "within_user_auc_users": len(within.users),
         "log_loss": log_loss(clicks, probabilities),
-        "expected_calibration_error": expected_calibration_error(clicks, probabilities, bins),
+        "expected_calibration_error": expected_calibration_error(clicks, probabilities),
         "predicted_rate": float(np.mean(probabilities, dtype=np.float64)),
         "logged_rate": float(np.mean(clicks)),
     }
@@ -197,13 +182,11 @@ def _need_both(clicks: BoolArray) -> None:
         raise DataError("needs rows with clicks and rows without; got only one kind")
 
 
-def _bootstrap(
-    totals: NDArray[np.float64], weights: NDArray[np.float64], level: float, resamples: int, seed: int
-) -> Interval:
-    rng = np.random.default_rng(seed)
+def _bootstrap(totals: NDArray[np.float64], weights: NDArray[np.float64], resamples: int = 1000) -> Interval:
+    rng = np.random.default_rng(0)
     means = np.empty(resamples)
     for k in range(resamples):
         drawn = rng.integers(0, len(totals), len(totals))
         means[k] = totals[drawn].sum() / weights[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
