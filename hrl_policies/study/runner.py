@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from hrl_policies.study.store import (
     PARTIAL,
     PURIFIER,
     CurveRow,
-    RunContents,
     StoredRun,
     load_run,
     need_free,
+    write_contents,
     write_partial,
     write_run,
 )
@@ -75,17 +75,7 @@ class RunResult:
 
 @dataclass
 class _Run:
-    """A run while it goes on.
-
-    Attributes:
-        config: What is run.
-        worlds: Its worlds.
-        purifier: Its purifier.
-        purifier_file: The file of that, for the run folder.
-        policy: The model or the control.
-        curve: The learning curve so far.
-        steps_done: Training steps so far.
-    """
+    """A run while it goes on: its purifier's file goes into its folder."""
 
     config: RunConfig
     worlds: WorldPair
@@ -365,15 +355,21 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
     return RunResult(config, evaluation, run.curve, run.policy, run.steps_done, target, training, seconds)
 
 
-def _contents(run: _Run, checkpoint: bool) -> RunContents:
-    """Returns what a run's folder holds, finished or not; a checkpoint has the replay buffer too."""
+def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
+    """Returns what writes the files of a run, finished or not; a checkpoint has the replay buffer too."""
     save = None
     if method(run.config.method).learns:
         from hrl_policies.study import training
 
-        write = training.save_checkpoint if checkpoint else training.save_model
-        save = partial(write, run.policy)
-    return RunContents(run.config, run.worlds.describe(), run.curve, save, run.purifier_file)
+        save = partial(training.save_checkpoint if checkpoint else training.save_model, run.policy)
+    return partial(
+        write_contents,
+        config=run.config,
+        provenance=run.worlds.describe(),
+        curve=run.curve,
+        save_model=save,
+        purifier=run.purifier_file,
+    )
 
 
 def _load_purifier(config: RunConfig, path: str | Path | None) -> tuple[StatePurifier | None, bytes | None]:

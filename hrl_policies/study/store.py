@@ -124,39 +124,37 @@ def need_free(path: Path) -> None:
         raise ArtifactError(f"{path} exists already; choose another output folder, or remove it")
 
 
-@dataclass(frozen=True)
-class RunContents:
-    """What every run folder holds, finished or interrupted.
+def write_contents(
+    folder: Path,
+    config: RunConfig,
+    provenance: Mapping[str, Any],
+    curve: Sequence[CurveRow],
+    save_model: Callable[[Path], None] | None,
+    purifier: bytes | None = None,
+) -> None:
+    """Writes what every run folder holds, finished or interrupted, into a folder that is there.
 
-    Attributes:
+    Args:
+        folder: The folder.
         config: What was run.
         provenance: Both worlds' descriptions.
         curve: Rows of the learning curve so far.
         save_model: Writes the model into a folder; None for controls.
         purifier: The file of the purifier, if there is one.
     """
-
-    config: RunConfig
-    provenance: Mapping[str, Any]
-    curve: Sequence[CurveRow]
-    save_model: Callable[[Path], None] | None
-    purifier: bytes | None = None
-
-    def write(self, folder: Path) -> None:
-        """Writes the files into a folder that is there."""
-        write_json(folder / "config.json", self.config.as_dict())
-        write_json(folder / "versions.json", versions())
-        write_json(folder / "provenance.json", self.provenance)
-        if self.purifier is not None:
-            (folder / PURIFIER).write_bytes(self.purifier)
-        if self.save_model is not None:
-            self.save_model(folder)
-            write_table(folder / _CURVE, self.curve)
+    write_json(folder / "config.json", config.as_dict())
+    write_json(folder / "versions.json", versions())
+    write_json(folder / "provenance.json", provenance)
+    if purifier is not None:
+        (folder / PURIFIER).write_bytes(purifier)
+    if save_model is not None:
+        save_model(folder)
+        write_table(folder / _CURVE, curve)
 
 
 def write_run(
     folder: Path,
-    contents: RunContents,
+    contents: Callable[[Path], None],
     result: Mapping[str, Any],
     sessions: Mapping[str, Any],
     timing: Mapping[str, Any],
@@ -168,7 +166,7 @@ def write_run(
         ArtifactError: If the folder exists already.
     """
     with new_folder(folder) as temporary:
-        contents.write(temporary)
+        contents(temporary)
         write_json(temporary / "result.json", {"format": FORMAT, **result})
         (temporary / LOG).write_text(log, encoding="utf-8", newline="\n")
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
@@ -177,13 +175,13 @@ def write_run(
         write_table(temporary / "sessions.csv", rows)
 
 
-def write_partial(folder: Path, contents: RunContents, steps_done: int) -> None:
+def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: int) -> None:
     """Writes an interrupted run in place of an earlier state of the same run."""
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
-        contents.write(temporary)
+        contents(temporary)
         write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
         if folder.exists():
             os.replace(folder, old)
