@@ -12,8 +12,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, TrainedDenoiser
-from dsrm.diffusion import NoiseSchedule, row_keys, row_normals
+from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, TrainedDenoiser
+from dsrm.diffusion import row_keys, row_normals
 from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
@@ -153,8 +153,7 @@ class LinearDebiasPurifier(WorldPurifier):
         """See :class:`~dsrm.purifier.StatePurifier`."""
         lengths = np.einsum("nd,d->n", states - self._mean, self._direction)
         lengths *= states.any(axis=1)
-        purified: FloatArray = states - lengths[:, None] * self._direction
-        return purified
+        return np.asarray(states - lengths[:, None] * self._direction)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""

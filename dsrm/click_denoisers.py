@@ -108,8 +108,7 @@ class ClickModel(nn.Module):
             clicks: ``float32 (B, H)``; 0 at padding.
         """
         shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)
-        vectors: Tensor = torch.einsum("bh,bhd->bd", shares, self.history(items))
-        return vectors
+        return torch.einsum("bh,bhd->bd", shares, self.history(items))
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
         """Returns click log-odds, ``(B,)`` for one item each, or ``(B, H)``."""
@@ -194,8 +193,7 @@ class ClickDenoiser(WorldPurifier):
             weights = _tce_weights(self._model.logits(users, items), clicks, self.config.drop_rate)
         else:
             weights = self._model.logits(users, items).sigmoid() ** self.config.beta
-        click_weights: FloatArray = (weights * clicks).numpy()
-        return click_weights
+        return (weights * clicks).numpy()
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""

@@ -1,4 +1,4 @@
-"""The conditional denoiser ``eps_theta(s^(k), k, c)`` and its loss (paper eq. 7)."""
+"""The forward process (paper eq. 2), the conditional denoiser ``eps_theta(s^(k), k, c)`` and its loss (eq. 7)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,99 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsrm.diffusion import NoiseSchedule
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.training import load_network, network_tensors
 
+ScheduleKind = Literal["linear", "cosine", "vp"]
 Prediction = Literal["epsilon", "sample", "velocity"]
 
+_LINEAR_BETAS = (1e-4, 0.02)
+_VP_BETAS = (0.1, 10.0)
+_COSINE_OFFSET = 0.008
+_MAX_BETA = 0.999
 _MIN_DEVIATION = 1e-4
 _TIME_FREQUENCIES = 16
 _TIME_SIZE = 64
 _MAX_PERIOD = 10_000.0
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much of a clean state is left at each noise level ``k = 0 .. K``, in double precision.
+
+    At level ``k`` a state is ``sqrt(abar_k) s + sqrt(1 - abar_k) eps`` (eq. 2); level 0 is the clean state.
+
+    Attributes:
+        kind: ``"linear"`` (betas from 1e-4 to .02; ``abar_K`` depends on ``K``: .82 for 20 levels, .006 for 500),
+            ``"cosine"`` (Nichol and Dhariwal, ICML 2021) or ``"vp"`` (the variance-preserving process of Song et al.,
+            ICLR 2021, beta from .1 to 10). ``abar_K`` of the last two does not depend on ``K``.
+        alphas_bar: ``float64 (K + 1,)``, ``abar_k``; 1 at level 0, decreasing.
+    """
+
+    kind: ScheduleKind
+    alphas_bar: NDArray[np.float64]
+
+    @classmethod
+    def make(cls, kind: ScheduleKind, levels: int) -> NoiseSchedule:
+        """Makes a schedule of a kind with ``K`` noise levels.
+
+        Raises:
+            ValueError: If the kind is unknown or there is no level.
+        """
+        if levels < 1:
+            raise ValueError(f"a schedule needs at least 1 level, got {levels}")
+        if kind == "linear":
+            betas = np.linspace(*_LINEAR_BETAS, levels)
+        elif kind == "cosine":
+            time = np.arange(levels + 1) / levels
+            alphas_bar = np.cos((time + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * np.pi / 2) ** 2
+            betas = np.minimum(1.0 - alphas_bar[1:] / alphas_bar[:-1], _MAX_BETA)
+        elif kind == "vp":
+            time = np.arange(levels + 1) / levels
+            low, high = _VP_BETAS
+            alphas_bar = np.exp(-(low * time + 0.5 * (high - low) * time**2))
+            betas = 1.0 - alphas_bar[1:] / alphas_bar[:-1]
+        else:
+            raise ValueError(f"schedule must be one of {get_args(ScheduleKind)}, got {kind!r}")
+        return cls(kind, np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
+
+    @property
+    def levels(self) -> int:
+        """Number of noise levels ``K``."""
+        return len(self.alphas_bar) - 1
+
+    def posterior_variance(self, high: int, low: int) -> float:
+        """Returns the variance of a state at level ``low``, given it at level ``high`` and clean (``beta~`` of eq. 3).
+
+        Args:
+            high: The noisier level.
+            low: The cleaner level, ``0 <= low < high``.
+        """
+        noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
+        return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
+
+    def steps(self, start: int, count: int) -> NDArray[np.int64]:
+        """Returns the levels that a solver visits from level ``start`` down to 0, evenly spread.
+
+        Args:
+            start: First level.
+            count: Number of steps.
+
+        Returns:
+            ``int64 (count + 1,)``, decreasing.
+
+        Raises:
+            ValueError: If the start is no level, or there are more steps than levels.
+        """
+        if not 1 <= start <= self.levels:
+            raise ValueError(f"a solver starts at a level from 1 to {self.levels}, got {start}")
+        if not 1 <= count <= start:
+            raise ValueError(f"from level {start} there are 1 to {start} steps, got {count}")
+        return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -168,13 +248,11 @@ class Standardiser:
 
     def transform(self, rows: FloatArray) -> FloatArray:
         """Returns standardised rows."""
-        standardised: FloatArray = (rows - self.mean) / self.deviation
-        return standardised
+        return (rows - self.mean) / self.deviation
 
     def inverse_transform(self, rows: FloatArray) -> FloatArray:
         """Undoes :meth:`transform`."""
-        original: FloatArray = rows * self.deviation + self.mean
-        return original
+        return rows * self.deviation + self.mean
 
     def interval(self, deviations: float) -> tuple[FloatArray, FloatArray]:
         """Returns the bounds that lie a number of standard deviations below and above the mean, ``(n,)`` each."""

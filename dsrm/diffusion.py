@@ -1,4 +1,4 @@
-"""The diffusion process: noise schedules of the forward process (paper eq. 2), samplers of the reverse one (eq. 3).
+"""The reverse diffusion process (paper eq. 3): samplers of clean states.
 
 Random samplers draw the noise of a row from a stream that the row's bytes and a seed determine, so that a sample does
 not depend on the batch.
@@ -8,108 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
+from dsrm.denoiser import Denoiser, NoiseSchedule
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 
-ScheduleKind = Literal["linear", "cosine", "vp"]
 SamplerKind = Literal["ddpm", "ddim", "dpm++"]
 Start = Literal["zero", "noise", "state"]
-
-_LINEAR_BETAS = (1e-4, 0.02)
-_VP_BETAS = (0.1, 10.0)
-_COSINE_OFFSET = 0.008
-_MAX_BETA = 0.999
 
 _HALF_STEP = 2.0**-54
 _STREAMS_PER_SAMPLE = 10_000
 _POSTERIOR_STEPS = 10
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """How much of a clean state is left at each noise level ``k = 0 .. K``, in double precision.
-
-    At level ``k`` a state is ``sqrt(abar_k) s + sqrt(1 - abar_k) eps`` (eq. 2); level 0 is the clean state.
-
-    Attributes:
-        kind: ``"linear"`` (betas from 1e-4 to .02; ``abar_K`` depends on ``K``: .82 for 20 levels, .006 for 500),
-            ``"cosine"`` (Nichol and Dhariwal, ICML 2021) or ``"vp"`` (the variance-preserving process of Song et al.,
-            ICLR 2021, beta from .1 to 10). ``abar_K`` of the last two does not depend on ``K``.
-        alphas_bar: ``float64 (K + 1,)``, ``abar_k``; 1 at level 0, decreasing.
-    """
-
-    kind: ScheduleKind
-    alphas_bar: NDArray[np.float64]
-
-    @classmethod
-    def make(cls, kind: ScheduleKind, levels: int) -> NoiseSchedule:
-        """Makes a schedule.
-
-        Args:
-            kind: See the class.
-            levels: Number of noise levels ``K``.
-
-        Raises:
-            ValueError: If the kind is unknown or there is no level.
-        """
-        if levels < 1:
-            raise ValueError(f"a schedule needs at least 1 level, got {levels}")
-        if kind == "linear":
-            betas = np.linspace(*_LINEAR_BETAS, levels)
-        elif kind == "cosine":
-            time = np.arange(levels + 1) / levels
-            alphas_bar = np.cos((time + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * np.pi / 2) ** 2
-            betas = np.minimum(1.0 - alphas_bar[1:] / alphas_bar[:-1], _MAX_BETA)
-        elif kind == "vp":
-            time = np.arange(levels + 1) / levels
-            low, high = _VP_BETAS
-            alphas_bar = np.exp(-(low * time + 0.5 * (high - low) * time**2))
-            betas = 1.0 - alphas_bar[1:] / alphas_bar[:-1]
-        else:
-            raise ValueError(f"schedule must be one of {get_args(ScheduleKind)}, got {kind!r}")
-        return cls(kind, np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
-
-    @property
-    def levels(self) -> int:
-        """Number of noise levels ``K``."""
-        return len(self.alphas_bar) - 1
-
-    def posterior_variance(self, high: int, low: int) -> float:
-        """Returns the variance of a state at level ``low``, given it at level ``high`` and clean (``beta~`` of eq. 3).
-
-        Args:
-            high: The noisier level.
-            low: The cleaner level, ``0 <= low < high``.
-        """
-        noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
-        return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
-
-    def steps(self, start: int, count: int) -> NDArray[np.int64]:
-        """Returns the levels that a solver visits from level ``start`` down to 0, evenly spread.
-
-        Args:
-            start: First level.
-            count: Number of steps.
-
-        Returns:
-            ``int64 (count + 1,)``, decreasing.
-
-        Raises:
-            ValueError: If the start is no level, or there are more steps than levels.
-        """
-        if not 1 <= start <= self.levels:
-            raise ValueError(f"a solver starts at a level from 1 to {self.levels}, got {start}")
-        if not 1 <= count <= start:
-            raise ValueError(f"from level {start} there are 1 to {start} steps, got {count}")
-        return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
 
 
 def row_keys(rows: FloatArray, seed: int) -> seeding.Keys:
@@ -143,22 +58,6 @@ def row_normals(keys: seeding.Keys, size: int, stream: int = 0) -> FloatArray:
     streams = seeding.derive(keys, stream)
     uniforms = seeding.uniforms(streams[:, None], np.arange(size, dtype=np.uint64))
     return np.asarray(ndtri(uniforms + _HALF_STEP), np.float32)
-
-
-class CleanStateNetwork(Protocol):
-    """What a sampler needs of a network; see :class:`dsrm.denoiser.Denoiser`."""
-
-    def embed(self, condition: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Projects conditions, once for a whole reverse process."""
-        ...
-
-    def __call__(self, noisy: Tensor, level: Tensor, embedded: Tensor) -> Tensor:
-        """Returns a prediction for noisy states."""
-        ...
-
-    def clean(self, noisy: Tensor, level: Tensor, predicted: Tensor) -> Tensor:
-        """Returns the clean states that a prediction implies."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -227,7 +126,7 @@ class Sampler:
         ValueError: If the schedule has fewer levels than ``config`` asks for.
     """
 
-    def __init__(self, denoiser: CleanStateNetwork, schedule: NoiseSchedule, config: SamplerConfig) -> None:
+    def __init__(self, denoiser: Denoiser, schedule: NoiseSchedule, config: SamplerConfig) -> None:
         self.config = config
         self._denoiser = denoiser
         self._schedule = schedule
@@ -317,20 +216,14 @@ def posterior_spread(samples: FloatArray) -> FloatArray:
     Args:
         samples: ``float32 (samples, B, d)``.
     """
-    spread: FloatArray = np.sqrt(samples.var(axis=0, ddof=1).mean(axis=1))
-    return spread
+    return np.asarray(np.sqrt(samples.var(axis=0, ddof=1).mean(axis=1)))
 
 
 @dataclass(frozen=True)
 class _Step:
     """One step of a solver: ``clean_weight * clean + noisy_weight * noisy + deviation * normal``.
 
-    Attributes:
-        level: Noise level at which the clean state is estimated.
-        clean_weight: Weight of the clean estimate.
-        noisy_weight: Weight of the current state.
-        deviation: Standard deviation of fresh noise.
-        extrapolation: How far the clean estimate is extrapolated from the previous one (second order).
+    The clean state is estimated at noise level ``level``, and extrapolated from the previous estimate (second order).
     """
 
     level: int

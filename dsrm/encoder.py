@@ -108,8 +108,7 @@ class EncoderNetwork(nn.Module):
     def items(self) -> Tensor:
         """Returns the embeddings ``e_i`` of all items, ``(M, d)``, of norm ``sqrt(d)``."""
         vectors = self.ids.weight + self.feature_map(self.features)
-        table: Tensor = nn.functional.normalize(vectors, dim=1) * math.sqrt(self.config.dimension)
-        return table
+        return nn.functional.normalize(vectors, dim=1) * math.sqrt(self.config.dimension)
 
     def states(self, table: Tensor, items: Tensor, clicks: Tensor, shown: Tensor) -> Tensor:
         """Returns the observed states ``s~``, ``(B, d)``.
@@ -161,8 +160,7 @@ class Encoder:
     @property
     def embeddings(self) -> FloatArray:
         """``float32 (M, d)``, item embeddings ``e_i`` in the order of ``item_ids``."""
-        table: FloatArray = self._table.numpy()
-        return table
+        return self._table.numpy()
 
     def encoded(self, world: World) -> World:
         """Returns a world whose item embeddings and observed states are this encoder's.

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, Standardiser, TrainedDenoiser
-from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
+from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind, Standardiser, TrainedDenoiser
+from dsrm.diffusion import Sampler, SamplerConfig, posterior_spread
 from dsrm.purifier import WorldKey, WorldPurifier, load_purifier, save_purifier, state_space
 from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
@@ -205,8 +205,7 @@ class DSRM(WorldPurifier):
     def _draw_posterior(self, conditions: FloatArray, states: FloatArray, samples: int) -> FloatArray:
         """Returns samples from noise, ``float32 (samples, B, d)``, standardised."""
         sampler = self._make_sampler(SamplerConfig.posterior(self.config.levels, samples))
-        drawn: FloatArray = sampler.samples(*self._standardise(conditions, states)).numpy()
-        return drawn
+        return sampler.samples(*self._standardise(conditions, states)).numpy()
 
     def _make_sampler(self, config: SamplerConfig) -> Sampler:
         schedule = NoiseSchedule.make(self.config.schedule, self.config.levels)

@@ -20,8 +20,8 @@ from dsrm.baselines import (
     regression_network,
 )
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
-from dsrm.denoiser import Denoiser, DenoiserConfig, Prediction, TrainedDenoiser
-from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, ScheduleKind, posterior_spread
+from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, Prediction, ScheduleKind, TrainedDenoiser
+from dsrm.diffusion import Sampler, SamplerConfig, posterior_spread
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, distil
 from dsrm.purifier import MODES, Mode, StatePurifier, Target, WorldKey
 from dsrm.targets import (

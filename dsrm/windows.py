@@ -323,5 +323,4 @@ class ConditionBuilder:
         return np.concatenate([states, self.ips_state(window), self.statistics(window)], axis=1)
 
     def _click_weights(self, window: HistoryWindow) -> FloatArray:
-        weights: FloatArray = window.clicks * self.weights.take(window.items)
-        return weights
+        return window.clicks * self.weights.take(window.items)

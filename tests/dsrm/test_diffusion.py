@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, denoising_loss
-from dsrm.diffusion import NoiseSchedule, Sampler, SamplerConfig, row_keys, row_normals
+from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, denoising_loss
+from dsrm.diffusion import Sampler, SamplerConfig, row_keys, row_normals
 
 
 class Exact:
