@@ -76,6 +76,11 @@ class HierarchicalRolloutBuffer:
         self.decided = np.zeros(shape, np.bool_)
         self.pos = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether all steps are there."""
+        return self.pos == self.buffer_size
+
     def add(
         self,
         actions: HierarchicalActions,

@@ -92,6 +92,7 @@ class HierarchicalPolicy(BasePolicy):
         hierarchy: Arguments of :class:`~hrl_policies.hrl_ppo.networks.HierarchySettings`.
         dimension: Size ``d`` of item embeddings; None takes the size of the state.
         manager_lr_schedule: Learning rate of the manager; None takes the worker's.
+        use_sde: Must be False.
 
     Raises:
         ValueError: If a setting is not valid, or the spaces are not those above.
@@ -105,8 +106,11 @@ class HierarchicalPolicy(BasePolicy):
         hierarchy: dict[str, Any] | None = None,
         dimension: int | None = None,
         manager_lr_schedule: Schedule | None = None,
+        use_sde: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=False)
+        if use_sde:
+            raise ValueError("slates are discrete; there is no state-dependent exploration of them")
         if not isinstance(action_space, spaces.MultiDiscrete):
             raise ValueError(
                 f"HierarchicalPPO shows slates; make the environment with action_mode='slate' (got {action_space})"
