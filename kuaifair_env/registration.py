@@ -16,6 +16,7 @@ from kuaifair_env.data.schema import Split
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.fitting import ResponseKind, cached_response
+from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import (
     EMBEDDING_DIM,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from kuaifair_env.data.dataset import InteractionData
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.sources import DatasetName
-    from kuaifair_env.response.known import TwinResponse
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.simulator import InitialHistory, Repeats
     from kuaifair_env.spaces import ActionMode, ObservationMode
@@ -300,7 +300,6 @@ def _data(
 
         load = load_kuairec if name == "kuairec" else load_kuairand
         return load(files), None
-    from kuaifair_env.response.known import TwinResponse
     from kuaifair_env.synthetic.config import twin_config
     from kuaifair_env.synthetic.twin import load_twin
 

@@ -348,13 +348,7 @@ def svd_item_embeddings(
 
 
 def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
-    """Returns :func:`svd_item_embeddings` of a data set's training log from the cache.
-
-    Args:
-        data: The data set.
-        dimension: Size ``d`` of an embedding.
-        folder: The cache folder; None takes the default one.
-    """
+    """Returns :func:`svd_item_embeddings` of a data set's training log from a cache folder, or from the default one."""
     name = f"{data.data_hash}-{rows_hash(data)}-svd{dimension}-v{_EMBEDDINGS_VERSION}.npy"
     path = cache_dir(folder) / "embeddings" / name
     if path.exists():

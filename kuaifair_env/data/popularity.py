@@ -36,11 +36,6 @@ class PopularityGroups:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    @property
-    def share(self) -> float:
-        """Share of the candidates that are popular."""
-        return float(self.popular.mean())
-
     def popularity(self) -> FloatArray:
         """Returns ``float32 (N,)``, log1p exposure scaled to [0, 1]: the paper's p~_i for score penalties."""
         scaled = np.log1p(self.counts)
@@ -49,9 +44,6 @@ class PopularityGroups:
 
     def lookup(self, item_ids: IntArray) -> BoolArray:
         """Returns whether each of some items is popular, for raw ids of any shape.
-
-        Args:
-            item_ids: Ids of candidates.
 
         Raises:
             DataError: When an id is not a candidate.

@@ -178,16 +178,7 @@ class InteractionLog:
         watch_ratios: NDArray[Any] | None = None,
         positives_only: bool = False,
     ) -> InteractionLog:
-        """Builds a log from columns in any order.
-
-        Args:
-            users: User rows.
-            items: Item rows.
-            clicks: Positive feedback, 0 or 1.
-            times: Time of each exposure; None takes the order of the rows.
-            watch_ratios: Optional watch ratios.
-            positives_only: See the class.
-        """
+        """Builds a log from the class's columns with rows in any order, which is that of time without ``times``."""
         moments = np.arange(len(users), dtype=np.int64) if times is None else np.asarray(times, np.int64)
         order = np.lexsort((moments, users))
         return cls(

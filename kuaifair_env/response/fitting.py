@@ -163,14 +163,7 @@ def load_response(path: str | Path) -> ResponseModel:
 def cached_response(
     data: InteractionData, split: Split, kind: ResponseKind = "auto", folder: str | Path | None = None
 ) -> ResponseModel:
-    """Returns the response model of a data set's split from the cache, fitting it on first use.
-
-    Args:
-        data: The data set.
-        split: Whose log to fit: ``"train"`` or ``"test"``.
-        kind: See :func:`fit_response`.
-        folder: The cache folder; None takes the default one.
-    """
+    """Returns :func:`fit_response` of a split from a cache folder, or from the default one; fits on first use."""
     if kind not in get_args(ResponseKind):
         raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
     contents = f"{data.data_hash}-{contents_hash(data)}"

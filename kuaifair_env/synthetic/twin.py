@@ -249,25 +249,15 @@ class Twin:
 def generate_twin(config: TwinConfig) -> Twin:
     """Generates a twin from scratch.
 
-    Args:
-        config: Sizes, distributions, strengths and seed; see :func:`~kuaifair_env.synthetic.config.twin_config`.
-
-    Returns:
-        The twin. Its training log comes from a platform that favours popular items and what it believes a
-        user likes, clicked with conformity; its test log from unbiased exposure, clicked by true preference
-        alone.
+    Its training log comes from a platform that favours popular items and what it believes a user likes, clicked with
+    conformity; its test log from unbiased exposure, clicked by true preference alone.
     """
     world = build_world(config)
     return Twin(config, world, _draw_data(config, world))
 
 
 def load_twin(config: TwinConfig, folder: str | Path | None = None) -> Twin:
-    """Returns a twin whose logs come from the cache; the first use generates and stores them.
-
-    Args:
-        config: As for :func:`generate_twin`.
-        folder: The cache folder; None takes the library's own.
-    """
+    """Returns :func:`generate_twin` with logs from a cache folder, or from the default one, stored on first use."""
     world = build_world(config)
     key = {"name": f"{config.name}-twin", "version": VERSION, "config": config.as_dict()}
     return Twin(config, world, cached(key, lambda: _draw_data(config, world), folder))
