@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.labels import (
     MODES,
-    PROPOSED,
     RunRecord,
     Task,
     Variant,
@@ -214,7 +213,7 @@ class Comparison:
         lines = {run.task.world_title: data_note(run.record) for run in self.runs}
         return " ".join(f"{world}: {line}" for world, line in sorted(lines.items()))
 
-    def shipped(self, method_name: str = PROPOSED) -> Variant | None:
+    def shipped(self, method_name: str) -> Variant | None:
         """Returns the variant of a method on its own states with its own settings, or None if it was not run."""
         return next((one for one in self.variants if one.method == method_name and one.as_shipped), None)
 
