@@ -115,7 +115,7 @@ class InteractionData:
         """
         from kuaifair_env.data.frames import LogColumns, read_frames  # needs pandas
 
-        return read_frames(
+        fields = read_frames(
             {"train": train, "test": test},
             items,
             users,
@@ -126,6 +126,7 @@ class InteractionData:
             positives_only=positives_only,
             provenance=provenance,
         )
+        return cls(*fields)
 
     def arranged(self, first: IntArray) -> InteractionData:
         """Returns the same data with the given item rows first, all others behind them.

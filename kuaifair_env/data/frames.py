@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
@@ -60,8 +59,8 @@ def read_frames(
     drop_duplicates: bool | None,
     positives_only: bool,
     provenance: Provenance | None,
-) -> InteractionData:
-    """Checks frames and turns them into a data set; see :meth:`InteractionData.from_frames`."""
+) -> tuple[Users, Catalogue, InteractionLog, InteractionLog, Provenance, dict[str, Any]]:
+    """Checks frames and turns them into the fields of an ``InteractionData``; see its ``from_frames``."""
     parsed = {split: _parse_log(frame, split, columns, positive_watch_ratio) for split, frame in logs.items()}
     catalogue = _catalogue(items, columns, parsed)
     people = _users(users, columns, parsed)
@@ -84,7 +83,7 @@ def read_frames(
     report["test_pairs_in_train"] = int(pairs_met(train, test, *sizes).sum())
     if provenance is None:
         provenance = Provenance(name, "own", f"{len(train):,} training and {len(test):,} test rows")
-    return InteractionData(people, catalogue, train, test, provenance, report)
+    return people, catalogue, train, test, provenance, report
 
 
 def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: float | None) -> RawLog:
