@@ -24,9 +24,7 @@ parser.add_argument("--seconds", type=float, default=0.6, help="length of a roun
 parser.add_argument("--rounds", type=int, default=3, help="rounds per figure; the best counts (default 3)")
 parser.add_argument("--items", type=int, default=10_728, help="number of candidates (default 10728)")
 parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
-parser.add_argument(
-    "--profile", nargs=2, metavar=("MODE", "BATCH"), help="profile the simulator and SB3 form instead"
-)
+parser.add_argument("--profile", nargs=2, metavar=("MODE", "BATCH"), help="profile the simulator and SB3 form instead")
 arguments = parser.parse_args()
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = str(arguments.threads)

@@ -49,9 +49,7 @@ def sessions(world: World, config: RunConfig) -> KuaiFairVecEnv:
 def place(name: str, pair: WorldPair, world: World) -> tuple[float, float]:
     """Returns clicks and long-tail share of a control."""
     config = plan_run(name, pair.name)
-    found = evaluate(
-        build_policy(config, pair), sessions(world, config), evaluation_users(world.user_ids, USERS)
-    )
+    found = evaluate(build_policy(config, pair), sessions(world, config), evaluation_users(world.user_ids, USERS))
     return found.engagement.reward_per_step, (1.0 - found.fairness.signed_gap) / 2.0
 
 

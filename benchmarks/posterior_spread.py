@@ -96,9 +96,7 @@ def main() -> None:
     for path in paths:
         model = load_purifier(path)
         assert isinstance(model, DSRM)
-        lines += rows(
-            f"{path.stem}, predicts {model.describe()['config']['denoiser']['prediction']}", path, world
-        )
+        lines += rows(f"{path.stem}, predicts {model.describe()['config']['denoiser']['prediction']}", path, world)
     lines += [
         "",
         f"Data: {world.data.provenance.name} ({world.data.provenance.origin}), hash {world.data.data_hash}; users kept "

@@ -116,9 +116,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--modes", nargs="+", choices=list(MADE), default=list(MADE))
-    parser.add_argument(
-        "--conformity", type=float, help="a twin (preset KuaiRand, KuaiRec or Toy) with so much"
-    )
+    parser.add_argument("--conformity", type=float, help="a twin (preset KuaiRand, KuaiRec or Toy) with so much")
     parser.add_argument("--taste", default="measured", choices=["measured", "strong"])
     arguments = parser.parse_args()
     single_threaded()
@@ -128,9 +126,7 @@ def main() -> None:
         pair = open_worlds(arguments.world, arguments.data)
     else:
         title = f"{arguments.world} twin, conformity {arguments.conformity:g}, taste {arguments.taste}"
-        pair = twin_worlds(
-            title, arguments.world, taste_strength=arguments.taste, conformity=arguments.conformity
-        )
+        pair = twin_worlds(title, arguments.world, taste_strength=arguments.taste, conformity=arguments.conformity)
         stem += f"_conformity{arguments.conformity:g}_{arguments.taste}"
         options = f" --conformity {arguments.conformity:g} --taste {arguments.taste}"
     if arguments.modes != list(MADE):

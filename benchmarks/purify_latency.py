@@ -55,9 +55,7 @@ def best_times(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="environment id, kuairand or kuairec")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--purifier", type=Path, required=True)
@@ -68,9 +66,7 @@ def main() -> None:
     world = open_worlds(arguments.env, arguments.data).test
     model = load_purifier(arguments.purifier)
     assert isinstance(model, DSRM)
-    variants: dict[str, StatePurifier] = {
-        name: model.with_sampler(sampler) for name, sampler in SAMPLERS.items()
-    }
+    variants: dict[str, StatePurifier] = {name: model.with_sampler(sampler) for name, sampler in SAMPLERS.items()}
     if arguments.regression:
         variants["regression control"] = load_purifier(arguments.regression)
     probes = probe_set(world)
@@ -81,9 +77,7 @@ def main() -> None:
     for batch in BATCHES:
         rows = np.arange(batch) % len(probes)
         states, window = probes.states[rows], probes.window.take(rows)
-        purifying = {
-            name: (lambda one=one, s=states, w=window: one.purify(s, w)) for name, one in variants.items()
-        }
+        purifying = {name: (lambda one=one, s=states, w=window: one.purify(s, w)) for name, one in variants.items()}
         observed = torch.from_numpy(states)
 
         def forward(observed: torch.Tensor = observed) -> object:
@@ -93,9 +87,7 @@ def main() -> None:
         def condition(s: np.ndarray = states, w: object = window) -> object:
             return model.conditions(s, w)  # type: ignore[arg-type]
 
-        times[batch] = best_times(
-            {"policy's forward pass": forward, "building the condition": condition, **purifying}
-        )
+        times[batch] = best_times({"policy's forward pass": forward, "building the condition": condition, **purifying})
     lines = [
         "| | " + " | ".join(f"ms, batch {batch}" for batch in BATCHES) + " | of the policy's at 64 | AUC |",
         "|---|" + "---:|" * (len(BATCHES) + 2),

@@ -53,9 +53,7 @@ def variants(data: InteractionData, seed: int) -> list[Variant]:
     bare = replace(
         data,
         users=Users(data.users.ids, FeatureTable.empty(len(data.users))),
-        items=Catalogue(
-            data.items.ids, FeatureTable.empty(len(data.items)), np.zeros((len(data.items), 0), np.bool_)
-        ),
+        items=Catalogue(data.items.ids, FeatureTable.empty(len(data.items)), np.zeros((len(data.items), 0), np.bool_)),
     )
     others = np.random.default_rng(seed).permutation(len(data.users))
     log = data.train
@@ -104,9 +102,7 @@ def main() -> None:
     rows = labelled_rows(data.test, len(data.items), SPLIT, NegativeSampling(), arguments.seed)
     held = rows.where("report")
     quality = shrunken_item_rate(rows, len(data.items))[rows.items[held]]
-    table = Table(
-        "model", "within-user AUC", "gain over quality", "AUC", "log loss", "ECE", "slope", "taste (share)"
-    )
+    table = Table("model", "within-user AUC", "gain over quality", "AUC", "log loss", "ECE", "slope", "taste (share)")
     alone = assess(rows.users[held], rows.clicks[held], quality)
     table.add_row(
         "item quality alone",

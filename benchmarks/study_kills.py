@@ -153,15 +153,11 @@ def count_done(store: Path) -> int:
 def files_of(store: Path) -> dict[str, bytes]:
     """Returns tables, records and whatever a run determines, by name; not timings, logs and models' archives."""
     names = {"tables.md", "runs.csv", *COMPARED}
-    return {
-        str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.name in names
-    }
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.name in names}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)

@@ -69,9 +69,7 @@ def whole_catalogue(n_items: int | None) -> WorldPair:
 def brief_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, StatePurifier]:
     """Trains a profile purifier for one round."""
     path = folder / "profile.safetensors"
-    save_purifier(
-        pretrain(pair.train, PretrainConfig(mode="profile", training=TrainingConfig(rounds=1))), path
-    )
+    save_purifier(pretrain(pair.train, PretrainConfig(mode="profile", training=TrainingConfig(rounds=1))), path)
     return PurifierIdentity.of_file(path), load_purifier(path)
 
 
@@ -114,9 +112,7 @@ def page(spent: dict[str, list[tuple[float, int]]], sessions: int, items: int, c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=20_000)
     parser.add_argument("--items", type=int, help="candidates (default: the whole catalogue)")
     parser.add_argument("--results", type=Path)
@@ -127,22 +123,16 @@ def main() -> None:
         identity, purifier = brief_purifier(pair, Path(folder))
         models = {name: model_of(name, pair, identity, purifier) for name in METHODS}
         spent = turns_of(models, arguments.sessions)
-    text = page(
-        spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS"
-    )
+    text = page(spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS")
     print(text)
     if arguments.results:
         write_text_atomically(arguments.results / "train_speed.md", text)
 
 
-def model_of(
-    name: str, pair: WorldPair, identity: PurifierIdentity, purifier: StatePurifier
-) -> BaseAlgorithm:
+def model_of(name: str, pair: WorldPair, identity: PurifierIdentity, purifier: StatePurifier) -> BaseAlgorithm:
     """Returns the untrained model of a method with the zoo's settings."""
     own = bool(method(name).purifier)
-    config = plan_run(
-        name, pair.name, seed=SEED, session=SessionConfig(max_len=30), purifier=identity if own else None
-    )
+    config = plan_run(name, pair.name, seed=SEED, session=SessionConfig(max_len=30), purifier=identity if own else None)
     build: Callable[..., BaseAlgorithm] = build_policy
     return build(config, pair, purifier if own else None)
 

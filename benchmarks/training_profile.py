@@ -67,9 +67,7 @@ def operators(model: Any, steps: int) -> str:
     """Returns the torch operators that take most time, with their shares of all time in torch."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         model.learn(steps, log_interval=None, reset_num_timesteps=False)
-    events = [
-        event for event in found.key_averages() if event.key.startswith(("aten::", "Optimizer", "autograd"))
-    ]
+    events = [event for event in found.key_averages() if event.key.startswith(("aten::", "Optimizer", "autograd"))]
     total = sum(event.self_cpu_time_total for event in events)
     largest = sorted(events, key=lambda event: -event.self_cpu_time_total)[:OPERATORS]
     return ", ".join(
@@ -102,9 +100,7 @@ def line(name: str, pair: WorldPair, unit: float) -> tuple[Cell, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=learners())
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()

@@ -72,8 +72,7 @@ def summary(folder: Path) -> tuple[Cell, ...]:
     scored = [row for row in trials if row[CRITERION]]
     best = max(scored, key=lambda row: float(row[CRITERION]))
     sides = {
-        side: [float(row[CRITERION]) for row in confirmed if row["settings"] == side]
-        for side in ("start", "found")
+        side: [float(row[CRITERION]) for row in confirmed if row["settings"] == side] for side in ("start", "found")
     }
     kept = "start"
     cells: list[Cell] = ["-", "-"]
@@ -121,15 +120,11 @@ def searches_in(folder: Path) -> tuple[str, list[Path]]:
     if len(worlds) != 1:
         raise ValueError(f"{folder} must hold searches of one world, it has {sorted(worlds)}")
     order = list(METHODS)
-    return worlds.pop(), sorted(
-        found, key=lambda search: (order.index(plan_of(search)["method"]), search.name)
-    )
+    return worlds.pop(), sorted(found, key=lambda search: (order.index(plan_of(search)["method"]), search.name))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("searches", type=Path, help="a folder of searches, each named as its method")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
@@ -158,9 +153,7 @@ def main() -> None:
             "(each in parentheses), all steps, on the same validation users; what has the larger mean is shipped.",
             f"Controls with the same users: {controls_on_validation_users(pair)}.",
             "steps of each trial: "
-            + "; ".join(
-                f"{title_of(search)} {plan_of(search)['settings']['total_steps']:,}" for search in searches
-            )
+            + "; ".join(f"{title_of(search)} {plan_of(search)['settings']['total_steps']:,}" for search in searches)
             + ".",
             "Made by: python benchmarks/tuning_record.py SEARCHES --results RESULTS",
         ),

@@ -47,8 +47,7 @@ def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
     """Returns both worlds of a data set; fitted models and embeddings come from the cache when they are there."""
     embeddings = cached_embeddings(data, 64)
     train, test = (
-        build_world(data, split, cached_response(data, split), embeddings=embeddings)
-        for split in ("train", "test")
+        build_world(data, split, cached_response(data, split), embeddings=embeddings) for split in ("train", "test")
     )
     return WorldPair(name, train, test)
 
@@ -67,9 +66,7 @@ def twin_worlds(name: str, preset: str = "KuaiRand", **settings: Any) -> WorldPa
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser of what every script takes: a world, the folder of partial data, and where results go."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", help="environment id, or kuairand and kuairec for partial real data")
     parser.add_argument("--data", type=Path, help="folder that holds the two partial data sets")
     parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")

@@ -50,9 +50,7 @@ class IPSPurifier(WorldPurifier):
 
     kind = "ips"
 
-    def __init__(
-        self, exponent: float = DEFAULT_EXPONENT, clip_quantile: float = DEFAULT_CLIP_QUANTILE
-    ) -> None:
+    def __init__(self, exponent: float = DEFAULT_EXPONENT, clip_quantile: float = DEFAULT_CLIP_QUANTILE) -> None:
         self._settings = {"exponent": exponent, "clip_quantile": clip_quantile}
         super().__init__(None, {}, exponent, clip_quantile)
 
@@ -114,9 +112,7 @@ class LinearDebiasPurifier(WorldPurifier):
 
     kind = "linear_debias"
 
-    def __init__(
-        self, key: WorldKey, direction: FloatArray, mean: FloatArray, report: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, key: WorldKey, direction: FloatArray, mean: FloatArray, report: Mapping[str, Any]) -> None:
         super().__init__(key, report)
         self.key: WorldKey = key
         self._direction = np.asarray(direction, np.float32)

@@ -172,9 +172,7 @@ class ClickDenoiser(WorldPurifier):
         """See :class:`~dsrm.purifier.StatePurifier`."""
         space = super().bind(world)
         if not np.array_equal(self._item_ids, world.data.items.ids):
-            raise MismatchError(
-                "the click model knows the items in another order; train it for these candidates"
-            )
+            raise MismatchError("the click model knows the items in another order; train it for these candidates")
         return space
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:

@@ -163,10 +163,7 @@ class Sampler:
             null = self._denoiser.embed(condition, torch.ones(len(condition), dtype=torch.bool))
         keys = row_keys(observed.numpy(), self.config.seed) if self.config.random else None
         return torch.stack(
-            [
-                self._draw(embedded, null, observed, keys, number * _STREAMS_PER_SAMPLE)
-                for number in range(count)
-            ]
+            [self._draw(embedded, null, observed, keys, number * _STREAMS_PER_SAMPLE) for number in range(count)]
         )
 
     def _draw(
@@ -245,9 +242,7 @@ def _implicit_step(schedule: NoiseSchedule, high: int, low: int, eta: float) -> 
 def _solver_steps(schedule: NoiseSchedule, levels: list[int]) -> list[_Step]:
     """DPM-Solver++(2M); the first step, which has no predecessor, and the last, to level 0, are of first order."""
     alphas_bar = schedule.alphas_bar
-    half_log_ratios = [
-        0.5 * np.log(alphas_bar[level] / max(1.0 - alphas_bar[level], 1e-300)) for level in levels
-    ]
+    half_log_ratios = [0.5 * np.log(alphas_bar[level] / max(1.0 - alphas_bar[level], 1e-300)) for level in levels]
     steps = []
     for number, (high, low) in enumerate(pairwise(levels)):
         if low == 0:
@@ -260,9 +255,7 @@ def _solver_steps(schedule: NoiseSchedule, levels: list[int]) -> list[_Step]:
         if number:
             width = half_log_ratios[number + 1] - half_log_ratios[number]
             extrapolation = 0.5 * width / (half_log_ratios[number] - half_log_ratios[number - 1])
-        steps.append(
-            _Step(high, float(clean_weight), float(noisy_weight), extrapolation=float(extrapolation))
-        )
+        steps.append(_Step(high, float(clean_weight), float(noisy_weight), extrapolation=float(extrapolation)))
     return steps
 
 

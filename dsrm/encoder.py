@@ -84,9 +84,7 @@ class EncoderNetwork(nn.Module):
 
     features: Tensor
 
-    def __init__(
-        self, config: EncoderConfig, start: FloatArray, features: FloatArray, history_length: int
-    ) -> None:
+    def __init__(self, config: EncoderConfig, start: FloatArray, features: FloatArray, history_length: int) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("features", torch.from_numpy(features))
@@ -170,16 +168,12 @@ class Encoder:
         """
         data_hash = self.report["data_hash"]
         if data_hash != world.data.data_hash:
-            raise MismatchError(
-                f"the encoder was trained on data {data_hash}, this is {world.data.data_hash}"
-            )
+            raise MismatchError(f"the encoder was trained on data {data_hash}, this is {world.data.data_hash}")
         if not np.array_equal(self._item_ids, world.data.items.ids):
             raise MismatchError("the encoder knows other items, or the same in another order")
         if world.item_term is not None:
             raise MismatchError("give the world its encoder first, then its item term")
-        return replace(
-            world, embeddings=self.embeddings, encoder=None if self.config.kind == "mean" else self
-        )
+        return replace(world, embeddings=self.embeddings, encoder=None if self.config.kind == "mean" else self)
 
     @property
     def bound(self) -> float:
@@ -240,9 +234,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
     training = _NextClicks(world, users, config)
     validation = _NextClicks(world, validation_users, config)
     network = _untrained_network(world, config)
-    trainer = Trainer(
-        network, torch.optim.Adam(network.parameters(), config.learning_rate), max_grad_norm=1.0
-    )
+    trainer = Trainer(network, torch.optim.Adam(network.parameters(), config.learning_rate), max_grad_norm=1.0)
     rng = np.random.default_rng(config.seed)
 
     def batches(round_number: int) -> Iterator[_NextClickBatch]:

@@ -149,9 +149,7 @@ class DSRM(WorldPurifier):
         """Returns the conditions of states and windows, ``float32 (B, c)``, not standardised."""
         return states if self.config.conditioning == "state" else self.builder.build(states, window)
 
-    def posterior(
-        self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES
-    ) -> FloatArray:
+    def posterior(self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES) -> FloatArray:
         """Returns plausible clean states, drawn by the diffusion model from noise.
 
         Args:

@@ -207,14 +207,10 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     size = world.dimension
     schedule = NoiseSchedule.make(config.schedule or ("linear" if literal else "cosine"), config.levels)
     prediction = config.prediction or ("epsilon" if literal else "velocity")
-    shape = DenoiserConfig(
-        size, size if literal else condition_size(size), prediction, config.width, config.blocks
-    )
+    shape = DenoiserConfig(size, size if literal else condition_size(size), prediction, config.width, config.blocks)
     objective = denoising_objective if literal else top_heavy_objective
     source = example_source(world, config)
-    trained, report = _train(
-        world, source, config, lambda: Denoiser(shape, schedule), objective, checkpoint, progress
-    )
+    trained, report = _train(world, source, config, lambda: Denoiser(shape, schedule), objective, checkpoint, progress)
     student = None
     if not literal:
         rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
@@ -239,9 +235,7 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
 def _train_regression(
     world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
 ) -> RegressionPurifier:
-    shape = DenoiserConfig(
-        world.dimension, condition_size(world.dimension), "sample", config.width, config.blocks
-    )
+    shape = DenoiserConfig(world.dimension, condition_size(world.dimension), "sample", config.width, config.blocks)
     source = example_source(world, config)
     trained, report = _train(
         world, source, config, lambda: regression_network(shape), regression_objective, checkpoint, progress
@@ -302,9 +296,7 @@ def _test_log_read(world: World, config: PretrainConfig) -> str:
     return f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
 
 
-def _teach(
-    denoiser: TrainedDenoiser, schedule: NoiseSchedule, conditions: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _teach(denoiser: TrainedDenoiser, schedule: NoiseSchedule, conditions: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Returns the posterior mean of standardised conditions, and the posterior's spread of the first ones.
 
     One evaluation at the noisiest level, where nothing of the noisy state is left, is the posterior mean; more

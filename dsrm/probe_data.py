@@ -221,9 +221,7 @@ def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, 
         axis.set_xlabel("log(1 + exposures)")
         axis.set_ylabel(label)
         axis.set_title(f"{kind}: $R^2$ = {explained[kind]:.2f}")
-    title = (
-        f"{data.provenance.name} ({data.provenance.origin}), items with {_MIN_EXPOSURES} exposures or more"
-    )
+    title = f"{data.provenance.name} ({data.provenance.origin}), items with {_MIN_EXPOSURES} exposures or more"
     figure.suptitle(title)
     figure.tight_layout()
     save_figure(figure, path)
@@ -237,8 +235,6 @@ def _scatter_by_interest(axis: Any, points: NDArray[Any], labels: NDArray[np.int
     axis.scatter(*points[rest].T, s=4, color="0.88", linewidths=0)
     for number, (tag, marker) in enumerate(zip(common, _MARKERS, strict=False)):
         shade = str(0.05 + 0.6 * number / _MAX_INTERESTS)
-        axis.scatter(
-            *points[labels == tag].T, s=10, color=shade, marker=marker, linewidths=0.4, label=f"tag {tag}"
-        )
+        axis.scatter(*points[labels == tag].T, s=10, color=shade, marker=marker, linewidths=0.4, label=f"tag {tag}")
     if len(common):
         axis.legend(fontsize=7, markerscale=1.5, loc="best")

@@ -121,9 +121,7 @@ class ProbeReport:
         }
 
 
-def purified_states(
-    probes: ProbeSet, world: World, purifiers: Mapping[str, StatePurifier]
-) -> dict[str, FloatArray]:
+def purified_states(probes: ProbeSet, world: World, purifiers: Mapping[str, StatePurifier]) -> dict[str, FloatArray]:
     """Returns the states to compare, the observed ones first, ``float32 (n, d)`` each.
 
     Components beyond ``d``, which some purifiers append, are left out.

@@ -251,9 +251,7 @@ class WorldPurifier(BasePurifier):
             MismatchError: If the purifier is not bound.
         """
         if self._builder is None:
-            raise MismatchError(
-                "the purifier is bound to no world; wrap an environment with it, or call bind(world)"
-            )
+            raise MismatchError("the purifier is bound to no world; wrap an environment with it, or call bind(world)")
         return self._builder
 
     def settings(self) -> dict[str, Any]:
@@ -280,9 +278,7 @@ def save_purifier(purifier: StatePurifier, path: str | Path) -> None:
         ArtifactError: If it is none of this library's, or the path is a folder.
     """
     if not isinstance(purifier, BasePurifier) or purifier.kind not in _CLASSES:
-        raise ArtifactError(
-            f"{type(purifier).__name__} is none of this library's purifiers and cannot be saved"
-        )
+        raise ArtifactError(f"{type(purifier).__name__} is none of this library's purifiers and cannot be saved")
     save_artifact(path, purifier.kind, purifier.tensors(), purifier.settings(), PURIFIERS)
 
 

@@ -109,9 +109,7 @@ class UnbiasedTargets:
         windows: Which windows.
     """
 
-    def __init__(
-        self, world: World, builder: ConditionBuilder, calibration: IntArray, windows: WindowSettings
-    ) -> None:
+    def __init__(self, world: World, builder: ConditionBuilder, calibration: IntArray, windows: WindowSettings) -> None:
         self._world = world
         self._builder = builder
         self._windows = WindowSource(world, windows)
@@ -125,9 +123,7 @@ class UnbiasedTargets:
         )
         profiles = PooledPositives(builder, world.data.train, n_users).of_users(world.users)
         self._targets = np.zeros((n_users, builder.dimension), np.float32)
-        self._targets[self.users] = (
-            clicked.of_users(self.users) - shown.of_users(self.users) + profiles.mean(axis=0)
-        )
+        self._targets[self.users] = clicked.of_users(self.users) - shown.of_users(self.users) + profiles.mean(axis=0)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
@@ -219,9 +215,7 @@ class PooledPositives:
         counts: ``int64 (n_users,)``, positives of each user.
     """
 
-    def __init__(
-        self, builder: ConditionBuilder, log: InteractionLog, n_users: int, weighted: bool = True
-    ) -> None:
+    def __init__(self, builder: ConditionBuilder, log: InteractionLog, n_users: int, weighted: bool = True) -> None:
         from scipy import sparse
 
         self._builder = builder

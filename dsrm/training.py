@@ -214,9 +214,7 @@ class _Rounds:
         self.condition = Standardiser.fit(self._first.conditions)
         self.state = Standardiser.fit(self._first.targets)
         self._validation = self._tensors(
-            self._draw(
-                self.validation_users, config.validation_examples, _VALIDATION_STREAM, _VALIDATION_DRAW
-            )
+            self._draw(self.validation_users, config.validation_examples, _VALIDATION_STREAM, _VALIDATION_DRAW)
         )
 
     def batches(self, round_number: int) -> Iterator[_Batch]:

@@ -46,16 +46,12 @@ class DSRMObservationWrapper(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         unwrapped = env.unwrapped
         if not isinstance(unwrapped, KuaiFairEnv):
-            raise TypeError(
-                f"DSRMObservationWrapper needs a KuaiFair environment, got {type(unwrapped).__name__}"
-            )
+            raise TypeError(f"DSRMObservationWrapper needs a KuaiFair environment, got {type(unwrapped).__name__}")
         self._sessions = unwrapped
         self._observations = _PurifiedObservations(dsrm, env.observation_space, unwrapped.world)
         self.observation_space = self._observations.space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts a session; see ``KuaiFairEnv.reset``."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._purify(observation), info
@@ -181,9 +177,7 @@ class _PurifiedObservations:
         self.space: spaces.Space[Any] = dsrm.bind(world)
         if isinstance(space, spaces.Dict):
             if _STATE not in space.spaces:
-                raise TypeError(
-                    f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}"
-                )
+                raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")
             self.space = spaces.Dict({**space.spaces, _STATE: self.space})
 
     def purify(self, observations: Any, window: HistoryWindow) -> Any:

@@ -25,9 +25,7 @@ METHODS = ("a2c", "random", "greedy-ctr", "quota-greedy", "oracle")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", help="CSV of the log that agents and the training world learn from")
     parser.add_argument("--test", help="CSV of the log that the test world is fitted on")
     parser.add_argument("--steps", type=int, default=100_000, help="training steps")
@@ -36,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give both --train and --test, or neither")
 
     single_threaded()
-    train_log, test_log = (
-        drawn_logs() if given.train is None else (pd.read_csv(given.train), pd.read_csv(given.test))
-    )
+    train_log, test_log = drawn_logs() if given.train is None else (pd.read_csv(given.train), pd.read_csv(given.test))
     data = InteractionData.from_frames(train_log, test_log, name="own logs")
 
     # Two models of users, fitted on logs that share no row; agents never see either.
@@ -71,9 +67,7 @@ def drawn_logs(users: int = 300, items: int = 200, rows: int = 12_000) -> tuple[
         user, item = rng.integers(users, size=rows), rng.choice(items, rows, p=shares / shares.sum())
         logit = quality[item] + 0.5 * (taste[user] * appeal[item]).sum(axis=1) - 1.0
         click = rng.random(rows) < 1.0 / (1.0 + np.exp(-logit))
-        return pd.DataFrame(
-            {"user_id": user, "item_id": item, "click": click.astype(int), "time": np.arange(rows)}
-        )
+        return pd.DataFrame({"user_id": user, "item_id": item, "click": click.astype(int), "time": np.arange(rows)})
 
     return log(feed), log(np.ones(items))
 

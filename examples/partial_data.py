@@ -143,9 +143,7 @@ def _build_kuairand(place: Path, hashes: dict[str, str], seed: int) -> Interacti
 def _kuairand_items(place: Path) -> pd.DataFrame:
     basic = pd.read_csv(place / "video_features_basic_pure.csv")
     statistic = pd.read_csv(place / "video_features_statistic_pure.csv.gz")
-    items = basic[
-        ["video_id", "video_type", "upload_type", "video_duration", "server_width", "server_height"]
-    ]
+    items = basic[["video_id", "video_type", "upload_type", "video_duration", "server_width", "server_height"]]
     items = items.assign(
         music_type=basic.music_type.astype("category"),
         tags=[[] if pd.isna(text) else [int(tag) for tag in str(text).split(",")] for text in basic.tag],
@@ -169,9 +167,7 @@ def _build_kuairec(place: Path, hashes: dict[str, str], seed: int, share: float)
     train = _interleave(positives, negatives, share, rng)
     cells = np.stack(np.meshgrid(small_users, small_items, indexing="ij"), axis=-1).reshape(-1, 2)
     order = rng.permutation(len(cells))
-    test = pd.DataFrame(
-        {"user_id": cells[order, 0], "item_id": cells[order, 1], "click": liked.reshape(-1)[order]}
-    )
+    test = pd.DataFrame({"user_id": cells[order, 0], "item_id": cells[order, 1], "click": liked.reshape(-1)[order]})
     exposures = np.bincount(train.item_id, minlength=KUAIREC_ITEMS)
     rates = np.bincount(train.item_id, train.click, KUAIREC_ITEMS) / np.maximum(exposures, 1)
     settings: dict[str, Any] = {
@@ -250,9 +246,7 @@ def _interleave(
 
 def _kuairec_items(place: Path) -> pd.DataFrame:
     categories = pd.read_csv(place / "item_categories.csv")
-    return pd.DataFrame(
-        {"item_id": categories.video_id, "tags": [json.loads(text) for text in categories.feat]}
-    )
+    return pd.DataFrame({"item_id": categories.video_id, "tags": [json.loads(text) for text in categories.feat]})
 
 
 def _users(path: Path) -> pd.DataFrame:

@@ -36,9 +36,7 @@ def main(steps: int = 100_000) -> None:
 def trained(method: str, steps: int) -> HierarchicalPPO:
     """Trains an agent, and returns it as its file gives it back."""
     # The sessions bring what belongs to the method: for DSRM-HRL a purifier, pretrained on first use and then cached.
-    agent = HierarchicalPPO(
-        "HierarchicalPolicy", make_training_env(method, ENV, seed=11), seed=11, device="cpu"
-    )
+    agent = HierarchicalPPO("HierarchicalPolicy", make_training_env(method, ENV, seed=11), seed=11, device="cpu")
     agent.learn(steps)
     with tempfile.TemporaryDirectory() as folder:
         agent.save(Path(folder) / "agent.zip")

@@ -41,9 +41,7 @@ def main(steps: int = 100_000) -> None:
     for name, algorithm in AGENTS.items():
         for state, purifier in purifiers.items():
             summary = trained_and_evaluated(algorithm, purifier, steps)
-            print(
-                f"{name:<6}{state:<18}{summary['len']:>7.2f}{summary['r_each']:>9.3f}{summary['r_cum']:>8.2f}"
-            )
+            print(f"{name:<6}{state:<18}{summary['len']:>7.2f}{summary['r_each']:>9.3f}{summary['r_cum']:>8.2f}")
 
 
 def trained_and_evaluated(

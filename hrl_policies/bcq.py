@@ -85,9 +85,7 @@ class Perturbation(nn.Module):
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], bound: float) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            *create_mlp(state_size + action_size, action_size, list(net_arch), squash_output=True)
-        )
+        self.net = nn.Sequential(*create_mlp(state_size + action_size, action_size, list(net_arch), squash_output=True))
         self.bound = bound
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -131,9 +129,7 @@ class BCQPolicy(BasePolicy):
         if not net_arch or not action_net_arch:
             raise ValueError("net_arch and action_net_arch need at least one layer")
         if samples < 1 or perturbation < 0:
-            raise ValueError(
-                f"samples is at least 1 and perturbation not negative, got {samples} and {perturbation}"
-            )
+            raise ValueError(f"samples is at least 1 and perturbation not negative, got {samples} and {perturbation}")
         state_size, action_size = int(np.prod(observation_space.shape)), int(np.prod(action_space.shape))
         self.net_arch, self.action_net_arch = list(net_arch), list(action_net_arch)
         self.latent_size = 2 * action_size if latent_size is None else latent_size

@@ -66,9 +66,7 @@ class Control(ABC):
         states = states[None] if single else states
         batch = self._batch
         if batch is None:
-            raise ValueError(
-                "this control must know its sessions: call bind(batch) first, as evaluate() does"
-            )
+            raise ValueError("this control must know its sessions: call bind(batch) first, as evaluate() does")
         if len(states) != batch.batch_size:
             raise ValueError(f"{len(states)} observations for a control bound to {batch.batch_size} sessions")
         slates = self.slates(states, batch)
@@ -127,9 +125,7 @@ class GreedyCTR(Control):
         """See :class:`Control`; also checks that scorer and sessions have the same candidates."""
         super().bind(batch)
         if self._scorer.n_items != batch.world.n_items:
-            raise ValueError(
-                f"the scorer knows {self._scorer.n_items} candidates, the world {batch.world.n_items}"
-            )
+            raise ValueError(f"the scorer knows {self._scorer.n_items} candidates, the world {batch.world.n_items}")
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""

@@ -230,9 +230,7 @@ class QItemPolicy(ItemPolicy):
         """Returns the candidates of a batch of observations, ``int64 (B, M)``; None for the whole catalogue."""
         return None if self.similar is None else self.similar.best(observation, self.candidates, allowed)
 
-    def best(
-        self, net: ItemNet, states: Tensor, near: Tensor | None, allowed: Tensor | None = None
-    ) -> Tensor:
+    def best(self, net: ItemNet, states: Tensor, near: Tensor | None, allowed: Tensor | None = None) -> Tensor:
         """Returns the slates of the largest values ``int64 (B, K)``, out of candidates."""
         embeddings = self.embeddings
         values = net(states, embeddings) if near is None else net.score_items(states, embeddings, near)
@@ -350,9 +348,7 @@ class DNaIR(ItemAgent):
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
         misplaced = {"candidates", "explore"} & set(policy_kwargs or {})
         if misplaced:
-            raise ValueError(
-                f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs"
-            )
+            raise ValueError(f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs")
         super().__init__(
             policy,
             env,

@@ -255,9 +255,7 @@ class SAC4IR(DiscreteSAC):
         if mode not in get_args(SAC4IRMode):
             raise ValueError(f"mode must be one of {get_args(SAC4IRMode)}, got {mode!r}")
         if popularity_power < 0.0 or (mode == "kuaisim" and popularity_power != 0.0):
-            raise ValueError(
-                f"popularity_power must not be negative, and 0 in mode='kuaisim', got {popularity_power}"
-            )
+            raise ValueError(f"popularity_power must not be negative, and 0 in mode='kuaisim', got {popularity_power}")
         super().__init__(
             policy,
             env,
@@ -277,9 +275,7 @@ class SAC4IR(DiscreteSAC):
         super()._setup_model()
         if not len(self.weights):
             if self.env is not None:
-                raise TypeError(
-                    "SAC4IR reads exposures off a KuaiFair environment; use DiscreteSAC elsewhere"
-                )
+                raise TypeError("SAC4IR reads exposures off a KuaiFair environment; use DiscreteSAC elsewhere")
             self.weights = torch.zeros(self.policy.n_items, device=self.device)
 
     def _read_items(self, world: World) -> None:

@@ -51,9 +51,7 @@ class WorldPair:
 
     def __post_init__(self) -> None:
         if self.train.split != "train" or self.test.split != "test":
-            raise DataError(
-                f"need a training and a test world, got '{self.train.split}' and '{self.test.split}'"
-            )
+            raise DataError(f"need a training and a test world, got '{self.train.split}' and '{self.test.split}'")
         if not np.array_equal(self.train.item_ids, self.test.item_ids):
             raise DataError("both worlds must recommend the same candidates in the same order")
         if np.intersect1d(self.train.users, self.test.users).size:
@@ -93,9 +91,7 @@ class WorldPair:
         return described | ({} if self.item_term is None else {"item_term": dict(self.item_term.provenance)})
 
 
-def load_worlds(
-    env_id: str, settings: WorldSettings | None = None, data_dir: str | Path | None = None
-) -> WorldPair:
+def load_worlds(env_id: str, settings: WorldSettings | None = None, data_dir: str | Path | None = None) -> WorldPair:
     """Makes both worlds of a registered id.
 
     Args:

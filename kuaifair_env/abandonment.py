@@ -57,9 +57,7 @@ class BoundLeaveRule(ABC):
         self.temper[rows] = self.start
 
     @abstractmethod
-    def update(
-        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
-    ) -> LeaveDecision:
+    def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
         """Decrements the temper of every session after a slate and decides who leaves.
 
         Args:
@@ -159,9 +157,7 @@ class TemperFairness:
 
 
 class _BoundTemperFairness(BoundLeaveRule):
-    def __init__(
-        self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float
-    ) -> None:
+    def __init__(self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float) -> None:
         super().__init__(batch_size, start)
         self._rule = rule
         self._window = window
@@ -172,12 +168,8 @@ class _BoundTemperFairness(BoundLeaveRule):
         super().reset(rows)
         self._shares[rows] = 0.0
 
-    def update(
-        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
-    ) -> LeaveDecision:
-        disparity = slate_disparity(
-            self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share
-        )
+    def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
+        disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share)
         violation = violates(disparity, self._rule.ad_bound)
         if self._evaluated_from:
             violation &= steps > self._evaluated_from
@@ -228,9 +220,7 @@ class CategoryBoredom:
 
 
 class _BoundCategoryBoredom(BoundLeaveRule):
-    def __init__(
-        self, rule: CategoryBoredom, batch_size: int, slate_size: int, max_len: int, tags: BoolArray
-    ) -> None:
+    def __init__(self, rule: CategoryBoredom, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> None:
         super().__init__(batch_size, float(max_len))
         self._rule = rule
         self._tags = tags
@@ -240,9 +230,7 @@ class _BoundCategoryBoredom(BoundLeaveRule):
         super().reset(rows)
         self._recent[rows] = -1
 
-    def update(
-        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
-    ) -> LeaveDecision:
+    def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
         window = self._recent[:, -self._rule.window :]
         counts = (self._tags[window] & (window >= 0)[:, :, None]).sum(axis=1)
         bored = ((counts > self._rule.threshold)[:, None, :] & self._tags[items]).any(axis=(1, 2))
@@ -263,9 +251,7 @@ class NeverLeave:
 
 
 class _BoundNeverLeave(BoundLeaveRule):
-    def update(
-        self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray
-    ) -> LeaveDecision:
+    def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
         self.temper = self.temper - 1.0
         never = np.zeros(len(items), np.bool_)
         return LeaveDecision(self.temper.copy(), np.zeros(len(items)), never, never)
@@ -293,7 +279,5 @@ def leave_rule(rule: str | LeaveRule) -> LeaveRule:
             raise ValueError(f"leave must be a LeaveRule or one of {sorted(LEAVE_RULES)}, got {rule!r}")
         return rule
     if rule not in LEAVE_RULES:
-        raise ValueError(
-            f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule"
-        )
+        raise ValueError(f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule")
     return LEAVE_RULES[rule]

@@ -129,9 +129,7 @@ class EpisodeRecords:
     @classmethod
     def concatenated(cls, records: Sequence[EpisodeRecords]) -> EpisodeRecords:
         """Returns several batches of records as one."""
-        return cls(
-            *(np.concatenate([getattr(some, field.name) for some in records]) for field in fields(cls))
-        )
+        return cls(*(np.concatenate([getattr(some, field.name) for some in records]) for field in fields(cls)))
 
     def infos(self) -> list[dict[str, Any]]:
         """Returns each session's record under the names that ``info["session"]`` uses."""
@@ -153,9 +151,7 @@ def step_infos(outcome: Outcome) -> dict[str, NDArray[Any]]:
 def step_info(outcome: Outcome, row: int, user_id: int) -> dict[str, Any]:
     """Returns what ``info`` says of one session's step."""
     info = {name: array[row] for name, array in step_infos(outcome).items()}
-    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()} | {
-        "user_id": user_id
-    }
+    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()} | {"user_id": user_id}
 
 
 class SessionBatch:
@@ -271,9 +267,7 @@ class SessionBatch:
 
     def _slates(self, actions: NDArray[Any], over: BoolArray | None) -> NDArray[np.int64]:
         if actions.ndim == 0 or len(actions) != self.batch_size:
-            raise ValueError(
-                f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}"
-            )
+            raise ValueError(f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}")
         allowed = self.simulator.allowed
         if over is None or not over.any():
             return self.decoder.decode(actions, allowed)

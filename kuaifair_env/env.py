@@ -80,31 +80,23 @@ class KuaiFairEnv(gym.Env[Any, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
 
-    def __init__(
-        self, world: World, config: SessionConfig | None = None, render_mode: str | None = None
-    ) -> None:
+    def __init__(self, world: World, config: SessionConfig | None = None, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(
-                f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}"
-            )
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
         self.config = SessionConfig() if config is None else config
         self.world = world
         self.batch = SessionBatch(world, self.config, 1)
         self.action_space = self.batch.action_space
         self.observation_space = self.batch.observation_space
         self.render_mode = render_mode
-        self._recorder = (
-            None if render_mode is None else SessionRecorder(world, leave_rule(self.config.leave))
-        )
+        self._recorder = None if render_mode is None else SessionRecorder(world, leave_rule(self.config.leave))
         self._seeded = False
         self._over = True
 
     def __repr__(self) -> str:
         return f"KuaiFairEnv({self.config}, {self.world})"
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts a session; see the class for ``options``.
 
         Raises:

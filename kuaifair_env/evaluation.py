@@ -87,9 +87,7 @@ class EvaluationResult:
 
     def __repr__(self) -> str:
         data = self.world["data"]
-        figures = ", ".join(
-            f"{name} {value:.4f}" for name, value in self.summary().items() if name != "sessions"
-        )
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in self.summary().items() if name != "sessions")
         return (
             f"EvaluationResult({len(self.sessions)} sessions in {data['name']!r}, split={self.world['split']!r}, "
             f"{data['origin']} data {data['hash']}, max_len {self.config['max_len']}, seed {self.seed}:\n  {figures})"
@@ -202,9 +200,7 @@ def evaluate(
     return totals.result(seed)
 
 
-def _play(
-    policy: Policy, env: VecEnv, totals: _Totals, n_sessions: int, deterministic: bool
-) -> Iterator[int]:
+def _play(policy: Policy, env: VecEnv, totals: _Totals, n_sessions: int, deterministic: bool) -> Iterator[int]:
     """Plays all sessions to their end; yields how many of them each step finished."""
     observation: Any = env.reset()
     state: Any = None
@@ -212,9 +208,7 @@ def _play(
     remaining = n_sessions
     while remaining:
         before = totals.before_step()
-        actions, state = policy.predict(
-            observation, state=state, episode_start=done, deterministic=deterministic
-        )
+        actions, state = policy.predict(observation, state=state, episode_start=done, deterministic=deterministic)
         observation, _, done, _ = env.step(actions)
         finished = totals.after_step(before, done)
         remaining -= finished
@@ -327,9 +321,7 @@ def _vectorised(env: Any, n_envs: int) -> tuple[VecEnv, SessionBatch]:
     if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
         raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
     if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
-        raise TypeError(
-            "evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead"
-        )
+        raise TypeError("evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead")
     if isinstance(bottom, KuaiFairEnv) and changing_wrappers(env):
         # An unseeded environment would draw a seed at its first reset, and random users with it.
         env.reset(seed=0)

@@ -177,9 +177,7 @@ def artifact_kind(path: str | Path, family: Family = RESPONSES) -> str:
     return str(_read(Path(path), family, header_only=True)[0]["kind"])
 
 
-def take_tensors(
-    source: str | Path, tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]
-) -> Tensors:
+def take_tensors(source: str | Path, tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]) -> Tensors:
     """Returns the tensors of a file if they are those that a model needs: name -> shape, None for any size.
 
     Raises:
@@ -237,8 +235,7 @@ def _header(source: Path, metadata: Mapping[str, str] | None, family: Family) ->
         raise ArtifactError(f"{source} is a KuaiFair file, but not a {family.title}")
     if header.get("version") != family.version:
         raise ArtifactError(
-            f"{source} is of version {header.get('version')}, this release reads version {family.version}; "
-            "make it anew"
+            f"{source} is of version {header.get('version')}, this release reads version {family.version}; make it anew"
         )
     if not isinstance(header.get("kind"), str) or not isinstance(header.get("settings"), dict):
         raise ArtifactError(f"{source}: its header lacks kind or settings")
@@ -271,6 +268,4 @@ def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
     if form not in _OMITTED:
         raise ValueError(f"a figure ends in .png, .svg or .pdf, but {Path(path).name!r} does not")
     with atomic_path(path) as temporary, matplotlib.rc_context(_FIGURE_SETTINGS):
-        figure.savefig(
-            temporary, format=form, dpi=_DPI, metadata=_OMITTED[form] | {_DESCRIPTION[form]: about or None}
-        )
+        figure.savefig(temporary, format=form, dpi=_DPI, metadata=_OMITTED[form] | {_DESCRIPTION[form]: about or None})

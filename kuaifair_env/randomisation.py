@@ -61,9 +61,7 @@ class VariedResponse:
         """See :class:`~kuaifair_env.response.base.ResponseModel`; deviations are drawn anew."""
         return VariedResponse(self._base.rearranged(items), self._deviation, self._seed)
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
         items = np.arange(n_items)[None, :]
         return self._varied(users, items, self._base.expected_catalogue(users, n_items, history))
@@ -109,7 +107,5 @@ def varied(world: World, deviation: float, seed: int = 0) -> World:
     if not deviation:
         return world
     if world.split != "train":
-        raise ValueError(
-            "only training worlds are varied: evaluation is among users whose tastes are not invented"
-        )
+        raise ValueError("only training worlds are varied: evaluation is among users whose tastes are not invented")
     return replace(world, response=VariedResponse(world.response, deviation, seed))

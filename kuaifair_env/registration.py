@@ -137,18 +137,14 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     need_environment(env_id)
     unknown = set(settings) - set(WorldSettings.__annotations__)
     if unknown:
-        raise ValueError(
-            f"unknown settings {sorted(unknown)}; a world takes {sorted(WorldSettings.__annotations__)}"
-        )
+        raise ValueError(f"unknown settings {sorted(unknown)}; a world takes {sorted(WorldSettings.__annotations__)}")
     if settings.get("source", "auto") not in get_args(Source):
         raise ValueError(f"source must be one of {get_args(Source)}, got {settings['source']!r}")
     if settings.get("split", "train") not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}, got {settings['split']!r}")
     files = _official_files(env_id, settings.get("data_dir"), settings.get("source", "auto"))
     if files is not None and not {"taste", "conformity"}.isdisjoint(settings):
-        raise ValueError(
-            f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them"
-        )
+        raise ValueError(f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them")
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
     origin = ENVIRONMENTS[env_id]
@@ -274,9 +270,7 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
     if source == "twin":
         return None
     if data_dir is not None and not Path(data_dir).expanduser().exists():
-        raise DataError(
-            "there is no such file or folder; data_dir must hold the official files", file=data_dir
-        )
+        raise DataError("there is no such file or folder; data_dir must hold the official files", file=data_dir)
     from kuaifair_env.data import find_source
 
     files = find_source(official, data_dir)

@@ -176,9 +176,7 @@ def _draw_temper(panel: Axes, trace: SessionTrace) -> None:
 def _draw_rewards(panel: Axes, trace: SessionTrace) -> None:
     rewards = np.asarray(trace.rewards, np.float64)
     low, high = float(rewards.min(initial=0.0)), float(rewards.max(initial=1.0))
-    panel.set(
-        ylim=(low, low + (high - low) * 1.08), yticks=[low, 0.0, high] if low < 0.0 else [0.0, high / 2, high]
-    )
+    panel.set(ylim=(low, low + (high - low) * 1.08), yticks=[low, 0.0, high] if low < 0.0 else [0.0, high / 2, high])
     panel.bar(np.arange(1, trace.steps + 1), rewards, width=0.6, color=_BLUE)
     if trace.steps:
         panel.axhline(float(rewards.mean()), color=_BLACK, linestyle=":", linewidth=1.2)

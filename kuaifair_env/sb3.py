@@ -162,9 +162,7 @@ class KuaiFairVecEnv(VecEnv):
         if self.batch.finished_records is not None:
             self._add_final_infos(self.batch.finished_records, outcome, observation, infos)
             self.batch.reset(self.batch.finished)
-            observation = replace_rows(
-                observation, self.batch.finished, self.batch.observe(self.batch.finished)
-            )
+            observation = replace_rows(observation, self.batch.finished, self.batch.observe(self.batch.finished))
         return observation, outcome.reward.astype(np.float32), outcome.done, infos
 
     def history_window(self) -> HistoryWindow:
@@ -187,16 +185,12 @@ class KuaiFairVecEnv(VecEnv):
         for row in self._get_indices(indices):
             setattr(self._views[row], attr_name, value)
 
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
-    ) -> list[Any]:
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         """Calls a method of each :class:`SessionView`."""
         methods = self.get_attr(method_name, indices)
         return [method(*method_args, **method_kwargs) for method in methods]
 
-    def env_is_wrapped(
-        self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None
-    ) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
         """Says that no session is wrapped: wrap the whole ``VecEnv`` instead."""
         return [False for _ in self._get_indices(indices)]
 

@@ -217,9 +217,7 @@ class SessionSimulator:
 
     def expected_catalogue(self) -> FloatArray:
         """Returns ``float32 (B, N)``, the expected feedback on every candidate now (for oracles only)."""
-        return self.world.response.expected_catalogue(
-            self.users, self.world.n_items, self._history_for_response()
-        )
+        return self.world.response.expected_catalogue(self.users, self.world.n_items, self._history_for_response())
 
     def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
         """Replaces the sessions in the given rows of the batch by new ones.
@@ -255,9 +253,7 @@ class SessionSimulator:
         temper, disparity, violation, leaves = self._leave.update(items, popular_share, reward, self.steps)
         self.left = leaves
         truncated = (self.steps >= self.max_len) > leaves
-        return Outcome(
-            items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated
-        )
+        return Outcome(items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated)
 
     def _history_for_response(self) -> HistoryWindow | None:
         return self.history() if self.world.response.uses_history else None
@@ -285,9 +281,7 @@ def _check_settings(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     if not 1 <= slate_size <= world.n_items:
-        raise ValueError(
-            f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}"
-        )
+        raise ValueError(f"slate_size must lie in 1..{world.n_items} (the number of candidates), got {slate_size}")
     if initial_history not in ("log", "empty"):
         raise ValueError(f"initial_history must be 'log' or 'empty', got {initial_history!r}")
     if repeats not in ("allow", "forbid"):

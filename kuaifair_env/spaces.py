@@ -61,12 +61,8 @@ class SlateSpace(spaces.MultiDiscrete):
             raise ValueError("SlateSpace.sample draws uniformly; it takes a mask, no probability")
         allowed = self.n_items if mask is None else np.flatnonzero(np.asarray(mask))
         if np.size(allowed) < self.slate_size and mask is not None:
-            raise ValueError(
-                f"the mask allows {np.size(allowed)} items, too few for slates of {self.slate_size}"
-            )
-        slates = [
-            self.np_random.choice(allowed, self.slate_size, replace=False) for _ in range(self.batch or 1)
-        ]
+            raise ValueError(f"the mask allows {np.size(allowed)} items, too few for slates of {self.slate_size}")
+        slates = [self.np_random.choice(allowed, self.slate_size, replace=False) for _ in range(self.batch or 1)]
         return np.asarray(slates, np.int64).reshape(self.shape)
 
     def contains(self, x: Any) -> bool:
@@ -201,9 +197,7 @@ class SlateActions:
         self._n_items = n_items
         self._slate_size = slate_size
         self._single = single
-        self.space: spaces.Space[Any] = (
-            spaces.Discrete(n_items) if single else SlateSpace(n_items, slate_size)
-        )
+        self.space: spaces.Space[Any] = spaces.Discrete(n_items) if single else SlateSpace(n_items, slate_size)
 
     def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
         """Returns the actions as slates; see :meth:`EmbeddingActions.decode`.
@@ -241,9 +235,7 @@ class SlateActions:
         raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
 
 
-def action_decoder(
-    mode: ActionMode, embeddings: FloatArray, slate_size: int
-) -> EmbeddingActions | SlateActions:
+def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) -> EmbeddingActions | SlateActions:
     """Returns the decoder of a mode.
 
     Args:

@@ -94,9 +94,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._started:
             raise ValueError("there are no sessions yet; call reset() before step()")
         if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
-            raise ValueError(
-                f"sessions {np.flatnonzero(self._over).tolist()} are over; reset them with 'reset_mask'"
-            )
+            raise ValueError(f"sessions {np.flatnonzero(self._over).tolist()} are over; reset them with 'reset_mask'")
         over = self._over.copy()
         outcome = self.batch.step(np.asarray(actions), over)
         self._over = outcome.done & ~over

@@ -89,13 +89,9 @@ def test_own_logs_become_a_world_with_a_table(capsys):
 @pytest.mark.slow
 def test_own_logs_come_from_csv_files_too(capsys, tmp_path):
     module = example("own_logs")
-    for name, frame in zip(
-        ("train", "test"), module.drawn_logs(users=200, items=150, rows=9_000), strict=True
-    ):
+    for name, frame in zip(("train", "test"), module.drawn_logs(users=200, items=150, rows=9_000), strict=True):
         frame.drop(columns="time").to_csv(tmp_path / f"{name}.csv", index=False)
-    module.main(
-        ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "256"]
-    )
+    module.main(["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "256"])
     assert "150 candidates" in capsys.readouterr().out
 
 
@@ -123,9 +119,7 @@ def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
     example("own_purifier").main()
     out = capsys.readouterr().out
     assert "purified state" in out and "shrinking" in out and "short windows" in out
-    earned = {
-        line.split()[2]: float(line.split()[-1]) for line in out.splitlines() if "QuotaGreedy on" in line
-    }
+    earned = {line.split()[2]: float(line.split()[-1]) for line in out.splitlines() if "QuotaGreedy on" in line}
     assert set(earned) == {"raw", "shrinking"} and earned["raw"] != earned["shrinking"]
 
 
@@ -133,9 +127,7 @@ def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
 def test_dsrm_hrl_trains_is_saved_and_keeps_the_bound(capsys, quick_purifiers):
     example("train_dsrm_hrl").main(2_048)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
-    measured = {
-        row[0]: [float(figure) for figure in row[1:]] for row in rows if len(row) == 5 and row[0] != "method"
-    }
+    measured = {row[0]: [float(figure) for figure in row[1:]] for row in rows if len(row) == 5 and row[0] != "method"}
     assert set(measured) == {"DSRM-HRL", "HRL", "QuotaGreedy", "SessionQuota"}
     assert measured["QuotaGreedy"][3] == measured["SessionQuota"][3] == 0
     # Even a hardly trained quota manager breaks the bound less often than chance does (.87).
@@ -201,10 +193,7 @@ def test_controls_are_evaluated_under_a_leave_rule_of_ones_own(capsys):
     found = {(row[0], row[1]): [float(figure) for figure in row[2:]] for row in rows}
     assert len(found) == 6
     # Equal exposure lengthens sessions where users ask for it, and hardly where they do not.
-    gain = {
-        rule: found[rule, "QuotaGreedy"][0] / found[rule, "GreedyCTR"][0]
-        for rule in ("temper", "dull slates")
-    }
+    gain = {rule: found[rule, "QuotaGreedy"][0] / found[rule, "GreedyCTR"][0] for rule in ("temper", "dull slates")}
     assert gain["temper"] > 1.3 and abs(gain["dull slates"] - 1) < 0.1
     # Less patience, shorter sessions.
     assert found["dull, 1", "GreedyCTR"][0] < found["dull slates", "GreedyCTR"][0]

@@ -50,9 +50,7 @@ def train(
     n_envs: Annotated[int | None, typer.Option(min=1, help="Concurrent training sessions.")] = None,
     max_len: MaxLen = 30,
     slate_size: Annotated[int, typer.Option(min=1, help="Items per slate.")] = 10,
-    leave: Annotated[
-        str, typer.Option(help="Leave rule: temper, strict, popular_only, category, ...")
-    ] = "temper",
+    leave: Annotated[str, typer.Option(help="Leave rule: temper, strict, popular_only, category, ...")] = "temper",
     initial_history: Annotated[InitialHistory, typer.Option(help="Start from the log or cold.")] = "log",
     repeats: Annotated[Repeats, typer.Option(help="May an item be shown twice in a session?")] = "allow",
     source: DataSource = "auto",
@@ -188,9 +186,7 @@ def tune(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of each trial, instead of the method's own.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the search and of training; results need others.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of training; results need others.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Training seeds of each trial; scores are means.")] = 1,
     confirm: Annotated[
         int,

@@ -24,19 +24,13 @@ data_app = typer.Typer(help="Download, check and look at data sets.", no_args_is
 def fetch(
     name: Annotated[DatasetName, typer.Argument(help="Data set.")],
     folder: Annotated[Path | None, typer.Option(help="Where the archive goes; the cache by default.")] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="A mirror's folder instead of the publisher's.")
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Expected SHA-256, instead of the publisher's MD5.")
-    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A mirror's folder instead of the publisher's.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256, instead of the publisher's MD5.")] = None,
     check_sum: Annotated[
         bool, typer.Option("--checksum/--no-checksum", help="Whether the checksum must be the known one.")
     ] = True,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed download is tried again.")] = 3,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds without an answer that count as failed.")
-    ] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without an answer that count as failed.")] = 60.0,
     progress: Progress = True,
 ) -> None:
     """Download an official archive, show its licence, and check it."""
@@ -58,9 +52,7 @@ def fetch(
 @data_app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="An official archive, or the folder that it unpacks to.")],
-    name: Annotated[
-        DatasetName | None, typer.Option(help="Which it is, when the path does not tell.")
-    ] = None,
+    name: Annotated[DatasetName | None, typer.Option(help="Which it is, when the path does not tell.")] = None,
 ) -> None:
     """Read an archive or folder as training would, and report what is in it."""
     from kuaifair_env.data.kuairand import read_kuairand
@@ -114,9 +106,7 @@ def _report_table(data: InteractionData) -> Table:
     table = Table("part", "what", "count", title=escape(f"{data.provenance.name} ({data.provenance.origin})"))
     table.columns[2].justify = "right"
     for part, what, count in _flat(data.report):
-        table.add_row(
-            part, what.replace("_", " "), f"{count:,}" if isinstance(count, int) else escape(str(count))
-        )
+        table.add_row(part, what.replace("_", " "), f"{count:,}" if isinstance(count, int) else escape(str(count)))
     for which, log in (("train", data.train), ("test", data.test)):
         table.add_row(which, "click rate", f"{log.clicks.mean():.4f}")
     for file, digest in data.provenance.files.items():

@@ -57,9 +57,7 @@ _READING = """[bold]What this shows[/bold]
 - Nothing about which agent is better: one training seed and short training. docs/results has seeds and intervals."""
 
 
-def run_demo(
-    console: Console, *, seed: int, steps: int | None, output: Path | None, progress: bool
-) -> list[RunRecord]:
+def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | None, progress: bool) -> list[RunRecord]:
     """Trains agents briefly, evaluates them beside controls, prints one table with its reading, and draws a figure.
 
     Args:
@@ -84,11 +82,7 @@ def run_demo(
         records = []
         for number, (name, purified, _) in enumerate(DEMO_ROWS, 3):
             config = _config(name, seed, steps, identity if purified else None)
-            task = (
-                f"training for {config.total_steps:,} steps and evaluating"
-                if config.total_steps
-                else "evaluating"
-            )
+            task = f"training for {config.total_steps:,} steps and evaluating" if config.total_steps else "evaluating"
             with _phase(console, number, f"{task} {_title(name, purified)}", progress):
                 result = run_study(
                     [config], folder, {DEMO_ENV: worlds}, purifiers={identity: purifier}, retry_failed=True

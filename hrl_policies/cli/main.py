@@ -65,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KuaiFairError, ValueError, TypeError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        Console(stderr=True, soft_wrap=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False
-        )
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted", style="yellow")
@@ -141,9 +139,7 @@ def methods(
     if env is not None:
         need_environment(env)
     if as_json:
-        described = [
-            _described(spec, env or "") for spec in ([method(name)] if name else all_methods().values())
-        ]
+        described = [_described(spec, env or "") for spec in ([method(name)] if name else all_methods().values())]
         typer.echo(json.dumps(described[0] if name else described, indent=1))
         return
     lines = _listing(all_methods().values()) if name is None else _page(method(name), env or "")

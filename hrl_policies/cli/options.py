@@ -21,9 +21,7 @@ INTERRUPTED = 130
 
 Env = Annotated[str, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")]
 OptionalEnv = Annotated[str | None, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")]
-DataSource = Annotated[
-    Source, typer.Option("--source", help="real forbids the twin, twin forbids real files.")
-]
+DataSource = Annotated[Source, typer.Option("--source", help="real forbids the twin, twin forbids real files.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
@@ -33,9 +31,7 @@ ItemTerm = Annotated[
     typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth."),
 ]
 MaxLen = Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")]
-Users = Annotated[
-    int | None, typer.Option(min=1, help="Held-out users to evaluate on (default 1000, or all).")
-]
+Users = Annotated[int | None, typer.Option(min=1, help="Held-out users to evaluate on (default 1000, or all).")]
 EpisodesPerUser = Annotated[int | None, typer.Option(min=1, help="Sessions of each user (default 1).")]
 PurifierFile = Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]

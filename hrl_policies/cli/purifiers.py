@@ -83,9 +83,7 @@ def pretrain(
         purifier = noise_like(load_purifier(like), world, seed)
     else:
         sizes = {"rounds": rounds, "examples": examples}
-        training = replace(
-            TrainingConfig(), **{name: size for name, size in sizes.items() if size is not None}
-        )
+        training = replace(TrainingConfig(), **{name: size for name, size in sizes.items() if size is not None})
         config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, training=training)
         checkpoint = output.with_name(output.name + _CHECKPOINT)
         purifier = fit(world, config, checkpoint=checkpoint, progress=progress)
@@ -126,9 +124,7 @@ def probe(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for probes.json and the figures.")
     ] = None,
-    figures: Annotated[
-        bool, typer.Option(help="Draw the t-SNE picture (slow) and counts against rates.")
-    ] = True,
+    figures: Annotated[bool, typer.Option(help="Draw the t-SNE picture (slow) and counts against rates.")] = True,
     item_term: ItemTerm = None,
     source: DataSource = "auto",
     data_dir: DataDir = None,
@@ -189,9 +185,7 @@ def encode(
     kind: Annotated[
         EncoderKind, typer.Option(help="mean of the clicked embeddings, or a transformer on top.")
     ] = "mean",
-    logq: Annotated[
-        bool, typer.Option(help="Correct sampled negatives for how often they are sampled.")
-    ] = True,
+    logq: Annotated[bool, typer.Option(help="Correct sampled negatives for how often they are sampled.")] = True,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
     source: DataSource = "auto",

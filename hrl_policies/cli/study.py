@@ -49,25 +49,19 @@ study_app = typer.Typer(
 _Plan = Annotated[str, typer.Argument(help="File of a study, or the name of a shipped one, such as paper.")]
 _Quick = Annotated[bool, typer.Option("--quick", help="The quick form of a shipped study.")]
 _Study = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a study.")]
-_Store = Annotated[
-    Path, typer.Argument(help="Folder of run folders, as a study or `kuaifair train` writes them.")
-]
+_Store = Annotated[Path, typer.Argument(help="Folder of run folders, as a study or `kuaifair train` writes them.")]
 _EngineName = Annotated[
     Literal["local", "ray"],
     typer.Option("--engine", help="local: processes of this machine; ray: a cluster (extra 'ray')."),
 ]
-_Workers = Annotated[
-    int | None, typer.Option(min=1, help="Runs at once; by default as many as there are cores.")
-]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default as many as there are cores.")]
 _Address = Annotated[
     str | None, typer.Option(help="Of a running Ray cluster, such as auto; by default one is started here.")
 ]
 _Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again the runs that failed.")]
 _Worlds = Annotated[
     bool,
-    typer.Option(
-        "--worlds", help="Make the runs' worlds again, for what needs the data (Table 1; Figs. 2 and 4)."
-    ),
+    typer.Option("--worlds", help="Make the runs' worlds again, for what needs the data (Table 1; Figs. 2 and 4)."),
 ]
 
 
@@ -146,9 +140,7 @@ def tables(
     store: _Store,
     formats: Annotated[
         list[TableForm] | None,
-        typer.Option(
-            "--format", help="Write files in this form; repeat for several. Without, print to the terminal."
-        ),
+        typer.Option("--format", help="Write files in this form; repeat for several. Without, print to the terminal."),
     ] = None,
     compare: Annotated[
         Literal["paper"] | None,
@@ -237,9 +229,7 @@ def report(
 
     runs, failures = all_runs(store), failed_runs(store)
     if not runs and not failures:
-        raise ValueError(
-            f"{store} holds no runs; `kuaifair train --output {store}/NAME` or a study writes some"
-        )
+        raise ValueError(f"{store} holds no runs; `kuaifair train --output {store}/NAME` or a study writes some")
     finished = [run for run in runs if run.complete]
     command = str(context.obj)
     further = study_tables(finished, command=command).values() if finished else ()
@@ -330,9 +320,7 @@ def _show_result(result: StudyResult, files: Sequence[Path], store: Path, comman
     for name, reason in result.reasons.items():
         typer.echo(f"failed: {name}: {reason}")
     if result.failures:
-        typer.echo(
-            f"Tracebacks are in NAME.failed; try again with: kuaifair study resume {store} --retry-failed"
-        )
+        typer.echo(f"Tracebacks are in NAME.failed; try again with: kuaifair study resume {store} --retry-failed")
         raise typer.Exit(SOME_FAILED)
 
 

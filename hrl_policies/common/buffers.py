@@ -58,9 +58,7 @@ def executed_slates(env: VecEnv, infos: list[dict[str, Any]]) -> ExecutedSlates:
             raise ValueError("no slate was shown yet; step the environment first")
         return ExecutedSlates(outcome.items, outcome.feedback)
     if not all("items" in info and "feedback" in info for info in infos):
-        raise TypeError(
-            f"items and their feedback are read off KuaiFair sessions; {type(bottom).__name__} has none"
-        )
+        raise TypeError(f"items and their feedback are read off KuaiFair sessions; {type(bottom).__name__} has none")
     return ExecutedSlates(
         np.stack([info["items"] for info in infos]),
         np.stack([np.asarray(info["feedback"], np.float32) for info in infos]),
@@ -146,8 +144,7 @@ class SlateReplayBuffer(ReplayBuffer):
         if own.keys() & given.keys():
             raise ValueError(f"columns {sorted(own.keys() & given.keys())} are the buffer's own")
         self.columns: dict[str, NDArray[Any]] = {
-            name: np.zeros((self.buffer_size, n_envs, *shape), dtype)
-            for name, (shape, dtype) in (own | given).items()
+            name: np.zeros((self.buffer_size, n_envs, *shape), dtype) for name, (shape, dtype) in (own | given).items()
         }
         self._noted: dict[str, NDArray[Any]] | None = None
 
@@ -233,11 +230,7 @@ def state_space(observation_space: spaces.Space[Any]) -> spaces.Box:
     Raises:
         ValueError: If there is none.
     """
-    space = (
-        observation_space.spaces.get(_STATE)
-        if isinstance(observation_space, spaces.Dict)
-        else observation_space
-    )
+    space = observation_space.spaces.get(_STATE) if isinstance(observation_space, spaces.Dict) else observation_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise ValueError(
             f"need a state that is a vector of real numbers, alone or as 'state' of a dict, got {observation_space}"

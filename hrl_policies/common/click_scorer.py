@@ -122,9 +122,7 @@ class ClickScorer:
         log = world.data.train
         learning = _learning_users(world)
         if not learning[log.users].any():
-            raise DataError(
-                "every user of the training log is held out; the click scorer has nobody to learn from"
-            )
+            raise DataError("every user of the training log is held out; the click scorer has nobody to learn from")
         rng = np.random.default_rng(seed)
         train = _sampled(log, np.flatnonzero(learning[log.users]), sample, rng)
         held_out = _sampled(log, np.flatnonzero(~learning[log.users]), sample // 2, rng)
@@ -164,9 +162,9 @@ class ClickScorer:
         term = world.item_term[: world.n_items].astype(np.float64)
         units = unit_rows(world.embeddings[: world.n_items])
         if similarity is None:
-            table = _item_table(
-                world.data.train, _learning_users(world), world, world.embeddings[:, :-1]
-            ).fixed[: world.n_items]
+            table = _item_table(world.data.train, _learning_users(world), world, world.embeddings[:, :-1]).fixed[
+                : world.n_items
+            ]
             rate, popularity = table.T
             scaled = rate.mean() + (term - term.mean()) * rate.std() / max(float(term.std()), 1e-6)
             names = fitted.report.coefficients
@@ -245,8 +243,7 @@ def _cross_fitted_examples(
     )
     if joined.clicks.all() or not joined.clicks.any():
         raise DataError(
-            "the training log needs exposures with and without a click; "
-            "set positives_only=True for a log of positives"
+            "the training log needs exposures with and without a click; set positives_only=True for a log of positives"
         )
     return joined
 
@@ -333,9 +330,7 @@ def _ranking_quality(examples: _Examples, scores: NDArray[np.float64]) -> tuple[
     return auc(examples.clicks, scores), within
 
 
-def _sampled(
-    log: InteractionLog, rows: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _sampled(log: InteractionLog, rows: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     if log.positives_only:
         rows = rows[log.clicks[rows]]
     return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))

@@ -97,9 +97,7 @@ class ItemNet(nn.Module):
         ValueError: If the head is unknown, or there are no embeddings for it.
     """
 
-    def __init__(
-        self, state_size: int, net_arch: Sequence[int], n_items: int, dimension: int, head: HeadKind
-    ) -> None:
+    def __init__(self, state_size: int, net_arch: Sequence[int], n_items: int, dimension: int, head: HeadKind) -> None:
         super().__init__()
         if head not in get_args(HeadKind):
             raise ValueError(f"head must be one of {get_args(HeadKind)}, got {head!r}")
@@ -109,9 +107,7 @@ class ItemNet(nn.Module):
             raise ValueError(f"net_arch must name the units of one hidden layer or more, got {net_arch!r}")
         self.hidden = nn.Sequential(*create_mlp(state_size, -1, list(net_arch)))
         self.head: LinearHead | EmbeddingHead = (
-            LinearHead(net_arch[-1], n_items)
-            if head == "linear"
-            else EmbeddingHead(net_arch[-1], n_items, dimension)
+            LinearHead(net_arch[-1], n_items) if head == "linear" else EmbeddingHead(net_arch[-1], n_items, dimension)
         )
 
     def forward(self, states: Tensor, embeddings: Tensor) -> Tensor:
@@ -228,9 +224,7 @@ class ItemPolicy(BasePolicy):
             raise ValueError(f"action masks hold {self.n_items} items, got shape {masks.shape}")
         masks = masks[:, : self.n_items]
         if (np.count_nonzero(masks, axis=1) < self.slate_size).any():
-            raise ValueError(
-                f"fewer than {self.slate_size} items are allowed; use a smaller slate or repeats='allow'"
-            )
+            raise ValueError(f"fewer than {self.slate_size} items are allowed; use a smaller slate or repeats='allow'")
         return torch.as_tensor(masks, device=self.device)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:

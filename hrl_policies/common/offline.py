@@ -240,9 +240,7 @@ class OfflineAlgorithm(BaseAlgorithm):
         self._num_timesteps_at_start = self.num_timesteps
         self._total_timesteps = self.num_timesteps + total_timesteps
         if not self._custom_logger:
-            self._logger = configure_logger(
-                self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps
-            )
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         return self._total_timesteps, self._init_callback(callback, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

@@ -40,9 +40,7 @@ def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:
         return layer.world, layer.config
     singles = layer.envs if isinstance(layer, DummyVecEnv) else []
     if not singles or not all(isinstance(single.unwrapped, KuaiFairEnv) for single in singles):
-        raise TypeError(
-            f"{agent} needs KuaiFair sessions beneath the environment, got {type(layer).__name__}"
-        )
+        raise TypeError(f"{agent} needs KuaiFair sessions beneath the environment, got {type(layer).__name__}")
     changing = [name for single in singles for name in changing_wrappers(single)]
     if changing:
         raise TypeError(

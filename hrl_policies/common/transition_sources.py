@@ -314,9 +314,7 @@ def collect_transitions(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not isinstance(env.observation_space, spaces.Box):
-        raise ValueError(
-            f"offline methods observe a Box (observation_mode='state'), not {env.observation_space}"
-        )
+        raise ValueError(f"offline methods observe a Box (observation_mode='state'), not {env.observation_space}")
     if is_vecenv_wrapped(env, VecNormalize):
         raise ValueError("logged transitions are not normalised; collect without VecNormalize")
     rounds = -(-steps // env.num_envs)

@@ -162,9 +162,7 @@ class LoggedTransitions:
         """
         minari = _minari()
         try:
-            dataset = (
-                minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(source)
-            )
+            dataset = minari.MinariDataset(source) if isinstance(source, Path) else minari.load_dataset(source)
         except (ValueError, OSError, KeyError) as error:
             raise ArtifactError(f"there is no Minari data set {source}: {error}") from error
         metadata = dataset.storage.metadata
@@ -174,9 +172,7 @@ class LoggedTransitions:
         try:
             episodes = list(dataset.iterate_episodes())
         except (ValueError, OSError, KeyError) as error:
-            raise ArtifactError(
-                f"the episodes of the Minari data set {source} cannot be read: {error}"
-            ) from error
+            raise ArtifactError(f"the episodes of the Minari data set {source} cannot be read: {error}") from error
         if not episodes:
             raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
         columns = [_columns(episode) for episode in episodes]
@@ -184,16 +180,12 @@ class LoggedTransitions:
         actions = dataset.action_space
         if metadata.get(_SLATES):
             actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
-        joined["actions"] = joined["actions"].astype(
-            np.float32 if isinstance(actions, spaces.Box) else np.int64
-        )
+        joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
         stored = metadata.get(_PROVENANCE)
         provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
         return cls(
             **joined,
-            observation_space=spaces.Box(
-                space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-            ),
+            observation_space=spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32),
             action_space=actions,
             provenance=provenance if stored is None else json.loads(stored),
         )
@@ -211,9 +203,7 @@ def scaled_actions(actions: NDArray[Any], space: spaces.Space[Any]) -> NDArray[A
     if not isinstance(space, spaces.Box):
         return actions
     if not (space.is_bounded() and (space.high > space.low).all()):
-        raise DataError(
-            f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}"
-        )
+        raise DataError(f"actions are scaled to [-1, 1], which needs finite bounds, low below high, not {space}")
     scaled: FloatArray = 2.0 * (actions - space.low) / (space.high - space.low) - 1.0
     return scaled.astype(np.float32)
 
@@ -326,6 +316,4 @@ def _minari() -> Any:
     try:
         return import_module("minari")
     except ImportError as error:
-        raise KuaiFairError(
-            "Minari data sets need Minari with HDF5: pip install 'kuaifair[minari]'"
-        ) from error
+        raise KuaiFairError("Minari data sets need Minari with HDF5: pip install 'kuaifair[minari]'") from error

@@ -27,9 +27,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in keys:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
             keys.add((key.tag, key.value))
         return node
 

@@ -84,9 +84,7 @@ class DORL(A2C):
                 f"got {uncertainty_weight} and {entropy_weight}"
             )
         # A plain dict, because settings are saved as JSON.
-        self.world_model_settings = validated(
-            WorldModelSettings, dict(world_model or {}), "world_model"
-        ).model_dump()
+        self.world_model_settings = validated(WorldModelSettings, dict(world_model or {}), "world_model").model_dump()
         self.uncertainty_weight, self.entropy_weight, self.exits = uncertainty_weight, entropy_weight, exits
         self.world_model_sizes: dict[str, int] | None = None
         self.world_model_report: dict[str, Any] | None = None

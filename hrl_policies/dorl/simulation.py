@@ -75,9 +75,7 @@ class LearnedResponse(BernoulliFeedback):
         self.latest = self.predict(users, items)
         return self.latest.mean
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns the predicted means on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
         side = Side(*(part[:, None, :n_items] for part in self._items))
         return np.concatenate([self._predicted(users[row : row + 1], side).mean for row in range(len(users))])

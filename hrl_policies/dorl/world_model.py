@@ -226,9 +226,7 @@ class WorldModel(nn.Module):
         return sides[0], sides[1]
 
 
-def fit_world_model(
-    model: WorldModel, world: World, settings: WorldModelSettings, seed: int
-) -> dict[str, Any]:
+def fit_world_model(model: WorldModel, world: World, settings: WorldModelSettings, seed: int) -> dict[str, Any]:
     """Fits an ensemble to the training log of a world, in place.
 
     Rows of users without sessions in the world are left out. The loss of a pair is ``(r - y)^2 exp(-s) + s`` with mean
@@ -303,9 +301,7 @@ def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator)
             f"a world model needs at least {MIN_ROWS} training-log rows of users with sessions, got {len(rows)}"
         )
     clicks = log.clicks[rows]
-    drawn_users, drawn_items = _negatives(
-        log, rows[clicks], len(world.data.items), settings.drawn_for(log), rng
-    )
+    drawn_users, drawn_items = _negatives(log, rows[clicks], len(world.data.items), settings.drawn_for(log), rng)
     if not clicks.any() or (clicks.all() and not len(drawn_users)):
         raise DataError(
             "the training log's rows are all of one kind of feedback; a log of positives only needs negatives above 0"

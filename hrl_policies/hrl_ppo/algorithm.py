@@ -207,9 +207,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.slot_credit and not isinstance(self.observation_space, spaces.Dict):
-            raise ValueError(
-                "slot_credit needs the window: make the environment with observation_mode='history'"
-            )
+            raise ValueError("slot_credit needs the window: make the environment with observation_mode='history'")
         world = None if self.env is None else world_beneath(self.env)
         if self.env is not None:
             if world is None:
@@ -241,11 +239,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         self._minibatch_rng = np.random.default_rng(self.seed)
         self.rollout_buffer = cast(Any, HierarchicalRolloutBuffer(self.n_steps, self.n_envs, self.device))
         if self.verbose and self.env is not None:
-            hint = (
-                ""
-                if self.purified
-                else " (states are not purified; dsrm.VecDSRM around the sessions does it)"
-            )
+            hint = "" if self.purified else " (states are not purified; dsrm.VecDSRM around the sessions does it)"
             print(f"{self!r}{hint}")
 
     def _setup_learn(
@@ -362,9 +356,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfHierarchicalPPO:
         """Trains both levels; see Stable-Baselines3."""
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _level_rewards(
         self, reward: NDArray[np.float32], fair: NDArray[np.float32], cost: NDArray[np.bool_]
@@ -374,9 +366,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         own = shaped if self.policy.hierarchy.manager == "flat" else reward
         return np.stack([shaped, own, cost.astype(np.float32)], axis=1).astype(np.float32)
 
-    def _final_values(
-        self, infos: list[dict[str, Any]], reached: Any, dones: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def _final_values(self, infos: list[dict[str, Any]], reached: Any, dones: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Returns the values of sessions that were cut off, not left, ``float32 (B, 3)``; 0 elsewhere."""
         values = np.zeros((len(dones), 3), np.float32)
         cut = np.asarray(
@@ -403,9 +393,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         if self.constraint == "lagrange":
             cost_advantage = samples.advantages[:, COST]
             multiplier = self.multiplier.to(advantage.device)
-            advantage = (advantage - multiplier * (cost_advantage - cost_advantage.mean())) / (
-                1.0 + multiplier
-            )
+            advantage = (advantage - multiplier * (cost_advantage - cost_advantage.mean())) / (1.0 + multiplier)
             value_loss = value_loss + functional.mse_loss(cost, samples.returns[:, COST])
         advantage = advantage[:, None]
         if self.ratio == "per_slot":
@@ -415,9 +403,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             log_probs, old_log_probs = log_probs.sum(1, keepdim=True), old_log_probs.sum(1, keepdim=True)
         else:
             log_probs, old_log_probs = log_probs.mean(1, keepdim=True), old_log_probs.mean(1, keepdim=True)
-        policy_loss, approx_kl, clip_fraction = _ppo_loss(
-            log_probs - old_log_probs, advantage, self.clip_range
-        )
+        policy_loss, approx_kl, clip_fraction = _ppo_loss(log_probs - old_log_probs, advantage, self.clip_range)
         _record(records, "worker", policy_loss, value_loss, entropy.mean(), approx_kl, clip_fraction)
         if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
             return False

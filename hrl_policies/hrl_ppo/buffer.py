@@ -145,9 +145,7 @@ class HierarchicalRolloutBuffer:
         order = torch.from_numpy(rng.permutation(total)).to(self.device)
         for low in range(0, total, batch_size):
             rows = order[low : low + batch_size]
-            yield HierarchicalRolloutBufferSamples(
-                **{name: steps[rows] for name, steps in self._flat.items()}
-            )
+            yield HierarchicalRolloutBufferSamples(**{name: steps[rows] for name, steps in self._flat.items()})
 
 
 def advantages(

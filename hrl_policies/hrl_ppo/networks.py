@@ -79,9 +79,7 @@ class HierarchySettings(BaseModel):
     @model_validator(mode="after")
     def _need_weights(self) -> HierarchySettings:
         if self.manager == "flat" and self.weights not in ("simplex", "paper"):
-            raise ValueError(
-                "a flat agent's weights are 'simplex' or 'paper'; the other forms need a manager"
-            )
+            raise ValueError("a flat agent's weights are 'simplex' or 'paper'; the other forms need a manager")
         return self
 
     @property
@@ -226,9 +224,7 @@ class Window:
     def counts(self, candidates: Tensor) -> Tensor:
         """Returns clicks and skips of candidates ``int64 (B, C)``, ``float32 (B, C, 2)``."""
         same = (candidates[:, :, None] == self._rows[:, None, :]).to(torch.float32)
-        return torch.stack(
-            [torch.einsum("bch,bh->bc", same, part) for part in (self._clicks, self._skips)], 2
-        )
+        return torch.stack([torch.einsum("bch,bh->bc", same, part) for part in (self._clicks, self._skips)], 2)
 
     def context(self) -> Tensor:
         """Returns what the manager sees of the window, ``float32 (B, 5)``.
@@ -292,9 +288,7 @@ class Manager(nn.Module):
         outputs = self.counts if settings.weights == "quota" else settings.action_size
         self.actor = _mlp(inputs, settings.width, outputs, gain=0.01)
         self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
-        self.log_deviation = nn.Parameter(
-            torch.full((settings.action_size,), math.log(settings.start_deviation))
-        )
+        self.log_deviation = nn.Parameter(torch.full((settings.action_size,), math.log(settings.start_deviation)))
 
     def distribution(self, features: Tensor, feasible: Tensor) -> torch.distributions.Distribution:
         """Returns the distribution of ``x`` (before it is squashed into weights, so that no Jacobian is needed).
@@ -305,9 +299,7 @@ class Manager(nn.Module):
         """
         mean = self.actor(features)
         if self.settings.weights == "quota":
-            return torch.distributions.Categorical(
-                logits=torch.where(feasible, mean, MASKED), validate_args=False
-            )
+            return torch.distributions.Categorical(logits=torch.where(feasible, mean, MASKED), validate_args=False)
         if self.settings.weights == "her4if":
             return _normal(mean.softmax(dim=1), torch.full_like(mean, _HER4IF_DEVIATION))
         return _normal(mean, self.log_deviation.exp().expand_as(mean))
@@ -393,10 +385,7 @@ class Worker(nn.Module):
         """Returns the accuracy term of all items at the state itself, ``(B, N)``; the candidates follow from it."""
         if self.settings.worker == "her4if":
             action = observed.state.new_zeros(len(observed), self.settings.action_size)
-            scores = (
-                self.queries(torch.cat([observed.state, observed.context, action], dim=1))
-                @ self.items.weight.T
-            )
+            scores = self.queries(torch.cat([observed.state, observed.context, action], dim=1)) @ self.items.weight.T
         else:
             state = observed.state[:, : self.dimension]
             scores = table.accuracy(nn.functional.normalize(state, dim=1, eps=1e-6))
@@ -404,9 +393,7 @@ class Worker(nn.Module):
             scores = observed.window.add_memory(scores, self.memory)
         return scores
 
-    def accuracy(
-        self, features: Tensor, candidates: Tensor, window_counts: Tensor, table: ItemTable
-    ) -> Tensor:
+    def accuracy(self, features: Tensor, candidates: Tensor, window_counts: Tensor, table: ItemTable) -> Tensor:
         """Returns the accuracy term of candidates, ``(B, C)``, memory included.
 
         Args:

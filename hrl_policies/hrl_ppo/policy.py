@@ -118,21 +118,15 @@ class HierarchicalPolicy(BasePolicy):
         self.hierarchy = validated(HierarchySettings, hierarchy or {}, "hierarchy")
         self.slate_size, items = len(action_space.nvec), int(action_space.nvec[0])
         if self.hierarchy.memory and not isinstance(observation_space, spaces.Dict):
-            raise ValueError(
-                "memory=True needs the window: make the environment with observation_mode='history'"
-            )
+            raise ValueError("memory=True needs the window: make the environment with observation_mode='history'")
         self.state_size = int(state_space(observation_space).shape[0])
         self.dimension = self.state_size if dimension is None else dimension
         self.table = ItemTable(items, self.dimension, self.slate_size)
         self.manager = Manager(self.hierarchy, self.state_size, self.slate_size)
         self.worker = Worker(self.hierarchy, self.state_size, self.table)
         manager_rate = lr_schedule if manager_lr_schedule is None else manager_lr_schedule
-        self.manager_optimizer = torch.optim.Adam(
-            self.manager.parameters(), lr=manager_rate(1), eps=_ADAM_EPSILON
-        )
-        self.worker_optimizer = torch.optim.Adam(
-            self.worker.parameters(), lr=lr_schedule(1), eps=_ADAM_EPSILON
-        )
+        self.manager_optimizer = torch.optim.Adam(self.manager.parameters(), lr=manager_rate(1), eps=_ADAM_EPSILON)
+        self.worker_optimizer = torch.optim.Adam(self.worker.parameters(), lr=lr_schedule(1), eps=_ADAM_EPSILON)
         # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
         self.optimizer = self.worker_optimizer
 
@@ -243,9 +237,7 @@ class HierarchicalPolicy(BasePolicy):
             return None
         actions, steps_left = (torch.as_tensor(array, device=self.table.units.device) for array in state)
         if episode_start is not None:
-            steps_left = steps_left.masked_fill(
-                torch.as_tensor(episode_start, device=steps_left.device).bool(), 0
-            )
+            steps_left = steps_left.masked_fill(torch.as_tensor(episode_start, device=steps_left.device).bool(), 0)
         return ManagerState(actions, steps_left)
 
     def _manager_actions(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:

@@ -97,9 +97,7 @@ class MOFIR(TD3):
         **kwargs: Any,
     ) -> None:
         if len(epsilon) != 2 or not all(0 <= value <= 1 for value in epsilon):
-            raise ValueError(
-                f"epsilon is (share at the start, share at the end), each in 0..1, got {epsilon}"
-            )
+            raise ValueError(f"epsilon is (share at the start, share at the end), each in 0..1, got {epsilon}")
         if not (action_noise_std >= 0 and scalar_weight >= 0 and target_policy_noise >= 0):
             raise ValueError("action_noise_std, scalar_weight and target_policy_noise must not be negative")
         if validation_users < 1 or grid_size < 2:
@@ -211,9 +209,7 @@ class MOFIR(TD3):
             preferences: ``(n, 2)``.
         """
         times = len(preferences) // len(batch.items)
-        rewards = torch.stack(
-            [batch.feedback.mean(1), self._tail[batch.items].to(torch.float32).mean(1)], dim=1
-        )
+        rewards = torch.stack([batch.feedback.mean(1), self._tail[batch.items].to(torch.float32).mean(1)], dim=1)
         after = batch.next_observations.repeat(times, 1)
         with torch.no_grad():
             actions = self.actor_target(after, preferences)

@@ -64,8 +64,7 @@ class VectorCritics(BaseModel):
         inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
         self.share_features_extractor = share_features_extractor
         self.networks = nn.ModuleList(
-            nn.Sequential(*create_mlp(inputs, len(OBJECTIVES), net_arch, activation_fn))
-            for _ in range(n_critics)
+            nn.Sequential(*create_mlp(inputs, len(OBJECTIVES), net_arch, activation_fn)) for _ in range(n_critics)
         )
 
     def forward(self, obs: Tensor, actions: Tensor, preferences: Tensor) -> Tensor:
@@ -163,9 +162,7 @@ def as_preferences(preference: Any) -> NDArray[np.float32]:
         raise ValueError(f"a preference is (weight of clicks, weight of long-tail share), got {preference!r}")
     totals = weights.sum(axis=-1, keepdims=True)
     if not np.isfinite(weights).all() or (weights < 0).any() or (totals <= 0).any():
-        raise ValueError(
-            f"weights of a preference are finite, not negative and not all 0, got {preference!r}"
-        )
+        raise ValueError(f"weights of a preference are finite, not negative and not all 0, got {preference!r}")
     return np.asarray(weights / totals, np.float32)
 
 
@@ -263,9 +260,7 @@ def preference_front(
         result = evaluate(FixedPreference(agent, preference), env, users, episodes_per_user, seed=seed)
         engagement = result.engagement
         tail = (1.0 - result.fairness.signed_gap) / 2.0
-        front.append(
-            FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result)
-        )
+        front.append(FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result))
     return front
 
 

@@ -130,9 +130,7 @@ def _sweep_problems(spec: StudySpec) -> Iterator[str]:
                     yield from (f"sweep.{problem}" for problem in validation_problems(error, model))
 
 
-def _data_problems(
-    spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_dir: str | Path | None
-) -> Iterator[str]:
+def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_dir: str | Path | None) -> Iterator[str]:
     settings = spec.world_settings
     allowed = sorted(set(WorldSettings.__annotations__) - set(_PATHS))
     for name in sorted(set(settings) - set(allowed)):
@@ -189,9 +187,7 @@ def _size_problems(run: RunConfig, own_worlds: Mapping[str, WorldPair]) -> Itera
 def _trial_problems(spec: StudySpec) -> Iterator[str]:
     """Builds every method whose hyperparameters the study changes, untrained, over the toy world."""
     swept = {
-        name: values
-        for name, values in spec.sweep.items()
-        if name not in (*SESSION_PARAMETERS, *TRAINING_PARAMETERS)
+        name: values for name, values in spec.sweep.items() if name not in (*SESSION_PARAMETERS, *TRAINING_PARAMETERS)
     }
     # Sessions, worlds and methods that are wrong anyhow are checked elsewhere.
     plain = StudySpec.model_construct(

@@ -106,8 +106,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
         title=comparison.titled(f"{own.title} minus each other method"),
         header=("world", "Max Len", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
         rows=tuple(
-            (task.world_title, str(task.max_len), variant.title, *cells)
-            for (task, variant), cells in rows.items()
+            (task.world_title, str(task.max_len), variant.title, *cells) for (task, variant), cells in rows.items()
         ),
         notes=(
             *world_notes(comparison.runs),

@@ -231,9 +231,7 @@ def _session_config(content: Mapping[str, Any]) -> SessionConfig:
     leave = dict(content["leave"])
     name = leave.pop("rule", None)
     if name not in _RULES:
-        raise ArtifactError(
-            f"the run used a leave rule {name!r} of its own, which cannot be rebuilt from its file"
-        )
+        raise ArtifactError(f"the run used a leave rule {name!r} of its own, which cannot be rebuilt from its file")
     rule: LeaveRule = _RULES[name](**leave)
     return SessionConfig(**{**content, "leave": rule})
 

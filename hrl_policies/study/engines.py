@@ -360,9 +360,9 @@ class _RayPool:
     running: dict[Any, tuple[Task, float]] = field(default_factory=dict)
 
     def run(self, tasks: Sequence[Task], on_start: OnStart) -> Iterator[TaskResult]:
-        perform = self.ray.remote(
-            num_cpus=1, max_retries=_RAY_RETRIES, runtime_env={"env_vars": _ONE_THREAD}
-        )(_perform_in_ray)
+        perform = self.ray.remote(num_cpus=1, max_retries=_RAY_RETRIES, runtime_env={"env_vars": _ONE_THREAD})(
+            _perform_in_ray
+        )
         waiting = deque(tasks)
         try:
             while waiting or self.running:
@@ -384,9 +384,7 @@ class _RayPool:
         try:
             ended: TaskResult = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            reason = (
-                f"the run's Ray task failed, after {_RAY_RETRIES + 1} tries where its worker died: {error}\n"
-            )
+            reason = f"the run's Ray task failed, after {_RAY_RETRIES + 1} tries where its worker died: {error}\n"
             return TaskResult(task.name, time.perf_counter() - since, reason)
         return ended
 

@@ -239,9 +239,7 @@ def item_term_suffix(item_term: str) -> str:
 
 def leave_rule_text(rule: Mapping[str, Any]) -> str:
     """Returns a leave rule with its settings."""
-    settings = ", ".join(
-        f"{name}={value}" for name, value in rule.items() if name != "rule" and value is not None
-    )
+    settings = ", ".join(f"{name}={value}" for name, value in rule.items() if name != "rule" and value is not None)
     return f"{rule['rule']}({settings})"
 
 
@@ -286,9 +284,7 @@ def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
 
 def purifier_notes(records: Sequence[RunRecord]) -> list[str]:
     """Returns a note on the purifiers of runs, or none."""
-    purified = {
-        (record.purifier, record.config.purifier.hash) for record in records if record.config.purifier
-    }
+    purified = {(record.purifier, record.config.purifier.hash) for record in records if record.config.purifier}
     files = ", ".join(f"{name} {digest}" for name, digest in sorted(purified))
     return [f"Purifiers (name and hash of the file): {files}."] if purified else []
 

@@ -169,9 +169,7 @@ def study_tables(
     name = base or PROPOSED
     if base is not None and not any(group.shipped(base) for group in groups):
         known = sorted({one.method for group in groups for one in group.variants if one.as_shipped})
-        raise ValueError(
-            f"no finished run is of {base!r}, the method to compare with; there are {', '.join(known)}"
-        )
+        raise ValueError(f"no finished run is of {base!r}, the method to compare with; there are {', '.join(known)}")
     for ending, group in _numbered(groups):
         chosen = name if group.shipped(name) else None
         tables |= {
@@ -234,9 +232,7 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
     return list(pairs.values())
 
 
-def write_outputs(
-    folder: Path, records: Sequence[RunRecord], failures: Mapping[str, str], command: str
-) -> list[Path]:
+def write_outputs(folder: Path, records: Sequence[RunRecord], failures: Mapping[str, str], command: str) -> list[Path]:
     """Writes everything that is made of a study's runs: tables, figures and the report.
 
     Args:
@@ -252,9 +248,7 @@ def write_outputs(
     sections = [table.markdown() for table in result_tables(records, command)] if records else []
     if failures:
         lines = [f"- {name}: {reason}" for name, reason in failures.items()]
-        sections.append(
-            "\n".join([f"### {len(failures)} runs failed and are not in these tables", "", *lines, ""])
-        )
+        sections.append("\n".join([f"### {len(failures)} runs failed and are not in these tables", "", *lines, ""]))
     write_text_atomically(overview, "\n".join(sections))
     if not records:
         rows.unlink(missing_ok=True)

@@ -163,9 +163,7 @@ def ablation_table(
     if not parts:
         return None
     wholes = {one.method for one in parts if not one.as_shipped} | {PROPOSED}
-    variants = [
-        one for one in comparison.variants if one in parts or (one.as_shipped and one.method in wholes)
-    ]
+    variants = [one for one in comparison.variants if one in parts or (one.as_shipped and one.method in wholes)]
     return _figures_table("Ablations", comparison, variants, command, average, compare)
 
 
@@ -274,8 +272,7 @@ def _published_cells(row: PublishedResult | None, columns: Sequence[Column]) -> 
     }
     values = implied | row.means
     cells = [
-        Measured(values[column.figure], column.digits, spread=row.spreads.get(column.figure))
-        for column in columns
+        Measured(values[column.figure], column.digits, spread=row.spreads.get(column.figure)) for column in columns
     ]
     return [*cells, "3"]
 
@@ -442,9 +439,7 @@ def _cost_cells(runs: Sequence[EvaluatedRun]) -> list[Cell]:
         MISSING if offline else f"{np.mean(sessions):.0f}",
         Measured(max(peaks), 0) if peaks else MISSING,
         _mean_seconds(seconds),
-        MISSING
-        if offline
-        else _mean_seconds([s * PAPER_EPISODES / n for s, n in zip(seconds, sessions, strict=True)]),
+        MISSING if offline else _mean_seconds([s * PAPER_EPISODES / n for s, n in zip(seconds, sessions, strict=True)]),
     ]
 
 
@@ -465,9 +460,7 @@ def _cost_notes(machines: Sequence[str], resumed: int, compare: bool) -> list[st
         "Compare times within a machine, and only of runs that had it to themselves.",
     ]
     if resumed:
-        notes.append(
-            f"Left out: {resumed} run(s) that were interrupted and resumed, whose time is known in part only."
-        )
+        notes.append(f"Left out: {resumed} run(s) that were interrupted and resumed, whose time is known in part only.")
     if compare:
         notes.append(
             "paper: arXiv:2603.03820, Table 4 (KuaiRec, Max Len 30, 20,000 episodes); its machine is not named."

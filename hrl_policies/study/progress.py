@@ -256,11 +256,7 @@ class PlainProgress(StudyProgress):
     def on_task_end(self, name: str, seconds: float, error: str) -> None:
         """Prints how it went."""
         super().on_task_end(name, seconds, error)
-        how = (
-            f"FAILED after {duration(seconds)}: {reason_of(error)}"
-            if error
-            else f"done in {duration(seconds)}"
-        )
+        how = f"FAILED after {duration(seconds)}: {reason_of(error)}" if error else f"done in {duration(seconds)}"
         self._print(f"{name}: {how} ({self.summary()})")
 
     def _print(self, line: str) -> None:

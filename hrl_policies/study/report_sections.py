@@ -110,9 +110,7 @@ def plain_tables(tables: Sequence[ResultTable]) -> tuple[ReportTable, ...]:
     )
 
 
-def result_sections(
-    runs: Sequence[StoredRun], anchors: Mapping[Path, str], command: str
-) -> tuple[ReportTable, ...]:
+def result_sections(runs: Sequence[StoredRun], anchors: Mapping[Path, str], command: str) -> tuple[ReportTable, ...]:
     """Returns a table of results for every world and way of running sessions, with every seed behind a mean.
 
     Args:
@@ -126,9 +124,7 @@ def result_sections(
     finished = [(RunRecord.of_run(run), anchors[run.folder]) for run in runs if run.complete]
     anchor_of = {id(record): anchor for record, anchor in finished}
     groups = group_records([record for record, _ in finished])
-    return tuple(
-        _result_section(group, anchor_of, command, f"table-{n}") for n, group in enumerate(groups, 1)
-    )
+    return tuple(_result_section(group, anchor_of, command, f"table-{n}") for n, group in enumerate(groups, 1))
 
 
 def _result_section(
@@ -266,9 +262,7 @@ def run_sections(
     )
 
 
-def _run_section(
-    run: StoredRun, anchor: str, name: str, top: float, worlds: str, software: str
-) -> RunSection:
+def _run_section(run: StoredRun, anchor: str, name: str, top: float, worlds: str, software: str) -> RunSection:
     variant, state = Variant.of_config(run.config), "finished" if run.complete else "interrupted"
     summary = run.summary if run.complete else {}
     figures = [Measured(summary[c.figure], c.digits) if summary else "" for c in RUN_COLUMNS]
@@ -434,9 +428,7 @@ def _timing(timing: Mapping[str, Any]) -> str:
 def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every pair of worlds once, by its provenance as JSON."""
     different = {_as_json(run.provenance): run.provenance for run in runs}
-    return {
-        text: _worlds(found, f"worlds-{number}") for number, (text, found) in enumerate(different.items(), 1)
-    }
+    return {text: _worlds(found, f"worlds-{number}") for number, (text, found) in enumerate(different.items(), 1)}
 
 
 def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:

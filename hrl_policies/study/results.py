@@ -197,9 +197,7 @@ class Comparison:
             for name, value in _session_settings(config.session).items()
             if value != usual[name]
         ]
-        parts += [
-            f"{name} {value}" for name, value in sorted(config.world_settings.items()) if value != "auto"
-        ]
+        parts += [f"{name} {value}" for name, value in sorted(config.world_settings.items()) if value != "auto"]
         parts += [f"item term '{config.item_term}'"] if config.item_term else []
         return ", ".join(parts)
 
@@ -226,9 +224,7 @@ class Comparison:
         variant = self.shipped(method_name)
         if variant is None:
             names = sorted({one.method for one in self.variants if one.as_shipped})
-            raise ValueError(
-                f"there is no run of {method_name!r} to compare with; there are {', '.join(names)}"
-            )
+            raise ValueError(f"there is no run of {method_name!r} to compare with; there are {', '.join(names)}")
         return variant
 
 

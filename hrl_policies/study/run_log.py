@@ -45,9 +45,7 @@ class PeakMemory:
         _forget_earlier_peaks()
         self._at_start = _peak()
         resident = _status("VmRSS")
-        self._starts_low = (
-            self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
-        )
+        self._starts_low = self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
 
     def mib(self) -> float | None:
         """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""

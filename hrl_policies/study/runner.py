@@ -265,9 +265,7 @@ def build_policy(
             taste_noise=config.taste_noise,
             purifier=purifier,
         )
-    policy = spec.build(
-        BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters)
-    )
+    policy = spec.build(BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters))
     if env is not None:
         # Stable-Baselines3 has seeded the sessions with the algorithm's seed.
         env.seed(session_seed(seed))

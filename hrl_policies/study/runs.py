@@ -206,9 +206,7 @@ class WorldCache:
         data_dir: Folder with the official files.
     """
 
-    def __init__(
-        self, worlds: Mapping[str, WorldPair] | None = None, data_dir: str | Path | None = None
-    ) -> None:
+    def __init__(self, worlds: Mapping[str, WorldPair] | None = None, data_dir: str | Path | None = None) -> None:
         self.worlds = dict(worlds or {})
         # Workers may have another working directory.
         self.data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())

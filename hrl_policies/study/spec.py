@@ -186,9 +186,7 @@ class StudySpec(_Model):
     steps: Count | None = None
     session: SessionSettings = SessionSettings()
     item_term: str = ""
-    purifiers: Annotated[tuple[PurifierMode, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (
-        "",
-    )
+    purifiers: Annotated[tuple[PurifierMode, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = ("",)
     sweep: dict[str, Annotated[tuple[Any, ...], AfterValidator(_not_empty)]] = {}
     world_settings: dict[str, Any] = {}
     data_dir: str | None = None
@@ -243,9 +241,7 @@ def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
         right["methods"] = [entry for number, entry in entries if number not in wrong_methods]
     placeholders = {"name": "study", "methods": ["random"], "worlds": ["study"]}
     spec = StudySpec.model_validate(placeholders | {name: value for name, value in right.items() if value})
-    return spec.model_copy(
-        update={name: () for name in ("methods", "worlds") if not right.get(name)}
-    ), problems
+    return spec.model_copy(update={name: () for name in ("methods", "worlds") if not right.get(name)}), problems
 
 
 def planned_runs(spec: StudySpec) -> list[RunConfig]:
@@ -264,9 +260,7 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
     for world, max_len, entry in itertools.product(spec.worlds, spec.max_lens, spec.methods):
         learns = method(entry.name).learns
         seeds = spec.seeds if learns else spec.control_seeds or spec.seeds[:1]
-        for purifier, swept, seed in itertools.product(
-            _purifiers(spec, entry), _combinations(spec, entry), seeds
-        ):
+        for purifier, swept, seed in itertools.product(_purifiers(spec, entry), _combinations(spec, entry), seeds):
             session = {name: swept[name] for name in SESSION_PARAMETERS if name in swept}
             training = {name: swept[name] for name in TRAINING_PARAMETERS if name in swept}
             overrides = {name: swept[name] for name in swept if name not in {*session, *training}}
@@ -283,9 +277,7 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
                 "episodes_per_user": spec.episodes_per_user,
                 "purifier": PurifierIdentity(purifier) if purifier else None,
                 "item_term": spec.item_term,
-                "variant": ", ".join(
-                    text for text in (entry.label or _settings_text(entry.set), shown) if text
-                ),
+                "variant": ", ".join(text for text in (entry.label or _settings_text(entry.set), shown) if text),
                 **steps,
                 **training,
             }

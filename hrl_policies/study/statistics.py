@@ -100,9 +100,7 @@ def bootstrap(
     return _interval(float(estimate[0]), draw, n, level, resamples, seed)
 
 
-def mean_interval(
-    values: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def mean_interval(values: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Returns the mean of independent units with its interval; arguments as in :func:`bootstrap`."""
     return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 

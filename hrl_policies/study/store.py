@@ -276,9 +276,7 @@ def study_lock(store: Path) -> Iterator[None]:
     try:
         lock = FileLock(store / _LOCK).acquire(blocking=False)
     except Timeout:
-        raise ArtifactError(
-            f"another process works on the study in {store}; wait for it, or stop it"
-        ) from None
+        raise ArtifactError(f"another process works on the study in {store}; wait for it, or stop it") from None
     with lock:
         yield
 

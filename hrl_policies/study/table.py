@@ -142,9 +142,7 @@ class ResultTable:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.header):
-                raise ValueError(
-                    f"'{self.title}' has {len(self.header)} columns, but a row has {len(row)} cells"
-                )
+                raise ValueError(f"'{self.title}' has {len(self.header)} columns, but a row has {len(row)} cells")
         if self.common < 0:
             raise ValueError(f"'{self.title}' has {len(self.header)} columns, fewer than its groups name")
 
@@ -238,8 +236,7 @@ class ResultTable:
         for note in (self.title, *self.notes):
             stream.write(f"# {note}\n")
         expanded = [
-            _csv_column(title, [row[column] for row in self.rows])
-            for column, title in enumerate(self.full_header())
+            _csv_column(title, [row[column] for row in self.rows]) for column, title in enumerate(self.full_header())
         ]
         titles = [title for columns in expanded for title in columns]
         writer = csv.writer(stream, lineterminator="\n")
@@ -260,10 +257,7 @@ class ResultTable:
     def _groups(self) -> list[tuple[Span, range]]:
         """Returns each group with its columns."""
         starts = accumulate((span.columns for span in self.spans), initial=self.common)
-        return [
-            (span, range(start, start + span.columns))
-            for span, start in zip(self.spans, starts, strict=False)
-        ]
+        return [(span, range(start, start + span.columns)) for span, start in zip(self.spans, starts, strict=False)]
 
     def _blocks(self) -> list[tuple[Span | None, list[int]]]:
         """Returns the groups, each with its own columns behind those of all groups; without groups the whole."""
@@ -277,9 +271,7 @@ def escape_latex(text: str) -> str:
     return _LATEX_SPECIAL.sub(lambda match: _LATEX[match[0]], text)
 
 
-def _aligned(
-    header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Sequence[int], left: int
-) -> list[str]:
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Sequence[int], left: int) -> list[str]:
     lines = [[str(line[column]) for column in columns] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [

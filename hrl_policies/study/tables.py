@@ -76,9 +76,7 @@ def group_records(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     for record in records:
         config = record.config
         session = {name: value for name, value in config.session.describe().items() if name not in MODES}
-        key = repr(
-            (config.world, config.item_term, record.data_hash, record.response, sorted(session.items()))
-        )
+        key = repr((config.world, config.item_term, record.data_hash, record.response, sorted(session.items())))
         groups.setdefault(key, []).append(record)
     return list(groups.values())
 
@@ -94,9 +92,7 @@ def group_variants(records: Sequence[RunRecord]) -> dict[Variant, list[RunRecord
         rows.setdefault(Variant.of_config(record.config), []).append(record)
     for variant, group in rows.items():
         if len({record.config.seed for record in group}) != len(group):
-            raise ValueError(
-                f"{variant.title} was run more than once with the same seed under the same conditions"
-            )
+            raise ValueError(f"{variant.title} was run more than once with the same seed under the same conditions")
     return rows
 
 

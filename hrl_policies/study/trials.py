@@ -103,9 +103,7 @@ class TrialJournal:
         number = len(self.finished())
         self._study.sampler = self._sampler(number)
         if number == 0 and not self._in_state("WAITING"):
-            self._study.enqueue_trial(
-                {name: self._space[name].to_optuna(value) for name, value in self._first.items()}
-            )
+            self._study.enqueue_trial({name: self._space[name].to_optuna(value) for name, value in self._first.items()})
         trial = self._study.ask()
         values = {name: dimension.suggest(trial, name) for name, dimension in self._space.items()}
         trial.set_user_attr(_VALUES, values)

@@ -146,17 +146,13 @@ def validation_pair(world: World, name: str) -> WorldPair:
     if world.split != "train":
         raise DataError(f"methods are tuned in the training world, got the {world.split} world")
     if len(world.users) < _MIN_USERS:
-        raise DataError(
-            f"tuning needs at least {_MIN_USERS} users in the training world, got {len(world.users)}"
-        )
+        raise DataError(f"tuning needs at least {_MIN_USERS} users in the training world, got {len(world.users)}")
     validation = world.user_rows(evaluation_users(world.user_ids, len(world.users) // _VALIDATION_SHARE))
     others = np.setdiff1d(world.users, validation)
     return WorldPair(name, replace(world, users=others), replace(world, split="test", users=validation))
 
 
-def tune(
-    plan: TuningPlan, world: World, trials: int, output: str | Path, *, progress: bool = False
-) -> TuningResult:
+def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, progress: bool = False) -> TuningResult:
     """Searches until a folder holds so many trials; the same call goes on where an earlier one stopped.
 
     Same plan, same trials: interrupted or not. A trial whose values the method refuses, or that diverges, counts, and
@@ -188,9 +184,7 @@ def tune(
     purifier = search_purifier(plan, pair, folder, progress)
     users = min(plan.users, len(pair.test.users))
     result = TuningResult(plan, journal.finished(), folder, users)
-    with tqdm(
-        total=trials, unit="trial", desc=f"tuning {plan.method}", disable=not progress, leave=False
-    ) as bar:
+    with tqdm(total=trials, unit="trial", desc=f"tuning {plan.method}", disable=not progress, leave=False) as bar:
         bar.update(min(len(journal.finished()), trials))
         while len(journal.finished()) < trials:
             _try(plan, pair, purifier, journal, progress)
@@ -202,9 +196,7 @@ def tune(
     return result
 
 
-def _try(
-    plan: TuningPlan, pair: WorldPair, purifier: Path | None, journal: TrialJournal, progress: bool
-) -> None:
+def _try(plan: TuningPlan, pair: WorldPair, purifier: Path | None, journal: TrialJournal, progress: bool) -> None:
     """Makes one trial."""
     proposal = journal.propose()
     start, score, problem = time.perf_counter(), None, ""
@@ -219,13 +211,9 @@ def _try(
     journal.record(proposal, score, time.perf_counter() - start, problem)
 
 
-def _score(
-    plan: TuningPlan, pair: WorldPair, purifier: Path | None, proposal: Proposal, progress: bool
-) -> float:
+def _score(plan: TuningPlan, pair: WorldPair, purifier: Path | None, proposal: Proposal, progress: bool) -> float:
     seeds = range(plan.seed, plan.seed + plan.runs)
-    return float(
-        np.mean([train_and_score(plan, pair, purifier, proposal.values, seed, progress) for seed in seeds])
-    )
+    return float(np.mean([train_and_score(plan, pair, purifier, proposal.values, seed, progress) for seed in seeds]))
 
 
 def train_and_score(
@@ -307,8 +295,7 @@ def _write_settings(
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:
     values = {
-        name: json.dumps(value) if isinstance(value, (list, dict)) else value
-        for name, value in trial.values.items()
+        name: json.dumps(value) if isinstance(value, (list, dict)) else value for name, value in trial.values.items()
     }
     score = "" if trial.score is None else trial.score
     seconds = round(trial.seconds, 1)
@@ -386,9 +373,7 @@ def confirmation_runs(search: TuningResult, seeds: int) -> list[ConfirmationRun]
     return [ConfirmationRun(side, values, steps, seed) for seed in fresh for side, values in sides.items()]
 
 
-def confirm(
-    search: TuningResult, world: World, seeds: int = 3, *, progress: bool = False
-) -> Confirmation | None:
+def confirm(search: TuningResult, world: World, seeds: int = 3, *, progress: bool = False) -> Confirmation | None:
     """Makes the runs that the folder of a search lacks, and writes which settings won.
 
     Args:
@@ -474,12 +459,9 @@ def _rounded_value(settings: MethodSettings, name: str, value: Any) -> Any:
 def _confirmation_comment(result: Confirmation) -> list[str]:
     means = {side: float(np.mean(result.scores(side))) for side in ("start", "found")}
     each = ", ".join(
-        f"{found - start:+.3f}"
-        for start, found in zip(result.scores("start"), result.scores("found"), strict=True)
+        f"{found - start:+.3f}" for start, found in zip(result.scores("start"), result.scores("found"), strict=True)
     )
-    winner = (
-        f"trial {result.search.best.number}" if result.kept == "found" else "the settings it started from"
-    )
+    winner = f"trial {result.search.best.number}" if result.kept == "found" else "the settings it started from"
     return [
         f"Confirmed with {len(result.scores('found'))} other seed(s) and {result.runs[0].steps:,} steps: R_cum "
         f"{means['found']:.3f} with trial {result.search.best.number}, {means['start']:.3f} with the settings that the",

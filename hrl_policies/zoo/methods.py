@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from hrl_policies.common.transitions import LoggedTransitions
 
 
-def sb3_algorithm(
-    algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None
-) -> Any:
+def sb3_algorithm(algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None) -> Any:
     """Builds an SB3 algorithm over the training sessions.
 
     Args:
@@ -186,9 +184,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         "seed": data.seed,
     }
     purifier = env.dsrm if isinstance(env, VecDSRM) else None
-    return log_transitions(
-        context.worlds.train, config.action_mode, validated(LogReading, reading, "data"), purifier
-    )
+    return log_transitions(context.worlds.train, config.action_mode, validated(LogReading, reading, "data"), purifier)
 
 
 def build_bcq(context: BuildContext) -> Any:
@@ -231,8 +227,7 @@ _BOUND = "the leave rule's bound"
 _OFFLINE = "the training log: observed states, exposures and clicks"
 _FEEDBACK = "observed states, items shown and their feedback in the training world"
 _WINDOW = (
-    "observed states, windows and rewards of the training world, the training log's click scorer, "
-    "popularity groups"
+    "observed states, windows and rewards of the training world, the training log's click scorer, popularity groups"
 )
 _SB3 = "Stable-Baselines3"
 _SAC4IR = "Shi et al., Maximum entropy policy for long-term fairness, IEEE TSC 17(3), 2024"

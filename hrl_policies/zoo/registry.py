@@ -107,9 +107,7 @@ def add_method(spec: MethodSpec) -> None:
     if spec.name in METHODS:
         raise ValueError(f"a method called {spec.name!r} exists already: {METHODS[spec.name].title}")
     if spec.learns and spec.settings is None and not shipped_file(spec.name).is_file():
-        raise ValueError(
-            f"{spec.name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))"
-        )
+        raise ValueError(f"{spec.name!r} learns and needs settings: register_method(..., settings=MethodSettings(...))")
     METHODS[spec.name] = spec
 
 
@@ -206,8 +204,7 @@ def load_plugins() -> None:
             METHODS.update(before)
             package = "" if point.dist is None else f" of the package {point.dist.name}"
             warnings.warn(
-                f"the plugin {point.name!r}{package} ({point.value}) was left out: "
-                f"{type(error).__name__}: {error}",
+                f"the plugin {point.name!r}{package} ({point.value}) was left out: {type(error).__name__}: {error}",
                 stacklevel=2,
             )
 
@@ -284,9 +281,7 @@ def _modes(spec: MethodSpec) -> Settings:
     return {"action_mode": spec.action_mode, "observation_mode": spec.observation_mode}
 
 
-def _purifier(
-    spec: MethodSpec, world: World, purifier: StatePurifier | str | Path | None
-) -> StatePurifier | None:
+def _purifier(spec: MethodSpec, world: World, purifier: StatePurifier | str | Path | None) -> StatePurifier | None:
     """Returns the purifier that is given, or else the method's own, if it has one."""
     from dsrm.purifier import load_purifier
 

@@ -207,9 +207,7 @@ def _line_problems(line: Any, hyperparameters: Mapping[str, Any], name: str) -> 
     return [f"leaves out the shipped value {value!r}, which is the first trial"]
 
 
-def inherited_search(
-    base: Mapping[str, Any], own: Mapping[str, Any], changed: Sequence[str]
-) -> dict[str, Any]:
+def inherited_search(base: Mapping[str, Any], own: Mapping[str, Any], changed: Sequence[str]) -> dict[str, Any]:
     """Returns the section of a file that is ``like`` another.
 
     Args:
@@ -220,9 +218,7 @@ def inherited_search(
     inherited = {
         name: line
         for name, line in base.items()
-        if not any(
-            f"{name}.".startswith(f"{fixed}.") or f"{fixed}.".startswith(f"{name}.") for fixed in changed
-        )
+        if not any(f"{name}.".startswith(f"{fixed}.") or f"{fixed}.".startswith(f"{name}.") for fixed in changed)
     }
     return {name: line for name, line in (inherited | dict(own)).items() if line is not None}
 

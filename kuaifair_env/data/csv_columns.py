@@ -192,9 +192,7 @@ def _header(files: SourceFiles, name: str, columns: Sequence[Column]) -> list[st
     try:
         header = next(iter(_Records(files, name)), None)
     except READ_ERRORS as error:
-        raise DataError(
-            f"cannot be read ({error}); it is truncated or damaged", file=files.label(name)
-        ) from error
+        raise DataError(f"cannot be read ({error}); it is truncated or damaged", file=files.label(name)) from error
     if header is None:
         raise DataError("the file is empty; it must begin with a header", file=files.label(name), line=1)
     for column in columns:
@@ -248,11 +246,7 @@ def _find_problem(
                 continue
             if len(record) != len(header):
                 short = len(record) < len(header)
-                guess = (
-                    "the file is truncated or the line is broken"
-                    if short
-                    else "two lines may have run together"
-                )
+                guess = "the file is truncated or the line is broken" if short else "two lines may have run together"
                 return DataError(
                     f"{len(record)} fields where the header has {len(header)}; {guess}",
                     file=label,

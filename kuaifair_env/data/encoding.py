@@ -260,9 +260,7 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     ranked = sorted(counts.index, key=lambda value: (-int(counts[value]), value))
     frequent = ranked[:MAX_CATEGORIES] if len(ranked) > MAX_CATEGORIES + 1 else ranked
     codes = np.full(len(series), len(frequent), np.int64)
-    codes[~missing] = (
-        text.map({value: code for code, value in enumerate(frequent)}).fillna(len(frequent)).to_numpy()
-    )
+    codes[~missing] = text.map({value: code for code, value in enumerate(frequent)}).fillna(len(frequent)).to_numpy()
     encoded = [(f"{name}={value}", (codes == code).astype(np.float32)) for code, value in enumerate(frequent)]
     other = (codes == len(frequent)) & ~missing
     return [

@@ -65,9 +65,7 @@ def read_frames(
     catalogue = _catalogue(items, columns, parsed)
     people = _users(users, columns, parsed)
     if len(catalogue) < 2:
-        raise DataError(
-            f"there is only one item ({catalogue.ids[0]}); a recommender needs at least two to choose from"
-        )
+        raise DataError(f"there is only one item ({catalogue.ids[0]}); a recommender needs at least two to choose from")
     sorted_logs: dict[str, InteractionLog] = {}
     report: dict[str, Any] = {}
     for split, log in parsed.items():
@@ -146,8 +144,7 @@ def _watch_ratios(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.floa
     wrong = ~np.isfinite(values) | (values < 0)
     if wrong.any():
         raise DataError(
-            f"watch ratios are finite and not negative; row {_first(wrong)} of the {where} has "
-            f"{values[wrong][0]}",
+            f"watch ratios are finite and not negative; row {_first(wrong)} of the {where} has {values[wrong][0]}",
             column=name,
         )
     return values
@@ -162,9 +159,7 @@ def _clicks(
 ) -> BoolArray:
     if threshold is not None:
         if ratios is None:
-            raise DataError(
-                f"positive_watch_ratio needs this column in the {where}", column=names.watch_ratio
-            )
+            raise DataError(f"positive_watch_ratio needs this column in the {where}", column=names.watch_ratio)
         if not threshold > 0:
             raise DataError(f"positive_watch_ratio must be above 0, got {threshold}")
         return ratios >= threshold
@@ -197,8 +192,7 @@ def _times(frame: pd.DataFrame, name: str, where: str) -> tuple[NDArray[np.int64
         return moments, missing if missing.any() else None
     if not types.is_numeric_dtype(series) or types.is_bool_dtype(series):
         raise DataError(
-            f"times of the {where} must be numbers or datetimes (see pandas.to_datetime), not "
-            f"{series.iloc[0]!r}",
+            f"times of the {where} must be numbers or datetimes (see pandas.to_datetime), not {series.iloc[0]!r}",
             column=name,
         )
     if types.is_integer_dtype(series) and not missing.any():
@@ -278,9 +272,7 @@ def _finish_log(
             )
     raw = replace(parsed, users=rows["user"], items=rows["item"])
     if positives_only and not raw.clicks.all():
-        raise DataError(
-            f"the {which} log is said to hold positives only, but row {_first(~raw.clicks)} has no click"
-        )
+        raise DataError(f"the {which} log is said to hold positives only, but row {_first(~raw.clicks)} has no click")
     read = len(raw.users)
     dropping = raw.times is not None if drop_duplicates is None else drop_duplicates
     if dropping:

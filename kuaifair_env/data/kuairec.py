@@ -77,9 +77,7 @@ def load_kuairec(
     )
 
 
-def read_kuairec(
-    path: str | Path, *, positive_watch_ratio: float = KUAIREC_POSITIVE_WATCH_RATIO
-) -> InteractionData:
+def read_kuairec(path: str | Path, *, positive_watch_ratio: float = KUAIREC_POSITIVE_WATCH_RATIO) -> InteractionData:
     """Reads and checks the official KuaiRec files, without the cache.
 
     Exact duplicate rows are dropped; rows without time come last within their user; both are counted in the

@@ -56,9 +56,7 @@ def read_users(files: SourceFiles, name: str) -> Users:
     ids = table.pop("user_id")
     check_unique(files, name, "user_id", ids)
     order = np.argsort(ids)
-    return Users(
-        ids[order], encode_features(category_frame(table, USER_CATEGORIES).iloc[order], "user feature")
-    )
+    return Users(ids[order], encode_features(category_frame(table, USER_CATEGORIES).iloc[order], "user feature"))
 
 
 def category_frame(table: Mapping[str, NDArray[Any]], categories: Sequence[str]) -> pd.DataFrame:
@@ -101,9 +99,7 @@ def known_rows(
     return rows
 
 
-def tag_list(
-    files: SourceFiles, name: str, column: str, row: int, text: str | None, example: str
-) -> list[int]:
+def tag_list(files: SourceFiles, name: str, column: str, row: int, text: str | None, example: str) -> list[int]:
     """Reads the ids in a cell: numbers with commas between them, in brackets if they are so in the example.
 
     Raises:

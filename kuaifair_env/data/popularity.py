@@ -156,9 +156,7 @@ def groups_of(
         "shown": data.items.shown,
     }
     if source not in sources:
-        raise DataError(
-            f"popularity source {source!r} is unknown; take one of {', '.join(map(repr, sources))}"
-        )
+        raise DataError(f"popularity source {source!r} is unknown; take one of {', '.join(map(repr, sources))}")
     counts = sources[source]
     if counts is None:
         raise DataError(f"{data.provenance.name} has no 'shown' counts; use source='train'")

@@ -77,9 +77,7 @@ class SourceFiles(ABC):
         """
         missing = [name for name in names if not self.has(name)]
         if missing:
-            raise DataError(
-                f"missing: {', '.join(missing)}; the whole official archive is needed", file=self.path
-            )
+            raise DataError(f"missing: {', '.join(missing)}; the whole official archive is needed", file=self.path)
 
 
 class FolderFiles(SourceFiles):
@@ -101,9 +99,7 @@ class FolderFiles(SourceFiles):
 
     def _stream(self, name: str) -> AbstractContextManager[BinaryIO]:
         path = cast(Path, self._find(name))
-        return cast(
-            "AbstractContextManager[BinaryIO]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        )
+        return cast("AbstractContextManager[BinaryIO]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 class ArchiveFiles(SourceFiles):
@@ -290,9 +286,7 @@ def download_folder(cache: str | Path | None = None) -> Path:
     return cache_dir(cache) / "downloads"
 
 
-def find_source(
-    name: str, data_dir: str | Path | None = None, cache: str | Path | None = None
-) -> Path | None:
+def find_source(name: str, data_dir: str | Path | None = None, cache: str | Path | None = None) -> Path | None:
     """Finds the official files of a data set.
 
     Looked at in this order: ``data_dir``, the folder that ``KUAIFAIR_DATA`` names, the cache's download
@@ -350,9 +344,7 @@ def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
         datasets = [facts for facts in DATASETS.values() if _find_in(place, facts) is not None]
     if len(datasets) != 1:
         problem = "both data sets are" if datasets else "neither data set is"
-        raise DataError(
-            f"{problem} here; give one of {', '.join(f.archive for f in DATASETS.values())}", file=place
-        )
+        raise DataError(f"{problem} here; give one of {', '.join(f.archive for f in DATASETS.values())}", file=place)
     return datasets[0]
 
 
@@ -369,9 +361,7 @@ def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        raise DataError(
-            f"there is no such file or folder; give {facts.archive} or its unpacked folder", file=place
-        )
+        raise DataError(f"there is no such file or folder; give {facts.archive} or its unpacked folder", file=place)
     source = place if place.is_file() else _find_in(place, facts)
     if source is None:
         raise DataError(
@@ -418,9 +408,7 @@ def provenance_of(
                 raise DataError(f"cannot be read: {error}", file=files.label(PROVENANCE_FILE)) from error
     if all(rows.get(name) == expected for name, expected in facts.rows.items()):
         return Provenance(facts.title, "real", f"official files of {facts.title}", hashes, dict(settings))
-    counts = ", ".join(
-        f"{name} {rows.get(name, 0):,} of {expected:,}" for name, expected in facts.rows.items()
-    )
+    counts = ", ".join(f"{name} {rows.get(name, 0):,} of {expected:,}" for name, expected in facts.rows.items())
     return Provenance(
         f"partial {facts.title}",
         "partial",

@@ -56,13 +56,9 @@ def engagement(lengths: NDArray[Any], returns: NDArray[Any]) -> Engagement:
             f"got shapes {steps.shape} and {collected.shape}"
         )
     if steps.min() < 1:
-        raise ValueError(
-            f"session {int(steps.argmin())} has {steps.min()} steps; a complete session has at least 1"
-        )
+        raise ValueError(f"session {int(steps.argmin())} has {steps.min()} steps; a complete session has at least 1")
     if not np.isfinite(collected).all():
-        raise ValueError(
-            f"the return of session {int(np.argmin(np.isfinite(collected)))} is not a finite number"
-        )
+        raise ValueError(f"the return of session {int(np.argmin(np.isfinite(collected)))} is not a finite number")
     return Engagement(
         sessions=len(steps),
         length=float(steps.mean()),
@@ -149,9 +145,7 @@ def normalised_length(length: Numbers, initial_temper: Numbers, reward: Numbers)
 def _checked(initial_temper: Numbers, reward: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     temper, rewards = np.asarray(initial_temper, np.float64), np.asarray(reward, np.float64)
     if not (temper >= _LEAVE_BELOW).all() or not np.isfinite(temper).all():
-        raise ValueError(
-            f"initial temper must be at least {_LEAVE_BELOW:g}: below it the user has left already"
-        )
+        raise ValueError(f"initial temper must be at least {_LEAVE_BELOW:g}: below it the user has left already")
     if not ((rewards >= 0.0) & (rewards <= 1.0)).all():
         raise ValueError("mean reward must lie in [0, 1]")
     return temper, rewards

@@ -110,9 +110,7 @@ def checked_counts(exposures: NDArray[Any]) -> NDArray[Any]:
     """Returns exposure counts as an array if they are a vector of counts of which one is positive."""
     counts = np.asarray(exposures)
     if counts.ndim != 1 or not len(counts):
-        raise ValueError(
-            f"exposures must be a vector with one count for each candidate, got shape {counts.shape}"
-        )
+        raise ValueError(f"exposures must be a vector with one count for each candidate, got shape {counts.shape}")
     if counts.min() < 0:
         raise ValueError(f"exposure counts must not be negative; that of candidate {int(counts.argmin())} is")
     if not 0 < counts.sum() < np.inf:

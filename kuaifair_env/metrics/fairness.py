@@ -54,9 +54,7 @@ def slate_disparity(
     """
     share = np.asarray(popular_share)
     if share.dtype.kind == "f" and share.dtype.itemsize < 8:
-        raise ValueError(
-            f"popular shares must be float64 (got {share.dtype}): compute them as counts / slate size"
-        )
+        raise ValueError(f"popular shares must be float64 (got {share.dtype}): compute them as counts / slate size")
     if mode == "parity":
         return np.asarray(np.abs(signed_gap(share)))
     if mode == "popular_only":
@@ -148,9 +146,7 @@ def coverage_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
     Arguments and errors are those of :func:`popular_share`; neither group may be empty.
     """
     counts, group = _checked(exposures, popular, both=True)
-    return float(
-        np.count_nonzero(counts[group]) / group.sum() - np.count_nonzero(counts[~group]) / (~group).sum()
-    )
+    return float(np.count_nonzero(counts[group]) / group.sum() - np.count_nonzero(counts[~group]) / (~group).sum())
 
 
 def _checked(

@@ -71,9 +71,7 @@ class SlateStatistics:
         if popular.ndim != 1 or popular.dtype != np.bool_ or popular.all() or not popular.any():
             raise ValueError("popular must be a bool vector with candidates in both groups")
         if np.shape(training_exposures) != popular.shape:
-            raise ValueError(
-                f"training_exposures must have one count for each of the {len(popular)} candidates"
-            )
+            raise ValueError(f"training_exposures must have one count for each of the {len(popular)} candidates")
         self._popular = popular
         self._training_exposures = np.asarray(training_exposures, np.float64)
         self._exposures: NDArray[np.int64] = np.zeros(len(popular), np.int64)

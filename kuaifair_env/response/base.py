@@ -114,9 +114,7 @@ class ResponseModel(Protocol):
         """Returns the same model for the catalogue ``old_items[items]`` (see ``InteractionData.arranged``)."""
         ...
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)``, the expected feedback on items ``0 .. n_items - 1`` (for oracles)."""
         ...
 

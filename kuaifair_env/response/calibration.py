@@ -125,9 +125,7 @@ class Slopes:
     def describe(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Returns slope and standard error of each part by its name, JSON-able."""
         pairs = zip(self.values.tolist(), self.errors.tolist(), strict=True)
-        return {
-            name: {"slope": slope, "error": error} for name, (slope, error) in zip(names, pairs, strict=True)
-        }
+        return {name: {"slope": slope, "error": error} for name, (slope, error) in zip(names, pairs, strict=True)}
 
 
 def logit_slopes(clicks: BoolArray, parts: Vector, prior_scale: float | None = None) -> Slopes:

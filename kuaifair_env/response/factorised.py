@@ -106,9 +106,7 @@ class FactorisedResponse(BernoulliFeedback):
                 f"{users} users and {items} items"
             )
         if user_factors.shape[1] != item_factors.shape[1]:
-            raise DataError(
-                f"user factors have rank {user_factors.shape[1]}, item factors {item_factors.shape[1]}"
-            )
+            raise DataError(f"user factors have rank {user_factors.shape[1]}, item factors {item_factors.shape[1]}")
         tables: dict[str, Any] = {
             "offset": offset,
             "user bias": user_bias,
@@ -193,9 +191,7 @@ class FactorisedResponse(BernoulliFeedback):
         negated: FloatArray = np.matmul(of_items, of_users[:, :, None])[..., 0]
         return negated
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
         return sigmoid_of_negated(self._users[users] @ self._items[:n_items].T, self._bounded)
 
@@ -257,9 +253,7 @@ class FactorisedResponse(BernoulliFeedback):
         return {"users": self._users, "items": self._items}, {"offset": self._offset, "report": self._report}
 
     @classmethod
-    def from_parts(
-        cls, source: str | Path, tensors: Tensors, settings: Mapping[str, Any]
-    ) -> FactorisedResponse:
+    def from_parts(cls, source: str | Path, tensors: Tensors, settings: Mapping[str, Any]) -> FactorisedResponse:
         """Puts together what :meth:`parts` took apart, tensors and settings of the file ``source``.
 
         Raises:

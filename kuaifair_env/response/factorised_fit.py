@@ -90,9 +90,7 @@ class FactorPenalty:
     Each user's and item's own term is charged once per pass over the rows, whatever their number of rows.
     """
 
-    def __init__(
-        self, users: Tensor, items: Tensor, network: FactorNetwork, config: FactorisedConfig
-    ) -> None:
+    def __init__(self, users: Tensor, items: Tensor, network: FactorNetwork, config: FactorisedConfig) -> None:
         self._per_user = 1.0 / torch.bincount(users, minlength=len(network.user_bias)).clamp(min=1).float()
         self._per_item = 1.0 / torch.bincount(items, minlength=len(network.item_bias)).clamp(min=1).float()
         self._rows = len(users)
@@ -152,8 +150,7 @@ def fit_factorised(
     model = FactorisedResponse(**parts)
     model, calibration = _calibrated(model, rows, config.slope_prior)
     report = {
-        "fitted_on": rows.notes
-        | {role: len(rows.where(role)) for role in ("fit", "stop", "calibrate", "report")},
+        "fitted_on": rows.notes | {role: len(rows.where(role)) for role in ("fit", "stop", "calibrate", "report")},
         "context_rows": inputs.context_rows,
         "inputs": {"user": len(inputs.users.names), "item": len(inputs.items.names)},
         "config": asdict(config),
@@ -161,9 +158,7 @@ def fit_factorised(
         "training": training,
         "calibration": calibration,
         **_held_out_report(model, rows),
-        "spread": model.parts_spread(
-            *(np.unique(column[rows.where("fit")]) for column in (rows.users, rows.items))
-        ),
+        "spread": model.parts_spread(*(np.unique(column[rows.where("fit")]) for column in (rows.users, rows.items))),
         **data.identity(),
     }
     shift = rate_correction(rows.notes)
@@ -207,9 +202,7 @@ def _train(
         total = 0.0
         for block in torch.split(stop_rows, 1 << 15):
             total += float(
-                functional.binary_cross_entropy_with_logits(
-                    logits(model, block), clicks[block], reduction="sum"
-                )
+                functional.binary_cross_entropy_with_logits(logits(model, block), clicks[block], reduction="sum")
             )
         return total / len(stop_rows)
 
@@ -253,9 +246,7 @@ def _calibrated(
         model.user_factors * of_taste,
         model.item_factors,
     )
-    return calibrated, {"offset": slopes.offset - model.offset} | dict(
-        zip(_PARTS, slopes.values.tolist(), strict=True)
-    )
+    return calibrated, {"offset": slopes.offset - model.offset} | dict(zip(_PARTS, slopes.values.tolist(), strict=True))
 
 
 def _held_out_report(model: FactorisedResponse, rows: LabelledRows) -> dict[str, Any]:
@@ -265,9 +256,7 @@ def _held_out_report(model: FactorisedResponse, rows: LabelledRows) -> dict[str,
     quality = shrunken_item_rate(rows, model.n_items)[items]
     main, full = (sigmoid(parts[:, :n].sum(axis=1) + np.float32(model.offset)) for n in (2, 3))
     slopes = logit_slopes(clicks, parts)
-    of_quality, of_main, of_full = (
-        within_user_auc(users, clicks, scores) for scores in (quality, main, full)
-    )
+    of_quality, of_main, of_full = (within_user_auc(users, clicks, scores) for scores in (quality, main, full))
     over_quality, over_main = of_full.gain_over(of_quality), of_full.gain_over(of_main)
     return {
         "held_out": assess(users, clicks, full),

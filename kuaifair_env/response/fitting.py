@@ -109,9 +109,7 @@ def fit_response(
         return fit_factorised(log, data, context_log=context, config=config.factorised, seed=seed)
     from kuaifair_env.response.sequential_fit import fit_sequential  # needs torch
 
-    return fit_sequential(
-        log, data, context_log=context, config=config.sequential, static=config.factorised, seed=seed
-    )
+    return fit_sequential(log, data, context_log=context, config=config.sequential, static=config.factorised, seed=seed)
 
 
 def fit_world_responses(
@@ -124,9 +122,7 @@ def fit_world_responses(
     return WorldResponses(*(fit_response(data, split, kind, config=config) for split in get_args(Split)))
 
 
-def earlier_and_later(
-    log: InteractionLog, n_users: int, share: float
-) -> tuple[InteractionLog | None, InteractionLog]:
+def earlier_and_later(log: InteractionLog, n_users: int, share: float) -> tuple[InteractionLog | None, InteractionLog]:
     """Splits a log by each user's time into an earlier part (None when it would be empty) and a later one.
 
     ``share`` of each user's rows, rounded down, go to the earlier part.
@@ -154,9 +150,7 @@ def load_response(path: str | Path) -> ResponseModel:
     }
     kind = artifact_kind(path)
     if kind not in loaders:
-        raise ArtifactError(
-            f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(loaders)}"
-        )
+        raise ArtifactError(f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(loaders)}")
     return loaders[kind](path)
 
 

@@ -121,9 +121,7 @@ def _context_parts(
     return users, items
 
 
-def _smoothed_logit(
-    clicks: NDArray[Any], shown: NDArray[Any], rate: float, pseudo: float
-) -> NDArray[np.float64]:
+def _smoothed_logit(clicks: NDArray[Any], shown: NDArray[Any], rate: float, pseudo: float) -> NDArray[np.float64]:
     smoothed = np.clip((clicks + pseudo * rate) / (shown + pseudo), 1e-4, 1 - 1e-4)
     return np.log(smoothed / (1.0 - smoothed))
 

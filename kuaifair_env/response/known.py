@@ -194,9 +194,7 @@ class ObservedResponse:
             self._report,
         )
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns the cells of items ``0 .. n_items - 1``, ``float32 (B, n_items)``.
 
         Raises:
@@ -222,13 +220,9 @@ class ObservedResponse:
         """
         _, tensors, settings = load_artifact(path, _KIND)
         take_tensors(path, tensors, {"matrix": (None, None), "user_places": (None,), "item_places": (None,)})
-        mode, threshold, report = (
-            take_setting(path, settings, name) for name in ("mode", "threshold", "report")
-        )
+        mode, threshold, report = (take_setting(path, settings, name) for name in ("mode", "threshold", "report"))
         try:
-            return cls(
-                tensors["matrix"], tensors["user_places"], tensors["item_places"], mode, threshold, report
-            )
+            return cls(tensors["matrix"], tensors["user_places"], tensors["item_places"], mode, threshold, report)
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from error
 
@@ -251,9 +245,7 @@ def _cell_values(log: InteractionLog, mode: Mode, threshold: float | None, clip:
     if log.watch_ratios is None:
         raise DataError("the log holds no watch ratios; use mode='click' without a threshold")
     if np.isnan(log.watch_ratios).any():
-        raise DataError(
-            f"{int(np.isnan(log.watch_ratios).sum())} watch ratios are NaN; drop these rows first"
-        )
+        raise DataError(f"{int(np.isnan(log.watch_ratios).sum())} watch ratios are NaN; drop these rows first")
     if mode == "click":
         return (log.watch_ratios >= np.float32(threshold)).astype(np.float32)
     if not clip > 0:
@@ -295,9 +287,7 @@ class TwinResponse(BernoulliFeedback):
 
     uses_history = False
 
-    def __init__(
-        self, truth: TwinTruth, conformity: float = 0.0, provenance: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, truth: TwinTruth, conformity: float = 0.0, provenance: Mapping[str, Any] | None = None) -> None:
         if not np.isfinite(conformity):
             raise ValueError(f"conformity must be a finite number, got {conformity}")
         self.truth = truth
@@ -324,9 +314,7 @@ class TwinResponse(BernoulliFeedback):
         """Returns ``float32 (B, K)`` click probabilities for ``users (B,)`` and ``items (B, K)``."""
         return sigmoid(np.einsum("bd,bkd->bk", self._users[users], self._items[items]))
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)`` click probabilities of items ``0 .. n_items - 1``."""
         return sigmoid(self._users[users] @ self._items[:n_items].T)
 

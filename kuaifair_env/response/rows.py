@@ -236,9 +236,7 @@ class Stream:
     ends: NDArray[np.int64]
 
 
-def history_stream(
-    log: InteractionLog, context: InteractionLog | None, n_users: int, source: HistorySource
-) -> Stream:
+def history_stream(log: InteractionLog, context: InteractionLog | None, n_users: int, source: HistorySource) -> Stream:
     """Joins the context, what the users saw before, and the log into one line per user.
 
     With source ``"log"`` a row of the log sees the context and all earlier rows of the log; with ``"context"`` it sees

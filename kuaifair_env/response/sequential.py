@@ -210,9 +210,7 @@ class HistoryTransformer:
         xp, distance = self.xp, self.weights[f"{prefix}distance"]
         place = xp.arange(places)
         gap = xp.clip(place[:, None] - place[None, 1:], 0, self.shape.length - 1)
-        start = xp.broadcast_to(
-            self.weights[f"{prefix}start_bias"][:, None, None], (self.shape.heads, places, 1)
-        )
+        start = xp.broadcast_to(self.weights[f"{prefix}start_bias"][:, None, None], (self.shape.heads, places, 1))
         return xp.concatenate([start, distance[:, gap]], 2)
 
     def _normalised(self, x: Array, name: str) -> Array:
@@ -298,9 +296,7 @@ class SequentialResponse(BernoulliFeedback):
         logits: FloatArray = np.matmul(self._item_codes[items], directions[:, :, None])[..., 0]
         return logits + levels[:, None]
 
-    def expected_catalogue(
-        self, users: IntArray, n_items: int, history: HistoryWindow | None = None
-    ) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
         directions, levels = self._head(users, history)
         static = self.static.logits_catalogue(users, n_items)

@@ -205,9 +205,7 @@ def fit_sequential(
     """
     config, static = config or SequentialConfig(), replace(static or FactorisedConfig(), user_ids=False)
     if log.positives_only or (context_log is not None and context_log.positives_only):
-        raise DataError(
-            "a history model needs logs that hold non-clicks too; fit a factorised response instead"
-        )
+        raise DataError("a history model needs logs that hold non-clicks too; fit a factorised response instead")
     base = fit_factorised(log, data, context_log=context_log, config=static, seed=seed)
     rows = labelled_rows(log, len(data.items), static.split, static.negatives, seed, context_log)
     stream = history_stream(log, context_log, len(data.users), config.history_from)
@@ -226,9 +224,7 @@ def fit_sequential(
         **_held_out_report(model, rows, stream),
         **data.identity(),
     }
-    return SequentialResponse(
-        model.static, config.shape, **(exported | {"weights": model.weights}), report=report
-    )
+    return SequentialResponse(model.static, config.shape, **(exported | {"weights": model.weights}), report=report)
 
 
 def _train(
@@ -240,9 +236,7 @@ def _train(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains a :class:`HistoryNetwork` on top of static logits; returns what it exports, and a report."""
-    fit, stop = (
-        ChunkBatches(stream, rows, rows.where(role), base, config.shape.length) for role in ("fit", "stop")
-    )
+    fit, stop = (ChunkBatches(stream, rows, rows.where(role), base, config.shape.length) for role in ("fit", "stop"))
     batch_size = batch_size_for(len(fit), config.batch_size, smallest=16)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -281,9 +275,9 @@ def _history_logits(
     for start in range(0, len(chosen), _ROWS_AT_ONCE):
         part = chosen[start : start + _ROWS_AT_ONCE]
         window = windows(stream, rows.positions[part], model.shape.length)
-        added[start : start + len(part)] = model.history_logits(
-            rows.users[part], rows.items[part][:, None], window
-        )[:, 0]
+        added[start : start + len(part)] = model.history_logits(rows.users[part], rows.items[part][:, None], window)[
+            :, 0
+        ]
     return added
 
 
@@ -292,9 +286,7 @@ def _logit_parts(
 ) -> FloatArray:
     users, items = rows.users[chosen], rows.items[chosen]
     static = _static_logits(model.static, users, items)
-    return np.column_stack(
-        [static - np.float32(model.static.offset), _history_logits(model, rows, chosen, stream)]
-    )
+    return np.column_stack([static - np.float32(model.static.offset), _history_logits(model, rows, chosen, stream)])
 
 
 def _calibrated(
@@ -319,9 +311,7 @@ def _calibrated(
     weights = dict(exported["weights"])
     for name in ("head_out", "head_out_bias"):
         weights[name] = (weights[name] * of_history).astype(np.float32)
-    calibrated = SequentialResponse(
-        scaled, config.shape, exported["item_codes"], exported["user_codes"], weights
-    )
+    calibrated = SequentialResponse(scaled, config.shape, exported["item_codes"], exported["user_codes"], weights)
     return calibrated, {
         "offset": slopes.offset - base.offset,
         "static": float(slopes.values[0]),

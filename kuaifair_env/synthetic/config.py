@@ -150,9 +150,7 @@ class TwinConfig:
         if self.layout not in ("kuairec", "kuairand"):
             raise ValueError(f"layout must be 'kuairec' or 'kuairand', got {self.layout!r}")
         if (self.test_activity is None) != (self.layout == "kuairec"):
-            raise ValueError(
-                "test_activity is None for the layout 'kuairec' and a distribution for 'kuairand'"
-            )
+            raise ValueError("test_activity is None for the layout 'kuairec' and a distribution for 'kuairand'")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
         self._check_sizes()
@@ -383,9 +381,7 @@ def twin_config(
     if isinstance(taste_strength, str):
         levels = STRENGTHS[preset.name]
         if taste_strength not in levels:
-            raise ValueError(
-                f"taste_strength is a number or one of {', '.join(levels)}, got {taste_strength!r}"
-            )
+            raise ValueError(f"taste_strength is a number or one of {', '.join(levels)}, got {taste_strength!r}")
         taste_strength = levels[taste_strength]
     return replace(
         preset,

@@ -174,9 +174,7 @@ def kuairand_files(twin: Twin) -> dict[str, Iterator[pd.DataFrame]]:
     }
 
 
-def _log_parts(
-    twin: Twin, log: InteractionLog, is_random: int, rng: np.random.Generator
-) -> Iterator[pd.DataFrame]:
+def _log_parts(twin: Twin, log: InteractionLog, is_random: int, rng: np.random.Generator) -> Iterator[pd.DataFrame]:
     durations = twin.tables.durations_ms
     for rows in parts_of(np.arange(len(log))):
         part = log.take(rows)
@@ -197,9 +195,7 @@ def _log_parts(
             "long_view": clicks & is_long,
             "play_time_ms": play,
             "duration_ms": duration,
-            "profile_stay_time": np.where(
-                feedback["is_profile_enter"], rng.integers(500, 20_000, len(rows)), 0
-            ),
+            "profile_stay_time": np.where(feedback["is_profile_enter"], rng.integers(500, 20_000, len(rows)), 0),
             "comment_stay_time": np.where(feedback["is_comment"], rng.integers(500, 30_000, len(rows)), 0),
             "is_profile_enter": feedback["is_profile_enter"],
             "is_rand": np.full(len(rows), is_random),
@@ -346,8 +342,7 @@ def _daily_table(twin: Twin) -> pd.DataFrame:
     item = daily["video_id"]
     days = _FIRST_DAY + daily["day"]
     per_play = {
-        name: np.rint(daily["play_user_num"] * (videos[name] / videos["play_user_num"])[item])
-        for name in _PER_PLAY
+        name: np.rint(daily["play_user_num"] * (videos[name] / videos["play_user_num"])[item]) for name in _PER_PLAY
     }
     columns: dict[str, Any] = statistic_columns({name: daily[name] for name in DAILY_NUMBERS} | per_play)
     columns |= {

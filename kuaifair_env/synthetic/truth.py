@@ -208,9 +208,7 @@ def categories(rng: np.random.Generator, shares: Any, size: int) -> NDArray[np.i
 
 def _draw_tags(config: TwinConfig, rng: np.random.Generator) -> tuple[BoolArray, NDArray[np.int64]]:
     """Draws distinct tags per item: the ``n`` largest of randomly scaled tag frequencies."""
-    counts = np.minimum(
-        categories(rng, config.tags_per_item, config.n_items) + 1, len(config.tag_frequencies)
-    )
+    counts = np.minimum(categories(rng, config.tags_per_item, config.n_items) + 1, len(config.tag_frequencies))
     keys = rng.standard_exponential((config.n_items, len(config.tag_frequencies)))
     keys /= np.asarray(config.tag_frequencies, np.float64)
     order = np.argsort(keys, axis=1, kind="stable")
@@ -229,9 +227,7 @@ def _quality_scores(
     return math.sqrt(share) * by_tag + math.sqrt(1.0 - share) * own
 
 
-def _user_scores(
-    config: TwinConfig, rng: np.random.Generator, panel_users: NDArray[np.int64]
-) -> tuple[Scores, Scores]:
+def _user_scores(config: TwinConfig, rng: np.random.Generator, panel_users: NDArray[np.int64]) -> tuple[Scores, Scores]:
     inclination = rng.standard_normal(config.n_users)
     activity = correlated(rng, inclination, config.activity_taste_correlation)
     if config.panel_activity_shift:

@@ -52,16 +52,12 @@ def draw_train(
         blocked = (_mask(world.panel_users, config.n_users), _mask(world.panel_items, config.n_items))
         available[world.panel_users] -= config.n_panel_items
     counts = _counts(config.train_activity, world.activity_scores, config.train_rows, available)
-    users, items = _exposures(
-        rng, world, np.exp(world.exposure_logs), config.personalisation, counts, blocked
-    )
+    users, items = _exposures(rng, world, np.exp(world.exposure_logs), config.personalisation, counts, blocked)
     times, order = calendar.draw(rng, users)
     users, items = users[order], items[order]
     logits = _logits(world, users, items, conformity=1.0)
     logits += world.feed_items[items] + world.feed_users[users]
-    lift = round(
-        shift_to_mean(logits[:: max(1, len(logits) // 500_000)], config.logged_click_rate, 12.0, 40), 3
-    )
+    lift = round(shift_to_mean(logits[:: max(1, len(logits) // 500_000)], config.logged_click_rate, 12.0, 40), 3)
     clicks = rng.random(len(users)) < expit(logits + lift)
     ratios = None
     if config.layout == "kuairec":  # the other data set has no watch ratios for every row
@@ -117,9 +113,7 @@ def _mask(rows: Rows, size: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _counts(
-    distribution: QuantileDistribution, scores: NDArray[np.float64], total: int, available: Rows
-) -> Rows:
+def _counts(distribution: QuantileDistribution, scores: NDArray[np.float64], total: int, available: Rows) -> Rows:
     """Returns rows per user that follow a distribution, keep within what is available and add up to ``total``."""
     relative = distribution_by_rank(distribution, scores)
     most = np.minimum(available, np.maximum(1, np.floor(0.98 * available))).astype(np.int64)

@@ -141,9 +141,7 @@ def watch_ratios(
     distribution = _BODY_LOGGED if logged else _BODY_PANEL
     by_items, by_users = np.sqrt(by_item) * world.quality_scores, np.sqrt(by_user) * world.inclination_scores
     noise = np.sqrt(1.0 - sum(_BODY_SHARES))
-    shown = (
-        by_items[items[::7]] + by_users[users[::7]]
-    )  # the platform shows better videos, more to some users
+    shown = by_items[items[::7]] + by_users[users[::7]]  # the platform shows better videos, more to some users
     centre, spread = float(shown.mean()), float(np.sqrt(shown.var() + by_taste + noise**2))
     ratios = np.empty(len(users), np.float32)
     for start in range(0, len(users), _BLOCK):
@@ -153,9 +151,7 @@ def watch_ratios(
         scores += np.sqrt(by_taste) * np.einsum("rd,rd->r", truth.user_vectors[u], truth.item_vectors[i])
         scores = (scores - centre) / spread
         durations = durations_ms[i]
-        play = np.minimum(
-            np.floor(distribution.at(scores) * durations), KUAIREC_POSITIVE_WATCH_RATIO * durations - 1
-        )
+        play = np.minimum(np.floor(distribution.at(scores) * durations), KUAIREC_POSITIVE_WATCH_RATIO * durations - 1)
         tail = _TAIL.at(rng.standard_normal(int(positive.sum())))
         play[positive] = np.ceil(tail * durations[positive])
         ratios[part] = play / durations

@@ -29,9 +29,7 @@ def test_case_01_training_rows_in_the_test_log_are_found_whatever_the_kind_of_ti
     train = log(0).assign(time=1_600_000_000 + np.arange(400))
     test = {
         "float": train.astype({"time": float}),
-        "one missing": train.astype({"time": float}).assign(
-            time=lambda frame: frame.time.where(frame.index > 0)
-        ),
+        "one missing": train.astype({"time": float}).assign(time=lambda frame: frame.time.where(frame.index > 0)),
         "datetime": train.assign(time=pd.to_datetime(train.time, unit="s")),
     }[kind]
     with pytest.raises(DataError):

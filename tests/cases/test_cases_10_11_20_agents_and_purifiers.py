@@ -36,18 +36,14 @@ def own_and_renumbered():
         data = InteractionData.from_frames(*frames)
         embeddings = svd_item_embeddings(data.train, N_USERS, N_ITEMS, 8)
         world = build_world(data, "train", fit_response(data, "train"), embeddings=embeddings)
-        return KuaiFairVecEnv(
-            world, SessionConfig(action_mode="slate", observation_mode="history"), 4, seed=1
-        )
+        return KuaiFairVecEnv(world, SessionConfig(action_mode="slate", observation_mode="history"), 4, seed=1)
 
     frames, new = (log(3_000, share), log(1_500, np.ones(N_ITEMS))), rng.permutation(N_ITEMS)
     return sessions(*frames), sessions(*(frame.assign(item_id=new[frame.item_id]) for frame in frames))
 
 
 @pytest.mark.xfail(strict=True, reason="agents with item tables do not compare item ids")
-def test_case_10_an_agent_with_item_tables_refuses_a_world_whose_items_are_others(
-    own_and_renumbered, tmp_path
-):
+def test_case_10_an_agent_with_item_tables_refuses_a_world_whose_items_are_others(own_and_renumbered, tmp_path):
     own, renumbered = own_and_renumbered
     agent = HierarchicalPPO("HierarchicalPolicy", own, n_steps=8, seed=0).learn(32)
     agent.save(tmp_path / "agent.zip")
@@ -66,9 +62,7 @@ def test_case_11_guidance_must_be_finite(guidance):
 
 
 @pytest.mark.xfail(strict=True, reason="errors of the library beneath come through")
-@pytest.mark.parametrize(
-    "damage", ["key of the hash", "deeply nested JSON", "bfloat16 tensor", "float8 tensor"]
-)
+@pytest.mark.parametrize("damage", ["key of the hash", "deeply nested JSON", "bfloat16 tensor", "float8 tensor"])
 def test_case_20_a_damaged_purifier_file_is_named(damage, tmp_path):
     path = tmp_path / "x.safetensors"
     save_purifier(IPSPurifier(0.5, 0.9), path)
@@ -79,9 +73,7 @@ def test_case_20_a_damaged_purifier_file_is_named(damage, tmp_path):
     if damage == "key of the hash":
         meta = {key.replace("sha256", "sha25v"): value for key, value in meta.items()}
     elif damage != "deeply nested JSON":
-        dtype, body = {"bfloat16 tensor": ("BF16", b"\0" * 4), "float8 tensor": ("F8_E4M3", b"\0" * 2)}[
-            damage
-        ]
+        dtype, body = {"bfloat16 tensor": ("BF16", b"\0" * 4), "float8 tensor": ("F8_E4M3", b"\0" * 2)}[damage]
         tensors = {"t": {"dtype": dtype, "shape": [2], "data_offsets": [0, len(body)]}}
     text = "[" * 100_000 if damage == "deeply nested JSON" else json.dumps(meta)
     header = json.dumps({"__metadata__": {"kuaifair": text}, **tensors}).encode()

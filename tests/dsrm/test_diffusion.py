@@ -35,9 +35,7 @@ def rows(count: int = 4000, size: int = 3) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=(count, size)).astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("levels", "left"), [(10, 0.904), (20, 0.817), (30, 0.738), (100, 0.364), (500, 0.0064)]
-)
+@pytest.mark.parametrize(("levels", "left"), [(10, 0.904), (20, 0.817), (30, 0.738), (100, 0.364), (500, 0.0064)])
 def test_the_linear_schedule_leaves_what_is_published(levels, left):
     # abar_K for betas from 1e-4 to .02.
     assert NoiseSchedule.make("linear", levels).alphas_bar[-1] == pytest.approx(left, rel=1e-2)
@@ -100,9 +98,7 @@ def test_guidance_moves_the_mean_away_from_the_unconditional_one():
     schedule = NoiseSchedule.make("cosine", 20)
     condition = torch.full((10, 3), 1.0)
     plain, guided = (
-        Sampler(Exact(schedule, 0.1), schedule, SamplerConfig(steps=20, guidance=w)).sample(
-            condition, condition
-        )
+        Sampler(Exact(schedule, 0.1), schedule, SamplerConfig(steps=20, guidance=w)).sample(condition, condition)
         for w in (0.0, 1.0)
     )
     assert (guided > plain + 0.5).all()
@@ -146,9 +142,7 @@ def test_row_noise_is_standard_normal_and_belongs_to_the_row():
     np.testing.assert_array_equal(noise[7:9], row_normals(row_keys(states[7:9], 1), 8))
     assert not np.array_equal(noise, row_normals(row_keys(states, 2), 8))
     assert not np.array_equal(noise, row_normals(row_keys(states, 1), 8, stream=1))
-    np.testing.assert_array_equal(
-        row_keys(-np.zeros((1, 8), np.float32), 1), row_keys(np.zeros((1, 8), np.float32), 1)
-    )
+    np.testing.assert_array_equal(row_keys(-np.zeros((1, 8), np.float32), 1), row_keys(np.zeros((1, 8), np.float32), 1))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "velocity"])
@@ -170,9 +164,7 @@ def test_the_loss_is_the_mean_squared_error_of_what_is_predicted():
     left = float(schedule.alphas_bar[7])
     noisy = left**0.5 * clean + (1 - left) ** 0.5 * noise
     by_hand = ((net(noisy, level, net.embed(condition)) - noise) ** 2).mean()
-    assert denoising_loss(net, clean, condition, noise, level).item() == pytest.approx(
-        by_hand.item(), rel=1e-6
-    )
+    assert denoising_loss(net, clean, condition, noise, level).item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 def test_a_dropped_condition_says_nothing():
@@ -226,9 +218,7 @@ def test_ancestral_steps_are_those_of_a_diffusion_library():
         20, beta_schedule="linear", clip_sample=False, prediction_type="sample", variance_type="fixed_small"
     )
     scheduler.set_timesteps(20)
-    _compare(
-        NoiseSchedule.make("linear", 20), scheduler, SamplerConfig("ddpm", 20, start="noise", clip=1e9), {}
-    )
+    _compare(NoiseSchedule.make("linear", 20), scheduler, SamplerConfig("ddpm", 20, start="noise", clip=1e9), {})
 
 
 def test_solver_steps_are_those_of_a_diffusion_library():
@@ -238,9 +228,7 @@ def test_solver_steps_are_those_of_a_diffusion_library():
         timestep_spacing="trailing", lower_order_final=True, solver_order=2,
     )  # fmt: skip
     scheduler.set_timesteps(5)
-    _compare(
-        NoiseSchedule.make("linear", 20), scheduler, SamplerConfig("dpm++", 5, start="noise", clip=1e9), {}
-    )
+    _compare(NoiseSchedule.make("linear", 20), scheduler, SamplerConfig("dpm++", 5, start="noise", clip=1e9), {})
 
 
 def _compare(schedule, scheduler, config, extra):

@@ -24,9 +24,7 @@ LEARNING = {"dimension": 8, "batch_size": 128, "negatives": 64, "check_every": 5
 @pytest.fixture(scope="module")
 def encoders():
     """One encoder of each kind; they have learned next to nothing."""
-    return {
-        kind: pretrain_encoder(TRAIN, EncoderConfig(kind, **SETTINGS)) for kind in ("mean", "transformer")
-    }
+    return {kind: pretrain_encoder(TRAIN, EncoderConfig(kind, **SETTINGS)) for kind in ("mean", "transformer")}
 
 
 def auc(world):
@@ -67,9 +65,7 @@ def test_a_mean_encoder_is_embeddings_alone_and_a_transformer_reads_order(encode
     turned = dataclasses.replace(window, items=window.items[:, ::-1], clicks=window.clicks[:, ::-1])
     states = [transformer.encoder.encode(windows) for windows in (window, turned)]
     assert np.abs(states[0] - states[1]).max() > 1e-3
-    empty = dataclasses.replace(
-        window, items=np.full_like(window.items, -1), clicks=np.zeros_like(window.clicks)
-    )
+    empty = dataclasses.replace(window, items=np.full_like(window.items, -1), clicks=np.zeros_like(window.clicks))
     np.testing.assert_array_equal(transformer.encoder.encode(empty), 0.0)
 
 

@@ -152,9 +152,7 @@ def test_the_quota_control_earns_more_with_the_unbiased_term(terms):
     given = pair.given(terms["unbiased"])
     config = SessionConfig(action_mode="slate")
     results = [
-        evaluate(QuotaGreedy(worlds.scorer), KuaiFairVecEnv(worlds.test, config, 64, seed=0)).summary()[
-            "r_cum"
-        ]
+        evaluate(QuotaGreedy(worlds.scorer), KuaiFairVecEnv(worlds.test, config, 64, seed=0)).summary()["r_cum"]
         for worlds in (pair, given)
     ]
     assert results[1] > results[0]

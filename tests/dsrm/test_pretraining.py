@@ -58,9 +58,7 @@ def test_every_mode_gives_a_pure_function_within_its_space(purifiers, mode):
     assert all(space.contains(row) for row in purified)
     few = np.asarray([5, 2])
     np.testing.assert_allclose(purifier.purify(STATES[few], WINDOW.take(few)), purified[few], atol=1e-5)
-    empty = dataclasses.replace(
-        WINDOW, items=np.full_like(WINDOW.items, -1), clicks=np.zeros_like(WINDOW.clicks)
-    )
+    empty = dataclasses.replace(WINDOW, items=np.full_like(WINDOW.items, -1), clicks=np.zeros_like(WINDOW.clicks))
     assert np.isfinite(purifier.purify(np.zeros_like(STATES), empty)).all()
 
 
@@ -169,9 +167,7 @@ def test_samplers_and_the_spread_can_be_chosen_afterwards(purifiers):
     assert drawn.std(axis=0).mean() > 0
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(
-    purifiers, tmp_path, monkeypatch
-):
+def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(purifiers, tmp_path, monkeypatch):
     save_purifier(purifiers["profile"], tmp_path / "whole")
     checkpoint = tmp_path / "half"
     show_round = training.show_round
@@ -209,9 +205,7 @@ def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_evaluat
 
 
 def test_only_the_unbiased_modes_read_the_test_log(purifiers):
-    blind = dataclasses.replace(
-        TRAIN, data=dataclasses.replace(TRAIN.data, test=TRAIN.data.test.take(np.arange(1)))
-    )
+    blind = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, test=TRAIN.data.test.take(np.arange(1))))
     for mode in ("profile", "paper", "paired"):
         draws = [
             example_source(world, quick_config(mode)).draw(TRAIN.users[:20], np.random.default_rng(0))

@@ -48,10 +48,7 @@ def test_each_probe_finds_what_is_there_and_nothing_where_nothing_is(measures):
     assert measures["noise"]["interest"].value < 0.4
     assert measures["popularity"]["popularity_r2"].value > 0.99
     assert measures["noise"]["popularity_r2"].value < 0.05
-    assert (
-        measures["popularity"]["popularity_purity"].value
-        > measures["noise"]["popularity_purity"].value + 0.07
-    )
+    assert measures["popularity"]["popularity_purity"].value > measures["noise"]["popularity_purity"].value + 0.07
     assert measures["centroid"]["auc"].value > 0.7 > 0.55 > measures["noise"]["auc"].value > 0.45
     assert measures["noise"]["effective_rank"].value == pytest.approx(8, abs=0.4)
     assert measures["centroid"]["effective_rank"].value < 4.5

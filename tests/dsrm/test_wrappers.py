@@ -52,9 +52,7 @@ def test_single_sb3_and_vector_forms_give_the_same_states_and_last_states():
         VecDSRM(DummyVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)] * rows), WindowPurifier()),
     )
     dummy.seed(3)
-    same_step = DSRMVectorWrapper(
-        KuaiFairVectorEnv(WORLD, CONFIG, rows, AutoresetMode.SAME_STEP), WindowPurifier()
-    )
+    same_step = DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, CONFIG, rows, AutoresetMode.SAME_STEP), WindowPurifier())
     first = native.reset()
     np.testing.assert_array_equal(first, dummy.reset())
     np.testing.assert_array_equal(first, same_step.reset(seed=3)[0])

@@ -92,9 +92,7 @@ def test_targets_are_the_softened_minimum_of_the_best_proposal():
     going_on = torch.tensor([[1.0], [1.0], [0.0], [1.0], [0.0]])
     batch = TensorBatch(states, torch.zeros(5, 8), torch.rand(5, 1), torch.randn(5, 8), going_on, None)
     found = model._targets(batch, torch.Generator().manual_seed(4))
-    latents = torch.randn(30, model.policy.latent_size, generator=torch.Generator().manual_seed(4)).view(
-        5, 6, -1
-    )
+    latents = torch.randn(30, model.policy.latent_size, generator=torch.Generator().manual_seed(4)).view(5, 6, -1)
     for row in range(5):
         best = -np.inf
         for latent in latents[row]:
@@ -274,7 +272,5 @@ def test_transitions_of_a_file_need_no_environment(tmp_path):
     pytest.importorskip("minari")
     made("bcq").transitions.to_minari(tmp_path / "log")
     data = LoggedTransitions.from_minari(tmp_path / "log")
-    model = BCQ(
-        "BCQPolicy", transitions=data, seed=3, batch_size=16, policy_kwargs=SMALL, device="cpu"
-    ).learn(5)
+    model = BCQ("BCQPolicy", transitions=data, seed=3, batch_size=16, policy_kwargs=SMALL, device="cpu").learn(5)
     assert equal(parameters(model), parameters(made("bcq").learn(5)))

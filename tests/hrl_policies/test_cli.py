@@ -295,9 +295,7 @@ def test_an_unknown_method_is_explained(kuaifair):
 
 @pytest.mark.usefixtures("worlds_of_taste")
 def test_pretrain_reports_what_it_made_and_probe_measures_it(kuaifair, tmp_path):
-    code, out, err = kuaifair(
-        "pretrain", *ENV, "--mode", "regression", "--output", "made/r.safetensors", *QUICK
-    )
+    code, out, err = kuaifair("pretrain", *ENV, "--mode", "regression", "--output", "made/r.safetensors", *QUICK)
     assert code == 0, err
     assert "held out for early stopping" in out and "unread" in out and "hash" in out
     assert not (tmp_path / "made/r.safetensors.partial").exists()
@@ -359,9 +357,7 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     save_purifier(IPSPurifier(), tmp_path / "kept/profile.safetensors")
     code, out, err = kuaifair("demo", "--steps", "128", "--output", "kept", "--no-progress")
     assert code == 0, err
-    names = [
-        line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│") and line[2] != " "
-    ]
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│") and line[2] != " "]
     assert names == [
         "Random", "GreedyCTR", "A2C", "A2C, purified", "QuotaGreedy", "SessionQuota", "DSRM-HRL", "Oracle",
     ]  # fmt: skip

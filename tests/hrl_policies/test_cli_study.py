@@ -172,9 +172,7 @@ def test_figures_are_written_where_asked(kuaifair, store, tmp_path):
         (("figures", "STORE", "--format", "jpg"), "'jpg' is not one of"),
     ],
 )
-def test_bad_input_about_finished_runs_is_explained(
-    kuaifair, store, tmp_path, monkeypatch, arguments, message
-):
+def test_bad_input_about_finished_runs_is_explained(kuaifair, store, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     code, _, err = kuaifair("study", *(store if argument == "STORE" else argument for argument in arguments))

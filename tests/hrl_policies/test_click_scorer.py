@@ -19,9 +19,7 @@ def logit(p):
     return np.log(p / (1 - p))
 
 
-def world_with_log(
-    click_probability, *, n_users=400, n_items=40, rows_per_user=60, seed=0, positives_only=False
-):
+def world_with_log(click_probability, *, n_users=400, n_items=40, rows_per_user=60, seed=0, positives_only=False):
     """A world whose training log shows uniformly drawn items; ``click_probability(users, items)`` decides."""
     world = small_world(n_users=n_users, n_items=n_items)
     rng = np.random.default_rng(seed)

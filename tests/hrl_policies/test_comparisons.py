@@ -32,18 +32,13 @@ def test_differences_pair_users_and_seeds(runs, comparison):
     def earned(run):
         return EvaluatedRun.of_run(run).users.per_session("r_cum")
 
-    gaps = [
-        (earned(a) - earned(b)).mean()
-        for a, b in zip(runs_of(runs, "a2c"), runs_of(runs, "hrl"), strict=True)
-    ]
+    gaps = [(earned(a) - earned(b)).mean() for a, b in zip(runs_of(runs, "a2c"), runs_of(runs, "hrl"), strict=True)]
     assert to_hrl.interval.estimate == pytest.approx(np.mean(gaps))
     flips = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=3)]
     assert to_hrl.p_value == pytest.approx(np.mean(np.asarray(flips) >= abs(sum(gaps)) - 1e-12))
     assert to_hrl.seeds == 3
     (control,) = runs_of(runs, "random")
-    to_random = next(
-        one for one in found if (one.task, one.other.method, one.figure) == (task, "random", "r_cum")
-    )
+    to_random = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "random", "r_cum"))
     expected = np.mean([(earned(run) - earned(control)).mean() for run in runs_of(runs, "a2c")])
     assert to_random.interval.estimate == pytest.approx(expected)
     assert len(found) == 2 * (2 * 5 + 2 * 3)
@@ -61,9 +56,7 @@ def test_all_p_values_of_a_table_are_corrected_together(comparison):
     raw = [row[place] for place in _places(header, ": p") for row in table.rows]
     adjusted = [row[place] for place in _places(header, "p, Holm") for row in table.rows]
     assert sorted(one.value for one in raw) == pytest.approx(sorted(one.p_value for one in found))
-    assert [one.value for one in adjusted] == pytest.approx(
-        holm(np.asarray([one.value for one in raw])).tolist()
-    )
+    assert [one.value for one in adjusted] == pytest.approx(holm(np.asarray([one.value for one in raw])).tolist())
     assert any(f"all {len(found)} comparisons" in note for note in table.notes)
     assert str(table.rows[0][3])[0] in "+-"
 

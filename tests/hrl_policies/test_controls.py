@@ -104,17 +104,13 @@ def test_random_slates_are_uniform_over_items_and_distinct(world):
     expected = slates.size / 50
     # Each count is binomial-like with variance below expected * (1 - 7/50): five standard deviations.
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
-    assert not np.array_equal(slates[:400], slates[400:800]), (
-        "sessions without numbers draw anew at each call"
-    )
+    assert not np.array_equal(slates[:400], slates[400:800]), "sessions without numbers draw anew at each call"
 
 
 @pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "quality", "oracle"])
 def test_results_do_not_depend_on_the_batch_size(world, scorer, name):
     policies = [every_control(world, scorer)[name] for _ in range(2)]
-    one, many = (
-        run(policy, world, batch_size=b, episodes=2) for policy, b in zip(policies, (7, 64), strict=True)
-    )
+    one, many = (run(policy, world, batch_size=b, episodes=2) for policy, b in zip(policies, (7, 64), strict=True))
     for column, values in one.sessions.columns().items():
         np.testing.assert_array_equal(values, many.sessions.columns()[column], err_msg=column)
 
@@ -132,9 +128,7 @@ def test_greedy_shows_the_best_scores(world, scorer):
     policy.bind(env.batch)
     slates, _ = policy.predict(states)
     scores = scorer.score(states)
-    np.testing.assert_allclose(
-        np.take_along_axis(scores, slates, 1), np.sort(scores, axis=1)[:, ::-1][:, :10]
-    )
+    np.testing.assert_allclose(np.take_along_axis(scores, slates, 1), np.sort(scores, axis=1)[:, ::-1][:, :10])
 
 
 def test_quota_is_the_best_half_and_half_slate(world, scorer):
@@ -188,10 +182,7 @@ def test_oracles_take_the_best_slate_that_trying_all_finds():
 
 def test_more_knowledge_never_hurts(world, scorer):
     config = SessionConfig(action_mode="slate")
-    reward = {
-        name: expected_reward(world, policy, config)[1]
-        for name, policy in every_control(world, scorer).items()
-    }
+    reward = {name: expected_reward(world, policy, config)[1] for name, policy in every_control(world, scorer).items()}
     assert (reward["oracle"] >= reward["quality"] - 1e-6).all()
     assert (reward["oracle"] >= reward["quota"] - 1e-6).all()
     assert reward["quality"].mean() > reward["quota"].mean()

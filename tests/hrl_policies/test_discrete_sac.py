@@ -224,9 +224,7 @@ def test_clicks_are_debiased_by_the_training_log_s_exposure(power):
 def test_debiased_clicks_lead_away_from_popular_items():
     """All items are clicked alike, so plain clicks are indifferent and debiased ones want what was rarely shown."""
     exposures = np.bincount(EVEN.data.train.items, minlength=N)
-    model = agent(
-        sessions(16, world=EVEN), popularity_power=1.0, target_entropy_ratio=0.5, gamma=0.0, batch_size=64
-    )
+    model = agent(sessions(16, world=EVEN), popularity_power=1.0, target_entropy_ratio=0.5, gamma=0.0, batch_size=64)
     model.learn(2_000)
     slates, _ = model.predict(sessions(40, seed=2, world=EVEN).reset(), deterministic=True)
     assert exposures[slates].mean() < 0.5 * exposures.mean()
@@ -338,9 +336,7 @@ def test_callbacks_and_progress_bar_work(tmp_path):
     evaluated = EvalCallback(VecMonitor(sessions(4, seed=9)), eval_freq=8, n_eval_episodes=4, verbose=0)
     kept = CheckpointCallback(8, str(tmp_path), name_prefix="sac")
     model.learn(256, CallbackList([evaluated, kept]), progress_bar=True)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"sac_{steps}_steps.zip" for steps in (64, 128, 192, 256)
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {f"sac_{steps}_steps.zip" for steps in (64, 128, 192, 256)}
     assert model.logger.name_to_value.keys() >= {"train/entropy", "train/ent_coef", "train/critic_loss"}
 
 

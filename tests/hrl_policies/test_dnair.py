@@ -155,9 +155,7 @@ def test_one_slot_in_twenty_is_random_in_training_and_none_in_evaluation():
     greedy, _ = model.predict(seen, deterministic=True)
     assert all(set(slate) <= set(row) for slate, row in zip(greedy.tolist(), near.tolist(), strict=True))
     drawn, _ = model.predict(seen)
-    outside = np.array(
-        [len(set(slate) - set(row)) for slate, row in zip(drawn.tolist(), near.tolist(), strict=True)]
-    )
+    outside = np.array([len(set(slate) - set(row)) for slate, row in zip(drawn.tolist(), near.tolist(), strict=True)])
     # A random item lies outside the candidates in 42 cases of 50, of those left a little more.
     assert outside.mean() / K == pytest.approx(0.2 * 42 / 47, abs=0.03)
     assert (drawn != greedy).any(axis=1).mean() > 0.5
@@ -165,9 +163,7 @@ def test_one_slot_in_twenty_is_random_in_training_and_none_in_evaluation():
     np.testing.assert_array_equal(still.predict(seen)[0], still.predict(seen, deterministic=True)[0])
 
 
-@pytest.mark.parametrize(
-    "settings", [{"candidates": N}, {"candidates": 0}, KUAISIM], ids=["near", "all", "kuaisim"]
-)
+@pytest.mark.parametrize("settings", [{"candidates": N}, {"candidates": 0}, KUAISIM], ids=["near", "all", "kuaisim"])
 def test_what_pays_is_learnt_and_random_slates_are_left_behind(settings):
     """The best slates of the world, and no others, hold odd items alone; random ones earn half of that."""
     model = agent(sessions(16), novelty_coef=0.0, gamma=0.5, batch_size=64, **{"explore": 0.2} | settings)
@@ -303,12 +299,8 @@ LOG = WORLD.data.train
 def cosine(world) -> np.ndarray:
     """``|U_i & U_j| / sqrt(|U_i| |U_j|)`` by sets of users."""
     log = world.data.train
-    fans = [
-        set(log.users[(log.items == item) & log.clicks].tolist()) for item in range(len(world.data.items))
-    ]
-    return np.array(
-        [[len(a & b) / max(np.sqrt(len(a) * len(b)), 1e-9) for b in fans[: world.n_items]] for a in fans]
-    )
+    fans = [set(log.users[(log.items == item) & log.clicks].tolist()) for item in range(len(world.data.items))]
+    return np.array([[len(a & b) / max(np.sqrt(len(a) * len(b)), 1e-9) for b in fans[: world.n_items]] for a in fans])
 
 
 def test_counts_quality_and_popularity_are_those_of_the_training_log():
@@ -318,9 +310,7 @@ def test_counts_quality_and_popularity_are_those_of_the_training_log():
     np.testing.assert_array_equal(tables.exposures, shown)
     np.testing.assert_array_equal(tables.clicks, clicked)
     np.testing.assert_allclose(tables.quality, (clicked + 1) / (shown + 2), rtol=1e-6)
-    np.testing.assert_allclose(
-        tables.popularity, (shown - shown.min()) / (shown.max() - shown.min()), rtol=1e-6
-    )
+    np.testing.assert_allclose(tables.popularity, (shown - shown.min()) / (shown.max() - shown.min()), rtol=1e-6)
     raw = tables.quality / np.log10(tables.popularity + 1.1)
     np.testing.assert_allclose(tables.novelty, raw / raw.max(), rtol=1e-6)
     assert tables.novelty.max() == 1.0 and tables.novelty.min() > 0.0

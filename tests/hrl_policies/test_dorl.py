@@ -104,9 +104,7 @@ def test_variance_is_larger_where_the_log_shows_nothing():
     """Clicks are nearly certain; the last ten items were never shown, so that anything may be true of them."""
     table = np.tile(np.where(np.arange(40) % 2, 0.98, 0.02), (60, 1))
     shown = np.arange(40) < 30
-    world = logged_pair(
-        table, shown=shown, rows_per_user=100, embeddings=np.eye(40, 8, dtype=np.float32)
-    ).train
+    world = logged_pair(table, shown=shown, rows_per_user=100, embeddings=np.eye(40, 8, dtype=np.float32)).train
     response, _ = fitted(world, batch_size=128, learning_rate=3e-3)
     variance = everything(response, world).variance[world.users]
     assert variance[:, ~shown].mean() > 1.3 * variance[:, shown].mean()
@@ -118,9 +116,7 @@ def test_features_and_tags_say_something_of_items_that_were_never_shown():
     value = rng.choice([-1.0, 1.0], size=60).astype(np.float32)
     table = np.tile(np.where(value > 0, 0.9, 0.1), (60, 1))
     shown = np.arange(60) < 50
-    world = logged_pair(
-        table, shown=shown, rows_per_user=100, embeddings=np.eye(60, 8, dtype=np.float32)
-    ).train
+    world = logged_pair(table, shown=shown, rows_per_user=100, embeddings=np.eye(60, 8, dtype=np.float32)).train
     described = replace(world.data.items, features=FeatureTable(value[:, None], ("value",)))
     world = replace(world, data=replace(world.data, items=described))
     found = everything(fitted(world, batch_size=128, learning_rate=3e-3)[0], world).mean[world.users]
@@ -238,9 +234,7 @@ def test_entropies_are_those_of_a_count_by_hand(seed, n_levels, rows):
     rng = np.random.default_rng(seed)
     members = rng.random((7, n_levels)) < 0.4
     members[np.arange(7), rng.integers(n_levels, size=7)] = True
-    log = InteractionLog.sorted(
-        rng.integers(3, size=rows), rng.integers(7, size=rows), rng.random(rows) < 0.5
-    )
+    log = InteractionLog.sorted(rng.integers(3, size=rows), rng.integers(7, size=rows), rng.random(rows) < 0.5)
     entropy = FeatureEntropy.of_log(log, members)
     known = brute_entropies(log, members)
     for level in range(n_levels):
@@ -412,9 +406,7 @@ def test_a_large_entropy_weight_spreads_what_is_shown():
     shares = {}
     for weight in (0.0, 5.0):
         env = KuaiFairVecEnv(world, NEVER, 16, seed=0)
-        model = agent(env, learning_rate=3e-3, n_steps=16, entropy_weight=weight, world_model=SMALL).learn(
-            16_000
-        )
+        model = agent(env, learning_rate=3e-3, n_steps=16, entropy_weight=weight, world_model=SMALL).learn(16_000)
         evaluated = KuaiFairVecEnv(world, NEVER, 24, seed=1)
         observation, shown = evaluated.reset(), []
         for _ in range(10):
@@ -485,9 +477,7 @@ def test_a_single_environment_of_gymnasium_will_do():
     [
         (lambda pair: VecNormalize(sessions(pair)), "cannot repeat VecNormalize"),
         (
-            lambda pair: DummyVecEnv(
-                [lambda: DSRMObservationWrapper(KuaiFairEnv(pair.train), WindowPurifier())]
-            ),
+            lambda pair: DummyVecEnv([lambda: DSRMObservationWrapper(KuaiFairEnv(pair.train), WindowPurifier())]),
             "cannot repeat DSRMObservationWrapper",
         ),
         (

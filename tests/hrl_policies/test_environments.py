@@ -83,9 +83,7 @@ def test_an_agent_over_these_sessions_is_the_zoo_s(ips):
     for name, tensor in result.policy.policy.state_dict().items():
         assert torch.equal(tensor, own.policy.state_dict()[name]), name
     users = np.unique(result.evaluation.sessions.user_ids)
-    again = evaluate(
-        own, make_evaluation_env("dsrm-hrl", TOY), users, seed=config.evaluation_seed, episodes_per_user=1
-    )
+    again = evaluate(own, make_evaluation_env("dsrm-hrl", TOY), users, seed=config.evaluation_seed, episodes_per_user=1)
     assert again.summary() == pytest.approx(result.evaluation.summary())
 
 

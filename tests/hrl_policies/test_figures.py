@@ -49,9 +49,7 @@ def words_of(path):
     return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
 
 
-@given(
-    hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 4).map(float))
-)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 4).map(float)))
 def test_the_frontier_holds_whom_nobody_beats(points):
     beaten = {i for i, a in enumerate(points) for b in points if (b >= a).all() and (b > a).any()}
     front = pareto_front(points)
@@ -192,9 +190,7 @@ def steps_of(levels, together):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("together", "labels"), [(True, {"steps = levels"}), (False, {"5 levels", "500 levels"})]
-)
+@pytest.mark.parametrize(("together", "labels"), [(True, {"steps = levels"}), (False, {"5 levels", "500 levels"})])
 def test_diffusion_steps_have_a_line_for_each_number_of_levels(tmp_path, together, labels):
     draw_diffusion_steps(tmp_path / "a.svg", steps_of((5, 500), together))
     words = set(words_of(tmp_path / "a.svg"))
@@ -203,9 +199,7 @@ def test_diffusion_steps_have_a_line_for_each_number_of_levels(tmp_path, togethe
 
 def test_a_result_that_lacks_a_figure_is_left_out_of_its_panel(tmp_path):
     first, second = steps_of((5,), together=True)
-    second = replace(
-        second, world="real", figures={"len": 14.5, "ad": 0.2, "len_floor": 13.0, "len_ceiling": 25.0}
-    )
+    second = replace(second, world="real", figures={"len": 14.5, "ad": 0.2, "len_floor": 13.0, "len_ceiling": 25.0})
     with pytest.raises(ValueError, match=r"no result of real has 'r_cum'"):
         draw_diffusion_steps(tmp_path / "a.png", [first, second])
     draw_diffusion_steps(tmp_path / "a.png", [first, second], ("len", "ad"))

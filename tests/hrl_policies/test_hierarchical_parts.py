@@ -52,9 +52,7 @@ class Steps:
 
 
 def of_stable_baselines(steps: Steps, rewards) -> np.ndarray:
-    buffer = RolloutBuffer(
-        T, spaces.Box(-1, 1, (1,)), spaces.Discrete(2), gae_lambda=LAMBDA, gamma=GAMMA, n_envs=B
-    )
+    buffer = RolloutBuffer(T, spaces.Box(-1, 1, (1,)), spaces.Discrete(2), gae_lambda=LAMBDA, gamma=GAMMA, n_envs=B)
     starts = np.ones(B, np.float32)
     for step in range(T):
         value = torch.from_numpy(steps.values[step])
@@ -194,9 +192,7 @@ def test_decile_gini_looks_at_deciles_of_popularity():
     shown[:2] *= kept
     shown[[8, 9]] = 0.5
     expected = (before - gini(shown)) * 10
-    np.testing.assert_allclose(
-        form.reward(np.array([[decile[8][1], decile[9][0]]]), SILENT[:1]), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(form.reward(np.array([[decile[8][1], decile[9][0]]]), SILENT[:1]), expected, rtol=1e-5)
 
 
 def test_policy_entropy_is_that_of_a_uniform_choice_at_best():
@@ -345,9 +341,7 @@ def test_the_manager_sees_what_the_window_holds(seed):
         return part / whole if whole else 0.0
 
     for row in range(4):
-        known = [
-            (item - 1, click) for item, click in zip(items[row], clicks[row], strict=True) if 0 < item <= 40
-        ]
+        known = [(item - 1, click) for item, click in zip(items[row], clicks[row], strict=True) if 0 < item <= 40]
         head = [click for item, click in known if world.groups.popular[item]]
         tail = [click for item, click in known if not world.groups.popular[item]]
         expected = [
@@ -416,7 +410,5 @@ def test_settings_that_make_no_sense_are_refused(given_settings, message):
 
 
 def test_the_manager_s_action_has_one_component_or_a_weight_of_each_group():
-    sizes = {
-        form: HierarchySettings(weights=form).action_size for form in ("simplex", "paper", "her4if", "quota")
-    }
+    sizes = {form: HierarchySettings(weights=form).action_size for form in ("simplex", "paper", "her4if", "quota")}
     assert sizes == {"simplex": 1, "paper": 2, "her4if": 2, "quota": 1}

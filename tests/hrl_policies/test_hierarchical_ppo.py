@@ -253,9 +253,7 @@ def test_what_a_scorer_knows_is_saved_with_the_agent(tmp_path):
     """The item table comes with the file, not from the environment it is loaded with."""
     scorer = ClickScorer.fit(PARITY)
     model = agent(click_scorer=scorer)
-    np.testing.assert_allclose(
-        model.policy.table.prior[model.policy.table.place], scorer.item_scores, rtol=1e-6
-    )
+    np.testing.assert_allclose(model.policy.table.prior[model.policy.table.place], scorer.item_scores, rtol=1e-6)
     model.save(tmp_path / "model.zip")
     loaded = HierarchicalPPO.load(tmp_path / "model.zip", env=sessions())
     assert not differing(weights(model, "table"), weights(loaded, "table"))
@@ -539,9 +537,7 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
         assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
         if model.policy.hierarchy.manager == "learned":
             rows = batch.decided
-            found, _ = model.policy.evaluate_manager_actions(
-                batch.manager_features[rows], batch.manager_actions[rows]
-            )
+            found, _ = model.policy.evaluate_manager_actions(batch.manager_features[rows], batch.manager_actions[rows])
             np.testing.assert_allclose((found - batch.manager_log_probs[rows]).detach().exp(), 1, atol=1e-5)
         np.testing.assert_allclose(batch.advantages.isfinite(), True)
     values, cost = model.policy.worker.values(batch.worker_features)
@@ -596,9 +592,7 @@ def test_only_sessions_that_were_cut_off_go_on_with_a_value():
             assert info["TimeLimit.truncated"] == cut
             last = {name: part[None] for name, part in info["terminal_observation"].items()}
             # The slate of the last step is in the window of what it led to.
-            np.testing.assert_array_equal(
-                last["history_items"][0, -K:], listener.steps[step]["slates"][row] + 1
-            )
+            np.testing.assert_array_equal(last["history_items"][0, -K:], listener.steps[step]["slates"][row] + 1)
             expected = model.policy.predict_values(last).detach().numpy()[0] if cut else np.zeros(3)
             np.testing.assert_allclose(rollout.final_values[step, row], expected, rtol=1e-4, atol=1e-5)
         assert (rollout.final_values[~rollout.dones] == 0).all()
@@ -832,13 +826,6 @@ def test_slates_stay_on_the_device_of_their_scores():
     """Torch's meta device refuses to mix with the CPU, as a GPU does."""
     scores = torch.randn(4, 20, device="meta")
     popular = torch.zeros(4, 20, dtype=torch.bool, device="meta")
-    distribution = QuotaSlateDistribution(
-        scores, popular, torch.zeros(4, dtype=torch.int64, device="meta"), 5
-    )
+    distribution = QuotaSlateDistribution(scores, popular, torch.zeros(4, dtype=torch.int64, device="meta"), 5)
     slates = distribution.sample()
-    assert (
-        slates.device
-        == distribution.slot_log_probs(slates).device
-        == distribution.entropy().device
-        == scores.device
-    )
+    assert slates.device == distribution.slot_log_probs(slates).device == distribution.entropy().device == scores.device

@@ -28,9 +28,7 @@ def world():
     liked = np.where(bare.groups.popular, 0.2, 0.1)
     liked[popular[2:8]], liked[tail[::8]] = 0.9, 0.6
     # One direction for each item, so that nothing but learning stands between the agent and the best slate.
-    return replace(
-        small_world(np.broadcast_to(liked, (40, 50))), embeddings=np.eye(50, dtype=np.float32)
-    ), liked
+    return replace(small_world(np.broadcast_to(liked, (40, 50))), embeddings=np.eye(50, dtype=np.float32)), liked
 
 
 WORLD, LIKED = world()
@@ -44,9 +42,7 @@ def best_click_rate(counts) -> float:
 
 
 def r_cum(policy) -> float:
-    return evaluate(policy, KuaiFairVecEnv(WORLD, SESSION, 40, seed=0), episodes_per_user=10).summary()[
-        "r_cum"
-    ]
+    return evaluate(policy, KuaiFairVecEnv(WORLD, SESSION, 40, seed=0), episodes_per_user=10).summary()["r_cum"]
 
 
 def trained(seed: int, **hierarchy) -> HierarchicalPPO:

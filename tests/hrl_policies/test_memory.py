@@ -85,9 +85,7 @@ def test_a_container_that_forbids_forgetting_tells_what_it_can(monkeypatch, tmp_
     status.write_text(f"VmHWM:\t{(held + before) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii")
     peak = PeakMemory()
     assert peak.mib() == (300.0 if known else None)
-    status.write_text(
-        f"VmHWM:\t{(held + 2 * LARGE) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii"
-    )
+    status.write_text(f"VmHWM:\t{(held + 2 * LARGE) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii")
     assert peak.mib() == 700.0
 
 

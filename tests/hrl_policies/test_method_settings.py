@@ -205,9 +205,7 @@ def test_sections_that_are_none_are_explained(section, words):
 
 def test_all_lines_that_are_wrong_are_told_at_once():
     with pytest.raises(ValueError) as error:
-        search_space(
-            {"rate": 3, "rat": {"log": [1, 2]}, "kind": {"choice": ["a", "b"]}}, HYPERPARAMETERS, "here"
-        )
+        search_space({"rate": 3, "rat": {"log": [1, 2]}, "kind": {"choice": ["a", "b"]}}, HYPERPARAMETERS, "here")
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == [
         " search of 'rate'",
         " search of 'rat'",

@@ -152,8 +152,7 @@ def test_targets_are_those_of_a_computation_by_hand(twin):
             after = batch.next_observations[of : of + 1]
             action = model.actor_target(after, w[None])
             values = [
-                network(torch.cat([after, action, w[None]], dim=1))[0]
-                for network in model.critic_target.networks
+                network(torch.cat([after, action, w[None]], dim=1))[0] for network in model.critic_target.networks
             ]
         assert len(values) == 1 + twin
         value = min(values, key=lambda one: float(one @ w))
@@ -247,9 +246,7 @@ def test_a_model_that_was_saved_and_trains_on_draws_other_preferences_than_at_it
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
-    states = [
-        list(agent(sessions(seed=3), seed=seed).learn(256).policy.state_dict().values()) for seed in (1, 1, 2)
-    ]
+    states = [list(agent(sessions(seed=3), seed=seed).learn(256).policy.state_dict().values()) for seed in (1, 1, 2)]
     assert all(torch.equal(*pair) for pair in zip(states[0], states[1], strict=True))
     assert not all(torch.equal(*pair) for pair in zip(states[0], states[2], strict=True))
 
@@ -341,9 +338,7 @@ def test_a_grid_goes_from_clicks_alone_to_fairness_alone():
 def test_a_front_is_drawn_the_same_every_time(learnt, tmp_path, ending):
     front = preference_front(learnt, sessions(24, seed=1), [(1, 0), (0.5, 0.5)])
     for name in ("a", "b"):
-        draw_preference_front(
-            tmp_path / f"{name}.{ending}", front, [("Random", 0.42, 0.8)], title="small world"
-        )
+        draw_preference_front(tmp_path / f"{name}.{ending}", front, [("Random", 0.42, 0.8)], title="small world")
     drawn = (tmp_path / f"a.{ending}").read_bytes()
     assert drawn == (tmp_path / f"b.{ending}").read_bytes()
     assert drawn.startswith(b"\x89PNG") if ending == "png" else b"<svg" in drawn

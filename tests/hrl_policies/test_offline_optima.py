@@ -53,15 +53,11 @@ class Process:
             for step in range(length):
                 action = int(self.rng.choice(np.flatnonzero(self.tried[state])))
                 after, over = int(self.next[state, action]), bool(self.ends[state, action])
-                rows.append(
-                    (state, action, self.reward[state, action], after, over, step == length - 1 and not over)
-                )
+                rows.append((state, action, self.reward[state, action], after, over, step == length - 1 and not over))
                 state = after
                 if over:
                     break
-        states, actions, rewards, after, over, cut = (
-            np.asarray(column) for column in zip(*rows, strict=True)
-        )
+        states, actions, rewards, after, over, cut = (np.asarray(column) for column in zip(*rows, strict=True))
         one_hot = np.eye(STATES, dtype=np.float32)
         return LoggedTransitions(
             one_hot[states],
@@ -90,9 +86,7 @@ def random_walks(sessions: int = 200) -> LoggedTransitions:
     actions = rng.uniform(-1, 1, (LENGTH, sessions, 1)).astype(np.float32)
     for step in range(LENGTH):
         position[step + 1] = moved(position[step], actions[step])
-    before, after, actions = (
-        part.swapaxes(0, 1).reshape(-1, 1) for part in (position[:-1], position[1:], actions)
-    )
+    before, after, actions = (part.swapaxes(0, 1).reshape(-1, 1) for part in (position[:-1], position[1:], actions))
     last = np.tile(np.arange(LENGTH) == LENGTH - 1, sessions)
     return LoggedTransitions(
         before,
@@ -215,9 +209,7 @@ def test_targets_choose_with_one_network_and_value_with_the_other():
         spaces.MultiDiscrete([items] * slots),
         slot_rewards=rng.random((n, slots)).astype(np.float32),
     )
-    model = DiscreteBCQ(
-        "MlpPolicy", None, data, policy_kwargs={"net_arch": [8]}, gamma=0.8, seed=0, device="cpu"
-    )
+    model = DiscreteBCQ("MlpPolicy", None, data, policy_kwargs={"net_arch": [8]}, gamma=0.8, seed=0, device="cpu")
     own = model.policy
     with torch.no_grad():
         for parameter in own.values.parameters():
@@ -253,9 +245,7 @@ def test_actions_and_embeddings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="threshold lies in"):
         DiscreteBCQ("MlpPolicy", None, data, policy_kwargs={"threshold": 1.5})
     box = replace(data, actions=np.zeros((len(data), 1), np.float32), action_space=spaces.Box(-1, 1, (1,)))
-    with pytest.raises(
-        ValueError, match="DiscreteBCQ acts in a Discrete or MultiDiscrete, the transitions in"
-    ):
+    with pytest.raises(ValueError, match="DiscreteBCQ acts in a Discrete or MultiDiscrete, the transitions in"):
         DiscreteBCQ("MlpPolicy", None, box)
     pairs = np.stack([data.actions, (data.actions + 1) % ACTIONS], axis=1)
     uneven = replace(data, actions=pairs, action_space=spaces.MultiDiscrete([ACTIONS, ACTIONS + 1]))
@@ -323,9 +313,7 @@ def test_users_of_two_kinds_get_what_they_like_though_the_log_showed_items_at_ra
     small = {"policy_kwargs.net_arch": [32, 32], "data.transitions": 10_000}
     if name == "bcq":
         small["policy_kwargs.action_net_arch"] = [32, 32]
-    config = plan_run(
-        name, "two kinds", session=session, total_steps=steps, n_envs=4, overrides=small | overrides
-    )
+    config = plan_run(name, "two kinds", session=session, total_steps=steps, n_envs=4, overrides=small | overrides)
     result = train(config, pair)
     logged = result.policy.transitions.rewards.mean()
     assert logged == pytest.approx(0.5, abs=0.02)

@@ -68,9 +68,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name, tmp_path)
         train(plan, small_pair(), output=tmp_path / folder)
     for file in ("learning_curve.csv", "result.json", "sessions.csv", "config.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
-    assert (tmp_path / "one/learning_curve.csv").read_bytes() != (
-        tmp_path / "other/learning_curve.csv"
-    ).read_bytes()
+    assert (tmp_path / "one/learning_curve.csv").read_bytes() != (tmp_path / "other/learning_curve.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -167,8 +165,7 @@ def test_data_can_come_from_a_behaviour_policy_in_the_training_world(name):
 def test_every_training_seed_learns_from_the_same_transitions():
     overrides = {"data.transitions": 30, "data.session_length": 3}
     hashes = {
-        build_policy(config("bcq", overrides, seed=seed), small_pair()).transitions.content_hash
-        for seed in (11, 15)
+        build_policy(config("bcq", overrides, seed=seed), small_pair()).transitions.content_hash for seed in (11, 15)
     }
     assert len(hashes) == 1
 

@@ -100,9 +100,7 @@ def test_a_control_has_its_interval_over_users(runs, comparison):
     users = EvaluatedRun.of_run(run).users
     expected = ratio_interval(users.reward, users.steps, resamples=2_000)
     found = cell(overall_table(comparison, "x"), "Random", "R_each", max_len=30)
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (run.summary["r_each"], expected.low, expected.high)
-    )
+    assert (found.value, found.low, found.high) == pytest.approx((run.summary["r_each"], expected.low, expected.high))
     assert found.low < found.value < found.high
 
 
@@ -110,9 +108,7 @@ def test_interquartile_means_come_with_stratified_intervals(runs, comparison):
     found = cell(overall_table(comparison, "x", average="iqm"), "A2C", "R_cum", max_len=8)
     values = np.asarray([run.summary["r_cum"] for run in runs_of(runs, "a2c", max_len=8)])
     expected = stratified_interval(values[:, None], resamples=10_000)
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (expected.estimate, expected.low, expected.high)
-    )
+    assert (found.value, found.low, found.high) == pytest.approx((expected.estimate, expected.low, expected.high))
     with pytest.raises(ValueError, match="unknown average 'median'"):
         overall_table(comparison, "x", average="median")
 
@@ -164,9 +160,7 @@ def test_the_papers_figures_stand_below_ours_and_say_where_they_are_from(compari
     floor, ceiling = length_floor_and_ceiling(30, 0.62)
     assert cell(table, name, "floor", max_len=30).value == pytest.approx(floor)
     assert cell(table, name, "ceil.", max_len=30).value == pytest.approx(ceiling)
-    assert cell(table, name, "viol.", max_len=30).value == pytest.approx(
-        implied_violation_rate(13.433, 30, 0.62)
-    )
+    assert cell(table, name, "viol.", max_len=30).value == pytest.approx(implied_violation_rate(13.433, 30, 0.62))
     assert cell(table, name, "Len", max_len=8) == MISSING
     assert sum(PAPER in str(row[1]) for row in table.rows) == 1
     assert any("not released" in note for note in table.notes)
@@ -182,16 +176,11 @@ def test_worlds_that_the_paper_does_not_have_are_named(runs):
 def test_training_times_are_scaled_to_the_same_number_of_sessions(runs, comparison):
     table = cost_table(comparison, "x", compare=True)
     chosen = runs_of(runs, "hrl")
-    rates = [
-        run.timing["training_seconds"] * 20_000 / sum(point["sessions"] for point in run.curve)
-        for run in chosen
-    ]
+    rates = [run.timing["training_seconds"] * 20_000 / sum(point["sessions"] for point in run.curve) for run in chosen]
     row = next(row for row in table.rows if row[:3] == (TWIN, "30", "HRL"))
     by_title = dict(zip(table.header, row, strict=True))
     assert by_title["s per 20,000 sessions"].value == pytest.approx(np.mean(rates))
-    assert by_title["seconds"].value == pytest.approx(
-        np.mean([run.timing["training_seconds"] for run in chosen])
-    )
+    assert by_title["seconds"].value == pytest.approx(np.mean([run.timing["training_seconds"] for run in chosen]))
     assert by_title["paper (another machine)"].value == 8_462.525
     assert by_title["machine"] == "1" and f"Machine 1: {chosen[0].timing['machine']}." in table.notes
     short = next(row for row in table.rows if row[:3] == (TWIN, "8", "HRL"))
@@ -203,8 +192,7 @@ def test_peak_memory_is_the_largest_of_the_seeds_and_missing_where_it_was_not_ke
     chosen = runs_of(runs, "hrl")
     sizes = [400.0, 512.0, 450.0]
     told = [
-        replace(run, timing=run.timing | {"peak_memory_mib": size})
-        for run, size in zip(chosen, sizes, strict=False)
+        replace(run, timing=run.timing | {"peak_memory_mib": size}) for run, size in zip(chosen, sizes, strict=False)
     ]
     (found,) = comparisons(told)
     table = cost_table(found, "x")
@@ -260,9 +248,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs):
 
 def test_other_sessions_have_tables_of_their_own(runs):
     first, second, *_ = runs_of(runs, "a2c")
-    other = replace(
-        second, config=replace(second.config, session=replace(second.config.session, slate_size=6))
-    )
+    other = replace(second, config=replace(second.config, session=replace(second.config.session, slate_size=6)))
     tables = study_tables([first, other])
     assert [name for name in tables if name.startswith("table_2")] == [
         "table_2_overall_1",
@@ -351,9 +337,7 @@ def test_every_figure_is_what_the_tables_add_up_to():
         name: sum(row.means[name] + row.spreads[name] for row in PUBLISHED_RESULTS)
         for name in ("len", "r_each", "r_cum", "ad")
     }
-    assert sums == pytest.approx(
-        {"len": 1276.703, "r_each": 42.212, "r_cum": 1020.113, "ad": 23.038}, abs=1e-6
-    )
+    assert sums == pytest.approx({"len": 1276.703, "r_each": 42.212, "r_cum": 1020.113, "ad": 23.038}, abs=1e-6)
 
 
 def test_published_cumulative_reward_is_len_times_reward_up_to_twelve_percent():

@@ -43,9 +43,7 @@ def summary(result):
 
 def test_the_identity_changes_nothing_and_another_purifier_does(files):
     raw = train(plan(), small_pair())
-    found = {
-        name: train(plan(path), small_pair(), purifier=path) for name, path in files.items() if name != "ips"
-    }
+    found = {name: train(plan(path), small_pair(), purifier=path) for name, path in files.items() if name != "ips"}
     assert summary(found["identity"]) == summary(raw)
     assert summary(found["noise"]) != summary(raw)
 

@@ -74,8 +74,7 @@ class Page(HTMLParser):
         return [
             one
             for one in self.elements
-            if one.tag == tag
-            and all(one.attrs.get(name.strip("_")) == value for name, value in attrs.items())
+            if one.tag == tag and all(one.attrs.get(name.strip("_")) == value for name, value in attrs.items())
         ]
 
     def inside(self, outer, tag):
@@ -117,11 +116,7 @@ def numbers(page, row):
 
 @pytest.mark.parametrize("max_len", MAX_LENS)
 def test_a_row_holds_mean_and_student_interval_over_the_seeds_and_every_seed_below(page, runs, max_len):
-    own = [
-        r.summary
-        for r in runs
-        if r.config.method == "a2c" and r.complete and r.config.session.max_len == max_len
-    ]
+    own = [r.summary for r in runs if r.config.method == "a2c" and r.complete and r.config.session.max_len == max_len]
     cells, seeds = results(page, max_len)["A2C"]
     for title, figure, digits in (("Len", "len", 2), ("R_cum", "r_cum", 2), ("viol.", "violation_rate", 3)):
         values = [summary[figure] for summary in own]
@@ -144,8 +139,7 @@ def test_floor_and_ceiling_of_len_stand_beside_it_in_figures_and_as_a_drawing(pa
     assert cells["ceil."].text.strip() == f"{oracle.summary['len_ceiling']:.2f}"
     marks = page.all("svg", class_="mark")
     assert any(
-        one.attrs["aria-label"]
-        == f"Len {oracle.summary['len']:.1f} between floor {oracle.summary['len_floor']:.1f} "
+        one.attrs["aria-label"] == f"Len {oracle.summary['len']:.1f} between floor {oracle.summary['len_floor']:.1f} "
         f"and ceiling {oracle.summary['len_ceiling']:.1f}"
         for one in marks
     )
@@ -177,9 +171,7 @@ def test_ids_are_unique_links_lead_somewhere_and_pictures_have_words(page):
 
 def test_a_run_shows_curve_settings_hashes_versions_and_time(page, runs):
     run = next(r for r in runs if r.config.method == "a2c" and r.complete)
-    (section,) = [
-        one for one in page.all("tbody") if re.search(r"run folder\s+a2c-len30-k10-seed11\s", one.text)
-    ]
+    (section,) = [one for one in page.all("tbody") if re.search(r"run folder\s+a2c-len30-k10-seed11\s", one.text)]
     assert len([one for one in page.inside(section, "path") if one.attrs["class"] == "curve"]) == 2
     words = " ".join(section.text.split())
     for name, value in (("n_steps", 8), ("learning_rate", run.config.hyperparameters["learning_rate"])):
@@ -247,9 +239,7 @@ def test_equal_runs_in_another_folder_give_equal_bytes(report_store, runs, tmp_p
 
 def test_times_stand_only_where_they_are_marked(runs, tmp_path):
     slower = [
-        replace(run, timing={**run.timing, "training_seconds": 12345.6, "machine": "another"})
-        if run.timing
-        else run
+        replace(run, timing={**run.timing, "training_seconds": 12345.6, "machine": "another"}) if run.timing else run
         for run in runs
     ]
     marked = re.compile(r'<p class="timing">.*?</p>', re.S)
@@ -329,9 +319,7 @@ def test_further_tables_sort_by_the_number_that_a_cell_begins_with(runs, tmp_pat
     )
     page = Page(text_of(tmp_path / "report.html", runs, further=[table]))
     (card,) = [one for one in page.all("article") if "Costs" in one.text]
-    cells = [
-        [one.attrs.get("data-value") for one in page.inside(row, "td")] for row in page.inside(card, "tr")[1:]
-    ]
+    cells = [[one.attrs.get("data-value") for one in page.inside(row, "td")] for row in page.inside(card, "tr")[1:]]
     assert cells == [["1200", "0.5", None], ["900", "-1.25", None], ["", "0.002", None]]
     assert "a note" in card.text
 
@@ -358,10 +346,7 @@ def test_a_hundred_runs_stay_below_a_megabyte(runs, tmp_path):
 
 
 def test_a_curve_runs_through_its_points_and_leaves_gaps_where_there_are_no_numbers():
-    rows = [
-        {"steps": steps, "r_cum": value}
-        for steps, value in ((0, 0.0), (50, math.nan), (100, 5.0), (200, 10.0))
-    ]
+    rows = [{"steps": steps, "r_cum": value} for steps, value in ((0, 0.0), (50, math.nan), (100, 5.0), (200, 10.0))]
     panel = curve_panel(rows, "r_cum", "R_cum", 10.0, evaluated=5.0)
     middle_x, middle_y = (LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2
     assert panel.path == f"M{LEFT} {BOTTOM}M{middle_x:g} {middle_y:g}L{RIGHT} {TOP}"

@@ -99,9 +99,9 @@ def test_the_curve_counts_every_training_session_once(tmp_path):
     # Finished sessions fill the steps taken but for those still running in each of the 8 rows.
     played = sum(row["sessions"] * row["len"] for row in curve)
     assert result.steps_done - 8 * 30 <= played <= result.steps_done
-    assert np.average(
-        [row["r_each"] for row in curve], weights=[r["sessions"] for r in curve]
-    ) == pytest.approx(0.5, abs=0.02)
+    assert np.average([row["r_each"] for row in curve], weights=[r["sessions"] for r in curve]) == pytest.approx(
+        0.5, abs=0.02
+    )
     for row in curve:
         assert row["ad"] == abs(row["signed_gap"])
         assert row["r_cum"] == pytest.approx(row["len"] * row["r_each"])
@@ -163,10 +163,7 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     assert stored.result["resumed_at"] == 320
     steps = [row["steps"] for row in stored.curve]
     assert steps == sorted(steps) and steps[-1] <= stored.steps_done
-    assert (
-        evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair()).summary()
-        == stored.summary
-    )
+    assert evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair()).summary() == stored.summary
 
 
 def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
@@ -187,9 +184,7 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
 
 @pytest.mark.parametrize("name", ["sac", "sac4ir"])
 def test_sac_keeps_its_entropy_weight(tmp_path, name):
-    config = plan_run(
-        name, "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32}
-    )
+    config = plan_run(name, "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32})
     trained = train(config, small_pair(), output=tmp_path / "run")
     loaded = load_policy(load_run(tmp_path / "run"), small_pair())
     assert loaded.log_ent_coef.item() == trained.policy.log_ent_coef.item() != 0.0
@@ -286,9 +281,7 @@ def test_damaged_json_is_refused(tmp_path, name):
 
 def test_configurations_survive_json():
     for leave in ("temper", "strict", TemperFairness(window=2, grace_steps=1), CategoryBoredom()):
-        config = plan_run(
-            "td3", "small", session=SessionConfig(leave=leave, max_len=50, slate_size=6), seed=19
-        )
+        config = plan_run("td3", "small", session=SessionConfig(leave=leave, max_len=50, slate_size=6), seed=19)
         again = RunConfig.from_dict(json.loads(json.dumps(config.as_dict())))
         assert again.as_dict() == config.as_dict()
 

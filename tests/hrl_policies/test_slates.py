@@ -18,9 +18,7 @@ POPULAR = torch.tensor([True, False, True, False, False, True])
 
 
 def logits(seed: int = 0, rows: int = 1, items: int = N, spread: float = 1.5) -> torch.Tensor:
-    return (
-        torch.randn(rows, items, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
-    )
+    return torch.randn(rows, items, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def naive(scores, slate, allowed=None):
@@ -181,9 +179,7 @@ def test_the_largest_catalogue_is_safe_in_single_precision(spread):
     unlikely = (-scores.detach()).topk(size, dim=1).indices
     for slates in (likely, unlikely, distribution.mode()):
         found = distribution.slot_log_probs(slates)
-        expected = [
-            naive(row, slate) for row, slate in zip(scores.detach().numpy(), slates.tolist(), strict=True)
-        ]
+        expected = [naive(row, slate) for row, slate in zip(scores.detach().numpy(), slates.tolist(), strict=True)]
         np.testing.assert_allclose(found.detach(), expected, rtol=2e-6, atol=2e-5)
         gradient = torch.autograd.grad(found.sum() + distribution.entropy().sum(), scores)[0]
         assert torch.isfinite(gradient).all() and gradient.abs().max() <= size + 1e-3
@@ -224,9 +220,7 @@ def test_the_entropy_is_that_of_the_first_slot():
     scores = logits(12, rows=7)
     expected = torch.distributions.Categorical(logits=scores).entropy()
     np.testing.assert_allclose(SlateDistribution(scores, K).entropy(), expected, rtol=1e-12)
-    parts = [
-        torch.distributions.Categorical(logits=scores[:, group]).entropy() for group in (POPULAR, ~POPULAR)
-    ]
+    parts = [torch.distributions.Categorical(logits=scores[:, group]).entropy() for group in (POPULAR, ~POPULAR)]
     np.testing.assert_allclose(quota(scores, 1).entropy(), sum(parts) / 2, rtol=1e-12)
 
 
@@ -237,9 +231,7 @@ def test_ascent_on_the_log_probability_makes_a_slate_the_mode():
         gradient = torch.autograd.grad(SlateDistribution(scores, K).log_prob(wanted).sum(), scores)[0]
         scores = (scores + gradient).detach().requires_grad_()
     distribution = SlateDistribution(scores, K)
-    assert (
-        distribution.mode().tolist() == wanted.tolist() and distribution.log_prob(wanted).exp().item() > 0.7
-    )
+    assert distribution.mode().tolist() == wanted.tolist() and distribution.log_prob(wanted).exp().item() > 0.7
 
 
 def test_the_same_generator_gives_the_same_slates():

@@ -91,9 +91,7 @@ def test_mean_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(5)
     hits = 0
     for _ in range(400):
-        interval = mean_interval(
-            rng.exponential(1.0, 100), level=0.9, resamples=400, seed=int(rng.integers(1 << 30))
-        )
+        interval = mean_interval(rng.exponential(1.0, 100), level=0.9, resamples=400, seed=int(rng.integers(1 << 30)))
         hits += interval.low <= 1.0 <= interval.high
     assert hits / 400 == pytest.approx(0.88, abs=0.045)
 
@@ -415,9 +413,7 @@ def test_a_profile_counts_runs_above_and_falls():
     scores = np.random.default_rng(5).normal(size=(4, 3))
     thresholds = np.linspace(-3, 3, 31)
     profile = performance_profile(scores, thresholds, resamples=200)
-    assert profile.share.tolist() == [
-        sum(score > at for score in scores.ravel().tolist()) / 12 for at in thresholds
-    ]
+    assert profile.share.tolist() == [sum(score > at for score in scores.ravel().tolist()) / 12 for at in thresholds]
     for curve in (profile.share, profile.low, profile.high):
         assert (np.diff(curve) <= 1e-12).all()
     assert (profile.low <= profile.share).all() and (profile.share <= profile.high).all()

@@ -112,10 +112,7 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
     monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
     content = study(worlds=["KuaiFair-KuaiRand-v0"], methods=["random"]).model_dump(mode="json")
     (found,) = problems_of(content | {"world_settings": {"source": "real"}})
-    assert (
-        found.startswith("KuaiFair-KuaiRand-v0 needs its official files")
-        and "kuaifair data fetch kuairand" in found
-    )
+    assert found.startswith("KuaiFair-KuaiRand-v0 needs its official files") and "kuaifair data fetch kuairand" in found
     (warning,) = study_warnings(parse_study(content)[0])
     assert "the SYNTHETIC TWIN stands in" in warning
     twin = content | {"world_settings": {"source": "twin"}}
@@ -248,9 +245,7 @@ def test_the_example_study_is_valid():
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"there is no file no\.yml, and no shipped study of that name: \['paper'"
-    ):
+    with pytest.raises(ArtifactError, match=r"there is no file no\.yml, and no shipped study of that name: \['paper'"):
         read_study("no.yml")
     with pytest.raises(ArtifactError, match=r"only shipped studies have a quick form: paper; got no\.yml"):
         read_study("no.yml", quick=True)

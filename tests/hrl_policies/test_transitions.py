@@ -367,9 +367,7 @@ def test_minari_sets_of_others_are_read(minari):
 
 def test_minari_sets_without_data_are_refused(minari, tmp_path):
     spaces_of = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
-    storage = minari.dataset.minari_storage.MinariStorage.new(
-        tmp_path / "set", data_format="hdf5", **spaces_of
-    )
+    storage = minari.dataset.minari_storage.MinariStorage.new(tmp_path / "set", data_format="hdf5", **spaces_of)
     storage.update_metadata({"dataset_id": "empty/set-v0", "minari_version": minari.__version__})
     with pytest.raises(ArtifactError, match=r"episodes of the Minari data set .* cannot be read"):
         LoggedTransitions.from_minari(tmp_path / "set")

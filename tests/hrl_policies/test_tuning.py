@@ -115,9 +115,7 @@ def test_the_first_trial_is_that_of_the_shipped_settings_and_scored_as_a_run_is(
 
 
 def test_the_score_of_several_runs_is_their_mean(world, tmp_path):
-    single = [
-        tune(replace(PLAN, seed=seed), world, 1, tmp_path / f"seed{seed}").trials[0].score for seed in (3, 4)
-    ]
+    single = [tune(replace(PLAN, seed=seed), world, 1, tmp_path / f"seed{seed}").trials[0].score for seed in (3, 4)]
     both = tune(replace(PLAN, seed=3, runs=2), world, 1, tmp_path / "both").trials[0].score
     assert single[0] != single[1]
     assert both == pytest.approx(np.mean(single))
@@ -218,10 +216,7 @@ def test_the_best_settings_are_a_settings_file(world, quick, tmp_path):
     assert config.hyperparameters["gamma"] == 0.5
     with pytest.raises(ValueError, match="is a control and has no hyperparameters; got a settings file"):
         plan_run("random", "small", settings=settings)
-    assert (
-        "noisy scores" in path.read_text()
-        and f"R_cum of {result.validation_users} validation" in path.read_text()
-    )
+    assert "noisy scores" in path.read_text() and f"R_cum of {result.validation_users} validation" in path.read_text()
 
 
 def test_the_journal_is_json_and_reading_it_unpickles_nothing(world, quick, monkeypatch, tmp_path):
@@ -333,10 +328,7 @@ def test_what_does_not_hold_up_is_not_kept(world, fake, tmp_path):
     search = tune(PLAN, world, 12, tmp_path / "search")
     result = confirm(search, world, 2)
     assert result.kept == "start"
-    assert (
-        read_settings(tmp_path / "search/confirmed.yml").hyperparameters
-        == load_settings("a2c").hyperparameters
-    )
+    assert read_settings(tmp_path / "search/confirmed.yml").hyperparameters == load_settings("a2c").hyperparameters
 
 
 def test_an_interrupted_confirmation_goes_on_and_a_damaged_one_is_refused(world, fake, monkeypatch, tmp_path):
@@ -379,13 +371,9 @@ def test_a_run_is_scored_as_training_with_those_settings_is(world, tmp_path):
     best = replace(search.trials[1], score=1e9)
     run = replace(confirmation_runs(replace(search, trials=[search.trials[0], best]), 1)[1], steps=128)
     pair = validation_pair(world, "small")
-    config = plan_run(
-        "a2c", "small", seed=1, total_steps=128, users=500, episodes_per_user=2, overrides=run.values
-    )
+    config = plan_run("a2c", "small", seed=1, total_steps=128, users=500, episodes_per_user=2, overrides=run.values)
     assert run.side == "found" and run.seed == 1
-    assert (
-        confirmation_run(search, run, pair, None).score == train(config, pair).evaluation.summary()["r_cum"]
-    )
+    assert confirmation_run(search, run, pair, None).score == train(config, pair).evaluation.summary()["r_cum"]
 
 
 @pytest.fixture

@@ -41,9 +41,7 @@ SMALL = {
     "a2c": {"n_steps": 4},
     "ppo": {"n_steps": 8, "batch_size": 32, "n_epochs": 1},
     "recurrent-ppo": {"n_steps": 8, "batch_size": 32, "n_epochs": 1},
-    **{
-        name: {"learning_starts": 16, "batch_size": 16, "buffer_size": 1000} for name in ("td3", "sac", "tqc")
-    },
+    **{name: {"learning_starts": 16, "batch_size": 16, "buffer_size": 1000} for name in ("td3", "sac", "tqc")},
 }
 
 
@@ -115,9 +113,7 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
 
 def test_a2c_with_fairness_earns_less_for_unfair_slates_and_is_evaluated_by_clicks():
     pair = small_pair(1.0)
-    config = plan_run(
-        "a2c+fair", "small", total_steps=64, n_envs=4, overrides={"n_steps": 4, "fair_coef": 0.5}
-    )
+    config = plan_run("a2c+fair", "small", total_steps=64, n_envs=4, overrides={"n_steps": 4, "fair_coef": 0.5})
     model = train(config, pair).policy
     env = model.get_env()
     env.reset()
@@ -146,9 +142,7 @@ def test_shipped_settings_are_what_the_algorithm_takes(name):
 
     pair = small_pair()
     env = KuaiFairVecEnv(pair.train, config.session, config.n_envs, seed=0)
-    model = method(name).build(
-        BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters)
-    )
+    model = method(name).build(BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters))
     assert model.gamma == settings.hyperparameters["gamma"]
 
 
@@ -229,9 +223,7 @@ def test_a_method_of_ones_own_is_a_decorated_function(monkeypatch):
     result = train(plan_run("first-items", "small", session=SessionConfig(slate_size=4)), small_pair())
     assert result.evaluation.fairness.coverage == 4 / 50
     with pytest.raises(ValueError, match="exists already"):
-        register_method(
-            "a2c", title="", family="", reference="", kind="control", action_mode="slate", sees=""
-        )(build)
+        register_method("a2c", title="", family="", reference="", kind="control", action_mode="slate", sees="")(build)
 
 
 def test_training_users_deviate_less_where_scores_are_calibrated():
@@ -242,8 +234,7 @@ def test_training_users_deviate_less_where_scores_are_calibrated():
     assert load_settings("dsrm-hrl-literal").noise_for("unbiased") == 0.0
     session = SessionConfig()
     noises = [
-        plan_run("hrl", "KuaiFair-Toy-v0", session=session, item_term=term).taste_noise
-        for term in ("", "unbiased")
+        plan_run("hrl", "KuaiFair-Toy-v0", session=session, item_term=term).taste_noise for term in ("", "unbiased")
     ]
     assert noises == [2.0, 0.5]
 

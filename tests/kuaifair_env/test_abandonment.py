@@ -10,9 +10,7 @@ from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
 NO_TAGS = np.zeros((20, 0), np.bool_)
 
 
-def length(
-    rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10
-) -> int:
+def length(rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10) -> int:
     """Plays constant slates until the user leaves."""
     bound = rule.bind(1, slate_size, max_len, NO_TAGS)
     bound.reset(np.array([0]))
@@ -59,9 +57,7 @@ def test_temper_of_exactly_one_stays_although_tenths_do_not_add_up_in_binary():
     bound.reset(np.array([0]))
     items = np.arange(10)[None]
     rewards = [0.9, 0.9, 1.0 + 0.2]  # 1.1 + 1.1 + 0.8: the temper falls from 3 to 0 by tenths
-    tempers = [
-        bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)
-    ]
+    tempers = [bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)]
     assert not tempers[0].leaves[0]
     exactly_one = TemperFairness(initial_temper=4.0).bind(1, 10, 3, NO_TAGS)
     exactly_one.reset(np.array([0]))

@@ -388,9 +388,7 @@ def test_masks_of_single_sessions_are_rows_of_the_batchs():
 
 def test_maskable_ppo_never_repeats_an_item():
     config = SessionConfig(max_len=6, action_mode="item", repeats="forbid")
-    model = MaskablePPO(
-        "MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=0), n_steps=16, batch_size=16, n_epochs=1
-    )
+    model = MaskablePPO("MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=0), n_steps=16, batch_size=16, n_epochs=1)
     model.learn(64)  # a repeated item is a ValueError
 
 
@@ -429,9 +427,7 @@ def test_info_level_step_says_what_the_single_env_says():
 
 
 def test_sb3_wrappers_work_on_the_native_vec_env():
-    wrapped = VecNormalize(
-        VecMonitor(KuaiFairVecEnv(WORLD, SessionConfig(max_len=8, slate_size=5), 8, seed=0))
-    )
+    wrapped = VecNormalize(VecMonitor(KuaiFairVecEnv(WORLD, SessionConfig(max_len=8, slate_size=5), 8, seed=0)))
     model = A2C("MlpPolicy", wrapped, seed=0).learn(400)
     assert len(model.ep_info_buffer) > 0
     assert 3 <= np.mean([info["l"] for info in model.ep_info_buffer]) <= 8

@@ -55,9 +55,7 @@ def forms():
 
 def test_every_form_and_batch_size_gives_the_same_result():
     results = [evaluate(FollowsTheState(), env, episodes_per_user=2) for env in forms()]
-    results += [
-        evaluate(FollowsTheState(), KuaiFairEnv(WORLD, CONFIG), None, 2, n_envs=size) for size in (1, 13, 500)
-    ]
+    results += [evaluate(FollowsTheState(), KuaiFairEnv(WORLD, CONFIG), None, 2, n_envs=size) for size in (1, 13, 500)]
     for result in results[1:]:
         assert result.summary() == pytest.approx(results[0].summary())
         np.testing.assert_array_equal(result.sessions.user_ids, results[0].sessions.user_ids)
@@ -140,9 +138,7 @@ def test_the_true_reward_of_a_constant_slate_is_the_mean_of_the_table():
     steps = everyone.sessions.length
     expected = WORLD.response.table[:, [3, 9, 20, 31, 44]].mean(axis=1)
     per_user = np.repeat(expected, 60)
-    assert everyone.engagement.reward_per_step == pytest.approx(
-        (per_user * steps).sum() / steps.sum(), abs=0.01
-    )
+    assert everyone.engagement.reward_per_step == pytest.approx((per_user * steps).sum() / steps.sum(), abs=0.01)
 
 
 def test_policies_meet_the_same_random_numbers():

@@ -45,9 +45,7 @@ def test_formula_is_within_half_a_step_of_constant_sessions(temper, reward, pena
     assert abs(expected_length(temper, reward, float(penalised)) - exact) <= 0.5 + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("temper", "click", "violation"), list(product((30, 50), (0.3, 0.7, 0.9), (0.1, 0.5, 0.9)))
-)
+@pytest.mark.parametrize(("temper", "click", "violation"), list(product((30, 50), (0.3, 0.7, 0.9), (0.1, 0.5, 0.9))))
 def test_formula_is_within_two_percent_of_random_sessions(temper, click, violation):
     rng = np.random.default_rng(7)
     sessions, horizon, slate = 4000, temper + 1, 10

@@ -93,9 +93,7 @@ def test_one_candidate_is_as_even_as_it_gets():
 
 @given(exposure_counts().filter(lambda counts: len(counts) > 1))
 def test_entropy_is_scipys(counts):
-    assert normalised_entropy(counts) == pytest.approx(
-        scipy.stats.entropy(counts) / math.log(len(counts)), abs=1e-9
-    )
+    assert normalised_entropy(counts) == pytest.approx(scipy.stats.entropy(counts) / math.log(len(counts)), abs=1e-9)
 
 
 def test_top_share_takes_a_tenth_of_the_candidates():

@@ -173,9 +173,7 @@ def test_real_taste_survives_in_the_test_world_of_partial_kuairand(fitted):
 def test_the_gain_is_the_users_own_history(kuairand, fitted):
     others = np.random.default_rng(0).permutation(len(kuairand.users))
     log = kuairand.train
-    foreign = replace(
-        kuairand, train=InteractionLog.sorted(others[log.users], log.items, log.clicks, log.times)
-    )
+    foreign = replace(kuairand, train=InteractionLog.sorted(others[log.users], log.items, log.clicks, log.times))
     own, shuffled = fitted.describe(), fit_response(foreign, "test", config=HALF).describe()
     assert own["held_out"]["rows"] == shuffled["held_out"]["rows"]
     assert own["held_out"]["within_user_auc"] > shuffled["held_out"]["within_user_auc"] + 0.01

@@ -130,9 +130,7 @@ def test_real_data_can_be_demanded(env_id, no_files, tmp_path):
 def test_a_demand_for_real_data_looks_nowhere_else_than_it_was_told(monkeypatch, tmp_path):
     monkeypatch.setenv("KUAIFAIR_DATA", str(tmp_path))
     looked = []
-    monkeypatch.setattr(
-        "kuaifair_env.data.find_source", lambda name, data_dir=None: looked.append(str(data_dir))
-    )
+    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: looked.append(str(data_dir)))
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError, match="mine"):
         make_world("KuaiFair-KuaiRand-v0", source="real", data_dir=tmp_path / "mine")

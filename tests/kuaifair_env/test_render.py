@@ -91,8 +91,7 @@ def test_equal_traces_give_equal_pictures_and_different_ones_differ():
 def test_area_of_the_bars_is_the_reward():
     trace = trace_of(steps=8)
     full, half = (
-        pixels_of(render_rgb(dataclasses.replace(trace, rewards=np.full(8, level))), BLUE)
-        for level in (0.96, 0.48)
+        pixels_of(render_rgb(dataclasses.replace(trace, rewards=np.full(8, level))), BLUE) for level in (0.96, 0.48)
     )
     # The line of the mean covers part of each bar, the same in both.
     assert full == pytest.approx(2 * half, rel=0.1)

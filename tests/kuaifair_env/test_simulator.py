@@ -161,9 +161,7 @@ def test_constant_clicks_obey_the_length_formula():
 
 
 # KuaiSim's README: total reward and depth of trained agents at temper 20.
-@pytest.mark.parametrize(
-    ("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)]
-)
+@pytest.mark.parametrize(("depth", "mean_reward"), [(14.02, 0.598), (14.89, 0.679), (14.63, 0.648), (14.98, 0.688)])
 def test_without_the_fairness_penalty_sessions_last_as_long_as_kuaisims(depth, mean_reward):
     world = small_world(mean_reward)
     sim = simulator(world, 2000, max_len=20, slate_size=6, leave=TemperFairness(unfair_penalty=0.0), seed=5)

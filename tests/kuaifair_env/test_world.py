@@ -42,9 +42,7 @@ def test_candidates_come_first_and_every_table_follows_them():
     np.testing.assert_array_equal(world.item_ids, 10 * candidates)
     np.testing.assert_array_equal(world.embeddings[:6], embeddings[candidates])
     users = np.arange(5)
-    np.testing.assert_allclose(
-        world.response.expected_catalogue(users, 6), table[users][:, candidates], rtol=1e-6
-    )
+    np.testing.assert_allclose(world.response.expected_catalogue(users, 6), table[users][:, candidates], rtol=1e-6)
     np.testing.assert_array_equal(world.groups.item_ids, world.item_ids)
     # The same exposure, addressed before and after the rearrangement.
     before, after = data.train, world.data.train

@@ -63,9 +63,7 @@ def small_data(
             10 * np.arange(n_users),
             FeatureTable(rng.normal(size=(n_users, 3)).astype(np.float32), ("a", "b", "c")),
         ),
-        Catalogue(
-            10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))
-        ),
+        Catalogue(10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))),
         log(),
         log(),
         Provenance("small", "own"),

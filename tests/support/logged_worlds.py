@@ -52,9 +52,7 @@ def logged_data(
     tags = np.arange(n_items)[:, None] % max(n_tags, 1) == np.arange(n_tags)
     return InteractionData(
         Users(10 * np.arange(n_users), FeatureTable.empty(n_users)),
-        Catalogue(
-            10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))
-        ),
+        Catalogue(10 * np.arange(n_items), FeatureTable.empty(n_items), tags, tuple(f"t{i}" for i in range(n_tags))),
         log(),
         log(),
         Provenance("logged", "own"),

@@ -31,9 +31,7 @@ def write_kuairec(folder: Path, seed: int = 0) -> dict[str, pd.DataFrame]:
     big.to_csv(folder / "big_matrix.csv", index=False)
     small.to_csv(folder / "small_matrix.csv", index=False)
     tags = [f"[{item % 4}]" if item % 3 else f"[{item % 4}, 9]" for item in range(KUAIREC_ITEMS)]
-    pd.DataFrame({"video_id": range(KUAIREC_ITEMS), "feat": tags}).to_csv(
-        folder / "item_categories.csv", index=False
-    )
+    pd.DataFrame({"video_id": range(KUAIREC_ITEMS), "feat": tags}).to_csv(folder / "item_categories.csv", index=False)
     _users(rng, KUAIREC_USERS).to_csv(folder / "user_features.csv", index=False)
     days = pd.DataFrame(
         {
@@ -60,9 +58,7 @@ def write_captions(path: Path) -> None:
         "second_level_category_id,second_level_category_name,third_level_category_id,third_level_category_name"
     ]
     for item in range(KUAIREC_ITEMS):
-        caption = {2: "a caption\rin two lines", 5: "one\n7 two", 6: '"quoted, with comma"'}.get(
-            item, f"video {item}"
-        )
+        caption = {2: "a caption\rin two lines", 5: "one\n7 two", 6: '"quoted, with comma"'}.get(item, f"video {item}")
         lines.append(f"{item},UNKNOWN,{caption},[],{item % 5},name,-124,UNKNOWN,-124,UNKNOWN")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
 
@@ -118,9 +114,7 @@ def write_kuairand(folder: Path, seed: int = 0) -> dict[str, pd.DataFrame]:
     for number in (*numbers, "collect"):
         statistic[f"{number}_user_num"] = rng.lognormal(6, 1.5, KUAIRAND_ITEMS)
     statistic["play_progress"] = rng.random(KUAIRAND_ITEMS)
-    statistic.sample(frac=1, random_state=seed).to_csv(
-        folder / "video_features_statistic_pure.csv", index=False
-    )
+    statistic.sample(frac=1, random_state=seed).to_csv(folder / "video_features_statistic_pure.csv", index=False)
     return logs
 
 

@@ -44,8 +44,6 @@ def make_data(seed: int = 0, rows: int = 300, rich: bool = True) -> InteractionD
 
 def build_in_a_process(folder: str, barrier: Any) -> str:
     barrier.wait(60)
-    hashes = {
-        cached({"name": "Test Set"}, lambda: make_data(5, rows=20_000), folder).data_hash for _ in range(3)
-    }
+    hashes = {cached({"name": "Test Set"}, lambda: make_data(5, rows=20_000), folder).data_hash for _ in range(3)}
     assert len(hashes) == 1
     return hashes.pop()

@@ -42,9 +42,7 @@ def write_comparison_store(folder: Path) -> Path:
                 a2c(OWN, seed, session),
                 plan_run("hrl", LIKE_THE_PAPERS, seed=seed, session=session, total_steps=256, n_envs=8),
             ]
-        runs += [
-            plan_run(name, world, session=session) for world in (LIKE_THE_PAPERS, OWN) for name in CONTROLS
-        ]
+        runs += [plan_run(name, world, session=session) for world in (LIKE_THE_PAPERS, OWN) for name in CONTROLS]
     run_study(runs, folder / "store", pairs(), purifiers={ips: path}).raise_for_failures()
     return folder / "store"
 

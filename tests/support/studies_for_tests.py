@@ -103,9 +103,7 @@ class Writes:
         from threadpoolctl import threadpool_info
 
         threads = max(torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info()))
-        (Path(self.folder) / self.name).write_text(
-            f"{os.getpid()} {threads} {os.environ.get('OMP_NUM_THREADS')}"
-        )
+        (Path(self.folder) / self.name).write_text(f"{os.getpid()} {threads} {os.environ.get('OMP_NUM_THREADS')}")
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,7 @@ def taste_worlds(seed: int = 0) -> tuple[World, World]:
 
     data = InteractionData(
         Users(np.arange(N_USERS) * 3, FeatureTable.empty(N_USERS)),
-        Catalogue(
-            np.arange(N_ITEMS) * 7, FeatureTable.empty(N_ITEMS), tags, tuple(f"t{i}" for i in range(N_TAGS))
-        ),
+        Catalogue(np.arange(N_ITEMS) * 7, FeatureTable.empty(N_ITEMS), tags, tuple(f"t{i}" for i in range(N_TAGS))),
         log(herd, weights / weights.sum(), 80),
         log(taste, None, 40),
         Provenance("taste", "own"),

@@ -103,9 +103,7 @@ def within_user_auc(users, scores, clicks) -> float:
 
 
 def smoothed(rows, clicks, size, weight=15.0):
-    return (np.bincount(rows, clicks, size) + clicks.mean() * weight) / (
-        np.bincount(rows, minlength=size) + weight
-    )
+    return (np.bincount(rows, clicks, size) + clicks.mean() * weight) / (np.bincount(rows, minlength=size) + weight)
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,7 @@ def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
     Raises:
         ValueError: If the file's ending is unknown.
     """
-    scores = [
-        one for one in all_scores(comparison) if any(len(table) > 1 for table in one.by_variant.values())
-    ]
+    scores = [one for one in all_scores(comparison) if any(len(table) > 1 for table in one.by_variant.values())]
     if not scores:
         return False
     look = looks([variant.title for variant in comparison.variants])
@@ -142,9 +140,7 @@ def _with_curves(comparison: Comparison, task: Task) -> dict[Variant, tuple[Eval
     }
 
 
-def _draw_line(
-    axis: Axes, x: Values, y: Values, look: Look, label: str, *, drawstyle: str = "default"
-) -> None:
+def _draw_line(axis: Axes, x: Values, y: Values, look: Look, label: str, *, drawstyle: str = "default") -> None:
     """Draws a line that is told from others by its dashes and by a marker every sixth of its points."""
     axis.plot(
         x,
@@ -162,9 +158,7 @@ def _draw_line(
 
 def _draw_final_bounds(axis: Axes, runs: Sequence[EvaluatedRun]) -> None:
     """Draws floor and ceiling at the mean rewards with which training ended."""
-    known = [
-        (run.initial_temper, run.run.curve[-1]["r_each"]) for run in runs if run.initial_temper is not None
-    ]
+    known = [(run.initial_temper, run.run.curve[-1]["r_each"]) for run in runs if run.initial_temper is not None]
     if known:
         tempers, rewards = (np.asarray(column, np.float64) for column in zip(*known, strict=True))
         floors, ceilings = length_floor_and_ceiling(tempers, rewards)
@@ -178,9 +172,7 @@ def _draw_profile(axis: Axes, scores: Scores, look: Mapping[str, Look]) -> None:
     thresholds = np.linspace(low - 0.02 * (high - low), high + 0.02 * (high - low), _PROFILE_POINTS)
     for variant, table in tables.items():
         own, profile = look[variant.title], performance_profile(table, thresholds)
-        axis.fill_between(
-            thresholds, profile.low, profile.high, color=own.colour, alpha=0.15, linewidth=0, step="post"
-        )
+        axis.fill_between(thresholds, profile.low, profile.high, color=own.colour, alpha=0.15, linewidth=0, step="post")
         _draw_line(axis, thresholds, profile.share, own, variant.title, drawstyle="steps-post")
 
 

@@ -51,10 +51,7 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
         for axis, name in ((left, "r_cum"), (right, "len")):
             _draw_bar(axis, place, variant, [summary[name] for summary in summaries])
         if all("len_floor" in summary for summary in summaries):
-            ends = [
-                float(np.mean([summary[end] for summary in summaries]))
-                for end in ("len_floor", "len_ceiling")
-            ]
+            ends = [float(np.mean([summary[end] for summary in summaries])) for end in ("len_floor", "len_ceiling")]
             right.plot(ends, [place, place], "|-", color="black", markersize=7, linewidth=1)
     left.set_yticks(range(len(variants)), [variant.title for variant in variants])
     left.set_xlabel("R_cum")
@@ -227,9 +224,7 @@ def _draw_variant(axis: Axes, variant: Variant, points: NDArray[np.float64], loo
         label=variant.title,
     )
     if len(points) > 1:
-        axis.plot(
-            *points.T, look.marker, markersize=3, color=look.colour, linestyle="none", alpha=0.8, zorder=2
-        )
+        axis.plot(*points.T, look.marker, markersize=3, color=look.colour, linestyle="none", alpha=0.8, zorder=2)
 
 
 def draw_preference_front(

@@ -155,6 +155,4 @@ def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[f
         return
     for values, hatch, label in ((floors, "\\\\\\", "floor of Len"), (ceilings, "///", "ceiling of Len")):
         low, high = float(np.min(values)), float(np.max(values))
-        axis.axhspan(
-            low, high, facecolor="0.93", edgecolor=_BOUNDS, hatch=hatch, linewidth=0.6, zorder=0, label=label
-        )
+        axis.axhspan(low, high, facecolor="0.93", edgecolor=_BOUNDS, hatch=hatch, linewidth=0.6, zorder=0, label=label)

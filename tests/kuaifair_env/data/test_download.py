@@ -195,9 +195,7 @@ def test_licence_and_citation_are_shown(server: Server, tmp_path: Path) -> None:
     assert digest in text
 
 
-def test_the_progress_bar_goes_to_stderr(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_progress_bar_goes_to_stderr(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     get(server, tmp_path, progress=True)
     shown = capsys.readouterr()
     assert "100%" in shown.err

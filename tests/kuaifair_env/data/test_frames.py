@@ -61,9 +61,7 @@ rows = st.lists(
 
 @settings(max_examples=40)
 @given(rows, rows)
-def test_the_log_is_the_sorted_frame(
-    train_rows: list[tuple[int, ...]], test_rows: list[tuple[int, ...]]
-) -> None:
+def test_the_log_is_the_sorted_frame(train_rows: list[tuple[int, ...]], test_rows: list[tuple[int, ...]]) -> None:
     names = ["user_id", "item_id", "click", "time"]
     train, test = pd.DataFrame(train_rows, columns=names), pd.DataFrame(test_rows, columns=names)
     test["time"] += 100
@@ -112,9 +110,7 @@ def test_datetimes_become_milliseconds() -> None:
     moments = pd.to_datetime(["2024-01-01 00:00:01.5", None, "2024-01-01 00:00:00.0"])
     train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "click": 0, "time": moments})
     for frame in (train, train.assign(time=train.time.dt.tz_localize("Asia/Shanghai").dt.tz_convert("UTC"))):
-        log = InteractionData.from_frames(
-            frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]})
-        ).train
+        log = InteractionData.from_frames(frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [1]})).train
         assert log.times[1] - log.times[0] == 1500
         assert log.items.tolist() == [2, 0, 1]
 
@@ -171,9 +167,7 @@ def test_items_and_users_bring_tags_counts_and_features() -> None:
     assert data.items.shown.tolist() == [20, 40, 30, 10]
     assert data.items.features.names == ("length", "length=missing", "kind=a", "kind=b", "kind=missing")
     np.testing.assert_allclose(data.items.features.values[:, 0], [0, 1.2247449, 0, -1.2247449], atol=1e-6)
-    np.testing.assert_allclose(
-        data.users.features.values[:, 0], np.array([1, -1, -3, 3]) / np.sqrt(5), rtol=1e-6
-    )
+    np.testing.assert_allclose(data.users.features.values[:, 0], np.array([1, -1, -3, 3]) / np.sqrt(5), rtol=1e-6)
     assert data.report["users"] == {"total": 4, "without_training_rows": 1, "without_test_rows": 2}
     assert data.report["items"] == {"total": 4, "without_training_rows": 1, "without_test_rows": 3}
 
@@ -318,9 +312,7 @@ def test_the_index_does_not_matter() -> None:
     )
 
 
-@given(
-    st.lists(st.one_of(st.none(), st.integers(0, 40), st.lists(st.integers(0, 40), max_size=4)), max_size=30)
-)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 40), st.lists(st.integers(0, 40), max_size=4)), max_size=30))
 def test_tags_are_membership(tags: list[int | list[int] | None]) -> None:
     matrix, names = tag_matrix(tags)
     assert list(names) == [str(tag) for tag in sorted(int(name) for name in names)]

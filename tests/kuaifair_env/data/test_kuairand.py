@@ -61,9 +61,7 @@ def test_items_carry_tags_and_platform_counts(folder: Path) -> None:
     np.testing.assert_array_equal(items.tags[:, 0], (number % 5 != 0) & (number % 2 == 0))
     column = items.features.names.index("log1p(show_user_num)")
     logged = np.log1p(statistic.show_user_num.to_numpy())
-    np.testing.assert_allclose(
-        items.features.values[:, column], (logged - logged.mean()) / logged.std(), atol=1e-5
-    )
+    np.testing.assert_allclose(items.features.values[:, column], (logged - logged.mean()) / logged.std(), atol=1e-5)
     assert items.features.values[7, items.features.names.index("video_duration=missing")] == 1.0
 
 

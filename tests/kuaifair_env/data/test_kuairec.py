@@ -77,13 +77,9 @@ def test_tags_shown_and_features_belong_to_their_items(folder: Path) -> None:
     assert items.tag_names == ("0", "1", "2", "3", "9")
     for item in range(official.KUAIREC_ITEMS):
         expected = {str(item % 4)} | ({"9"} if item % 3 == 0 else set())
-        assert {
-            name for name, member in zip(items.tag_names, items.tags[item], strict=True) if member
-        } == expected
+        assert {name for name, member in zip(items.tag_names, items.tags[item], strict=True) if member} == expected
     np.testing.assert_array_equal(items.shown, 100.0 * np.arange(official.KUAIREC_ITEMS) + 5.0)
-    category = {
-        int(n.split("=")[1]): k for k, n in enumerate(items.features.names) if n.startswith("first_level")
-    }
+    category = {int(n.split("=")[1]): k for k, n in enumerate(items.features.names) if n.startswith("first_level")}
     for item in range(official.KUAIREC_ITEMS):
         assert items.features.values[item, category[item % 5]] == 1.0
 
@@ -118,9 +114,7 @@ def test_every_form_of_the_files_gives_the_same_data(tmp_path: Path, folder: Pat
     archive = official.pack_zip(folder, tmp_path / "KuaiRec.zip")
     if form == "beside zip":
         shutil.rmtree(folder.parent)
-    path = {"root": folder.parent, "parent": tmp_path, "zip": archive, "beside zip": tmp_path}.get(
-        form, folder
-    )
+    path = {"root": folder.parent, "parent": tmp_path, "zip": archive, "beside zip": tmp_path}.get(form, folder)
     assert read_kuairec(path).data_hash == expected
 
 
@@ -266,9 +260,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
         read_kuairec(tmp_path / "other")
 
 
-def test_only_files_of_the_published_size_are_called_real(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_files_of_the_published_size_are_called_real(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = read_kuairec(folder).provenance
     assert partial.origin == "partial"
     assert "203 of 12,530,806" in partial.description

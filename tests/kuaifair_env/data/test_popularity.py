@@ -41,9 +41,7 @@ def test_groups_belong_to_ids_and_not_to_places(pairs: list[tuple[int, int]], ra
 
 
 @given(counts_with_ids, st.floats(0.05, 0.95))
-def test_no_long_tail_item_was_shown_more_than_a_popular_one(
-    pairs: list[tuple[int, int]], share: float
-) -> None:
+def test_no_long_tail_item_was_shown_more_than_a_popular_one(pairs: list[tuple[int, int]], share: float) -> None:
     ids, counts = (np.array(column) for column in zip(*pairs, strict=True))
     popular = popularity_groups(counts, ids, share).popular
     assert counts[popular].min() >= counts[~popular].max()
@@ -61,9 +59,7 @@ def test_training_popularity_tells_the_groups_perfectly(n_items: int, seed: int)
         }
     )
     items = pd.DataFrame({"item_id": np.arange(n_items)})
-    data = InteractionData.from_frames(
-        train, train.iloc[::2].assign(click=1), items=items, drop_duplicates=False
-    )
+    data = InteractionData.from_frames(train, train.iloc[::2].assign(click=1), items=items, drop_duplicates=False)
     groups = groups_of(data)
     exposures = data.train.exposures(n_items)
     cut = exposures[groups.popular].min()

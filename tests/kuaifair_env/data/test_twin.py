@@ -142,9 +142,7 @@ def test_the_panel_is_seen_in_the_test_log_only(panel):
 
 def test_rows_without_time_come_last_at_the_latest_time(panel):
     times = panel.data.test.times
-    assert np.count_nonzero(times == times.max()) == round(
-        panel.config.missing_time_share * panel.config.test_rows
-    )
+    assert np.count_nonzero(times == times.max()) == round(panel.config.missing_time_share * panel.config.test_rows)
 
 
 def test_test_clicks_follow_true_preference_without_conformity(toy, panel):
@@ -334,9 +332,7 @@ def test_presets_by_name():
     assert twin_config("kuairec") == KUAIREC
     assert twin_config("KuaiRand", seed=3) == replace(KUAIRAND, seed=3)
     assert twin_config("toy", taste_strength="strong").taste_strength > 2 * TOY.taste_strength
-    assert twin_config("toy", taste_strength=0.3, conformity=0.0) == replace(
-        TOY, taste_strength=0.3, conformity=0.0
-    )
+    assert twin_config("toy", taste_strength=0.3, conformity=0.0) == replace(TOY, taste_strength=0.3, conformity=0.0)
     with pytest.raises(ValueError, match="KuaiRec, KuaiRand, Toy"):
         twin_config("MovieLens")
     with pytest.raises(ValueError, match="measured, strong"):

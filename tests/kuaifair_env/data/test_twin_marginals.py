@@ -60,13 +60,9 @@ def test_kuairand_truth_has_the_published_distributions_of_click_rates():
         Row("random-exposure click rate", 0.1762, float(by_item.mean()), 0.006),
         Row("standard deviation of item click rates, .815 x .096", 0.078, float(by_item.std()), 0.005),
         # Beta(3.74, 13.5) at the level of the whole random log
-        *quantile_rows(
-            "item click rate", levels, (0.064, 0.118, 0.168, 0.226, 0.320), by_item, absolute=0.012
-        ),
+        *quantile_rows("item click rate", levels, (0.064, 0.118, 0.168, 0.226, 0.320), by_item, absolute=0.012),
         # Beta(1.3, 6.08): see twin_presets
-        *quantile_rows(
-            "user click rate", levels, (0.019, 0.073, 0.147, 0.250, 0.436), by_user, absolute=0.02
-        ),
+        *quantile_rows("user click rate", levels, (0.019, 0.073, 0.147, 0.250, 0.436), by_user, absolute=0.02),
     ]
     check("KuaiRand twin, truth", rows)
 
@@ -222,9 +218,7 @@ def test_kuairand_feedback_and_its_tie_to_popularity(kuairand):
             float(np.median(user_logged[user_rows >= 10])),
             0.04,
         ),
-        Row(
-            "Pearson: logged, random item click rate", 0.358, pearsonr(logged[often], quality[often])[0], 0.07
-        ),
+        Row("Pearson: logged, random item click rate", 0.358, pearsonr(logged[often], quality[often])[0], 0.07),
         Row(
             "Spearman: logged, random item click rate",
             0.348,
@@ -286,9 +280,7 @@ def test_kuairand_taste_is_as_weak_as_in_the_real_logs(kuairand):
     kept[np.random.default_rng(1).permutation(clicked)[:12_870]] = True
     test = data.test.take(kept[data.test.users])
     found = history_taste(data.train, test, n_users, n_items)
-    in_sample = within_user_auc(
-        test.users, smoothed(test.items, test.clicks, n_items)[test.items], test.clicks
-    )
+    in_sample = within_user_auc(test.users, smoothed(test.items, test.clicks, n_items)[test.items], test.clicks)
     logged, rows_logged = rates(data.train.users, data.train.clicks, n_users)
     random, rows_random = rates(data.test.users, data.test.clicks, n_users)
     both = (rows_logged >= 20) & (rows_random >= 30) & (random > 0)
@@ -328,18 +320,12 @@ def test_kuairand_tables_and_watching(kuairand):
         for place, size in enumerate((1446, 732, 675, 606, 489))
     ]
     levels = (0.05, 0.25, 0.50, 0.75, 0.95)
-    rows += quantile_rows(
-        "show_user_num", levels, (761, 1817, 3922, 9378, 31958), videos["show_user_num"], 0.03
-    )
-    rows += quantile_rows(
-        "play_user_num", levels, (367, 938, 2291, 6367, 26091), videos["play_user_num"], 0.12
-    )
+    rows += quantile_rows("show_user_num", levels, (761, 1817, 3922, 9378, 31958), videos["show_user_num"], 0.03)
+    rows += quantile_rows("play_user_num", levels, (367, 938, 2291, 6367, 26091), videos["play_user_num"], 0.12)
     rows += quantile_rows(
         "duration in s", levels, (10.7, 31.9, 81.2, 148.2, 303.5), durations[durations > 0] / 1000, 0.05
     )
-    full = (
-        data.users.features.values[:, data.users.features.names.index("user_active_degree=full_active")]
-    ).mean()
+    full = (data.users.features.values[:, data.users.features.names.index("user_active_degree=full_active")]).mean()
     rows += [
         Row("Gini of show_user_num", 0.632, gini(videos["show_user_num"]), 0.02),
         Row(
@@ -382,9 +368,7 @@ def kuairec() -> Twin:
 def small_matrix(twin: Twin):
     world, test = twin.world, twin.data.test.take(twin.data.test.clicks)
     matrix = np.zeros((len(world.panel_users), len(world.panel_items)), np.bool_)
-    matrix[np.searchsorted(world.panel_users, test.users), np.searchsorted(world.panel_items, test.items)] = (
-        True
-    )
+    matrix[np.searchsorted(world.panel_users, test.users), np.searchsorted(world.panel_items, test.items)] = True
     return matrix
 
 
@@ -555,9 +539,7 @@ def test_kuairec_watch_ratios_and_tables(kuairec):
 
 
 def test_strong_taste_is_the_same_world_with_more_to_gain_from_knowing_a_user():
-    measured, strong = (
-        build_world(twin_config("KuaiRand", taste_strength=level)) for level in ("measured", "strong")
-    )
+    measured, strong = (build_world(twin_config("KuaiRand", taste_strength=level)) for level in ("measured", "strong"))
     rng = np.random.default_rng(0)
     users = np.sort(rng.integers(0, KUAIRAND.n_users, 1500))
     items = rng.integers(0, KUAIRAND.n_items, (len(users), 100))

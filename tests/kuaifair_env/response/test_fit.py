@@ -69,8 +69,7 @@ def test_the_fit_ranks_nearly_as_well_as_the_truth(tasteful, fresh):
     assert roc_auc_score(clicks.ravel(), expected.ravel()) > bayes - 0.03
     users = np.repeat(np.arange(len(clicks)), clicks.shape[1])
     within, best = (
-        within_user_auc(users, clicks.ravel(), scores.ravel()).mean
-        for scores in (expected, world.probabilities)
+        within_user_auc(users, clicks.ravel(), scores.ravel()).mean for scores in (expected, world.probabilities)
     )
     assert within > best - 0.03
 
@@ -128,12 +127,9 @@ def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(know
     log = data.train
     others = InteractionLog.sorted(shuffled[log.users], log.items, log.clicks, log.times)
     own, foreign = (
-        fit_factorised(data.test, data, context_log=context, config=config, seed=0)
-        for context in (log, others)
+        fit_factorised(data.test, data, context_log=context, config=config, seed=0) for context in (log, others)
     )
-    gains = [
-        model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] for model in (own, foreign)
-    ]
+    gains = [model.describe()["personal"]["gain_over_main_effects"]["within_user_auc"] for model in (own, foreign)]
     # Own histories bring 0.14 to 0.17 over seeds, foreign ones 0.01 to 0.03.
     assert gains[0] > 0.08
     assert gains[1] < gains[0] / 3
@@ -229,9 +225,7 @@ def test_a_fully_observed_test_log_is_looked_up(known_world):
     model = fit_response(full, "test")
     assert isinstance(model, ObservedResponse)
     np.testing.assert_array_equal(model.expected_catalogue(np.arange(30), 40).ravel(), clicks)
-    assert isinstance(
-        fit_response(full, "test", "factorised", config=ResponseConfig(BRIEF)), FactorisedResponse
-    )
+    assert isinstance(fit_response(full, "test", "factorised", config=ResponseConfig(BRIEF)), FactorisedResponse)
 
 
 def test_the_earlier_part_precedes_the_later_part_for_every_user():

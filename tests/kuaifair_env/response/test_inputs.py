@@ -84,9 +84,7 @@ def test_the_same_seed_gives_the_same_inputs():
 
 def test_the_test_log_is_never_read():
     data = tiny()
-    changed = InteractionData(
-        data.users, data.items, data.train, data.train.take(np.arange(40)), data.provenance
-    )
+    changed = InteractionData(data.users, data.items, data.train, data.train.take(np.arange(40)), data.provenance)
     first, other = (response_inputs(d, d.train, InputConfig(history_factors=3), 5) for d in (data, changed))
     np.testing.assert_array_equal(first.users.values, other.users.values)
     np.testing.assert_array_equal(first.items.values, other.items.values)

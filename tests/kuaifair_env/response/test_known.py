@@ -166,9 +166,7 @@ def test_logs_that_are_no_matrix_are_refused():
     bare = InteractionLog(full.users, full.items, full.clicks, full.times)
     with pytest.raises(DataError, match="no watch ratios"):
         ObservedResponse.from_log(bare, data_of(bare), mode="watch_ratio")
-    hole = InteractionLog(
-        full.users, full.items, full.clicks, full.times, np.where(full.items == 1, np.nan, 1.0)
-    )
+    hole = InteractionLog(full.users, full.items, full.clicks, full.times, np.where(full.items == 1, np.nan, 1.0))
     with pytest.raises(DataError, match="4 watch ratios are NaN"):
         ObservedResponse.from_log(hole, data_of(hole), threshold=2.0)
 
@@ -198,18 +196,14 @@ def test_expected_feedback_is_the_true_click_probability(twin, pairs, conformity
 
 
 def test_conformity_is_off_by_default(twin, pairs):
-    assert np.allclose(
-        TwinResponse(twin.truth).expected(*pairs), twin.truth.click_probability(*pairs), atol=1e-6
-    )
+    assert np.allclose(TwinResponse(twin.truth).expected(*pairs), twin.truth.click_probability(*pairs), atol=1e-6)
 
 
 def test_realised_clicks_come_at_their_probability(twin, pairs):
     model = TwinResponse(twin.truth)
     expected = model.expected(*pairs)
     rng = np.random.default_rng(1)
-    clicks = np.mean(
-        [model.clicked(model.feedback(expected, rng.random(expected.shape))) for _ in range(400)], axis=0
-    )
+    clicks = np.mean([model.clicked(model.feedback(expected, rng.random(expected.shape))) for _ in range(400)], axis=0)
     spread = np.sqrt(expected * (1 - expected) / 400)
     assert np.abs((clicks - expected) / spread).max() < 5
 

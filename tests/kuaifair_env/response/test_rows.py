@@ -41,9 +41,7 @@ def test_every_row_has_one_role_and_shares_are_as_asked():
 
 def test_roles_depend_on_the_seed_alone():
     log = random_log()
-    first, again, other = (
-        labelled_rows(log, 40, SplitConfig(), NegativeSampling(), seed).roles for seed in (1, 1, 2)
-    )
+    first, again, other = (labelled_rows(log, 40, SplitConfig(), NegativeSampling(), seed).roles for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -109,9 +107,7 @@ def test_bad_settings_and_small_logs_are_named():
 
 
 def short_log(rng, users, rows):
-    return InteractionLog.sorted(
-        rng.integers(0, users, rows), rng.integers(0, 99, rows), rng.random(rows) < 0.5
-    )
+    return InteractionLog.sorted(rng.integers(0, users, rows), rng.integers(0, 99, rows), rng.random(rows) < 0.5)
 
 
 def seen_before(log, context, row, source):
@@ -155,9 +151,7 @@ def test_each_row_is_predicted_once_from_a_suffix_of_what_was_seen(seed, length,
         for k in range(chunks.offsets[chunk], chunks.offsets[chunk + 1]):
             seen = seen_before(log, context, rows[chunks.rows[k]], source)
             place = chunks.places[k]
-            read = list(
-                zip(chunks.history.items[chunk, :place], chunks.history.clicks[chunk, :place], strict=True)
-            )
+            read = list(zip(chunks.history.items[chunk, :place], chunks.history.clicks[chunk, :place], strict=True))
             assert read == seen[len(seen) - place :]
             assert place <= length
             assert place >= min(len(seen), length - max(length // 2, 1))

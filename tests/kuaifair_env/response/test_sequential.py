@@ -36,9 +36,7 @@ def random_model(seed=0, users=30, items=20, shape=SHAPE):
         rng.normal(size=(users, 3)),
         rng.normal(size=(items, 3)),
     )
-    weights = {
-        name: rng.normal(0, 0.4, size).astype(np.float32) for name, size in shape.weight_shapes().items()
-    }
+    weights = {name: rng.normal(0, 0.4, size).astype(np.float32) for name, size in shape.weight_shapes().items()}
     codes = [rng.normal(size=(n, shape.dimension)).astype(np.float32) for n in (items, users)]
     return SequentialResponse(static, shape, *codes, weights, {"note": 1})
 
@@ -109,9 +107,7 @@ def test_padding_says_nothing_and_only_the_newest_items_count():
     model, (users, items), window = random_model(), random_call(), random_window(16)
     expected = model.expected(users, items, window)
     front = np.full((16, 5), -1, np.int32)
-    longer = HistoryWindow(
-        np.concatenate([front, window.items], 1), np.concatenate([front >= 0, window.clicks], 1)
-    )
+    longer = HistoryWindow(np.concatenate([front, window.items], 1), np.concatenate([front >= 0, window.clicks], 1))
     np.testing.assert_allclose(model.expected(users, items, longer), expected, atol=1e-6)
     empty = HistoryWindow(np.full((16, 12), -1, np.int32), np.zeros((16, 12), bool))
     none = HistoryWindow(np.zeros((16, 0), np.int32), np.zeros((16, 0), bool))
@@ -135,9 +131,7 @@ def test_items_feedback_and_order_of_the_history_all_matter():
 def test_the_catalogue_and_rearranging_agree_with_single_pairs():
     model, (users, items), window = random_model(), random_call(), random_window(16)
     catalogue = model.expected_catalogue(users, 20, window)
-    np.testing.assert_allclose(
-        np.take_along_axis(catalogue, items, 1), model.expected(users, items, window), atol=1e-6
-    )
+    np.testing.assert_allclose(np.take_along_axis(catalogue, items, 1), model.expected(users, items, window), atol=1e-6)
     order = np.random.default_rng(5).permutation(20)
     position = np.argsort(order)
     moved_items = np.where(window.items < 0, -1, position[window.items]).astype(np.int32)

@@ -34,9 +34,7 @@ def trainer(start=(1.0,), lr=0.5, optimizer=torch.optim.SGD, **settings):
 def test_the_weights_of_the_lowest_validation_loss_are_kept():
     # The weight halves each round: 1/2, 1/4, 1/8, 1/16, 1/32. The validation loss is lowest at 1/8.
     run = trainer()
-    best = run.fit(
-        lambda _: [None], to_zero, lambda network: abs(network.at.item() - 0.125), rounds=9, patience=2
-    )
+    best = run.fit(lambda _: [None], to_zero, lambda network: abs(network.at.item() - 0.125), rounds=9, patience=2)
     assert best.at.item() == 0.125
     assert (run.best_round, run.rounds, run.steps) == (3, 5, 5)
     assert run.losses[:3] == [0.5, 0.125, 0.03125]
@@ -82,9 +80,7 @@ def test_gradients_are_clipped_and_rates_scheduled():
 
 
 def test_diverging_is_an_error():
-    with pytest.raises(
-        FloatingPointError, match=r"validation loss is nan in round 1; lower the learning rate"
-    ):
+    with pytest.raises(FloatingPointError, match=r"validation loss is nan in round 1; lower the learning rate"):
         trainer().fit(lambda _: [None], to_zero, lambda _: float("nan"), rounds=3)
     with pytest.raises(FloatingPointError, match="training loss is inf"):
         trainer().fit(lambda _: [None], lambda network, _: network.at.sum() / 0, rounds=3)
@@ -98,9 +94,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
 
     def new():
         copied = copy.deepcopy(network)
-        return Trainer(
-            copied, torch.optim.Adam(copied.parameters(), 0.1), ema_decay=0.9, schedule=lambda n: 0.98**n
-        )
+        return Trainer(copied, torch.optim.Adam(copied.parameters(), 0.1), ema_decay=0.9, schedule=lambda n: 0.98**n)
 
     def fit(run, rounds, callback=None):
         def batches(number):
@@ -109,9 +103,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_happened():
         def loss(net, rows):
             return (net(x[rows])[:, 0] - y[rows]).square().mean()
 
-        return run.fit(
-            batches, loss, lambda net: float(loss(net, slice(None))), rounds=rounds, callback=callback
-        )
+        return run.fit(batches, loss, lambda net: float(loss(net, slice(None))), rounds=rounds, callback=callback)
 
     kept = []
     whole = fit(new(), 6, lambda run: kept.append((run.tensors(), copy.deepcopy(run.progress()))))
