@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.spaces import SlateSpace
+
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3.common.buffers import ReplayBuffer
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,30 @@ class LoggedTransitions:
                 digest.update(f"{name}{values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
+
+    def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
+        """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.
+
+        Values are bootstrapped where a session was truncated, and are not where it terminated. Continuous actions are
+        scaled to ``[-1, 1]``, as those algorithms store them.
+
+        Args:
+            device: Where minibatches are put.
+
+        Raises:
+            DataError: If continuous actions have no finite bounds.
+        """
+        from stable_baselines3.common.buffers import ReplayBuffer
+
+        buffer = ReplayBuffer(len(self), self.observation_space, self.action_space, device, n_envs=1)
+        buffer.observations[:, 0] = self.observations
+        buffer.next_observations[:, 0] = self.next_observations
+        buffer.actions[:, 0] = scaled_actions(self.actions, self.action_space).reshape(len(self), -1)
+        buffer.rewards[:, 0] = self.rewards
+        buffer.dones[:, 0] = self.ends
+        buffer.timeouts[:, 0] = self.truncated
+        buffer.pos, buffer.full = 0, True
+        return buffer
 
     def to_minari(self, target: str | Path) -> None:
         """Writes a Minari data set (HDF5), one episode for each session.

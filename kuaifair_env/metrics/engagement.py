@@ -3,17 +3,27 @@
 Measures are taken over complete sessions, from the reset until the user leaves or a cap ends the session. Dropping
 sessions that still run would favour short ones, so an evaluation plays every session to its end.
 
-Under the default leave rule a session of temper ``T0`` with mean reward ``r`` and violation rate ``v`` lasts
-``Len = (T0 - 1) / (2 - r + v) + 0.5`` steps on average.
+A session starts with temper ``T0``. A step with reward r costs ``2 - r`` (r in [0, 1]), a slate over the bound costs
+``penalty`` more unless it is among the first ``grace_steps``, and the user leaves as soon as temper is below 1. So a
+session lasts until about ``T0 - 1`` is used up, plus half a step of overshoot:
+
+    Len = (T0 - 1 + penalty * v * grace_steps) / (2 - r + penalty * v) + 0.5
+
+with r the mean reward and v the violation rate, the share of slates over the bound. The formula is an approximation: it
+is up to half a step off where r is constant (:func:`constant_session_length` counts exactly there) and within 2 % where
+clicks vary. Without a penalty it is KuaiSim's published relation.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kuaifair_env.metrics.fairness import DisparityMode, slate_disparity, violates
 
 
 @dataclass(frozen=True)
@@ -72,28 +82,40 @@ def engagement(lengths: NDArray[Any], returns: NDArray[Any]) -> Engagement:
 Numbers = NDArray[Any] | float
 
 _LEAVE_BELOW = 1.0
+_ROUNDING = 1e-9
 
 
-def expected_length(initial_temper: Numbers, reward: Numbers, violation_rate: Numbers) -> NDArray[np.float64]:
+def expected_length(
+    initial_temper: Numbers,
+    reward: Numbers,
+    violation_rate: Numbers,
+    *,
+    penalty: float = 1.0,
+    grace_steps: int = 0,
+) -> NDArray[np.float64]:
     """Returns the session length (Len) that the formula predicts; arguments broadcast.
 
     Args:
         initial_temper: T0, the paper's "Max Len".
         reward: r, mean reward per step (R_each), in [0, 1].
-        violation_rate: v, share of penalised slates, in [0, 1].
+        violation_rate: v, share of slates over the bound, in [0, 1].
+        penalty: Temper that a violating slate costs.
+        grace_steps: First steps whose violations are in ``violation_rate`` but cost nothing; 0 where v counts penalised
+            slates only, as the environment's own violation flags do.
 
     Raises:
         ValueError: An argument outside its range.
     """
-    temper, rewards = _checked(initial_temper, reward)
+    temper, rewards = _checked(initial_temper, reward, penalty, grace_steps)
     rate = np.asarray(violation_rate, np.float64)
     if not ((rate >= 0.0) & (rate <= 1.0)).all():
         raise ValueError("violation rate must lie in [0, 1]")
-    return np.asarray((temper - _LEAVE_BELOW) / (2.0 - rewards + rate) + 0.5)
+    extra = penalty * rate
+    return np.asarray((temper - _LEAVE_BELOW + extra * grace_steps) / (2.0 - rewards + extra) + 0.5)
 
 
 def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
-    """Returns the violation rate v that a reported Len and R_each imply: the formula solved for v.
+    """Returns the violation rate v that a reported Len and R_each imply: the formula (unit penalty) solved for v.
 
     Args:
         length: Len, above 0.5.
@@ -114,16 +136,19 @@ def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Num
 
 
 def length_floor_and_ceiling(
-    initial_temper: Numbers, reward: Numbers
+    initial_temper: Numbers, reward: Numbers, *, penalty: float = 1.0, grace_steps: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the predicted Len when every slate is penalised and when none is, at the given mean reward.
 
     Arguments and errors are those of :func:`expected_length`.
     """
-    return expected_length(initial_temper, reward, 1.0), expected_length(initial_temper, reward, 0.0)
+    floor = expected_length(initial_temper, reward, 1.0, penalty=penalty, grace_steps=grace_steps)
+    return floor, expected_length(initial_temper, reward, 0.0, penalty=penalty, grace_steps=grace_steps)
 
 
-def normalised_length(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
+def normalised_length(
+    length: Numbers, initial_temper: Numbers, reward: Numbers, *, penalty: float = 1.0, grace_steps: int = 0
+) -> NDArray[np.float64]:
     """Returns where a Len lies between its floor (0: always penalised) and its ceiling (1: never).
 
     Both are taken at the same reward, which isolates what a method gains by fairness from what it gains by clicks.
@@ -132,20 +157,92 @@ def normalised_length(length: Numbers, initial_temper: Numbers, reward: Numbers)
         length: Len.
         initial_temper: T0, above 1.
         reward: R_each in [0, 1].
+        penalty: Temper that a violating slate costs, above 0.
+        grace_steps: First steps that are never penalised.
 
     Raises:
         ValueError: An argument outside its range, or floor and ceiling coincide.
     """
-    floor, ceiling = length_floor_and_ceiling(initial_temper, reward)
+    floor, ceiling = length_floor_and_ceiling(initial_temper, reward, penalty=penalty, grace_steps=grace_steps)
     if not (ceiling > floor).all():
-        raise ValueError("floor and ceiling coincide: the initial temper must be above 1")
+        raise ValueError(
+            "floor and ceiling coincide: the initial temper must be above 1, the penalty above 0 and the grace shorter "
+            "than the session"
+        )
     return np.asarray((np.asarray(length, np.float64) - floor) / (ceiling - floor))
 
 
-def _checked(initial_temper: Numbers, reward: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def constant_session_length(
+    initial_temper: Numbers,
+    reward: Numbers,
+    *,
+    penalised: bool,
+    penalty: float = 1.0,
+    grace_steps: int = 0,
+) -> NDArray[np.int64]:
+    """Returns the exact number of steps when all steps have the same reward and all slates or none violate the bound.
+
+    Args:
+        initial_temper: T0.
+        reward: r of every step, in [0, 1].
+        penalised: Whether every slate violates the bound.
+        penalty: Temper that a violating slate costs.
+        grace_steps: First steps that are never penalised.
+
+    Raises:
+        ValueError: An argument outside its range.
+    """
+    temper, rewards = _checked(initial_temper, reward, penalty, grace_steps)
+    extra = penalty if penalised else 0.0
+    without_penalty = _steps_to_exceed(temper - _LEAVE_BELOW, 2.0 - rewards)
+    with_penalty = _steps_to_exceed(temper - _LEAVE_BELOW + extra * grace_steps, 2.0 - rewards + extra)
+    return np.where(without_penalty <= grace_steps, without_penalty, with_penalty)
+
+
+def violation_probability(
+    popular_probability: Numbers,
+    slate_size: int,
+    bound: float,
+    mode: DisparityMode = "parity",
+    target: float = 0.5,
+) -> NDArray[np.float64]:
+    """Returns how likely a slate of independent draws violates the bound (closed form, binomial).
+
+    Args:
+        popular_probability: Probability that one place of the slate holds a popular item, in [0, 1], any shape.
+        slate_size: K, items in a slate (W * K for a window of W slates).
+        bound: ``ad_bound``.
+        mode: See :func:`slate_disparity`.
+        target: See :func:`slate_disparity`.
+
+    Raises:
+        ValueError: A probability outside [0, 1] or an empty slate.
+    """
+    probability = np.asarray(popular_probability, np.float64)[..., None]
+    if slate_size < 1:
+        raise ValueError(f"slate_size must be at least 1, got {slate_size}")
+    if not ((probability >= 0.0) & (probability <= 1.0)).all():
+        raise ValueError("popular_probability must lie in [0, 1]")
+    counts = np.arange(slate_size + 1)
+    violating = counts[violates(slate_disparity(counts / slate_size, mode, target), bound)]
+    ways = np.array([math.comb(slate_size, int(count)) for count in violating], np.float64)
+    terms = ways * probability**violating * (1.0 - probability) ** (slate_size - violating)
+    return np.asarray(terms.sum(axis=-1))
+
+
+def _steps_to_exceed(budget: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Returns the smallest whole n with ``n * cost > budget``; a budget met up to rounding is not exceeded."""
+    return np.floor(budget / cost + _ROUNDING).astype(np.int64) + 1
+
+
+def _checked(
+    initial_temper: Numbers, reward: Numbers, penalty: float = 1.0, grace_steps: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     temper, rewards = np.asarray(initial_temper, np.float64), np.asarray(reward, np.float64)
     if not (temper >= _LEAVE_BELOW).all() or not np.isfinite(temper).all():
         raise ValueError(f"initial temper must be at least {_LEAVE_BELOW:g}: below it the user has left already")
     if not ((rewards >= 0.0) & (rewards <= 1.0)).all():
         raise ValueError("mean reward must lie in [0, 1]")
+    if not penalty >= 0.0 or grace_steps < 0:
+        raise ValueError(f"penalty and grace_steps must not be negative, got {penalty} and {grace_steps}")
     return temper, rewards

@@ -13,6 +13,7 @@ headline (:func:`absolute_difference`); the other readings stand beside it, beca
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -141,12 +142,56 @@ def coverage_gap(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
     """Returns the signed gap in coverage: fraction of the popular less fraction of the tail items shown.
 
     Its absolute value is the coverage AD, the most literal reading of the paper's text ("average proportion
-    of items in the group"). It depends on the number of exposures.
+    of items in the group"). It depends on the number of exposures; see :func:`equal_exposures`.
 
     Arguments and errors are those of :func:`popular_share`; neither group may be empty.
     """
     counts, group = _checked(exposures, popular, both=True)
     return float(np.count_nonzero(counts[group]) / group.sum() - np.count_nonzero(counts[~group]) / (~group).sum())
+
+
+def disparate_treatment_ratio(exposures: NDArray[Any], relevance: NDArray[Any], popular: NDArray[np.bool_]) -> float:
+    """Returns exposure per relevance of the popular group over that of the long tail.
+
+    It is the disparate treatment ratio of Singh and Joachims (KDD 2018): 1 means that both groups are shown in
+    proportion to their relevance; above 1 the popular group gets more.
+
+    Args:
+        exposures: ``(N,)`` how often each candidate was shown.
+        relevance: ``(N,)`` true merit of each candidate, such as its unbiased click rate; not negative.
+        popular: ``bool (N,)`` group of each candidate; neither group may be empty or without merit.
+
+    Returns:
+        The ratio; 0 when no popular item was shown and infinity when no long-tail item was.
+
+    Raises:
+        ValueError: See :func:`popular_share`, or a group that is empty or has no relevance.
+    """
+    counts, group = _checked(exposures, popular, both=True)
+    merit = np.asarray(relevance, np.float64)
+    if merit.shape != counts.shape or not np.isfinite(merit).all() or (merit < 0).any():
+        raise ValueError("relevance must have one finite value, not negative, for each candidate")
+    popular_merit, tail_merit = float(merit[group].sum()), float(merit[~group].sum())
+    if popular_merit == 0.0 or tail_merit == 0.0:
+        raise ValueError("each group needs some relevance, or exposure per relevance is undefined")
+    popular_treatment = float(counts[group].sum()) / popular_merit
+    tail_treatment = float(counts[~group].sum()) / tail_merit
+    return popular_treatment / tail_treatment if tail_treatment else math.inf
+
+
+def violation_rate(violations: NDArray[Any]) -> float:
+    """Returns v, the share of slates at or above the bound: what ends sessions early, unseen by AD.
+
+    Args:
+        violations: ``bool (S,)`` whether each slate violated the bound (:func:`violates`).
+
+    Raises:
+        ValueError: No slate.
+    """
+    flags = np.asarray(violations, np.bool_)
+    if not flags.size:
+        raise ValueError("there must be at least one slate")
+    return float(flags.mean())
 
 
 def _checked(

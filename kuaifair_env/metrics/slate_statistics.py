@@ -12,6 +12,43 @@ from kuaifair_env.metrics import exposure, fairness
 from kuaifair_env.metrics.fairness import slate_disparity
 
 
+class ExposureCounter:
+    """Counts how often each candidate was shown.
+
+    Args:
+        n_items: N, number of candidates.
+
+    Attributes:
+        counts: ``int64 (N,)``, live; copy it before changing it.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        if n_items < 1:
+            raise ValueError(f"n_items must be at least 1, got {n_items}")
+        self.counts: NDArray[np.int64] = np.zeros(n_items, np.int64)
+
+    def add(self, items: NDArray[Any]) -> None:
+        """Counts the items of some slates.
+
+        Args:
+            items: Item rows of any shape, usually ``(B, K)``.
+
+        Raises:
+            ValueError: An item outside ``0 .. N - 1``; nothing is counted then.
+        """
+        shown = np.ravel(items)
+        if not len(shown):
+            return
+        smallest, largest = int(shown.min()), int(shown.max())
+        if smallest < 0 or largest >= len(self.counts):
+            raise ValueError(f"item {smallest if smallest < 0 else largest} is outside 0..{len(self.counts) - 1}")
+        np.add.at(self.counts, shown, 1)
+
+    def clear(self) -> None:
+        """Sets all counts to 0."""
+        self.counts[:] = 0
+
+
 @dataclass(frozen=True)
 class FairnessReport:
     """Every exposure measure of a set of slates; see :mod:`fairness` and :mod:`exposure` for each formula.
@@ -74,7 +111,7 @@ class SlateStatistics:
             raise ValueError(f"training_exposures must have one count for each of the {len(popular)} candidates")
         self._popular = popular
         self._training_exposures = np.asarray(training_exposures, np.float64)
-        self._exposures: NDArray[np.int64] = np.zeros(len(popular), np.int64)
+        self._exposures = ExposureCounter(len(popular))
         self._shown: NDArray[np.int64] = np.zeros(n_users, np.int64)
         self._shown_popular: NDArray[np.int64] = np.zeros(n_users, np.int64)
         self._slates = 0
@@ -98,13 +135,12 @@ class SlateStatistics:
                 f"need items (B, K), users (B,) and violations (B,), got {items.shape}, {users.shape} "
                 f"and {violations.shape}"
             )
-        for name, rows, size in (("item", items, len(self._popular)), ("user", users, len(self._shown))):
-            if rows.size and (rows.min() < 0 or rows.max() >= size):
-                raise ValueError(f"a row of the {name}s is outside 0..{size - 1}")
+        if users.size and (users.min() < 0 or users.max() >= len(self._shown)):
+            raise ValueError(f"a row of the users is outside 0..{len(self._shown) - 1}")
+        self._exposures.add(items)
         popular_counts = self._popular[items].sum(axis=1)
         size = items.shape[1]
         shares = popular_counts / size
-        np.add.at(self._exposures, items.ravel(), 1)
         np.add.at(self._shown, users, size)
         np.add.at(self._shown_popular, users, popular_counts)
         self._slates += len(items)
@@ -120,7 +156,7 @@ class SlateStatistics:
         """
         if not self._slates:
             raise ValueError("no slate was added")
-        counts = self._exposures
+        counts = self._exposures.counts
         return FairnessReport(
             slates=self._slates,
             exposures=int(counts.sum()),
@@ -185,3 +221,54 @@ def ndcg(gains: NDArray[Any], ideal: NDArray[Any]) -> NDArray[np.float64]:
     discount = 1.0 / np.log2(np.arange(2.0, actual.shape[1] + 2.0))
     reachable = best @ discount
     return np.divide(actual @ discount, reachable, out=np.zeros(len(actual)), where=reachable > 0)
+
+
+def hit(clicks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns whether each slate was clicked at all; the mean is the hit rate (HR).
+
+    Args:
+        clicks: ``bool (S, K)``, whether each item of each slate was clicked.
+
+    Returns:
+        ``bool (S,)``.
+    """
+    return np.asarray(np.asarray(clicks, np.bool_).any(axis=1))
+
+
+def reciprocal_rank(clicks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Returns 1 / rank of the first click in each slate, or 0 without a click; the mean is MRR.
+
+    Args:
+        clicks: ``bool (S, K)``, whether each item of each slate was clicked, in slate order.
+
+    Returns:
+        ``float64 (S,)`` in [0, 1].
+    """
+    clicked = np.asarray(clicks, np.bool_)
+    return np.where(clicked.any(axis=1), 1.0 / (clicked.argmax(axis=1) + 1.0), 0.0)
+
+
+def intra_list_distance(items: NDArray[Any], vectors: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns ILD of each slate, the mean ``1 - cosine`` over its pairs of items (Ziegler et al., WWW 2005).
+
+    Args:
+        items: ``int (S, K)`` item rows, K at least 2.
+        vectors: ``(N, d)`` one vector per item: embeddings, or tag membership as 0 and 1. A zero vector (an item
+            without tags) is at distance 1 from every item.
+
+    Returns:
+        ``float64 (S,)``, in [0, 2], and in [0, 1] for tags.
+
+    Raises:
+        ValueError: Slates of one item have no pair.
+    """
+    slates = np.asarray(items)
+    if slates.ndim != 2 or slates.shape[1] < 2:
+        raise ValueError(f"items must be (S, K) with K at least 2, got shape {slates.shape}")
+    table = np.asarray(vectors, np.float64)
+    norms = np.linalg.norm(table, axis=1, keepdims=True)
+    unit_vectors = np.divide(table, norms, out=np.zeros_like(table), where=norms > 0)[slates]
+    # Over pairs the cosines sum to half of |sum of vectors|^2 - sum of |vector|^2: no K x K table needed.
+    pair_cosines = 0.5 * ((unit_vectors.sum(axis=1) ** 2).sum(axis=1) - (unit_vectors**2).sum(axis=(1, 2)))
+    size = slates.shape[1]
+    return np.asarray(1.0 - pair_cosines / (size * (size - 1) / 2))

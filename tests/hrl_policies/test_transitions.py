@@ -290,6 +290,25 @@ def test_sessions_may_last_one_step_each():
     assert read.ends.all() and len(read.sessions) == len(read)
 
 
+def test_a_replay_buffer_bootstraps_truncated_sessions_only():
+    n = 6
+    data = simple(
+        actions=np.linspace(-2, 2, n, dtype=np.float32)[:, None],
+        terminated=np.asarray([0, 0, 1, 0, 0, 0], bool),
+        truncated=np.asarray([0, 0, 0, 0, 0, 1], bool),
+    )
+    buffer = data.to_replay_buffer("cpu")
+    np.random.seed(0)  # noqa: NPY002 (what the buffer draws from)
+    batch = buffer.sample(500)
+    rows = np.rint(batch.observations[:, 0].numpy() * n).astype(int)
+    assert set(rows) == set(range(n))
+    np.testing.assert_array_equal(batch.dones[:, 0].numpy(), rows == 2)
+    np.testing.assert_allclose(batch.actions[:, 0].numpy(), np.linspace(-1, 1, n)[rows], rtol=1e-6)
+    after = (batch.next_observations - batch.observations).numpy()
+    np.testing.assert_allclose(after, 1 / n, rtol=1e-5)
+    np.testing.assert_array_equal(batch.rewards.numpy(), 1.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kuaifair_env.metrics import (
+    constant_session_length,
     engagement,
     expected_length,
     implied_violation_rate,
     length_floor_and_ceiling,
     normalised_length,
+    violation_probability,
 )
 
 rewards = st.floats(0, 1)
 rates = st.floats(0, 1)
 tempers = st.integers(2, 200)
+twentieths = st.integers(0, 20).map(lambda n: n / 20)
 
 # README of KuaiSim, whole-session baselines: depth, average reward; and what the formula makes of it by hand.
 KUAISIM = [
@@ -30,18 +33,62 @@ KUAISIM = [
 ]
 
 
-def simulate(temper, reward, penalised):
-    """Plays the rule with constant rewards: pay for each step, leave below 1."""
+# T0, constant reward, steps when always penalised (without, with one step of grace), steps when never.
+EXACT = [
+    (30, 0.0, 10, 11, 15),
+    (30, 0.5, 12, 13, 20),
+    (30, 0.73, 13, 14, 23),
+    (30, 0.788, 14, 14, 24),
+    (30, 0.9, 14, 15, 27),
+    (30, 1.0, 15, 16, 30),
+    (50, 0.0, 17, 17, 25),
+    (50, 0.5, 20, 21, 33),
+    (50, 0.73, 22, 23, 39),
+    (50, 0.9, 24, 24, 45),
+    (50, 1.0, 25, 26, 50),
+]
+
+
+def simulate(temper, reward_of_step, violates_at_step, penalty=1.0, grace=0):
+    """Plays the rule: pay for each step, leave below 1."""
     steps = 0
     while temper >= 1.0 - 1e-9:
         steps += 1
-        temper -= 2.0 - reward + penalised
+        temper -= min(max(2.0 - reward_of_step(steps), 0.0), 2.0)
+        if steps > grace and violates_at_step(steps):
+            temper -= penalty
     return steps
 
 
+@pytest.mark.parametrize(("temper", "reward", "always", "always_with_grace", "never"), EXACT)
+def test_sessions_of_constant_reward_last_as_counted_by_hand(temper, reward, always, always_with_grace, never):
+    assert constant_session_length(temper, reward, penalised=True) == always
+    assert constant_session_length(temper, reward, penalised=True, grace_steps=1) == always_with_grace
+    assert constant_session_length(temper, reward, penalised=False) == never
+    assert constant_session_length(temper, reward, penalised=False, grace_steps=1) == never
+
+
+def test_a_temper_of_exactly_one_is_not_below_one_whatever_the_rounding():
+    """30 steps of 1.1 leave 34 - 33 = 1, so there is a 31st; in binary 33 / 1.1 is less than 30."""
+    assert 33 / (2.0 - 0.9) < 30
+    assert constant_session_length(34, 0.9, penalised=False) == 31
+
+
+@given(
+    tempers,
+    twentieths,
+    st.booleans(),
+    st.integers(0, 12),
+    st.sampled_from([0.5, 1, 2]),
+)
+def test_exact_count_is_what_playing_the_rule_gives(temper, reward, penalised, grace, penalty):
+    counted = constant_session_length(temper, reward, penalised=penalised, penalty=penalty, grace_steps=grace)
+    assert counted == simulate(temper, lambda _: reward, lambda _: penalised, penalty, grace)
+
+
 @given(tempers, rewards, st.booleans())
-def test_formula_is_within_half_a_step_of_constant_sessions(temper, reward, penalised):
-    exact = simulate(temper, reward, penalised)
+def test_formula_is_within_half_a_step_of_the_exact_count(temper, reward, penalised):
+    exact = constant_session_length(temper, reward, penalised=penalised)
     assert abs(expected_length(temper, reward, float(penalised)) - exact) <= 0.5 + 1e-6
 
 
@@ -58,6 +105,13 @@ def test_formula_is_within_two_percent_of_random_sessions(temper, click, violati
     assert lengths.mean() == pytest.approx(predicted, rel=0.02)
 
 
+def test_grace_counts_violations_that_cost_nothing():
+    rng = np.random.default_rng(3)
+    lengths = [simulate(30, lambda _: rng.binomial(10, 0.7) / 10, lambda _: True, grace=2) for _ in range(3000)]
+    assert np.mean(lengths) == pytest.approx(expected_length(30, 0.7, 1.0, grace_steps=2), rel=0.02)
+    assert np.mean(lengths) > expected_length(30, 0.7, 1.0) + 0.5
+
+
 @pytest.mark.parametrize(("method", "depth", "reward", "by_hand"), KUAISIM)
 def test_without_penalty_the_formula_gives_the_published_depths_of_kuaisim(method, depth, reward, by_hand):
     predicted = expected_length(20, reward, 0.0)
@@ -71,19 +125,55 @@ def test_implied_rate_undoes_the_formula(temper, reward, rate):
     assert implied_violation_rate(length, temper, reward) == pytest.approx(rate, abs=1e-9)
 
 
-@given(tempers, rewards, rates)
-def test_length_lies_between_floor_and_ceiling_and_falls_with_violations(temper, reward, rate):
-    floor, ceiling = length_floor_and_ceiling(temper, reward)
-    length = expected_length(temper, reward, rate)
+@given(tempers, rewards, rates, st.floats(0.01, 3))
+def test_length_lies_between_floor_and_ceiling_and_falls_with_violations(temper, reward, rate, penalty):
+    floor, ceiling = length_floor_and_ceiling(temper, reward, penalty=penalty)
+    length = expected_length(temper, reward, rate, penalty=penalty)
     assert floor - 1e-9 <= length <= ceiling + 1e-9
-    assert -1e-9 <= normalised_length(length, temper, reward) <= 1 + 1e-9
-    assert normalised_length(floor, temper, reward) == pytest.approx(0, abs=1e-9)
-    assert normalised_length(ceiling, temper, reward) == pytest.approx(1)
+    assert -1e-9 <= normalised_length(length, temper, reward, penalty=penalty) <= 1 + 1e-9
+    assert normalised_length(floor, temper, reward, penalty=penalty) == pytest.approx(0, abs=1e-9)
+    assert normalised_length(ceiling, temper, reward, penalty=penalty) == pytest.approx(1)
 
 
 def test_formula_takes_arrays():
     together = expected_length(np.array([30, 50]), np.array([0.5, 0.9]), np.array([0.2, 0.4]))
     assert together == pytest.approx([29 / 1.7 + 0.5, 49 / 1.5 + 0.5])
+
+
+@pytest.mark.parametrize(("slate", "bound", "published"), [(6, 0.3, 0.688), (10, 0.3, 0.344), (20, 0.3, 0.263)])
+def test_independent_half_and_half_slates_violate_as_often_as_published(slate, bound, published):
+    assert violation_probability(0.5, slate, bound) == pytest.approx(published, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("bound", "published"),
+    [(0.3, (0.880, 0.437, 0.344, 0.437, 0.623, 0.880)), (0.1, (0.974, 0.799, 0.754, 0.799, 0.882, 0.974))],
+)
+def test_slates_of_ten_violate_as_often_as_published(bound, published):
+    shares = np.array([0.2, 0.4, 0.5, 0.6, 0.685, 0.8])
+    assert violation_probability(shares, 10, bound) == pytest.approx(published, abs=6e-4)
+
+
+@pytest.mark.parametrize("mode", ["parity", "popular_only", "target"])
+def test_violation_probability_is_the_sum_over_all_slates(mode):
+    p, size, bound, target = 0.3, 5, 0.4, 0.2
+    total = 0.0
+    for slate in product((0, 1), repeat=size):
+        share = sum(slate) / size
+        u = {
+            "parity": abs(2 * share - 1),
+            "popular_only": max(0.0, 2 * share - 1),
+            "target": abs(share - target) / max(target, 1 - target),
+        }[mode]
+        if u > bound or math.isclose(u, bound):
+            total += p ** sum(slate) * (1 - p) ** (size - sum(slate))
+    assert violation_probability(p, size, bound, mode, target) == pytest.approx(total)
+
+
+def test_a_single_item_always_violates_and_a_certain_slate_is_certain():
+    assert violation_probability(0.5, 1, 0.3) == pytest.approx(1.0)
+    assert violation_probability(np.array([0.0, 1.0]), 10, 0.3) == pytest.approx([1.0, 1.0])
+    assert violation_probability(0.0, 10, 0.3, "popular_only") == 0.0
 
 
 def test_engagement_of_three_sessions_by_hand():
@@ -121,8 +211,13 @@ def test_engagement_of_incomplete_sessions_is_refused(lengths, returns):
         lambda: expected_length(30, 1.5, 0.5),
         lambda: expected_length(30, math.nan, 0.5),
         lambda: expected_length(30, 0.5, -0.1),
+        lambda: expected_length(30, 0.5, 0.5, penalty=-1),
+        lambda: expected_length(30, 0.5, 0.5, grace_steps=-1),
         lambda: normalised_length(20, 1, 0.5),
+        lambda: normalised_length(20, 30, 0.5, penalty=0.0),
         lambda: implied_violation_rate(0.5, 30, 0.5),
+        lambda: violation_probability(1.2, 10, 0.3),
+        lambda: violation_probability(0.5, 0, 0.3),
     ],
 )
 def test_impossible_arguments_are_refused(call):

@@ -1,6 +1,7 @@
 """How unequal slates and exposures are, against definitions written out by hand and against each other."""
 
 import itertools
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -13,6 +14,7 @@ from kuaifair_env.metrics import (
     SlateStatistics,
     absolute_difference,
     coverage_gap,
+    disparate_treatment_ratio,
     item_exposure_gap,
     popular_share,
     signed_gap,
@@ -20,6 +22,7 @@ from kuaifair_env.metrics import (
     slate_disparity,
     user_absolute_difference,
     violates,
+    violation_rate,
 )
 
 shares = hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1))
@@ -102,6 +105,9 @@ def test_exposure_measures_of_five_items_by_hand():
     assert absolute_difference(COUNTS, POPULAR) == pytest.approx(0.6)
     assert item_exposure_gap(COUNTS, POPULAR) == pytest.approx((20 - 10 / 3) / 10)
     assert coverage_gap(COUNTS, POPULAR) == pytest.approx(1 - 2 / 3)
+    # 40 exposures for merit 0.8 against 10 for 0.6.
+    merit = np.array([0.3, 0.5, 0.2, 0.2, 0.2])
+    assert disparate_treatment_ratio(COUNTS, merit, POPULAR) == pytest.approx((40 / 0.8) / (10 / 0.6))
 
 
 def test_the_sign_is_lost_in_ad_and_kept_in_the_gap():
@@ -115,6 +121,7 @@ def test_random_slates_have_ad_of_point_six_but_treat_items_alike():
     counts = np.bincount(rng.integers(1000, size=200_000), minlength=1000)
     assert absolute_difference(counts, popular) == pytest.approx(0.6, abs=0.01)
     assert item_exposure_gap(counts, popular) == pytest.approx(0.0, abs=0.02)
+    assert disparate_treatment_ratio(counts, np.ones(1000), popular) == pytest.approx(1.0, abs=0.02)
 
 
 def test_equal_shares_give_a_popular_item_four_times_the_exposure_of_a_tail_item():
@@ -123,6 +130,16 @@ def test_equal_shares_give_a_popular_item_four_times_the_exposure_of_a_tail_item
     assert absolute_difference(counts, popular) == 0.0
     # Means are 40 and 10 around 16.
     assert item_exposure_gap(counts, popular) == pytest.approx(30 / 16)
+
+
+def test_treatment_is_fair_when_exposure_follows_merit():
+    merit = np.array([0.9, 0.7, 0.4, 0.2, 0.1])
+    assert disparate_treatment_ratio(1000 * merit, merit, POPULAR) == pytest.approx(1.0)
+
+
+def test_treatment_without_any_tail_or_popular_exposure():
+    assert disparate_treatment_ratio(np.array([1, 1, 0, 0, 0]), np.ones(5), POPULAR) == math.inf
+    assert disparate_treatment_ratio(np.array([0, 0, 0, 1, 0]), np.ones(5), POPULAR) == 0.0
 
 
 @given(exposures_and_groups())
@@ -164,6 +181,10 @@ def test_pooled_ad_hides_users_who_see_one_group_only():
     assert user_absolute_difference(np.array([50, 0, 0]), np.array([50, 50, 0])) == 1.0
 
 
+def test_violation_rate_is_a_share():
+    assert violation_rate(np.array([True, False, False, True, True])) == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -174,6 +195,10 @@ def test_pooled_ad_hides_users_who_see_one_group_only():
         lambda: popular_share(np.array([np.nan, 2, 2, 2, 2]), POPULAR),
         lambda: item_exposure_gap(COUNTS, np.ones(5, bool)),
         lambda: coverage_gap(COUNTS, np.zeros(5, bool)),
+        lambda: disparate_treatment_ratio(COUNTS, np.zeros(5), POPULAR),
+        lambda: disparate_treatment_ratio(COUNTS, np.ones(4), POPULAR),
+        lambda: disparate_treatment_ratio(COUNTS, np.full(5, np.nan), POPULAR),
+        lambda: violation_rate(np.array([], bool)),
         lambda: slate_absolute_difference(np.array([])),
         lambda: slate_absolute_difference(np.array([1.2])),
         lambda: slate_absolute_difference(np.array([np.nan])),
