@@ -16,9 +16,10 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, huber_loss, mse_loss
+from typing_extensions import Unpack
 
 from hrl_policies.common.item_agent import HeadKind, ItemPolicy
-from hrl_policies.common.offline import OfflineAlgorithm, TensorBatch, minimize
+from hrl_policies.common.offline import OfflineAlgorithm, OfflineArguments, TensorBatch, minimize
 from hrl_policies.common.slates import slate_shape
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.data.schema import FloatArray
@@ -203,9 +204,10 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: ``Box``.
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
+        net_arch: Units of hidden layers.
         head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_agent.ItemPolicy`.
+        dimension: Size ``d`` of item embeddings; 0 where there are none.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
-        kwargs: All other arguments of ``ItemPolicy``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -216,12 +218,13 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        *,
+        net_arch: Sequence[int] = (256, 256),
         head: HeadKind = "linear",
+        dimension: int = 0,
+        *,
         threshold: float = 0.3,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, head=head, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold lies in [0, 1], got {threshold}")
         self.threshold = threshold
@@ -273,7 +276,8 @@ class BCQ(OfflineAlgorithm):
         batch_size: Transitions of a gradient step.
         minimum_weight: ``lambda``, weight of the smaller critic.
         target_samples: Proposals ``n`` of the target.
-        kwargs: All other arguments of ``OfflineAlgorithm``; ``policy_kwargs`` are those of :class:`BCQPolicy`.
+        policy_kwargs: See :class:`BCQPolicy`.
+        **kwargs: See ``OfflineAlgorithm``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -292,8 +296,9 @@ class BCQ(OfflineAlgorithm):
         batch_size: int = 100,
         minimum_weight: float = 0.75,
         target_samples: int = 10,
+        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[OfflineArguments],
     ) -> None:
         if target_samples < 1 or not 0.0 <= minimum_weight <= 1.0:
             raise ValueError(
@@ -306,6 +311,7 @@ class BCQ(OfflineAlgorithm):
             transitions,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            policy_kwargs=policy_kwargs,
             supported_action_spaces=(spaces.Box,),
             **kwargs,
         )
@@ -391,7 +397,7 @@ class DiscreteBCQ(OfflineAlgorithm):
         batch_size: Transitions of a gradient step.
         logit_penalty: Weight of ``mean(i^2)``.
         policy_kwargs: See :class:`DiscreteBCQPolicy`.
-        kwargs: All other arguments of ``OfflineAlgorithm``.
+        **kwargs: See ``OfflineAlgorithm``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -415,7 +421,7 @@ class DiscreteBCQ(OfflineAlgorithm):
         logit_penalty: float = 1e-2,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[OfflineArguments],
     ) -> None:
         if logit_penalty < 0:
             raise ValueError(f"logit_penalty is not negative, got {logit_penalty}")

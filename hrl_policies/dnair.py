@@ -8,6 +8,7 @@ users, with all tables from the training log alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -20,9 +21,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from hrl_policies.common.buffers import Column, ExecutedSlates, SlateReplaySamples
-from hrl_policies.common.item_agent import ItemAgent, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy
 from hrl_policies.common.sessions import allowed_items
 from hrl_policies.common.slates import MASKED, slate_shape
 from kuaifair_env.data.schema import FloatArray
@@ -193,10 +195,12 @@ class QItemPolicy(ItemPolicy):
             holds the window (``observation_mode="history"``).
         action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate.
+        net_arch: Units of hidden layers.
+        head: ``"embedding"`` or ``"linear"``; see ``ItemPolicy``.
+        dimension: Size ``d`` of item embeddings; 0 where there are none.
         candidates: Items ``M``, at least ``K``, that greedy slots choose from: those that resemble what was liked last
             (see :class:`SimilarItems`); 0 takes the whole catalogue.
         explore: Probability that a slot of a non-deterministic slate shows a uniformly random item.
-        kwargs: All other arguments of ``ItemPolicy``.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -207,12 +211,14 @@ class QItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
+        net_arch: Sequence[int] = (256, 256),
+        head: HeadKind = "embedding",
+        dimension: int = 0,
         *,
         candidates: int = 0,
         explore: float = 0.05,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
         if not 0.0 <= explore <= 1.0:
             raise ValueError(f"explore is a probability from 0 to 1, got {explore}")
         if candidates and not self.slate_size <= candidates:
@@ -311,7 +317,7 @@ class DNaIR(ItemAgent):
         learning_starts: Steps with uniformly random slates before learning starts.
         gamma: Discount.
         policy_kwargs: See :class:`QItemPolicy`, without ``candidates`` and ``explore``.
-        kwargs: All other arguments of :class:`~hrl_policies.common.item_agent.ItemAgent`.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemAgent`.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.
@@ -335,7 +341,7 @@ class DNaIR(ItemAgent):
         gamma: float = 0.9,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         for name, value, kinds in (("mode", mode, DNaIRMode), ("acc", acc, AccuracyKind)):
             if value not in get_args(kinds):

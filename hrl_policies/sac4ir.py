@@ -9,7 +9,7 @@ corrected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -19,9 +19,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from hrl_policies.common.buffers import SlateReplaySamples
-from hrl_policies.common.item_agent import ItemAgent, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy
 from hrl_policies.common.slates import SlateDistribution
 from kuaifair_env.world import World
 
@@ -33,8 +34,10 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: As in :class:`~hrl_policies.common.item_agent.ItemPolicy`.
         action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate of the critics.
+        net_arch: Units of hidden layers.
+        head: ``"embedding"`` or ``"linear"``; see ``ItemPolicy``.
+        dimension: Size ``d`` of item embeddings; 0 where there are none.
         actor_lr_schedule: Learning rate of the actor; None takes the critics'.
-        kwargs: All other arguments of ``ItemPolicy``.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
+        net_arch: Sequence[int] = (256, 256),
+        head: HeadKind = "embedding",
+        dimension: int = 0,
         *,
         actor_lr_schedule: Schedule | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
         self.actor = self.make_net()
         self.critics = nn.ModuleList([self.make_net(), self.make_net()])
         self.target_critics = nn.ModuleList([self.make_net(), self.make_net()]).requires_grad_(False)
@@ -91,7 +96,8 @@ class DiscreteSAC(ItemAgent):
         gamma: Discount.
         ent_coef: ``alpha``; ``"auto"`` learns it from 1, ``"auto_0.2"`` from 0.2, a number fixes it.
         target_entropy_ratio: Share of the largest entropy, ``log N``, that a learnt ``alpha`` aims at.
-        kwargs: All other arguments of :class:`~hrl_policies.common.item_agent.ItemAgent`.
+        policy_kwargs: See :class:`SoftItemPolicy`.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemAgent`.
 
     Raises:
         ValueError: If a setting is not valid, or actions are not items.
@@ -110,12 +116,15 @@ class DiscreteSAC(ItemAgent):
         gamma: float = 0.99,
         ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.98,
+        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         if not 0.0 < target_entropy_ratio <= 1.0:
             raise ValueError(f"target_entropy_ratio must lie in (0, 1], got {target_entropy_ratio}")
-        super().__init__(policy, env, learning_starts=learning_starts, gamma=gamma, **kwargs)
+        super().__init__(
+            policy, env, learning_starts=learning_starts, gamma=gamma, policy_kwargs=policy_kwargs, **kwargs
+        )
         self.actor_learning_rate = actor_learning_rate
         self.ent_coef = ent_coef
         self.target_entropy_ratio = target_entropy_ratio
@@ -231,8 +240,7 @@ class SAC4IR(DiscreteSAC):
         popularity_power: ``beta``; must be 0 in ``"kuaisim"`` mode.
         learning_starts: Steps with uniformly random slates before learning starts.
         gamma: Discount.
-        target_entropy_ratio: See :class:`DiscreteSAC`.
-        kwargs: All other arguments of :class:`DiscreteSAC`.
+        actor_learning_rate: See :class:`DiscreteSAC`, like all that follows.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.
@@ -248,9 +256,12 @@ class SAC4IR(DiscreteSAC):
         popularity_power: float = 0.25,
         learning_starts: int = 6_400,
         gamma: float = 0.95,
+        actor_learning_rate: float | Schedule | None = None,
+        ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.7,
+        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         if mode not in get_args(SAC4IRMode):
             raise ValueError(f"mode must be one of {get_args(SAC4IRMode)}, got {mode!r}")
@@ -261,7 +272,10 @@ class SAC4IR(DiscreteSAC):
             env,
             learning_starts=learning_starts,
             gamma=gamma,
+            actor_learning_rate=actor_learning_rate,
+            ent_coef=ent_coef,
             target_entropy_ratio=target_entropy_ratio,
+            policy_kwargs=policy_kwargs,
             _init_setup_model=False,
             **kwargs,
         )

@@ -18,7 +18,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
+from hrl_policies.common.arguments import OffPolicyArguments
 from hrl_policies.common.buffers import (
     ExecutedSlates,
     SlateReplayBuffer,
@@ -244,6 +246,16 @@ class ItemPolicy(BasePolicy):
 SelfItemAgent = TypeVar("SelfItemAgent", bound="ItemAgent")
 
 
+class ItemAgentArguments(OffPolicyArguments, total=False):
+    """What every :class:`ItemAgent` takes: the arguments described there, and those of all off-policy algorithms."""
+
+    learning_rate: float | Schedule
+    buffer_size: int
+    batch_size: int
+    huber_delta: float
+    max_grad_norm: float
+
+
 class ItemAgent(OffPolicyAlgorithm):
     """An off-policy algorithm whose actions are items: KuaiFair sessions, or any environment with ``Discrete`` actions.
 
@@ -254,6 +266,8 @@ class ItemAgent(OffPolicyAlgorithm):
     Args:
         policy: Name or class of the policy.
         env: Sessions with ``action_mode="slate"`` or ``"item"``, or another environment with ``Discrete`` actions.
+        learning_starts: Steps with uniformly random slates before learning starts.
+        gamma: Discount.
         learning_rate: A number or a schedule.
         buffer_size: Transitions kept, over all sessions.
         batch_size: Transitions of an update.
@@ -261,7 +275,7 @@ class ItemAgent(OffPolicyAlgorithm):
             small delta agents underrate that users leave.
         max_grad_norm: The gradient of each network is clipped to this norm.
         policy_kwargs: Arguments of the policy; without item embeddings the default head is ``"linear"``.
-        kwargs: All other arguments of Stable-Baselines3's ``OffPolicyAlgorithm``.
+        **kwargs: See :class:`~hrl_policies.common.arguments.OffPolicyArguments`.
 
     Raises:
         ValueError: If a setting is not valid, or actions are not items.
@@ -275,13 +289,15 @@ class ItemAgent(OffPolicyAlgorithm):
         policy: str | type[ItemPolicy],
         env: GymEnv | str,
         *,
+        learning_starts: int,
+        gamma: float,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 100_000,
         batch_size: int = 256,
         huber_delta: float = 10.0,
         max_grad_norm: float = 10.0,
         policy_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OffPolicyArguments],
     ) -> None:
         if min(batch_size, buffer_size) < 1:
             raise ValueError("batch_size and buffer_size must be at least 1")
@@ -292,7 +308,9 @@ class ItemAgent(OffPolicyAlgorithm):
             env,
             learning_rate,
             buffer_size,
+            learning_starts=learning_starts,
             batch_size=batch_size,
+            gamma=gamma,
             replay_buffer_class=SlateReplayBuffer,
             policy_kwargs=dict(policy_kwargs or {}),
             support_multi_env=True,

@@ -19,10 +19,12 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
 )
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
+from typing_extensions import Unpack
 
+from hrl_policies.common.arguments import AlgorithmArguments
 from hrl_policies.common.transitions import LoggedTransitions, scaled_actions
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
@@ -52,6 +54,13 @@ class TensorBatch(NamedTuple):
         return TensorBatch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
+class OfflineArguments(AlgorithmArguments, total=False):
+    """What every :class:`OfflineAlgorithm` takes: the arguments described there, and those of all algorithms."""
+
+    tau: float
+    gamma: float
+
+
 class OfflineAlgorithm(BaseAlgorithm):
     """Base of algorithms that learn from :class:`LoggedTransitions` alone; one timestep is one gradient step.
 
@@ -65,12 +74,13 @@ class OfflineAlgorithm(BaseAlgorithm):
         policy: Policy class or its name.
         env: Sessions of the training world; None takes the spaces of the transitions.
         transitions: What to learn from; may be given later (:meth:`set_transitions`).
+        learning_rate: A number or a schedule.
         batch_size: Transitions of a gradient step.
         tau: Step of the target networks.
         gamma: Discount.
-        seed: Seed of everything random; None draws one.
+        policy_kwargs: Arguments of the policy.
         supported_action_spaces: Kinds of action spaces that the algorithm can act in.
-        kwargs: All other arguments of Stable-Baselines3's ``BaseAlgorithm``.
+        **kwargs: See :class:`~hrl_policies.common.arguments.AlgorithmArguments`.
 
     Raises:
         ValueError: If a setting is not valid, spaces do not fit, or there are neither sessions nor transitions.
@@ -82,12 +92,13 @@ class OfflineAlgorithm(BaseAlgorithm):
         env: GymEnv | str | None,
         transitions: LoggedTransitions | None,
         *,
+        learning_rate: float | Schedule,
         batch_size: int,
         tau: float = 0.005,
         gamma: float = 0.99,
-        seed: int | None = None,
+        policy_kwargs: dict[str, Any] | None,
         supported_action_spaces: tuple[type[spaces.Space[Any]], ...],
-        **kwargs: Any,
+        **kwargs: Unpack[AlgorithmArguments],
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -96,8 +107,9 @@ class OfflineAlgorithm(BaseAlgorithm):
         super().__init__(
             policy,
             env,
+            learning_rate,
+            policy_kwargs=policy_kwargs,
             support_multi_env=True,
-            seed=seed,
             supported_action_spaces=supported_action_spaces,
             **kwargs,
         )

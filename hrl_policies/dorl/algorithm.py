@@ -13,9 +13,12 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from typing_extensions import Unpack
 
+from hrl_policies.common.arguments import AlgorithmArguments
 from hrl_policies.common.sessions import sessions_given
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.dorl.simulation import (
@@ -30,6 +33,36 @@ from hrl_policies.worlds import session_seed
 from kuaifair_env.errors import DataError
 
 SelfDORL = TypeVar("SelfDORL", bound="DORL")
+
+
+class A2CArguments(AlgorithmArguments, total=False):
+    """What :class:`DORL` leaves to Stable-Baselines3's ``A2C``.
+
+    Attributes:
+        gae_lambda: Weight of longer returns in generalised advantage estimation, in ``[0, 1]``.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Largest norm of a gradient.
+        rms_prop_eps: Epsilon of RMSprop.
+        use_sde: Whether exploration noise depends on the state (gSDE).
+        sde_sample_freq: Steps for which a noise matrix of gSDE holds; -1 keeps it for a rollout.
+        rollout_buffer_class: Class of the rollout buffer.
+        rollout_buffer_kwargs: Its arguments.
+        normalize_advantage: Whether advantages are normalised.
+        policy_kwargs: Arguments of the policy.
+    """
+
+    gae_lambda: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    rms_prop_eps: float
+    use_sde: bool
+    sde_sample_freq: int
+    rollout_buffer_class: type[RolloutBuffer] | None
+    rollout_buffer_kwargs: dict[str, Any] | None
+    normalize_advantage: bool
+    policy_kwargs: dict[str, Any] | None
 
 
 class DORL(A2C):
@@ -51,7 +84,7 @@ class DORL(A2C):
         n_steps: Steps of a rollout in each session.
         gamma: Discount.
         use_rms_prop: RMSprop instead of Adam.
-        kwargs: All other arguments of A2C; the ensemble stays on the CPU, whatever the ``device``.
+        **kwargs: See :class:`A2CArguments`; the ensemble stays on the CPU, whatever the ``device``.
 
     Attributes:
         world_model_report: Report of the ensemble's fit; None before, and after parameters alone were restored.
@@ -74,7 +107,8 @@ class DORL(A2C):
         n_steps: int = 16,
         gamma: float = 0.9,
         use_rms_prop: bool = False,
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **kwargs: Unpack[A2CArguments],
     ) -> None:
         if exits not in get_args(ExitKind):
             raise ValueError(f"exits must be one of {get_args(ExitKind)}, got {exits!r}")
@@ -95,6 +129,7 @@ class DORL(A2C):
             n_steps=n_steps,
             gamma=gamma,
             use_rms_prop=use_rms_prop,
+            _init_setup_model=_init_setup_model,
             **kwargs,
         )
 

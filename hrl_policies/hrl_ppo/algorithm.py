@@ -18,7 +18,9 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, up
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import Unpack
 
+from hrl_policies.common.arguments import AlgorithmArguments
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.common.sessions import is_purified
 from hrl_policies.hrl_ppo.buffer import (
@@ -78,7 +80,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
         policy_kwargs: See :class:`~hrl_policies.hrl_ppo.policy.HierarchicalPolicy`.
-        **settings: What every on-policy algorithm of Stable-Baselines3 takes, such as ``seed`` and ``device``.
+        **kwargs: See :class:`~hrl_policies.common.arguments.AlgorithmArguments`.
 
     All other arguments are those of Stable-Baselines3's PPO, for each level apart.
 
@@ -123,7 +125,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         start_multiplier: float = 0.1,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
-        **settings: Any,
+        **kwargs: Unpack[AlgorithmArguments],
     ) -> None:
         for name, value, kinds in (
             ("ratio", ratio, RatioKind),
@@ -138,9 +140,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             raise ValueError("slot_credit needs ratio='per_slot'")
         if min(batch_size, n_epochs, n_steps) < 1:
             raise ValueError("n_steps, batch_size and n_epochs must be at least 1")
-        kwargs = dict(policy_kwargs or {})
+        policy_kwargs = dict(policy_kwargs or {})
         if hierarchy is not None:
-            kwargs["hierarchy"] = dict(hierarchy)
+            policy_kwargs["hierarchy"] = dict(hierarchy)
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
@@ -153,9 +155,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
-            policy_kwargs=kwargs,
+            policy_kwargs=policy_kwargs,
             _init_setup_model=False,
-            **settings,
+            **kwargs,
         )
         self.manager_learning_rate = manager_learning_rate
         self.batch_size, self.n_epochs = batch_size, n_epochs

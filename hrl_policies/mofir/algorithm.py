@@ -21,7 +21,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import Tensor
+from typing_extensions import Unpack
 
+from hrl_policies.common.arguments import OffPolicyArguments
 from hrl_policies.common.buffers import SlateReplayBuffer, SlateReplaySamples, executed_slates
 from hrl_policies.common.sessions import purified_like, sessions_given
 from hrl_policies.mofir.policies import (
@@ -56,6 +58,8 @@ class MOFIR(TD3):
         critic_learning_rate: Learning rate of the critics.
         buffer_size: Transitions kept, over all sessions.
         learning_starts: Steps of random actions before learning starts.
+        batch_size: Transitions of an update.
+        gamma: Discount.
         epsilon: Share of random actions after the start, and at the end of training.
         action_noise_std: Deviation of Gaussian noise on each component of all other queries, which have length 1.
         twin: Two critics, of which targets take the one with the smaller ``w . Q``, as in TD3; False is the original.
@@ -63,8 +67,9 @@ class MOFIR(TD3):
             from 0 in proportion to the steps taken.
         policy_delay: Updates of the critics for one of the actor.
         target_policy_noise: Deviation of the noise on target actions; 0 is DDPG.
-        policy_kwargs: See Stable-Baselines3's ``TD3Policy``.
-        kwargs: All other arguments of Stable-Baselines3's ``TD3``.
+        target_noise_clip: Largest noise on a component of a target action.
+        policy_kwargs: See :class:`~hrl_policies.mofir.policies.PreferencePolicy`.
+        **kwargs: See :class:`~hrl_policies.common.arguments.OffPolicyArguments`.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -87,14 +92,18 @@ class MOFIR(TD3):
         critic_learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 100_000,
         learning_starts: int = 1_000,
+        batch_size: int = 256,
+        gamma: float = 0.99,
         epsilon: tuple[float, float] | list[float] = (0.2, 0.1),
         action_noise_std: float = 0.1,
         twin: bool = False,
         scalar_weight: float = 0.0,
         policy_delay: int = 1,
         target_policy_noise: float = 0.0,
+        target_noise_clip: float = 0.5,
         policy_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **kwargs: Unpack[OffPolicyArguments],
     ) -> None:
         if len(epsilon) != 2 or not all(0 <= value <= 1 for value in epsilon):
             raise ValueError(f"epsilon is (share at the start, share at the end), each in 0..1, got {epsilon}")
@@ -115,10 +124,14 @@ class MOFIR(TD3):
             learning_rate=learning_rate,
             buffer_size=buffer_size,
             learning_starts=learning_starts,
+            batch_size=batch_size,
+            gamma=gamma,
             replay_buffer_class=SlateReplayBuffer,
             policy_delay=policy_delay,
             target_policy_noise=target_policy_noise,
+            target_noise_clip=target_noise_clip,
             policy_kwargs={**(policy_kwargs or {}), "n_critics": 2 if twin else 1},
+            _init_setup_model=_init_setup_model,
             **kwargs,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Unpack
 
 from hrl_policies.common.buffers import state_space
 from kuaifair_env.evaluation import DEFAULT_SEED, EvaluationResult, evaluate
@@ -32,8 +33,25 @@ class ConditionedActor(Actor):
     within a few updates, where its gradient vanishes for every preference.
     """
 
-    def __init__(self, *, features_dim: int, action_space: spaces.Box, **settings: Any) -> None:
-        super().__init__(features_dim=features_dim + len(OBJECTIVES), action_space=action_space, **settings)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: nn.Module,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim + len(OBJECTIVES),
+            activation_fn,
+            normalize_images,
+        )
         layers = create_mlp(self.features_dim, action_space.shape[0], self.net_arch, self.activation_fn)
         self.mu = nn.Sequential(*layers)
 
@@ -51,16 +69,19 @@ class VectorCritics(BaseModel):
 
     def __init__(
         self,
-        *,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
         n_critics: int = 1,
         share_features_extractor: bool = False,
-        **settings: Any,
     ) -> None:
-        super().__init__(action_space=action_space, **settings)
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
         inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
         self.share_features_extractor = share_features_extractor
         self.networks = nn.ModuleList(
@@ -74,6 +95,32 @@ class VectorCritics(BaseModel):
         return torch.stack([network(inputs) for network in self.networks])
 
 
+class TD3PolicyArguments(TypedDict, total=False):
+    """What :class:`PreferencePolicy` leaves to Stable-Baselines3's ``TD3Policy``.
+
+    Attributes:
+        net_arch: Units of hidden layers, or ``{"pi": ..., "qf": ...}`` for actor and critics.
+        activation_fn: Their activation.
+        features_extractor_class: Class of what turns observations into features.
+        features_extractor_kwargs: Its arguments.
+        normalize_images: Whether images are divided by 255.
+        optimizer_class: Class of both optimisers.
+        optimizer_kwargs: Their arguments, without the learning rate.
+        n_critics: Number of critics.
+        share_features_extractor: Whether actor and critics have one extractor.
+    """
+
+    net_arch: list[int] | dict[str, list[int]] | None
+    activation_fn: type[nn.Module]
+    features_extractor_class: type[BaseFeaturesExtractor]
+    features_extractor_kwargs: dict[str, Any] | None
+    normalize_images: bool
+    optimizer_class: type[torch.optim.Optimizer]
+    optimizer_kwargs: dict[str, Any] | None
+    n_critics: int
+    share_features_extractor: bool
+
+
 class PreferencePolicy(TD3Policy):
     """Actor and critics for states and preferences, with a default preference.
 
@@ -83,7 +130,7 @@ class PreferencePolicy(TD3Policy):
         observation_space: ``Box``, or ``Dict`` with a ``Box`` called ``state``.
         action_space: ``Box``.
         lr_schedule: Learning rate of the actor, and of the critics until the algorithm sets theirs.
-        kwargs: See Stable-Baselines3's ``TD3Policy``.
+        **kwargs: See :class:`TD3PolicyArguments`.
     """
 
     preference: Tensor
@@ -93,7 +140,7 @@ class PreferencePolicy(TD3Policy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        **kwargs: Any,
+        **kwargs: Unpack[TD3PolicyArguments],
     ) -> None:
         super().__init__(state_space(observation_space), action_space, lr_schedule, **kwargs)
         self.register_buffer("preference", torch.full((len(OBJECTIVES),), 1.0 / len(OBJECTIVES)))

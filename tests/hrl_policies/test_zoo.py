@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from worlds_for_tests import small_pair
@@ -268,3 +270,24 @@ def test_a_subclass_that_hands_arguments_on_keeps_the_hyperparameters_of_its_bas
     assert (own.n_steps, own.patience) == (3, 7)
     with pytest.raises(ValueError, match=r"Own has no hyperparameter n_step$"):
         sb3_algorithm(Own, context, {"n_step": 3})
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("hrl_ppo.algorithm", "HierarchicalPPO"),
+        ("bcq", "BCQ"),
+        ("bcq", "DiscreteBCQ"),
+        ("dnair", "DNaIR"),
+        ("dorl.algorithm", "DORL"),
+        ("mofir.algorithm", "MOFIR"),
+        ("sac4ir", "DiscreteSAC"),
+        ("sac4ir", "SAC4IR"),
+    ],
+)
+def test_a_misspelt_argument_of_an_algorithm_is_named(module, name):
+    algorithm = getattr(import_module(f"hrl_policies.{module}"), name)
+    policy = next(iter(algorithm.policy_aliases))
+    for argument in ("learning_rat", "sead"):
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{argument}'"):
+            algorithm(policy, None, **{argument: 1})
