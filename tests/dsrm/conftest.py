@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from purifiers import learning_config, quick_config
-from training_worlds import taste_worlds
+from small_worlds import taste_worlds
 
 from dsrm.pretraining import pretrain
 from dsrm.purifier import MODES, Mode, StatePurifier

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_worlds import taste_worlds
 from torch.nn import functional
-from training_worlds import taste_worlds
 
 from dsrm import click_denoisers as losses
 from dsrm.click_denoisers import DENOISING_LOSSES, ClickModelConfig, train_click_model

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_worlds import taste_worlds
+from small_worlds import taste_worlds
 
 from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
 from dsrm.purifier import MismatchError

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_worlds import N_ITEMS, taste_worlds
+from small_worlds import N_ITEMS, taste_worlds
 
 from dsrm.item_term import (
     ITEM_TERM_MODES,

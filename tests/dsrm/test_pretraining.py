@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import small_world
 from purifiers import quick_config
-from training_worlds import taste_worlds
+from small_worlds import taste_worlds
 
 import dsrm
 from dsrm import training

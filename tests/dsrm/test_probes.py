@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_worlds import taste_worlds
+from small_worlds import taste_worlds
 
 from dsrm.baselines import IdentityPurifier
 from dsrm.probe_data import KINDS, SHORT, draw_counts_and_rates, draw_states, probe_set

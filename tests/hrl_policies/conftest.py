@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stored_studies import write_comparison_store, write_report_store
+from studies import write_comparison_store, write_report_store
 
 from hrl_policies.cli.main import main
 from hrl_policies.study.results import comparisons

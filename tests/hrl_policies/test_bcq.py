@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from small_worlds import small_pair
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import Normal, kl_divergence
-from worlds_for_tests import small_pair
 
 from hrl_policies.bcq import BCQ, BCQPolicy, DiscreteBCQ
 from hrl_policies.common.offline import TensorBatch

@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from training_worlds import taste_worlds
-from worlds_for_tests import interrupted_pair, small_pair
+from small_worlds import interrupted_pair, small_pair, taste_worlds
 
 import hrl_policies.study.runner as runner
 import kuaifair_env.registration as registration

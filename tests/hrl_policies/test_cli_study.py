@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from stored_studies import OWN
-from studies_for_tests import raising_pair
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
+from studies import OWN, raising_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.runner as runner

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from stored_studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
+from studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
 
 from hrl_policies.study.figures import (
     StepResult,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
 
 from hrl_policies.common.yaml_files import parse_yaml
 from hrl_policies.study import plan_run

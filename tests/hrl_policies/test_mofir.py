@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fronts import ENDS, KIND, front_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from purifiers import WindowPurifier
+from small_worlds import ENDS, KIND, front_pair
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
 
 import hrl_policies.study.training as training
 from dsrm.baselines import IPSPurifier

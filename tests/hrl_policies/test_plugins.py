@@ -9,7 +9,7 @@ import warnings
 from importlib import metadata
 
 import pytest
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
 
 import hrl_policies.zoo.registry as registry
 from hrl_policies.cli.main import main

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
-from stored_studies import CONTROLS, ERROR, MAX_LENS, SEEDS
+from studies import CONTROLS, ERROR, MAX_LENS, SEEDS
 
 from hrl_policies.cli.study import report
 from hrl_policies.study.report import (

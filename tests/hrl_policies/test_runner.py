@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds_for_tests import interrupted_pair, small_pair
+from small_worlds import interrupted_pair, small_pair
 
 import hrl_policies.study.training as training
 from hrl_policies.study import (

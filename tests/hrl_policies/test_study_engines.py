@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from joblib import cpu_count
-from studies_for_tests import Dies, Raises, Unloadable, Writes
+from studies import Dies, Raises, Unloadable, Writes
 
 from hrl_policies.study.engines import THREAD_VARIABLES, InProcessEngine, LocalEngine, RayEngine
 
@@ -72,7 +72,7 @@ def test_the_number_of_workers_is_that_of_the_cores_unless_given():
 
 ORPHANS = """
 import sys
-from studies_for_tests import Writes
+from studies import Writes
 from hrl_policies.study.engines import LocalEngine
 
 with LocalEngine(1).open(None) as pool:

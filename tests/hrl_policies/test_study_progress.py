@@ -7,7 +7,7 @@ import json
 
 import pytest
 from rich.console import Console
-from studies_for_tests import study
+from studies import study
 
 import hrl_policies.study.progress as estimate
 from hrl_policies.study.progress import (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies_for_tests import Dies, Raises, RecordingCallback, Writes, killing_pair, raising_pair, study
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
+from studies import Dies, Raises, RecordingCallback, Writes, killing_pair, raising_pair, study
 
 import hrl_policies.study.runs
 from hrl_policies.study import load_run, stored_records

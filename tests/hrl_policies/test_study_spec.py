@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from studies_for_tests import A2C, problems_of, study
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
+from studies import A2C, problems_of, study
 
 from hrl_policies.common.yaml_files import parse_yaml
 from hrl_policies.study import PurifierIdentity, plan_run, run_folder

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers import TableResponse, small_world
+from small_worlds import small_pair
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
-from worlds_for_tests import small_pair
 
 from hrl_policies.common.transition_sources import (
     LogReading,

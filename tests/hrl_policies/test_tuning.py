@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
 
 import hrl_policies.study.runner as runner
 import hrl_policies.study.tuning as tuning

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from worlds_for_tests import small_pair
+from small_worlds import small_pair
 
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
