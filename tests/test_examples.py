@@ -28,7 +28,8 @@ def quick_purifiers(monkeypatch, purifier_folder):
     import dsrm.pretraining
     from dsrm.model import DistillationConfig
     from dsrm.training import TrainingConfig
-    from hrl_policies import environments, worlds
+    from hrl_policies import worlds
+    from hrl_policies.zoo import registry
 
     pretrain, cached = dsrm.pretraining.pretrain, worlds.cached_purifier
 
@@ -44,7 +45,7 @@ def quick_purifiers(monkeypatch, purifier_folder):
         return cached(world, mode, folder=purifier_folder)
 
     monkeypatch.setattr(dsrm.pretraining, "pretrain", quick)
-    for module in (environments, worlds):
+    for module in (registry, worlds):
         monkeypatch.setattr(module, "cached_purifier", apart)
 
 
