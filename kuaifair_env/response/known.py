@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, Interactio
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid
-from kuaifair_env.synthetic.truth import TwinTruth
+
+if TYPE_CHECKING:
+    from kuaifair_env.synthetic.truth import TwinTruth
 
 _KIND = "observed"
 _OUTSIDE = -1
@@ -355,6 +357,8 @@ class TwinResponse(BernoulliFeedback):
         conformity = take_setting(path, settings, "conformity")
         if not all(isinstance(value, (int, float)) for value in (strength, conformity)):
             raise ArtifactError(f"{path}: taste_strength and conformity must be numbers")
+        from kuaifair_env.synthetic.truth import TwinTruth  # needs scipy
+
         truth = TwinTruth(**{name: tensors[name] for name in shapes}, taste_strength=float(strength))
         return cls(truth, float(conformity), settings.get("provenance"))
 

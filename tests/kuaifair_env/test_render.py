@@ -125,7 +125,7 @@ import sys
 import numpy as np
 import kuaifair_env
 from kuaifair_env.render import SessionTrace, render_ansi, render_rgb
-heavy = ("torch", "stable_baselines3", "pandas", "matplotlib", "sklearn")
+heavy = ("torch", "stable_baselines3", "pandas", "matplotlib", "scipy", "sklearn")
 assert not [name for name in heavy if name in sys.modules]
 slate, step = np.zeros((1, 2), bool), np.zeros(1)
 trace = SessionTrace(1, 3, np.array([[4, 5]]), slate, slate, step, step, step > 0, np.array([3.0, 1.0]))
