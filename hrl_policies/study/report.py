@@ -281,14 +281,16 @@ def _limit_of_seeds(learners: Sequence[StoredRun]) -> str:
         config = run.config
         key = Variant.of_config(config), config.world, config.session.max_len, config.item_term
         seeds.setdefault(key, set()).add(config.seed)
-    fewest = min(map(len, seeds.values()))
-    if fewest == 1:
+    min_seeds = min(map(len, seeds.values()))
+    if min_seeds == 1:
         return (
             "At least one trained method has a single training seed: its row has no interval, and a difference between "
             "two such rows may be the randomness of training."
         )
-    text = f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {fewest}"
-    return text + (": so few give wide intervals." if fewest < _WIDE_INTERVALS_BELOW else ".")
+    text = (
+        f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {min_seeds}"
+    )
+    return text + (": so few give wide intervals." if min_seeds < _WIDE_INTERVALS_BELOW else ".")
 
 
 def _origin(run: StoredRun) -> str:
