@@ -19,6 +19,7 @@ from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.registration import (
     ENVIRONMENTS,
+    IncompleteDataWarning,
     TwinFallbackWarning,
     make_env,
     make_sb3,
@@ -45,6 +46,7 @@ __all__ = [
     "DataError",
     "EpisodeRecords",
     "EvaluationResult",
+    "IncompleteDataWarning",
     "InteractionData",
     "InteractionLog",
     "KuaiFairEnv",

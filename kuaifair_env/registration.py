@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 Source = Literal["auto", "real", "twin"]
 
 
+class IncompleteDataWarning(UserWarning):
+    """Files in the official format are not the whole official ones: a part of them, or a twin that was written."""
+
+
 class TwinFallbackWarning(UserWarning):
     """A world was asked for by the name of a real data set and made from its synthetic twin."""
 
@@ -91,6 +95,7 @@ class WorldSettings(TypedDict, total=False):
     split: Split
     data_dir: str | Path | None
     source: Source
+    allow_partial: bool
     response: ResponseKind
     taste: TasteStrength | float
     conformity: float
@@ -119,8 +124,10 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         env_id: A registered id.
         **settings: ``split`` (``"train"``, the default, or ``"test"``); ``data_dir`` (folder or archive with the
             official files, which synthetic ids ignore; else ``KUAIFAIR_DATA``, else the cache); ``source``
-            (``"auto"`` falls back to the twin with a warning where the files are missing, ``"real"`` forbids that,
-            ``"twin"`` silences it);
+            (``"real"`` takes the whole official files and nothing else, ``"twin"`` the twin; ``"auto"`` takes the files
+            that there are, with a warning if they are not the whole official ones, and the twin with a warning where
+            no place was named and the cache has none); ``allow_partial`` (a part of the official files is welcome:
+            ``source="real"`` takes it, ``"auto"`` says nothing; worlds and results stay labelled as partial);
             ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins:
             ``"measured"``, ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the training
             world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
@@ -131,7 +138,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         The world; equal settings return the same object while it is among the last few that were made.
 
     Raises:
-        DataError: If real files are demanded and missing, or broken, or ``data_dir`` does not exist.
+        DataError: If ``data_dir`` or ``KUAIFAIR_DATA`` names a place without the files, if they are broken, or if real
+            files are demanded and others are found.
         ValueError: If the id or a setting is unknown, or does not fit the id.
     """
     need_environment(env_id)
@@ -148,6 +156,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
     origin = ENVIRONMENTS[env_id]
+    if origin.official is not None and files is not None:
+        _check_provenance(origin.official, files, settings.get("source", "auto"), settings.get("allow_partial", False))
     world = _cached_world(origin.twin if files is None else origin.official, files, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
@@ -269,15 +279,12 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
         return None
     if source == "twin":
         return None
-    if data_dir is not None and not Path(data_dir).expanduser().exists():
-        raise DataError("there is no such file or folder; data_dir must hold the official files", file=data_dir)
     from kuaifair_env.data import find_source
 
     files = find_source(official, data_dir)
     if files is None and source == "real":
-        where = data_dir or "the folder that KUAIFAIR_DATA names, or the cache"
         raise DataError(
-            f"{env_id} with source='real' needs the official files, and {where} does not hold them; "
+            f"{env_id} with source='real' needs the official files, and the cache does not hold them; "
             f"get them with: kuaifair data fetch {official}"
         )
     if files is None:
@@ -285,15 +292,31 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
     return files
 
 
+def _check_provenance(official: str, files: Path, source: Source, allow_partial: bool) -> None:
+    """Refuses, or warns of, files that are not the whole official ones."""
+    provenance = _official_data(official, files).provenance
+    if provenance.origin == "real" or (provenance.origin == "partial" and allow_partial):
+        return
+    found = f"this is {provenance.name} ({provenance.origin}: {provenance.description})"
+    if source == "real":
+        hint = "; allow_partial=True takes a part, labelled as such" if provenance.origin == "partial" else ""
+        raise DataError(f"source='real' needs the whole official files of {official}, but {found}{hint}", file=files)
+    warnings.warn(f"{files}: {found}, not the whole official files", IncompleteDataWarning, stacklevel=3)
+
+
+@lru_cache(maxsize=4)
+def _official_data(official: str, files: Path) -> InteractionData:
+    from kuaifair_env.data import load_kuairand, load_kuairec
+
+    return load_kuairec(files) if official == "kuairec" else load_kuairand(files)
+
+
 def _data(
     name: str, files: Path | None, taste: TasteStrength | float, conformity: float
 ) -> tuple[InteractionData, TwinResponse | None]:
     """Returns the named official data or twin, and the true response of a twin."""
     if files is not None:
-        from kuaifair_env.data import load_kuairand, load_kuairec
-
-        load = load_kuairec if name == "kuairec" else load_kuairand
-        return load(files), None
+        return _official_data(name, files), None
     from kuaifair_env.synthetic.config import twin_config
     from kuaifair_env.synthetic.twin import load_twin
 

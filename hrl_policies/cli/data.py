@@ -72,12 +72,16 @@ def info(
     """Say which data sets are found where, what the cache holds, and the licences."""
     from kuaifair_env.data.cache import cache_dir
     from kuaifair_env.data.sources import DATASETS, find_source
+    from kuaifair_env.errors import DataError
 
     sources = Table("data set", "found", "licence", title="official data")
     for facts in DATASETS.values():
-        path = find_source(facts.name, data_dir)
-        missing = f"not found; kuaifair data fetch {facts.name}"
-        sources.add_row(facts.title, missing if path is None else escape(str(path)), facts.licence)
+        try:
+            path = find_source(facts.name, data_dir)
+            found = f"not found; kuaifair data fetch {facts.name}" if path is None else str(path)
+        except DataError as error:
+            found = str(error)
+        sources.add_row(facts.title, escape(found), facts.licence)
     entries = _cache_table()
     console = Console()
     console.print(sources)

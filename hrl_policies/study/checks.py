@@ -28,7 +28,8 @@ from hrl_policies.study.spec import (
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
-from kuaifair_env.data.sources import find_source
+from kuaifair_env.data.sources import DatasetName, find_source
+from kuaifair_env.errors import DataError
 from kuaifair_env.registration import Source, WorldSettings
 from kuaifair_env.response.fitting import ResponseKind
 
@@ -77,13 +78,13 @@ def study_warnings(
     spec: StudySpec, worlds: Mapping[str, WorldPair] | None = None, data_dir: str | Path | None = None
 ) -> list[str]:
     """Returns what a reader of the results must know: which worlds their synthetic twins stand in for."""
+    if spec.world_settings.get("source", "auto") != "auto":
+        return []
     return [
         f"{world}: the official files were not found, so the SYNTHETIC TWIN stands in; "
-        f"get them with: kuaifair data fetch {ENVIRONMENTS[world].official}"
-        for world in spec.worlds
-        if world not in (worlds or {})
-        and spec.world_settings.get("source", "auto") == "auto"
-        and _missing(world, data_dir or spec.data_dir)
+        f"get them with: kuaifair data fetch {official}"
+        for world, official in _official_worlds(spec, worlds or {})
+        if find_source(official, data_dir or spec.data_dir) is None
     ]
 
 
@@ -139,17 +140,25 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
     for name, choices in (("source", get_args(Source)), ("response", get_args(ResponseKind))):
         if settings.get(name, choices[0]) not in choices:
             yield f"'world_settings' has {name} {settings[name]!r}; it is one of {', '.join(choices)}"
-    if data_dir is not None and not Path(data_dir).expanduser().exists():
+    named = data_dir is None or Path(data_dir).expanduser().exists()
+    if not named:
         yield f"there is no file or folder {data_dir}; data_dir must hold the official files"
     for world in spec.worlds:
-        if world in own_worlds or world not in ENVIRONMENTS:
-            continue
-        if source == "real" and ENVIRONMENTS[world].official is None:
+        synthetic = world in ENVIRONMENTS and ENVIRONMENTS[world].official is None
+        if source == "real" and synthetic and world not in own_worlds:
             yield f"{world} is synthetic: there are no real files behind it, which 'source: real' demands"
-        elif source == "real" and _missing(world, data_dir):
+    if source == "twin" or not named:
+        return
+    for world, official in _official_worlds(spec, own_worlds):
+        try:
+            files = find_source(official, data_dir)
+        except DataError as error:
+            yield f"{world}: {error}"
+            continue
+        if files is None and source == "real":
             yield (
                 f"{world} needs its official files, and they were not found (data_dir, KUAIFAIR_DATA, the cache); "
-                f"get them with: kuaifair data fetch {ENVIRONMENTS[world].official}"
+                f"get them with: kuaifair data fetch {official}"
             )
 
 
@@ -219,8 +228,9 @@ def _known_methods(spec: StudySpec) -> list[StudyMethod]:
     return [entry for entry in spec.methods if entry.name in all_methods()]
 
 
-def _missing(world: str, data_dir: str | Path | None) -> bool:
-    official = ENVIRONMENTS[world].official if world in ENVIRONMENTS else None
-    if official is None or (data_dir is not None and not Path(data_dir).expanduser().exists()):
-        return False
-    return find_source(official, data_dir) is None
+def _official_worlds(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[tuple[str, DatasetName]]:
+    """Returns those worlds of a study, with the names of their data sets, that official files may stand behind."""
+    for world in spec.worlds:
+        official = ENVIRONMENTS[world].official if world in ENVIRONMENTS and world not in own_worlds else None
+        if official is not None:
+            yield world, official

@@ -289,8 +289,8 @@ def download_folder(cache: str | Path | None = None) -> Path:
 def find_source(name: str, data_dir: str | Path | None = None, cache: str | Path | None = None) -> Path | None:
     """Finds the official files of a data set.
 
-    Looked at in this order: ``data_dir``, the folder that ``KUAIFAIR_DATA`` names, the cache's download
-    folder; in each an unpacked folder before an archive. When ``data_dir`` is given, only that is looked at.
+    Where ``data_dir`` is given, only that is looked at. Otherwise the place that ``KUAIFAIR_DATA`` names comes first,
+    then the cache's download folder. In each an unpacked folder comes before an archive.
 
     Args:
         name: ``"kuairec"`` or ``"kuairand"``.
@@ -298,24 +298,58 @@ def find_source(name: str, data_dir: str | Path | None = None, cache: str | Path
         cache: See :func:`kuaifair_env.data.cache.cache_dir`.
 
     Returns:
-        The data folder or the archive, or None when there is none.
+        The data folder or the archive; None when no place was named and the cache has none.
+
+    Raises:
+        DataError: If ``data_dir`` or ``KUAIFAIR_DATA`` names a place without these files. A ``KUAIFAIR_DATA`` that
+            holds the other data set is no mistake as long as the cache holds this one.
     """
     facts = dataset(name)
-    named = os.environ.get(DATA_VARIABLE)
-    places = [named, download_folder(cache)] if data_dir is None else [data_dir]
-    sources = (_find_in(Path(place).expanduser(), facts) for place in places if place)
-    return next((source for source in sources if source is not None), None)
+    named = os.environ.get(DATA_VARIABLE) if data_dir is None else data_dir
+    if not named:
+        return _find_in(download_folder(cache), facts)
+    place = Path(named).expanduser()
+    source = _find_in(place, facts)
+    if source is None and data_dir is None and any(_find_in(place, other) for other in DATASETS.values()):
+        source = _find_in(download_folder(cache), facts)
+    if source is None:
+        raise _not_there(place, facts, DATA_VARIABLE if data_dir is None else "")
+    return source
 
 
 def _find_in(place: Path, facts: OfficialDataset) -> Path | None:
     if place.is_file():
-        return place if place.name == facts.archive else None
+        return place if place.name == facts.archive or _holds(place, facts) else None
     folders = (place, *(place / folder for folder in facts.folders))
     for folder in folders:
-        if (folder / facts.files[0]).is_file() or (folder / f"{facts.files[0]}.gz").is_file():
+        if FolderFiles(folder).has(facts.files[0]):
             return folder
     archive = place / facts.archive
     return archive if archive.is_file() else None
+
+
+def _holds(archive: Path, facts: OfficialDataset) -> bool:
+    """Returns whether a file is an archive, of whatever name, with a data set's first file."""
+    try:
+        return ArchiveFiles(archive).has(facts.files[0])
+    except DataError:
+        return False
+
+
+def _not_there(place: Path, facts: OfficialDataset, variable: str = "") -> DataError:
+    """Returns the error for a place without a data set, which says what is missing there."""
+    named = f"; {variable} names this place: correct it, or unset it" if variable else ""
+    if not place.exists():
+        return DataError(
+            f"there is no such file or folder; give {facts.archive} or its unpacked folder{named}", file=place
+        )
+    if place.is_file():
+        problem = f"this file is neither {facts.archive} nor another archive with {facts.files[0]}"
+    else:
+        folders = (FolderFiles(place / folder) for folder in (".", *facts.folders))
+        missing = min(([name for name in facts.files if not folder.has(name)] for folder in folders), key=len)
+        problem = f"no {facts.title} files here: neither {facts.archive} nor {', '.join(missing)}"
+    return DataError(f"{problem}; get them with: kuaifair data fetch {facts.name}{named}", file=place)
 
 
 PROVENANCE_FILE = "kuaifair_provenance.json"
@@ -360,15 +394,9 @@ def open_source(path: str | Path, facts: OfficialDataset) -> SourceFiles:
             are first needed: see :meth:`~kuaifair_env.data.sources.SourceFiles.require`.
     """
     place = Path(path).expanduser()
-    if not place.exists():
-        raise DataError(f"there is no such file or folder; give {facts.archive} or its unpacked folder", file=place)
     source = place if place.is_file() else _find_in(place, facts)
     if source is None:
-        raise DataError(
-            f"no {facts.title} files here: neither {facts.files[0]} nor {facts.archive}, which "
-            f"`kuaifair data fetch {facts.name}` downloads",
-            file=place,
-        )
+        raise _not_there(place, facts)
     return FolderFiles(source) if source.is_dir() else ArchiveFiles(source)
 
 

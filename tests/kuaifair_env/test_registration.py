@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from kuaifair_env import (
     ENVIRONMENTS,
+    IncompleteDataWarning,
     TwinFallbackWarning,
     make_env,
     make_sb3,
@@ -26,9 +29,16 @@ from kuaifair_env import (
     registration,
 )
 from kuaifair_env.abandonment import TemperFairness
+from kuaifair_env.data import sources
 from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
+from kuaifair_env.data.sources import PROVENANCE_FILE
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import register_ids
+from kuaifair_env.response.known import TwinResponse
+from kuaifair_env.synthetic.config import twin_config
+from kuaifair_env.synthetic.files import write_official
+from kuaifair_env.synthetic.truth import build_world
+from kuaifair_env.synthetic.twin import generate_twin
 
 TOY = "KuaiFair-Toy-v0"
 REAL = [env_id for env_id in ENVIRONMENTS if ENVIRONMENTS[env_id].official]
@@ -48,14 +58,12 @@ def twin_cache(tmp_path_factory):
 def no_files(monkeypatch):
     """Pretends that no official files are on this machine."""
     monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
-    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: None)
+    monkeypatch.setattr("kuaifair_env.data.sources.download_folder", lambda cache=None: Path("/no/downloads"))
 
 
 @pytest.fixture
 def toy_for_all(monkeypatch):
     """Lets the toy twin stand in for the large ones, so that the choice of data can be tested quickly."""
-    from kuaifair_env.synthetic.config import twin_config
-
     registration._cached_world.cache_clear()
     monkeypatch.setattr(
         "kuaifair_env.synthetic.config.twin_config", lambda name, **settings: twin_config("Toy", **settings)
@@ -127,32 +135,78 @@ def test_real_data_can_be_demanded(env_id, no_files, tmp_path):
         make_world(env_id, source="real", data_dir=tmp_path / "empty_folder")
 
 
-def test_a_demand_for_real_data_looks_nowhere_else_than_it_was_told(monkeypatch, tmp_path):
-    monkeypatch.setenv("KUAIFAIR_DATA", str(tmp_path))
-    looked = []
-    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: looked.append(str(data_dir)))
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(DataError, match="mine"):
-        make_world("KuaiFair-KuaiRand-v0", source="real", data_dir=tmp_path / "mine")
-    assert looked == [str(tmp_path / "mine")]
+@pytest.fixture(scope="session")
+def written_twin(tmp_path_factory):
+    """The toy twin as files in the format of KuaiRand-Pure."""
+    return write_official(generate_twin(twin_config("Toy")), tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture
+def some_rows(written_twin, tmp_path):
+    """Files with other than the published rows and nothing beside them that says so."""
+    folder = tmp_path / "some_rows"
+    return Path(shutil.copytree(written_twin, folder, ignore=shutil.ignore_patterns(PROVENANCE_FILE)))
+
+
+KUAIRAND = "KuaiFair-KuaiRand-v0"
+
+
+@pytest.mark.parametrize("explicitly", [True, False])
+@pytest.mark.parametrize("source", ["auto", "real"])
+def test_a_named_place_without_the_files_is_an_error_and_never_the_twin(monkeypatch, tmp_path, source, explicitly):
+    place = tmp_path / "mine"
+    monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
+    if not explicitly:
+        monkeypatch.setenv("KUAIFAIR_DATA", str(place))
+    settings = {"data_dir": place, "source": source} if explicitly else {"source": source}
+    with pytest.raises(DataError, match="mine: there is no such file or folder"):
+        make_world(KUAIRAND, **settings)
+    place.mkdir()
+    with pytest.raises(DataError, match=r"mine: no KuaiRand-Pure files here: neither KuaiRand-Pure\.tar\.gz nor log_"):
+        gym.make(KUAIRAND, **settings)
+    (place / "log_random_4_22_to_5_08_pure.csv").touch()
+    with pytest.raises(DataError, match=r"missing: log_standard_4_08_to_4_21_pure\.csv, "):
+        make_world(KUAIRAND, **settings)
+
+
+def test_real_means_the_whole_official_files(monkeypatch, written_twin, some_rows):
+    truth = TwinResponse(build_world(twin_config("Toy")).truth)  # whatever users do: this is about the data
+    monkeypatch.setattr(registration, "cached_response", lambda data, split, kind: truth)
+    with pytest.raises(DataError, match=r"source='real' needs the whole official files.*Toy twin \(twin: "):
+        make_world(KUAIRAND, source="real", data_dir=written_twin)
+    with pytest.raises(DataError, match="Toy twin"):
+        make_world(KUAIRAND, source="real", data_dir=written_twin, allow_partial=True)
+    with pytest.raises(DataError, match=r"log_random_4_22_to_5_08_pure.csv 36,000 of 1,186,059\); allow_partial=True"):
+        make_world(KUAIRAND, source="real", data_dir=some_rows)
+    with pytest.warns(IncompleteDataWarning, match="36,000 of 1,186,059") as caught:
+        world = make_world(KUAIRAND, data_dir=some_rows, split="test")
+    assert caught[0].filename == __file__, "the warning points at the caller"
+    with pytest.warns(IncompleteDataWarning, match="Toy twin"):
+        make_world(KUAIRAND, data_dir=written_twin, split="test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_world(KUAIRAND, data_dir=some_rows, allow_partial=True, split="test") is world
+        assert make_world(KUAIRAND, data_dir=some_rows, allow_partial=True, source="real", split="test") is world
+    assert world.describe()["data"]["origin"] == "partial"
+    with pytest.raises(ValueError, match="settings of twins"):
+        make_world(KUAIRAND, data_dir=some_rows, taste="strong")
+    for name in sources.KUAIRAND.rows:
+        rows = len(Path(some_rows, name).read_text().splitlines()) - 1
+        monkeypatch.setitem(sources.KUAIRAND.rows, name, rows)
+    registration._official_data.cache_clear()
+    whole = some_rows.rename(some_rows.with_name("whole"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_world(KUAIRAND, source="real", data_dir=whole, split="test").data.provenance.origin == "real"
 
 
 def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tmp_path):
     with pytest.warns(TwinFallbackWarning):
-        make_world("KuaiFair-KuaiRand-v0", split="test")
-    monkeypatch.setattr("kuaifair_env.data.find_source", lambda name, data_dir=None: tmp_path)
-    read = []
-
-    def load(path):
-        read.append(path)
-        raise DataError("this folder is empty", file=path)
-
-    monkeypatch.setattr("kuaifair_env.data.load_kuairand", load)
-    with pytest.raises(DataError, match="empty"):
-        make_world("KuaiFair-KuaiRand-v0", split="test")
-    assert read == [tmp_path]
-    with pytest.raises(ValueError, match="settings of twins"):
-        make_world("KuaiFair-KuaiRand-v0", taste="strong")
+        make_world(KUAIRAND, split="test")
+    monkeypatch.setattr("kuaifair_env.data.sources.download_folder", lambda cache=None: tmp_path)
+    (tmp_path / "log_random_4_22_to_5_08_pure.csv").touch()
+    with pytest.raises(DataError, match="missing: log_standard"):
+        make_world(KUAIRAND, split="test")
 
 
 @pytest.mark.parametrize(

@@ -148,14 +148,27 @@ def test_sources_are_found_in_the_documented_order(
     in_cache = official.pack_tar(folder, cache / "downloads" / "KuaiRand-Pure.tar.gz")
     assert find_source("kuairand") == in_cache
     monkeypatch.setenv("KUAIFAIR_DATA", str(named))
+    with pytest.raises(DataError, match="KUAIFAIR_DATA names this place"):
+        find_source("kuairand")
+    official.write_kuairec(named / "data")  # the other data set: KUAIFAIR_DATA is no mistake, and says nothing of this
     assert find_source("kuairand") == in_cache
+    in_cache.unlink()
+    with pytest.raises(DataError, match=r"neither KuaiRand-Pure\.tar\.gz nor log_random_4_22"):
+        find_source("kuairand")
     in_named = official.pack_tar(folder, named / "KuaiRand-Pure.tar.gz")
     assert find_source("kuairand") == in_named
     shutil.copytree(folder.parent, named / "KuaiRand-Pure")
     assert find_source("kuairand") == named / "KuaiRand-Pure" / "data"
     assert find_source("kuairand", folder) == folder
     assert find_source("kuairand", in_named) == in_named
-    assert find_source("kuairand", empty) is None
+    renamed = shutil.copy(in_named, tmp_path / "mine.tgz")
+    assert find_source("kuairand", renamed) == renamed
+    with pytest.raises(DataError, match="neither KuaiRec.zip nor another archive"):
+        find_source("kuairec", renamed)
+    with pytest.raises(DataError, match="empty"):
+        find_source("kuairand", empty)
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_source("kuairand", tmp_path / "nowhere")
     with pytest.raises(DataError, match="kuaifair data fetch kuairand"):
         load_kuairand(empty)
     with pytest.raises(DataError, match="unknown data set"):

@@ -259,7 +259,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_kuairec(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match=r"neither big_matrix\.csv nor KuaiRec\.zip"):
+    with pytest.raises(DataError, match=r"neither KuaiRec\.zip nor big_matrix\.csv, small_matrix"):
         read_kuairec(tmp_path / "other")
 
 
