@@ -163,7 +163,7 @@ def test_sources_are_found_in_the_documented_order(
     assert find_source("kuairand", in_named) == in_named
     renamed = shutil.copy(in_named, tmp_path / "mine.tgz")
     assert find_source("kuairand", renamed) == renamed
-    with pytest.raises(DataError, match="neither KuaiRec.zip nor another archive"):
+    with pytest.raises(DataError, match=r"neither KuaiRec\.zip nor another archive"):
         find_source("kuairec", renamed)
     with pytest.raises(DataError, match="empty"):
         find_source("kuairand", empty)
