@@ -140,6 +140,10 @@ class TemperFairness:
         """Returns how many slates of ``K`` items the share is taken over."""
         return self.window or (10 if slate_size == 1 else 1)
 
+    def grace_for(self, slate_size: int) -> int:
+        """Returns how many first slates of ``K`` items are never evaluated."""
+        return max(self.grace_steps, -(-_MIN_ITEMS_FOR_SHARE // slate_size) - 1)
+
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """See :class:`LeaveRule`.
 
@@ -161,7 +165,7 @@ class _BoundTemperFairness(BoundLeaveRule):
         super().__init__(batch_size, start)
         self._rule = rule
         self._window = window
-        self._evaluated_from = max(rule.grace_steps, -(-_MIN_ITEMS_FOR_SHARE // slate_size) - 1)
+        self._evaluated_from = rule.grace_for(slate_size)
         self._shares = np.zeros((batch_size, window))
 
     def reset(self, rows: IntArray) -> None:

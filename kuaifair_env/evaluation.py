@@ -73,7 +73,10 @@ class EvaluationResult:
         world: What the sessions ran in, JSON-able.
         config: How they ran, JSON-able.
         seed: Seed of the sessions' randomness.
-        initial_temper: Temper at the start where the leave rule has one, else None.
+        predicted_length: Len by the length formula (see ``kuaifair_env.metrics.engagement``) at the measured loss of
+            temper and violation rate, a check of the simulation; None where the formula does not hold: for other leave
+            rules than ``TemperFairness``, for penalties above 1, and where the cap ended sessions.
+        length_range: Floor and ceiling of Len at the same loss, if every slate violated the bound and if none did.
     """
 
     sessions: EpisodeRecords
@@ -83,7 +86,8 @@ class EvaluationResult:
     world: dict[str, Any]
     config: dict[str, Any]
     seed: int
-    initial_temper: float | None
+    predicted_length: float | None
+    length_range: tuple[float, float] | None
 
     def __repr__(self) -> str:
         data = self.world["data"]
@@ -92,22 +96,6 @@ class EvaluationResult:
             f"EvaluationResult({len(self.sessions)} sessions in {data['name']!r}, split={self.world['split']!r}, "
             f"{data['origin']} data {data['hash']}, max_len {self.config['max_len']}, seed {self.seed}:\n  {figures})"
         )
-
-    @property
-    def predicted_length(self) -> float | None:
-        """Len by the length formula at this reward and violation rate; a check of the simulation, see ``metrics``."""
-        if self.initial_temper is None:
-            return None
-        reward, violations = self.engagement.reward_per_step, self.fairness.violation_rate
-        return float(expected_length(self.initial_temper, reward, violations))
-
-    @property
-    def length_range(self) -> tuple[float, float] | None:
-        """Floor and ceiling of Len at this reward: every slate violates, none does."""
-        if self.initial_temper is None:
-            return None
-        floor, ceiling = length_floor_and_ceiling(self.initial_temper, self.engagement.reward_per_step)
-        return float(floor), float(ceiling)
 
     def summary(self) -> dict[str, float]:
         """Returns the headline figures by name: the paper's four, the violation rate, and what checks them."""
@@ -125,9 +113,9 @@ class EvaluationResult:
             "entropy": self.fairness.entropy,
             "sessions": float(len(self.sessions)),
         }
-        predicted, limits = self.predicted_length, self.length_range
-        if predicted is not None and limits is not None:
-            figures |= {"len_predicted": predicted, "len_floor": limits[0], "len_ceiling": limits[1]}
+        if self.predicted_length is not None and self.length_range is not None:
+            floor, ceiling = self.length_range
+            figures |= {"len_predicted": self.predicted_length, "len_floor": floor, "len_ceiling": ceiling}
         return figures if self.ndcg is None else figures | {"ndcg": self.ndcg}
 
     def frame(self) -> pd.DataFrame:
@@ -238,6 +226,7 @@ class _Totals:
         self._slates = SlateStatistics(world.groups.popular, world.exposures, len(world.data.users))
         self._records: list[EpisodeRecords] = []
         self._ndcg: list[NDArray[np.float64]] = []
+        self._temper_lost, self._steps = 0.0, 0
 
     def before_step(self) -> _Before:
         """Returns what a step changes and :meth:`after_step` needs.
@@ -270,6 +259,8 @@ class _Totals:
             raise ValueError(_INCOMPLETE)
         listed = before.listed
         self._slates.add(outcome.items[listed], before.users[listed], outcome.violation[listed])
+        self._temper_lost += float(np.clip(2.0 - outcome.reward[listed], 0.0, 2.0).sum())
+        self._steps += int(listed.sum())
         if before.truth is not None:
             gains = np.take_along_axis(before.truth, outcome.items, axis=1)[listed]
             self._ndcg.append(ndcg(gains, top_gains(before.truth[listed], gains.shape[1])))
@@ -283,24 +274,37 @@ class _Totals:
         """Returns what was added up, sessions in the order of the list."""
         records = EpisodeRecords.concatenated(self._records)
         records = records.take(np.argsort(records.numbers))
+        fairness = self._slates.report()
+        temper_loss = self._temper_lost / self._steps
+        predicted, length_range = _lengths(self._batch.config, temper_loss, fairness.violation_rate, records)
         return EvaluationResult(
             sessions=records,
             engagement=engagement(records.length, records.return_),
-            fairness=self._slates.report(),
+            fairness=fairness,
             ndcg=float(np.concatenate(self._ndcg).mean()) if self._ndcg else None,
             world=self._batch.world.describe(),
             config=self._batch.config.describe(),
             seed=seed,
-            initial_temper=_initial_temper(self._batch.config),
+            predicted_length=predicted,
+            length_range=length_range,
         )
 
 
-def _initial_temper(config: SessionConfig) -> float | None:
-    """Returns the temper at the start if the length formula holds for the leave rule."""
+def _lengths(
+    config: SessionConfig, temper_loss: float, violation_rate: float, sessions: EpisodeRecords
+) -> tuple[float, tuple[float, float]] | tuple[None, None]:
+    """Returns Len by the formula, and its range, where it holds; ``temper_loss`` is that of a step without penalty."""
     rule = leave_rule(config.leave)
-    if not isinstance(rule, TemperFairness) or rule.unfair_penalty not in (0.0, 1.0):
-        return None
-    return float(config.max_len if rule.initial_temper is None else rule.initial_temper)
+    if not isinstance(rule, TemperFairness) or rule.unfair_penalty > 1.0 or not sessions.left.all():
+        return None, None
+    temper = float(config.max_len if rule.initial_temper is None else rule.initial_temper)
+    reward, penalty = 2.0 - temper_loss, rule.unfair_penalty
+    floor, ceiling = length_floor_and_ceiling(
+        temper, reward, penalty=penalty, grace_steps=rule.grace_for(config.items_per_slate)
+    )
+    longest = min(float(ceiling), float(config.max_len))
+    predicted = float(expected_length(temper, reward, violation_rate, penalty=penalty))
+    return predicted, (min(float(floor), predicted, longest), longest)
 
 
 def _vectorised(env: Any, n_envs: int) -> tuple[VecEnv, SessionBatch]:

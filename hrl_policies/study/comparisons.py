@@ -199,9 +199,9 @@ def length_scores(comparison: Comparison) -> Scores | None:
     It isolates what a method gains by fairness from what it gains by clicks.
 
     Returns:
-        The scores, or None where a leave rule has no length formula.
+        The scores, or None where a leave rule has no length formula, or punishes no slate.
     """
-    if any("len_floor" not in run.summary for run in comparison.runs):
+    if any(run.summary.get("len_floor", 0.0) >= run.summary.get("len_ceiling", 0.0) for run in comparison.runs):
         return None
 
     def score(run: EvaluatedRun) -> float:

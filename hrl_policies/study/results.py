@@ -22,7 +22,7 @@ from hrl_policies.study.labels import (
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.metrics import signed_gap
+from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
 
 Values = NDArray[np.float64]
 
@@ -148,13 +148,16 @@ class EvaluatedRun:
         """Method, purifier and setting."""
         return Variant.of_config(self.record.config)
 
-    @property
-    def initial_temper(self) -> float | None:
-        """Temper at the start of a session where the leave rule has a length formula, else None."""
-        if "len_floor" not in self.summary:
-            return None
+    def length_bounds(self, reward: float) -> tuple[float, float]:
+        """Returns floor and ceiling of Len at a mean reward, where the summary has them."""
         session = self.record.config.session
-        return float(session.describe()["leave"].get("initial_temper") or session.max_len)
+        leave = session.describe()["leave"]
+        temper = float(leave["initial_temper"] or session.max_len)
+        reward = min(max(reward, 0.0), 2.0)
+        floor, ceiling = length_floor_and_ceiling(
+            temper, reward, penalty=leave["unfair_penalty"], grace_steps=leave["grace_steps"]
+        )
+        return min(float(floor), session.max_len), min(float(ceiling), session.max_len)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Measures are taken over complete sessions, from the reset until the user leaves or a cap ends the session. Dropping
 sessions that still run would favour short ones, so an evaluation plays every session to its end.
 
-A session starts with temper ``T0``. A step with reward r costs ``2 - r`` (r in [0, 1]), a slate over the bound costs
+A session starts with temper ``T0``. A step with reward r costs ``2 - r`` (r in [0, 2]), a slate over the bound costs
 ``penalty`` more unless it is among the first ``grace_steps``, and the user leaves as soon as temper is below 1. So a
 session lasts until about ``T0 - 1`` is used up, plus half a step of overshoot:
 
@@ -97,11 +97,14 @@ def expected_length(
 
     Args:
         initial_temper: T0, the paper's "Max Len".
-        reward: r, mean reward per step (R_each), in [0, 1].
+        reward: r, mean reward per step (R_each), in [0, 2].
         violation_rate: v, share of slates over the bound, in [0, 1].
-        penalty: Temper that a violating slate costs.
+        penalty: Temper that a violating slate costs; above 1 the formula may be more than half a step too short.
         grace_steps: First steps whose violations are in ``violation_rate`` but cost nothing; 0 where v counts penalised
             slates only, as the environment's own violation flags do.
+
+    Returns:
+        Len; infinite where no temper is lost.
 
     Raises:
         ValueError: An argument outside its range.
@@ -111,7 +114,8 @@ def expected_length(
     if not ((rate >= 0.0) & (rate <= 1.0)).all():
         raise ValueError("violation rate must lie in [0, 1]")
     extra = penalty * rate
-    return np.asarray((temper - _LEAVE_BELOW + extra * grace_steps) / (2.0 - rewards + extra) + 0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((temper - _LEAVE_BELOW + extra * grace_steps) / (2.0 - rewards + extra) + 0.5)
 
 
 def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
@@ -120,7 +124,7 @@ def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Num
     Args:
         length: Len, above 0.5.
         initial_temper: T0.
-        reward: R_each in [0, 1].
+        reward: R_each in [0, 2].
 
     Returns:
         v; below 0 or above 1 where the formula cannot have produced the length.
@@ -156,7 +160,7 @@ def normalised_length(
     Args:
         length: Len.
         initial_temper: T0, above 1.
-        reward: R_each in [0, 1].
+        reward: R_each in [0, 2].
         penalty: Temper that a violating slate costs, above 0.
         grace_steps: First steps that are never penalised.
 
@@ -184,7 +188,7 @@ def constant_session_length(
 
     Args:
         initial_temper: T0.
-        reward: r of every step, in [0, 1].
+        reward: r of every step, in [0, 2), so that every step costs something.
         penalised: Whether every slate violates the bound.
         penalty: Temper that a violating slate costs.
         grace_steps: First steps that are never penalised.
@@ -193,6 +197,8 @@ def constant_session_length(
         ValueError: An argument outside its range.
     """
     temper, rewards = _checked(initial_temper, reward, penalty, grace_steps)
+    if (rewards == 2.0).any():
+        raise ValueError("mean reward must be below 2, which costs no temper: such a session does not end")
     extra = penalty if penalised else 0.0
     without_penalty = _steps_to_exceed(temper - _LEAVE_BELOW, 2.0 - rewards)
     with_penalty = _steps_to_exceed(temper - _LEAVE_BELOW + extra * grace_steps, 2.0 - rewards + extra)
@@ -241,8 +247,8 @@ def _checked(
     temper, rewards = np.asarray(initial_temper, np.float64), np.asarray(reward, np.float64)
     if not (temper >= _LEAVE_BELOW).all() or not np.isfinite(temper).all():
         raise ValueError(f"initial temper must be at least {_LEAVE_BELOW:g}: below it the user has left already")
-    if not ((rewards >= 0.0) & (rewards <= 1.0)).all():
-        raise ValueError("mean reward must lie in [0, 1]")
+    if not ((rewards >= 0.0) & (rewards <= 2.0)).all():
+        raise ValueError("mean reward must lie in [0, 2]; a reward above 2 costs no temper, like one of 2")
     if not penalty >= 0.0 or grace_steps < 0:
         raise ValueError(f"penalty and grace_steps must not be negative, got {penalty} and {grace_steps}")
     return temper, rewards

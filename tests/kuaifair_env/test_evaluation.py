@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import small_world
+from helpers import TableResponse, small_world
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
-from kuaifair_env.abandonment import NeverLeave, TemperFairness
+from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
@@ -179,9 +181,55 @@ def test_normalised_observations_come_from_the_wrapper():
     assert len(evaluate(FollowsTheState(), wrapped).sessions) == 40
 
 
-@pytest.mark.parametrize("leave", [NeverLeave(), TemperFairness(unfair_penalty=0.5)])
+LAWFUL = {
+    "temper": TemperFairness(),
+    "no_fairness": TemperFairness(unfair_penalty=0.0),
+    "half a penalty": TemperFairness(unfair_penalty=0.5),
+    "grace": TemperFairness(grace_steps=4),
+    "window": TemperFairness(window=3),
+    "only_popular": TemperFairness(mode="popular_only"),
+}
+
+
+@pytest.mark.parametrize("name", LAWFUL)
+@pytest.mark.parametrize("slate", [range(5), range(20, 30), [0, 1, 2, 30, 31, 32]])
+def test_the_predicted_length_is_the_true_one_for_every_rule_it_is_printed_for(name, slate):
+    config = SessionConfig(max_len=30, action_mode="slate", slate_size=len(slate), leave=LAWFUL[name])
+    result = evaluate(SameSlate(slate), KuaiFairEnv(WORLD, config), episodes_per_user=20)
+    summary = result.summary()
+    assert summary["len_predicted"] == pytest.approx(summary["len"], rel=0.02)
+    assert summary["len_floor"] <= summary["len_predicted"] + 1e-9 <= summary["len_ceiling"] + 2e-9
+    assert (summary["len_floor"] == summary["len_ceiling"]) == (name == "no_fairness")
+
+
+class Ratios(TableResponse):
+    """Feedback is the table itself, as watch ratios are."""
+
+    def feedback(self, expected, uniforms):
+        return expected
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.0, 1.9), (-1.0, 0.5), (0.5, 5.0), (2.0, 5.0), (-3.0, -1.0)])
+def test_feedback_beyond_0_and_1_is_measured_like_any_other(least, most):
+    table = np.random.default_rng(3).uniform(least, most, (40, 50))
+    world = replace(WORLD, response=Ratios(table))
+    config = SessionConfig(max_len=30, action_mode="slate", slate_size=5)
+    result = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(world, config))
+    assert result.summary()["r_each"] == pytest.approx(
+        np.average(table[:, :5].mean(axis=1), weights=result.sessions.length), rel=1e-4
+    )
+    if result.sessions.left.all():
+        assert result.summary()["len_predicted"] == pytest.approx(result.summary()["len"], abs=0.5)
+    else:
+        assert most > 2.0 and "len_predicted" not in result.summary()
+    assert result.table() and repr(result)
+
+
+@pytest.mark.parametrize(
+    "leave", [NeverLeave(), TemperFairness(unfair_penalty=3.0), TemperFairness(initial_temper=50.0), CategoryBoredom()]
+)
 def test_no_length_is_predicted_where_the_law_does_not_hold(leave):
-    config = SessionConfig(max_len=4, action_mode="slate", slate_size=5, leave=leave)
+    config = SessionConfig(max_len=8, action_mode="slate", slate_size=5, leave=leave)
     result = evaluate(SameSlate([0, 1, 2, 3, 4]), KuaiFairEnv(WORLD, config))
     assert result.predicted_length is None
     assert "len_predicted" not in result.summary()

@@ -208,7 +208,8 @@ def test_engagement_of_incomplete_sessions_is_refused(lengths, returns):
     [
         lambda: expected_length(0.5, 0.5, 0.5),
         lambda: expected_length(math.nan, 0.5, 0.5),
-        lambda: expected_length(30, 1.5, 0.5),
+        lambda: expected_length(30, 2.5, 0.5),
+        lambda: expected_length(30, -0.1, 0.5),
         lambda: expected_length(30, math.nan, 0.5),
         lambda: expected_length(30, 0.5, -0.1),
         lambda: expected_length(30, 0.5, 0.5, penalty=-1),

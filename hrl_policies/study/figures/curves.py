@@ -24,7 +24,6 @@ from hrl_policies.study.labels import Task, Variant
 from hrl_policies.study.results import Comparison, EvaluatedRun
 from hrl_policies.study.statistics import performance_profile
 from kuaifair_env.files import save_figure
-from kuaifair_env.metrics import length_floor_and_ceiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,11 +157,10 @@ def _draw_line(axis: Axes, x: Values, y: Values, look: Look, label: str, *, draw
 
 def _draw_final_bounds(axis: Axes, runs: Sequence[EvaluatedRun]) -> None:
     """Draws floor and ceiling at the mean rewards with which training ended."""
-    known = [(run.initial_temper, run.run.curve[-1]["r_each"]) for run in runs if run.initial_temper is not None]
-    if known:
-        tempers, rewards = (np.asarray(column, np.float64) for column in zip(*known, strict=True))
-        floors, ceilings = length_floor_and_ceiling(tempers, rewards)
-        draw_length_bounds(axis, floors.tolist(), ceilings.tolist())
+    bounds = [run.length_bounds(run.run.curve[-1]["r_each"]) for run in runs if "len_floor" in run.summary]
+    if bounds:
+        floors, ceilings = zip(*bounds, strict=True)
+        draw_length_bounds(axis, floors, ceilings)
 
 
 def _draw_profile(axis: Axes, scores: Scores, look: Mapping[str, Look]) -> None:
