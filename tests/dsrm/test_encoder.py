@@ -124,6 +124,9 @@ def test_misuse_is_refused(encoders):
         EncoderConfig("transformer", dimension=10)
 
 
+# ---------------------------------------------------------------- item term
+
+
 @pytest.fixture(scope="module")
 def terms():
     return {mode: fit_item_term(TRAIN, mode) for mode in ITEM_TERM_MODES}

@@ -258,6 +258,8 @@ def test_the_package_s_function_is_not_hidden_by_a_module_of_its_name():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+# ---------------------------------------------------------------- probes of states whose content is known
+
 RNG = np.random.default_rng(3)
 
 

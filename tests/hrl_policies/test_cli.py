@@ -383,6 +383,9 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     assert (tmp_path / "kept/kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+# ---------------------------------------------------------------- data sets
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """An empty cache, no data elsewhere, and lines long enough for paths."""

@@ -325,6 +325,8 @@ def test_users_of_two_kinds_get_what_they_like_though_the_log_showed_items_at_ra
     assert result.evaluation.summary()["r_each"] > 0.85
 
 
+# ---------------------------------------------------------------- both levels of HierarchicalPPO in a world of 50 items
+
 SLATE_SIZE = 10
 SESSION = SessionConfig(action_mode="slate", slate_size=SLATE_SIZE, observation_mode="history")
 SEEDS = (11, 15, 19)

@@ -101,6 +101,8 @@ def test_all_mistakes_are_told_at_once_with_the_known_names():
     assert validated(Whole, {"name": "x", "parts": {"one": {"width": 2}}}, "here").parts["one"].width == 2
 
 
+# ---------------------------------------------------------------- settings files
+
 TOY = "KuaiFair-Toy-v0"
 TEXT = """
 total_steps: 1000

@@ -1,4 +1,4 @@
-"""Runs: the same seed gives the same bytes, folders are whole or absent, what stopped can go on, and memory is a run's own."""
+"""Runs: the same seed gives the same bytes, folders are whole or absent, and what stopped goes on; peak memory."""
 
 from __future__ import annotations
 
@@ -341,6 +341,8 @@ def test_a_study_never_takes_a_run_with_other_settings_for_its_own(tmp_path):
     with pytest.raises(ArtifactError, match="episodes_per_user"):
         run_study(study(episodes_per_user=2)[2:3], tmp_path, pair)
 
+
+# ---------------------------------------------------------------- peak memory
 
 LARGE = 200 * 2**20
 

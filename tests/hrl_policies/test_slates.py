@@ -1,4 +1,4 @@
-"""Slates: probabilities are those of drawing items one after another, and the replay buffer keeps what was really shown."""
+"""Slates: probabilities are those of drawing items in turn, and the replay buffer keeps what was really shown."""
 
 from __future__ import annotations
 
@@ -258,6 +258,8 @@ def test_slates_larger_than_the_catalogue_are_refused(size):
     with pytest.raises(ValueError, match="a slate has 1 to 6 items"):
         SlateDistribution(logits(), size)
 
+
+# ---------------------------------------------------------------- replay buffer
 
 SLATE_SIZE, N_ITEMS = 6, 50
 WORLD = small_world()

@@ -1,4 +1,4 @@
-"""Whole studies: the same bytes from every engine, failures beside results, nothing lost but what was running, and progress."""
+"""Whole studies: the same bytes from every engine, failures beside results, nothing done is lost, and progress."""
 
 from __future__ import annotations
 
@@ -320,6 +320,9 @@ def test_worlds_of_ones_own_may_have_an_item_term(tmp_path):
     assert state_of(tmp_path / "small/quota-greedy-item-log-len10-k10-seed3") == "done"
 
 
+# ---------------------------------------------------------------- engines
+
+
 def run_tasks(engine, tasks, context=None):
     """Errors by task, and the tasks in the order in which they started."""
     started = []
@@ -425,6 +428,8 @@ def test_ray_that_is_missing_is_named_with_its_remedy(monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'kuaifair\[ray\]'"):
         RayEngine()
 
+
+# ---------------------------------------------------------------- progress and estimates
 
 FAILURE = "Traceback (most recent call last):\nRuntimeError: no users\n"
 

@@ -1,4 +1,4 @@
-"""Every method can be built, trained for a moment and asked for actions; methods of other packages are found and loaded late."""
+"""Every method can be built, trained and asked for actions; methods of other packages are found and loaded late."""
 
 from __future__ import annotations
 
@@ -299,6 +299,8 @@ def test_a_misspelt_argument_of_an_algorithm_is_named(module, name):
         with pytest.raises(TypeError, match=rf"unexpected keyword argument '{argument}'"):
             algorithm(policy, None, **{argument: 1})
 
+
+# ---------------------------------------------------------------- methods of other packages
 
 OWN = MethodSettings(
     n_envs=4,
