@@ -23,9 +23,8 @@ from scipy.stats import spearmanr
 from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.model import DSRM
-from dsrm.purifier import load_purifier
-from dsrm.targets import PooledPositives
-from dsrm.windows import ConditionBuilder, sample_windows
+from dsrm.purifier import ConditionBuilder, load_purifier
+from dsrm.targets import PooledPositives, sample_windows
 from hrl_policies.study.runner import single_threaded
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.world import World

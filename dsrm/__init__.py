@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
 from dsrm.purifier import (
     MODES,
+    ConditionBuilder,
     MismatchError,
     StatePurifier,
     load_purifier,
     purifier_hash,
     save_purifier,
 )
-from dsrm.windows import ConditionBuilder
 
 if TYPE_CHECKING:
     from dsrm.baselines import (

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, TrainedDenoiser
-from dsrm.diffusion import row_keys, row_normals
+from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
+from dsrm.model import TrainedDenoiser
 from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
+from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
@@ -41,18 +41,12 @@ class IdentityPurifier(BasePurifier):
 
 
 class IPSPurifier(WorldPurifier):
-    """Takes the inverse-propensity mean of the clicked items: rare items count more, nothing is learned.
-
-    Args:
-        exponent: See :func:`~dsrm.windows.propensity_weights`.
-        clip_quantile: See :func:`~dsrm.windows.propensity_weights`.
-    """
+    """Takes the inverse-propensity mean of the clicked items: rare items count more, nothing is learned."""
 
     kind = "ips"
 
-    def __init__(self, exponent: float = DEFAULT_EXPONENT, clip_quantile: float = DEFAULT_CLIP_QUANTILE) -> None:
-        self._settings = {"exponent": exponent, "clip_quantile": clip_quantile}
-        super().__init__(None, {}, exponent, clip_quantile)
+    def __init__(self) -> None:
+        super().__init__(None, {})
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
@@ -60,7 +54,7 @@ class IPSPurifier(WorldPurifier):
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return dict(self._settings)
+        return {}
 
 
 class NoisePurifier(BasePurifier):
@@ -88,7 +82,7 @@ class NoisePurifier(BasePurifier):
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        noise = row_normals(row_keys(states, self._seed), states.shape[1])
+        noise = seeding.row_normals(seeding.row_keys(states, self._seed), states.shape[1])
         np.clip(noise, -_NOISE_CLIP, _NOISE_CLIP, out=noise)
         return states + np.float32(self._scale) * noise
 
@@ -173,14 +167,10 @@ class RegressionConfig:
     Attributes:
         target: How its targets were made.
         denoiser: Shape of the network, which is that of the diffusion model.
-        exponent: Of the inverse-propensity weights in the condition.
-        clip_quantile: Where those weights are cut off.
     """
 
     target: str
     denoiser: DenoiserConfig
-    exponent: float = DEFAULT_EXPONENT
-    clip_quantile: float = DEFAULT_CLIP_QUANTILE
 
 
 def regression_network(config: DenoiserConfig) -> Denoiser:
@@ -211,7 +201,7 @@ class RegressionPurifier(WorldPurifier):
     def __init__(
         self, config: RegressionConfig, key: WorldKey, denoiser: TrainedDenoiser, report: Mapping[str, Any]
     ) -> None:
-        super().__init__(key, report, config.exponent, config.clip_quantile)
+        super().__init__(key, report)
         self.config = config
         self._denoiser = denoiser
         self._low, self._high = denoiser.state.interval(_REGRESSION_CLIP)

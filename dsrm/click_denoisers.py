@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dsrm.encoder import window_tensors
 from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
-from dsrm.windows import sample_windows
+from dsrm.targets import sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
@@ -28,6 +28,7 @@ from kuaifair_env.world import World
 DenoisingLoss = Literal["tce", "rce", "bod"]
 DENOISING_LOSSES: tuple[DenoisingLoss, ...] = get_args(DenoisingLoss)
 
+_RCE_EXPONENT = 0.25
 _BOD_INNER_STEPS = 10
 _WEIGHER_WIDTH = 64
 _UNIFORMITY_WEIGHT = 0.5
@@ -46,8 +47,6 @@ class ClickModelConfig:
         batch_size: Positives of a step; each is joined by one drawn negative.
         learning_rate: Of Adam.
         drop_rate: T-CE's final drop rate ``eps_max``.
-        drop_ramp: Share of the steps over which T-CE's drop rate rises linearly to ``drop_rate``.
-        beta: R-CE's exponent.
         seed: Seed of factors and batches.
     """
 
@@ -57,8 +56,6 @@ class ClickModelConfig:
     batch_size: int = 1_024
     learning_rate: float = 1e-3
     drop_rate: float = 0.2
-    drop_ramp: float = 0.5
-    beta: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,12 +63,12 @@ class ClickModelConfig:
             raise ValueError(f"loss must be one of {DENOISING_LOSSES}, got {self.loss!r}")
         if min(self.dimension, self.steps, self.batch_size) < 1:
             raise ValueError("dimension, steps and batch_size must be at least 1")
-        if not 0.0 <= self.drop_rate < 1.0 or not 0.0 < self.drop_ramp <= 1.0 or self.beta < 0.0:
-            raise ValueError("need 0 <= drop_rate < 1, 0 < drop_ramp <= 1 and beta >= 0")
+        if not 0.0 <= self.drop_rate < 1.0:
+            raise ValueError(f"drop_rate must lie in [0, 1), got {self.drop_rate}")
 
     def drop_rate_at(self, step: int) -> float:
-        """Returns T-CE's drop rate after a number of steps."""
-        return self.drop_rate * min(step / max(int(self.drop_ramp * self.steps), 1), 1.0)
+        """Returns T-CE's drop rate after a number of steps; it rises linearly over the first half of them."""
+        return self.drop_rate * min(step / max(self.steps // 2, 1), 1.0)
 
 
 class ClickModel(nn.Module):
@@ -190,7 +187,7 @@ class ClickDenoiser(WorldPurifier):
         elif self.config.loss == "tce":
             weights = _tce_weights(self._model.logits(users, items), clicks, self.config.drop_rate)
         else:
-            weights = self._model.logits(users, items).sigmoid() ** self.config.beta
+            weights = self._model.logits(users, items).sigmoid() ** _RCE_EXPONENT
         return (weights * clicks).numpy()
 
     def tensors(self) -> Tensors:
@@ -249,7 +246,7 @@ def train_click_model(world: World, config: ClickModelConfig, progress: bool = F
         labels = torch.cat([torch.ones(len(users)), torch.zeros(len(users))])
         if config.loss == "tce":
             return truncated_cross_entropy(logits, labels, config.drop_rate_at(trainer.steps))
-        return reweighted_cross_entropy(logits, labels, config.beta)
+        return reweighted_cross_entropy(logits, labels, _RCE_EXPONENT)
 
     return trainer.fit(batches, loss, rounds=1)
 

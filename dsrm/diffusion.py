@@ -1,63 +1,255 @@
-"""The reverse diffusion process (paper eq. 3): samplers of clean states.
-
-Random samplers draw the noise of a row from a stream that the row's bytes and a seed determine, so that a sample does
-not depend on the batch.
-"""
+"""The diffusion model: forward process (paper eq. 2), denoiser and its loss (eq. 7), reverse process (eq. 3)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy.special import ndtri
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from dsrm.denoiser import Denoiser, NoiseSchedule
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 
+ScheduleKind = Literal["linear", "cosine", "vp"]
+Prediction = Literal["epsilon", "sample", "velocity"]
 SamplerKind = Literal["ddpm", "ddim", "dpm++"]
 Start = Literal["zero", "noise", "state"]
 
-_HALF_STEP = 2.0**-54
+_LINEAR_BETAS = (1e-4, 0.02)
+_VP_BETAS = (0.1, 10.0)
+_COSINE_OFFSET = 0.008
+_MAX_BETA = 0.999
+_TIME_FREQUENCIES = 16
+_TIME_SIZE = 64
+_MAX_PERIOD = 10_000.0
 _STREAMS_PER_SAMPLE = 10_000
 _POSTERIOR_STEPS = 10
 
 
-def row_keys(rows: FloatArray, seed: int) -> seeding.Keys:
-    """Returns the key of each row's random streams, from a seed and the row's bytes.
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much of a clean state is left at each noise level ``k = 0 .. K``, in double precision.
+
+    At level ``k`` a state is ``sqrt(abar_k) s + sqrt(1 - abar_k) eps`` (eq. 2); level 0 is the clean state.
+
+    Attributes:
+        kind: ``"linear"`` (betas from 1e-4 to .02; ``abar_K`` depends on ``K``: .82 for 20 levels, .006 for 500),
+            ``"cosine"`` (Nichol and Dhariwal, ICML 2021) or ``"vp"`` (the variance-preserving process of Song et al.,
+            ICLR 2021, beta from .1 to 10). ``abar_K`` of the last two does not depend on ``K``.
+        alphas_bar: ``float64 (K + 1,)``, ``abar_k``; 1 at level 0, decreasing.
+    """
+
+    kind: ScheduleKind
+    alphas_bar: NDArray[np.float64]
+
+    @classmethod
+    def make(cls, kind: ScheduleKind, levels: int) -> NoiseSchedule:
+        """Makes a schedule of a kind with ``K`` noise levels.
+
+        Raises:
+            ValueError: If the kind is unknown or there is no level.
+        """
+        if levels < 1:
+            raise ValueError(f"a schedule needs at least 1 level, got {levels}")
+        if kind == "linear":
+            betas = np.linspace(*_LINEAR_BETAS, levels)
+        elif kind == "cosine":
+            time = np.arange(levels + 1) / levels
+            alphas_bar = np.cos((time + _COSINE_OFFSET) / (1.0 + _COSINE_OFFSET) * np.pi / 2) ** 2
+            betas = np.minimum(1.0 - alphas_bar[1:] / alphas_bar[:-1], _MAX_BETA)
+        elif kind == "vp":
+            time = np.arange(levels + 1) / levels
+            low, high = _VP_BETAS
+            alphas_bar = np.exp(-(low * time + 0.5 * (high - low) * time**2))
+            betas = 1.0 - alphas_bar[1:] / alphas_bar[:-1]
+        else:
+            raise ValueError(f"schedule must be one of {get_args(ScheduleKind)}, got {kind!r}")
+        return cls(kind, np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
+
+    @property
+    def levels(self) -> int:
+        """Number of noise levels ``K``."""
+        return len(self.alphas_bar) - 1
+
+    def posterior_variance(self, high: int, low: int) -> float:
+        """Returns the variance of a state at level ``low``, given it at level ``high`` and clean (``beta~`` of eq. 3).
+
+        Args:
+            high: The noisier level.
+            low: The cleaner level, ``0 <= low < high``.
+        """
+        noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
+        return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
+
+    def steps(self, start: int, count: int) -> NDArray[np.int64]:
+        """Returns the levels that a solver visits from level ``start`` down to 0, evenly spread.
+
+        Args:
+            start: First level.
+            count: Number of steps.
+
+        Returns:
+            ``int64 (count + 1,)``, decreasing.
+
+        Raises:
+            ValueError: If the start is no level, or there are more steps than levels.
+        """
+        if not 1 <= start <= self.levels:
+            raise ValueError(f"a solver starts at a level from 1 to {self.levels}, got {start}")
+        if not 1 <= count <= start:
+            raise ValueError(f"from level {start} there are 1 to {start} steps, got {count}")
+        return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Shape of a denoiser.
+
+    Attributes:
+        state_size: Size ``d`` of a state.
+        condition_size: Size of a condition.
+        prediction: What the network predicts: the noise ``epsilon`` (paper), the clean state ``sample``, or
+            ``velocity`` (Salimans and Ho, ICLR 2022).
+        width: Width of the residual blocks.
+        blocks: Number of residual blocks.
+    """
+
+    state_size: int
+    condition_size: int
+    prediction: Prediction = "velocity"
+    width: int = 256
+    blocks: int = 3
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+        if min(self.state_size, self.condition_size, self.width, self.blocks) < 1:
+            raise ValueError("sizes of a denoiser must be at least 1")
+
+
+class Denoiser(nn.Module):
+    """A residual MLP on the noisy state, with feature-wise scale and shift from noise level and condition.
 
     Args:
-        rows: ``float32 (B, n)``.
-        seed: Seed.
-
-    Returns:
-        ``uint64 (B,)``.
+        config: Its shape.
+        schedule: Noise levels that it is trained on.
     """
-    # Adding zero turns -0.0 into 0.0, which compares equal but has other bytes.
-    words = (np.ascontiguousarray(rows, np.float32) + np.float32(0.0)).view(np.uint32).astype(np.uint64)
-    places = np.arange(words.shape[1], dtype=np.uint64)
-    folded = np.bitwise_xor.reduce(seeding.mix(words, places), axis=1)
-    return seeding.derive(folded, 0) ^ seeding.stream_key(seed)
+
+    level_features: Tensor
+    alphas_bar: Tensor
+
+    def __init__(self, config: DenoiserConfig, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("level_features", _sinusoids(schedule.levels), persistent=False)
+        alphas_bar = torch.tensor(schedule.alphas_bar, dtype=torch.float32)
+        self.register_buffer("alphas_bar", alphas_bar, persistent=False)
+        width = config.width
+        self.time = nn.Sequential(nn.Linear(2 * _TIME_FREQUENCIES, _TIME_SIZE), nn.SiLU())
+        self.condition = nn.Sequential(nn.Linear(config.condition_size, width), nn.SiLU())
+        self.null_condition = nn.Parameter(torch.zeros(width))
+        self.input = nn.Linear(config.state_size, width)
+        self.blocks = nn.ModuleList(_Block(width, width + _TIME_SIZE) for _ in range(config.blocks))
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.state_size))
+
+    def embed(self, condition: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Projects conditions, once for a whole reverse process.
+
+        Args:
+            condition: ``(B, c)``, standardised.
+            dropped: ``bool (B,)``, rows that get the learnt null condition instead.
+
+        Returns:
+            ``(B, width)``.
+        """
+        embedded: Tensor = self.condition(condition)
+        if dropped is None:
+            return embedded
+        return torch.where(dropped[:, None], self.null_condition, embedded)
+
+    def forward(self, noisy: Tensor, level: Tensor, embedded: Tensor) -> Tensor:
+        """Returns what the network predicts, ``(B, d)``.
+
+        Args:
+            noisy: ``(B, d)``, states at their noise level.
+            level: ``int64 (B,)``, levels from 1 to ``K``.
+            embedded: ``(B, width)``, from :meth:`embed`.
+        """
+        features = torch.cat([embedded, self.time(self.level_features[level])], dim=1)
+        hidden = self.input(noisy) + embedded
+        for block in self.blocks:
+            hidden = block(hidden, features)
+        predicted: Tensor = self.output(hidden)
+        return predicted
+
+    def clean(self, noisy: Tensor, level: Tensor, predicted: Tensor) -> Tensor:
+        """Returns the clean state that a prediction implies, ``(B, d)``."""
+        if self.config.prediction == "sample":
+            return predicted
+        alpha_bar = self.alphas_bar[level][:, None]
+        if self.config.prediction == "velocity":
+            return alpha_bar.sqrt() * noisy - (1.0 - alpha_bar).sqrt() * predicted
+        return (noisy - (1.0 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
+
+    def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Returns what the network should predict for a clean state and its noise, ``(B, d)``."""
+        if self.config.prediction == "sample":
+            return clean
+        if self.config.prediction == "epsilon":
+            return noise
+        alpha_bar = self.alphas_bar[level][:, None]
+        return alpha_bar.sqrt() * noise - (1.0 - alpha_bar).sqrt() * clean
 
 
-def row_normals(keys: seeding.Keys, size: int, stream: int = 0) -> FloatArray:
-    """Returns standard normal draws.
+def denoising_loss(
+    denoiser: Denoiser,
+    clean: Tensor,
+    condition: Tensor,
+    noise: Tensor,
+    level: Tensor,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """Returns the mean squared error of the prediction at given levels (eq. 7 where ``epsilon`` is predicted).
 
     Args:
-        keys: ``uint64 (B,)``, from :func:`row_keys`.
-        size: Draws for each row.
-        stream: Which of the row's streams to draw from.
-
-    Returns:
-        ``float32 (B, size)``.
+        denoiser: The network.
+        clean: ``(B, d)``, targets ``s^(0)``, standardised.
+        condition: ``(B, c)``, standardised.
+        noise: ``(B, d)``, standard normal.
+        level: ``int64 (B,)``, noise levels.
+        dropped: ``bool (B,)``, rows whose condition is dropped.
     """
-    streams = seeding.derive(keys, stream)
-    uniforms = seeding.uniforms(streams[:, None], np.arange(size, dtype=np.uint64))
-    return np.asarray(ndtri(uniforms + _HALF_STEP), np.float32)
+    alpha_bar = denoiser.alphas_bar[level][:, None]
+    noisy = alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
+    predicted = denoiser(noisy, level, denoiser.embed(condition, dropped))
+    return nn.functional.mse_loss(predicted, denoiser.target(clean, noise, level))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(features, 2 * width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        scale, shift = self.film(features).chunk(2, dim=1)
+        modulated = self.norm(hidden) * (1.0 + scale) + shift
+        change: Tensor = self.linear(nn.functional.silu(modulated))
+        return hidden + change
+
+
+def _sinusoids(levels: int) -> Tensor:
+    """Returns sines and cosines of the levels ``0 .. K``, ``(K + 1, 32)`` (Vaswani et al., NeurIPS 2017)."""
+    frequencies = torch.exp(-math.log(_MAX_PERIOD) * torch.arange(_TIME_FREQUENCIES) / _TIME_FREQUENCIES)
+    # Levels are spread over a fixed range, so that few and many levels look alike.
+    angles = torch.arange(levels + 1)[:, None] / levels * 1000.0 * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 @dataclass(frozen=True)
@@ -161,7 +353,7 @@ class Sampler:
         null = None
         if self.config.guidance:
             null = self._denoiser.embed(condition, torch.ones(len(condition), dtype=torch.bool))
-        keys = row_keys(observed.numpy(), self.config.seed) if self.config.random else None
+        keys = seeding.row_keys(observed.numpy(), self.config.seed) if self.config.random else None
         return torch.stack(
             [self._draw(embedded, null, observed, keys, number * _STREAMS_PER_SAMPLE) for number in range(count)]
         )
@@ -260,4 +452,4 @@ def _solver_steps(schedule: NoiseSchedule, levels: list[int]) -> list[_Step]:
 
 
 def _normals(keys: seeding.Keys, size: int, stream: int) -> Tensor:
-    return torch.from_numpy(row_normals(keys, size, stream))
+    return torch.from_numpy(seeding.row_normals(keys, size, stream))

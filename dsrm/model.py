@@ -13,15 +13,21 @@ from gymnasium import spaces
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind, Standardiser, TrainedDenoiser
-from dsrm.diffusion import Sampler, SamplerConfig, posterior_spread
+from dsrm.diffusion import (
+    Denoiser,
+    DenoiserConfig,
+    NoiseSchedule,
+    Sampler,
+    SamplerConfig,
+    ScheduleKind,
+    posterior_spread,
+)
 from dsrm.purifier import WorldKey, WorldPurifier, load_purifier, save_purifier, state_space
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.response.training import Trainer, cosine_decay
+from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
 from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
@@ -29,6 +35,7 @@ Conditioning = Literal["rich", "state"]
 Output = Literal["state", "state+spread"]
 
 SPREAD_SAMPLES = 8
+_MIN_DEVIATION = 1e-4
 _MAX_SPREAD = 10.0
 _STUDENT_CLIP = 5.0
 _MIN_SPREAD = 1e-3
@@ -36,6 +43,75 @@ _MAX_LOG_SPREAD = 5.0
 _SPREAD_WEIGHT = 0.1
 _VALIDATION_SHARE = 10
 _NAMES = tuple(f"student.{name}.{layer}" for layer in range(3) for name in ("weight", "bias"))
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Takes vectors to mean 0 and variance 1, and back.
+
+    Attributes:
+        mean: ``float32 (n,)``.
+        deviation: ``float32 (n,)``, standard deviations, positive.
+    """
+
+    mean: FloatArray
+    deviation: FloatArray
+
+    @classmethod
+    def fit(cls, rows: FloatArray) -> Standardiser:
+        """Returns the standardiser of ``float32 (B, n)`` training rows."""
+        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        deviation = np.maximum(rows.std(axis=0, dtype=np.float64), _MIN_DEVIATION).astype(np.float32)
+        return cls(mean, deviation)
+
+    def transform(self, rows: FloatArray) -> FloatArray:
+        """Returns standardised rows."""
+        return (rows - self.mean) / self.deviation
+
+    def inverse_transform(self, rows: FloatArray) -> FloatArray:
+        """Undoes :meth:`transform`."""
+        return rows * self.deviation + self.mean
+
+    def interval(self, deviations: float) -> tuple[FloatArray, FloatArray]:
+        """Returns the bounds that lie a number of standard deviations below and above the mean, ``(n,)`` each."""
+        return self.mean - deviations * self.deviation, self.mean + deviations * self.deviation
+
+
+@dataclass(frozen=True)
+class TrainedDenoiser:
+    """A trained network, and how what it reads and what it gives were standardised.
+
+    Attributes:
+        network: The network.
+        condition: Standardisation of conditions.
+        state: Standardisation of states.
+    """
+
+    network: Denoiser
+    condition: Standardiser
+    state: Standardiser
+
+    def tensors(self) -> Tensors:
+        """Returns all arrays by name; :meth:`restore` takes them back."""
+        tensors = network_tensors(self.network)
+        for name, standardiser in (("condition", self.condition), ("state", self.state)):
+            tensors |= {f"{name}.mean": standardiser.mean, f"{name}.deviation": standardiser.deviation}
+        return tensors
+
+    @classmethod
+    def restore(cls, network: Denoiser, tensors: Tensors) -> TrainedDenoiser:
+        """Fills a network of the same shape with what :meth:`tensors` returned.
+
+        Raises:
+            KeyError: If an array is missing.
+            RuntimeError: If an array has another shape.
+        """
+        load_network(network, tensors)
+        return cls(
+            network.eval(),
+            Standardiser(tensors["condition.mean"], tensors["condition.deviation"]),
+            Standardiser(tensors["state.mean"], tensors["state.deviation"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -47,10 +123,8 @@ class DSRMConfig:
         schedule: Kind of noise schedule.
         levels: Noise levels ``K``.
         denoiser: Shape of the network.
-        conditioning: ``"rich"`` (:class:`~dsrm.windows.ConditionBuilder`) or, as in the paper, the observed
+        conditioning: ``"rich"`` (:class:`~dsrm.ConditionBuilder`) or, as in the paper, the observed
             ``"state"`` alone.
-        exponent: Of the inverse-propensity weights in the condition.
-        clip_quantile: Where those weights are cut off.
         sampler: How states are drawn; None evaluates the student once.
         output: ``"state"``, or ``"state+spread"`` to append the posterior's spread as one more component.
     """
@@ -60,8 +134,6 @@ class DSRMConfig:
     levels: int
     denoiser: DenoiserConfig
     conditioning: Conditioning = "rich"
-    exponent: float = DEFAULT_EXPONENT
-    clip_quantile: float = DEFAULT_CLIP_QUANTILE
     sampler: SamplerConfig | None = None
     output: Output = "state"
 
@@ -96,7 +168,7 @@ class DSRM(WorldPurifier):
         student: Student | None,
         report: Mapping[str, Any],
     ) -> None:
-        super().__init__(key, report, config.exponent, config.clip_quantile)
+        super().__init__(key, report)
         self.key: WorldKey = key
         self.config = config
         self._denoiser = denoiser

@@ -20,10 +20,18 @@ from dsrm.baselines import (
     regression_network,
 )
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
-from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, Prediction, ScheduleKind, TrainedDenoiser
-from dsrm.diffusion import Sampler, SamplerConfig, posterior_spread
-from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, distil
-from dsrm.purifier import MODES, Mode, StatePurifier, Target, WorldKey
+from dsrm.diffusion import (
+    Denoiser,
+    DenoiserConfig,
+    NoiseSchedule,
+    Prediction,
+    Sampler,
+    SamplerConfig,
+    ScheduleKind,
+    posterior_spread,
+)
+from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
+from dsrm.purifier import MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
 from dsrm.targets import (
     ExampleSource,
     LiteralTargets,
@@ -31,6 +39,8 @@ from dsrm.targets import (
     PairedTargets,
     ProfileTargets,
     UnbiasedTargets,
+    WindowSettings,
+    WindowSource,
     logged_users,
 )
 from dsrm.training import (
@@ -41,14 +51,6 @@ from dsrm.training import (
     top_heavy_objective,
     train_denoiser,
 )
-from dsrm.windows import (
-    DEFAULT_CLIP_QUANTILE,
-    DEFAULT_EXPONENT,
-    ConditionBuilder,
-    WindowSettings,
-    WindowSource,
-    condition_size,
-)
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
@@ -57,6 +59,7 @@ from kuaifair_env.world import World
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
 _NOISE_WINDOWS = 4_096
+_NOISE_SCALE = 0.1
 _DISTILLATION_STREAM = 1_000_003
 
 
@@ -84,12 +87,8 @@ class PretrainConfig:
         training: Rounds, batches, optimizer.
         distillation: The student's training.
         windows: Which windows to learn from.
-        exponent: Of inverse-propensity weights.
-        clip_quantile: Where those weights are cut off.
         exclude_share: How often a window's own positives are left out of a profile.
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
-        profile_share: Share of profiles mixed into unbiased examples.
-        noise_scale: Root mean square of the noise control.
         denoiser_steps: Optimizer steps of the heuristic denoisers' click model.
     """
 
@@ -104,12 +103,8 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     windows: WindowSettings = field(default_factory=WindowSettings)
-    exponent: float = DEFAULT_EXPONENT
-    clip_quantile: float = DEFAULT_CLIP_QUANTILE
     exclude_share: float = 0.5
     calibration_share: float = CALIBRATION_SHARE
-    profile_share: float = 0.25
-    noise_scale: float = 0.1
     denoiser_steps: int = 1_500
 
     def __post_init__(self) -> None:
@@ -156,9 +151,9 @@ def pretrain(
     if config.mode == "identity":
         return IdentityPurifier()
     if config.mode == "ips":
-        return IPSPurifier(config.exponent, config.clip_quantile)
+        return IPSPurifier()
     if config.mode == "noise":
-        return NoisePurifier(config.noise_scale, config.seed)
+        return NoisePurifier(_NOISE_SCALE, config.seed)
     if config.mode == "tce" or config.mode == "rce" or config.mode == "bod":
         click_model = ClickModelConfig(config.mode, steps=config.denoiser_steps, seed=config.seed)
         return ClickDenoiser.fit(world, click_model, progress)
@@ -190,7 +185,7 @@ def example_source(world: World, config: PretrainConfig) -> ExampleSource:
     """Returns where the training examples of a mode come from."""
     if config.learned_target == "paper":
         return LiteralTargets(world, config.windows)
-    builder = ConditionBuilder.of_world(world, config.exponent, config.clip_quantile)
+    builder = ConditionBuilder.of_world(world)
     if config.learned_target == "paired":
         return PairedTargets(world, builder, config.windows)
     profile = ProfileTargets(world, builder, config.windows, config.exclude_share)
@@ -198,7 +193,7 @@ def example_source(world: World, config: PretrainConfig) -> ExampleSource:
         return profile
     calibration = calibration_users(world.data, config.calibration_share)
     unbiased = UnbiasedTargets(world, builder, calibration, config.windows)
-    return MixedTargets(unbiased, profile, config.profile_share)
+    return MixedTargets(unbiased, profile)
 
 
 def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> DSRM:
@@ -225,8 +220,6 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
         levels=config.levels,
         denoiser=shape,
         conditioning="state" if literal else "rich",
-        exponent=config.exponent,
-        clip_quantile=config.clip_quantile,
         sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state") if literal else None,
     )
     return DSRM(model, WorldKey.of_world(world), trained, student, report)
@@ -240,7 +233,7 @@ def _train_regression(
     trained, report = _train(
         world, source, config, lambda: regression_network(shape), regression_objective, checkpoint, progress
     )
-    regression = RegressionConfig(config.target, shape, config.exponent, config.clip_quantile)
+    regression = RegressionConfig(config.target, shape)
     return RegressionPurifier(regression, WorldKey.of_world(world), trained, report)
 
 

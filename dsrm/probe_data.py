@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import ConditionBuilder, policy_windows
+from dsrm.purifier import ConditionBuilder
+from dsrm.targets import policy_windows
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.files import save_figure

@@ -1,4 +1,4 @@
-"""The protocol of state purifiers, the worlds that they fit, and their files."""
+"""The protocol of state purifiers, the worlds that they fit, what they read of a window, and their files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dsrm.windows import DEFAULT_CLIP_QUANTILE, DEFAULT_EXPONENT, ConditionBuilder
 from kuaifair_env import seeding
-from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.data.popularity import log_popularity
+from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import StateObserver
+from kuaifair_env.spaces import StateObserver, embedding_sums, mean_embeddings
 from kuaifair_env.world import World
 
 Mode = Literal[
@@ -42,9 +42,10 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 Target = Literal["profile", "unbiased", "paired"]
 """Targets that the regression control learns."""
 
-PURIFIERS = Family("kuaifair-purifier", 2, "state purifier")
+PURIFIERS = Family("kuaifair-purifier", 3, "state purifier")
 
 _EMBEDDING_TOLERANCE = 1e-3
+_PROPENSITY_EXPONENT, _CLIP_QUANTILE = 0.5, 0.95
 _CLASSES: dict[str, tuple[str, str]] = {
     "identity": ("dsrm.baselines", "IdentityPurifier"),
     "ips": ("dsrm.baselines", "IPSPurifier"),
@@ -56,6 +57,17 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
 }
+
+STATISTICS = (
+    "clicked_popularity_mean",
+    "clicked_popularity_spread",
+    "clicked_popular_share",
+    "shown_popularity_mean",
+    "shown_popular_share",
+    "window_length",
+    "mean_feedback",
+)
+"""The statistics of a window that a condition holds, in this order."""
 
 
 class MismatchError(KuaiFairError, ValueError):
@@ -202,14 +214,115 @@ class WorldKey:
             )
 
 
+def propensity_weights(exposures: NDArray[np.int64]) -> FloatArray:
+    """Returns inverse-propensity weights of items, ``w_j = min(e_j ** -0.5, w_max)``, with mean 1, ``float32 (M,)``.
+
+    The propensity ``e_j`` of an item is its share of the training exposures, with one exposure added to each, and
+    ``w_max`` the 95 % quantile of the weights of *exposed* items.
+
+    Args:
+        exposures: ``int64 (M,)``, exposures in the training log.
+    """
+    propensity = (exposures + 1.0) / (exposures.sum() + len(exposures))
+    weights = propensity**-_PROPENSITY_EXPONENT
+    exposed = exposures > 0
+    if exposed.any():
+        weights = np.minimum(weights, np.quantile(weights[exposed], _CLIP_QUANTILE))
+    return np.asarray(weights / weights.mean(), np.float32)
+
+
+def condition_size(dimension: int) -> int:
+    """Returns the size of a condition, ``2 d + 7``, for states of size ``d``."""
+    return 2 * dimension + len(STATISTICS)
+
+
+@dataclass(frozen=True)
+class ConditionBuilder:
+    """Computes conditions ``c_t`` from observed states and windows.
+
+    A condition holds the observed state ``s~_t``, the inverse-propensity mean of the window's clicked items (the same
+    mean with rare items counting more), and seven statistics of the window: mean and standard deviation of the
+    log-popularity of the clicked items, share of popular items among them, mean log-popularity and popular share of
+    the shown items, share of places filled, and click rate.
+
+    Attributes:
+        embeddings: ``float32 (M, d)``, agent-side item embeddings.
+        weights: ``float32 (M,)``, inverse-propensity weights.
+        popularity: ``float32 (M,)``, standardised ``log(1 + exposures)`` of the training log.
+        popular: ``bool (M,)``, whether an item is popular. Items that are no candidates count as popular from the
+            least exposed popular candidate on.
+    """
+
+    embeddings: FloatArray
+    weights: FloatArray
+    popularity: FloatArray
+    popular: BoolArray
+
+    @classmethod
+    def of_world(cls, world: World) -> ConditionBuilder:
+        """Builds the tables from the data of a world; both worlds of a pair give the same tables."""
+        exposures = world.data.train.exposures(len(world.data.items))
+        min_exposures = exposures[: world.n_items][world.groups.popular].min()
+        popular = exposures >= min_exposures
+        popular[: world.n_items] = world.groups.popular
+        weights = propensity_weights(exposures)
+        return cls(world.embeddings, weights, log_popularity(exposures).astype(np.float32), popular)
+
+    @property
+    def dimension(self) -> int:
+        """Size ``d`` of the observed state."""
+        return int(self.embeddings.shape[1])
+
+    def weighted_sums(self, window: HistoryWindow) -> tuple[FloatArray, FloatArray]:
+        """Returns sums over the clicked items: of weighted embeddings, ``float32 (B, d)``, and of weights, ``(B,)``."""
+        weights = self._click_weights(window)
+        return embedding_sums(self.embeddings, window.items, weights), weights.sum(axis=1)
+
+    def ips_state(self, window: HistoryWindow) -> FloatArray:
+        """Returns the self-normalised inverse-propensity mean of the clicked items' embeddings, ``float32 (B, d)``."""
+        return mean_embeddings(self.embeddings, window.items, self._click_weights(window))
+
+    def statistics(self, window: HistoryWindow) -> FloatArray:
+        """Returns :data:`STATISTICS`, ``float32 (B, 7)``; zero where nothing was shown or clicked."""
+        shown = window.items >= 0
+        length = np.maximum(shown.sum(axis=1), 1).astype(np.float32)
+        clicks = np.maximum(window.clicks.sum(axis=1), 1).astype(np.float32)
+        popularity = self.popularity.take(window.items)
+        popular = self.popular.take(window.items)
+        result = np.empty((len(window.items), len(STATISTICS)), np.float32)
+        mean = (popularity * window.clicks).sum(axis=1) / clicks
+        square = (popularity * popularity * window.clicks).sum(axis=1) / clicks
+        result[:, 0] = mean
+        result[:, 1] = np.sqrt(np.maximum(square - mean * mean, 0.0))
+        result[:, 2] = (popular & window.clicks).sum(axis=1) / clicks
+        result[:, 3] = (popularity * shown).sum(axis=1) / length
+        result[:, 4] = (popular & shown).sum(axis=1) / length
+        result[:, 5] = shown.mean(axis=1)
+        result[:, 6] = window.clicks.sum(axis=1) / length
+        return result
+
+    def build(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
+        """Returns the conditions.
+
+        Args:
+            states: ``float32 (B, d)``, observed states ``s~``.
+            window: The windows behind them.
+
+        Returns:
+            ``float32 (B, 2 d + 7)``.
+        """
+        return np.concatenate([states, self.ips_state(window), self.statistics(window)], axis=1)
+
+    def _click_weights(self, window: HistoryWindow) -> FloatArray:
+        return window.clicks * self.weights.take(window.items)
+
+
 class WorldPurifier(BasePurifier):
     """Base class of purifiers that read the tables of a world's items, and mostly fit that world alone.
 
     Args:
         key: The world that the purifier was trained on; None fits any.
         report: Quality of the training and provenance, JSON-able.
-        exponent: Of the inverse-propensity weights.
-        clip_quantile: Where those weights are cut off.
 
     Attributes:
         config: A dataclass of settings.
@@ -217,16 +330,9 @@ class WorldPurifier(BasePurifier):
 
     config: Any
 
-    def __init__(
-        self,
-        key: WorldKey | None,
-        report: Mapping[str, Any],
-        exponent: float = DEFAULT_EXPONENT,
-        clip_quantile: float = DEFAULT_CLIP_QUANTILE,
-    ) -> None:
+    def __init__(self, key: WorldKey | None, report: Mapping[str, Any]) -> None:
         self.key = key
         self.report = dict(report)
-        self._weighting = (exponent, clip_quantile)
         self._builder: ConditionBuilder | None = None
         self._ids: NDArray[np.int64] | None = None
 
@@ -240,7 +346,7 @@ class WorldPurifier(BasePurifier):
                 "the purifier is in use in an environment with other items, or in another order; load it a second time"
             )
         if self._builder is None:
-            self._builder, self._ids = ConditionBuilder.of_world(world, *self._weighting), ids
+            self._builder, self._ids = ConditionBuilder.of_world(world), ids
         return state_space(observed_bound(world), world.dimension)
 
     @property

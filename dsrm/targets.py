@@ -1,4 +1,4 @@
-"""Clean-state targets ``s^(0)``: what a purifier learns to recover, and from whom.
+"""What purifiers learn from: windows of history, and the clean states ``s^(0)`` to recover from them.
 
 The paper sets ``s^(0)`` to the observed state and conditions on it as well (eq. 2 and 7), for which the identity is
 optimal (:class:`LiteralTargets`). The other targets hold what the condition does not.
@@ -12,14 +12,187 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.windows import ConditionBuilder, WindowSettings, WindowSource
+from dsrm.purifier import ConditionBuilder
+from kuaifair_env.abandonment import NeverLeave
+from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.spaces import observed_states
-from kuaifair_env.world import World
+from kuaifair_env.simulator import FixedSessions, SessionSimulator
+from kuaifair_env.spaces import observed_states, top_k, unit_rows
+from kuaifair_env.world import World, windows_before
 
+_MIN_LENGTH, _MAX_LENGTH = 5, 50
+_MAX_STEPS = 12
+_SLATE_SIZE = 10
+_MAX_BATCH = 512
+_MAX_TASTE, _MAX_POPULARITY = 8.0, 1.5
+_POOL_SIZES = (32, 128, 512)
 _MIN_POSITIVES = 3
+_UNBIASED_SHARE = 0.75
 _MAX_CORRUPTION = 0.5
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Which windows a purifier is trained on.
+
+    Attributes:
+        min_length: Least exposures in a logged window.
+        max_length: Most exposures in a logged window.
+        policy_share: Share of windows that a simulated policy made in the training world.
+    """
+
+    min_length: int = _MIN_LENGTH
+    max_length: int = _MAX_LENGTH
+    policy_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.policy_share <= 1.0:
+            raise ValueError(f"policy_share must lie in [0, 1], got {self.policy_share}")
+
+
+class WindowSource:
+    """Draws windows of users: some cut out of the training log, some played by simulated policies.
+
+    Args:
+        world: The training world.
+        settings: Lengths and shares.
+
+    Raises:
+        ValueError: If the world is not a training world.
+    """
+
+    def __init__(self, world: World, settings: WindowSettings) -> None:
+        if world.split != "train":
+            raise ValueError("purifiers learn in the training world; the test world stays unseen")
+        self._world = world
+        self._settings = settings
+
+    def draw(self, users: IntArray, rng: np.random.Generator) -> tuple[HistoryWindow, NDArray[np.bool_]]:
+        """Draws one window for each of the given users.
+
+        Args:
+            users: ``int (n,)``, user rows, which may repeat.
+            rng: Source of randomness.
+
+        Returns:
+            The windows, newest item last, and whether each was cut out of the log, ``bool (n,)``.
+        """
+        world, settings = self._world, self._settings
+        max_length = min(settings.max_length, world.history_length)
+        window = sample_windows(
+            world.data.train,
+            len(world.data.users),
+            users,
+            rng,
+            history_length=world.history_length,
+            min_length=min(settings.min_length, max_length),
+            max_length=max_length,
+        )
+        simulated = rng.random(len(users)) < settings.policy_share
+        if simulated.any():
+            played = policy_windows(world, users[simulated], rng)
+            window.items[simulated], window.clicks[simulated] = played.items, played.clicks
+        return window, ~simulated
+
+
+def sample_windows(
+    log: InteractionLog,
+    n_users: int,
+    users: IntArray,
+    rng: np.random.Generator,
+    *,
+    history_length: int = _MAX_LENGTH,
+    min_length: int = _MIN_LENGTH,
+    max_length: int = _MAX_LENGTH,
+) -> HistoryWindow:
+    """Cuts one window of random length at a random place out of the history of each given user.
+
+    Args:
+        log: Usually the training log.
+        n_users: Number of users of the data set.
+        users: ``(n,)`` user rows, repeated for several windows of one user; each must have logged exposures.
+        rng: Source of randomness.
+        history_length: Width ``H`` of the windows.
+        min_length: Least number of exposures (fewer where the user has fewer).
+        max_length: Greatest number, at most ``history_length``.
+
+    Returns:
+        ``n`` windows.
+
+    Raises:
+        ValueError: If the lengths are out of order, or a user has no exposures.
+    """
+    if not 1 <= min_length <= max_length <= history_length:
+        raise ValueError(
+            f"need 1 <= min_length <= max_length <= history_length, got {min_length}, {max_length}, {history_length}"
+        )
+    rows = np.asarray(users, np.int64)
+    offsets = log.offsets(n_users)
+    first, last = offsets[rows], offsets[rows + 1]
+    if (first == last).any():
+        raise ValueError(f"user row {rows[first == last][0]} has no exposures to cut a window from")
+    available = last - first
+    lengths = np.minimum(rng.integers(min_length, max_length + 1, len(rows)), available)
+    ends = first + lengths + (rng.random(len(rows)) * (available - lengths + 1)).astype(np.int64)
+    return windows_before(log, ends, lengths, history_length)
+
+
+def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> HistoryWindow:
+    """Plays one short session of each given user and returns where its window ended.
+
+    Each session is served by another policy, so that training meets the whole range: slates are the top items by
+    ``a cos(s~, e_i) + b popularity_i`` with ``a`` from 0 to 8 and ``b`` from -1.5 to 1.5 drawn for the session, among
+    32, 128 or 512 random candidates drawn for the step (from nearly random to nearly greedy), for 1 to 12 steps after
+    the logged history. Feedback comes from the given world.
+
+    Args:
+        world: The training world to learn from; the test world to probe what was learned.
+        users: ``(n,)`` user rows; they may repeat.
+        rng: Source of randomness.
+
+    Returns:
+        ``n`` windows.
+    """
+    rows = np.asarray(users, np.int64)
+    steps = rng.integers(1, _MAX_STEPS + 1, len(rows))
+    # Sessions of equal length share a batch, so that none runs longer than it must.
+    order = np.argsort(steps, kind="stable")
+    batches = np.array_split(order, max(1, len(order) // _MAX_BATCH))
+    windows = [_play_sessions(world, rows[batch], steps[batch], rng) for batch in batches]
+    return HistoryWindow.concatenate(windows).take(np.argsort(order))
+
+
+def _play_sessions(
+    world: World, users: NDArray[np.int64], steps: NDArray[np.int64], rng: np.random.Generator
+) -> HistoryWindow:
+    """Plays one session of each user, all at once, and returns the windows after each user's number of steps."""
+    keys = rng.integers(0, 2**63, len(users)).astype(np.uint64)
+    simulator = SessionSimulator(
+        world,
+        len(users),
+        FixedSessions(users, keys),
+        max_len=int(steps.max()),
+        slate_size=min(_SLATE_SIZE, world.n_items),
+        leave=NeverLeave(),
+    )
+    simulator.reset(np.arange(len(users)))
+    units = unit_rows(world.embeddings[: world.n_items]).T
+    popularity = log_popularity(world.exposures).astype(np.float32)
+    taste_weight = rng.uniform(0.0, _MAX_TASTE, (len(users), 1)).astype(np.float32)
+    popularity_weight = rng.uniform(-_MAX_POPULARITY, _MAX_POPULARITY, (len(users), 1)).astype(np.float32)
+    windows = simulator.history()
+    for step in range(1, int(steps.max()) + 1):
+        pool_size = min(int(rng.choice(_POOL_SIZES)), world.n_items)
+        pool = rng.choice(world.n_items, pool_size, replace=False)
+        similarity = unit_rows(observed_states(world, simulator.history())) @ units[:, pool]
+        scores = taste_weight * similarity + popularity_weight * popularity[pool]
+        simulator.step(pool[top_k(scores, simulator.slate_size)])
+        finished = np.flatnonzero(steps == step)
+        if len(finished):
+            last = simulator.history(finished)
+            windows.items[finished], windows.clicks[finished] = last.items, last.clicks
+    return windows
 
 
 @dataclass(frozen=True)
@@ -132,28 +305,16 @@ class UnbiasedTargets:
 
 
 class MixedTargets:
-    """A mixture of calibration users' unbiased targets and of all users' profiles.
+    """A mixture of calibration users' unbiased targets, three quarters of the examples, and of all users' profiles."""
 
-    Args:
-        unbiased: Source of unbiased examples.
-        profile: Source of profiles.
-        profile_share: Share of profiles among the examples.
-
-    Raises:
-        ValueError: If the share is not within [0, 1].
-    """
-
-    def __init__(self, unbiased: UnbiasedTargets, profile: ProfileTargets, profile_share: float) -> None:
-        if not 0.0 <= profile_share <= 1.0:
-            raise ValueError(f"profile_share must lie in [0, 1], got {profile_share}")
+    def __init__(self, unbiased: UnbiasedTargets, profile: ProfileTargets) -> None:
         self._unbiased = unbiased
         self._profile = profile
-        self._unbiased_share = 1.0 - profile_share
         self.users = profile.users
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`; unbiased examples are of calibration users, whoever was asked for."""
-        is_unbiased = rng.random(len(users)) < self._unbiased_share
+        is_unbiased = rng.random(len(users)) < _UNBIASED_SHARE
         calibration = rng.choice(self._unbiased.users, int(is_unbiased.sum()))
         unbiased = self._unbiased.draw(calibration, rng)
         profile = self._profile.draw(np.asarray(users)[~is_unbiased], rng)

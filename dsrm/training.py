@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsrm.baselines import regress
-from dsrm.denoiser import Denoiser, Standardiser, TrainedDenoiser, denoising_loss
+from dsrm.diffusion import Denoiser, denoising_loss
+from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.targets import Examples, ExampleSource
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, load_artifact, save_artifact
@@ -24,6 +25,8 @@ CHECKPOINTS = Family("kuaifair-pretraining", 2, "pretraining checkpoint")
 
 _TRAINING_STREAM, _VALIDATION_STREAM = 11, 12
 _VALIDATION_DRAW = 13
+# Share of examples whose condition is dropped, for guidance.
+_CONDITION_DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class TrainingConfig:
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are clipped to this norm.
         ema_decay: Decay of the moving average of the weights, which is what is validated and kept.
-        condition_dropout: Share of examples whose condition is dropped, for guidance.
         patience: Rounds without a better validation loss after which training stops.
         validation_examples: Examples of the validation users.
     """
@@ -52,7 +54,6 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
     ema_decay: float = 0.998
-    condition_dropout: float = 0.1
     patience: int = 5
     validation_examples: int = 10_000
 
@@ -60,8 +61,8 @@ class TrainingConfig:
         counts = (self.rounds, self.examples, self.epochs, self.batch_size, self.patience)
         if min(counts) < 1 or self.validation_examples < 1:
             raise ValueError("rounds, examples, epochs, batch size and patience must be at least 1")
-        if not 0.0 <= self.condition_dropout < 1.0 or not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError("condition_dropout and ema_decay must lie in [0, 1)")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
 
 Objective = Callable[[Denoiser, Tensor, Tensor, float, torch.Generator], Tensor]
@@ -232,7 +233,7 @@ class _Rounds:
     def loss(self, network: Denoiser, batch: _Batch) -> Tensor:
         """Returns the training loss of a batch."""
         targets, conditions, generator = batch
-        return self.objective(network, targets, conditions, self.config.condition_dropout, generator)
+        return self.objective(network, targets, conditions, _CONDITION_DROPOUT, generator)
 
     def validation_loss(self, network: Denoiser) -> float:
         """Returns the loss on the validation users, with the same random numbers each time."""

@@ -20,6 +20,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(n) for n in (30, 27, 31, 11))
 _TO_UNIT = 2.0**-53
+_HALF_STEP = 2.0**-54
 
 
 def stream_key(seed: int) -> np.uint64:
@@ -53,3 +54,21 @@ def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     draws: NDArray[np.float64] = (mix(keys, counters) >> _SHIFT_11).astype(np.float64)
     draws *= _TO_UNIT
     return draws
+
+
+def row_keys(rows: NDArray[np.float32], seed: int) -> Keys:
+    """Returns the keys ``(B,)`` of the random streams of ``float32 (B, n)`` rows, from a seed and the rows' bytes."""
+    # Adding zero turns -0.0 into 0.0, which compares equal but has other bytes.
+    words = (np.ascontiguousarray(rows, np.float32) + np.float32(0.0)).view(np.uint32).astype(np.uint64)
+    places = np.arange(words.shape[1], dtype=np.uint64)
+    folded = np.bitwise_xor.reduce(mix(words, places), axis=1)
+    return derive(folded, 0) ^ stream_key(seed)
+
+
+def row_normals(keys: Keys, size: int, stream: int = 0) -> NDArray[np.float32]:
+    """Returns ``float32 (B, size)`` standard normal draws from one of the streams of each of ``B`` rows."""
+    from scipy.special import ndtri
+
+    streams = derive(keys, stream)
+    draws = uniforms(streams[:, None], np.arange(size, dtype=np.uint64))
+    return np.asarray(ndtri(draws + _HALF_STEP), np.float32)

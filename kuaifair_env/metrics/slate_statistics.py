@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.metrics import exposure, fairness
+from kuaifair_env.metrics import fairness
 from kuaifair_env.metrics.fairness import slate_disparity
 
 
@@ -51,7 +51,7 @@ class ExposureCounter:
 
 @dataclass(frozen=True)
 class FairnessReport:
-    """Every exposure measure of a set of slates; see :mod:`fairness` and :mod:`exposure` for each formula.
+    """Every exposure measure of a set of slates; see :mod:`fairness` for each formula.
 
     Attributes:
         slates: Number of slates.
@@ -167,14 +167,14 @@ class SlateStatistics:
             user_absolute_difference=fairness.user_absolute_difference(self._shown_popular, self._shown),
             item_exposure_gap=fairness.item_exposure_gap(counts, self._popular),
             coverage_gap=fairness.coverage_gap(counts, self._popular),
-            gini=exposure.gini(counts),
-            entropy=exposure.normalised_entropy(counts),
-            coverage=exposure.coverage(counts),
-            top_share=exposure.top_share(counts),
-            average_popularity=exposure.average_popularity(counts, self._training_exposures),
+            gini=fairness.gini(counts),
+            entropy=fairness.normalised_entropy(counts),
+            coverage=fairness.coverage(counts),
+            top_share=fairness.top_share(counts),
+            average_popularity=fairness.average_popularity(counts, self._training_exposures),
             long_tail_share=self._tail_share / self._slates,
             long_tail_count=float(counts[~self._popular].sum()) / self._slates,
-            novelty=exposure.novelty(counts, self._training_exposures),
+            novelty=fairness.novelty(counts, self._training_exposures),
         )
 
 

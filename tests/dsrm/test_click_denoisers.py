@@ -126,7 +126,6 @@ def test_the_click_model_learns_tastes(loss, seed):
     [
         {"loss": "magic"},
         {"loss": "tce", "drop_rate": 1.0},
-        {"loss": "rce", "beta": -1},
         {"loss": "bod", "steps": 0},
     ],
 )

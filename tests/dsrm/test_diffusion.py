@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsrm.denoiser import Denoiser, DenoiserConfig, NoiseSchedule, denoising_loss
-from dsrm.diffusion import Sampler, SamplerConfig, row_keys, row_normals
+from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, Sampler, SamplerConfig, denoising_loss
+from kuaifair_env import seeding
 
 
 class Exact:
@@ -135,14 +135,16 @@ def test_a_rows_sample_does_not_depend_on_its_batch(config):
 
 def test_row_noise_is_standard_normal_and_belongs_to_the_row():
     states = rows(5000, 8).numpy()
-    noise = row_normals(row_keys(states, 1), 8)
+    noise = seeding.row_normals(seeding.row_keys(states, 1), 8)
     assert abs(noise.mean()) < 0.02
     assert noise.std() == pytest.approx(1.0, abs=0.02)
     assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 0.05
-    np.testing.assert_array_equal(noise[7:9], row_normals(row_keys(states[7:9], 1), 8))
-    assert not np.array_equal(noise, row_normals(row_keys(states, 2), 8))
-    assert not np.array_equal(noise, row_normals(row_keys(states, 1), 8, stream=1))
-    np.testing.assert_array_equal(row_keys(-np.zeros((1, 8), np.float32), 1), row_keys(np.zeros((1, 8), np.float32), 1))
+    np.testing.assert_array_equal(noise[7:9], seeding.row_normals(seeding.row_keys(states[7:9], 1), 8))
+    assert not np.array_equal(noise, seeding.row_normals(seeding.row_keys(states, 2), 8))
+    assert not np.array_equal(noise, seeding.row_normals(seeding.row_keys(states, 1), 8, stream=1))
+    np.testing.assert_array_equal(
+        seeding.row_keys(-np.zeros((1, 8), np.float32), 1), seeding.row_keys(np.zeros((1, 8), np.float32), 1)
+    )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "velocity"])
@@ -236,7 +238,7 @@ def _compare(schedule, scheduler, config, extra):
     condition = rows(6000, 2)
     exact = Exact(schedule, 0.3)
     ours = Sampler(exact, schedule, config).sample(condition, condition)
-    start = torch.from_numpy(row_normals(row_keys(condition.numpy(), config.seed), 2))
+    start = torch.from_numpy(seeding.row_normals(seeding.row_keys(condition.numpy(), config.seed), 2))
     state = start
     torch.manual_seed(0)
     for moment in scheduler.timesteps:

@@ -1,4 +1,4 @@
-"""Encoders: what they learn, what a world does with them, and that files hold all of them."""
+"""Encoders and the item term: what they learn, what a world does with them, and that files hold all of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,31 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_worlds import taste_worlds
+from small_worlds import N_ITEMS, taste_worlds
 
 from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
+from dsrm.item_term import (
+    ITEM_TERM_MODES,
+    ItemTerm,
+    fit_item_term,
+    prior_losses,
+    shrunk_rates,
+    smoothed_logits,
+    user_corrected_logits,
+    with_item_term,
+)
 from dsrm.purifier import MismatchError
+from hrl_policies.controls import QuotaGreedy
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.evaluation import evaluate
 from kuaifair_env.response.calibration import within_user_auc
+from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.spaces import observed_states
+from kuaifair_env.splits import calibration_users, held_out_users
 
 TRAIN, TEST = taste_worlds()
 SETTINGS = {"dimension": 8, "batch_size": 64, "negatives": 32, "check_every": 20, "steps": 40}
@@ -106,3 +122,133 @@ def test_misuse_is_refused(encoders):
         pretrain_encoder(TEST, EncoderConfig(**SETTINGS))
     with pytest.raises(ValueError, match="multiple of 4"):
         EncoderConfig("transformer", dimension=10)
+
+
+# ---------------------------------------------------------------- item term
+
+
+@pytest.fixture(scope="module")
+def terms():
+    return {mode: fit_item_term(TRAIN, mode) for mode in ITEM_TERM_MODES}
+
+
+@pytest.mark.parametrize("mode", ITEM_TERM_MODES)
+def test_a_term_is_one_finite_number_for_every_item_and_survives_its_file(terms, mode, tmp_path):
+    term = terms[mode]
+    assert term.values.shape == (N_ITEMS,)
+    assert np.isfinite(term.values).all()
+    term.save(tmp_path / "term")
+    loaded = ItemTerm.load(tmp_path / "term")
+    np.testing.assert_array_equal(loaded.values, term.values)
+    assert (loaded.mode, loaded.similarity, dict(loaded.provenance)) == (
+        term.mode, term.similarity, dict(term.provenance)
+    )  # fmt: skip
+
+
+def test_calibration_sees_through_the_herd_and_the_log_does_not(terms):
+    log, unbiased = terms["log"].values, terms["unbiased"].values
+    # In the training log the 24 most shown items are clicked by everybody; at random exposure they are like others.
+    head = np.arange(N_ITEMS) < N_ITEMS // 5
+    assert log[head].mean() - log[~head].mean() > 1.0
+    assert abs(unbiased[head].mean() - unbiased[~head].mean()) < 0.6
+
+
+def test_nobody_who_is_evaluated_is_read(terms):
+    held_out = held_out_users(TRAIN.data)
+    spoilt = {}
+    for name in ("train", "test"):
+        log: InteractionLog = getattr(TRAIN.data, name)
+        spoilt[name] = dataclasses.replace(log, clicks=log.clicks ^ np.isin(log.users, held_out))
+    world = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, **spoilt))
+    for mode in ITEM_TERM_MODES:
+        np.testing.assert_array_equal(fit_item_term(world, mode).values, terms[mode].values)
+
+
+def test_only_the_unbiased_term_reads_the_test_log_and_says_so(terms):
+    calibration = calibration_users(TRAIN.data)
+    log = TRAIN.data.test
+    flipped = dataclasses.replace(log, clicks=log.clicks ^ np.isin(log.users, calibration))
+    world = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, test=flipped))
+    for mode in ITEM_TERM_MODES:
+        before, after = terms[mode], fit_item_term(world, mode)
+        assert np.array_equal(before.values, after.values) == (mode != "unbiased")
+        assert (before.provenance["test_log"] == "unread") == (mode != "unbiased")
+    assert f"{len(calibration):,} calibration users" in before.provenance["test_log"]
+
+
+def test_smoothing_is_that_of_twenty_rows():
+    logits = smoothed_logits(np.asarray([0.0, 80.0]), np.asarray([0.0, 40.0]))
+    np.testing.assert_allclose(logits, [0.0, 0.0])
+    p = (20 + 20 * 0.25) / 40
+    logits = smoothed_logits(np.asarray([20.0, 60.0]), np.asarray([20.0, 0.0]))
+    assert logits[0] == pytest.approx(np.log(p / (1 - p)))
+
+
+def test_user_correction_sees_that_an_item_was_shown_to_people_who_click_everything():
+    # Items 0 and 1 are equally good; item 0 was only shown to users who click much.
+    rng = np.random.default_rng(0)
+    data = TRAIN.data
+    free = np.setdiff1d(np.arange(len(data.users)), held_out_users(data))
+    keen, calm = free[: len(free) // 2], free[len(free) // 2 :]
+    users = np.concatenate([np.repeat(keen, 12), np.repeat(calm, 12)])
+    items = np.where(np.isin(users, keen), rng.choice([0, 2], len(users)), rng.choice([1, 2], len(users)))
+    clicks = rng.random(len(users)) < np.where(np.isin(users, keen), 0.8, 0.2)
+    log = InteractionLog.sorted(users, items, clicks)
+    raw = smoothed_logits(log.exposures(N_ITEMS), log.click_counts(N_ITEMS))
+    corrected = user_corrected_logits(log, len(data.users), N_ITEMS)
+    assert raw[0] - raw[1] > 2.0
+    assert abs(corrected[0] - corrected[1]) < 0.5 * (raw[0] - raw[1])
+
+
+def test_calibration_shrinks_rare_items_to_the_prediction_and_frequent_ones_to_their_own_rate():
+    rng = np.random.default_rng(1)
+    quality = rng.uniform(0.1, 0.6, 40)
+    users = np.repeat(np.arange(200), 50)
+    items = rng.integers(0, 40, len(users))
+    items[items == 39] = 0
+    log = InteractionLog.sorted(users, items, rng.random(len(users)) < quality[items])
+    features = rng.normal(size=(40, 3))
+    losses = prior_losses(features, log, seed=0)
+    (rates,) = shrunk_rates(features, log, [min(losses, key=losses.get)], seed=0)
+    assert np.corrcoef(rates[:39], quality[:39])[0, 1] > 0.9
+    assert rates[39] == pytest.approx(log.clicks.mean(), abs=0.12)
+    assert set(losses) == {10, 20, 50, 100, 200, 500}
+
+
+def test_the_term_is_one_more_coordinate_for_everybody(terms):
+    term = terms["unbiased"]
+    pair = WorldPair("taste", TRAIN, TEST).given(term)
+    for before, after in ((TRAIN, pair.train), (TEST, pair.test)):
+        assert after.dimension == before.dimension + 1
+        np.testing.assert_array_equal(after.embeddings[:, :-1], before.embeddings)
+        column = after.embeddings[:, -1]
+        assert abs(column.mean()) < 1e-5
+        assert column.std() == pytest.approx(1.0, abs=1e-4)
+        assert np.corrcoef(column, term.values)[0, 1] > 0.999
+        env = KuaiFairVecEnv(after, SessionConfig(), 4, seed=0)
+        assert env.action_space.shape == env.observation_space.shape == (after.dimension,)
+    with pytest.raises(MismatchError, match="already"):
+        with_item_term(pair.train, term)
+
+
+def test_a_foreign_term_is_refused(terms, tmp_path):
+    term = terms["log"]
+    other, _ = taste_worlds(1)
+    with pytest.raises(MismatchError, match="fitted on data"):
+        with_item_term(other, term)
+    (tmp_path / "broken").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match="safetensors"):
+        ItemTerm.load(tmp_path / "broken")
+    with pytest.raises(ValueError, match="an item term is one of"):
+        fit_item_term(TRAIN, "magic")
+
+
+def test_the_quota_control_earns_more_with_the_unbiased_term(terms):
+    pair = WorldPair("taste", TRAIN, TEST)
+    given = pair.given(terms["unbiased"])
+    config = SessionConfig(action_mode="slate")
+    results = [
+        evaluate(QuotaGreedy(worlds.scorer), KuaiFairVecEnv(worlds.test, config, 64, seed=0)).summary()["r_cum"]
+        for worlds in (pair, given)
+    ]
+    assert results[1] > results[0]

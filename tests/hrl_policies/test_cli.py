@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args
 
+import official_files as official
 import pytest
 from small_worlds import interrupted_pair, small_pair, taste_worlds
 
@@ -20,6 +25,7 @@ from hrl_policies.cli import purifiers
 from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
 from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
+from kuaifair_env.data import load_kuairand
 
 ENV = ["--env", "KuaiFair-Toy-v0"]
 QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]
@@ -37,7 +43,7 @@ TRAIN = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
     monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
@@ -45,7 +51,9 @@ def small_worlds(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def worlds_of_taste(monkeypatch):
+def worlds_of_taste(monkeypatch, tmp_path):
+    """Toy is the worlds of taste here; files go to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     worlds = dict(zip(("train", "test"), taste_worlds(), strict=True))
     monkeypatch.setattr(registration, "make_world", lambda env_id, split, **rest: worlds[split])
 
@@ -107,6 +115,7 @@ def test_envs_and_methods_are_listed_whole(kuaifair):
         assert word in out
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_train_then_evaluate_reproduces_the_result(kuaifair, tmp_path):
     code, out, err = kuaifair(*TRAIN, "--output", "run", "--max-len", "20", "--set", "n_steps=4")
     assert code == 0, err
@@ -118,6 +127,7 @@ def test_train_then_evaluate_reproduces_the_result(kuaifair, tmp_path):
     assert code == 0 and "Reproduces result.json exactly" in out
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_evaluate_says_when_a_result_does_not_come_out(kuaifair, tmp_path):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
     path = tmp_path / "run/result.json"
@@ -128,12 +138,14 @@ def test_evaluate_says_when_a_result_does_not_come_out(kuaifair, tmp_path):
     assert code == 1 and "len: stored" in out
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
     code, out, _ = kuaifair("evaluate", "run", "--users", "5", "--episodes-per-user", "3", "--no-progress")
     assert code == 0 and "5 held-out users, 3 session(s)" in out and "Reproduces" not in out
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
     assert load_run(tmp_path / "runs/KuaiFair-Toy-v0/random-len30-k10-seed11").complete
@@ -141,6 +153,7 @@ def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
     assert code == 2 and "exists already" in err
 
 
+@pytest.mark.usefixtures("small_worlds")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -174,12 +187,12 @@ def test_tracebacks_are_there_for_those_who_ask(monkeypatch):
         main(["train", "-m", "a3c", "-e", "KuaiFair-Toy-v0"])
 
 
-def test_an_unknown_environment_is_explained(monkeypatch, kuaifair):
-    monkeypatch.undo()
+def test_an_unknown_environment_is_explained(kuaifair):
     code, _, err = kuaifair("train", "-m", "random", "-e", "KuaiFair-Nowhere-v0", "-o", "never-written")
     assert code == 2 and "no environment is called 'KuaiFair-Nowhere-v0'; there are" in err
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
     def worlds(env_id, *rest):
         pair = interrupted_pair(at=10)
@@ -347,6 +360,7 @@ def test_bad_input_around_purifiers_is_explained_without_a_traceback(kuaifair, t
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.usefixtures("small_worlds")
 def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair, tmp_path, monkeypatch):
     import hrl_policies.cli.demo as demo
 
@@ -367,3 +381,100 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     assert "What it does not show" in out
     assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == len(names)
     assert (tmp_path / "kept/kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- data sets
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache, no data elsewhere, and lines long enough for paths."""
+    monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("KUAIFAIR_DATA", raising=False)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_check_reports_what_an_archive_holds(kuaifair, tmp_path):
+    official.write_kuairec(tmp_path / "made")
+    archive = official.pack_zip(tmp_path / "made", tmp_path / "KuaiRec.zip")
+    code, out, err = kuaifair("data", "check", archive)
+    assert code == 0, err
+    words = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
+    for expected in (
+        "train rows read 203",
+        "train exact duplicates dropped 3",
+        "test rows without time 4",
+        "items captions with line breaks 2",
+        f"file KuaiRec.zip SHA-256 {hashlib.sha256(archive.read_bytes()).hexdigest()[:16]}...",
+    ):
+        assert expected in words
+    assert "partial" in out
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_check_recognises_kuairand(kuaifair, tmp_path):
+    official.write_kuairand(tmp_path / "made")
+    code, out, err = kuaifair("data", "check", tmp_path / "made")
+    assert code == 0, err
+    assert "KuaiRand-Pure" in out
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_check_names_file_line_and_column_without_a_traceback(kuaifair, tmp_path):
+    official.write_kuairec(tmp_path)
+    path = tmp_path / "small_matrix.csv"
+    lines = path.read_text().splitlines()
+    lines[4] = "oops" + lines[4]
+    path.write_text("\n".join(lines) + "\n")
+    code, out, err = kuaifair("data", "check", tmp_path)
+    assert code == 2 and "small_matrix.csv, line 5, column 'user_id'" in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "nowhere"], "error: "),
+        (["check", "."], "error: "),
+        (["fetch", "movielens"], "'movielens' is not one of 'kuairec', 'kuairand'"),
+    ],
+)
+def test_bad_input_around_data_ends_with_a_message(kuaifair, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = kuaifair("data", *arguments)
+    assert code == 2 and message in err
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_fetch_then_info_then_check(kuaifair, tmp_path):
+    official.write_kuairand(tmp_path / "made")
+    served = tmp_path / "served"
+    served.mkdir()
+    official.pack_tar(tmp_path / "made", served / "KuaiRand-Pure.tar.gz")
+    digest = hashlib.sha256((served / "KuaiRand-Pure.tar.gz").read_bytes()).hexdigest()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fetch = ["data", "fetch", "kuairand", "--base-url", f"http://127.0.0.1:{server.server_address[1]}"]
+        code, out, err = kuaifair(*fetch, "--sha256", digest, "--no-progress")
+        assert code == 0, err
+        assert "CC BY-SA 4.0" in out and digest in out
+        code, _, err = kuaifair(*fetch, "--folder", tmp_path / "b", "--retries", "0")
+        assert code == 2 and "not the expected archive" in err
+        server.shutdown()
+    assert list((tmp_path / "b").iterdir()) == []
+    archive = tmp_path / "cache" / "downloads" / "KuaiRand-Pure.tar.gz"
+    code, out, _ = kuaifair("data", "info")
+    assert code == 0 and archive.name in out and "kuaifair data fetch kuairec" in out
+    assert kuaifair("data", "check", archive)[0] == 0
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_info_lists_what_the_cache_holds(kuaifair, tmp_path):
+    official.write_kuairand(tmp_path / "made")
+    data = load_kuairand(tmp_path / "made")
+    code, out, err = kuaifair("data", "info", "--data-dir", tmp_path / "made")
+    assert code == 0, err
+    assert data.data_hash in out and "partial" in out

@@ -182,10 +182,32 @@ def test_a_run_shows_curve_settings_hashes_versions_and_time(page, runs):
     assert f"numpy {run.versions['packages']['numpy']}" in " ".join(software.text.split())
 
 
+def test_a_dashed_line_marks_what_the_run_reached_in_the_test_world(page, runs):
+    run = next(r for r in runs if r.folder.name == "a2c-len30-k10-seed11")
+    (section,) = [one for one in page.all("tbody") if re.search(rf"run folder\s+{run.folder.name}\s", one.text)]
+    panels = [one for one in page.inside(section, "figure") if one.attrs["class"] == "panel"]
+    for panel, figure in zip(panels, ("r_cum", "violation_rate"), strict=True):
+        assert "dashed: test world" in page.inside(panel, "figcaption")[0].text
+        paths = page.inside(panel, "path")
+        grid = [height_of(one) for one in paths if one.attrs["class"] == "grid"]
+        labels = [float(one.text) for one in page.inside(panel, "text")[: len(grid)]]
+        (line,) = [height_of(one) for one in paths if one.attrs["class"] == "evaluated"]
+        marked = np.interp(-line, -np.asarray(grid), labels)
+        # Heights are rounded to a tenth.
+        assert marked == pytest.approx(run.summary[figure], abs=0.06 * labels[-1] / (grid[0] - grid[-1]))
+
+
+def height_of(line):
+    """The height of a horizontal line, counted from the top of its drawing."""
+    return float(re.fullmatch(r"M\S+ (\S+)H\S+", line.attrs["d"])[1])
+
+
 def test_interrupted_runs_have_a_curve_but_no_figures_and_failed_ones_show_their_error(page):
     (row,) = [one for one in page.all("tbody") if "A2C, seed 23" in one.text and "interrupted" in one.text]
     values = [one.attrs["data-value"] for one in numbers(page, page.inside(row, "tr")[0])]
     assert values[-5:] == [""] * 5 and int(values[2]) > 0
+    drawn = [one.attrs["class"] for one in page.inside(row, "path")]
+    assert "curve" in drawn and "evaluated" not in drawn and "dashed" not in row.text
     assert "A2C, seed 23" not in " ".join(one.text for one in page.all("article"))
     (failure,) = [one for one in page.all("details") if "td3-len30-k10-seed11" in one.text]
     assert ERROR in page.inside(failure, "summary")[0].text

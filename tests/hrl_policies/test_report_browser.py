@@ -183,6 +183,9 @@ def test_a_seed_leads_to_its_run_and_the_curve_appears(page):
     for drawing in drawings:
         curve = drawing.find_element("css selector", ".curve")
         assert curve.size["width"] > 50 and curve.value_of_css_property("stroke-width") == "2px"
+        reached = drawing.find_element("css selector", ".evaluated")
+        assert reached.size["width"] > 50 and reached.value_of_css_property("stroke-dasharray") == "6px, 4px"
+        assert reached.value_of_css_property("stroke") != curve.value_of_css_property("stroke")
     group = page.find_element("css selector", "table.runs tbody.open")
     assert group.find_element("css selector", ".expand").get_attribute("aria-expanded") == "true"
     assert "learning_rate" in group.text and "data hash" in group.text

@@ -1,4 +1,4 @@
-"""Runs: the same seed gives the same bytes, folders are whole or absent, and what stopped can go on."""
+"""Runs: the same seed gives the same bytes, folders are whole or absent, and what stopped goes on; peak memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_worlds import interrupted_pair, small_pair
 
+import hrl_policies.study.run_log as run_log
 import hrl_policies.study.training as training
 from hrl_policies.study import (
     StudySpec,
@@ -338,3 +340,89 @@ def test_a_study_never_takes_a_run_with_other_settings_for_its_own(tmp_path):
     run_study(study()[2:3], tmp_path, pair)
     with pytest.raises(ArtifactError, match="episodes_per_user"):
         run_study(study(episodes_per_user=2)[2:3], tmp_path, pair)
+
+
+# ---------------------------------------------------------------- peak memory
+
+LARGE = 200 * 2**20
+
+
+@pytest.fixture
+def forgetful():
+    """Skips where the system does not let a process forget its earlier peaks (such as in some containers)."""
+    allocate(LARGE)
+    try:
+        run_log._RESET.write_text(run_log._RESET_PEAK, encoding="ascii")
+        held, peak = run_log._status("VmRSS"), run_log._status("VmHWM")
+    except OSError as error:
+        pytest.skip(f"this system does not let a process forget its earlier peaks: {error}")
+    if held is None or peak is None or peak > held + LARGE // 2:
+        pytest.skip("this system does not forget earlier peaks of a process, though it takes the order to")
+
+
+@pytest.fixture
+def remembering(monkeypatch, tmp_path):
+    """A system that remembers peaks, and tells nothing but the largest ever: macOS, say."""
+    pytest.importorskip("resource")
+    monkeypatch.setattr(run_log, "_RESET", tmp_path / "no/clear_refs")
+    monkeypatch.setattr(run_log, "_STATUS", tmp_path / "no/status")
+
+
+def allocate(size):
+    """Touches so many bytes and lets them go."""
+    array = np.ones(size, np.uint8)
+    del array
+
+
+def test_a_large_array_shows_while_measured_even_after_it_is_gone(forgetful):
+    peak = PeakMemory()
+    before = peak.mib()
+    allocate(LARGE)
+    assert peak.mib() > before + 150
+
+
+def test_what_was_freed_before_does_not_count(forgetful):
+    first = PeakMemory()
+    allocate(LARGE)
+    grown = first.mib()
+    assert PeakMemory().mib() < grown - 150
+
+
+def test_elsewhere_a_peak_below_an_earlier_one_is_not_known(remembering):
+    allocate(2 * LARGE)
+    peak = PeakMemory()
+    allocate(LARGE)
+    assert peak.mib() is None
+
+
+def test_elsewhere_a_new_peak_of_the_process_is_that_of_the_run(remembering, monkeypatch):
+    peak = PeakMemory()
+    new = run_log._peak_of_process() + LARGE
+    monkeypatch.setattr(run_log, "_peak_of_process", lambda: new)
+    assert peak.mib() == pytest.approx(new / 2**20, abs=0.1)
+
+
+def test_elsewhere_it_is_the_largest_that_the_process_ever_held(remembering):
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run_log._peak_of_process() == largest * (1 if sys.platform == "darwin" else 2**10)
+
+
+@pytest.mark.parametrize(("before", "known"), [(0, True), (LARGE, False)])
+def test_a_container_that_forbids_forgetting_tells_what_it_can(monkeypatch, tmp_path, before, known):
+    """The status is readable there, so a process without an earlier peak knows its own."""
+    status = tmp_path / "status"
+    monkeypatch.setattr(run_log, "_RESET", tmp_path / "no/clear_refs")
+    monkeypatch.setattr(run_log, "_STATUS", status)
+    held = 300 * 2**20
+    status.write_text(f"VmHWM:\t{(held + before) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii")
+    peak = PeakMemory()
+    assert peak.mib() == (300.0 if known else None)
+    status.write_text(f"VmHWM:\t{(held + 2 * LARGE) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii")
+    assert peak.mib() == 700.0
+
+
+def test_a_system_that_tells_nothing_gives_none(remembering, monkeypatch):
+    monkeypatch.setattr(run_log, "_peak_of_process", lambda: None)
+    assert PeakMemory().mib() is None

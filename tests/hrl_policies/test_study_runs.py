@@ -1,28 +1,46 @@
-"""Whole studies: the same bytes from every engine, failures beside results, and nothing lost but what was running."""
+"""Whole studies: the same bytes from every engine, failures beside results, nothing done is lost, and progress."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib import cpu_count
+from rich.console import Console
 from small_worlds import small_pair
-from studies import Dies, Raises, RecordingCallback, Writes, killing_pair, raising_pair, study
+from studies import Dies, Raises, RecordingCallback, Unloadable, Writes, killing_pair, raising_pair, study
 
+import hrl_policies.study.progress as estimate
 import hrl_policies.study.runs
 from hrl_policies.study import load_run, stored_records
 from hrl_policies.study.checks import check_study
-from hrl_policies.study.engines import LocalEngine, RayEngine
+from hrl_policies.study.engines import THREAD_VARIABLES, InProcessEngine, LocalEngine, RayEngine
 from hrl_policies.study.outputs import write_outputs
+from hrl_policies.study.progress import (
+    LiveProgress,
+    PlainProgress,
+    StudyProgress,
+    duration,
+    estimate_study,
+    progress_for,
+    size,
+    work_of,
+)
 from hrl_policies.study.runs import FailedRunsError, run_study
-from hrl_policies.study.spec import parse_study, read_study_file, write_study
+from hrl_policies.study.spec import parse_study, planned_runs, read_study_file, write_study
 from hrl_policies.study.store import state_of, study_lock
 from hrl_policies.study.tables import result_tables
+from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 
 COMMAND = "kuaifair study run small.yml"
@@ -300,3 +318,236 @@ def test_worlds_of_ones_own_may_have_an_item_term(tmp_path):
     (record,) = result.records
     assert record.config.item_term == "log" and pair.item_term is None
     assert state_of(tmp_path / "small/quota-greedy-item-log-len10-k10-seed3") == "done"
+
+
+# ---------------------------------------------------------------- engines
+
+
+def run_tasks(engine, tasks, context=None):
+    """Errors by task, and the tasks in the order in which they started."""
+    started = []
+    with engine.open(context) as pool:
+        return {result.task: result.error for result in pool.run(tasks, started.append)}, started
+
+
+def test_in_process_tasks_run_one_after_the_other(tmp_path):
+    tasks = [Writes("one", str(tmp_path)), Raises("two"), Writes("three", str(tmp_path))]
+    errors, started = run_tasks(InProcessEngine(), tasks)
+    assert started == list(errors) == ["one", "two", "three"]
+    assert "LookupError: two found nothing" in errors["two"]
+    assert (tmp_path / "three").read_text().split()[0] == str(os.getpid())
+
+
+@pytest.mark.slow
+def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path, monkeypatch):
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    folder = str(tmp_path)
+    tasks = [
+        Writes("one", folder),
+        Raises("raises"),
+        Dies("killed once", folder, 1),
+        Dies("killed always", folder, 99),
+        *(Writes(f"more {number}", folder) for number in range(4)),
+    ]
+    before = dict(os.environ)
+    errors, started = run_tasks(LocalEngine(2), tasks)
+    assert dict(os.environ) == before
+    failed = {name: error for name, error in errors.items() if error}
+    assert set(errors) == {task.name for task in tasks}
+    assert set(failed) == {"raises", "killed always"}
+    assert "LookupError: raises found nothing" in failed["raises"]
+    assert "died 2 times" in failed["killed always"] and "SIGKILL" in failed["killed always"]
+    assert (tmp_path / "killed once").read_text() == "survived"
+    workers = {(tmp_path / f"more {number}").read_text() for number in range(4)}
+    assert all(worker.split()[1:] == ["1", "1"] for worker in workers), "one numerical thread each"
+    assert str(os.getpid()) not in {worker.split()[0] for worker in workers}
+    assert started.count("killed once") == started.count("killed always") == 2
+
+
+def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(tmp_path):
+    with pytest.raises(RuntimeError, match=r"do not start, 3 in a row; see what they printed.*EXIT\(7\)"):
+        run_tasks(LocalEngine(1), [Writes("one", str(tmp_path))], Unloadable())
+
+
+def test_the_number_of_workers_is_that_of_the_cores_unless_given():
+    assert LocalEngine().workers == cpu_count() >= 1
+    assert LocalEngine(3).workers == 3
+    with pytest.raises(ValueError, match="need at least 1 worker, got 0"):
+        LocalEngine(0)
+
+
+ORPHANS = """
+import sys
+from studies import Writes
+from hrl_policies.study.engines import LocalEngine
+
+with LocalEngine(1).open(None) as pool:
+    for result in pool.run([Writes("pid", sys.argv[1])], print):
+        pass
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_die_with_a_study_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    support = str(Path(__file__).parents[1] / "support")
+    path = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert [process.stdout.readline() for _ in range(2)] == [b"pid\n", b"ready\n"]
+    worker = int((tmp_path / "pid").read_text().split()[0])
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(worker)
+    process.stdin.close()
+    process.stdout.close()
+
+
+def is_alive(process_id):
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_ray_that_is_missing_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'kuaifair\[ray\]'"):
+        RayEngine()
+
+
+# ---------------------------------------------------------------- progress and estimates
+
+FAILURE = "Traceback (most recent call last):\nRuntimeError: no users\n"
+
+
+def test_time_left_follows_from_work_done_and_from_the_number_of_workers():
+    progress = StudyProgress(workers=2)
+    progress.on_study_start({"short": 1.0, "long": 3.0, "longer": 6.0, "broken": 2.0}, done=5, failed=1)
+    assert progress.seconds_left is None
+    assert progress.summary() == "5 of 10 runs done, 1 failed, 4 left"
+    progress.on_task_start("worlds")
+    progress.on_task_end("worlds", 1_000.0, "")
+    assert progress.seconds_left is None, "worlds are no runs"
+    progress.on_task_start("short")
+    progress.on_task_end("short", 10.0, "")
+    # 10 s for each unit of work, 11 units left, two at a time.
+    assert progress.seconds_left == pytest.approx(55.0)
+    progress.on_task_end("broken", 500.0, FAILURE)
+    assert progress.seconds_left == pytest.approx(45.0)
+    progress.on_task_end("longer", 30.0, "")
+    # 40 s for 7 units, 3 units left in one run, which two workers cannot share.
+    assert progress.seconds_left == pytest.approx(3 * 40 / 7)
+    assert progress.summary() == "7 of 10 runs done, 2 failed, 1 left, about 17 s"
+    progress.on_task_end("long", 1.0, "")
+    assert progress.summary() == "8 of 10 runs done, 2 failed" and not progress.running
+
+
+def test_without_a_terminal_every_run_is_a_plain_line():
+    out = io.StringIO()
+    with progress_for(Console(file=out, width=40), 1) as progress:
+        assert isinstance(progress, PlainProgress)
+        progress.on_study_start({"a/run[0]": 1.0, "b": 1.0}, 0, 0)
+        progress.on_task_start("a/run[0]")
+        progress.on_task_end("a/run[0]", 90.0, "")
+        progress.on_task_end("b", 3.0, FAILURE)
+    assert out.getvalue().splitlines() == [
+        "0 of 2 runs done, 2 left",
+        "a/run[0]: done in 1.5 min (1 of 2 runs done, 1 left, about 1.5 min)",
+        "b: FAILED after 3 s: RuntimeError: no users (1 of 2 runs done, 1 failed)",
+    ]
+
+
+def test_in_a_terminal_running_and_failed_runs_are_shown_in_place():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+    with progress_for(console, 1) as progress:
+        assert isinstance(progress, LiveProgress)
+        progress.on_study_start({"one[0]": 1.0, "two": 1.0, "three": 1.0}, 0, 0)
+        progress.on_task_end("two", 1.0, FAILURE)
+        progress.on_task_start("one[0]")
+        plain = Console(file=io.StringIO(), width=100)
+        plain.print(progress.render())
+        shown = plain.file.getvalue()
+    assert "0 of 3 runs done, 1 failed, 2 left" in shown
+    assert "running  one[0]" in shown and "failed   two" in shown and "RuntimeError: no users" in shown
+    assert "runs done" in out.getvalue()
+
+
+def test_work_grows_with_steps_users_and_candidates():
+    def work(**settings):
+        return work_of(planned_runs(study(worlds=["KuaiFair-Toy-v0"], **settings))[0])
+
+    def trained(steps, **settings):
+        return work(methods=[{"name": "a2c", "steps": steps}], **settings)
+
+    assert trained(2_000) - trained(1_000) == pytest.approx(trained(3_000) - trained(2_000))
+    assert trained(2_000) > trained(1_000) > trained(1)
+    controls = [work(methods=["quota-greedy"], users=users) for users in (100, 200, 300)]
+    assert controls[2] - controls[1] == pytest.approx(controls[1] - controls[0]) and controls[1] > controls[0]
+    large = {"worlds": ["KuaiFair-KuaiRandTwin-v0"]}
+    small = planned_runs(study(methods=["quota-greedy"]))[0]
+    assert work_of(planned_runs(study(methods=["quota-greedy"], **large))[0]) > work_of(small)
+
+
+def test_an_estimate_adds_up_and_says_what_was_guessed(monkeypatch):
+    monkeypatch.setattr(estimate, "calibration_seconds", lambda: 0.5)
+    runs = planned_runs(study(methods=["a2c", "random"]))
+    found = estimate_study(runs)
+    assert found.seconds == pytest.approx(0.5 * sum(work_of(run) for run in runs))
+    assert found.longest == pytest.approx(0.5 * max(work_of(run) for run in runs))
+    assert found.wall_seconds(1) == pytest.approx(found.seconds)
+    assert found.wall_seconds(1_000) == pytest.approx(found.longest)
+    assert found.guessed == () and found.bytes > 0
+    known = dict(estimate._costs()["methods"])
+    dearest = known.pop("a2c")
+    monkeypatch.setattr(estimate, "_costs", lambda: {"methods": {"td3": dearest, **known}, "purifiers": {}})
+    assert estimate_study(runs).guessed == ("a2c",)
+
+
+def test_a_purifier_is_counted_once_for_each_world(monkeypatch):
+    monkeypatch.setattr(estimate, "calibration_seconds", lambda: 1.0)
+    purified = estimate_study(planned_runs(study(methods=["random"], purifiers=["tce"], max_lens=[10, 20])))
+    plain = estimate_study(planned_runs(study(methods=["random"], max_lens=[10, 20])))
+    pretraining = estimate._costs()["purifiers"]["tce"]["work"]
+    assert purified.seconds - plain.seconds == pytest.approx(pretraining)
+
+
+def test_the_table_of_costs_holds_methods_of_the_zoo_with_positive_costs():
+    costs = estimate._costs()
+    measured = set(costs["methods"])
+    assert {"a2c", "td3", "dsrm-hrl", "random", "oracle"} <= measured <= set(METHODS)
+    for name, cost in costs["methods"].items():
+        assert set(cost) == {"start", "step", "step_item", "session", "session_item", "bytes"}
+        assert min(cost.values()) >= 0 and cost["session"] + cost["session_item"] > 0, name
+        assert (cost["step"] + cost["step_item"] > 0) == METHODS[name].learns == (cost["bytes"] > 0)
+    assert json.dumps(costs)
+
+
+def test_the_unit_is_small_and_positive():
+    assert 1e-5 < estimate.calibration_seconds() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (3_000, "50 min"), (7_200, "2.0 h"), (200_000, "2.3 days")],
+)
+def test_durations_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sizes_as_people_say_them():
+    assert [size(count) for count in (512, 3 * 2**20, 5 * 2**30)] == ["0 KiB", "3.0 MiB", "5.0 GiB"]

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from dsrm.model import DistillationConfig
 from dsrm.pretraining import PretrainConfig
 from dsrm.purifier import MismatchError, Mode, state_space
+from dsrm.targets import WindowSettings
 from dsrm.training import TrainingConfig
-from dsrm.windows import WindowSettings
 
 
 class WindowPurifier:
