@@ -19,6 +19,7 @@ from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.spaces import StateObserver
 from kuaifair_env.world import World
 
 _NOISE_CLIP = 6.0
@@ -32,8 +33,8 @@ class IdentityPurifier(BasePurifier):
     kind = "identity"
 
     def bind(self, world: World) -> spaces.Box:
-        """See :class:`~dsrm.purifier.StatePurifier`; fits any world."""
-        return state_space(observed_bound(world), world.dimension)
+        """See :class:`~dsrm.purifier.StatePurifier`; fits any world. The states stay observed ones."""
+        return StateObserver(world).space
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -19,7 +20,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import StateObserver, embedding_sums, mean_embeddings
+from kuaifair_env.spaces import StateObserver, StateSpace, embedding_sums, mean_embeddings
 from kuaifair_env.world import World
 
 Mode = Literal[
@@ -140,6 +141,16 @@ class BasePurifier(StatePurifier):
 def state_space(bound: float, dimension: int) -> spaces.Box:
     """Returns the space of states whose components lie within ``[-bound, bound]``."""
     return spaces.Box(-float(bound), float(bound), (dimension,), np.float32)
+
+
+def purified_space(purifier: StatePurifier, world: World) -> StateSpace:
+    """Binds a purifier to a world and returns the space of its states, which says by which purifier."""
+    space = purifier.bind(world)
+    if isinstance(space, StateSpace):
+        return space
+    description = purifier.describe()
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return StateSpace(space.low, space.high, space.shape, f"purified by {description.get('kind')} {digest}")
 
 
 def observed_bound(world: World) -> float:

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from dsrm.purifier import StatePurifier
+from dsrm.purifier import StatePurifier, purified_space
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
@@ -174,7 +174,7 @@ class _PurifiedObservations:
 
     def __init__(self, dsrm: StatePurifier, space: spaces.Space[Any], world: World) -> None:
         self._dsrm = dsrm
-        self.space: spaces.Space[Any] = dsrm.bind(world)
+        self.space: spaces.Space[Any] = purified_space(dsrm, world)
         if isinstance(space, spaces.Dict):
             if _STATE not in space.spaces:
                 raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")

@@ -13,10 +13,13 @@ from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.session_view import SETTINGS, refuse_to_set
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
 _FIRST_ROW = np.zeros(1, np.int64)
+# Attributes that are read when an environment is made, and never again.
+_FIXED = {"world", "config", "batch", "action_space", "observation_space", "render_mode", "user_id", "temper"}
 
 
 class KuaiFairEnv(gym.Env[Any, Any]):
@@ -112,9 +115,16 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         if self._recorder is not None:
             self._recorder.start(self.batch.simulator)
         return self._observation(), {
-            "user_id": self._user_id,
-            "temper": float(self.batch.simulator.temper[0]),
+            "user_id": self.user_id,
+            "temper": self.temper,
         }
+
+    def play(self, batch: SessionBatch) -> None:
+        """Plays the sessions of another batch of one from the next reset on, instead of random users."""
+        self.batch = batch
+        self._seeded, self._over = True, True
+        if self._recorder is not None:
+            self._recorder = SessionRecorder(self.world, leave_rule(self.config.leave))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Shows a slate.
@@ -128,7 +138,7 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         if self._recorder is not None:
             self._recorder.add(outcome)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        info = step_info(outcome, 0, self._user_id)
+        info = step_info(outcome, 0, self.user_id)
         if terminated or truncated:
             self._over = True
             assert self.batch.finished_records is not None
@@ -145,6 +155,31 @@ class KuaiFairEnv(gym.Env[Any, Any]):
         trace = self._recorder.trace()
         return render_ansi(trace) if self.render_mode == "ansi" else render_rgb(trace)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS:
+            refuse_to_set(name)
+        super().__setattr__(name, value)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Sets an attribute of a subclass; see ``gymnasium.Env.set_wrapper_attr``.
+
+        Raises:
+            AttributeError: If there is none of that name, or setting it has no effect.
+        """
+        if name in _FIXED or not hasattr(self, name):
+            refuse_to_set(name)
+        return super().set_wrapper_attr(name, value, force=force)
+
+    @property
+    def user_id(self) -> int:
+        """Raw id of the current user."""
+        return int(self.batch.user_ids[0])
+
+    @property
+    def temper(self) -> float:
+        """The current user's patience."""
+        return float(self.batch.simulator.temper[0])
+
     def history_window(self) -> HistoryWindow:
         """Returns the window of items and clicks behind the observation, with a leading axis of 1."""
         return self.batch.history_window()
@@ -157,10 +192,6 @@ class KuaiFairEnv(gym.Env[Any, Any]):
     def action_masks(self) -> BoolArray:
         """Returns ``bool (N,)``, the items that may be shown now (repeated for each slot in ``slate`` mode)."""
         return self.batch.action_mask(0)
-
-    @property
-    def _user_id(self) -> int:
-        return int(self.batch.user_ids[0])
 
     def _observation(self) -> Any:
         return take_rows(self.batch.observe(), 0)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from kuaifair_env.abandonment import TemperFairness, leave_rule
+from kuaifair_env.adapters import (
+    Actor,
+    BindsEnvironment,
+    PlayedEnv,
+    Policy,
+    check_agent,
+    inference_mode,
+    played,
+    serving,
+)
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import BoolArray, FloatArray
-from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.metrics import (
     Engagement,
     FairnessReport,
@@ -25,8 +36,8 @@ from kuaifair_env.metrics import (
     ndcg,
     top_gains,
 )
-from kuaifair_env.simulator import FixedSessions
-from kuaifair_env.vector_env import KuaiFairVectorEnv
+from kuaifair_env.simulator import FixedSessions, Outcome
+from kuaifair_env.splits import users_to_evaluate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,27 +49,6 @@ _INCOMPLETE = (
     "a wrapper of the environment ends or replaces sessions before they are over, or goes on after their end "
     "(TimeLimit does); only complete sessions can be measured, so evaluate without it"
 )
-# Wrappers that change neither observation, action nor reward.
-_UNCHANGING = {"PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "Monitor"}
-
-
-class Policy(Protocol):
-    """Anything with the ``predict`` of Stable-Baselines3."""
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Returns actions for a batch of observations, and the next recurrent state."""
-        ...
-
-
-@runtime_checkable
-class BindsEnvironment(Protocol):
-    """A policy that needs more than observations (users, histories, the truth) and says so."""
-
-    def bind(self, batch: SessionBatch) -> None:
-        """Tells the policy which sessions its observations will come from."""
-        ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,11 +122,12 @@ class EvaluationResult:
 
 
 def evaluate(
-    policy: Policy,
-    env: gym.Env[Any, Any] | KuaiFairVectorEnv | VecEnv,
+    policy: Policy | Callable[..., Any],
+    env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv,
     users: Any = None,
     episodes_per_user: int = 1,
     *,
+    n_users: int | None = None,
     seed: int = DEFAULT_SEED,
     deterministic: bool = True,
     n_envs: int = 256,
@@ -146,16 +137,20 @@ def evaluate(
     """Plays complete sessions of a fixed list of users and measures them.
 
     A session's random numbers follow from ``seed``, user and episode alone, so every policy meets the same users and
-    the same random numbers, whatever ``n_envs``. Give an environment of its own: its running sessions are replaced.
+    the same random numbers, whatever ``n_envs`` and whatever the form of the environment. Environment and policy are
+    left as they were, also in the middle of training: their sessions go on afterwards, running statistics
+    (``VecNormalize``, Gymnasium's ``NormalizeObservation``) are frozen meanwhile, and monitors write nothing.
 
     Args:
-        policy: Anything with Stable-Baselines3's ``predict``; see :class:`BindsEnvironment` for policies that need
-            more than observations.
-        env: A KuaiFair environment of any form. An SB3 ``VecEnv`` may be wrapped (``VecNormalize``, a purifier). A
-            single environment is run as a batch, unless wrappers change what it says, which are then run one
-            session at a time.
-        users: Raw user ids; None takes all users of the environment's world.
+        policy: Anything with Stable-Baselines3's ``predict`` (with ``action_masks``, such as ``MaskablePPO``, it gets
+            them), or a function from a batch of observations to actions; see
+            :class:`~kuaifair_env.adapters.BindsEnvironment` for policies that need more than observations.
+        env: KuaiFair sessions in any form: ``gym.make``, ``gym.make_vec``, ``make_sb3``, ``make_vec_env``,
+            ``DummyVecEnv``, with any wrappers that play every session to its end (``VecNormalize``, a purifier,
+            Gymnasium's vector wrappers). Where no wrapper changes what it says it is run as one batch.
+        users: Raw ids of the users; None takes all users of the environment's world, or ``n_users`` of them.
         episodes_per_user: Sessions of each user.
+        n_users: Number of users, chosen by a hash of their ids: a larger number only adds users.
         seed: Seed of the sessions' randomness.
         deterministic: Passed to ``predict``.
         n_envs: Concurrent sessions where the environment leaves it open.
@@ -167,79 +162,115 @@ def evaluate(
 
     Raises:
         DataError: If a user is unknown.
-        TypeError: If the environment is not a KuaiFair environment.
-        ValueError: If there is no session to play, or a wrapper does not play sessions to their end.
+        TypeError: If the environment is not a KuaiFair environment in this process, the policy cannot act in its form,
+            or it is no policy.
+        ValueError: If there is no session to play, a wrapper does not play sessions to their end, or the agent was
+            trained on other observations or actions (to have it act on them nevertheless, give a function).
     """
-    vec_env, batch = _vectorised(env, n_envs)
-    world = batch.world
-    rows = world.users if users is None else world.user_rows(users)
-    sessions = FixedSessions.of_users(rows, episodes_per_user, seed)
-    if isinstance(policy, BindsEnvironment):
-        policy.bind(batch)
-    totals = _Totals(batch, ranking)
-    random_sessions = batch.simulator.source
-    batch.serve(sessions)
+    played_env = played(env, n_envs)
+    agent = getattr(policy, "__self__", policy)
+    check_agent(agent, played_env)
+    actor = Actor(policy, deterministic)
+    world = played_env.world
+    sessions = FixedSessions.of_users(users_to_evaluate(world, users, n_users), episodes_per_user, seed)
+    with (
+        serving(played_env, sessions) as batches,
+        inference_mode(agent),
+        _bound(policy, actor, batches, played_env) as reads_masks,
+        tqdm(total=len(sessions), unit="session", disable=not progress, leave=False) as bar,
+    ):
+        totals = _Totals(batches, ranking)
+        for finished in _play(actor, played_env, totals, len(sessions), reads_masks):
+            bar.update(finished)
+        return totals.result(seed)
+
+
+@contextmanager
+def _bound(policy: Any, actor: Actor, batches: Sequence[SessionBatch], env: PlayedEnv) -> Iterator[bool]:
+    """Binds a policy that must know its sessions, and yields whether it has to be given masks.
+
+    Raises:
+        TypeError: If it must know them, and they are not one batch.
+    """
+    if not isinstance(policy, BindsEnvironment):
+        yield actor.takes_masks
+        return
+    if len(batches) > 1:
+        if not actor.takes_masks:
+            raise TypeError(
+                f"{type(policy).__name__} must know its sessions, and there are {len(batches)} environments of one "
+                "session each; give it one of kuaifair_env.make_sb3(...)"
+            )
+        yield True
+        return
+    policy.bind(batches[0])
     try:
-        with tqdm(total=len(sessions), unit="session", disable=not progress, leave=False) as bar:
-            for finished in _play(policy, vec_env, totals, len(sessions), deterministic):
-                bar.update(finished)
+        yield actor.takes_masks and batches[0].simulator.allowed is not None
     finally:
-        batch.serve(random_sessions)
-    return totals.result(seed)
+        policy.bind(env.own_batch)
 
 
-def _play(policy: Policy, env: VecEnv, totals: _Totals, n_sessions: int, deterministic: bool) -> Iterator[int]:
+def _play(actor: Actor, env: PlayedEnv, totals: _Totals, n_sessions: int, reads_masks: bool) -> Iterator[int]:
     """Plays all sessions to their end; yields how many of them each step finished."""
-    observation: Any = env.reset()
-    state: Any = None
-    done = np.ones(env.num_envs, np.bool_)
+    observation = env.reset()
+    starts = np.ones(len(env.over), np.bool_)
     remaining = n_sessions
     while remaining:
-        before = totals.before_step()
-        actions, state = policy.predict(observation, state=state, episode_start=done, deterministic=deterministic)
-        observation, _, done, _ = env.step(actions)
+        before = totals.before_step(env.over)
+        actions = actor.act(observation, starts, env.action_masks() if reads_masks else None)
+        observation, done, starts = env.step(actions)
         finished = totals.after_step(before, done)
         remaining -= finished
         yield finished
 
 
 class _Before(NamedTuple):
-    """The sessions before a step: which are listed, their users, and the true expected feedback where it is read."""
+    """The sessions before a step: their users, which are measured, and the true expected feedback where it is read.
 
+    ``over`` are those that the step replaces, and ``outcomes`` the last ones of each batch.
+    """
+
+    over: BoolArray
     listed: BoolArray
     users: NDArray[np.int64]
     truth: FloatArray | None
+    outcomes: list[Outcome | None]
 
 
 class _Totals:
-    """Adds up what happens in the listed sessions of a batch.
+    """Adds up what happens in the listed sessions of one or several batches.
 
     Args:
-        batch: The sessions; those with a number of at least 0 are on the list.
+        batches: The sessions; those with a number of at least 0 are on the list.
         ranking: Whether to measure R-NDCG@K.
     """
 
-    def __init__(self, batch: SessionBatch, ranking: bool) -> None:
-        world = batch.world
-        self._batch = batch
+    def __init__(self, batches: Sequence[SessionBatch], ranking: bool) -> None:
+        world = batches[0].world
+        self._batches = batches
+        self._rows = np.cumsum([0, *(batch.batch_size for batch in batches)])
         self._ranking = ranking
         self._slates = SlateStatistics(world.groups.popular, world.exposures, len(world.data.users))
         self._records: list[EpisodeRecords] = []
         self._ndcg: list[NDArray[np.float64]] = []
         self._temper_lost, self._steps = 0.0, 0
 
-    def before_step(self) -> _Before:
+    def before_step(self, over: BoolArray) -> _Before:
         """Returns what a step changes and :meth:`after_step` needs.
+
+        Args:
+            over: ``bool (B,)``, sessions that ended and that the step replaces.
 
         Raises:
             ValueError: If no listed session is left although some were not played to their end.
         """
-        simulator = self._batch.simulator
-        listed = simulator.numbers >= 0
+        simulators = [batch.simulator for batch in self._batches]
+        listed = np.concatenate([simulator.numbers >= 0 for simulator in simulators])
         if not listed.any():
             raise ValueError(_INCOMPLETE)
-        truth = simulator.expected_catalogue() if self._ranking else None
-        return _Before(listed, simulator.users.copy(), truth)
+        truth = np.concatenate([simulator.expected_catalogue() for simulator in simulators]) if self._ranking else None
+        users = np.concatenate([simulator.users for simulator in simulators])
+        return _Before(over.copy(), listed & ~over, users, truth, [batch.outcome for batch in self._batches])
 
     def after_step(self, before: _Before, done: BoolArray) -> int:
         """Adds a step and returns how many listed sessions it finished.
@@ -252,23 +283,33 @@ class _Totals:
             TypeError: If the wrappers did not step the sessions.
             ValueError: If other sessions are over than the wrappers say.
         """
-        outcome, records = self._batch.outcome, self._batch.finished_records
-        if outcome is None:
-            raise TypeError("the environment's wrappers did not step the sessions beneath them")
-        if not np.array_equal(np.flatnonzero(done), self._batch.finished):
+        ended = np.zeros(len(done), np.bool_)
+        outcomes: list[Outcome] = []
+        finished = 0
+        for batch, first, end, earlier in zip(self._batches, self._rows, self._rows[1:], before.outcomes, strict=False):
+            outcome, records = batch.outcome, batch.finished_records
+            if outcome is None or (outcome is earlier and not before.over[first:end].all()):
+                raise TypeError("the environment's wrappers did not step the sessions beneath them")
+            outcomes.append(outcome)
+            if records is None or outcome is earlier:
+                continue
+            ended[first + batch.finished] = True
+            records = records.take(records.numbers >= 0)
+            self._records.append(records)
+            finished += len(records)
+        if not np.array_equal(done, ended):
             raise ValueError(_INCOMPLETE)
-        listed = before.listed
-        self._slates.add(outcome.items[listed], before.users[listed], outcome.violation[listed])
-        self._temper_lost += float(np.clip(2.0 - outcome.reward[listed], 0.0, 2.0).sum())
+        listed, items = before.listed, np.concatenate([outcome.items for outcome in outcomes])
+        violation, reward = (
+            np.concatenate([getattr(outcome, name) for outcome in outcomes])[listed] for name in ("violation", "reward")
+        )
+        self._slates.add(items[listed], before.users[listed], violation)
+        self._temper_lost += float(np.clip(2.0 - reward, 0.0, 2.0).sum())
         self._steps += int(listed.sum())
         if before.truth is not None:
-            gains = np.take_along_axis(before.truth, outcome.items, axis=1)[listed]
+            gains = np.take_along_axis(before.truth, items, axis=1)[listed]
             self._ndcg.append(ndcg(gains, top_gains(before.truth[listed], gains.shape[1])))
-        if records is None:
-            return 0
-        records = records.take(records.numbers >= 0)
-        self._records.append(records)
-        return len(records)
+        return finished
 
     def result(self, seed: int) -> EvaluationResult:
         """Returns what was added up, sessions in the order of the list."""
@@ -276,14 +317,14 @@ class _Totals:
         records = records.take(np.argsort(records.numbers))
         fairness = self._slates.report()
         temper_loss = self._temper_lost / self._steps
-        predicted, length_range = _lengths(self._batch.config, temper_loss, fairness.violation_rate, records)
+        predicted, length_range = _lengths(self._batches[0].config, temper_loss, fairness.violation_rate, records)
         return EvaluationResult(
             sessions=records,
             engagement=engagement(records.length, records.return_),
             fairness=fairness,
             ndcg=float(np.concatenate(self._ndcg).mean()) if self._ndcg else None,
-            world=self._batch.world.describe(),
-            config=self._batch.config.describe(),
+            world=self._batches[0].world.describe(),
+            config=self._batches[0].config.describe(),
             seed=seed,
             predicted_length=predicted,
             length_range=length_range,
@@ -305,39 +346,3 @@ def _lengths(
     longest = min(float(ceiling), float(config.max_len))
     predicted = float(expected_length(temper, reward, violation_rate, penalty=penalty))
     return predicted, (min(float(floor), predicted, longest), longest)
-
-
-def _vectorised(env: Any, n_envs: int) -> tuple[VecEnv, SessionBatch]:
-    """Returns the environment as a ``VecEnv``, and the sessions beneath it."""
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-
-    from kuaifair_env.sb3 import KuaiFairVecEnv
-
-    bottom = getattr(env, "unwrapped", env)
-    if isinstance(env, VecEnv):
-        if not isinstance(bottom, KuaiFairVecEnv):
-            raise TypeError(
-                f"evaluate() needs a KuaiFairVecEnv beneath the wrappers, got {type(bottom).__name__}; "
-                "make one with kuaifair_env.make_sb3(...)"
-            )
-        bottom.apply_seeds()
-        return env, bottom.batch
-    if not isinstance(bottom, (KuaiFairEnv, KuaiFairVectorEnv)):
-        raise TypeError(f"evaluate() needs a KuaiFair environment, got {type(bottom).__name__}")
-    if isinstance(bottom, KuaiFairVectorEnv) and env is not bottom:
-        raise TypeError("evaluate() does not see through Gymnasium's vector wrappers; wrap a KuaiFairVecEnv instead")
-    if isinstance(bottom, KuaiFairEnv) and changing_wrappers(env):
-        # An unseeded environment would draw a seed at its first reset, and random users with it.
-        env.reset(seed=0)
-        return DummyVecEnv([lambda: env]), bottom.batch
-    native = KuaiFairVecEnv(bottom.world, bottom.config, n_envs, seed=0)
-    return native, native.batch
-
-
-def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
-    """Returns the class names of the wrappers around a single environment that may change what it says or takes."""
-    names, layer = [], cast(Any, env)
-    while layer is not layer.unwrapped:
-        names.append(type(layer).__name__)
-        layer = layer.env
-    return [name for name in names if name not in _UNCHANGING]

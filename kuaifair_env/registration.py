@@ -89,6 +89,13 @@ _WORLD_DEFAULTS: dict[str, Any] = {
 }
 
 
+# What gym.make takes and batches do not, and what to use instead.
+_OF_SINGLE_ENVIRONMENTS = {
+    "render_mode": "render a single environment: gym.make(id, render_mode=...)",
+    "max_episode_steps": "use max_len instead, the largest number of steps in a session",
+}
+
+
 class WorldSettings(TypedDict, total=False):
     """Settings of a world; see :func:`make_world`."""
 
@@ -233,6 +240,8 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
     names = {field.name for field in fields(SessionConfig)}
     known = names | set(WorldSettings.__annotations__)
     unknown = set(settings) - known
+    for name in unknown & set(_OF_SINGLE_ENVIRONMENTS):
+        raise ValueError(f"a batch of sessions takes no {name}; {_OF_SINGLE_ENVIRONMENTS[name]}")
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {sorted(known)}")
     config = SessionConfig(**{name: value for name, value in settings.items() if name in names})

@@ -15,48 +15,12 @@ from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.simulator import Outcome, SessionSource
+from kuaifair_env.session_view import SessionView, refuse_to_set
+from kuaifair_env.simulator import Outcome
 from kuaifair_env.spaces import replace_rows, take_rows
 from kuaifair_env.world import World
 
 InfoLevel = Literal["episode", "step"]
-
-
-class SessionView:
-    """One session of a :class:`KuaiFairVecEnv`, for ``get_attr`` and ``env_method``.
-
-    Args:
-        vec_env: The environment.
-        row: Which of its sessions.
-    """
-
-    def __init__(self, vec_env: KuaiFairVecEnv, row: int) -> None:
-        self._vec_env = vec_env
-        self._row = row
-        self.world = vec_env.world
-        self.config = vec_env.config
-        self.action_space = vec_env.batch.action_space
-        self.observation_space = vec_env.batch.observation_space
-        self.render_mode: str | None = None
-        self.spec = None
-
-    @property
-    def user_id(self) -> int:
-        """Raw id of the current user."""
-        return int(self._vec_env.batch.user_ids[self._row])
-
-    @property
-    def temper(self) -> float:
-        """The current user's patience."""
-        return float(self._vec_env.batch.simulator.temper[self._row])
-
-    def history_window(self) -> HistoryWindow:
-        """Returns the window behind the observation, with a leading axis of 1."""
-        return self._vec_env.history_window().take(np.asarray([self._row]))
-
-    def action_masks(self) -> BoolArray:
-        """Returns the items that may be shown now, as sb3-contrib's ``MaskablePPO`` expects them."""
-        return self._vec_env.batch.action_mask(self._row)
 
 
 class KuaiFairVecEnv(VecEnv):
@@ -99,7 +63,7 @@ class KuaiFairVecEnv(VecEnv):
         self._made_at = time.perf_counter()
         super().__init__(n_envs, self.batch.observation_space, self.batch.action_space)
         self.seed(seed)
-        self.apply_seeds()
+        self._apply_seeds()
 
     def __repr__(self) -> str:
         return f"KuaiFairVecEnv({self.num_envs} sessions, {self.config}, {self.world})"
@@ -117,7 +81,7 @@ class KuaiFairVecEnv(VecEnv):
         Raises:
             ValueError: If an option that :meth:`set_options` noted, or its user, is unknown.
         """
-        self.apply_seeds()
+        self._apply_seeds()
         options = self._options
         self._reset_options()
         self.batch.reset(self._all, self.batch.chosen_sessions(self._all, options) if any(options) else None)
@@ -129,12 +93,13 @@ class KuaiFairVecEnv(VecEnv):
         ]
         return self.batch.observe()
 
-    def serve(self, source: SessionSource) -> None:
-        """Takes sessions from another source, from the next reset or finished session on."""
-        self.apply_seeds()
-        self.batch.serve(source)
+    def play(self, batch: SessionBatch) -> None:
+        """Plays the sessions of another batch of ``num_envs`` from the next reset on, instead of random users."""
+        self.batch = batch
+        self._reset_seeds()
+        self._reset_options()
 
-    def apply_seeds(self) -> None:
+    def _apply_seeds(self) -> None:
         """Applies seeds that wait for the next reset, which would put random users in place of another source."""
         if any(seed is not None for seed in self._seeds):
             keys = [seeding.stream_key(int(seed)) for seed in self._seeds if seed is not None]
@@ -177,16 +142,19 @@ class KuaiFairVecEnv(VecEnv):
         return [None] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Returns an attribute of each :class:`SessionView`."""
+        """Returns an attribute of each :class:`~kuaifair_env.session_view.SessionView`."""
         return [getattr(self._views[row], attr_name) for row in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Sets an attribute of each :class:`SessionView`."""
-        for row in self._get_indices(indices):
-            setattr(self._views[row], attr_name, value)
+        """Refuses: nothing that a running environment reads can be set.
+
+        Raises:
+            AttributeError: Always; see :func:`~kuaifair_env.session_view.refuse_to_set`.
+        """
+        refuse_to_set(attr_name)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Calls a method of each :class:`SessionView`."""
+        """Calls a method of each :class:`~kuaifair_env.session_view.SessionView`."""
         methods = self.get_attr(method_name, indices)
         return [method(*method_args, **method_kwargs) for method in methods]
 

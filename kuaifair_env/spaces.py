@@ -23,6 +23,9 @@ from kuaifair_env.world import World
 ActionMode = Literal["embedding", "slate", "item"]
 ObservationMode = Literal["state", "history"]
 
+OBSERVED = "observed"
+"""What :class:`StateSpace` calls states that no purifier has changed."""
+
 _MAX_BLOCKS = 64
 _MAX_SURPLUS = 16
 
@@ -94,6 +97,38 @@ def _batch_slate_space(space: SlateSpace, n: int = 1) -> SlateSpace:
 @iterate.register(SlateSpace)
 def _iterate_slate_space(space: SlateSpace, items: NDArray[Any]) -> Iterator[NDArray[Any]]:  # type: ignore[misc]
     return iter(items)
+
+
+class StateSpace(spaces.Box):
+    """States and what they are: equal shapes and bounds alone do not make observed states purified ones.
+
+    Agents keep the space that they were trained on, also in the files of Stable-Baselines3, so that whoever gives them
+    other states can be told. A plain ``Box`` says nothing of its states and equals any space of its bounds.
+
+    Args:
+        low: Smallest value of a component, for all or for each.
+        high: Largest value.
+        shape: ``(d,)``.
+        states: What the states are: ``"observed"``, or how they were purified.
+    """
+
+    def __init__(self, low: Any, high: Any, shape: Sequence[int], states: str = OBSERVED) -> None:
+        super().__init__(low, high, tuple(shape), np.float32)
+        self.states = states
+
+    def __repr__(self) -> str:
+        return f"StateSpace({self.low.min():.6g}, {self.high.max():.6g}, {self.shape}, {self.states!r})"
+
+    def __eq__(self, other: object, /) -> bool:
+        return super().__eq__(other) and getattr(other, "states", self.states) == self.states
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@batch_space.register(StateSpace)
+def _batch_state_space(space: StateSpace, n: int = 1) -> StateSpace:
+    low, high = (np.repeat(bound[None], n, axis=0) for bound in (space.low, space.high))
+    return StateSpace(low, high, low.shape, space.states)
 
 
 def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> NDArray[np.int64]:
@@ -322,7 +357,7 @@ class StateObserver:
         self._world = world
         norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
         bound = float(max(norms.max(), 1e-6)) * 1.001 if world.encoder is None else world.encoder.bound
-        self.space: spaces.Space[Any] = spaces.Box(-bound, bound, (world.dimension,), np.float32)
+        self.space = StateSpace(-bound, bound, (world.dimension,))
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """Returns the states of the given sessions, or of all, ``float32 (B, d)``."""

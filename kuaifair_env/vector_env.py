@@ -15,6 +15,7 @@ from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.session_view import SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
@@ -54,6 +55,7 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space = self.batch.observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._views = [SessionView(self, row) for row in range(num_envs)]
         self._all = np.arange(num_envs)
         self._over = np.ones(num_envs, np.bool_)
         self._started = False
@@ -85,6 +87,11 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         self._started = True
         return self.batch.observe(), self._start_infos(rows)
 
+    def play(self, batch: SessionBatch) -> None:
+        """Plays the sessions of another batch of ``num_envs`` from the next reset on, instead of random users."""
+        self.batch = batch
+        self._started = True
+
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """Shows a slate in every running session.
 
@@ -110,9 +117,26 @@ class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
         """Returns the windows of items and clicks behind the observations."""
         return self.batch.history_window()
 
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Returns an attribute of each :class:`~kuaifair_env.session_view.SessionView`."""
+        return tuple(getattr(view, name) for view in self._views)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Refuses: nothing that a running environment reads can be set.
+
+        Raises:
+            AttributeError: Always; see :func:`~kuaifair_env.session_view.refuse_to_set`.
+        """
+        refuse_to_set(name)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls a method of each session, or reads an attribute, as ``SyncVectorEnv`` does."""
+        values = self.get_attr(name)
+        return tuple(value(*args, **kwargs) if callable(value) else value for value in values)
+
     def action_masks(self) -> BoolArray:
-        """Returns ``bool (num_envs, N)``, the items that may be shown now."""
-        return self.batch.action_masks()
+        """Returns ``bool (num_envs, N)``, the items that may be shown now; once for each slot in ``slate`` mode."""
+        return np.stack([self.batch.action_mask(row) for row in range(self.num_envs)])
 
     def _seed(self, seed: int | Sequence[int | None] | None, rows: IntArray) -> None:
         if isinstance(seed, (int, np.integer)):

@@ -8,10 +8,10 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
 from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
+from kuaifair_env.adapters import changing_wrappers
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.evaluation import changing_wrappers
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World
 

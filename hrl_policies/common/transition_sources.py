@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
+from dsrm.purifier import StatePurifier, purified_space
 from hrl_policies.common.transitions import LoggedTransitions
+from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.evaluation import BindsEnvironment, Policy
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.spaces import (
     ActionMode,
@@ -31,10 +32,6 @@ from kuaifair_env.spaces import (
     unit_rows,
 )
 from kuaifair_env.world import World, windows_before
-
-if TYPE_CHECKING:
-    from dsrm.purifier import StatePurifier
-
 
 SessionEnd = Literal["truncated", "terminated"]
 ActionItems = Literal["clicked", "shown"]
@@ -201,8 +198,7 @@ def _states(
     world: World, slates: _Slates, size: int, purifier: StatePurifier | None
 ) -> tuple[FloatArray, FloatArray, spaces.Box]:
     """Returns the states before and after each slate, and their space."""
-    space = StateObserver(world).space if purifier is None else purifier.bind(world)
-    assert isinstance(space, spaces.Box)
+    space = StateObserver(world).space if purifier is None else purified_space(purifier, world)
     log = world.data.train
     first = log.offsets(len(world.data.users))[slates.users]
     places = world.history_length
@@ -340,15 +336,18 @@ def _play(policy: Policy, env: VecEnv, rounds: int, seed: int) -> dict[str, Any]
     bottom = env.unwrapped
     batch = bottom.batch if isinstance(bottom, KuaiFairVecEnv) else None
     slot_rewards = batch is not None and batch.config.action_mode != "embedding"
+    actor = Actor(policy, deterministic=False)
+    reads_masks = actor.takes_masks and world_beneath(env) is not None
     if batch is not None and isinstance(policy, BindsEnvironment):
         policy.bind(batch)
+        reads_masks = False
     continuous = isinstance(env.action_space, spaces.Box)
     rows: list[dict[str, Any]] = []
     env.seed(seed)
     observation: Any = env.reset()
-    state, starts = None, np.ones(env.num_envs, np.bool_)
+    starts = np.ones(env.num_envs, np.bool_)
     for _ in range(rounds):
-        actions, state = policy.predict(observation, state, starts, deterministic=False)
+        actions = actor.act(observation, starts, np.stack(env.env_method("action_masks")) if reads_masks else None)
         following, rewards, done, infos = env.step(actions)
         cut = np.asarray([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & done
         row = {

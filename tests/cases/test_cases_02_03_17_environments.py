@@ -30,7 +30,6 @@ def like(env, n_envs):
     return test
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation goes on updating running statistics")
 def test_case_02_evaluation_leaves_the_statistics_of_normalisation_alone(normalised):
     agent, env = normalised
     count, before = env.obs_rms.count, env.obs_rms.mean.copy()
@@ -43,14 +42,12 @@ def test_case_02_evaluation_leaves_the_statistics_of_normalisation_alone(normali
         env.obs_rms.count, env.obs_rms.mean = count, before
 
 
-@pytest.mark.xfail(strict=True, reason="running statistics move while policies are evaluated")
 def test_case_02_results_do_not_depend_on_the_number_of_sessions_at_once(normalised):
     agent, env = normalised
     first, second = (evaluate(agent, like(env, n_envs)).summary() for n_envs in (8, 64))
     assert first["r_cum"] == pytest.approx(second["r_cum"])
 
 
-@pytest.mark.xfail(strict=True, reason="masks are not given to predict")
 def test_case_03_an_agent_that_needs_masks_can_be_evaluated():
     settings = {"action_mode": "item", "repeats": "forbid"}
     train = make_sb3(ID, 4, seed=1, **settings)
@@ -59,14 +56,12 @@ def test_case_03_an_agent_that_needs_masks_can_be_evaluated():
     assert result.engagement.length > 0
 
 
-@pytest.mark.xfail(strict=True, reason="set_attr notes a value that nothing reads")
 def test_case_17_a_setting_that_cannot_be_changed_is_refused_by_set_attr():
     env = make_sb3(ID, 2, seed=1, leave="never")
     with pytest.raises((AttributeError, ValueError), match="max_len"):
         env.set_attr("max_len", 10)
 
 
-@pytest.mark.xfail(strict=True, reason="the message is that of an unexpected keyword")
 @pytest.mark.parametrize(
     ("setting", "instead"),
     [({"render_mode": "rgb_array"}, "gym.make"), ({"max_episode_steps": 5}, "use max_len|max_len instead")],

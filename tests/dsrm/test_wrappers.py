@@ -117,9 +117,15 @@ def test_each_state_is_purified_once_per_step_whatever_the_optimiser_does():
 def test_wrapping_under_vec_normalize_and_monitor_and_evaluating_works():
     env = VecNormalize(VecMonitor(vec(4)), norm_reward=False)
     model = A2C("MlpPolicy", env, n_steps=4, device="cpu").learn(64)
-    result = evaluate(model, vec(4), episodes_per_user=1)
-    alone = evaluate(model, single(), users=WORLD.user_ids[:6])
-    together = evaluate(model, vec(4), users=WORLD.user_ids[:6])
+
+    def normalised(sessions):
+        test = VecNormalize(sessions, training=False, norm_reward=False)
+        test.obs_rms = env.obs_rms
+        return test
+
+    result = evaluate(model, normalised(vec(4)), episodes_per_user=1)
+    alone = evaluate(model, normalised(DummyVecEnv([single])), users=WORLD.user_ids[:6])
+    together = evaluate(model, normalised(vec(4)), users=WORLD.user_ids[:6])
     assert len(result.sessions) == len(WORLD.users)
     assert alone.summary() == together.summary()
 

@@ -176,8 +176,8 @@ def test_a_folder_holds_its_purifier_and_reproduces_the_result(files, tmp_path):
     assert stored.config.purifier == PurifierIdentity("noise", stored.config.purifier.hash)
     again = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair(), purifier_of(stored))
     assert again.summary() == summary(result)
-    raw = evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair())
-    assert raw.summary() != summary(result)
+    with pytest.raises(ValueError, match=r"'purified by noise \w+'.*'observed'"):
+        evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair())
 
 
 def test_an_interrupted_purified_run_goes_on_with_its_purifier(files, tmp_path):

@@ -240,7 +240,7 @@ def test_foreign_environments_and_unknown_users_are_clear_errors():
     with pytest.raises(TypeError, match="KuaiFair environment"):
         evaluate(SameSlate([0]), gym.make("CartPole-v1"))
     with pytest.raises(TypeError, match="make_sb3"):
-        evaluate(SameSlate([0]), DummyVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)]))
+        evaluate(SameSlate([0]), DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     with pytest.raises(ValueError, match="no sessions"):
         evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), users=[5])
     with pytest.raises(ValueError, match="at least one"):
