@@ -21,6 +21,7 @@ from kuaifair_env.data.schema import IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
+from kuaifair_env.session_view import FixedSettings
 from kuaifair_env.spaces import stack_observations, take_rows
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import World
@@ -28,7 +29,7 @@ from kuaifair_env.world import World
 _STATE = "state"
 
 
-class DSRMObservationWrapper(gym.Wrapper[Any, Any, Any, Any]):
+class DSRMObservationWrapper(FixedSettings, gym.Wrapper[Any, Any, Any, Any]):
     """Purifies the observations of a single KuaiFair environment.
 
     In ``state`` mode the observation is the purified state; in ``history`` mode the entry ``state`` is.
@@ -65,7 +66,7 @@ class DSRMObservationWrapper(gym.Wrapper[Any, Any, Any, Any]):
         return self._observations.purify_each([observation], self._sessions.history_window())[0]
 
 
-class DSRMVectorWrapper(VectorWrapper):
+class DSRMVectorWrapper(FixedSettings, VectorWrapper):
     """Purifies the observations of a batched KuaiFair environment (``gym.make_vec``), in any autoreset mode.
 
     Args:
@@ -113,7 +114,7 @@ class DSRMVectorWrapper(VectorWrapper):
         return purified, reward, terminated, truncated, info
 
 
-class VecDSRM(VecEnvWrapper):
+class VecDSRM(FixedSettings, VecEnvWrapper):
     """Purifies the observations of a Stable-Baselines3 environment, all sessions at once.
 
     Takes a :class:`~kuaifair_env.sb3.KuaiFairVecEnv`, wrapped or not, and any ``VecEnv`` over single KuaiFair

@@ -30,6 +30,8 @@ _UNCHANGING = {
 }
 # Flags of wrappers that keep running statistics: those of Stable-Baselines3 and of Gymnasium.
 _UPDATING = ("training", "_update_running_mean")
+# What wrappers keep state in, besides arrays and containers.
+_STATEFUL = {"StackedObservations", "RunningMeanStd"}
 
 
 class Policy(Protocol):
@@ -383,8 +385,11 @@ def _rewind(value: Any) -> Callable[[], Any]:
             return value
 
     else:
+        attributes = _rewind(vars(value)) if type(value).__name__ in _STATEFUL else None
 
         def rewind() -> Any:
+            if attributes is not None:
+                attributes()
             return value
 
     return rewind

@@ -13,7 +13,7 @@ from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.session_view import SETTINGS, refuse_to_set
+from kuaifair_env.session_view import FixedSettings, refuse_to_set
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
@@ -22,7 +22,7 @@ _FIRST_ROW = np.zeros(1, np.int64)
 _FIXED = {"world", "config", "batch", "action_space", "observation_space", "render_mode", "user_id", "temper"}
 
 
-class KuaiFairEnv(gym.Env[Any, Any]):
+class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
     """A user scrolls; the agent picks each slate; unequal exposure makes the user leave early.
 
     ## Description
@@ -154,11 +154,6 @@ class KuaiFairEnv(gym.Env[Any, Any]):
             raise ValueError("there is no session yet; call reset() before render()")
         trace = self._recorder.trace()
         return render_ansi(trace) if self.render_mode == "ansi" else render_rgb(trace)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in SETTINGS:
-            refuse_to_set(name)
-        super().__setattr__(name, value)
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Sets an attribute of a subclass; see ``gymnasium.Env.set_wrapper_attr``.

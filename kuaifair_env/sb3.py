@@ -15,7 +15,7 @@ from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.session_view import SessionView, refuse_to_set
+from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
 from kuaifair_env.spaces import replace_rows, take_rows
 from kuaifair_env.world import World
@@ -23,7 +23,7 @@ from kuaifair_env.world import World
 InfoLevel = Literal["episode", "step"]
 
 
-class KuaiFairVecEnv(VecEnv):
+class KuaiFairVecEnv(FixedSettings, VecEnv):
     """``n_envs`` sessions at once behind Stable-Baselines3's ``VecEnv``; see ``KuaiFairEnv`` for the world itself.
 
     Finished sessions are replaced in the same step; ``infos[i]`` then holds ``terminal_observation``,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -74,6 +74,15 @@ class SessionView:
     def action_masks(self) -> BoolArray:
         """Returns the items that may be shown now, as sb3-contrib's ``MaskablePPO`` expects them."""
         return self._env.batch.action_mask(self._row)
+
+
+class FixedSettings:
+    """Base class of environments and wrappers that refuse to assign to a setting, which would have no effect."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS:
+            refuse_to_set(name)
+        super().__setattr__(name, value)
 
 
 def refuse_to_set(name: str) -> NoReturn:

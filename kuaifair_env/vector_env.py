@@ -15,13 +15,13 @@ from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.session_view import SessionView, refuse_to_set
+from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
 
-class KuaiFairVectorEnv(VectorEnv[Any, Any, Any]):
+class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
     """``num_envs`` sessions at once behind Gymnasium's vector API; see :class:`KuaiFairEnv` for the world itself.
 
     With the same seeds, row ``i`` plays the same sessions as a single environment that was reset with

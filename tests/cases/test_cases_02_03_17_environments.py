@@ -7,11 +7,12 @@ import copy
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from kuaifair_env import evaluate, make_sb3
+from kuaifair_env import KuaiFairEnv, evaluate, make_sb3
 
 ID = "KuaiFair-Toy-v0"
 
@@ -69,3 +70,50 @@ def test_case_17_a_setting_that_cannot_be_changed_is_refused_by_set_attr():
 def test_case_17_make_vec_says_what_to_use_instead_of_settings_of_single_environments(setting, instead):
     with pytest.raises((TypeError, ValueError), match=instead):
         gym.make_vec(ID, 2, **setting)
+
+
+SETTABLE = {
+    "make_sb3": lambda: make_sb3(ID, 2, seed=1, leave="never"),
+    "within wrappers": lambda: VecNormalize(VecMonitor(make_sb3(ID, 2, seed=1, leave="never"))),
+    "DummyVecEnv": lambda: DummyVecEnv([lambda: gym.make(ID, leave="never").unwrapped] * 2),
+    "make_vec": lambda: gym.make_vec(ID, 2, leave="never"),
+    "SyncVectorEnv": lambda: SyncVectorEnv([lambda: gym.make(ID, leave="never")] * 2),
+}
+
+
+@pytest.mark.parametrize("form", SETTABLE.values(), ids=SETTABLE)
+@pytest.mark.parametrize("name", ["max_len", "leave", "slate_size"])
+def test_case_17_no_form_of_the_environment_takes_a_setting_that_has_no_effect(form, name):
+    env = form()
+    with pytest.raises(AttributeError, match=rf"'{name}' is fixed when an environment is made.*{name}="):
+        env.set_attr(name, 10)
+
+
+@pytest.mark.parametrize("name", ["config", "world", "no_such_thing"])
+def test_case_17_what_is_read_once_or_never_cannot_be_set_either(name):
+    for form in ("make_sb3", "within wrappers", "make_vec", "SyncVectorEnv"):
+        with pytest.raises(AttributeError, match=f"'{name}' is nothing that can be set"):
+            SETTABLE[form]().set_attr(name, 10)
+
+
+def test_case_17_attributes_of_subclasses_and_wrappers_can_be_set():
+    class Coached(KuaiFairEnv):
+        difficulty = 1
+
+    world = make_sb3(ID, 1, seed=0).world
+    env = SyncVectorEnv([lambda: gym.wrappers.TimeLimit(Coached(world), 7)] * 2)
+    env.set_attr("difficulty", (2, 3))
+    env.set_attr("_max_episode_steps", 5)
+    assert env.get_attr("difficulty") == (2, 3) and env.get_attr("_max_episode_steps") == (5, 5)
+
+
+def test_case_17_every_form_has_the_same_attributes_of_sessions():
+    for form in SETTABLE.values():
+        env = form()
+        env.reset()
+        assert [float(temper) for temper in env.get_attr("temper")] == [31.0, 31.0]
+        assert len(set(env.get_attr("user_id"))) <= 2
+        assert [config.leave for config in env.get_attr("config")] == ["never"] * 2
+        call = env.call if isinstance(env, gym.vector.VectorEnv) else env.env_method
+        assert [window.items.shape[0] for window in call("history_window")] == [1, 1]
+        assert [mask.shape for mask in call("action_masks")] == [(env.get_attr("world")[0].n_items,)] * 2

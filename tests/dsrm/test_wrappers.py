@@ -6,19 +6,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from helpers import small_world
 from purifiers import WindowPurifier
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
+from dsrm.baselines import IdentityPurifier, IPSPurifier
 from dsrm.purifier import MismatchError
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import state_of
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world(0.4)
@@ -128,6 +132,70 @@ def test_wrapping_under_vec_normalize_and_monitor_and_evaluating_works():
     together = evaluate(model, normalised(vec(4)), users=WORLD.user_ids[:6])
     assert len(result.sessions) == len(WORLD.users)
     assert alone.summary() == together.summary()
+
+
+def purified_forms(config):
+    """The same purified sessions in every form of the environment."""
+    yield DSRMObservationWrapper(KuaiFairEnv(WORLD, config), WindowPurifier())
+    yield vec(3, config)
+    yield DummyVecEnv([lambda: single(config)] * 3)
+    yield make_vec_env(lambda: single(config), n_envs=3, seed=4)
+    yield VecDSRM(DummyVecEnv([lambda: KuaiFairEnv(WORLD, config)] * 3), WindowPurifier())
+    for mode in AutoresetMode:
+        yield DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, config, 3, mode), WindowPurifier())
+        yield SyncVectorEnv([lambda: single(config)] * 3, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("config", [CONFIG, HISTORY])
+def test_evaluations_of_every_purified_form_agree(config):
+    results = [
+        evaluate(lambda seen: np.tanh(state_of(seen)[:, : WORLD.dimension]), env, users=WORLD.user_ids[:9]).frame()
+        for env in purified_forms(config)
+    ]
+    for frame in results[1:]:
+        np.testing.assert_array_equal(frame, results[0])
+
+
+def test_agents_of_purified_states_are_refused_raw_ones_of_the_same_shape_and_bounds(tmp_path):
+    purifier, raw = IPSPurifier(), KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0)
+    env = VecDSRM(raw, purifier)
+    assert env.observation_space.shape == raw.observation_space.shape
+    np.testing.assert_array_equal(env.observation_space.high, raw.observation_space.high)
+    for wrapped in (env, VecNormalize(env)):
+        PPO("MlpPolicy", wrapped, n_steps=8, batch_size=8).save(tmp_path / "agent")
+        agent = PPO.load(tmp_path / "agent")
+        for sessions in (raw, KuaiFairEnv(WORLD, CONFIG), VecMonitor(raw), VecNormalize(raw)):
+            with pytest.raises(ValueError, match=r"'purified by ips \w+'.*'observed'"):
+                evaluate(agent, sessions)
+        with pytest.raises(ValueError, match="Observation spaces do not match"):
+            PPO.load(tmp_path / "agent", env=raw)
+        assert evaluate(agent, env).summary() == evaluate(agent, purified_by(purifier)).summary()
+        with pytest.raises(ValueError, match="purified by"):
+            evaluate(agent, purified_by(IPSPurifier(exponent=0.1)))
+    with pytest.raises(ValueError, match=r"'observed'.*'purified by ips"):
+        evaluate(PPO("MlpPolicy", raw, n_steps=8, batch_size=8), env)
+    history = VecDSRM(KuaiFairVecEnv(WORLD, HISTORY, 2, seed=0), purifier)
+    with pytest.raises(ValueError, match="purified by ips"):
+        evaluate(PPO("MultiInputPolicy", history, n_steps=8, batch_size=8), KuaiFairEnv(WORLD, HISTORY))
+
+
+def purified_by(purifier):
+    return DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, CONFIG, 3), purifier)
+
+
+def test_the_identity_leaves_observed_states_what_they_are():
+    env = VecDSRM(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0), IdentityPurifier())
+    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8)
+    assert evaluate(agent, env).summary() == evaluate(agent, KuaiFairEnv(WORLD, CONFIG)).summary()
+
+
+@pytest.mark.parametrize("mode", ["item", "slate"])
+def test_masks_reach_maskable_agents_through_purifiers(mode):
+    config = SessionConfig(max_len=4, action_mode=mode, slate_size=1, repeats="forbid")
+    agent = MaskablePPO("MlpPolicy", vec(4, config), n_steps=8, batch_size=16, seed=0).learn(32)
+    results = [evaluate(agent, env, users=WORLD.user_ids[:9]).frame() for env in purified_forms(config)]
+    for frame in results[1:]:
+        np.testing.assert_array_equal(frame, results[0])
 
 
 def test_other_kinds_of_agents_train_on_purified_states():

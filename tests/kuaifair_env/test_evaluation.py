@@ -7,14 +7,30 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from helpers import TableResponse, small_world
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
+from hrl_policies.controls import RandomSlates
 from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.splits import evaluation_users
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world()
@@ -249,3 +265,239 @@ def test_foreign_environments_and_unknown_users_are_clear_errors():
         evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), users=["70"])
     with pytest.raises(ValueError, match="episodes_per_user"):
         evaluate(SameSlate([0]), KuaiFairEnv(WORLD, CONFIG), episodes_per_user=0)
+
+
+def doubled(observation):
+    """Acts on observations alone, as a plain function."""
+    return FollowsTheState().predict(observation)[0]
+
+
+def vector_forms():
+    """Sessions in the forms of Gymnasium and of Stable-Baselines3, none of which changes what an agent sees."""
+    singles = [lambda: KuaiFairEnv(WORLD, CONFIG)] * 3
+    yield DummyVecEnv(singles)
+    yield VecMonitor(DummyVecEnv(singles))
+    yield DummyVecEnv([lambda: Negate(Negate(KuaiFairEnv(WORLD, CONFIG)))] * 3)
+    yield make_vec_env(lambda: Negate(Negate(KuaiFairEnv(WORLD, CONFIG))), n_envs=4, seed=11)
+    for mode in AutoresetMode:
+        yield SyncVectorEnv(singles, autoreset_mode=mode)
+        yield SyncVectorEnv([lambda: Negate(Negate(KuaiFairEnv(WORLD, CONFIG)))] * 3, autoreset_mode=mode)
+        yield NegateAll(NegateAll(KuaiFairVectorEnv(WORLD, CONFIG, 3, mode)))
+
+
+class NegateAll(VectorWrapper):
+    """A Gymnasium vector wrapper that changes observations in every autoreset mode."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed, options=options)
+        return -observation, info
+
+    def step(self, actions):
+        observation, *others = self.env.step(actions)
+        return -observation, *others
+
+
+@pytest.mark.parametrize("form", range(13))
+def test_every_vector_form_gives_the_figures_of_the_batch(form):
+    env = list(vector_forms())[form]
+    batch = evaluate(FollowsTheState(), KuaiFairVecEnv(WORLD, CONFIG, 7, seed=1), episodes_per_user=2, ranking=True)
+    for policy in (FollowsTheState(), doubled):
+        result = evaluate(policy, env, episodes_per_user=2, ranking=True)
+        assert result.summary() == pytest.approx(batch.summary())
+        np.testing.assert_array_equal(result.frame(), batch.frame())
+
+
+def test_vector_wrappers_are_run_and_not_skipped():
+    plain = evaluate(FollowsTheState(), KuaiFairVectorEnv(WORLD, CONFIG, 3))
+    assert evaluate(FollowsTheState(), NegateAll(KuaiFairVectorEnv(WORLD, CONFIG, 3))).summary() != plain.summary()
+
+
+def test_recurrent_state_begins_anew_in_every_vector_form():
+    for env in vector_forms():
+        assert len(evaluate(CountsSteps(), env).sessions) == len(WORLD.users)
+
+
+def test_sessions_in_other_processes_and_of_several_worlds_are_refused():
+    env = SubprocVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)], start_method="fork")
+    try:
+        with pytest.raises(TypeError, match=r"other processes.*DummyVecEnv"):
+            evaluate(FollowsTheState(), env)
+    finally:
+        env.close()
+    other = SessionConfig(max_len=9, action_mode="slate", slate_size=5)
+    with pytest.raises(ValueError, match="one by one"):
+        evaluate(FollowsTheState(), DummyVecEnv([lambda c=c: KuaiFairEnv(WORLD, c) for c in (CONFIG, other)]))
+
+
+def test_policies_that_must_know_their_sessions_say_so_where_they_cannot():
+    env = DummyVecEnv([lambda: Negate(KuaiFairEnv(WORLD, CONFIG))] * 2)
+    with pytest.raises(TypeError, match="make_sb3"):
+        evaluate(RandomSlates(), env)
+    plain = DummyVecEnv([lambda: KuaiFairEnv(WORLD, CONFIG)] * 2)
+    assert evaluate(RandomSlates(), plain).summary() == evaluate(RandomSlates(), KuaiFairEnv(WORLD, CONFIG)).summary()
+
+
+def test_what_is_no_policy_or_gives_too_few_actions_is_a_clear_error():
+    with pytest.raises(TypeError, match="got str"):
+        evaluate("ppo", KuaiFairEnv(WORLD, CONFIG))
+    with pytest.raises(ValueError, match=r"shape \(1, 5\) for 7"):
+        evaluate(lambda observation: np.arange(5)[None], KuaiFairVecEnv(WORLD, CONFIG, 7, seed=1))
+
+
+EMBEDDING = SessionConfig(max_len=6)
+NORMALISED = {
+    "alone": lambda sessions: VecNormalize(sessions),
+    "beneath a monitor": lambda sessions: VecMonitor(VecNormalize(sessions)),
+    "above a monitor": lambda sessions: VecNormalize(VecMonitor(sessions)),
+    "rewards alone": lambda sessions: VecNormalize(sessions, norm_obs=False),
+    "twice": lambda sessions: VecNormalize(VecNormalize(sessions), norm_obs=False),
+    "over stacked frames": lambda sessions: VecNormalize(VecFrameStack(sessions, 2)),
+}
+
+
+class Interrupted(BaseCallback):
+    """Evaluates after every few steps, in the environment of training itself or in one like it."""
+
+    def __init__(self, env=None):
+        super().__init__()
+        self.env, self.results = env, []
+
+    def _on_step(self):
+        if self.env is not None and self.n_calls % 7 == 0:
+            self.results.append(evaluate(self.model, self.env, n_users=4).summary())
+        return True
+
+
+@pytest.mark.parametrize(
+    ("sessions", "wrapped"),
+    [("singles", NORMALISED["alone"]), *(("native", wrapped) for wrapped in NORMALISED.values())],
+    ids=["single environments", *NORMALISED],
+)
+def test_training_goes_on_as_if_it_had_not_been_evaluated(sessions, wrapped):
+    """Parameters, statistics and records of episodes are, bit for bit, those of a run without evaluations."""
+
+    def run(evaluating):
+        env = (
+            KuaiFairVecEnv(WORLD, EMBEDDING, 4, seed=0)
+            if sessions == "native"
+            else make_vec_env(lambda: KuaiFairEnv(WORLD, EMBEDDING), n_envs=4, seed=0)
+        )
+        env = wrapped(env)
+        callback = Interrupted(env if evaluating else None)
+        agent = PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1, seed=0).learn(128, callback)
+        returns = [(float(info["r"]), info["l"]) for info in agent.ep_info_buffer]
+        flat = torch.cat([p.flatten() for p in agent.policy.parameters()]).detach().numpy()
+        return flat, env.get_attr("user_id"), returns, vars(env).get("ret_rms"), callback.results
+
+    plain, evaluated = run(False), run(True)
+    np.testing.assert_array_equal(plain[0], evaluated[0])
+    assert plain[1:3] == evaluated[1:3]
+    if plain[3] is not None:
+        assert vars(plain[3]) == vars(evaluated[3])
+    assert len(evaluated[4]) == 4
+
+
+def test_running_statistics_of_gymnasium_are_frozen_too():
+    single = gym.wrappers.NormalizeObservation(KuaiFairEnv(WORLD, EMBEDDING))
+    batch = gym.wrappers.vector.NormalizeObservation(KuaiFairVectorEnv(WORLD, EMBEDDING, 4))
+    for env in (single, batch):
+        for _ in range(3):
+            env.reset(seed=1)
+        count, mean = env.obs_rms.count, env.obs_rms.mean.copy()
+        first, second = (evaluate(lambda seen: np.tanh(seen), env).summary() for _ in range(2))
+        assert first == second and env.update_running_mean
+        assert env.obs_rms.count == count
+        np.testing.assert_array_equal(env.obs_rms.mean, mean)
+
+
+def test_networks_do_not_drop_units_while_they_are_evaluated_and_go_on_doing_so_afterwards():
+    class Drops(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always_off = torch.nn.Dropout(0.5).eval()
+            self.layer = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(WORLD.dimension, WORLD.dimension))
+
+        def predict(self, observation, **_):
+            with torch.no_grad():
+                return self.layer(torch.as_tensor(observation)).numpy(), None
+
+    policy, env = Drops(), KuaiFairEnv(WORLD, EMBEDDING)
+    assert evaluate(policy, env).summary() == evaluate(policy, env).summary()
+    assert policy.training and policy.layer[0].training and not policy.always_off.training
+
+
+def test_monitors_write_no_episode_of_an_evaluation(tmp_path):
+    env = make_vec_env(lambda: Negate(KuaiFairEnv(WORLD, EMBEDDING)), n_envs=2, seed=0, monitor_dir=str(tmp_path))
+    evaluate(lambda seen: np.tanh(seen), env)
+    assert all(len(file.read_text().splitlines()) == 2 for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["item", "slate of one"])
+def test_policies_that_take_masks_get_them_in_every_form(mode):
+    settings = {"action_mode": "item"} if mode == "item" else {"action_mode": "slate", "slate_size": 1}
+    config = SessionConfig(max_len=6, repeats="forbid", **settings)
+    agent = MaskablePPO("MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=1), n_steps=8, batch_size=16, seed=0)
+    agent.learn(32)
+    forms = [
+        KuaiFairEnv(WORLD, config),
+        Negate(Negate(KuaiFairEnv(WORLD, config))),
+        KuaiFairVectorEnv(WORLD, config, 3),
+        NegateAll(NegateAll(KuaiFairVectorEnv(WORLD, config, 3))),
+        KuaiFairVecEnv(WORLD, config, 3, seed=0),
+        VecMonitor(KuaiFairVecEnv(WORLD, config, 3, seed=0)),
+        DummyVecEnv([lambda: Negate(Negate(KuaiFairEnv(WORLD, config)))] * 3),
+        SyncVectorEnv([lambda: Negate(Negate(KuaiFairEnv(WORLD, config)))] * 3),
+    ]
+    results = [evaluate(agent, env, n_users=8).summary() for env in forms]
+    assert all(result == pytest.approx(results[0]) for result in results)
+    assert evaluate(agent.predict, forms[0], n_users=8).summary() == results[0]
+
+
+def test_masks_of_wrappers_and_recurrent_states_reach_a_policy_together():
+    even = np.arange(WORLD.n_items) % 2 == 0
+
+    class Remembers:
+        """Shows allowed items one after another, counted by its recurrent state."""
+
+        def predict(self, observation, state=None, episode_start=None, deterministic=False, action_masks=None):
+            assert not action_masks[:, 1::2].any(), "the wrapper's masks hold"
+            state = np.where(episode_start, 0, 0 if state is None else state + 1)
+            return np.asarray([np.flatnonzero(mask)[0] for mask in action_masks]), state
+
+    config = SessionConfig(max_len=6, action_mode="item", repeats="forbid", leave=NeverLeave())
+    single = ActionMasker(KuaiFairEnv(WORLD, config), lambda env: env.unwrapped.action_masks() & even)
+    result = evaluate(Remembers(), single, users=WORLD.user_ids[:5])
+    assert result.summary()["coverage"] == pytest.approx(6 / WORLD.n_items)
+
+
+def test_an_agent_of_another_shape_or_action_space_is_refused():
+    agent = PPO("MlpPolicy", KuaiFairVecEnv(WORLD, EMBEDDING, 2, seed=0), n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="observation space"):
+        evaluate(agent, KuaiFairEnv(WORLD, SessionConfig(max_len=6, observation_mode="history")))
+    with pytest.raises(ValueError, match="observation space"):
+        evaluate(agent.policy, VecFrameStack(KuaiFairVecEnv(WORLD, EMBEDDING, 2, seed=0), 2))
+    with pytest.raises(ValueError, match="action space"):
+        evaluate(agent, KuaiFairEnv(WORLD, CONFIG))
+    assert evaluate(lambda seen: agent.predict(seen)[0], Negate(KuaiFairEnv(WORLD, EMBEDDING)))
+
+
+def test_an_agent_of_normalised_observations_is_refused_where_they_are_not():
+    env = VecNormalize(KuaiFairVecEnv(WORLD, EMBEDDING, 2, seed=0))
+    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="VecNormalize"):
+        evaluate(agent, KuaiFairVecEnv(WORLD, EMBEDDING, 2, seed=0))
+    assert evaluate(agent, env)
+
+
+def test_users_are_ids_and_n_users_is_a_number():
+    env = KuaiFairEnv(WORLD, CONFIG)
+    few, more = (evaluate(SameSlate(range(5)), env, n_users=n).sessions.user_ids for n in (5, 8))
+    np.testing.assert_array_equal(few, evaluation_users(WORLD.user_ids, 5))
+    assert set(few) < set(more)
+    assert evaluate(SameSlate(range(5)), env, users=[few[3], few[0]]).sessions.user_ids.tolist() == [few[3], few[0]]
+    with pytest.raises(ValueError, match="not both"):
+        evaluate(SameSlate(range(5)), env, users=few, n_users=3)
+    with pytest.raises(ValueError, match="n_users"):
+        evaluate(SameSlate(range(5)), env, users=5)
+    with pytest.raises(ValueError, match=f"user {few[0]} is named twice"):
+        evaluate(SameSlate(range(5)), env, users=[few[0], few[1], few[0]])
