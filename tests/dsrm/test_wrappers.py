@@ -15,7 +15,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from dsrm.baselines import IdentityPurifier, IPSPurifier
+from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
 from dsrm.purifier import MismatchError
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
@@ -170,8 +170,8 @@ def test_agents_of_purified_states_are_refused_raw_ones_of_the_same_shape_and_bo
         with pytest.raises(ValueError, match="Observation spaces do not match"):
             PPO.load(tmp_path / "agent", env=raw)
         assert evaluate(agent, env).summary() == evaluate(agent, purified_by(purifier)).summary()
-        with pytest.raises(ValueError, match="purified by"):
-            evaluate(agent, purified_by(IPSPurifier(exponent=0.1)))
+        with pytest.raises(ValueError, match="purified by noise"):
+            evaluate(agent, purified_by(NoisePurifier(0.5)))
     with pytest.raises(ValueError, match=r"'observed'.*'purified by ips"):
         evaluate(PPO("MlpPolicy", raw, n_steps=8, batch_size=8), env)
     history = VecDSRM(KuaiFairVecEnv(WORLD, HISTORY, 2, seed=0), purifier)
