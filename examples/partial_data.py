@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data import InteractionData, Provenance, cached
+from kuaifair_env.data.clicks import Positive, kuairand_clicks, kuairec_clicks
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash
 
@@ -55,9 +56,12 @@ _STATISTICS = [
     for name in ("show", "play", "valid_play", "long_time_play", "complete_play", "like", "comment", "follow")
 ] + ["play_progress"]
 _DRAW_BATCH = 256
+_KUAIREC_POSITIVE = {"watch_ratio": 2.0}
 
 
-def partial_kuairand(folder: str | Path, seed: int = 0, cache: str | Path | None = None) -> InteractionData:
+def partial_kuairand(
+    folder: str | Path, seed: int = 0, positive: Positive | None = None, cache: str | Path | None = None
+) -> InteractionData:
     """Opens partial KuaiRand-Pure: standard exposures train, uniformly random exposures test.
 
     Training log: the last 50 exposures at most of each user up to 24 April (their order is known, their time is
@@ -69,15 +73,22 @@ def partial_kuairand(folder: str | Path, seed: int = 0, cache: str | Path | None
     Args:
         folder: The folder ``kuairand_pure_partial``, or the one that holds it.
         seed: Seed of the shuffle.
+        positive: What counts as a click: ``"is_click"``, the only column that the partial random rows hold.
         cache: The cache folder; None is the default one.
     """
+    if kuairand_clicks(positive) != kuairand_clicks("is_click"):
+        raise DataError(f"the random rows of partial KuaiRand-Pure hold is_click only, not {positive!r}")
     place, hashes = _files(folder, KUAIRAND_FOLDER, _KUAIRAND_FILES)
-    key = {"name": "partial KuaiRand-Pure", "adapter": 1, "files": hashes, "seed": seed}
+    key = {"name": "partial KuaiRand-Pure", "adapter": 2, "files": hashes, "seed": seed}
     return cached(key, lambda: _build_kuairand(place, hashes, seed), cache)
 
 
 def partial_kuairec(
-    folder: str | Path, seed: int = 0, share: float = 1.0, cache: str | Path | None = None
+    folder: str | Path,
+    seed: int = 0,
+    share: float = 1.0,
+    positive: Positive = _KUAIREC_POSITIVE,
+    cache: str | Path | None = None,
 ) -> InteractionData:
     """Opens partial KuaiRec: a click is ``watch_ratio >= 2``, and negatives of the training log are *drawn*.
 
@@ -99,12 +110,16 @@ def partial_kuairec(
         folder: The folder ``kuairec_partial``, or the one that holds it.
         seed: Seed of the draws.
         share: Keep this share of the training rows, at random, for a smaller log with the same rates.
+        positive: What counts as a click: ``{"watch_ratio": 2.0}``, which is all that the files hold; the default of
+            whole KuaiRec, 1, cannot be had from them.
         cache: The cache folder; None is the default one.
     """
     if not 0.0 < share <= 1.0:
         raise DataError(f"share must lie in (0, 1], got {share}")
+    if kuairec_clicks(positive) != kuairec_clicks(_KUAIREC_POSITIVE):
+        raise DataError(f"the files of partial KuaiRec hold watch_ratio >= 2 only: take {_KUAIREC_POSITIVE}")
     place, hashes = _files(folder, KUAIREC_FOLDER, _KUAIREC_FILES)
-    key = {"name": "partial KuaiRec", "adapter": 1, "files": hashes, "seed": seed, "share": share}
+    key = {"name": "partial KuaiRec", "adapter": 2, "files": hashes, "seed": seed, "share": share}
     return cached(key, lambda: _build_kuairec(place, hashes, seed, share), cache)
 
 
@@ -121,6 +136,7 @@ def _build_kuairand(place: Path, hashes: dict[str, str], seed: int) -> Interacti
         "train": f"{len(early):,} exposures up to 24 April (order known, time not) and {len(late):,} rows of 25 April "
         f"to 8 May ({repeated:,} exact duplicates dropped)",
         "test": "random exposures, shuffled within each user",
+        "click": kuairand_clicks("is_click").describe(),
         "random_rate_factor": RANDOM_RATE_FACTOR,
         "undercounted": "is_click of training exposures of 22 to 24 April",
         "seed": seed,
@@ -171,7 +187,7 @@ def _build_kuairec(place: Path, hashes: dict[str, str], seed: int, share: float)
     exposures = np.bincount(train.item_id, minlength=KUAIREC_ITEMS)
     rates = np.bincount(train.item_id, train.click, KUAIREC_ITEMS) / np.maximum(exposures, 1)
     settings: dict[str, Any] = {
-        "click": "watch_ratio >= 2",
+        "click": kuairec_clicks(_KUAIREC_POSITIVE).describe(),
         "test": "the whole small matrix, shuffled within each user; its 0.4 % of unobserved cells count as no click",
         "positives": f"{len(pairs):,} distinct pairs of {len(views):,} rows; {int(inside.sum())} within the small "
         "matrix left out",

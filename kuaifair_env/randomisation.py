@@ -15,6 +15,7 @@ import numpy as np
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow, ResponseModel
+from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.world import World
 
 _MIN_PROBABILITY = 1e-6
@@ -108,4 +109,7 @@ def varied(world: World, deviation: float, seed: int = 0) -> World:
         return world
     if world.split != "train":
         raise ValueError("only training worlds are varied: evaluation is among users whose tastes are not invented")
-    return replace(world, response=VariedResponse(world.response, deviation, seed))
+    response = world.response
+    if isinstance(response, GradedResponse):  # its means are shares, which have log-odds
+        return replace(world, response=response.over(VariedResponse(response.inner, deviation, seed)))
+    return replace(world, response=VariedResponse(response, deviation, seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +13,13 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.clicks import Clicks, FeedbackKind, Positive, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.schema import Split
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
+from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.fitting import ResponseKind, cached_response
+from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import (
@@ -95,6 +99,9 @@ _OF_SINGLE_ENVIRONMENTS = {
     "max_episode_steps": "use max_len instead, the largest number of steps in a session",
 }
 
+CLICK_SETTINGS = ("positive", "feedback", "clip")
+"""Settings of a world that say what counts as a click."""
+
 
 class WorldSettings(TypedDict, total=False):
     """Settings of a world; see :func:`make_world`."""
@@ -103,6 +110,9 @@ class WorldSettings(TypedDict, total=False):
     data_dir: str | Path | None
     source: Source
     allow_partial: bool
+    positive: Positive | None
+    feedback: FeedbackKind
+    clip: float | None
     response: ResponseKind
     taste: TasteStrength | float
     conformity: float
@@ -135,9 +145,13 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             that there are, with a warning if they are not the whole official ones, and the twin with a warning where
             no place was named and the cache has none); ``allow_partial`` (a part of the official files is welcome:
             ``source="real"`` takes it, ``"auto"`` says nothing; worlds and results stay labelled as partial);
-            ``response`` (``"auto"``, ``"observed"``, ``"factorised"``, ``"sequential"``); ``taste`` (twins:
-            ``"measured"``, ``"strong"`` or standard deviation in logits); ``conformity`` (twins: share of the training
-            world's conformity that the test world's users have, 0 by default); ``embedding_dim``;
+            ``positive`` (what counts as a click: ``{"watch_ratio": 1.0}``, the default of KuaiRec, or another
+            threshold; for KuaiRand and the toy ``"is_click"``, the default, another logged column, or weights of
+            several); ``feedback`` (KuaiRec: ``"watch_ratio"`` rewards the watch ratio itself instead of the click, up
+            to ``clip``, 5 by default); ``response`` (``"auto"``, ``"observed"``, ``"factorised"``,
+            ``"sequential"``); ``taste`` (twins: ``"measured"``, ``"strong"`` or standard deviation in logits);
+            ``conformity`` (twins: share of the training world's conformity that the test world's users have, 0 by
+            default); ``embedding_dim``;
             ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``encoder`` (a pretrained
             ``dsrm.encoder.Encoder``, in place of the SVD's embeddings).
 
@@ -162,12 +176,23 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         raise ValueError(f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them")
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
-    origin = ENVIRONMENTS[env_id]
+    origin, clicks = ENVIRONMENTS[env_id], clicks_of(env_id, settings)
     if origin.official is not None and files is not None:
-        _check_provenance(origin.official, files, settings.get("source", "auto"), settings.get("allow_partial", False))
-    world = _cached_world(origin.twin if files is None else origin.official, files, **chosen)
+        allow_partial = settings.get("allow_partial", False)
+        _check_provenance(origin.official, files, clicks, settings.get("source", "auto"), allow_partial)
+    world = _cached_world(origin.twin if files is None else origin.official, files, clicks, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
+
+
+def clicks_of(env_id: str, settings: Mapping[str, Any]) -> Clicks:
+    """Returns what counts as a click by an id's settings: ``positive``, ``feedback`` and ``clip``.
+
+    Raises:
+        DataError: If they do not fit the id.
+    """
+    given = {name: settings[name] for name in CLICK_SETTINGS if name in settings}
+    return kuairec_clicks(**given) if ENVIRONMENTS[env_id].twin == "KuaiRec" else kuairand_clicks(**given)
 
 
 def need_environment(env_id: str) -> None:
@@ -253,6 +278,7 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
 def _cached_world(
     name: str,
     files: Path | None,
+    clicks: Clicks,
     split: Split,
     response: ResponseKind,
     taste: TasteStrength | float,
@@ -261,10 +287,11 @@ def _cached_world(
     history_length: int,
     popularity: PopularitySource,
 ) -> World:
-    data, truth = _data(name, files, taste, conformity)
+    data, truth = _data(name, files, clicks, taste, conformity)
     preference = None
+    model: ResponseModel
     if split == "test" and truth is not None and response == "auto":
-        model: Any = truth
+        model = GradedResponse.around(truth, data.test, clicks.largest) if clicks.graded else truth
         preference = truth.truth.true_preference
     else:
         model = cached_response(data, split, response)
@@ -301,9 +328,9 @@ def _official_files(env_id: str, data_dir: str | Path | None, source: Source) ->
     return files
 
 
-def _check_provenance(official: str, files: Path, source: Source, allow_partial: bool) -> None:
+def _check_provenance(official: str, files: Path, clicks: Clicks, source: Source, allow_partial: bool) -> None:
     """Refuses, or warns of, files that are not the whole official ones."""
-    provenance = _official_data(official, files).provenance
+    provenance = _official_data(official, files, clicks).provenance
     if provenance.origin == "real" or (provenance.origin == "partial" and allow_partial):
         return
     found = f"this is {provenance.name} ({provenance.origin}: {provenance.description})"
@@ -314,22 +341,24 @@ def _check_provenance(official: str, files: Path, source: Source, allow_partial:
 
 
 @lru_cache(maxsize=4)
-def _official_data(official: str, files: Path) -> InteractionData:
+def _official_data(official: str, files: Path, clicks: Clicks) -> InteractionData:
     from kuaifair_env.data import load_kuairand, load_kuairec
 
-    return load_kuairec(files) if official == "kuairec" else load_kuairand(files)
+    if official == "kuairec":
+        return load_kuairec(files, **clicks.describe())
+    return load_kuairand(files, positive=dict(clicks.positive))
 
 
 def _data(
-    name: str, files: Path | None, taste: TasteStrength | float, conformity: float
+    name: str, files: Path | None, clicks: Clicks, taste: TasteStrength | float, conformity: float
 ) -> tuple[InteractionData, TwinResponse | None]:
     """Returns the named official data or twin, and the true response of a twin."""
     if files is not None:
-        return _official_data(name, files), None
+        return _official_data(name, files, clicks), None
     from kuaifair_env.synthetic.config import twin_config
     from kuaifair_env.synthetic.twin import load_twin
 
-    twin = load_twin(twin_config(name, taste_strength=taste))
+    twin = load_twin(twin_config(name, taste_strength=taste, clicks=clicks))
     return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())
 
 

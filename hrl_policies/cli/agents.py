@@ -13,15 +13,20 @@ from rich.console import Console
 from hrl_policies.cli.options import (
     INTERRUPTED,
     SOME_FAILED,
+    AllowPartial,
+    Clip,
     DataDir,
     DataSource,
     Env,
     EpisodesPerUser,
+    Feedback,
     ItemTerm,
     MaxLen,
     OptionalEnv,
+    PositiveFeedback,
     Progress,
     Users,
+    data_settings,
     open_world,
 )
 from kuaifair_env.batch import SessionConfig
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
     from hrl_policies.study import RunConfig, RunResult, StoredRun
     from hrl_policies.study.tuning import Confirmation, TuningResult
     from kuaifair_env.evaluation import EvaluationResult
-    from kuaifair_env.registration import Source, WorldSettings
+    from kuaifair_env.registration import WorldSettings
 
 _SHOWN_TRIALS = 5
 
@@ -54,6 +59,10 @@ def train(
     initial_history: Annotated[InitialHistory, typer.Option(help="Start from the log or cold.")] = "log",
     repeats: Annotated[Repeats, typer.Option(help="May an item be shown twice in a session?")] = "allow",
     source: DataSource = "auto",
+    allow_partial: AllowPartial = False,
+    positive: PositiveFeedback = None,
+    feedback: Feedback = "click",
+    clip: Clip = None,
     response: Annotated[ResponseKind, typer.Option(help="Model of users.")] = "auto",
     taste: Annotated[
         str | None, typer.Option(help="Twins: 'measured', 'strong', or a standard deviation in logits.")
@@ -118,7 +127,9 @@ def train(
         "total_steps": steps,
         "n_envs": n_envs,
         "overrides": zoo.parse_overrides(settings or []),
-        "world_settings": _world_settings(source, response, taste),
+        "world_settings": _world_settings(
+            data_settings(source, allow_partial, positive, feedback, clip), response, taste
+        ),
         "users": users or EVALUATION_USERS,
         "episodes_per_user": episodes_per_user or 1,
         "item_term": item_term or "",
@@ -201,6 +212,10 @@ def tune(
         Path | None, typer.Option("--output", "-o", help="Folder of the search; the same one goes on.")
     ] = None,
     source: DataSource = "auto",
+    allow_partial: AllowPartial = False,
+    positive: PositiveFeedback = None,
+    feedback: Feedback = "click",
+    clip: Clip = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -220,6 +235,7 @@ def tune(
     from kuaifair_env.registration import need_environment
 
     need_environment(env)
+    settings = data_settings(source, allow_partial, positive, feedback, clip)
     plan = TuningPlan(
         method,
         env,
@@ -227,11 +243,11 @@ def tune(
         runs=runs,
         total_steps=steps,
         session=SessionConfig(max_len=max_len),
-        world_settings={"source": source},
+        world_settings=settings,
     )
     import_optuna()
     study.single_threaded()
-    world = open_world(env, "train", source, data_dir)
+    world = open_world(env, "train", settings, data_dir)
     place = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
     folder = output or Path("tuning") / place / f"{method}-len{max_len}-seed{seed}"
     try:
@@ -245,8 +261,8 @@ def tune(
         typer.echo("\n".join(_confirmation_lines(confirmation)))
 
 
-def _world_settings(source: Source, response: ResponseKind, taste: str | None) -> WorldSettings:
-    settings: WorldSettings = {"source": source, "response": response}
+def _world_settings(settings: WorldSettings, response: ResponseKind, taste: str | None) -> WorldSettings:
+    settings["response"] = response
     if taste in ("measured", "strong"):
         settings["taste"] = "strong" if taste == "strong" else "measured"
     elif taste is not None:

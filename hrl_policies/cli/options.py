@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsrm.item_term import ItemTermMode
+from kuaifair_env.data.clicks import FeedbackKind, parse_positive
 from kuaifair_env.registration import Source
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
 ]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Take a part of the official files, labelled, as --source real.")
+]
+PositiveFeedback = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positive",
+        help="What counts as a click: watch_ratio=1.0 (KuaiRec); long_view, or several as is_like=2 (KuaiRand).",
+    ),
+]
+Feedback = Annotated[FeedbackKind, typer.Option(help="KuaiRec: reward the click, or the watch ratio up to --clip.")]
+Clip = Annotated[float | None, typer.Option(help="Largest watch ratio as feedback (default 5).")]
 ItemTerm = Annotated[
     ItemTermMode | None,
     typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth."),
@@ -37,13 +50,29 @@ PurifierFile = Annotated[Path, typer.Option("--output", "-o", help="File to writ
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 
 
+def data_settings(
+    source: Source, allow_partial: bool, positive: list[str] | None, feedback: FeedbackKind, clip: float | None
+) -> WorldSettings:
+    """Returns the settings of a world that say which data it has and what counts as a click in them."""
+    settings: WorldSettings = {"source": source}
+    if allow_partial:
+        settings["allow_partial"] = True
+    if positive:
+        settings["positive"] = parse_positive(positive)
+    if feedback != "click":
+        settings["feedback"] = feedback
+    if clip is not None:
+        settings["clip"] = clip
+    return settings
+
+
 def open_world(
-    env: str, split: Split, source: Source, data_dir: Path | None, item_term: ItemTermMode | None = None
+    env: str, split: Split, settings: WorldSettings, data_dir: Path | None, item_term: ItemTermMode | None = None
 ) -> World:
     """Makes one world of an environment id, with an item term if one is named."""
     from kuaifair_env.registration import make_world
 
-    settings: WorldSettings = {"split": split, "source": source}
+    settings = {**settings, "split": split}
     if data_dir is not None:
         settings["data_dir"] = data_dir
     world = make_world(env, **settings)

@@ -11,12 +11,17 @@ import typer
 
 from dsrm.purifier import Mode, Target
 from hrl_policies.cli.options import (
+    AllowPartial,
+    Clip,
     DataDir,
     DataSource,
     Env,
+    Feedback,
     ItemTerm,
+    PositiveFeedback,
     Progress,
     PurifierFile,
+    data_settings,
     need_new_file,
     open_world,
 )
@@ -51,6 +56,10 @@ def pretrain(
         Path | None, typer.Option(help="--mode noise: as much noise as this purifier moves states.")
     ] = None,
     source: DataSource = "auto",
+    allow_partial: AllowPartial = False,
+    positive: PositiveFeedback = None,
+    feedback: Feedback = "click",
+    clip: Clip = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -75,7 +84,9 @@ def pretrain(
     from hrl_policies.study import single_threaded
 
     single_threaded()
-    world = open_world(env, "train", source, data_dir, item_term)
+    world = open_world(
+        env, "train", data_settings(source, allow_partial, positive, feedback, clip), data_dir, item_term
+    )
     start = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     purifier: StatePurifier
@@ -127,6 +138,10 @@ def probe(
     figures: Annotated[bool, typer.Option(help="Draw the t-SNE picture (slow) and counts against rates.")] = True,
     item_term: ItemTerm = None,
     source: DataSource = "auto",
+    allow_partial: AllowPartial = False,
+    positive: PositiveFeedback = None,
+    feedback: Feedback = "click",
+    clip: Clip = None,
     data_dir: DataDir = None,
 ) -> None:
     """Measure what purified states hold, on held-out users and beside the raw state; draw the paper's Fig. 4 and 2.
@@ -146,7 +161,7 @@ def probe(
         raise ValueError("purifiers are called by their file names, which must differ")
     loaded = {name: load_purifier(path) for name, path in by_name.items()}
     single_threaded()
-    world = open_world(env, "test", source, data_dir, item_term)
+    world = open_world(env, "test", data_settings(source, allow_partial, positive, feedback, clip), data_dir, item_term)
     probes = probe_set(world, windows, seed=seed)
     states = purified_states(probes, world, loaded)
     report = measure(probes, states, seed)
@@ -189,6 +204,10 @@ def encode(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps at most.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
     source: DataSource = "auto",
+    allow_partial: AllowPartial = False,
+    positive: PositiveFeedback = None,
+    feedback: Feedback = "click",
+    clip: Clip = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -208,7 +227,11 @@ def encode(
     config = EncoderConfig(kind, log_q=logq, seed=seed)
     if steps is not None:
         config = replace(config, steps=steps)
-    encoder = pretrain_encoder(open_world(env, "train", source, data_dir), config, progress)
+    encoder = pretrain_encoder(
+        open_world(env, "train", data_settings(source, allow_partial, positive, feedback, clip), data_dir),
+        config,
+        progress,
+    )
     encoder.save(output)
     losses = encoder.report["validation_losses"]
     typer.echo(f"validation loss {losses[0]} (SVD) to {min(losses)}; test log unread; written to {output}")

@@ -30,7 +30,7 @@ from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.sources import DatasetName, find_source
 from kuaifair_env.errors import DataError
-from kuaifair_env.registration import Source, WorldSettings
+from kuaifair_env.registration import Source, WorldSettings, clicks_of
 from kuaifair_env.response.fitting import ResponseKind
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
@@ -137,6 +137,12 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
     for name in sorted(set(settings) - set(allowed)):
         yield f"'world_settings' holds {name!r}; it may hold {', '.join(allowed)}"
     source = settings.get("source", "auto")
+    for world in spec.worlds:
+        if world in ENVIRONMENTS and world not in own_worlds:
+            try:
+                clicks_of(world, settings)
+            except DataError as error:
+                yield f"'world_settings' do not fit {world}: {error}"
     for name, choices in (("source", get_args(Source)), ("response", get_args(ResponseKind))):
         if settings.get(name, choices[0]) not in choices:
             yield f"'world_settings' has {name} {settings[name]!r}; it is one of {', '.join(choices)}"

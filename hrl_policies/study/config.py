@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,6 +22,7 @@ from kuaifair_env.abandonment import (
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
+from kuaifair_env.registration import CLICK_SETTINGS
 from kuaifair_env.splits import EVALUATION_USERS
 
 _MAX_SLUG = 60
@@ -242,6 +244,8 @@ def run_folder(config: RunConfig) -> Path:
     session = config.session
     name = config.method if config.purifier is None else f"{config.method}+{config.purifier.name}"
     name += f"-item-{config.item_term}" if config.item_term else ""
+    clicks = {part: value for part, value in config.world_settings.items() if part in CLICK_SETTINGS and value}
+    name += f"-{_slug(json.dumps(clicks, sort_keys=True))}" if clicks else ""
     name += f"-{_slug(config.variant)}" if config.variant else ""
     kind = f"len{session.max_len}-k{session.items_per_slate}{_unusual(session)}"
     return Path(world) / f"{name}-{kind}-seed{config.seed}"

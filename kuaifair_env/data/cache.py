@@ -33,7 +33,14 @@ FORMAT = "kuaifair-data"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-_LOG_KINDS = {"users": "<i4", "items": "<i4", "clicks": "|b1", "times": "<i8", "watch_ratios": "<f4"}
+_LOG_KINDS = {
+    "users": "<i4",
+    "items": "<i4",
+    "clicks": "|b1",
+    "times": "<i8",
+    "watch_ratios": "<f4",
+    "feedback": "<f4",
+}
 _KINDS = {
     "users.ids": "<i8",
     "users.features": "<f4",
@@ -43,7 +50,7 @@ _KINDS = {
     "items.shown": "<f8",
     **{f"{log}.{column}": kind for log in ("train", "test") for column, kind in _LOG_KINDS.items()},
 }
-_OPTIONAL = {"items.shown", "train.watch_ratios", "test.watch_ratios"}
+_OPTIONAL = {"items.shown", "train.watch_ratios", "test.watch_ratios", "train.feedback", "test.feedback"}
 
 
 def cache_dir(override: str | Path | None = None) -> Path:
@@ -73,6 +80,7 @@ def contents_hash(data: InteractionData) -> str:
             data.items.tags,
             data.train.watch_ratios,
             data.test.watch_ratios,
+            *(log.feedback for log in (data.train, data.test) if log.feedback is not None),
         ]
     )
 

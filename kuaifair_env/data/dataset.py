@@ -60,6 +60,8 @@ class InteractionData:
                 (self.items.ids[log.items], "<i8"),
                 (log.clicks, "|b1"),
             )
+            if log.feedback is not None:
+                columns += ((log.feedback, "<f4"),)
             for column, kind in columns:
                 digest.update(np.ascontiguousarray(column, kind).tobytes())
         return digest.hexdigest()[:16]

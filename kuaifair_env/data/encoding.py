@@ -30,6 +30,7 @@ class RawLog:
         no_time: ``bool (R,)``, rows whose time is unknown (their ``times`` do not count); None when there are
             none.
         watch_ratios: ``float32 (R,)`` or None.
+        feedback: ``float32 (R,)`` or None.
     """
 
     users: NDArray[Any]
@@ -38,6 +39,7 @@ class RawLog:
     times: NDArray[np.int64] | None = None
     no_time: BoolArray | None = None
     watch_ratios: NDArray[np.float32] | None = None
+    feedback: NDArray[np.float32] | None = None
 
     def take(self, rows: BoolArray) -> RawLog:
         """Returns the rows of a mask."""
@@ -108,6 +110,7 @@ def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog
         times[order],
         None if raw.watch_ratios is None else raw.watch_ratios[order],
         positives_only,
+        None if raw.feedback is None else raw.feedback[order],
     )
     return log, {
         "rows": n_rows,

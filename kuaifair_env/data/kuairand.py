@@ -7,12 +7,13 @@ videos were drawn uniformly, so that its feedback is free of exposure bias.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env.data.clicks import Behaviour, Clicks, Positive, kuairand_clicks
 from kuaifair_env.data.csv_columns import Column, check_unique, read_columns
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import RawLog, encode_features, pairs_met, tag_matrix
@@ -27,10 +28,6 @@ from kuaifair_env.data.official import (
 )
 from kuaifair_env.data.schema import Catalogue, InteractionLog
 from kuaifair_env.data.sources import KUAIRAND, STATISTICS, SourceFiles, open_source, provenance_of
-from kuaifair_env.errors import DataError
-
-Feedback = Literal["is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward"]
-"""Feedback columns of the logs that can serve as the click."""
 
 _STANDARD = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
 _RANDOM = "log_random_4_22_to_5_08_pure.csv"
@@ -43,7 +40,6 @@ _OTHER_LOG_COLUMNS = (
     "duration_ms",
     "profile_stay_time",
     "comment_stay_time",
-    "is_profile_enter",
     "is_rand",
     "tab",
 )
@@ -55,7 +51,7 @@ _BASIC_TEXTS = ("video_type", "upload_type")
 def load_kuairand(
     path: str | Path | None = None,
     *,
-    feedback: Feedback = "is_click",
+    positive: Positive | None = None,
     cache: str | Path | None = None,
 ) -> InteractionData:
     """Opens KuaiRand-Pure, from the cache when these files were read before.
@@ -63,24 +59,19 @@ def load_kuairand(
     Args:
         path: ``KuaiRand-Pure.tar.gz`` or its unpacked folder; None looks as
             :func:`~kuaifair_env.data.sources.find_source` does.
-        feedback: Which feedback counts as a click.
+        positive: What counts as a click; see :func:`~kuaifair_env.data.clicks.kuairand_clicks`.
         cache: The cache folder; see :func:`~kuaifair_env.data.cache.cache_dir`.
 
     Raises:
         DataError: When files are missing, damaged or hold what they must not; nothing is cached then.
     """
-    _check_feedback(feedback)
+    clicks = kuairand_clicks(positive)
     return load_cached(
-        KUAIRAND,
-        path,
-        cache,
-        {"feedback": feedback},
-        lambda files: _read(files, feedback),
-        KUAIRAND.files,
+        KUAIRAND, path, cache, {"click": clicks.describe()}, lambda files: _read(files, clicks), KUAIRAND.files
     )
 
 
-def read_kuairand(path: str | Path, *, feedback: Feedback = "is_click") -> InteractionData:
+def read_kuairand(path: str | Path, *, positive: Positive | None = None) -> InteractionData:
     """Reads and checks the official KuaiRand-Pure files, without the cache.
 
     Exact duplicate rows (equal in all columns) are dropped and counted in the ``report``. ``shown`` is
@@ -90,21 +81,15 @@ def read_kuairand(path: str | Path, *, feedback: Feedback = "is_click") -> Inter
 
     Args:
         path: ``KuaiRand-Pure.tar.gz``, or the unpacked root or data folder.
-        feedback: Which feedback counts as a click.
+        positive: What counts as a click; see :func:`~kuaifair_env.data.clicks.kuairand_clicks`.
 
     Raises:
         DataError: With file, line and column, for whatever is not as it must be.
     """
-    _check_feedback(feedback)
-    return _read(open_source(path, KUAIRAND), feedback)
+    return _read(open_source(path, KUAIRAND), kuairand_clicks(positive))
 
 
-def _check_feedback(feedback: str) -> None:
-    if feedback not in get_args(Feedback):
-        raise DataError(f"feedback {feedback!r} is unknown; take one of {', '.join(get_args(Feedback))}")
-
-
-def _read(files: SourceFiles, feedback: str) -> InteractionData:
+def _read(files: SourceFiles, definition: Clicks) -> InteractionData:
     files.require(KUAIRAND.files)
     users = read_users(files, _USERS)
     items, item_report = _read_items(files)
@@ -115,10 +100,11 @@ def _read(files: SourceFiles, feedback: str) -> InteractionData:
         tables = [_read_log(files, name, users.ids, items.ids) for name in names]
         rows.update({name: len(table["user_id"]) for name, table in zip(names, tables, strict=True)})
         table = {column: np.concatenate([part[column] for part in tables]) for column in tables[0]}
-        raw = RawLog(table["users"], table["items"], table[feedback] == 1, table["time_ms"])
+        clicks, feedback = definition.of_columns(table)
+        raw = RawLog(table["users"], table["items"], clicks, table["time_ms"], feedback=feedback)
         logs[which], report[which] = finish_log(raw, list(table.values()))
     report["test_pairs_in_train"] = int(pairs_met(logs["train"], logs["test"], len(users), len(items)).sum())
-    provenance = provenance_of(files, KUAIRAND, KUAIRAND.files, rows, {"feedback": feedback})
+    provenance = provenance_of(files, KUAIRAND, KUAIRAND.files, rows, {"click": definition.describe()})
     return InteractionData(users, items, logs["train"], logs["test"], provenance, report)
 
 
@@ -129,7 +115,7 @@ def _read_log(
         id_column("user_id", users, _USERS),
         id_column("video_id", items, _BASIC),
         Column("time_ms", "integer", low=0),
-        *(Column(signal, "integer", low=0, high=1) for signal in get_args(Feedback)),
+        *(Column(signal, "integer", low=0, high=1) for signal in get_args(Behaviour)),
         *(Column(other) for other in _OTHER_LOG_COLUMNS),
     ]
     table = read_columns(files, name, columns)

@@ -151,6 +151,7 @@ class InteractionLog:
         times: ``int64 (R,)``, non-decreasing within a user, any unit; the position if the source has no time.
         watch_ratios: ``float32 (R,)`` play time over duration, or None.
         positives_only: True when the source lists positive feedback only, so that exposure is unknown.
+        feedback: ``float32 (R,)`` what each row is worth where that is more than whether it was clicked, or None.
     """
 
     users: NDArray[np.int32]
@@ -159,10 +160,11 @@ class InteractionLog:
     times: NDArray[np.int64]
     watch_ratios: FloatArray | None = None
     positives_only: bool = False
+    feedback: FloatArray | None = None
 
     def __post_init__(self) -> None:
         columns: list[NDArray[Any]] = [self.users, self.items, self.clicks, self.times]
-        columns += [] if self.watch_ratios is None else [self.watch_ratios]
+        columns += [column for column in (self.watch_ratios, self.feedback) if column is not None]
         if len({len(column) for column in columns}) != 1:
             raise DataError(f"log columns differ in length: {[len(column) for column in columns]}")
         if len(self.users) and (np.diff(self.users) < 0).any():
@@ -214,4 +216,5 @@ class InteractionLog:
             clicks=self.clicks[rows],
             times=self.times[rows],
             watch_ratios=None if self.watch_ratios is None else self.watch_ratios[rows],
+            feedback=None if self.feedback is None else self.feedback[rows],
         )

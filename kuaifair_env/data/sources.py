@@ -170,9 +170,6 @@ USER_CATEGORIES = (
 )
 """Coded columns in the user tables of both data sets."""
 
-KUAIREC_POSITIVE_WATCH_RATIO = 2.0
-"""A KuaiRec view is positive from this watch ratio on (the "like" of the data set's own papers)."""
-
 DAILY_NUMBERS = ("video_duration", "show_user_num", "play_user_num", "like_user_num", "play_progress")
 """Numbers of KuaiRec's daily table that describe an item."""
 

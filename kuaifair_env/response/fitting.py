@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -13,15 +13,16 @@ import numpy as np
 from kuaifair_env.data.cache import cache_dir, contents_hash
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Split
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
+from kuaifair_env.response.graded import GradedResponse, observed_log, rounded_log
 from kuaifair_env.response.known import ObservedResponse, TwinResponse, observed_block
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
-FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse
+FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse | GradedResponse
 
 _FIT_VERSION = 3
 _SEED = {"train": 101, "test": 202}
@@ -98,6 +99,8 @@ def fit_response(
     if kind == "auto":
         covered = not log.positives_only and observed_block(log, len(data.items)).coverage >= _FULL
         kind = "observed" if split == "test" and covered else "factorised"
+    if log.feedback is not None:
+        return _fit_graded(data, split, kind, config, seed)
     if kind == "observed":
         return ObservedResponse.from_log(log, data)
     context: InteractionLog | None = data.train
@@ -110,6 +113,24 @@ def fit_response(
     from kuaifair_env.response.sequential_fit import fit_sequential  # needs torch
 
     return fit_sequential(log, data, context_log=context, config=config.sequential, static=config.factorised, seed=seed)
+
+
+def _fit_graded(
+    data: InteractionData, split: Split, kind: ResponseKind, config: ResponseConfig, seed: int
+) -> ObservedResponse | GradedResponse:
+    """Looks graded feedback up, or fits its mean and spreads it around."""
+    log = data.test if split == "test" else data.train
+    feedback = [part.feedback for part in (data.train, data.test) if part.feedback is not None]
+    largest = float(max(part.max() for part in feedback))
+    if kind == "observed":
+        values, click_from = observed_log(log)
+        return ObservedResponse.from_log(values, data, mode="watch_ratio", threshold=click_from, clip=largest)
+    if kind == "sequential":
+        raise DataError("graded feedback needs response='factorised', 'observed' or 'auto'")
+    rounded = rounded_log(log, largest, seed)
+    clicks = replace(data, train=rounded) if split == "train" else replace(data, test=rounded)
+    inner = fit_response(clicks, split, kind, config=config, seed=seed)
+    return GradedResponse.around(inner, log, largest)
 
 
 def fit_world_responses(
@@ -143,6 +164,7 @@ def load_response(path: str | Path) -> ResponseModel:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
     loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
+        "graded": GradedResponse.load,
         "observed": ObservedResponse.load,
         "factorised": FactorisedResponse.load,
         "sequential": SequentialResponse.load,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_
 from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid
 
 if TYPE_CHECKING:
-    from kuaifair_env.synthetic.truth import TwinTruth
+    from kuaifair_env.synthetic.truth import ClickChoice, TwinTruth
 
 _KIND = "observed"
 _OUTSIDE = -1
@@ -275,10 +275,15 @@ def _fill(
 
 
 KIND = "twin"
+_CHOICE = "choice."
+_CHOICE_WEIGHTS = ("taste_weight", "herding_weight")
 
 
 class TwinResponse(BernoulliFeedback):
     """Clicks by the true distribution of a twin; the history does not matter.
+
+    Where feedback is graded, this is expected feedback over the largest that there can be, for
+    :class:`~kuaifair_env.response.graded.GradedResponse`.
 
     Args:
         truth: The distribution.
@@ -312,13 +317,35 @@ class TwinResponse(BernoulliFeedback):
         parts = [truth.item_vectors, *(column[:, None] for column in columns)]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
+    @cached_property
+    def _watching_users(self) -> FloatArray:
+        """User sides of one inner product that is the watching score, with :attr:`_items`."""
+        truth, choice = self.truth, cast("ClickChoice", self.truth.choice)
+        columns = (np.ones(self.n_users), choice.user_scores, self.conformity * choice.herding_weight * truth.herding)
+        parts = [truth.user_vectors * choice.taste_weight, *(column[:, None] for column in columns)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    @cached_property
+    def _watching_items(self) -> FloatArray:
+        items = self._items.copy()
+        items[:, -3] = cast("ClickChoice", self.truth.choice).item_scores
+        return items
+
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
         """Returns ``float32 (B, K)`` click probabilities for ``users (B,)`` and ``items (B, K)``."""
-        return sigmoid(np.einsum("bd,bkd->bk", self._users[users], self._items[items]))
+        own_click = sigmoid(np.einsum("bd,bkd->bk", self._users[users], self._items[items]))
+        if self.truth.choice is None:
+            return own_click
+        scores = np.einsum("bd,bkd->bk", self._watching_users[users], self._watching_items[items])
+        return self.truth.choice.expected(own_click, items, scores)
 
     def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)`` click probabilities of items ``0 .. n_items - 1``."""
-        return sigmoid(self._users[users] @ self._items[:n_items].T)
+        own_click = sigmoid(self._users[users] @ self._items[:n_items].T)
+        if self.truth.choice is None:
+            return own_click
+        scores = self._watching_users[users] @ self._watching_items[:n_items].T
+        return self.truth.choice.expected(own_click, np.arange(n_items), scores)
 
     def rearranged(self, items: IntArray) -> TwinResponse:
         """Returns the same users for the catalogue ``old_items[items]``."""
@@ -327,7 +354,11 @@ class TwinResponse(BernoulliFeedback):
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, atomically."""
         tensors = asdict(self.truth)
+        choice = tensors.pop("choice") or {}
+        weights = {name: choice.pop(name) for name in _CHOICE_WEIGHTS if name in choice}
+        tensors |= {_CHOICE + name: tensor for name, tensor in choice.items()}
         settings = {
+            "choice": weights,
             "taste_strength": tensors.pop("taste_strength"),
             "conformity": self.conformity,
             "provenance": self.provenance,
@@ -344,7 +375,7 @@ class TwinResponse(BernoulliFeedback):
         _, tensors, settings = load_artifact(path, KIND)
         users, dimensions = np.shape(tensors.get("user_vectors", np.zeros((0, 0))))
         items = len(tensors.get("item_effects", ()))
-        shapes = {
+        own: dict[str, tuple[int | None, ...]] = {
             "user_vectors": (users, dimensions),
             "item_vectors": (items, dimensions),
             "item_effects": (items,),
@@ -352,14 +383,21 @@ class TwinResponse(BernoulliFeedback):
             "herding": (users,),
             "popularity": (items,),
         }
-        take_tensors(path, tensors, shapes)
+        choices = {"given_click": (items,), "otherwise": (None,), "item_scores": (items,), "user_scores": (users,)}
+        weights = settings.get("choice") or {}
+        of_choice = {_CHOICE + name: shape for name, shape in choices.items()} if weights else {}
+        take_tensors(path, tensors, own | of_choice)
         strength = take_setting(path, settings, "taste_strength")
         conformity = take_setting(path, settings, "conformity")
-        if not all(isinstance(value, (int, float)) for value in (strength, conformity)):
-            raise ArtifactError(f"{path}: taste_strength and conformity must be numbers")
-        from kuaifair_env.synthetic.truth import TwinTruth  # needs scipy
+        if not all(isinstance(value, (int, float)) for value in (strength, conformity, *weights.values())):
+            raise ArtifactError(f"{path}: taste_strength, conformity and weights must be numbers")
+        from kuaifair_env.synthetic.truth import ClickChoice, TwinTruth  # needs scipy
 
-        truth = TwinTruth(**{name: tensors[name] for name in shapes}, taste_strength=float(strength))
+        choice = None
+        if weights:
+            tables: Mapping[str, Any] = {name: tensors[_CHOICE + name] for name in choices}
+            choice = ClickChoice(**tables, **weights)
+        truth = TwinTruth(**{name: tensors[name] for name in own}, taste_strength=float(strength), choice=choice)
         return cls(truth, float(conformity), settings.get("provenance"))
 
     def describe(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
+from kuaifair_env.data.clicks import WATCH_RATIO, Clicks, kuairand_clicks, kuairec_clicks
+
 Layout = Literal["kuairec", "kuairand"]
 """``"kuairec"``: the test log is a full matrix of a panel; ``"kuairand"``: uniformly random exposures."""
 
@@ -61,6 +63,7 @@ class TwinConfig:
         name: ``"KuaiRec"``, ``"KuaiRand"``, ``"Toy"`` or another name.
         layout: What the test log looks like and which official format the twin can be written in.
         seed: Seed of everything.
+        clicks: What counts as a click in the logs, and what feedback is worth; the same views whatever it is.
         n_users: Users ``U``.
         n_items: Items ``N``.
         n_panel_users: Users of the test log.
@@ -84,9 +87,11 @@ class TwinConfig:
         feed_sds: Standard deviations, in logits, of what only the logged feed adds to an item (placement,
             cover, audience) and to a user (mood, time, surface): they make logged click rates differ from
             those under random exposure.
-        logged_click_rate: Click rate of the training log; the level of the feed is solved for it.
-        item_rates: Distribution of click rates of items under uniformly random exposure.
-        user_rates: Distribution of click rates of users under uniformly random exposure.
+        logged_click_rate: Rate of the twin's own click in the training log (KuaiRec: watch ratio of 2 and more;
+            KuaiRand: ``is_click``); the level of the feed is solved for it. Everything else that can count as a click
+            follows from it, or from its absence (see :mod:`kuaifair_env.synthetic.choices`).
+        item_rates: Distribution of rates of that click over items under uniformly random exposure.
+        user_rates: Likewise over users.
         train_activity: Distribution of training rows per user, up to a factor that makes them add up to
             ``train_rows``.
         test_activity: Distribution of test rows per user, likewise; None shows every panel user every panel item.
@@ -110,6 +115,7 @@ class TwinConfig:
     name: str
     layout: Layout
     seed: int
+    clicks: Clicks
     n_users: int
     n_items: int
     n_panel_users: int
@@ -151,6 +157,8 @@ class TwinConfig:
             raise ValueError(f"layout must be 'kuairec' or 'kuairand', got {self.layout!r}")
         if (self.test_activity is None) != (self.layout == "kuairec"):
             raise ValueError("test_activity is None for the layout 'kuairec' and a distribution for 'kuairand'")
+        if (self.clicks.positive[0][0] == WATCH_RATIO) != (self.layout == "kuairec"):
+            raise ValueError(f"the layout {self.layout!r} does not log what {dict(self.clicks.positive)} asks for")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
         self._check_sizes()
@@ -219,6 +227,7 @@ KUAIREC = TwinConfig(
     name="KuaiRec",
     layout="kuairec",
     seed=0,
+    clicks=kuairec_clicks(),
     n_users=7_176,
     n_items=10_728,
     n_panel_users=1_411,
@@ -279,6 +288,7 @@ KUAIRAND = TwinConfig(
     name="KuaiRand",
     layout="kuairand",
     seed=0,
+    clicks=kuairand_clicks(),
     n_users=27_285,
     n_items=7_583,
     n_panel_users=27_285,
@@ -360,6 +370,7 @@ def twin_config(
     seed: int = 0,
     taste_strength: TasteStrength | float = "measured",
     conformity: float | None = None,
+    clicks: Clicks | None = None,
 ) -> TwinConfig:
     """Returns a preset with another seed and other strengths.
 
@@ -370,6 +381,7 @@ def twin_config(
             of taste in logits.
         conformity: Mean conformity in logits per standard deviation of log popularity; None keeps the
             preset's.
+        clicks: What counts as a click; None keeps the preset's.
 
     Raises:
         ValueError: For an unknown name or strength, or a value out of range.
@@ -388,4 +400,5 @@ def twin_config(
         seed=seed,
         taste_strength=float(taste_strength),
         conformity=preset.conformity if conformity is None else float(conformity),
+        clicks=clicks or preset.clicks,
     )

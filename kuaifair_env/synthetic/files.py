@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env.data.clicks import kuairand_clicks
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.data.sources import DAILY_NUMBERS, PROVENANCE_FILE, STATISTICS, UNKNOWN_CODE
 from kuaifair_env.errors import DataError
+from kuaifair_env.synthetic.choices import behaviours
 from kuaifair_env.synthetic.truth import stream
 from kuaifair_env.synthetic.twin import Twin
-from kuaifair_env.synthetic.watching import LONG_VIEW_MS, play_times
+from kuaifair_env.synthetic.watching import play_times
 
 PART_ROWS = 500_000
 BEIJING_MS = 8 * 3_600_000
@@ -139,14 +141,7 @@ def statistic_columns(numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any
 
 _LAST_DAY_OF_FIRST_PART = 20220421
 
-# Chance of rarer feedback given a click, and of hate given none (published rates of the standard log).
-_AFTER_CLICK = {
-    "is_like": 0.040,
-    "is_follow": 0.0023,
-    "is_comment": 0.0055,
-    "is_forward": 0.0021,
-    "is_profile_enter": 0.040,
-}
+# Chance of hate given no click (published rate of the standard log).
 _HATE = 0.0009
 # Shares of clicks and of other exposures by surface (published shares and click rates by tab).
 _TABS = (1, 0, 4, 2, 6)
@@ -163,8 +158,10 @@ def kuairand_files(twin: Twin) -> dict[str, Iterator[pd.DataFrame]]:
         "log_standard_4_22_to_5_08_pure.csv": (train.take(late), 0),
         "log_random_4_22_to_5_08_pure.csv": (test, 1),
     }
+    feedback = (_behaviours(twin, train, logged=True), _behaviours(twin, test, logged=False))
+    columns = (_rows_of(feedback[0], ~late), _rows_of(feedback[0], late), feedback[1])
     files: dict[str, Iterator[pd.DataFrame]] = {
-        name: _log_parts(twin, log, is_random, stream(twin.config, 10 + number))
+        name: _log_parts(twin, log, columns[number], is_random, stream(twin.config, 10 + number))
         for number, (name, (log, is_random)) in enumerate(logs.items())
     }
     return files | {
@@ -174,14 +171,23 @@ def kuairand_files(twin: Twin) -> dict[str, Iterator[pd.DataFrame]]:
     }
 
 
-def _log_parts(twin: Twin, log: InteractionLog, is_random: int, rng: np.random.Generator) -> Iterator[pd.DataFrame]:
+def _behaviours(twin: Twin, log: InteractionLog, logged: bool) -> dict[str, NDArray[np.bool_]]:
+    return behaviours(twin.config, log.items, log.clicks, twin.tables.durations_ms, logged)
+
+
+def _rows_of(columns: dict[str, NDArray[np.bool_]], rows: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _log_parts(
+    twin: Twin, log: InteractionLog, behaviour: dict[str, NDArray[np.bool_]], is_random: int, rng: np.random.Generator
+) -> Iterator[pd.DataFrame]:
     durations = twin.tables.durations_ms
     for rows in parts_of(np.arange(len(log))):
         part = log.take(rows)
         clicks, duration = part.clicks, durations[part.items]
-        play = play_times(rng, clicks, duration, logged=not is_random)
-        feedback = {name: clicks & (rng.random(len(rows)) < rate) for name, rate in _AFTER_CLICK.items()}
-        is_long = play >= np.where(duration > 0, np.minimum(duration, LONG_VIEW_MS), LONG_VIEW_MS)
+        feedback = _rows_of(behaviour, rows)
+        play = play_times(rng, clicks, feedback["long_view"], duration)
         hour = (part.times + BEIJING_MS) // 3_600_000 % 24
         columns: dict[str, NDArray[Any]] = {
             "user_id": twin.data.users.ids[part.users],
@@ -189,10 +195,9 @@ def _log_parts(twin: Twin, log: InteractionLog, is_random: int, rng: np.random.G
             "date": local_dates(part.times),
             "hourmin": hour * 100,
             "time_ms": part.times,
-            "is_click": clicks,
-            **{name: feedback[name] for name in ("is_like", "is_follow", "is_comment", "is_forward")},
+            **{name: feedback[name] for name in ("is_click", "is_like", "is_follow", "is_comment", "is_forward")},
             "is_hate": ~clicks & (rng.random(len(rows)) < _HATE),
-            "long_view": clicks & is_long,
+            "long_view": feedback["long_view"],
             "play_time_ms": play,
             "duration_ms": duration,
             "profile_stay_time": np.where(feedback["is_profile_enter"], rng.integers(500, 20_000, len(rows)), 0),
@@ -399,7 +404,8 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
     """Writes a twin as the official archive unpacks: seven files for KuaiRec, six for KuaiRand-Pure.
 
     What the twin's data does not hold is drawn anew, by the twin's seed: play times and rarer feedback of KuaiRand,
-    exact duplicate rows of KuaiRec's big matrix, captions, friends. Reading the files gives the same logs again.
+    exact duplicate rows of KuaiRec's big matrix, captions, friends. Reading the files gives the same logs again, and
+    those of a twin with another definition of a click where the reader is asked for that.
 
     Args:
         twin: The twin; its ``layout`` decides the format.
@@ -409,8 +415,10 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
         The data folder. It appears whole or not at all.
 
     Raises:
-        DataError: If the data folder exists already.
+        DataError: If the data folder exists already, or a KuaiRand twin's logs do not hold its own clicks.
     """
+    if twin.config.layout == "kuairand" and twin.config.clicks != kuairand_clicks():
+        raise DataError("write the twin with positive='is_click'; whoever reads the files chooses another column")
     target = Path(folder) / _FOLDERS[twin.config.layout]
     if target.exists():
         raise DataError("this folder exists already; name another one or remove it first", file=target)

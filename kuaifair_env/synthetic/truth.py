@@ -26,11 +26,46 @@ _DECIMALS = 10
 """Digits that survive from libm and LAPACK results; the rest may differ between platforms."""
 
 
+SCORE_GRID = np.linspace(-10.0, 10.0, 2001)
+"""Watching scores at which a :class:`ClickChoice` tabulates what follows from them."""
+
+
+@dataclass(frozen=True)
+class ClickChoice:
+    """How a twin's expected feedback follows where something else than the twin's own click counts as a click.
+
+    With ``p`` the chance of the twin's own click, expected feedback is
+    ``p * given_click[i] + (1 - p) * H(score)``, where ``H`` interpolates ``otherwise`` and the watching score of user
+    ``u`` and item ``i`` is ``item_scores[i] + user_scores[u] + taste_weight * taste(u, i) + conformity *
+    herding_weight * herding[u] * popularity[i]``.
+
+    Attributes:
+        given_click: ``float32 (N,)`` expected feedback of each item, given the twin's own click.
+        otherwise: ``float32``, expected feedback without it at the scores of :data:`SCORE_GRID`.
+        item_scores: ``float32 (N,)``.
+        user_scores: ``float32 (U,)``.
+        taste_weight: Watching score per standard deviation of taste.
+        herding_weight: Watching score per logit.
+    """
+
+    given_click: FloatArray
+    otherwise: FloatArray
+    item_scores: FloatArray
+    user_scores: FloatArray
+    taste_weight: float = 0.0
+    herding_weight: float = 0.0
+
+    def expected(self, own_click: FloatArray, items: IntArray, scores: FloatArray) -> FloatArray:
+        """Returns ``float32 (B, K)``, expected feedback, from chances of the twin's own click and watching scores."""
+        otherwise: FloatArray = np.interp(scores, SCORE_GRID, self.otherwise).astype(np.float32)
+        return own_click * self.given_click[items] + (1.0 - own_click) * otherwise
+
+
 @dataclass(frozen=True)
 class TwinTruth:
-    """The true distribution of clicks of a twin.
+    """The true distribution of feedback of a twin.
 
-    The logit of a click of user ``u`` on item ``i`` is
+    The logit of the twin's own click of user ``u`` on item ``i`` is
     ``item_effects[i] + user_effects[u] + taste_strength * taste(u, i) + conformity * herding[u] *
     popularity[i]``, with ``conformity`` 0 for preference alone and 1 for what people do in the training
     world.
@@ -44,6 +79,7 @@ class TwinTruth:
         herding: ``float32 (U,)`` logits by which each user follows the crowd, at least 0.
         popularity: ``float32 (N,)`` standardised log exposure propensity.
         taste_strength: Logits per standard deviation of taste.
+        choice: What expected feedback follows from where it is not the twin's own click.
     """
 
     user_vectors: FloatArray
@@ -53,6 +89,7 @@ class TwinTruth:
     herding: FloatArray
     popularity: FloatArray
     taste_strength: float
+    choice: ClickChoice | None = None
 
     @property
     def n_users(self) -> int:
@@ -75,17 +112,21 @@ class TwinTruth:
         return taste
 
     def click_probability(self, users: IntArray, items: IntArray, conformity: float = 0.0) -> FloatArray:
-        """Returns ``float32 (B, K)``, how likely ``users (B,)`` click each of ``items (B, K)`` shown at random.
+        """Returns ``float32 (B, K)``, expected feedback of ``users (B,)`` on each of ``items (B, K)`` shown at random.
 
-        ``conformity`` is the share that counts: 0 for true preference, 1 as in the training world.
+        This is the chance of a click unless feedback is graded. ``conformity`` is the share that counts: 0 for true
+        preference, 1 as in the training world.
         """
-        logits = self.taste(users, items)
-        logits *= np.float32(self.taste_strength)
-        logits += self.item_effects[items]
-        logits += self.user_effects[users][:, None]
-        if conformity != 0.0:
-            logits += np.float32(conformity) * self.herding[users][:, None] * self.popularity[items]
-        return expit(logits)
+        taste = self.taste(users, items)
+        herding: FloatArray = np.float32(conformity) * self.herding[users][:, None] * self.popularity[items]
+        logits = np.float32(self.taste_strength) * taste + self.item_effects[items] + self.user_effects[users][:, None]
+        own_click: FloatArray = expit(logits + herding)
+        if self.choice is None:
+            return own_click
+        choice = self.choice
+        personal = np.float32(choice.taste_weight) * taste + np.float32(choice.herding_weight) * herding
+        scores = choice.item_scores[items] + choice.user_scores[users][:, None] + personal
+        return choice.expected(own_click, items, scores)
 
     def rearranged(self, items: IntArray) -> TwinTruth:
         """Returns the same truth for the catalogue ``old_items[items]``."""
@@ -94,7 +135,10 @@ class TwinTruth:
             self.item_effects[items],
             self.popularity[items],
         )
-        return replace(self, item_vectors=vectors, item_effects=effects, popularity=popularity)
+        choice = self.choice
+        if choice is not None:
+            choice = replace(choice, given_click=choice.given_click[items], item_scores=choice.item_scores[items])
+        return replace(self, item_vectors=vectors, item_effects=effects, popularity=popularity, choice=choice)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from scipy.special import expit
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Provenance
+from kuaifair_env.synthetic.choices import chosen, chosen_truth, watch_ratios
 from kuaifair_env.synthetic.config import QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.tables import TwinTables, build_tables, catalogue_of, users_of
 from kuaifair_env.synthetic.truth import (
@@ -23,7 +24,7 @@ from kuaifair_env.synthetic.truth import (
     shift_to_mean,
     stream,
 )
-from kuaifair_env.synthetic.watching import Calendar, calendars, watch_ratios
+from kuaifair_env.synthetic.watching import Calendar, calendars
 
 Rows = NDArray[np.int64]
 Pairs = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -62,7 +63,8 @@ def draw_train(
     ratios = None
     if config.layout == "kuairec":  # the other data set has no watch ratios for every row
         ratios = watch_ratios(rng, world, users, items, clicks, durations_ms, logged=True)
-    return InteractionLog(users, items, clicks, times, ratios), lift
+    clicks, feedback = chosen(config, items, clicks, ratios, durations_ms, logged=True)
+    return InteractionLog(users, items, clicks, times, ratios, feedback=feedback), lift
 
 
 def draw_test(
@@ -82,7 +84,8 @@ def draw_test(
     ratios = None
     if config.layout == "kuairec":
         ratios = watch_ratios(rng, world, users, items, clicks, durations_ms, logged=False)
-    return InteractionLog(users, items, clicks, times, ratios)
+    clicks, feedback = chosen(config, items, clicks, ratios, durations_ms, logged=False)
+    return InteractionLog(users, items, clicks, times, ratios, feedback=feedback)
 
 
 def _full_panel(rng: np.random.Generator, config: TwinConfig, world: TwinWorld) -> Pairs:
@@ -211,7 +214,7 @@ def _logits(
     return logits
 
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same configuration would give another twin; part of the cache key."""
 
 
@@ -221,7 +224,7 @@ class Twin:
 
     Attributes:
         config: Its configuration.
-        world: The truth and the hidden causes of the logs.
+        world: The truth of the twin's own click and the hidden causes of the logs.
         data: What an agent, a reader or a response model may see.
     """
 
@@ -229,10 +232,12 @@ class Twin:
     world: TwinWorld
     data: InteractionData
 
-    @property
+    @cached_property
     def truth(self) -> TwinTruth:
-        """The true distribution of clicks, for test worlds, oracles and measures of recovery."""
-        return self.world.truth
+        """The true distribution of feedback, for test worlds, oracles and measures of recovery."""
+        needed = "long_view" in dict(self.config.clicks.positive)
+        durations = self.tables.durations_ms if needed else np.zeros(self.config.n_items, np.int64)
+        return chosen_truth(self.config, self.world, durations)
 
     @cached_property
     def tables(self) -> TwinTables:

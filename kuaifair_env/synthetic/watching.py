@@ -1,4 +1,4 @@
-"""Draws when a twin's users watch, and for how long."""
+"""Draws when a twin's users watch, and KuaiRand play times."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.sources import KUAIREC_POSITIVE_WATCH_RATIO
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, numbers
-from kuaifair_env.synthetic.truth import TwinWorld
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -81,30 +79,8 @@ def _drawn(rng: np.random.Generator, shares: tuple[float, ...], rows: int) -> ND
     return drawn
 
 
-_BLOCK = 1_000_000
-
-# Watch ratios below 2: in the big matrix (published quartiles and shares from .8, 1 and 2 on) and in the
-# small one (partial KuaiRec, sample of cells), as quantiles of the views below 2.
-_BODY_LOGGED = QuantileDistribution(
-    (0.01, 0.05, 0.13, 0.2697, 0.5394, 0.5895, 0.7141, 0.8091, 0.93, 0.999),
-    (0.01, 0.06, 0.15, 0.314825, 0.723471, 0.80, 1.0, 1.177644, 1.55, 1.99),
-)
-_BODY_PANEL = QuantileDistribution(
-    (0.0003, 0.0104, 0.0524, 0.1048, 0.262, 0.3, 0.524, 0.5511, 0.7088, 0.786, 0.9434, 0.999),
-    (0.005, 0.0176, 0.0974, 0.1833, 0.4676, 0.53, 0.7692, 0.80, 1.0, 1.1206, 1.5882, 1.99),
-)
-# Watch ratios from 2 on, partial KuaiRec, big matrix.
-_TAIL = QuantileDistribution(
-    (0.0005, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.999999),
-    (2.0, 2.241, 2.627, 3.49, 5.273, 7.60, 18.9, 570.0),
-    "log",
-)
-# Shares of the variance of watching scores below 2 that come from item, user and taste (partial KuaiRec).
-_BODY_SHARES = (0.42, 0.05, 0.05)
-
 # KuaiRand-Pure: a click is 7 s of play or the whole video, a long view 18 s or the whole video.
 _CLICK_MS, LONG_VIEW_MS = 7_000, 18_000
-_LONG_GIVEN_CLICK = {True: 0.719, False: 0.4806}
 _ZERO_PLAY = 0.17  # of the exposures that are no click
 _SKIPPED_MS = QuantileDistribution(
     (0.0005, 0.05, 0.25, 0.50, 0.75, 0.95, 0.9995), (60, 863, 1379, 2133, 3647, 6069, 6990), "log"
@@ -122,61 +98,24 @@ _LONG_MS_DISTRIBUTION = QuantileDistribution(
 )
 
 
-def watch_ratios(
-    rng: np.random.Generator,
-    world: TwinWorld,
-    users: NDArray[np.int32],
-    items: NDArray[np.int32],
-    clicks: NDArray[np.bool_],
-    durations_ms: NDArray[np.int64],
-    logged: bool,
-) -> NDArray[np.float32]:
-    """Draws KuaiRec watch ratios (play time over duration): from 2 on for clicks, below 2 for all others.
-
-    How long a user watches depends on item, user and taste. Play times are whole milliseconds: ``ratio * duration``
-    gives them back. ``logged`` says whether this is the platform's log rather than the panel's.
-    """
-    truth = world.truth
-    by_item, by_user, by_taste = _BODY_SHARES
-    distribution = _BODY_LOGGED if logged else _BODY_PANEL
-    by_items, by_users = np.sqrt(by_item) * world.quality_scores, np.sqrt(by_user) * world.inclination_scores
-    noise = np.sqrt(1.0 - sum(_BODY_SHARES))
-    shown = by_items[items[::7]] + by_users[users[::7]]  # the platform shows better videos, more to some users
-    centre, spread = float(shown.mean()), float(np.sqrt(shown.var() + by_taste + noise**2))
-    ratios = np.empty(len(users), np.float32)
-    for start in range(0, len(users), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        u, i, positive = users[part], items[part], clicks[part]
-        scores = noise * rng.standard_normal(len(u)) + by_items[i] + by_users[u]
-        scores += np.sqrt(by_taste) * np.einsum("rd,rd->r", truth.user_vectors[u], truth.item_vectors[i])
-        scores = (scores - centre) / spread
-        durations = durations_ms[i]
-        play = np.minimum(np.floor(distribution.at(scores) * durations), KUAIREC_POSITIVE_WATCH_RATIO * durations - 1)
-        tail = _TAIL.at(rng.standard_normal(int(positive.sum())))
-        play[positive] = np.ceil(tail * durations[positive])
-        ratios[part] = play / durations
-    return ratios
-
-
 def play_times(
-    rng: np.random.Generator, clicks: NDArray[np.bool_], durations: NDArray[np.int64], logged: bool
+    rng: np.random.Generator, clicks: NDArray[np.bool_], long_views: NDArray[np.bool_], durations: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Draws KuaiRand play times: 7 s or the whole video for clicks, less for all others.
+    """Draws KuaiRand play times: 7 s or the whole video for clicks, 18 s or the whole one for long views.
 
     Args:
         rng: Source of randomness.
         clicks: ``(R,)`` clicks.
+        long_views: ``(R,)`` long views, all of them clicks.
         durations: ``(R,)`` durations in milliseconds, 0 where unknown.
-        logged: Whether this is the platform's log rather than the random one.
     """
     rows = len(clicks)
     known = np.where(durations > 0, durations, np.iinfo(np.int32).max)
     whole, long_from = np.minimum(known, _CLICK_MS), np.minimum(known, LONG_VIEW_MS)
     play = np.minimum(_SKIPPED_MS.at(rng.standard_normal(rows)), whole - 1)
     play[rng.random(rows) < _ZERO_PLAY] = 0.0
-    is_long = rng.random(rows) < _LONG_GIVEN_CLICK[logged]
     glimpse = whole + rng.random(rows) * (long_from - whole)
     longest = _LONG_MS_DISTRIBUTION.at(rng.standard_normal(rows))
     finished = np.maximum(np.minimum(longest, known * _LONG_RATIO.at(rng.standard_normal(rows))), long_from)
-    drawn = np.where(clicks, np.where(is_long, finished, glimpse), play)
+    drawn = np.where(clicks, np.where(long_views, finished, glimpse), play)
     return np.asarray(np.floor(drawn), np.int64)

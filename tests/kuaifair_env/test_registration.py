@@ -66,7 +66,7 @@ def toy_for_all(monkeypatch):
     """Lets the toy twin stand in for the large ones, so that the choice of data can be tested quickly."""
     registration._cached_world.cache_clear()
     monkeypatch.setattr(
-        "kuaifair_env.synthetic.config.twin_config", lambda name, **settings: twin_config("Toy", **settings)
+        "kuaifair_env.synthetic.config.twin_config", lambda name, clicks, **settings: twin_config("Toy", **settings)
     )
     yield
     registration._cached_world.cache_clear()

@@ -11,12 +11,17 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from kuaifair_env.data.clicks import kuairec_clicks
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.synthetic.config import KUAIREC
+
+TWICE = kuairec_clicks({"watch_ratio": 2.0})
+"""The click that the published marginals of KuaiRec are about."""
 
 PANEL = replace(
     KUAIREC,
     name="Panel",
+    clicks=TWICE,
     n_users=300,
     n_items=500,
     n_panel_users=60,

@@ -37,9 +37,13 @@ def test_standard_logs_train_and_the_random_log_tests(tmp_path: Path) -> None:
 def test_any_feedback_can_be_the_click(folder: Path) -> None:
     frame = pd.read_csv(folder / RANDOM).sort_values(["user_id", "time_ms"], kind="stable")
     for feedback in ("long_view", "is_like", "is_forward"):
-        np.testing.assert_array_equal(read_kuairand(folder, feedback=feedback).test.clicks, frame[feedback])
+        np.testing.assert_array_equal(read_kuairand(folder, positive=feedback).test.clicks, frame[feedback])
+    several = read_kuairand(folder, positive={"is_click": 1.0, "is_like": 2.5})
+    np.testing.assert_allclose(several.test.feedback, frame.is_click + 2.5 * frame.is_like)
+    np.testing.assert_array_equal(several.test.clicks, frame.is_click | frame.is_like)
+    assert several.provenance.settings["click"]["positive"] == {"is_click": 1.0, "is_like": 2.5}
     with pytest.raises(DataError, match="is_hate"):
-        read_kuairand(folder, feedback="is_hate")  # type: ignore[arg-type]
+        read_kuairand(folder, positive="is_hate")
 
 
 def test_rows_that_differ_in_any_column_are_no_duplicates(folder: Path) -> None:

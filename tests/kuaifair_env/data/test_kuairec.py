@@ -43,7 +43,7 @@ def test_the_log_is_the_matrix_without_its_duplicates(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.items.ids[log.items], expected.video_id)
         np.testing.assert_array_equal(log.times, np.rint(expected.timestamp * 1000).astype(int))
         np.testing.assert_array_equal(log.watch_ratios, expected.watch_ratio.astype(np.float32))
-        np.testing.assert_array_equal(log.clicks, expected.watch_ratio >= 2.0)
+        np.testing.assert_array_equal(log.clicks, expected.watch_ratio >= 1.0)
 
 
 def test_the_report_counts_what_was_done(folder: Path) -> None:
@@ -69,10 +69,17 @@ def test_rows_without_time_come_last_within_their_user(folder: Path) -> None:
 def test_the_threshold_decides_what_a_click_is(folder: Path) -> None:
     ratios = read_kuairec(folder).test.watch_ratios
     for threshold in (0.5, 1.0, 5.0):
-        log = read_kuairec(folder, positive_watch_ratio=threshold).test
+        log = read_kuairec(folder, positive={"watch_ratio": threshold}).test
         np.testing.assert_array_equal(log.clicks, ratios >= threshold)
-    with pytest.raises(DataError, match="positive_watch_ratio"):
-        read_kuairec(folder, positive_watch_ratio=0.0)
+    watched = read_kuairec(folder, feedback="watch_ratio", clip=3.0)
+    np.testing.assert_array_equal(watched.test.feedback, np.minimum(ratios, 3.0))
+    assert watched.provenance.settings["click"] == {
+        "positive": {"watch_ratio": 1.0},
+        "feedback": "watch_ratio",
+        "clip": 3.0,
+    }
+    with pytest.raises(DataError, match="above 0"):
+        read_kuairec(folder, positive={"watch_ratio": 0.0})
 
 
 def test_tags_shown_and_features_belong_to_their_items(folder: Path) -> None:
@@ -288,7 +295,7 @@ def test_reading_again_comes_from_the_cache_until_the_files_change(
         again = load_kuairec(folder, cache=cache)
     assert again.data_hash == first.data_hash
     assert again.provenance == first.provenance
-    other = load_kuairec(folder, positive_watch_ratio=1.0, cache=cache)
+    other = load_kuairec(folder, positive={"watch_ratio": 0.5}, cache=cache)
     assert other.train.clicks.sum() > first.train.clicks.sum()
     edit(folder / "big_matrix.csv", 10, (folder / "big_matrix.csv").read_text().splitlines()[11])
     assert load_kuairec(folder, cache=cache).data_hash != first.data_hash

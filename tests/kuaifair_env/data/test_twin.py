@@ -218,16 +218,19 @@ def test_watch_ratios_of_a_panel_agree_with_clicks(panel):
 @settings(max_examples=40)
 @given(
     st.lists(
-        st.tuples(st.booleans(), st.sampled_from([0, 5_000, 6_999, 7_000, 12_000, 18_000, 90_000])),
+        st.tuples(st.sampled_from([0, 1, 2]), st.sampled_from([0, 5_000, 6_999, 7_000, 12_000, 18_000, 90_000])),
         min_size=1,
     )
 )
-def test_play_times_agree_with_clicks(rows):
-    """KuaiRand: a click is 7 s of play or the whole video."""
-    clicks, durations = (np.array(column) for column in zip(*rows, strict=True))
-    play = play_times(np.random.default_rng(0), clicks, durations, logged=True)
-    needed = np.where(durations > 0, np.minimum(durations, 7_000), 7_000)
-    assert np.array_equal(play >= needed, clicks)
+def test_play_times_agree_with_clicks_and_long_views(rows):
+    """KuaiRand: a click is 7 s of play or the whole video, a long view 18 s or the whole video."""
+    kinds, durations = (np.array(column) for column in zip(*rows, strict=True))
+    whole = (durations > 0) & (durations <= 7_000)
+    clicks, long_views = kinds > 0, (kinds == 2) | ((kinds == 1) & whole)
+    play = play_times(np.random.default_rng(0), clicks, long_views, durations)
+    for limit, behaviour in ((7_000, clicks), (18_000, long_views)):
+        needed = np.where(durations > 0, np.minimum(durations, limit), limit)
+        assert np.array_equal(play >= needed, behaviour)
     assert (play >= 0).all()
 
 

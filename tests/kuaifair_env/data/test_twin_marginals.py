@@ -7,12 +7,15 @@ others with published ones. The tolerances are the largest distances at which th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import logit
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from twin_measures import (
+    TWICE,
     Row,
     gini,
     held_out_gain,
@@ -362,7 +365,7 @@ def test_kuairand_tables_and_watching(kuairand):
 
 @pytest.fixture(scope="module")
 def kuairec() -> Twin:
-    return generate_twin(KUAIREC)
+    return generate_twin(replace(KUAIREC, clicks=TWICE))
 
 
 def small_matrix(twin: Twin):

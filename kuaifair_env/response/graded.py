@@ -1,0 +1,182 @@
+"""Responses with graded feedback: watch ratios, or weights of several kinds of feedback."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import artifact_kind, load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.response.base import HistoryWindow, ResponseModel
+from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.response.known import TwinResponse
+
+_KIND = "graded"
+_BINS, _LEVELS = 16, 256
+_MAX_ROWS = 500_000
+_BLOCK = 1 << 16
+_ANY_FEEDBACK = 1e-6
+
+
+class GradedResponse:
+    """Feedback between 0 and a largest value, whose mean another model gives.
+
+    Around its mean, feedback is spread as in a log: rows are grouped by expected feedback, and a session's uniform
+    picks from the quantiles of a group, scaled to the mean of the pair.
+
+    Make one with :meth:`around`.
+
+    Args:
+        inner: Expected feedback as a share of the largest.
+        largest: Largest feedback.
+        click_from: Feedback from which a row is a click.
+        edges: ``float32 (G - 1,)``, expected feedback between the ``G`` groups.
+        quantiles: ``float32 (G, L)``, quantiles of each group's feedback.
+    """
+
+    def __init__(
+        self, inner: ResponseModel, largest: float, click_from: float, edges: FloatArray, quantiles: FloatArray
+    ) -> None:
+        self.inner = inner
+        self.largest, self.click_from = float(largest), float(click_from)
+        self._edges, self._quantiles = edges, quantiles
+        self._means = quantiles.mean(axis=1)
+        self.n_users, self.n_items = inner.n_users, inner.n_items
+        self.uses_history = inner.uses_history
+
+    @classmethod
+    def around(cls, inner: ResponseModel, log: InteractionLog, largest: float) -> GradedResponse:
+        """Spreads feedback around a model's means as a log does.
+
+        Args:
+            inner: Expected feedback of a row as a share of ``largest``; must not read the history.
+            log: A log with graded feedback.
+            largest: Largest feedback.
+
+        Raises:
+            DataError: If the model reads the history.
+        """
+        if inner.uses_history:
+            raise DataError("graded feedback needs response='factorised', 'observed' or 'auto'")
+        values = _graded(log)
+        rows = np.arange(0, len(log), -(-len(log) // _MAX_ROWS))
+        expected = np.concatenate(
+            [
+                inner.expected(log.users[part], log.items[part][:, None])[:, 0]
+                for part in np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+            ]
+        )
+        edges = np.quantile(expected, np.arange(1, _BINS) / _BINS).astype(np.float32) * np.float32(largest)
+        group = np.searchsorted(edges, expected * np.float32(largest))
+        levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
+        everything = np.quantile(values[rows], levels)
+        quantiles = np.empty((_BINS, _LEVELS), np.float32)
+        for number in range(_BINS):
+            own = values[rows[group == number]]
+            quantiles[number] = np.quantile(own, levels) if own.any() else everything
+        return cls(inner, largest, _click_from(log), edges, quantiles)
+
+    def over(self, inner: ResponseModel) -> GradedResponse:
+        """Returns the same spread around the means of another model."""
+        return GradedResponse(inner, self.largest, self.click_from, self._edges, self._quantiles)
+
+    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns expected feedback, ``float32 (B, K)``."""
+        return self.inner.expected(users, items, history) * np.float32(self.largest)
+
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns expected feedback on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
+        return self.inner.expected_catalogue(users, n_items, history) * np.float32(self.largest)
+
+    def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
+        """Returns the quantiles that the uniforms pick, scaled to the means, ``float32 (B, K)``."""
+        group = np.searchsorted(self._edges, expected)
+        drawn = self._quantiles[group, (uniforms * self._quantiles.shape[1]).astype(np.int64)]
+        scaled: FloatArray = drawn * (expected / self._means[group])
+        return np.minimum(scaled, np.float32(self.largest))
+
+    def clicked(self, feedback: FloatArray) -> BoolArray:
+        """Returns where feedback is large enough for a click, ``bool (B, K)``."""
+        return feedback >= np.float32(self.click_from)
+
+    def rearranged(self, items: IntArray) -> GradedResponse:
+        """Returns the same model for the catalogue ``old_items[items]``."""
+        return self.over(self.inner.rearranged(items))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model, with the model of its means inside, to one safetensors file, atomically."""
+        with tempfile.TemporaryDirectory() as folder:
+            inner = Path(folder) / "inner.safetensors"
+            self.inner.save(inner)
+            content = np.frombuffer(inner.read_bytes(), np.uint8)
+        tensors: dict[str, NDArray[Any]] = {"edges": self._edges, "quantiles": self._quantiles, "inner": content}
+        save_artifact(path, _KIND, tensors, {"largest": self.largest, "click_from": self.click_from})
+
+    @classmethod
+    def load(cls, path: str | Path) -> GradedResponse:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
+        """
+        _, tensors, settings = load_artifact(path, _KIND)
+        take_tensors(path, tensors, {"edges": (None,), "quantiles": (None, None), "inner": (None,)})
+        largest, click_from = (take_setting(path, settings, name) for name in ("largest", "click_from"))
+        if len(tensors["edges"]) + 1 != len(tensors["quantiles"]):
+            raise ArtifactError(f"{path}: {len(tensors['quantiles'])} groups need one edge less")
+        loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
+            "factorised": FactorisedResponse.load,
+            "twin": TwinResponse.load,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            content = Path(folder) / "inner.safetensors"
+            content.write_bytes(tensors["inner"].tobytes())
+            kind = artifact_kind(content)
+            if kind not in loaders:
+                raise ArtifactError(f"{path} holds a model of kind '{kind}' inside; known are {', '.join(loaders)}")
+            inner = loaders[kind](content)
+        return cls(inner, largest, click_from, tensors["edges"], tensors["quantiles"])
+
+    def describe(self) -> dict[str, Any]:
+        """Returns kind, bounds, and the report on the means, JSON-able."""
+        return {
+            "kind": _KIND,
+            "largest": self.largest,
+            "click_from": self.click_from,
+            "users": self.n_users,
+            "items": self.n_items,
+            "means": self.inner.describe(),
+        }
+
+
+def rounded_log(log: InteractionLog, largest: float, seed: int) -> InteractionLog:
+    """Returns a log of clicks whose chances are the graded feedback as a share of the largest.
+
+    Fitted to it, a click model estimates expected feedback without bias, whatever the distribution of feedback.
+    """
+    draws = np.random.default_rng((seed, 0x6A0D)).random(len(log))
+    return replace(log, clicks=draws * largest < _graded(log), feedback=None)
+
+
+def observed_log(log: InteractionLog) -> tuple[InteractionLog, float]:
+    """Returns a log whose watch ratios are its graded feedback, and the feedback from which a row is a click."""
+    return replace(log, watch_ratios=_graded(log), feedback=None), _click_from(log)
+
+
+def _graded(log: InteractionLog) -> FloatArray:
+    if log.feedback is None:
+        raise DataError("the log has no graded feedback")
+    return log.feedback
+
+
+def _click_from(log: InteractionLog) -> float:
+    """Returns what separates clicks: any feedback, unless there is some without a click, as with watch ratios."""
+    feedback, clicks = _graded(log), log.clicks
+    return float(feedback[clicks].min()) if (feedback[~clicks] > 0).any() and clicks.any() else _ANY_FEEDBACK
