@@ -81,13 +81,13 @@ def trained_and_evaluated(name: str, pair: WorldPair, steps: int | None) -> tupl
     # Purification costs little beside simulation; here an identity stands in for it.
     purifier = IdentityPurifier() if spec.purifier else None
     identity = PurifierIdentity("identity", "") if spec.purifier else None
-    config = plan_run(name, pair.name, total_steps=steps, users=USERS, overrides=overrides, purifier=identity)
+    config = plan_run(name, pair.name, total_steps=steps, n_users=USERS, overrides=overrides, purifier=identity)
     start = time.process_time()
     policy = build_policy(config, pair, purifier)
     if steps is not None:
         policy.learn(OFFLINE[steps] if isinstance(policy, OfflineAlgorithm) else steps, log_interval=None)
     trained = time.process_time()
-    evaluate_run(replace(config, users=USERS), policy, pair, purifier)
+    evaluate_run(replace(config, n_users=USERS), policy, pair, purifier)
     return policy, trained - start, (time.process_time() - trained) / USERS
 
 

@@ -34,7 +34,7 @@ worlds: [{world}]
 max_lens: [{max_lens}]
 seeds: [{seeds}]
 control_seeds: [{control_seeds}]
-users: 10
+n_users: 10
 """
 _PATIENCE = 600.0
 

@@ -102,7 +102,7 @@ def controls_on_validation_users(pair: WorldPair) -> str:
     """Returns what the controls earn with the users that trials are evaluated on."""
     earned = {}
     for name in controls():
-        config = plan_run(name, pair.name, users=500, episodes_per_user=10)
+        config = plan_run(name, pair.name, n_users=500, episodes_per_user=10)
         result = train(config, pair).evaluation
         assert result is not None
         earned[method(name).title] = result.summary()[CRITERION]

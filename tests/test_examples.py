@@ -208,7 +208,7 @@ def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, 
     spec, _ = read_study("paper", quick=True)
     methods = tuple(entry for entry in spec.methods if entry.name in ("a2c", "td3", "hrl", "quota-greedy"))
     short = tuple(entry.model_copy(update={"steps": None}) for entry in methods)
-    changes = {"methods": short, "steps": 256, "seeds": (11,), "max_lens": (30,), "users": 20}
+    changes = {"methods": short, "steps": 256, "seeds": (11,), "max_lens": (30,), "n_users": 20}
     small = spec.model_copy(update=changes)
     result = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
     assert len(result.records) == 4 and not result.failures

@@ -22,12 +22,14 @@ from hrl_policies.cli.options import (
     Feedback,
     ItemTerm,
     MaxLen,
+    NUsers,
     OptionalEnv,
     PositiveFeedback,
     Progress,
     Users,
     data_settings,
     open_world,
+    user_ids,
 )
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.response.fitting import ResponseKind
@@ -75,6 +77,7 @@ def train(
         typer.Option("--settings", help="Settings file instead of the shipped one, such as tune's best.yml."),
     ] = None,
     users: Users = None,
+    n_users: NUsers = None,
     episodes_per_user: EpisodesPerUser = None,
     purifier: Annotated[
         Path | None,
@@ -99,7 +102,6 @@ def train(
     from hrl_policies.study.runner import open_worlds
     from hrl_policies.worlds import cached_purifier
     from kuaifair_env.registration import need_environment
-    from kuaifair_env.splits import EVALUATION_USERS
 
     command = str(context.obj)
     if resume is not None:
@@ -130,7 +132,8 @@ def train(
         "world_settings": _world_settings(
             data_settings(source, allow_partial, positive, feedback, clip), response, taste
         ),
-        "users": users or EVALUATION_USERS,
+        "users": user_ids(users),
+        "n_users": n_users,
         "episodes_per_user": episodes_per_user or 1,
         "item_term": item_term or "",
         "settings": None if settings_file is None else zoo.read_settings(settings_file, env),
@@ -154,6 +157,7 @@ def evaluate(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     users: Users = None,
+    n_users: NUsers = None,
     episodes_per_user: EpisodesPerUser = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
@@ -164,7 +168,7 @@ def evaluate(
 ) -> None:
     """Evaluate the model of a run again, and say whether the stored result comes out.
 
-    With --users, --episodes-per-user or --seed it is evaluated on other sessions instead.
+    With --users, --n-users, --episodes-per-user or --seed it is evaluated on other sessions instead.
     """
     from hrl_policies import study
     from hrl_policies.study.runner import worlds_of
@@ -174,8 +178,10 @@ def evaluate(
         raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
     study.single_threaded()
     worlds = worlds_of(stored.config, None, data_dir)
-    options = {"users": users, "episodes_per_user": episodes_per_user, "evaluation_seed": seed}
+    options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if users is not None or n_users is not None:
+        changes |= {"users": user_ids(users), "n_users": n_users}
     config = replace(stored.config, **changes)
     result = study.evaluate_run(
         config,

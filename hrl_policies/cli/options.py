@@ -44,7 +44,10 @@ ItemTerm = Annotated[
     typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth."),
 ]
 MaxLen = Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")]
-Users = Annotated[int | None, typer.Option(min=1, help="Held-out users to evaluate on (default 1000, or all).")]
+Users = Annotated[str | None, typer.Option(help="Raw ids of the held-out users to evaluate on: 3,7,12.")]
+NUsers = Annotated[
+    int | None, typer.Option(min=1, help="Number of held-out users to evaluate on, without --users (default 1000).")
+]
 EpisodesPerUser = Annotated[int | None, typer.Option(min=1, help="Sessions of each user (default 1).")]
 PurifierFile = Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
@@ -81,6 +84,18 @@ def open_world(
     from dsrm.item_term import fit_item_term, with_item_term
 
     return with_item_term(world, fit_item_term(world, item_term))
+
+
+def user_ids(text: str | None) -> tuple[int, ...] | None:
+    """Returns the ids that --users lists, or None.
+
+    Raises:
+        ValueError: If they are no numbers.
+    """
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--users lists raw ids, such as 3,7,12; got {text!r}") from None
 
 
 def need_new_file(path: Path) -> None:

@@ -335,7 +335,7 @@ def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
         f"worlds: {', '.join(spec.worlds)}",
         f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.session.slate_size}; "
         f"leave rule {spec.session.leave}",
-        f"evaluated on {spec.users:,} users, {spec.episodes_per_user} session(s) each",
+        f"evaluated on {runs[0].user_count:,} users, {spec.episodes_per_user} session(s) each",
     ]
     for variant, group in rows.items():
         config = group[0]

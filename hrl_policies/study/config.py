@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class RunConfig:
         n_envs: Concurrent training sessions.
         total_steps: Training steps over all sessions; 0 for controls.
         hyperparameters: Arguments of the algorithm.
-        users: Held-out users to evaluate on.
+        users: Raw ids of the held-out users to evaluate on; None where ``n_users`` says how many.
+        n_users: Number of held-out users to evaluate on (see :func:`kuaifair_env.splits.users_to_evaluate`), or None.
         episodes_per_user: Sessions of each.
         evaluation_seed: Seed of the randomness of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in evaluation; None leaves them as they are.
@@ -93,7 +94,8 @@ class RunConfig:
     n_envs: int = 0
     total_steps: int = 0
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    users: int = EVALUATION_USERS
+    users: tuple[int, ...] | None = None
+    n_users: int | None = EVALUATION_USERS
     episodes_per_user: int = 1
     evaluation_seed: int = DEFAULT_SEED
     purifier: PurifierIdentity | None = None
@@ -103,9 +105,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         spec = method(self.method)
-        if self.users < 1 or self.episodes_per_user < 1:
+        if (self.users is None) == (self.n_users is None):
+            raise ValueError("give users (raw ids) or n_users (a number of them), and not both")
+        if self.user_count < 1 or self.episodes_per_user < 1:
             raise ValueError(
-                f"users and episodes_per_user must be at least 1, got {self.users}, {self.episodes_per_user}"
+                f"users and episodes_per_user must be at least 1, got {self.user_count}, {self.episodes_per_user}"
             )
         if spec.learns and (self.total_steps < 1 or self.n_envs < 1):
             raise ValueError(
@@ -122,12 +126,18 @@ class RunConfig:
         if self.seed < 0:
             raise ValueError(f"a seed is not negative, got {self.seed}")
 
+    @property
+    def user_count(self) -> int:
+        """How many users the policy is evaluated on, at most: a world may have fewer."""
+        return (self.n_users or 0) if self.users is None else len(self.users)
+
     def as_dict(self) -> dict[str, Any]:
         """Returns a JSON-able copy."""
         return {part.name: getattr(self, part.name) for part in fields(self)} | {
             "session": self.session.describe(),
             "world_settings": dict(self.world_settings),
             "hyperparameters": dict(self.hyperparameters),
+            "users": None if self.users is None else list(self.users),
             "purifier": None if self.purifier is None else asdict(self.purifier),
         }
 
@@ -139,11 +149,12 @@ class RunConfig:
             ArtifactError: If keys are missing or unknown.
         """
         try:
-            purifier = content.get("purifier")
+            purifier, users = content.get("purifier"), content["users"]
             return cls(
                 **{
                     **content,
                     "session": _session_config(content["session"]),
+                    "users": None if users is None else tuple(users),
                     "purifier": None if purifier is None else PurifierIdentity(**purifier),
                 }
             )
@@ -161,7 +172,8 @@ def plan_run(
     n_envs: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     world_settings: Mapping[str, Any] | None = None,
-    users: int = EVALUATION_USERS,
+    users: Sequence[int] | None = None,
+    n_users: int | None = None,
     episodes_per_user: int = 1,
     evaluation_seed: int = DEFAULT_SEED,
     purifier: PurifierIdentity | None = None,
@@ -182,6 +194,7 @@ def plan_run(
         overrides: Hyperparameters by (dotted) name; see :func:`hrl_policies.zoo.overridden`.
         world_settings: See :class:`RunConfig`.
         users: See :class:`RunConfig`.
+        n_users: See :class:`RunConfig`; 1,000 where neither is given.
         episodes_per_user: See :class:`RunConfig`.
         evaluation_seed: See :class:`RunConfig`.
         purifier: See :class:`RunConfig`.
@@ -200,7 +213,8 @@ def plan_run(
         "seed": seed,
         "session": _with_modes(session or SessionConfig(), spec),
         "world_settings": dict(world_settings or {}),
-        "users": users,
+        "users": None if users is None else tuple(users),
+        "n_users": EVALUATION_USERS if users is None and n_users is None else n_users,
         "episodes_per_user": episodes_per_user,
         "evaluation_seed": evaluation_seed,
         "purifier": purifier,

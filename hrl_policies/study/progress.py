@@ -77,7 +77,7 @@ def estimate_study(runs: Sequence[RunConfig]) -> Estimate:
 def work_of(run: RunConfig) -> float:
     """Returns how much work a run is, in calibration products."""
     cost, items = _cost_of(run.method), max_candidates(run.world)
-    sessions = run.users * run.episodes_per_user * run.session.max_len / _USUAL_LENGTH
+    sessions = run.user_count * run.episodes_per_user * run.session.max_len / _USUAL_LENGTH
     training = (cost["step"] + cost["step_item"] * items) * run.total_steps
     evaluation = (cost["session"] + cost["session_item"] * items) * sessions
     return float(cost["start"] + training + evaluation)
@@ -119,7 +119,7 @@ def size(count: float) -> str:
 
 def _bytes_of(run: RunConfig) -> int:
     purifier = 0 if run.purifier is None else _costs()["purifiers"].get(run.purifier.name, {}).get("bytes", 0)
-    sessions = _SESSION_BYTES * run.users * run.episodes_per_user
+    sessions = _SESSION_BYTES * run.user_count * run.episodes_per_user
     return int(_cost_of(run.method)["bytes"] + purifier + sessions + _OTHER_BYTES)
 
 

@@ -399,7 +399,7 @@ def _settings(run: StoredRun) -> Pairs:
     return (
         *(trained if Variant.of_config(config).learns else ()),
         ("item term", config.item_term or "none"),
-        ("evaluated on", f"{config.users} users, {config.episodes_per_user} session(s) each"),
+        ("evaluated on", f"{config.user_count} users, {config.episodes_per_user} session(s) each"),
         ("evaluation seed", str(config.evaluation_seed)),
         *(("world " + name, value) for name, value in _flat(config.world_settings)),
         *_flat(session),

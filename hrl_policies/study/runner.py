@@ -35,7 +35,6 @@ from hrl_policies.worlds import (
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
-from kuaifair_env.splits import evaluation_users
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
@@ -195,19 +194,19 @@ def evaluate_run(
     """Evaluates a policy in the test world, on the users and with the randomness that a configuration names.
 
     Args:
-        config: The run; replace ``users``, ``episodes_per_user`` or ``evaluation_seed`` for other sessions.
+        config: The run; replace ``users``, ``n_users``, ``episodes_per_user`` or ``evaluation_seed`` for others.
         policy: Anything with ``predict``.
         worlds: The run's worlds.
         purifier: The run's purifier; see :func:`purifier_of`.
         ranking: Whether to measure R-NDCG@K too.
         progress: Whether to show a progress bar.
     """
-    chosen = evaluation_users(worlds.test.user_ids, config.users)
-    batch_size = min(_EVALUATION_BATCH, len(chosen) * config.episodes_per_user)
+    batch_size = min(_EVALUATION_BATCH, config.user_count * config.episodes_per_user)
     return evaluate(
         policy,
         purified_sessions(worlds.test, config.session, batch_size, 0, purifier),
-        users=chosen,
+        users=config.users,
+        n_users=config.n_users,
         episodes_per_user=config.episodes_per_user,
         seed=config.evaluation_seed,
         ranking=ranking,

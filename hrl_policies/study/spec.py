@@ -16,7 +16,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_problems
@@ -27,7 +30,6 @@ from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.simulator import InitialHistory, Repeats
-from kuaifair_env.splits import EVALUATION_USERS
 
 CONTROLS = "controls"
 """Stands for all controls in a list of methods."""
@@ -98,6 +100,14 @@ def _method_entries(value: Any) -> Any:
     return entries
 
 
+def _user_ids(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"lists raw ids, got {value!r}; for a number of users give n_users")
+    if len(value) == 1:
+        raise ValueError("lists one id, and an interval over users needs two")
+    return value
+
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0)]
 PurifierMode = Annotated[str, BeforeValidator(_purifier_mode)]
@@ -164,7 +174,8 @@ class StudySpec(_Model):
         max_lens: Horizons.
         seeds: Training seeds of methods that learn.
         control_seeds: Seeds of controls, which do not learn: the first training seed where this is empty.
-        users: Held-out users to evaluate on.
+        users: Raw ids of the held-out users to evaluate on; where there are none, ``n_users`` says how many.
+        n_users: Number of held-out users to evaluate on; None takes 1,000, or all.
         episodes_per_user: Sessions of each.
         steps: Training steps of every method that learns; None takes the zoo's.
         session: How sessions run.
@@ -181,7 +192,8 @@ class StudySpec(_Model):
     max_lens: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (30, 50)
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = STUDY_SEEDS
     control_seeds: Annotated[tuple[Seed, ...], AfterValidator(_distinct)] = ()
-    users: Annotated[int, Field(strict=True, ge=2)] = EVALUATION_USERS
+    users: Annotated[tuple[StrictInt, ...], BeforeValidator(_user_ids), AfterValidator(_distinct)] = ()
+    n_users: Annotated[int, Field(strict=True, ge=2)] | None = None
     episodes_per_user: Count = 1
     steps: Count | None = None
     session: SessionSettings = SessionSettings()
@@ -190,6 +202,13 @@ class StudySpec(_Model):
     sweep: dict[str, Annotated[tuple[Any, ...], AfterValidator(_not_empty)]] = {}
     world_settings: dict[str, Any] = {}
     data_dir: str | None = None
+
+    @field_validator("n_users")
+    @classmethod
+    def _without_ids(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("users"):
+            raise ValueError("says how many users, but 'users' lists them; give one of both")
+        return value
 
 
 def shipped_plans() -> list[str]:
@@ -273,7 +292,8 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
                 "session": SessionConfig(max_len=max_len, **{**dict(spec.session), **session}),
                 "overrides": entry.set | overrides,
                 "world_settings": spec.world_settings,
-                "users": spec.users,
+                "users": spec.users or None,
+                "n_users": spec.n_users,
                 "episodes_per_user": spec.episodes_per_user,
                 "purifier": PurifierIdentity(purifier) if purifier else None,
                 "item_term": spec.item_term,

@@ -64,7 +64,7 @@ class TuningPlan:
         total_steps: Training steps of each; None takes the method's own.
         session: How sessions run.
         world_settings: What else the world was made with.
-        users: Most validation users to evaluate on.
+        n_users: Most validation users to evaluate on.
         episodes_per_user: Sessions of each.
     """
 
@@ -75,7 +75,7 @@ class TuningPlan:
     total_steps: int | None = None
     session: SessionConfig = field(default_factory=SessionConfig)
     world_settings: Mapping[str, Any] = field(default_factory=dict)
-    users: int = 500
+    n_users: int = 500
     episodes_per_user: int = 10
 
     def __post_init__(self) -> None:
@@ -182,7 +182,7 @@ def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, pro
     first = {name: setting(settings.hyperparameters, name) for name in settings.search}
     journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
     purifier = search_purifier(plan, pair, folder, progress)
-    users = min(plan.users, len(pair.test.users))
+    users = min(plan.n_users, len(pair.test.users))
     result = TuningResult(plan, journal.finished(), folder, users)
     with tqdm(total=trials, unit="trial", desc=f"tuning {plan.method}", disable=not progress, leave=False) as bar:
         bar.update(min(len(journal.finished()), trials))
@@ -233,7 +233,7 @@ def train_and_score(
         total_steps=plan.total_steps,
         overrides=values,
         world_settings=plan.world_settings,
-        users=plan.users,
+        n_users=plan.n_users,
         episodes_per_user=plan.episodes_per_user,
         purifier=None if purifier is None else PurifierIdentity.of_file(purifier),
     )
@@ -260,7 +260,7 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
         "seed": plan.seed,
         "runs": plan.runs,
         "session": plan.session.describe(),
-        "users": plan.users,
+        "n_users": plan.n_users,
         "episodes_per_user": plan.episodes_per_user,
         "settings": settings.as_dict() | {"total_steps": plan.total_steps or settings.total_steps},
     }

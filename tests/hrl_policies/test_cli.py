@@ -141,8 +141,18 @@ def test_evaluate_says_when_a_result_does_not_come_out(kuaifair, tmp_path):
 @pytest.mark.usefixtures("small_worlds")
 def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
-    code, out, _ = kuaifair("evaluate", "run", "--users", "5", "--episodes-per-user", "3", "--no-progress")
+    code, out, _ = kuaifair("evaluate", "run", "--n-users", "5", "--episodes-per-user", "3", "--no-progress")
     assert code == 0 and "5 held-out users, 3 session(s)" in out and "Reproduces" not in out
+    third, first = (int(load_run("run").sessions[row]["user_id"]) for row in (2, 0))
+    code, out, _ = kuaifair("evaluate", "run", "--users", f"{third},{first}", "--no-progress")
+    assert code == 0 and "2 held-out users, 1 session(s)" in out
+    for given, message in (
+        (("--users", "3,x"), "lists raw ids"),
+        (("--users", f"{first},999"), "user 999 has no sessions"),
+        (("--users", f"{first}", "--n-users", "2"), "not both"),
+    ):
+        code, _, err = kuaifair("evaluate", "run", *given, "--no-progress")
+        assert code == 2 and message in err
 
 
 @pytest.mark.usefixtures("small_worlds")

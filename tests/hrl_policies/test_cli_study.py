@@ -21,7 +21,7 @@ methods: [{name: a2c, steps: 128, set: {n_steps: 2}}, random, quota-greedy]
 worlds: [KuaiFair-Toy-v0]
 max_lens: [10]
 seeds: [3, 4]
-users: 15
+n_users: 15
 """
 RUN = ["study", "run", "plan.yml", "--output", "store"]
 
@@ -107,7 +107,7 @@ def test_ctrl_c_says_how_to_go_on(kuaifair, monkeypatch):
     ],
 )
 def test_bad_input_is_explained(kuaifair, tmp_path, arguments, problem):
-    (tmp_path / "wrong.yml").write_text(PLAN.replace("random", "sarsa").replace("users: 15", "users: 0"))
+    (tmp_path / "wrong.yml").write_text(PLAN.replace("random", "sarsa").replace("n_users: 15", "n_users: 0"))
     code, _, err = kuaifair("study", *arguments)
     assert code == 2 and problem in err and "Traceback" not in err
 
@@ -115,9 +115,9 @@ def test_bad_input_is_explained(kuaifair, tmp_path, arguments, problem):
 @pytest.mark.usefixtures("small_worlds")
 def test_a_store_is_not_used_for_another_study(kuaifair, tmp_path):
     assert kuaifair(*RUN)[0] == 0
-    (tmp_path / "plan.yml").write_text(PLAN.replace("users: 15", "users: 14"))
+    (tmp_path / "plan.yml").write_text(PLAN.replace("n_users: 15", "n_users: 14"))
     code, _, err = kuaifair(*RUN)
-    assert code == 2 and "holds another study (users differ)" in err
+    assert code == 2 and "holds another study (n_users differ)" in err
 
 
 def test_tables_are_printed_whole(kuaifair, store):

@@ -170,8 +170,8 @@ def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):
     spec = study()
     assert write_study(copied, spec, COMMAND) == COMMAND
     assert write_study(copied, spec.model_copy(update={"data_dir": "elsewhere"}), "another") == COMMAND
-    with pytest.raises(ArtifactError, match=r"holds another study \(seeds, users differ\)"):
-        write_study(copied, study(seeds=[5], users=7), COMMAND)
+    with pytest.raises(ArtifactError, match=r"holds another study \(n_users, seeds differ\)"):
+        write_study(copied, study(seeds=[5], n_users=7), COMMAND)
     content, command = read_study_file(copied)
     assert parse_study(content) == (spec, []) and command == COMMAND
     with study_lock(copied), pytest.raises(ArtifactError, match="another process works on the study"):
@@ -182,8 +182,8 @@ def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):
 
 def test_a_changed_run_is_an_error_and_not_a_result(copied):
     path = copied / "small/random-len10-k10-seed3/config.json"
-    path.write_text(path.read_text().replace('"users": 15', '"users": 14'))
-    with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(users differ\)"):
+    path.write_text(path.read_text().replace('"n_users": 15', '"n_users": 14'))
+    with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(n_users differ\)"):
         run(study(), copied)
 
 
@@ -496,7 +496,7 @@ def test_work_grows_with_steps_users_and_candidates():
 
     assert trained(2_000) - trained(1_000) == pytest.approx(trained(3_000) - trained(2_000))
     assert trained(2_000) > trained(1_000) > trained(1)
-    controls = [work(methods=["quota-greedy"], users=users) for users in (100, 200, 300)]
+    controls = [work(methods=["quota-greedy"], n_users=users) for users in (100, 200, 300)]
     assert controls[2] - controls[1] == pytest.approx(controls[1] - controls[0]) and controls[1] > controls[0]
     large = {"worlds": ["KuaiFair-KuaiRandTwin-v0"]}
     small = planned_runs(study(methods=["quota-greedy"]))[0]

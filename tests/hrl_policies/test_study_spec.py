@@ -23,8 +23,34 @@ TOY = "KuaiFair-Toy-v0"
 
 
 def test_one_user_is_too_few_for_an_interval():
-    content = {"name": "one", "methods": ["random"], "worlds": [TOY], "users": 1}
-    assert problems_of(content) == ("users must be greater than or equal to 2, got 1",)
+    content = {"name": "one", "methods": ["random"], "worlds": [TOY], "n_users": 1}
+    assert problems_of(content) == ("n_users must be greater than or equal to 2, got 1",)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"users": 200}, "users lists raw ids, got 200; for a number of users give n_users"),
+        ({"users": [7]}, "users lists one id, and an interval over users needs two"),
+        ({"users": [7, 7]}, "users: names 7 more than once"),
+        ({"users": [7, 8], "n_users": 5}, "n_users: says how many users, but 'users' lists them; give one of both"),
+    ],
+)
+def test_users_are_ids_and_n_users_is_a_number(given, problem):
+    content = {"name": "one", "methods": ["random"], "worlds": [TOY]}
+    assert [text.replace("users: lists", "users lists") for text in problems_of(content | given)] == [problem]
+
+
+@pytest.mark.parametrize(
+    ("given", "users", "n_users"),
+    [({}, None, 1_000), ({"n_users": 7}, None, 7), ({"users": [9, 4]}, (9, 4), None)],
+)
+def test_runs_of_a_study_are_evaluated_on_its_users(given, users, n_users):
+    spec, problems = parse_study({"name": "one", "methods": ["random"], "worlds": [TOY], **given})
+    assert not problems
+    (run,) = {(run.users, run.n_users) for run in planned_runs(spec)}
+    assert run == (users, n_users)
+    assert parse_study(spec.model_dump(mode="json")) == (spec, [])
 
 
 def test_all_mistakes_are_named_in_one_message():
@@ -34,7 +60,7 @@ def test_all_mistakes_are_named_in_one_message():
         "worlds": [TOY, "KuaiFair-Mars-v0", "KuaiFair-KuaiRec-v0"],
         "max_lens": [0],
         "seeds": [1, 1],
-        "users": "many",
+        "n_users": "many",
         "session": {"leave": "soon"},
         "item_term": "gold",
         "purifiers": ["none", "holy"],
@@ -47,7 +73,7 @@ def test_all_mistakes_are_named_in_one_message():
         "methods.4 must be a group of settings by name, got 7",
         "max_lens.0 must be greater than or equal to 1, got 0",
         "seeds: names 1 more than once",
-        "users must be a valid integer, got 'many'",
+        "n_users must be a valid integer, got 'many'",
         "session.leave: must be one of temper, strict, no_fairness, popular_only, category, never, got 'soon'",
         "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
@@ -122,7 +148,7 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
 def test_a_study_plans_the_runs_that_one_would_plan_by_hand():
     spec = study(methods=["a2c", "random"], max_lens=[30, 50])
     assert planned_runs(spec) == [
-        plan_run(name, "small", seed=seed, session=SessionConfig(max_len=max_len), users=15)
+        plan_run(name, "small", seed=seed, session=SessionConfig(max_len=max_len), n_users=15)
         for max_len in (30, 50)
         for name, seed in (("a2c", 3), ("a2c", 4), ("random", 3))
     ]

@@ -106,7 +106,7 @@ def test_training_meets_no_validation_user_and_evaluation_meets_no_other(world, 
 
 def test_the_first_trial_is_that_of_the_shipped_settings_and_scored_as_a_run_is(world, tmp_path):
     result = tune(PLAN, world, 1, tmp_path / "search")
-    config = plan_run("a2c", "small", seed=0, total_steps=128, users=500, episodes_per_user=2)
+    config = plan_run("a2c", "small", seed=0, total_steps=128, n_users=500, episodes_per_user=2)
     expected = train(config, validation_pair(world, "small")).evaluation.summary()["r_cum"]
     assert result.trials[0].score == expected
     shipped = load_settings("a2c").hyperparameters
@@ -371,7 +371,7 @@ def test_a_run_is_scored_as_training_with_those_settings_is(world, tmp_path):
     best = replace(search.trials[1], score=1e9)
     run = replace(confirmation_runs(replace(search, trials=[search.trials[0], best]), 1)[1], steps=128)
     pair = validation_pair(world, "small")
-    config = plan_run("a2c", "small", seed=1, total_steps=128, users=500, episodes_per_user=2, overrides=run.values)
+    config = plan_run("a2c", "small", seed=1, total_steps=128, n_users=500, episodes_per_user=2, overrides=run.values)
     assert run.side == "found" and run.seed == 1
     assert confirmation_run(search, run, pair, None).score == train(config, pair).evaluation.summary()["r_cum"]
 

@@ -93,7 +93,7 @@ def test_an_agent_over_these_sessions_is_the_zoo_s(ips):
     own.env.seed(session_seed(5))
     own.learn(512)
     config = plan_run(
-        "dsrm-hrl", TOY, seed=5, total_steps=512, n_envs=8, users=20, purifier=PurifierIdentity.of_file(path)
+        "dsrm-hrl", TOY, seed=5, total_steps=512, n_envs=8, n_users=20, purifier=PurifierIdentity.of_file(path)
     )
     result = train(config, purifier=path)
     for name, tensor in result.policy.policy.state_dict().items():

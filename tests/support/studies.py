@@ -113,7 +113,7 @@ def study(**settings: Any) -> StudySpec:
         "worlds": ["small"],
         "max_lens": [10],
         "seeds": [3, 4],
-        "users": 15,
+        "n_users": 15,
     }
     spec, problems = parse_study(content | settings)
     assert not problems, problems
