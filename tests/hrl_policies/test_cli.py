@@ -143,7 +143,7 @@ def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "-o", "run", "--no-progress")
     code, out, _ = kuaifair("evaluate", "run", "--n-users", "5", "--episodes-per-user", "3", "--no-progress")
     assert code == 0 and "5 held-out users, 3 session(s)" in out and "Reproduces" not in out
-    third, first = (int(load_run("run").sessions[row]["user_id"]) for row in (2, 0))
+    third, first = (int(load_run("run").sessions()[row]["user_id"]) for row in (2, 0))
     code, out, _ = kuaifair("evaluate", "run", "--users", f"{third},{first}", "--no-progress")
     assert code == 0 and "2 held-out users, 1 session(s)" in out
     for given, message in (
