@@ -134,7 +134,7 @@ class ClickDenoiser(WorldPurifier):
     Args:
         config: Loss and sizes of the click model.
         key: The world that it was trained on.
-        item_ids: ``int64 (M,)``, raw ids in the order of the model's rows.
+        item_ids: ``int64 (M,)``, the items' keys (raw ids, or hashes of text) in the order of the model's rows.
         model: The trained click model.
         report: Provenance, JSON-able.
     """
@@ -163,12 +163,12 @@ class ClickDenoiser(WorldPurifier):
             "training_users": len(world.users),
         }
         model = train_click_model(world, config, progress)
-        return cls(config, WorldKey.of_world(world), world.data.items.ids, model, report)
+        return cls(config, WorldKey.of_world(world), world.data.items.keys, model, report)
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
         space = super().bind(world)
-        if not np.array_equal(self._item_ids, world.data.items.ids):
+        if not np.array_equal(self._item_ids, world.data.items.keys):
             raise MismatchError("the click model knows the items in another order; train it for these candidates")
         return space
 

@@ -137,7 +137,7 @@ class Encoder:
     Args:
         config: What it is.
         network: The trained network.
-        item_ids: ``int64 (M,)``, raw ids in the order of the network's rows.
+        item_ids: ``int64 (M,)``, the items' keys (raw ids, or hashes of text) in the order of the network's rows.
         report: Validation losses and provenance, JSON-able.
     """
 
@@ -169,7 +169,7 @@ class Encoder:
         data_hash = self.report["data_hash"]
         if data_hash != world.data.data_hash:
             raise MismatchError(f"the encoder was trained on data {data_hash}, this is {world.data.data_hash}")
-        if not np.array_equal(self._item_ids, world.data.items.ids):
+        if not np.array_equal(self._item_ids, world.data.items.keys):
             raise MismatchError("the encoder knows other items, or the same in another order")
         if world.item_term is not None:
             raise MismatchError("give the world its encoder first, then its item term")
@@ -266,7 +266,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
         "validation_users": len(validation_users),
         **trainer.report(),
     }
-    return Encoder(config, best, world.data.items.ids.copy(), report)
+    return Encoder(config, best, world.data.items.keys.copy(), report)
 
 
 def _untrained_network(world: World, config: EncoderConfig) -> EncoderNetwork:

@@ -44,7 +44,7 @@ class ItemTerm:
         mode: ``"log"`` (click rate of the training log), ``"ips"`` (corrected for who saw the item), ``"features"``
             (predicted from item features as well), or ``"unbiased"`` (calibrated on the random exposures of declared
             calibration users).
-        item_ids: ``int64 (M,)``, raw ids.
+        item_ids: ``int64 (M,)``, the items' keys: raw ids, or hashes of text.
         values: ``float32 (M,)``, log-odds.
         similarity: Log-odds per unit of ``cos(s~, e_i)`` on the calibration users' random exposures, or None where
             none were read.
@@ -67,8 +67,8 @@ class ItemTerm:
         if data_hash != data.data_hash:
             raise MismatchError(f"the item term was fitted on data {data_hash}, this is {data.data_hash}")
         order = np.argsort(self.item_ids)
-        rows = order[np.minimum(np.searchsorted(self.item_ids, data.items.ids, sorter=order), len(order) - 1)]
-        if len(rows) != len(order) or not np.array_equal(self.item_ids[rows], data.items.ids):
+        rows = order[np.minimum(np.searchsorted(self.item_ids, data.items.keys, sorter=order), len(order) - 1)]
+        if len(rows) != len(order) or not np.array_equal(self.item_ids[rows], data.items.keys):
             raise MismatchError("the item term was fitted on another catalogue")
         return self.values[rows]
 
@@ -157,7 +157,7 @@ def fit_item_term(
             "prior_rows": prior,
             "log_loss_by_prior": {str(rows): round(loss, 6) for rows, loss in losses.items()},
         }
-    return ItemTerm(mode, data.items.ids.copy(), values.astype(np.float32), similarity, provenance)
+    return ItemTerm(mode, data.items.keys.copy(), values.astype(np.float32), similarity, provenance)
 
 
 def with_item_term(world: World, term: ItemTerm) -> World:

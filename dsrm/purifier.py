@@ -190,7 +190,7 @@ class WorldKey:
             provenance.origin,
             world.data.data_hash,
             len(world.data.items),
-            _ids_hash(world.data.items.ids),
+            _ids_hash(world.data.items.keys),
             world.dimension,
             tuple(float(f"{value:.6g}") for value in _fingerprint(world)),
         )
@@ -351,7 +351,7 @@ class WorldPurifier(BasePurifier):
         """See :class:`StatePurifier`; worlds with the same items in the same order share the tables."""
         if self.key is not None:
             self.key.check(world)
-        ids = world.data.items.ids
+        ids = world.data.items.keys
         if self._ids is not None and not np.array_equal(ids, self._ids):
             raise MismatchError(
                 "the purifier is in use in an environment with other items, or in another order; load it a second time"
@@ -382,7 +382,7 @@ def _ids_hash(ids: NDArray[np.int64]) -> str:
 
 
 def _fingerprint(world: World) -> NDArray[np.float64]:
-    words = seeding.mix(world.data.items.ids.astype(np.uint64), np.zeros(1, np.uint64))
+    words = seeding.mix(world.data.items.keys.astype(np.uint64), np.zeros(1, np.uint64))
     signs = np.where((words & np.uint64(1)).astype(np.bool_), 1.0, -1.0)
     total: NDArray[np.float64] = signs @ world.embeddings.astype(np.float64)
     return np.asarray(total / np.sqrt(len(signs)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRule, leave_rule
-from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
 from kuaifair_env.metrics import gini_of_rows, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
@@ -89,7 +89,7 @@ class EpisodeRecords:
     """Records of ``n`` finished sessions, one entry each.
 
     Attributes:
-        user_ids: ``int64``, raw ids.
+        user_ids: Raw ids.
         numbers: ``int64``, place in the list of fixed sessions, or -1.
         length: ``int64``, Len: steps taken.
         return_: ``float64``, R_cum: sum of rewards.
@@ -103,7 +103,7 @@ class EpisodeRecords:
         left: ``bool``, the user left (rather than reaching the cap).
     """
 
-    user_ids: NDArray[np.int64]
+    user_ids: IdArray
     numbers: NDArray[np.int64]
     length: NDArray[np.int64]
     return_: NDArray[np.float64]
@@ -148,7 +148,7 @@ def step_infos(outcome: Outcome) -> dict[str, NDArray[Any]]:
     return {name: getattr(outcome, name) for name in names}
 
 
-def step_info(outcome: Outcome, row: int, user_id: int) -> dict[str, Any]:
+def step_info(outcome: Outcome, row: int, user_id: int | str) -> dict[str, Any]:
     """Returns what ``info`` says of one session's step."""
     info = {name: array[row] for name, array in step_infos(outcome).items()}
     return {name: value.item() if value.ndim == 0 else value for name, value in info.items()} | {"user_id": user_id}
@@ -278,8 +278,8 @@ class SessionBatch:
         return slates
 
     @property
-    def user_ids(self) -> NDArray[np.int64]:
-        """``int64 (B,)``, raw ids of the current users."""
+    def user_ids(self) -> IdArray:
+        """``(B,)``, raw ids of the current users."""
         return self.world.data.users.ids[self.simulator.users]
 
     def history_window(self) -> HistoryWindow:

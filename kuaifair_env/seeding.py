@@ -49,6 +49,20 @@ def derive(keys: Keys, number: int | NDArray[Any]) -> Keys:
     return mix(keys ^ _SUB_STREAM, np.atleast_1d(np.asarray(number, np.uint64)))
 
 
+def id_keys(ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns an integer for each raw id, ``int64``: the id itself, or a hash of an id that is text.
+
+    The same id has the same key in every data set, whatever other ids there are.
+    """
+    if ids.dtype.kind != "U":
+        return ids.astype(np.int64)
+    width = max(ids.dtype.itemsize // 4, 1)
+    letters = np.ascontiguousarray(ids, f"<U{width}").view("<u4").reshape(len(ids), width).astype(np.uint64)
+    places = np.arange(width, dtype=np.uint64)
+    words = np.where(letters > 0, mix(letters, places), np.uint64(0))
+    return np.asarray(mix(np.bitwise_xor.reduce(words, axis=1), np.zeros(1, np.uint64)).view(np.int64))
+
+
 def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Returns uniforms in [0, 1) with 53 random bits for (key, counter), broadcast against each other."""
     draws: NDArray[np.float64] = (mix(keys, counters) >> _SHIFT_11).astype(np.float64)

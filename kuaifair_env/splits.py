@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import IntArray
+from kuaifair_env.data.schema import IdArray
 
 if TYPE_CHECKING:
     from kuaifair_env.world import World
@@ -27,12 +27,12 @@ _MIN_HELD_OUT_USERS = 1_000
 _EARLY_STOPPING_SHARE = 10
 
 
-def user_hashes(user_ids: IntArray, salt: int) -> seeding.Keys:
+def user_hashes(user_ids: IdArray, salt: int) -> seeding.Keys:
     """Returns a pseudo-random 64-bit word for each raw user id."""
-    return seeding.mix(user_ids.astype(np.uint64), np.full(1, salt, np.uint64))
+    return seeding.mix(seeding.id_keys(user_ids).astype(np.uint64), np.full(1, salt, np.uint64))
 
 
-def chosen_users(user_ids: IntArray, count: int, salt: int) -> NDArray[np.int64]:
+def chosen_users(user_ids: IdArray, count: int, salt: int) -> NDArray[np.int64]:
     """Returns the places of the ``count`` users with the smallest hashes, increasing."""
     return np.sort(np.argsort(user_hashes(user_ids, salt), kind="stable")[:count])
 
@@ -70,11 +70,11 @@ def calibration_users(data: InteractionData, share: float = CALIBRATION_SHARE) -
     return free[chosen_users(data.users.ids[free], count, CALIBRATION)]
 
 
-def evaluation_users(user_ids: IntArray, count: int = EVALUATION_USERS) -> NDArray[np.int64]:
+def evaluation_users(user_ids: IdArray, count: int = EVALUATION_USERS) -> IdArray:
     """Returns the raw ids of the users to evaluate policies on: all, or ``count`` of them.
 
     Args:
-        user_ids: ``int64``, increasing: raw ids of a world's users, usually the test world's.
+        user_ids: Increasing: raw ids of a world's users, usually the test world's.
         count: Largest number of users; a larger one only adds users.
 
     Raises:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
+from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, NegativeSampling, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import file_hash, remove_stale
 
@@ -50,6 +51,7 @@ _KINDS = {
     "items.shown": "<f8",
     **{f"{log}.{column}": kind for log in ("train", "test") for column, kind in _LOG_KINDS.items()},
 }
+_IDS = ("users.ids", "items.ids")
 _OPTIONAL = {"items.shown", "train.watch_ratios", "test.watch_ratios", "train.feedback", "test.feedback"}
 
 
@@ -228,7 +230,12 @@ def _arrays_of(data: InteractionData) -> dict[str, NDArray[Any]]:
     }
     for name, log in (("train", data.train), ("test", data.test)):
         arrays |= {f"{name}.{column}": getattr(log, column) for column in _LOG_KINDS}
-    return {name: np.ascontiguousarray(array, _KINDS[name]) for name, array in arrays.items() if array is not None}
+    return {name: np.ascontiguousarray(array, _kind(name, array)) for name, array in arrays.items() if array is not None}
+
+
+def _kind(name: str, array: NDArray[Any]) -> str:
+    """Returns how an array is stored; ids may be text."""
+    return f"<U{array.dtype.itemsize // 4}" if name in _IDS and array.dtype.kind == "U" else _KINDS[name]
 
 
 def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
@@ -247,6 +254,7 @@ def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
         "feature_names": {"users": data.users.features.names, "items": data.items.features.names},
         "tag_names": data.items.tag_names,
         "positives_only": {"train": data.train.positives_only, "test": data.test.positives_only},
+        "negatives": asdict(data.negatives),
         "arrays": files,
     }
     try:
@@ -280,6 +288,7 @@ def _assemble(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Intera
         ),
         provenance=Provenance(**manifest["provenance"]),
         report=manifest["report"],
+        negatives=NegativeSampling(**manifest.get("negatives", {})),
         **logs,
     )
     data.__dict__["data_hash"] = str(manifest["data_hash"])
@@ -291,7 +300,7 @@ def _open_array(folder: Path, name: str, entry: Mapping[str, Any], verify: bool)
     if verify and file_hash(path) != entry["sha256"]:
         raise ArtifactError(f"{path} is damaged: its SHA-256 is not the recorded one; delete {folder}")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.dtype.str != _KINDS[name] or list(array.shape) != entry["shape"]:
+    if array.dtype.str != _kind(name, array) or list(array.shape) != entry["shape"]:
         raise ArtifactError(f"{path} holds {array.dtype.str} {array.shape}, not what {MANIFEST} says")
     return np.asarray(array)
 

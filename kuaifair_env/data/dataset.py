@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import Catalogue, IntArray, InteractionLog, Provenance, Users
+from kuaifair_env.data.schema import Catalogue, IntArray, InteractionLog, NegativeSampling, Provenance, Users
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import file_hash
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from typing_extensions import Unpack
 
-    from kuaifair_env.data.frames import LogColumns
+    from kuaifair_env.data.frames import LogColumns, PositivesOnly
+    from kuaifair_env.data.tables import SplitRule, Table
+
+
+class FrameSettings(TypedDict, total=False):
+    """Settings of reading one's own tables, besides the names of columns; see :meth:`InteractionData.from_frames`."""
+
+    name: str
+    positive: Mapping[str, float] | None
+    drop_duplicates: bool | None
+    positives_only: PositivesOnly | bool
+    negatives_per_positive: float | None
+    negatives_seed: int
+    provenance: Provenance | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class InteractionData:
         test: The log that the test world is fitted on; agents never see it.
         provenance: Where it all came from.
         report: What the reader saw and did (rows read, duplicates dropped, ...), JSON-able.
+        negatives: How non-clicks are drawn for logs that list clicks only.
     """
 
     users: Users
@@ -39,6 +55,7 @@ class InteractionData:
     test: InteractionLog
     provenance: Provenance
     report: Mapping[str, Any] = field(default_factory=dict)
+    negatives: NegativeSampling = field(default_factory=NegativeSampling)
 
     def __post_init__(self) -> None:
         for name, log in (("train", self.train), ("test", self.test)):
@@ -56,14 +73,16 @@ class InteractionData:
         digest = hashlib.sha256()
         for log in (self.train, self.test):
             columns: tuple[tuple[NDArray[Any], str], ...] = (
-                (self.users.ids[log.users], "<i8"),
-                (self.items.ids[log.items], "<i8"),
+                (self.users.keys[log.users], "<i8"),
+                (self.items.keys[log.items], "<i8"),
                 (log.clicks, "|b1"),
             )
             if log.feedback is not None:
                 columns += ((log.feedback, "<f4"),)
             for column, kind in columns:
                 digest.update(np.ascontiguousarray(column, kind).tobytes())
+            if log.positives_only:
+                digest.update(repr(astuple(self.negatives)).encode())
         return digest.hexdigest()[:16]
 
     def identity(self) -> dict[str, str]:
@@ -73,23 +92,25 @@ class InteractionData:
     @classmethod
     def from_frames(
         cls,
-        train: pd.DataFrame,
-        test: pd.DataFrame,
-        items: pd.DataFrame | None = None,
-        users: pd.DataFrame | None = None,
+        train: Table,
+        test: Table,
+        items: Table | None = None,
+        users: Table | None = None,
         *,
         name: str = "own logs",
         columns: LogColumns | None = None,
-        positive_watch_ratio: float | None = None,
+        positive: Mapping[str, float] | None = None,
         drop_duplicates: bool | None = None,
-        positives_only: bool = False,
+        positives_only: PositivesOnly | bool = False,
+        negatives_per_positive: float | None = None,
+        negatives_seed: int = 0,
         provenance: Provenance | None = None,
     ) -> InteractionData:
-        """Turns DataFrames into a data set; the frames are not changed.
+        """Turns tables, as DataFrames or CSV, TSV or Parquet files, into a data set; frames are not changed.
 
         A log has one row per exposure: a user, an item, and whether the user clicked. Rows may be in any order;
-        they are sorted by user and time, and by their order in the frame where there is no time. Ids may be any
-        integers. The ``report`` of the result counts what was dropped and reordered.
+        they are sorted by user and time, and by their order in the table where there is no time. Ids are integers or
+        text and are kept as they are. The ``report`` of the result counts what was dropped and reordered.
 
         Args:
             train: The log that agents and the training world learn from.
@@ -100,35 +121,84 @@ class InteractionData:
                 are fine.
             name: Short name for reports.
             columns: Names of the columns, when they are not ``user_id, item_id, click, time, watch_ratio``.
-            positive_watch_ratio: Take ``watch_ratio >= positive_watch_ratio`` as the click instead of a column.
+            positive: A column and the value from which a row is a click, such as ``{"rating": 4.0}`` or
+                ``{"watch_ratio": 2.0}``, instead of a column of 0 and 1.
             drop_duplicates: Whether rows that equal an earlier row (user, item, time, click, watch ratio) are
                 dropped. None drops them from a log with time, where they are logging errors, and keeps them in a
                 log without, where they are repeated exposures.
-            positives_only: The training log lists clicks only, so exposure is unknown.
+            positives_only: Which logs list clicks only (plays, purchases), so that exposure is unknown and non-clicks
+                are drawn: ``"train"`` (or True), ``"test"`` or ``"both"``. A column of clicks is then not needed.
+            negatives_per_positive: Non-clicks drawn for each click of such a log when a world is fitted; see
+                :class:`~kuaifair_env.data.schema.NegativeSampling`. Must be given where the test log lists clicks
+                only; 4 by default for the training log alone. The provenance records it.
+            negatives_seed: Seed of those draws.
             provenance: Where the data come from; None says that they are your own.
 
         Returns:
             The data set, with users and items sorted by id.
 
         Raises:
-            DataError: For an empty log, missing columns or ids, ids that are not integers, feedback that is not 0
-                or 1, ids of a log that are not in ``items`` or ``users``, repeated ids there, fewer than two
-                items, or a test log whose rows are in the training log.
+            DataError: For an empty log, missing columns or ids, ids of different kinds, feedback that is not 0 or 1, a
+                log without a click or a non-click, times that cannot be compared, ids of a log that are not in
+                ``items`` or ``users``, repeated ids there, fewer than two items, or a test log whose rows are in the
+                training log.
         """
-        from kuaifair_env.data.frames import LogColumns, read_frames  # needs pandas
+        from kuaifair_env.data.frames import FrameReading, LogColumns, read_frames  # needs pandas
 
-        fields = read_frames(
-            {"train": train, "test": test},
-            items,
-            users,
-            name=name,
-            columns=columns or LogColumns(),
-            positive_watch_ratio=positive_watch_ratio,
-            drop_duplicates=drop_duplicates,
-            positives_only=positives_only,
-            provenance=provenance,
+        if positive is not None and len(positive) != 1:
+            raise DataError(f"positive names one column and the value from which it is a click, got {positive!r}")
+        reading = FrameReading(
+            columns or LogColumns(),
+            None if positive is None else next(iter(positive.items())),
+            drop_duplicates,
+            "train" if positives_only is True else positives_only or None,
+            negatives_per_positive,
+            negatives_seed,
         )
-        return cls(*fields)
+        logs = {"train": train, "test": test}
+        return read_frames(logs, items, users, reading, name=name, provenance=provenance)
+
+    @classmethod
+    def from_log(
+        cls,
+        log: Table,
+        items: Table | None = None,
+        users: Table | None = None,
+        *,
+        split: SplitRule = "time",
+        test_share: float = 0.2,
+        columns: LogColumns | None = None,
+        **settings: Unpack[FrameSettings],
+    ) -> InteractionData:
+        """Turns one log into a data set: its latest rows, or the latest of each user, become the test log.
+
+        Args:
+            log: The log.
+            items: See :meth:`from_frames`.
+            users: See :meth:`from_frames`.
+            split: ``"time"`` or ``"user"``; see :func:`~kuaifair_env.data.tables.split_log`, which also says what such
+                a test log cannot tell.
+            test_share: Share of the rows that the test log gets.
+            columns: See :meth:`from_frames`.
+            **settings: See :meth:`from_frames`.
+
+        Raises:
+            DataError: See :meth:`from_frames`; or if the log cannot be split.
+            ValueError: If the rule or the share is not valid.
+        """
+        from kuaifair_env.data.tables import split_log
+
+        train, test = split_log(log, split, test_share, columns)
+        data = cls.from_frames(train, test, items, users, columns=columns, **settings)
+        made = f"{data.provenance.description}; one log, split by {split}"
+        of_log = {Path(log).name: file_hash(Path(log))} if isinstance(log, (str, Path)) else {}
+        origin = replace(
+            data.provenance,
+            description=made,
+            files={**data.provenance.files, **of_log},
+            settings={**data.provenance.settings, "split": split, "test_share": test_share},
+        )
+        return replace(data, provenance=origin)
 
     def arranged(self, first: IntArray) -> InteractionData:
         """Returns the same data with the given item rows first, all others behind them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -16,6 +18,8 @@ from kuaifair_env.errors import DataError
 from kuaifair_env.seeding import mix
 
 _LARGEST_BITMAP = 500_000_000
+_BRACKETS = {"[": "]", "{": "}"}
+_NO_COMMA = re.compile(r"""(['"])\s+(?=['"])""")
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,8 @@ def _bits(column: NDArray[Any]) -> NDArray[np.uint64]:
 MAX_CATEGORIES = 20
 """Values of a categorical feature that get a column of their own; rarer ones share ``feature=other``."""
 
+_SHARE_OF_LISTS = 0.1
+
 SKEWNESS_OF_COUNTS = 2.0
 """Non-negative numbers more skewed than this are taken as heavy-tailed counts and encoded as log1p."""
 
@@ -213,15 +219,19 @@ def tag_matrix(tags: Sequence[Any], what: str = "tags") -> tuple[BoolArray, tupl
     """Turns a list of tags per item into membership.
 
     Args:
-        tags: For each item a list, tuple, set or array of tags, one number or text alone, or None for none.
+        tags: For each item a list, tuple, set or array of tags, one number or text alone, or None for none. Text that
+            is a list is read as one: ``"[8, 3]"``, ``"{'a', 'b'}"``, ``"a|b"``, ``"a;b"``.
         what: The column, for messages.
 
     Returns:
         ``bool (N, T)`` and the ``T`` tag names, numbers in numeric order before text.
+
+    Raises:
+        DataError: For tags that are neither integers nor text, or text that may be one tag or a list with commas.
     """
-    lists = [_as_list(entry) for entry in tags]
+    lists = [_as_list(entry, what) for entry in tags]
     lengths = np.fromiter((len(entry) for entry in lists), np.int64, len(lists))
-    flat = [tag for entry in lists for tag in entry]
+    flat = [int(tag) if _is_whole(tag) else tag for entry in lists for tag in entry]
     for tag in flat:
         if not isinstance(tag, (int, str, np.integer)) or isinstance(tag, bool):
             raise DataError(f"tag {tag!r} is neither an integer nor text", column=what)
@@ -259,6 +269,13 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
                 column=name,
             )
     text = known.astype(str)
+    lists = text.map(looks_like_list)
+    if lists.mean() > _SHARE_OF_LISTS:
+        raise DataError(
+            f"a {what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if it "
+            "holds the items' tags, or turn it into one column per value",
+            column=name,
+        )
     counts = text.value_counts()
     ranked = sorted(counts.index, key=lambda value: (-int(counts[value]), value))
     frequent = ranked[:MAX_CATEGORIES] if len(ranked) > MAX_CATEGORIES + 1 else ranked
@@ -279,12 +296,44 @@ def _skewness(values: NDArray[np.float64]) -> float:
     return float((centred**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def _as_list(entry: Any) -> list[Any]:
-    if entry is None or (isinstance(entry, float) and np.isnan(entry)):
-        return []
+def _as_list(entry: Any, what: str) -> list[Any]:
+    if isinstance(entry, str):
+        return _list_in_text(entry, what)
     if isinstance(entry, (list, tuple, set, frozenset, np.ndarray)):
         return list(entry)
-    return [entry]
+    return [] if pd.isna(entry) else [entry]
+
+
+def _list_in_text(text: str, what: str) -> list[Any]:
+    """Reads a list that became text, as a CSV file holds it; text that is none is one tag."""
+    text = text.strip()
+    if looks_like_list(text):
+        if text[0] in _BRACKETS:
+            try:
+                # NumPy writes text without commas, which Python would join.
+                return list(ast.literal_eval(_NO_COMMA.sub(r"\1, ", text)))
+            except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                text = text[1:-1]
+        separator = next((sign for sign in "|;," if sign in text), None)
+        pieces = (piece.strip().strip("'\"") for piece in text.split(separator))
+        return [piece for piece in pieces if piece]
+    if "," in text:
+        raise DataError(
+            f"{text!r} may be one tag or several; give lists, such as frame['{what}'].str.split(','), or join tags "
+            "with '|'",
+            column=what,
+        )
+    return [text] if text else []
+
+
+def looks_like_list(text: str) -> bool:
+    """Whether text is a list in brackets, or joined by ``|`` or ``;``."""
+    text = text.strip()
+    return any(sign in text for sign in "|;") or (len(text) > 1 and _BRACKETS.get(text[0]) == text[-1])
+
+
+def _is_whole(tag: Any) -> bool:
+    return isinstance(tag, (float, np.floating)) and float(tag).is_integer()
 
 
 def _numbers_first(name: str) -> tuple[int, int, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
@@ -21,8 +23,22 @@ from kuaifair_env.data.encoding import (
     rows_of,
     tag_matrix,
 )
-from kuaifair_env.data.schema import BoolArray, Catalogue, FeatureTable, InteractionLog, Provenance, Users
+from kuaifair_env.data.schema import (
+    BoolArray,
+    Catalogue,
+    FeatureTable,
+    IdArray,
+    InteractionLog,
+    NegativeSampling,
+    Provenance,
+    Users,
+)
+from kuaifair_env.data.tables import Table, read_tables
+from kuaifair_env.data.times import Times, one_unit, read_times, time_column
 from kuaifair_env.errors import DataError
+
+
+PositivesOnly = Literal["train", "test", "both"]
 
 
 @dataclass(frozen=True)
@@ -33,69 +49,136 @@ class LogColumns:
         user: User ids, in the logs and the users frame.
         item: Item ids, in the logs and the items frame.
         click: Feedback, 0 or 1.
-        time: Time of the exposure, used if the log has it: integers of any unit, float seconds, or datetimes.
+        time: Time of the exposure: integers of any unit, float seconds, datetimes, or text of these. None takes the
+            column of the log that is called ``time``, ``timestamp``, ``ts``, ``date`` or ``datetime``, if there is one.
         watch_ratio: Play time over duration, used when the log has it.
-        tags: In the items frame: a list of tags per item.
+        tags: In the items frame: tags of each item, as lists or as text that holds lists (``"[8, 3]"``, ``"A|B"``).
         shown: In the items frame: platform-wide exposure counts.
     """
 
     user: str = "user_id"
     item: str = "item_id"
     click: str = "click"
-    time: str = "time"
+    time: str | None = None
     watch_ratio: str = "watch_ratio"
     tags: str = "tags"
     shown: str = "shown"
 
 
+@dataclass(frozen=True)
+class FrameReading:
+    """How a user's frames are read; see :meth:`InteractionData.from_frames` for each.
+
+    Attributes:
+        columns: Names of the columns.
+        positive: A column and the value from which it is a click; None reads ``columns.click``.
+        drop_duplicates: Whether repeated rows are dropped; None drops them where there is time.
+        positives_only: Which logs list clicks only.
+        negatives_per_positive: Non-clicks drawn for each click of such a log.
+        negatives_seed: Seed of the draws.
+    """
+
+    columns: LogColumns = field(default_factory=LogColumns)
+    positive: tuple[str, float] | None = None
+    drop_duplicates: bool | None = None
+    positives_only: PositivesOnly | None = None
+    negatives_per_positive: float | None = None
+    negatives_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.positives_only not in (None, *get_args(PositivesOnly)):
+            raise DataError(
+                f"positives_only is 'train', 'test', 'both' or a truth value, got {self.positives_only!r}"
+            )
+        if self.positives_only is None and self.negatives_per_positive is not None:
+            raise DataError("negatives_per_positive is for logs of clicks only; say which with positives_only")
+        if self.positives_only in ("test", "both") and self.negatives_per_positive is None:
+            raise DataError(
+                "a test log of clicks only says nothing of what users did not like: say how many non-clicks are drawn "
+                "for each click, such as negatives_per_positive=4; every result of the test world depends on it"
+            )
+
+    def lists_clicks_only(self, which: str) -> bool:
+        """Whether a log is declared to list clicks only."""
+        return self.positives_only in (which, "both")
+
+    @property
+    def negatives(self) -> NegativeSampling:
+        """How non-clicks are drawn."""
+        rate = NegativeSampling.per_positive if self.negatives_per_positive is None else self.negatives_per_positive
+        return NegativeSampling(per_positive=rate, seed=self.negatives_seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what determines the data beside the frames, JSON-able."""
+        described: dict[str, Any] = {}
+        if self.positive is not None:
+            described["positive"] = dict([self.positive])
+        if self.positives_only is not None:
+            described |= {"positives_only": self.positives_only, "drawn_negatives": asdict(self.negatives)}
+        return described
+
+
 def read_frames(
-    logs: Mapping[str, pd.DataFrame],
-    items: pd.DataFrame | None,
-    users: pd.DataFrame | None,
+    logs: Mapping[str, Table],
+    items: Table | None,
+    users: Table | None,
+    reading: FrameReading,
     *,
     name: str,
-    columns: LogColumns,
-    positive_watch_ratio: float | None,
-    drop_duplicates: bool | None,
-    positives_only: bool,
     provenance: Provenance | None,
-) -> tuple[Users, Catalogue, InteractionLog, InteractionLog, Provenance, dict[str, Any]]:
-    """Checks frames and turns them into the fields of an ``InteractionData``; see its ``from_frames``."""
-    parsed = {split: _parse_log(frame, split, columns, positive_watch_ratio) for split, frame in logs.items()}
-    catalogue = _catalogue(items, columns, parsed)
-    people = _users(users, columns, parsed)
+) -> InteractionData:
+    """Checks frames, or files that hold them, and turns them into a data set; see its ``from_frames``."""
+    names = reading.columns
+    frames, files = read_tables({"train": logs["train"], "test": logs["test"], "items": items, "users": users}, names)
+    id_kinds = _IdKinds()
+    parsed: dict[str, RawLog] = {}
+    times: dict[str, Times | None] = {}
+    for which in logs:
+        parsed[which], times[which] = _parse_log(frames[which], which, reading, id_kinds)
+    if names.time is not None and all(names.time not in frames[which].columns for which in logs):
+        raise DataError("no log has the column that is named as the time", column=names.time)
+    for which, (moments, missing) in one_unit(times).items():
+        parsed[which] = replace(parsed[which], times=moments, no_time=missing)
+    catalogue = _catalogue(frames.get("items"), names, parsed, id_kinds)
+    people = _users(frames.get("users"), names, parsed, id_kinds)
     if len(catalogue) < 2:
         raise DataError(f"there is only one item ({catalogue.ids[0]}); a recommender needs at least two to choose from")
     sorted_logs: dict[str, InteractionLog] = {}
     report: dict[str, Any] = {}
     for split, log in parsed.items():
-        sorted_logs[split], report[split] = _finish_log(
-            split, log, people.ids, catalogue.ids, drop_duplicates, positives_only and split == "train"
-        )
+        sorted_logs[split], report[split] = _finish_log(split, log, people.ids, catalogue.ids, reading)
     train, test = sorted_logs["train"], sorted_logs["test"]
-    timed = all(log.times is not None for log in parsed.values())
     sizes = (len(people), len(catalogue))
-    _check_disjoint(train, test, timed, sizes)
+    timed = all(log.times is not None for log in parsed.values())
+    _check_disjoint(train, test, timed, report, sizes)
     report["users"] = _coverage(len(people), sorted_logs, "users")
     report["items"] = _coverage(len(catalogue), sorted_logs, "items")
     report["test_pairs_in_train"] = int(pairs_met(train, test, *sizes).sum())
+    if reading.positives_only is not None:
+        report["drawn_negatives"] = reading.describe()["drawn_negatives"]
     if provenance is None:
-        provenance = Provenance(name, "own", f"{len(train):,} training and {len(test):,} test rows")
-    return people, catalogue, train, test, provenance, report
+        told = f"{len(train):,} training and {len(test):,} test rows"
+        provenance = Provenance(name, "own", told, files, reading.describe())
+    return InteractionData(people, catalogue, train, test, provenance, report, reading.negatives)
 
 
-def _parse_log(frame: pd.DataFrame, which: str, names: LogColumns, threshold: float | None) -> RawLog:
-    where = f"{which} log"
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"the {where} must be a pandas DataFrame, got {type(frame).__name__}")
+def _parse_log(
+    frame: pd.DataFrame, which: str, reading: FrameReading, id_kinds: _IdKinds
+) -> tuple[RawLog, Times | None]:
+    """Returns a log whose times are not set yet, and its times."""
+    names, where = reading.columns, f"{which} log"
     if not len(frame):
         raise DataError(f"the {where} is empty; it needs one row per exposure")
-    users = _ids(frame, names.user, where)
-    items = _ids(frame, names.item, where)
+    users = id_kinds.read(frame, names.user, where)
+    items = id_kinds.read(frame, names.item, where)
     ratios = _watch_ratios(frame, names.watch_ratio, where)
-    clicks = _clicks(frame, names, where, ratios, threshold)
-    times, no_time = _times(frame, names.time, where)
-    return RawLog(users, items, clicks, times, no_time, None if ratios is None else ratios.astype(np.float32))
+    clicks = _clicks(frame, reading, which)
+    used = {names.user, names.item, names.click, names.watch_ratio, *([] if not reading.positive else reading.positive[:1])}
+    time, warning = time_column(frame, names.time, used, where)
+    if warning:
+        warnings.warn(warning, stacklevel=5)
+    times = None if time is None else read_times(_column(frame, time, where), where)
+    return RawLog(users, items, clicks, watch_ratios=None if ratios is None else ratios.astype(np.float32)), times
 
 
 def _column(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> pd.Series[Any]:
@@ -108,30 +191,79 @@ def _column(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> pd.Se
     return series
 
 
-def _ids(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.int64]:
+class _IdKinds:
+    """Reads columns of ids, and checks that each is of one kind wherever it occurs."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, str]] = {}
+
+    def read(self, frame: pd.DataFrame, name: str, where: str) -> IdArray:
+        """Returns the ids of a column, ``int64`` or text."""
+        ids = _ids(frame, name, where)
+        kind = "text" if ids.dtype.kind == "U" else "integers"
+        before, place = self._seen.setdefault(name, (kind, where))
+        if kind != before:
+            raise DataError(
+                f"the same id would be two: ids of the {place} are {before}, those of the {where} are {kind}; "
+                f"give all of them as one, such as frame['{name}'].astype(str)",
+                column=name,
+            )
+        return ids
+
+
+def _ids(frame: pd.DataFrame, name: str, where: str) -> IdArray:
     series = _column(frame, name, where, "; name your columns with columns=LogColumns(...)")
     missing = series.isna().to_numpy()
     if missing.any():
         raise DataError(f"the {where} has no id in row {_first(missing)}", column=name)
-    if types.is_bool_dtype(series) or not types.is_numeric_dtype(series):
-        raise DataError(
-            f"ids must be integers, and the {where} holds {series.iloc[0]!r}; encode them once for all, "
-            f"for instance codes = {{v: n for n, v in enumerate(sorted(all_ids))}}, then "
-            f"frame['{name}'].map(codes)",
-            column=name,
-        )
+    if types.is_bool_dtype(series):
+        raise DataError(f"ids must be integers or text, and the {where} holds {series.iloc[0]!r}", column=name)
+    if not types.is_numeric_dtype(series):
+        return _mixed_ids(series, name, where)
     if types.is_float_dtype(series):
         numbers = series.to_numpy(dtype=np.float64)
         wrong = ~np.isfinite(numbers) | (numbers != np.rint(numbers)) | (np.abs(numbers) > 2**53)
         if wrong.any():
             raise DataError(
-                f"ids must be integers; row {_first(wrong)} of the {where} has {numbers[wrong][0]}",
+                f"ids must be integers or text; row {_first(wrong)} of the {where} has {numbers[wrong][0]}",
                 column=name,
             )
         return numbers.astype(np.int64)
     if types.is_unsigned_integer_dtype(series) and series.max() > np.iinfo(np.int64).max:
         raise DataError(f"an id of the {where} does not fit 64 signed bits: {series.max()}", column=name)
     return series.to_numpy(dtype=np.int64)
+
+
+def _mixed_ids(series: pd.Series[Any], name: str, where: str) -> IdArray:
+    """Returns the ids of a column of Python objects: text kept as it is, or integers."""
+    values = series.to_numpy(dtype=object)
+    is_text = np.fromiter((isinstance(value, str) for value in values), np.bool_, len(values))
+    if is_text.all():
+        empty = np.fromiter((not value.strip() for value in values), np.bool_, len(values))
+        if empty.any():
+            raise DataError(f"the {where} has no id in row {_first(empty)}", column=name)
+        return values.astype(np.str_)
+    is_whole = np.fromiter(
+        (isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values),
+        np.bool_,
+        len(values),
+    )
+    if not is_whole.all():
+        row = _first(~(is_text if is_text.any() else is_whole))
+        raise DataError(
+            f"ids must be all integers or all text; row {row} of the {where} has {values[row]!r}", column=name
+        )
+    try:
+        return values.astype(np.int64)
+    except OverflowError:
+        raise DataError(f"an id of the {where} does not fit 64 signed bits", column=name) from None
+
+
+def _numbers(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> NDArray[np.float64]:
+    series = _column(frame, name, where, hint)
+    if not (types.is_bool_dtype(series) or types.is_numeric_dtype(series)):
+        raise DataError(f"feedback must be 0 or 1, or numbers; the {where} holds {series.iloc[0]!r}", column=name)
+    return series.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _watch_ratios(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.float64] | None:
@@ -150,69 +282,47 @@ def _watch_ratios(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.floa
     return values
 
 
-def _clicks(
-    frame: pd.DataFrame,
-    names: LogColumns,
-    where: str,
-    ratios: NDArray[np.float64] | None,
-    threshold: float | None,
-) -> BoolArray:
-    if threshold is not None:
-        if ratios is None:
-            raise DataError(f"positive_watch_ratio needs this column in the {where}", column=names.watch_ratio)
-        if not threshold > 0:
-            raise DataError(f"positive_watch_ratio must be above 0, got {threshold}")
-        return ratios >= threshold
-    series = _column(
-        frame, names.click, where, "; name it with columns=LogColumns(click=...) or give positive_watch_ratio"
-    )
-    if not (types.is_bool_dtype(series) or types.is_numeric_dtype(series)):
-        raise DataError(f"feedback must be 0 or 1; the {where} holds {series.iloc[0]!r}", column=names.click)
-    values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = (values != 0) & (values != 1)
-    if wrong.any():
-        raise DataError(
-            f"feedback must be 0 or 1; row {_first(wrong)} of the {where} has {values[wrong][0]} "
-            "(for watch ratios give positive_watch_ratio)",
-            column=names.click,
+def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray:
+    """Returns which rows are clicks, and checks that a log holds what it is declared to hold."""
+    where, name = f"{which} log", reading.columns.click
+    declared = reading.lists_clicks_only(which)
+    if reading.positive is not None:
+        column, threshold = reading.positive
+        values = _numbers(frame, column, where)
+        if np.isnan(values).any():
+            raise DataError(f"row {_first(np.isnan(values))} of the {where} has no value", column=column)
+        clicks = np.asarray(values >= threshold)
+    elif declared and name not in frame.columns:
+        return np.ones(len(frame), np.bool_)
+    else:
+        values = _numbers(
+            frame, name, where, "; name it with columns=LogColumns(click=...), give positive={column: threshold}, or "
+            "positives_only for a log that lists clicks only"
         )
-    return np.asarray(values == 1)
-
-
-def _times(frame: pd.DataFrame, name: str, where: str) -> tuple[NDArray[np.int64] | None, BoolArray | None]:
-    """Returns integer times, and which are missing: datetimes and float seconds in ms, integers unchanged."""
-    if name not in frame.columns:
-        return None, None
-    series = _column(frame, name, where)
-    missing = np.asarray(series.isna(), np.bool_)
-    if types.is_datetime64_any_dtype(series):
-        if isinstance(series.dtype, pd.DatetimeTZDtype):
-            series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-        moments = series.to_numpy().astype("datetime64[ms]").astype(np.int64)
-        return moments, missing if missing.any() else None
-    if not types.is_numeric_dtype(series) or types.is_bool_dtype(series):
+        wrong = (values != 0) & (values != 1)
+        if wrong.any():
+            raise DataError(
+                f"feedback must be 0 or 1; row {_first(wrong)} of the {where} has {values[wrong][0]} "
+                "(for ratings or watch ratios give positive={column: threshold})",
+                column=name,
+            )
+        clicks = np.asarray(values == 1)
+    if not declared and clicks.all():
         raise DataError(
-            f"times of the {where} must be numbers or datetimes (see pandas.to_datetime), not {series.iloc[0]!r}",
-            column=name,
+            f"the {where} holds no row without a click, so that it does not say what users do not like. If it lists "
+            f"clicks only (plays, purchases), say so: positives_only='{which}' or 'both', with negatives_per_positive=4 "
+            "non-clicks drawn for each click"
         )
-    if types.is_integer_dtype(series) and not missing.any():
-        return series.to_numpy().astype(np.int64), None
-    values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.isinf(values) | (np.abs(values) > 2**52 / 1000)
-    if wrong.any():
-        raise DataError(
-            f"row {_first(wrong)} of the {where} has time {values[wrong][0]}; float times are seconds",
-            column=name,
-        )
-    moments = np.rint(np.where(missing, 0.0, values) * 1000.0).astype(np.int64)
-    return moments, missing if missing.any() else None
+    return clicks
 
 
-def _catalogue(items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog]) -> Catalogue:
+def _catalogue(
+    items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog], id_kinds: _IdKinds
+) -> Catalogue:
     if items is None:
         ids = np.unique(np.concatenate([log.items for log in logs.values()]))
         return Catalogue(ids, FeatureTable.empty(len(ids)), np.zeros((len(ids), 0), np.bool_))
-    frame, ids = _by_id(items, names.item, "items frame")
+    frame, ids = _by_id(items, names.item, "items frame", id_kinds)
     tag_names: tuple[str, ...] = ()
     tags: BoolArray = np.zeros((len(ids), 0), np.bool_)
     if names.tags in frame.columns:
@@ -231,20 +341,20 @@ def _catalogue(items: pd.DataFrame | None, names: LogColumns, logs: Mapping[str,
     return Catalogue(ids, encode_features(features, "item feature"), tags, tag_names, shown)
 
 
-def _users(users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog]) -> Users:
+def _users(
+    users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog], id_kinds: _IdKinds
+) -> Users:
     if users is None:
         ids = np.unique(np.concatenate([log.users for log in logs.values()]))
         return Users(ids, FeatureTable.empty(len(ids)))
-    frame, ids = _by_id(users, names.user, "users frame")
+    frame, ids = _by_id(users, names.user, "users frame", id_kinds)
     return Users(ids, encode_features(frame.drop(columns=[names.user]), "user feature"))
 
 
-def _by_id(frame: pd.DataFrame, name: str, where: str) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"the {where} must be a pandas DataFrame, got {type(frame).__name__}")
+def _by_id(frame: pd.DataFrame, name: str, where: str, id_kinds: _IdKinds) -> tuple[pd.DataFrame, IdArray]:
     if not len(frame):
         raise DataError(f"the {where} is empty")
-    ids = _ids(frame, name, where)
+    ids = id_kinds.read(frame, name, where)
     repeated = np.asarray(pd.Series(ids).duplicated())
     if repeated.any():
         row = _first(repeated)
@@ -254,12 +364,7 @@ def _by_id(frame: pd.DataFrame, name: str, where: str) -> tuple[pd.DataFrame, ND
 
 
 def _finish_log(
-    which: str,
-    parsed: RawLog,
-    user_ids: NDArray[np.int64],
-    item_ids: NDArray[np.int64],
-    drop_duplicates: bool | None,
-    positives_only: bool,
+    which: str, parsed: RawLog, user_ids: IdArray, item_ids: IdArray, reading: FrameReading
 ) -> tuple[InteractionLog, dict[str, int]]:
     rows: dict[str, NDArray[np.int32]] = {}
     for what, ids, known in (("user", parsed.users, user_ids), ("item", parsed.items, item_ids)):
@@ -271,10 +376,11 @@ def _finish_log(
                 f"({int(unknown.sum()):,} such rows)"
             )
     raw = replace(parsed, users=rows["user"], items=rows["item"])
+    positives_only = reading.lists_clicks_only(which)
     if positives_only and not raw.clicks.all():
         raise DataError(f"the {which} log is said to hold positives only, but row {_first(~raw.clicks)} has no click")
     read = len(raw.users)
-    dropping = raw.times is not None if drop_duplicates is None else drop_duplicates
+    dropping = raw.times is not None if reading.drop_duplicates is None else reading.drop_duplicates
     if dropping:
         compared = [raw.users, raw.items, raw.clicks, raw.times, raw.no_time, raw.watch_ratios]
         raw = raw.take(~exact_duplicates([column for column in compared if column is not None]))
@@ -282,17 +388,30 @@ def _finish_log(
     return log, {"rows_read": read, "exact_duplicates_dropped": read - len(log), **counts}
 
 
-def _check_disjoint(train: InteractionLog, test: InteractionLog, timed: bool, sizes: tuple[int, int]) -> None:
+def _check_disjoint(
+    train: InteractionLog, test: InteractionLog, timed: bool, report: Mapping[str, Any], sizes: tuple[int, int]
+) -> None:
     """Refuses a test log that agents would see: timed rows in both, or a test log that is all in train."""
-    columns = ("users", "items", "times") if timed else ("users", "items", "clicks")
-    shared = count_shared_rows(train, test, columns, *sizes)
-    if shared and timed:
-        raise DataError(
-            f"{shared:,} rows of the test log (user, item, time) are in the training log too; split the log "
-            "so that no row is in both"
-        )
-    if shared == len(test):
-        raise DataError("every row of the test log is in the training log too; split the log in two")
+    untimed_test = test
+    if timed:
+        known = {
+            which: log.times < log.times.max() if report[which]["rows_without_time"] else np.ones(len(log), np.bool_)
+            for which, log in (("train", train), ("test", test))
+        }
+        columns = ("users", "items", "times")
+        shared = count_shared_rows(train.take(known["train"]), test.take(known["test"]), columns, *sizes)
+        if shared:
+            raise DataError(
+                f"{shared:,} rows of the test log (user, item, time) are in the training log too; split the log "
+                "so that no row is in both"
+            )
+        untimed_test = test.take(~known["test"])
+    if not len(untimed_test):
+        return
+    shared = count_shared_rows(train, untimed_test, ("users", "items", "clicks"), *sizes)
+    if shared == len(untimed_test):
+        which = "row without time" if timed else "row"
+        raise DataError(f"every {which} of the test log is in the training log too; split the log in two")
 
 
 def _coverage(total: int, logs: Mapping[str, InteractionLog], what: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray
 from kuaifair_env.errors import DataError
 
 PopularitySource = Literal["train", "shown"]
@@ -22,13 +22,13 @@ class PopularityGroups:
     """The popularity group of every candidate item.
 
     Attributes:
-        item_ids: ``int64 (N,)``, distinct raw item ids, in the order of the candidates.
+        item_ids: ``(N,)``, distinct raw item ids, in the order of the candidates.
         counts: ``float64 (N,)``, the exposure counts that decide, at least 0.
         popular: ``bool (N,)``, True for the popular items; neither all nor none.
         source: Where the counts come from, such as ``"train"`` or ``"shown"``.
     """
 
-    item_ids: NDArray[np.int64]
+    item_ids: IdArray
     counts: NDArray[np.float64]
     popular: BoolArray
     source: str
@@ -42,7 +42,7 @@ class PopularityGroups:
         low, high = scaled.min(), scaled.max()
         return np.asarray((scaled - low) / (high - low), np.float32)
 
-    def lookup(self, item_ids: IntArray) -> BoolArray:
+    def lookup(self, item_ids: IdArray) -> BoolArray:
         """Returns whether each of some items is popular, for raw ids of any shape.
 
         Raises:
@@ -71,7 +71,7 @@ class PopularityGroups:
 
 
 def popularity_groups(
-    counts: NDArray[Any] | IntArray, ids: IntArray, share: float = 0.2, source: str = "train"
+    counts: NDArray[Any] | IntArray, ids: IdArray, share: float = 0.2, source: str = "train"
 ) -> PopularityGroups:
     """Calls the ``share`` of the candidates with the most exposures popular.
 
@@ -93,9 +93,9 @@ def popularity_groups(
     """
     item_ids = np.asarray(ids)
     weights = np.asarray(counts, np.float64)
-    if item_ids.ndim != 1 or item_ids.dtype.kind not in "iu" or weights.shape != item_ids.shape:
+    if item_ids.ndim != 1 or item_ids.dtype.kind not in "iuU" or weights.shape != item_ids.shape:
         raise DataError(
-            f"need a vector of integer ids and one count each, got ids {item_ids.dtype} {item_ids.shape} "
+            f"need a vector of ids and one count each, got ids {item_ids.dtype} {item_ids.shape} "
             f"and counts {weights.shape}"
         )
     if not 0.0 < share < 1.0:
@@ -117,7 +117,7 @@ def popularity_groups(
     ranking = np.lexsort((item_ids, -weights))
     popular = np.zeros(len(item_ids), np.bool_)
     popular[ranking[:n_popular]] = True
-    return PopularityGroups(item_ids.astype(np.int64), weights, popular, source)
+    return PopularityGroups(item_ids, weights, popular, source)
 
 
 def log_popularity(exposures: NDArray[Any]) -> NDArray[np.float64]:

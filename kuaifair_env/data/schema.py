@@ -1,23 +1,28 @@
 """The tables of a data set, whatever it comes from: users, items, logs, and where they come from.
 
 Users and items are addressed by *rows* (0-based positions in ``users.ids`` and ``items.ids``) everywhere
-inside the library; raw ids appear at the borders only. Every table is keyed by raw id, never by file order.
+inside the library; raw ids, which are integers or text, appear at the borders only. Every table is keyed by raw id,
+never by file order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env import seeding
 from kuaifair_env.errors import DataError
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.integer[Any]]
+IdArray = NDArray[Any]
+"""Raw ids: ``int64``, or text of fixed width (``<U...``)."""
 
 Split = Literal["train", "test"]
 Origin = Literal["real", "partial", "twin", "own"]
@@ -80,21 +85,26 @@ class Users:
     """The users of a data set.
 
     Attributes:
-        ids: ``int64 (U,)``, strictly increasing raw ids.
+        ids: ``(U,)``, strictly increasing raw ids.
         features: One row per user.
     """
 
-    ids: NDArray[np.int64]
+    ids: IdArray
     features: FeatureTable
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 1 or (np.diff(self.ids) <= 0).any():
-            raise DataError("user ids must be a strictly increasing vector of integers")
+        if self.ids.ndim != 1 or self.ids.dtype.kind not in "iU" or (self.ids[1:] <= self.ids[:-1]).any():
+            raise DataError("user ids must be a strictly increasing vector of integers or text")
         if len(self.ids) != len(self.features.values):
             raise DataError(f"user features have {len(self.features.values)} rows for {len(self.ids)} ids")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """``int64 (U,)``, the ids as integers; see :func:`~kuaifair_env.seeding.id_keys`."""
+        return _distinct_keys(self.ids, "users")
 
 
 @dataclass(frozen=True)
@@ -102,22 +112,22 @@ class Catalogue:
     """The items of a data set.
 
     Attributes:
-        ids: ``int64 (N,)``, distinct raw ids. Readers sort them, a world puts its candidates first.
+        ids: ``(N,)``, distinct raw ids. Readers sort them, a world puts its candidates first.
         features: One row per item; must not be derived from the test log.
         tags: ``bool (N, T)`` membership in content categories; ``T`` may be 0.
         tag_names: Names of the ``T`` categories.
         shown: ``float64 (N,)`` platform-wide exposure counts (``show_user_num``), or None.
     """
 
-    ids: NDArray[np.int64]
+    ids: IdArray
     features: FeatureTable
     tags: BoolArray
     tag_names: tuple[str, ...] = ()
     shown: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 1 or len(np.unique(self.ids)) != len(self.ids):
-            raise DataError("item ids must be a vector of distinct integers")
+        if self.ids.ndim != 1 or self.ids.dtype.kind not in "iU" or len(np.unique(self.ids)) != len(self.ids):
+            raise DataError("item ids must be a vector of distinct integers or text")
         rows = len(self.ids)
         if len(self.features.values) != rows or self.tags.shape != (rows, len(self.tag_names)):
             raise DataError(f"features and tags must have one row for each of the {rows} items")
@@ -126,6 +136,11 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """``int64 (N,)``, the ids as integers; see :func:`~kuaifair_env.seeding.id_keys`."""
+        return _distinct_keys(self.ids, "items")
 
     def take(self, rows: IntArray) -> Catalogue:
         """Returns the given rows, in the given order."""
@@ -218,3 +233,41 @@ class InteractionLog:
             watch_ratios=None if self.watch_ratios is None else self.watch_ratios[rows],
             feedback=None if self.feedback is None else self.feedback[rows],
         )
+
+
+@dataclass(frozen=True)
+class NegativeSampling:
+    """Settings of drawing non-clicks for a log that lists positives only.
+
+    Repeats of a pair count once. For each positive of a user, ``per_positive`` items are drawn from the log's items
+    with weight ``positives ** popularity_power``; draws that are positives of that user are dropped. Power 0 takes
+    everything unseen as equally likely exposed, so that the model's item quality is the popularity of positives;
+    power 1 takes exposure as proportional to positives, so that all items are equally good. Neither is known to be
+    true; 0.5 lies between. The level of the click rate is not in such a log at all: ``positive_rate`` declares it
+    (the intercept is shifted by prior correction, King and Zeng, "Logistic Regression in Rare Events Data", 2001,
+    eq. 7), and None leaves the rate that the sampling happens to give.
+
+    Attributes:
+        per_positive: Negatives drawn for each positive.
+        popularity_power: Exponent of the weights.
+        positive_rate: Share of positives among exposures, if known from elsewhere.
+        seed: Seed of the draws, beside that of a fit.
+    """
+
+    per_positive: float = 4.0
+    popularity_power: float = 0.5
+    positive_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.per_positive > 0 or not 0 <= self.popularity_power <= 1:
+            raise ValueError("per_positive must be above 0 and popularity_power within 0..1")
+        if self.positive_rate is not None and not 0 < self.positive_rate < 1:
+            raise ValueError(f"positive_rate must lie between 0 and 1, got {self.positive_rate}")
+
+
+def _distinct_keys(ids: IdArray, what: str) -> NDArray[np.int64]:
+    keys = seeding.id_keys(ids)
+    if len(np.unique(keys)) < len(keys):
+        raise DataError(f"two of the {what} have ids with the same hash; rename one of them")
+    return keys

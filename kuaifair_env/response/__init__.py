@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kuaifair_env.data.schema import NegativeSampling
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.fitting import (
@@ -20,7 +21,7 @@ from kuaifair_env.response.fitting import (
 )
 from kuaifair_env.response.inputs import InputConfig
 from kuaifair_env.response.known import ObservedResponse, observed_block
-from kuaifair_env.response.rows import NegativeSampling, SplitConfig
+from kuaifair_env.response.rows import SplitConfig
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse, TransformerShape
 
 if TYPE_CHECKING:

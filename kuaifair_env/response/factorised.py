@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.data.schema import FloatArray, IntArray, NegativeSampling
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors, load_artifact, save_artifact, take_setting, take_tensors
 from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid_of_negated
 from kuaifair_env.response.inputs import InputConfig
-from kuaifair_env.response.rows import NegativeSampling, SplitConfig
+from kuaifair_env.response.rows import SplitConfig
 
 _KIND = "factorised"
 _SAFE_LOGIT = 80.0
@@ -33,7 +33,7 @@ class FactorisedConfig:
         user_ids: Whether each user has an own bias ``b_u`` and factor ``p_u`` beside what the inputs say.
         inputs: How the context log is condensed.
         split: Which rows are held out for what.
-        negatives: Used for logs of positives only.
+        negatives: Used for logs of positives only; None takes what the data set declares.
         bias_precision: Prior precision of ``b_u`` and ``b_i``.
         factor_precision: Of ``p_u`` and ``q_i``.
         line_precision: Of ``w`` and ``v``.
@@ -52,7 +52,7 @@ class FactorisedConfig:
     user_ids: bool = True
     inputs: InputConfig = field(default_factory=InputConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
-    negatives: NegativeSampling = field(default_factory=NegativeSampling)
+    negatives: NegativeSampling | None = None
     bias_precision: float = 3.0
     factor_precision: float = 60.0
     line_precision: float = 50.0

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, InteractionLog, NegativeSampling
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, HistoryWindow
 
@@ -37,35 +37,6 @@ class SplitConfig:
         shares = (self.stop, self.calibrate, self.report)
         if min(shares) <= 0 or sum(shares) >= 1:
             raise ValueError(f"shares of rows must be above 0 and sum to less than 1, got {shares}")
-
-
-@dataclass(frozen=True)
-class NegativeSampling:
-    """Settings of drawing non-clicks for a log that lists positives only.
-
-    Repeats of a pair count once. For each positive of a user, ``per_positive`` items are drawn from the log's items
-    with weight ``positives ** popularity_power``; draws that are positives of that user are dropped. Power 0 takes
-    everything unseen as equally likely exposed, so that the model's item quality is the popularity of positives;
-    power 1 takes exposure as proportional to positives, so that all items are equally good. Neither is known to be
-    true; 0.5 lies between. The level of the click rate is not in such a log at all: ``positive_rate`` declares it
-    (the intercept is shifted by prior correction, King and Zeng, "Logistic Regression in Rare Events Data", 2001,
-    eq. 7), and None leaves the rate that the sampling happens to give.
-
-    Attributes:
-        per_positive: Negatives drawn for each positive.
-        popularity_power: Exponent of the weights.
-        positive_rate: Share of positives among exposures, if known from elsewhere.
-    """
-
-    per_positive: float = 4.0
-    popularity_power: float = 0.5
-    positive_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.per_positive > 0 or not 0 <= self.popularity_power <= 1:
-            raise ValueError("per_positive must be above 0 and popularity_power within 0..1")
-        if self.positive_rate is not None and not 0 < self.positive_rate < 1:
-            raise ValueError(f"positive_rate must lie between 0 and 1, got {self.positive_rate}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +95,8 @@ def labelled_rows(
     """
     rng = np.random.default_rng((seed, 0x5EED))
     if log.positives_only:
-        rows = _with_negatives(log, known, n_items, negatives, rng)
+        draws = np.random.default_rng((seed, negatives.seed, 0x5EED))
+        rows = _with_negatives(log, known, n_items, negatives, draws)
     else:
         rows = LabelledRows(
             log.users.astype(np.int64),

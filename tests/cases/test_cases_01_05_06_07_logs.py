@@ -23,7 +23,6 @@ def log(seed, rows=400, n_users=40, n_items=60):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="times of different kinds are not brought to one unit")
 @pytest.mark.parametrize("kind", ["float", "one missing", "datetime"])
 def test_case_01_training_rows_in_the_test_log_are_found_whatever_the_kind_of_time(kind):
     train = log(0).assign(time=1_600_000_000 + np.arange(400))
@@ -38,7 +37,6 @@ def test_case_01_training_rows_in_the_test_log_are_found_whatever_the_kind_of_ti
         InteractionData.from_frames(train, test)
 
 
-@pytest.mark.xfail(strict=True, reason="text that holds a list is taken for one tag")
 @pytest.mark.parametrize("form", ["through a CSV file", "joined by |"])
 def test_case_05_lists_of_tags_that_became_text_are_read_as_lists_or_refused(form):
     rng = np.random.default_rng(0)
@@ -57,7 +55,6 @@ def test_case_05_lists_of_tags_that_became_text_are_read_as_lists_or_refused(for
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="a test log of clicks alone is refused only when a response is fitted")
 def test_case_06_a_test_log_without_a_non_click_is_refused_at_once():
     with pytest.raises(DataError, match="test"):
         InteractionData.from_frames(log(1).assign(click=1), log(2).assign(click=1), positives_only=True)
@@ -71,14 +68,12 @@ def ratings(each):
     return frame.assign(click=rng.integers(2, size=len(frame)))
 
 
-@pytest.mark.xfail(strict=True, reason="the message names a setting that build_world does not take")
 def test_case_07_too_few_test_exposures_are_explained_by_what_build_world_takes():
     data = InteractionData.from_frames(ratings(24), ratings(6))
     with pytest.raises(DataError, match="candidates=candidate_rows"):
         build_world(data, "train", None)
 
 
-@pytest.mark.xfail(strict=True, reason="items without enough test exposures leave the world silently")
 def test_case_07_items_that_are_left_out_are_counted_aloud():
     data = InteractionData.from_frames(ratings(24), ratings(16))
     left_out = 300 - len(candidate_rows(data))

@@ -1,0 +1,177 @@
+"""Tables of one's own: data frames, or CSV, TSV and Parquet files, and one log split in two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+from kuaifair_env.data.csv_columns import MISSING_WORDS
+from kuaifair_env.data.times import read_times, time_column
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import file_hash
+
+if TYPE_CHECKING:
+    from kuaifair_env.data.frames import LogColumns
+
+Table: TypeAlias = "pd.DataFrame | str | Path"
+SplitRule = Literal["time", "user"]
+
+_INTEGER = r"-?(?:0|[1-9]\d{0,17})"
+_SEPARATORS = ("\t", ",", ";")
+_PARQUET = (".parquet", ".pq")
+
+
+def read_tables(
+    tables: Mapping[str, Table | None], columns: LogColumns
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Reads tables that are given as files, and leaves data frames as they are.
+
+    Ids of text files stay the text that they are (``007``, ``NA``), unless all ids of a column are plain integers in
+    every table.
+
+    Args:
+        tables: By name; None for a table that there is not.
+        columns: Names of the columns.
+
+    Returns:
+        The tables that there are, and the SHA-256 of every file by its name.
+
+    Raises:
+        DataError: If a file is missing or cannot be read.
+    """
+    ids = (columns.user, columns.item)
+    frames: dict[str, pd.DataFrame] = {}
+    hashes: dict[str, str] = {}
+    for name, table in tables.items():
+        if isinstance(table, (str, Path)):
+            frames[name] = read_table(table, ids)
+            hashes[Path(table).name] = file_hash(Path(table))
+        elif isinstance(table, pd.DataFrame):
+            frames[name] = table
+        elif table is not None:
+            raise DataError(f"{name} must be a pandas DataFrame or a file, got {type(table).__name__}")
+    for column in ids:
+        holders = [name for name, frame in frames.items() if column in frame.columns]
+        read = [name for name in holders if not isinstance(tables[name], pd.DataFrame)]
+        given = [name for name in holders if name not in read]
+        integers = all(types.is_numeric_dtype(frames[name][column]) for name in given)
+        if integers and all(_plain_integers(frames[name][column]) for name in read):
+            for name in read:
+                frames[name] = frames[name].assign(**{column: frames[name][column].astype(np.int64)})
+    return frames, hashes
+
+
+def read_table(path: str | Path, text_columns: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Reads a CSV or TSV file with a header (also compressed), or a Parquet file.
+
+    Args:
+        path: The file; its first line says what separates columns: tabs, commas or semicolons.
+        text_columns: Columns that are read as the text that they are.
+
+    Raises:
+        DataError: If the file is missing or cannot be read.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError("there is no such file", file=file)
+    try:
+        if file.suffix.lower() in _PARQUET:
+            return pd.read_parquet(file)
+        # The fast parser reads a line of any separator as one field of the header.
+        (first_line,) = pd.read_csv(file, sep="\x00", nrows=0, encoding="utf-8-sig").columns
+        separator = max(_SEPARATORS, key=first_line.count)
+        header = pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns
+        return pd.read_csv(
+            file,
+            sep=separator,
+            encoding="utf-8-sig",
+            dtype=dict.fromkeys(text_columns, str),
+            keep_default_na=False,
+            na_values={name: [""] if name in text_columns else sorted(MISSING_WORDS) for name in header},
+        )
+    except ImportError as error:
+        raise DataError(
+            "reading Parquet needs pyarrow: pip install 'kuaifair[parquet]', or write the table as CSV", file=file
+        ) from error
+    except (ValueError, OSError, EOFError) as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"cannot be read as a table with a header: {error}", file=file) from error
+
+
+def split_log(
+    log: Table, rule: SplitRule, share: float = 0.2, columns: LogColumns | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Splits one log into a training and a test log; rows of one moment stay together.
+
+    The test log then has the exposure bias of the training log: what a test world says about items that were hardly
+    shown is an extrapolation.
+
+    Args:
+        log: A data frame or a file.
+        rule: ``"time"``: the latest rows of the whole log are the test log, rows without time are training rows.
+            ``"user"``: the latest rows of each user are; without a column of times, those that stand last.
+        share: Share of the rows that the test log gets.
+        columns: Names of the columns.
+
+    Returns:
+        The training log and the test log.
+
+    Raises:
+        DataError: If there is no time to split by, or a part would be empty.
+        ValueError: If the rule or the share is not valid.
+    """
+    from kuaifair_env.data.frames import LogColumns
+
+    if rule not in get_args(SplitRule):
+        raise ValueError(f"a log is split by one of {get_args(SplitRule)}, got {rule!r}")
+    if not 0 < share < 1:
+        raise ValueError(f"the test log's share must lie between 0 and 1, got {share}")
+    names = columns or LogColumns()
+    frames, _ = read_tables({"train": log}, names)
+    frame = frames["train"]
+    moments = _moments(frame, names)
+    if rule == "time":
+        if moments is None:
+            raise DataError("the log has no column of times to split by; name it with columns=LogColumns(time=...)")
+        known = np.sort(moments[moments >= 0])
+        first = known[min(int(np.ceil(len(known) * (1 - share))), len(known) - 1)]
+        tested = moments >= first
+    else:
+        if names.user not in frame.columns:
+            raise DataError("the log has no such column", column=names.user)
+        table = pd.DataFrame({"user": frame[names.user].to_numpy(), "moment": np.arange(len(frame))})
+        if moments is not None:
+            table["moment"] = moments
+        by_user = table.groupby("user")["moment"]
+        place = by_user.rank(method="min") - 1
+        size = by_user.transform("size")
+        tested = np.asarray((place >= np.round(size * (1 - share))) & (place > 0))
+    if tested.all() or not tested.any():
+        raise DataError(f"splitting the log by {rule} leaves one part without rows; it has {len(frame)} rows")
+    return frame[~tested], frame[tested]
+
+
+def _moments(frame: pd.DataFrame, names: LogColumns) -> NDArray[np.int64] | None:
+    """Returns the rank of each row's time among all times, -1 where it is missing, or None without times."""
+    used = {names.user, names.item, names.click, names.watch_ratio}
+    column, _ = time_column(frame, names.time, used, "log")
+    times = None if column is None else read_times(frame[column], "log")
+    if times is None:
+        return None
+    ranks = np.unique(times.values, return_inverse=True)[1]
+    return np.where(times.missing, -1, ranks).astype(np.int64)
+
+
+def _plain_integers(series: Any) -> bool:
+    """Whether a column holds integers, or text that is nothing else."""
+    if not isinstance(series, pd.Series) or types.is_bool_dtype(series):
+        return False
+    if types.is_numeric_dtype(series):
+        return True
+    distinct = pd.Series(series.unique())
+    return bool(distinct.map(lambda value: isinstance(value, str)).all() and distinct.str.fullmatch(_INTEGER).all())
