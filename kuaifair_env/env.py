@@ -10,7 +10,7 @@ import numpy as np
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import leave_rule
 from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
-from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.data.schema import BoolArray, raw_id
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, refuse_to_set
@@ -166,9 +166,9 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         return super().set_wrapper_attr(name, value, force=force)
 
     @property
-    def user_id(self) -> int:
+    def user_id(self) -> int | str:
         """Raw id of the current user."""
-        return int(self.batch.user_ids[0])
+        return raw_id(self.batch.user_ids[0])
 
     @property
     def temper(self) -> float:

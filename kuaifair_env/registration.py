@@ -29,6 +29,7 @@ from kuaifair_env.world import (
     WorldEncoder,
     build_world,
     cached_embeddings,
+    candidate_rows,
 )
 
 if TYPE_CHECKING:
@@ -299,6 +300,7 @@ def _cached_world(
         data,
         split,
         model,
+        candidates=candidate_rows(data),
         embeddings=cached_embeddings(data, embedding_dim),
         history_length=history_length,
         popularity=popularity,

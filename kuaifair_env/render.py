@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.abandonment import CategoryBoredom, LeaveRule, TemperFairness
-from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.data.schema import BoolArray, IdArray, IntArray, raw_id
 from kuaifair_env.simulator import Outcome, SessionSimulator
 from kuaifair_env.world import World
 
@@ -40,11 +40,11 @@ class SessionTrace:
         violations: ``bool (T,)``, whether each slate was at or above the bound.
         tempers: ``float (T + 1,)``, at reset and after each step.
         leave_reason: Why the session is over, in a few words, or None while it runs.
-        item_ids: ``int (N,)`` raw id of each item row; None shows the rows themselves.
+        item_ids: ``(N,)`` raw id of each item row; None shows the rows themselves.
         leave_below: Temper below which the user leaves; None where the leave rule does not go by temper.
     """
 
-    user_id: int
+    user_id: int | str
     max_len: int
     items: IntArray
     popular: BoolArray
@@ -54,7 +54,7 @@ class SessionTrace:
     violations: BoolArray
     tempers: NDArray[Any]
     leave_reason: str | None = None
-    item_ids: IntArray | None = None
+    item_ids: IdArray | None = None
     leave_below: float | None = 1.0
 
     @property
@@ -210,7 +210,7 @@ class SessionRecorder:
         self._world = world
         self._rule = rule
         self._outcomes: list[Outcome] = []
-        self._user_id = 0
+        self._user_id: int | str = 0
         self._max_len = 0
         self._slate_size = 0
         self._start_temper = 0.0
@@ -219,7 +219,7 @@ class SessionRecorder:
     def start(self, simulator: SessionSimulator) -> None:
         """Forgets the last session and begins with the simulator's current one."""
         self._outcomes = []
-        self._user_id = int(self._world.data.users.ids[simulator.users[0]])
+        self._user_id = raw_id(self._world.data.users.ids[simulator.users[0]])
         self._max_len = simulator.max_len
         self._slate_size = simulator.slate_size
         self._start_temper = float(simulator.temper[0])

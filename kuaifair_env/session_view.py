@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from kuaifair_env.batch import SessionBatch, SessionConfig
-from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.data.schema import BoolArray, raw_id
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
@@ -51,9 +51,9 @@ class SessionView:
         self.spec = None
 
     @property
-    def user_id(self) -> int:
+    def user_id(self) -> int | str:
         """Raw id of the current user."""
-        return int(self._env.batch.user_ids[self._row])
+        return raw_id(self._env.batch.user_ids[self._row])
 
     @property
     def temper(self) -> float:

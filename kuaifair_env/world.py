@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.cache import cache_dir, rows_hash
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
-from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog, Split
+from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import atomic_path
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
@@ -27,6 +27,10 @@ _MIN_TEST_EXPOSURES = 20
 _EMBEDDINGS_VERSION = 1
 _TRIVIAL = 0.999
 _SPARE_FACTORS = 8
+
+
+class LeftOutWarning(UserWarning):
+    """Items or users of a data set are in neither of its worlds."""
 
 
 class StateEncoder(Protocol):
@@ -133,13 +137,13 @@ class World:
         return int(self.initial_history.items.shape[1])
 
     @property
-    def item_ids(self) -> NDArray[np.int64]:
-        """``int64 (N,)``, raw ids of the candidates."""
+    def item_ids(self) -> IdArray:
+        """``(N,)``, raw ids of the candidates."""
         return self.data.items.ids[: self.n_items]
 
     @cached_property
-    def user_ids(self) -> NDArray[np.int64]:
-        """``int64 (U,)``, raw ids of the users whose sessions may start here."""
+    def user_ids(self) -> IdArray:
+        """``(U,)``, raw ids of the users whose sessions may start here."""
         return self.data.users.ids[self.users]
 
     @cached_property
@@ -156,8 +160,11 @@ class World:
         ids = np.atleast_1d(np.asarray(user_ids))
         if ids.size == 0:
             raise DataError("no user ids were given; at least one is needed")
-        if ids.dtype.kind not in "iu":
-            raise DataError(f"user ids are integers, got {ids.dtype}")
+        text = self.user_ids.dtype.kind == "U"
+        if ids.dtype.kind not in ("U" if text else "iu"):
+            raise DataError(
+                f"user ids of {self.data.provenance.name} are {'text' if text else 'integers'}, got {ids[0]!r}"
+            )
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         unknown = self.user_ids[rows] != ids
         if unknown.any():
@@ -229,10 +236,40 @@ def candidate_rows(data: InteractionData, min_exposures: int = _MIN_TEST_EXPOSUR
     Raises:
         DataError: If no item has as many.
     """
-    covered = np.flatnonzero(data.test.exposures(len(data.items)) >= min_exposures)
+    exposures = data.test.exposures(len(data.items))
+    covered = np.flatnonzero(exposures >= min_exposures)
     if len(covered) == 0:
-        raise DataError(f"no item has {min_exposures} exposures in the test log; lower min_exposures")
+        enough = int(np.median(exposures[exposures > 0]))
+        raise DataError(
+            f"no item has {min_exposures} exposures in the test log of {data.provenance.name}; the most shown has "
+            f"{exposures.max()}. Fewer are enough with build_world(..., candidates=candidate_rows(data, {enough})), "
+            f"which takes {int((exposures >= enough).sum())} of {len(exposures)} items"
+        )
     return covered
+
+
+def _warn_of_left_out(data: InteractionData, candidates: NDArray[np.int64]) -> None:
+    """Warns of items that are no candidates and of users who have no sessions, and says by which rule."""
+    items, users = len(data.items) - len(candidates), len(data.users) - len(np.union1d(*users_of_worlds(data)))
+    told = []
+    if items:
+        told.append(
+            f"{items} of {len(data.items)} items are no candidates: they have fewer than {_MIN_TEST_EXPOSURES} "
+            "exposures in the test log (candidates=candidate_rows(data, n) takes those with n)"
+        )
+    if users:
+        told.append(
+            f"{users} of {len(data.users)} users have no sessions: they have no row in the training log and are not "
+            "held out for the test world"
+        )
+    if told:
+        warnings.warn(f"{data.provenance.name}: {'; '.join(told)}", LeftOutWarning, stacklevel=3)
+
+
+def users_of_worlds(data: InteractionData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the user rows of the training world, those with training exposures, and of the test world, held out."""
+    held_out = held_out_users(data)
+    return np.setdiff1d(np.unique(data.train.users), held_out).astype(np.int64), held_out
 
 
 def build_world(
@@ -253,7 +290,8 @@ def build_world(
         data: The data set, items in the order that ``response`` knows.
         split: ``"train"`` or ``"test"``.
         response: What users do; see :func:`kuaifair_env.response.fitting.fit_response`.
-        candidates: Item rows that may be recommended; None takes :func:`candidate_rows`.
+        candidates: Item rows that may be recommended; None takes :func:`candidate_rows`, and warns of what that leaves
+            out.
         users: User rows whose sessions may start here; None takes :func:`held_out_users` for the test world and
             all others that have training exposures for the training world.
         embeddings: ``float32 (items, d)``, agent-side item embeddings that know nothing of the test log; None takes
@@ -267,12 +305,14 @@ def build_world(
     """
     if split not in ("train", "test"):
         raise DataError(f"split must be 'train' or 'test', got {split!r}")
-    rows = candidate_rows(data) if candidates is None else np.asarray(candidates, np.int64)
+    if candidates is None:
+        candidates = candidate_rows(data)
+        _warn_of_left_out(data, candidates)
+    rows = np.asarray(candidates, np.int64)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(data.items)), rows)])
     arranged = data.arranged(rows)
     if users is None:
-        held_out = held_out_users(data)
-        users = held_out if split == "test" else np.setdiff1d(np.unique(data.train.users), held_out)
+        users = users_of_worlds(data)[split == "test"]
     if embeddings is None:
         embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items))
     if true_preference is not None:

@@ -22,6 +22,7 @@ from hrl_policies.study.labels import (
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import IdArray
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
 
 Values = NDArray[np.float64]
@@ -34,7 +35,7 @@ class UserSums:
     """What each user did in all of their sessions: users are the units that were drawn at random.
 
     Attributes:
-        user_ids: ``int64 (U,)``, increasing raw ids.
+        user_ids: ``(U,)``, increasing raw ids.
         sessions: ``(U,)`` number of sessions.
         steps: ``(U,)`` slates seen.
         reward: ``(U,)`` summed reward.
@@ -42,7 +43,7 @@ class UserSums:
         violations: ``(U,)`` slates that the leave rule punished.
     """
 
-    user_ids: NDArray[np.int64]
+    user_ids: IdArray
     sessions: Values
     steps: Values
     reward: Values
@@ -50,13 +51,13 @@ class UserSums:
     violations: Values
 
     @classmethod
-    def of_sessions(cls, sessions: Sequence[Mapping[str, float]]) -> UserSums:
+    def of_sessions(cls, sessions: Sequence[Mapping[str, Any]]) -> UserSums:
         """Adds up the records of sessions, as ``sessions.csv`` holds them."""
         table = {
             name: np.asarray([session[name] for session in sessions], np.float64)
-            for name in ("user_id", "len", "r_cum", "popular_share", "violation_rate")
+            for name in ("len", "r_cum", "popular_share", "violation_rate")
         }
-        ids, rows = np.unique(table["user_id"].astype(np.int64), return_inverse=True)
+        ids, rows = np.unique([session["user_id"] for session in sessions], return_inverse=True)
 
         def summed(values: Values) -> Values:
             return np.asarray(np.bincount(rows, weights=values, minlength=len(ids)), np.float64)

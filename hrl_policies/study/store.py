@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ FAILED = ".failed"
 LOG = "log.txt"
 TRACEBACK = "traceback.txt"
 
+_INTEGER = re.compile(r"0|-?[1-9]\d*")
 _CURVE = "learning_curve.csv"
 _LOCK = ".lock"
 
@@ -88,9 +90,9 @@ class StoredRun:
         figures: dict[str, float] = self.result["summary"]
         return figures
 
-    def sessions(self) -> list[dict[str, float]]:
-        """Returns the per-session records of the evaluation, one dict each."""
-        return read_table(self.folder / "sessions.csv")
+    def sessions(self) -> list[dict[str, Any]]:
+        """Returns the per-session records of the evaluation, one dict each; raw user ids may be text."""
+        return read_table(self.folder / "sessions.csv", ids=("user_id",))
 
 
 @contextmanager
@@ -373,18 +375,21 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomically(path, stream.getvalue())
 
 
-def read_table(path: Path) -> list[dict[str, float]]:
-    """Reads a CSV of numbers (booleans count as 0 and 1).
+def read_table(path: Path, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Reads a CSV of numbers (booleans count as 0 and 1) and, in the columns named ``ids``, of raw ids.
 
     Raises:
         ArtifactError: If the file is missing or holds something else.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(stream)]
+            rows = list(csv.DictReader(stream))
+        as_text = {name for name in ids if not all(_INTEGER.fullmatch(row[name]) for row in rows)}
+        read = dict.fromkeys(ids, int) | dict.fromkeys(as_text, str)
+        return [{name: read.get(name, _number)(text) for name, text in row.items()} for row in rows]
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
 
 

@@ -230,7 +230,9 @@ def _arrays_of(data: InteractionData) -> dict[str, NDArray[Any]]:
     }
     for name, log in (("train", data.train), ("test", data.test)):
         arrays |= {f"{name}.{column}": getattr(log, column) for column in _LOG_KINDS}
-    return {name: np.ascontiguousarray(array, _kind(name, array)) for name, array in arrays.items() if array is not None}
+    return {
+        name: np.ascontiguousarray(array, _kind(name, array)) for name, array in arrays.items() if array is not None
+    }
 
 
 def _kind(name: str, array: NDArray[Any]) -> str:

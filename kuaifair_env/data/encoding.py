@@ -272,8 +272,8 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     lists = text.map(looks_like_list)
     if lists.mean() > _SHARE_OF_LISTS:
         raise DataError(
-            f"a {what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if it "
-            "holds the items' tags, or turn it into one column per value",
+            f"a {what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if "
+            "it holds the items' tags, or turn it into one column per value",
             column=name,
         )
     counts = text.value_counts()

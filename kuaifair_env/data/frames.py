@@ -37,7 +37,6 @@ from kuaifair_env.data.tables import Table, read_tables
 from kuaifair_env.data.times import Times, one_unit, read_times, time_column
 from kuaifair_env.errors import DataError
 
-
 PositivesOnly = Literal["train", "test", "both"]
 
 
@@ -87,9 +86,7 @@ class FrameReading:
 
     def __post_init__(self) -> None:
         if self.positives_only not in (None, *get_args(PositivesOnly)):
-            raise DataError(
-                f"positives_only is 'train', 'test', 'both' or a truth value, got {self.positives_only!r}"
-            )
+            raise DataError(f"positives_only is 'train', 'test', 'both' or a truth value, got {self.positives_only!r}")
         if self.positives_only is None and self.negatives_per_positive is not None:
             raise DataError("negatives_per_positive is for logs of clicks only; say which with positives_only")
         if self.positives_only in ("test", "both") and self.negatives_per_positive is None:
@@ -173,7 +170,13 @@ def _parse_log(
     items = id_kinds.read(frame, names.item, where)
     ratios = _watch_ratios(frame, names.watch_ratio, where)
     clicks = _clicks(frame, reading, which)
-    used = {names.user, names.item, names.click, names.watch_ratio, *([] if not reading.positive else reading.positive[:1])}
+    used = {
+        names.user,
+        names.item,
+        names.click,
+        names.watch_ratio,
+        *([] if not reading.positive else reading.positive[:1]),
+    }
     time, warning = time_column(frame, names.time, used, where)
     if warning:
         warnings.warn(warning, stacklevel=5)
@@ -296,8 +299,11 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
         return np.ones(len(frame), np.bool_)
     else:
         values = _numbers(
-            frame, name, where, "; name it with columns=LogColumns(click=...), give positive={column: threshold}, or "
-            "positives_only for a log that lists clicks only"
+            frame,
+            name,
+            where,
+            "; name it with columns=LogColumns(click=...), give positive={column: threshold}, or "
+            "positives_only for a log that lists clicks only",
         )
         wrong = (values != 0) & (values != 1)
         if wrong.any():
@@ -310,8 +316,8 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
     if not declared and clicks.all():
         raise DataError(
             f"the {where} holds no row without a click, so that it does not say what users do not like. If it lists "
-            f"clicks only (plays, purchases), say so: positives_only='{which}' or 'both', with negatives_per_positive=4 "
-            "non-clicks drawn for each click"
+            f"clicks only (plays, purchases), say so: positives_only='{which}' or 'both', with "
+            "negatives_per_positive=4 non-clicks drawn for each click"
         )
     return clicks
 
@@ -341,9 +347,7 @@ def _catalogue(
     return Catalogue(ids, encode_features(features, "item feature"), tags, tag_names, shown)
 
 
-def _users(
-    users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog], id_kinds: _IdKinds
-) -> Users:
+def _users(users: pd.DataFrame | None, names: LogColumns, logs: Mapping[str, RawLog], id_kinds: _IdKinds) -> Users:
     if users is None:
         ids = np.unique(np.concatenate([log.users for log in logs.values()]))
         return Users(ids, FeatureTable.empty(len(ids)))
@@ -406,7 +410,7 @@ def _check_disjoint(
                 "so that no row is in both"
             )
         untimed_test = test.take(~known["test"])
-    if not len(untimed_test):
+    if 2 * len(untimed_test) < len(test):
         return
     shared = count_shared_rows(train, untimed_test, ("users", "items", "clicks"), *sizes)
     if shared == len(untimed_test):

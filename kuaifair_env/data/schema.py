@@ -266,6 +266,11 @@ class NegativeSampling:
             raise ValueError(f"positive_rate must lie between 0 and 1, got {self.positive_rate}")
 
 
+def raw_id(value: Any) -> int | str:
+    """Returns an entry of raw ids as a plain Python value."""
+    return str(value) if isinstance(value, str) else int(value)
+
+
 def _distinct_keys(ids: IdArray, what: str) -> NDArray[np.int64]:
     keys = seeding.id_keys(ids)
     if len(np.unique(keys)) < len(keys):

@@ -23,7 +23,7 @@ _DURATION_WORDS = {"watch", "watched", "play", "played", "dwell", "stay", "spent
 _UNITS = (("seconds", 1.0), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 _EPOCH = (5e8, 4e9)  # 1985 to 2096, in seconds since 1970
 _EXACT = 2**53
-_DAY_MS = 86_400_000
+_FEW = 10
 _ISO_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _ZONE = re.compile(r":.*(?:Z|[+-]\d{2}:?\d{2})$")
 
@@ -36,11 +36,13 @@ class Times:
         kind: What they are, in words; times of different kinds cannot be compared.
         values: ``int64 (R,)`` or whole-or-fractional ``float64 (R,)`` numbers; milliseconds for datetimes.
         missing: ``bool (R,)``, rows whose time is unknown; their values do not count.
+        precision: What they were rounded to, as far as the rows tell; empty where they are too few.
     """
 
     kind: str
     values: NDArray[Any]
     missing: BoolArray
+    precision: str = ""
 
 
 def time_column(frame: pd.DataFrame, name: str | None, used: Collection[str], where: str) -> tuple[str | None, str]:
@@ -100,9 +102,7 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
         if isinstance(series.dtype, pd.DatetimeTZDtype):
             kind, series = "dates with a time zone", series.dt.tz_convert("UTC").dt.tz_localize(None)
         moments = series.to_numpy().astype("datetime64[ms]").astype(np.int64)
-        if len(moments) > 1 and not (moments[~missing] % _DAY_MS).any():
-            kind = "days, without the time of day"
-        return Times(kind, moments, missing)
+        return Times(kind, moments, missing, _precision(moments[~missing], 1000))
     if not types.is_numeric_dtype(series) or types.is_bool_dtype(series):
         raise DataError(
             f"times of the {where} must be numbers or datetimes (see pandas.to_datetime), not {series.iloc[0]!r}",
@@ -124,7 +124,9 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
                 column=name,
             )
         values = np.where(missing, 0.0, values)
-    return Times(_kind_of_numbers(values[~missing]), values, missing)
+    kind = _kind_of_numbers(values[~missing])
+    second = next((factor for unit, factor in _UNITS if kind.startswith(f"{unit} ")), 1.0)
+    return Times(kind, values, missing, _precision(values[~missing], second))
 
 
 def one_unit(times: Mapping[str, Times | None]) -> dict[str, tuple[NDArray[np.int64] | None, BoolArray | None]]:
@@ -142,10 +144,13 @@ def one_unit(times: Mapping[str, Times | None]) -> dict[str, tuple[NDArray[np.in
         DataError: If the logs' times are of different kinds, or too large to be multiplied.
     """
     known = {which: log for which, log in times.items() if log is not None}
-    kinds = {log.kind: which for which, log in known.items()}
-    if len(kinds) > 1:
-        told = " and ".join(f"those of the {which} log are {kind}" for kind, which in kinds.items())
-        raise DataError(f"times cannot be compared: {told}; give both logs times of one kind and unit")
+    for kinds in (
+        {log.kind: which for which, log in known.items()},
+        {log.precision: which for which, log in known.items() if log.precision},
+    ):
+        if len(kinds) > 1:
+            told = " and ".join(f"those of the {which} log are {kind}" for kind, which in kinds.items())
+            raise DataError(f"times cannot be compared: {told}; give both logs times of one kind, unit and precision")
     scale = 1
     for log in known.values():
         if log.values.dtype.kind == "f" and (log.values != np.rint(log.values)).any():
@@ -196,13 +201,25 @@ def _kind_of_numbers(values: NDArray[Any]) -> str:
     return "plain numbers"
 
 
+def _precision(values: NDArray[Any], second: float) -> str:
+    """Returns what known times were rounded to; ``second`` is the number of units in one."""
+    if len(values) < _FEW:
+        return ""
+    if not (values % (86_400 * second)).any():
+        return "whole days"
+    return "with fractions of a second" if (values % second).any() else "whole seconds"
+
+
 def _looks_like_time(name: str, series: Any) -> bool:
     """Whether a column that nobody named holds times, by its name or by what it holds."""
     if not isinstance(series, pd.Series) or types.is_bool_dtype(series):
         return False
     if types.is_datetime64_any_dtype(series):
         return True
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+    spelled = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    if spelled and spelled[-1] == "at":  # created_at
+        return True
+    words = set(spelled)
     if words & _DURATION_WORDS:
         return False
     known = series.dropna()

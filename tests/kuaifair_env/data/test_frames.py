@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kuaifair_env.data import InteractionData, LogColumns, Provenance, groups_of, popularity_groups
 from kuaifair_env.data.encoding import MAX_CATEGORIES, encode_features, tag_matrix
+from kuaifair_env.data.tables import split_log
 from kuaifair_env.errors import DataError
 
 
@@ -102,7 +103,7 @@ def test_rows_without_time_come_last_in_their_order() -> None:
         {"user_id": 1, "item_id": [4, 3, 2, 1], "click": 0, "time": [np.nan, 2.5, np.nan, 0.25]},
         index=[9, 9, 9, 9],
     )
-    data = InteractionData.from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [0]}))
+    data = InteractionData.from_frames(train, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]}))
     assert data.items.ids[data.train.items].tolist() == [1, 3, 4, 2]
     assert data.train.times.tolist() == [250, 2500, 2501, 2501]
     assert data.report["train"]["rows_without_time"] == 2
@@ -112,7 +113,7 @@ def test_datetimes_become_milliseconds() -> None:
     moments = pd.to_datetime(["2024-01-01 00:00:01.5", None, "2024-01-01 00:00:00.0"])
     train = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "click": 0, "time": moments})
     for frame in (train, train.assign(time=train.time.dt.tz_localize("Asia/Shanghai").dt.tz_convert("UTC"))):
-        log = InteractionData.from_frames(frame, pd.DataFrame({"user_id": [1], "item_id": [1], "click": [0]})).train
+        log = InteractionData.from_frames(frame, pd.DataFrame({"user_id": [1], "item_id": [9], "click": [0]})).train
         assert log.times[1] - log.times[0] == 1500
         assert log.items.tolist() == [2, 0, 1]
 
@@ -423,12 +424,12 @@ def test_scaled_popularity_spans_the_unit_interval_in_order_of_the_counts() -> N
     [
         ([3, 3, 3], [1, 2, 3], 0.2, "same train count"),
         ([3], [1], 0.2, "at least two"),
-        ([], [], 0.2, "at least two|integer ids"),
+        ([], [], 0.2, "at least two|vector of ids"),
         ([1, 2], [1, 1], 0.2, "distinct"),
         ([1, -2], [1, 2], 0.2, "item 2"),
         ([1, np.nan], [1, 2], 0.2, "finite"),
         ([1, 2, 3], [1, 2], 0.2, "one count each"),
-        ([1, 2], ["a", "b"], 0.2, "integer ids"),
+        ([1, 2], [0.5, 1.5], 0.2, "vector of ids"),
         ([1, 2], [1, 2], 0.0, "between 0 and 1"),
         ([1, 2], [1, 2], 1.0, "between 0 and 1"),
     ],
@@ -448,3 +449,205 @@ def test_unknown_candidates_and_sources_are_refused() -> None:
     object.__setattr__(bare.items, "shown", None)
     with pytest.raises(DataError, match="no 'shown' counts"):
         groups_of(bare, source="shown")
+
+
+def timed_log(times: object) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    columns = {
+        "user_id": rng.integers(9, size=60),
+        "item_id": rng.integers(9, size=60),
+        "click": rng.integers(2, size=60),
+    }
+    return pd.DataFrame(columns).assign(time=times)
+
+
+MOMENTS = 1_600_000_000 + 7 * np.arange(60)
+SAME_TIMES = {
+    "floats": MOMENTS.astype(float),
+    "fractions of seconds": MOMENTS + 0.25,
+    "text of numbers": MOMENTS.astype(str),
+    "Python integers": MOMENTS.astype(object),
+    "milliseconds": MOMENTS * 1000,
+    "nanoseconds as floats": (MOMENTS * 10**9).astype(float),
+    "datetimes": pd.to_datetime(MOMENTS, unit="s"),
+    "datetimes with a zone": pd.to_datetime(MOMENTS, unit="s", utc=True),
+    "text of dates": pd.to_datetime(MOMENTS, unit="s").astype(str),
+    "days": pd.to_datetime(MOMENTS, unit="s").floor("D"),
+    "days as numbers": pd.to_datetime(MOMENTS, unit="s").strftime("%Y%m%d").astype(int),
+    "places": np.arange(60),
+}
+
+
+@pytest.mark.parametrize("first", SAME_TIMES)
+@pytest.mark.parametrize("second", SAME_TIMES)
+def test_a_test_log_that_is_the_training_log_is_refused_whatever_its_times_are(first: str, second: str) -> None:
+    with pytest.raises(DataError, match=r"in the training log too|cannot be compared|no exact number"):
+        InteractionData.from_frames(timed_log(SAME_TIMES[first]), timed_log(SAME_TIMES[second]))
+
+
+def test_rows_of_both_logs_are_found_beside_rows_without_time() -> None:
+    train, test = timed_log(MOMENTS), timed_log(pd.Series(MOMENTS).where(np.arange(60) % 3 == 0))
+    with pytest.raises(DataError, match="20 rows of the test log"):
+        InteractionData.from_frames(train, test)
+    later = test.assign(time=test.time + 10_000)
+    with pytest.raises(DataError, match="every row without time"):
+        InteractionData.from_frames(train, later)
+    with pytest.raises(DataError, match="every row"):
+        InteractionData.from_frames(train, test.assign(time=np.nan))
+
+
+def test_dates_as_text_are_times() -> None:
+    train = timed_log(["2024-01-01T00:00:01.5Z"] * 30 + ["2024-01-01 00:00:00+00:00"] * 30)
+    test = timed_log(["2024-01-02T00:00:01.25Z"] * 59 + [None])
+    data = InteractionData.from_frames(train, test)
+    assert np.ptp(data.train.times) == 1500 and data.report["test"]["rows_without_time"] == 1
+    with pytest.raises(DataError, match="ISO form"):
+        InteractionData.from_frames(timed_log("31/01/2024"), test)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "ts", "date", "Timestamp"])
+def test_times_are_recognised_by_their_names(name: str) -> None:
+    train = timed_log(MOMENTS[::-1]).rename(columns={"time": name})
+    data = InteractionData.from_frames(train, train.assign(**{name: MOMENTS + 10_000}))
+    assert data.train.times.min() == MOMENTS[0]
+    with pytest.raises(DataError, match="several columns"):
+        InteractionData.from_frames(train.assign(event_time=MOMENTS), train)
+
+
+@pytest.mark.parametrize("name", ["watched_at", "event_time", "createdAt", "unnamed"])
+def test_what_looks_like_a_time_is_not_ignored_in_silence(name: str) -> None:
+    train = timed_log(MOMENTS).rename(columns={"time": name})
+    test = train.drop(columns=name).assign(click=1 - train.click)
+    with pytest.warns(UserWarning, match=rf"{name}.*LogColumns"):
+        InteractionData.from_frames(train, test)
+    named = InteractionData.from_frames(train, test, columns=LogColumns(time=name))
+    assert named.train.times.min() == MOMENTS[0]
+    with pytest.raises(DataError, match="named as the time"):
+        InteractionData.from_frames(train, test, columns=LogColumns(time="moment"))
+
+
+TAGS_IN_TEXT = [
+    ("[8, 3]", {"8", "3"}),
+    ("[8 3]", {"8", "3"}),
+    ("8|3", {"8", "3"}),
+    ("8;3", {"8", "3"}),
+    ("{8, 3}", {"8", "3"}),
+    ("['a b', 'c']", {"a b", "c"}),
+    ("['a b' 'c']", {"a b", "c"}),
+    ('["a b", "c"]', {"a b", "c"}),
+    ("[a b, c]", {"a b", "c"}),
+    ("Action|Comedy ", {"Action", "Comedy"}),
+    ("(no genres listed)", {"(no genres listed)"}),
+    ("a b", {"a b"}),
+    (8.0, {"8"}),
+    ("[]", set()),
+    (" ", set()),
+    (np.nan, set()),
+]
+
+
+@pytest.mark.parametrize(("entry", "expected"), TAGS_IN_TEXT)
+def test_lists_of_tags_that_became_text_are_lists(entry: object, expected: set[str]) -> None:
+    matrix, names = tag_matrix([entry, "other"])
+    assert {name for name, member in zip(names, matrix[0], strict=True) if member} == expected
+
+
+def test_text_with_commas_and_features_that_are_lists_are_refused() -> None:
+    with pytest.raises(DataError, match="one tag or several"):
+        tag_matrix(["Action, Comedy"])
+    items = pd.DataFrame({"item_id": [5, 100, 2**40], "genres": ["A|B", "A", "B"]})
+    with pytest.raises(DataError, match="tags='genres'"):
+        InteractionData.from_frames(train_frame(), test_frame(), items=items)
+    data = InteractionData.from_frames(train_frame(), test_frame(), items=items, columns=LogColumns(tags="genres"))
+    assert data.items.tag_names == ("A", "B") and data.items.tags.sum() == 4
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_a_log_of_clicks_alone_is_named_with_its_remedy(which: str) -> None:
+    frames = {"train": train_frame(), "test": test_frame()}
+    frames[which] = frames[which].assign(click=1)
+    with pytest.raises(DataError, match=f"{which} log.*positives_only='{which}'.*negatives_per_positive"):
+        InteractionData.from_frames(**frames)
+
+
+def test_clicks_only_logs_declare_how_non_clicks_are_drawn() -> None:
+    frames = {"train": train_frame().drop(columns="click"), "test": test_frame().drop(columns="click")}
+    with pytest.raises(DataError, match="negatives_per_positive=4"):
+        InteractionData.from_frames(**frames, positives_only="both")
+    with pytest.raises(DataError, match="positives_only"):
+        InteractionData.from_frames(train_frame(), test_frame(), negatives_per_positive=4)
+    data = InteractionData.from_frames(**frames, positives_only="both", negatives_per_positive=3, negatives_seed=5)
+    assert data.train.positives_only and data.test.positives_only and data.test.clicks.all()
+    assert (data.negatives.per_positive, data.negatives.seed) == (3, 5)
+    declared = data.provenance.settings["drawn_negatives"]
+    assert declared["per_positive"] == 3 and declared["seed"] == 5 and data.report["drawn_negatives"] == declared
+    other = InteractionData.from_frames(**frames, positives_only="both", negatives_per_positive=4)
+    assert other.data_hash != data.data_hash
+
+
+def test_ids_that_are_text_are_kept() -> None:
+    names = {7: "ann", -3: "Bob", 40: "007"}
+    train, test = (frame.assign(user_id=frame.user_id.map(names)) for frame in (train_frame(), test_frame()))
+    data = InteractionData.from_frames(train, test)
+    assert data.users.ids.tolist() == ["007", "Bob", "ann"]
+    assert data.users.ids[data.train.users].tolist() == ["007", "Bob", "ann", "ann", "ann"]
+    with_others = InteractionData.from_frames(
+        train, test, users=pd.DataFrame({"user_id": ["ann", "Bob", "007", "x" * 50]})
+    )
+    assert with_others.data_hash == data.data_hash
+    assert (
+        dict(zip(with_others.users.ids, with_others.users.keys, strict=True)).items()
+        >= dict(zip(data.users.ids, data.users.keys, strict=True)).items()
+    )
+
+
+def test_files_are_read_as_the_frames_that_they_hold(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    train, test = train_frame(), test_frame()
+    expected = InteractionData.from_frames(train, test)
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test.to_csv(tmp_path / "test.tsv.gz", index=False, sep="\t")
+    data = InteractionData.from_frames(tmp_path / "train.csv", str(tmp_path / "test.tsv.gz"))
+    assert data.data_hash == expected.data_hash and set(data.provenance.files) == {"train.csv", "test.tsv.gz"}
+    train.assign(user_id=["007", "7", "NA", "x", "x"]).to_csv(tmp_path / "train.csv", index=False)
+    test.assign(user_id=["7", "NA"]).to_csv(tmp_path / "test.csv", index=False)
+    text = InteractionData.from_frames(tmp_path / "train.csv", tmp_path / "test.csv")
+    assert text.users.ids.tolist() == ["007", "7", "NA", "x"]
+    with pytest.raises(DataError, match="no such file"):
+        InteractionData.from_frames(tmp_path / "train.csv", tmp_path / "nothing.csv")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pyarrow|cannot be read"):
+        InteractionData.from_frames(tmp_path / "train.parquet", tmp_path / "test.csv")
+
+
+def test_parquet_holds_the_same_as_csv(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("pyarrow")
+    train_frame().to_parquet(tmp_path / "train.parquet")
+    data = InteractionData.from_frames(tmp_path / "train.parquet", test_frame())
+    assert data.data_hash == InteractionData.from_frames(train_frame(), test_frame()).data_hash
+
+
+@settings(max_examples=30)
+@given(rows.filter(lambda entries: len(entries) > 5), st.sampled_from(["time", "user"]), st.floats(0.1, 0.9))
+def test_one_log_is_split_by_time_and_loses_no_row(entries: list[tuple[int, ...]], rule: str, share: float) -> None:
+    frame = pd.DataFrame(entries, columns=["user_id", "item_id", "click", "time"])
+    try:
+        train, test = split_log(frame, rule, share)  # type: ignore[arg-type]
+    except DataError:
+        return
+    pd.testing.assert_frame_equal(pd.concat([train, test]).sort_index(), frame)
+    if rule == "time":
+        assert train.time.max() < test.time.min()
+    latest = train.groupby("user_id").time.max()
+    assert (test.time > test.user_id.map(latest).fillna(-1)).all()
+
+
+def test_a_split_log_says_so() -> None:
+    log = timed_log(MOMENTS)
+    data = InteractionData.from_log(log, split="time", test_share=0.25)
+    assert len(data.test) == 15 and data.test.times.min() > data.train.times.max()
+    assert data.provenance.settings["split"] == "time" and "split by time" in data.provenance.description
+    by_user = InteractionData.from_log(log.drop(columns="time"), split="user")
+    counts = np.bincount(log.user_id)
+    np.testing.assert_array_equal(np.bincount(by_user.test.users), counts - np.round(counts * 0.8))
+    with pytest.raises(DataError, match="column of times"):
+        InteractionData.from_log(log.drop(columns="time"))
