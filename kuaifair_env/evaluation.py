@@ -37,7 +37,8 @@ from kuaifair_env.metrics import (
     top_gains,
 )
 from kuaifair_env.simulator import FixedSessions, Outcome
-from kuaifair_env.splits import users_to_evaluate
+from kuaifair_env.splits import evaluation_users
+from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +184,31 @@ def evaluate(
         for finished in _play(actor, played_env, totals, len(sessions), reads_masks):
             bar.update(finished)
         return totals.result(seed)
+
+
+def users_to_evaluate(world: World, users: Any = None, n_users: int | None = None) -> NDArray[np.int64]:
+    """Returns the rows of the users to evaluate on, wherever users are named: ``evaluate``, commands, studies.
+
+    Args:
+        world: Whose users they are.
+        users: Raw ids, each once; sessions come in their order.
+        n_users: A number of users instead; see :func:`~kuaifair_env.splits.evaluation_users`. Neither takes all.
+
+    Raises:
+        DataError: If a user is unknown.
+        ValueError: If both are given, one user twice, or a number where ids belong.
+    """
+    if users is None:
+        return world.users if n_users is None else world.user_rows(evaluation_users(world.user_ids, n_users))
+    if n_users is not None:
+        raise ValueError("give users (a list of raw ids) or n_users (a number of them), not both")
+    if np.ndim(users) == 0:
+        raise ValueError(f"users takes a list of raw user ids, got {users!r}; for a number of users give n_users")
+    rows = world.user_rows(users)
+    ids, counts = np.unique(np.asarray(users), return_counts=True)
+    if len(ids) < len(rows):
+        raise ValueError(f"user {ids[counts > 1][0]} is named twice; for several sessions give episodes_per_user")
+    return rows
 
 
 @contextmanager

@@ -94,10 +94,12 @@ _WORLD_DEFAULTS: dict[str, Any] = {
 }
 
 
-# What gym.make takes and batches do not, and what to use instead.
-_OF_SINGLE_ENVIRONMENTS = {
+# What other functions of this library or of Gymnasium take, and what to use instead.
+_INSTEAD = {
     "render_mode": "render a single environment: gym.make(id, render_mode=...)",
     "max_episode_steps": "use max_len instead, the largest number of steps in a session",
+    "num_envs": "make_sb3 calls the number of sessions n_envs, as Stable-Baselines3 does",
+    "n_envs": "gym.make_vec calls the number of sessions num_envs, as Gymnasium does",
 }
 
 CLICK_SETTINGS = ("positive", "feedback", "clip")
@@ -266,8 +268,8 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
     names = {field.name for field in fields(SessionConfig)}
     known = names | set(WorldSettings.__annotations__)
     unknown = set(settings) - known
-    for name in unknown & set(_OF_SINGLE_ENVIRONMENTS):
-        raise ValueError(f"a batch of sessions takes no {name}; {_OF_SINGLE_ENVIRONMENTS[name]}")
+    for name in sorted(unknown & set(_INSTEAD)):
+        raise ValueError(f"{name!r} is no setting here; {_INSTEAD[name]}")
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {sorted(known)}")
     config = SessionConfig(**{name: value for name, value in settings.items() if name in names})

@@ -6,17 +6,12 @@ one split says nothing about another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import IdArray
-
-if TYPE_CHECKING:
-    from kuaifair_env.world import World
 
 # One salt a split; two splits with the same salt would choose the same users.
 HELD_OUT, FOLDS, EVALUATION, CALIBRATION, EARLY_STOPPING = 0, 1, 2, 5, 7
@@ -83,31 +78,6 @@ def evaluation_users(user_ids: IdArray, count: int = EVALUATION_USERS) -> IdArra
     if count < 1:
         raise ValueError(f"need at least 1 user to evaluate on, got {count}")
     return np.asarray(user_ids[chosen_users(user_ids, count, EVALUATION)])
-
-
-def users_to_evaluate(world: World, users: Any = None, n_users: int | None = None) -> NDArray[np.int64]:
-    """Returns the rows of the users to evaluate on, wherever users are named: ``evaluate``, commands, studies.
-
-    Args:
-        world: Whose users they are.
-        users: Raw ids, each once; sessions come in their order.
-        n_users: A number of users instead; see :func:`evaluation_users`. Neither takes all.
-
-    Raises:
-        DataError: If a user is unknown.
-        ValueError: If both are given, one user twice, or a number where ids belong.
-    """
-    if users is None:
-        return world.users if n_users is None else world.user_rows(evaluation_users(world.user_ids, n_users))
-    if n_users is not None:
-        raise ValueError("give users (a list of raw ids) or n_users (a number of them), not both")
-    if np.ndim(users) == 0:
-        raise ValueError(f"users takes a list of raw user ids, got {users!r}; for a number of users give n_users")
-    rows = world.user_rows(users)
-    ids, counts = np.unique(np.asarray(users), return_counts=True)
-    if len(ids) < len(rows):
-        raise ValueError(f"user {ids[counts > 1][0]} is named twice; for several sessions give episodes_per_user")
-    return rows
 
 
 def early_stopping_split(

@@ -75,7 +75,7 @@ class RunConfig:
         total_steps: Training steps over all sessions; 0 for controls.
         hyperparameters: Arguments of the algorithm.
         users: Raw ids of the held-out users to evaluate on; None where ``n_users`` says how many.
-        n_users: Number of held-out users to evaluate on (see :func:`kuaifair_env.splits.users_to_evaluate`), or None.
+        n_users: Number of such users, see :func:`kuaifair_env.evaluation.users_to_evaluate`; None where ids are given.
         episodes_per_user: Sessions of each.
         evaluation_seed: Seed of the randomness of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in evaluation; None leaves them as they are.

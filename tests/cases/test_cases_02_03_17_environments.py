@@ -65,11 +65,20 @@ def test_case_17_a_setting_that_cannot_be_changed_is_refused_by_set_attr():
 
 @pytest.mark.parametrize(
     ("setting", "instead"),
-    [({"render_mode": "rgb_array"}, "gym.make"), ({"max_episode_steps": 5}, "use max_len|max_len instead")],
+    [
+        ({"render_mode": "rgb_array"}, "gym.make"),
+        ({"max_episode_steps": 5}, "use max_len instead"),
+        ({"n_envs": 5}, "num_envs"),
+    ],
 )
 def test_case_17_make_vec_says_what_to_use_instead_of_settings_of_single_environments(setting, instead):
     with pytest.raises((TypeError, ValueError), match=instead):
         gym.make_vec(ID, 2, **setting)
+
+
+def test_case_17_make_sb3_says_how_it_calls_the_number_of_sessions():
+    with pytest.raises(ValueError, match="n_envs"):
+        make_sb3(ID, num_envs=2)
 
 
 SETTABLE = {
