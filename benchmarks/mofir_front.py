@@ -19,12 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import argument_parser, open_worlds, write_page
 
-from hrl_policies.mofir.policies import (
-    FrontPoint,
-    hypervolume,
-    preference_front,
-    preference_grid,
-)
+from hrl_policies.preference_front import FrontPoint, hypervolume, preference_front, preference_grid
 from hrl_policies.study import STUDY_SEEDS, load_policy, load_run, plan_run, run_study
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.figures import draw_preference_front

@@ -8,7 +8,6 @@ users, with all tables from the training log alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -23,10 +22,9 @@ from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hrl_policies.common.buffers import Column, ExecutedSlates, SlateReplaySamples
-from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy, ItemPolicyArguments
 from hrl_policies.common.sessions import allowed_items
-from hrl_policies.common.slates import MASKED, slate_shape
+from hrl_policies.common.slates import MASKED, Column, ExecutedSlates, SlateReplaySamples, slate_shape
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import reached_observations, top_k
 from kuaifair_env.world import World
@@ -195,12 +193,10 @@ class QItemPolicy(ItemPolicy):
             holds the window (``observation_mode="history"``).
         action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate.
-        net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``; see ``ItemPolicy``.
-        dimension: Size ``d`` of item embeddings; 0 where there are none.
         candidates: Items ``M``, at least ``K``, that greedy slots choose from: those that resemble what was liked last
             (see :class:`SimilarItems`); 0 takes the whole catalogue.
         explore: Probability that a slot of a non-deterministic slate shows a uniformly random item.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemPolicy`.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -211,14 +207,12 @@ class QItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        head: HeadKind = "embedding",
-        dimension: int = 0,
         *,
         candidates: int = 0,
         explore: float = 0.05,
+        **kwargs: Unpack[ItemPolicyArguments],
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if not 0.0 <= explore <= 1.0:
             raise ValueError(f"explore is a probability from 0 to 1, got {explore}")
         if candidates and not self.slate_size <= candidates:
@@ -339,8 +333,6 @@ class DNaIR(ItemAgent):
         explore: float = 0.05,
         learning_starts: int = 6_400,
         gamma: float = 0.9,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         for name, value, kinds in (("mode", mode, DNaIRMode), ("acc", acc, AccuracyKind)):
@@ -352,21 +344,13 @@ class DNaIR(ItemAgent):
             raise ValueError("acc='itemcf' measures similarity, which candidates=0 leaves out")
         if novelty_coef < 0.0:
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
-        misplaced = {"candidates", "explore"} & set(policy_kwargs or {})
+        policy_kwargs = kwargs.pop("policy_kwargs", None) or {}
+        misplaced = {"candidates", "explore"} & set(policy_kwargs)
         if misplaced:
             raise ValueError(f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs")
-        super().__init__(
-            policy,
-            env,
-            learning_starts=learning_starts,
-            gamma=gamma,
-            policy_kwargs={**(policy_kwargs or {}), "candidates": candidates, "explore": explore},
-            **kwargs,
-        )
-        self.mode, self.acc = mode, acc
-        self.novelty_coef = novelty_coef
-        if _init_setup_model:
-            self._setup_model()
+        self.mode, self.acc, self.novelty_coef = mode, acc, novelty_coef
+        kwargs["policy_kwargs"] = {**policy_kwargs, "candidates": candidates, "explore": explore}
+        super().__init__(policy, env, learning_starts=learning_starts, gamma=gamma, **kwargs)
 
     def _setup_model(self) -> None:
         self.replay_buffer_kwargs = {"columns": self._columns()}

@@ -20,19 +20,20 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from hrl_policies.common.arguments import AlgorithmArguments
 from hrl_policies.common.click_scorer import ClickScorer
-from hrl_policies.common.sessions import is_purified
-from hrl_policies.hrl_ppo.buffer import (
+from hrl_policies.common.sessions import AlgorithmArguments, is_purified
+from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
+from hrl_policies.hrl_ppo.rewards import (
     COST,
     ENGAGEMENT,
     MANAGER,
+    FairKind,
+    FairnessReward,
     HierarchicalRolloutBuffer,
     HierarchicalRolloutBufferSamples,
+    fairness_reward,
     newest_clicks,
 )
-from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
-from hrl_policies.hrl_ppo.rewards import FairKind, FairnessReward, fairness_reward
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import reached_observations, take_rows
@@ -80,7 +81,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
         policy_kwargs: See :class:`~hrl_policies.hrl_ppo.policy.HierarchicalPolicy`.
-        **kwargs: See :class:`~hrl_policies.common.arguments.AlgorithmArguments`.
+        **kwargs: See :class:`~hrl_policies.common.sessions.AlgorithmArguments`.
 
     All other arguments are those of Stable-Baselines3's PPO, for each level apart.
 

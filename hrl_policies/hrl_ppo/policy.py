@@ -14,8 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
-from hrl_policies.common.buffers import state_space
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo.networks import HierarchySettings, ItemTable, Manager, Observed, Worker, omegas
 from kuaifair_env.spaces import stack_observations, state_of

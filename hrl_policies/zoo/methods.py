@@ -349,7 +349,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         "dorl", "DORL",
         "Gao et al., Alleviating Matthew effect of offline reinforcement learning in interactive "
         "recommendation, SIGIR 2023",
-        _algorithm("hrl_policies.dorl.algorithm", "DORL"), family="model-based", kind="offline",
+        _algorithm("hrl_policies.dorl", "DORL"), family="model-based", kind="offline",
         action_mode="embedding",
         sees="training log, user and item features, observed states, the leave rule; no response of either world",
     ),
@@ -357,7 +357,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         "mofir", "MOFIR",
         "Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
         "reinforcement learning, WSDM 2022",
-        _algorithm("hrl_policies.mofir.algorithm", "MOFIR"), family="off-policy",
+        _algorithm("hrl_policies.mofir", "MOFIR"), family="off-policy",
         sees="observed states, items shown and their clicks in the training world, popularity groups",
     ),
     MethodSpec(

@@ -33,7 +33,7 @@ from hrl_policies.hrl_ppo import (
     HierarchySettings,
     QuotaSlateDistribution,
 )
-from hrl_policies.hrl_ppo.buffer import COST, ENGAGEMENT, MANAGER
+from hrl_policies.hrl_ppo.rewards import COST, ENGAGEMENT, MANAGER
 from hrl_policies.zoo import load_settings
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.abandonment import TemperFairness

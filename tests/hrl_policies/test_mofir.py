@@ -17,15 +17,8 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
 from hrl_policies.controls import RandomSlates
-from hrl_policies.mofir.algorithm import MOFIR
-from hrl_policies.mofir.policies import (
-    FixedPreference,
-    FrontPoint,
-    as_preferences,
-    hypervolume,
-    preference_front,
-    preference_grid,
-)
+from hrl_policies.mofir import MOFIR, as_preferences
+from hrl_policies.preference_front import FixedPreference, FrontPoint, hypervolume, preference_front, preference_grid
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
 from hrl_policies.study.figures import draw_preference_front, pareto_front
 from kuaifair_env import KuaiFairEnv

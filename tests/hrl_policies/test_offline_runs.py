@@ -214,5 +214,5 @@ def test_what_cannot_be_learned_from_is_explained():
 
 def test_linear_heads_give_each_item_weights_of_its_own():
     model = train(config("bcq-discrete", {"item_head": "linear"}), small_pair()).policy
-    assert model.policy.dimension == 0 and model.policy.values.head.rows.out_features == 50
+    assert model.policy.dimension == 0 and model.policy.values.rows.out_features == 50
     assert train(config("bcq-discrete"), small_pair()).policy.policy.dimension == 8

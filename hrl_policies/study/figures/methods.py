@@ -18,7 +18,7 @@ from kuaifair_env.files import save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hrl_policies.mofir.policies import FrontPoint
+    from hrl_policies.preference_front import FrontPoint
 
 _EQUITY = {"ad": "1 - AD: equity between groups", "gini": "1 - Gini: equity between items"}
 _RAW = "raw states"
@@ -240,7 +240,7 @@ def draw_preference_front(
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        points: See :func:`~hrl_policies.mofir.policies.preference_front`.
+        points: See :func:`~hrl_policies.mofir.preference_front`.
         others: Names, clicks and long-tail shares of methods to compare with, drawn as crosses.
         title: Headline.
 
