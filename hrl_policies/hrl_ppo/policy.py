@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
 from hrl_policies.common.yaml_files import validated
@@ -128,6 +128,10 @@ class HierarchicalPolicy(BasePolicy):
         self.worker_optimizer = torch.optim.Adam(self.worker.parameters(), lr=lr_schedule(1), eps=_ADAM_EPSILON)
         # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
         self.optimizer = self.worker_optimizer
+
+    def level(self, name: Literal["manager", "worker"]) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Returns the networks of a level and their optimiser."""
+        return (self.manager, self.manager_optimizer) if name == "manager" else (self.worker, self.worker_optimizer)
 
     def act(
         self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None

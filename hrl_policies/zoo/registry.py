@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hrl_policies.worlds import WorldPair, cached_purifier, purified_sessions, training_sessions
 from hrl_policies.zoo.settings import MethodSettings, shipped_file, shipped_settings, shipped_worlds
@@ -18,7 +18,7 @@ from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
-    from typing_extensions import Unpack
+    from typing_extensions import NotRequired, Unpack
 
     from dsrm.purifier import StatePurifier
     from kuaifair_env.registration import Settings
@@ -111,14 +111,29 @@ def add_method(spec: MethodSpec) -> None:
     METHODS[spec.name] = spec
 
 
-def register_method(name: str, **attributes: Any) -> Callable[[Builder], Builder]:
+class MethodAttributes(TypedDict):
+    """What :func:`register_method` takes besides the name; described at :class:`MethodSpec`."""
+
+    title: str
+    reference: str
+    family: str
+    kind: MethodKind
+    action_mode: ActionMode
+    sees: str
+    privileged: NotRequired[bool]
+    observation_mode: NotRequired[ObservationMode]
+    purifier: NotRequired[str]
+    settings: NotRequired[MethodSettings | None]
+
+
+def register_method(name: str, **attributes: Unpack[MethodAttributes]) -> Callable[[Builder], Builder]:
     """Registers a build function as a method.
 
     A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``.
 
     Args:
         name: Its name on the command line.
-        **attributes: The other attributes of :class:`MethodSpec`, except ``build``.
+        **attributes: See :class:`MethodAttributes`.
 
     Raises:
         TypeError: If an attribute is missing or unknown.

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from dsrm import DSRMObservationWrapper, VecDSRM
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.hrl_ppo import (
+    LITERAL,
     HierarchicalPolicy,
     HierarchicalPPO,
     HierarchySettings,
@@ -149,12 +150,13 @@ def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
 
 def test_the_literal_preset_is_the_zoo_s_dsrm_hrl_literal():
     shipped = load_settings("dsrm-hrl-literal").hyperparameters
-    model = HierarchicalPPO.literal(sessions(observation_mode="state"), seed=1, device="cpu")
+    model = HierarchicalPPO("HierarchicalPolicy", sessions(observation_mode="state"), **LITERAL, seed=1, device="cpu")
     assert model.policy.hierarchy == HierarchySettings(**shipped["hierarchy"])
     others = {name: value for name, value in shipped.items() if name not in ("hierarchy", "click_scorer")}
     assert others == {name: getattr(model, name) for name in others}
     assert shipped["click_scorer"] is None and (model.policy.table.prior == 0).all()
-    assert HierarchicalPPO.literal(sessions(), fair_coef=0.5, device="cpu").fair_coef == 0.5
+    changed = HierarchicalPPO("HierarchicalPolicy", sessions(), **LITERAL, fair_coef=0.5, device="cpu")
+    assert changed.fair_coef == 0.5
 
 
 def test_the_click_scorer_is_fitted_to_the_training_log_once(tmp_path, monkeypatch):
