@@ -75,10 +75,6 @@ class ClickModel(nn.Module):
     """Scores items for windows: the mean of the clicked items' factors, times an item's own, plus its bias.
 
     Users are described by their windows alone, so that the model also applies to users that it was not trained on.
-
-    Args:
-        items: Number of items ``M``.
-        dimension: Size ``D`` of the factors.
     """
 
     def __init__(self, items: int, dimension: int) -> None:
@@ -98,12 +94,7 @@ class ClickModel(nn.Module):
         )
 
     def users(self, items: Tensor, clicks: Tensor) -> Tensor:
-        """Returns user vectors of windows, ``(B, D)``.
-
-        Args:
-            items: ``int64 (B, H)``, padding as item 0.
-            clicks: ``float32 (B, H)``; 0 at padding.
-        """
+        """Returns user vectors ``(B, D)`` of windows: ``(B, H)`` items, padding as item 0, and clicks, there 0."""
         shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)
         return torch.einsum("bh,bhd->bd", shares, self.history(items))
 
@@ -206,11 +197,6 @@ class ClickDenoiser(WorldPurifier):
 
 def train_click_model(world: World, config: ClickModelConfig, progress: bool = False) -> ClickModel:
     """Trains a click model on the training log of a world, users of the test world left out.
-
-    Args:
-        world: The training world.
-        config: Loss and sizes.
-        progress: Whether to show a progress bar.
 
     Raises:
         DataError: If no user has two clicks.
@@ -317,12 +303,7 @@ def _tce_weights(logits: Tensor, clicks: Tensor, drop_rate: float) -> Tensor:
 def truncated_cross_entropy(logits: Tensor, labels: Tensor, rate: float) -> Tensor:
     """Returns the mean cross-entropy without the positives of the largest loss (T-CE).
 
-    As in the reference, ``rate`` counts rows of the whole batch, and negatives are never dropped.
-
-    Args:
-        logits: ``(B,)``.
-        labels: ``(B,)``, 0 or 1.
-        rate: Share of the batch to drop.
+    As in the reference, ``rate`` is the share of the whole batch to drop, and negatives are never dropped.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     remaining = len(losses) - int(rate * len(losses))
@@ -333,12 +314,7 @@ def truncated_cross_entropy(logits: Tensor, labels: Tensor, rate: float) -> Tens
 def reweighted_cross_entropy(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Returns the cross-entropy with confident rows counting more (R-CE): ``p^beta`` of positives, ``(1-p)^beta`` else.
 
-    The weights are constants to the gradient.
-
-    Args:
-        logits: ``(B,)``.
-        labels: ``(B,)``, 0 or 1.
-        beta: Strength; 0 is plain cross-entropy.
+    The weights are constants to the gradient; with ``beta`` 0 it is plain cross-entropy.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     predicted = logits.detach().sigmoid()
@@ -351,12 +327,7 @@ def weighted_bpr(
 ) -> Tensor:
     """Returns BOD's ranking loss, ``-log sigmoid(g(u,i) <u,i> - g(u,j) <u,j>)``.
 
-    Args:
-        user: ``(B, d)``.
-        positive: ``(B, d)``, clicked items.
-        negative: ``(B, d)``, drawn items.
-        positive_weight: ``(B,)``, weights ``g(u, i)``.
-        negative_weight: ``(B,)``, weights ``g(u, j)``.
+    Vectors are ``(B, d)``, of users, clicked items and drawn items; weights ``g`` are ``(B,)``.
     """
     difference = positive_weight * (user * positive).sum(1) - negative_weight * (user * negative).sum(1)
     return -functional.logsigmoid(difference).mean()

@@ -109,13 +109,9 @@ class EncoderNetwork(nn.Module):
         return nn.functional.normalize(vectors, dim=1) * math.sqrt(self.config.dimension)
 
     def states(self, table: Tensor, items: Tensor, clicks: Tensor, shown: Tensor) -> Tensor:
-        """Returns the observed states ``s~``, ``(B, d)``.
+        """Returns the observed states ``s~``, ``(B, d)``, of windows as :func:`window_tensors` gives them.
 
-        Args:
-            table: ``(M, d)``, from :meth:`items`.
-            items: ``int64 (B, H)``, padding as item 0.
-            clicks: ``float32 (B, H)``.
-            shown: ``bool (B, H)``, False at padding.
+        ``table`` is what :meth:`items` returns.
         """
         vectors = table[items]
         shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)

@@ -167,10 +167,7 @@ def pretrain(
 def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePurifier:
     """Returns the noise control of a purifier: noise of the size by which it moves observed states.
 
-    Args:
-        purifier: The purifier.
-        world: The training world.
-        seed: Seed of windows and noise.
+    The states are those of ``seed``'s windows of the training world.
     """
     purifier.bind(world)
     rng = np.random.default_rng(seed)
@@ -185,15 +182,13 @@ def example_source(world: World, config: PretrainConfig) -> ExampleSource:
     """Returns where the training examples of a mode come from."""
     if config.learned_target == "paper":
         return LiteralTargets(world, config.windows)
-    builder = ConditionBuilder.of_world(world)
     if config.learned_target == "paired":
-        return PairedTargets(world, builder, config.windows)
-    profile = ProfileTargets(world, builder, config.windows, config.exclude_share)
+        return PairedTargets(world, config.windows)
+    profile = ProfileTargets(world, config.windows, config.exclude_share)
     if config.learned_target == "profile":
         return profile
     calibration = calibration_users(world.data, config.calibration_share)
-    unbiased = UnbiasedTargets(world, builder, calibration, config.windows)
-    return MixedTargets(unbiased, profile)
+    return MixedTargets(UnbiasedTargets(world, config.windows, calibration), profile)
 
 
 def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> DSRM:

@@ -112,19 +112,8 @@ def train_denoiser(
     """Trains a denoiser from the start, or from the checkpoint where there is one.
 
     A round's examples and batches follow from seed and round, so that training can go on after any round and gives
-    the same weights.
-
-    Args:
-        make_network: Makes the untrained network.
-        objective: What to minimise.
-        source: Where examples come from.
-        users: User rows to learn from.
-        validation_users: User rows for early stopping.
-        config: Rounds, batches, optimizer.
-        seed: Seed of weights, examples and batches.
-        label: Name of this training, in the progress bar and in the checkpoint.
-        checkpoint: File that is written after each round and removed at the end; None writes nothing.
-        progress: Whether to show a progress bar.
+    the same weights. ``checkpoint`` is written after each round and removed at the end; ``label`` names the training in
+    it, and in the progress bar.
 
     Returns:
         The network with the averaged weights of the best round, and a JSON-able report of losses and settings.
