@@ -176,13 +176,9 @@ def regress(network: Denoiser, condition: torch.Tensor) -> torch.Tensor:
 
 
 class RegressionPurifier(DenoiserPurifier):
-    """Predicts the clean state from the condition by least squares.
+    """Predicts the clean state from the condition by least squares, with a trained :func:`regression_network`.
 
-    Args:
-        config: What it is.
-        key: The world that it was trained on.
-        denoiser: A trained :func:`regression_network` and its standardisation.
-        report: Training losses and provenance, JSON-able.
+    For the arguments see :class:`~dsrm.model.DenoiserPurifier`.
     """
 
     kind = "regression"

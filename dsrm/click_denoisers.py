@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dsrm.encoder import window_tensors
 from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
-from dsrm.targets import sample_windows
+from dsrm.targets import logged_users, sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
@@ -254,8 +254,7 @@ class _ClickSource:
         self._log: InteractionLog = log
         self._n_users = len(world.data.users)
         self._n_items = world.n_items
-        counts = np.bincount(log.users[log.clicks], minlength=self._n_users)
-        self._users = np.intersect1d(world.users, np.flatnonzero(counts >= 2))
+        self._users = logged_users(world, min_clicks=2)
         if len(self._users) == 0:
             raise DataError("no user of the training log has two clicks; there is nothing to learn from")
         self._click_rows = np.flatnonzero(log.clicks)

@@ -290,15 +290,10 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, condition: Tensor, observed: Tensor) -> Tensor:
-        """Returns clean states, the mean of ``config.samples`` samples.
+        """Returns clean states ``(B, d)``, the mean of ``config.samples`` samples, for conditions ``(B, c)``.
 
-        Args:
-            condition: ``float32 (B, c)``, standardised.
-            observed: ``float32 (B, d)``, observed states, standardised; they determine the noise of their rows, and
-                ``start="state"`` starts from them.
-
-        Returns:
-            ``float32 (B, d)``, standardised.
+        The ``observed`` states, ``(B, d)``, determine the noise of their rows, and ``start="state"`` starts from them.
+        All are standardised.
         """
         return self.samples(condition, observed).mean(dim=0)
 

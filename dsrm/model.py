@@ -227,15 +227,12 @@ class DSRM(DenoiserPurifier):
         return states if self.config.conditioning == "state" else self.builder.build(states, window)
 
     def posterior(self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES) -> FloatArray:
-        """Returns plausible clean states, drawn by the diffusion model from noise.
+        """Returns plausible clean states, ``float32 (samples, B, d)``, drawn by the diffusion model from noise.
 
         Args:
             states: ``float32 (B, d)``, observed states ``s~``.
             window: The windows behind them.
             samples: Number of draws.
-
-        Returns:
-            ``float32 (samples, B, d)``.
         """
         drawn = self._draw_posterior(self.conditions(states, window), states, samples)
         return self._denoiser.state.inverse_transform(drawn)

@@ -52,8 +52,9 @@ from dsrm.training import (
     train_denoiser,
 )
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.spaces import observed_states
-from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
+from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 
 _SPREAD_CONDITIONS = 5_000
@@ -170,9 +171,7 @@ def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePur
     The states are those of ``seed``'s windows of the training world.
     """
     purifier.bind(world)
-    rng = np.random.default_rng(seed)
-    users = rng.choice(logged_users(world), _NOISE_WINDOWS)
-    window, _ = WindowSource(world, WindowSettings()).draw(users, rng)
+    window = _draw_windows(world, WindowSettings(), _NOISE_WINDOWS, seed)
     states = observed_states(world, window)
     shifts = purifier.purify(states, window)[:, : world.dimension] - states
     return NoisePurifier(float(np.sqrt(np.mean(shifts.astype(np.float64) ** 2))), seed)
@@ -232,10 +231,13 @@ def _train_regression(
     return RegressionPurifier(regression, WorldKey.of_world(world), trained, report)
 
 
+def _draw_windows(world: World, settings: WindowSettings, count: int, seed: int) -> HistoryWindow:
+    rng = np.random.default_rng(seed)
+    return WindowSource(world, settings).draw(rng.choice(logged_users(world), count), rng)[0]
+
+
 def _fit_linear_debias(world: World, config: PretrainConfig) -> LinearDebiasPurifier:
-    rng = np.random.default_rng(config.seed)
-    users = rng.choice(logged_users(world), _DEBIAS_WINDOWS)
-    window, _ = WindowSource(world, config.windows).draw(users, rng)
+    window = _draw_windows(world, config.windows, _DEBIAS_WINDOWS, config.seed)
     window = window.take(np.flatnonzero(window.clicks.any(axis=1)))
     popularity = ConditionBuilder.of_world(world).statistics(window)[:, 0]
     return LinearDebiasPurifier.fit(WorldKey.of_world(world), observed_states(world, window), popularity)
@@ -251,13 +253,11 @@ def _train(
     progress: bool,
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a network on the users of a source, and reports what was read."""
-    users, validation_users = early_stopping_split(world.data, source.users)
     trained, report = train_denoiser(
         make_network,
         objective,
         source,
-        users,
-        validation_users,
+        world.data,
         config.training,
         seed=config.seed,
         label=config.mode,
@@ -269,8 +269,6 @@ def _train(
         "target": config.learned_target,
         "seed": config.seed,
         "data": world.data.provenance.as_dict(),
-        "training_users": len(users),
-        "validation_users": len(validation_users),
         "test_log": _test_log_read(world, config),
     }
     return trained, provenance | report

@@ -222,7 +222,7 @@ class ProfileTargets(_WindowTargets):
         builder = self._builder
         self._positives = PooledPositives(builder, world.data.train, len(world.data.users))
         self._exclude_share = exclude_share
-        self.users = np.intersect1d(world.users, np.flatnonzero(self._positives.counts >= _MIN_POSITIVES))
+        self.users = logged_users(world, _MIN_POSITIVES)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
@@ -311,8 +311,7 @@ class PairedTargets(_WindowTargets):
         log = world.data.train
         exposures = log.exposures(len(world.data.items)) * self._builder.popular
         self._share = exposures / exposures.sum()
-        clicks = np.bincount(log.users[log.clicks], minlength=len(world.data.users))
-        self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _MIN_POSITIVES))
+        self.users = logged_users(world, _MIN_POSITIVES)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
@@ -369,10 +368,11 @@ class PooledPositives:
         )
 
 
-def logged_users(world: World) -> NDArray[np.int64]:
-    """Returns the rows of the world's users who have exposures in the training log, increasing."""
-    counts = np.bincount(world.data.train.users, minlength=len(world.data.users))
-    return np.intersect1d(world.users, np.flatnonzero(counts))
+def logged_users(world: World, min_clicks: int = 0) -> NDArray[np.int64]:
+    """Returns the rows of the world's users in the training log who click at least so often there, increasing."""
+    log = world.data.train
+    clicks = np.bincount(log.users, log.clicks, len(world.data.users))
+    return np.intersect1d(np.intersect1d(world.users, log.users), np.flatnonzero(clicks >= min_clicks))
 
 
 def _mean(sums: NDArray[np.floating], weights: NDArray[np.floating]) -> FloatArray:
