@@ -8,6 +8,7 @@ users, with all tables from the training log alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -379,25 +380,17 @@ class DNaIR(ItemAgent):
         if similar is not None:
             similar.fill(tables)
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        """Updates the network; see Stable-Baselines3."""
-        self.policy.set_training_mode(True)
+    def _update_learning_rates(self) -> None:
         update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
-        losses, means = [], []
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            values = self.policy.q_net.score_items(batch.observations, self.policy.embeddings, batch.items)
-            if self.mode == "kuaisim":
-                values = values.sum(dim=1, keepdim=True)
-            loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
-            self._minimize(self.policy.optimizer, loss)
-            polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
-            losses.append(loss.detach())
-            means.append(values.detach().mean())
-        self._n_updates += gradient_steps
-        self.logger.record("train/loss", float(torch.stack(losses).mean()))
-        self.logger.record("train/q_mean", float(torch.stack(means).mean()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        values = self.policy.q_net.score_items(batch.observations, self.policy.embeddings, batch.items)
+        if self.mode == "kuaisim":
+            values = values.sum(dim=1, keepdim=True)
+        loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
+        self._minimize(self.policy.optimizer, loss)
+        polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
+        return {"loss": loss.detach(), "q_mean": values.detach().mean()}
 
     def _targets(self, batch: SlateReplaySamples) -> Tensor:
         """Returns the targets of values ``float32 (n, K)``, or of whole slates ``(n, 1)`` in ``"kuaisim"`` mode."""

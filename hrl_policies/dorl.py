@@ -125,11 +125,10 @@ def learned_sessions(
     Args:
         env: See :func:`~hrl_policies.common.sessions.sessions_given`; it is neither reset nor stepped.
         response: The world model.
-        entropy: The entropy term.
-        uncertainty_weight: See :class:`PessimisticRewards`.
-        entropy_weight: See :class:`PessimisticRewards`.
-        exits: ``"configured"`` applies the environment's leave rule to predicted clicks, ``"none"`` plays every session
-            to its cap.
+        entropy: See :class:`PessimisticRewards`, like both weights.
+        uncertainty_weight: ``l1``.
+        entropy_weight: ``l2``.
+        exits: See :class:`DORL`.
         seed: Seed of users and clicks.
     """
     world, config = sessions_given(env, "DORL")

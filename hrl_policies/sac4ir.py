@@ -9,7 +9,7 @@ corrected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -144,24 +144,16 @@ class DiscreteSAC(ItemAgent):
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Updates critics, actor and ``alpha``; see Stable-Baselines3."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rates()
-        records: dict[str, list[Tensor]] = {}
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            alpha = self.log_ent_coef.detach().exp()
-            critic_loss = self._update_critics(batch, alpha)
-            actor_loss, entropy = self._update_actor(batch.observations, alpha)
-            self._update_ent_coef(entropy)
-            polyak_update(self.policy.critics.parameters(), self.policy.target_critics.parameters(), self.tau)
-            losses = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": entropy}
-            for name, value in losses.items():
-                records.setdefault(name, []).append(value)
-        self._n_updates += gradient_steps
-        for name, values in records.items():
-            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+        super().train(gradient_steps, batch_size)
         self.logger.record("train/ent_coef", float(self.log_ent_coef.detach().exp()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        alpha = self.log_ent_coef.detach().exp()
+        critic_loss = self._update_critics(batch, alpha)
+        actor_loss, entropy = self._update_actor(batch.observations, alpha)
+        self._update_ent_coef(entropy)
+        polyak_update(self.policy.critics.parameters(), self.policy.target_critics.parameters(), self.tau)
+        return {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": entropy}
 
     def _update_critics(self, batch: SlateReplaySamples, alpha: Tensor) -> Tensor:
         with torch.no_grad():
@@ -313,11 +305,7 @@ def policy_gradient(logs: Tensor, values: Tensor, alpha: Tensor) -> tuple[Tensor
 
     In closed form: ``pi(a) (c(a) - sum_b pi(b) c(b)) / B`` with ``c = alpha log pi - Q``, which takes fewer passes over
     ``(B, N)`` than automatic differentiation.
-
-    Args:
-        logs: See :func:`soft_values`.
-        values: See :func:`soft_values`.
-        alpha: See :func:`soft_values`.
+    Arguments are those of :func:`soft_values`.
     """
     probabilities = logs.exp()
     costs = alpha * logs - values

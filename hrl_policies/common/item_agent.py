@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -337,6 +337,28 @@ class ItemAgent(OffPolicyAlgorithm):
         """Trains the agent; see Stable-Baselines3. The default ``tb_log_name`` is the name of the class."""
         name = tb_log_name or type(self).__name__
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Takes gradient steps on batches out of the buffer, and logs the mean of what they return."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        records: dict[str, list[Tensor]] = {}
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            for name, value in self._update(batch).items():
+                records.setdefault(name, []).append(value)
+        self._n_updates += gradient_steps
+        for name, values in records.items():
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @abstractmethod
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        """Takes a gradient step on a batch and returns its losses by name."""
+
+    @abstractmethod
+    def _update_learning_rates(self) -> None:
+        """Sets the optimisers' learning rates to those of the schedules."""
 
     def bind(self, batch: SessionBatch) -> None:
         """Takes the sessions whose observations :meth:`predict` will get, so that it masks the items they have seen.

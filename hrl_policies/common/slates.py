@@ -247,13 +247,13 @@ class SlateReplayBuffer(ReplayBuffer):
     ``state`` is kept.
 
     Args:
-        buffer_size: Transitions, over all sessions.
+        buffer_size: See Stable-Baselines3's ``ReplayBuffer``, like all that is not described here.
         observation_space: ``Box``, or ``Dict`` with a ``Box`` called ``state``.
         action_space: ``Discrete``, ``MultiDiscrete`` or, with ``slate_size``, ``Box``.
         device: Where samples go.
         n_envs: Sessions ``B``.
         optimize_memory_usage: Must be False: it would lose the last observations of sessions.
-        handle_timeout_termination: See Stable-Baselines3; True bootstraps where a session was only cut off.
+        handle_timeout_termination: Whether values are bootstrapped where a session was only cut off.
         slate_size: Items ``K`` of a slate; None takes it from the action space.
         columns: Additional columns: :data:`Column` by name.
 

@@ -378,13 +378,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
 
     def _update_worker(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
         """Takes one gradient step of the worker; returns False, and takes none, once it has moved too far."""
-        log_probs, entropy = self.policy.evaluate_worker_actions(
-            samples.worker_features,
-            samples.candidates,
-            samples.window_counts,
-            samples.scale,
-            samples.slots,
-        )
+        log_probs, entropy = self.policy.evaluate_worker_actions(samples)
         old_log_probs = samples.worker_log_probs
         advantage = self._normalized(samples.advantages[:, ENGAGEMENT])
         engagement, cost = self.policy.worker.values(samples.worker_features)

@@ -182,15 +182,15 @@ class HierarchicalPolicy(BasePolicy):
             entropies=distribution.entropy(),
         )
 
-    def evaluate_worker_actions(
-        self, features: Tensor, candidates: Tensor, window_counts: Tensor, scale: Tensor, slots: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate_worker_actions(self, actions: HierarchicalActions) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities of slots ``(B, K)`` and entropies ``(B,)`` under the present worker.
 
-        The manager's ``x`` is data here, out of ``features``: no gradient of the worker reaches the manager.
+        The manager's ``x`` is data here, out of the worker's features: no gradient of the worker reaches the manager.
         """
-        distribution = self._slate_distribution(features, candidates, window_counts, scale)
-        return distribution.slot_log_probs(slots), distribution.entropy()
+        distribution = self._slate_distribution(
+            actions.worker_features, actions.candidates, actions.window_counts, actions.scale
+        )
+        return distribution.slot_log_probs(actions.slots), distribution.entropy()
 
     def evaluate_manager_actions(self, features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities and entropies ``(B,)`` of the manager's actions under the present manager."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -184,8 +184,8 @@ MANAGER, ENGAGEMENT, COST = range(3)
 
 
 @dataclass(frozen=True)
-class HierarchicalRolloutBufferSamples:
-    """Some steps of a rollout, as tensors; names as in :class:`~hrl_policies.hrl_ppo.policy.HierarchicalActions`.
+class HierarchicalRolloutBufferSamples(HierarchicalActions):
+    """Some steps of a rollout, as tensors: actions as they were taken, and what they were worth.
 
     Attributes:
         advantages: ``float32 (n, 3)``, of manager, engagement and cost.
@@ -193,27 +193,9 @@ class HierarchicalRolloutBufferSamples:
         slot_credit: ``float32 (n, K)``, each slot's click less the slate's mean; ``(n, 0)`` if not known.
     """
 
-    slots: Tensor
-    candidates: Tensor
-    window_counts: Tensor
-    scale: Tensor
-    manager_features: Tensor
-    worker_features: Tensor
-    manager_actions: Tensor
-    manager_log_probs: Tensor
-    worker_log_probs: Tensor
-    decided: Tensor
     advantages: Tensor
     returns: Tensor
     slot_credit: Tensor
-
-
-_STORED = [
-    name
-    for name in HierarchicalRolloutBufferSamples.__dataclass_fields__
-    if name in HierarchicalActions.__dataclass_fields__
-]
-"""What samples hold of the actions as they were."""
 
 
 class HierarchicalRolloutBuffer:
@@ -233,7 +215,7 @@ class HierarchicalRolloutBuffer:
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._tensors: dict[str, list[Tensor]] = {name: [] for name in _STORED}
+        self._tensors: dict[str, list[Tensor]] = {field.name: [] for field in fields(HierarchicalActions)}
         shape = (self.buffer_size, self.n_envs)
         self.values = np.zeros((*shape, 3), np.float32)
         self.rewards = np.zeros((*shape, 3), np.float32)
@@ -266,8 +248,8 @@ class HierarchicalRolloutBuffer:
             dones: ``bool (B,)``, whether the session ended.
             final_values: ``float32 (B, 3)``, values to go on with where a session was cut off, else 0.
         """
-        for name in _STORED:
-            self._tensors[name].append(getattr(actions, name))
+        for name, steps in self._tensors.items():
+            steps.append(getattr(actions, name))
         if clicks is not None:
             if self.pos == 0:
                 self.slot_credit = np.zeros((self.buffer_size, *clicks.shape), np.float32)

@@ -271,16 +271,7 @@ def make_evaluation_env(
 ) -> VecEnv:
     """Makes sessions of the test world, observed as the method observes in training; for ``kuaifair_env.evaluate``.
 
-    Args:
-        method_name: See :func:`make_training_env`.
-        env_id: See :func:`make_training_env`.
-        n_envs: Concurrent sessions.
-        seed: Seed of the sessions.
-        purifier: See :func:`make_training_env`.
-        **settings: See :func:`make_training_env`.
-
-    Raises:
-        ValueError: If the method, the id or a setting is unknown.
+    Arguments and errors are those of :func:`make_training_env`; users have no tastes besides the test world's.
     """
     spec = method(method_name)
     given = {**_modes(spec), **settings}

@@ -532,9 +532,7 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
     model = trained(hierarchy)
     rollout = roll(model)
     for batch in batches(model, 100):
-        logs, _ = model.policy.evaluate_worker_actions(
-            batch.worker_features, batch.candidates, batch.window_counts, batch.scale, batch.slots
-        )
+        logs, _ = model.policy.evaluate_worker_actions(batch)
         np.testing.assert_allclose((logs - batch.worker_log_probs).detach().exp(), 1, atol=1e-5)
         assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
         if model.policy.hierarchy.manager == "learned":
