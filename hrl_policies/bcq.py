@@ -331,7 +331,6 @@ class BCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TensorBatch, noise: torch.Generator) -> Tensor:
-        """Returns the critics' targets, ``float32 (B, 1)``."""
         states = batch.next_observations.flatten(1).repeat_interleave(self.target_samples, dim=0)
         latents = self._standard_normal((len(states), self.policy.latent_size), noise)
         actions = self.policy.propose(states, latents, target=True)

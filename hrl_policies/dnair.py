@@ -363,7 +363,6 @@ class DNaIR(ItemAgent):
             self.novelty = torch.zeros(self.policy.n_items, device=self.device)
 
     def _columns(self) -> dict[str, Column]:
-        """Returns the additional columns of the buffer."""
         columns: dict[str, Column] = {}
         n_items, slate_size = slate_shape(self.action_space)
         if self.policy_kwargs["candidates"]:

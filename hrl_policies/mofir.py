@@ -361,7 +361,8 @@ class MOFIR(TD3):
         for _ in range(gradient_steps):
             self._n_updates += 1
             batch = self.replay_buffer.sample(batch_size)
-            preferences = torch.cat([batch.extras[_PREFERENCE], self._drawn(batch_size)])
+            drawn = torch.from_numpy(self._session_preferences(batch_size)).to(self.device)
+            preferences = torch.cat([batch.extras[_PREFERENCE], drawn])
             critic_losses.append(self._update_critics(batch, preferences))
             if self._n_updates % self.policy_delay == 0:
                 actor_losses.append(self._update_actor(batch, preferences))
@@ -460,10 +461,6 @@ class MOFIR(TD3):
 
     def _session_preferences(self, count: int) -> NDArray[np.float32]:
         return self._rng.dirichlet(np.ones(len(OBJECTIVES)), count).astype(np.float32)
-
-    def _drawn(self, count: int) -> Tensor:
-        """Returns preferences uniform on the simplex, ``float32 (count, 2)``, on the device."""
-        return torch.from_numpy(self._session_preferences(count)).to(self.device)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_critic_schedule", "_rng", "_preferences", "_tail"]

@@ -179,9 +179,7 @@ class DiscreteSAC(ItemAgent):
             values = self.policy.min_q(states)
             gradient, loss = policy_gradient(logs, values, alpha)
             entropy = -(logs.exp() * logs).sum(dim=1).mean()
-        self.policy.actor_optimizer.zero_grad()
-        logits.backward(gradient)
-        self._clip_and_step(self.policy.actor_optimizer)
+        self._minimize(self.policy.actor_optimizer, logits, gradient)
         return loss, entropy
 
     def _update_ent_coef(self, entropy: Tensor) -> None:

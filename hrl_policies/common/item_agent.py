@@ -440,17 +440,12 @@ class ItemAgent(OffPolicyAlgorithm):
         """Returns what each slot earned, ``float32 (n, K)``: its feedback, and whatever wrappers add to the reward."""
         return batch.feedback + (batch.rewards - batch.feedback.mean(dim=1, keepdim=True))
 
-    def _clip_and_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradients of an optimiser's parameters and takes its step."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
-
-    def _minimize(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Takes a step against the clipped gradient of a loss."""
+    def _minimize(self, optimizer: torch.optim.Optimizer, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """Takes a step against the clipped gradient of a loss, or of outputs whose own gradient is given."""
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._clip_and_step(optimizer)
+        torch.autograd.backward(loss, gradient)
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm)
+        optimizer.step()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_bound"]

@@ -377,7 +377,6 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return values
 
     def _update_worker(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        """Takes one gradient step of the worker; returns False, and takes none, once it has moved too far."""
         log_probs, entropy = self.policy.evaluate_worker_actions(samples)
         old_log_probs = samples.worker_log_probs
         advantage = self._normalized(samples.advantages[:, ENGAGEMENT])
@@ -401,7 +400,6 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         )
 
     def _update_manager(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        """Takes one gradient step of the manager; returns False, and takes none, once it has moved too far."""
         rows = samples.decided
         if not bool(rows.any()):
             return True

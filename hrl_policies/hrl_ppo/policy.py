@@ -297,7 +297,6 @@ class HierarchicalPolicy(BasePolicy):
 
 
 def _mean_and_deviation(accuracy: Tensor) -> Tensor:
-    """Returns mean and standard deviation of each row, ``float32 (B, 2)``."""
     mean = accuracy.mean(dim=1, keepdim=True)
     # torch.std takes several times as long as the norm.
     norm = torch.linalg.vector_norm(accuracy - mean, dim=1, keepdim=True)

@@ -216,7 +216,6 @@ def build_discrete_bcq(context: BuildContext) -> Any:
 
 
 def _without_data(context: BuildContext) -> tuple[dict[str, Any], OfflineData]:
-    """Returns the algorithm's own hyperparameters, and what to learn from."""
     hyperparameters = dict(context.hyperparameters)
     return hyperparameters, validated(OfflineData, hyperparameters.pop("data", {}), "data")
 

@@ -288,7 +288,6 @@ def _modes(spec: MethodSpec) -> Settings:
 
 
 def _purifier(spec: MethodSpec, world: World, purifier: StatePurifier | str | Path | None) -> StatePurifier | None:
-    """Returns the purifier that is given, or else the method's own, if it has one."""
     from dsrm.purifier import load_purifier
 
     if purifier is None and spec.purifier:

@@ -339,8 +339,6 @@ class _WorldSection(BaseModel):
 
 
 class _SettingsFile(_WorldSection):
-    """What a settings file holds."""
-
     like: str | None = None
     policy: str = ""
     taste_noise: _Noise = 0.0
