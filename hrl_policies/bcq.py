@@ -31,14 +31,7 @@ _PREDICTION_SEED = 0
 
 
 class ActionModel(nn.Module):
-    """``G_omega(s)``: a conditional variational autoencoder of logged actions.
-
-    Args:
-        state_size: Size of a state.
-        action_size: Size ``m`` of an action.
-        net_arch: Hidden layers of encoder and decoder.
-        latent_size: Size of the latent ``z``.
-    """
+    """``G_omega(s)``: a conditional variational autoencoder of logged actions."""
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], latent_size: int) -> None:
         super().__init__()
@@ -75,14 +68,7 @@ class ActionModel(nn.Module):
 
 
 class Perturbation(nn.Module):
-    """``xi_phi(s, a)``: moves an action by at most ``Phi`` in each coordinate, and keeps it in ``[-1, 1]``.
-
-    Args:
-        state_size: Size of a state.
-        action_size: Size ``m`` of an action.
-        net_arch: Hidden layers.
-        bound: ``Phi``.
-    """
+    """``xi_phi(s, a)``: moves an action by at most ``Phi`` in each coordinate, and keeps it in ``[-1, 1]``."""
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], bound: float) -> None:
         super().__init__()

@@ -30,12 +30,7 @@ class PreferenceAgent(Protocol):
 
 @dataclass(frozen=True)
 class FixedPreference:
-    """A policy that acts by an agent's predictions for one preference.
-
-    Attributes:
-        agent: The agent.
-        preference: Weights of clicks and long-tail share.
-    """
+    """A policy that acts by an agent's predictions for one preference."""
 
     agent: PreferenceAgent
     preference: Preference

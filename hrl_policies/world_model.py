@@ -81,14 +81,7 @@ class WorldModelSettings(BaseModel):
 
 @dataclass(frozen=True)
 class WorldModelSizes:
-    """The sizes of an ensemble's tables.
-
-    Attributes:
-        users: Users of the data set.
-        items: Items of the data set.
-        user_columns: Columns of the users' features.
-        item_columns: Columns of the items' features and tags.
-    """
+    """Sizes of an ensemble's tables: users and items of the data set, columns of their features (and tags)."""
 
     users: int
     items: int
@@ -133,15 +126,7 @@ class Side(NamedTuple):
 
 
 class SideNetwork(nn.Module):
-    """Embeddings and linear terms of users, or of items: of their ids and of their columns, for all members.
-
-    Args:
-        members: Networks ``E``.
-        rows: Ids.
-        columns: Columns.
-        settings: Sizes.
-        generator: Randomness of the initial parameters.
-    """
+    """Embeddings and linear terms of users, or of items: of their ids and of their columns, for all members."""
 
     def __init__(
         self, members: int, rows: int, columns: int, settings: WorldModelSettings, generator: torch.Generator
@@ -174,13 +159,7 @@ class SideNetwork(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """The ensemble; all its state is in tensors, which Stable-Baselines3 saves.
-
-    Args:
-        sizes: Users, items and columns.
-        settings: See :class:`WorldModelSettings`.
-        seed: Seed of the initial parameters.
-    """
+    """The ensemble; all its state is in tensors, which Stable-Baselines3 saves."""
 
     fitted: Tensor
 
@@ -406,10 +385,6 @@ class Prediction(NamedTuple):
 
 class LearnedResponse(BernoulliFeedback):
     """Clicks with the probability that an ensemble predicts; the world's own response model is not used.
-
-    Args:
-        model: The ensemble, fitted.
-        world: The world whose users, items, features and tags it was fitted on.
 
     Attributes:
         latest: The prediction of the last call of :meth:`expected`, from which rewards are computed; None before it.

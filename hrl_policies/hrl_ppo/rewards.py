@@ -199,13 +199,7 @@ class HierarchicalRolloutBufferSamples(HierarchicalActions):
 
 
 class HierarchicalRolloutBuffer:
-    """Steps of ``T x B`` sessions with rewards, values and advantages of the manager, of engagement and of cost.
-
-    Args:
-        buffer_size: Steps ``T``.
-        n_envs: Sessions ``B``.
-        device: Device of the samples.
-    """
+    """Steps of ``T x B`` sessions with rewards, values and advantages of the manager, of engagement and of cost."""
 
     def __init__(self, buffer_size: int, n_envs: int, device: torch.device) -> None:
         self.buffer_size = buffer_size
