@@ -168,7 +168,7 @@ def test_stored_rewards_are_clicks_and_long_tail_share_of_what_was_shown():
 
 
 def test_preferences_are_uniform_on_the_simplex():
-    drawn = agent()._drawn(20_000)[:, 0].numpy()
+    drawn = agent()._session_preferences(20_000)[:, 0]
     np.testing.assert_allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
 
 
