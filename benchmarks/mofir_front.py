@@ -25,7 +25,7 @@ from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.figures import draw_preference_front
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.statistics import student_interval
-from hrl_policies.study.table import Measured, ResultTable
+from hrl_policies.study.tables import Measured, ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from hrl_policies.cli.options import (
+from hrl_policies.cli import (
     INTERRUPTED,
     SOME_FAILED,
     DataDir,
@@ -258,7 +258,7 @@ def _world_settings(source: Source, response: ResponseKind, taste: str | None) -
 
 
 def _report_run(result: RunResult, command: str) -> None:
-    from hrl_policies.study.run_log import machine
+    from hrl_policies.study.store import machine
 
     if result.evaluation is None:
         typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dsrm.purifier import Mode, Target
-from hrl_policies.cli.options import (
+from hrl_policies.cli import (
     DataDir,
     DataSource,
     Env,
@@ -92,7 +92,7 @@ def pretrain(
 
 
 def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) -> None:
-    from hrl_policies.study.run_log import machine
+    from hrl_policies.study.store import machine
 
     described = purifier.describe()
     report = described.get("report", {})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from hrl_policies.cli.options import SOME_FAILED, DataDir
+from hrl_policies.cli import SOME_FAILED, DataDir
 
 if TYPE_CHECKING:
     from hrl_policies.study.config import RunConfig

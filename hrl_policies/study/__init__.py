@@ -29,8 +29,7 @@ from hrl_policies.study.runner import (
 from hrl_policies.study.runs import StudyResult, run_study
 from hrl_policies.study.spec import StudyError, StudySpec, planned_runs, read_study
 from hrl_policies.study.store import StoredRun, load_run, stored_runs
-from hrl_policies.study.table import ResultTable
-from hrl_policies.study.tables import result_tables, write_records
+from hrl_policies.study.tables import ResultTable, result_tables, write_records
 
 __all__ = [
     "STUDY_SEEDS",

@@ -63,9 +63,9 @@ def check_study(
         *_name_problems(spec, own_worlds),
         *filter(None, map(_method_problem, _known_methods(spec))),
         *_sweep_problems(spec),
+        *_data_problems(spec, own_worlds, data_dir or spec.data_dir),
+        *_trial_problems(spec),
     ]
-    mistakes += _data_problems(spec, own_worlds, data_dir or spec.data_dir)
-    mistakes += _trial_problems(spec)
     # Only where single settings are right can it be said whether they go together.
     mistakes = mistakes or list(_run_problems(spec, own_worlds))
     if mistakes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from hrl_policies.study.statistics import (
     stratified_interval,
     win_rate,
 )
-from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
+from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, Span
 
 Values = NDArray[np.float64]
 Runs = Sequence[EvaluatedRun]
@@ -76,13 +77,8 @@ def differences(comparison: Comparison, base: str) -> list[Difference]:
 def difference_table(comparison: Comparison, base: str, command: str) -> ResultTable | None:
     """Returns the paired differences to a base, with p-values adjusted for all of them together (Holm).
 
-    Args:
-        comparison: Runs under one set of conditions.
-        base: Name of the method in the zoo.
-        command: The command that makes these numbers again.
-
-    Returns:
-        The table, or None if there is nothing to compare the base with.
+    Arguments are those of :func:`differences`, and the command that makes these numbers again; None is returned if
+    there is nothing to compare the base with.
 
     Raises:
         ValueError: See :func:`differences`.
@@ -91,16 +87,11 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
     if not all_differences:
         return None
     adjusted = holm(np.asarray([one.p_value for one in all_differences]))
-    rows: dict[tuple[Task, Variant], list[Cell]] = {}
+    rows: defaultdict[tuple[Task, Variant], list[Cell]] = defaultdict(list)
     for one, p_adjusted in zip(all_differences, adjusted, strict=True):
-        rows.setdefault((one.task, one.other), []).extend(
-            (
-                Measured.of_interval(one.interval, 2, sign=True),
-                Measured(one.p_value, 4),
-                Measured(float(p_adjusted), 4),
-                str(one.seeds),
-            )
-        )
+        gap = Measured.of_interval(one.interval, 2, sign=True)
+        p_values = (Measured(one.p_value, 4), Measured(float(p_adjusted), 4))
+        rows[one.task, one.other] += [gap, *p_values, str(one.seeds)]
     own = comparison.find(base)
     return ResultTable(
         title=comparison.titled(f"{own.title} minus each other method"),
@@ -174,18 +165,14 @@ def _paired_values(first: Runs, second: Runs, figure: str) -> tuple[Values, Valu
 
 
 def _user_values(runs: Runs, figure: str) -> Values:
-    """Returns ``(S, U)``: a figure of each user under each seed."""
     return np.stack([run.users.per_session(figure) for run in runs])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of every method that was run on every task with common seeds.
+    """Scores of every method that was run on every task with common seeds, ``float64 (S, T)`` for S seeds and T tasks.
 
-    Attributes:
-        title: Name of the score.
-        explanation: Meaning of 0 and 1.
-        by_variant: ``float64 (S, T)`` for S common seeds and T tasks.
+    ``explanation`` is the meaning of 0 and 1.
     """
 
     title: str
@@ -196,10 +183,8 @@ class Scores:
 def length_scores(comparison: Comparison) -> Scores | None:
     """Returns where Len lies between floor (0: every slate punished) and ceiling (1: none), at the run's own R_each.
 
-    It isolates what a method gains by fairness from what it gains by clicks.
-
-    Returns:
-        The scores, or None where a leave rule has no length formula.
+    It isolates what a method gains by fairness from what it gains by clicks. None where a leave rule has no length
+    formula.
     """
     if any("len_floor" not in run.summary for run in comparison.runs):
         return None
@@ -218,8 +203,7 @@ def length_scores(comparison: Comparison) -> Scores | None:
 def reward_scores(comparison: Comparison) -> Scores | None:
     """Returns R_cum scaled so that Random earns 0 and QuotaGreedy 1 on each task.
 
-    Returns:
-        The scores, or None where one of the two was not run on every task, or did not earn more than the other.
+    None where one of the two was not run on every task, or did not earn more than the other.
     """
     ends: dict[Task, tuple[float, float]] = {}
     for task in comparison.tasks:

@@ -262,34 +262,23 @@ def evaluation_note(record: RunRecord) -> str:
 
 
 def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
-    """Returns a note on seeds and steps of the runs that were trained, or none.
-
-    Args:
-        records: Runs, of which controls are passed over.
-        remark: What the note says besides.
-    """
+    """Returns a note on seeds and steps of the runs that were trained, with a remark behind it; none of controls."""
     trained = [record for record in records if Variant.of_config(record.config).learns]
     if not trained:
         return []
     seeds = ", ".join(str(seed) for seed in sorted({record.config.seed for record in trained}))
     steps: dict[Variant, int] = {}
-    for record in trained:
+    for record in sorted(trained, key=lambda record: Variant(record.config.method).order):
         variant = Variant(record.config.method)
         steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
-    listed = ", ".join(
-        f"{variant.spec.title} {steps[variant]:,}" for variant in sorted(steps, key=lambda one: one.order)
-    )
+    listed = ", ".join(f"{variant.spec.title} {count:,}" for variant, count in steps.items())
     return [f"Trained in the training world with seeds {seeds}; steps: {listed}.{remark}"]
 
 
-def purifier_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Returns a note on the purifiers of runs, or none."""
+def method_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Returns notes on the purifiers of runs and on what † means, each only where there is something to explain."""
     purified = {(record.purifier, record.config.purifier.hash) for record in records if record.config.purifier}
     files = ", ".join(f"{name} {digest}" for name, digest in sorted(purified))
-    return [f"Purifiers (name and hash of the file): {files}."] if purified else []
-
-
-def privileged_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Returns what † means where a run is marked so, or nothing."""
-    marked = any(Variant.of_config(record.config).privileged for record in records)
-    return [PRIVILEGED_NOTE] if marked else []
+    privileged = any(Variant.of_config(record.config).privileged for record in records)
+    notes = [f"Purifiers (name and hash of the file): {files}."] if purified else []
+    return [*notes, PRIVILEGED_NOTE] if privileged else notes

@@ -27,7 +27,6 @@ from kuaifair_env.synthetic.config import twin_config
 FACTOR = 2.0
 """By how much an estimate may be wrong, either way."""
 
-_COSTS = ("plans", "costs.json")
 _PRODUCTS = 200
 _REPEATS = 5
 _USUAL_LENGTH = 30
@@ -63,8 +62,9 @@ def estimate_study(runs: Sequence[RunConfig]) -> Estimate:
     """
     unit = calibration_seconds()
     works = [work_of(run) for run in runs]
+    known = {mode: float(cost["work"]) for mode, cost in _costs()["purifiers"].items()}
     purifiers = {(run.world, run.purifier.name) for run in runs if run.purifier is not None}
-    pretraining = sum(_pretraining_work(mode) for _, mode in purifiers)
+    pretraining = sum(known[mode] if mode in known else max(known.values()) for _, mode in purifiers)
     names = dict.fromkeys(run.method for run in runs)
     return Estimate(
         seconds=unit * (sum(works) + pretraining),
@@ -123,12 +123,6 @@ def _bytes_of(run: RunConfig) -> int:
     return int(_cost_of(run.method)["bytes"] + purifier + sessions + _OTHER_BYTES)
 
 
-def _pretraining_work(mode: str) -> float:
-    purifiers = _costs()["purifiers"]
-    max_work = max(known["work"] for known in purifiers.values())
-    return float(purifiers.get(mode, {"work": max_work})["work"])
-
-
 def _cost_of(name: str) -> dict[str, float]:
     known: dict[str, dict[str, float]] = _costs()["methods"]
     if name in known:
@@ -139,7 +133,7 @@ def _cost_of(name: str) -> dict[str, float]:
 
 @cache
 def _costs() -> dict[str, Any]:
-    text = resources.files("hrl_policies.study").joinpath(*_COSTS).read_text("utf-8")
+    text = resources.files("hrl_policies.study").joinpath("plans", "costs.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
 
@@ -174,11 +168,7 @@ class StudyCallback:
 
 
 class StudyProgress(StudyCallback):
-    """Counts the runs of a study and foretells its end from the runs that have ended.
-
-    Args:
-        workers: How many runs go on at once.
-    """
+    """Counts the runs of a study, ``workers`` of which go on at once, and foretells its end from those that ended."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -237,12 +227,7 @@ class StudyProgress(StudyCallback):
 
 
 class PlainProgress(StudyProgress):
-    """Prints one line for each run that ends; for files and pipes.
-
-    Args:
-        workers: See :class:`StudyProgress`.
-        console: Where to print.
-    """
+    """Prints one line for each run that ends; for files and pipes."""
 
     def __init__(self, workers: int, console: Console) -> None:
         super().__init__(workers)

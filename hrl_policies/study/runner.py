@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
-from hrl_policies.study.run_log import PeakMemory, RunLog
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -19,7 +21,9 @@ from hrl_policies.study.store import (
     CurveRow,
     StoredRun,
     load_run,
+    machine,
     need_free,
+    versions,
     write_contents,
     write_partial,
     write_run,
@@ -41,6 +45,12 @@ if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
 
 _EVALUATION_BATCH = 256
+# Resets the largest resident size of a process; see proc_pid_clear_refs(5).
+_RESET, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
+_STATUS = Path("/proc/self/status")
+_KIB, _MIB = 2**10, 2**20
+# What the process held at most before the object was made may exceed by so much what it holds then.
+_SLACK = 8 * _MIB
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,7 @@ class RunResult:
         policy: The trained model or the control.
         steps_done: Training steps taken.
         folder: Where it was written, or None.
-        training_seconds: Wall time of training (of the last part, if resumed).
-        evaluation_seconds: Wall time of the evaluation.
+        training_seconds: Wall time of training (of the last part, if resumed); ``evaluation_seconds`` likewise.
     """
 
     config: RunConfig
@@ -75,14 +84,14 @@ class RunResult:
 
 @dataclass
 class _Run:
-    """A run while it goes on: its purifier's file goes into its folder."""
+    """A run while it goes on; the content of its purifier's file goes into its folder."""
 
     config: RunConfig
     worlds: WorldPair
     purifier: StatePurifier | None
     purifier_file: bytes | None
     policy: Any
-    curve: list[CurveRow] = field(default_factory=list)
+    curve: list[CurveRow]
     steps_done: int = 0
 
 
@@ -134,8 +143,8 @@ def train(
     log, memory = RunLog(config), PeakMemory()
     with log.recording():
         pair = worlds_of(config, worlds, data_dir)
-        run = _Run(config, pair, *_load_purifier(config, purifier), None)
-        run.policy = build_policy(config, pair, run.purifier)
+        loaded, content = _load_purifier(config, purifier)
+        run = _Run(config, pair, loaded, content, build_policy(config, pair, loaded), [])
         return _finish(run, target, progress, log, memory)
 
 
@@ -169,14 +178,14 @@ def resume(
     target = path.with_name(path.name.removesuffix(PARTIAL))
     need_free(target)
     log, memory = RunLog(stored.config), PeakMemory()
-    log.add(f"resumed after {stored.steps_done:,} steps")
+    log.lines.append(f"resumed after {stored.steps_done:,} steps")
     with log.recording():
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_data(stored, pair)
-        run = _Run(stored.config, pair, *_load_purifier(stored.config, path / PURIFIER), None)
-        run.policy = build_policy(stored.config, pair, run.purifier, seed_shift=stored.steps_done)
-        restore_checkpoint(run.policy, path, stored.steps_done)
-        run.curve, run.steps_done = stored.curve, stored.steps_done
+        loaded, content = _load_purifier(stored.config, path / PURIFIER)
+        policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
+        restore_checkpoint(policy, path, stored.steps_done)
+        run = _Run(stored.config, pair, loaded, content, policy, stored.curve, stored.steps_done)
         result = _finish(run, target, progress, log, memory)
     if result.complete:
         shutil.rmtree(path)
@@ -333,7 +342,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
             target = partial_folder(target)
             write_partial(target, contents, run.steps_done)
         else:
-            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
+            log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             timing = {
                 "training_seconds": training,
                 "evaluation_seconds": seconds,
@@ -354,7 +363,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
 
 
 def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
-    """Returns what writes the files of a run, finished or not; a checkpoint has the replay buffer too."""
+    """Returns what writes the files of any run; a checkpoint has the replay buffer too."""
     save = None
     if method(run.config.method).learns:
         from hrl_policies.study import training
@@ -403,10 +412,8 @@ def _learn(run: _Run, progress: bool) -> bool:
 
 
 def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
-    """Checks that the worlds are over the data of the run."""
     for split, world in (("train", worlds.train), ("test", worlds.test)):
-        stored = run.provenance[split]
-        now = world.describe()
+        stored, now = run.provenance[split], world.describe()
         for what, before, after in (
             ("data", stored["data"]["hash"], now["data"]["hash"]),
             ("number of candidates", stored["candidates"], now["candidates"]),
@@ -416,3 +423,93 @@ def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
                     f"{run.folder} was made in another {split} world: its {what} was {before}, here it is {after} "
                     f"({now['data']['name']}, {now['data']['origin']})"
                 )
+
+
+class PeakMemory:
+    """The largest resident memory of this process since the object was made, worlds and libraries included.
+
+    Linux forgets earlier peaks when asked to. Other systems, and containers that forbid the question, remember them
+    for as long as the process lives: there, the peak is known once it exceeds all earlier ones.
+    """
+
+    def __init__(self) -> None:
+        # Elsewhere than on Linux, or where it is forbidden, what was reached before is told apart by its size.
+        with suppress(OSError):
+            _RESET.write_text(_RESET_PEAK, encoding="ascii")
+        self._at_start, resident = _peak(), _status("VmRSS")
+        self._starts_low = self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
+
+    def mib(self) -> float | None:
+        """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""
+        peak = _peak()
+        if peak is None or self._at_start is None or not (self._starts_low or peak > self._at_start):
+            return None
+        return round(peak / _MIB, 1)
+
+
+def _peak() -> int | None:
+    size = _status("VmHWM")
+    return _peak_of_process() if size is None else size
+
+
+def _status(name: str) -> int | None:
+    """Returns a line of the process's status, in bytes."""
+    try:
+        text = _STATUS.read_text(encoding="ascii")
+    except OSError:
+        return None
+    sizes = (int(line.split()[1]) * _KIB for line in text.splitlines() if line.startswith(f"{name}:"))
+    return next(sizes, None)
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else _KIB)
+
+
+class RunLog:
+    """Lines of a run's ``log.txt``, collected while it runs and written with its folder."""
+
+    def __init__(self, config: RunConfig) -> None:
+        steps = f", {config.total_steps:,} steps in {config.n_envs} sessions" if config.total_steps else ""
+        variant = f" ({config.variant})" if config.variant else ""
+        where = f"{config.world}, Max Len {config.session.max_len}"
+        purifier = f"{config.purifier.name} {config.purifier.hash}" if config.purifier else "none"
+        environment = versions()
+        packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
+        self.lines = [
+            f"run: {config.method}{variant} in {where}, seed {config.seed}{steps}",
+            f"purifier: {purifier}",
+            f"on: Python {environment['python']}, {environment['platform']}; {machine()}",
+            f"with: {packages}",
+        ]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Notes every warning once, and shows it as it would have been shown."""
+        shown = warnings.showwarning
+
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            said = f"warning: {category.__name__}: {' '.join(str(message).split())}"
+            if said not in self.lines:
+                self.lines.append(said)
+            shown(message, category, filename, lineno, file, line)
+
+        # Entering this makes Python forget which warnings earlier runs of the process have shown.
+        with warnings.catch_warnings():
+            warnings.showwarning = note
+            yield
+
+    def text(self) -> str:
+        """Returns the log."""
+        return "\n".join(self.lines) + "\n"

@@ -40,12 +40,7 @@ class FailedRunsError(KuaiFairError):
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What became of a study.
-
-    Attributes:
-        records: Finished runs, in the order in which they were given.
-        failures: Traceback by name of the run that failed.
-    """
+    """What became of a study: finished runs, as they were given, and tracebacks by name of the run that failed."""
 
     records: list[RunRecord]
     failures: Mapping[str, str]
@@ -248,19 +243,13 @@ class WorldTask:
         return f"worlds of {self.config.world}"
 
     def run(self, worlds: WorldCache) -> None:
-        """Makes them."""
+        """Makes the worlds, and the click scorer of their controls."""
         _ = worlds.pair(self.config).scorer
 
 
 @dataclass(frozen=True)
 class PurifierTask:
-    """Pretrains the purifier of a run, or takes it from the cache, and puts its file into the study's folder.
-
-    Attributes:
-        config: The run.
-        mode: One of ``dsrm.MODES``.
-        target: The file to write.
-    """
+    """Pretrains the purifier of a run in a mode, or takes it from the cache, and puts it into the store."""
 
     config: RunConfig
     mode: str
@@ -282,14 +271,7 @@ class PurifierTask:
 
 @dataclass(frozen=True)
 class RunTask:
-    """One run of a study.
-
-    Attributes:
-        name: What progress and failures call it.
-        config: What to run.
-        folder: Its run folder.
-        purifier: File of its purifier, or None.
-    """
+    """One run of a study, with its name for progress and failures, its run folder, and the file of its purifier."""
 
     name: str
     config: RunConfig

@@ -34,14 +34,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval.
-
-    Attributes:
-        estimate: The statistic of the observed values.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        level: Nominal coverage, such as 0.95.
-    """
+    """The statistic of the observed values with its interval, and the nominal coverage, such as 0.95."""
 
     estimate: float
     low: float
@@ -241,13 +234,11 @@ def win_rate(x: Values, y: Values) -> Values:
 
 @dataclass(frozen=True)
 class Profile:
-    """A performance profile with its pointwise band.
+    """A performance profile with its pointwise band, from ``low`` to ``high``.
 
     Attributes:
         thresholds: ``(n,)`` scores, increasing.
         share: ``(n,)`` share of runs, over seeds and tasks, whose score is above each threshold.
-        low: ``(n,)`` lower end of the band.
-        high: ``(n,)`` upper end.
     """
 
     thresholds: Values
@@ -363,12 +354,7 @@ def _percentiles(
 ) -> tuple[Values, Values]:
     """Returns both ends of a percentile interval.
 
-    Args:
-        draw: Returns the statistic of so many resamples, ``(rows, ...)``.
-        size: Numbers in one resample.
-        level: Coverage.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
+    ``draw`` returns the statistic of so many resamples, ``(rows, ...)``, each of which takes ``size`` numbers.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")

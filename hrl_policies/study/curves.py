@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.comparisons import Scores, all_scores
-from hrl_policies.study.figures.style import (
+from hrl_policies.study.figures import (
     FIGURE_TITLES,
     Look,
     draw_length_bounds,
