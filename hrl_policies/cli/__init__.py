@@ -23,12 +23,10 @@ Env = Annotated[str, typer.Option("--env", "-e", help="Environment id; see `kuai
 OptionalEnv = Annotated[str | None, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")]
 DataSource = Annotated[Source, typer.Option("--source", help="real forbids the twin, twin forbids real files.")]
 DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache."),
+    Path | None, typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache.")
 ]
 ItemTerm = Annotated[
-    ItemTermMode | None,
-    typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth."),
+    ItemTermMode | None, typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth.")
 ]
 MaxLen = Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")]
 Users = Annotated[int | None, typer.Option(min=1, help="Held-out users to evaluate on (default 1000, or all).")]

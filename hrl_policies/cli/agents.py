@@ -68,8 +68,7 @@ def train(
     users: Users = None,
     episodes_per_user: EpisodesPerUser = None,
     purifier: Annotated[
-        Path | None,
-        typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote."),
+        Path | None, typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote.")
     ] = None,
     item_term: ItemTerm = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")] = None,
@@ -109,11 +108,7 @@ def train(
     planned: dict[str, Any] = {
         "seed": seed,
         "session": SessionConfig(
-            max_len=max_len,
-            slate_size=slate_size,
-            leave=leave,
-            initial_history=initial_history,
-            repeats=repeats,
+            max_len=max_len, slate_size=slate_size, leave=leave, initial_history=initial_history, repeats=repeats
         ),
         "total_steps": steps,
         "n_envs": n_envs,
@@ -134,8 +129,7 @@ def train(
     study.single_threaded()
     folder = output or Path("runs") / study.run_folder(config)
     _report_run(
-        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
-        command,
+        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress), command
     )
 
 
@@ -167,12 +161,7 @@ def evaluate(
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     config = replace(stored.config, **changes)
     result = study.evaluate_run(
-        config,
-        study.load_policy(stored, worlds),
-        worlds,
-        study.purifier_of(stored),
-        ranking=ranking,
-        progress=progress,
+        config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), ranking=ranking, progress=progress
     )
     _show_results(config, result, str(context.obj))
     if not changes:

@@ -36,12 +36,7 @@ _COLUMNS = {
     "r_each": ("R_each", 3, "clicks a slate, as a share of its items", "more"),
     "r_cum": ("R_cum", 2, "R_each summed over the session: clicks and staying together", "more"),
     "ad": ("AD", 2, "how unequally popular and other items were shown in all", "less"),
-    "violation_rate": (
-        "violations",
-        2,
-        "share of slates too unequal for the user, which end sessions sooner",
-        "less",
-    ),
+    "violation_rate": ("violations", 2, "share of slates too unequal for the user, which end sessions sooner", "less"),
 }
 
 _INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic world of a few hundred users and items.

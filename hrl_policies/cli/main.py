@@ -31,17 +31,7 @@ TRACEBACK_VARIABLE = "KUAIFAIR_TRACEBACK"
 
 _WIDTH = 118
 _COLUMNS = ("name", "title", "kind", "acts by", "purifier")
-_NAMES = (
-    "name",
-    "title",
-    "family",
-    "reference",
-    "kind",
-    "action_mode",
-    "observation_mode",
-    "purifier",
-    "sees",
-)
+_NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observation_mode", "purifier", "sees")
 
 app = typer.Typer(
     help="Fair interactive recommendation: environments, agents and the controls they have to beat.",
@@ -86,8 +76,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _version(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fair interactive recommendation: environments, agents and the controls they have to beat."""
@@ -284,9 +273,7 @@ def check(
 
 
 @data_app.command()
-def info(
-    data_dir: Annotated[Path | None, typer.Option(help="A folder to look in.")] = None,
-) -> None:
+def info(data_dir: Annotated[Path | None, typer.Option(help="A folder to look in.")] = None) -> None:
     """Say which data sets are found where, what the cache holds, and the licences."""
     from kuaifair_env.data.cache import cache_dir
     from kuaifair_env.data.sources import DATASETS, find_source

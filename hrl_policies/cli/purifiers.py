@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dsrm.purifier import Mode, Target
-from hrl_policies.cli import (
-    DataDir,
-    DataSource,
-    Env,
-    ItemTerm,
-    Progress,
-    PurifierFile,
-    need_new_file,
-    open_world,
-)
+from hrl_policies.cli import DataDir, DataSource, Env, ItemTerm, Progress, PurifierFile, need_new_file, open_world
 
 if TYPE_CHECKING:
     from dsrm.probe_data import ProbeSet
@@ -159,12 +150,7 @@ def probe(
 
 
 def _write_probes(
-    output: Path,
-    report: ProbeReport,
-    probes: ProbeSet,
-    states: dict[str, FloatArray],
-    world: World,
-    figures: bool,
+    output: Path, report: ProbeReport, probes: ProbeSet, states: dict[str, FloatArray], world: World, figures: bool
 ) -> None:
     import json
 

@@ -42,8 +42,7 @@ class FigureForm(str, Enum):
 
 
 study_app = typer.Typer(
-    help="Plan, run and resume studies: methods x worlds x horizons x seeds, from one YAML file.",
-    no_args_is_help=True,
+    help="Plan, run and resume studies: methods x worlds x horizons x seeds, from one YAML file.", no_args_is_help=True
 )
 
 _Plan = Annotated[str, typer.Argument(help="File of a study, or the name of a shipped one, such as paper.")]
@@ -143,12 +142,10 @@ def tables(
         typer.Option("--format", help="Write files in this form; repeat for several. Without, print to the terminal."),
     ] = None,
     compare: Annotated[
-        Literal["paper"] | None,
-        typer.Option(help="Show the paper's figures beside ours; they are from another world."),
+        Literal["paper"] | None, typer.Option(help="Show the paper's figures beside ours; they are from another world.")
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option(help="Method that others are compared with (default dsrm-hrl, if it was run)."),
+        str | None, typer.Option(help="Method that others are compared with (default dsrm-hrl, if it was run).")
     ] = None,
     average: Annotated[
         Literal["mean", "iqm"], typer.Option(help="Over training seeds: mean, or interquartile mean.")

@@ -194,9 +194,7 @@ def length_scores(comparison: Comparison) -> Scores | None:
         return (run.summary["len"] - floor) / (ceiling - floor)
 
     return Scores(
-        "normalised Len",
-        "0: every slate punished, 1: none, at the same R_each",
-        _score_tables(comparison, score),
+        "normalised Len", "0: every slate punished, 1: none, at the same R_each", _score_tables(comparison, score)
     )
 
 

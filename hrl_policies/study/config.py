@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
-from kuaifair_env.abandonment import (
-    LEAVE_RULES,
-    CategoryBoredom,
-    NeverLeave,
-    TemperFairness,
-    leave_rule,
-)
+from kuaifair_env.abandonment import LEAVE_RULES, CategoryBoredom, NeverLeave, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -235,10 +229,7 @@ def _with_modes(session: SessionConfig, spec: MethodSpec) -> SessionConfig:
     """
     observation_mode = session.observation_mode if spec.observation_mode == "state" else spec.observation_mode
     return replace(
-        session,
-        slate_size=session.items_per_slate,
-        action_mode=spec.action_mode,
-        observation_mode=observation_mode,
+        session, slate_size=session.items_per_slate, action_mode=spec.action_mode, observation_mode=observation_mode
     )
 
 

@@ -231,11 +231,7 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
         for place, variant in enumerate(shown[task]):
             state = variant.purifier or _RAW
             summaries = [run.summary for run in comparison.cell(task, variant)]
-            style: dict[str, Any] = {
-                "edgecolor": look[state].colour,
-                "hatch": look[state].hatch,
-                "linewidth": 1.2,
-            }
+            style: dict[str, Any] = {"edgecolor": look[state].colour, "hatch": look[state].hatch, "linewidth": 1.2}
             values = [summary[figure] for summary in summaries]
             axis.barh(-place, float(np.mean(values)), height=0.8, facecolor="white", label=state, **style)
             _draw_seeds(axis, -place, values)
@@ -371,11 +367,7 @@ def _draw_variant(axis: Axes, variant: Variant, points: NDArray[np.float64], loo
 
 
 def draw_preference_front(
-    path: str | Path,
-    points: Sequence[FrontPoint],
-    others: Sequence[tuple[str, float, float]] = (),
-    *,
-    title: str = "",
+    path: str | Path, points: Sequence[FrontPoint], others: Sequence[tuple[str, float, float]] = (), *, title: str = ""
 ) -> None:
     """Draws what an agent earns for each preference, with its weight of the long-tail share.
 

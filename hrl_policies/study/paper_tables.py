@@ -161,12 +161,7 @@ def ablation_table(
 
 
 def _figures_table(
-    title: str,
-    comparison: Comparison,
-    variants: Sequence[Variant],
-    command: str,
-    average: Average,
-    compare: bool,
+    title: str, comparison: Comparison, variants: Sequence[Variant], command: str, average: Average, compare: bool
 ) -> ResultTable | None:
     """Returns headline figures: rows by world and method, a group of columns for each horizon."""
     if average not in ("mean", "iqm"):

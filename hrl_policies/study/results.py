@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.labels import (
-    MODES,
-    RunRecord,
-    Task,
-    Variant,
-    data_note,
-    evaluation_note,
-    leave_rule_text,
-)
+from hrl_policies.study.labels import MODES, RunRecord, Task, Variant, data_note, evaluation_note, leave_rule_text
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.batch import SessionConfig

@@ -28,14 +28,7 @@ from hrl_policies.study.store import (
     write_partial,
     write_run,
 )
-from hrl_policies.worlds import (
-    SEED_LIMIT,
-    WorldPair,
-    load_worlds,
-    purified_sessions,
-    session_seed,
-    training_sessions,
-)
+from hrl_policies.worlds import SEED_LIMIT, WorldPair, load_worlds, purified_sessions, session_seed, training_sessions
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
@@ -149,11 +142,7 @@ def train(
 
 
 def resume(
-    folder: str | Path,
-    worlds: WorldPair | None = None,
-    *,
-    data_dir: str | Path | None = None,
-    progress: bool = False,
+    folder: str | Path, worlds: WorldPair | None = None, *, data_dir: str | Path | None = None, progress: bool = False
 ) -> RunResult:
     """Goes on with an interrupted run.
 
@@ -267,12 +256,7 @@ def build_policy(
     env = None
     if spec.learns:
         env = training_sessions(
-            worlds.train,
-            config.session,
-            config.n_envs,
-            config.seed,
-            taste_noise=config.taste_noise,
-            purifier=purifier,
+            worlds.train, config.session, config.n_envs, config.seed, taste_noise=config.taste_noise, purifier=purifier
         )
     policy = spec.build(BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters))
     if env is not None:
@@ -300,10 +284,7 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
 
 
 def open_worlds(
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-    item_term: str = "",
-    data_dir: str | Path | None = None,
+    name: str, settings: Mapping[str, Any] | None = None, item_term: str = "", data_dir: str | Path | None = None
 ) -> WorldPair:
     """Makes the worlds of an environment id, with an item term if one is named.
 
@@ -343,11 +324,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
             write_partial(target, contents, run.steps_done)
         else:
             log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
-            timing = {
-                "training_seconds": training,
-                "evaluation_seconds": seconds,
-                "peak_memory_mib": memory.mib(),
-            }
+            timing = {"training_seconds": training, "evaluation_seconds": seconds, "peak_memory_mib": memory.mib()}
             result = {
                 "method": config.method,
                 "world": config.world,

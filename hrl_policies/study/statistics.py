@@ -98,12 +98,7 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95, resamples: int =
     return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 
 
-def ratio_interval(
-    numerators: NDArray[Any],
-    denominators: NDArray[Any],
-    *,
-    resamples: int = 10_000,
-) -> Interval:
+def ratio_interval(numerators: NDArray[Any], denominators: NDArray[Any], *, resamples: int = 10_000) -> Interval:
     """Returns a ratio of sums with its 95 % interval, such as R_each from each user's reward and steps.
 
     Args:
@@ -124,12 +119,7 @@ def ratio_interval(
 
 
 def paired_difference(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    first: NDArray[Any], second: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the mean of ``first - second`` over training seeds and users, by a hierarchical bootstrap.
 
@@ -172,11 +162,7 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
     return np.asarray(trim_mean(np.asarray(scores, np.float64), 0.25, axis=-1))
 
 
-def stratified_interval(
-    scores: NDArray[Any],
-    *,
-    resamples: int = 50_000,
-) -> Interval:
+def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Interval:
     """Returns the IQM of all runs with its 95 % interval, resampling seeds within tasks (Agarwal et al., 2021).
 
     Args:
@@ -196,12 +182,7 @@ def stratified_interval(
     return _interval(estimate, draw, table.size, _LEVEL, resamples)
 
 
-def probability_of_improvement(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    *,
-    resamples: int = 2_000,
-) -> Interval:
+def probability_of_improvement(first: NDArray[Any], second: NDArray[Any], *, resamples: int = 2_000) -> Interval:
     """Returns the probability that a run of one method beats a run of the other, P(X > Y), averaged over tasks.
 
     Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of either method
@@ -247,12 +228,7 @@ class Profile:
     high: Values
 
 
-def performance_profile(
-    scores: NDArray[Any],
-    thresholds: NDArray[Any],
-    *,
-    resamples: int = 2_000,
-) -> Profile:
+def performance_profile(scores: NDArray[Any], thresholds: NDArray[Any], *, resamples: int = 2_000) -> Profile:
     """Returns the performance profile of a method, with its 95 % stratified bootstrap band (Agarwal et al.).
 
     Args:
