@@ -29,7 +29,7 @@ from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.simulator import InitialHistory, Repeats
 
 if TYPE_CHECKING:
-    from hrl_policies.study import RunConfig, RunResult, StoredRun
+    from hrl_policies.study import RunConfig, RunResult
     from hrl_policies.study.tuning import Confirmation, TuningResult
     from kuaifair_env.evaluation import EvaluationResult
     from kuaifair_env.registration import Source, WorldSettings
@@ -164,8 +164,15 @@ def evaluate(
         config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), ranking=ranking, progress=progress
     )
     _show_results(config, result, str(context.obj))
-    if not changes:
-        _compare(stored, result)
+    if changes:
+        return
+    now = result.summary()
+    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
+    for name in different:
+        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
+    if different:
+        raise typer.Exit(SOME_FAILED)
+    typer.echo("Reproduces result.json exactly.")
 
 
 def tune(
@@ -266,20 +273,7 @@ def _show_results(config: RunConfig, evaluation: EvaluationResult, command: str)
         table.show(Console())
 
 
-def _compare(stored: StoredRun, result: EvaluationResult) -> None:
-    """Says whether an evaluation reproduces the stored one, and ends with an exit code if not."""
-    now = result.summary()
-    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
-    if not different:
-        typer.echo("Reproduces result.json exactly.")
-        return
-    for name in different:
-        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
-    raise typer.Exit(SOME_FAILED)
-
-
 def _search_lines(result: TuningResult) -> list[str]:
-    """Returns the best trials, that of the shipped settings, and where to find all."""
     from hrl_policies.study.tuning import BEST, TRIALS
 
     scored = [trial for trial in result.trials if trial.score is not None]
@@ -301,7 +295,6 @@ def _search_lines(result: TuningResult) -> list[str]:
 
 
 def _confirmation_lines(confirmation: Confirmation | None) -> list[str]:
-    """Returns both sides, seed by seed, and which won."""
     if confirmation is None:
         return ["No trial beat the shipped settings; there is nothing to confirm."]
     shipped, found = confirmation.scores("start"), confirmation.scores("found")

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,17 +140,19 @@ def methods(
 
 
 def _listing(specs: Iterable[MethodSpec]) -> list[str]:
-    """Returns the table: a block for each family, a line for each method, and under it where from and what it sees."""
-    families: dict[str, list[MethodSpec]] = {}
+    families: defaultdict[str, list[tuple[MethodSpec, tuple[str, ...]]]] = defaultdict(list)
     for spec in specs:
-        families.setdefault(spec.family, []).append(spec)
-    rows = {spec.name: _cells(spec) for members in families.values() for spec in members}
-    widths = [max(len(row[place]) for row in (_COLUMNS, *rows.values())) for place in range(len(_COLUMNS))]
+        kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
+        families[spec.family].append(
+            (spec, (f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"))
+        )
+    rows = [_COLUMNS, *(cells for members in families.values() for _, cells in members)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_aligned(_COLUMNS, widths)]
     for family, members in families.items():
         lines += ["", family]
-        for spec in members:
-            lines.append(_aligned(rows[spec.name], widths))
+        for spec, cells in members:
+            lines.append(_aligned(cells, widths))
             lines += _wrapped("      from: ", spec.reference) + _wrapped("      sees: ", spec.sees)
     return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
 
@@ -171,7 +174,7 @@ def _page(spec: MethodSpec, env: str) -> list[str]:
             f"trained with, in {env}" if env in own else "trained with",
             {key: value for key, value in settings.items() if not isinstance(value, Mapping)},
         ),
-        ("hyperparameters", _flat(settings["hyperparameters"])),
+        ("hyperparameters", dict(_flat(settings["hyperparameters"]))),
         ("search space", {key: _space(line) for key, line in search.items()}),
     ):
         lines += ["", title, *(_block(group) if group else ["  none: kuaifair tune cannot search"])]
@@ -181,7 +184,6 @@ def _page(spec: MethodSpec, env: str) -> list[str]:
 
 
 def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
-    """Returns what the zoo knows of a method, JSON-able."""
     from hrl_policies.zoo import load_settings, worlds_with_settings
 
     described = {name: getattr(spec, name) for name in _NAMES} | {"privileged": spec.privileged}
@@ -191,11 +193,6 @@ def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
         "settings": load_settings(spec.name, env).as_dict(),
         "worlds_with_settings": worlds_with_settings(spec.name),
     }
-
-
-def _cells(spec: MethodSpec) -> tuple[str, ...]:
-    kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
-    return f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -211,12 +208,10 @@ def _block(facts: Mapping[str, Any]) -> list[str]:
     return [line for name, value in facts.items() for line in _wrapped(f"  {name:<{width}}  ", str(value))]
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings under dotted names, as ``--set`` takes them."""
-    flat: dict[str, Any] = {}
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings under dotted names, as ``--set`` takes them."""
     for name, value in group.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
 
 
 def _space(line: Mapping[str, Any]) -> str:
@@ -310,8 +305,10 @@ def _cache_table() -> Table:
 def _report_table(data: InteractionData) -> Table:
     table = Table("part", "what", "count", title=escape(f"{data.provenance.name} ({data.provenance.origin})"))
     table.columns[2].justify = "right"
-    for part, what, count in _counts(data.report):
-        table.add_row(part, what.replace("_", " "), f"{count:,}" if isinstance(count, int) else escape(str(count)))
+    for name, count in _flat(data.report):
+        part, _, what = name.rpartition(".")
+        text = f"{count:,}" if isinstance(count, int) else escape(str(count))
+        table.add_row(part or "data", what.replace("_", " "), text)
     for which, log in (("train", data.train), ("test", data.test)):
         table.add_row(which, "click rate", f"{log.clicks.mean():.4f}")
     for file, digest in data.provenance.files.items():
@@ -319,12 +316,3 @@ def _report_table(data: InteractionData) -> Table:
     table.add_row("data", "hash", data.data_hash)
     table.caption = escape(data.provenance.description)
     return table
-
-
-def _counts(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            for inner, count in value.items():
-                yield name, inner, count
-        else:
-            yield "data", name, value

@@ -36,8 +36,6 @@ class Difference:
     """A base method minus another, on one task.
 
     Attributes:
-        task: World and horizon.
-        other: The other method.
         figure: ``"r_cum"`` or ``"len"``.
         interval: Mean difference with its interval over seeds and users (users alone for one pair of runs).
         p_value: Of no difference: exact sign flips over seeds (over users for one pair of runs).
@@ -134,7 +132,6 @@ def _is_single_control(runs: Runs) -> bool:
 
 
 def _notes_on_unpaired(comparison: Comparison, own: Variant) -> list[str]:
-    """Returns a note on the methods that could not be paired with the base, or none."""
     names = [
         f"{other.title} ({task.world_title}, Max Len {task.max_len})"
         for task, other, first, second in _pairs(comparison, own)
@@ -223,8 +220,7 @@ def reward_scores(comparison: Comparison) -> Scores | None:
 
 def all_scores(comparison: Comparison) -> list[Scores]:
     """Returns the scores that the runs allow."""
-    scores = (length_scores(comparison), reward_scores(comparison))
-    return [one for one in scores if one is not None and one.by_variant]
+    return [one for one in (length_scores(comparison), reward_scores(comparison)) if one is not None and one.by_variant]
 
 
 def common_seeds(groups: Sequence[Runs]) -> list[int]:
@@ -237,13 +233,8 @@ def score_table(comparison: Comparison, base: str | None, command: str) -> Resul
 
     Only methods that were run on every task with common seeds have a row.
 
-    Args:
-        comparison: Runs under one set of conditions.
-        base: Name of the method in the zoo; None leaves out the probability of improvement.
-        command: The command that makes these numbers again.
-
-    Returns:
-        The table, or None if there is no score.
+    Arguments are those of :func:`difference_table`; without a base, the probability of improvement is left out. None is
+    returned if there is no score.
 
     Raises:
         ValueError: If the base was not run.

@@ -165,10 +165,7 @@ class _Attempt:
 class _Worker:
     """One process, in an executor of its own: its death breaks nobody else's tasks, and says which task it had.
 
-    Attributes:
-        started: Whether the process has finished its imports.
-        attempt: What it runs, or None.
-        future: Of its start, or of what it runs; None if it is idle.
+    It has started when it has finished its imports; the future is that of its start, or of what it runs.
     """
 
     def __init__(self, context: Any) -> None:
@@ -391,11 +388,6 @@ def _ray_context(reference: Any) -> Any:
 
 
 def _import_ray() -> Any:
-    """Imports Ray.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
     try:
         return import_module("ray")
     except ImportError:

@@ -6,8 +6,10 @@ and frontiers. Curves are in :mod:`hrl_policies.study.curves`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -45,14 +47,7 @@ _AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
 
 @dataclass(frozen=True)
 class Look:
-    """The style in which every panel of a figure draws one method.
-
-    Attributes:
-        colour: Of line, marker and edge.
-        marker: Of its points.
-        line: Dash pattern.
-        hatch: Of its bars.
-    """
+    """The style in which every panel of a figure draws one method: its points, its line (a dash pattern), its bars."""
 
     colour: str
     marker: str
@@ -63,26 +58,12 @@ class Look:
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """Returns a look for each name; without colour lines differ up to 65 names, and markers alone up to 13."""
     # The numbers of colours, markers and lines have no common factor: pairs repeat late.
-    return {
-        name: Look(
-            _COLOURS[place % len(_COLOURS)],
-            _MARKERS[place % len(_MARKERS)],
-            _LINES[place % len(_LINES)],
-            _HATCHES[place % len(_HATCHES)],
-        )
-        for place, name in enumerate(names)
-    }
+    styles = zip(*map(cycle, (_COLOURS, _MARKERS, _LINES, _HATCHES)), strict=True)
+    return {name: Look(*style) for name, style in zip(names, styles, strict=False)}
 
 
 def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
-    """Returns a figure with panels, without the global state of pyplot.
-
-    Args:
-        rows: Rows of panels.
-        columns: Columns of panels.
-        width: Inches of one panel.
-        height: Inches of one panel.
-    """
+    """Returns a figure with rows and columns of panels of some inches, without the global state of pyplot."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -94,13 +75,7 @@ def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, 
 
 
 def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
-    """Puts one legend of all labelled artists to the right of the panels, each label once.
-
-    Args:
-        figure: The figure.
-        axes: Its panels.
-        title: Title of the legend; long lines are wrapped.
-    """
+    """Puts one legend of all labelled artists to the right of the panels, each label once; long titles are wrapped."""
     entries: dict[str, Any] = {}
     for axis in axes.ravel():
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -132,14 +107,8 @@ def draw_task_panels(
 ) -> None:
     """Draws a row of panels for each task, a panel for each figure, with one legend, and writes the file.
 
-    Args:
-        path: File to write.
-        comparison: Runs under one set of conditions, which the legend names.
-        tasks: Worlds at one horizon.
-        figures: Names of the figures.
-        size: Inches of one panel, width and height.
-        draw: Draws a figure of a task into a panel.
-        legend: Explanation of lines and markers.
+    Tasks are worlds at one horizon, ``size`` the inches of one panel (width, height); ``draw`` draws a figure of a task
+    into a panel, and the legend names the conditions of the comparison above the explanation that is given.
     """
     panels, axes = grid(len(tasks), len(figures), *size)
     for row, task in zip(axes, tasks, strict=True):
@@ -154,12 +123,8 @@ def draw_task_panels(
 def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
     """Draws between which Len must lie by the length formula: a grey band for the floor and one for the ceiling.
 
-    Each band spans what follows from the lowest and the highest R_each in the panel.
-
-    Args:
-        axis: A panel with Len on its vertical axis.
-        floors: Len if every slate were punished, for each method.
-        ceilings: Len if none were.
+    Each band spans what follows from the lowest and the highest R_each in the panel: Len if every slate of a method
+    were punished, and if none were.
     """
     if not len(floors):
         return
@@ -260,7 +225,6 @@ def _draw_seeds(axis: Axes, place: float, values: Sequence[float]) -> None:
 
 
 def _draw_length_ends(axis: Axes, place: float, summaries: Sequence[Mapping[str, float]]) -> None:
-    """Draws the floor and the ceiling of Len as lines across a bar."""
     for name, line, label in (("len_floor", ":", "floor of Len"), ("len_ceiling", "-", "ceiling of Len")):
         at = float(np.mean([summary[name] for summary in summaries]))
         ends = [place - 0.45, place + 0.45]
@@ -269,19 +233,20 @@ def _draw_length_ends(axis: Axes, place: float, summaries: Sequence[Mapping[str,
 
 def _on_several_states(comparison: Comparison, task: Task) -> list[Variant]:
     """Returns the variants of methods with more than one kind of states under the same settings, raw states first."""
-    groups: dict[str, list[Variant]] = {}
-    for variant in comparison.variants:
-        if comparison.cell(task, variant):
-            groups.setdefault(variant.title_on_any_states, []).append(variant)
+    groups = _by_method([variant for variant in comparison.variants if comparison.cell(task, variant)])
     return [variant for group in groups.values() if len(group) > 1 for variant in group]
 
 
+def _by_method(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    groups: defaultdict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        groups[Variant(variant.method, "", variant.setting).title].append(variant)
+    return groups
+
+
 def _ticks(variants: Sequence[Variant]) -> tuple[list[float], list[str]]:
-    """Returns one tick for each method, in the middle of its bars."""
-    places: dict[str, list[int]] = {}
-    for place, variant in enumerate(variants):
-        places.setdefault(variant.title_on_any_states, []).append(-place)
-    return [float(np.mean(group)) for group in places.values()], list(places)
+    groups = _by_method(variants)
+    return [-float(np.mean([variants.index(one) for one in group])) for group in groups.values()], list(groups)
 
 
 def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
@@ -408,10 +373,9 @@ def draw_preference_front(
 
 def _weights(points: Sequence[FrontPoint]) -> dict[tuple[float, float], str]:
     """Returns the label of each place in the picture: the weight, or the range of weights, that led there."""
-    weights: dict[tuple[float, float], list[float]] = {}
+    weights: defaultdict[tuple[float, float], list[float]] = defaultdict(list)
     for point in points:
-        place = (round(point.clicks, 2), round(point.tail_share, 2))
-        weights.setdefault(place, []).append(point.preference[1])
+        weights[round(point.clicks, 2), round(point.tail_share, 2)].append(point.preference[1])
     return {
         place: f"{min(group):.2f}" + (f" to {max(group):.2f}" if len(group) > 1 else "")
         for place, group in weights.items()

@@ -53,16 +53,12 @@ _PAPER_NAMES = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, as tables need it.
+    """One finished run, as tables need it: what was run, its headline figures, and the data behind them.
 
     Attributes:
-        config: What was run.
-        summary: The headline figures.
-        data: Name of the data set.
-        origin: ``"real"``, ``"partial"``, ``"twin"`` or ``"own"``.
-        data_hash: Of the data set.
+        data: Name of the data set; ``origin`` is a key of :data:`ORIGINS`.
         candidates: Number of candidates ``N``.
-        users: Users that it was evaluated on.
+        users: Number of users that it was evaluated on.
         response: Kind of the test world's response model.
     """
 
@@ -178,11 +174,6 @@ class Variant:
         return self.spec.title + setting + purifier + (" †" if self.privileged else "")
 
     @property
-    def title_on_any_states(self) -> str:
-        """The title without the purifier."""
-        return Variant(self.method, "", self.setting).title
-
-    @property
     def paper_name(self) -> str | None:
         """Name in the paper, or None if the paper has no figures for it."""
         return _PAPER_NAMES.get(self.method) if self.as_shipped else None
@@ -195,14 +186,7 @@ class Variant:
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """A world and a horizon, on which methods are compared.
-
-    Attributes:
-        world: Environment id, or a study's own name.
-        max_len: Horizon.
-        data: Name of the data set.
-        origin: Kind of data, a key of :data:`ORIGINS`.
-    """
+    """A world (environment id, or a study's own name) and a horizon, on which methods are compared, with its data."""
 
     world: str
     max_len: int

@@ -118,7 +118,6 @@ def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], ending
 
 
 def _purifiers_of_runs(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
-    """Returns the purifiers of finished runs in a world, one of each name."""
     first: dict[str, StoredRun] = {}
     for run in runs:
         config = run.config

@@ -8,6 +8,7 @@ three seeds, one of them 0.000, it reads as a standard deviation.
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -355,19 +356,13 @@ def _published_world_rows(name: str, world: World) -> list[tuple[Cell, ...]]:
 def cost_table(comparison: Comparison, command: str, *, compare: bool = False) -> ResultTable | None:
     """Returns the paper's Table 4: the time that training takes, by world, horizon, method and machine.
 
-    Args:
-        comparison: Runs under one set of conditions.
-        command: The command that makes these numbers again.
-        compare: Whether to show the paper's times beside ours.
-
-    Returns:
-        The table, or None if nothing was trained in one go.
+    Arguments are those of :func:`overall_table`; None is returned if nothing was trained in one go.
     """
     trained = [run for run in comparison.runs if run.variant.learns]
     whole = [run for run in trained if not run.run.result.get("resumed_at")]
-    groups: dict[tuple[Task, Variant, str], list[EvaluatedRun]] = {}
+    groups: defaultdict[tuple[Task, Variant, str], list[EvaluatedRun]] = defaultdict(list)
     for run in whole:
-        groups.setdefault((run.task, run.variant, run.run.timing["machine"]), []).append(run)
+        groups[run.task, run.variant, run.run.timing["machine"]].append(run)
     if not groups:
         return None
     machines = sorted({machine for _, _, machine in groups})

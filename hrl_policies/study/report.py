@@ -215,7 +215,7 @@ def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
         ("trained methods", _listed(variant.title for variant in ordered if variant.learns)),
         ("controls", _listed(variant.title for variant in ordered if not variant.learns)),
         ("worlds", _listed(run.config.world for run in runs)),
-        ("data", _listed(_data_name(run) for run in runs)),
+        ("data", _listed(f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})" for run in runs)),
         ("Max Len", _listed(map(str, sorted({run.config.session.max_len for run in runs})))),
         ("training seeds", _listed(map(str, sorted(seeds)))),
         ("evaluated on", "; ".join(sorted(evaluated))),
@@ -274,10 +274,6 @@ def _limit_of_seeds(learners: Sequence[StoredRun]) -> str:
 
 def _origin(run: StoredRun) -> str:
     return str(run.provenance["test"]["data"]["origin"])
-
-
-def _data_name(run: StoredRun) -> str:
-    return f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -374,20 +374,22 @@ def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
 def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every set of versions once, by its JSON."""
     different = {_as_json(run.versions): run.versions for run in runs}
-    return {text: _software(stored, number) for number, (text, stored) in enumerate(different.items(), 1)}
+    return {
+        text: SharedFacts(
+            f"software-{number}",
+            f"Software {number}",
+            (
+                ("Python", str(stored["python"])),
+                ("platform", str(stored["platform"])),
+                *((name, str(version)) for name, version in sorted(stored["packages"].items())),
+            ),
+        )
+        for number, (text, stored) in enumerate(different.items(), 1)
+    }
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
-
-
-def _software(versions: Mapping[str, Any], number: int) -> SharedFacts:
-    facts = (
-        ("Python", str(versions["python"])),
-        ("platform", str(versions["platform"])),
-        *((name, str(version)) for name, version in sorted(versions["packages"].items())),
-    )
-    return SharedFacts(f"software-{number}", f"Software {number}", facts)
 
 
 def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
@@ -400,9 +402,8 @@ def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
     ]
     for split in ("train", "test"):
         world = provenance[split]
-        kind = world["response"].get("kind", "unknown")
         sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
-        facts.append((f"{split} world", f"{sizes}, response model: {kind}"))
+        facts.append((f"{split} world", f"{sizes}, response model: {world['response'].get('kind', 'unknown')}"))
     title = str(provenance.get("name", data["name"]))
     full = json.dumps(provenance, indent=1, sort_keys=True)
     # Lists of numbers stand on one line each.
@@ -411,7 +412,6 @@ def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields nested settings by dotted name."""
     for name, value in sorted(content.items()):
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")

@@ -142,9 +142,7 @@ class EvaluatedRun:
 class Comparison:
     """Runs under the same conditions, worlds and horizons apart: what stands in one table.
 
-    Attributes:
-        runs: All of them.
-        by_cell: The same by task and variant, one for each seed, seeds increasing.
+    ``by_cell`` has them by task and variant, one for each seed, seeds increasing.
     """
 
     runs: tuple[EvaluatedRun, ...]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
+from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -38,12 +38,6 @@ if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
 
 _EVALUATION_BATCH = 256
-# Resets the largest resident size of a process; see proc_pid_clear_refs(5).
-_RESET, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
-_STATUS = Path("/proc/self/status")
-_KIB, _MIB = 2**10, 2**20
-# What the process held at most before the object was made may exceed by so much what it holds then.
-_SLACK = 8 * _MIB
 
 
 @dataclass(frozen=True)
@@ -302,7 +296,6 @@ def partial_folder(target: Path) -> Path:
 
 
 def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:
-    """Trains what is left to train, evaluates and writes."""
     config, resumed_at = run.config, run.steps_done
     learns = method(config.method).learns
     start = time.perf_counter()
@@ -400,51 +393,6 @@ def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
                     f"{run.folder} was made in another {split} world: its {what} was {before}, here it is {after} "
                     f"({now['data']['name']}, {now['data']['origin']})"
                 )
-
-
-class PeakMemory:
-    """The largest resident memory of this process since the object was made, worlds and libraries included.
-
-    Linux forgets earlier peaks when asked to. Other systems, and containers that forbid the question, remember them
-    for as long as the process lives: there, the peak is known once it exceeds all earlier ones.
-    """
-
-    def __init__(self) -> None:
-        # Elsewhere than on Linux, or where it is forbidden, what was reached before is told apart by its size.
-        with suppress(OSError):
-            _RESET.write_text(_RESET_PEAK, encoding="ascii")
-        self._at_start, resident = _peak(), _status("VmRSS")
-        self._starts_low = self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
-
-    def mib(self) -> float | None:
-        """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""
-        peak = _peak()
-        if peak is None or self._at_start is None or not (self._starts_low or peak > self._at_start):
-            return None
-        return round(peak / _MIB, 1)
-
-
-def _peak() -> int | None:
-    size = _status("VmHWM")
-    return _peak_of_process() if size is None else size
-
-
-def _status(name: str) -> int | None:
-    """Returns a line of the process's status, in bytes."""
-    try:
-        text = _STATUS.read_text(encoding="ascii")
-    except OSError:
-        return None
-    sizes = (int(line.split()[1]) * _KIB for line in text.splitlines() if line.startswith(f"{name}:"))
-    return next(sizes, None)
-
-
-def _peak_of_process() -> int | None:
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else _KIB)
 
 
 class RunLog:

@@ -136,12 +136,12 @@ def _run_missing(
         for name, run in runs.items()
         if run.purifier is not None and not run.purifier.hash
     }
-    unique_tasks = list({task.name: task for task in pretraining.values()}.values())
-    broken = _run_tasks(pool, unique_tasks, callback)
+    unique_tasks = {task.name: task for task in pretraining.values()}
+    broken = _run_tasks(pool, list(unique_tasks.values()), callback)
     identities = {
-        task.name: replace(PurifierIdentity.of_file(task.target), name=task.mode)
-        for task in unique_tasks
-        if task.name not in broken
+        name: replace(PurifierIdentity.of_file(task.target), name=task.mode)
+        for name, task in unique_tasks.items()
+        if name not in broken
     }
     tasks = []
     for name, run in runs.items():

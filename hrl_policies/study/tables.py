@@ -250,7 +250,6 @@ class ResultTable:
         console.print(notes, markup=False, highlight=False)
 
     def _groups(self) -> list[tuple[Span, range]]:
-        """Returns each group with its columns."""
         starts = accumulate((span.columns for span in self.spans), initial=self.common)
         return [(span, range(start, start + span.columns)) for span, start in zip(self.spans, starts, strict=False)]
 

@@ -258,7 +258,6 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
 
 
 def _write(result: TuningResult, world: World) -> None:
-    """Writes the table of trials and the best settings."""
     rows: list[dict[str, Any]] = []
     for trial in result.trials:
         values = {
