@@ -276,11 +276,7 @@ class _ClickSource:
 def _train_weigher(model: ClickModel, optimizer: torch.optim.Optimizer, batch: _ClickBatch) -> None:
     """Takes one step of BOD's weights; the factors are constants."""
     with torch.no_grad():
-        vectors = (
-            model.users(batch.items, batch.clicks),
-            model.item(batch.positive),
-            model.item(batch.negative),
-        )
+        vectors = (model.users(batch.items, batch.clicks), model.item(batch.positive), model.item(batch.negative))
     user, positive, negative = (vector.clone().requires_grad_(True) for vector in vectors)
     positive_weight = model.weights(user.detach(), positive.detach())
     negative_weight = model.weights(user.detach(), negative.detach())

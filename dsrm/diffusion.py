@@ -179,12 +179,7 @@ class Denoiser(nn.Module):
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    clean: Tensor,
-    condition: Tensor,
-    noise: Tensor,
-    level: Tensor,
-    dropped: Tensor | None = None,
+    denoiser: Denoiser, clean: Tensor, condition: Tensor, noise: Tensor, level: Tensor, dropped: Tensor | None = None
 ) -> Tensor:
     """Returns the mean squared error of the prediction at given levels (eq. 7 where ``epsilon`` is predicted).
 
@@ -311,12 +306,7 @@ class Sampler:
         )
 
     def _draw(
-        self,
-        embedded: Tensor,
-        null: Tensor | None,
-        observed: Tensor,
-        keys: seeding.Keys | None,
-        stream: int,
+        self, embedded: Tensor, null: Tensor | None, observed: Tensor, keys: seeding.Keys | None, stream: int
     ) -> Tensor:
         """Returns one sample, ``(B, d)``; ``null`` embeds the null condition where there is guidance."""
         state = self._start(observed, keys, stream)

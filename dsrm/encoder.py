@@ -138,11 +138,7 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        config: EncoderConfig,
-        network: EncoderNetwork,
-        item_ids: NDArray[np.int64],
-        report: Mapping[str, Any],
+        self, config: EncoderConfig, network: EncoderNetwork, item_ids: NDArray[np.int64], report: Mapping[str, Any]
     ) -> None:
         self.config = config
         self.report = dict(report)
@@ -314,11 +310,7 @@ class _NextClicks:
         positive = torch.from_numpy(self._log.items[rows].astype(np.int64))
         negative = torch.from_numpy(rng.choice(len(self._share), self._config.negatives, p=self._share))
         return _NextClickBatch(
-            window_tensors(window),
-            positive,
-            negative,
-            self._log_share[positive],
-            self._log_share[negative],
+            window_tensors(window), positive, negative, self._log_share[positive], self._log_share[negative]
         )
 
 

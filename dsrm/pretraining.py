@@ -121,11 +121,7 @@ class PretrainConfig:
 
 
 def pretrain(
-    world: World,
-    config: PretrainConfig | None = None,
-    *,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
+    world: World, config: PretrainConfig | None = None, *, checkpoint: str | Path | None = None, progress: bool = False
 ) -> StatePurifier:
     """Makes a purifier from the training world's log.
 

@@ -252,10 +252,7 @@ class QItemPolicy(ItemPolicy):
         return mixed(best, random, torch.rand(best.shape, device=best.device) < self.explore)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {
-            "candidates": self.candidates,
-            "explore": self.explore,
-        }
+        return super()._get_constructor_parameters() | {"candidates": self.candidates, "explore": self.explore}
 
 
 def mixed(best: Tensor, random: Tensor, explore: Tensor) -> Tensor:
@@ -409,11 +406,7 @@ class DNaIR(ItemAgent):
         return gained + discounts * following.mean(dim=1, keepdim=True)
 
     def _extra_columns(
-        self,
-        executed: ExecutedSlates,
-        new_obs: Any,
-        dones: NDArray[np.bool_],
-        infos: list[dict[str, Any]],
+        self, executed: ExecutedSlates, new_obs: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
     ) -> dict[str, NDArray[Any]]:
         similar = self.policy.similar
         if similar is None:

@@ -298,11 +298,7 @@ def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator)
 
 
 def _negatives(
-    log: InteractionLog,
-    positives: NDArray[np.int64],
-    items: int,
-    per_positive: float,
-    rng: np.random.Generator,
+    log: InteractionLog, positives: NDArray[np.int64], items: int, per_positive: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws items uniformly for the users of some clicks and keeps the pairs that the log does not hold."""
     count = round(per_positive * len(positives))
@@ -428,12 +424,7 @@ class LearnedResponse(BernoulliFeedback):
 
     def describe(self) -> dict[str, Any]:
         """Returns kind and sizes, JSON-able."""
-        return {
-            "kind": "learned",
-            "users": self.n_users,
-            "items": self.n_items,
-            "members": self._model.members,
-        }
+        return {"kind": "learned", "users": self.n_users, "items": self.n_items, "members": self._model.members}
 
     def _predicted(self, users: IntArray, items: Side) -> Prediction:
         user = self._users.rows(_rows(users)).spread()

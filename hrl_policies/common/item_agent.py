@@ -427,11 +427,7 @@ class ItemAgent(OffPolicyAlgorithm):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _extra_columns(
-        self,
-        executed: ExecutedSlates,
-        new_obs: Any,
-        dones: NDArray[np.bool_],
-        infos: list[dict[str, Any]],
+        self, executed: ExecutedSlates, new_obs: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
     ) -> dict[str, NDArray[Any]]:
         """Returns the additional columns of the buffer for the step that just happened."""
         return {}

@@ -271,11 +271,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return popular
 
     def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Plays ``n_rollout_steps`` steps in every session; see Stable-Baselines3.
 

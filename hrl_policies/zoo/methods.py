@@ -152,12 +152,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         ValueError: If a setting is not valid, or the sessions show more than a state.
     """
     from dsrm.wrappers import VecDSRM
-    from hrl_policies.common.transition_sources import (
-        LogReading,
-        NoisyState,
-        collect_transitions,
-        log_transitions,
-    )
+    from hrl_policies.common.transition_sources import LogReading, NoisyState, collect_transitions, log_transitions
 
     env, config = context.env, context.config
     assert env is not None
