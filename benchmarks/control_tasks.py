@@ -25,7 +25,7 @@ from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.sac4ir import DiscreteSAC
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.statistics import student_interval
-from hrl_policies.study.table import Measured, ResultTable
+from hrl_policies.study.tables import Measured, ResultTable
 from kuaifair_env.files import write_text_atomically
 
 PENDULUM, LENGTH = "Pendulum-v1", 200

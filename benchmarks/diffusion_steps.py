@@ -32,10 +32,10 @@ from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.purifier import Mode, StatePurifier
 from dsrm.wrappers import VecDSRM
 from hrl_policies.controls import QuotaGreedy
-from hrl_policies.study.figures import StepResult, draw_diffusion_steps
+from hrl_policies.study.curves import StepResult, draw_diffusion_steps
 from hrl_policies.study.labels import world_title
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FloatArray

@@ -22,8 +22,8 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 
 from dsrm.encoder import EncoderConfig, pretrain_encoder
 from dsrm.pretraining import PretrainConfig, pretrain
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc

@@ -19,18 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import argument_parser, open_worlds, write_page
 
-from hrl_policies.mofir.policies import (
-    FrontPoint,
-    hypervolume,
-    preference_front,
-    preference_grid,
-)
+from hrl_policies.preference_front import FrontPoint, hypervolume, preference_front, preference_grid
 from hrl_policies.study import STUDY_SEEDS, load_policy, load_run, plan_run, run_study
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.figures import draw_preference_front
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.statistics import student_interval
-from hrl_policies.study.table import Measured, ResultTable
+from hrl_policies.study.tables import Measured, ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -22,7 +22,7 @@ from worlds import argument_parser, open_worlds, write_page
 
 from hrl_policies.study import STUDY_SEEDS, plan_run, train
 from hrl_policies.study.runner import single_threaded
-from hrl_policies.study.table import ResultTable
+from hrl_policies.study.tables import ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.world import World

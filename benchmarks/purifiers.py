@@ -30,8 +30,8 @@ from dsrm.pretraining import PretrainConfig, noise_like, pretrain
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, ProbeReport, probe, purified_states
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.files import write_text_atomically
 

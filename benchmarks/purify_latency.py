@@ -26,8 +26,8 @@ from dsrm.model import DSRM
 from dsrm.probe_data import probe_set
 from dsrm.probes import RAW, probe, purified_states
 from dsrm.purifier import StatePurifier, load_purifier
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import single_threaded
+from hrl_policies.study.store import machine
 from kuaifair_env.files import write_text_atomically
 
 BATCHES = (1, 64, 256)

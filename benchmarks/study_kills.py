@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hrl_policies.study.run_log import machine
+from hrl_policies.study.store import machine
 from kuaifair_env.files import write_text_atomically
 
 WORLD = "KuaiFair-Toy-v0"

@@ -25,8 +25,8 @@ from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig

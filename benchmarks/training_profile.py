@@ -22,9 +22,9 @@ from dsrm.baselines import IdentityPurifier
 from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, plan_run
 from hrl_policies.study.progress import calibration_seconds
-from hrl_policies.study.run_log import machine
 from hrl_policies.study.runner import build_policy, single_threaded
-from hrl_policies.study.table import Cell, Measured, ResultTable
+from hrl_policies.study.store import machine
+from hrl_policies.study.tables import Cell, Measured, ResultTable
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import learners, load_settings, method
 from kuaifair_env.files import write_text_atomically

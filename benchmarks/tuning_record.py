@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import plan_run, train
-from hrl_policies.study.table import Cell, Measured, ResultTable
+from hrl_policies.study.tables import Cell, Measured, ResultTable
 from hrl_policies.study.tuning import CONFIRMATION, CRITERION, JOURNAL, TRIALS, validation_pair
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import METHODS, controls, method

@@ -19,13 +19,7 @@ from dsrm.purifier import (
 )
 
 if TYPE_CHECKING:
-    from dsrm.baselines import (
-        IdentityPurifier,
-        IPSPurifier,
-        LinearDebiasPurifier,
-        NoisePurifier,
-        RegressionPurifier,
-    )
+    from dsrm.baselines import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier, RegressionPurifier
     from dsrm.diffusion import SamplerConfig
     from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
     from dsrm.model import DSRM, DSRMConfig

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
-from dsrm.model import TrainedDenoiser
+from dsrm.model import DenoiserPurifier, TrainedDenoiser
 from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
@@ -115,13 +115,7 @@ class LinearDebiasPurifier(WorldPurifier):
 
     @classmethod
     def fit(cls, key: WorldKey, states: FloatArray, popularity: NDArray[Any]) -> LinearDebiasPurifier:
-        """Finds the direction.
-
-        Args:
-            key: The world that the states come from.
-            states: ``float32 (n, d)``, observed states of training windows.
-            popularity: ``(n,)``, mean log-popularity of each window's clicks.
-        """
+        """Finds the direction from ``(n, d)`` observed states and the mean log-popularity ``(n,)`` of their clicks."""
         from sklearn.linear_model import Ridge
 
         mean = states.mean(axis=0, dtype=np.float64)
@@ -163,12 +157,7 @@ class LinearDebiasPurifier(WorldPurifier):
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """What a regression purifier is.
-
-    Attributes:
-        target: How its targets were made.
-        denoiser: Shape of the network, which is that of the diffusion model.
-    """
+    """What a regression purifier is: how its targets were made, and the shape of the network."""
 
     target: str
     denoiser: DenoiserConfig
@@ -187,14 +176,10 @@ def regress(network: Denoiser, condition: torch.Tensor) -> torch.Tensor:
     return states
 
 
-class RegressionPurifier(WorldPurifier):
-    """Predicts the clean state from the condition by least squares.
+class RegressionPurifier(DenoiserPurifier):
+    """Predicts the clean state from the condition by least squares, with a trained :func:`regression_network`.
 
-    Args:
-        config: What it is.
-        key: The world that it was trained on.
-        denoiser: A trained :func:`regression_network` and its standardisation.
-        report: Training losses and provenance, JSON-able.
+    For the arguments see :class:`~dsrm.model.DenoiserPurifier`.
     """
 
     kind = "regression"
@@ -202,16 +187,7 @@ class RegressionPurifier(WorldPurifier):
     def __init__(
         self, config: RegressionConfig, key: WorldKey, denoiser: TrainedDenoiser, report: Mapping[str, Any]
     ) -> None:
-        super().__init__(key, report)
-        self.config = config
-        self._denoiser = denoiser
-        self._low, self._high = denoiser.state.interval(_REGRESSION_CLIP)
-
-    def bind(self, world: World) -> spaces.Box:
-        """See :class:`~dsrm.purifier.StatePurifier`."""
-        super().bind(world)
-        bound = float(np.maximum(np.abs(self._low), np.abs(self._high)).max())
-        return state_space(bound, world.dimension)
+        super().__init__(config, key, denoiser, report, _REGRESSION_CLIP)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
@@ -219,10 +195,6 @@ class RegressionPurifier(WorldPurifier):
         with torch.inference_mode():
             predicted = regress(self._denoiser.network, torch.from_numpy(conditions)).numpy()
         return np.clip(self._denoiser.state.inverse_transform(predicted), self._low, self._high)
-
-    def tensors(self) -> Tensors:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        return self._denoiser.tensors()
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> RegressionPurifier:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dsrm.encoder import window_tensors
 from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
-from dsrm.targets import sample_windows
+from dsrm.targets import logged_users, sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
@@ -75,10 +75,6 @@ class ClickModel(nn.Module):
     """Scores items for windows: the mean of the clicked items' factors, times an item's own, plus its bias.
 
     Users are described by their windows alone, so that the model also applies to users that it was not trained on.
-
-    Args:
-        items: Number of items ``M``.
-        dimension: Size ``D`` of the factors.
     """
 
     def __init__(self, items: int, dimension: int) -> None:
@@ -98,12 +94,7 @@ class ClickModel(nn.Module):
         )
 
     def users(self, items: Tensor, clicks: Tensor) -> Tensor:
-        """Returns user vectors of windows, ``(B, D)``.
-
-        Args:
-            items: ``int64 (B, H)``, padding as item 0.
-            clicks: ``float32 (B, H)``; 0 at padding.
-        """
+        """Returns user vectors ``(B, D)`` of windows: ``(B, H)`` items, padding as item 0, and clicks, there 0."""
         shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)
         return torch.einsum("bh,bhd->bd", shares, self.history(items))
 
@@ -207,11 +198,6 @@ class ClickDenoiser(WorldPurifier):
 def train_click_model(world: World, config: ClickModelConfig, progress: bool = False) -> ClickModel:
     """Trains a click model on the training log of a world, users of the test world left out.
 
-    Args:
-        world: The training world.
-        config: Loss and sizes.
-        progress: Whether to show a progress bar.
-
     Raises:
         DataError: If no user has two clicks.
         ValueError: If the world is not a training world.
@@ -268,8 +254,7 @@ class _ClickSource:
         self._log: InteractionLog = log
         self._n_users = len(world.data.users)
         self._n_items = world.n_items
-        counts = np.bincount(log.users[log.clicks], minlength=self._n_users)
-        self._users = np.intersect1d(world.users, np.flatnonzero(counts >= 2))
+        self._users = logged_users(world, min_clicks=2)
         if len(self._users) == 0:
             raise DataError("no user of the training log has two clicks; there is nothing to learn from")
         self._click_rows = np.flatnonzero(log.clicks)
@@ -291,11 +276,7 @@ class _ClickSource:
 def _train_weigher(model: ClickModel, optimizer: torch.optim.Optimizer, batch: _ClickBatch) -> None:
     """Takes one step of BOD's weights; the factors are constants."""
     with torch.no_grad():
-        vectors = (
-            model.users(batch.items, batch.clicks),
-            model.item(batch.positive),
-            model.item(batch.negative),
-        )
+        vectors = (model.users(batch.items, batch.clicks), model.item(batch.positive), model.item(batch.negative))
     user, positive, negative = (vector.clone().requires_grad_(True) for vector in vectors)
     positive_weight = model.weights(user.detach(), positive.detach())
     negative_weight = model.weights(user.detach(), negative.detach())
@@ -317,12 +298,7 @@ def _tce_weights(logits: Tensor, clicks: Tensor, drop_rate: float) -> Tensor:
 def truncated_cross_entropy(logits: Tensor, labels: Tensor, rate: float) -> Tensor:
     """Returns the mean cross-entropy without the positives of the largest loss (T-CE).
 
-    As in the reference, ``rate`` counts rows of the whole batch, and negatives are never dropped.
-
-    Args:
-        logits: ``(B,)``.
-        labels: ``(B,)``, 0 or 1.
-        rate: Share of the batch to drop.
+    As in the reference, ``rate`` is the share of the whole batch to drop, and negatives are never dropped.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     remaining = len(losses) - int(rate * len(losses))
@@ -333,12 +309,7 @@ def truncated_cross_entropy(logits: Tensor, labels: Tensor, rate: float) -> Tens
 def reweighted_cross_entropy(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Returns the cross-entropy with confident rows counting more (R-CE): ``p^beta`` of positives, ``(1-p)^beta`` else.
 
-    The weights are constants to the gradient.
-
-    Args:
-        logits: ``(B,)``.
-        labels: ``(B,)``, 0 or 1.
-        beta: Strength; 0 is plain cross-entropy.
+    The weights are constants to the gradient; with ``beta`` 0 it is plain cross-entropy.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     predicted = logits.detach().sigmoid()
@@ -351,12 +322,7 @@ def weighted_bpr(
 ) -> Tensor:
     """Returns BOD's ranking loss, ``-log sigmoid(g(u,i) <u,i> - g(u,j) <u,j>)``.
 
-    Args:
-        user: ``(B, d)``.
-        positive: ``(B, d)``, clicked items.
-        negative: ``(B, d)``, drawn items.
-        positive_weight: ``(B,)``, weights ``g(u, i)``.
-        negative_weight: ``(B,)``, weights ``g(u, j)``.
+    Vectors are ``(B, d)``, of users, clicked items and drawn items; weights ``g`` are ``(B,)``.
     """
     difference = positive_weight * (user * positive).sum(1) - negative_weight * (user * negative).sum(1)
     return -functional.logsigmoid(difference).mean()

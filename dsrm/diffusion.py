@@ -77,24 +77,12 @@ class NoiseSchedule:
         return len(self.alphas_bar) - 1
 
     def posterior_variance(self, high: int, low: int) -> float:
-        """Returns the variance of a state at level ``low``, given it at level ``high`` and clean (``beta~`` of eq. 3).
-
-        Args:
-            high: The noisier level.
-            low: The cleaner level, ``0 <= low < high``.
-        """
+        """Returns the variance of a state at level ``low``, given it at ``high`` and clean (``beta~`` of eq. 3)."""
         noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
         return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
 
     def steps(self, start: int, count: int) -> NDArray[np.int64]:
-        """Returns the levels that a solver visits from level ``start`` down to 0, evenly spread.
-
-        Args:
-            start: First level.
-            count: Number of steps.
-
-        Returns:
-            ``int64 (count + 1,)``, decreasing.
+        """Returns the levels that a solver visits in ``count`` even steps from level ``start`` down to 0, inclusive.
 
         Raises:
             ValueError: If the start is no level, or there are more steps than levels.
@@ -133,12 +121,7 @@ class DenoiserConfig:
 
 
 class Denoiser(nn.Module):
-    """A residual MLP on the noisy state, with feature-wise scale and shift from noise level and condition.
-
-    Args:
-        config: Its shape.
-        schedule: Noise levels that it is trained on.
-    """
+    """A residual MLP on the noisy state, with feature-wise scale and shift from noise level and condition."""
 
     level_features: Tensor
     alphas_bar: Tensor
@@ -158,14 +141,9 @@ class Denoiser(nn.Module):
         self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.state_size))
 
     def embed(self, condition: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Projects conditions, once for a whole reverse process.
+        """Projects ``(B, c)`` standardised conditions to ``(B, width)``, once for a whole reverse process.
 
-        Args:
-            condition: ``(B, c)``, standardised.
-            dropped: ``bool (B,)``, rows that get the learnt null condition instead.
-
-        Returns:
-            ``(B, width)``.
+        Rows that are ``dropped``, ``bool (B,)``, get the learnt null condition instead.
         """
         embedded: Tensor = self.condition(condition)
         if dropped is None:
@@ -173,13 +151,7 @@ class Denoiser(nn.Module):
         return torch.where(dropped[:, None], self.null_condition, embedded)
 
     def forward(self, noisy: Tensor, level: Tensor, embedded: Tensor) -> Tensor:
-        """Returns what the network predicts, ``(B, d)``.
-
-        Args:
-            noisy: ``(B, d)``, states at their noise level.
-            level: ``int64 (B,)``, levels from 1 to ``K``.
-            embedded: ``(B, width)``, from :meth:`embed`.
-        """
+        """Returns what the network predicts, ``(B, d)``, for states at levels from 1 to ``K`` (see :meth:`embed`)."""
         features = torch.cat([embedded, self.time(self.level_features[level])], dim=1)
         hidden = self.input(noisy) + embedded
         for block in self.blocks:
@@ -207,22 +179,12 @@ class Denoiser(nn.Module):
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    clean: Tensor,
-    condition: Tensor,
-    noise: Tensor,
-    level: Tensor,
-    dropped: Tensor | None = None,
+    denoiser: Denoiser, clean: Tensor, condition: Tensor, noise: Tensor, level: Tensor, dropped: Tensor | None = None
 ) -> Tensor:
     """Returns the mean squared error of the prediction at given levels (eq. 7 where ``epsilon`` is predicted).
 
-    Args:
-        denoiser: The network.
-        clean: ``(B, d)``, targets ``s^(0)``, standardised.
-        condition: ``(B, c)``, standardised.
-        noise: ``(B, d)``, standard normal.
-        level: ``int64 (B,)``, noise levels.
-        dropped: ``bool (B,)``, rows whose condition is dropped.
+    Clean states ``(B, d)``, the targets ``s^(0)``, and conditions ``(B, c)`` are standardised, as the noise is;
+    ``dropped`` are the rows whose condition is dropped, ``bool (B,)``.
     """
     alpha_bar = denoiser.alphas_bar[level][:, None]
     noisy = alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
@@ -292,12 +254,7 @@ class SamplerConfig:
 
     @classmethod
     def posterior(cls, levels: int, samples: int) -> SamplerConfig:
-        """Returns how samples of the posterior of the clean state are drawn: ancestral steps from noise.
-
-        Args:
-            levels: Noise levels ``K`` of the model.
-            samples: How many.
-        """
+        """Returns how samples of the posterior of the clean state are drawn: ancestral steps from noise."""
         return cls(steps=min(_POSTERIOR_STEPS, levels), eta=1.0, start="noise", samples=samples)
 
     @property
@@ -308,11 +265,6 @@ class SamplerConfig:
 
 class Sampler:
     """Draws clean states by the reverse process (paper eq. 3).
-
-    Args:
-        denoiser: The network.
-        schedule: Its noise levels.
-        config: How to sample.
 
     Raises:
         ValueError: If the schedule has fewer levels than ``config`` asks for.
@@ -333,15 +285,10 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, condition: Tensor, observed: Tensor) -> Tensor:
-        """Returns clean states, the mean of ``config.samples`` samples.
+        """Returns clean states ``(B, d)``, the mean of ``config.samples`` samples, for conditions ``(B, c)``.
 
-        Args:
-            condition: ``float32 (B, c)``, standardised.
-            observed: ``float32 (B, d)``, observed states, standardised; they determine the noise of their rows, and
-                ``start="state"`` starts from them.
-
-        Returns:
-            ``float32 (B, d)``, standardised.
+        The ``observed`` states, ``(B, d)``, determine the noise of their rows, and ``start="state"`` starts from them.
+        All are standardised.
         """
         return self.samples(condition, observed).mean(dim=0)
 
@@ -359,12 +306,7 @@ class Sampler:
         )
 
     def _draw(
-        self,
-        embedded: Tensor,
-        null: Tensor | None,
-        observed: Tensor,
-        keys: seeding.Keys | None,
-        stream: int,
+        self, embedded: Tensor, null: Tensor | None, observed: Tensor, keys: seeding.Keys | None, stream: int
     ) -> Tensor:
         """Returns one sample, ``(B, d)``; ``null`` embeds the null condition where there is guidance."""
         state = self._start(observed, keys, stream)
@@ -400,11 +342,7 @@ class Sampler:
 
 
 def posterior_spread(samples: FloatArray) -> FloatArray:
-    """Returns the root mean square over components of the samples' standard deviation, ``float32 (B,)``.
-
-    Args:
-        samples: ``float32 (samples, B, d)``.
-    """
+    """Returns the root mean square deviation of ``(samples, B, d)`` samples over their components, ``float32 (B,)``."""
     return np.asarray(np.sqrt(samples.var(axis=0, ddof=1).mean(axis=1)))
 
 

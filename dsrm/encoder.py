@@ -109,13 +109,9 @@ class EncoderNetwork(nn.Module):
         return nn.functional.normalize(vectors, dim=1) * math.sqrt(self.config.dimension)
 
     def states(self, table: Tensor, items: Tensor, clicks: Tensor, shown: Tensor) -> Tensor:
-        """Returns the observed states ``s~``, ``(B, d)``.
+        """Returns the observed states ``s~``, ``(B, d)``, of windows as :func:`window_tensors` gives them.
 
-        Args:
-            table: ``(M, d)``, from :meth:`items`.
-            items: ``int64 (B, H)``, padding as item 0.
-            clicks: ``float32 (B, H)``.
-            shown: ``bool (B, H)``, False at padding.
+        ``table`` is what :meth:`items` returns.
         """
         vectors = table[items]
         shares = clicks / clicks.sum(1, keepdim=True).clamp_min(1.0)
@@ -142,11 +138,7 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        config: EncoderConfig,
-        network: EncoderNetwork,
-        item_ids: NDArray[np.int64],
-        report: Mapping[str, Any],
+        self, config: EncoderConfig, network: EncoderNetwork, item_ids: NDArray[np.int64], report: Mapping[str, Any]
     ) -> None:
         self.config = config
         self.report = dict(report)
@@ -318,11 +310,7 @@ class _NextClicks:
         positive = torch.from_numpy(self._log.items[rows].astype(np.int64))
         negative = torch.from_numpy(rng.choice(len(self._share), self._config.negatives, p=self._share))
         return _NextClickBatch(
-            window_tensors(window),
-            positive,
-            negative,
-            self._log_share[positive],
-            self._log_share[negative],
+            window_tensors(window), positive, negative, self._log_share[positive], self._log_share[negative]
         )
 
 

@@ -211,11 +211,7 @@ def user_corrected_logits(log: InteractionLog, n_users: int, n_items: int) -> Ve
 def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector, seed: int) -> Vector:
     """Predicts log-odds from features, each item by trees that have not seen it, and shrinks towards its own value.
 
-    Args:
-        features: ``float64 (M, F)``.
-        logits: ``float64 (M,)``, log-odds from the log, unreliable where an item was hardly shown.
-        shown: ``float64 (M,)``, exposures behind them.
-        seed: Seed of trees and folds.
+    ``logits`` are the log-odds from the log, unreliable where an item was hardly ``shown``.
     """
     fold = np.random.default_rng(seed).permutation(len(logits)) % _FOLDS
     predicted = np.empty(len(logits))
@@ -234,14 +230,7 @@ def shrunk_rates(
 ) -> list[Vector]:
     """Returns click rates of items from unbiased rows: their own, shrunk towards what trees predict from features.
 
-    Args:
-        features: ``float64 (M, F)``.
-        log: Unbiased rows.
-        priors: Numbers of rows that the prediction counts for.
-        seed: Seed of the trees.
-
-    Returns:
-        ``float64 (M,)`` for each prior.
+    The prediction counts for ``prior`` rows; there are rates for each of the priors.
     """
     shown, clicked = _counts(log, len(features))
     seen = shown > 0
@@ -251,13 +240,7 @@ def shrunk_rates(
 
 
 def prior_losses(features: NDArray[np.float64], log: InteractionLog, seed: int) -> dict[float, float]:
-    """Returns the log-loss of :func:`shrunk_rates` on users who were left out, by prior.
-
-    Args:
-        features: ``float64 (M, F)``.
-        log: Unbiased rows of calibration users.
-        seed: Seed of trees and folds.
-    """
+    """Returns the log-loss of :func:`shrunk_rates` on users who were left out, by prior."""
     fold = _user_parts(log, _FOLDS, seed)
     losses = dict.fromkeys(_PRIORS, 0.0)
     for number in range(_FOLDS):
@@ -277,13 +260,6 @@ def similarity_slope(
 
     Each half of the users is described by items calibrated on the other half, since an item's term would otherwise hold
     the click that it is to explain.
-
-    Args:
-        world: Embeddings and logged histories.
-        features: ``float64 (M, F)``.
-        log: Unbiased rows of calibration users.
-        prior: See :func:`shrunk_rates`.
-        seed: Seed of trees and halves.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -47,12 +47,7 @@ _NAMES = tuple(f"student.{name}.{layer}" for layer in range(3) for name in ("wei
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Takes vectors to mean 0 and variance 1, and back.
-
-    Attributes:
-        mean: ``float32 (n,)``.
-        deviation: ``float32 (n,)``, standard deviations, positive.
-    """
+    """Takes vectors to mean 0 and variance 1, and back; ``mean`` and ``deviation`` are ``float32 (n,)``."""
 
     mean: FloatArray
     deviation: FloatArray
@@ -72,20 +67,10 @@ class Standardiser:
         """Undoes :meth:`transform`."""
         return rows * self.deviation + self.mean
 
-    def interval(self, deviations: float) -> tuple[FloatArray, FloatArray]:
-        """Returns the bounds that lie a number of standard deviations below and above the mean, ``(n,)`` each."""
-        return self.mean - deviations * self.deviation, self.mean + deviations * self.deviation
-
 
 @dataclass(frozen=True)
 class TrainedDenoiser:
-    """A trained network, and how what it reads and what it gives were standardised.
-
-    Attributes:
-        network: The network.
-        condition: Standardisation of conditions.
-        state: Standardisation of states.
-    """
+    """A trained network, and how the conditions that it reads and the states that it gives are standardised."""
 
     network: Denoiser
     condition: Standardiser
@@ -100,12 +85,7 @@ class TrainedDenoiser:
 
     @classmethod
     def restore(cls, network: Denoiser, tensors: Tensors) -> TrainedDenoiser:
-        """Fills a network of the same shape with what :meth:`tensors` returned.
-
-        Raises:
-            KeyError: If an array is missing.
-            RuntimeError: If an array has another shape.
-        """
+        """Fills a network of the same shape with what :meth:`tensors` returned."""
         load_network(network, tensors)
         return cls(
             network.eval(),
@@ -142,7 +122,38 @@ class DSRMConfig:
             raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
 
 
-class DSRM(WorldPurifier):
+class DenoiserPurifier(WorldPurifier):
+    """Base class of purifiers that a trained network makes; states are clipped to what it was trained on.
+
+    Args:
+        config: What it is.
+        key: The world that it was trained on.
+        denoiser: The trained network and its standardisation.
+        report: Training losses and provenance, JSON-able.
+        clip: States are clipped to this many standard deviations of the training states.
+    """
+
+    def __init__(
+        self, config: Any, key: WorldKey, denoiser: TrainedDenoiser, report: Mapping[str, Any], clip: float
+    ) -> None:
+        super().__init__(key, report)
+        self.key: WorldKey = key
+        self.config = config
+        self._denoiser = denoiser
+        self._low = denoiser.state.mean - clip * denoiser.state.deviation
+        self._high = denoiser.state.mean + clip * denoiser.state.deviation
+
+    def bind(self, world: World) -> spaces.Box:
+        """See :class:`~dsrm.purifier.StatePurifier`."""
+        super().bind(world)
+        return state_space(float(np.maximum(np.abs(self._low), np.abs(self._high)).max()), world.dimension)
+
+    def tensors(self) -> Tensors:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return self._denoiser.tensors()
+
+
+class DSRM(DenoiserPurifier):
     """A conditional diffusion model over clean states, with a distilled student for use inside environments.
 
     Made by :func:`dsrm.pretrain`; reads only the observed state and the window behind it.
@@ -168,22 +179,17 @@ class DSRM(WorldPurifier):
         student: Student | None,
         report: Mapping[str, Any],
     ) -> None:
-        super().__init__(key, report)
-        self.key: WorldKey = key
-        self.config = config
-        self._denoiser = denoiser
+        clip = _STUDENT_CLIP if config.sampler is None else config.sampler.clip
+        super().__init__(config, key, denoiser, report, clip)
         self._student = student
         self._sampler: Sampler | None = None
         self._raw_student: Student | None = None
-        clip = _STUDENT_CLIP
         if config.sampler is not None:
             self._sampler = self._make_sampler(config.sampler)
-            clip = config.sampler.clip
         elif student is not None:
             self._raw_student = student.folded(denoiser.condition, denoiser.state)
         else:
             raise ValueError("a DSRM without a student needs a sampler")
-        self._low, self._high = denoiser.state.interval(clip)
 
     def with_sampler(self, sampler: SamplerConfig | None) -> DSRM:
         """Returns the same model with another sampler; None takes the student."""
@@ -195,11 +201,10 @@ class DSRM(WorldPurifier):
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        super().bind(world)
-        bound = float(np.maximum(np.abs(self._low), np.abs(self._high)).max())
-        if self.config.output == "state+spread":
-            return state_space(max(bound, _MAX_SPREAD), world.dimension + 1)
-        return state_space(bound, world.dimension)
+        space = super().bind(world)
+        if self.config.output == "state":
+            return space
+        return state_space(max(float(space.high.max()), _MAX_SPREAD), world.dimension + 1)
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`; with ``output="state+spread"`` one more component."""
@@ -222,15 +227,12 @@ class DSRM(WorldPurifier):
         return states if self.config.conditioning == "state" else self.builder.build(states, window)
 
     def posterior(self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES) -> FloatArray:
-        """Returns plausible clean states, drawn by the diffusion model from noise.
+        """Returns plausible clean states, ``float32 (samples, B, d)``, drawn by the diffusion model from noise.
 
         Args:
             states: ``float32 (B, d)``, observed states ``s~``.
             window: The windows behind them.
             samples: Number of draws.
-
-        Returns:
-            ``float32 (samples, B, d)``.
         """
         drawn = self._draw_posterior(self.conditions(states, window), states, samples)
         return self._denoiser.state.inverse_transform(drawn)
@@ -256,7 +258,7 @@ class DSRM(WorldPurifier):
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return self._denoiser.tensors() | ({} if self._student is None else self._student.tensors())
+        return super().tensors() | ({} if self._student is None else self._student.tensors())
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> DSRM:
@@ -338,12 +340,7 @@ class Student:
         return output[:, :-1], spread
 
     def folded(self, condition: Standardiser, state: Standardiser) -> Student:
-        """Returns the same student for conditions and states that are not standardised.
-
-        Args:
-            condition: Standardisation of conditions.
-            state: Standardisation of states.
-        """
+        """Returns the same student for conditions and states that are not standardised."""
         first, first_bias, second, second_bias, third, third_bias = self._weights
         first = first / condition.deviation[:, None]
         third, third_bias = third.copy(), third_bias.copy()
@@ -357,11 +354,7 @@ class Student:
 
     @classmethod
     def restore(cls, tensors: Tensors) -> Student | None:
-        """Returns the student whose :meth:`tensors` are among the given ones, None where there are none of them.
-
-        Raises:
-            KeyError: If only some are there.
-        """
+        """Returns the student whose :meth:`tensors` are among the given ones, None where there are none of them."""
         return cls([tensors[name] for name in _NAMES]) if any(name in tensors for name in _NAMES) else None
 
 
@@ -385,7 +378,12 @@ def distil(
     log_spreads = torch.from_numpy(spreads).clamp(min=_MIN_SPREAD).log()
     validation_rows = max(len(conditions) // _VALIDATION_SHARE, 1)
     generator = torch.Generator().manual_seed(seed)
-    network = _student_network(conditions.shape[1], states.shape[1] + 1, config.width, generator)
+    width = config.width
+    layers = [nn.Linear(conditions.shape[1], width), nn.Linear(width, width), nn.Linear(width, states.shape[1] + 1)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(layer.bias)
+    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(config.steps):
@@ -402,26 +400,10 @@ def distil(
 
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
     trainer = Trainer(network, optimizer, schedule=cosine_decay(config.steps))
-    student = _as_student(trainer.fit(batches, loss, rounds=1))
+    trainer.fit(batches, loss, rounds=1)
+    student = Student(
+        [array for layer in layers for array in (layer.weight.detach().numpy().T, layer.bias.detach().numpy())]
+    )
     student_states, _ = student(conditions[-validation_rows:])
     cosines = np.einsum("nd,nd->n", unit_rows(student_states), unit_rows(states[-validation_rows:]))
     return student, float(cosines.mean())
-
-
-def _student_network(inputs: int, outputs: int, width: int, generator: torch.Generator) -> nn.Sequential:
-    network = nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
-    )
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
-    return network
-
-
-def _as_student(network: nn.Sequential) -> Student:
-    weights: list[FloatArray] = []
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            weights += [layer.weight.detach().numpy().T, layer.bias.detach().numpy()]
-    return Student(weights)

@@ -52,8 +52,9 @@ from dsrm.training import (
     train_denoiser,
 )
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.spaces import observed_states
-from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, early_stopping_split
+from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 
 _SPREAD_CONDITIONS = 5_000
@@ -120,11 +121,7 @@ class PretrainConfig:
 
 
 def pretrain(
-    world: World,
-    config: PretrainConfig | None = None,
-    *,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
+    world: World, config: PretrainConfig | None = None, *, checkpoint: str | Path | None = None, progress: bool = False
 ) -> StatePurifier:
     """Makes a purifier from the training world's log.
 
@@ -167,15 +164,10 @@ def pretrain(
 def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePurifier:
     """Returns the noise control of a purifier: noise of the size by which it moves observed states.
 
-    Args:
-        purifier: The purifier.
-        world: The training world.
-        seed: Seed of windows and noise.
+    The states are those of ``seed``'s windows of the training world.
     """
     purifier.bind(world)
-    rng = np.random.default_rng(seed)
-    users = rng.choice(logged_users(world), _NOISE_WINDOWS)
-    window, _ = WindowSource(world, WindowSettings()).draw(users, rng)
+    window = _draw_windows(world, WindowSettings(), _NOISE_WINDOWS, seed)
     states = observed_states(world, window)
     shifts = purifier.purify(states, window)[:, : world.dimension] - states
     return NoisePurifier(float(np.sqrt(np.mean(shifts.astype(np.float64) ** 2))), seed)
@@ -185,15 +177,13 @@ def example_source(world: World, config: PretrainConfig) -> ExampleSource:
     """Returns where the training examples of a mode come from."""
     if config.learned_target == "paper":
         return LiteralTargets(world, config.windows)
-    builder = ConditionBuilder.of_world(world)
     if config.learned_target == "paired":
-        return PairedTargets(world, builder, config.windows)
-    profile = ProfileTargets(world, builder, config.windows, config.exclude_share)
+        return PairedTargets(world, config.windows)
+    profile = ProfileTargets(world, config.windows, config.exclude_share)
     if config.learned_target == "profile":
         return profile
     calibration = calibration_users(world.data, config.calibration_share)
-    unbiased = UnbiasedTargets(world, builder, calibration, config.windows)
-    return MixedTargets(unbiased, profile)
+    return MixedTargets(UnbiasedTargets(world, config.windows, calibration), profile)
 
 
 def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> DSRM:
@@ -237,10 +227,13 @@ def _train_regression(
     return RegressionPurifier(regression, WorldKey.of_world(world), trained, report)
 
 
+def _draw_windows(world: World, settings: WindowSettings, count: int, seed: int) -> HistoryWindow:
+    rng = np.random.default_rng(seed)
+    return WindowSource(world, settings).draw(rng.choice(logged_users(world), count), rng)[0]
+
+
 def _fit_linear_debias(world: World, config: PretrainConfig) -> LinearDebiasPurifier:
-    rng = np.random.default_rng(config.seed)
-    users = rng.choice(logged_users(world), _DEBIAS_WINDOWS)
-    window, _ = WindowSource(world, config.windows).draw(users, rng)
+    window = _draw_windows(world, config.windows, _DEBIAS_WINDOWS, config.seed)
     window = window.take(np.flatnonzero(window.clicks.any(axis=1)))
     popularity = ConditionBuilder.of_world(world).statistics(window)[:, 0]
     return LinearDebiasPurifier.fit(WorldKey.of_world(world), observed_states(world, window), popularity)
@@ -256,13 +249,11 @@ def _train(
     progress: bool,
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a network on the users of a source, and reports what was read."""
-    users, validation_users = early_stopping_split(world.data, source.users)
     trained, report = train_denoiser(
         make_network,
         objective,
         source,
-        users,
-        validation_users,
+        world.data,
         config.training,
         seed=config.seed,
         label=config.mode,
@@ -274,8 +265,6 @@ def _train(
         "target": config.learned_target,
         "seed": config.seed,
         "data": world.data.provenance.as_dict(),
-        "training_users": len(users),
-        "validation_users": len(validation_users),
         "test_log": _test_log_read(world, config),
     }
     return trained, provenance | report

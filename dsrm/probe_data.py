@@ -115,12 +115,7 @@ def probe_set(world: World, kind: str = "log", max_users: int = 3_000, seed: int
 
 
 def clean_states(world: World, users: IntArray) -> FloatArray:
-    """Returns the true clean states: the mean embedding weighted by the true click probability, ``float32 (n, d)``.
-
-    Args:
-        world: A world whose response model is the truth.
-        users: User rows.
-    """
+    """Returns the true clean states: the mean embedding weighted by the true click probability, ``float32 (n, d)``."""
     states = []
     for start in range(0, len(users), _USERS_AT_ONCE):
         rows = users[start : start + _USERS_AT_ONCE]
@@ -158,13 +153,8 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
     """Draws states by t-SNE, one row by popularity and one by interest (paper Fig. 4).
 
     Shades follow the popularity of what was clicked; interests have markers and shades of their own, so that the
-    picture reads without colour.
-
-    Args:
-        path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        probes: Windows and labels.
-        states: ``float32 (n, d)`` by name, one column each.
-        seed: Seed of the choice of points and of t-SNE.
+    picture reads without colour. Each of the ``states``, ``float32 (n, d)`` by name, has a column; ``seed`` chooses the
+    points and starts t-SNE.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -192,14 +182,8 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
 def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, float]:
     """Draws clicks against exposures of items, as counts (paper Fig. 2) and as rates.
 
-    Counts of clicks grow with the counts of exposures that they are part of; rates need not.
-
-    Args:
-        path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        data: The data set; its training log is drawn.
-
-    Returns:
-        R^2 of both regressions on ``log(1 + exposures)``, in log-log and in rates.
+    Counts of clicks grow with the counts of exposures that they are part of; rates need not. Returns R^2 of both
+    regressions on ``log(1 + exposures)``, of counts in log-log, in the training log.
     """
     from matplotlib.figure import Figure
 

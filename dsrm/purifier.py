@@ -228,11 +228,8 @@ class WorldKey:
 def propensity_weights(exposures: NDArray[np.int64]) -> FloatArray:
     """Returns inverse-propensity weights of items, ``w_j = min(e_j ** -0.5, w_max)``, with mean 1, ``float32 (M,)``.
 
-    The propensity ``e_j`` of an item is its share of the training exposures, with one exposure added to each, and
+    The propensity ``e_j`` of an item is its share of the training ``exposures``, with one exposure added to each, and
     ``w_max`` the 95 % quantile of the weights of *exposed* items.
-
-    Args:
-        exposures: ``int64 (M,)``, exposures in the training log.
     """
     propensity = (exposures + 1.0) / (exposures.sum() + len(exposures))
     weights = propensity**-_PROPENSITY_EXPONENT
@@ -313,15 +310,7 @@ class ConditionBuilder:
         return result
 
     def build(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
-        """Returns the conditions.
-
-        Args:
-            states: ``float32 (B, d)``, observed states ``s~``.
-            window: The windows behind them.
-
-        Returns:
-            ``float32 (B, 2 d + 7)``.
-        """
+        """Returns the conditions, ``float32 (B, 2 d + 7)``, of states ``(B, d)`` and the windows behind them."""
         return np.concatenate([states, self.ips_state(window), self.statistics(window)], axis=1)
 
     def _click_weights(self, window: HistoryWindow) -> FloatArray:

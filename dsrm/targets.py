@@ -36,10 +36,8 @@ _MAX_CORRUPTION = 0.5
 class WindowSettings:
     """Which windows a purifier is trained on.
 
-    Attributes:
-        min_length: Least exposures in a logged window.
-        max_length: Most exposures in a logged window.
-        policy_share: Share of windows that a simulated policy made in the training world.
+    Logged windows have from ``min_length`` to ``max_length`` exposures; a ``policy_share`` of all windows is made by
+    simulated policies in the training world.
     """
 
     min_length: int = _MIN_LENGTH
@@ -54,10 +52,6 @@ class WindowSettings:
 class WindowSource:
     """Draws windows of users: some cut out of the training log, some played by simulated policies.
 
-    Args:
-        world: The training world.
-        settings: Lengths and shares.
-
     Raises:
         ValueError: If the world is not a training world.
     """
@@ -69,15 +63,7 @@ class WindowSource:
         self._settings = settings
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> tuple[HistoryWindow, NDArray[np.bool_]]:
-        """Draws one window for each of the given users.
-
-        Args:
-            users: ``int (n,)``, user rows, which may repeat.
-            rng: Source of randomness.
-
-        Returns:
-            The windows, newest item last, and whether each was cut out of the log, ``bool (n,)``.
-        """
+        """Draws one window for each of ``n`` user rows, which may repeat; also whether it was cut out of the log."""
         world, settings = self._world, self._settings
         max_length = min(settings.max_length, world.history_length)
         window = sample_windows(
@@ -111,14 +97,11 @@ def sample_windows(
     Args:
         log: Usually the training log.
         n_users: Number of users of the data set.
-        users: ``(n,)`` user rows, repeated for several windows of one user; each must have logged exposures.
+        users: ``(n,)`` user rows, which may repeat.
         rng: Source of randomness.
         history_length: Width ``H`` of the windows.
         min_length: Least number of exposures (fewer where the user has fewer).
         max_length: Greatest number, at most ``history_length``.
-
-    Returns:
-        ``n`` windows.
 
     Raises:
         ValueError: If the lengths are out of order, or a user has no exposures.
@@ -150,9 +133,6 @@ def policy_windows(world: World, users: IntArray, rng: np.random.Generator) -> H
         world: The training world to learn from; the test world to probe what was learned.
         users: ``(n,)`` user rows; they may repeat.
         rng: Source of randomness.
-
-    Returns:
-        ``n`` windows.
     """
     rows = np.asarray(users, np.int64)
     steps = rng.integers(1, _MAX_STEPS + 1, len(rows))
@@ -197,12 +177,7 @@ def _play_sessions(
 
 @dataclass(frozen=True)
 class Examples:
-    """What a purifier learns from.
-
-    Attributes:
-        conditions: ``float32 (n, c)``, conditions.
-        targets: ``float32 (n, d)``, clean states ``s^(0)``.
-    """
+    """Conditions, ``float32 (n, c)``, and the clean states ``s^(0)`` that belong to them, ``float32 (n, d)``."""
 
     conditions: FloatArray
     targets: FloatArray
@@ -219,43 +194,45 @@ class ExampleSource(Protocol):
         ...
 
 
-class ProfileTargets:
-    """The user's long-run profile: the inverse-propensity mean of all positives of the training log.
-
-    Half of the time the positives of the window itself are left out, so that they cannot be copied.
+class _WindowTargets:
+    """Base class of targets that come with the conditions of windows.
 
     Args:
         world: The training world.
-        builder: Embeddings, weights and statistics.
         windows: Which windows.
-        exclude_share: How often the window's own positives are left out of the target.
     """
 
-    def __init__(
-        self, world: World, builder: ConditionBuilder, windows: WindowSettings, exclude_share: float = 0.5
-    ) -> None:
+    def __init__(self, world: World, windows: WindowSettings) -> None:
         self._world = world
-        self._builder = builder
+        self._builder = ConditionBuilder.of_world(world)
         self._windows = WindowSource(world, windows)
+
+    def _examples(self, window: HistoryWindow, targets: FloatArray) -> Examples:
+        return Examples(self._builder.build(observed_states(self._world, window), window), targets)
+
+
+class ProfileTargets(_WindowTargets):
+    """The user's long-run profile: the inverse-propensity mean of all positives of the training log.
+
+    A window's own positives are left out of the target in a share of the examples, so that they cannot be copied.
+    """
+
+    def __init__(self, world: World, windows: WindowSettings, exclude_share: float) -> None:
+        super().__init__(world, windows)
+        builder = self._builder
         self._positives = PooledPositives(builder, world.data.train, len(world.data.users))
         self._exclude_share = exclude_share
-        self.users = np.intersect1d(world.users, np.flatnonzero(self._positives.counts >= _MIN_POSITIVES))
+        self.users = logged_users(world, _MIN_POSITIVES)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         window, logged = self._windows.draw(users, rng)
         exclude = rng.random(len(users)) < self._exclude_share
-        targets = self._positives.outside(window, users, exclude & logged)
-        return Examples(_conditions(self._world, self._builder, window), targets)
+        return self._examples(window, self._positives.outside(window, users, exclude & logged))
 
 
 class LiteralTargets:
-    """The paper's own choice, target and condition both the observed state (eq. 2 and 7); its optimum is the identity.
-
-    Args:
-        world: The training world.
-        windows: Which windows.
-    """
+    """The paper's own choice: target and condition are the observed state (eq. 2, 7); its optimum is the identity."""
 
     def __init__(self, world: World, windows: WindowSettings) -> None:
         self._world = world
@@ -269,7 +246,7 @@ class LiteralTargets:
         return Examples(states, states)
 
 
-class UnbiasedTargets:
+class UnbiasedTargets(_WindowTargets):
     """What calibration users like when exposure is random, or fully observed, in place of their profile.
 
     The target is the mean embedding of what a user clicked, less that of what the user was shown, plus the mean
@@ -277,15 +254,13 @@ class UnbiasedTargets:
 
     Args:
         world: The training world.
-        builder: Embeddings, weights and statistics.
-        calibration: User rows whose test log may be read; they must never be evaluated.
         windows: Which windows.
+        calibration: User rows whose test log may be read; they must never be evaluated.
     """
 
-    def __init__(self, world: World, builder: ConditionBuilder, calibration: IntArray, windows: WindowSettings) -> None:
-        self._world = world
-        self._builder = builder
-        self._windows = WindowSource(world, windows)
+    def __init__(self, world: World, windows: WindowSettings, calibration: IntArray) -> None:
+        super().__init__(world, windows)
+        builder = self._builder
         n_users = len(world.data.users)
         log = world.data.test.take(np.isin(world.data.test.users, calibration))
         everything = replace(log, clicks=np.ones(len(log), np.bool_))
@@ -301,7 +276,7 @@ class UnbiasedTargets:
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         window, _ = self._windows.draw(users, rng)
-        return Examples(_conditions(self._world, self._builder, window), self._targets[users])
+        return self._examples(window, self._targets[users])
 
 
 class MixedTargets:
@@ -324,33 +299,24 @@ class MixedTargets:
         )
 
 
-class PairedTargets:
+class PairedTargets(_WindowTargets):
     """Synthetic corruption: the clean state of a window, and the condition of the same window biased to popular items.
 
     A window is corrupted by deleting long-tail positives and putting popular items, drawn in proportion to their
     training exposures, in random places as clicks. It needs no labels, but teaches to undo this corruption alone.
-
-    Args:
-        world: The training world.
-        builder: Embeddings, weights and statistics.
-        windows: Which windows.
     """
 
-    def __init__(self, world: World, builder: ConditionBuilder, windows: WindowSettings) -> None:
-        self._world = world
-        self._builder = builder
-        self._windows = WindowSource(world, windows)
+    def __init__(self, world: World, windows: WindowSettings) -> None:
+        super().__init__(world, windows)
         log = world.data.train
-        exposures = log.exposures(len(world.data.items)) * builder.popular
+        exposures = log.exposures(len(world.data.items)) * self._builder.popular
         self._share = exposures / exposures.sum()
-        clicks = np.bincount(log.users[log.clicks], minlength=len(world.data.users))
-        self.users = np.intersect1d(world.users, np.flatnonzero(clicks >= _MIN_POSITIVES))
+        self.users = logged_users(world, _MIN_POSITIVES)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """See :class:`ExampleSource`."""
         clean, _ = self._windows.draw(users, rng)
-        corrupted = self._corrupt(clean, rng)
-        return Examples(_conditions(self._world, self._builder, corrupted), self._builder.ips_state(clean))
+        return self._examples(self._corrupt(clean, rng), self._builder.ips_state(clean))
 
     def _corrupt(self, window: HistoryWindow, rng: np.random.Generator) -> HistoryWindow:
         shape = window.items.shape
@@ -392,16 +358,7 @@ class PooledPositives:
         return _mean(self._sums[users], self._weights[users])
 
     def outside(self, window: HistoryWindow, users: IntArray, exclude: NDArray[np.bool_]) -> FloatArray:
-        """Returns the same without the positives of windows of the log, where the user has enough others.
-
-        Args:
-            window: ``n`` windows.
-            users: ``int (n,)``, whose they are.
-            exclude: ``bool (n,)``, windows whose positives to leave out.
-
-        Returns:
-            ``float32 (n, d)``.
-        """
+        """Returns the same without the positives of ``n`` windows where ``exclude`` and the user has enough others."""
         sums, weights = self._builder.weighted_sums(window)
         others = self.counts[users] - window.clicks.sum(axis=1)
         leave_out = exclude & (others >= _MIN_POSITIVES)
@@ -411,14 +368,11 @@ class PooledPositives:
         )
 
 
-def logged_users(world: World) -> NDArray[np.int64]:
-    """Returns the rows of the world's users who have exposures in the training log, increasing."""
-    counts = np.bincount(world.data.train.users, minlength=len(world.data.users))
-    return np.intersect1d(world.users, np.flatnonzero(counts))
-
-
-def _conditions(world: World, builder: ConditionBuilder, window: HistoryWindow) -> FloatArray:
-    return builder.build(observed_states(world, window), window)
+def logged_users(world: World, min_clicks: int = 0) -> NDArray[np.int64]:
+    """Returns the rows of the world's users in the training log who click at least so often there, increasing."""
+    log = world.data.train
+    clicks = np.bincount(log.users, log.clicks, len(world.data.users))
+    return np.intersect1d(np.intersect1d(world.users, log.users), np.flatnonzero(clicks >= min_clicks))
 
 
 def _mean(sums: NDArray[np.floating], weights: NDArray[np.floating]) -> FloatArray:

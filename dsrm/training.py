@@ -17,9 +17,11 @@ from dsrm.baselines import regress
 from dsrm.diffusion import Denoiser, denoising_loss
 from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.targets import Examples, ExampleSource
+from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, load_artifact, save_artifact
 from kuaifair_env.response.training import Trainer, cosine_decay
+from kuaifair_env.splits import early_stopping_split
 
 CHECKPOINTS = Family("kuaifair-pretraining", 2, "pretraining checkpoint")
 
@@ -100,34 +102,23 @@ def train_denoiser(
     make_network: Callable[[], Denoiser],
     objective: Objective,
     source: ExampleSource,
-    users: NDArray[np.int64],
-    validation_users: NDArray[np.int64],
+    data: InteractionData,
     config: TrainingConfig,
     *,
     seed: int,
     label: str,
-    checkpoint: str | Path | None = None,
-    progress: bool = False,
+    checkpoint: str | Path | None,
+    progress: bool,
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a denoiser from the start, or from the checkpoint where there is one.
 
-    A round's examples and batches follow from seed and round, so that training can go on after any round and gives
-    the same weights.
-
-    Args:
-        make_network: Makes the untrained network.
-        objective: What to minimise.
-        source: Where examples come from.
-        users: User rows to learn from.
-        validation_users: User rows for early stopping.
-        config: Rounds, batches, optimizer.
-        seed: Seed of weights, examples and batches.
-        label: Name of this training, in the progress bar and in the checkpoint.
-        checkpoint: File that is written after each round and removed at the end; None writes nothing.
-        progress: Whether to show a progress bar.
+    A tenth of the users of the ``source`` (rows of ``data``) is kept aside for early stopping. A round's examples and
+    batches follow from seed and round, so that training can go on after any round and gives the same weights.
+    ``checkpoint`` is written after each round and removed at the end; ``label`` names the training in it, and in the
+    progress bar.
 
     Returns:
-        The network with the averaged weights of the best round, and a JSON-able report of losses and settings.
+        The network with the averaged weights of the best round, and a JSON-able report of users, losses and settings.
 
     Raises:
         ArtifactError: If the checkpoint is damaged or of another training.
@@ -135,6 +126,7 @@ def train_denoiser(
     """
     from tqdm import tqdm
 
+    users, validation_users = early_stopping_split(data, source.users)
     rounds = _Rounds(objective, source, users, validation_users, config, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,13 +141,8 @@ def train_denoiser(
         max_grad_norm=config.max_grad_norm,
         schedule=cosine_decay(config.rounds * rounds.steps),
     )
-    identity = {
-        "label": label,
-        "seed": seed,
-        "config": asdict(config),
-        "users": len(users),
-        "validation_users": len(validation_users),
-    }
+    counts = {"training_users": len(users), "validation_users": len(validation_users)}
+    identity = {"label": label, "seed": seed, "config": asdict(config), **counts}
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         _, tensors, settings = load_artifact(path, "checkpoint", CHECKPOINTS)
@@ -183,7 +170,7 @@ def train_denoiser(
         )
     if path is not None:
         path.unlink(missing_ok=True)
-    report = trainer.report() | {"training": asdict(config)}
+    report = counts | trainer.report() | {"training": asdict(config)}
     return TrainedDenoiser(best, rounds.condition, rounds.state), report
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, huber_loss, mse_loss
 from typing_extensions import Unpack
 
-from hrl_policies.common.item_agent import HeadKind, ItemPolicy
+from hrl_policies.common.item_agent import ItemPolicy, ItemPolicyArguments
 from hrl_policies.common.offline import OfflineAlgorithm, OfflineArguments, TensorBatch, minimize
 from hrl_policies.common.slates import slate_shape
 from hrl_policies.common.transitions import LoggedTransitions
@@ -31,14 +31,7 @@ _PREDICTION_SEED = 0
 
 
 class ActionModel(nn.Module):
-    """``G_omega(s)``: a conditional variational autoencoder of logged actions.
-
-    Args:
-        state_size: Size of a state.
-        action_size: Size ``m`` of an action.
-        net_arch: Hidden layers of encoder and decoder.
-        latent_size: Size of the latent ``z``.
-    """
+    """``G_omega(s)``: a conditional variational autoencoder of logged actions."""
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], latent_size: int) -> None:
         super().__init__()
@@ -75,14 +68,7 @@ class ActionModel(nn.Module):
 
 
 class Perturbation(nn.Module):
-    """``xi_phi(s, a)``: moves an action by at most ``Phi`` in each coordinate, and keeps it in ``[-1, 1]``.
-
-    Args:
-        state_size: Size of a state.
-        action_size: Size ``m`` of an action.
-        net_arch: Hidden layers.
-        bound: ``Phi``.
-    """
+    """``xi_phi(s, a)``: moves an action by at most ``Phi`` in each coordinate, and keeps it in ``[-1, 1]``."""
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], bound: float) -> None:
         super().__init__()
@@ -204,10 +190,8 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: ``Box``.
         action_space: ``Discrete``, or ``MultiDiscrete`` of ``K`` times ``N``.
         lr_schedule: Learning rate.
-        net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``; see :class:`~hrl_policies.common.item_agent.ItemPolicy`.
-        dimension: Size ``d`` of item embeddings; 0 where there are none.
         threshold: ``tau`` of BCQ; 0 allows all items, 1 only the likeliest.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemPolicy`; the default ``head`` is ``"linear"``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -218,13 +202,12 @@ class DiscreteBCQPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        head: HeadKind = "linear",
-        dimension: int = 0,
         *,
         threshold: float = 0.3,
+        **kwargs: Unpack[ItemPolicyArguments],
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        kwargs.setdefault("head", "linear")
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"threshold lies in [0, 1], got {threshold}")
         self.threshold = threshold
@@ -269,14 +252,13 @@ class BCQ(OfflineAlgorithm):
     sessions are bootstrapped. Defaults are those of the article and of the authors' code.
 
     Args:
-        policy: ``"BCQPolicy"`` or a subclass of it; ``"MlpPolicy"`` is the same.
+        policy: ``"BCQPolicy"`` (``"MlpPolicy"`` is the same) or a subclass of it, which takes ``policy_kwargs``.
         env: As in :class:`~hrl_policies.common.offline.OfflineAlgorithm`; actions must be a ``Box``.
         transitions: As in ``OfflineAlgorithm``.
         learning_rate: Learning rate of all networks; a number or a schedule.
         batch_size: Transitions of a gradient step.
         minimum_weight: ``lambda``, weight of the smaller critic.
         target_samples: Proposals ``n`` of the target.
-        policy_kwargs: See :class:`BCQPolicy`.
         **kwargs: See ``OfflineAlgorithm``.
 
     Raises:
@@ -284,6 +266,7 @@ class BCQ(OfflineAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"BCQPolicy": BCQPolicy, "MlpPolicy": BCQPolicy}
+    supported_action_spaces = (spaces.Box,)
     policy: BCQPolicy
 
     def __init__(
@@ -296,8 +279,6 @@ class BCQ(OfflineAlgorithm):
         batch_size: int = 100,
         minimum_weight: float = 0.75,
         target_samples: int = 10,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Unpack[OfflineArguments],
     ) -> None:
         if target_samples < 1 or not 0.0 <= minimum_weight <= 1.0:
@@ -305,19 +286,8 @@ class BCQ(OfflineAlgorithm):
                 "target_samples is at least 1 and minimum_weight lies in [0, 1], "
                 f"got {target_samples} and {minimum_weight}"
             )
-        super().__init__(
-            policy,
-            env,
-            transitions,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            policy_kwargs=policy_kwargs,
-            supported_action_spaces=(spaces.Box,),
-            **kwargs,
-        )
         self.minimum_weight, self.target_samples = minimum_weight, target_samples
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(policy, env, transitions, learning_rate=learning_rate, batch_size=batch_size, **kwargs)
 
     def _update(self, batch: TensorBatch, noise: torch.Generator) -> Mapping[str, float]:
         policy = self.policy
@@ -347,7 +317,6 @@ class BCQ(OfflineAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TensorBatch, noise: torch.Generator) -> Tensor:
-        """Returns the critics' targets, ``float32 (B, 1)``."""
         states = batch.next_observations.flatten(1).repeat_interleave(self.target_samples, dim=0)
         latents = self._standard_normal((len(states), self.policy.latent_size), noise)
         actions = self.policy.propose(states, latents, target=True)
@@ -389,14 +358,14 @@ class DiscreteBCQ(OfflineAlgorithm):
     ``train/allowed_items`` logs the mean number of items that the threshold allows.
 
     Args:
-        policy: ``"DiscreteBCQPolicy"`` or a subclass of it; ``"MlpPolicy"`` is the same.
+        policy: ``"DiscreteBCQPolicy"`` (``"MlpPolicy"`` is the same) or a subclass of it, which takes
+            ``policy_kwargs``.
         env: As in :class:`~hrl_policies.common.offline.OfflineAlgorithm`; actions must be item ids.
         transitions: As in ``OfflineAlgorithm``; slates need ``slot_rewards``.
         item_embeddings: ``float32 (N, d)``, which both heads score by; None gives each item weights of its own.
         learning_rate: A number or a schedule.
         batch_size: Transitions of a gradient step.
         logit_penalty: Weight of ``mean(i^2)``.
-        policy_kwargs: See :class:`DiscreteBCQPolicy`.
         **kwargs: See ``OfflineAlgorithm``.
 
     Raises:
@@ -407,6 +376,7 @@ class DiscreteBCQ(OfflineAlgorithm):
         "DiscreteBCQPolicy": DiscreteBCQPolicy,
         "MlpPolicy": DiscreteBCQPolicy,
     }
+    supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete)
     policy: DiscreteBCQPolicy
 
     def __init__(
@@ -419,29 +389,16 @@ class DiscreteBCQ(OfflineAlgorithm):
         learning_rate: float | Schedule = 3e-4,
         batch_size: int = 64,
         logit_penalty: float = 1e-2,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Unpack[OfflineArguments],
     ) -> None:
         if logit_penalty < 0:
             raise ValueError(f"logit_penalty is not negative, got {logit_penalty}")
-        policy_kwargs = dict(policy_kwargs or {})
-        if item_embeddings is not None:
-            policy_kwargs |= {"head": "embedding", "dimension": int(item_embeddings.shape[1])}
-        super().__init__(
-            policy,
-            env,
-            transitions,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            policy_kwargs=policy_kwargs,
-            supported_action_spaces=(spaces.Discrete, spaces.MultiDiscrete),
-            **kwargs,
-        )
         self.logit_penalty = logit_penalty
         self._item_embeddings = item_embeddings
-        if _init_setup_model:
-            self._setup_model()
+        if item_embeddings is not None:
+            head = {"head": "embedding", "dimension": int(item_embeddings.shape[1])}
+            kwargs["policy_kwargs"] = {**(kwargs.get("policy_kwargs") or {}), **head}
+        super().__init__(policy, env, transitions, learning_rate=learning_rate, batch_size=batch_size, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -279,10 +279,7 @@ def nearest_to_half(counts: BoolArray) -> BoolArray:
 
 
 def best_slates(
-    scores: FloatArray,
-    popular: BoolArray,
-    counts: BoolArray,
-    allowed: BoolArray | None = None,
+    scores: FloatArray, popular: BoolArray, counts: BoolArray, allowed: BoolArray | None = None
 ) -> NDArray[np.int64]:
     """Returns, for each row, the slate of the largest total score whose number of popular items is allowed.
 

@@ -8,7 +8,7 @@ users, with all tables from the training log alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -23,10 +23,9 @@ from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hrl_policies.common.buffers import Column, ExecutedSlates, SlateReplaySamples
-from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy
+from hrl_policies.common.item_agent import ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy, ItemPolicyArguments
 from hrl_policies.common.sessions import allowed_items
-from hrl_policies.common.slates import MASKED, slate_shape
+from hrl_policies.common.slates import MASKED, Column, ExecutedSlates, SlateReplaySamples, slate_shape
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.spaces import reached_observations, top_k
 from kuaifair_env.world import World
@@ -195,12 +194,10 @@ class QItemPolicy(ItemPolicy):
             holds the window (``observation_mode="history"``).
         action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate.
-        net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``; see ``ItemPolicy``.
-        dimension: Size ``d`` of item embeddings; 0 where there are none.
         candidates: Items ``M``, at least ``K``, that greedy slots choose from: those that resemble what was liked last
             (see :class:`SimilarItems`); 0 takes the whole catalogue.
         explore: Probability that a slot of a non-deterministic slate shows a uniformly random item.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemPolicy`.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -211,14 +208,12 @@ class QItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        head: HeadKind = "embedding",
-        dimension: int = 0,
         *,
         candidates: int = 0,
         explore: float = 0.05,
+        **kwargs: Unpack[ItemPolicyArguments],
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         if not 0.0 <= explore <= 1.0:
             raise ValueError(f"explore is a probability from 0 to 1, got {explore}")
         if candidates and not self.slate_size <= candidates:
@@ -257,10 +252,7 @@ class QItemPolicy(ItemPolicy):
         return mixed(best, random, torch.rand(best.shape, device=best.device) < self.explore)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {
-            "candidates": self.candidates,
-            "explore": self.explore,
-        }
+        return super()._get_constructor_parameters() | {"candidates": self.candidates, "explore": self.explore}
 
 
 def mixed(best: Tensor, random: Tensor, explore: Tensor) -> Tensor:
@@ -339,8 +331,6 @@ class DNaIR(ItemAgent):
         explore: float = 0.05,
         learning_starts: int = 6_400,
         gamma: float = 0.9,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         for name, value, kinds in (("mode", mode, DNaIRMode), ("acc", acc, AccuracyKind)):
@@ -352,21 +342,13 @@ class DNaIR(ItemAgent):
             raise ValueError("acc='itemcf' measures similarity, which candidates=0 leaves out")
         if novelty_coef < 0.0:
             raise ValueError(f"novelty_coef must not be negative, got {novelty_coef}")
-        misplaced = {"candidates", "explore"} & set(policy_kwargs or {})
+        policy_kwargs = kwargs.pop("policy_kwargs", None) or {}
+        misplaced = {"candidates", "explore"} & set(policy_kwargs)
         if misplaced:
             raise ValueError(f"{', '.join(sorted(misplaced))}: give them to DNaIR itself, not in policy_kwargs")
-        super().__init__(
-            policy,
-            env,
-            learning_starts=learning_starts,
-            gamma=gamma,
-            policy_kwargs={**(policy_kwargs or {}), "candidates": candidates, "explore": explore},
-            **kwargs,
-        )
-        self.mode, self.acc = mode, acc
-        self.novelty_coef = novelty_coef
-        if _init_setup_model:
-            self._setup_model()
+        self.mode, self.acc, self.novelty_coef = mode, acc, novelty_coef
+        kwargs["policy_kwargs"] = {**policy_kwargs, "candidates": candidates, "explore": explore}
+        super().__init__(policy, env, learning_starts=learning_starts, gamma=gamma, **kwargs)
 
     def _setup_model(self) -> None:
         self.replay_buffer_kwargs = {"columns": self._columns()}
@@ -378,7 +360,6 @@ class DNaIR(ItemAgent):
             self.novelty = torch.zeros(self.policy.n_items, device=self.device)
 
     def _columns(self) -> dict[str, Column]:
-        """Returns the additional columns of the buffer."""
         columns: dict[str, Column] = {}
         n_items, slate_size = slate_shape(self.action_space)
         if self.policy_kwargs["candidates"]:
@@ -395,25 +376,17 @@ class DNaIR(ItemAgent):
         if similar is not None:
             similar.fill(tables)
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        """Updates the network; see Stable-Baselines3."""
-        self.policy.set_training_mode(True)
+    def _update_learning_rates(self) -> None:
         update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
-        losses, means = [], []
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            values = self.policy.q_net.score_items(batch.observations, self.policy.embeddings, batch.items)
-            if self.mode == "kuaisim":
-                values = values.sum(dim=1, keepdim=True)
-            loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
-            self._minimize(self.policy.optimizer, loss)
-            polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
-            losses.append(loss.detach())
-            means.append(values.detach().mean())
-        self._n_updates += gradient_steps
-        self.logger.record("train/loss", float(torch.stack(losses).mean()))
-        self.logger.record("train/q_mean", float(torch.stack(means).mean()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        values = self.policy.q_net.score_items(batch.observations, self.policy.embeddings, batch.items)
+        if self.mode == "kuaisim":
+            values = values.sum(dim=1, keepdim=True)
+        loss = nn.functional.huber_loss(values, self._targets(batch), delta=self.huber_delta)
+        self._minimize(self.policy.optimizer, loss)
+        polyak_update(self.policy.q_net.parameters(), self.policy.target_net.parameters(), self.tau)
+        return {"loss": loss.detach(), "q_mean": values.detach().mean()}
 
     def _targets(self, batch: SlateReplaySamples) -> Tensor:
         """Returns the targets of values ``float32 (n, K)``, or of whole slates ``(n, 1)`` in ``"kuaisim"`` mode."""
@@ -433,11 +406,7 @@ class DNaIR(ItemAgent):
         return gained + discounts * following.mean(dim=1, keepdim=True)
 
     def _extra_columns(
-        self,
-        executed: ExecutedSlates,
-        new_obs: Any,
-        dones: NDArray[np.bool_],
-        infos: list[dict[str, Any]],
+        self, executed: ExecutedSlates, new_obs: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
     ) -> dict[str, NDArray[Any]]:
         similar = self.policy.similar
         if similar is None:

@@ -9,7 +9,7 @@ corrected.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -21,9 +21,8 @@ from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hrl_policies.common.buffers import SlateReplaySamples
-from hrl_policies.common.item_agent import HeadKind, ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy
-from hrl_policies.common.slates import SlateDistribution
+from hrl_policies.common.item_agent import ItemAgent, ItemAgentArguments, ItemNet, ItemPolicy, ItemPolicyArguments
+from hrl_policies.common.slates import SlateDistribution, SlateReplaySamples
 from kuaifair_env.world import World
 
 
@@ -34,10 +33,8 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: As in :class:`~hrl_policies.common.item_agent.ItemPolicy`.
         action_space: As in ``ItemPolicy``.
         lr_schedule: Learning rate of the critics.
-        net_arch: Units of hidden layers.
-        head: ``"embedding"`` or ``"linear"``; see ``ItemPolicy``.
-        dimension: Size ``d`` of item embeddings; 0 where there are none.
         actor_lr_schedule: Learning rate of the actor; None takes the critics'.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemPolicy`.
     """
 
     def __init__(
@@ -45,13 +42,11 @@ class SoftItemPolicy(ItemPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        head: HeadKind = "embedding",
-        dimension: int = 0,
         *,
         actor_lr_schedule: Schedule | None = None,
+        **kwargs: Unpack[ItemPolicyArguments],
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, net_arch, head, dimension)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.actor = self.make_net()
         self.critics = nn.ModuleList([self.make_net(), self.make_net()])
         self.target_critics = nn.ModuleList([self.make_net(), self.make_net()]).requires_grad_(False)
@@ -80,6 +75,13 @@ SAC4IRMode = Literal["debiased", "kuaisim"]
 _LOG_ENT_COEF_BOUNDS = (-10.0, 2.0)
 
 
+class DiscreteSACArguments(ItemAgentArguments, total=False):
+    """What :class:`SAC4IR` leaves to :class:`DiscreteSAC`, where each is described."""
+
+    actor_learning_rate: float | Schedule | None
+    ent_coef: float | str
+
+
 class DiscreteSAC(ItemAgent):
     """SAC with exact expectations over items, as for any ``Discrete`` actions; each slot of a slate is a sample.
 
@@ -89,14 +91,13 @@ class DiscreteSAC(ItemAgent):
     Soft actor-critic algorithms and applications, arXiv:1812.05905, 2018).
 
     Args:
-        policy: ``"SoftItemPolicy"`` or a subclass of it.
+        policy: ``"SoftItemPolicy"`` or a subclass of it, which takes ``policy_kwargs``.
         env: Sessions with ``action_mode="slate"`` or ``"item"``, or another environment with ``Discrete`` actions.
         actor_learning_rate: Learning rate of the actor; None takes ``learning_rate``, that of critics and ``alpha``.
         learning_starts: Steps with uniformly random slates before learning starts.
         gamma: Discount.
         ent_coef: ``alpha``; ``"auto"`` learns it from 1, ``"auto_0.2"`` from 0.2, a number fixes it.
         target_entropy_ratio: Share of the largest entropy, ``log N``, that a learnt ``alpha`` aims at.
-        policy_kwargs: See :class:`SoftItemPolicy`.
         **kwargs: See :class:`~hrl_policies.common.item_agent.ItemAgent`.
 
     Raises:
@@ -116,22 +117,16 @@ class DiscreteSAC(ItemAgent):
         gamma: float = 0.99,
         ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.98,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Unpack[ItemAgentArguments],
     ) -> None:
         if not 0.0 < target_entropy_ratio <= 1.0:
             raise ValueError(f"target_entropy_ratio must lie in (0, 1], got {target_entropy_ratio}")
-        super().__init__(
-            policy, env, learning_starts=learning_starts, gamma=gamma, policy_kwargs=policy_kwargs, **kwargs
-        )
         self.actor_learning_rate = actor_learning_rate
         self.ent_coef = ent_coef
         self.target_entropy_ratio = target_entropy_ratio
         start, self._learns_ent_coef = _initial_ent_coef(ent_coef)
         self._initial_log_ent_coef = math.log(start)
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(policy, env, learning_starts=learning_starts, gamma=gamma, **kwargs)
 
     def _setup_model(self) -> None:
         rate = self.learning_rate if self.actor_learning_rate is None else self.actor_learning_rate
@@ -149,24 +144,16 @@ class DiscreteSAC(ItemAgent):
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Updates critics, actor and ``alpha``; see Stable-Baselines3."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rates()
-        records: dict[str, list[Tensor]] = {}
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            alpha = self.log_ent_coef.detach().exp()
-            critic_loss = self._update_critics(batch, alpha)
-            actor_loss, entropy = self._update_actor(batch.observations, alpha)
-            self._update_ent_coef(entropy)
-            polyak_update(self.policy.critics.parameters(), self.policy.target_critics.parameters(), self.tau)
-            losses = {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": entropy}
-            for name, value in losses.items():
-                records.setdefault(name, []).append(value)
-        self._n_updates += gradient_steps
-        for name, values in records.items():
-            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+        super().train(gradient_steps, batch_size)
         self.logger.record("train/ent_coef", float(self.log_ent_coef.detach().exp()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        alpha = self.log_ent_coef.detach().exp()
+        critic_loss = self._update_critics(batch, alpha)
+        actor_loss, entropy = self._update_actor(batch.observations, alpha)
+        self._update_ent_coef(entropy)
+        polyak_update(self.policy.critics.parameters(), self.policy.target_critics.parameters(), self.tau)
+        return {"critic_loss": critic_loss, "actor_loss": actor_loss, "entropy": entropy}
 
     def _update_critics(self, batch: SlateReplaySamples, alpha: Tensor) -> Tensor:
         with torch.no_grad():
@@ -192,9 +179,7 @@ class DiscreteSAC(ItemAgent):
             values = self.policy.min_q(states)
             gradient, loss = policy_gradient(logs, values, alpha)
             entropy = -(logs.exp() * logs).sum(dim=1).mean()
-        self.policy.actor_optimizer.zero_grad()
-        logits.backward(gradient)
-        self._clip_and_step(self.policy.actor_optimizer)
+        self._minimize(self.policy.actor_optimizer, logits, gradient)
         return loss, entropy
 
     def _update_ent_coef(self, entropy: Tensor) -> None:
@@ -240,7 +225,8 @@ class SAC4IR(DiscreteSAC):
         popularity_power: ``beta``; must be 0 in ``"kuaisim"`` mode.
         learning_starts: Steps with uniformly random slates before learning starts.
         gamma: Discount.
-        actor_learning_rate: See :class:`DiscreteSAC`, like all that follows.
+        target_entropy_ratio: See :class:`DiscreteSAC`.
+        **kwargs: See :class:`DiscreteSAC`.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.
@@ -256,33 +242,22 @@ class SAC4IR(DiscreteSAC):
         popularity_power: float = 0.25,
         learning_starts: int = 6_400,
         gamma: float = 0.95,
-        actor_learning_rate: float | Schedule | None = None,
-        ent_coef: float | str = "auto",
         target_entropy_ratio: float = 0.7,
-        policy_kwargs: dict[str, Any] | None = None,
-        _init_setup_model: bool = True,
-        **kwargs: Unpack[ItemAgentArguments],
+        **kwargs: Unpack[DiscreteSACArguments],
     ) -> None:
         if mode not in get_args(SAC4IRMode):
             raise ValueError(f"mode must be one of {get_args(SAC4IRMode)}, got {mode!r}")
         if popularity_power < 0.0 or (mode == "kuaisim" and popularity_power != 0.0):
             raise ValueError(f"popularity_power must not be negative, and 0 in mode='kuaisim', got {popularity_power}")
+        self.mode, self.popularity_power = mode, popularity_power
         super().__init__(
             policy,
             env,
             learning_starts=learning_starts,
             gamma=gamma,
-            actor_learning_rate=actor_learning_rate,
-            ent_coef=ent_coef,
             target_entropy_ratio=target_entropy_ratio,
-            policy_kwargs=policy_kwargs,
-            _init_setup_model=False,
             **kwargs,
         )
-        self.mode = mode
-        self.popularity_power = popularity_power
-        if _init_setup_model:
-            self._setup_model()
 
     def _setup_model(self) -> None:
         self.weights = torch.zeros(0)
@@ -328,11 +303,7 @@ def policy_gradient(logs: Tensor, values: Tensor, alpha: Tensor) -> tuple[Tensor
 
     In closed form: ``pi(a) (c(a) - sum_b pi(b) c(b)) / B`` with ``c = alpha log pi - Q``, which takes fewer passes over
     ``(B, N)`` than automatic differentiation.
-
-    Args:
-        logs: See :func:`soft_values`.
-        values: See :func:`soft_values`.
-        alpha: See :func:`soft_values`.
+    Arguments are those of :func:`soft_values`.
     """
     probabilities = logs.exp()
     costs = alpha * logs - values

@@ -113,14 +113,7 @@ def save_artifact(
     settings: Mapping[str, Any],
     family: Family = RESPONSES,
 ) -> None:
-    """Writes tensors and settings to one safetensors file, atomically.
-
-    Args:
-        path: The file; missing folders above it are made.
-        kind: What the artifact is, such as ``"factorised"``.
-        tensors: Arrays by name.
-        settings: JSON-able; comes back from :func:`load_artifact`.
-        family: Whose file it is.
+    """Writes a kind of artifact, its tensors and its JSON-able settings to one safetensors file, atomically.
 
     Raises:
         ArtifactError: If ``path`` is a folder.
@@ -146,15 +139,7 @@ def save_artifact(
 def load_artifact(
     path: str | Path, kind: str | None = None, family: Family = RESPONSES
 ) -> tuple[str, Tensors, dict[str, Any]]:
-    """Reads what :func:`save_artifact` wrote.
-
-    Args:
-        path: The file.
-        kind: The kind that it must be; None takes any.
-        family: Whose file it must be.
-
-    Returns:
-        Kind, tensors by name, settings.
+    """Returns the kind, tensors and settings that :func:`save_artifact` wrote; ``kind`` None takes any.
 
     Raises:
         ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind.
@@ -252,12 +237,9 @@ def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
-    """Writes a figure atomically, in the format that the file's ending names.
+    """Writes a figure atomically, in the format that the file's ending names: ``.png``, ``.svg`` or ``.pdf``.
 
-    Args:
-        figure: The figure.
-        path: A name that ends in ``.png``, ``.svg`` or ``.pdf``.
-        about: What the figure is made from, such as the data's origin and hash; kept inside the file.
+    ``about`` says what the figure is made from, such as the data's origin and hash; it is kept inside the file.
 
     Raises:
         ValueError: If the ending is another.

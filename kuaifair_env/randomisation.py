@@ -97,10 +97,7 @@ class VariedResponse:
 def varied(world: World, deviation: float, seed: int = 0) -> World:
     """Returns a training world whose users also have tastes of their own; the same world for a deviation of 0.
 
-    Args:
-        world: The training world.
-        deviation: See :class:`VariedResponse`.
-        seed: See :class:`VariedResponse`.
+    For ``deviation`` and ``seed`` see :class:`VariedResponse`.
 
     Raises:
         ValueError: If it is the test world.

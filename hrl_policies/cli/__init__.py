@@ -1,1 +1,108 @@
-"""The ``kuaifair`` command."""
+"""The command line: here the options that several commands take, and the codes that the command ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsrm.item_term import ItemTermMode
+from kuaifair_env.data.clicks import FeedbackKind, parse_positive
+from kuaifair_env.registration import Source
+
+if TYPE_CHECKING:
+    from kuaifair_env.data.schema import Split
+    from kuaifair_env.registration import WorldSettings
+    from kuaifair_env.world import World
+
+SOME_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Env = Annotated[str, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")]
+OptionalEnv = Annotated[str | None, typer.Option("--env", "-e", help="Environment id; see `kuaifair envs`.")]
+DataSource = Annotated[Source, typer.Option("--source", help="real forbids the twin, twin forbids real files.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder or archive with the official files; else KUAIFAIR_DATA, else the cache.")
+]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Take a part of the official files, labelled, as --source real.")
+]
+PositiveFeedback = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positive",
+        help="What counts as a click: watch_ratio=1.0 (KuaiRec); long_view, or several as is_like=2 (KuaiRand).",
+    ),
+]
+Feedback = Annotated[FeedbackKind, typer.Option(help="KuaiRec: reward the click, or the watch ratio up to --clip.")]
+Clip = Annotated[float | None, typer.Option(help="Largest watch ratio as feedback (default 5).")]
+ItemTerm = Annotated[
+    ItemTermMode | None, typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth.")
+]
+MaxLen = Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")]
+Users = Annotated[str | None, typer.Option(help="Raw ids of the held-out users to evaluate on: 3,7,12.")]
+NUsers = Annotated[
+    int | None, typer.Option(min=1, help="Number of held-out users to evaluate on, without --users (default 1000).")
+]
+EpisodesPerUser = Annotated[int | None, typer.Option(min=1, help="Sessions of each user (default 1).")]
+PurifierFile = Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
+
+
+def data_settings(
+    source: Source, allow_partial: bool, positive: list[str] | None, feedback: FeedbackKind, clip: float | None
+) -> WorldSettings:
+    """Returns the settings of a world that say which data it has and what counts as a click in them."""
+    settings: WorldSettings = {"source": source}
+    if allow_partial:
+        settings["allow_partial"] = True
+    if positive:
+        settings["positive"] = parse_positive(positive)
+    if feedback != "click":
+        settings["feedback"] = feedback
+    if clip is not None:
+        settings["clip"] = clip
+    return settings
+
+
+def open_world(
+    env: str, split: Split, settings: WorldSettings, data_dir: Path | None, item_term: ItemTermMode | None = None
+) -> World:
+    """Makes one world of an environment id, with an item term if one is named."""
+    from kuaifair_env.registration import make_world
+
+    settings = {**settings, "split": split}
+    if data_dir is not None:
+        settings["data_dir"] = data_dir
+    world = make_world(env, **settings)
+    if item_term is None:
+        return world
+    from dsrm.item_term import fit_item_term, with_item_term
+
+    return with_item_term(world, fit_item_term(world, item_term))
+
+
+def user_ids(text: str | None) -> tuple[int, ...] | None:
+    """Returns the ids that --users lists, or None.
+
+    Raises:
+        ValueError: If they are no numbers.
+    """
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--users lists raw ids, such as 3,7,12; got {text!r}") from None
+
+
+def need_new_file(path: Path) -> None:
+    """Checks that a file may be written.
+
+    Raises:
+        ArtifactError: If it exists.
+    """
+    from kuaifair_env.errors import ArtifactError
+
+    if path.exists():
+        raise ArtifactError(f"{path} exists already; choose another file, or remove it")

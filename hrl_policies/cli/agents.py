@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from hrl_policies.cli.options import (
+from hrl_policies.cli import (
     INTERRUPTED,
     SOME_FAILED,
     AllowPartial,
@@ -36,7 +36,7 @@ from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.simulator import InitialHistory, Repeats
 
 if TYPE_CHECKING:
-    from hrl_policies.study import RunConfig, RunResult, StoredRun
+    from hrl_policies.study import RunConfig, RunResult
     from hrl_policies.study.tuning import Confirmation, TuningResult
     from kuaifair_env.evaluation import EvaluationResult
     from kuaifair_env.registration import WorldSettings
@@ -80,8 +80,7 @@ def train(
     n_users: NUsers = None,
     episodes_per_user: EpisodesPerUser = None,
     purifier: Annotated[
-        Path | None,
-        typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote."),
+        Path | None, typer.Option(help="Purify the observed states: a file that `kuaifair pretrain` wrote.")
     ] = None,
     item_term: ItemTerm = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder to write.")] = None,
@@ -120,11 +119,7 @@ def train(
     planned: dict[str, Any] = {
         "seed": seed,
         "session": SessionConfig(
-            max_len=max_len,
-            slate_size=slate_size,
-            leave=leave,
-            initial_history=initial_history,
-            repeats=repeats,
+            max_len=max_len, slate_size=slate_size, leave=leave, initial_history=initial_history, repeats=repeats
         ),
         "total_steps": steps,
         "n_envs": n_envs,
@@ -148,8 +143,7 @@ def train(
     study.single_threaded()
     folder = output or Path("runs") / study.run_folder(config)
     _report_run(
-        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress),
-        command,
+        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress), command
     )
 
 
@@ -184,16 +178,18 @@ def evaluate(
         changes |= {"users": user_ids(users), "n_users": n_users}
     config = replace(stored.config, **changes)
     result = study.evaluate_run(
-        config,
-        study.load_policy(stored, worlds),
-        worlds,
-        study.purifier_of(stored),
-        ranking=ranking,
-        progress=progress,
+        config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), ranking=ranking, progress=progress
     )
     _show_results(config, result, str(context.obj))
-    if not changes:
-        _compare(stored, result)
+    if changes:
+        return
+    now = result.summary()
+    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
+    for name in different:
+        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
+    if different:
+        raise typer.Exit(SOME_FAILED)
+    typer.echo("Reproduces result.json exactly.")
 
 
 def tune(
@@ -280,7 +276,7 @@ def _world_settings(settings: WorldSettings, response: ResponseKind, taste: str 
 
 
 def _report_run(result: RunResult, command: str) -> None:
-    from hrl_policies.study.run_log import machine
+    from hrl_policies.study.store import machine
 
     if result.evaluation is None:
         typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
@@ -299,20 +295,7 @@ def _show_results(config: RunConfig, evaluation: EvaluationResult, command: str)
         table.show(Console())
 
 
-def _compare(stored: StoredRun, result: EvaluationResult) -> None:
-    """Says whether an evaluation reproduces the stored one, and ends with an exit code if not."""
-    now = result.summary()
-    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
-    if not different:
-        typer.echo("Reproduces result.json exactly.")
-        return
-    for name in different:
-        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
-    raise typer.Exit(SOME_FAILED)
-
-
 def _search_lines(result: TuningResult) -> list[str]:
-    """Returns the best trials, that of the shipped settings, and where to find all."""
     from hrl_policies.study.tuning import BEST, TRIALS
 
     scored = [trial for trial in result.trials if trial.score is not None]
@@ -334,7 +317,6 @@ def _search_lines(result: TuningResult) -> list[str]:
 
 
 def _confirmation_lines(confirmation: Confirmation | None) -> list[str]:
-    """Returns both sides, seed by seed, and which won."""
     if confirmation is None:
         return ["No trial beat the shipped settings; there is nothing to confirm."]
     shipped, found = confirmation.scores("start"), confirmation.scores("found")

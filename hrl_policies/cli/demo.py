@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hrl_policies.study import PurifierIdentity, RunConfig, RunRecord, plan_run, run_study
+from hrl_policies.study import PurifierIdentity, RunRecord, plan_run, run_study
 from hrl_policies.study.figures import draw_results
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import method
@@ -36,12 +36,7 @@ _COLUMNS = {
     "r_each": ("R_each", 3, "clicks a slate, as a share of its items", "more"),
     "r_cum": ("R_cum", 2, "R_each summed over the session: clicks and staying together", "more"),
     "ad": ("AD", 2, "how unequally popular and other items were shown in all", "less"),
-    "violation_rate": (
-        "violations",
-        2,
-        "share of slates too unequal for the user, which end sessions sooner",
-        "less",
-    ),
+    "violation_rate": ("violations", 2, "share of slates too unequal for the user, which end sessions sooner", "less"),
 }
 
 _INTRODUCTION = f"""[bold]KuaiFair demo[/bold]: {DEMO_ENV}, a synthetic world of a few hundred users and items.
@@ -81,7 +76,14 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
         identity = PurifierIdentity.of_file(purifier)
         records = []
         for number, (name, purified, _) in enumerate(DEMO_ROWS, 3):
-            config = _config(name, seed, steps, identity if purified else None)
+            config = plan_run(
+                name,
+                DEMO_ENV,
+                seed=seed,
+                session=SessionConfig(max_len=DEMO_MAX_LEN),
+                total_steps=(steps or DEMO_STEPS[name]) if method(name).learns else None,
+                purifier=identity if purified else None,
+            )
             task = f"training for {config.total_steps:,} steps and evaluating" if config.total_steps else "evaluating"
             with _phase(console, number, f"{task} {_title(name, purified)}", progress):
                 result = run_study(
@@ -110,17 +112,6 @@ def _phase(console: Console, number: int, task: str, moving: bool) -> Iterator[N
         return
     console.print(line, highlight=False, soft_wrap=True)
     yield
-
-
-def _config(name: str, seed: int, steps: int | None, purifier: PurifierIdentity | None) -> RunConfig:
-    return plan_run(
-        name,
-        DEMO_ENV,
-        seed=seed,
-        session=SessionConfig(max_len=DEMO_MAX_LEN),
-        total_steps=(steps or DEMO_STEPS[name]) if method(name).learns else None,
-        purifier=purifier,
-    )
 
 
 def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:

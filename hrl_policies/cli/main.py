@@ -1,4 +1,4 @@
-"""The ``kuaifair`` command: its groups, how it ends, and the lists of what there is."""
+"""The ``kuaifair`` command: its groups, how it ends, the lists of what there is, and ``kuaifair data``."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from hrl_policies.cli import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
-from hrl_policies.cli.data import data_app
-from hrl_policies.cli.options import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.study import study_app
+from kuaifair_env.data.sources import DatasetName
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
     from hrl_policies.zoo import MethodSpec
+    from kuaifair_env.data.dataset import InteractionData
 
 TRACEBACK_VARIABLE = "KUAIFAIR_TRACEBACK"
 
 _WIDTH = 118
 _COLUMNS = ("name", "title", "kind", "acts by", "purifier")
-_NAMES = (
-    "name",
-    "title",
-    "family",
-    "reference",
-    "kind",
-    "action_mode",
-    "observation_mode",
-    "purifier",
-    "sees",
-)
+_NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observation_mode", "purifier", "sees")
 
 app = typer.Typer(
     help="Fair interactive recommendation: environments, agents and the controls they have to beat.",
@@ -48,6 +41,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, pretrain, probe, encode, tune):
     app.command()(command)
+data_app = typer.Typer(help="Download, check and look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 
@@ -83,8 +77,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _version(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fair interactive recommendation: environments, agents and the controls they have to beat."""
@@ -147,17 +140,19 @@ def methods(
 
 
 def _listing(specs: Iterable[MethodSpec]) -> list[str]:
-    """Returns the table: a block for each family, a line for each method, and under it where from and what it sees."""
-    families: dict[str, list[MethodSpec]] = {}
+    families: defaultdict[str, list[tuple[MethodSpec, tuple[str, ...]]]] = defaultdict(list)
     for spec in specs:
-        families.setdefault(spec.family, []).append(spec)
-    rows = {spec.name: _cells(spec) for members in families.values() for spec in members}
-    widths = [max(len(row[place]) for row in (_COLUMNS, *rows.values())) for place in range(len(_COLUMNS))]
+        kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
+        families[spec.family].append(
+            (spec, (f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"))
+        )
+    rows = [_COLUMNS, *(cells for members in families.values() for _, cells in members)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_aligned(_COLUMNS, widths)]
     for family, members in families.items():
         lines += ["", family]
-        for spec in members:
-            lines.append(_aligned(rows[spec.name], widths))
+        for spec, cells in members:
+            lines.append(_aligned(cells, widths))
             lines += _wrapped("      from: ", spec.reference) + _wrapped("      sees: ", spec.sees)
     return [*lines, "", "privileged: knows the test world's truth. All of one method: kuaifair methods NAME"]
 
@@ -179,7 +174,7 @@ def _page(spec: MethodSpec, env: str) -> list[str]:
             f"trained with, in {env}" if env in own else "trained with",
             {key: value for key, value in settings.items() if not isinstance(value, Mapping)},
         ),
-        ("hyperparameters", _flat(settings["hyperparameters"])),
+        ("hyperparameters", dict(_flat(settings["hyperparameters"]))),
         ("search space", {key: _space(line) for key, line in search.items()}),
     ):
         lines += ["", title, *(_block(group) if group else ["  none: kuaifair tune cannot search"])]
@@ -189,7 +184,6 @@ def _page(spec: MethodSpec, env: str) -> list[str]:
 
 
 def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
-    """Returns what the zoo knows of a method, JSON-able."""
     from hrl_policies.zoo import load_settings, worlds_with_settings
 
     described = {name: getattr(spec, name) for name in _NAMES} | {"privileged": spec.privileged}
@@ -199,11 +193,6 @@ def _described(spec: MethodSpec, env: str) -> dict[str, Any]:
         "settings": load_settings(spec.name, env).as_dict(),
         "worlds_with_settings": worlds_with_settings(spec.name),
     }
-
-
-def _cells(spec: MethodSpec) -> tuple[str, ...]:
-    kind = f"{spec.kind}, privileged" if spec.privileged else spec.kind
-    return f"  {spec.name}", spec.title, kind, spec.action_mode, spec.purifier or "-"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -219,12 +208,10 @@ def _block(facts: Mapping[str, Any]) -> list[str]:
     return [line for name, value in facts.items() for line in _wrapped(f"  {name:<{width}}  ", str(value))]
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings under dotted names, as ``--set`` takes them."""
-    flat: dict[str, Any] = {}
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings under dotted names, as ``--set`` takes them."""
     for name, value in group.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
 
 
 def _space(line: Mapping[str, Any]) -> str:
@@ -233,3 +220,103 @@ def _space(line: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(str(value) for value in values)
     low, high = values
     return f"{low} to {high}, {'whole numbers' if kind == 'integer' else kind}"
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[DatasetName, typer.Argument(help="Data set.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the archive goes; the cache by default.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="A mirror's folder instead of the publisher's.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256, instead of the publisher's MD5.")] = None,
+    check_sum: Annotated[
+        bool, typer.Option("--checksum/--no-checksum", help="Whether the checksum must be the known one.")
+    ] = True,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed download is tried again.")] = 3,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without an answer that count as failed.")] = 60.0,
+    progress: Progress = True,
+) -> None:
+    """Download an official archive, show its licence, and check it."""
+    from kuaifair_env.data.official import fetch as download
+
+    download(
+        name,
+        folder,
+        base_url=base_url,
+        sha256=sha256,
+        check_sum=check_sum,
+        retries=retries,
+        timeout=timeout,
+        progress=progress,
+        announce=typer.echo,
+    )
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="An official archive, or the folder that it unpacks to.")],
+    name: Annotated[DatasetName | None, typer.Option(help="Which it is, when the path does not tell.")] = None,
+) -> None:
+    """Read an archive or folder as training would, and report what is in it."""
+    from kuaifair_env.data.kuairand import read_kuairand
+    from kuaifair_env.data.kuairec import read_kuairec
+    from kuaifair_env.data.sources import recognise
+
+    facts = recognise(path, name)
+    with Console(stderr=True).status(f"reading {escape(str(path))}"):
+        data = read_kuairec(path) if facts.name == "kuairec" else read_kuairand(path)
+    Console().print(_report_table(data))
+
+
+@data_app.command()
+def info(data_dir: Annotated[Path | None, typer.Option(help="A folder to look in.")] = None) -> None:
+    """Say which data sets are found where, what the cache holds, and the licences."""
+    from kuaifair_env.data.cache import cache_dir
+    from kuaifair_env.data.sources import DATASETS, find_source
+    from kuaifair_env.errors import DataError
+
+    sources = Table("data set", "found", "licence", title="official data")
+    for facts in DATASETS.values():
+        try:
+            path = find_source(facts.name, data_dir)
+            found = f"not found; kuaifair data fetch {facts.name}" if path is None else str(path)
+        except DataError as error:
+            found = str(error)
+        sources.add_row(facts.title, escape(found), facts.licence)
+    entries = _cache_table()
+    console = Console()
+    console.print(sources)
+    console.print(f"cache: {escape(str(cache_dir()))}", soft_wrap=True)
+    if entries.row_count:
+        console.print(entries)
+    for facts in DATASETS.values():
+        console.print(f"cite {facts.title}: {facts.citation}", soft_wrap=True)
+
+
+def _cache_table() -> Table:
+    from kuaifair_env.data.cache import cached_entries, read_manifest
+    from kuaifair_env.files import folder_size
+
+    table = Table("entry", "data set", "origin", "hash", "MB", title="cached data sets")
+    for entry in cached_entries():
+        manifest = read_manifest(entry)
+        provenance = manifest["provenance"]
+        size = f"{folder_size(entry) / 1e6:,.1f}"
+        cells = (entry.name, provenance["name"], provenance["origin"], manifest["data_hash"], size)
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    return table
+
+
+def _report_table(data: InteractionData) -> Table:
+    table = Table("part", "what", "count", title=escape(f"{data.provenance.name} ({data.provenance.origin})"))
+    table.columns[2].justify = "right"
+    for name, count in _flat(data.report):
+        part, _, what = name.rpartition(".")
+        text = f"{count:,}" if isinstance(count, int) else escape(str(count))
+        table.add_row(part or "data", what.replace("_", " "), text)
+    for which, log in (("train", data.train), ("test", data.test)):
+        table.add_row(which, "click rate", f"{log.clicks.mean():.4f}")
+    for file, digest in data.provenance.files.items():
+        table.add_row("file", escape(file), f"SHA-256 {digest[:16]}...")
+    table.add_row("data", "hash", data.data_hash)
+    table.caption = escape(data.provenance.description)
+    return table

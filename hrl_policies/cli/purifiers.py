@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dsrm.purifier import Mode, Target
-from hrl_policies.cli.options import (
+from hrl_policies.cli import (
     AllowPartial,
     Clip,
     DataDir,
@@ -27,11 +28,7 @@ from hrl_policies.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dsrm.probe_data import ProbeSet
-    from dsrm.probes import ProbeReport
     from dsrm.purifier import StatePurifier
-    from kuaifair_env.data.schema import FloatArray
-    from kuaifair_env.world import World
 
 # The choices of dsrm.encoder, whose import takes a second.
 EncoderKind = Literal["mean", "transformer"]
@@ -103,7 +100,7 @@ def pretrain(
 
 
 def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) -> None:
-    from hrl_policies.study.run_log import machine
+    from hrl_policies.study.store import machine
 
     described = purifier.describe()
     report = described.get("report", {})
@@ -148,11 +145,12 @@ def probe(
 
     Example: kuaifair probe profile.safetensors regression.safetensors --env KuaiFair-Toy-v0 --output probes
     """
-    from dsrm.probe_data import probe_set
+    from dsrm.probe_data import draw_counts_and_rates, draw_states, probe_set
     from dsrm.probes import probe as measure
     from dsrm.probes import purified_states, report_table
     from dsrm.purifier import load_purifier
     from hrl_policies.study import single_threaded
+    from kuaifair_env.files import write_text_atomically
     from kuaifair_env.registration import need_environment
 
     need_environment(env)
@@ -169,29 +167,13 @@ def probe(
     data = world.data.provenance
     typer.echo(f"{data.name} ({data.origin}), hash {world.data.data_hash}")
     if output is not None:
-        _write_probes(output, report, probes, states, world, figures)
+        content: dict[str, Any] = report.as_dict()
+        output.mkdir(parents=True, exist_ok=True)
+        if figures:
+            content["counts_and_rates_r2"] = draw_counts_and_rates(output / "counts_and_rates.png", world.data)
+            draw_states(output / "states.png", probes, states)
+        write_text_atomically(output / "probes.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
         typer.echo(f"written to {output}")
-
-
-def _write_probes(
-    output: Path,
-    report: ProbeReport,
-    probes: ProbeSet,
-    states: dict[str, FloatArray],
-    world: World,
-    figures: bool,
-) -> None:
-    import json
-
-    from dsrm.probe_data import draw_counts_and_rates, draw_states
-    from kuaifair_env.files import write_text_atomically
-
-    content: dict[str, Any] = report.as_dict()
-    output.mkdir(parents=True, exist_ok=True)
-    if figures:
-        content["counts_and_rates_r2"] = draw_counts_and_rates(output / "counts_and_rates.png", world.data)
-        draw_states(output / "states.png", probes, states)
-    write_text_atomically(output / "probes.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def encode(

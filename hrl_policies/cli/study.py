@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from hrl_policies.cli.options import SOME_FAILED, DataDir
+from hrl_policies.cli import SOME_FAILED, DataDir
 
 if TYPE_CHECKING:
     from hrl_policies.study.config import RunConfig
     from hrl_policies.study.engines import Engine
-    from hrl_policies.study.runs import StudyResult
     from hrl_policies.study.spec import StudySpec
     from hrl_policies.study.store import StoredRun
     from hrl_policies.worlds import WorldPair
@@ -42,8 +41,7 @@ class FigureForm(str, Enum):
 
 
 study_app = typer.Typer(
-    help="Plan, run and resume studies: methods x worlds x horizons x seeds, from one YAML file.",
-    no_args_is_help=True,
+    help="Plan, run and resume studies: methods x worlds x horizons x seeds, from one YAML file.", no_args_is_help=True
 )
 
 _Plan = Annotated[str, typer.Argument(help="File of a study, or the name of a shipped one, such as paper.")]
@@ -95,8 +93,7 @@ def run(
     spec, runs = _read_plan(plan, quick, data_dir)
     command = f"kuaifair study run {shlex.quote(plan)}{' --quick' if quick else ''}"
     store = output or Path("studies") / spec.name
-    engine_of_runs = _make_engine(engine, workers, address)
-    _run_all(spec, runs, store, engine_of_runs, command, data_dir, retry_failed)
+    _run_all(spec, runs, store, _make_engine(engine, workers, address), command, data_dir, retry_failed)
 
 
 @study_app.command()
@@ -110,8 +107,7 @@ def resume(
 ) -> None:
     """Go on with a study that was stopped, however it was stopped."""
     spec, runs, command = _read_store(store, data_dir)
-    engine_of_runs = _make_engine(engine, workers, address)
-    _run_all(spec, runs, store, engine_of_runs, command, data_dir, retry_failed)
+    _run_all(spec, runs, store, _make_engine(engine, workers, address), command, data_dir, retry_failed)
 
 
 @study_app.command()
@@ -143,12 +139,10 @@ def tables(
         typer.Option("--format", help="Write files in this form; repeat for several. Without, print to the terminal."),
     ] = None,
     compare: Annotated[
-        Literal["paper"] | None,
-        typer.Option(help="Show the paper's figures beside ours; they are from another world."),
+        Literal["paper"] | None, typer.Option(help="Show the paper's figures beside ours; they are from another world.")
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option(help="Method that others are compared with (default dsrm-hrl, if it was run)."),
+        str | None, typer.Option(help="Method that others are compared with (default dsrm-hrl, if it was run).")
     ] = None,
     average: Annotated[
         Literal["mean", "iqm"], typer.Option(help="Over training seeds: mean, or interquartile mean.")
@@ -168,7 +162,7 @@ def tables(
     if output is not None and not formats:
         raise ValueError("--output takes files, and --format says which: text, markdown, latex or csv")
     runs = _finished_runs(store)
-    made = study_tables(
+    study = study_tables(
         runs,
         compare=compare == "paper",
         base=base,
@@ -177,10 +171,10 @@ def tables(
         command=str(context.obj),
     )
     if not formats:
-        for table in made.values():
+        for table in study.values():
             table.show(Console(soft_wrap=True, highlight=False))
         return
-    for path in write_tables(output or store / "tables", made, [form.value for form in formats]):
+    for path in write_tables(output or store / "tables", study, [form.value for form in formats]):
         typer.echo(f"Written: {path}")
 
 
@@ -289,6 +283,7 @@ def _run_all(
     from hrl_policies.study.progress import progress_for
     from hrl_policies.study.runs import run_study
     from hrl_policies.study.spec import write_study
+    from hrl_policies.study.tables import result_tables
 
     _warn(spec, data_dir)
     command = write_study(store, spec, command)
@@ -306,12 +301,6 @@ def _run_all(
         typer.echo(f"Interrupted. Go on with: kuaifair study resume {store}")
         raise
     files = write_outputs(store, result.records, result.reasons, command)
-    _show_result(result, files, store, command)
-
-
-def _show_result(result: StudyResult, files: Sequence[Path], store: Path, command: str) -> None:
-    from hrl_policies.study.tables import result_tables
-
     if result.records:
         for table in result_tables(result.records, command):
             table.show(Console())
@@ -327,9 +316,9 @@ def _show_result(result: StudyResult, files: Sequence[Path], store: Path, comman
 def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
     from hrl_policies.study.labels import Variant
 
-    rows: dict[Variant, list[RunConfig]] = {}
+    rows: defaultdict[Variant, list[RunConfig]] = defaultdict(list)
     for planned in runs:
-        rows.setdefault(Variant.of_config(planned), []).append(planned)
+        rows[Variant.of_config(planned)].append(planned)
     lines = [
         f"{spec.name}: {len(runs)} runs",
         f"worlds: {', '.join(spec.worlds)}",

@@ -206,7 +206,6 @@ def states_before(
 
 
 def _learning_users(world: World) -> BoolArray:
-    """Marks the users who are not held out."""
     return ~np.isin(np.arange(len(world.data.users)), held_out_users(world.data))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -20,16 +20,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hrl_policies.common.arguments import OffPolicyArguments
-from hrl_policies.common.buffers import (
+from hrl_policies.common.sessions import OffPolicyArguments, allowed_items
+from hrl_policies.common.slates import (
     ExecutedSlates,
+    SlateDistribution,
     SlateReplayBuffer,
     SlateReplaySamples,
     executed_slates,
+    slate_shape,
     state_space,
 )
-from hrl_policies.common.sessions import allowed_items
-from hrl_policies.common.slates import SlateDistribution, slate_shape
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import stack_observations, state_of, unit_rows
@@ -38,62 +38,17 @@ from kuaifair_env.world import World
 HeadKind = Literal["embedding", "linear"]
 
 
-class LinearHead(nn.Module):
-    """A row of weights and a bias for each item; item embeddings are not used.
-
-    Args:
-        features: Inputs ``F``.
-        n_items: Items ``N``.
-    """
-
-    def __init__(self, features: int, n_items: int) -> None:
-        super().__init__()
-        self.rows = nn.Linear(features, n_items)
-
-    def forward(self, features: Tensor, embeddings: Tensor) -> Tensor:
-        """Returns one score for each item, ``float32 (B, N)``, for features ``float32 (B, F)``."""
-        scores: Tensor = self.rows(features)
-        return scores
-
-    def score_items(self, features: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
-        """Returns the scores ``float32 (B, K)`` of some items ``int64 (B, K)``, at a cost independent of ``N``."""
-        return torch.einsum("bf,bkf->bk", features, self.rows.weight[items]) + self.rows.bias[items]
-
-
-class EmbeddingHead(nn.Module):
-    """The inner product of a query with fixed item embeddings, and a bias for each item: ``<q(features), e_i> + b_i``.
-
-    What is learnt about an item is learnt about items that resemble it, and no ``(F, N)`` matrix is updated.
-
-    Args:
-        features: Inputs ``F``.
-        n_items: Items ``N``.
-        dimension: Size ``d`` of item embeddings.
-    """
-
-    def __init__(self, features: int, n_items: int, dimension: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(features, dimension)
-        self.bias = nn.Parameter(torch.zeros(n_items))
-
-    def forward(self, features: Tensor, embeddings: Tensor) -> Tensor:
-        """Returns one score for each item, ``float32 (B, N)``, for embeddings ``float32 (N, d)``."""
-        return torch.addmm(self.bias, self.query(features), embeddings.T)
-
-    def score_items(self, features: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
-        """Returns the scores ``float32 (B, K)`` of some items ``int64 (B, K)``, at a cost independent of ``N``."""
-        return torch.einsum("bd,bkd->bk", self.query(features), embeddings[items]) + self.bias[items]
-
-
 class ItemNet(nn.Module):
-    """Hidden layers with ReLU, and a head over the catalogue.
+    """Hidden layers with ReLU, and scores of items ``<q, w_i> + b_i`` by their outputs.
 
     Args:
         state_size: Size of a state.
         net_arch: Units of the hidden layers.
         n_items: Items ``N``.
         dimension: Size ``d`` of item embeddings.
-        head: ``"embedding"`` or ``"linear"``.
+        head: ``"linear"`` learns a row of weights ``w_i`` for each item. ``"embedding"`` takes its embedding instead,
+            and learns the query ``q``: what is learnt about an item is learnt about items that resemble it, and no
+            ``(F, N)`` matrix is updated.
 
     Raises:
         ValueError: If the head is unknown, or there are no embeddings for it.
@@ -108,9 +63,12 @@ class ItemNet(nn.Module):
         if not net_arch or min(net_arch) < 1:
             raise ValueError(f"net_arch must name the units of one hidden layer or more, got {net_arch!r}")
         self.hidden = nn.Sequential(*create_mlp(state_size, -1, list(net_arch)))
-        self.head: LinearHead | EmbeddingHead = (
-            LinearHead(net_arch[-1], n_items) if head == "linear" else EmbeddingHead(net_arch[-1], n_items, dimension)
-        )
+        self.rows, self.query = None, None
+        if head == "linear":
+            self.rows = nn.Linear(net_arch[-1], n_items)
+        else:
+            self.query = nn.Linear(net_arch[-1], dimension)
+            self.bias = nn.Parameter(torch.zeros(n_items))
 
     def forward(self, states: Tensor, embeddings: Tensor) -> Tensor:
         """Returns one score for each item, ``float32 (B, N)``.
@@ -119,12 +77,29 @@ class ItemNet(nn.Module):
             states: ``float32 (B, state_size)``.
             embeddings: ``float32 (N, d)``.
         """
-        scores: Tensor = self.head(self.hidden(states), embeddings)
-        return scores
+        queries, weights, bias = self._factors(states, embeddings)
+        return torch.addmm(bias, queries, weights.T)
 
     def score_items(self, states: Tensor, embeddings: Tensor, items: Tensor) -> Tensor:
-        """Returns the scores of some items ``int64 (B, K)`` alone, ``float32 (B, K)``."""
-        return self.head.score_items(self.hidden(states), embeddings, items)
+        """Returns scores ``float32 (B, K)`` of items ``int64 (B, K)`` alone, at a cost independent of ``N``."""
+        queries, weights, bias = self._factors(states, embeddings)
+        return torch.einsum("bf,bkf->bk", queries, weights[items]) + bias[items]
+
+    def _factors(self, states: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries ``(B, F)``, and weights ``(N, F)`` and bias ``(N,)`` of the items."""
+        features = self.hidden(states)
+        if self.rows is not None:
+            return features, self.rows.weight, self.rows.bias
+        assert self.query is not None
+        return self.query(features), embeddings, self.bias
+
+
+class ItemPolicyArguments(TypedDict, total=False):
+    """What every :class:`ItemPolicy` takes besides spaces and schedule; described there."""
+
+    net_arch: Sequence[int]
+    head: HeadKind
+    dimension: int
 
 
 class ItemPolicy(BasePolicy):
@@ -254,6 +229,8 @@ class ItemAgentArguments(OffPolicyArguments, total=False):
     batch_size: int
     huber_delta: float
     max_grad_norm: float
+    policy_kwargs: dict[str, Any] | None
+    _init_setup_model: bool
 
 
 class ItemAgent(OffPolicyAlgorithm):
@@ -275,7 +252,7 @@ class ItemAgent(OffPolicyAlgorithm):
             small delta agents underrate that users leave.
         max_grad_norm: The gradient of each network is clipped to this norm.
         policy_kwargs: Arguments of the policy; without item embeddings the default head is ``"linear"``.
-        **kwargs: See :class:`~hrl_policies.common.arguments.OffPolicyArguments`.
+        **kwargs: See :class:`~hrl_policies.common.sessions.OffPolicyArguments`.
 
     Raises:
         ValueError: If a setting is not valid, or actions are not items.
@@ -297,6 +274,7 @@ class ItemAgent(OffPolicyAlgorithm):
         huber_delta: float = 10.0,
         max_grad_norm: float = 10.0,
         policy_kwargs: dict[str, Any] | None = None,
+        _init_setup_model: bool = True,
         **kwargs: Unpack[OffPolicyArguments],
     ) -> None:
         if min(batch_size, buffer_size) < 1:
@@ -318,7 +296,8 @@ class ItemAgent(OffPolicyAlgorithm):
             **kwargs,
         )
         self.huber_delta, self.max_grad_norm = huber_delta, max_grad_norm
-        self._n_updates = 0
+        if _init_setup_model:
+            self._setup_model()
 
     def _setup_model(self) -> None:
         # Checked before the replay buffer reads the action space.
@@ -358,6 +337,28 @@ class ItemAgent(OffPolicyAlgorithm):
         """Trains the agent; see Stable-Baselines3. The default ``tb_log_name`` is the name of the class."""
         name = tb_log_name or type(self).__name__
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Takes gradient steps on batches out of the buffer, and logs the mean of what they return."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        records: dict[str, list[Tensor]] = {}
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            for name, value in self._update(batch).items():
+                records.setdefault(name, []).append(value)
+        self._n_updates += gradient_steps
+        for name, values in records.items():
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @abstractmethod
+    def _update(self, batch: SlateReplaySamples) -> Mapping[str, Tensor]:
+        """Takes a gradient step on a batch and returns its losses by name."""
+
+    @abstractmethod
+    def _update_learning_rates(self) -> None:
+        """Sets the optimisers' learning rates to those of the schedules."""
 
     def bind(self, batch: SessionBatch) -> None:
         """Takes the sessions whose observations :meth:`predict` will get, so that it masks the items they have seen.
@@ -426,11 +427,7 @@ class ItemAgent(OffPolicyAlgorithm):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _extra_columns(
-        self,
-        executed: ExecutedSlates,
-        new_obs: Any,
-        dones: NDArray[np.bool_],
-        infos: list[dict[str, Any]],
+        self, executed: ExecutedSlates, new_obs: Any, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
     ) -> dict[str, NDArray[Any]]:
         """Returns the additional columns of the buffer for the step that just happened."""
         return {}
@@ -439,17 +436,12 @@ class ItemAgent(OffPolicyAlgorithm):
         """Returns what each slot earned, ``float32 (n, K)``: its feedback, and whatever wrappers add to the reward."""
         return batch.feedback + (batch.rewards - batch.feedback.mean(dim=1, keepdim=True))
 
-    def _clip_and_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradients of an optimiser's parameters and takes its step."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
-
-    def _minimize(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Takes a step against the clipped gradient of a loss."""
+    def _minimize(self, optimizer: torch.optim.Optimizer, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """Takes a step against the clipped gradient of a loss, or of outputs whose own gradient is given."""
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._clip_and_step(optimizer)
+        torch.autograd.backward(loss, gradient)
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm)
+        optimizer.step()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_bound"]

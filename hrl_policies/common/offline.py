@@ -6,25 +6,20 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    ConvertCallback,
-    ProgressBarCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 from typing_extensions import Unpack
 
-from hrl_policies.common.arguments import AlgorithmArguments
+from hrl_policies.common.sessions import AlgorithmArguments
 from hrl_policies.common.transitions import LoggedTransitions, scaled_actions
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
@@ -59,6 +54,8 @@ class OfflineArguments(AlgorithmArguments, total=False):
 
     tau: float
     gamma: float
+    policy_kwargs: dict[str, Any] | None
+    _init_setup_model: bool
 
 
 class OfflineAlgorithm(BaseAlgorithm):
@@ -79,12 +76,16 @@ class OfflineAlgorithm(BaseAlgorithm):
         tau: Step of the target networks.
         gamma: Discount.
         policy_kwargs: Arguments of the policy.
+        **kwargs: See :class:`~hrl_policies.common.sessions.AlgorithmArguments`.
+
+    Attributes:
         supported_action_spaces: Kinds of action spaces that the algorithm can act in.
-        **kwargs: See :class:`~hrl_policies.common.arguments.AlgorithmArguments`.
 
     Raises:
         ValueError: If a setting is not valid, spaces do not fit, or there are neither sessions nor transitions.
     """
+
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]]
 
     def __init__(
         self,
@@ -96,8 +97,8 @@ class OfflineAlgorithm(BaseAlgorithm):
         batch_size: int,
         tau: float = 0.005,
         gamma: float = 0.99,
-        policy_kwargs: dict[str, Any] | None,
-        supported_action_spaces: tuple[type[spaces.Space[Any]], ...],
+        policy_kwargs: dict[str, Any] | None = None,
+        _init_setup_model: bool = True,
         **kwargs: Unpack[AlgorithmArguments],
     ) -> None:
         if batch_size < 1:
@@ -110,7 +111,7 @@ class OfflineAlgorithm(BaseAlgorithm):
             learning_rate,
             policy_kwargs=policy_kwargs,
             support_multi_env=True,
-            supported_action_spaces=supported_action_spaces,
+            supported_action_spaces=self.supported_action_spaces,
             **kwargs,
         )
         self.batch_size, self.tau, self.gamma = batch_size, tau, gamma
@@ -118,8 +119,8 @@ class OfflineAlgorithm(BaseAlgorithm):
         self._tensors: TensorBatch | None = None
         if env is None and transitions is not None:
             # Stable-Baselines3 has only checked the action space of an environment.
-            if not isinstance(transitions.action_space, supported_action_spaces):
-                names = " or ".join(space.__name__ for space in supported_action_spaces)
+            if not isinstance(transitions.action_space, self.supported_action_spaces):
+                names = " or ".join(space.__name__ for space in self.supported_action_spaces)
                 raise ValueError(
                     f"{type(self).__name__} acts in a {names}, the transitions in {transitions.action_space}"
                 )
@@ -127,6 +128,8 @@ class OfflineAlgorithm(BaseAlgorithm):
             self.action_space = transitions.action_space
             self.n_envs = 1
         self._initial_transitions = transitions
+        if _init_setup_model:
+            self._setup_model()
 
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):

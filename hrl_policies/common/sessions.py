@@ -1,10 +1,11 @@
-"""The sessions beneath a ``VecEnv``: their world and settings, their purifiers, and the items that they allow."""
+"""What algorithms are given: arguments by Stable-Baselines3's names, and the sessions beneath a ``VecEnv``."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
+import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
 from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
@@ -14,6 +15,38 @@ from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World
+
+
+class AlgorithmArguments(TypedDict, total=False):
+    """What every algorithm takes; see Stable-Baselines3's ``BaseAlgorithm``.
+
+    Attributes:
+        stats_window_size: Episodes over which logged rewards and lengths are averaged.
+        tensorboard_log: Folder of the TensorBoard log; None writes none.
+        verbose: 0 prints nothing, 1 information, 2 debug messages.
+        seed: Seed of everything random; None draws one.
+        device: Device of the networks; ``"auto"`` takes a GPU if there is one.
+    """
+
+    stats_window_size: int
+    tensorboard_log: str | None
+    verbose: int
+    seed: int | None
+    device: torch.device | str
+
+
+class OffPolicyArguments(AlgorithmArguments, total=False):
+    """What every off-policy algorithm with a buffer of slates takes; see Stable-Baselines3's ``OffPolicyAlgorithm``.
+
+    Attributes:
+        tau: Step of the target networks, in ``(0, 1]``.
+        train_freq: Steps between updates, or ``(number, "step" or "episode")``.
+        gradient_steps: Gradient steps of an update; -1 takes as many as there were steps.
+    """
+
+    tau: float
+    train_freq: int | tuple[int, str]
+    gradient_steps: int
 
 
 def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:

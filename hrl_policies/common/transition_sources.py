@@ -281,12 +281,7 @@ class NoisyState:
 
 
 def collect_transitions(
-    policy: Policy,
-    env: VecEnv,
-    steps: int,
-    seed: int = 0,
-    *,
-    behaviour: Mapping[str, Any] | None = None,
+    policy: Policy, env: VecEnv, steps: int, seed: int = 0, *, behaviour: Mapping[str, Any] | None = None
 ) -> LoggedTransitions:
     """Lets a policy play in the training world and returns the transitions.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -10,7 +9,6 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,17 +99,6 @@ class LoggedTransitions:
     def slots(self) -> int:
         """Items of a logged slate ``K`` (1 for ``Discrete``, and for actions that name no items)."""
         return len(self.action_space.nvec) if isinstance(self.action_space, spaces.MultiDiscrete) else 1
-
-    @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of all arrays: equal transitions, equal hash."""
-        digest = hashlib.sha256()
-        for name in (*_ARRAYS, "slot_rewards"):
-            values = getattr(self, name)
-            if values is not None:
-                digest.update(f"{name}{values.shape}".encode())
-                digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()[:16]
 
     def to_replay_buffer(self, device: torch.device | str = "auto") -> ReplayBuffer:
         """Returns a full Stable-Baselines3 replay buffer, for its own off-policy algorithms.

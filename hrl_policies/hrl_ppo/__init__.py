@@ -1,11 +1,12 @@
 """Hierarchical PPO: a manager weighs accuracy against fairness, a worker ranks items (paper 4.3)."""
 
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
-from hrl_policies.hrl_ppo.algorithm import HierarchicalPPO
+from hrl_policies.hrl_ppo.algorithm import LITERAL, HierarchicalPPO
 from hrl_policies.hrl_ppo.networks import HierarchySettings
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
 
 __all__ = [
+    "LITERAL",
     "HierarchicalPPO",
     "HierarchicalPolicy",
     "HierarchySettings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from hrl_policies.common.arguments import AlgorithmArguments
 from hrl_policies.common.click_scorer import ClickScorer
-from hrl_policies.common.sessions import is_purified
-from hrl_policies.hrl_ppo.buffer import (
+from hrl_policies.common.sessions import AlgorithmArguments, is_purified
+from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
+from hrl_policies.hrl_ppo.rewards import (
     COST,
     ENGAGEMENT,
     MANAGER,
+    FairKind,
     HierarchicalRolloutBuffer,
     HierarchicalRolloutBufferSamples,
+    fairness_reward,
     newest_clicks,
 )
-from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
-from hrl_policies.hrl_ppo.rewards import FairKind, FairnessReward, fairness_reward
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.sb3 import world_beneath
 from kuaifair_env.spaces import reached_observations, take_rows
@@ -41,6 +41,22 @@ SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
 RatioKind = Literal["per_slot", "slate", "mean"]
 ConstraintKind = Literal["none", "lagrange"]
 Records = dict[str, list[Tensor]]
+
+
+class LiteralArguments(TypedDict):
+    """The arguments of :class:`HierarchicalPPO` by which the paper's equations differ from the method's defaults."""
+
+    hierarchy: dict[str, Any]
+    click_scorer: None
+    slot_credit: float
+
+
+LITERAL: LiteralArguments = {
+    "hierarchy": {"weights": "paper", "memory": False},
+    "click_scorer": None,
+    "slot_credit": 0.0,
+}
+"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, one advantage a slate."""
 
 
 class HierarchicalPPO(OnPolicyAlgorithm):
@@ -52,7 +68,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     ``r + lambda Fair``.
 
     The defaults are those of the method: over purified sessions (:class:`dsrm.VecDSRM`) the agent is DSRM-HRL, over
-    sessions as they are it is HRL. :func:`hrl_policies.make_training_env` makes such sessions.
+    sessions as they are it is HRL. :func:`hrl_policies.make_training_env` makes such sessions. The paper's literal form
+    is ``HierarchicalPPO("HierarchicalPolicy", env, **LITERAL)``.
 
     Args:
         policy: ``"HierarchicalPolicy"`` or a subclass of it.
@@ -80,7 +97,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         multiplier_rate: Step of ``mu``.
         start_multiplier: ``mu`` at the start.
         policy_kwargs: See :class:`~hrl_policies.hrl_ppo.policy.HierarchicalPolicy`.
-        **kwargs: See :class:`~hrl_policies.common.arguments.AlgorithmArguments`.
+        **kwargs: See :class:`~hrl_policies.common.sessions.AlgorithmArguments`.
 
     All other arguments are those of Stable-Baselines3's PPO, for each level apart.
 
@@ -171,27 +188,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         self.constraint = constraint
         self.ad_bound, self.cost_limit = ad_bound, cost_limit
         self.multiplier_rate, self.start_multiplier = multiplier_rate, start_multiplier
-        self._n_updates = 0
         self._click_scorer = click_scorer
         if _init_setup_model:
             self._setup_model()
-
-    @classmethod
-    def literal(cls: type[SelfHierarchicalPPO], env: GymEnv | str, **settings: Any) -> SelfHierarchicalPPO:
-        """Returns an agent that follows the paper's equations 4 to 6 as they stand.
-
-        Similarity alone, softplus weights, no memory, and one advantage for the whole slate.
-
-        Args:
-            env: Sessions with ``action_mode="slate"``.
-            **settings: Other arguments of the class.
-        """
-        literal = {
-            "hierarchy": {"weights": "paper", "memory": False},
-            "click_scorer": None,
-            "slot_credit": 0.0,
-        }
-        return cls("HierarchicalPolicy", env, **(literal | settings))
 
     def __repr__(self) -> str:
         hierarchy = self.policy.hierarchy
@@ -260,13 +259,11 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             self.env.seed(int(sequence.generate_state(1)[0]))
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if starts_sessions:
-            self._fairness = self._fairness_reward()
+            popularity = self.policy.table.popularity[self.policy.table.place].cpu().numpy()
+            self._fairness = fairness_reward(
+                self.fair, self._popular(), popularity, self.n_envs, self.policy.slate_size
+            )
         return result
-
-    def _fairness_reward(self) -> FairnessReward:
-        table = self.policy.table
-        popularity = table.popularity[table.place].cpu().numpy()
-        return fairness_reward(self.fair, self._popular(), popularity, self.n_envs, self.policy.slate_size)
 
     def _popular(self) -> NDArray[np.bool_]:
         """Returns the popular group in the environment's order of items, ``bool (N,)``."""
@@ -274,11 +271,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return popular
 
     def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Plays ``n_rollout_steps`` steps in every session; see Stable-Baselines3.
 
@@ -380,14 +373,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         return values
 
     def _update_worker(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        """Takes one gradient step of the worker; returns False, and takes none, once it has moved too far."""
-        log_probs, entropy = self.policy.evaluate_worker_actions(
-            samples.worker_features,
-            samples.candidates,
-            samples.window_counts,
-            samples.scale,
-            samples.slots,
-        )
+        log_probs, entropy = self.policy.evaluate_worker_actions(samples)
         old_log_probs = samples.worker_log_probs
         advantage = self._normalized(samples.advantages[:, ENGAGEMENT])
         engagement, cost = self.policy.worker.values(samples.worker_features)
@@ -405,16 +391,11 @@ class HierarchicalPPO(OnPolicyAlgorithm):
             log_probs, old_log_probs = log_probs.sum(1, keepdim=True), old_log_probs.sum(1, keepdim=True)
         else:
             log_probs, old_log_probs = log_probs.mean(1, keepdim=True), old_log_probs.mean(1, keepdim=True)
-        policy_loss, approx_kl, clip_fraction = _ppo_loss(log_probs - old_log_probs, advantage, self.clip_range)
-        _record(records, "worker", policy_loss, value_loss, entropy.mean(), approx_kl, clip_fraction)
-        if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
-            return False
-        loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy.mean()
-        self._gradient_step(self.policy.worker_optimizer, self.policy.worker, loss)
-        return True
+        return self._update_level(
+            "worker", log_probs - old_log_probs, advantage, value_loss, entropy.mean(), self.ent_coef, records
+        )
 
     def _update_manager(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        """Takes one gradient step of the manager; returns False, and takes none, once it has moved too far."""
         rows = samples.decided
         if not bool(rows.any()):
             return True
@@ -422,21 +403,42 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         log_probs, entropy = self.policy.evaluate_manager_actions(features, samples.manager_actions[rows])
         advantage = self._normalized(samples.advantages[rows, MANAGER])
         value_loss = functional.mse_loss(self.policy.manager.value(features), samples.returns[rows, MANAGER])
-        policy_loss, approx_kl, clip_fraction = _ppo_loss(
-            log_probs - samples.manager_log_probs[rows], advantage, self.clip_range
+        log_ratio = log_probs - samples.manager_log_probs[rows]
+        return self._update_level(
+            "manager", log_ratio, advantage, value_loss, entropy.mean(), self.manager_ent_coef, records
         )
-        _record(records, "manager", policy_loss, value_loss, entropy.mean(), approx_kl, clip_fraction)
+
+    def _update_level(
+        self,
+        name: Literal["manager", "worker"],
+        log_ratio: Tensor,
+        advantage: Tensor,
+        value_loss: Tensor,
+        entropy: Tensor,
+        ent_coef: float,
+        records: Records,
+    ) -> bool:
+        """Takes a gradient step of PPO for one level; returns False, and takes none, once it has moved too far."""
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
+        with torch.no_grad():
+            approx_kl = (ratio - 1.0 - log_ratio).mean()
+            clip_fraction = ((ratio - 1.0).abs() > self.clip_range).to(torch.float32).mean()
+        values = {
+            "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "approx_kl": approx_kl,
+            "clip_fraction": clip_fraction,
+        }  # fmt: skip
+        for quantity, value in values.items():
+            records.setdefault(f"{name}_{quantity}", []).append(value.detach())
         if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
             return False
-        loss = policy_loss + self.vf_coef * value_loss - self.manager_ent_coef * entropy.mean()
-        self._gradient_step(self.policy.manager_optimizer, self.policy.manager, loss)
-        return True
-
-    def _gradient_step(self, optimizer: torch.optim.Optimizer, level: torch.nn.Module, loss: Tensor) -> None:
+        level, optimizer = self.policy.level(name)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(policy_loss + self.vf_coef * value_loss - ent_coef * entropy)
         torch.nn.utils.clip_grad_norm_(level.parameters(), self.max_grad_norm)
         optimizer.step()
+        return True
 
     def _normalized(self, advantage: Tensor) -> Tensor:
         if not self.normalize_advantage or len(advantage) < 2:
@@ -462,19 +464,3 @@ class HierarchicalPPO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.manager_optimizer", "policy.worker_optimizer"], ["multiplier"]
-
-
-def _ppo_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns PPO's clipped surrogate loss, the approximate KL divergence and the share of clipped ratios."""
-    ratio = log_ratio.exp()
-    loss = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
-    with torch.no_grad():
-        approx_kl = (ratio - 1.0 - log_ratio).mean()
-        clip_fraction = ((ratio - 1.0).abs() > clip_range).to(torch.float32).mean()
-    return loss, approx_kl, clip_fraction
-
-
-def _record(records: Records, level: str, *values: Tensor) -> None:
-    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-    for name, value in zip(names, values, strict=True):
-        records.setdefault(f"{level}_{name}", []).append(value.detach())

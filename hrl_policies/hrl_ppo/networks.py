@@ -272,13 +272,7 @@ class Observed:
 
 
 class Manager(nn.Module):
-    """``pi_h(z | s^)`` and its critic ``V_h`` (eq. 5).
-
-    Args:
-        settings: Forms.
-        state_size: Size of a purified state.
-        slate_size: Items ``K`` of a slate.
-    """
+    """``pi_h(z | s^)`` and its critic ``V_h`` (eq. 5)."""
 
     def __init__(self, settings: HierarchySettings, state_size: int, slate_size: int) -> None:
         super().__init__()
@@ -328,13 +322,7 @@ class Manager(nn.Module):
 
 
 class Worker(nn.Module):
-    """``pi_l(L | s^, z)`` with its critics ``V_l`` and, for the constraint, ``V_c``.
-
-    Args:
-        settings: Forms.
-        state_size: Size of a purified state, ``d`` or more.
-        table: Items.
-    """
+    """``pi_l(L | s^, z)`` with its critics ``V_l`` and, for the constraint, ``V_c``."""
 
     def __init__(self, settings: HierarchySettings, state_size: int, table: ItemTable) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrl_policies.common.buffers import state_space
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo.networks import HierarchySettings, ItemTable, Manager, Observed, Worker, omegas
 from kuaifair_env.spaces import stack_observations, state_of
@@ -130,6 +129,10 @@ class HierarchicalPolicy(BasePolicy):
         # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
         self.optimizer = self.worker_optimizer
 
+    def level(self, name: Literal["manager", "worker"]) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Returns the networks of a level and their optimiser."""
+        return (self.manager, self.manager_optimizer) if name == "manager" else (self.worker, self.worker_optimizer)
+
     def act(
         self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
     ) -> HierarchicalActions:
@@ -179,15 +182,15 @@ class HierarchicalPolicy(BasePolicy):
             entropies=distribution.entropy(),
         )
 
-    def evaluate_worker_actions(
-        self, features: Tensor, candidates: Tensor, window_counts: Tensor, scale: Tensor, slots: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate_worker_actions(self, actions: HierarchicalActions) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities of slots ``(B, K)`` and entropies ``(B,)`` under the present worker.
 
-        The manager's ``x`` is data here, out of ``features``: no gradient of the worker reaches the manager.
+        The manager's ``x`` is data here, out of the worker's features: no gradient of the worker reaches the manager.
         """
-        distribution = self._slate_distribution(features, candidates, window_counts, scale)
-        return distribution.slot_log_probs(slots), distribution.entropy()
+        distribution = self._slate_distribution(
+            actions.worker_features, actions.candidates, actions.window_counts, actions.scale
+        )
+        return distribution.slot_log_probs(actions.slots), distribution.entropy()
 
     def evaluate_manager_actions(self, features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities and entropies ``(B,)`` of the manager's actions under the present manager."""
@@ -294,7 +297,6 @@ class HierarchicalPolicy(BasePolicy):
 
 
 def _mean_and_deviation(accuracy: Tensor) -> Tensor:
-    """Returns mean and standard deviation of each row, ``float32 (B, 2)``."""
     mean = accuracy.mean(dim=1, keepdim=True)
     # torch.std takes several times as long as the norm.
     norm = torch.linalg.vector_norm(accuracy - mean, dim=1, keepdim=True)

@@ -64,9 +64,9 @@ def check_study(
         *_name_problems(spec, own_worlds),
         *filter(None, map(_method_problem, _known_methods(spec))),
         *_sweep_problems(spec),
+        *_data_problems(spec, own_worlds, data_dir or spec.data_dir),
+        *_trial_problems(spec),
     ]
-    mistakes += _data_problems(spec, own_worlds, data_dir or spec.data_dir)
-    mistakes += _trial_problems(spec)
     # Only where single settings are right can it be said whether they go together.
     mistakes = mistakes or list(_run_problems(spec, own_worlds))
     if mistakes:
@@ -178,25 +178,20 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
             yield str(error)
             continue
         folders[run_folder(run)] += 1
-        yield from _size_problems(run, own_worlds)
+        own, shown, max_len = own_worlds.get(run.world), run.session.items_per_slate, run.session.max_len
+        candidates = max_candidates(run.world) if own is None else own.test.n_items
+        if shown > candidates:
+            yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
+        elif run.session.repeats == "forbid" and shown * max_len > candidates:
+            yield (
+                f"'repeats: forbid' needs {max_len} slates of {shown} different items, but {run.world} has at most "
+                f"{candidates} candidates"
+            )
     if not folders:
         yield "there is nothing to run"
     for folder, count in folders.items():
         if count > 1:
             yield f"the run {folder} is planned {count} times; give methods that are alike a 'label' each"
-
-
-def _size_problems(run: RunConfig, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
-    own, session = own_worlds.get(run.world), run.session
-    candidates = max_candidates(run.world) if own is None else own.test.n_items
-    shown = session.items_per_slate
-    if shown > candidates:
-        yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"
-    elif session.repeats == "forbid" and shown * session.max_len > candidates:
-        yield (
-            f"'repeats: forbid' needs {session.max_len} slates of {shown} different items, but {run.world} has at most "
-            f"{candidates} candidates"
-        )
 
 
 def _trial_problems(spec: StudySpec) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from hrl_policies.study.statistics import (
     stratified_interval,
     win_rate,
 )
-from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
+from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, Span
 
 Values = NDArray[np.float64]
 Runs = Sequence[EvaluatedRun]
@@ -35,8 +36,6 @@ class Difference:
     """A base method minus another, on one task.
 
     Attributes:
-        task: World and horizon.
-        other: The other method.
         figure: ``"r_cum"`` or ``"len"``.
         interval: Mean difference with its interval over seeds and users (users alone for one pair of runs).
         p_value: Of no difference: exact sign flips over seeds (over users for one pair of runs).
@@ -76,13 +75,8 @@ def differences(comparison: Comparison, base: str) -> list[Difference]:
 def difference_table(comparison: Comparison, base: str, command: str) -> ResultTable | None:
     """Returns the paired differences to a base, with p-values adjusted for all of them together (Holm).
 
-    Args:
-        comparison: Runs under one set of conditions.
-        base: Name of the method in the zoo.
-        command: The command that makes these numbers again.
-
-    Returns:
-        The table, or None if there is nothing to compare the base with.
+    Arguments are those of :func:`differences`, and the command that makes these numbers again; None is returned if
+    there is nothing to compare the base with.
 
     Raises:
         ValueError: See :func:`differences`.
@@ -91,16 +85,11 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
     if not all_differences:
         return None
     adjusted = holm(np.asarray([one.p_value for one in all_differences]))
-    rows: dict[tuple[Task, Variant], list[Cell]] = {}
+    rows: defaultdict[tuple[Task, Variant], list[Cell]] = defaultdict(list)
     for one, p_adjusted in zip(all_differences, adjusted, strict=True):
-        rows.setdefault((one.task, one.other), []).extend(
-            (
-                Measured.of_interval(one.interval, 2, sign=True),
-                Measured(one.p_value, 4),
-                Measured(float(p_adjusted), 4),
-                str(one.seeds),
-            )
-        )
+        gap = Measured.of_interval(one.interval, 2, sign=True)
+        p_values = (Measured(one.p_value, 4), Measured(float(p_adjusted), 4))
+        rows[one.task, one.other] += [gap, *p_values, str(one.seeds)]
     own = comparison.find(base)
     return ResultTable(
         title=comparison.titled(f"{own.title} minus each other method"),
@@ -143,7 +132,6 @@ def _is_single_control(runs: Runs) -> bool:
 
 
 def _notes_on_unpaired(comparison: Comparison, own: Variant) -> list[str]:
-    """Returns a note on the methods that could not be paired with the base, or none."""
     names = [
         f"{other.title} ({task.world_title}, Max Len {task.max_len})"
         for task, other, first, second in _pairs(comparison, own)
@@ -174,18 +162,14 @@ def _paired_values(first: Runs, second: Runs, figure: str) -> tuple[Values, Valu
 
 
 def _user_values(runs: Runs, figure: str) -> Values:
-    """Returns ``(S, U)``: a figure of each user under each seed."""
     return np.stack([run.users.per_session(figure) for run in runs])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of every method that was run on every task with common seeds.
+    """Scores of every method that was run on every task with common seeds, ``float64 (S, T)`` for S seeds and T tasks.
 
-    Attributes:
-        title: Name of the score.
-        explanation: Meaning of 0 and 1.
-        by_variant: ``float64 (S, T)`` for S common seeds and T tasks.
+    ``explanation`` is the meaning of 0 and 1.
     """
 
     title: str
@@ -209,17 +193,14 @@ def length_scores(comparison: Comparison) -> Scores | None:
         return (run.summary["len"] - floor) / (ceiling - floor)
 
     return Scores(
-        "normalised Len",
-        "0: every slate punished, 1: none, at the same R_each",
-        _score_tables(comparison, score),
+        "normalised Len", "0: every slate punished, 1: none, at the same R_each", _score_tables(comparison, score)
     )
 
 
 def reward_scores(comparison: Comparison) -> Scores | None:
     """Returns R_cum scaled so that Random earns 0 and QuotaGreedy 1 on each task.
 
-    Returns:
-        The scores, or None where one of the two was not run on every task, or did not earn more than the other.
+    None where one of the two was not run on every task, or did not earn more than the other.
     """
     ends: dict[Task, tuple[float, float]] = {}
     for task in comparison.tasks:
@@ -241,8 +222,7 @@ def reward_scores(comparison: Comparison) -> Scores | None:
 
 def all_scores(comparison: Comparison) -> list[Scores]:
     """Returns the scores that the runs allow."""
-    scores = (length_scores(comparison), reward_scores(comparison))
-    return [one for one in scores if one is not None and one.by_variant]
+    return [one for one in (length_scores(comparison), reward_scores(comparison)) if one is not None and one.by_variant]
 
 
 def common_seeds(groups: Sequence[Runs]) -> list[int]:
@@ -255,13 +235,8 @@ def score_table(comparison: Comparison, base: str | None, command: str) -> Resul
 
     Only methods that were run on every task with common seeds have a row.
 
-    Args:
-        comparison: Runs under one set of conditions.
-        base: Name of the method in the zoo; None leaves out the probability of improvement.
-        command: The command that makes these numbers again.
-
-    Returns:
-        The table, or None if there is no score.
+    Arguments are those of :func:`difference_table`; without a base, the probability of improvement is left out. None is
+    returned if there is no score.
 
     Raises:
         ValueError: If the base was not run.

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
-from kuaifair_env.abandonment import (
-    LEAVE_RULES,
-    CategoryBoredom,
-    LeaveRule,
-    NeverLeave,
-    TemperFairness,
-    leave_rule,
-)
+from kuaifair_env.abandonment import LEAVE_RULES, CategoryBoredom, NeverLeave, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -184,24 +177,11 @@ def plan_run(
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
-    Args:
-        method_name: Name in the zoo.
-        world: See :class:`RunConfig`.
-        seed: Training seed.
-        session: How sessions run; its action mode is replaced by the method's.
-        total_steps: Instead of the zoo's number.
-        n_envs: Instead of the zoo's number.
-        overrides: Hyperparameters by (dotted) name; see :func:`hrl_policies.zoo.overridden`.
-        world_settings: See :class:`RunConfig`.
-        users: See :class:`RunConfig`.
-        n_users: See :class:`RunConfig`; 1,000 where neither is given.
-        episodes_per_user: See :class:`RunConfig`.
-        evaluation_seed: See :class:`RunConfig`.
-        purifier: See :class:`RunConfig`.
-        item_term: See :class:`RunConfig`.
-        taste_noise: Instead of the zoo's number.
-        settings: Instead of the zoo's (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first.
-        variant: See :class:`RunConfig`.
+    What is not described here is as in :class:`RunConfig`: ``session`` (its action mode is replaced by the method's),
+    and ``total_steps``, ``n_envs`` and ``taste_noise`` instead of the zoo's numbers. ``overrides`` are hyperparameters
+    by (dotted) name (see :func:`hrl_policies.zoo.overridden`). ``settings`` stand instead of the zoo's
+    (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first. Evaluation plays 1,000 users where
+    neither ``users`` nor ``n_users`` is given.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -239,17 +219,12 @@ def plan_run(
 
 
 def _session_config(content: Mapping[str, Any]) -> SessionConfig:
-    """Reads what ``SessionConfig.describe`` wrote.
-
-    Raises:
-        ArtifactError: If keys are unknown, or the leave rule is not one of this library.
-    """
+    """Reads what ``SessionConfig.describe`` wrote; an ``ArtifactError`` if the leave rule is none of this library."""
     leave = dict(content["leave"])
     name = leave.pop("rule", None)
     if name not in _RULES:
         raise ArtifactError(f"the run used a leave rule {name!r} of its own, which cannot be rebuilt from its file")
-    rule: LeaveRule = _RULES[name](**leave)
-    return SessionConfig(**{**content, "leave": rule})
+    return SessionConfig(**{**content, "leave": _RULES[name](**leave)})
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -272,10 +247,7 @@ def _with_modes(session: SessionConfig, spec: MethodSpec) -> SessionConfig:
     """
     observation_mode = session.observation_mode if spec.observation_mode == "state" else spec.observation_mode
     return replace(
-        session,
-        slate_size=session.items_per_slate,
-        action_mode=spec.action_mode,
-        observation_mode=observation_mode,
+        session, slate_size=session.items_per_slate, action_mode=spec.action_mode, observation_mode=observation_mode
     )
 
 

@@ -53,13 +53,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a task went.
-
-    Attributes:
-        task: Its name.
-        seconds: How long it took.
-        error: The traceback, or how its worker died; empty if all went well.
-    """
+    """How a task went: its name, its seconds, and the traceback, or how its worker died (empty if all went well)."""
 
     task: str
     seconds: float
@@ -109,10 +103,7 @@ def perform_task(task: Task, context: Any) -> TaskResult:
 class InProcessEngine:
     """Runs tasks one after the other in the calling process, on one numerical thread."""
 
-    @property
-    def workers(self) -> int:
-        """Returns 1."""
-        return 1
+    workers = 1
 
     @contextmanager
     def open(self, context: Any) -> Iterator[WorkerPool]:
@@ -166,8 +157,6 @@ class LocalEngine:
 
 @dataclass
 class _Attempt:
-    """A task and how often it was tried."""
-
     task: Task
     tries: int = 0
     since: float = 0.0
@@ -176,10 +165,7 @@ class _Attempt:
 class _Worker:
     """One process, in an executor of its own: its death breaks nobody else's tasks, and says which task it had.
 
-    Attributes:
-        started: Whether the process has finished its imports.
-        attempt: What it runs, or None.
-        future: Of its start, or of what it runs; None if it is idle.
+    It has started when it has finished its imports; the future is that of its start, or of what it runs.
     """
 
     def __init__(self, context: Any) -> None:
@@ -234,7 +220,6 @@ class _ProcessPool:
         return sum(worker.attempt is not None for worker in self.workers)
 
     def _collect(self, worker: _Worker, waiting: deque[_Attempt]) -> Iterator[TaskResult]:
-        """Takes the result of a worker's future, or notices that the worker has died."""
         assert worker.future is not None
         try:
             result = worker.future.result()
@@ -403,11 +388,6 @@ def _ray_context(reference: Any) -> Any:
 
 
 def _import_ray() -> Any:
-    """Imports Ray.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
     try:
         return import_module("ray")
     except ImportError:

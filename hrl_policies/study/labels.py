@@ -53,16 +53,12 @@ _PAPER_NAMES = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run, as tables need it.
+    """One finished run, as tables need it: what was run, its headline figures, and the data behind them.
 
     Attributes:
-        config: What was run.
-        summary: The headline figures.
-        data: Name of the data set.
-        origin: ``"real"``, ``"partial"``, ``"twin"`` or ``"own"``.
-        data_hash: Of the data set.
+        data: Name of the data set; ``origin`` is a key of :data:`ORIGINS`.
         candidates: Number of candidates ``N``.
-        users: Users that it was evaluated on.
+        users: Number of users that it was evaluated on.
         response: Kind of the test world's response model.
     """
 
@@ -178,11 +174,6 @@ class Variant:
         return self.spec.title + setting + purifier + (" †" if self.privileged else "")
 
     @property
-    def title_on_any_states(self) -> str:
-        """The title without the purifier."""
-        return Variant(self.method, "", self.setting).title
-
-    @property
     def paper_name(self) -> str | None:
         """Name in the paper, or None if the paper has no figures for it."""
         return _PAPER_NAMES.get(self.method) if self.as_shipped else None
@@ -195,14 +186,7 @@ class Variant:
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """A world and a horizon, on which methods are compared.
-
-    Attributes:
-        world: Environment id, or a study's own name.
-        max_len: Horizon.
-        data: Name of the data set.
-        origin: Kind of data, a key of :data:`ORIGINS`.
-    """
+    """A world (environment id, or a study's own name) and a horizon, on which methods are compared, with its data."""
 
     world: str
     max_len: int
@@ -262,34 +246,23 @@ def evaluation_note(record: RunRecord) -> str:
 
 
 def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
-    """Returns a note on seeds and steps of the runs that were trained, or none.
-
-    Args:
-        records: Runs, of which controls are passed over.
-        remark: What the note says besides.
-    """
+    """Returns a note on seeds and steps of the runs that were trained, with a remark behind it; none of controls."""
     trained = [record for record in records if Variant.of_config(record.config).learns]
     if not trained:
         return []
     seeds = ", ".join(str(seed) for seed in sorted({record.config.seed for record in trained}))
     steps: dict[Variant, int] = {}
-    for record in trained:
+    for record in sorted(trained, key=lambda record: Variant(record.config.method).order):
         variant = Variant(record.config.method)
         steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
-    listed = ", ".join(
-        f"{variant.spec.title} {steps[variant]:,}" for variant in sorted(steps, key=lambda one: one.order)
-    )
+    listed = ", ".join(f"{variant.spec.title} {count:,}" for variant, count in steps.items())
     return [f"Trained in the training world with seeds {seeds}; steps: {listed}.{remark}"]
 
 
-def purifier_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Returns a note on the purifiers of runs, or none."""
+def method_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Returns notes on the purifiers of runs and on what † means, each only where there is something to explain."""
     purified = {(record.purifier, record.config.purifier.hash) for record in records if record.config.purifier}
     files = ", ".join(f"{name} {digest}" for name, digest in sorted(purified))
-    return [f"Purifiers (name and hash of the file): {files}."] if purified else []
-
-
-def privileged_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Returns what † means where a run is marked so, or nothing."""
-    marked = any(Variant.of_config(record.config).privileged for record in records)
-    return [PRIVILEGED_NOTE] if marked else []
+    privileged = any(Variant.of_config(record.config).privileged for record in records)
+    notes = [f"Purifiers (name and hash of the file): {files}."] if purified else []
+    return [*notes, PRIVILEGED_NOTE] if privileged else notes

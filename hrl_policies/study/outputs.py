@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hrl_policies.study.comparisons import difference_table, score_table
-from hrl_policies.study.figures import (
-    draw_learning_curves,
-    draw_pareto,
-    draw_profiles,
-    draw_purification_gain,
-    draw_results,
-)
+from hrl_policies.study.curves import draw_learning_curves, draw_profiles
+from hrl_policies.study.figures import draw_pareto, draw_purification_gain, draw_results
 from hrl_policies.study.labels import PROPOSED, RunRecord
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
 from hrl_policies.study.report import stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
 from hrl_policies.study.runner import open_worlds, purifier_of
 from hrl_policies.study.store import StoredRun, all_runs, failed_runs, stored_runs
-from hrl_policies.study.table import SUFFIXES, ResultTable, TableFormat
-from hrl_policies.study.tables import result_tables, write_records
+from hrl_policies.study.tables import SUFFIXES, ResultTable, TableFormat, result_tables, write_records
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
@@ -73,9 +67,9 @@ def draw_study(
     written = []
     for form in formats:
         for ending, group in groups:
-            written += _draw_group(Path(folder), group, ending, form)
+            written += _draw_group(Path(folder), group, f"{ending}.{form}")
         for pair in worlds:
-            written += _draw_world(Path(folder), pair, runs, form)
+            written += _draw_world(Path(folder), pair, runs, f".{form}")
     return written
 
 
@@ -84,7 +78,7 @@ def _numbered(groups: Sequence[Comparison]) -> list[tuple[str, Comparison]]:
     return [(f"_{number}" if len(groups) > 1 else "", group) for number, group in enumerate(groups, 1)]
 
 
-def _draw_group(folder: Path, group: Comparison, ending: str, form: FigureFormat) -> list[Path]:
+def _draw_group(folder: Path, group: Comparison, ending: str) -> list[Path]:
     written = []
     for max_len in sorted({task.max_len for task in group.tasks}):
         for name, draw in (
@@ -92,47 +86,44 @@ def _draw_group(folder: Path, group: Comparison, ending: str, form: FigureFormat
             ("fig_7_learning_curves", draw_learning_curves),
             ("pareto", draw_pareto),
         ):
-            path = folder / f"{name}_len{max_len}{ending}.{form}"
+            path = folder / f"{name}_len{max_len}{ending}"
             if draw(path, group, max_len):
                 written.append(path)
-    path = folder / f"profiles{ending}.{form}"
+    path = folder / f"profiles{ending}"
     if draw_profiles(path, group):
         written.append(path)
     for task in group.tasks:
-        path = folder / f"results_{_plain(task.world)}_len{task.max_len}{ending}.{form}"
+        path = folder / f"results_{_plain(task.world)}_len{task.max_len}{ending}"
         draw_results(path, [run.record for run in group.runs if run.task == task])
         written.append(path)
     return written
 
 
-def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], form: FigureFormat) -> list[Path]:
+def _draw_world(folder: Path, pair: WorldPair, runs: Sequence[StoredRun], ending: str) -> list[Path]:
     from dsrm.probe_data import draw_counts_and_rates, draw_states, probe_set
     from dsrm.probes import purified_states
 
     term = "" if pair.item_term is None else pair.item_term.mode
     name = _plain(f"{pair.name} {term}")
-    path = folder / f"fig_2_counts_and_rates_{name}.{form}"
+    path = folder / f"fig_2_counts_and_rates_{name}{ending}"
     draw_counts_and_rates(path, pair.test.data)
     written = [path]
     purifiers = _purifiers_of_runs(pair.name, term, runs)
     if purifiers:
         probes = probe_set(pair.test)
-        path = folder / f"fig_4_states_{name}.{form}"
+        path = folder / f"fig_4_states_{name}{ending}"
         draw_states(path, probes, purified_states(probes, pair.test, purifiers))
         written.append(path)
     return written
 
 
 def _purifiers_of_runs(world: str, term: str, runs: Sequence[StoredRun]) -> dict[str, StatePurifier]:
-    """Returns the purifiers of finished runs in a world, one of each name."""
-    purifiers: dict[str, StatePurifier] = {}
+    first: dict[str, StoredRun] = {}
     for run in runs:
         config = run.config
         if run.complete and config.purifier and (config.world, config.item_term) == (world, term):
-            purifier = None if config.purifier.name in purifiers else purifier_of(run)
-            if purifier is not None:
-                purifiers[config.purifier.name] = purifier
-    return purifiers
+            first.setdefault(config.purifier.name, run)
+    return {name: purifier for name, run in first.items() if (purifier := purifier_of(run)) is not None}
 
 
 def _plain(name: str) -> str:
@@ -198,11 +189,11 @@ def write_tables(
     Raises:
         ValueError: If a format is unknown.
     """
-    texts = {(name, form): table.render(form) for name, table in tables.items() for form in formats}
-    paths = {Path(folder) / f"{name}{SUFFIXES[form]}": text for (name, form), text in texts.items()}
-    for path, text in paths.items():
+    texts = [(name, form, table.render(form)) for name, table in tables.items() for form in formats]
+    paths = [Path(folder) / f"{name}{SUFFIXES[form]}" for name, form, _ in texts]
+    for path, (_, _, text) in zip(paths, texts, strict=True):
         write_text_atomically(path, text)
-    return list(paths)
+    return paths
 
 
 def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None) -> list[WorldPair]:

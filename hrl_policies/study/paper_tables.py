@@ -8,9 +8,11 @@ three seeds, one of them 0.000, it reads as a standard deviation.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +21,7 @@ from hrl_policies.study import labels
 from hrl_policies.study.labels import PROPOSED, Task, Variant, world_title
 from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import Interval, stratified_interval, student_interval
-from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, Span
-from hrl_policies.study.tables import COLUMNS, Column
+from hrl_policies.study.tables import COLUMNS, MISSING, Cell, Column, Measured, ResultTable, Span
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
 from kuaifair_env.world import World
@@ -46,8 +47,7 @@ class PublishedResult:
         name: The method's name in the paper (SAC4IR, which its tables print as SAC4IF).
         max_len: Horizon.
         table: 2 or 3; the row "+DSRM" of Table 3 is "Ours" of Table 2, digit for digit, and not repeated.
-        means: ``len``, ``r_each``, ``r_cum`` and ``ad``.
-        spreads: Numbers behind ``±``, by the same names.
+        means: ``len``, ``r_each``, ``r_cum`` and ``ad``; ``spreads`` has the numbers behind ``±``.
     """
 
     data: str
@@ -70,21 +70,19 @@ class PublishedLog(NamedTuple):
 
 _PUBLISHED_FIGURES = ("len", "r_each", "r_cum", "ad")
 
-
-def _read_results() -> Iterator[PublishedResult]:
-    text = resources.files("hrl_policies.study").joinpath("published.csv").read_text("utf-8")
-    for row in csv.DictReader(text.splitlines()):
-        yield PublishedResult(
-            data=row["data"],
-            name=row["method"],
-            max_len=int(row["max_len"]),
-            table=int(row["table"]),
-            means={name: float(row[name]) for name in _PUBLISHED_FIGURES},
-            spreads={name: float(row[f"{name}_spread"]) for name in _PUBLISHED_FIGURES},
-        )
-
-
-PUBLISHED_RESULTS = tuple(_read_results())
+PUBLISHED_RESULTS = tuple(
+    PublishedResult(
+        data=row["data"],
+        name=row["method"],
+        max_len=int(row["max_len"]),
+        table=int(row["table"]),
+        means={name: float(row[name]) for name in _PUBLISHED_FIGURES},
+        spreads={name: float(row[f"{name}_spread"]) for name in _PUBLISHED_FIGURES},
+    )
+    for row in csv.DictReader(
+        resources.files("hrl_policies.study").joinpath("published.csv").read_text("utf-8").splitlines()
+    )
+)
 """All 52 rows of Tables 2 and 3."""
 
 PUBLISHED_LOGS = (
@@ -107,11 +105,7 @@ PUBLISHED_SECONDS = {
 
 
 def paper_data(*names: str) -> str | None:
-    """Returns the paper's name of the data set behind a world, or None if the paper has no such world.
-
-    Args:
-        *names: Names of the world and of its data; a twin counts as a world like its original's.
-    """
+    """Returns the paper's data set behind a world, told by names of world and data (a twin's too); None if none is."""
     for data, mark in (("KuaiRec", "kuairec"), ("KuaiRand-Pure", "kuairand")):
         if any(mark in name.lower() for name in names):
             return data
@@ -168,12 +162,7 @@ def ablation_table(
 
 
 def _figures_table(
-    title: str,
-    comparison: Comparison,
-    variants: Sequence[Variant],
-    command: str,
-    average: Average,
-    compare: bool,
+    title: str, comparison: Comparison, variants: Sequence[Variant], command: str, average: Average, compare: bool
 ) -> ResultTable | None:
     """Returns headline figures: rows by world and method, a group of columns for each horizon."""
     if average not in ("mean", "iqm"):
@@ -185,29 +174,20 @@ def _figures_table(
     horizons = sorted({run.task.max_len for run in runs})
     rows: list[tuple[Cell, ...]] = []
     published = False
-    for tasks in _by_world(comparison.tasks):
+    for _, group in groupby(comparison.tasks, key=lambda task: task.world):
+        tasks = list(group)
         world = tasks[0].world_title
         for variant in variants:
             own = {task.max_len: comparison.cell(task, variant) for task in tasks}
             if not any(own.values()):
                 continue
-            rows.append(
-                (
-                    world,
-                    variant.title,
-                    *_joined(_figure_cells(own.get(max_len, ()), columns, average) for max_len in horizons),
-                )
-            )
+            cells = [_figure_cells(own.get(max_len, ()), columns, average) for max_len in horizons]
+            rows.append((world, variant.title, *chain.from_iterable(cells)))
             paper = [published_result(tasks[0], variant, max_len) for max_len in horizons] if compare else []
             if any(paper):
                 published = True
-                rows.append(
-                    (
-                        world,
-                        f"{variant.title}: {PAPER}",
-                        *_joined(_published_cells(row, columns) for row in paper),
-                    )
-                )
+                cells = [_published_cells(row, columns) for row in paper]
+                rows.append((world, f"{variant.title}: {PAPER}", *chain.from_iterable(cells)))
     return ResultTable(
         title=comparison.titled(title),
         header=("world", "method", *([*(column.title for column in columns), "seeds"] * len(horizons))),
@@ -217,21 +197,10 @@ def _figures_table(
     )
 
 
-def _by_world(tasks: Sequence[Task]) -> list[list[Task]]:
-    worlds: dict[str, list[Task]] = {}
-    for task in tasks:
-        worlds.setdefault(task.world, []).append(task)
-    return list(worlds.values())
-
-
 def _columns(runs: Sequence[EvaluatedRun]) -> list[Column]:
     """Returns the columns in the paper's order; floor and ceiling only where the leave rule has a length formula."""
     by_figure = {column.figure: column for column in COLUMNS}
     return [by_figure[name] for name in _FIGURES if all(name in run.summary for run in runs)]
-
-
-def _joined(groups: Iterable[Sequence[Cell]]) -> tuple[Cell, ...]:
-    return tuple(cell for group in groups for cell in group)
 
 
 def _figure_cells(runs: Sequence[EvaluatedRun], columns: Sequence[Column], average: Average) -> list[Cell]:
@@ -296,8 +265,7 @@ def _figures_notes(
         *labels.training_notes(records),
         f"Brackets: 95 % intervals. Several seeds: {over_seeds}. One run: bootstrap over users. "
         "A claim is a difference with its interval: see the table of differences.",
-        *labels.purifier_notes(records),
-        *labels.privileged_notes(records),
+        *labels.method_notes(records),
         "viol.: share of slates that the leave rule punishes, which is what ends sessions; AD is not.",
     ]
     if any(column.figure == "len_floor" for column in columns):
@@ -388,19 +356,13 @@ def _published_world_rows(name: str, world: World) -> list[tuple[Cell, ...]]:
 def cost_table(comparison: Comparison, command: str, *, compare: bool = False) -> ResultTable | None:
     """Returns the paper's Table 4: the time that training takes, by world, horizon, method and machine.
 
-    Args:
-        comparison: Runs under one set of conditions.
-        command: The command that makes these numbers again.
-        compare: Whether to show the paper's times beside ours.
-
-    Returns:
-        The table, or None if nothing was trained in one go.
+    Arguments are those of :func:`overall_table`; None is returned if nothing was trained in one go.
     """
     trained = [run for run in comparison.runs if run.variant.learns]
     whole = [run for run in trained if not run.run.result.get("resumed_at")]
-    groups: dict[tuple[Task, Variant, str], list[EvaluatedRun]] = {}
+    groups: defaultdict[tuple[Task, Variant, str], list[EvaluatedRun]] = defaultdict(list)
     for run in whole:
-        groups.setdefault((run.task, run.variant, run.run.timing["machine"]), []).append(run)
+        groups[run.task, run.variant, run.run.timing["machine"]].append(run)
     if not groups:
         return None
     machines = sorted({machine for _, _, machine in groups})

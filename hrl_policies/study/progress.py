@@ -1,14 +1,16 @@
-"""What a study will cost, and how it gets on: estimates, callbacks and displays of progress."""
+"""What a study costs, and how it gets on: estimates, peak memory, callbacks and displays of progress."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,17 @@ from kuaifair_env.synthetic.config import twin_config
 FACTOR = 2.0
 """By how much an estimate may be wrong, either way."""
 
-_COSTS = ("plans", "costs.json")
 _PRODUCTS = 200
 _REPEATS = 5
 _USUAL_LENGTH = 30
 _SESSION_BYTES = 130
 _OTHER_BYTES = 12_000
+# Resets the largest resident size of a process; see proc_pid_clear_refs(5).
+_RESET, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
+_STATUS = Path("/proc/self/status")
+_KIB, _MIB = 2**10, 2**20
+# What the process held at most before the object was made may exceed by so much what it holds then.
+_SLACK = 8 * _MIB
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,9 @@ def estimate_study(runs: Sequence[RunConfig]) -> Estimate:
     """
     unit = calibration_seconds()
     works = [work_of(run) for run in runs]
+    known = {mode: float(cost["work"]) for mode, cost in _costs()["purifiers"].items()}
     purifiers = {(run.world, run.purifier.name) for run in runs if run.purifier is not None}
-    pretraining = sum(_pretraining_work(mode) for _, mode in purifiers)
+    pretraining = sum(known[mode] if mode in known else max(known.values()) for _, mode in purifiers)
     names = dict.fromkeys(run.method for run in runs)
     return Estimate(
         seconds=unit * (sum(works) + pretraining),
@@ -123,12 +131,6 @@ def _bytes_of(run: RunConfig) -> int:
     return int(_cost_of(run.method)["bytes"] + purifier + sessions + _OTHER_BYTES)
 
 
-def _pretraining_work(mode: str) -> float:
-    purifiers = _costs()["purifiers"]
-    max_work = max(known["work"] for known in purifiers.values())
-    return float(purifiers.get(mode, {"work": max_work})["work"])
-
-
 def _cost_of(name: str) -> dict[str, float]:
     known: dict[str, dict[str, float]] = _costs()["methods"]
     if name in known:
@@ -139,7 +141,7 @@ def _cost_of(name: str) -> dict[str, float]:
 
 @cache
 def _costs() -> dict[str, Any]:
-    text = resources.files("hrl_policies.study").joinpath(*_COSTS).read_text("utf-8")
+    text = resources.files("hrl_policies.study").joinpath("plans", "costs.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
 
@@ -148,6 +150,50 @@ def max_candidates(world: str) -> int:
     """Returns the most candidates that a world can have; worlds of one's own count as the toy world."""
     name = ENVIRONMENTS[world].twin if world in ENVIRONMENTS else "Toy"
     return twin_config(name).n_items
+
+
+class PeakMemory:
+    """The largest resident memory of this process since the object was made, worlds and libraries included.
+
+    Linux forgets earlier peaks when asked to. Other systems, and containers that forbid the question, remember them
+    for as long as the process lives: there, the peak is known once it exceeds all earlier ones.
+    """
+
+    def __init__(self) -> None:
+        # Elsewhere than on Linux, or where it is forbidden, what was reached before is told apart by its size.
+        with suppress(OSError):
+            _RESET.write_text(_RESET_PEAK, encoding="ascii")
+        self._at_start, resident = _peak(), _status("VmRSS")
+        self._starts_low = self._at_start is not None and resident is not None and self._at_start <= resident + _SLACK
+
+    def mib(self) -> float | None:
+        """Returns the peak in MiB; None where the system does not tell, or an earlier peak hides this one."""
+        peak = _peak()
+        if peak is None or self._at_start is None or not (self._starts_low or peak > self._at_start):
+            return None
+        return round(peak / _MIB, 1)
+
+
+def _peak() -> int | None:
+    size = _status("VmHWM")
+    return _peak_of_process() if size is None else size
+
+
+def _status(name: str) -> int | None:
+    try:
+        text = _STATUS.read_text(encoding="ascii")
+    except OSError:
+        return None
+    sizes = (int(line.split()[1]) * _KIB for line in text.splitlines() if line.startswith(f"{name}:"))
+    return next(sizes, None)
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else _KIB)
 
 
 _SHOWN_FAILURES = 5
@@ -174,11 +220,7 @@ class StudyCallback:
 
 
 class StudyProgress(StudyCallback):
-    """Counts the runs of a study and foretells its end from the runs that have ended.
-
-    Args:
-        workers: How many runs go on at once.
-    """
+    """Counts the runs of a study, ``workers`` of which go on at once, and foretells its end from those that ended."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -237,12 +279,7 @@ class StudyProgress(StudyCallback):
 
 
 class PlainProgress(StudyProgress):
-    """Prints one line for each run that ends; for files and pipes.
-
-    Args:
-        workers: See :class:`StudyProgress`.
-        console: Where to print.
-    """
+    """Prints one line for each run that ends; for files and pipes."""
 
     def __init__(self, workers: int, console: Console) -> None:
         super().__init__(workers)

@@ -7,6 +7,7 @@ import hashlib
 import html
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,7 +17,7 @@ from typing import Any
 from hrl_policies.study import report_sections as sections
 from hrl_policies.study.labels import ORIGINS, Variant, families
 from hrl_policies.study.store import StoredRun, reason_of
-from hrl_policies.study.table import MISSING, Cell, Measured, ResultTable, sort_value
+from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, sort_value
 from kuaifair_env.files import write_text_atomically
 
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -42,12 +43,7 @@ _ORIGIN_LIMITS = {
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A picture of the report.
-
-    Attributes:
-        source: The whole picture as a ``data:`` URI.
-        caption: The text below it.
-    """
+    """A picture of the report: the whole of it as a ``data:`` URI, and the text below it."""
 
     source: str
     caption: str
@@ -71,16 +67,12 @@ class ReportFigure:
         if beside.exists():
             caption = beside.read_text(encoding="utf-8").strip()
         else:
-            inside = _svg_description(content) if kind == ".svg" else _png_description(path)
+            match = _DESCRIPTION.search(content.decode("utf-8", errors="replace")) if kind == ".svg" else None
+            inside = _png_description(path) if kind == ".png" else html.unescape(match[1]).strip() if match else ""
             name = path.stem.replace("_", " ").replace("-", " ")
             caption = f"{name[:1].upper()}{name[1:]}. {inside}".removesuffix(". ")
         encoded = base64.b64encode(content).decode("ascii")
         return cls(f"data:{PICTURES[kind]};base64,{encoded}", caption)
-
-
-def _svg_description(content: bytes) -> str:
-    match = _DESCRIPTION.search(content.decode("utf-8", errors="replace"))
-    return "" if match is None else html.unescape(match[1]).strip()
 
 
 def _png_description(path: Path) -> str:
@@ -149,7 +141,6 @@ def stored_figures(store: str | Path) -> list[Path]:
 
 
 def _order(run: StoredRun) -> tuple[object, ...]:
-    """Returns the sort key of a run: world, Max Len, the order of the zoo, and seed."""
     config, variant = run.config, Variant.of_config(run.config)
     return config.world, config.session.max_len, variant.order[0], variant.title, config.seed, run.folder.name
 
@@ -157,6 +148,8 @@ def _order(run: StoredRun) -> tuple[object, ...]:
 def _content(runs: Sequence[StoredRun], failures: Mapping[str, str], command: str) -> dict[str, Any]:
     worlds, software = sections.shared_worlds(runs), sections.shared_software(runs)
     anchors = {run.folder: f"run-{number}" for number, run in enumerate(runs, 1)}
+    # The deepest folder that holds all runs: the report names them without it.
+    root = Path(os.path.commonpath([run.folder.absolute().parent for run in runs]) if runs else "")
     return {
         "overview": overview(runs, len(failures)),
         "limits": limits(runs),
@@ -164,16 +157,11 @@ def _content(runs: Sequence[StoredRun], failures: Mapping[str, str], command: st
         "present_origins": list(dict.fromkeys(one.origin for one in worlds.values())),
         "tables": sections.result_sections(runs, anchors, command),
         "run_columns": ["steps", *(column.title for column in sections.RUN_COLUMNS)],
-        "runs": sections.run_sections(runs, anchors, _common_folder(runs), worlds, software),
+        "runs": sections.run_sections(runs, anchors, root, worlds, software),
         "failures": failures,
         "worlds": list(worlds.values()),
         "software": list(software.values()),
     }
-
-
-def _common_folder(runs: Sequence[StoredRun]) -> Path:
-    """Returns the deepest folder that holds all runs, so that the report can name them without it."""
-    return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]) if runs else "")
 
 
 def _rendered(content: Mapping[str, Any]) -> str:
@@ -191,37 +179,32 @@ def _rendered(content: Mapping[str, Any]) -> str:
     environment.filters |= {
         "sort_value": _sort_text,
         "number": _number_text,
-        "uncertainty": _uncertainty,
+        "uncertainty": lambda cell: cell.uncertainty if isinstance(cell, Measured) else "",
         "reason": reason_of,
     }
-    style, script = _asset("style.css"), _asset("report.js")
-    return environment.get_template("report.html.j2").render(
-        content,
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        version=__version__,
-        curve=sections,
-        origins=ORIGINS,
+    folder = resources.files("hrl_policies.study").joinpath(_ASSETS)
+    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
+    # The Content-Security-Policy: this style, this script and pictures within the file, nothing else.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        content, style=style, script=script, policy=policy, version=__version__, curve=sections, origins=ORIGINS
     )
 
 
 def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
-    """Returns what was run, as names and values.
-
-    Args:
-        runs: Finished and interrupted runs.
-        failed: Number of runs that ended with an error.
-    """
+    """Returns what was run, as names and values; ``failed`` is the number of runs that ended with an error."""
     variants = {run.folder: Variant.of_config(run.config) for run in runs}
-    ordered = sorted(runs, key=lambda run: variants[run.folder].order[0])
-    learners = [run for run in ordered if variants[run.folder].learns]
-    controls = [run for run in ordered if not variants[run.folder].learns]
+    ordered = sorted(variants.values(), key=lambda variant: variant.order[0])
     states = {
         "finished": sum(run.complete for run in runs),
         "interrupted": sum(not run.complete for run in runs),
         "failed": failed,
     }
+    seeds = {run.config.seed for run in runs if run.complete and variants[run.folder].learns}
     evaluated = {
         f"{run.result['users']} held-out users, {run.config.episodes_per_user} session(s) each"
         for run in runs
@@ -229,12 +212,12 @@ def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
     }
     facts = (
         ("runs", ", ".join(f"{number} {state}" for state, number in states.items() if number)),
-        ("trained methods", _listed(variants[run.folder].title for run in learners)),
-        ("controls", _listed(variants[run.folder].title for run in controls)),
+        ("trained methods", _listed(variant.title for variant in ordered if variant.learns)),
+        ("controls", _listed(variant.title for variant in ordered if not variant.learns)),
         ("worlds", _listed(run.config.world for run in runs)),
-        ("data", _listed(_data_name(run) for run in runs)),
+        ("data", _listed(f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})" for run in runs)),
         ("Max Len", _listed(map(str, sorted({run.config.session.max_len for run in runs})))),
-        ("training seeds", _listed(map(str, sorted({run.config.seed for run in learners if run.complete})))),
+        ("training seeds", _listed(map(str, sorted(seeds)))),
         ("evaluated on", "; ".join(sorted(evaluated))),
     )
     return tuple((name, value) for name, value in facts if value)
@@ -276,29 +259,21 @@ def limits(runs: Sequence[StoredRun]) -> tuple[str, ...]:
 
 
 def _limit_of_seeds(learners: Sequence[StoredRun]) -> str:
-    seeds: dict[tuple[object, ...], set[int]] = {}
-    for run in learners:
-        config = run.config
-        key = Variant.of_config(config), config.world, config.session.max_len, config.item_term
-        seeds.setdefault(key, set()).add(config.seed)
+    seeds: defaultdict[tuple[object, ...], set[int]] = defaultdict(set)
+    for config in (run.config for run in learners):
+        seeds[Variant.of_config(config), config.world, config.session.max_len, config.item_term].add(config.seed)
     min_seeds = min(map(len, seeds.values()))
     if min_seeds == 1:
         return (
             "At least one trained method has a single training seed: its row has no interval, and a difference between "
             "two such rows may be the randomness of training."
         )
-    text = (
-        f"± is half the 95 % Student interval of the mean over training seeds, of which a row has at least {min_seeds}"
-    )
-    return text + (": so few give wide intervals." if min_seeds < _WIDE_INTERVALS_BELOW else ".")
+    text = "± is half the 95 % Student interval of the mean over training seeds, of which a row has at least"
+    return f"{text} {min_seeds}" + (": so few give wide intervals." if min_seeds < _WIDE_INTERVALS_BELOW else ".")
 
 
 def _origin(run: StoredRun) -> str:
     return str(run.provenance["test"]["data"]["origin"])
-
-
-def _data_name(run: StoredRun) -> str:
-    return f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})"
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -306,7 +281,6 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _sort_text(cell: Cell) -> str:
-    """Returns the number that a cell is sorted by; empty for a missing one."""
     value = sort_value(cell)
     return "" if value is None else f"{value:.12g}"
 
@@ -317,21 +291,5 @@ def _number_text(cell: Cell) -> str:
     return "—" if cell in ("", MISSING) else cell
 
 
-def _uncertainty(cell: Cell) -> str:
-    return cell.uncertainty if isinstance(cell, Measured) else ""
-
-
-def _policy(style: str, script: str) -> str:
-    """Returns the Content-Security-Policy: this style, this script and pictures within the file, nothing else."""
-    return (
-        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _asset(name: str) -> str:
-    return resources.files("hrl_policies.study").joinpath(_ASSETS, name).read_text(encoding="utf-8")

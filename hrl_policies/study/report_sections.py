@@ -15,37 +15,26 @@ import numpy as np
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.labels import ORIGINS, RunRecord, Variant
 from hrl_policies.study.store import CurveRow, StoredRun
-from hrl_policies.study.table import Cell, Measured, ResultTable
-from hrl_policies.study.tables import COLUMNS, group_records, group_variants, result_table
+from hrl_policies.study.tables import COLUMNS, Cell, Measured, ResultTable, group_records, group_variants, result_table
 
 Pairs = tuple[tuple[str, str], ...]
 
 RUN_COLUMNS = COLUMNS[:5]
 """Figures of a run in the list of all runs: Len, R_each, R_cum, AD and the violation rate."""
 
-_LENGTHS = ("len_floor", "len_ceiling", "len")
-_MARK_LEFT, _MARK_RIGHT = 4.0, 86.0
-"""Ends of the small drawing of Len, 90 wide."""
-
 WIDTH, HEIGHT = 320, 150
-"""Size of a panel's drawing, in its own units."""
-
 LEFT, RIGHT, TOP, BOTTOM = 40, 310, 12, 122
-"""Where its axes run."""
+"""Size of a panel's drawing, in its own units, and where its axes run."""
 
+_LENGTHS = ("len_floor", "len_ceiling", "len")
+# Ends of the small drawing of Len, 90 wide.
+_MARK_LEFT, _MARK_RIGHT = 4.0, 86.0
 _NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 @dataclass(frozen=True)
 class LengthMark:
-    """Where Len lies between its floor and its ceiling, as coordinates of a small drawing.
-
-    Attributes:
-        floor: Left end.
-        ceiling: Right end.
-        at: Len.
-        words: The same in words, for screen readers.
-    """
+    """Where Len lies between its floor and its ceiling, as coordinates of a small drawing and in words."""
 
     floor: float
     ceiling: float
@@ -55,15 +44,12 @@ class LengthMark:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of a table.
+    """A row of a table, the first cell of which names it, with the rows of the seeds behind it.
 
     Attributes:
-        cells: Its cells, the first of which names it.
         anchor: Id in the document; of a row of one seed, id of the run that it leads to. Empty for none.
         search: Words that the filter finds it by.
         family: Checkbox that shows it; empty for a row that always stands.
-        mark: Drawing of its Len, if the table has one.
-        seeds: Rows of the runs behind it.
     """
 
     cells: tuple[Cell, ...]
@@ -76,12 +62,9 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of the report.
+    """A table of the report, its rows with what makes them searchable.
 
     Attributes:
-        anchor: Id in the document.
-        table: What it shows.
-        rows: Its rows with what makes them searchable.
         origin: Kind of data, for tables of one world.
         marked: Title of the column beside which Len is drawn; empty for none.
     """
@@ -100,14 +83,8 @@ class ReportTable:
 
 def plain_tables(tables: Sequence[ResultTable]) -> tuple[ReportTable, ...]:
     """Returns tables as they are."""
-    return tuple(
-        ReportTable(
-            f"further-{number}",
-            table,
-            tuple(ReportRow(row, search=" ".join(map(str, row)).lower()) for row in table.rows),
-        )
-        for number, table in enumerate(tables, 1)
-    )
+    rows = [tuple(ReportRow(row, search=" ".join(map(str, row)).lower()) for row in table.rows) for table in tables]
+    return tuple(ReportTable(f"further-{n}", *pair) for n, pair in enumerate(zip(tables, rows, strict=True), 1))
 
 
 def result_sections(runs: Sequence[StoredRun], anchors: Mapping[Path, str], command: str) -> tuple[ReportTable, ...]:
@@ -159,7 +136,7 @@ def _result_section(
 
 
 def _length_mark(records: Sequence[RunRecord], span: tuple[float, float] | None) -> LengthMark | None:
-    """Draws mean floor, ceiling and Len of runs between the shortest and the longest Len of the table."""
+    """Places mean floor, ceiling and Len of runs between the shortest and the longest Len of the table."""
     if span is None:
         return None
     lengths = [float(np.mean([record.summary[name] for record in records])) for name in _LENGTHS]
@@ -183,17 +160,11 @@ class RunSection:
     """One run with all that is known of it.
 
     Attributes:
-        run: The run.
-        variant: Its method.
-        anchor: Id in the document.
         state: ``"finished"`` or ``"interrupted"``.
-        search: Words that the filter finds it by.
-        figures: Training steps taken, then Len, R_each, R_cum, AD and the violation rate; empty cells for missing ones.
-        panels: Its learning curve.
+        figures: Training steps taken, then those of ``RUN_COLUMNS``; empty cells for missing ones.
         facts: What is known of method, settings, hyperparameters and provenance, by these titles.
         timing: Seconds and machine; differs from one run to the next.
-        worlds: Anchor of its worlds.
-        software: Anchor of its versions.
+        worlds: Anchor of its worlds; ``software`` is that of its versions.
     """
 
     run: StoredRun
@@ -211,15 +182,7 @@ class RunSection:
 
 @dataclass(frozen=True)
 class SharedFacts:
-    """Facts that several runs share: their worlds, or their software.
-
-    Attributes:
-        anchor: Id in the document.
-        title: Its name.
-        facts: Names and values that are worth reading.
-        origin: Kind of data; empty for software.
-        full: All of it as JSON; empty where the facts are all.
-    """
+    """Facts that several runs share: their worlds (with the kind of data, and all of it as JSON), or their software."""
 
     anchor: str
     title: str
@@ -241,8 +204,8 @@ def run_sections(
         runs: The runs.
         anchors: Their ids by folder.
         root: Folder that is left out of their names.
-        worlds: Worlds by their JSON; see :func:`shared_worlds`.
-        software: Versions by their JSON; see :func:`shared_software`.
+        worlds: See :func:`shared_worlds`.
+        software: See :func:`shared_software`.
     """
     rewards: dict[tuple[str, int], list[float]] = {}
     for run in runs:
@@ -263,7 +226,9 @@ def run_sections(
 
 
 def _run_section(run: StoredRun, anchor: str, name: str, top: float, worlds: str, software: str) -> RunSection:
-    variant, state = Variant.of_config(run.config), "finished" if run.complete else "interrupted"
+    variant, state, timing = Variant.of_config(run.config), "finished" if run.complete else "interrupted", ""
+    if run.timing:
+        timing = "training {training_seconds:.1f} s, evaluation {evaluation_seconds:.1f} s ({machine})"
     summary = run.summary if run.complete else {}
     figures = [Measured(summary[c.figure], c.digits) if summary else "" for c in RUN_COLUMNS]
     panels = (
@@ -289,7 +254,7 @@ def _run_section(run: StoredRun, anchor: str, name: str, top: float, worlds: str
             "Hyperparameters": tuple(_flat(run.config.hyperparameters)),
             "Provenance": _provenance(run, name),
         },
-        timing=_timing(run.timing),
+        timing=timing.format(**run.timing),
         worlds=worlds,
         software=software,
     )
@@ -297,16 +262,11 @@ def _run_section(run: StoredRun, anchor: str, name: str, top: float, worlds: str
 
 @dataclass(frozen=True)
 class CurvePanel:
-    """One figure over training steps, ready to be drawn.
+    """One figure over training steps, ready to be drawn: an SVG path, its end, ticks of both axes, and words.
 
     Attributes:
-        title: Name of the figure.
-        path: Data of the SVG path.
-        end: Coordinates of the last point.
-        across: Ticks of the axis of steps: coordinate and label.
-        up: Ticks of the other axis.
+        across: Ticks of the axis of steps, coordinate and label; ``up`` has those of the other axis.
         evaluated: Height of the line for the figure in the test world; None without one.
-        words: The drawing in words, for screen readers.
     """
 
     title: str
@@ -338,14 +298,13 @@ def curve_panel(
     if not finite:
         return None
     last = max(steps for steps, _ in finite) or 1.0
-    places = [_place(point, last, top) for point in points]
     return CurvePanel(
         title=title,
-        path=_path(places),
-        end=_rounded(_place(finite[-1], last, top)),
+        path=_path([_place(point, last, top) for point in points]),
+        end=_place(finite[-1], last, top),
         across=((LEFT, "0"), (RIGHT, f"{last:,.0f} steps")),
-        up=tuple((_height(share * top, top), f"{share * top:g}") for share in (0.0, 0.5, 1.0)),
-        evaluated=None if evaluated is None else round(_height(evaluated, top), 1),
+        up=tuple((BOTTOM - (BOTTOM - TOP) * share, f"{share * top:g}") for share in (0.0, 0.5, 1.0)),
+        evaluated=None if evaluated is None else _place((0.0, evaluated), last, top)[1],
         words=(
             f"{title} in training: {finite[0][1]:.3g} at {finite[0][0]:,.0f} steps, "
             f"{finite[-1][1]:.3g} at {finite[-1][0]:,.0f}"
@@ -364,32 +323,20 @@ def axis_top(values: Sequence[float]) -> float:
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
     """Joins the points; one that is not a number leaves a gap."""
-    parts, pen = [], "M"
-    for place in places:
-        if not all(map(math.isfinite, place)):
-            pen = "M"
-            continue
-        x, y = _rounded(place)
-        parts.append(f"{pen}{x:g} {y:g}")
-        pen = "L"
-    return "".join(parts)
+    path, pen = "", "M"
+    for x, y in places:
+        drawn = math.isfinite(x) and math.isfinite(y)
+        path += f"{pen}{x:g} {y:g}" if drawn else ""
+        pen = "L" if drawn else "M"
+    return path
 
 
 def _place(point: tuple[float, float], last: float, top: float) -> tuple[float, float]:
-    return LEFT + (RIGHT - LEFT) * point[0] / last, _height(point[1], top)
-
-
-def _height(value: float, top: float) -> float:
-    return BOTTOM - (BOTTOM - TOP) * value / top
-
-
-def _rounded(place: tuple[float, float]) -> tuple[float, float]:
-    return round(place[0], 1), round(place[1], 1)
+    return round(LEFT + (RIGHT - LEFT) * point[0] / last, 1), round(BOTTOM - (BOTTOM - TOP) * point[1] / top, 1)
 
 
 def _settings(run: StoredRun) -> Pairs:
     config = run.config
-    session = config.session.describe()
     trained = (
         ("policy", config.policy),
         ("training sessions at once", str(config.n_envs)),
@@ -402,7 +349,7 @@ def _settings(run: StoredRun) -> Pairs:
         ("evaluated on", f"{config.user_count} users, {config.episodes_per_user} session(s) each"),
         ("evaluation seed", str(config.evaluation_seed)),
         *(("world " + name, value) for name, value in _flat(config.world_settings)),
-        *_flat(session),
+        *_flat(config.session.describe()),
     )
 
 
@@ -418,37 +365,31 @@ def _provenance(run: StoredRun, name: str) -> Pairs:
     )
 
 
-def _timing(timing: Mapping[str, Any]) -> str:
-    if not timing:
-        return ""
-    seconds = f"training {timing['training_seconds']:.1f} s, evaluation {timing['evaluation_seconds']:.1f} s"
-    return f"{seconds} ({timing['machine']})"
-
-
 def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every pair of worlds once, by its provenance as JSON."""
     different = {_as_json(run.provenance): run.provenance for run in runs}
-    return {text: _worlds(found, f"worlds-{number}") for number, (text, found) in enumerate(different.items(), 1)}
+    return {text: _worlds(pair, f"worlds-{number}") for number, (text, pair) in enumerate(different.items(), 1)}
 
 
 def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every set of versions once, by its JSON."""
     different = {_as_json(run.versions): run.versions for run in runs}
-    return {text: _software(found, number) for number, (text, found) in enumerate(different.items(), 1)}
+    return {
+        text: SharedFacts(
+            f"software-{number}",
+            f"Software {number}",
+            (
+                ("Python", str(stored["python"])),
+                ("platform", str(stored["platform"])),
+                *((name, str(version)) for name, version in sorted(stored["packages"].items())),
+            ),
+        )
+        for number, (text, stored) in enumerate(different.items(), 1)
+    }
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    """Returns JSON that is equal for equal content."""
     return json.dumps(content, sort_keys=True)
-
-
-def _software(versions: Mapping[str, Any], number: int) -> SharedFacts:
-    facts = (
-        ("Python", str(versions["python"])),
-        ("platform", str(versions["platform"])),
-        *((name, str(version)) for name, version in sorted(versions["packages"].items())),
-    )
-    return SharedFacts(f"software-{number}", f"Software {number}", facts)
 
 
 def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
@@ -461,29 +402,19 @@ def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
     ]
     for split in ("train", "test"):
         world = provenance[split]
-        kind = world["response"].get("kind", "unknown")
         sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
-        facts.append((f"{split} world", f"{sizes}, response model: {kind}"))
+        facts.append((f"{split} world", f"{sizes}, response model: {world['response'].get('kind', 'unknown')}"))
     title = str(provenance.get("name", data["name"]))
-    full = _short_lists(json.dumps(provenance, indent=1, sort_keys=True))
+    full = json.dumps(provenance, indent=1, sort_keys=True)
+    # Lists of numbers stand on one line each.
+    full = re.sub(r"\[[^][{}\"]*\]", lambda match: re.sub(r"\s+", " ", match[0]), full)
     return SharedFacts(anchor, title, tuple(fact for fact in facts if fact[1]), data["origin"], full)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields nested settings by dotted name."""
     for name, value in sorted(content.items()):
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _short_lists(text: str) -> str:
-    """Puts lists of numbers in indented JSON on one line each."""
-    return re.sub(r"\[[^][{}\"]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
+            text = "none" if value is None else json.dumps(value)
+            yield f"{prefix}{name}", value if isinstance(value, str) else text

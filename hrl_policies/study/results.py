@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.config import RunConfig
-from hrl_policies.study.labels import (
-    MODES,
-    RunRecord,
-    Task,
-    Variant,
-    data_note,
-    evaluation_note,
-    leave_rule_text,
-)
+from hrl_policies.study.labels import MODES, RunRecord, Task, Variant, data_note, evaluation_note, leave_rule_text
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.batch import SessionConfig
@@ -36,8 +28,7 @@ class UserSums:
 
     Attributes:
         user_ids: ``(U,)``, increasing raw ids.
-        sessions: ``(U,)`` number of sessions.
-        steps: ``(U,)`` slates seen.
+        sessions: ``(U,)`` number of sessions; ``steps`` counts the slates seen.
         reward: ``(U,)`` summed reward.
         popular: ``(U,)`` summed popular share of slates.
         violations: ``(U,)`` slates that the leave rule punished.
@@ -59,18 +50,10 @@ class UserSums:
         }
         ids, rows = np.unique([session["user_id"] for session in sessions], return_inverse=True)
 
-        def summed(values: Values) -> Values:
-            return np.asarray(np.bincount(rows, weights=values, minlength=len(ids)), np.float64)
-
         steps = table["len"]
-        return cls(
-            user_ids=ids,
-            sessions=summed(np.ones_like(steps)),
-            steps=summed(steps),
-            reward=summed(table["r_cum"]),
-            popular=summed(table["popular_share"] * steps),
-            violations=summed(table["violation_rate"] * steps),
-        )
+        popular, violations = table["popular_share"] * steps, table["violation_rate"] * steps
+        columns = (np.ones_like(steps), steps, table["r_cum"], popular, violations)
+        return cls(ids, *(np.bincount(rows, column, len(ids)).astype(np.float64) for column in columns))
 
     def per_session(self, figure: str) -> Values:
         """Returns each user's mean over sessions, ``(U,)``, of ``"len"`` or ``"r_cum"``.
@@ -102,19 +85,17 @@ class UserSums:
         if figure in ratios:
             return ratio_interval(*ratios[figure], resamples=resamples)
         if figure == "ad":
-            return folded(bootstrap(_pooled_gap, self.popular, self.steps, resamples=resamples))
+
+            def pooled_gap(popular: Values, steps: Values) -> Values:
+                return signed_gap(popular.sum(axis=-1) / steps.sum(axis=-1))
+
+            return folded(bootstrap(pooled_gap, self.popular, self.steps, resamples=resamples))
         raise ValueError(f"no interval over users is known for {figure!r}; choose {', '.join(ratios)} or ad")
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A finished run and what its users did.
-
-    Attributes:
-        run: The run folder.
-        record: Its headline figures and provenance.
-        users: What each user did.
-    """
+    """A finished run: its folder, its headline figures and provenance, and what each user did."""
 
     run: StoredRun
     record: RunRecord
@@ -165,9 +146,7 @@ class EvaluatedRun:
 class Comparison:
     """Runs under the same conditions, worlds and horizons apart: what stands in one table.
 
-    Attributes:
-        runs: All of them.
-        by_cell: The same by task and variant, one for each seed, seeds increasing.
+    ``by_cell`` has them by task and variant, one for each seed, seeds increasing.
     """
 
     runs: tuple[EvaluatedRun, ...]
@@ -253,27 +232,30 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     evaluated = [EvaluatedRun.of_run(run) for run in runs if run.complete]
     if not evaluated:
         raise ValueError("there are no finished runs")
-    groups: dict[str, list[EvaluatedRun]] = {}
+    groups: defaultdict[str, list[EvaluatedRun]] = defaultdict(list)
     for run in evaluated:
-        groups.setdefault(_conditions_key(run.record.config), []).append(run)
+        config = run.record.config
+        session, settings = _session_settings(config.session), sorted(config.world_settings.items())
+        groups[repr((config.item_term, sorted(session.items()), settings))].append(run)
     return [_comparison(group) for group in groups.values()]
 
 
 def world_notes(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Returns what the data of each world are and how runs in it were evaluated, each line once."""
-    lines: dict[str, None] = {}
     several = len({run.task.world for run in runs}) > 1
-    for run in runs:
-        prefix = f"{run.task.world_title}: " if several else ""
-        lines[prefix + data_note(run.record)] = None
-        lines[prefix + evaluation_note(run.record)] = None
-    return list(lines)
+    return list(
+        dict.fromkeys(
+            (f"{run.task.world_title}: " if several else "") + note(run.record)
+            for run in runs
+            for note in (data_note, evaluation_note)
+        )
+    )
 
 
 def _comparison(runs: Sequence[EvaluatedRun]) -> Comparison:
-    cells: dict[tuple[Task, Variant], list[EvaluatedRun]] = {}
+    cells: defaultdict[tuple[Task, Variant], list[EvaluatedRun]] = defaultdict(list)
     for run in runs:
-        cells.setdefault((run.task, run.variant), []).append(run)
+        cells[run.task, run.variant].append(run)
     for (task, variant), group in cells.items():
         if len({run.seed for run in group}) != len(group):
             raise ValueError(
@@ -305,15 +287,6 @@ def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
                 )
 
 
-def _conditions_key(config: RunConfig) -> str:
-    session = _session_settings(config.session)
-    return repr((config.item_term, sorted(session.items()), sorted(config.world_settings.items())))
-
-
 def _session_settings(session: SessionConfig) -> dict[str, Any]:
     """Returns how sessions ran, apart from the horizon and from how a method acts and observes."""
     return {name: value for name, value in session.describe().items() if name not in (*MODES, "max_len")}
-
-
-def _pooled_gap(popular: Values, steps: Values) -> Values:
-    return signed_gap(popular.sum(axis=-1) / steps.sum(axis=-1))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
-from hrl_policies.study.run_log import PeakMemory, RunLog
+from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.store import (
     MODEL,
     PARTIAL,
@@ -19,19 +21,14 @@ from hrl_policies.study.store import (
     CurveRow,
     StoredRun,
     load_run,
+    machine,
     need_free,
+    versions,
     write_contents,
     write_partial,
     write_run,
 )
-from hrl_policies.worlds import (
-    SEED_LIMIT,
-    WorldPair,
-    load_worlds,
-    purified_sessions,
-    session_seed,
-    training_sessions,
-)
+from hrl_policies.worlds import SEED_LIMIT, WorldPair, load_worlds, purified_sessions, session_seed, training_sessions
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
@@ -53,8 +50,7 @@ class RunResult:
         policy: The trained model or the control.
         steps_done: Training steps taken.
         folder: Where it was written, or None.
-        training_seconds: Wall time of training (of the last part, if resumed).
-        evaluation_seconds: Wall time of the evaluation.
+        training_seconds: Wall time of training (of the last part, if resumed); ``evaluation_seconds`` likewise.
     """
 
     config: RunConfig
@@ -74,14 +70,14 @@ class RunResult:
 
 @dataclass
 class _Run:
-    """A run while it goes on: its purifier's file goes into its folder."""
+    """A run while it goes on; the content of its purifier's file goes into its folder."""
 
     config: RunConfig
     worlds: WorldPair
     purifier: StatePurifier | None
     purifier_file: bytes | None
     policy: Any
-    curve: list[CurveRow] = field(default_factory=list)
+    curve: list[CurveRow]
     steps_done: int = 0
 
 
@@ -133,17 +129,13 @@ def train(
     log, memory = RunLog(config), PeakMemory()
     with log.recording():
         pair = worlds_of(config, worlds, data_dir)
-        run = _Run(config, pair, *_load_purifier(config, purifier), None)
-        run.policy = build_policy(config, pair, run.purifier)
+        loaded, content = _load_purifier(config, purifier)
+        run = _Run(config, pair, loaded, content, build_policy(config, pair, loaded), [])
         return _finish(run, target, progress, log, memory)
 
 
 def resume(
-    folder: str | Path,
-    worlds: WorldPair | None = None,
-    *,
-    data_dir: str | Path | None = None,
-    progress: bool = False,
+    folder: str | Path, worlds: WorldPair | None = None, *, data_dir: str | Path | None = None, progress: bool = False
 ) -> RunResult:
     """Goes on with an interrupted run.
 
@@ -168,14 +160,14 @@ def resume(
     target = path.with_name(path.name.removesuffix(PARTIAL))
     need_free(target)
     log, memory = RunLog(stored.config), PeakMemory()
-    log.add(f"resumed after {stored.steps_done:,} steps")
+    log.lines.append(f"resumed after {stored.steps_done:,} steps")
     with log.recording():
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_data(stored, pair)
-        run = _Run(stored.config, pair, *_load_purifier(stored.config, path / PURIFIER), None)
-        run.policy = build_policy(stored.config, pair, run.purifier, seed_shift=stored.steps_done)
-        restore_checkpoint(run.policy, path, stored.steps_done)
-        run.curve, run.steps_done = stored.curve, stored.steps_done
+        loaded, content = _load_purifier(stored.config, path / PURIFIER)
+        policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
+        restore_checkpoint(policy, path, stored.steps_done)
+        run = _Run(stored.config, pair, loaded, content, policy, stored.curve, stored.steps_done)
         result = _finish(run, target, progress, log, memory)
     if result.complete:
         shutil.rmtree(path)
@@ -257,12 +249,7 @@ def build_policy(
     env = None
     if spec.learns:
         env = training_sessions(
-            worlds.train,
-            config.session,
-            config.n_envs,
-            config.seed,
-            taste_noise=config.taste_noise,
-            purifier=purifier,
+            worlds.train, config.session, config.n_envs, config.seed, taste_noise=config.taste_noise, purifier=purifier
         )
     policy = spec.build(BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters))
     if env is not None:
@@ -290,10 +277,7 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
 
 
 def open_worlds(
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-    item_term: str = "",
-    data_dir: str | Path | None = None,
+    name: str, settings: Mapping[str, Any] | None = None, item_term: str = "", data_dir: str | Path | None = None
 ) -> WorldPair:
     """Makes the worlds of an environment id, with an item term if one is named.
 
@@ -311,7 +295,6 @@ def partial_folder(target: Path) -> Path:
 
 
 def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:
-    """Trains what is left to train, evaluates and writes."""
     config, resumed_at = run.config, run.steps_done
     learns = method(config.method).learns
     start = time.perf_counter()
@@ -332,12 +315,8 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
             target = partial_folder(target)
             write_partial(target, contents, run.steps_done)
         else:
-            log.add(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
-            timing = {
-                "training_seconds": training,
-                "evaluation_seconds": seconds,
-                "peak_memory_mib": memory.mib(),
-            }
+            log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
+            timing = {"training_seconds": training, "evaluation_seconds": seconds, "peak_memory_mib": memory.mib()}
             result = {
                 "method": config.method,
                 "world": config.world,
@@ -353,7 +332,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
 
 
 def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
-    """Returns what writes the files of a run, finished or not; a checkpoint has the replay buffer too."""
+    """Returns what writes the files of any run; a checkpoint has the replay buffer too."""
     save = None
     if method(run.config.method).learns:
         from hrl_policies.study import training
@@ -402,10 +381,8 @@ def _learn(run: _Run, progress: bool) -> bool:
 
 
 def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
-    """Checks that the worlds are over the data of the run."""
     for split, world in (("train", worlds.train), ("test", worlds.test)):
-        stored = run.provenance[split]
-        now = world.describe()
+        stored, now = run.provenance[split], world.describe()
         for what, before, after in (
             ("data", stored["data"]["hash"], now["data"]["hash"]),
             ("number of candidates", stored["candidates"], now["candidates"]),
@@ -415,3 +392,48 @@ def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
                     f"{run.folder} was made in another {split} world: its {what} was {before}, here it is {after} "
                     f"({now['data']['name']}, {now['data']['origin']})"
                 )
+
+
+class RunLog:
+    """Lines of a run's ``log.txt``, collected while it runs and written with its folder."""
+
+    def __init__(self, config: RunConfig) -> None:
+        steps = f", {config.total_steps:,} steps in {config.n_envs} sessions" if config.total_steps else ""
+        variant = f" ({config.variant})" if config.variant else ""
+        where = f"{config.world}, Max Len {config.session.max_len}"
+        purifier = f"{config.purifier.name} {config.purifier.hash}" if config.purifier else "none"
+        environment = versions()
+        packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
+        self.lines = [
+            f"run: {config.method}{variant} in {where}, seed {config.seed}{steps}",
+            f"purifier: {purifier}",
+            f"on: Python {environment['python']}, {environment['platform']}; {machine()}",
+            f"with: {packages}",
+        ]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Notes every warning once, and shows it as it would have been shown."""
+        shown = warnings.showwarning
+
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            said = f"warning: {category.__name__}: {' '.join(str(message).split())}"
+            if said not in self.lines:
+                self.lines.append(said)
+            shown(message, category, filename, lineno, file, line)
+
+        # Entering this makes Python forget which warnings earlier runs of the process have shown.
+        with warnings.catch_warnings():
+            warnings.showwarning = note
+            yield
+
+    def text(self) -> str:
+        """Returns the log."""
+        return "\n".join(self.lines) + "\n"

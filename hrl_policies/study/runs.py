@@ -40,12 +40,7 @@ class FailedRunsError(KuaiFairError):
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What became of a study.
-
-    Attributes:
-        records: Finished runs, in the order in which they were given.
-        failures: Traceback by name of the run that failed.
-    """
+    """What became of a study: finished runs, as they were given, and tracebacks by name of the run that failed."""
 
     records: list[RunRecord]
     failures: Mapping[str, str]
@@ -141,12 +136,12 @@ def _run_missing(
         for name, run in runs.items()
         if run.purifier is not None and not run.purifier.hash
     }
-    unique_tasks = list({task.name: task for task in pretraining.values()}.values())
-    broken = _run_tasks(pool, unique_tasks, callback)
+    unique_tasks = {task.name: task for task in pretraining.values()}
+    broken = _run_tasks(pool, list(unique_tasks.values()), callback)
     identities = {
-        task.name: replace(PurifierIdentity.of_file(task.target), name=task.mode)
-        for task in unique_tasks
-        if task.name not in broken
+        name: replace(PurifierIdentity.of_file(task.target), name=task.mode)
+        for name, task in unique_tasks.items()
+        if name not in broken
     }
     tasks = []
     for name, run in runs.items():
@@ -248,19 +243,13 @@ class WorldTask:
         return f"worlds of {self.config.world}"
 
     def run(self, worlds: WorldCache) -> None:
-        """Makes them."""
+        """Makes the worlds, and the click scorer of their controls."""
         _ = worlds.pair(self.config).scorer
 
 
 @dataclass(frozen=True)
 class PurifierTask:
-    """Pretrains the purifier of a run, or takes it from the cache, and puts its file into the study's folder.
-
-    Attributes:
-        config: The run.
-        mode: One of ``dsrm.MODES``.
-        target: The file to write.
-    """
+    """Pretrains the purifier of a run in a mode, or takes it from the cache, and puts it into the store."""
 
     config: RunConfig
     mode: str
@@ -282,14 +271,7 @@ class PurifierTask:
 
 @dataclass(frozen=True)
 class RunTask:
-    """One run of a study.
-
-    Attributes:
-        name: What progress and failures call it.
-        config: What to run.
-        folder: Its run folder.
-        purifier: File of its purifier, or None.
-    """
+    """One run of a study, with its name for progress and failures, its run folder, and the file of its purifier."""
 
     name: str
     config: RunConfig

@@ -45,12 +45,7 @@ T = TypeVar("T")
 
 
 class StudyError(KuaiFairError, ValueError):
-    """A study cannot be run as it is written.
-
-    Args:
-        where: The file, or the name of the study.
-        problems: All of them, one line each.
-    """
+    """A study (a file, or a name) cannot be run as it is written; ``problems`` holds all that is wrong, a line each."""
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -309,15 +304,10 @@ def sweeps(entry: StudyMethod, parameter: str) -> bool:
     Session settings concern all methods, training settings those that learn, and a hyperparameter those methods whose
     settings, the zoo's or the study's, name it.
     """
-    if parameter in SESSION_PARAMETERS:
-        return True
-    if not method(entry.name).learns:
-        return False
-    return (
-        parameter in TRAINING_PARAMETERS
-        or parameter in entry.set
-        or _has_setting(load_settings(entry.name).hyperparameters, parameter)
-    )
+    if parameter in SESSION_PARAMETERS or not method(entry.name).learns:
+        return parameter in SESSION_PARAMETERS
+    known = parameter in (*TRAINING_PARAMETERS, *entry.set)
+    return known or _has_setting(load_settings(entry.name).hyperparameters, parameter)
 
 
 def _purifiers(spec: StudySpec, entry: StudyMethod) -> tuple[str, ...]:
@@ -329,17 +319,15 @@ def _purifiers(spec: StudySpec, entry: StudyMethod) -> tuple[str, ...]:
 
 
 def _combinations(spec: StudySpec, entry: StudyMethod) -> Iterator[dict[str, Any]]:
-    names = [name for name in spec.sweep if sweeps(entry, name)]
-    for values in itertools.product(*(spec.sweep[name] for name in names)):
-        yield dict(zip(names, values, strict=True))
+    swept = {name: values for name, values in spec.sweep.items() if sweeps(entry, name)}
+    for combination in itertools.product(*swept.values()):
+        yield dict(zip(swept, combination, strict=True))
 
 
-def _has_setting(settings: Mapping[str, Any], name: str) -> bool:
-    first, dot, rest = name.partition(".")
-    if not dot:
-        return first in settings
-    inner = settings.get(first)
-    return isinstance(inner, Mapping) and _has_setting(inner, rest)
+def _has_setting(settings: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    known = isinstance(settings, Mapping) and first in settings
+    return known and (not rest or _has_setting(settings[first], rest))
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
@@ -347,15 +335,7 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def write_study(store: Path, spec: StudySpec, command: str) -> str:
-    """Writes what a store is the store of, once.
-
-    Args:
-        store: The store.
-        spec: The study.
-        command: The command that makes it.
-
-    Returns:
-        The command that made the store in the first place.
+    """Writes what a store is the store of, once, and returns the command that made it in the first place.
 
     Raises:
         ArtifactError: If the store holds another study.

@@ -34,14 +34,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval.
-
-    Attributes:
-        estimate: The statistic of the observed values.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        level: Nominal coverage, such as 0.95.
-    """
+    """The statistic of the observed values with its interval, and the nominal coverage, such as 0.95."""
 
     estimate: float
     low: float
@@ -105,12 +98,7 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95, resamples: int =
     return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 
 
-def ratio_interval(
-    numerators: NDArray[Any],
-    denominators: NDArray[Any],
-    *,
-    resamples: int = 10_000,
-) -> Interval:
+def ratio_interval(numerators: NDArray[Any], denominators: NDArray[Any], *, resamples: int = 10_000) -> Interval:
     """Returns a ratio of sums with its 95 % interval, such as R_each from each user's reward and steps.
 
     Args:
@@ -131,12 +119,7 @@ def ratio_interval(
 
 
 def paired_difference(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    first: NDArray[Any], second: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Returns the mean of ``first - second`` over training seeds and users, by a hierarchical bootstrap.
 
@@ -179,11 +162,7 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
     return np.asarray(trim_mean(np.asarray(scores, np.float64), 0.25, axis=-1))
 
 
-def stratified_interval(
-    scores: NDArray[Any],
-    *,
-    resamples: int = 50_000,
-) -> Interval:
+def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Interval:
     """Returns the IQM of all runs with its 95 % interval, resampling seeds within tasks (Agarwal et al., 2021).
 
     Args:
@@ -203,12 +182,7 @@ def stratified_interval(
     return _interval(estimate, draw, table.size, _LEVEL, resamples)
 
 
-def probability_of_improvement(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    *,
-    resamples: int = 2_000,
-) -> Interval:
+def probability_of_improvement(first: NDArray[Any], second: NDArray[Any], *, resamples: int = 2_000) -> Interval:
     """Returns the probability that a run of one method beats a run of the other, P(X > Y), averaged over tasks.
 
     Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of either method
@@ -241,13 +215,11 @@ def win_rate(x: Values, y: Values) -> Values:
 
 @dataclass(frozen=True)
 class Profile:
-    """A performance profile with its pointwise band.
+    """A performance profile with its pointwise band, from ``low`` to ``high``.
 
     Attributes:
         thresholds: ``(n,)`` scores, increasing.
         share: ``(n,)`` share of runs, over seeds and tasks, whose score is above each threshold.
-        low: ``(n,)`` lower end of the band.
-        high: ``(n,)`` upper end.
     """
 
     thresholds: Values
@@ -256,12 +228,7 @@ class Profile:
     high: Values
 
 
-def performance_profile(
-    scores: NDArray[Any],
-    thresholds: NDArray[Any],
-    *,
-    resamples: int = 2_000,
-) -> Profile:
+def performance_profile(scores: NDArray[Any], thresholds: NDArray[Any], *, resamples: int = 2_000) -> Profile:
     """Returns the performance profile of a method, with its 95 % stratified bootstrap band (Agarwal et al.).
 
     Args:
@@ -363,12 +330,7 @@ def _percentiles(
 ) -> tuple[Values, Values]:
     """Returns both ends of a percentile interval.
 
-    Args:
-        draw: Returns the statistic of so many resamples, ``(rows, ...)``.
-        size: Numbers in one resample.
-        level: Coverage.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
+    ``draw`` returns the statistic of so many resamples, ``(rows, ...)``, each of which takes ``size`` numbers.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")

@@ -12,19 +12,20 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.run_log import machine, versions
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
 
@@ -39,6 +40,17 @@ TRACEBACK = "traceback.txt"
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _CURVE = "learning_curve.csv"
 _LOCK = ".lock"
+_PACKAGES = (
+    "kuaifair",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "gymnasium",
+    "torch",
+    "stable-baselines3",
+    "sb3-contrib",
+)
 
 CurveRow = dict[str, float]
 RunState = Literal["done", "failed", "missing"]
@@ -46,11 +58,9 @@ RunState = Literal["done", "failed", "missing"]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as it lies on disk.
+    """A run as it lies on disk, in its folder.
 
     Attributes:
-        folder: Where.
-        config: What was run.
         provenance: Both worlds' descriptions.
         versions: Of Python, packages and platform.
         result: ``result.json``; empty for an interrupted run.
@@ -105,9 +115,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         ArtifactError: If ``path`` exists already.
     """
     need_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         need_free(path)
@@ -142,7 +151,7 @@ def write_contents(
         provenance: Both worlds' descriptions.
         curve: Rows of the learning curve so far.
         save_model: Writes the model into a folder; None for controls.
-        purifier: The file of the purifier, if there is one.
+        purifier: Content of the purifier's file, if there is one.
     """
     write_json(folder / "config.json", config.as_dict())
     write_json(folder / "versions.json", versions())
@@ -172,9 +181,8 @@ def write_run(
         write_json(temporary / "result.json", {"format": FORMAT, **result})
         (temporary / LOG).write_text(log, encoding="utf-8", newline="\n")
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
-        columns = [column.tolist() for column in sessions.values()]
-        rows = [dict(zip(sessions, values, strict=True)) for values in zip(*columns, strict=True)]
-        write_table(temporary / "sessions.csv", rows)
+        rows = zip(*(column.tolist() for column in sessions.values()), strict=True)
+        write_table(temporary / "sessions.csv", [dict(zip(sessions, row, strict=True)) for row in rows])
 
 
 def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: int) -> None:
@@ -202,17 +210,17 @@ def load_run(folder: str | Path) -> StoredRun:
     path = Path(folder)
     if not path.is_dir():
         raise ArtifactError(f"there is no run folder {path}")
-    result = read_json(path / "result.json") if (path / "result.json").exists() else {}
-    progress = read_json(path / "progress.json") if (path / "progress.json").exists() else {}
+    result, progress = (
+        read_json(path / name) if (path / name).exists() else {} for name in ("result.json", "progress.json")
+    )
     if not result and not progress:
         raise ArtifactError(f"{path} is not a run folder: it holds neither result.json nor progress.json")
     version = (result or progress).get("format")
     if version != FORMAT:
         raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
-    config = RunConfig.from_dict(read_json(path / "config.json"))
     return StoredRun(
         folder=path,
-        config=config,
+        config=RunConfig.from_dict(read_json(path / "config.json")),
         provenance=read_json(path / "provenance.json"),
         versions=read_json(path / "versions.json"),
         result=result,
@@ -223,11 +231,7 @@ def load_run(folder: str | Path) -> StoredRun:
 
 
 def stored_runs(store: str | Path) -> list[StoredRun]:
-    """Returns all finished runs below a folder, in the order of their paths.
-
-    Raises:
-        ArtifactError: If there is no such folder, or a run folder is damaged.
-    """
+    """Returns all finished runs below a folder, in the order of their paths; raises as :func:`all_runs`."""
     return [load_run(folder) for folder in _folders_with(store, "result.json")]
 
 
@@ -328,13 +332,9 @@ def reason_of(traceback: str) -> str:
 
 
 def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
-    """Removes the temporary folders of runs that were killed while they were written.
+    """Removes the temporary folders of runs (by name) that were killed while they were written.
 
     Only whoever holds the store's lock may do so.
-
-    Args:
-        store: The store.
-        runs: Names of its run folders.
     """
     known = set(runs)
     for parent in {Path(run).parent for run in known}:
@@ -412,3 +412,27 @@ def check_same_config(stored: StoredRun, config: RunConfig) -> None:
             f"{stored.folder} holds a run with another configuration ({', '.join(different)} differ); "
             "use another store, or remove it"
         )
+
+
+def versions() -> dict[str, Any]:
+    """Returns the versions that a result depends on, JSON-able."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def machine() -> str:
+    """Returns one line on the machine, for timings."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    size = f", {memory / 2**30:.0f} GiB memory" if memory else ""
+    python = f"Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {platform.machine()}{size}, {platform.system()}, {python}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

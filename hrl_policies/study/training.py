@@ -27,14 +27,7 @@ _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "do
 
 
 class LearningCurveCallback(BaseCallback):
-    """Shows progress, adds points to a learning curve, and stops training when asked to.
-
-    Args:
-        total_steps: Steps of the whole run.
-        curve: Points that earlier parts of the run wrote.
-        progress: Whether to show a progress bar.
-        label: What the bar says.
-    """
+    """Shows progress with a label, adds points to the curve of earlier parts of the run, and stops when asked to."""
 
     _min_notes = 1
 
@@ -212,5 +205,4 @@ def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
 
 def _buffer_arrays(buffer: Any) -> dict[str, np.ndarray]:
     """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
-    arrays = {name: getattr(buffer, name) for name in _BUFFER_ARRAYS}
-    return arrays | getattr(buffer, "columns", {})
+    return {name: getattr(buffer, name) for name in _BUFFER_ARRAYS} | getattr(buffer, "columns", {})

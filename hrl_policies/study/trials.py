@@ -28,10 +28,9 @@ _PLAN, _VALUES, _SECONDS, _ERROR = "plan", "values", "seconds", "error"
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A finished trial.
+    """A finished trial; number 0 is that of the shipped values.
 
     Attributes:
-        number: 0 is the first, with the shipped values.
         values: What was tried, by (dotted) name.
         score: What came of it; None if the method refused the values or diverged.
         seconds: Wall time.
@@ -47,13 +46,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to be made.
-
-    Attributes:
-        number: Its number.
-        values: What to try, by (dotted) name.
-        trial: Optuna's own trial.
-    """
+    """A trial to be made: its number, what to try by (dotted) name, and Optuna's own trial."""
 
     number: int
     values: Mapping[str, Any]
@@ -82,11 +75,17 @@ class TrialJournal:
         self._space, self._first, self._seed = space, first, seed
         self._study = self._opened(path)
         self._check_plan(path, json.loads(json.dumps(plan)))
-        self._drop_interrupted()
+        # Trials that were begun and never finished are made again.
+        for trial in self._in_state("RUNNING"):
+            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
     def finished(self) -> list[TrialRecord]:
         """Returns the finished trials in their order."""
-        finished = [trial for trial in self._study.get_trials(deepcopy=False) if _is_finished(trial)]
+        finished = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state.name == "COMPLETE" or _ERROR in trial.user_attrs
+        ]
         return [
             TrialRecord(
                 number,
@@ -101,7 +100,8 @@ class TrialJournal:
     def propose(self) -> Proposal:
         """Returns what to try next."""
         number = len(self.finished())
-        self._study.sampler = self._sampler(number)
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
         if number == 0 and not self._in_state("WAITING"):
             self._study.enqueue_trial({name: self._space[name].to_optuna(value) for name, value in self._first.items()})
         trial = self._study.ask()
@@ -148,18 +148,8 @@ class TrialJournal:
                 f"{path} holds trials of another search ({', '.join(different)} differ); choose another output folder"
             )
 
-    def _drop_interrupted(self) -> None:
-        """Closes trials that were begun and never finished; they are made again."""
-        for trial in self._in_state("RUNNING"):
-            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-
     def _in_state(self, name: str) -> list[Any]:
-        state = self._optuna.trial.TrialState[name]
-        return self._study.get_trials(deepcopy=False, states=(state,))
-
-    def _sampler(self, number: int) -> Any:
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        return self._optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
+        return self._study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState[name],))
 
 
 def import_optuna() -> Any:
@@ -173,10 +163,6 @@ def import_optuna() -> Any:
     except ImportError as error:
         raise KuaiFairError("tuning needs Optuna; install it with: pip install 'kuaifair[tune]'") from error
     return optuna
-
-
-def _is_finished(trial: optuna.trial.FrozenTrial) -> bool:
-    return trial.state.name == "COMPLETE" or _ERROR in trial.user_attrs
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -97,13 +97,9 @@ class TuningPlan:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What a search gave.
+    """What a search gave: its trials (the first is that of the shipped settings), and the folder where they are kept.
 
-    Attributes:
-        plan: What was searched.
-        trials: All trials; the first is that of the shipped settings.
-        folder: Where they are kept.
-        validation_users: How many users each trial was evaluated on.
+    ``validation_users`` is the number of users that each trial was evaluated on.
     """
 
     plan: TuningPlan
@@ -135,10 +131,6 @@ def tunable() -> list[str]:
 
 def validation_pair(world: World, name: str) -> WorldPair:
     """Divides the users of a training world: four fifths to learn from, a fifth to evaluate on, in the same world.
-
-    Args:
-        world: A training world.
-        name: Of the pair.
 
     Raises:
         DataError: If it is not one, or has too few users.
@@ -185,8 +177,8 @@ def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, pro
     users = min(plan.n_users, len(pair.test.users))
     result = TuningResult(plan, journal.finished(), folder, users)
     with tqdm(total=trials, unit="trial", desc=f"tuning {plan.method}", disable=not progress, leave=False) as bar:
-        bar.update(min(len(journal.finished()), trials))
-        while len(journal.finished()) < trials:
+        bar.update(min(len(result.trials), trials))
+        while len(result.trials) < trials:
             _try(plan, pair, purifier, journal, progress)
             result = TuningResult(plan, journal.finished(), folder, users)
             _write(result, world)
@@ -197,7 +189,6 @@ def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, pro
 
 
 def _try(plan: TuningPlan, pair: WorldPair, purifier: Path | None, journal: TrialJournal, progress: bool) -> None:
-    """Makes one trial."""
     proposal = journal.propose()
     start, score, problem = time.perf_counter(), None, ""
     try:
@@ -267,8 +258,15 @@ def _identity(plan: TuningPlan, world: World) -> dict[str, Any]:
 
 
 def _write(result: TuningResult, world: World) -> None:
-    """Writes the table of trials and the best settings."""
-    write_table(result.folder / TRIALS, [_trial_row(trial) for trial in result.trials])
+    rows: list[dict[str, Any]] = []
+    for trial in result.trials:
+        values = {
+            name: json.dumps(value) if isinstance(value, (list, dict)) else value
+            for name, value in trial.values.items()
+        }
+        outcome = {CRITERION: "" if trial.score is None else trial.score, "seconds": round(trial.seconds, 1)}
+        rows.append({"number": trial.number, **values, **outcome, "error": trial.error})
+    write_table(result.folder / TRIALS, rows)
     comment = "The best of many noisy scores is too high: evaluate these settings anew, with other seeds."
     _write_settings(result, BEST, result.best_settings, world, [comment])
 
@@ -276,7 +274,6 @@ def _write(result: TuningResult, world: World) -> None:
 def _write_settings(
     result: TuningResult, name: str, settings: MethodSettings, world: World, comments: Sequence[str]
 ) -> None:
-    """Writes a settings file into the folder of a search, with further lines of comment."""
     plan, best, first = result.plan, result.best, result.trials[0]
     provenance = world.data.provenance
     lines = [
@@ -293,25 +290,16 @@ def _write_settings(
     write_text_atomically(result.folder / name, text)
 
 
-def _trial_row(trial: TrialRecord) -> dict[str, Any]:
-    values = {
-        name: json.dumps(value) if isinstance(value, (list, dict)) else value for name, value in trial.values.items()
-    }
-    score = "" if trial.score is None else trial.score
-    seconds = round(trial.seconds, 1)
-    return {"number": trial.number, **values, CRITERION: score, "seconds": seconds, "error": trial.error}
-
-
 @dataclass(frozen=True)
 class ConfirmationRun:
-    """One training.
+    """One training of a confirmation.
 
     Attributes:
         side: ``"start"``, the settings that the search started from, or ``"found"``, those of its best trial.
         values: What was searched, by (dotted) name.
         steps: Training steps.
         seed: Training seed.
-        score: R_cum of the validation users; None before it was made.
+        score: R_cum of the validation users; None before the run was made.
         seconds: Wall time.
     """
 
@@ -330,12 +318,7 @@ class ConfirmationRun:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What came of it.
-
-    Attributes:
-        search: The search.
-        runs: All runs, with their scores.
-    """
+    """A search whose best trial was tried again, with the runs of both sides and their scores."""
 
     search: TuningResult
     runs: Sequence[ConfirmationRun]
@@ -364,9 +347,13 @@ def confirmation_runs(search: TuningResult, seeds: int) -> list[ConfirmationRun]
     plan, best = search.plan, search.best
     if best.number == 0:
         return []
+    space = plan.settings.search
     sides: dict[Side, Mapping[str, Any]] = {
         "start": search.trials[0].values,
-        "found": {name: _rounded_value(plan.settings, name, value) for name, value in best.values.items()},
+        "found": {
+            name: float(f"{value:.2g}") if isinstance(space[name], Interval) else value
+            for name, value in best.values.items()
+        },
     }
     fresh = range(plan.seed + plan.runs, plan.seed + plan.runs + seeds)
     steps = plan.settings.total_steps
@@ -415,7 +402,6 @@ def confirmation_run(
 
 
 def _write_confirmation(search: TuningResult, runs: Sequence[ConfirmationRun]) -> None:
-    """Writes the table of the runs that were made."""
     rows = [
         {
             "settings": run.side,
@@ -438,22 +424,18 @@ def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationR
         with path.open(encoding="utf-8", newline="") as stream:
             runs = [
                 ConfirmationRun(
-                    "found" if row["settings"] == "found" else "start",
-                    json.loads(row["values"]),
-                    int(row["steps"]),
-                    int(row["seed"]),
-                    float(row[CRITERION]),
-                    float(row["seconds"]),
+                    side="found" if row["settings"] == "found" else "start",
+                    values=json.loads(row["values"]),
+                    steps=int(row["steps"]),
+                    seed=int(row["seed"]),
+                    score=float(row[CRITERION]),
+                    seconds=float(row["seconds"]),
                 )
                 for row in csv.DictReader(stream)
             ]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged: {error}; remove it, and its runs are made again") from error
     return {run.identity: run for run in runs}
-
-
-def _rounded_value(settings: MethodSettings, name: str, value: Any) -> Any:
-    return float(f"{value:.2g}") if isinstance(settings.search[name], Interval) else value
 
 
 def _confirmation_comment(result: Confirmation) -> list[str]:

@@ -152,12 +152,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         ValueError: If a setting is not valid, or the sessions show more than a state.
     """
     from dsrm.wrappers import VecDSRM
-    from hrl_policies.common.transition_sources import (
-        LogReading,
-        NoisyState,
-        collect_transitions,
-        log_transitions,
-    )
+    from hrl_policies.common.transition_sources import LogReading, NoisyState, collect_transitions, log_transitions
 
     env, config = context.env, context.config
     assert env is not None
@@ -216,7 +211,6 @@ def build_discrete_bcq(context: BuildContext) -> Any:
 
 
 def _without_data(context: BuildContext) -> tuple[dict[str, Any], OfflineData]:
-    """Returns the algorithm's own hyperparameters, and what to learn from."""
     hyperparameters = dict(context.hyperparameters)
     return hyperparameters, validated(OfflineData, hyperparameters.pop("data", {}), "data")
 
@@ -349,7 +343,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         "dorl", "DORL",
         "Gao et al., Alleviating Matthew effect of offline reinforcement learning in interactive "
         "recommendation, SIGIR 2023",
-        _algorithm("hrl_policies.dorl.algorithm", "DORL"), family="model-based", kind="offline",
+        _algorithm("hrl_policies.dorl", "DORL"), family="model-based", kind="offline",
         action_mode="embedding",
         sees="training log, user and item features, observed states, the leave rule; no response of either world",
     ),
@@ -357,7 +351,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         "mofir", "MOFIR",
         "Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
         "reinforcement learning, WSDM 2022",
-        _algorithm("hrl_policies.mofir.algorithm", "MOFIR"), family="off-policy",
+        _algorithm("hrl_policies.mofir", "MOFIR"), family="off-policy",
         sees="observed states, items shown and their clicks in the training world, popularity groups",
     ),
     MethodSpec(

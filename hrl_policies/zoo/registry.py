@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hrl_policies.worlds import WorldPair, cached_purifier, purified_sessions, training_sessions
 from hrl_policies.zoo.settings import MethodSettings, shipped_file, shipped_settings, shipped_worlds
@@ -18,7 +18,7 @@ from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
-    from typing_extensions import Unpack
+    from typing_extensions import NotRequired, Unpack
 
     from dsrm.purifier import StatePurifier
     from kuaifair_env.registration import Settings
@@ -111,14 +111,29 @@ def add_method(spec: MethodSpec) -> None:
     METHODS[spec.name] = spec
 
 
-def register_method(name: str, **attributes: Any) -> Callable[[Builder], Builder]:
+class MethodAttributes(TypedDict):
+    """What :func:`register_method` takes besides the name; described at :class:`MethodSpec`."""
+
+    title: str
+    reference: str
+    family: str
+    kind: MethodKind
+    action_mode: ActionMode
+    sees: str
+    privileged: NotRequired[bool]
+    observation_mode: NotRequired[ObservationMode]
+    purifier: NotRequired[str]
+    settings: NotRequired[MethodSettings | None]
+
+
+def register_method(name: str, **attributes: Unpack[MethodAttributes]) -> Callable[[Builder], Builder]:
     """Registers a build function as a method.
 
     A package of one's own names the module that does so as an entry point of the group ``kuaifair.methods``.
 
     Args:
         name: Its name on the command line.
-        **attributes: The other attributes of :class:`MethodSpec`, except ``build``.
+        **attributes: See :class:`MethodAttributes`.
 
     Raises:
         TypeError: If an attribute is missing or unknown.
@@ -256,16 +271,7 @@ def make_evaluation_env(
 ) -> VecEnv:
     """Makes sessions of the test world, observed as the method observes in training; for ``kuaifair_env.evaluate``.
 
-    Args:
-        method_name: See :func:`make_training_env`.
-        env_id: See :func:`make_training_env`.
-        n_envs: Concurrent sessions.
-        seed: Seed of the sessions.
-        purifier: See :func:`make_training_env`.
-        **settings: See :func:`make_training_env`.
-
-    Raises:
-        ValueError: If the method, the id or a setting is unknown.
+    Arguments and errors are those of :func:`make_training_env`; users have no tastes besides the test world's.
     """
     spec = method(method_name)
     given = {**_modes(spec), **settings}
@@ -282,7 +288,6 @@ def _modes(spec: MethodSpec) -> Settings:
 
 
 def _purifier(spec: MethodSpec, world: World, purifier: StatePurifier | str | Path | None) -> StatePurifier | None:
-    """Returns the purifier that is given, or else the method's own, if it has one."""
     from dsrm.purifier import load_purifier
 
     if purifier is None and spec.purifier:

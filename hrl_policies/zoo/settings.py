@@ -43,15 +43,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validated, validation_problems
 from kuaifair_env.errors import ArtifactError
@@ -339,8 +331,6 @@ class _WorldSection(BaseModel):
 
 
 class _SettingsFile(_WorldSection):
-    """What a settings file holds."""
-
     like: str | None = None
     policy: str = ""
     taste_noise: _Noise = 0.0

@@ -121,13 +121,7 @@ def expected_length(
 def implied_violation_rate(length: Numbers, initial_temper: Numbers, reward: Numbers) -> NDArray[np.float64]:
     """Returns the violation rate v that a reported Len and R_each imply: the formula (unit penalty) solved for v.
 
-    Args:
-        length: Len, above 0.5.
-        initial_temper: T0.
-        reward: R_each in [0, 2].
-
-    Returns:
-        v; below 0 or above 1 where the formula cannot have produced the length.
+    It is below 0 or above 1 where the formula cannot have produced the length, which must be above 0.5.
 
     Raises:
         ValueError: An argument outside its range.
@@ -157,12 +151,7 @@ def normalised_length(
 
     Both are taken at the same reward, which isolates what a method gains by fairness from what it gains by clicks.
 
-    Args:
-        length: Len.
-        initial_temper: T0, above 1.
-        reward: R_each in [0, 2].
-        penalty: Temper that a violating slate costs, above 0.
-        grace_steps: First steps that are never penalised.
+    The other arguments are those of :func:`expected_length`.
 
     Raises:
         ValueError: An argument outside its range, or floor and ceiling coincide.
@@ -186,15 +175,7 @@ def constant_session_length(
 ) -> NDArray[np.int64]:
     """Returns the exact number of steps when all steps have the same reward and all slates or none violate the bound.
 
-    Args:
-        initial_temper: T0.
-        reward: r of every step, in [0, 2), so that every step costs something.
-        penalised: Whether every slate violates the bound.
-        penalty: Temper that a violating slate costs.
-        grace_steps: First steps that are never penalised.
-
-    Raises:
-        ValueError: An argument outside its range.
+    The other arguments and errors are those of :func:`expected_length`.
     """
     temper, rewards = _checked(initial_temper, reward, penalty, grace_steps)
     if (rewards == 2.0).any():

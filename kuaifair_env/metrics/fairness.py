@@ -98,10 +98,7 @@ def absolute_difference(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> 
 
 
 def slate_absolute_difference(popular_shares: NDArray[Any]) -> float:
-    """Returns the mean of ``|2p - 1|`` over slates, which is never below the pooled AD of the same slates.
-
-    Args:
-        popular_shares: ``(S,)`` p of each slate.
+    """Returns the mean of ``|2p - 1|`` over ``(S,)`` slates, which is never below the pooled AD of the same slates.
 
     Raises:
         ValueError: No slate, or a share outside [0, 1].
@@ -183,10 +180,7 @@ def disparate_treatment_ratio(exposures: NDArray[Any], relevance: NDArray[Any], 
 
 
 def violation_rate(violations: NDArray[Any]) -> float:
-    """Returns v, the share of slates at or above the bound: what ends sessions early, unseen by AD.
-
-    Args:
-        violations: ``bool (S,)`` whether each slate violated the bound (:func:`violates`).
+    """Returns v, the share of ``bool (S,)`` slates that violate the bound (:func:`violates`), unseen by AD.
 
     Raises:
         ValueError: No slate.
@@ -228,12 +222,7 @@ def gini_of_rows(exposures: NDArray[Any], n_items: int) -> NDArray[np.float64]:
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:
     """Returns ``H / log N``, the entropy of exposure over all candidates: 1 when even, 0 when one takes all.
 
-    Args:
-        exposures: See :func:`gini`.
-        n_items: See :func:`gini`.
-
-    Returns:
-        The entropy in [0, 1]; 1 where there is a single candidate.
+    It is 1 where there is a single candidate. Arguments are those of :func:`gini`.
     """
     counts = checked_counts(exposures, n_items)
     if len(counts) == 1:
@@ -243,12 +232,7 @@ def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> f
 
 
 def coverage(exposures: NDArray[Any], n_items: int | None = None) -> float:
-    """Returns the fraction of the candidates that were shown at all.
-
-    Args:
-        exposures: See :func:`gini`.
-        n_items: See :func:`gini`.
-    """
+    """Returns the fraction of the candidates that were shown at all; arguments are those of :func:`gini`."""
     counts = checked_counts(exposures, n_items)
     return np.count_nonzero(counts) / len(counts)
 
@@ -275,9 +259,7 @@ def top_share(exposures: NDArray[Any], fraction: float = 0.1, n_items: int | Non
 def average_popularity(exposures: NDArray[Any], training_exposures: NDArray[Any]) -> float:
     """Returns ARP, the mean popularity of what was shown (Abdollahpouri et al., FLAIRS 2019).
 
-    Args:
-        exposures: ``(N,)`` counts.
-        training_exposures: ``(N,)`` popularity of each candidate: its exposures in the training log.
+    Both arguments are ``(N,)`` counts; the popularity of a candidate is its exposures in the training log.
     """
     counts, popularity = _paired(exposures, training_exposures)
     return float(counts @ popularity / counts.sum())
@@ -287,11 +269,8 @@ def novelty(exposures: NDArray[Any], training_exposures: NDArray[Any]) -> float:
     """Returns the mean self-information ``-log2 popularity`` of what was shown, in bits.
 
     The popularity of candidate i is ``(n_i + 1) / (sum n + N)``: one added exposure each keeps candidates
-    without a row in the training log finite. Even popularity gives ``log2 N``.
-
-    Args:
-        exposures: ``(N,)`` counts.
-        training_exposures: ``(N,)`` n, exposures in the training log.
+    without a row in the training log finite. Even popularity gives ``log2 N``. For the arguments see
+    :func:`average_popularity`.
     """
     counts, popularity = _paired(exposures, training_exposures)
     bits = np.log2(popularity.sum() + len(popularity)) - np.log2(popularity + 1.0)
@@ -316,10 +295,7 @@ def long_tail_share(tail_counts: NDArray[Any], list_sizes: NDArray[Any] | int) -
 
 
 def long_tail_count(tail_counts: NDArray[Any]) -> float:
-    """Returns ACLT, the mean number of long-tail items in a list (Abdollahpouri et al., FLAIRS 2019).
-
-    Args:
-        tail_counts: ``(L,)`` long-tail items in each list.
+    """Returns ACLT, the mean of ``(L,)`` numbers of long-tail items in a list (Abdollahpouri et al., FLAIRS 2019).
 
     Raises:
         ValueError: No list, or a negative count.

@@ -28,10 +28,7 @@ class ExposureCounter:
         self.counts: NDArray[np.int64] = np.zeros(n_items, np.int64)
 
     def add(self, items: NDArray[Any]) -> None:
-        """Counts the items of some slates.
-
-        Args:
-            items: Item rows of any shape, usually ``(B, K)``.
+        """Counts the items of some slates, rows of any shape, usually ``(B, K)``.
 
         Raises:
             ValueError: An item outside ``0 .. N - 1``; nothing is counted then.
@@ -224,25 +221,14 @@ def ndcg(gains: NDArray[Any], ideal: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def hit(clicks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns whether each slate was clicked at all; the mean is the hit rate (HR).
-
-    Args:
-        clicks: ``bool (S, K)``, whether each item of each slate was clicked.
-
-    Returns:
-        ``bool (S,)``.
-    """
+    """Returns whether each slate of ``bool (S, K)`` clicks was clicked at all, ``bool (S,)``; the mean is HR."""
     return np.asarray(np.asarray(clicks, np.bool_).any(axis=1))
 
 
 def reciprocal_rank(clicks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Returns 1 / rank of the first click in each slate, or 0 without a click; the mean is MRR.
 
-    Args:
-        clicks: ``bool (S, K)``, whether each item of each slate was clicked, in slate order.
-
-    Returns:
-        ``float64 (S,)`` in [0, 1].
+    ``clicks`` are ``bool (S, K)`` in slate order, the ranks ``float64 (S,)``.
     """
     clicked = np.asarray(clicks, np.bool_)
     return np.where(clicked.any(axis=1), 1.0 / (clicked.argmax(axis=1) + 1.0), 0.0)

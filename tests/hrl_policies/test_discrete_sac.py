@@ -17,8 +17,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import VecDSRM
-from hrl_policies.common.buffers import SlateReplaySamples
 from hrl_policies.common.item_agent import ItemNet
+from hrl_policies.common.slates import SlateReplaySamples
 from hrl_policies.controls import RandomSlates
 from hrl_policies.hrl_ppo.rewards import FairSessions
 from hrl_policies.sac4ir import SAC4IR, DiscreteSAC, SoftItemPolicy, policy_gradient, soft_values
@@ -166,7 +166,7 @@ def test_alpha_stays_within_its_bounds():
 def test_scores_of_some_items_are_those_among_all(head):
     torch.manual_seed(0)
     net = ItemNet(8, (16, 12), N, 5, head)
-    torch.nn.init.normal_(net.head.bias if head == "embedding" else net.head.rows.bias)
+    torch.nn.init.normal_(net.bias if head == "embedding" else net.rows.bias)
     states, units = torch.randn(9, 8), torch.randn(N, 5)
     items = torch.randint(N, (9, K))
     torch.testing.assert_close(
@@ -257,7 +257,7 @@ def test_it_learns_in_every_form_of_the_environment(form):
     before = weights(model)
     model.learn(160)
     changed = differing(before, weights(model))
-    assert {"actor.head.bias", "critics.0.head.bias", "critics.1.head.bias"} <= set(changed)
+    assert {"actor.bias", "critics.0.bias", "critics.1.bias"} <= set(changed)
     assert "embeddings" not in changed and model.policy.head == "embedding"
     slates, _ = model.predict(model.env.reset())
     assert slates.shape == ((8,) if form == "item" else (1, K) if form == "single" else (8, K))

@@ -22,24 +22,17 @@ from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.controls import RandomSlates
-from hrl_policies.dorl.algorithm import DORL
-from hrl_policies.dorl.simulation import (
-    FeatureEntropy,
-    LearnedResponse,
-    PessimisticRewards,
-    Prediction,
-    item_levels,
-    learned_sessions,
-    pessimistic,
-)
-from hrl_policies.dorl.world_model import (
+from hrl_policies.dorl import DORL, FeatureEntropy, PessimisticRewards, item_levels, learned_sessions, pessimistic
+from hrl_policies.study import PurifierIdentity, load_policy, load_run, plan_run, resume, train
+from hrl_policies.world_model import (
     MAX_VARIANCE,
+    LearnedResponse,
+    Prediction,
     WorldModel,
     WorldModelSettings,
     WorldModelSizes,
     fit_world_model,
 )
-from hrl_policies.study import PurifierIdentity, load_policy, load_run, plan_run, resume, train
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
@@ -259,7 +252,7 @@ def test_a_log_is_counted_alike_in_blocks(monkeypatch):
     data = logged_data(TABLE, n_tags=5)
     levels = data.items.tags
     whole = FeatureEntropy.of_log(data.train, levels)
-    monkeypatch.setattr("hrl_policies.dorl.simulation._ROWS_AT_ONCE", 37)
+    monkeypatch.setattr("hrl_policies.dorl._ROWS_AT_ONCE", 37)
     parts = FeatureEntropy.of_log(data.train, levels)
     np.testing.assert_array_equal(whole.pairs, parts.pairs)
     np.testing.assert_array_equal(whole.singles, parts.singles)
@@ -557,9 +550,7 @@ def test_a_resumed_run_goes_on_in_the_same_world_model(tmp_path, monkeypatch):
     stopped = train(plan(), pair, output=tmp_path / "run")
     assert stopped.evaluation is None
     monkeypatch.setattr(training.SessionCurveCallback, "_on_step", original)
-    monkeypatch.setattr(
-        "hrl_policies.dorl.algorithm.fit_world_model", lambda *given: pytest.fail("it was fitted again")
-    )
+    monkeypatch.setattr("hrl_policies.dorl.fit_world_model", lambda *given: pytest.fail("it was fitted again"))
     result = resume(tmp_path / "run.partial", pair)
     assert result.complete and result.steps_done >= 512
     for name, tensor in stopped.policy.world_model.state_dict().items():

@@ -14,17 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
 
-from hrl_policies.study.figures import (
+from hrl_policies.study.curves import (
     StepResult,
     draw_diffusion_steps,
     draw_learning_curves,
-    draw_pareto,
     draw_profiles,
-    draw_purification_gain,
-    pareto_front,
+    on_common_steps,
 )
-from hrl_policies.study.figures.curves import on_common_steps
-from hrl_policies.study.figures.style import looks
+from hrl_policies.study.figures import draw_pareto, draw_purification_gain, looks, pareto_front
 from hrl_policies.study.labels import Variant
 from hrl_policies.study.outputs import draw_study
 from hrl_policies.study.results import comparisons
@@ -221,7 +218,7 @@ def test_unknown_figures_of_diffusion_steps_are_refused(tmp_path):
 
 
 def test_a_legend_of_many_methods_is_not_cut_off():
-    from hrl_policies.study.figures.style import grid, legend_beside
+    from hrl_policies.study.figures import grid, legend_beside
 
     figure, axes = grid(1, 1, 4.0, 2.0)
     for number in range(30):

@@ -14,9 +14,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo import HierarchySettings
-from hrl_policies.hrl_ppo.buffer import advantages, newest_clicks
 from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas
-from hrl_policies.hrl_ppo.rewards import fairness_reward
+from hrl_policies.hrl_ppo.rewards import advantages, fairness_reward, newest_clicks
 from kuaifair_env.metrics import gini
 
 T, B = 24, 5

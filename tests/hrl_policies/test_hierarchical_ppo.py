@@ -28,12 +28,13 @@ from stable_baselines3.common.vec_env import VecMonitor
 from dsrm import DSRMObservationWrapper, VecDSRM
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.hrl_ppo import (
+    LITERAL,
     HierarchicalPolicy,
     HierarchicalPPO,
     HierarchySettings,
     QuotaSlateDistribution,
 )
-from hrl_policies.hrl_ppo.buffer import COST, ENGAGEMENT, MANAGER
+from hrl_policies.hrl_ppo.rewards import COST, ENGAGEMENT, MANAGER
 from hrl_policies.zoo import load_settings
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.abandonment import TemperFairness
@@ -149,12 +150,13 @@ def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
 
 def test_the_literal_preset_is_the_zoo_s_dsrm_hrl_literal():
     shipped = load_settings("dsrm-hrl-literal").hyperparameters
-    model = HierarchicalPPO.literal(sessions(observation_mode="state"), seed=1, device="cpu")
+    model = HierarchicalPPO("HierarchicalPolicy", sessions(observation_mode="state"), **LITERAL, seed=1, device="cpu")
     assert model.policy.hierarchy == HierarchySettings(**shipped["hierarchy"])
     others = {name: value for name, value in shipped.items() if name not in ("hierarchy", "click_scorer")}
     assert others == {name: getattr(model, name) for name in others}
     assert shipped["click_scorer"] is None and (model.policy.table.prior == 0).all()
-    assert HierarchicalPPO.literal(sessions(), fair_coef=0.5, device="cpu").fair_coef == 0.5
+    changed = HierarchicalPPO("HierarchicalPolicy", sessions(), **LITERAL, fair_coef=0.5, device="cpu")
+    assert changed.fair_coef == 0.5
 
 
 def test_the_click_scorer_is_fitted_to_the_training_log_once(tmp_path, monkeypatch):
@@ -530,9 +532,7 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
     model = trained(hierarchy)
     rollout = roll(model)
     for batch in batches(model, 100):
-        logs, _ = model.policy.evaluate_worker_actions(
-            batch.worker_features, batch.candidates, batch.window_counts, batch.scale, batch.slots
-        )
+        logs, _ = model.policy.evaluate_worker_actions(batch)
         np.testing.assert_allclose((logs - batch.worker_log_probs).detach().exp(), 1, atol=1e-5)
         assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
         if model.policy.hierarchy.manager == "learned":

@@ -237,8 +237,8 @@ def test_heads_over_embeddings_score_by_inner_product():
     made.embeddings.copy_(torch.randn(5, 4))
     states = torch.randn(6, 3)
     with torch.no_grad():
-        made.values.head.bias.copy_(torch.arange(5.0))
-        query = made.values.head.query(made.values.hidden(states))
+        made.values.bias.copy_(torch.arange(5.0))
+        query = made.values.query(made.values.hidden(states))
         expected = query @ made.embeddings.T + torch.arange(5.0)
         torch.testing.assert_close(made.values(states, made.embeddings), expected)
 

@@ -17,15 +17,8 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
 from hrl_policies.controls import RandomSlates
-from hrl_policies.mofir.algorithm import MOFIR
-from hrl_policies.mofir.policies import (
-    FixedPreference,
-    FrontPoint,
-    as_preferences,
-    hypervolume,
-    preference_front,
-    preference_grid,
-)
+from hrl_policies.mofir import MOFIR, as_preferences
+from hrl_policies.preference_front import FixedPreference, FrontPoint, hypervolume, preference_front, preference_grid
 from hrl_policies.study import load_policy, load_run, plan_run, resume, train
 from hrl_policies.study.figures import draw_preference_front, pareto_front
 from kuaifair_env import KuaiFairEnv
@@ -177,7 +170,7 @@ def test_stored_rewards_are_clicks_and_long_tail_share_of_what_was_shown():
 
 
 def test_preferences_are_uniform_on_the_simplex():
-    drawn = agent()._drawn(20_000)[:, 0].numpy()
+    drawn = agent()._session_preferences(20_000)[:, 0]
     np.testing.assert_allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
 
 

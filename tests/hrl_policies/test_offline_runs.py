@@ -164,10 +164,9 @@ def test_data_can_come_from_a_behaviour_policy_in_the_training_world(name):
 
 def test_every_training_seed_learns_from_the_same_transitions():
     overrides = {"data.transitions": 30, "data.session_length": 3}
-    hashes = {
-        build_policy(config("bcq", overrides, seed=seed), small_pair()).transitions.content_hash for seed in (11, 15)
-    }
-    assert len(hashes) == 1
+    first, second = (build_policy(config("bcq", overrides, seed=seed), small_pair()).transitions for seed in (11, 15))
+    for name in ("observations", "actions", "rewards", "next_observations", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), name)
 
 
 def test_single_exposures_are_cut_where_as_many_slates_would_be():
@@ -214,5 +213,5 @@ def test_what_cannot_be_learned_from_is_explained():
 
 def test_linear_heads_give_each_item_weights_of_its_own():
     model = train(config("bcq-discrete", {"item_head": "linear"}), small_pair()).policy
-    assert model.policy.dimension == 0 and model.policy.values.head.rows.out_features == 50
+    assert model.policy.dimension == 0 and model.policy.values.rows.out_features == 50
     assert train(config("bcq-discrete"), small_pair()).policy.policy.dimension == 8

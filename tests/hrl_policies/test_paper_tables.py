@@ -37,7 +37,7 @@ from hrl_policies.study.paper_tables import (
 from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, folded
 from hrl_policies.study.statistics import Interval, holm, ratio_interval, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
-from hrl_policies.study.table import MISSING, Measured
+from hrl_policies.study.tables import MISSING, Measured
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling, normalised_length

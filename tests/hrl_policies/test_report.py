@@ -29,7 +29,7 @@ from hrl_policies.study.report import (
 )
 from hrl_policies.study.report_sections import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
 from hrl_policies.study.store import all_runs, failed_runs
-from hrl_policies.study.table import ResultTable
+from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_worlds import interrupted_pair, small_pair
 
-import hrl_policies.study.run_log as run_log
+import hrl_policies.study.progress as progress
 import hrl_policies.study.training as training
 from hrl_policies.study import (
     StudySpec,
@@ -28,7 +28,7 @@ from hrl_policies.study import (
     train,
 )
 from hrl_policies.study.config import RunConfig
-from hrl_policies.study.run_log import PeakMemory
+from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
@@ -352,8 +352,8 @@ def forgetful():
     """Skips where the system does not let a process forget its earlier peaks (such as in some containers)."""
     allocate(LARGE)
     try:
-        run_log._RESET.write_text(run_log._RESET_PEAK, encoding="ascii")
-        held, peak = run_log._status("VmRSS"), run_log._status("VmHWM")
+        progress._RESET.write_text(progress._RESET_PEAK, encoding="ascii")
+        held, peak = progress._status("VmRSS"), progress._status("VmHWM")
     except OSError as error:
         pytest.skip(f"this system does not let a process forget its earlier peaks: {error}")
     if held is None or peak is None or peak > held + LARGE // 2:
@@ -364,8 +364,8 @@ def forgetful():
 def remembering(monkeypatch, tmp_path):
     """A system that remembers peaks, and tells nothing but the largest ever: macOS, say."""
     pytest.importorskip("resource")
-    monkeypatch.setattr(run_log, "_RESET", tmp_path / "no/clear_refs")
-    monkeypatch.setattr(run_log, "_STATUS", tmp_path / "no/status")
+    monkeypatch.setattr(progress, "_RESET", tmp_path / "no/clear_refs")
+    monkeypatch.setattr(progress, "_STATUS", tmp_path / "no/status")
 
 
 def allocate(size):
@@ -397,8 +397,8 @@ def test_elsewhere_a_peak_below_an_earlier_one_is_not_known(remembering):
 
 def test_elsewhere_a_new_peak_of_the_process_is_that_of_the_run(remembering, monkeypatch):
     peak = PeakMemory()
-    new = run_log._peak_of_process() + LARGE
-    monkeypatch.setattr(run_log, "_peak_of_process", lambda: new)
+    new = progress._peak_of_process() + LARGE
+    monkeypatch.setattr(progress, "_peak_of_process", lambda: new)
     assert peak.mib() == pytest.approx(new / 2**20, abs=0.1)
 
 
@@ -406,15 +406,15 @@ def test_elsewhere_it_is_the_largest_that_the_process_ever_held(remembering):
     import resource
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert run_log._peak_of_process() == largest * (1 if sys.platform == "darwin" else 2**10)
+    assert progress._peak_of_process() == largest * (1 if sys.platform == "darwin" else 2**10)
 
 
 @pytest.mark.parametrize(("before", "known"), [(0, True), (LARGE, False)])
 def test_a_container_that_forbids_forgetting_tells_what_it_can(monkeypatch, tmp_path, before, known):
     """The status is readable there, so a process without an earlier peak knows its own."""
     status = tmp_path / "status"
-    monkeypatch.setattr(run_log, "_RESET", tmp_path / "no/clear_refs")
-    monkeypatch.setattr(run_log, "_STATUS", status)
+    monkeypatch.setattr(progress, "_RESET", tmp_path / "no/clear_refs")
+    monkeypatch.setattr(progress, "_STATUS", status)
     held = 300 * 2**20
     status.write_text(f"VmHWM:\t{(held + before) // 1024} kB\nVmRSS:\t{held // 1024} kB\n", encoding="ascii")
     peak = PeakMemory()
@@ -424,5 +424,5 @@ def test_a_container_that_forbids_forgetting_tells_what_it_can(monkeypatch, tmp_
 
 
 def test_a_system_that_tells_nothing_gives_none(remembering, monkeypatch):
-    monkeypatch.setattr(run_log, "_peak_of_process", lambda: None)
+    monkeypatch.setattr(progress, "_peak_of_process", lambda: None)
     assert PeakMemory().mib() is None

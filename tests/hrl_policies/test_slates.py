@@ -16,8 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.common.buffers import SlateReplayBuffer, executed_slates
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, SlateReplayBuffer, executed_slates
 from hrl_policies.study.training import restore_checkpoint, save_checkpoint
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig

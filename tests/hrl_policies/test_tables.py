@@ -21,7 +21,7 @@ from small_worlds import small_pair
 from studies import CONTROLS, OWN, pairs, runs_of
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, stored_records, train, write_records
-from hrl_policies.study.table import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
+from hrl_policies.study.tables import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 

@@ -42,7 +42,7 @@ def same(one: LoggedTransitions, other: LoggedTransitions) -> bool:
         if left is not None:
             assert left.dtype == right.dtype, name
             np.testing.assert_array_equal(left, right, name)
-    return one.content_hash == other.content_hash
+    return True
 
 
 def simple(n: int = 6, **changes) -> LoggedTransitions:
@@ -166,7 +166,7 @@ def test_a_limit_takes_whole_sessions_at_random():
     some = log_transitions(pair.train, reading=LogReading(session_length=3, max_transitions=40))
     again = log_transitions(pair.train, reading=LogReading(session_length=3, max_transitions=40))
     other = log_transitions(pair.train, reading=LogReading(session_length=3, max_transitions=40, seed=1))
-    assert len(some) == 39 and same(some, again) and some.content_hash != other.content_hash
+    assert len(some) == 39 and same(some, again) and not np.array_equal(some.observations, other.observations)
     kept = {row.tobytes() for row in np.concatenate([whole.observations, whole.actions], axis=1)}
     assert {row.tobytes() for row in np.concatenate([some.observations, some.actions], axis=1)} <= kept
     assert all(rows.stop - rows.start == 3 for rows in some.sessions)

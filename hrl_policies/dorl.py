@@ -1,119 +1,55 @@
-"""Sessions in a world model: clicks from its predictions, pessimistic rewards, and their entropy term ``P_E``.
+"""DORL: A2C in a world model, with rewards that penalise its uncertainty and favour what varies in the log.
+
+Gao et al., Alleviating Matthew Effect of Offline Reinforcement Learning in Interactive Recommendation, SIGIR 2023.
+Differences from the article: observed states instead of the mean of the last three items; slates; sessions with the
+library's own dynamics, in which clicks come from the world model. The original steps the true environment and takes
+its exits.
 
 ``P_E`` measures how varied the log is after what was shown last. For every unordered tuple of the levels (tags) of the
 last ``k`` exposures of a user (``k`` = 1 and 2) the log holds a distribution of the next exposure's level. Its entropy,
 divided by the log of the number of distinct levels that followed, lies in [0, 1]; a tuple that the log does not hold,
-and a history that is too short, count 1. ``P_E`` is the sum over ``k`` (Gao et al., SIGIR 2023, with the feature level
-of EasyRL4Rec instead of the item level of the first release).
+and a history that is too short, count 1. ``P_E`` is the sum over ``k``, with the feature level of EasyRL4Rec instead of
+the item level of the first release.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
-from torch import Tensor
+from typing_extensions import Unpack
 
-from hrl_policies.common.sessions import purified_like, sessions_given
-from hrl_policies.dorl.world_model import MAX_VARIANCE, Side, WorldModel
+from hrl_policies.common.sessions import AlgorithmArguments, purified_like, sessions_given
+from hrl_policies.common.yaml_files import validated
+from hrl_policies.world_model import (
+    MAX_VARIANCE,
+    LearnedResponse,
+    Prediction,
+    WorldModel,
+    WorldModelSettings,
+    WorldModelSizes,
+    fit_world_model,
+)
+from hrl_policies.worlds import session_seed
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.response.base import PADDING, BernoulliFeedback, HistoryWindow
+from kuaifair_env.errors import DataError
+from kuaifair_env.response.base import PADDING
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-
 ExitKind = Literal["configured", "none"]
-
-
-class Prediction(NamedTuple):
-    """A world model's prediction for pairs of users and items.
-
-    Attributes:
-        mean: ``float32 (B, K)``, ensemble mean of the click, within 0..1.
-        variance: ``float32 (B, K)``, the largest variance over the members.
-    """
-
-    mean: FloatArray
-    variance: FloatArray
-
-
-class LearnedResponse(BernoulliFeedback):
-    """Clicks with the probability that an ensemble predicts; the world's own response model is not used.
-
-    Args:
-        model: The ensemble, fitted.
-        world: The world whose users, items, features and tags it was fitted on.
-
-    Attributes:
-        latest: The prediction of the last call of :meth:`expected`, from which rewards are computed; None before it.
-    """
-
-    uses_history = False
-
-    def __init__(self, model: WorldModel, world: World) -> None:
-        self._model = model
-        self._users, self._items = model.tables(world)
-        self.n_users, self.n_items = self._users.line.shape[1], self._items.line.shape[1]
-        self.latest: Prediction | None = None
-
-    def predict(self, users: IntArray, items: IntArray) -> Prediction:
-        """Returns the prediction for users ``(B,)`` with items ``(B, K)``."""
-        return self._predicted(users, self._items.rows(_rows(items)))
-
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
-        """Returns the predicted means, ``float32 (B, K)``; ``history`` is not read."""
-        self.latest = self.predict(users, items)
-        return self.latest.mean
-
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
-        """Returns the predicted means on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
-        side = Side(*(part[:, None, :n_items] for part in self._items))
-        return np.concatenate([self._predicted(users[row : row + 1], side).mean for row in range(len(users))])
-
-    def rearranged(self, items: IntArray) -> LearnedResponse:
-        """Returns the same model for the catalogue ``old_items[items]``."""
-        other = copy.copy(self)
-        other._items, other.n_items, other.latest = self._items.rows(_rows(items)), len(items), None
-        return other
-
-    def save(self, path: str | Path) -> None:
-        """Refuses: an ensemble is saved with the agent that fitted it.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError("a learned response is saved with its agent; call DORL.save")
-
-    def describe(self) -> dict[str, Any]:
-        """Returns kind and sizes, JSON-able."""
-        return {
-            "kind": "learned",
-            "users": self.n_users,
-            "items": self.n_items,
-            "members": self._model.members,
-        }
-
-    def _predicted(self, users: IntArray, items: Side) -> Prediction:
-        user = self._users.rows(_rows(users)).spread()
-        with torch.inference_mode():
-            mean, log_variance = self._model.combined(user, items)
-            return Prediction(
-                mean.mean(0).clamp(0.0, 1.0).numpy(), log_variance.amax(0).exp().numpy().astype(np.float32)
-            )
-
-
-def _rows(rows: IntArray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows, np.int64))
 
 
 class PessimisticRewards(VecEnvWrapper):
@@ -189,11 +125,10 @@ def learned_sessions(
     Args:
         env: See :func:`~hrl_policies.common.sessions.sessions_given`; it is neither reset nor stepped.
         response: The world model.
-        entropy: The entropy term.
-        uncertainty_weight: See :class:`PessimisticRewards`.
-        entropy_weight: See :class:`PessimisticRewards`.
-        exits: ``"configured"`` applies the environment's leave rule to predicted clicks, ``"none"`` plays every session
-            to its cap.
+        entropy: See :class:`PessimisticRewards`, like both weights.
+        uncertainty_weight: ``l1``.
+        entropy_weight: ``l2``.
+        exits: See :class:`DORL`.
         seed: Seed of users and clicks.
     """
     world, config = sessions_given(env, "DORL")
@@ -318,3 +253,156 @@ def _normalised_entropies(counts: sp.csr_matrix) -> FloatArray:
     normalised = entropy / np.log(np.maximum(distinct, 2))
     normalised = np.where(distinct > 1, normalised, np.where(distinct == 1, 0.0, 1.0))
     return np.minimum(normalised, 1.0).astype(np.float32)
+
+
+SelfDORL = TypeVar("SelfDORL", bound="DORL")
+
+
+class A2CArguments(AlgorithmArguments, total=False):
+    """What :class:`DORL` leaves to Stable-Baselines3's ``A2C``, where each is described."""
+
+    gae_lambda: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    rms_prop_eps: float
+    use_sde: bool
+    sde_sample_freq: int
+    rollout_buffer_class: type[RolloutBuffer] | None
+    rollout_buffer_kwargs: dict[str, Any] | None
+    normalize_advantage: bool
+    policy_kwargs: dict[str, Any] | None
+
+
+class DORL(A2C):
+    """Offline, model-based A2C, which fits a world model to the training log and learns in it.
+
+    ``learn`` never resets or steps the environment: it takes users, histories, items, settings and spaces from it, fits
+    the ensemble on its first call, and plays sessions of its own. Callbacks see those as ``training_env``; their
+    ``session`` records hold predicted clicks. The ensemble is saved and loaded with the policy.
+
+    Args:
+        policy: See Stable-Baselines3's A2C.
+        env: KuaiFair sessions, purified or not.
+        world_model: Arguments of :class:`~hrl_policies.world_model.WorldModelSettings`.
+        uncertainty_weight: ``l1`` of the reward ``max(0, r - l1 P_U + l2 P_E - r_min)``.
+        entropy_weight: ``l2`` of the reward.
+        exits: ``"configured"`` applies the sessions' leave rule to predicted clicks, ``"none"`` plays every session to
+            its cap.
+        learning_rate: See Stable-Baselines3's A2C, like all that follows.
+        n_steps: Steps of a rollout in each session.
+        gamma: Discount.
+        use_rms_prop: RMSprop instead of Adam.
+        **kwargs: See :class:`A2CArguments`; the ensemble stays on the CPU, whatever the ``device``.
+
+    Attributes:
+        world_model_report: Report of the ensemble's fit; None before, and after parameters alone were restored.
+
+    Raises:
+        ValueError: If a setting is not valid.
+        TypeError: If the environment is not a KuaiFair environment that can be modelled.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        *,
+        world_model: Mapping[str, Any] | None = None,
+        uncertainty_weight: float = 0.01,
+        entropy_weight: float = 0.05,
+        exits: ExitKind = "configured",
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 16,
+        gamma: float = 0.9,
+        use_rms_prop: bool = False,
+        _init_setup_model: bool = True,
+        **kwargs: Unpack[A2CArguments],
+    ) -> None:
+        if exits not in get_args(ExitKind):
+            raise ValueError(f"exits must be one of {get_args(ExitKind)}, got {exits!r}")
+        if not (uncertainty_weight >= 0 and entropy_weight >= 0):
+            raise ValueError(
+                "uncertainty_weight and entropy_weight must not be negative, "
+                f"got {uncertainty_weight} and {entropy_weight}"
+            )
+        # A plain dict, because settings are saved as JSON.
+        self.world_model_settings = validated(WorldModelSettings, dict(world_model or {}), "world_model").model_dump()
+        self.uncertainty_weight, self.entropy_weight, self.exits = uncertainty_weight, entropy_weight, exits
+        self.world_model_sizes: dict[str, int] | None = None
+        self.world_model_report: dict[str, Any] | None = None
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            use_rms_prop=use_rms_prop,
+            _init_setup_model=_init_setup_model,
+            **kwargs,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.env is not None:
+            world, _ = sessions_given(self.env, "DORL")
+            self.world_model_sizes = vars(WorldModelSizes.of(world))
+        assert self.world_model_sizes is not None
+        self.world_model = WorldModel(
+            WorldModelSizes(**self.world_model_sizes),
+            WorldModelSettings(**self.world_model_settings),
+            0 if self.seed is None else self.seed,
+        )
+
+    def learn(
+        self: SelfDORL,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "DORL",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDORL:
+        """Fits the world model if that has not been done, and trains in it; see Stable-Baselines3.
+
+        Raises:
+            DataError: If this is a test world, or the training log does not allow a world model.
+            ValueError: If there is no environment.
+        """
+        env, last_obs = self.env, self._last_obs
+        if env is None:
+            raise ValueError("DORL has no environment; call set_env, or load(..., env=...)")
+        self.env = self._learned_sessions(env)
+        self._last_obs = None
+        try:
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+        finally:
+            self.env, self._last_obs = env, last_obs
+
+    def _learned_sessions(self, env: Any) -> Any:
+        """Returns sessions in the world model, which is fitted now unless it was before."""
+        world, _ = sessions_given(env, "DORL")
+        if world.split != "train":
+            raise DataError(f"DORL learns about the users of the training world, got the {world.split} world")
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+        if not bool(self.world_model.fitted):
+            settings = WorldModelSettings(**self.world_model_settings)
+            self.world_model_report = fit_world_model(self.world_model, world, settings, seed)
+        return learned_sessions(
+            env,
+            LearnedResponse(self.world_model, world),
+            FeatureEntropy.of_log(world.data.train, item_levels(world)),
+            uncertainty_weight=self.uncertainty_weight,
+            entropy_weight=self.entropy_weight,
+            exits=self.exits,
+            seed=session_seed(seed + self.num_timesteps),
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "world_model"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules, variables = super()._get_torch_save_params()
+        return [*modules, "world_model"], variables

@@ -1,15 +1,22 @@
-"""Figures that compare methods: bars, the gain by purification (the paper's Fig. 3), and frontiers."""
+"""Figures of a study, after the paper's: they read in print, in grey and for the colour-blind.
+
+Here are the look of all figures and those that compare methods: bars, the gain by purification (the paper's Fig. 3)
+and frontiers. Curves are in :mod:`hrl_policies.study.curves`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.figures.style import FIGURE_TITLES, Look, draw_task_panels, grid, looks
 from hrl_policies.study.labels import RunRecord, Task, Variant, data_note, item_term_suffix
 from hrl_policies.study.results import Comparison
 from hrl_policies.study.tables import group_variants
@@ -17,12 +24,113 @@ from kuaifair_env.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from hrl_policies.mofir.policies import FrontPoint
+    from hrl_policies.preference_front import FrontPoint
 
+FIGURE_TITLES = {"len": "Len", "ad": "AD", "violation_rate": "violation rate"}
+"""Headline figures that are drawn side by side, with the titles of their axes."""
+
+# Okabe and Ito's palette without its yellow, which is too light on paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+_BOUNDS = "0.55"
+_SIZE = 9
+_LEGEND_WIDTH = 30
+_MARGIN = 0.15
 _EQUITY = {"ad": "1 - AD: equity between groups", "gini": "1 - Gini: equity between items"}
 _RAW = "raw states"
 _AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The style in which every panel of a figure draws one method: its points, its line (a dash pattern), its bars."""
+
+    colour: str
+    marker: str
+    line: Any
+    hatch: str
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Returns a look for each name; without colour lines differ up to 65 names, and markers alone up to 13."""
+    # The numbers of colours, markers and lines have no common factor: pairs repeat late.
+    styles = zip(*map(cycle, (_COLOURS, _MARKERS, _LINES, _HATCHES)), strict=True)
+    return {name: Look(*style) for name, style in zip(names, styles, strict=False)}
+
+
+def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
+    """Returns a figure with rows and columns of panels of some inches, without the global state of pyplot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=_SIZE - 1)
+    return figure, axes
+
+
+def legend_beside(figure: Figure, axes: NDArray[Any], title: str = "") -> None:
+    """Puts one legend of all labelled artists to the right of the panels, each label once; long titles are wrapped."""
+    entries: dict[str, Any] = {}
+    for axis in axes.ravel():
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside right upper",
+            fontsize=_SIZE - 1,
+            frameon=False,
+            handlelength=3.2,
+            title="\n".join(fill(line, _LEGEND_WIDTH) for line in title.splitlines()) or None,
+            title_fontsize=_SIZE - 1,
+        )
+        # Many methods need a taller legend than the panels are.
+        needed = legend.get_window_extent().height / figure.dpi + 2 * _MARGIN
+        figure.set_figheight(max(float(figure.get_figheight()), needed))
+
+
+def draw_task_panels(
+    path: str | Path,
+    comparison: Comparison,
+    tasks: Sequence[Task],
+    figures: Sequence[str],
+    size: tuple[float, float],
+    draw: Callable[[Axes, Task, str], None],
+    legend: str,
+) -> None:
+    """Draws a row of panels for each task, a panel for each figure, with one legend, and writes the file.
+
+    Tasks are worlds at one horizon, ``size`` the inches of one panel (width, height); ``draw`` draws a figure of a task
+    into a panel, and the legend names the conditions of the comparison above the explanation that is given.
+    """
+    panels, axes = grid(len(tasks), len(figures), *size)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, figure in zip(row, figures, strict=True):
+            draw(axis, task, figure)
+        row[0].set_title(task.world_title, loc="left", fontsize=10)
+    conditions = [comparison.conditions] if comparison.conditions else []
+    legend_beside(panels, axes, "\n".join([f"Max Len {tasks[0].max_len}", *conditions, legend]))
+    save_figure(panels, path, comparison.provenance)
+
+
+def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
+    """Draws between which Len must lie by the length formula: a grey band for the floor and one for the ceiling.
+
+    Each band spans what follows from the lowest and the highest R_each in the panel: Len if every slate of a method
+    were punished, and if none were.
+    """
+    if not len(floors):
+        return
+    for values, hatch, label in ((floors, "\\\\\\", "floor of Len"), (ceilings, "///", "ceiling of Len")):
+        low, high = float(np.min(values)), float(np.max(values))
+        axis.axhspan(low, high, facecolor="0.93", edgecolor=_BOUNDS, hatch=hatch, linewidth=0.6, zorder=0, label=label)
 
 
 def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
@@ -88,11 +196,7 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
         for place, variant in enumerate(shown[task]):
             state = variant.purifier or _RAW
             summaries = [run.summary for run in comparison.cell(task, variant)]
-            style: dict[str, Any] = {
-                "edgecolor": look[state].colour,
-                "hatch": look[state].hatch,
-                "linewidth": 1.2,
-            }
+            style: dict[str, Any] = {"edgecolor": look[state].colour, "hatch": look[state].hatch, "linewidth": 1.2}
             values = [summary[figure] for summary in summaries]
             axis.barh(-place, float(np.mean(values)), height=0.8, facecolor="white", label=state, **style)
             _draw_seeds(axis, -place, values)
@@ -121,7 +225,6 @@ def _draw_seeds(axis: Axes, place: float, values: Sequence[float]) -> None:
 
 
 def _draw_length_ends(axis: Axes, place: float, summaries: Sequence[Mapping[str, float]]) -> None:
-    """Draws the floor and the ceiling of Len as lines across a bar."""
     for name, line, label in (("len_floor", ":", "floor of Len"), ("len_ceiling", "-", "ceiling of Len")):
         at = float(np.mean([summary[name] for summary in summaries]))
         ends = [place - 0.45, place + 0.45]
@@ -130,19 +233,20 @@ def _draw_length_ends(axis: Axes, place: float, summaries: Sequence[Mapping[str,
 
 def _on_several_states(comparison: Comparison, task: Task) -> list[Variant]:
     """Returns the variants of methods with more than one kind of states under the same settings, raw states first."""
-    groups: dict[str, list[Variant]] = {}
-    for variant in comparison.variants:
-        if comparison.cell(task, variant):
-            groups.setdefault(variant.title_on_any_states, []).append(variant)
+    groups = _by_method([variant for variant in comparison.variants if comparison.cell(task, variant)])
     return [variant for group in groups.values() if len(group) > 1 for variant in group]
 
 
+def _by_method(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    groups: defaultdict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        groups[Variant(variant.method, "", variant.setting).title].append(variant)
+    return groups
+
+
 def _ticks(variants: Sequence[Variant]) -> tuple[list[float], list[str]]:
-    """Returns one tick for each method, in the middle of its bars."""
-    places: dict[str, list[int]] = {}
-    for place, variant in enumerate(variants):
-        places.setdefault(variant.title_on_any_states, []).append(-place)
-    return [float(np.mean(group)) for group in places.values()], list(places)
+    groups = _by_method(variants)
+    return [-float(np.mean([variants.index(one) for one in group])) for group in groups.values()], list(groups)
 
 
 def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
@@ -228,11 +332,7 @@ def _draw_variant(axis: Axes, variant: Variant, points: NDArray[np.float64], loo
 
 
 def draw_preference_front(
-    path: str | Path,
-    points: Sequence[FrontPoint],
-    others: Sequence[tuple[str, float, float]] = (),
-    *,
-    title: str = "",
+    path: str | Path, points: Sequence[FrontPoint], others: Sequence[tuple[str, float, float]] = (), *, title: str = ""
 ) -> None:
     """Draws what an agent earns for each preference, with its weight of the long-tail share.
 
@@ -240,7 +340,7 @@ def draw_preference_front(
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        points: See :func:`~hrl_policies.mofir.policies.preference_front`.
+        points: See :func:`~hrl_policies.mofir.preference_front`.
         others: Names, clicks and long-tail shares of methods to compare with, drawn as crosses.
         title: Headline.
 
@@ -273,10 +373,9 @@ def draw_preference_front(
 
 def _weights(points: Sequence[FrontPoint]) -> dict[tuple[float, float], str]:
     """Returns the label of each place in the picture: the weight, or the range of weights, that led there."""
-    weights: dict[tuple[float, float], list[float]] = {}
+    weights: defaultdict[tuple[float, float], list[float]] = defaultdict(list)
     for point in points:
-        place = (round(point.clicks, 2), round(point.tail_share, 2))
-        weights.setdefault(place, []).append(point.preference[1])
+        weights[round(point.clicks, 2), round(point.tail_share, 2)].append(point.preference[1])
     return {
         place: f"{min(group):.2f}" + (f" to {max(group):.2f}" if len(group) > 1 else "")
         for place, group in weights.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_policies.study.comparisons import Scores, all_scores
-from hrl_policies.study.figures.style import (
+from hrl_policies.study.figures import (
     FIGURE_TITLES,
     Look,
     draw_length_bounds,
@@ -83,11 +84,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
 
 
 def on_common_steps(runs: Sequence[EvaluatedRun], figure: str) -> tuple[Values, Values]:
-    """Returns curves of several seeds at the same steps, those that all of them reached.
-
-    Args:
-        runs: Seeds of one method, each with at least two points.
-        figure: Column of the curve.
+    """Returns a column of the curves of several seeds at the same steps, those that all of them reached.
 
     Returns:
         Steps ``float64 (n,)`` and values ``float64 (S, n)``, interpolated linearly.
@@ -233,11 +230,10 @@ def draw_diffusion_steps(
         for world in worlds:
             if not any(name in result.figures for result in results if result.world == world):
                 raise ValueError(f"no result of {world} has {name!r}")
-    lines: dict[str, list[StepResult]] = {}
+    lines: defaultdict[str, list[StepResult]] = defaultdict(list)
     together = all(result.levels == result.steps for result in results)
     for result in sorted(results, key=lambda one: one.levels):
-        label = "steps = levels" if together else f"{result.levels} levels"
-        lines.setdefault(label, []).append(result)
+        lines["steps = levels" if together else f"{result.levels} levels"].append(result)
     look = looks(list(lines))
     figure, axes = grid(len(worlds), len(figures), 3.3, 2.7)
     for row, world in zip(axes, worlds, strict=True):
@@ -249,16 +245,21 @@ def draw_diffusion_steps(
             if name == "len":
                 bounded = [one.figures for one in own if name in one.figures]
                 draw_length_bounds(axis, *([one[end] for one in bounded] for end in _BOUNDS))
-            _label_steps(axis, own, STEP_FIGURES[name])
+            steps = sorted({result.steps for result in own})
+            axis.set_xscale("log")
+            axis.set_xticks(steps, [str(step) for step in steps])
+            axis.minorticks_off()
+            axis.set_xlabel("diffusion steps")
+            axis.set_ylabel(STEP_FIGURES[name])
         row[0].set_title(world, loc="left", fontsize=10)
     legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")
     save_figure(figure, path)
 
 
 def _draw_steps(axis: Axes, results: Sequence[StepResult], figure: str, label: str, look: Look) -> None:
-    by_steps: dict[int, list[float]] = {}
+    by_steps: defaultdict[int, list[float]] = defaultdict(list)
     for result in sorted(results, key=lambda one: one.steps):
-        by_steps.setdefault(result.steps, []).append(result.figures[figure])
+        by_steps[result.steps].append(result.figures[figure])
     if not by_steps:
         return
     axis.plot(
@@ -273,12 +274,3 @@ def _draw_steps(axis: Axes, results: Sequence[StepResult], figure: str, label: s
     )
     for steps, values in by_steps.items():
         axis.plot([steps] * len(values), values, ".", color=look.colour, markersize=5, alpha=0.6)
-
-
-def _label_steps(axis: Axes, results: Sequence[StepResult], title: str) -> None:
-    axis.set_xscale("log")
-    steps = sorted({result.steps for result in results})
-    axis.set_xticks(steps, [str(step) for step in steps])
-    axis.minorticks_off()
-    axis.set_xlabel("diffusion steps")
-    axis.set_ylabel(title)

@@ -8,7 +8,9 @@ few batched products.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -18,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
+from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow
 from kuaifair_env.response.calibration import auc
 from kuaifair_env.response.training import fit_epochs
 from kuaifair_env.world import World
@@ -78,14 +81,7 @@ class WorldModelSettings(BaseModel):
 
 @dataclass(frozen=True)
 class WorldModelSizes:
-    """The sizes of an ensemble's tables.
-
-    Attributes:
-        users: Users of the data set.
-        items: Items of the data set.
-        user_columns: Columns of the users' features.
-        item_columns: Columns of the items' features and tags.
-    """
+    """Sizes of an ensemble's tables: users and items of the data set, columns of their features (and tags)."""
 
     users: int
     items: int
@@ -130,15 +126,7 @@ class Side(NamedTuple):
 
 
 class SideNetwork(nn.Module):
-    """Embeddings and linear terms of users, or of items: of their ids and of their columns, for all members.
-
-    Args:
-        members: Networks ``E``.
-        rows: Ids.
-        columns: Columns.
-        settings: Sizes.
-        generator: Randomness of the initial parameters.
-    """
+    """Embeddings and linear terms of users, or of items: of their ids and of their columns, for all members."""
 
     def __init__(
         self, members: int, rows: int, columns: int, settings: WorldModelSettings, generator: torch.Generator
@@ -171,13 +159,7 @@ class SideNetwork(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """The ensemble; all its state is in tensors, which Stable-Baselines3 saves.
-
-    Args:
-        sizes: Users, items and columns.
-        settings: See :class:`WorldModelSettings`.
-        seed: Seed of the initial parameters.
-    """
+    """The ensemble; all its state is in tensors, which Stable-Baselines3 saves."""
 
     fitted: Tensor
 
@@ -316,11 +298,7 @@ def _pairs(world: World, settings: WorldModelSettings, rng: np.random.Generator)
 
 
 def _negatives(
-    log: InteractionLog,
-    positives: NDArray[np.int64],
-    items: int,
-    per_positive: float,
-    rng: np.random.Generator,
+    log: InteractionLog, positives: NDArray[np.int64], items: int, per_positive: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws items uniformly for the users of some clicks and keeps the pairs that the log does not hold."""
     count = round(per_positive * len(positives))
@@ -387,3 +365,75 @@ class _Loss:
 
 def _gaussian(mean: Tensor, log_variance: Tensor, clicks: Tensor) -> Tensor:
     return (mean - clicks).square() * torch.exp(-log_variance) + log_variance
+
+
+class Prediction(NamedTuple):
+    """A world model's prediction for pairs of users and items.
+
+    Attributes:
+        mean: ``float32 (B, K)``, ensemble mean of the click, within 0..1.
+        variance: ``float32 (B, K)``, the largest variance over the members.
+    """
+
+    mean: FloatArray
+    variance: FloatArray
+
+
+class LearnedResponse(BernoulliFeedback):
+    """Clicks with the probability that an ensemble predicts; the world's own response model is not used.
+
+    Attributes:
+        latest: The prediction of the last call of :meth:`expected`, from which rewards are computed; None before it.
+    """
+
+    uses_history = False
+
+    def __init__(self, model: WorldModel, world: World) -> None:
+        self._model = model
+        self._users, self._items = model.tables(world)
+        self.n_users, self.n_items = self._users.line.shape[1], self._items.line.shape[1]
+        self.latest: Prediction | None = None
+
+    def predict(self, users: IntArray, items: IntArray) -> Prediction:
+        """Returns the prediction for users ``(B,)`` with items ``(B, K)``."""
+        return self._predicted(users, self._items.rows(_rows(items)))
+
+    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns the predicted means, ``float32 (B, K)``; ``history`` is not read."""
+        self.latest = self.predict(users, items)
+        return self.latest.mean
+
+    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+        """Returns the predicted means on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
+        side = Side(*(part[:, None, :n_items] for part in self._items))
+        return np.concatenate([self._predicted(users[row : row + 1], side).mean for row in range(len(users))])
+
+    def rearranged(self, items: IntArray) -> LearnedResponse:
+        """Returns the same model for the catalogue ``old_items[items]``."""
+        other = copy.copy(self)
+        other._items, other.n_items, other.latest = self._items.rows(_rows(items)), len(items), None
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Refuses: an ensemble is saved with the agent that fitted it.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("a learned response is saved with its agent; call DORL.save")
+
+    def describe(self) -> dict[str, Any]:
+        """Returns kind and sizes, JSON-able."""
+        return {"kind": "learned", "users": self.n_users, "items": self.n_items, "members": self._model.members}
+
+    def _predicted(self, users: IntArray, items: Side) -> Prediction:
+        user = self._users.rows(_rows(users)).spread()
+        with torch.inference_mode():
+            mean, log_variance = self._model.combined(user, items)
+            return Prediction(
+                mean.mean(0).clamp(0.0, 1.0).numpy(), log_variance.amax(0).exp().numpy().astype(np.float32)
+            )
+
+
+def _rows(rows: IntArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows, np.int64))

@@ -9,7 +9,7 @@ length 1, both rewards divided by the slate size, and a default preference that 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,24 +17,182 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
-from torch import Tensor
+from stable_baselines3.td3.policies import Actor, TD3Policy
+from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import Unpack
 
-from hrl_policies.common.arguments import OffPolicyArguments
-from hrl_policies.common.buffers import SlateReplayBuffer, SlateReplaySamples, executed_slates
-from hrl_policies.common.sessions import purified_like, sessions_given
-from hrl_policies.mofir.policies import (
-    OBJECTIVES,
-    PreferencePolicy,
-    as_preferences,
-    preference_front,
-    preference_grid,
-)
+from hrl_policies.common.sessions import OffPolicyArguments, purified_like, sessions_given
+from hrl_policies.common.slates import SlateReplayBuffer, SlateReplaySamples, executed_slates, state_space
+from hrl_policies.preference_front import preference_front, preference_grid
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import state_of
 from kuaifair_env.splits import evaluation_users
+
+OBJECTIVES = ("clicks", "tail_share")
+"""The two components of rewards, preferences and values."""
+
+
+class ConditionedActor(Actor):
+    """``mu(s, w)``, a unit vector; its features hold the preference too.
+
+    The items that a query shows depend on its direction alone. A tanh, as in DDPG, saturates in a corner of the box
+    within a few updates, where its gradient vanishes for every preference.
+    """
+
+    def forward(self, obs: Tensor, preferences: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns unit vectors ``(B, d)`` for states and preferences ``(B, 2)``."""
+        features = self.extract_features(obs, self.features_extractor)
+        return functional.normalize(self.mu(torch.cat([features, preferences], dim=1)), dim=1)
+
+
+class VectorCritics(BaseModel):
+    """One critic or two, each ``Q(s, a, w)`` in two dimensions; arguments as ``ContinuousCritic``'s."""
+
+    features_extractor: BaseFeaturesExtractor
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 1,
+        share_features_extractor: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
+        self.share_features_extractor = share_features_extractor
+        self.networks = nn.ModuleList(
+            nn.Sequential(*create_mlp(inputs, len(OBJECTIVES), net_arch, activation_fn)) for _ in range(n_critics)
+        )
+
+    def forward(self, obs: Tensor, actions: Tensor, preferences: Tensor) -> Tensor:
+        """Returns values ``(critics, B, 2)``."""
+        features = self.extract_features(obs, self.features_extractor)
+        inputs = torch.cat([features, actions, preferences], dim=1)
+        return torch.stack([network(inputs) for network in self.networks])
+
+
+class TD3PolicyArguments(TypedDict, total=False):
+    """What :class:`PreferencePolicy` leaves to Stable-Baselines3's ``TD3Policy``, where each is described."""
+
+    net_arch: list[int] | dict[str, list[int]] | None
+    activation_fn: type[nn.Module]
+    features_extractor_class: type[BaseFeaturesExtractor]
+    features_extractor_kwargs: dict[str, Any] | None
+    normalize_images: bool
+    optimizer_class: type[torch.optim.Optimizer]
+    optimizer_kwargs: dict[str, Any] | None
+    n_critics: int
+    share_features_extractor: bool
+
+
+class PreferencePolicy(TD3Policy):
+    """Actor and critics for states and preferences, with a default preference.
+
+    Of ``Dict`` observations only ``state`` is read. The default preference is a buffer, saved with the networks.
+
+    Args:
+        observation_space: ``Box``, or ``Dict`` with a ``Box`` called ``state``.
+        action_space: ``Box``.
+        lr_schedule: Learning rate of the actor, and of the critics until the algorithm sets theirs.
+        **kwargs: See :class:`TD3PolicyArguments`.
+    """
+
+    preference: Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        **kwargs: Unpack[TD3PolicyArguments],
+    ) -> None:
+        super().__init__(state_space(observation_space), action_space, lr_schedule, **kwargs)
+        self.register_buffer("preference", torch.full((len(OBJECTIVES),), 1.0 / len(OBJECTIVES)))
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> ConditionedActor:
+        """Returns a new actor."""
+        settings = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        actor = ConditionedActor(**settings | {"features_dim": settings["features_dim"] + len(OBJECTIVES)})
+        size = cast(spaces.Box, self.action_space).shape[0]
+        layers = create_mlp(actor.features_dim, size, actor.net_arch, actor.activation_fn)
+        actor.mu = nn.Sequential(*layers)
+        return actor.to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> VectorCritics:  # type: ignore[override]
+        """Returns new critics."""
+        settings = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return VectorCritics(**settings).to(self.device)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        preference: Any = None,
+    ) -> tuple[NDArray[Any], Any]:
+        """Returns actions, which are always deterministic.
+
+        Args:
+            observation: One observation, or a batch.
+            state: Passed through.
+            episode_start: Ignored.
+            deterministic: Ignored.
+            preference: Weights of clicks and long-tail share, ``(2,)`` or ``(B, 2)``; only their ratio counts. None
+                takes the policy's default.
+
+        Raises:
+            ValueError: If it is not a preference.
+        """
+        self.set_training_mode(False)
+        states = state_of(observation)
+        tensor, batched = self.obs_to_tensor(states)
+        weights = self.preference
+        if preference is not None:
+            weights = torch.as_tensor(as_preferences(preference), device=self.device)
+        if weights.ndim == 2 and len(weights) != len(cast(Tensor, tensor)):
+            raise ValueError(
+                f"{len(cast(Tensor, tensor))} observations need as many preferences or one, got {len(weights)}"
+            )
+        with torch.no_grad():
+            actions = self.actor(tensor, weights.expand(len(cast(Tensor, tensor)), -1)).cpu().numpy()
+        actions = self.unscale_action(actions)
+        return (actions if batched else actions[0]), state
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        return cast(Tensor, self.actor(observation, self.preference.expand(len(observation), -1)))
+
+
+def as_preferences(preference: Any) -> NDArray[np.float32]:
+    """Returns a preference, or one for each session, scaled to sum to 1.
+
+    Args:
+        preference: Weights of clicks and long-tail share, ``(2,)`` or ``(B, 2)``.
+
+    Raises:
+        ValueError: If the shape is another, or weights are negative, infinite or all 0.
+    """
+    weights = np.asarray(preference, np.float64)
+    if weights.ndim not in (1, 2) or weights.shape[-1] != len(OBJECTIVES):
+        raise ValueError(f"a preference is (weight of clicks, weight of long-tail share), got {preference!r}")
+    totals = weights.sum(axis=-1, keepdims=True)
+    if not np.isfinite(weights).all() or (weights < 0).any() or (totals <= 0).any():
+        raise ValueError(f"weights of a preference are finite, not negative and not all 0, got {preference!r}")
+    return np.asarray(weights / totals, np.float32)
+
 
 SelfMOFIR = TypeVar("SelfMOFIR", bound="MOFIR")
 _PREFERENCE = "preference"
@@ -68,8 +226,8 @@ class MOFIR(TD3):
         policy_delay: Updates of the critics for one of the actor.
         target_policy_noise: Deviation of the noise on target actions; 0 is DDPG.
         target_noise_clip: Largest noise on a component of a target action.
-        policy_kwargs: See :class:`~hrl_policies.mofir.policies.PreferencePolicy`.
-        **kwargs: See :class:`~hrl_policies.common.arguments.OffPolicyArguments`.
+        policy_kwargs: See :class:`~hrl_policies.mofir.PreferencePolicy`.
+        **kwargs: See :class:`~hrl_policies.common.sessions.OffPolicyArguments`.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -203,7 +361,8 @@ class MOFIR(TD3):
         for _ in range(gradient_steps):
             self._n_updates += 1
             batch = self.replay_buffer.sample(batch_size)
-            preferences = torch.cat([batch.extras[_PREFERENCE], self._drawn(batch_size)])
+            drawn = torch.from_numpy(self._session_preferences(batch_size)).to(self.device)
+            preferences = torch.cat([batch.extras[_PREFERENCE], drawn])
             critic_losses.append(self._update_critics(batch, preferences))
             if self._n_updates % self.policy_delay == 0:
                 actor_losses.append(self._update_actor(batch, preferences))
@@ -302,10 +461,6 @@ class MOFIR(TD3):
 
     def _session_preferences(self, count: int) -> NDArray[np.float32]:
         return self._rng.dirichlet(np.ones(len(OBJECTIVES)), count).astype(np.float32)
-
-    def _drawn(self, count: int) -> Tensor:
-        """Returns preferences uniform on the simplex, ``float32 (count, 2)``, on the device."""
-        return torch.from_numpy(self._session_preferences(count)).to(self.device)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_critic_schedule", "_rng", "_preferences", "_tail"]
