@@ -41,10 +41,10 @@ class FactorisedConfig:
             maps it is a nuclear-norm penalty, whose best weight grows as the noise does (Koltchinskii, Lounici and
             Tsybakov, "Nuclear-norm penalization and optimal rates", Annals of Statistics 2011).
         slope_prior: Standard deviation of the prior around 1 of the calibrating slopes.
-        learning_rate: Of Adam, for factors, maps and lines.
+        learning_rate: Of Adam, for factors, maps and lines, at a batch of 256 rows; it grows with the square root of
+            the batch size. A pass over the rows has 24 batches, whatever the number of rows.
         bias_learning_rate: Of Adam, for the biases.
-        batch_size: Rows per step at most; small logs take smaller batches, see :func:`batch_size_for`.
-        max_epochs: Passes at most.
+        max_epochs: Passes at most; the learning rates fall to 0 over them.
         patience: Passes without a better held-out log loss before the end.
     """
 
@@ -59,9 +59,8 @@ class FactorisedConfig:
     map_precision: float = 6.5
     slope_prior: float = 0.5
     learning_rate: float = 1e-3
-    bias_learning_rate: float = 1e-2
-    batch_size: int = 4096
-    max_epochs: int = 40
+    bias_learning_rate: float = 2e-2
+    max_epochs: int = 12
     patience: int = 3
 
 

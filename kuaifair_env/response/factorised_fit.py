@@ -2,115 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import FloatArray, InteractionLog
+from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.inputs import ResponseInputs, response_inputs
 from kuaifair_env.response.rows import LabelledRows, labelled_rows, rate_correction
-from kuaifair_env.response.training import batch_size_for, fit_epochs
 
-_BIASES = ("offset", "user_bias", "item_bias")
 _PARTS = ("user", "item", "personal")
 _ITEM_PSEUDO_COUNT = 20.0
+_BATCHES = 24
+_REFERENCE_BATCH = 256
+_WARM_UP = 0.1
+_MIN_IMPROVEMENT = 1e-5
+
+Parameters = dict[str, FloatArray]
 
 
-class FactorNetwork(nn.Module):
-    """``mu + b_u + b_i + w x_u + v y_i + <p_u + P x_u, q_i + Q y_i>`` with trainable everything.
+class FactorModel:
+    """``mu + b_u + b_i + w x_u + v y_i + <p_u + P x_u, q_i + Q y_i>`` and the gradient of its penalised log loss.
 
-    ``x`` and ``y`` are the inputs of all users and items. Without ``user_ids``, ``b_u`` and ``p_u`` stay 0: users are
-    known by their inputs alone.
+    Parameters by name: ``users`` ``(U, f + 1)`` holds ``(p_u, b_u)``, ``items`` ``(N, f + 1)`` ``(q_i, b_i)``,
+    ``user_map`` ``(P, w)``, ``item_map`` ``(Q, v)`` and ``offset`` ``mu``. Without ``user_ids``, ``users`` stays 0: a user
+    is known by the inputs alone.
+
+    The penalty is minus the log of a normal prior on every parameter, per row of the log.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, rank: int, user_ids: bool, generator: torch.Generator) -> None:
-        super().__init__()
+    def __init__(self, inputs: ResponseInputs, config: FactorisedConfig, rows: int, rate: float, seed: int) -> None:
+        rng = np.random.default_rng((seed, 0xFAC7))
+        self._x, self._y = inputs.users.values, inputs.items.values
+        sizes = {"users": self._x, "items": self._y, "user_map": self._x.T, "item_map": self._y.T}
+        self.parameters: Parameters = {"offset": np.array([np.log(rate / (1 - rate))], np.float32)}
+        for name, table in sizes.items():
+            start = np.zeros((len(table), config.rank + 1), np.float32)
+            start[:, :-1] = 0.02 * rng.standard_normal((len(table), config.rank))
+            self.parameters[name] = start
+        self._fixed = () if config.user_ids else ("users",)
+        for name in self._fixed:
+            self.parameters[name][:] = 0.0
+        of_ids = _per_row(config.rank, config.factor_precision, config.bias_precision, rows)
+        of_maps = _per_row(config.rank, config.map_precision * rows**0.5, config.line_precision, rows)
+        self._precisions = {"users": of_ids, "items": of_ids, "user_map": of_maps, "item_map": of_maps}
 
-        def normal(*shape: int) -> nn.Parameter:
-            return nn.Parameter(0.02 * torch.randn(*shape, generator=generator))
+    def tables(self) -> tuple[FloatArray, FloatArray]:
+        """Returns ``float32 (U, f + 1)`` and ``(N, f + 1)``: factors and biases of all users and items, effective."""
+        p = self.parameters
+        return p["users"] + self._x @ p["user_map"], p["items"] + self._y @ p["item_map"]
 
-        self.user_ids = user_ids
-        self.offset = nn.Parameter(torch.zeros(()))
-        self.user_bias = nn.Parameter(torch.zeros(len(x)), requires_grad=user_ids)
-        self.item_bias = nn.Parameter(torch.zeros(len(y)))
-        self.user_line = nn.Parameter(torch.zeros(x.shape[1]))
-        self.item_line = nn.Parameter(torch.zeros(y.shape[1]))
-        self.user_map = normal(x.shape[1], rank)
-        self.item_map = normal(y.shape[1], rank)
-        if user_ids:
-            self.user_factors = normal(len(x), rank)
-        else:
-            self.user_factors = nn.Parameter(torch.zeros(len(x), rank), requires_grad=False)
-        self.item_factors = normal(len(y), rank)
+    def logits(self, tables: tuple[FloatArray, FloatArray], users: IntArray, items: IntArray) -> FloatArray:
+        """Returns ``float32 (R,)`` logits of rows, by what :meth:`tables` returned."""
+        of_users, of_items = (table.take(rows, axis=0) for table, rows in zip(tables, (users, items), strict=True))
+        logits: FloatArray = np.einsum("rf,rf->r", of_users[:, :-1], of_items[:, :-1])
+        logits += of_users[:, -1] + of_items[:, -1] + self.parameters["offset"]
+        return logits
 
-    def forward(self, users: Tensor, items: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Returns logits ``(R,)`` for rows of users with inputs ``x`` and items with inputs ``y``."""
-        p = x @ self.user_map
-        q = self.item_factors[items] + y @ self.item_map
-        main = self.offset + self.item_bias[items] + x @ self.user_line + y @ self.item_line
-        if self.user_ids:
-            p = p + self.user_factors[users]
-            main = main + self.user_bias[users]
-        return main + (p * q).sum(1)
+    def loss(self, users: IntArray, items: IntArray, clicks: FloatArray) -> float:
+        """Returns the mean log loss of rows, without the penalty."""
+        logits = self.logits(self.tables(), users, items)
+        return float((np.logaddexp(np.float32(0), logits) - clicks * logits).mean(dtype=np.float64))
 
-    def parameter_groups(self, bias_rate: float, other_rate: float) -> list[dict[str, Any]]:
-        """Returns groups for an optimizer: the offset and the biases, and everything else."""
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        biases = [p for name, p in trained.items() if name in _BIASES]
-        others = [p for name, p in trained.items() if name not in _BIASES]
-        return [{"params": biases, "lr": bias_rate}, {"params": others, "lr": other_rate}]
+    def gradient(self, users: IntArray, items: IntArray, clicks: FloatArray) -> Parameters:
+        """Returns the gradient of the penalised mean log loss of rows, which must be sorted by user."""
+        import scipy.sparse as sp
 
-    def effective(self, x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
-        """Returns offset, biases and factors of all users and items, ids and inputs summed."""
-        with torch.no_grad():
-            parts = {
-                "user_bias": self.user_bias + x @ self.user_line,
-                "item_bias": self.item_bias + y @ self.item_line,
-                "user_factors": self.user_factors + x @ self.user_map,
-                "item_factors": self.item_factors + y @ self.item_map,
-            }
-            return {name: part.numpy().astype(np.float64) for name, part in parts.items()} | {
-                "offset": self.offset.numpy().astype(np.float64)
-            }
+        tables = self.tables()
+        residuals = (sigmoid(self.logits(tables, users, items)) - clicks) / np.float32(len(clicks))
+        starts = np.searchsorted(users, np.arange(len(self._x) + 1)).astype(np.int32)
+        by_pair = sp.csr_matrix((residuals, items, starts), shape=(len(self._x), len(self._y)))
+        # A bias is the weight of a factor that is 1 on the other side.
+        of_users, of_items = (np.column_stack([t[:, :-1], np.ones(len(t), np.float32)]) for t in tables)
+        gradient = {
+            "offset": residuals.sum(keepdims=True),
+            "users": by_pair @ of_items,
+            "items": by_pair.T @ of_users,
+        }
+        gradient["user_map"] = self._x.T @ gradient["users"]
+        gradient["item_map"] = self._y.T @ gradient["items"]
+        for name, precision in self._precisions.items():
+            gradient[name] = gradient[name] + precision * self.parameters[name]
+        return {name: part for name, part in gradient.items() if name not in self._fixed}
 
 
-class FactorPenalty:
-    """Minus the log of a normal prior on every parameter, per row of the log, for one batch.
+def _per_row(rank: int, factors: float, bias: float, rows: int) -> FloatArray:
+    return np.asarray(np.r_[np.full(rank, factors), bias] / rows, np.float32)
 
-    Each user's and item's own term is charged once per pass over the rows, whatever their number of rows.
-    """
 
-    def __init__(self, users: Tensor, items: Tensor, network: FactorNetwork, config: FactorisedConfig) -> None:
-        self._per_user = 1.0 / torch.bincount(users, minlength=len(network.user_bias)).clamp(min=1).float()
-        self._per_item = 1.0 / torch.bincount(items, minlength=len(network.item_bias)).clamp(min=1).float()
-        self._rows = len(users)
-        self._bias, self._factors = config.bias_precision, config.factor_precision
-        self._lines = config.line_precision
-        self._maps = config.map_precision * len(users) ** 0.5
+class Adam:
+    """Adam (Kingma and Ba, ICLR 2015) over arrays by name."""
 
-    def __call__(self, network: FactorNetwork, users: Tensor, items: Tensor) -> Tensor:
-        """Returns the penalty to add to the mean loss of a batch."""
-        of_item = self._bias * network.item_bias[items].square()
-        of_item = of_item + self._factors * network.item_factors[items].square().sum(1)
-        penalty = (self._per_item[items] * of_item).mean()
-        if network.user_ids:
-            of_user = self._bias * network.user_bias[users].square()
-            of_user = of_user + self._factors * network.user_factors[users].square().sum(1)
-            penalty = penalty + (self._per_user[users] * of_user).mean()
-        lines = network.user_line.square().sum() + network.item_line.square().sum()
-        maps = network.user_map.square().sum() + network.item_map.square().sum()
-        total: Tensor = 0.5 * (penalty + (self._lines * lines + self._maps * maps) / self._rows)
-        return total
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._means = {name: np.zeros_like(values) for name, values in parameters.items()}
+        self._squares = {name: np.zeros_like(values) for name, values in parameters.items()}
+        self._steps = 0
+
+    def step(self, gradient: Parameters, rates: Mapping[str, FloatArray | float]) -> None:
+        """Moves each parameter that has a gradient against it, by its rate."""
+        self._steps += 1
+        bias_1, bias_2 = 1 - 0.9**self._steps, 1 - 0.999**self._steps
+        for name, slope in gradient.items():
+            mean, square = self._means[name], self._squares[name]
+            mean += np.float32(0.1) * (slope - mean)
+            square += np.float32(0.001) * (slope * slope - square)
+            move = mean / (np.sqrt(square / np.float32(bias_2)) + np.float32(1e-8))
+            self._parameters[name] -= move * np.asarray(rates[name] / bias_1, np.float32)
 
 
 def fit_factorised(
@@ -158,7 +163,9 @@ def fit_factorised(
         "training": training,
         "calibration": calibration,
         **_held_out_report(model, rows),
-        "spread": model.parts_spread(*(np.unique(column[rows.where("fit")]) for column in (rows.users, rows.items))),
+        "spread": model.parts_spread(
+            *(np.flatnonzero(np.bincount(column[rows.where("fit")])) for column in (rows.users, rows.items))
+        ),
         **data.identity(),
     }
     shift = rate_correction(rows.notes)
@@ -175,49 +182,65 @@ def fit_factorised(
 def _train(
     rows: LabelledRows, inputs: ResponseInputs, config: FactorisedConfig, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fits a :class:`FactorNetwork` by minibatch Adam; returns effective offset, biases and factors, and a report."""
-    generator = torch.Generator().manual_seed(seed)
-    fit, stop = rows.where("fit"), rows.where("stop")
-    x, y = torch.tensor(inputs.users.values), torch.tensor(inputs.items.values)
-    network = FactorNetwork(x, y, config.rank, config.user_ids, generator)
-    rate = float(np.clip(rows.clicks[fit].mean(), 1e-4, 1 - 1e-4))
-    with torch.no_grad():
-        network.offset.fill_(float(np.log(rate / (1 - rate))))
-    # Copies: columns of a cached log are read-only maps of a file, which torch does not know.
-    users, items = torch.tensor(rows.users), torch.tensor(rows.items)
-    clicks = torch.tensor(rows.clicks).float()
-    fit_rows, stop_rows = torch.from_numpy(fit), torch.from_numpy(stop)
-    penalty = FactorPenalty(users[fit_rows], items[fit_rows], network, config)
+    """Fits a :class:`FactorModel` by minibatches; returns effective offset, biases and factors, and a report.
 
-    def logits(model: FactorNetwork, rows: Tensor) -> Tensor:
-        value: Tensor = model(users[rows], items[rows], x[users[rows]], y[items[rows]])
-        return value
+    Learning rates rise for a tenth of the steps and then fall along half a cosine. That of factors and maps grows with
+    the square root of the batch size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
+    Algorithms", NeurIPS 2022).
+    """
+    clicks = rows.clicks.astype(np.float32)
 
-    def loss(model: FactorNetwork, batch: Tensor) -> Tensor:
-        chosen = fit_rows[batch]
-        log_loss = functional.binary_cross_entropy_with_logits(logits(model, chosen), clicks[chosen])
-        return log_loss + penalty(model, users[chosen], items[chosen])
+    def columns(chosen: NDArray[np.int64]) -> tuple[IntArray, IntArray, FloatArray]:
+        return rows.users[chosen], rows.items[chosen], clicks[chosen]
 
-    def held_out_loss(model: FactorNetwork) -> float:
-        total = 0.0
-        for block in torch.split(stop_rows, 1 << 15):
-            total += float(
-                functional.binary_cross_entropy_with_logits(logits(model, block), clicks[block], reduction="sum")
-            )
-        return total / len(stop_rows)
+    fit, stop = columns(rows.where("fit")), columns(rows.where("stop"))
+    n_rows = len(fit[0])
+    model = FactorModel(inputs, config, n_rows, float(np.clip(fit[2].mean(), 1e-4, 1 - 1e-4)), seed)
+    batches = min(_BATCHES, max(n_rows // 64, 1))
+    rate = config.learning_rate * (n_rows / batches / _REFERENCE_BATCH) ** 0.5
+    ids = np.r_[np.full(config.rank, rate), config.bias_learning_rate]
+    rates = {"offset": config.bias_learning_rate, "users": ids, "items": ids, "user_map": rate, "item_map": rate}
+    optimizer, rng = Adam(model.parameters), np.random.default_rng((seed, 0x0DE2))
+    losses: list[float] = []
+    best, best_loss, best_pass = model.parameters, np.inf, 0
+    while len(losses) < config.max_epochs and len(losses) - best_pass < config.patience:
+        for number, batch in enumerate(_shuffled_batches(rng, n_rows, batches)):
+            factor = _schedule((len(losses) + number / batches) / config.max_epochs)
+            gradient = model.gradient(*(column[batch] for column in fit))
+            optimizer.step(gradient, {name: factor * value for name, value in rates.items()})
+        losses.append(model.loss(*stop))
+        if losses[-1] < best_loss - _MIN_IMPROVEMENT:
+            best = {name: values.copy() for name, values in model.parameters.items()}
+            best_loss, best_pass = losses[-1], len(losses)
+    if not np.isfinite(best_loss):
+        raise FloatingPointError(f"training diverged: the held-out losses are {losses}; lower the learning rate")
+    model.parameters = best
+    of_users, of_items = model.tables()
+    effective = {
+        "offset": float(best["offset"][0]),
+        "user_bias": of_users[:, -1],
+        "item_bias": of_items[:, -1],
+        "user_factors": of_users[:, :-1],
+        "item_factors": of_items[:, :-1],
+    }
+    return effective, {
+        "rounds": len(losses),
+        "best_round": best_pass,
+        "steps": len(losses) * batches,
+        "validation_losses": [round(loss, 6) for loss in losses],
+    }
 
-    best, report = fit_epochs(
-        network,
-        torch.optim.Adam(network.parameter_groups(config.bias_learning_rate, config.learning_rate)),
-        len(fit_rows),
-        loss,
-        held_out_loss,
-        batch_size=batch_size_for(len(fit_rows), config.batch_size),
-        max_epochs=config.max_epochs,
-        patience=config.patience,
-        generator=generator,
-    )
-    return best.effective(x, y), report
+
+def _shuffled_batches(rng: np.random.Generator, rows: int, batches: int) -> Iterator[NDArray[np.int64]]:
+    """Yields every row's position once, each in a random batch, increasing within a batch."""
+    batch_of = rng.integers(0, batches, rows, np.uint8)
+    order = np.argsort(batch_of, kind="stable")
+    yield from np.split(order, np.cumsum(np.bincount(batch_of, minlength=batches))[:-1])
+
+
+def _schedule(progress: float) -> float:
+    """Returns the factor of the learning rates after a share of the steps."""
+    return float(min(1.0, (progress + 1e-3) / _WARM_UP) * 0.5 * (1.0 + np.cos(np.pi * progress)))
 
 
 def logit_parts(model: FactorisedResponse, users: NDArray[Any], items: NDArray[Any]) -> FloatArray:

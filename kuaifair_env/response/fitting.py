@@ -24,7 +24,7 @@ from kuaifair_env.response.sequential import SequentialConfig, SequentialRespons
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse | GradedResponse
 
-_FIT_VERSION = 3
+_FIT_VERSION = 4
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
 
@@ -97,8 +97,8 @@ def fit_response(
     seed = _SEED[split] if seed is None else seed
     log = data.test if split == "test" else data.train
     if kind == "auto":
-        covered = not log.positives_only and observed_block(log, len(data.items)).coverage >= _FULL
-        kind = "observed" if split == "test" and covered else "factorised"
+        covered = split == "test" and not log.positives_only and observed_block(log).coverage >= _FULL
+        kind = "observed" if covered else "factorised"
     if log.feedback is not None:
         return _fit_graded(data, split, kind, config, seed)
     if kind == "observed":
@@ -107,7 +107,7 @@ def fit_response(
     if split == "train":
         context, log = earlier_and_later(log, len(data.users), config.context_share)
     if kind == "factorised":
-        from kuaifair_env.response.factorised_fit import fit_factorised  # needs torch
+        from kuaifair_env.response.factorised_fit import fit_factorised  # needs scipy
 
         return fit_factorised(log, data, context_log=context, config=config.factorised, seed=seed)
     from kuaifair_env.response.sequential_fit import fit_sequential  # needs torch

@@ -41,11 +41,13 @@ class Block:
     coverage: float
 
 
-def observed_block(log: InteractionLog, n_items: int) -> Block:
+def observed_block(log: InteractionLog) -> Block:
     """Returns the block of users and items that a log spans."""
-    users, items = np.unique(log.users).astype(np.int64), np.unique(log.items).astype(np.int64)
-    pairs = len(np.unique(log.users.astype(np.int64) * n_items + log.items))
-    return Block(users, items, pairs / (len(users) * len(items)))
+    users, items = np.flatnonzero(np.bincount(log.users)), np.flatnonzero(np.bincount(log.items))
+    # Sorting finds distinct pairs many times faster than the hash table of np.unique.
+    pairs = np.sort(log.users.astype(np.int64) * (items[-1] + 1) + log.items)
+    distinct = 1 + np.count_nonzero(np.diff(pairs))
+    return Block(users, items, float(distinct / (len(users) * len(items))))
 
 
 class ObservedResponse:
@@ -121,7 +123,7 @@ class ObservedResponse:
         Raises:
             DataError: If the log covers too little, or lacks the watch ratios that are asked for.
         """
-        block = observed_block(log, len(data.items))
+        block = observed_block(log)
         if block.coverage < minimum_coverage:
             raise DataError(
                 f"the log covers {block.coverage:.1%} of the {len(block.users)} x {len(block.items)} pairs of its "

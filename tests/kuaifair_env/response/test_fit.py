@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -37,16 +38,14 @@ from kuaifair_env.response.calibration import (
     logit_slopes,
     within_user_auc,
 )
+from kuaifair_env.response.factorised_fit import FactorModel
 from kuaifair_env.response.fitting import earlier_and_later
-from kuaifair_env.response.training import batch_size_for
+from kuaifair_env.response.inputs import response_inputs
 
 QUICK = FactorisedConfig(
     rank=6,
     map_precision=0.1,
     factor_precision=3.0,
-    learning_rate=3e-3,
-    batch_size=1024,
-    max_epochs=25,
     split=SplitConfig(stop=0.1, calibrate=0.1, report=0.1),
 )
 
@@ -62,7 +61,7 @@ def tasteful(known_world):
         world.data.test,
         world.data,
         context_log=world.data.train,
-        config=replace(QUICK, batch_size=512, max_epochs=15),
+        config=QUICK,
         seed=0,
     )
 
@@ -115,13 +114,6 @@ def test_default_settings_find_taste_in_a_small_log_too(known_world):
     assert model.describe()["personal"]["gain_over_main_effects"]["interval"][0] > 0.02
 
 
-def test_batches_make_enough_steps_within_their_bounds():
-    assert batch_size_for(1_000_000, 4096) == 4096
-    assert batch_size_for(10_000, 4096) == 200
-    assert batch_size_for(100, 4096) == 64
-    assert batch_size_for(100, 32) == 32
-
-
 def test_a_world_without_taste_is_fitted_as_one(known_world):
     world = known_world(taste=0.0)
     model = fit_factorised(world.data.test, world.data, context_log=world.data.train, config=QUICK, seed=0)
@@ -134,9 +126,7 @@ def test_a_world_without_taste_is_fitted_as_one(known_world):
 def test_taste_known_from_history_alone_is_lost_when_histories_are_shuffled(known_world):
     world = known_world(taste=1.5, n_users=400, rows_per_user=80)
     data = world.data
-    config = FactorisedConfig(
-        rank=6, user_ids=False, map_precision=0.3, learning_rate=3e-3, batch_size=512, max_epochs=15
-    )
+    config = FactorisedConfig(rank=6, user_ids=False, map_precision=0.3)
     shuffled = np.random.default_rng(1).permutation(len(data.users))
     log = data.train
     others = InteractionLog.sorted(shuffled[log.users], log.items, log.clicks, log.times)
@@ -185,9 +175,7 @@ def test_positives_only_reach_the_declared_rate(known_world):
     kept = world.data.test.clicks
     only = world.data.test.take(kept)
     log = InteractionLog(only.users, only.items, only.clicks, only.times, positives_only=True)
-    config = FactorisedConfig(
-        rank=2, batch_size=512, negatives=NegativeSampling(popularity_power=0.0, positive_rate=0.05)
-    )
+    config = FactorisedConfig(rank=2, negatives=NegativeSampling(popularity_power=0.0, positive_rate=0.05))
     model = fit_factorised(log, world.data, config=config)
     users, items = np.arange(200), np.tile(np.arange(150), (200, 1))
     assert model.expected(users, items).mean() == pytest.approx(0.05, abs=0.02)
@@ -390,3 +378,34 @@ def test_one_kind_of_label_is_an_error():
         auc(np.ones(5, bool), np.arange(5.0))
     with pytest.raises(DataError, match="clicks and rows without"):
         logit_slopes(np.zeros(5, bool), np.ones((5, 1)))
+
+
+@pytest.mark.parametrize("user_ids", [True, False])
+def test_the_gradient_is_that_of_the_penalised_loss(known_world, user_ids):
+    data = known_world(n_users=12, n_items=9, rows_per_user=8).data
+    config = FactorisedConfig(rank=2, user_ids=user_ids)
+    inputs = response_inputs(data, None, config.inputs, 0)
+    model = FactorModel(inputs, config, len(data.test), 0.3, 0)
+    x, y = torch.tensor(inputs.users.values).double(), torch.tensor(inputs.items.values).double()
+    log, clicks = data.test, torch.tensor(data.test.clicks).double()
+    p = {
+        name: torch.tensor(values, dtype=torch.float64, requires_grad=True) for name, values in model.parameters.items()
+    }
+    users, items = p["users"] + x @ p["user_map"], p["items"] + y @ p["item_map"]
+    u, i = users[log.users], items[log.items]
+    logits = p["offset"] + u[:, -1] + i[:, -1] + (u[:, :-1] * i[:, :-1]).sum(1)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicks)
+    maps = config.map_precision * len(log) ** 0.5
+    for name, factors, bias in (
+        ("users", config.factor_precision, config.bias_precision),
+        ("items", config.factor_precision, config.bias_precision),
+        ("user_map", maps, config.line_precision),
+        ("item_map", maps, config.line_precision),
+    ):
+        squares = p[name].square()
+        loss = loss + 0.5 * (factors * squares[:, :-1].sum() + bias * squares[:, -1].sum()) / len(log)
+    loss.backward()
+    gradient = model.gradient(log.users, log.items, log.clicks.astype(np.float32))
+    assert set(p) - set(gradient) == (set() if user_ids else {"users"})
+    for name, part in gradient.items():
+        assert part == pytest.approx(p[name].grad.numpy(), abs=1e-6), name

@@ -163,7 +163,7 @@ def test_a_matrix_whose_places_do_not_fit_is_refused(tmp_path):
 
 def test_logs_that_are_no_matrix_are_refused():
     log, _ = block(drop=[(0, 0), (1, 1), (2, 2)])
-    assert observed_block(log, 12).coverage == pytest.approx(17 / 20)
+    assert observed_block(log).coverage == pytest.approx(17 / 20)
     with pytest.raises(DataError, match=r"covers 85.0% of the 4 x 5 pairs .* needs 95%"):
         ObservedResponse.from_log(log, data_of(log))
     positives, _ = block(positives_only=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kuaifair_env.response.training import Trainer, fit_epochs, shuffled_batches
+from kuaifair_env.response.training import Trainer, batch_size_for, fit_epochs, shuffled_batches
 
 
 class Point(nn.Module):
@@ -144,3 +144,10 @@ def test_least_squares_is_solved_by_epochs():
     )
     np.testing.assert_allclose(best.weight.detach()[0], [1, -2], atol=0.02)
     assert report["rounds"] == len(report["validation_losses"]) <= 200
+
+
+def test_batches_make_enough_steps_within_their_bounds():
+    assert batch_size_for(1_000_000, 4096) == 4096
+    assert batch_size_for(10_000, 4096) == 200
+    assert batch_size_for(100, 4096) == 64
+    assert batch_size_for(100, 32) == 32
