@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.calibration import assess, logit_slopes, within_user_auc
@@ -31,9 +31,9 @@ Parameters = dict[str, FloatArray]
 class FactorModel:
     """``mu + b_u + b_i + w x_u + v y_i + <p_u + P x_u, q_i + Q y_i>`` and the gradient of its penalised log loss.
 
-    Parameters by name: ``users`` ``(U, f + 1)`` holds ``(p_u, b_u)``, ``items`` ``(N, f + 1)`` ``(q_i, b_i)``,
-    ``user_map`` ``(P, w)``, ``item_map`` ``(Q, v)`` and ``offset`` ``mu``. Without ``user_ids``, ``users`` stays 0: a user
-    is known by the inputs alone.
+    Parameters by name: ``users`` ``(U, f + 1)`` of ``(p_u, b_u)``, ``items`` of ``(q_i, b_i)``,
+    ``user_map`` of ``(P, w)``, ``item_map`` of ``(Q, v)``, ``offset``. Without ``user_ids``, ``users`` stays 0: users
+    are known by their inputs.
 
     The penalty is minus the log of a normal prior on every parameter, per row of the log.
     """
@@ -66,12 +66,12 @@ class FactorModel:
         logits += of_users[:, -1] + of_items[:, -1] + self.parameters["offset"]
         return logits
 
-    def loss(self, users: IntArray, items: IntArray, clicks: FloatArray) -> float:
+    def loss(self, users: IntArray, items: IntArray, clicks: BoolArray) -> float:
         """Returns the mean log loss of rows, without the penalty."""
         logits = self.logits(self.tables(), users, items)
         return float((np.logaddexp(np.float32(0), logits) - clicks * logits).mean(dtype=np.float64))
 
-    def gradient(self, users: IntArray, items: IntArray, clicks: FloatArray) -> Parameters:
+    def gradient(self, users: IntArray, items: IntArray, clicks: BoolArray) -> Parameters:
         """Returns the gradient of the penalised mean log loss of rows, which must be sorted by user."""
         import scipy.sparse as sp
 
@@ -188,14 +188,9 @@ def _train(
     the square root of the batch size (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient
     Algorithms", NeurIPS 2022).
     """
-    clicks = rows.clicks.astype(np.float32)
-
-    def columns(chosen: NDArray[np.int64]) -> tuple[IntArray, IntArray, FloatArray]:
-        return rows.users[chosen], rows.items[chosen], clicks[chosen]
-
-    fit, stop = columns(rows.where("fit")), columns(rows.where("stop"))
-    n_rows = len(fit[0])
-    model = FactorModel(inputs, config, n_rows, float(np.clip(fit[2].mean(), 1e-4, 1 - 1e-4)), seed)
+    fit, stop = rows.take(rows.where("fit")), rows.take(rows.where("stop"))
+    n_rows = len(fit)
+    model = FactorModel(inputs, config, n_rows, float(np.clip(fit.clicks.mean(), 1e-4, 1 - 1e-4)), seed)
     batches = min(_BATCHES, max(n_rows // 64, 1))
     rate = config.learning_rate * (n_rows / batches / _REFERENCE_BATCH) ** 0.5
     ids = np.r_[np.full(config.rank, rate), config.bias_learning_rate]
@@ -206,9 +201,9 @@ def _train(
     while len(losses) < config.max_epochs and len(losses) - best_pass < config.patience:
         for number, batch in enumerate(_shuffled_batches(rng, n_rows, batches)):
             factor = _schedule((len(losses) + number / batches) / config.max_epochs)
-            gradient = model.gradient(*(column[batch] for column in fit))
+            gradient = model.gradient(fit.users[batch], fit.items[batch], fit.clicks[batch])
             optimizer.step(gradient, {name: factor * value for name, value in rates.items()})
-        losses.append(model.loss(*stop))
+        losses.append(model.loss(stop.users, stop.items, stop.clicks))
         if losses[-1] < best_loss - _MIN_IMPROVEMENT:
             best = {name: values.copy() for name, values in model.parameters.items()}
             best_loss, best_pass = losses[-1], len(losses)

@@ -405,7 +405,7 @@ def test_the_gradient_is_that_of_the_penalised_loss(known_world, user_ids):
         squares = p[name].square()
         loss = loss + 0.5 * (factors * squares[:, :-1].sum() + bias * squares[:, -1].sum()) / len(log)
     loss.backward()
-    gradient = model.gradient(log.users, log.items, log.clicks.astype(np.float32))
+    gradient = model.gradient(log.users, log.items, log.clicks)
     assert set(p) - set(gradient) == (set() if user_ids else {"users"})
     for name, part in gradient.items():
         assert part == pytest.approx(p[name].grad.numpy(), abs=1e-6), name
