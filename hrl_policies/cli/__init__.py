@@ -84,16 +84,12 @@ def open_world(
     return with_item_term(world, fit_item_term(world, item_term))
 
 
-def user_ids(text: str | None) -> tuple[int, ...] | None:
-    """Returns the ids that --users lists, or None.
-
-    Raises:
-        ValueError: If they are no numbers.
-    """
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--users lists raw ids, such as 3,7,12; got {text!r}") from None
+def user_ids(text: str | None) -> tuple[int | str, ...] | None:
+    """Returns the ids that --users lists, as numbers where all are, or None."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else tuple(parts)
 
 
 def need_new_file(path: Path) -> None:

@@ -87,7 +87,7 @@ class RunConfig:
     n_envs: int = 0
     total_steps: int = 0
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    users: tuple[int, ...] | None = None
+    users: tuple[int | str, ...] | None = None
     n_users: int | None = EVALUATION_USERS
     episodes_per_user: int = 1
     evaluation_seed: int = DEFAULT_SEED
@@ -165,7 +165,7 @@ def plan_run(
     n_envs: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     world_settings: Mapping[str, Any] | None = None,
-    users: Sequence[int] | None = None,
+    users: Sequence[int | str] | None = None,
     n_users: int | None = None,
     episodes_per_user: int = 1,
     evaluation_seed: int = DEFAULT_SEED,

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictInt,
+    StrictStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -187,7 +188,7 @@ class StudySpec(_Model):
     max_lens: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (30, 50)
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = STUDY_SEEDS
     control_seeds: Annotated[tuple[Seed, ...], AfterValidator(_distinct)] = ()
-    users: Annotated[tuple[StrictInt, ...], BeforeValidator(_user_ids), AfterValidator(_distinct)] = ()
+    users: Annotated[tuple[StrictInt | StrictStr, ...], BeforeValidator(_user_ids), AfterValidator(_distinct)] = ()
     n_users: Annotated[int, Field(strict=True, ge=2)] | None = None
     episodes_per_user: Count = 1
     steps: Count | None = None

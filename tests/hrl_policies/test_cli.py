@@ -147,7 +147,7 @@ def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
     code, out, _ = kuaifair("evaluate", "run", "--users", f"{third},{first}", "--no-progress")
     assert code == 0 and "2 held-out users, 1 session(s)" in out
     for given, message in (
-        (("--users", "3,x"), "lists raw ids"),
+        (("--users", "3,x"), "user ids of small are integers"),
         (("--users", f"{first},999"), "user 999 has no sessions"),
         (("--users", f"{first}", "--n-users", "2"), "not both"),
     ):
