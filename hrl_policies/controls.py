@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hrl_policies.common.click_scorer import ClickScorer
 from kuaifair_env import seeding
-from kuaifair_env.abandonment import LeaveRule, TemperFairness, leave_rule
+from kuaifair_env.abandonment import LeaveRuleLike, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.metrics import slate_disparity, violates
@@ -230,7 +230,7 @@ def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
     return np.asarray(total / count, np.float32)
 
 
-def fair_counts(rule: str | LeaveRule, slate_size: int) -> BoolArray:
+def fair_counts(rule: LeaveRuleLike, slate_size: int) -> BoolArray:
     """Says which numbers of popular items in a slate of ``K`` a leave rule does not punish, as ``bool (K + 1,)``.
 
     All of them under rules that do not depend on exposure. For rules over a window of several slates this treats the
@@ -345,7 +345,7 @@ def _totals(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([np.zeros((len(scores), 1)), np.cumsum(scores, axis=1)], axis=1)
 
 
-def _exposure_rule(rule: str | LeaveRule) -> TemperFairness | None:
+def _exposure_rule(rule: LeaveRuleLike) -> TemperFairness | None:
     """Returns the rule if it punishes unequal exposure."""
     rule = leave_rule(rule)
     return rule if isinstance(rule, TemperFairness) and rule.unfair_penalty > 0 else None

@@ -1,14 +1,19 @@
 """When a user leaves: temper falls with every slate, by a rule of your choice, and below 1 the user is gone.
 
 A rule is a frozen dataclass of settings (:class:`LeaveRule`); its ``bind`` gives a :class:`BoundLeaveRule`, which holds
-the temper of a batch of sessions and decrements it in ``update``.
+the temper of a batch of sessions and decrements it in ``update``. Wherever a rule is asked for it may also be written
+as a name (``"strict"``), as a text (``"temper:ad_bound=0.2,grace_steps=3"``) or as a mapping
+(``{"rule": "temper", "ad_bound": 0.2}``); see :func:`leave_rule`.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +91,20 @@ class LeaveRule(Protocol):
         ...
 
 
+LeaveRuleLike = str | Mapping[str, Any] | LeaveRule
+"""A leave rule in any of the forms that :func:`leave_rule` reads."""
+
+
+def _need_numbers(rule: object, kind: type, names: tuple[str, ...]) -> None:
+    """Checks that settings of a rule are numbers, or None where that is their default."""
+    for name in names:
+        value = getattr(rule, name)
+        if value is None and getattr(type(rule), name) is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a {'whole ' if kind is Integral else ''}number, got {value!r}")
+
+
 @dataclass(frozen=True)
 class TemperFairness:
     """Users lose temper with dull slates, and more of it with slates of unequal exposure (the default).
@@ -105,11 +124,13 @@ class TemperFairness:
         unfair_penalty: Temper lost to an unfair slate; 0 switches the fairness part off.
         mode: How a popular share becomes the disparity ``u``.
         target_share: The share that ``mode="target"`` calls fair.
-        window: Slates over which the share is taken; None means 1, or 10 for slates of one item.
+        window: Slates over which the share is taken; None means as many as make 4 items, ``ceil(4 / K)``: of 3 items or
+            fewer no share comes nearer to equal than ``u = 1/3``.
         grace_steps: First steps of a session that are not evaluated.
         initial_temper: ``temper_0``; None means the environment's ``max_len``.
     """
 
+    rule: Literal["temper"] = field(default="temper", init=False, repr=False)
     ad_bound: float = 0.3
     unfair_penalty: float = 1.0
     mode: DisparityMode = "parity"
@@ -119,6 +140,8 @@ class TemperFairness:
     initial_temper: float | None = None
 
     def __post_init__(self) -> None:
+        _need_numbers(self, Real, ("ad_bound", "unfair_penalty", "target_share", "initial_temper"))
+        _need_numbers(self, Integral, ("window", "grace_steps"))
         if not 0 <= self.ad_bound <= 1:
             raise ValueError(f"ad_bound must lie in [0, 1], got {self.ad_bound}")
         if not 0 <= self.unfair_penalty < float("inf"):
@@ -138,7 +161,7 @@ class TemperFairness:
 
     def window_for(self, slate_size: int) -> int:
         """Returns how many slates of ``K`` items the share is taken over."""
-        return self.window or (10 if slate_size == 1 else 1)
+        return self.window or -(-_MIN_ITEMS_FOR_SHARE // slate_size)
 
     def grace_for(self, slate_size: int) -> int:
         """Returns how many first slates of ``K`` items are never evaluated."""
@@ -154,7 +177,7 @@ class TemperFairness:
         if self.unfair_penalty and window * slate_size < _MIN_ITEMS_FOR_SHARE:
             raise ValueError(
                 f"a window of {window} slates of {slate_size} items is too small to measure a share; "
-                f"give TemperFairness(window=...) at least {-(-_MIN_ITEMS_FOR_SHARE // slate_size)}"
+                f"it needs at least {-(-_MIN_ITEMS_FOR_SHARE // slate_size)}, which window=None takes"
             )
         start = float(max_len if self.initial_temper is None else self.initial_temper)
         return _BoundTemperFairness(self, batch_size, slate_size, window, start)
@@ -205,10 +228,12 @@ class CategoryBoredom:
         threshold: Repeats that a user forgives.
     """
 
+    rule: Literal["category"] = field(default="category", init=False, repr=False)
     window: int = 10
     threshold: int = 4
 
     def __post_init__(self) -> None:
+        _need_numbers(self, Integral, ("window", "threshold"))
         if self.window < 1 or self.threshold < 0:
             raise ValueError(f"window must be at least 1 and threshold at least 0, got {self}")
 
@@ -249,6 +274,8 @@ class _BoundCategoryBoredom(BoundLeaveRule):
 class NeverLeave:
     """Users stay until the environment's ``max_len`` truncates the session (fixed-length evaluation)."""
 
+    rule: Literal["never"] = field(default="never", init=False, repr=False)
+
     def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
         """See :class:`LeaveRule`."""
         return _BoundNeverLeave(batch_size, float(max_len + 1))
@@ -261,7 +288,7 @@ class _BoundNeverLeave(BoundLeaveRule):
         return LeaveDecision(self.temper.copy(), np.zeros(len(items)), never, never)
 
 
-LEAVE_RULES: dict[str, LeaveRule] = {
+LEAVE_RULES: dict[str, TemperFairness | CategoryBoredom | NeverLeave] = {
     "temper": TemperFairness(),
     "strict": TemperFairness(ad_bound=0.1),
     "no_fairness": TemperFairness(unfair_penalty=0.0),
@@ -272,16 +299,100 @@ LEAVE_RULES: dict[str, LeaveRule] = {
 """Rules by name, for ``gym.make(..., leave="strict")``."""
 
 
-def leave_rule(rule: str | LeaveRule) -> LeaveRule:
-    """Returns the rule of that name, or the rule itself.
+def rule_parameters(rule: LeaveRule) -> tuple[str, ...]:
+    """Returns the names of a rule's parameters; none if it is no dataclass."""
+    return tuple(part.name for part in fields(rule) if part.init) if is_dataclass(rule) else ()
+
+
+RULE_PARAMETERS = tuple(dict.fromkeys(name for rule in LEAVE_RULES.values() for name in rule_parameters(rule)))
+"""Parameters of the rules in :data:`LEAVE_RULES`, which environments take as settings of their own."""
+
+
+def leave_rule(rule: LeaveRuleLike, parameters: Mapping[str, Any] | None = None) -> LeaveRule:
+    """Returns a leave rule from any of the forms in which it may be written.
+
+    Args:
+        rule: A name of :data:`LEAVE_RULES`; the same with parameters, ``"temper:ad_bound=0.2,grace_steps=3"``; a
+            mapping, ``{"rule": "temper", "ad_bound": 0.2}``; or the rule itself.
+        parameters: Parameters by name that replace those of the rule.
 
     Raises:
-        ValueError: If there is no rule of that name, or it is no rule.
+        ValueError: If there is no such rule, it has no such parameter, or a value is not valid.
     """
-    if not isinstance(rule, str):
-        if not hasattr(rule, "bind"):
-            raise ValueError(f"leave must be a LeaveRule or one of {sorted(LEAVE_RULES)}, got {rule!r}")
-        return rule
-    if rule not in LEAVE_RULES:
-        raise ValueError(f"no leave rule is called {rule!r}; choose from {sorted(LEAVE_RULES)} or give a LeaveRule")
-    return LEAVE_RULES[rule]
+    if isinstance(rule, str):
+        rule = _parsed(rule)
+    if isinstance(rule, Mapping):
+        given = dict(rule)
+        name = given.pop("rule", None)
+        if name is None:
+            raise ValueError(
+                f"a leave rule as a mapping says which, as in {{'rule': 'temper', 'ad_bound': 0.2}}; got {dict(rule)}. "
+                "A rule of your own is a Python object, which no JSON keeps: give the object itself"
+            )
+        if not isinstance(name, str) or name not in LEAVE_RULES:
+            raise ValueError(f"no leave rule is called {name!r}; choose from {_known_rules()}, or give a LeaveRule")
+        rule = _with_parameters(LEAVE_RULES[name], name, given)
+    if not hasattr(rule, "bind"):
+        raise ValueError(f"leave must be a LeaveRule or one of {_known_rules()}; got {rule!r}")
+    return _with_parameters(rule, describe_rule(rule)["rule"], parameters) if parameters else rule
+
+
+def describe_rule(rule: LeaveRule) -> dict[str, Any]:
+    """Returns a rule as a mapping, JSON-able; :func:`leave_rule` reads it unless the rule is of one's own."""
+    own: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+    return {"rule": type(rule).__name__} | own
+
+
+def rule_text(rule: LeaveRule) -> str:
+    """Returns a rule as :func:`leave_rule` reads it: its name, and the parameters that differ from it.
+
+    A rule of one's own, which cannot be read, gets the same form.
+    """
+    named = [name for name, known in LEAVE_RULES.items() if known == rule]
+    if named:
+        return named[0]
+    described = describe_rule(rule)
+    name = described.pop("rule")
+    usual = describe_rule(LEAVE_RULES[name]) if name in LEAVE_RULES else {}
+    changes = [f"{part}={value}" for part, value in described.items() if part not in usual or value != usual[part]]
+    return f"{name}:{','.join(changes)}" if changes else str(name)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Returns the mapping behind ``"temper:ad_bound=0.2,grace_steps=3"``."""
+    name, _, listed = text.partition(":")
+    parameters: dict[str, Any] = {"rule": name.strip()}
+    for entry in listed.split(",") if listed.strip() else ():
+        parameter, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals or not parameter or not value or parameter in parameters:
+            raise ValueError(
+                "parameters of a leave rule are written as in 'temper:ad_bound=0.2,grace_steps=3', each once; "
+                f"got {text!r}"
+            )
+        parameters[parameter] = _value(value)
+    return parameters
+
+
+def _value(text: str) -> Any:
+    """Returns the number that a text stands for, None for ``none``, or else the text."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return float(text) if re.search(r"[.eEn]", text) else int(text)
+    except ValueError:
+        return text
+
+
+def _with_parameters(rule: LeaveRule, name: str, parameters: Mapping[str, Any]) -> LeaveRule:
+    known = rule_parameters(rule)
+    unknown = [parameter for parameter in parameters if parameter not in known]
+    if unknown:
+        takes = ", ".join(known) or "nothing"
+        raise ValueError(f"the leave rule {name!r} has no parameter {', '.join(unknown)}; it takes {takes}")
+    # A rule with parameters is a dataclass.
+    return replace(rule, **parameters) if parameters else rule  # type: ignore[type-var]
+
+
+def _known_rules() -> str:
+    described = (f"{name} ({', '.join(rule_parameters(rule)) or 'nothing'})" for name, rule in LEAVE_RULES.items())
+    return f"{', '.join(described)}, each with its parameters"

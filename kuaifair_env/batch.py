@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
-from kuaifair_env.abandonment import LeaveRule, leave_rule
+from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
 from kuaifair_env.metrics import gini_of_rows, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
@@ -50,7 +50,8 @@ class SessionConfig:
         slate_size: Items per slate ``K``; None means 10, or 1 in ``item`` mode.
         action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.spaces`).
         observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.spaces`).
-        leave: A leave rule or the name of one (see :mod:`kuaifair_env.abandonment`).
+        leave: A leave rule, or one as a name, a text or a mapping (see :func:`kuaifair_env.abandonment.leave_rule`);
+            what is more than a name becomes the rule itself.
         initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
         repeats: ``"forbid"`` shows an item at most once per session.
     """
@@ -59,7 +60,7 @@ class SessionConfig:
     slate_size: int | None = None
     action_mode: ActionMode = "embedding"
     observation_mode: ObservationMode = "state"
-    leave: str | LeaveRule = "temper"
+    leave: LeaveRuleLike = "temper"
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
 
@@ -68,6 +69,26 @@ class SessionConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, np.integer)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
+        rule = leave_rule(self.leave)
+        if not isinstance(self.leave, str) or self.leave not in LEAVE_RULES:
+            object.__setattr__(self, "leave", rule)
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> SessionConfig:
+        """Returns the configuration of an environment's settings, among which may be parameters of the leave rule.
+
+        Args:
+            settings: Fields of this class, and ``ad_bound`` and the other
+                ``kuaifair_env.abandonment.RULE_PARAMETERS``, by name.
+
+        Raises:
+            ValueError: If the leave rule has no such parameter, or a value is not valid.
+        """
+        parameters = {name: value for name, value in settings.items() if name in RULE_PARAMETERS}
+        own = {name: value for name, value in settings.items() if name not in RULE_PARAMETERS}
+        if parameters:
+            own["leave"] = leave_rule(own.get("leave", cls.leave), parameters)
+        return cls(**own)
 
     @property
     def items_per_slate(self) -> int:
@@ -79,9 +100,7 @@ class SessionConfig:
     def describe(self) -> dict[str, Any]:
         """Returns all settings, JSON-able; the leave rule spelled out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        rule = leave_rule(self.leave)
-        own: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-        return settings | {"slate_size": self.items_per_slate, "leave": {"rule": type(rule).__name__} | own}
+        return settings | {"slate_size": self.items_per_slate, "leave": describe_rule(leave_rule(self.leave))}
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from kuaifair_env.abandonment import RULE_PARAMETERS
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.clicks import Clicks, FeedbackKind, Positive, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.schema import Split
@@ -35,10 +36,11 @@ from kuaifair_env.world import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kuaifair_env.abandonment import LeaveRule
+    from kuaifair_env.abandonment import LeaveRuleLike
     from kuaifair_env.data.dataset import InteractionData
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.sources import DatasetName
+    from kuaifair_env.metrics.fairness import DisparityMode
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.simulator import InitialHistory, Repeats
     from kuaifair_env.spaces import ActionMode, ObservationMode
@@ -126,15 +128,26 @@ class WorldSettings(TypedDict, total=False):
 
 
 class Settings(WorldSettings, total=False):
-    """Settings that ``gym.make`` takes: those of a world and those of ``SessionConfig``."""
+    """Settings that ``gym.make`` takes: those of a world and those of its sessions.
+
+    The latter are the fields of ``SessionConfig`` and the parameters of its leave rule.
+    """
 
     max_len: int
     slate_size: int | None
     action_mode: ActionMode
     observation_mode: ObservationMode
-    leave: str | LeaveRule
+    leave: LeaveRuleLike
     initial_history: InitialHistory
     repeats: Repeats
+    ad_bound: float
+    unfair_penalty: float
+    mode: DisparityMode
+    target_share: float
+    window: int | None
+    grace_steps: int
+    initial_temper: float | None
+    threshold: int
 
 
 def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
@@ -265,14 +278,14 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
     Raises:
         ValueError: If a setting is unknown.
     """
-    names = {field.name for field in fields(SessionConfig)}
+    names = {field.name for field in fields(SessionConfig)} | set(RULE_PARAMETERS)
     known = names | set(WorldSettings.__annotations__)
     unknown = set(settings) - known
     for name in sorted(unknown & set(_INSTEAD)):
         raise ValueError(f"{name!r} is no setting here; {_INSTEAD[name]}")
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {sorted(known)}")
-    config = SessionConfig(**{name: value for name, value in settings.items() if name in names})
+    config = SessionConfig.of_settings({name: value for name, value in settings.items() if name in names})
     world = make_world(env_id, **{name: value for name, value in settings.items() if name not in names})
     return world, config
 

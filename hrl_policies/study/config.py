@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
-from kuaifair_env.abandonment import LEAVE_RULES, CategoryBoredom, NeverLeave, TemperFairness, leave_rule
+from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -22,8 +22,6 @@ _MAX_SLUG = 60
 
 STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
-
-_RULES: dict[str, type[Any]] = {rule.__name__: rule for rule in (TemperFairness, CategoryBoredom, NeverLeave)}
 
 
 @dataclass(frozen=True)
@@ -219,12 +217,17 @@ def plan_run(
 
 
 def _session_config(content: Mapping[str, Any]) -> SessionConfig:
-    """Reads what ``SessionConfig.describe`` wrote; an ``ArtifactError`` if the leave rule is none of this library."""
-    leave = dict(content["leave"])
-    name = leave.pop("rule", None)
-    if name not in _RULES:
-        raise ArtifactError(f"the run used a leave rule {name!r} of its own, which cannot be rebuilt from its file")
-    return SessionConfig(**{**content, "leave": _RULES[name](**leave)})
+    """Reads what ``SessionConfig.describe`` wrote.
+
+    Raises:
+        ArtifactError: If keys are unknown, or the leave rule is not one of this library.
+    """
+    name = content["leave"].get("rule")
+    if name not in LEAVE_RULES:
+        raise ArtifactError(
+            f"the run used a leave rule {name!r}, which is none of this version's and cannot be rebuilt from its file"
+        )
+    return SessionConfig(**content)
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -260,11 +263,10 @@ def _slug(text: str) -> str:
 def _unusual(session: SessionConfig) -> str:
     """Returns what is unusual about sessions, besides their length and slates; nothing for the default ones."""
     usual = SessionConfig()
-    rule = leave_rule(session.leave)
     unusual = []
+    rule = leave_rule(session.leave)
     if rule != leave_rule(usual.leave):
-        names = [name for name, known in LEAVE_RULES.items() if known == rule]
-        unusual.append(names[0] if names else _slug(str(session.describe()["leave"])))
+        unusual.append(_slug(rule_text(rule)))
     if session.initial_history != usual.initial_history:
         unusual.append(f"{session.initial_history}-history")
     if session.repeats != usual.repeats:

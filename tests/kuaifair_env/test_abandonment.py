@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness, leave_rule
+from kuaifair_env.abandonment import (
+    LEAVE_RULES,
+    CategoryBoredom,
+    NeverLeave,
+    TemperFairness,
+    describe_rule,
+    leave_rule,
+    rule_text,
+)
 
 NO_TAGS = np.zeros((20, 0), np.bool_)
 
@@ -83,7 +96,27 @@ def test_no_fairness_is_kuaisims_rule():
     assert length(TemperFairness(unfair_penalty=0.0), 20, 0.5, 1.0) == 13
 
 
-def test_single_items_are_evaluated_over_ten_steps_and_not_before_four():
+@pytest.mark.parametrize(("slate_size", "window"), [(1, 4), (2, 2), (3, 2), (4, 1), (10, 1)])
+def test_small_slates_are_evaluated_over_as_many_as_make_four_items(slate_size, window):
+    assert TemperFairness().window_for(slate_size) == window
+    assert TemperFairness(window=5).window_for(slate_size) == 5
+
+    def violations(popular_items: list[int]) -> list[bool]:
+        bound = TemperFairness().bind(1, slate_size, 30, NO_TAGS)
+        bound.reset(np.array([0]))
+        items = np.arange(slate_size)[None]
+        return [
+            bool(bound.update(items, np.array([n / slate_size]), np.array([0.5]), np.array([t + 1])).violation[0])
+            for t, n in enumerate(popular_items)
+        ]
+
+    # As many popular as long-tail items in every window that is evaluated, then popular ones alone.
+    balanced = [slate_size // 2, slate_size - slate_size // 2] * 5
+    assert violations(balanced) == [False] * 10
+    assert violations([slate_size] * 10) == [False] * (window - 1) + [True] * (11 - window)
+
+
+def test_the_window_of_single_items_moves_on():
     bound = TemperFairness().bind(1, 1, 30, NO_TAGS)
     bound.reset(np.array([0]))
     shares = [1.0] * 5 + [0.0] * 6
@@ -91,8 +124,8 @@ def test_single_items_are_evaluated_over_ten_steps_and_not_before_four():
         bool(bound.update(np.array([[0]]), np.array([p]), np.array([0.5]), np.array([t + 1])).violation[0])
         for t, p in enumerate(shares)
     ]
-    # After 4: 4/4; 5: 5/5; 6: 5/6; 7: 5/7 (u = .43); 8: 5/8 (.25); 9: 5/9; 10: 5/10; 11: 4/10 (.2).
-    assert violations == [False] * 3 + [True] * 4 + [False] * 4
+    # Popular among the last four: 4, 4, 3, 2 (equal), 1, 0, 0, 0.
+    assert violations == [False] * 3 + [True] * 3 + [False] + [True] * 4
 
 
 def test_a_new_session_forgets_the_last_one():
@@ -156,3 +189,71 @@ def test_rules_by_name_and_their_errors():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             TemperFairness(**settings)
+
+
+UNIT = st.floats(0, 1)
+RULES = st.one_of(
+    st.builds(
+        TemperFairness,
+        ad_bound=UNIT,
+        unfair_penalty=st.floats(0, 1e9),
+        mode=st.sampled_from(["parity", "popular_only", "target"]),
+        target_share=UNIT,
+        window=st.none() | st.integers(1, 1000),
+        grace_steps=st.integers(0, 1000),
+        initial_temper=st.none() | st.floats(1, 1e9),
+    ),
+    st.builds(CategoryBoredom, window=st.integers(1, 1000), threshold=st.integers(0, 1000)),
+    st.just(NeverLeave()),
+    st.sampled_from(sorted(LEAVE_RULES)).map(leave_rule),
+)
+
+
+@given(RULES)
+def test_every_rule_survives_each_of_its_forms(rule):
+    assert leave_rule(rule) == rule
+    assert leave_rule(rule_text(rule)) == rule
+    assert leave_rule(json.loads(json.dumps(describe_rule(rule)))) == rule
+    assert leave_rule(json.loads(json.dumps(asdict(rule)))) == rule, "as Gymnasium's specifications write it"
+
+
+def test_a_rule_is_written_as_name_text_or_mapping():
+    rule = TemperFairness(ad_bound=0.2, grace_steps=3)
+    assert leave_rule("temper:ad_bound=0.2,grace_steps=3") == rule
+    assert leave_rule(" temper : ad_bound = 0.2 , grace_steps = 3 ") == rule
+    assert leave_rule({"rule": "temper", "ad_bound": 0.2, "grace_steps": 3}) == rule
+    assert leave_rule("temper", {"ad_bound": 0.2, "grace_steps": 3}) == rule
+    assert leave_rule("strict:grace_steps=3", {"ad_bound": 0.2}) == rule
+    assert rule_text(rule) == "temper:ad_bound=0.2,grace_steps=3"
+    assert rule_text(TemperFairness(ad_bound=0.1)) == "strict"
+    assert leave_rule("temper:window=none,mode=popular_only,unfair_penalty=1e-1") == TemperFairness(
+        mode="popular_only", unfair_penalty=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            "sometimes:ad_bound=0.2",
+            r"'sometimes'; choose from temper \(ad_bound, .* category \(window, threshold\)",
+        ),
+        ("temper:ad_bound", "written as in 'temper:ad_bound=0.2"),
+        ("temper:ad_bound=", "written as in"),
+        ("temper:ad_bound=0.2,ad_bound=0.3", "each once"),
+        ("temper:bound=0.2", "'temper' has no parameter bound; it takes ad_bound, unfair_penalty"),
+        ("never:window=3", "'never' has no parameter window; it takes nothing"),
+        ("temper:ad_bound=low", "ad_bound must be a number, got 'low'"),
+        ("temper:ad_bound=none", "ad_bound must be a number"),
+        ("temper:grace_steps=1.5", "grace_steps must be a whole number"),
+        ("category:threshold=x", "threshold must be a whole number"),
+        ({"rule": "temper", "mode": ["parity"]}, "mode must be"),
+        ({"rule": ["temper"]}, "no leave rule is called"),
+        ({"ad_bound": 0.2}, "a leave rule as a mapping says which"),
+        ({}, "says which"),
+        ("", "choose from"),
+    ],
+)
+def test_a_rule_that_cannot_be_read_says_what_would_be_right(rule, message):
+    with pytest.raises(ValueError, match=message):
+        leave_rule(rule)

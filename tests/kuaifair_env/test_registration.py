@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -28,7 +29,7 @@ from kuaifair_env import (
     make_world,
     registration,
 )
-from kuaifair_env.abandonment import TemperFairness
+from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
 from kuaifair_env.data import sources
 from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
 from kuaifair_env.data.sources import PROVENANCE_FILE
@@ -253,12 +254,83 @@ def test_the_two_worlds_share_candidates_and_embeddings_but_neither_users_nor_re
     assert type(train.response) is not type(test.response)
 
 
-@pytest.mark.parametrize("settings", [{}, {"leave": "strict", "max_len": 50, "action_mode": "item"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"leave": "strict", "max_len": 50, "action_mode": "item"},
+        {"leave": "temper:ad_bound=0.2"},
+        {"leave": {"rule": "category", "threshold": 2}},
+        {"leave": TemperFairness(ad_bound=0.2, window=3)},
+        {"leave": NeverLeave(), "max_len": 5},
+        {"ad_bound": 0.2, "unfair_penalty": 0.5},
+    ],
+)
 def test_specifications_are_json_and_make_the_same_environment_again(settings):
     env = gym.make(TOY, **settings)
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     assert again.unwrapped.config == env.unwrapped.config
     assert gym.make_vec(TOY, num_envs=2, **settings).spec.to_json()
+
+
+@dataclass(frozen=True)
+class OwnRule:
+    """A leave rule that is not this library's."""
+
+    patience: int = 2
+
+    def bind(self, batch_size, slate_size, max_len, tags):
+        return NeverLeave().bind(batch_size, slate_size, max_len, tags)
+
+
+def test_a_specification_with_a_rule_of_ones_own_says_that_json_does_not_keep_it():
+    text = gym.make(TOY, leave=OwnRule()).spec.to_json()
+    with pytest.raises(ValueError, match="rule of your own is a Python object, which no JSON keeps"):
+        gym.make(gym.envs.registration.EnvSpec.from_json(text))
+
+
+def test_parameters_of_the_leave_rule_are_settings_of_every_form():
+    strict, lenient = TemperFairness(ad_bound=0.2, grace_steps=2), CategoryBoredom(threshold=2, window=5)
+    for leave, settings, rule in (
+        ("temper", {"ad_bound": 0.2, "grace_steps": 2}, strict),
+        (TemperFairness(grace_steps=2), {"ad_bound": 0.2}, strict),
+        ({"rule": "strict", "ad_bound": 0.5}, {"ad_bound": 0.2, "grace_steps": 2}, strict),
+        ("category", {"window": 5, "threshold": 2}, lenient),
+    ):
+        forms = [gym.make(TOY, leave=leave, **settings).unwrapped, make_sb3(TOY, 2, leave=leave, **settings)]
+        forms += [gym.make_vec(TOY, num_envs=2, leave=leave, **settings)]
+        assert [form.config.leave for form in forms] == [rule] * 3
+    assert gym.make(TOY, ad_bound=0.2).unwrapped.config.leave == TemperFairness(ad_bound=0.2)
+
+
+@pytest.mark.parametrize("form", [gym.make, gym.make_vec, make_sb3])
+def test_a_parameter_that_the_leave_rule_does_not_have_is_an_error(form):
+    with pytest.raises(ValueError, match="'never' has no parameter ad_bound; it takes nothing"):
+        form(TOY, leave="never", ad_bound=0.2)
+    with pytest.raises(ValueError, match="'temper' has no parameter threshold; it takes ad_bound, "):
+        form(TOY, threshold=3)
+    with pytest.raises(ValueError, match="'OwnRule' has no parameter window; it takes patience"):
+        form(TOY, leave=OwnRule(), window=3)
+    with pytest.raises(ValueError, match=r"ad_bound must lie in \[0, 1\]"):
+        form(TOY, ad_bound=2)
+
+
+@pytest.mark.parametrize("slate_size", [1, 2, 3])
+def test_users_stay_with_balanced_small_slates_and_leave_unbalanced_ones(slate_size):
+    env = gym.make(TOY, split="test", action_mode="slate", slate_size=slate_size)
+    popular = np.flatnonzero(env.unwrapped.world.groups.popular)
+    tail = np.flatnonzero(~env.unwrapped.world.groups.popular)
+    rates = []
+    for balanced in (True, False):
+        env.reset(seed=3)
+        for step in range(30):
+            n = (slate_size + step % 2) // 2 if balanced else slate_size
+            _, _, terminated, truncated, info = env.step(np.r_[popular[:n], tail[: slate_size - n]])
+            if terminated or truncated:
+                rates.append(info["session"]["violation_rate"])
+                break
+    assert rates[0] == 0.0
+    assert rates[1] > 0.5
 
 
 def test_registering_twice_changes_nothing():
