@@ -200,8 +200,9 @@ class TwinConfig:
             raise ValueError(f"taste_dimensions must lie in 1..64, got {self.taste_dimensions}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns a copy as JSON holds it, with lists for tuples."""
-        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Returns a copy as JSON holds it, with lists for tuples; ``click`` is what counts as one."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"click": self.clicks.describe()}))
+        del settings["clicks"]
         return settings
 
 

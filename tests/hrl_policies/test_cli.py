@@ -155,6 +155,24 @@ def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
         assert code == 2 and message in err
 
 
+def test_what_counts_as_a_click_is_chosen_and_kept_with_the_run(kuaifair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--users", "30", "--no-progress"]
+    code, _, err = kuaifair(*common, "-o", "run", "--positive", "is_click", "--positive", "is_like=2")
+    assert code == 0, err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["world_settings"]["positive"] == {"is_click": 1.0, "is_like": 2.0}
+    code, out, err = kuaifair("evaluate", "run", "--no-progress")
+    assert code == 0 and "Reproduces result.json exactly." in out, err
+    for options, message in (
+        (["--positive", "watch_ratio=1"], "a click of KuaiRand is"),
+        (["--positive", "is_like=often"], "NAME=NUMBER"),
+        (["--feedback", "watch_ratio"], "settings of KuaiRec"),
+    ):
+        code, _, err = kuaifair(*common, "-o", "other", *options)
+        assert code == 2 and message in err
+
+
 @pytest.mark.usefixtures("small_worlds")
 def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")

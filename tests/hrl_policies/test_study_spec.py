@@ -145,6 +145,17 @@ def test_missing_official_files_are_a_mistake_where_real_ones_are_demanded_and_a
     assert problems_of(twin) == () and study_warnings(parse_study(twin)[0]) == []
 
 
+def test_a_click_that_a_world_does_not_log_is_a_mistake_of_the_study():
+    worlds = ["KuaiFair-KuaiRecTwin-v0", TOY]
+    content = study(worlds=worlds, methods=["random"]).model_dump(mode="json")
+    (found,) = problems_of(content | {"world_settings": {"positive": {"watch_ratio": 2.0}}})
+    assert found.startswith(f"'world_settings' do not fit {TOY}: a click of KuaiRand is")
+    chosen = content | {"worlds": [TOY], "world_settings": {"positive": "long_view"}}
+    assert problems_of(chosen) == ()
+    folders = [run_folder(planned_runs(parse_study(one)[0])[0]) for one in (chosen, content | {"worlds": [TOY]})]
+    assert folders[0] != folders[1]
+
+
 def test_a_study_plans_the_runs_that_one_would_plan_by_hand():
     spec = study(methods=["a2c", "random"], max_lens=[30, 50])
     assert planned_runs(spec) == [

@@ -20,10 +20,12 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from hrl_policies.controls import RandomSlates
 from kuaifair_env import (
     ENVIRONMENTS,
     IncompleteDataWarning,
     TwinFallbackWarning,
+    evaluate,
     make_env,
     make_sb3,
     make_world,
@@ -230,11 +232,38 @@ def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tm
         (TOY, {"action_mode": "query"}, "action_mode"),
         (TOY, {"observation_mode": "all"}, "observation_mode"),
         ("KuaiFair-KuaiRec-v0", {"data_dir": "no/such/folder"}, "no such file or folder"),
+        (TOY, {"positive": {"watch_ratio": 1.0}}, "is_click, long_view"),
+        (TOY, {"positive": "is_hate"}, "is_click, long_view"),
+        (TOY, {"feedback": "watch_ratio"}, "settings of KuaiRec"),
+        ("KuaiFair-KuaiRecTwin-v0", {"positive": "is_click"}, "watch_ratio"),
+        ("KuaiFair-KuaiRecTwin-v0", {"clip": 2.0}, "feedback='watch_ratio'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_a_clear_error(env_id, settings, message):
     with pytest.raises(ValueError, match=message):
         make_env(env_id, **settings)
+
+
+def test_what_counts_as_a_click_is_a_setting_of_every_form_and_stands_in_the_provenance():
+    world = make_world(TOY, split="test", positive="long_view")
+    assert world is make_world(TOY, split="test", positive={"long_view": 1.0})
+    assert make_world(TOY, positive="is_click", split="test") is make_world(TOY, split="test")
+    assert world.data.data_hash != make_world(TOY, split="test").data.data_hash
+    assert world.describe()["data"]["settings"]["click"]["positive"] == {"long_view": 1.0}
+    env = gym.make(TOY, split="test", positive="long_view")
+    assert gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).unwrapped.world is world
+    assert make_sb3(TOY, 2, split="test", positive="long_view").world is world
+    everything = world.response.expected_catalogue(world.users, world.n_items)
+    clicks = make_world(TOY, split="test").response.expected_catalogue(world.users, world.n_items)
+    assert 0.4 < everything.mean() / clicks.mean() < 0.6, "half of the clicks under random exposure are long views"
+
+
+def test_weights_of_several_columns_reward_more_than_a_click():
+    env = make_sb3(TOY, 8, seed=0, split="test", action_mode="slate", positive={"is_click": 1.0, "is_like": 10.0})
+    result = evaluate(RandomSlates(), env, env.world.user_ids[:40])
+    expected = env.world.response.expected_catalogue(env.world.users[:40], env.world.n_items).mean()
+    assert result.summary()["r_each"] == pytest.approx(float(expected), rel=0.25)
+    assert result.sessions.mean_reward.max() > 0 and result.table()
 
 
 def test_equal_settings_share_one_world():

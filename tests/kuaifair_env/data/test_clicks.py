@@ -111,7 +111,7 @@ def test_the_truth_of_a_kuairec_twin_follows_the_choice(settings, panel):
     assert_truth_explains_the_log(twin)
     np.testing.assert_array_equal(twin.data.test.watch_ratios, panel.data.test.watch_ratios)
     np.testing.assert_array_equal(twin.data.train.items, panel.data.train.items)
-    assert twin.data.provenance.settings["clicks"]["positive"]
+    assert twin.data.provenance.settings["click"] == kuairec_clicks(**settings).describe()
 
 
 @pytest.mark.parametrize("positive", KUAIRAND_CHOICES)
