@@ -84,13 +84,16 @@ class _Watching:
 
 
 def _panel_watching(world: TwinWorld) -> _Watching:
-    """Watching under random exposure, without conformity, over all cells of the panel."""
+    """Watching under random exposure, without conformity, over the cells of the panel that are no own clicks."""
     items = math.sqrt(_ITEM_SHARE) * world.quality_scores
     users = math.sqrt(_USER_SHARE) * world.inclination_scores
-    shown = items[world.panel_items], users[world.panel_users]
-    variance = sum(float(scores.var()) for scores in shown) + _TASTE_SHARE + _CHANCE**2
-    centre = sum(float(scores.mean()) for scores in shown)
-    return _Watching(items, users, 0.0, _BODY_PANEL, round(centre, 8), round(math.sqrt(variance), 8))
+    some = world.panel_users[:: max(1, len(world.panel_users) // 100)]
+    grid = np.tile(world.panel_items, (len(some), 1))
+    weights = 1.0 - world.truth.click_probability(some, grid).astype(np.float64)
+    shown = items[grid] + users[some][:, None] + math.sqrt(_TASTE_SHARE) * world.truth.taste(some, grid)
+    centre = float(np.average(shown, weights=weights))
+    variance = float(np.average((shown - centre) ** 2, weights=weights)) + _CHANCE**2
+    return _Watching(items, users, 0.0, _BODY_PANEL, round(centre, 6), round(math.sqrt(variance), 6))
 
 
 def _logged_watching(world: TwinWorld, shown_users: NDArray[np.int32], shown_items: NDArray[np.int32]) -> _Watching:

@@ -214,7 +214,7 @@ def _logits(
     return logits
 
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same configuration would give another twin; part of the cache key."""
 
 
