@@ -19,12 +19,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from hrl_policies.study.table import ResultTable
 from worlds import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec, write_page
 
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import Oracle, QualityOracle, QuotaGreedy, RandomSlates
 from hrl_policies.study.runner import single_threaded
-from hrl_policies.study.table import ResultTable
 from kuaifair_env import InteractionData, SessionConfig, build_world, evaluate
 from kuaifair_env.data.clicks import Clicks, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.schema import InteractionLog
