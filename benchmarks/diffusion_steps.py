@@ -39,10 +39,10 @@ from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import unit_rows
 
 LEVELS = (5, 20, 100, 500)
 SHARES = (0.25, 0.5, 0.75, 1.0)

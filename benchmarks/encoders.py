@@ -1,4 +1,4 @@
-"""Agent-side encoders against the SVD's mean, raw and purified: how well cos(s, e_i) ranks unbiased feedback.
+"""Agent-side encoders against the mean of a world's own embeddings: how well cos(s, e_i) ranks unbiased feedback.
 
     python benchmarks/encoders.py kuairand --data ../shared/data --results docs/results
 
@@ -25,9 +25,9 @@ from dsrm.pretraining import PretrainConfig, pretrain
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.calibration import within_user_auc
-from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
 PURIFIED = "mean, logQ"
@@ -101,8 +101,8 @@ def main() -> None:
         "",
         "| encoder | AUC, users of the training world | AUC, held-out users | ms at batch 1 / 64 / 256 | training s |",
         "|---|---|---|---|---|",
-        row("SVD, mean (default)", world, window, 0.0),
-        *purified_rows("SVD, mean", world, window),
+        row("item embeddings, mean (default)", world, window, 0.0),
+        *purified_rows("item embeddings, mean", world, window),
     ]
     for name, config in VARIANTS.items():
         start = time.perf_counter()

@@ -30,11 +30,12 @@ from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.twin import load_twin
-from kuaifair_env.world import build_world, cached_embeddings
+from kuaifair_env.world import build_world
 
 METHODS = ("a2c", "hrl", "dsrm-hrl")
 TURNS = 10

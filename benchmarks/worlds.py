@@ -13,12 +13,13 @@ from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, part
 
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data import InteractionData
+from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.twin import load_twin
-from kuaifair_env.world import build_world, cached_embeddings
+from kuaifair_env.world import build_world
 
 PARTIAL = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
 TWIN_FOR_SETTINGS = "KuaiRand twin, seed 1"

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from dsrm.purifier import MismatchError
 from dsrm.training import show_round
 from kuaifair_env.data.schema import FloatArray, InteractionLog
+from kuaifair_env.embeddings import item_embeddings, separated
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import Family, load_artifact, save_artifact
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors
 from kuaifair_env.splits import early_stopping_split
-from kuaifair_env.world import World, svd_item_embeddings, windows_before
+from kuaifair_env.world import World, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
 ENCODERS = Family("kuaifair-encoder", 2, "state encoder")
@@ -77,7 +78,7 @@ class EncoderNetwork(nn.Module):
 
     Args:
         config: Kind and sizes.
-        start: ``float32 (M, d)``, initial embeddings of the ids (the SVD's).
+        start: ``float32 (M, d)``, initial embeddings of the ids (a world's own).
         features: ``float32 (M, F)``, item features; fixed.
         history_length: Width ``H`` of a window.
     """
@@ -145,11 +146,11 @@ class Encoder:
         self._network = network.eval().requires_grad_(False)
         self._item_ids = item_ids
         with torch.inference_mode():
-            self._table = network.items()
+            self._table = torch.from_numpy(separated(network.items().numpy(), item_ids))
 
     @property
     def embeddings(self) -> FloatArray:
-        """``float32 (M, d)``, item embeddings ``e_i`` in the order of ``item_ids``."""
+        """``float32 (M, d)``, item embeddings ``e_i`` in the order of ``item_ids``; see :func:`separated`."""
         return self._table.numpy()
 
     def encoded(self, world: World) -> World:
@@ -238,7 +239,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
         losses = [float(_next_click_loss(network, validation.draw(rng))) for _ in range(_VALIDATION_BATCHES)]
         return float(np.mean(losses))
 
-    # The untrained network, which is the SVD, competes as well.
+    # The untrained network, which is the world's own embeddings, competes as well.
     trainer.validate(validation_loss)
     rounds = math.ceil(config.steps / config.check_every)
     with tqdm(total=rounds, desc=f"encoder {config.kind}", disable=not progress) as bar:
@@ -263,7 +264,7 @@ def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress
 
 def _untrained_network(world: World, config: EncoderConfig) -> EncoderNetwork:
     data = world.data
-    start = svd_item_embeddings(data.train, len(data.users), len(data.items), config.dimension)
+    start = item_embeddings(data.train, len(data.users), data.items, config.dimension)
     features = np.concatenate([data.items.features.values, data.items.tags.astype(np.float32)], axis=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

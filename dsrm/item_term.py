@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from dsrm.purifier import MismatchError
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
+from kuaifair_env.embeddings import separated, unit_rows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
-from kuaifair_env.spaces import embedding_sums, unit_rows
+from kuaifair_env.spaces import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
 
@@ -34,6 +35,7 @@ _USER_PRIOR_ROWS = 10.0
 _FOLDS = 5
 _PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _MAX_WEIGHT = 500.0
+_MAX_COSINE = 0.9
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,11 @@ def fit_item_term(
 def with_item_term(world: World, term: ItemTerm) -> World:
     """Returns a world whose item embeddings have the item term as one more coordinate.
 
-    The coordinate is standardised over the candidates, of the order of the others. An agent that acts in embedding
-    space then has a weight for it, the observed state holds its mean over the clicked items, and purifiers, scorers and
-    policies find it where they find everything else about items. ``world.item_term`` has the log-odds themselves.
+    The coordinate is standardised over the candidates, of the order of the others, which are scaled down in turn:
+    vectors keep one length, without which items of a large term would outrank every other item. An agent that acts in
+    embedding space then has a weight for it, the observed state holds its mean over the clicked items, and purifiers,
+    scorers and policies find it where they find everything else about items. ``world.item_term`` has the log-odds
+    themselves.
 
     Args:
         world: The world; its embeddings must not hold a term yet.
@@ -179,10 +183,16 @@ def with_item_term(world: World, term: ItemTerm) -> World:
     values = term.of(world.data)
     candidates = values[: world.n_items]
     standardised = (values - candidates.mean()) / max(float(candidates.std()), 1e-6)
-    # Items that nobody clicked have a zero embedding, by which they are known; they get no coordinate either.
-    standardised = np.where(world.embeddings.any(axis=1), standardised, 0.0)
-    embeddings = np.column_stack([world.embeddings, standardised]).astype(np.float32)
+    length = np.sqrt(world.dimension + 1.0)
+    column = np.clip(standardised, -_MAX_COSINE * length, _MAX_COSINE * length)
+    others = unit_rows(world.embeddings) * np.sqrt(length**2 - column**2)[:, None]
+    embeddings = separated(np.column_stack([others, column]), world.data.items.ids)
     return replace(world, embeddings=embeddings, item_term=values)
+
+
+def without_item_term(world: World) -> World:
+    """Returns a world as it was before :func:`with_item_term`, up to rounding."""
+    return replace(world, embeddings=separated(world.embeddings[:, :-1], world.data.items.ids), item_term=None)
 
 
 def smoothed_logits(shown: Vector, clicked: Vector) -> Vector:

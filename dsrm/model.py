@@ -24,11 +24,11 @@ from dsrm.diffusion import (
 )
 from dsrm.purifier import WorldKey, WorldPurifier, load_purifier, save_purifier, state_space
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
-from kuaifair_env.spaces import unit_rows
 from kuaifair_env.world import World
 
 Conditioning = Literal["rich", "state"]

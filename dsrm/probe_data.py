@@ -14,9 +14,10 @@ from dsrm.purifier import ConditionBuilder
 from dsrm.targets import policy_windows
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.files import save_figure
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.spaces import observed_states, unit_rows
+from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 KINDS = ("log", "short", "policy")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dsrm.probe_data import ProbeSet
 from dsrm.purifier import StatePurifier
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.spaces import unit_rows
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.world import World
 
 RAW = "raw"

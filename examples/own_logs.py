@@ -17,8 +17,8 @@ import pandas as pd
 from hrl_policies.study import RunRecord, plan_run, result_tables, single_threaded, train
 from hrl_policies.worlds import WorldPair
 from kuaifair_env import InteractionData, build_world
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.response import fit_world_responses
-from kuaifair_env.world import svd_item_embeddings
 
 EMBEDDING_DIM = 16
 METHODS = ("a2c", "random", "greedy-ctr", "quota-greedy", "oracle")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # Two models of users, fitted on logs that share no row; agents never see either.
     responses = fit_world_responses(data)
-    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), EMBEDDING_DIM)
+    embeddings = item_embeddings(data.train, len(data.users), data.items, EMBEDDING_DIM)
     worlds = WorldPair(
         "own logs",
         build_world(data, "train", responses.train, embeddings=embeddings),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +62,10 @@ class WorldPair:
         """The click model of the greedy controls, from the training log alone; fitted on first use."""
         if self.item_term is None:
             return ClickScorer.fit(self.train)
-        bare = replace(self.train, embeddings=self.train.embeddings[:, :-1], item_term=None)
-        return ClickScorer.of_item_term(self.train, ClickScorer.fit(bare), self.item_term.similarity)
+        from dsrm.item_term import without_item_term
+
+        fitted = ClickScorer.fit(without_item_term(self.train))
+        return ClickScorer.of_item_term(self.train, fitted, self.item_term.similarity)
 
     def given(self, term: ItemTerm) -> WorldPair:
         """Returns both worlds with an item term, for every agent and every control.

@@ -16,6 +16,7 @@ from kuaifair_env.abandonment import RULE_PARAMETERS
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.clicks import Clicks, FeedbackKind, Positive, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.schema import Split
+from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import ResponseModel
@@ -23,15 +24,7 @@ from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.world import (
-    EMBEDDING_DIM,
-    HISTORY_LENGTH,
-    World,
-    WorldEncoder,
-    build_world,
-    cached_embeddings,
-    candidate_rows,
-)
+from kuaifair_env.world import HISTORY_LENGTH, World, WorldEncoder, build_world, candidate_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -169,7 +162,7 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             ``conformity`` (twins: share of the training world's conformity that the test world's users have, 0 by
             default); ``embedding_dim``;
             ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``encoder`` (a pretrained
-            ``dsrm.encoder.Encoder``, in place of the SVD's embeddings).
+            ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
 
     Returns:
         The world; equal settings return the same object while it is among the last few that were made.

@@ -184,6 +184,8 @@ def _sorted_top_k(scores: FloatArray, k: int) -> NDArray[np.int64]:
 class EmbeddingActions:
     """``Box(-1, 1, (d,))``, executed as the top-K items by inner product with the item embeddings.
 
+    Embeddings have one length, so that an item's own embedding, scaled into the box, ranks that item first.
+
     Args:
         embeddings: ``float32 (N, d)`` of the candidates.
         slate_size: Items per slate ``K``.
@@ -336,17 +338,10 @@ def embedding_sums(embeddings: FloatArray, items: IntArray, weights: FloatArray)
     return sums
 
 
-def unit_rows(vectors: FloatArray) -> FloatArray:
-    """Returns the rows of a matrix scaled to length 1; zero rows stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: FloatArray = vectors / np.maximum(norms, np.float32(1e-9))
-    return units
-
-
 class StateObserver:
     """The observed state ``s~_t``: the mean embedding of the clicked items in the history window.
 
-    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)`` or 0; zero without clicks. Where the
+    ``Box(-sqrt(d), sqrt(d), (d,))``, since item embeddings have norm ``sqrt(d)``; zero without clicks. Where the
     world has a state encoder, the state is the encoder's.
 
     Args:

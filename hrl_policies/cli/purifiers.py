@@ -193,7 +193,7 @@ def encode(
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
-    """Pretrain an agent-side encoder on the training log: item embeddings and observed states in place of the SVD's.
+    """Pretrain an agent-side encoder on the training log: item embeddings and states in place of the world's own.
 
     Use it as gym.make(ID, encoder=dsrm.Encoder.load(FILE)).
     """
@@ -216,4 +216,4 @@ def encode(
     )
     encoder.save(output)
     losses = encoder.report["validation_losses"]
-    typer.echo(f"validation loss {losses[0]} (SVD) to {min(losses)}; test log unread; written to {output}")
+    typer.echo(f"validation loss {losses[0]} (untrained) to {min(losses)}; test log unread; written to {output}")

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
-from kuaifair_env.spaces import mean_embeddings, unit_rows
+from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.splits import held_out_users, user_folds
-from kuaifair_env.world import World, svd_item_embeddings, windows_before
+from kuaifair_env.world import World, windows_before
 
 DEFAULT_SAMPLE = 200_000
 FEATURES = ("click_rate", "popularity", "similarity")
@@ -256,7 +257,7 @@ def _items_described_by(users: BoolArray, world: World) -> _ItemTable:
             "too few users with clicks in the training log to describe items by others than the user who is "
             "predicted; the click scorer needs clicks of at least a handful of users"
         )
-    embeddings = svd_item_embeddings(part, len(users), len(world.data.items), world.dimension)
+    embeddings = item_embeddings(part, len(users), world.data.items, world.dimension)
     return _item_table(log, users, world, embeddings)
 
 

@@ -20,6 +20,7 @@ from dsrm.purifier import StatePurifier, purified_space
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import DataError
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.spaces import (
@@ -29,7 +30,6 @@ from kuaifair_env.spaces import (
     embedding_sums,
     observed_states,
     reached_observations,
-    unit_rows,
 )
 from kuaifair_env.world import World, windows_before
 

@@ -14,9 +14,9 @@ from dsrm.diffusion import SamplerConfig
 from dsrm.purifier import load_purifier, save_purifier
 from hrl_policies.hrl_ppo import HierarchicalPPO
 from kuaifair_env import ArtifactError, InteractionData, SessionConfig, build_world, evaluate
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.response import fit_response
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.world import svd_item_embeddings
 
 N_USERS, N_ITEMS = 100, 40
 
@@ -34,7 +34,7 @@ def own_and_renumbered():
 
     def sessions(*frames):
         data = InteractionData.from_frames(*frames)
-        embeddings = svd_item_embeddings(data.train, N_USERS, N_ITEMS, 8)
+        embeddings = item_embeddings(data.train, N_USERS, data.items, 8)
         world = build_world(data, "train", fit_response(data, "train"), embeddings=embeddings)
         return KuaiFairVecEnv(world, SessionConfig(action_mode="slate", observation_mode="history"), 4, seed=1)
 

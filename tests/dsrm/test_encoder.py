@@ -18,12 +18,14 @@ from dsrm.item_term import (
     smoothed_logits,
     user_corrected_logits,
     with_item_term,
+    without_item_term,
 )
 from dsrm.purifier import MismatchError
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
@@ -220,7 +222,9 @@ def test_the_term_is_one_more_coordinate_for_everybody(terms):
     pair = WorldPair("taste", TRAIN, TEST).given(term)
     for before, after in ((TRAIN, pair.train), (TEST, pair.test)):
         assert after.dimension == before.dimension + 1
-        np.testing.assert_array_equal(after.embeddings[:, :-1], before.embeddings)
+        np.testing.assert_allclose(unit_rows(after.embeddings[:, :-1]), unit_rows(before.embeddings), atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(after.embeddings, axis=1), np.sqrt(after.dimension), atol=1e-4)
+        np.testing.assert_allclose(without_item_term(after).embeddings, before.embeddings, atol=1e-3)
         column = after.embeddings[:, -1]
         assert abs(column.mean()) < 1e-5
         assert column.std() == pytest.approx(1.0, abs=1e-4)

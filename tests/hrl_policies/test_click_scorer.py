@@ -63,9 +63,9 @@ def test_similarity_counts_where_users_have_a_taste_and_not_where_they_have_none
 def test_the_state_moves_the_ranking_towards_what_was_clicked():
     halves = np.arange(400) % 2
     world = world_with_log(lambda users, items: np.where(halves[users] == items % 2, 0.8, 0.1))
-    from kuaifair_env.world import svd_item_embeddings
+    from kuaifair_env.embeddings import item_embeddings
 
-    world = replace(world, embeddings=svd_item_embeddings(world.data.train, 400, 40, 8))
+    world = replace(world, embeddings=item_embeddings(world.data.train, 400, world.data.items, 8))
     scorer = ClickScorer.fit(world)
     for parity in (0, 1):
         state = world.embeddings[parity::2].mean(axis=0, keepdims=True)

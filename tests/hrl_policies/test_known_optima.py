@@ -21,10 +21,11 @@ from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.metrics import expected_length
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.world import initial_history, svd_item_embeddings
+from kuaifair_env.world import initial_history
 
 torch.set_num_threads(1)
 STATES, ACTIONS, DISCOUNT = 6, 4, 0.9
@@ -279,7 +280,7 @@ def two_kinds(seed: int = 0) -> WorldPair:
         base,
         data=data,
         groups=popularity_groups(log.exposures(n_items), data.items.ids),
-        embeddings=svd_item_embeddings(log, n_users, n_items, 8),
+        embeddings=item_embeddings(log, n_users, data.items, 8),
         initial_history=initial_history(log, n_users, 20),
         response=TableResponse(table),
     )

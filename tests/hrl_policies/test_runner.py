@@ -119,11 +119,11 @@ def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
 
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
-    from kuaifair_env.world import svd_item_embeddings
+    from kuaifair_env.embeddings import item_embeddings
 
     pair = small_pair(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
     # Embeddings that can tell the two kinds of items apart.
-    vectors = svd_item_embeddings(pair.train.data.train, 40, 50, 7)
+    vectors = item_embeddings(pair.train.data.train, 40, pair.train.data.items, 7)
     kind = np.where(np.arange(50) % 2, 3.0, -3.0)[:, None]
     vectors = np.concatenate([vectors, kind], axis=1).astype(np.float32)
     pair = WorldPair("small", replace(pair.train, embeddings=vectors), replace(pair.test, embeddings=vectors))

@@ -224,7 +224,7 @@ def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tm
         (TOY, {"taste": "sweet"}, "taste"),
         (TOY, {"popularity": "likes"}, "popularity"),
         (TOY, {"embedding_dim": 0}, "at least 1"),
-        (TOY, {"embedding_dim": 500}, "embedding_dim="),
+        (TOY, {"embedding_dim": 1}, "embedding_dim="),
         (TOY, {"history_length": 0}, "history length"),
         (TOY, {"slate_size": 601}, r"1\.\.600"),
         (TOY, {"max_len": 0}, "max_len"),

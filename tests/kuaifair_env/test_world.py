@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from kuaifair_env import splits
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable, InteractionLog
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import make_world
@@ -27,18 +28,12 @@ from kuaifair_env.splits import (
     held_out_users,
     user_folds,
 )
-from kuaifair_env.world import (
-    build_world,
-    cached_embeddings,
-    candidate_rows,
-    initial_history,
-    svd_item_embeddings,
-)
+from kuaifair_env.world import build_world, candidate_rows, initial_history
 
 
 def built(data, split="test", **settings):
     table = np.random.default_rng(0).random((len(data.users), len(data.items)))
-    embeddings = svd_item_embeddings(data.train, len(data.users), len(data.items), 8)
+    embeddings = item_embeddings(data.train, len(data.users), data.items, 8)
     return (
         build_world(data, split, TableResponse(table), embeddings=embeddings, **settings),
         table,
@@ -91,41 +86,8 @@ def test_initial_history_is_the_end_of_the_log_and_padded_in_front():
     np.testing.assert_array_equal(initial_history(log, 4, 4).items[0], [-1, 6, 7, 5])
 
 
-def test_embeddings_find_the_communities_and_not_the_popularity():
-    rng = np.random.default_rng(0)
-    n_users, n_items = 400, 120
-    groups, kinds = rng.integers(0, 4, n_users), np.arange(n_items) % 4
-    users = np.repeat(np.arange(n_users), 40)
-    popularity = 1 / np.arange(1, n_items + 1) ** 0.7
-    items = rng.choice(n_items, len(users), p=popularity / popularity.sum())
-    clicks = rng.random(len(users)) < np.where(groups[users] == kinds[items], 0.8, 0.1)
-    embeddings = svd_item_embeddings(InteractionLog.sorted(users, items, clicks), n_users, n_items, 3)
-    cosine = embeddings @ embeddings.T / 3
-    same = kinds[:, None] == kinds[None, :]
-    np.fill_diagonal(same, False)
-    assert cosine[same].mean() > 0.8
-    assert cosine[~same].mean() < 0.1
-    norms = np.linalg.norm(embeddings, axis=1)
-    assert np.allclose(norms[norms > 0], np.sqrt(3), atol=1e-5)
-
-
-def test_an_item_without_clicks_has_no_direction():
-    log = small_data(n_items=50).train
-    log = InteractionLog(log.users, log.items, log.clicks & (log.items != 7), log.times)
-    embeddings = svd_item_embeddings(log, 40, 50, 8)
-    assert not embeddings[7].any()
-    assert embeddings[:7].any(axis=1).all()
-
-
 def test_worlds_that_cannot_be_are_clear_errors():
     data = small_data()
-    with pytest.raises(DataError, match="no clicks"):
-        silent = InteractionLog(
-            data.train.users, data.train.items, np.zeros(len(data.train), np.bool_), data.train.times
-        )
-        svd_item_embeddings(silent, 40, 50, 8)
-    with pytest.raises(DataError, match="embedding_dim="):
-        svd_item_embeddings(data.train, 40, 50, 64)
     with pytest.raises(DataError, match="no item has"):
         candidate_rows(data, 10**6)
     with pytest.raises(DataError, match="split"):
@@ -144,8 +106,6 @@ def test_worlds_that_cannot_be_are_clear_errors():
     for embeddings in (np.full((50, 4), np.nan, np.float32), np.zeros((50, 0), np.float32)):
         with pytest.raises(DataError, match="finite"):
             build_world(data, "test", TableResponse(np.zeros((40, 50))), embeddings=embeddings)
-    with pytest.raises(DataError, match="at least 1"):
-        svd_item_embeddings(data.train, 40, 50, 0)
     with pytest.raises(DataError, match="integers"):
         small_world().user_rows(["ten"])
 
@@ -187,17 +147,6 @@ def test_one_item_slates_work_and_the_candidates_can_all_be_shown_at_once():
             done = terminated or truncated
         assert 0 <= info["session"]["gini"] <= 1
         assert 0 < info["session"]["coverage"] <= 1
-
-
-def test_what_is_cached_belongs_to_these_rows_and_features(tmp_path):
-    data = small_data()
-    shuffled = data.arranged(np.array([30, 4, 17]))
-    assert shuffled.data_hash == data.data_hash, "the logs are the same"
-    embeddings = cached_embeddings(data, 4, tmp_path)
-    np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), embeddings)
-    np.testing.assert_allclose(
-        np.abs(cached_embeddings(shuffled, 4, tmp_path)[:3]), np.abs(embeddings[[30, 4, 17]]), atol=1e-4
-    )
 
 
 def test_a_response_model_is_fitted_again_for_other_rows_or_features(tmp_path, monkeypatch):

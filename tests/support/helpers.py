@@ -10,7 +10,8 @@ import numpy as np
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.world import World, initial_history, svd_item_embeddings
+from kuaifair_env.embeddings import item_embeddings
+from kuaifair_env.world import World, initial_history
 
 
 class TableResponse:
@@ -90,7 +91,7 @@ def small_world(
         data=data,
         n_items=count,
         groups=popularity_groups(data.train.exposures(n_items)[:count], data.items.ids[:count]),
-        embeddings=svd_item_embeddings(data.train, n_users, n_items, dimension),
+        embeddings=item_embeddings(data.train, n_users, data.items, dimension),
         response=TableResponse(np.broadcast_to(table, (n_users, n_items))),
         users=np.arange(n_users),
         initial_history=initial_history(data.train, n_users, history_length),

@@ -11,7 +11,8 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
-from kuaifair_env.world import World, initial_history, svd_item_embeddings
+from kuaifair_env.embeddings import item_embeddings
+from kuaifair_env.world import World, initial_history
 
 
 class SilentResponse(TableResponse):
@@ -66,7 +67,7 @@ def logged_pair(
     data = logged_data(table, **settings)
     n_users, n_items = len(data.users), len(data.items)
     if embeddings is None:
-        embeddings = svd_item_embeddings(data.train, n_users, n_items, dimension)
+        embeddings = item_embeddings(data.train, n_users, data.items, dimension)
     first = 2 * n_users // 5
 
     def world(split: Any, users: Any) -> World:

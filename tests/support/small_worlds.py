@@ -20,8 +20,9 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.splits import held_out_users
-from kuaifair_env.world import World, initial_history, svd_item_embeddings
+from kuaifair_env.world import World, initial_history
 
 KIND = np.repeat([0, 1, 2], [10, 20, 20])
 CHANCE = np.asarray([0.9, 0.6, 0.0])
@@ -75,7 +76,7 @@ def taste_worlds(seed: int = 0) -> tuple[World, World]:
         "data": data,
         "n_items": N_ITEMS,
         "groups": popularity_groups(data.train.exposures(N_ITEMS), data.items.ids),
-        "embeddings": svd_item_embeddings(data.train, N_USERS, N_ITEMS, DIMENSION),
+        "embeddings": item_embeddings(data.train, N_USERS, data.items, DIMENSION),
         "initial_history": initial_history(data.train, N_USERS, 30),
     }
     free = np.setdiff1d(np.arange(N_USERS), held)

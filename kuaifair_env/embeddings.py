@@ -1,0 +1,214 @@
+"""Agent-side item embeddings: one direction for every item, from the training log, its features and its id."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env import seeding
+from kuaifair_env.data.cache import cache_dir, contents_hash
+from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.schema import Catalogue, FloatArray, IdArray, InteractionLog
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import atomic_path
+
+EMBEDDING_DIM = 64
+
+_VERSION = 2
+_DECIMALS = 5
+_MIN_DISTANCE = 0.02
+"""Between two unit embeddings; their cosine is then at most 1 - 2e-4."""
+_ID_WEIGHT = 0.05
+_ATTEMPTS = 50
+_MAX_ITEMS = {1: 2, 2: 314}
+"""How many directions are so far apart in one and two dimensions."""
+
+_TRIVIAL = 0.999
+_TINY = 1e-6
+_SPARE_FACTORS = 8
+_PRIOR_CLICKS = 5.0
+_MAX_CLICKS = 50.0
+_RIDGE = 500.0
+_MAX_DEVIATIONS = 5.0
+
+Matrix = NDArray[np.float64]
+Floats = TypeVar("Floats", bound=np.floating[Any])
+
+
+def item_embeddings(
+    log: InteractionLog, n_users: int, items: Catalogue, dimension: int = EMBEDDING_DIM, seed: int = 0
+) -> FloatArray:
+    """Embeds items by who clicked them, and by features, tags and co-exposure as far as few clicked them.
+
+    An item with ``n`` clicks is the mean of two vectors, with weights ``n`` and 5:
+
+    - a truncated SVD of the degree-normalised click matrix. With ``C`` the binary click matrix, factors of
+      ``D_u^-1/2 C D_i^-1/2`` are scaled by their singular values, and items to length 1. The first factor, and any
+      other whose singular value is 1 up to rounding, only says how often an item was clicked or to which island it
+      belongs, and is dropped.
+    - what a ridge regression of these vectors predicts from the item's features, its tags, and its co-exposure: the
+      mean factors of users to whom it was shown and who did not click. Nothing but this is known of an item without
+      clicks.
+
+    A small direction that follows from the item's id keeps apart what is known to be alike. See :func:`separated` for
+    what holds of the result.
+
+    Args:
+        log: The training log.
+        n_users: Number of users.
+        items: The items, with their features and tags.
+        dimension: Size ``d`` of an embedding; what it exceeds the rank of the click matrix by holds ids alone.
+        seed: Seed of the randomised SVD.
+
+    Returns:
+        ``float32 (M, d)`` of length ``sqrt(d)``, so that components are of order one.
+
+    Raises:
+        DataError: If the log has no clicks, or the dimension is below 1 or too small to tell the items apart.
+    """
+    if not log.clicks.any():
+        raise DataError("the training log has no clicks; embeddings need positive feedback")
+    if dimension < 1:
+        raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
+    factors = _click_factors(log, n_users, len(items), dimension, seed)
+    known = np.concatenate(
+        [
+            _standardised(np.concatenate([items.features.values, items.tags], axis=1), factors.clicks),
+            _co_exposure(log, factors.users, len(items)) * np.sqrt(dimension),
+        ],
+        axis=1,
+    )
+    trust = (factors.clicks / (factors.clicks + _PRIOR_CLICKS))[:, None]
+    vectors = trust * factors.items + (1.0 - trust) * _predicted(known, factors)
+    return separated(vectors + _ID_WEIGHT * _id_directions(items.ids, dimension), items.ids)
+
+
+def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArray:
+    """Returns the directions of items as embeddings of one length, of which each ranks its own item first.
+
+    An inner product with an item's own embedding, at whatever length, is largest for the item itself: all embeddings
+    have length ``sqrt(d)``, and no cosine of two exceeds ``1 - 1e-4``. Where two directions are closer, both are turned
+    towards directions that follow from the items' ids; zero vectors get such a direction. Rounded to five decimals, on
+    which machines agree.
+
+    Args:
+        vectors: ``(M, d)``.
+        item_ids: ``(M,)``, raw ids.
+
+    Returns:
+        ``float32 (M, d)``.
+
+    Raises:
+        DataError: If that many directions do not fit into ``d`` dimensions.
+    """
+    from scipy.spatial import cKDTree
+
+    n_items, dimension = vectors.shape
+    units = unit_rows(vectors.astype(np.float64))
+    silent = np.linalg.norm(units, axis=1) < 0.5
+    units[silent] = _id_directions(item_ids[silent], dimension)
+    attempts = _ATTEMPTS if n_items <= _MAX_ITEMS.get(dimension, n_items) else 0
+    for attempt in range(attempts):
+        close = np.unique(cKDTree(units).query_pairs(_MIN_DISTANCE, output_type="ndarray"))
+        if len(close) == 0:
+            return np.asarray(np.round(units * np.sqrt(dimension), _DECIMALS), np.float32)
+        turned = units[close] + _ID_WEIGHT * _id_directions(item_ids[close], dimension, attempt + 1)
+        units[close] = unit_rows(turned)
+    raise DataError(
+        f"embeddings of dimension {dimension} cannot tell {n_items} items apart; use embedding_dim={2 * dimension + 6}"
+    )
+
+
+def unit_rows(vectors: NDArray[Floats]) -> NDArray[Floats]:
+    """Returns the rows of a matrix scaled to length 1; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-9), vectors.dtype)
+
+
+def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
+    """Returns :func:`item_embeddings` of a data set's training log from a cache folder, or from the default one."""
+    name = f"{data.data_hash}-{contents_hash(data)}-embeddings{dimension}-v{_VERSION}.npy"
+    path = cache_dir(folder) / "embeddings" / name
+    if path.exists():
+        try:
+            embeddings = np.load(path, allow_pickle=False)
+            if embeddings.dtype == np.float32 and embeddings.shape == (len(data.items), dimension):
+                return np.asarray(embeddings)
+        except (OSError, ValueError, EOFError):
+            pass
+        warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
+    embeddings = item_embeddings(data.train, len(data.users), data.items, dimension)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, embeddings, allow_pickle=False)
+    return embeddings
+
+
+class _ClickFactors(NamedTuple):
+    """Unit factors of users ``(U, d)`` and items ``(M, d)``, zero without clicks, and the items' users who clicked."""
+
+    users: Matrix
+    items: Matrix
+    clicks: NDArray[np.int64]
+
+
+def _click_factors(log: InteractionLog, n_users: int, n_items: int, dimension: int, seed: int) -> _ClickFactors:
+    """Factorises the degree-normalised click matrix; columns beyond its rank are zero."""
+    from scipy import sparse
+    from sklearn.utils.extmath import randomized_svd
+
+    cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
+    rows, columns = np.divmod(cells, n_items)
+    user_degrees = np.bincount(rows, minlength=n_users)
+    item_degrees = np.bincount(columns, minlength=n_items)
+    weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
+    matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
+    n_factors = min(dimension + _SPARE_FACTORS, n_users, n_items)
+    left, values, right = randomized_svd(matrix, n_factors, n_iter=5, random_state=seed)
+    first = max(1, int((values > _TRIVIAL).sum()))
+    kept = slice(first, min(first + dimension, int((values > _TINY).sum())))
+    users, items = np.zeros((n_users, dimension)), np.zeros((n_items, dimension))
+    rank = len(values[kept])
+    users[:, :rank] = left[:, kept]
+    items[:, :rank] = right[kept].T * values[kept]
+    return _ClickFactors(unit_rows(users), unit_rows(items), item_degrees)
+
+
+def _standardised(columns: NDArray[np.floating[Any]], clicks: NDArray[np.int64]) -> Matrix:
+    """Returns columns around their mean over clicks, in standard deviations; rare values are cut."""
+    centred = columns - np.average(columns.astype(np.float64), axis=0, weights=clicks)
+    deviations = centred / np.maximum(centred.std(axis=0), _TINY)
+    return np.asarray(np.clip(deviations, -_MAX_DEVIATIONS, _MAX_DEVIATIONS))
+
+
+def _co_exposure(log: InteractionLog, user_factors: Matrix, n_items: int) -> Matrix:
+    """Returns the direction of the factors of users who were shown an item and did not click it, ``(M, d)``.
+
+    Clicks are left out, so that the vector means the same for items with clicks, on which the regression is fitted, and
+    without.
+    """
+    from scipy import sparse
+
+    cells = np.unique(log.users[~log.clicks].astype(np.int64) * n_items + log.items[~log.clicks])
+    users, items = np.divmod(cells, n_items)
+    weights = 1.0 / np.sqrt(np.bincount(users, minlength=len(user_factors))[users])
+    shown = sparse.csr_matrix((weights, (items, users)), shape=(n_items, len(user_factors)))
+    return unit_rows(np.asarray(shown @ user_factors))
+
+
+def _predicted(known: Matrix, factors: _ClickFactors) -> Matrix:
+    """Predicts item factors by a ridge regression, weighted by clicks; none is longer than 1."""
+    design = np.column_stack([np.ones(len(known)), known])
+    weighted = design * np.minimum(factors.clicks, _MAX_CLICKS)[:, None]
+    penalty = _RIDGE * np.eye(design.shape[1])
+    predicted = design @ np.linalg.solve(weighted.T @ design + penalty, weighted.T @ factors.items)
+    return np.asarray(predicted / np.maximum(np.linalg.norm(predicted, axis=1, keepdims=True), 1.0))
+
+
+def _id_directions(item_ids: IdArray, dimension: int, stream: int = 0) -> Matrix:
+    """Returns pseudo-random unit vectors that follow from raw ids, ``(n, d)``."""
+    keys = seeding.derive(seeding.id_keys(item_ids).astype(np.uint64), stream)
+    return unit_rows(2.0 * seeding.uniforms(keys[:, None], np.arange(dimension, dtype=np.uint64)) - 1.0)
