@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from kuaifair_env.simulator import (
     SessionSimulator,
     SessionSource,
 )
-from kuaifair_env.spaces import ActionMode, ObservationMode, action_decoder, observer
+from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode, action_decoder, observer
 from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
@@ -54,6 +54,9 @@ class SessionConfig:
             what is more than a name becomes the rule itself.
         initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
         repeats: ``"forbid"`` shows an item at most once per session.
+        duplicates: What ``slate`` mode does with an item that a slate holds twice: ``"error"``, or ``"replace"`` by the
+            most similar item that may be shown (see :class:`~kuaifair_env.spaces.FilledSlateActions`), which also
+            replaces what ``repeats="forbid"`` rules out. With it SB3's ``MultiDiscrete`` policies can be trained.
     """
 
     max_len: int = 30
@@ -63,6 +66,7 @@ class SessionConfig:
     leave: LeaveRuleLike = "temper"
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
+    duplicates: Duplicates = "error"
 
     def __post_init__(self) -> None:
         for name in ("max_len", "slate_size"):
@@ -72,6 +76,10 @@ class SessionConfig:
         rule = leave_rule(self.leave)
         if not isinstance(self.leave, str) or self.leave not in LEAVE_RULES:
             object.__setattr__(self, "leave", rule)
+        if self.duplicates not in get_args(Duplicates):
+            raise ValueError(f"duplicates must be one of {get_args(Duplicates)}, got {self.duplicates!r}")
+        if self.duplicates == "replace" and self.action_mode != "slate":
+            raise ValueError(f"duplicates='replace' is for action_mode='slate'; {self.action_mode!r} mode has none")
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> SessionConfig:
@@ -161,16 +169,17 @@ class EpisodeRecords:
         return {_INFO_NAMES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
 
 
-def step_infos(outcome: Outcome) -> dict[str, NDArray[Any]]:
-    """Returns what ``infos`` say of a step of all sessions."""
+def step_infos(outcome: Outcome, batch: SessionBatch) -> dict[str, NDArray[Any]]:
+    """Returns what ``infos`` say of a step of all sessions: rows of items and clicks, raw ids of items and users."""
     names = ("items", "clicks", "feedback", "popular_share", "disparity", "temper", "violation")
-    return {name: getattr(outcome, name) for name in names}
+    infos = {name: getattr(outcome, name) for name in names}
+    return infos | {"item_ids": batch.world.item_ids[outcome.items], "user_id": batch.user_ids}
 
 
-def step_info(outcome: Outcome, row: int, user_id: int | str) -> dict[str, Any]:
-    """Returns what ``info`` says of one session's step."""
-    info = {name: array[row] for name, array in step_infos(outcome).items()}
-    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()} | {"user_id": user_id}
+def step_info(infos: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:
+    """Returns what ``info`` says of one session's step, from the :func:`step_infos` of all."""
+    info = {name: array[row] for name, array in infos.items()}
+    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()}
 
 
 class SessionBatch:
@@ -195,7 +204,8 @@ class SessionBatch:
         self.config = config
         self.batch_size = batch_size
         slate_size = config.items_per_slate
-        self.decoder = action_decoder(config.action_mode, world.embeddings[: world.n_items], slate_size)
+        candidates = world.embeddings[: world.n_items]
+        self.decoder = action_decoder(config.action_mode, candidates, slate_size, config.duplicates)
         self._observer = observer(config.observation_mode, world)
         self.action_space = self.decoder.space
         self.observation_space = self._observer.space

@@ -9,7 +9,7 @@ import numpy as np
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import leave_rule
-from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
+from kuaifair_env.batch import SessionBatch, SessionConfig, step_info, step_infos
 from kuaifair_env.data.schema import BoolArray, raw_id
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
@@ -36,7 +36,7 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
     | ``action_mode`` | space | meaning |
     |---|---|---|
     | ``embedding`` | ``Box(-1, 1, (d,))`` | the top-K items by inner product with the item embeddings are shown |
-    | ``slate`` | ``SlateSpace(N, K)``, a ``MultiDiscrete`` | ``K`` distinct items in order |
+    | ``slate`` | ``SlateSpace(N, K)``, a ``MultiDiscrete`` | ``K`` distinct items in order (see ``duplicates``) |
     | ``item`` | ``Discrete(N)`` | one item, ``K = 1`` |
 
     ## Observation space
@@ -63,9 +63,10 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
 
     ## Info
 
-    Each step: ``items``, ``clicks``, ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``,
-    ``user_id``. At the end of an episode also ``session``: ``len``, ``r_cum``, ``r_each``, ``ad``, ``signed_gap``,
-    ``popular_share``, ``violation_rate``, ``gini``, ``coverage``, ``left``, ``user_id``.
+    Each step: ``items`` (rows of the candidates, as actions name them), ``item_ids`` (their raw ids), ``clicks``,
+    ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``, ``user_id`` (raw). At the end of an
+    episode also ``session``: ``len``, ``r_cum``, ``r_each``, ``ad``, ``signed_gap``, ``popular_share``,
+    ``violation_rate``, ``gini``, ``coverage``, ``left``, ``user_id``.
 
     ## Arguments
 
@@ -138,7 +139,7 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         if self._recorder is not None:
             self._recorder.add(outcome)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        info = step_info(outcome, 0, self.user_id)
+        info = step_info(step_infos(outcome, self.batch), 0)
         if terminated or truncated:
             self._over = True
             assert self.batch.finished_records is not None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kuaifair_env.metrics.fairness import DisparityMode
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.simulator import InitialHistory, Repeats
-    from kuaifair_env.spaces import ActionMode, ObservationMode
+    from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode
     from kuaifair_env.synthetic.config import TasteStrength
 
 Source = Literal["auto", "real", "twin"]
@@ -133,6 +133,7 @@ class Settings(WorldSettings, total=False):
     leave: LeaveRuleLike
     initial_history: InitialHistory
     repeats: Repeats
+    duplicates: Duplicates
     ad_bound: float
     unfair_penalty: float
     mode: DisparityMode

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -16,12 +16,14 @@ from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import SessionSimulator
 from kuaifair_env.world import World
 
 ActionMode = Literal["embedding", "slate", "item"]
 ObservationMode = Literal["state", "history"]
+Duplicates = Literal["error", "replace"]
 
 OBSERVED = "observed"
 """What :class:`StateSpace` calls states that no purifier has changed."""
@@ -242,20 +244,14 @@ class SlateActions:
         Raises:
             ValueError: If an action has the wrong shape or type, or unknown, repeated or forbidden items.
         """
-        items = np.asarray(actions)
-        if self._single and items.ndim == 1:
-            items = items[:, None]
-        if items.ndim != 2 or items.shape[1] != self._slate_size:
-            raise ValueError(f"a slate holds {self._slate_size} item ids, got shape {items.shape[1:]}")
-        if items.dtype.kind not in "iu":
-            raise ValueError(f"item ids are integers, got {items.dtype}")
-        # A copy: outcomes keep their items, and callers may write the next action into the same array.
-        items = items.astype(np.int64)
+        items = self._known_items(np.asarray(actions))
         ordered = np.sort(items, axis=1)
-        # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
-        in_range = ordered.view(np.uint64).max() < self._n_items
-        if not (in_range and (ordered[:, 1:] > ordered[:, :-1]).all()):
-            self._refuse(items, ordered)
+        repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+        if repeated.any():
+            row = int(np.argmax(repeated))
+            raise ValueError(
+                f"slate {items[row].tolist()} of session {row} holds an item twice; duplicates='replace' fills it up"
+            )
         if allowed is not None and not np.take_along_axis(allowed, items, axis=1).all():
             row, slot = np.argwhere(~np.take_along_axis(allowed, items, axis=1))[0]
             raise ValueError(
@@ -263,22 +259,72 @@ class SlateActions:
             )
         return items
 
-    def _refuse(self, items: IntArray, ordered: IntArray) -> NoReturn:
-        outside = (ordered[:, 0] < 0) | (ordered[:, -1] >= self._n_items)
+    def _known_items(self, actions: NDArray[Any]) -> NDArray[np.int64]:
+        """Returns actions as ``int64 (B, K)``, a copy: outcomes keep their items, and callers may reuse an array."""
+        items = actions[:, None] if self._single and actions.ndim == 1 else actions
+        if items.ndim != 2 or items.shape[1] != self._slate_size:
+            raise ValueError(f"a slate holds {self._slate_size} item ids, got shape {items.shape[1:]}")
+        if items.dtype.kind not in "iu":
+            raise ValueError(f"item ids are integers, got {items.dtype}")
+        items = items.astype(np.int64)
+        # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
+        outside = items.view(np.uint64) >= self._n_items
         if outside.any():
-            row = int(np.argmax(outside))
+            row = int(np.argwhere(outside)[0, 0])
             raise ValueError(f"slate {items[row].tolist()} of session {row} leaves 0..{self._n_items - 1}")
-        row = int(np.argmax((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)))
-        raise ValueError(f"slate {items[row].tolist()} of session {row} holds an item twice")
+        return items
 
 
-def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) -> EmbeddingActions | SlateActions:
+class FilledSlateActions(SlateActions):
+    """``MultiDiscrete`` of ``K`` times ``N``, executed with what cannot be shown replaced.
+
+    The first place of an item in a slate stands. An item that the slate holds already, or that the session may not be
+    shown again (``repeats="forbid"``), gives way to the next best: the item most alike by embedding (cosine; the
+    smaller row among equals) that may be shown and is not in the slate. A slate follows from the action without chance.
+
+    Args:
+        embeddings: ``float32 (N, d)`` of the candidates.
+        slate_size: Items per slate ``K``.
+    """
+
+    def __init__(self, embeddings: FloatArray, slate_size: int) -> None:
+        super().__init__(len(embeddings), slate_size)
+        self._units = unit_rows(embeddings)
+        self.space = spaces.MultiDiscrete(np.full(slate_size, len(embeddings), np.int64))
+
+    def decode(self, actions: NDArray[Any], allowed: BoolArray | None) -> NDArray[np.int64]:
+        """Returns the actions as slates of distinct items; see :meth:`EmbeddingActions.decode`.
+
+        Raises:
+            ValueError: If an action has the wrong shape or type, or unknown items, or fewer than ``K`` are allowed.
+        """
+        slates = self._known_items(np.asarray(actions))
+        earlier = np.tril(np.ones((self._slate_size, self._slate_size), np.bool_), -1)
+        replaced = ((slates[:, :, None] == slates[:, None, :]) & earlier).any(axis=2)
+        if allowed is not None:
+            replaced |= ~np.take_along_axis(allowed, slates, axis=1)
+        for row in np.flatnonzero(replaced.any(axis=1)):
+            free = np.ones(self._n_items, np.bool_) if allowed is None else allowed[row].copy()
+            free[slates[row, ~replaced[row]]] = False
+            for slot in np.flatnonzero(replaced[row]):
+                # One product for each, so that a slate does not depend on the batch it is in.
+                likeness = self._units @ self._units[slates[row, slot]]
+                slates[row, slot] = top_k(likeness[None], 1, free)[0, 0]
+                free[slates[row, slot]] = False
+        return slates
+
+
+def action_decoder(
+    mode: ActionMode, embeddings: FloatArray, slate_size: int, duplicates: Duplicates = "error"
+) -> EmbeddingActions | SlateActions:
     """Returns the decoder of a mode.
 
     Args:
         mode: ``"embedding"``, ``"slate"`` or ``"item"``.
         embeddings: ``float32 (N, d)`` of the candidates.
         slate_size: Items per slate; must be 1 in ``item`` mode.
+        duplicates: Whether ``slate`` mode refuses a slate with an item twice (``"error"``) or replaces it (see
+            :class:`FilledSlateActions`).
 
     Raises:
         ValueError: If the mode is unknown, or the slate does not fit the mode or the candidates.
@@ -289,7 +335,8 @@ def action_decoder(mode: ActionMode, embeddings: FloatArray, slate_size: int) ->
     if mode == "embedding":
         return EmbeddingActions(embeddings, slate_size)
     if mode == "slate":
-        return SlateActions(n_items, slate_size)
+        filled = duplicates == "replace"
+        return FilledSlateActions(embeddings, slate_size) if filled else SlateActions(n_items, slate_size)
     if mode == "item":
         if slate_size != 1:
             raise ValueError(f"action_mode='item' shows one item a step; give slate_size=1, not {slate_size}")

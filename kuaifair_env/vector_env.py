@@ -205,7 +205,7 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
         }
 
     def _infos(self, outcome: Outcome, live: BoolArray) -> dict[str, Any]:
-        infos: dict[str, Any] = step_infos(outcome) | {"user_id": self.batch.user_ids}
+        infos: dict[str, Any] = step_infos(outcome, self.batch)
         infos |= {f"_{name}": live for name in infos}
         if self.batch.finished_records is not None:
             infos["session"] = self._session_infos(self.batch.finished_records)

@@ -271,4 +271,6 @@ def _unusual(session: SessionConfig) -> str:
         unusual.append(f"{session.initial_history}-history")
     if session.repeats != usual.repeats:
         unusual.append(f"{session.repeats}-repeats")
+    if session.duplicates != usual.duplicates:
+        unusual.append(f"{session.duplicates}-duplicates")
     return "".join(f"-{part}" for part in unusual)

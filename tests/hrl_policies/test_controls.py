@@ -167,7 +167,7 @@ def expected_reward(world, policy, config):
 
 
 def test_oracles_take_the_best_slate_that_trying_all_finds():
-    world = small_world(np.random.default_rng(4).random((40, 10)), n_items=10, dimension=1)
+    world = small_world(np.random.default_rng(4).random((40, 10)), n_items=10)
     config = SessionConfig(action_mode="slate", slate_size=4, max_len=20)
     fair, popular, table = fair_counts("temper", 4), world.groups.popular, world.response.table
     slates = [list(s) for s in combinations(range(10), 4) if fair[popular[list(s)].sum()]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormali
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
@@ -37,6 +39,8 @@ MODES = [
     for action in ("embedding", "slate", "item")
     for observation in ("state", "history")
 ]
+FILLED = SessionConfig(max_len=6, action_mode="slate", slate_size=5, duplicates="replace")
+MODES.append(FILLED)
 SLATES = SessionConfig(max_len=8, action_mode="slate", slate_size=5)
 
 
@@ -384,6 +388,71 @@ def test_masks_of_single_sessions_are_rows_of_the_batchs():
     assert [np.flatnonzero(~mask).tolist() for mask in masks] == [[3], [4], [5]]
     masks[:] = False
     assert sb3.batch.action_masks().any(), "callers get copies"
+
+
+def shown_slates(env_form, config):
+    """Slates that sessions of a form of the environment show, and their raw ids, when every slot names one item."""
+    if env_form == "single":
+        env = KuaiFairEnv(WORLD, config)
+        env.reset(seed=0)
+        infos = [env.step(np.full(5, 7))[-1] for _ in range(3)]
+        return np.stack([info["items"] for info in infos]), np.stack([info["item_ids"] for info in infos])
+    if env_form == "vector":
+        vector_env = KuaiFairVectorEnv(WORLD, config, 3)
+        vector_env.reset(seed=0)
+        infos = vector_env.step(np.full((3, 5), 7))[-1]
+        return infos["items"], infos["item_ids"]
+    vec_env = KuaiFairVecEnv(WORLD, config, 3, seed=0, info_level="step")
+    vec_env.reset()
+    infos = vec_env.step(np.full((3, 5), 7))[-1]
+    return np.stack([info["items"] for info in infos]), np.stack([info["item_ids"] for info in infos])
+
+
+@pytest.mark.parametrize("repeats", ["allow", "forbid"])
+@pytest.mark.parametrize("env_form", ["single", "vector", "sb3"])
+def test_no_slate_shows_an_item_twice_in_any_form_of_the_environment(env_form, repeats):
+    config = replace(FILLED, repeats=repeats, leave="never")
+    items, item_ids = shown_slates(env_form, config)
+    assert (np.sort(items, axis=1)[:, 1:] > np.sort(items, axis=1)[:, :-1]).all()
+    assert items[0, 0] == 7
+    np.testing.assert_array_equal(item_ids, WORLD.item_ids[items])
+    if (env_form, repeats) == ("single", "forbid"):
+        assert len(np.unique(items)) == items.size
+    with pytest.raises(ValueError, match="twice; duplicates='replace'"):
+        shown_slates(env_form, replace(config, duplicates="error"))
+
+
+@pytest.mark.parametrize("repeats", ["allow", "forbid"])
+def test_ppo_trains_on_slates_whose_slots_it_draws_independently(repeats):
+    env = KuaiFairVecEnv(WORLD, replace(FILLED, repeats=repeats), 8, seed=0)
+    shown = []
+    step = env.batch.step
+
+    def noted(actions, over=None):
+        outcome = step(actions, over)
+        shown.append((np.asarray(actions), outcome.items.copy()))
+        return outcome
+
+    env.batch.step = noted
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=64, n_epochs=1, seed=0).learn(256)
+    actions, slates = (np.concatenate(column) for column in zip(*shown, strict=True))
+    ordered = np.sort(slates, axis=1)
+    assert (ordered[:, 1:] > ordered[:, :-1]).all()
+    assert (actions != slates).any(), "nothing had to be replaced, so nothing was tested"
+    assert len(evaluate(model, env, users=WORLD.user_ids[:3]).sessions) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"duplicates": "drop"}, "duplicates must be one of"),
+        ({"duplicates": "replace", "action_mode": "embedding"}, "is for action_mode='slate'"),
+        ({"duplicates": "replace", "action_mode": "item"}, "is for action_mode='slate'"),
+    ],
+)
+def test_replacing_duplicates_is_a_setting_of_slates(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SessionConfig(**settings)
 
 
 def test_maskable_ppo_never_repeats_an_item():

@@ -128,6 +128,50 @@ def test_a_bad_action_is_a_clear_error(mode, slate_size, action, message):
         action_decoder(mode, EMBEDDINGS, slate_size).decode(np.asarray(action), None)
 
 
+def filled_by_definition(slate, allowed, embeddings):
+    """First places stand; each other gives way to the most similar item that is free, the smaller id among equals."""
+    units = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+    stands = [allowed[item] and item not in slate[:slot] for slot, item in enumerate(slate)]
+    chosen = {item for item, stand in zip(slate, stands, strict=True) if stand}
+    result = []
+    for item, stand in zip(slate, stands, strict=True):
+        if not stand:
+            free = [other for other in range(len(units)) if allowed[other] and other not in chosen]
+            item = max(free, key=lambda other: (units[other] @ units[item], -other))
+            chosen.add(item)
+        result.append(item)
+    return result
+
+
+@given(st.data())
+def test_repeated_items_of_a_slate_give_way_to_the_most_similar_ones(data):
+    embeddings = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    decoder = action_decoder("slate", embeddings, 4, "replace")
+    slates = np.asarray(
+        data.draw(st.lists(st.lists(st.integers(0, 8), min_size=4, max_size=4), min_size=1, max_size=5))
+    )
+    forbidden = data.draw(st.lists(st.integers(0, 8), max_size=5, unique=True))
+    allowed = np.ones((len(slates), 9), np.bool_)
+    allowed[:, forbidden] = False
+    given_slates = slates.copy()
+    decoded = decoder.decode(slates, allowed)
+    np.testing.assert_array_equal(slates, given_slates, err_msg="the action itself is left alone")
+    expected = [filled_by_definition(slate, allowed[0], embeddings) for slate in slates.tolist()]
+    np.testing.assert_array_equal(decoded, expected)
+    np.testing.assert_array_equal(
+        np.concatenate([decoder.decode(slate[None], allowed[:1]) for slate in slates]), decoded
+    )
+    assert not forbidden or not np.isin(decoded, forbidden).any()
+
+
+def test_a_slate_that_cannot_be_filled_is_a_clear_error():
+    decoder = action_decoder("slate", EMBEDDINGS, 3, "replace")
+    with pytest.raises(ValueError, match="smaller slate"):
+        decoder.decode(np.array([[0, 0, 0]]), np.arange(12)[None] < 2)
+    with pytest.raises(ValueError, match=r"leaves 0\.\.11"):
+        decoder.decode(np.array([[0, 0, 12]]), None)
+
+
 @pytest.mark.parametrize(
     ("mode", "slate_size", "message"),
     [
