@@ -115,5 +115,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="folder that holds the two partial data sets")
     parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
     arguments = parser.parse_args()
-    lines = [row(name, data) for name, data in data_sets(arguments.data)]
+    lines = []
+    for name, data in data_sets(arguments.data):
+        lines.append(row(name, data))
+        print(lines[-1], file=sys.stderr, flush=True)
     write_page(arguments.results, "reachable_items.md", "\n".join([HEADER, *lines]))
