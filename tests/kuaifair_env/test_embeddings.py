@@ -140,6 +140,14 @@ def test_an_item_of_which_nothing_is_known_has_a_direction_of_its_id():
     assert np.abs(np.corrcoef(few[60:])[np.triu_indices(3, 1)]).max() < 0.999
 
 
+def test_ids_may_be_text():
+    users, items, clicks, _, _ = two_tastes()
+    ids = np.array([f"item {row:02d}" for row in range(60)])
+    catalogue_of_text = Catalogue(ids, FeatureTable.empty(60), np.zeros((60, 0), np.bool_))
+    log = InteractionLog.sorted(users, items, clicks & (items < 20))
+    assert_each_ranks_its_own_item_first(item_embeddings(log, 200, catalogue_of_text, 8))
+
+
 def test_features_of_any_scale_and_constant_ones_leave_embeddings_finite():
     users, items, clicks, kind, _ = two_tastes()
     log = InteractionLog.sorted(users, items, clicks)
