@@ -147,6 +147,8 @@ def _item_factors(clicks: sp.csr_matrix[np.float32], rank: int, seed: int) -> Fl
     _, values, right = svds(damped, k=rank + 1, v0=start)
     order = np.argsort(-values)[1:]
     factors = right[order].T * values[order] * damp_i[:, None]
+    # Their signs are the linear algebra library's choice: the largest component of each is made positive.
+    factors *= np.sign(factors[np.abs(factors).argmax(axis=0), np.arange(factors.shape[1])])
     spread = factors.std(axis=0)
     return np.asarray(factors / np.where(spread > 0, spread, 1.0), np.float32)
 

@@ -248,6 +248,13 @@ def test_the_same_seed_gives_the_same_inputs():
     np.testing.assert_array_equal(first.users.values, again.users.values)
 
 
+def test_factors_do_not_have_the_signs_that_a_linear_algebra_library_happens_to_give_them():
+    data = tiny()
+    first, other = (response_inputs(data, data.train, InputConfig(history_factors=3), seed) for seed in (0, 4))
+    np.testing.assert_allclose(first.users.values, other.users.values, atol=1e-4)
+    np.testing.assert_allclose(first.items.values, other.items.values, atol=1e-4)
+
+
 def test_the_test_log_is_never_read():
     data = tiny()
     changed = InteractionData(data.users, data.items, data.train, data.train.take(np.arange(40)), data.provenance)
