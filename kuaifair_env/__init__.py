@@ -17,19 +17,19 @@ from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.origins import IncompleteDataWarning, TwinFallbackWarning
 from kuaifair_env.registration import (
     ENVIRONMENTS,
-    IncompleteDataWarning,
-    TwinFallbackWarning,
     make_env,
     make_sb3,
     make_vector_env,
     make_world,
     register_ids,
+    register_world,
 )
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.world import World, build_world, candidate_rows
+from kuaifair_env.world import LeftOutWarning, World, build_world, candidate_rows
 
 if TYPE_CHECKING:
     from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -54,6 +54,7 @@ __all__ = [
     "KuaiFairVecEnv",
     "KuaiFairVectorEnv",
     "LeaveRule",
+    "LeftOutWarning",
     "NeverLeave",
     "SessionBatch",
     "SessionConfig",
@@ -68,6 +69,7 @@ __all__ = [
     "make_sb3",
     "make_vector_env",
     "make_world",
+    "register_world",
 ]
 
 

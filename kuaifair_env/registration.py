@@ -2,87 +2,69 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.abandonment import RULE_PARAMETERS
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.clicks import Clicks, FeedbackKind, Positive, kuairand_clicks, kuairec_clicks
+from kuaifair_env.data.clicks import FeedbackKind, Positive
+from kuaifair_env.data.dataset import FrameSettings, InteractionData
+from kuaifair_env.data.own import OwnTables
 from kuaifair_env.data.schema import Split
 from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import DataError
+from kuaifair_env.origins import DataSource, OfficialOrigin, Origin, OwnOrigin, Source, TwinOrigin
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.response.graded import GradedResponse
-from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.world import HISTORY_LENGTH, World, WorldEncoder, build_world, candidate_rows
+from kuaifair_env.world import (
+    HISTORY_LENGTH,
+    MIN_TEST_EXPOSURES,
+    World,
+    WorldEncoder,
+    build_world,
+    candidate_rows,
+    warn_of_left_out,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from kuaifair_env.abandonment import LeaveRuleLike
-    from kuaifair_env.data.dataset import InteractionData
+    from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.popularity import PopularitySource
-    from kuaifair_env.data.sources import DatasetName
+    from kuaifair_env.data.tables import SplitRule, Table
     from kuaifair_env.metrics.fairness import DisparityMode
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
     from kuaifair_env.simulator import InitialHistory, Repeats
     from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode
     from kuaifair_env.synthetic.config import TasteStrength
 
-Source = Literal["auto", "real", "twin"]
-
-
-class IncompleteDataWarning(UserWarning):
-    """Files in the official format are not the whole official ones: a part of them, or a twin that was written."""
-
-
-class TwinFallbackWarning(UserWarning):
-    """A world was asked for by the name of a real data set and made from its synthetic twin."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The data behind an environment id.
-
-    Attributes:
-        twin: Name of the synthetic twin.
-        official: Name of the official data set that is used when its files are found, or None.
-        description: One line for tables.
-    """
-
-    twin: str
-    official: DatasetName | None
-    description: str
-
-
 ENVIRONMENTS: dict[str, Origin] = {
-    "KuaiFair-KuaiRec-v0": Origin(
+    "KuaiFair-KuaiRec-v0": OfficialOrigin(
         "KuaiRec", "kuairec", "KuaiRec from the official files, else its twin with a warning"
     ),
-    "KuaiFair-KuaiRand-v0": Origin(
+    "KuaiFair-KuaiRand-v0": OfficialOrigin(
         "KuaiRand", "kuairand", "KuaiRand-Pure from the official files, else its twin with a warning"
     ),
-    "KuaiFair-KuaiRecTwin-v0": Origin("KuaiRec", None, "synthetic twin of KuaiRec, full size"),
-    "KuaiFair-KuaiRandTwin-v0": Origin("KuaiRand", None, "synthetic twin of KuaiRand-Pure, full size"),
-    "KuaiFair-Toy-v0": Origin("Toy", None, "synthetic twin of a few hundred users and items"),
+    "KuaiFair-KuaiRecTwin-v0": TwinOrigin("KuaiRec", "synthetic twin of KuaiRec, full size"),
+    "KuaiFair-KuaiRandTwin-v0": TwinOrigin("KuaiRand", "synthetic twin of KuaiRand-Pure, full size"),
+    "KuaiFair-Toy-v0": TwinOrigin("Toy", "synthetic twin of a few hundred users and items"),
 }
+"""The environment ids of this library, and those that :func:`register_world` added in this process."""
 
+_OF_THE_LIBRARY = tuple(ENVIRONMENTS)
 
 _WORLD_DEFAULTS: dict[str, Any] = {
     "split": "train",
     "response": "auto",
-    "taste": "measured",
-    "conformity": 0.0,
     "embedding_dim": EMBEDDING_DIM,
     "history_length": HISTORY_LENGTH,
     "popularity": "train",
@@ -96,9 +78,6 @@ _INSTEAD = {
     "num_envs": "make_sb3 calls the number of sessions n_envs, as Stable-Baselines3 does",
     "n_envs": "gym.make_vec calls the number of sessions num_envs, as Gymnasium does",
 }
-
-CLICK_SETTINGS = ("positive", "feedback", "clip")
-"""Settings of a world that say what counts as a click."""
 
 
 class WorldSettings(TypedDict, total=False):
@@ -181,38 +160,25 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         raise ValueError(f"source must be one of {get_args(Source)}, got {settings['source']!r}")
     if settings.get("split", "train") not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}, got {settings['split']!r}")
-    files = _official_files(env_id, settings.get("data_dir"), settings.get("source", "auto"))
-    if files is not None and not {"taste", "conformity"}.isdisjoint(settings):
-        raise ValueError(f"'taste' and 'conformity' are settings of twins, but {env_id} reads {files}; drop them")
+    source = ENVIRONMENTS[env_id].source(env_id, settings)
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
-    origin, clicks = ENVIRONMENTS[env_id], clicks_of(env_id, settings)
-    if origin.official is not None and files is not None:
-        allow_partial = settings.get("allow_partial", False)
-        _check_provenance(origin.official, files, clicks, settings.get("source", "auto"), allow_partial)
-    world = _cached_world(origin.twin if files is None else origin.official, files, clicks, **chosen)
+    world = _cached_world(source, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
 
 
-def clicks_of(env_id: str, settings: Mapping[str, Any]) -> Clicks:
-    """Returns what counts as a click by an id's settings: ``positive``, ``feedback`` and ``clip``.
-
-    Raises:
-        DataError: If they do not fit the id.
-    """
-    given = {name: settings[name] for name in CLICK_SETTINGS if name in settings}
-    return kuairec_clicks(**given) if ENVIRONMENTS[env_id].twin == "KuaiRec" else kuairand_clicks(**given)
-
-
 def need_environment(env_id: str) -> None:
-    """Checks that an environment id is one of this library.
+    """Checks that an environment id is one of this library, or was registered in this process.
 
     Raises:
         ValueError: If it is not.
     """
     if env_id not in ENVIRONMENTS:
-        raise ValueError(f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}")
+        raise ValueError(
+            f"no environment is called {env_id!r}; there are {', '.join(ENVIRONMENTS)}, and "
+            "kuaifair_env.register_world (--data on the command line) makes one of your own data"
+        )
 
 
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:
@@ -257,13 +223,109 @@ def make_sb3(
 def register_ids() -> None:
     """Registers every id with Gymnasium, once."""
     for env_id in ENVIRONMENTS:
-        if env_id not in gym.registry:
-            gym.register(
-                env_id,
-                entry_point="kuaifair_env.registration:make_env",
-                vector_entry_point="kuaifair_env.registration:make_vector_env",
-                kwargs={"env_id": env_id},
+        _register_id(env_id)
+
+
+def register_world(
+    env_id: str,
+    data: InteractionData | Table | tuple[Table, Table],
+    test: Table | None = None,
+    items: Table | None = None,
+    users: Table | None = None,
+    *,
+    columns: LogColumns | Mapping[str, str] | None = None,
+    split: SplitRule = "time",
+    test_share: float = 0.2,
+    min_test_exposures: int = MIN_TEST_EXPOSURES,
+    **settings: Unpack[FrameSettings],
+) -> None:
+    """Registers an environment id of one's own data, for ``gym.make`` and wherever else ids are taken.
+
+    Nothing is fitted now: that happens when the first world of the id is made. Files are read then too, frames at once.
+    The id is known in this process; studies tell their workers, and runs remember the files. Registering the same again
+    changes nothing.
+
+    Args:
+        env_id: The id, such as ``"MyShop-v0"``.
+        data: A data set, the training log (a DataFrame, or a CSV, TSV or Parquet file), a pair of training and test
+            log, or, without ``test``, one log that is split.
+        test: The test log.
+        items: Table of items; see :meth:`~kuaifair_env.data.dataset.InteractionData.from_frames`.
+        users: Table of users.
+        columns: Names of columns that are not the usual ones, as ``LogColumns`` or by its fields (``{"user": "uid"}``).
+        split: How one log is split, by ``"time"`` or by ``"user"``.
+        test_share: Share of one log that the test log gets.
+        min_test_exposures: Test-log exposures that an item needs to be a candidate.
+        **settings: See :meth:`~kuaifair_env.data.dataset.InteractionData.from_frames`.
+
+    Raises:
+        DataError: If files are missing, or frames hold what they must not.
+        ValueError: If the id belongs to this library or to other data, or settings do not go together.
+    """
+    if isinstance(data, tuple):
+        if test is not None or len(data) != 2:
+            raise ValueError("give a pair of training and test log, or data and test, not both")
+        data, test = data
+    if isinstance(data, InteractionData):
+        if any(table is not None for table in (test, items, users, columns)) or settings:
+            raise ValueError("a data set is complete: leave out tables, columns and settings of reading them")
+        tables: InteractionData | OwnTables = data
+    elif all(table is None or isinstance(table, (str, Path)) for table in (data, test, items, users)):
+        named = {} if columns is None else dict(columns) if isinstance(columns, Mapping) else _renamed(columns)
+        files = {"data": data, "test": test, "items": items, "users": users}
+        paths = {name: str(path) for name, path in files.items() if path is not None}
+        tables = OwnTables.from_dict(
+            {**paths, "columns": named, "split": split, "test_share": test_share, **settings}
+        ).resolved()
+    else:
+        from kuaifair_env.data.frames import LogColumns
+
+        settings = {"name": env_id, **settings}
+        names = LogColumns(**columns) if isinstance(columns, Mapping) else columns
+        if test is None:
+            how: dict[str, Any] = {"split": split, "test_share": test_share}
+            tables = InteractionData.from_log(data, items, users, columns=names, **how, **settings)
+        else:
+            tables = InteractionData.from_frames(data, test, items, users, columns=names, **settings)
+    register_origin(OwnOrigin(env_id, tables, min_test_exposures))
+
+
+def register_origin(origin: OwnOrigin) -> None:
+    """Registers an id of one's own data; see :func:`register_world`."""
+    env_id = origin.name
+    before = ENVIRONMENTS.get(env_id)
+    if env_id in _OF_THE_LIBRARY or (before is None and env_id in gym.registry):
+        raise ValueError(f"{env_id!r} is an environment already; choose another name, such as MyShop-v0")
+    if isinstance(before, OwnOrigin):
+        if not before.same_as(origin):
+            raise ValueError(
+                f"{env_id!r} is registered with other data ({before.description}); give other data another name, or "
+                "the next version"
             )
+        return
+    _register_id(env_id)
+    ENVIRONMENTS[env_id] = origin
+
+
+def own_origins() -> tuple[OwnOrigin, ...]:
+    """Returns what was registered in this process, for workers to register too."""
+    return tuple(origin for origin in ENVIRONMENTS.values() if isinstance(origin, OwnOrigin))
+
+
+def _renamed(columns: LogColumns) -> dict[str, str]:
+    usual = type(columns)()
+    names = {column.name: getattr(columns, column.name) for column in fields(columns)}
+    return {name: value for name, value in names.items() if value != getattr(usual, name)}
+
+
+def _register_id(env_id: str) -> None:
+    if env_id not in gym.registry:
+        gym.register(
+            env_id,
+            entry_point="kuaifair_env.registration:make_env",
+            vector_entry_point="kuaifair_env.registration:make_vector_env",
+            kwargs={"env_id": env_id},
+        )
 
 
 def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
@@ -286,22 +348,22 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
 
 @lru_cache(maxsize=8)
 def _cached_world(
-    name: str,
-    files: Path | None,
-    clicks: Clicks,
+    source: DataSource,
     split: Split,
     response: ResponseKind,
-    taste: TasteStrength | float,
-    conformity: float,
     embedding_dim: int,
     history_length: int,
     popularity: PopularitySource,
 ) -> World:
-    data, truth = _data(name, files, clicks, taste, conformity)
+    found = source.load()
+    data, truth = found.data, found.truth
+    candidates = candidate_rows(data, found.min_test_exposures)
+    if not found.canonical:
+        warn_of_left_out(data, candidates, found.min_test_exposures)
     preference = None
     model: ResponseModel
     if split == "test" and truth is not None and response == "auto":
-        model = GradedResponse.around(truth, data.test, clicks.largest) if clicks.graded else truth
+        model = GradedResponse.around(truth, data.test, found.largest) if found.graded else truth
         preference = truth.truth.true_preference
     else:
         model = cached_response(data, split, response)
@@ -309,78 +371,9 @@ def _cached_world(
         data,
         split,
         model,
-        candidates=candidate_rows(data),
+        candidates=candidates,
         embeddings=cached_embeddings(data, embedding_dim),
         history_length=history_length,
         popularity=popularity,
         true_preference=preference,
-    )
-
-
-def _official_files(env_id: str, data_dir: str | Path | None, source: Source) -> Path | None:
-    """Returns the official files that an id reads, or None where its twin stands in; looked for at every call."""
-    official = ENVIRONMENTS[env_id].official
-    if official is None:
-        if source == "real":
-            raise ValueError(f"{env_id} is synthetic, there are no real files behind it; drop source='real'")
-        return None
-    if source == "twin":
-        return None
-    from kuaifair_env.data import find_source
-
-    files = find_source(official, data_dir)
-    if files is None and source == "real":
-        raise DataError(
-            f"{env_id} with source='real' needs the official files, and the cache does not hold them; "
-            f"get them with: kuaifair data fetch {official}"
-        )
-    if files is None:
-        _warn_of_twin(env_id, official)
-    return files
-
-
-def _check_provenance(official: str, files: Path, clicks: Clicks, source: Source, allow_partial: bool) -> None:
-    """Refuses, or warns of, files that are not the whole official ones."""
-    provenance = _official_data(official, files, clicks).provenance
-    if provenance.origin == "real" or (provenance.origin == "partial" and allow_partial):
-        return
-    found = f"this is {provenance.name} ({provenance.origin}: {provenance.description})"
-    if source == "real":
-        hint = "; allow_partial=True takes a part, labelled as such" if provenance.origin == "partial" else ""
-        raise DataError(f"source='real' needs the whole official files of {official}, but {found}{hint}", file=files)
-    warnings.warn(f"{files}: {found}, not the whole official files", IncompleteDataWarning, stacklevel=3)
-
-
-@lru_cache(maxsize=4)
-def _official_data(official: str, files: Path, clicks: Clicks) -> InteractionData:
-    from kuaifair_env.data import load_kuairand, load_kuairec
-
-    if official == "kuairec":
-        return load_kuairec(files, **clicks.describe())
-    return load_kuairand(files, positive=dict(clicks.positive))
-
-
-def _data(
-    name: str, files: Path | None, clicks: Clicks, taste: TasteStrength | float, conformity: float
-) -> tuple[InteractionData, TwinResponse | None]:
-    """Returns the named official data or twin, and the true response of a twin."""
-    if files is not None:
-        return _official_data(name, files, clicks), None
-    from kuaifair_env.synthetic.config import twin_config
-    from kuaifair_env.synthetic.twin import load_twin
-
-    twin = load_twin(twin_config(name, taste_strength=taste, clicks=clicks))
-    return twin.data, TwinResponse(twin.truth, conformity, twin.data.provenance.as_dict())
-
-
-def _warn_of_twin(env_id: str, official: str) -> None:
-    warnings.warn(
-        f"\n{'*' * 88}\n"
-        f"*  {env_id}: the official files were not found, so this is the SYNTHETIC TWIN.\n"
-        f"*  Do not publish its numbers as results on the real data.\n"
-        f"*  Get the files: kuaifair data fetch {official}   |  forbid this: source='real'  |  "
-        f"silence it: source='twin'\n"
-        f"{'*' * 88}",
-        TwinFallbackWarning,
-        stacklevel=4,
     )

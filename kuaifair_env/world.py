@@ -20,7 +20,7 @@ from kuaifair_env.splits import held_out_users
 
 HISTORY_LENGTH = 50
 
-_MIN_TEST_EXPOSURES = 20
+MIN_TEST_EXPOSURES = 20
 
 
 class LeftOutWarning(UserWarning):
@@ -217,7 +217,7 @@ def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, place
     return HistoryWindow(items, log.clicks[rows] & present)
 
 
-def candidate_rows(data: InteractionData, min_exposures: int = _MIN_TEST_EXPOSURES) -> NDArray[np.int64]:
+def candidate_rows(data: InteractionData, min_exposures: int = MIN_TEST_EXPOSURES) -> NDArray[np.int64]:
     """Returns the items that both worlds recommend: those which the test log covers.
 
     Only there does the test world know what users do, and a common candidate set lets an agent with one output
@@ -236,20 +236,51 @@ def candidate_rows(data: InteractionData, min_exposures: int = _MIN_TEST_EXPOSUR
         enough = int(np.median(exposures[exposures > 0]))
         raise DataError(
             f"no item has {min_exposures} exposures in the test log of {data.provenance.name}; the most shown has "
-            f"{exposures.max()}. Fewer are enough with build_world(..., candidates=candidate_rows(data, {enough})), "
-            f"which takes {int((exposures >= enough).sum())} of {len(exposures)} items"
+            f"{exposures.max()}. {int((exposures >= enough).sum())} of {len(exposures)} items have {enough}: "
+            f"build_world(..., candidates=candidate_rows(data, {enough})), or register_world(..., "
+            f"min_test_exposures={enough})"
         )
     return covered
 
 
-def _warn_of_left_out(data: InteractionData, candidates: NDArray[np.int64]) -> None:
+def _check_response(response: ResponseModel, data: InteractionData, split: Split) -> None:
+    """Checks that a response model, as far as it says what it was made from, is that of this data set and split.
+
+    Raises:
+        DataError: If it is another world's.
+    """
+    if (response.n_users, response.n_items) != (len(data.users), len(data.items)):
+        raise DataError(
+            f"the response model knows {response.n_users} users and {response.n_items} items, not the "
+            f"{len(data.users)} users and {len(data.items)} items of the data"
+        )
+    described = response.describe()
+    inner: Any = described
+    while isinstance(inner, dict) and not {"data_hash", "provenance"} & set(inner):
+        inner = inner.get("base", inner.get("means"))
+    described = described if inner is None else inner
+    hash_, fitted = described.get("data_hash", data.data_hash), described.get("split", split)
+    known = described.get("provenance") or {}
+    if hash_ != data.data_hash or known.get("name", data.provenance.name) != data.provenance.name:
+        raise DataError(
+            f"the response model is another world's: it was made from {described.get('data', known.get('name'))} "
+            f"({hash_}), not from {data.provenance.name} ({data.data_hash})"
+        )
+    if fitted != split:
+        raise DataError(f"the response model was fitted on the {fitted} log, and this is the {split} world")
+
+
+def warn_of_left_out(
+    data: InteractionData, candidates: NDArray[np.int64], min_exposures: int = MIN_TEST_EXPOSURES
+) -> None:
     """Warns of items that are no candidates and of users who have no sessions, and says by which rule."""
     items, users = len(data.items) - len(candidates), len(data.users) - len(np.union1d(*users_of_worlds(data)))
     told = []
     if items:
         told.append(
-            f"{items} of {len(data.items)} items are no candidates: they have fewer than {_MIN_TEST_EXPOSURES} "
-            "exposures in the test log (candidates=candidate_rows(data, n) takes those with n)"
+            f"{items} of {len(data.items)} items are no candidates: they have fewer than {min_exposures} "
+            "exposures in the test log (build_world(..., candidates=candidate_rows(data, n)) or register_world(..., "
+            "min_test_exposures=n) takes those with n)"
         )
     if users:
         told.append(
@@ -301,9 +332,10 @@ def build_world(
         raise DataError(f"split must be 'train' or 'test', got {split!r}")
     if candidates is None:
         candidates = candidate_rows(data)
-        _warn_of_left_out(data, candidates)
+        warn_of_left_out(data, candidates)
     rows = np.asarray(candidates, np.int64)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(data.items)), rows)])
+    _check_response(response, data, split)
     arranged = data.arranged(rows)
     if users is None:
         users = users_of_worlds(data)[split == "test"]

@@ -9,7 +9,7 @@ import typer
 
 from dsrm.item_term import ItemTermMode
 from kuaifair_env.data.clicks import FeedbackKind, parse_positive
-from kuaifair_env.registration import Source
+from kuaifair_env.origins import Source
 
 if TYPE_CHECKING:
     from kuaifair_env.data.schema import Split

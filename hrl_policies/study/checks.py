@@ -30,7 +30,8 @@ from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.sources import DatasetName, find_source
 from kuaifair_env.errors import DataError
-from kuaifair_env.registration import Source, WorldSettings, clicks_of
+from kuaifair_env.origins import Source
+from kuaifair_env.registration import WorldSettings
 from kuaifair_env.response.fitting import ResponseKind
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
@@ -140,8 +141,8 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
     for world in spec.worlds:
         if world in ENVIRONMENTS and world not in own_worlds:
             try:
-                clicks_of(world, settings)
-            except DataError as error:
+                ENVIRONMENTS[world].check_settings(world, settings)
+            except (DataError, ValueError) as error:
                 yield f"'world_settings' do not fit {world}: {error}"
     for name, choices in (("source", get_args(Source)), ("response", get_args(ResponseKind))):
         if settings.get(name, choices[0]) not in choices:
@@ -149,10 +150,6 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
     named = data_dir is None or Path(data_dir).expanduser().exists()
     if not named:
         yield f"there is no file or folder {data_dir}; data_dir must hold the official files"
-    for world in spec.worlds:
-        synthetic = world in ENVIRONMENTS and ENVIRONMENTS[world].official is None
-        if source == "real" and synthetic and world not in own_worlds:
-            yield f"{world} is synthetic: there are no real files behind it, which 'source: real' demands"
     if source == "twin" or not named:
         return
     for world, official in _official_worlds(spec, own_worlds):

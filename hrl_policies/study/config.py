@@ -15,7 +15,7 @@ from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
-from kuaifair_env.registration import CLICK_SETTINGS
+from kuaifair_env.origins import CLICK_SETTINGS
 from kuaifair_env.splits import EVALUATION_USERS
 
 _MAX_SLUG = 60

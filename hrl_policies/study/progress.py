@@ -148,8 +148,8 @@ def _costs() -> dict[str, Any]:
 
 def max_candidates(world: str) -> int:
     """Returns the most candidates that a world can have; worlds of one's own count as the toy world."""
-    name = ENVIRONMENTS[world].twin if world in ENVIRONMENTS else "Toy"
-    return twin_config(name).n_items
+    twin = ENVIRONMENTS[world].twin if world in ENVIRONMENTS else None
+    return twin_config(twin or "Toy").n_items
 
 
 class PeakMemory:

@@ -85,9 +85,14 @@ class InteractionData:
                 digest.update(repr(astuple(self.negatives)).encode())
         return digest.hexdigest()[:16]
 
-    def identity(self) -> dict[str, str]:
-        """Returns name, origin and hash, which reports of what was made from the data record."""
-        return {"data": self.provenance.name, "origin": self.provenance.origin, "data_hash": self.data_hash}
+    def identity(self, log: InteractionLog) -> dict[str, str]:
+        """Returns name, origin, hash and split, which reports of what was fitted on (a part of) a log record."""
+        return {
+            "data": self.provenance.name,
+            "origin": self.provenance.origin,
+            "data_hash": self.data_hash,
+            "split": "test" if log is self.test else "train",
+        }
 
     @classmethod
     def from_frames(

@@ -166,7 +166,7 @@ def fit_factorised(
         "spread": model.parts_spread(
             *(np.flatnonzero(np.bincount(column[rows.where("fit")])) for column in (rows.users, rows.items))
         ),
-        **data.identity(),
+        **data.identity(log),
     }
     shift = rate_correction(rows.notes)
     return FactorisedResponse(

@@ -148,7 +148,7 @@ class ObservedResponse:
             "click_threshold": threshold,
             "clip": clip if mode == "watch_ratio" else None,
             "mean_feedback": float(matrix.mean(dtype=np.float64)),
-            **data.identity(),
+            **data.identity(log),
         }
         compact = matrix.astype(np.uint8) if mode == "click" and not missing else matrix.astype(np.float16)
         return cls(compact, user_places, item_places, mode, 1.0 if threshold is None else threshold, report)

@@ -222,7 +222,7 @@ def fit_sequential(
         "training": training,
         "calibration": calibration,
         **_held_out_report(model, rows, stream),
-        **data.identity(),
+        **data.identity(log),
     }
     return SequentialResponse(model.static, config.shape, **(exported | {"weights": model.weights}), report=report)
 

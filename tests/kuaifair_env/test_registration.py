@@ -29,6 +29,7 @@ from kuaifair_env import (
     make_env,
     make_sb3,
     make_world,
+    origins,
     registration,
 )
 from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
@@ -196,7 +197,7 @@ def test_real_means_the_whole_official_files(monkeypatch, written_twin, some_row
     for name in sources.KUAIRAND.rows:
         rows = len(Path(some_rows, name).read_text().splitlines()) - 1
         monkeypatch.setitem(sources.KUAIRAND.rows, name, rows)
-    registration._official_data.cache_clear()
+    origins._official_data.cache_clear()
     whole = some_rows.rename(some_rows.with_name("whole"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
