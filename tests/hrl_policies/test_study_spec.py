@@ -85,8 +85,8 @@ def test_all_mistakes_are_named_in_one_message():
         "'sweep' names 'momentum', which no method of this study has",
         "sweep.slate_size must be greater than or equal to 1, got 0",
         "'world_settings' holds 'planet'",
+        f"'world_settings' do not fit {TOY}: {TOY} is synthetic, there are no real files behind it",
         "there is no file or folder /there/is/no/such/folder",
-        f"{TOY} is synthetic, there are no real files behind it",
         "a2c cannot be built with learning_rate=-1.0: Invalid learning rate",
     ]
     found = problems_of(content)
