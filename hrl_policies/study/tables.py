@@ -436,7 +436,7 @@ def _notes(records: Sequence[RunRecord], command: str) -> tuple[str, ...]:
     ]
     if "len_predicted" in first.summary:
         notes.append(
-            "formula: the Len that (T0 - 1)/(2 - R_each + penalty * viol.) + 0.5 predicts; floor and ceil. are the same "
+            "formula: the Len that (T0 - 1)/(2 - R_each + penalty * viol.) + 0.5 predicts; floor and ceil. are it "
             "with every slate punished and none, at the same R_each."
         )
     return (*notes, f"Made by: {command}")
