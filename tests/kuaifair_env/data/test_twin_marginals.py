@@ -30,8 +30,10 @@ from twin_measures import (
     within_user_auc,
 )
 
+from kuaifair_env.data.clicks import kuairec_clicks
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.response.known import TwinResponse
+from kuaifair_env.synthetic.choices import chosen_truth
 from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, twin_config
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
 from kuaifair_env.synthetic.twin import Twin, generate_twin
@@ -68,6 +70,24 @@ def test_kuairand_truth_has_the_published_distributions_of_click_rates():
         *quantile_rows("user click rate", levels, (0.019, 0.073, 0.147, 0.250, 0.436), by_user, absolute=0.02),
     ]
     check("KuaiRand twin, truth", rows)
+
+
+def test_kuairec_truth_has_the_published_rate_at_every_watch_ratio_and_room_for_the_papers_rewards():
+    world = build_world(KUAIREC)
+    users = world.panel_users[::3]
+    published = {0.5: 0.73, 0.8: 0.4744, 1.0: 0.3240, 2.0: 0.0464}
+    rows, rewards = [], {}
+    for threshold, rate in published.items():
+        config = replace(KUAIREC, clicks=kuairec_clicks({"watch_ratio": threshold}))
+        truth = chosen_truth(config, world, np.zeros(KUAIREC.n_items, np.int64))
+        chances = truth.click_probability(users, np.tile(world.panel_items, (len(users), 1)))
+        rows.append(Row(f"small matrix, watch ratio from {threshold:g}", rate, float(chances.mean()), 0.012))
+        rewards[threshold] = chances.mean(), np.sort(chances, axis=1)[:, -10:].mean()
+    check("KuaiRec twin, truth", rows)
+    least, most = 0.577, 0.917  # R_each of the paper's methods for KuaiRec
+    random, best = rewards[KUAIREC.clicks.threshold]
+    assert random < least and most < best
+    assert rewards[0.5][0] > least and rewards[2.0][1] < most, "neither .5 nor 2 would leave that room"
 
 
 def test_kuairec_truth_has_the_published_distributions_of_positive_rates():
