@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from kuaifair_env.data.clicks import Clicks, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.own import OwnTables
+from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.known import TwinResponse
-from kuaifair_env.world import MIN_TEST_EXPOSURES
 
 if TYPE_CHECKING:
     from kuaifair_env.data.sources import DatasetName
@@ -231,6 +230,15 @@ class OwnOrigin:
     min_test_exposures: int = MIN_TEST_EXPOSURES
     official: None = None
     twin: None = None
+
+    @classmethod
+    def of_tables(cls, name: str, tables: OwnTables) -> OwnOrigin:
+        """Returns the origin of an id whose data lie in files."""
+        return cls(name, tables, tables.min_test_exposures)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes read files themselves.
+        return {name: value for name, value in vars(self).items() if name != "data"}
 
     @property
     def description(self) -> str:

@@ -15,7 +15,7 @@ from kuaifair_env.abandonment import RULE_PARAMETERS
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.clicks import FeedbackKind, Positive
 from kuaifair_env.data.dataset import FrameSettings, InteractionData
-from kuaifair_env.data.own import OwnTables
+from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
 from kuaifair_env.data.schema import Split
 from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
@@ -26,7 +26,6 @@ from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import (
     HISTORY_LENGTH,
-    MIN_TEST_EXPOSURES,
     World,
     WorldEncoder,
     build_world,
@@ -274,16 +273,15 @@ def register_world(
         named = {} if columns is None else dict(columns) if isinstance(columns, Mapping) else _renamed(columns)
         files = {"data": data, "test": test, "items": items, "users": users}
         paths = {name: str(path) for name, path in files.items() if path is not None}
-        tables = OwnTables.from_dict(
-            {**paths, "columns": named, "split": split, "test_share": test_share, **settings}
-        ).resolved()
+        how: dict[str, Any] = {"split": split, "test_share": test_share, "min_test_exposures": min_test_exposures}
+        tables = OwnTables.from_dict({**paths, "columns": named, **how, **settings}).resolved()
     else:
         from kuaifair_env.data.frames import LogColumns
 
         settings = {"name": env_id, **settings}
         names = LogColumns(**columns) if isinstance(columns, Mapping) else columns
         if test is None:
-            how: dict[str, Any] = {"split": split, "test_share": test_share}
+            how = {"split": split, "test_share": test_share}
             tables = InteractionData.from_log(data, items, users, columns=names, **how, **settings)
         else:
             tables = InteractionData.from_frames(data, test, items, users, columns=names, **settings)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
 from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings
@@ -19,8 +20,6 @@ from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.splits import held_out_users
 
 HISTORY_LENGTH = 50
-
-MIN_TEST_EXPOSURES = 20
 
 
 class LeftOutWarning(UserWarning):

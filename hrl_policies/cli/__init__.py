@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,19 @@ PositiveFeedback = Annotated[
 ]
 Feedback = Annotated[FeedbackKind, typer.Option(help="KuaiRec: reward the click, or the watch ratio up to --clip.")]
 Clip = Annotated[float | None, typer.Option(help="Largest watch ratio as feedback (default 5).")]
+OwnData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Your own log (CSV, TSV, Parquet) as the world --env; one log is split by time. Or a YAML file with more: "
+        "test, items, users, columns, split, positives_only, ...",
+    ),
+]
+TestData = Annotated[Path | None, typer.Option("--test-data", help="With --data: the test log.")]
+ItemsData = Annotated[Path | None, typer.Option("--items-data", help="With --data: table of items (tags, features).")]
+DataColumns = Annotated[
+    str | None, typer.Option("--columns", help="With --data: names of columns, as user=uid,item=movieId,time=ts.")
+]
 ItemTerm = Annotated[
     ItemTermMode | None, typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth.")
 ]
@@ -65,6 +78,51 @@ def data_settings(
     if clip is not None:
         settings["clip"] = clip
     return settings
+
+
+def register_own_data(
+    env: str | None,
+    data: Path | None,
+    test: Path | None,
+    items: Path | None,
+    columns: str | None,
+    positive: list[str] | None,
+) -> list[str] | None:
+    """Registers the world that --data describes, if it is given, and checks that --env names a world.
+
+    Returns:
+        What --positive says of other data; with --data it says what a click of the log is.
+
+    Raises:
+        DataError: If files are missing or do not hold what they must.
+        ValueError: If options do not go together.
+    """
+    from kuaifair_env.registration import need_environment, register_origin
+
+    if env is None:
+        raise ValueError("--data needs a name for its world, such as --env MyShop-v0")
+    if data is None:
+        if any(value is not None for value in (test, items, columns)):
+            raise ValueError("--test-data, --items-data and --columns go with --data, which names the log")
+        need_environment(env)
+        return positive
+    from kuaifair_env.data.own import OwnTables
+    from kuaifair_env.origins import OwnOrigin
+
+    content: dict[str, Any] = {"data": str(data)}
+    folder = Path()
+    if data.suffix in (".yml", ".yaml"):
+        from hrl_policies.common.yaml_files import read_yaml
+
+        content, folder = dict(read_yaml(data)), data.parent
+    content |= {name: str(path.resolve()) for name, path in (("test", test), ("items", items)) if path is not None}
+    if columns is not None:
+        pairs = [part.partition("=") for part in columns.split(",")]
+        content["columns"] = {name.strip(): column.strip() for name, _, column in pairs}
+    if positive:
+        content["positive"] = parse_positive(positive)
+    register_origin(OwnOrigin.of_tables(env, OwnTables.from_dict(content).resolved(folder)))
+    return None
 
 
 def open_world(

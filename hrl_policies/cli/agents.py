@@ -15,20 +15,25 @@ from hrl_policies.cli import (
     SOME_FAILED,
     AllowPartial,
     Clip,
+    DataColumns,
     DataDir,
     DataSource,
     Env,
     EpisodesPerUser,
     Feedback,
+    ItemsData,
     ItemTerm,
     MaxLen,
     NUsers,
     OptionalEnv,
+    OwnData,
     PositiveFeedback,
     Progress,
+    TestData,
     Users,
     data_settings,
     open_world,
+    register_own_data,
     user_ids,
 )
 from kuaifair_env.batch import SessionConfig
@@ -65,6 +70,10 @@ def train(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     response: Annotated[ResponseKind, typer.Option(help="Model of users.")] = "auto",
     taste: Annotated[
         str | None, typer.Option(help="Twins: 'measured', 'strong', or a standard deviation in logits.")
@@ -96,11 +105,12 @@ def train(
     pretrain their purifier on first use, unless --purifier names one.
 
     Example: kuaifair train --method a2c --env KuaiFair-Toy-v0 --seed 11
+
+    Example: kuaifair train --method a2c --env MyShop-v0 --data log.csv --columns user=customer,item=sku
     """
     from hrl_policies import study, zoo
     from hrl_policies.study.runner import open_worlds
     from hrl_policies.worlds import cached_purifier
-    from kuaifair_env.registration import need_environment
 
     command = str(context.obj)
     if resume is not None:
@@ -114,7 +124,7 @@ def train(
         return
     if method is None or env is None:
         raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
-    need_environment(env)
+    positive = register_own_data(env, data, test_data, items_data, columns, positive)
     mode = zoo.method(method).purifier
     planned: dict[str, Any] = {
         "seed": seed,
@@ -157,20 +167,28 @@ def evaluate(
         int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
     ] = None,
     ranking: Annotated[bool, typer.Option(help="Measure R-NDCG by true expected feedback too.")] = False,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
     """Evaluate the model of a run again, and say whether the stored result comes out.
 
-    With --users, --n-users, --episodes-per-user or --seed it is evaluated on other sessions instead.
+    With --users, --n-users, --episodes-per-user or --seed it is evaluated on other sessions instead. A run on your own
+    data finds them where they were; if they have moved, say where with --data.
     """
     from hrl_policies import study
-    from hrl_policies.study.runner import worlds_of
+    from hrl_policies.study.runner import register_data_of, worlds_of
 
     stored = study.load_run(run)
     if not stored.complete:
         raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
     study.single_threaded()
+    if data is not None:
+        register_own_data(stored.config.world, data, test_data, items_data, columns, None)
+    register_data_of(stored)
     worlds = worlds_of(stored.config, None, data_dir)
     options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -218,6 +236,10 @@ def tune(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -234,9 +256,8 @@ def tune(
     from hrl_policies.study.tuning import TuningPlan
     from hrl_policies.study.tuning import confirm as confirm_search
     from hrl_policies.study.tuning import tune as search
-    from kuaifair_env.registration import need_environment
 
-    need_environment(env)
+    positive = register_own_data(env, data, test_data, items_data, columns, positive)
     settings = data_settings(source, allow_partial, positive, feedback, clip)
     plan = TuningPlan(
         method,

@@ -14,17 +14,22 @@ from dsrm.purifier import Mode, Target
 from hrl_policies.cli import (
     AllowPartial,
     Clip,
+    DataColumns,
     DataDir,
     DataSource,
     Env,
     Feedback,
+    ItemsData,
     ItemTerm,
+    OwnData,
     PositiveFeedback,
     Progress,
     PurifierFile,
+    TestData,
     data_settings,
     need_new_file,
     open_world,
+    register_own_data,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +62,10 @@ def pretrain(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -67,9 +76,7 @@ def pretrain(
 
     Example: kuaifair pretrain --env KuaiFair-Toy-v0 --mode profile --output profile.safetensors
     """
-    from kuaifair_env.registration import need_environment
-
-    need_environment(env)
+    positive = register_own_data(env, data, test_data, items_data, columns, positive)
     need_new_file(output)
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")
@@ -139,6 +146,10 @@ def probe(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     data_dir: DataDir = None,
 ) -> None:
     """Measure what purified states hold, on held-out users and beside the raw state; draw the paper's Fig. 4 and 2.
@@ -151,9 +162,8 @@ def probe(
     from dsrm.purifier import load_purifier
     from hrl_policies.study import single_threaded
     from kuaifair_env.files import write_text_atomically
-    from kuaifair_env.registration import need_environment
 
-    need_environment(env)
+    positive = register_own_data(env, data, test_data, items_data, columns, positive)
     by_name = {path.name.removesuffix(".safetensors"): path for path in purifiers}
     if len(by_name) < len(purifiers):
         raise ValueError("purifiers are called by their file names, which must differ")
@@ -164,8 +174,8 @@ def probe(
     states = purified_states(probes, world, loaded)
     report = measure(probes, states, seed)
     typer.echo(report_table(report))
-    data = world.data.provenance
-    typer.echo(f"{data.name} ({data.origin}), hash {world.data.data_hash}")
+    provenance = world.data.provenance
+    typer.echo(f"{provenance.name} ({provenance.origin}), hash {world.data.data_hash}")
     if output is not None:
         content: dict[str, Any] = report.as_dict()
         output.mkdir(parents=True, exist_ok=True)
@@ -190,6 +200,10 @@ def encode(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
     data_dir: DataDir = None,
     progress: Progress = True,
 ) -> None:
@@ -197,9 +211,7 @@ def encode(
 
     Use it as gym.make(ID, encoder=dsrm.Encoder.load(FILE)).
     """
-    from kuaifair_env.registration import need_environment
-
-    need_environment(env)
+    positive = register_own_data(env, data, test_data, items_data, columns, positive)
     need_new_file(output)
 
     from dsrm.encoder import EncoderConfig, pretrain_encoder

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from gymnasium.error import Error as GymnasiumError
 from pydantic import BaseModel, ValidationError
 
 from hrl_policies.common.yaml_files import validation_problems
@@ -28,10 +29,11 @@ from hrl_policies.study.spec import (
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
+from kuaifair_env.data.own import OwnTables
 from kuaifair_env.data.sources import DatasetName, find_source
 from kuaifair_env.errors import DataError
-from kuaifair_env.origins import Source
-from kuaifair_env.registration import WorldSettings
+from kuaifair_env.origins import OwnOrigin, Source
+from kuaifair_env.registration import WorldSettings, register_origin
 from kuaifair_env.response.fitting import ResponseKind
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
@@ -62,6 +64,7 @@ def check_study(
     own_worlds = worlds or {}
     mistakes = [
         *(problems or []),
+        *_own_data_problems(spec),
         *_name_problems(spec, own_worlds),
         *filter(None, map(_method_problem, _known_methods(spec))),
         *_sweep_problems(spec),
@@ -87,6 +90,19 @@ def study_warnings(
         for world, official in _official_worlds(spec, worlds or {})
         if find_source(official, data_dir or spec.data_dir) is None
     ]
+
+
+def _own_data_problems(spec: StudySpec) -> Iterator[str]:
+    """Registers the worlds of one's own that a study describes."""
+    yield from filter(None, (_registration_problem(name, tables) for name, tables in spec.own_data.items()))
+
+
+def _registration_problem(name: str, tables: Mapping[str, Any]) -> str:
+    try:
+        register_origin(OwnOrigin.of_tables(name, OwnTables.from_dict(tables).resolved()))
+    except (DataError, ValueError, GymnasiumError) as error:
+        return f"the world {name}: {error}"
+    return ""
 
 
 def _name_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
@@ -176,6 +192,8 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
             continue
         folders[run_folder(run)] += 1
         own, shown, max_len = own_worlds.get(run.world), run.session.items_per_slate, run.session.max_len
+        if own is None and run.world in ENVIRONMENTS and ENVIRONMENTS[run.world].twin is None:
+            continue  # only its data say how many candidates there are
         candidates = max_candidates(run.world) if own is None else own.test.n_items
         if shown > candidates:
             yield f"{run.world} has at most {candidates} candidates, too few for slates of {shown}"

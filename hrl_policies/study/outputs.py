@@ -14,7 +14,7 @@ from hrl_policies.study.labels import PROPOSED, RunRecord
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
 from hrl_policies.study.report import stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
-from hrl_policies.study.runner import open_worlds, purifier_of
+from hrl_policies.study.runner import open_worlds, purifier_of, register_data_of
 from hrl_policies.study.store import StoredRun, all_runs, failed_runs, stored_runs
 from hrl_policies.study.tables import SUFFIXES, ResultTable, TableFormat, result_tables, write_records
 from hrl_policies.worlds import WorldPair
@@ -213,6 +213,7 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
         config = run.config
         key = repr((config.world, sorted(config.world_settings.items()), config.item_term))
         if key not in pairs:
+            register_data_of(run)
             pairs[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
         before, now = run.provenance["test"]["data"]["hash"], pairs[key].test.data.data_hash
         if before != now:

@@ -30,8 +30,11 @@ from hrl_policies.study.store import (
 )
 from hrl_policies.worlds import SEED_LIMIT, WorldPair, load_worlds, purified_sessions, session_seed, training_sessions
 from hrl_policies.zoo import BuildContext, method
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.data.own import OwnTables
+from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.origins import OwnOrigin
+from kuaifair_env.registration import ENVIRONMENTS, register_origin
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
@@ -162,6 +165,8 @@ def resume(
     log, memory = RunLog(stored.config), PeakMemory()
     log.lines.append(f"resumed after {stored.steps_done:,} steps")
     with log.recording():
+        if worlds is None:
+            register_data_of(stored)
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_data(stored, pair)
         loaded, content = _load_purifier(stored.config, path / PURIFIER)
@@ -274,6 +279,29 @@ def worlds_of(config: RunConfig, worlds: WorldPair | None, data_dir: str | Path 
     if worlds.name != config.world:
         raise ValueError(f"the run wants the worlds {config.world!r}, but was given {worlds.name!r}")
     return worlds
+
+
+def register_data_of(run: StoredRun) -> None:
+    """Registers the world of one's own that a run was made in, unless it is registered.
+
+    Raises:
+        ArtifactError: If its tables were in memory, or are not where they were.
+    """
+    name = run.config.world
+    data = run.provenance.get("test", {}).get("data", {})
+    if name in ENVIRONMENTS or data.get("origin") != "own":
+        return
+    again = (
+        f"register them again: kuaifair_env.register_world({name!r}, ...), or --data FILE on the command line; their "
+        f"hash is {data.get('hash')}"
+    )
+    tables = data.get("settings", {}).get("tables")
+    if tables is None:
+        raise ArtifactError(f"{run.folder} was made on data of your own that were not in files; {again}")
+    try:
+        register_origin(OwnOrigin.of_tables(name, OwnTables.from_dict(tables).resolved()))
+    except DataError as error:
+        raise ArtifactError(f"{run.folder} was made on data of your own that are gone ({error}); {again}") from error
 
 
 def open_worlds(

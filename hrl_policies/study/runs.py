@@ -28,6 +28,7 @@ from hrl_policies.study.store import (
 from hrl_policies.worlds import WorldPair, cached_purifier
 from kuaifair_env.errors import KuaiFairError
 from kuaifair_env.files import atomic_path
+from kuaifair_env.registration import own_origins, register_origin
 
 _MAX_WORLDS = 2
 PURIFIERS = "purifiers"
@@ -194,7 +195,7 @@ def _stored_result(runs: Sequence[RunConfig], root: Path) -> StudyResult:
 
 
 class WorldCache:
-    """The worlds that a process has made, the last few of them; pickled, it holds none.
+    """The worlds that a process has made, the last few of them; pickled, it holds what it takes to make them again.
 
     Args:
         worlds: Worlds by name that are no environment ids.
@@ -205,6 +206,8 @@ class WorldCache:
         self.worlds = dict(worlds or {})
         # Workers may have another working directory.
         self.data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+        # What was registered here is not known in other processes.
+        self._own_origins = own_origins()
         self._cached: OrderedDict[str, WorldPair] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,6 +223,8 @@ class WorldCache:
         world, settings, term = config.world, config.world_settings, config.item_term
         key = repr((world, sorted(settings.items()), term))
         if key not in self._cached:
+            for origin in self._own_origins:
+                register_origin(origin)
             own = self.worlds.get(world)
             if own is None:
                 self._cached[key] = open_worlds(world, settings, term, self.data_dir)

@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_problems
@@ -29,6 +30,7 @@ from hrl_policies.study.store import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES
 from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
+from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.simulator import InitialHistory, Repeats
 
@@ -166,7 +168,9 @@ class StudySpec(_Model):
     Attributes:
         name: Its name.
         methods: What is compared.
-        worlds: Environment ids, or names of :class:`~hrl_policies.worlds.WorldPair` that are passed along.
+        worlds: Environment ids, or names of :class:`~hrl_policies.worlds.WorldPair` that are passed along. In files
+            also ``{name: MyShop-v0, data: log.csv, ...}``, of which the name stays here.
+        own_data: By name, the tables of such worlds (:class:`~kuaifair_env.data.own.OwnTables`).
         max_lens: Horizons.
         seeds: Training seeds of methods that learn.
         control_seeds: Seeds of controls, which do not learn: the first training seed where this is empty.
@@ -185,6 +189,7 @@ class StudySpec(_Model):
     name: Annotated[str, AfterValidator(_folder_name)]
     methods: Annotated[tuple[StudyMethod, ...], BeforeValidator(_method_entries), AfterValidator(_not_empty)]
     worlds: Annotated[tuple[str, ...], AfterValidator(_not_empty), AfterValidator(_distinct)]
+    own_data: dict[str, dict[str, Any]] = {}
     max_lens: Annotated[tuple[Count, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = (30, 50)
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = STUDY_SEEDS
     control_seeds: Annotated[tuple[Seed, ...], AfterValidator(_distinct)] = ()
@@ -198,6 +203,18 @@ class StudySpec(_Model):
     sweep: dict[str, Annotated[tuple[Any, ...], AfterValidator(_not_empty)]] = {}
     world_settings: dict[str, Any] = {}
     data_dir: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_data_apart(cls, content: Any) -> Any:
+        """Keeps the names of worlds of one's own in ``worlds``, and their tables in ``own_data``."""
+        worlds = content.get("worlds") if isinstance(content, Mapping) else None
+        if not isinstance(worlds, (list, tuple)):
+            return content
+        own = {str(world.get("name")): dict(world) for world in worlds if isinstance(world, Mapping)}
+        names = [world.get("name") if isinstance(world, Mapping) else world for world in worlds]
+        tables = {name: {key: world[key] for key in world if key != "name"} for name, world in own.items()}
+        return {**content, "worlds": names, **({"own_data": tables} if tables else {})}
 
     @field_validator("n_users")
     @classmethod
@@ -235,7 +252,14 @@ def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[s
         raise ArtifactError(f"only shipped studies have a quick form: {', '.join(small)}; got {plan}")
     if not Path(plan).is_file():
         raise ArtifactError(f"there is no file {plan}, and no shipped study of that name: {shipped_plans()}")
-    return parse_study(read_yaml(plan))
+    spec, problems = parse_study(read_yaml(plan))
+    # Files of one's own are named as they are seen from the study's file.
+    folder = Path(plan).resolve().parent
+    own = {
+        name: {key: str(folder / value) if key in TABLES and value else value for key, value in tables.items()}
+        for name, tables in spec.own_data.items()
+    }
+    return spec.model_copy(update={"own_data": own}), problems
 
 
 def parse_study(content: Any) -> tuple[StudySpec, list[str]]:

@@ -10,7 +10,11 @@ from typing import Any
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.errors import DataError
 
-_FILES = ("data", "test", "items", "users")
+MIN_TEST_EXPOSURES = 20
+"""Test-log exposures that an item needs to be a candidate, where nothing else is said."""
+
+TABLES = ("data", "test", "items", "users")
+"""Fields of :class:`OwnTables` that name files."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class OwnTables:
         negatives_per_positive: Non-clicks drawn for each click of such a log.
         negatives_seed: Seed of the draws.
         drop_duplicates: Whether repeated rows are dropped.
+        min_test_exposures: Test-log exposures that an item needs to be a candidate.
     """
 
     data: str
@@ -44,6 +49,7 @@ class OwnTables:
     negatives_per_positive: float | None = None
     negatives_seed: int = 0
     drop_duplicates: bool | None = None
+    min_test_exposures: int = MIN_TEST_EXPOSURES
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> OwnTables:
@@ -62,7 +68,7 @@ class OwnTables:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what differs from the defaults, JSON-able."""
-        whole = asdict(self) | {"columns": dict(self.columns)}
+        whole = asdict(self)
         usual = OwnTables(self.data)
         return {name: value for name, value in whole.items() if name == "data" or value != getattr(usual, name)}
 
@@ -73,7 +79,7 @@ class OwnTables:
             DataError: If a file is missing.
         """
         files: dict[str, str] = {}
-        for name in _FILES:
+        for name in TABLES:
             given = getattr(self, name)
             if given is None:
                 continue
