@@ -17,7 +17,7 @@ from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import artifact_kind
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
-from kuaifair_env.response.graded import GradedResponse, observed_log, rounded_log
+from kuaifair_env.response.graded import GradedResponse, click_from, rounded_log
 from kuaifair_env.response.known import ObservedResponse, TwinResponse, observed_block
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 
@@ -123,14 +123,13 @@ def _fit_graded(
     feedback = [part.feedback for part in (data.train, data.test) if part.feedback is not None]
     largest = float(max(part.max() for part in feedback))
     if kind == "observed":
-        values, click_from = observed_log(log)
-        return ObservedResponse.from_log(values, data, mode="watch_ratio", threshold=click_from, clip=largest)
+        return ObservedResponse.from_log(log, data, mode="watch_ratio", threshold=click_from(log), clip=largest)
     if kind == "sequential":
         raise DataError("graded feedback needs response='factorised', 'observed' or 'auto'")
     rounded = rounded_log(log, largest, seed)
     clicks = replace(data, train=rounded) if split == "train" else replace(data, test=rounded)
     inner = fit_response(clicks, split, kind, config=config, seed=seed)
-    return GradedResponse.around(inner, log, largest)
+    return GradedResponse.around(inner, log, largest, data.identity(log))
 
 
 def fit_world_responses(

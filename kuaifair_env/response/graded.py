@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,26 +39,37 @@ class GradedResponse:
         click_from: Feedback from which a row is a click.
         edges: ``float32 (G - 1,)``, expected feedback between the ``G`` groups.
         quantiles: ``float32 (G, L)``, quantiles of each group's feedback.
+        report: What the model was made from, JSON-able; None leaves that to ``inner``.
     """
 
     def __init__(
-        self, inner: ResponseModel, largest: float, click_from: float, edges: FloatArray, quantiles: FloatArray
+        self,
+        inner: ResponseModel,
+        largest: float,
+        click_from: float,
+        edges: FloatArray,
+        quantiles: FloatArray,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         self.inner = inner
         self.largest, self.click_from = float(largest), float(click_from)
         self._edges, self._quantiles = edges, quantiles
         self._means = quantiles.mean(axis=1)
+        self._report = dict(report or {})
         self.n_users, self.n_items = inner.n_users, inner.n_items
         self.uses_history = inner.uses_history
 
     @classmethod
-    def around(cls, inner: ResponseModel, log: InteractionLog, largest: float) -> GradedResponse:
+    def around(
+        cls, inner: ResponseModel, log: InteractionLog, largest: float, report: Mapping[str, Any] | None = None
+    ) -> GradedResponse:
         """Spreads feedback around a model's means as a log does.
 
         Args:
             inner: Expected feedback of a row as a share of ``largest``; must not read the history.
             log: A log with graded feedback.
             largest: Largest feedback.
+            report: See the class.
 
         Raises:
             DataError: If the model reads the history.
@@ -81,11 +92,11 @@ class GradedResponse:
         for number in range(_BINS):
             own = values[rows[group == number]]
             quantiles[number] = np.quantile(own, levels) if own.any() else everything
-        return cls(inner, largest, _click_from(log), edges, quantiles)
+        return cls(inner, largest, click_from(log), edges, quantiles, report)
 
     def over(self, inner: ResponseModel) -> GradedResponse:
         """Returns the same spread around the means of another model."""
-        return GradedResponse(inner, self.largest, self.click_from, self._edges, self._quantiles)
+        return GradedResponse(inner, self.largest, self.click_from, self._edges, self._quantiles, self._report)
 
     def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
         """Returns expected feedback, ``float32 (B, K)``."""
@@ -117,7 +128,9 @@ class GradedResponse:
             self.inner.save(inner)
             content = np.frombuffer(inner.read_bytes(), np.uint8)
         tensors: dict[str, NDArray[Any]] = {"edges": self._edges, "quantiles": self._quantiles, "inner": content}
-        save_artifact(path, _KIND, tensors, {"largest": self.largest, "click_from": self.click_from})
+        save_artifact(
+            path, _KIND, tensors, {"largest": self.largest, "click_from": self.click_from, "report": self._report}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> GradedResponse:
@@ -128,7 +141,8 @@ class GradedResponse:
         """
         _, tensors, settings = load_artifact(path, _KIND)
         take_tensors(path, tensors, {"edges": (None,), "quantiles": (None, None), "inner": (None,)})
-        largest, click_from = (take_setting(path, settings, name) for name in ("largest", "click_from"))
+        names = ("largest", "click_from", "report")
+        largest, click_from, report = (take_setting(path, settings, name) for name in names)
         if len(tensors["edges"]) + 1 != len(tensors["quantiles"]):
             raise ArtifactError(f"{path}: {len(tensors['quantiles'])} groups need one edge less")
         loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
@@ -142,7 +156,7 @@ class GradedResponse:
             if kind not in loaders:
                 raise ArtifactError(f"{path} holds a model of kind '{kind}' inside; known are {', '.join(loaders)}")
             inner = loaders[kind](content)
-        return cls(inner, largest, click_from, tensors["edges"], tensors["quantiles"])
+        return cls(inner, largest, click_from, tensors["edges"], tensors["quantiles"], report)
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, bounds, and the report on the means, JSON-able."""
@@ -153,6 +167,7 @@ class GradedResponse:
             "users": self.n_users,
             "items": self.n_items,
             "means": self.inner.describe(),
+            **self._report,
         }
 
 
@@ -165,18 +180,16 @@ def rounded_log(log: InteractionLog, largest: float, seed: int) -> InteractionLo
     return replace(log, clicks=draws * largest < _graded(log), feedback=None)
 
 
-def observed_log(log: InteractionLog) -> tuple[InteractionLog, float]:
-    """Returns a log whose watch ratios are its graded feedback, and the feedback from which a row is a click."""
-    return replace(log, watch_ratios=_graded(log), feedback=None), _click_from(log)
-
-
 def _graded(log: InteractionLog) -> FloatArray:
     if log.feedback is None:
         raise DataError("the log has no graded feedback")
     return log.feedback
 
 
-def _click_from(log: InteractionLog) -> float:
-    """Returns what separates clicks: any feedback, unless there is some without a click, as with watch ratios."""
+def click_from(log: InteractionLog) -> float:
+    """Returns the graded feedback from which a row is a click.
+
+    That is any feedback at all, unless there is some without a click, as with watch ratios.
+    """
     feedback, clicks = _graded(log), log.clicks
     return float(feedback[clicks].min()) if (feedback[~clicks] > 0).any() and clicks.any() else _ANY_FEEDBACK

@@ -53,9 +53,9 @@ def observed_block(log: InteractionLog) -> Block:
 class ObservedResponse:
     """Feedback from a matrix of observed cells; the same pair always answers the same.
 
-    ``mode="click"``: feedback 0 or 1; a 1 is a click. ``mode="watch_ratio"``: feedback is the watch ratio clipped at
-    ``clip`` (the reward of Gao et al., CIRS, TOIS 2023, and EasyRL4Rec); it counts as a click in the history where it
-    is at least ``threshold``.
+    ``mode="click"``: feedback 0 or 1; a 1 is a click. ``mode="watch_ratio"``: feedback is the log's graded feedback
+    where it has one, else the watch ratio, clipped at ``clip`` (the reward of Gao et al., CIRS, TOIS 2023, and
+    EasyRL4Rec); it counts as a click in the history where it is at least ``threshold``.
 
     A missing cell takes the mean of its item's observed cells: in click mode this is a probability, and the session's
     uniform decides (the only cells that are not deterministic); in watch-ratio mode it is the feedback itself.
@@ -246,6 +246,8 @@ class ObservedResponse:
 def _cell_values(log: InteractionLog, mode: Mode, threshold: float | None, clip: float) -> FloatArray:
     if mode == "click" and threshold is None:
         return log.clicks.astype(np.float32)
+    if mode == "watch_ratio" and log.feedback is not None:
+        return np.minimum(log.feedback, np.float32(clip))
     if log.watch_ratios is None:
         raise DataError("the log holds no watch ratios; use mode='click' without a threshold")
     if np.isnan(log.watch_ratios).any():

@@ -184,6 +184,9 @@ def test_a_model_of_graded_feedback_is_fitted_to_its_mean():
     assert expected.mean() == pytest.approx(log.feedback.mean(), rel=0.15)
     truth = twin.truth.click_probability(log.users, log.items[:, None])[:, 0]
     assert np.corrcoef(expected, truth)[0, 1] > 0.6
+    assert response.describe()["data_hash"] == twin.data.data_hash
+    world = build_world(twin.data, "test", response)
+    assert world.response.describe() == response.describe()
     with pytest.raises(DataError, match="factorised"):
         fit_response(twin.data, "test", "sequential")
 
@@ -196,3 +199,4 @@ def test_watch_ratios_of_a_whole_matrix_are_looked_up():
     expected = response.expected(log.users, log.items[:, None])[:, 0]
     np.testing.assert_allclose(expected, log.feedback, atol=2e-3)
     assert (response.clicked(expected) == log.clicks).mean() > 0.999
+    assert build_world(twin.data, "test", response, embeddings=np.ones((PANEL.n_items, 4), np.float32)).response
