@@ -87,7 +87,7 @@ session: {slate_size: 4}
     runs = check_study(spec, problems)
     result = run_study(runs, folder / "store", engine=LocalEngine(2))
     assert not result.failures
-    assert [record.world for record in result.records] == ["MyShop-v0"]
+    assert [record.config.world for record in result.records] == ["MyShop-v0"]
     broken = spec.model_copy(update={"own_data": {"MyShop-v0": {"data": str(folder / "none.csv")}}})
     with pytest.raises(StudyError, match=r"the world MyShop-v0: .*no such file"):
         check_study(broken)
