@@ -109,6 +109,8 @@ def load_worlds(env_id: str, settings: WorldSettings | None = None, data_dir: st
     if data_dir is not None:
         chosen = {**chosen, "data_dir": data_dir}
     train: WorldSettings = {**chosen, "split": "train"}
+    # Conformity is that of the test world's users.
+    train.pop("conformity", None)
     test: WorldSettings = {**chosen, "split": "test"}
     return WorldPair(env_id, make_world(env_id, **train), make_world(env_id, **test))
 

@@ -19,6 +19,7 @@ from kuaifair_env.simulator import (
     Outcome,
     RandomUsers,
     Repeats,
+    RewardForm,
     Sessions,
     SessionSimulator,
     SessionSource,
@@ -57,6 +58,7 @@ class SessionConfig:
         duplicates: What ``slate`` mode does with an item that a slate holds twice: ``"error"``, or ``"replace"`` by the
             most similar item that may be shown (see :class:`~kuaifair_env.spaces.FilledSlateActions`), which also
             replaces what ``repeats="forbid"`` rules out. With it SB3's ``MultiDiscrete`` policies can be trained.
+        reward: ``"mean"`` or ``"sum"`` of the feedback over the slate; users leave by the mean in both.
     """
 
     max_len: int = 30
@@ -67,6 +69,7 @@ class SessionConfig:
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
     duplicates: Duplicates = "error"
+    reward: RewardForm = "mean"
 
     def __post_init__(self) -> None:
         for name in ("max_len", "slate_size"):
@@ -220,6 +223,7 @@ class SessionBatch:
             leave=leave_rule(config.leave),
             initial_history=config.initial_history,
             repeats=config.repeats,
+            reward=config.reward,
         )
         self._returns = np.zeros(batch_size)
         self._popular = np.zeros(batch_size)

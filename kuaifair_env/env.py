@@ -48,7 +48,7 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
 
     ## Rewards
 
-    The mean feedback over the slate, ``r_t`` in [0, 1] for clicks.
+    The mean feedback over the slate, ``r_t`` in [0, 1] for clicks (``reward="sum"``: the sum, in [0, K]).
 
     ## Starting state
 

@@ -326,11 +326,12 @@ class _Totals:
         if not np.array_equal(done, ended):
             raise ValueError(_INCOMPLETE)
         listed, items = before.listed, np.concatenate([outcome.items for outcome in outcomes])
-        violation, reward = (
-            np.concatenate([getattr(outcome, name) for outcome in outcomes])[listed] for name in ("violation", "reward")
+        violation, mean = (
+            np.concatenate([getattr(outcome, name) for outcome in outcomes])[listed]
+            for name in ("violation", "mean_feedback")
         )
         self._slates.add(items[listed], before.users[listed], violation)
-        self._temper_lost += float(np.clip(2.0 - reward, 0.0, 2.0).sum())
+        self._temper_lost += float(np.clip(2.0 - mean, 0.0, 2.0).sum())
         self._steps += int(listed.sum())
         if before.truth is not None:
             gains = np.take_along_axis(before.truth, items, axis=1)[listed]

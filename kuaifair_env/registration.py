@@ -16,6 +16,7 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.clicks import FeedbackKind, Positive
 from kuaifair_env.data.dataset import FrameSettings, InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
+from kuaifair_env.data.popularity import POPULAR_SHARE
 from kuaifair_env.data.schema import Split
 from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.tables import SplitRule, Table
     from kuaifair_env.metrics.fairness import DisparityMode
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
-    from kuaifair_env.simulator import InitialHistory, Repeats
+    from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
     from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode
     from kuaifair_env.synthetic.config import TasteStrength
 
@@ -67,6 +68,7 @@ _WORLD_DEFAULTS: dict[str, Any] = {
     "embedding_dim": EMBEDDING_DIM,
     "history_length": HISTORY_LENGTH,
     "popularity": "train",
+    "popularity_share": POPULAR_SHARE,
 }
 
 
@@ -95,6 +97,7 @@ class WorldSettings(TypedDict, total=False):
     embedding_dim: int
     history_length: int
     popularity: PopularitySource
+    popularity_share: float
     encoder: WorldEncoder | None
 
 
@@ -112,6 +115,7 @@ class Settings(WorldSettings, total=False):
     initial_history: InitialHistory
     repeats: Repeats
     duplicates: Duplicates
+    reward: RewardForm
     ad_bound: float
     unfair_penalty: float
     mode: DisparityMode
@@ -140,8 +144,8 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             ``"sequential"``); ``taste`` (twins: ``"measured"``, ``"strong"`` or standard deviation in logits);
             ``conformity`` (twins: share of the training world's conformity that the test world's users have, 0 by
             default); ``embedding_dim``;
-            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``encoder`` (a pretrained
-            ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
+            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``popularity_share`` (share of the candidates
+            that are popular); ``encoder`` (a pretrained ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
 
     Returns:
         The world; equal settings return the same object while it is among the last few that were made.
@@ -160,6 +164,11 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     if settings.get("split", "train") not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}, got {settings['split']!r}")
     source = ENVIRONMENTS[env_id].source(env_id, settings)
+    true_users = (settings.get("split"), settings.get("response", "auto")) == ("test", "auto")
+    if "conformity" in settings and not true_users:
+        raise ValueError(
+            "'conformity' is that of a twin's true users, whom only split='test' with response='auto' has; drop it"
+        )
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
     world = _cached_world(source, **chosen)
@@ -352,6 +361,7 @@ def _cached_world(
     embedding_dim: int,
     history_length: int,
     popularity: PopularitySource,
+    popularity_share: float,
 ) -> World:
     found = source.load()
     data, truth = found.data, found.truth
@@ -373,5 +383,6 @@ def _cached_world(
         embeddings=cached_embeddings(data, embedding_dim),
         history_length=history_length,
         popularity=popularity,
+        popularity_share=popularity_share,
         true_preference=preference,
     )

@@ -19,6 +19,8 @@ from kuaifair_env.world import World
 
 InitialHistory = Literal["log", "empty"]
 Repeats = Literal["allow", "forbid"]
+RewardForm = Literal["mean", "sum"]
+"""``"mean"``: mean feedback over the slate, the paper's ``r_t``; ``"sum"``: its sum, ``K`` times as much."""
 
 # A history place holds 2 * item + click, so that shifting the window moves one array.
 _EMPTY_PLACE = np.int32(2 * PADDING)
@@ -120,7 +122,7 @@ class Outcome(NamedTuple):
         items: ``int64 (B, K)``, what was shown.
         feedback: ``float32 (B, K)``, realised feedback (0 or 1 for clicks).
         clicks: ``bool (B, K)``.
-        reward: ``float64 (B,)``, mean feedback over the slate, ``r_t``.
+        reward: ``float64 (B,)``, mean feedback over the slate, ``r_t``, or its sum.
         popular_share: ``float64 (B,)``, share of popular items in the slate, ``p_t``.
         disparity: ``float64 (B,)``, what the leave rule evaluated, ``u_t``.
         violation: ``bool (B,)``, whether the leave rule was violated.
@@ -144,6 +146,12 @@ class Outcome(NamedTuple):
     def done(self) -> BoolArray:
         """``bool (B,)``, whether the session is over."""
         return self.terminated | self.truncated
+
+    @property
+    def mean_feedback(self) -> NDArray[np.float64]:
+        """``float64 (B,)``, mean feedback over the slate, on which leave rules go, whatever the form of the reward."""
+        total: NDArray[np.float64] = np.add.reduce(self.feedback, axis=1, dtype=np.float64)
+        return total / self.feedback.shape[1]
 
 
 class SessionSimulator:
@@ -172,13 +180,15 @@ class SessionSimulator:
         leave: LeaveRule,
         initial_history: InitialHistory = "log",
         repeats: Repeats = "allow",
+        reward: RewardForm = "mean",
     ) -> None:
-        _check_settings(world, batch_size, max_len, slate_size, initial_history, repeats)
+        _check_settings(world, batch_size, max_len, slate_size, initial_history, repeats, reward)
         self.world = world
         self.batch_size = batch_size
         self.max_len = max_len
         self.slate_size = slate_size
         self.source = source
+        self._reward_scale = 1 if reward == "sum" else slate_size
         self.users = np.zeros(batch_size, np.int64)
         self.numbers = np.full(batch_size, -1, np.int64)
         self.steps = np.zeros(batch_size, np.int64)
@@ -247,12 +257,14 @@ class SessionSimulator:
         expected = response.expected(self.users, items, self._history_for_response())
         feedback = response.feedback(expected, self._uniforms[self._rows, self.steps])
         clicks = response.clicked(feedback)
-        reward = np.add.reduce(feedback, axis=1, dtype=np.float64) / self.slate_size
+        total = np.add.reduce(feedback, axis=1, dtype=np.float64)
         popular_share = np.add.reduce(self._popular[items], axis=1)
         self._remember(items, clicks)
-        temper, disparity, violation, leaves = self._leave.update(items, popular_share, reward, self.steps)
+        mean = total / self.slate_size
+        temper, disparity, violation, leaves = self._leave.update(items, popular_share, mean, self.steps)
         self.left = leaves
         truncated = (self.steps >= self.max_len) > leaves
+        reward = total / self._reward_scale
         return Outcome(items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated)
 
     def _history_for_response(self) -> HistoryWindow | None:
@@ -276,6 +288,7 @@ def _check_settings(
     slate_size: int,
     initial_history: InitialHistory,
     repeats: Repeats,
+    reward: RewardForm,
 ) -> None:
     for name, number in (("batch_size", batch_size), ("max_len", max_len)):
         if number < 1:
@@ -286,6 +299,8 @@ def _check_settings(
         raise ValueError(f"initial_history must be 'log' or 'empty', got {initial_history!r}")
     if repeats not in ("allow", "forbid"):
         raise ValueError(f"repeats must be 'allow' or 'forbid', got {repeats!r}")
+    if reward not in ("mean", "sum"):
+        raise ValueError(f"reward must be 'mean' or 'sum', got {reward!r}")
     if repeats == "forbid" and max_len * slate_size > world.n_items:
         raise ValueError(
             f"repeats='forbid' needs max_len * slate_size = {max_len * slate_size} items, "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES
-from kuaifair_env.data.popularity import PopularityGroups, PopularitySource, groups_of
+from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, PopularitySource, groups_of
 from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
@@ -306,6 +306,7 @@ def build_world(
     embeddings: FloatArray | None = None,
     history_length: int = HISTORY_LENGTH,
     popularity: PopularitySource = "train",
+    popularity_share: float = POPULAR_SHARE,
     true_preference: tuple[FloatArray, FloatArray] | None = None,
 ) -> World:
     """Builds the world of one split from a data set and a response model that was fitted on that split.
@@ -322,6 +323,7 @@ def build_world(
             :func:`~kuaifair_env.embeddings.item_embeddings` of the training log with ``d = 64``.
         history_length: Places ``H`` in a history window.
         popularity: Source of the popularity groups: exposures in the training log, or the platform's counts.
+        popularity_share: Share of the candidates that are popular.
         true_preference: Taste vectors of items and users where the truth is known.
 
     Raises:
@@ -346,7 +348,7 @@ def build_world(
         split=split,
         data=arranged,
         n_items=len(rows),
-        groups=groups_of(arranged, np.arange(len(rows)), source=popularity),
+        groups=groups_of(arranged, np.arange(len(rows)), popularity_share, popularity),
         embeddings=embeddings[order],
         response=response.rearranged(order),
         users=np.unique(np.asarray(users, np.int64)),

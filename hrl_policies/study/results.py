@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hrl_policies.study.labels import MODES, RunRecord, Task, Variant, data_note, evaluation_note, leave_rule_text
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
+from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import IdArray
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
@@ -133,11 +134,15 @@ class EvaluatedRun:
     def length_bounds(self, reward: float) -> tuple[float, float]:
         """Returns floor and ceiling of Len at a mean reward, where the summary has them."""
         session = self.record.config.session
-        leave = session.describe()["leave"]
-        temper = float(leave["initial_temper"] or session.max_len)
-        reward = min(max(reward, 0.0), 2.0)
+        slate_size, rule = session.items_per_slate, leave_rule(session.leave)
+        assert isinstance(rule, TemperFairness)
+        temper = float(rule.initial_temper or session.max_len)
+        feedback = reward / slate_size if session.reward == "sum" else reward
         floor, ceiling = length_floor_and_ceiling(
-            temper, reward, penalty=leave["unfair_penalty"], grace_steps=leave["grace_steps"]
+            temper,
+            min(max(feedback, 0.0), 2.0),
+            penalty=rule.unfair_penalty,
+            grace_steps=rule.grace_for(slate_size),
         )
         return min(float(floor), session.max_len), min(float(ceiling), session.max_len)
 

@@ -16,6 +16,9 @@ from kuaifair_env.errors import DataError
 PopularitySource = Literal["train", "shown"]
 """``"train"``: exposures in the training log; ``"shown"``: the platform's own counts (``show_user_num``)."""
 
+POPULAR_SHARE = 0.2
+"""Share of the candidates that are popular, unless another is chosen."""
+
 
 @dataclass(frozen=True)
 class PopularityGroups:
@@ -71,7 +74,7 @@ class PopularityGroups:
 
 
 def popularity_groups(
-    counts: NDArray[Any] | IntArray, ids: IdArray, share: float = 0.2, source: str = "train"
+    counts: NDArray[Any] | IntArray, ids: IdArray, share: float = POPULAR_SHARE, source: str = "train"
 ) -> PopularityGroups:
     """Calls the ``share`` of the candidates with the most exposures popular.
 
@@ -136,7 +139,7 @@ def log_popularity(exposures: NDArray[Any]) -> NDArray[np.float64]:
 def groups_of(
     data: InteractionData,
     candidates: IntArray | None = None,
-    share: float = 0.2,
+    share: float = POPULAR_SHARE,
     source: PopularitySource = "train",
 ) -> PopularityGroups:
     """Groups the candidates of a data set; the test log is never looked at.

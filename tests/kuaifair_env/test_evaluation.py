@@ -218,6 +218,24 @@ def test_the_predicted_length_is_the_true_one_for_every_rule_it_is_printed_for(n
     assert (summary["len_floor"] == summary["len_ceiling"]) == (name == "no_fairness")
 
 
+def test_the_sum_of_a_slates_feedback_is_the_mean_times_its_size_and_changes_nothing_else():
+    results = [
+        evaluate(
+            SameSlate(range(5)),
+            KuaiFairEnv(WORLD, SessionConfig(max_len=12, action_mode="slate", slate_size=5, reward=form)),
+        )
+        for form in ("mean", "sum")
+    ]
+    mean, total = (result.sessions for result in results)
+    np.testing.assert_allclose(total.return_, 5 * mean.return_)
+    np.testing.assert_allclose(total.mean_reward, 5 * mean.mean_reward)
+    np.testing.assert_array_equal(total.length, mean.length)
+    figures, others = (result.summary() for result in results)
+    assert others["r_each"] == pytest.approx(5 * figures["r_each"])
+    same = set(figures) - {"r_each", "r_cum"}
+    assert {name: others[name] for name in same} == {name: figures[name] for name in same}, "Len's law as well"
+
+
 class Ratios(TableResponse):
     """Feedback is the table itself, as watch ratios are."""
 

@@ -224,6 +224,10 @@ def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tm
         (TOY, {"response": "oracle"}, "response must be one of"),
         (TOY, {"taste": "sweet"}, "taste"),
         (TOY, {"popularity": "likes"}, "popularity"),
+        (TOY, {"popularity_share": 1.0}, "between 0 and 1"),
+        (TOY, {"reward": "product"}, "reward must be 'mean' or 'sum'"),
+        (TOY, {"conformity": 0.5}, "'conformity' is that of a twin's true users"),
+        (TOY, {"conformity": 0.5, "split": "test", "response": "factorised"}, "split='test' with response='auto'"),
         (TOY, {"embedding_dim": 0}, "at least 1"),
         (TOY, {"embedding_dim": 1}, "embedding_dim="),
         (TOY, {"history_length": 0}, "history length"),
@@ -273,6 +277,14 @@ def test_equal_settings_share_one_world():
     assert make_world(TOY, source="twin", split="test") is make_world(TOY, split="test", source="twin")
     assert make_world(TOY, split="test") is not world
     assert gym.make(TOY).unwrapped.world is gym.make(TOY, max_len=50).unwrapped.world is world
+
+
+def test_the_share_of_popular_items_is_a_setting():
+    world, usual = make_world(TOY, popularity_share=0.5), make_world(TOY)
+    assert (world.groups.popular.sum(), usual.groups.popular.sum()) == (300, 120)
+    assert world.groups.popular[usual.groups.popular].all()
+    assert world.groups.counts[world.groups.popular].min() >= world.groups.counts[~world.groups.popular].max()
+    assert gym.make(TOY, popularity_share=0.5).unwrapped.world is world
 
 
 def test_the_two_worlds_share_candidates_and_embeddings_but_neither_users_nor_responses():
