@@ -150,8 +150,8 @@ class Outcome(NamedTuple):
     @property
     def mean_feedback(self) -> NDArray[np.float64]:
         """``float64 (B,)``, mean feedback over the slate, on which leave rules go, whatever the form of the reward."""
-        total: NDArray[np.float64] = np.add.reduce(self.feedback, axis=1, dtype=np.float64)
-        return total / self.feedback.shape[1]
+        mean: NDArray[np.float64] = self.feedback.mean(axis=1, dtype=np.float64)
+        return mean
 
 
 class SessionSimulator:
