@@ -143,9 +143,9 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
             to ``clip``, 5 by default); ``response`` (``"auto"``, ``"observed"``, ``"factorised"``,
             ``"sequential"``); ``taste`` (twins: ``"measured"``, ``"strong"`` or standard deviation in logits);
             ``conformity`` (twins: share of the training world's conformity that the test world's users have, 0 by
-            default); ``embedding_dim``;
-            ``history_length``; ``popularity`` (``"train"`` or ``"shown"``); ``popularity_share`` (share of the candidates
-            that are popular); ``encoder`` (a pretrained ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
+            default); ``embedding_dim``; ``history_length``; ``popularity`` (``"train"`` or ``"shown"``);
+            ``popularity_share`` (share of the candidates that are popular); ``encoder`` (a pretrained
+            ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
 
     Returns:
         The world; equal settings return the same object while it is among the last few that were made.
