@@ -15,6 +15,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FloatArray, IdArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import atomic_path
+from kuaifair_env.progress import announce
 
 EMBEDDING_DIM = 64
 
@@ -141,6 +142,7 @@ def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path 
         except (OSError, ValueError, EOFError):
             pass
         warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
+    announce(f"embedding the {len(data.items):,} items of {data.provenance.name}")
     embeddings = item_embeddings(data.train, len(data.users), data.items, dimension)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, embeddings, allow_pickle=False)

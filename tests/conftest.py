@@ -8,6 +8,8 @@ import signal
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+os.environ.setdefault("KUAIFAIR_QUIET", "1")
+
 from hypothesis import settings  # noqa: E402  (the threads above come first)
 
 # A shell ignores Ctrl-C for commands that it runs in the background, and Python then installs no handler.

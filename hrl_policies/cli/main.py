@@ -21,6 +21,7 @@ from hrl_policies.cli import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.study import study_app
+from kuaifair_env.data.cache import CacheKind
 from kuaifair_env.data.sources import DatasetName
 from kuaifair_env.errors import KuaiFairError
 
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, pretrain, probe, encode, tune):
     app.command()(command)
-data_app = typer.Typer(help="Download, check and look at data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Download, check, look at and delete data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 
@@ -290,6 +291,33 @@ def info(data_dir: Annotated[Path | None, typer.Option(help="A folder to look in
         console.print(entries)
     for facts in DATASETS.values():
         console.print(f"cite {facts.title}: {facts.citation}", soft_wrap=True)
+
+
+@data_app.command()
+def clean(
+    only: Annotated[
+        list[CacheKind] | None,
+        typer.Option(help="What to delete; repeat it for several. All but downloads by default."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """List what the cache holds and delete it; everything is made again when it is needed."""
+    from kuaifair_env.data.cache import cache_dir, cache_entries, remove_entries
+
+    entries = cache_entries(kinds=only or ["data", "responses", "embeddings", "purifiers"])
+    if not entries:
+        typer.echo(f"nothing to delete in {cache_dir()}")
+        return
+    table = Table("kind", "entry", "MB", title=escape(str(cache_dir())))
+    table.columns[2].justify = "right"
+    for entry in entries:
+        table.add_row(entry.kind, escape(entry.path.name), f"{entry.size / 1e6:,.1f}")
+    Console().print(table)
+    total = f"{sum(entry.size for entry in entries) / 1e6:,.1f} MB"
+    if not yes:
+        typer.confirm(f"Delete {len(entries)} entries, {total}?", abort=True)
+    remove_entries(entries)
+    typer.echo(f"deleted {len(entries)} entries, {total}")
 
 
 def _cache_table() -> Table:

@@ -1,7 +1,8 @@
 """A versioned cache of data sets: plain ``.npy`` files and a JSON manifest, written whole or not at all.
 
-Reading memory-maps the arrays, so that a log of 12.5 million rows opens in a fraction of a second. Every file
-is checked against its SHA-256; nothing that is loaded can run code.
+Reading memory-maps the arrays, so that a log of 12.5 million rows opens in a fraction of a second; users and items
+of the rows are stored smaller than they are used. Every file has a SHA-256 to be checked against; nothing that is
+loaded can run code.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import platformdirs
@@ -25,13 +26,16 @@ from numpy.typing import NDArray
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, NegativeSampling, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import file_hash, remove_stale
+from kuaifair_env.files import file_hash, folder_size, remove_stale
 
 CACHE_VARIABLE = "KUAIFAIR_CACHE"
 """Environment variable that moves the cache folder."""
 
+CacheKind = Literal["data", "responses", "embeddings", "purifiers", "downloads"]
+"""Folders of the cache: data sets and twins, fitted models, item embeddings, purifiers, official archives."""
+
 FORMAT = "kuaifair-data"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 _LOG_KINDS = {
@@ -52,6 +56,11 @@ _KINDS = {
     **{f"{log}.{column}": kind for log in ("train", "test") for column, kind in _LOG_KINDS.items()},
 }
 _IDS = ("users.ids", "items.ids")
+# Users of rows are stored as where each user's rows begin, items in the smallest type that holds them.
+_KINDS |= {"train.users": "<i8", "test.users": "<i8"}
+_ITEM_COLUMNS = ("train.items", "test.items")
+_ITEM_KINDS = ("|u1", "<u2", "<i4")
+_ALWAYS_HASHED = 1 << 22
 _OPTIONAL = {"items.shown", "train.watch_ratios", "test.watch_ratios", "train.feedback", "test.feedback"}
 
 
@@ -121,12 +130,13 @@ def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] 
     return target
 
 
-def load_data(folder: str | Path, verify: bool = True) -> InteractionData:
-    """Opens a data set that :func:`save_data` wrote; the arrays are read-only and memory-mapped.
+def load_data(folder: str | Path, hashed_up_to: float = float("inf")) -> InteractionData:
+    """Opens a data set that :func:`save_data` wrote; the arrays are read-only.
 
     Args:
         folder: The data set's folder.
-        verify: Compare every file with its SHA-256 first.
+        hashed_up_to: Files of at most so many bytes are compared with their SHA-256; of larger ones type and size alone
+            must be right.
 
     Raises:
         ArtifactError: When the folder is missing, foreign, damaged, or of another format version.
@@ -134,7 +144,7 @@ def load_data(folder: str | Path, verify: bool = True) -> InteractionData:
     target = Path(folder)
     manifest = read_manifest(target)
     try:
-        return _assemble(target, manifest, verify)
+        return _assemble(target, manifest, hashed_up_to)
     except ArtifactError:
         raise
     except (DataError, KeyError, TypeError, ValueError, OSError, EOFError) as error:
@@ -165,14 +175,14 @@ def cached(
     target = entry_folder(key_parts, folder)
     if target.exists():
         try:
-            return load_data(target)
+            return load_data(target, _ALWAYS_HASHED)
         except ArtifactError as error:
             warnings.warn(f"cache entry rebuilt: {error}", stacklevel=2)
             _set_aside(target)
     data = build()
     _store(data, target, key_parts, keep_existing=True)
     try:
-        return load_data(target, verify=False)
+        return load_data(target, 0)
     except ArtifactError:  # another process is replacing a damaged entry at this moment
         return data
 
@@ -194,6 +204,41 @@ def cached_entries(folder: str | Path | None = None) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(entry for entry in root.iterdir() if not entry.name.startswith(".") and _is_data(entry))
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Something that the cache holds and that is made again when it is missing; downloads are fetched again.
+
+    Attributes:
+        kind: The folder of the cache that it lies in.
+        path: File or folder.
+        size: Bytes.
+    """
+
+    kind: CacheKind
+    path: Path
+    size: int
+
+
+def cache_entries(folder: str | Path | None = None, kinds: Sequence[CacheKind] | None = None) -> list[CacheEntry]:
+    """Returns what the cache holds, damaged and outdated entries too, of some kinds or of all."""
+    entries = []
+    for kind in kinds or get_args(CacheKind):
+        place = cache_dir(folder) / kind
+        paths = sorted(place.iterdir()) if place.is_dir() else []
+        sizes = [folder_size(path) if path.is_dir() else path.stat().st_size for path in paths]
+        entries += [CacheEntry(kind, path, size) for path, size in zip(paths, sizes, strict=True)]
+    return entries
+
+
+def remove_entries(entries: Sequence[CacheEntry]) -> None:
+    """Deletes entries of the cache; one that another process deleted meanwhile is no error."""
+    for entry in entries:
+        if entry.path.is_dir() and not entry.path.is_symlink():
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            entry.path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -230,13 +275,19 @@ def _arrays_of(data: InteractionData) -> dict[str, NDArray[Any]]:
     }
     for name, log in (("train", data.train), ("test", data.test)):
         arrays |= {f"{name}.{column}": getattr(log, column) for column in _LOG_KINDS}
+    for name, log in (("train", data.train), ("test", data.test)):
+        arrays[f"{name}.users"] = log.offsets(len(data.users))
+        if len(data.items) <= 1 << 16:
+            arrays[f"{name}.items"] = log.items.astype(np.min_scalar_type(len(data.items) - 1))
     return {
         name: np.ascontiguousarray(array, _kind(name, array)) for name, array in arrays.items() if array is not None
     }
 
 
 def _kind(name: str, array: NDArray[Any]) -> str:
-    """Returns how an array is stored; ids may be text."""
+    """Returns how an array is stored; ids may be text, and few items need few bits."""
+    if name in _ITEM_COLUMNS and array.dtype.str in _ITEM_KINDS:
+        return array.dtype.str
     return f"<U{array.dtype.itemsize // 4}" if name in _IDS and array.dtype.kind == "U" else _KINDS[name]
 
 
@@ -266,11 +317,17 @@ def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _assemble(folder: Path, manifest: Mapping[str, Any], verify: bool) -> InteractionData:
+def _assemble(folder: Path, manifest: Mapping[str, Any], hashed_up_to: float) -> InteractionData:
     arrays: dict[str, Any] = dict.fromkeys(_OPTIONAL)
     for name in _KINDS:
         if name in manifest["arrays"] or name not in _OPTIONAL:
-            arrays[name] = _open_array(folder, name, manifest["arrays"][name], verify)
+            arrays[name] = _open_array(folder, name, manifest["arrays"][name], hashed_up_to)
+    for log in ("train", "test"):
+        starts = arrays[f"{log}.users"]
+        arrays[f"{log}.users"] = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
+        arrays[f"{log}.items"] = arrays[f"{log}.items"].astype(np.int32)
+        for column in ("users", "items"):
+            arrays[f"{log}.{column}"].flags.writeable = False
     names = manifest["feature_names"]
     logs = {
         log: InteractionLog(
@@ -297,9 +354,9 @@ def _assemble(folder: Path, manifest: Mapping[str, Any], verify: bool) -> Intera
     return data
 
 
-def _open_array(folder: Path, name: str, entry: Mapping[str, Any], verify: bool) -> NDArray[Any]:
+def _open_array(folder: Path, name: str, entry: Mapping[str, Any], hashed_up_to: float) -> NDArray[Any]:
     path = folder / f"{name}.npy"
-    if verify and file_hash(path) != entry["sha256"]:
+    if path.stat().st_size <= hashed_up_to and file_hash(path) != entry["sha256"]:
         raise ArtifactError(f"{path} is damaged: its SHA-256 is not the recorded one; delete {folder}")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.dtype.str != _kind(name, array) or list(array.shape) != entry["shape"]:

@@ -182,7 +182,7 @@ class InteractionLog:
         columns += [column for column in (self.watch_ratios, self.feedback) if column is not None]
         if len({len(column) for column in columns}) != 1:
             raise DataError(f"log columns differ in length: {[len(column) for column in columns]}")
-        if len(self.users) and (np.diff(self.users) < 0).any():
+        if (self.users[1:] < self.users[:-1]).any():
             raise DataError("log rows must be sorted by user, then time; see InteractionLog.sorted")
 
     @classmethod

@@ -15,6 +15,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import artifact_kind
+from kuaifair_env.progress import announce
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.graded import GradedResponse, click_from, rounded_log
@@ -189,6 +190,7 @@ def cached_response(
             return load_response(path)
         except ArtifactError as error:
             warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
+    announce(f"fitting what users of {data.provenance.name} answer in the {split} world (kept in {cache_dir(folder)})")
     response = fit_response(data, split, kind)
     response.save(path)
     return response

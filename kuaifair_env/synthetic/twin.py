@@ -13,6 +13,7 @@ from scipy.special import expit
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Provenance
+from kuaifair_env.progress import announce
 from kuaifair_env.synthetic.choices import chosen, chosen_truth, watch_ratios
 from kuaifair_env.synthetic.config import QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.tables import TwinTables, build_tables, catalogue_of, users_of
@@ -259,7 +260,12 @@ def load_twin(config: TwinConfig, folder: str | Path | None = None) -> Twin:
     """Returns :func:`generate_twin` with logs from a cache folder, or from the default one, stored on first use."""
     world = build_world(config)
     key = {"name": f"{config.name}-twin", "version": VERSION, "config": config.as_dict()}
-    return Twin(config, world, cached(key, lambda: _draw_data(config, world), folder))
+
+    def draw() -> InteractionData:
+        announce(f"drawing the {config.name} twin, {config.train_rows + config.test_rows:,} rows")
+        return _draw_data(config, world)
+
+    return Twin(config, world, cached(key, draw, folder))
 
 
 def _draw_data(config: TwinConfig, world: TwinWorld) -> InteractionData:

@@ -26,6 +26,7 @@ from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
 from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
 from kuaifair_env.data import load_kuairand
+from kuaifair_env.data.cache import cached_entries
 
 ENV = ["--env", "KuaiFair-Toy-v0"]
 QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]
@@ -506,3 +507,17 @@ def test_info_lists_what_the_cache_holds(kuaifair, tmp_path):
     code, out, err = kuaifair("data", "info", "--data-dir", tmp_path / "made")
     assert code == 0, err
     assert data.data_hash in out and "partial" in out
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_clean_lists_what_it_deletes_and_asks(kuaifair, tmp_path):
+    official.write_kuairand(tmp_path / "made")
+    load_kuairand(tmp_path / "made")
+    (entry,) = cached_entries()
+    code, out, err = kuaifair("data", "clean", "--only", "responses")
+    assert code == 0 and "nothing to delete" in out, err
+    code, out, err = kuaifair("data", "clean")
+    assert code != 0 and entry.name[:12] in out and entry.exists()  # nobody said yes
+    code, out, err = kuaifair("data", "clean", "--yes")
+    assert code == 0 and "deleted 1 entries" in out, err
+    assert not entry.exists()

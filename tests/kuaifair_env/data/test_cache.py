@@ -25,7 +25,7 @@ from kuaifair_env.data import (
     read_kuairand,
     save_data,
 )
-from kuaifair_env.data.cache import MANIFEST, cached_entries, entry_folder
+from kuaifair_env.data.cache import MANIFEST, cache_entries, cached_entries, entry_folder, remove_entries
 from kuaifair_env.data.sources import KUAIRAND
 from kuaifair_env.errors import ArtifactError, DataError
 
@@ -63,7 +63,7 @@ def test_the_stored_hash_is_the_hash_of_the_data(tmp_path: Path) -> None:
     assert make_data(1).data_hash != stored
 
 
-def test_arrays_are_read_only_and_no_copy(tmp_path: Path) -> None:
+def test_arrays_are_read_only(tmp_path: Path) -> None:
     loaded = load_data(save_data(make_data(), tmp_path / "set"))
     with pytest.raises(ValueError, match="read-only"):
         loaded.train.items[0] = 1
@@ -150,6 +150,30 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, how: str) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(cached(key, lambda: pytest.fail("built again"), tmp_path), make_data())
+
+
+def test_rows_take_little_space_and_come_back_as_they_were(tmp_path: Path) -> None:
+    data = make_data(rows=20_000)
+    folder = save_data(data, tmp_path / "set")
+    assert (folder / "train.users.npy").stat().st_size < 8 * len(data.users) + 200
+    assert (folder / "train.items.npy").stat().st_size < 2 * len(data.train) + 200
+    loaded = load_data(folder)
+    assert loaded.train.users.dtype == loaded.train.items.dtype == np.int32
+    assert_same(loaded, data)
+
+
+def test_what_the_cache_holds_is_listed_and_deleted(tmp_path: Path) -> None:
+    cached({"name": "a"}, make_data, tmp_path)
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "KuaiRec.zip").write_bytes(b"12345")
+    (tmp_path / "notes.txt").write_text("mine")
+    entries = cache_entries(tmp_path)
+    assert [entry.kind for entry in entries] == ["data", "downloads"]
+    assert entries[1].size == 5 and entries[0].size > 100
+    remove_entries(cache_entries(tmp_path, ["data"]))
+    assert [entry.kind for entry in cache_entries(tmp_path)] == ["downloads"]
+    remove_entries(entries)
+    assert cache_entries(tmp_path) == [] and (tmp_path / "notes.txt").exists()
 
 
 def test_a_data_set_is_built_once_per_key(tmp_path: Path) -> None:
