@@ -296,15 +296,14 @@ def info(data_dir: Annotated[Path | None, typer.Option(help="A folder to look in
 @data_app.command()
 def clean(
     only: Annotated[
-        list[CacheKind] | None,
-        typer.Option(help="What to delete; repeat it for several. All but downloads by default."),
+        CacheKind | None, typer.Option(help="Delete this kind alone; all but downloads by default.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
     """List what the cache holds and delete it; everything is made again when it is needed."""
     from kuaifair_env.data.cache import cache_dir, cache_entries, remove_entries
 
-    entries = cache_entries(kinds=only or ["data", "responses", "embeddings", "purifiers"])
+    entries = cache_entries(kinds=["data", "responses", "embeddings", "purifiers"] if only is None else [only])
     if not entries:
         typer.echo(f"nothing to delete in {cache_dir()}")
         return
