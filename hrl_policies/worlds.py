@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dsrm.item_term import ItemTerm
     from dsrm.purifier import StatePurifier
-    from kuaifair_env.registration import WorldSettings
+    from kuaifair_env.settings import WorldSettings
 
 
 SEED_LIMIT = 2**31

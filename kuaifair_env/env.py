@@ -14,6 +14,7 @@ from kuaifair_env.data.schema import BoolArray, raw_id
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, refuse_to_set
+from kuaifair_env.settings import lists_settings
 from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
@@ -22,6 +23,7 @@ _FIRST_ROW = np.zeros(1, np.int64)
 _FIXED = {"world", "config", "batch", "action_space", "observation_space", "render_mode", "user_id", "temper"}
 
 
+@lists_settings("world", "sessions", "leave rule")
 class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
     """A user scrolls; the agent picks each slate; unequal exposure makes the user leave early.
 
@@ -70,7 +72,8 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
 
     ## Arguments
 
-    See :class:`kuaifair_env.batch.SessionConfig` and :func:`kuaifair_env.registration.make_env`.
+    ``gym.make(id, ...)`` and every other form take the settings at the end of this text as keywords;
+    ``KuaiFairEnv`` itself takes a world and a configuration.
 
     ## Version history
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from kuaifair_env.abandonment import RULE_PARAMETERS
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.data.clicks import FeedbackKind, Positive
 from kuaifair_env.data.dataset import FrameSettings, InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
-from kuaifair_env.data.popularity import POPULAR_SHARE
 from kuaifair_env.data.schema import Split
-from kuaifair_env.embeddings import EMBEDDING_DIM, cached_embeddings
+from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.origins import DataSource, OfficialOrigin, Origin, OwnOrigin, Source, TwinOrigin
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.response.graded import GradedResponse
+from kuaifair_env.settings import DEFAULTS, SESSION_SETTINGS, Settings, WorldSettings, lists_settings
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import (
-    HISTORY_LENGTH,
     World,
-    WorldEncoder,
     build_world,
     candidate_rows,
     warn_of_left_out,
@@ -37,15 +34,10 @@ from kuaifair_env.world import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kuaifair_env.abandonment import LeaveRuleLike
     from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.tables import SplitRule, Table
-    from kuaifair_env.metrics.fairness import DisparityMode
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
-    from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
-    from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode
-    from kuaifair_env.synthetic.config import TasteStrength
 
 ENVIRONMENTS: dict[str, Origin] = {
     "KuaiFair-KuaiRec-v0": OfficialOrigin(
@@ -62,15 +54,11 @@ ENVIRONMENTS: dict[str, Origin] = {
 
 _OF_THE_LIBRARY = tuple(ENVIRONMENTS)
 
-_WORLD_DEFAULTS: dict[str, Any] = {
-    "split": "train",
-    "response": "auto",
-    "embedding_dim": EMBEDDING_DIM,
-    "history_length": HISTORY_LENGTH,
-    "popularity": "train",
-    "popularity_share": POPULAR_SHARE,
+# Those that are not settings of the data behind a world.
+_WORLD_DEFAULTS = {
+    name: DEFAULTS[name]
+    for name in ("split", "response", "embedding_dim", "history_length", "popularity", "popularity_share")
 }
-
 
 # What other functions of this library or of Gymnasium take, and what to use instead.
 _INSTEAD = {
@@ -81,71 +69,13 @@ _INSTEAD = {
 }
 
 
-class WorldSettings(TypedDict, total=False):
-    """Settings of a world; see :func:`make_world`."""
-
-    split: Split
-    data_dir: str | Path | None
-    source: Source
-    allow_partial: bool
-    positive: Positive | None
-    feedback: FeedbackKind
-    clip: float | None
-    response: ResponseKind
-    taste: TasteStrength | float
-    conformity: float
-    embedding_dim: int
-    history_length: int
-    popularity: PopularitySource
-    popularity_share: float
-    encoder: WorldEncoder | None
-
-
-class Settings(WorldSettings, total=False):
-    """Settings that ``gym.make`` takes: those of a world and those of its sessions.
-
-    The latter are the fields of ``SessionConfig`` and the parameters of its leave rule.
-    """
-
-    max_len: int
-    slate_size: int | None
-    action_mode: ActionMode
-    observation_mode: ObservationMode
-    leave: LeaveRuleLike
-    initial_history: InitialHistory
-    repeats: Repeats
-    duplicates: Duplicates
-    reward: RewardForm
-    ad_bound: float
-    unfair_penalty: float
-    mode: DisparityMode
-    target_share: float
-    window: int | None
-    grace_steps: int
-    initial_temper: float | None
-    threshold: int
-
-
+@lists_settings("world")
 def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     """Makes the world of an id, from the cache where possible.
 
     Args:
         env_id: A registered id.
-        **settings: ``split`` (``"train"``, the default, or ``"test"``); ``data_dir`` (folder or archive with the
-            official files, which synthetic ids ignore; else ``KUAIFAIR_DATA``, else the cache); ``source``
-            (``"real"`` takes the whole official files and nothing else, ``"twin"`` the twin; ``"auto"`` takes the files
-            that there are, with a warning if they are not the whole official ones, and the twin with a warning where
-            no place was named and the cache has none); ``allow_partial`` (a part of the official files is welcome:
-            ``source="real"`` takes it, ``"auto"`` says nothing; worlds and results stay labelled as partial);
-            ``positive`` (what counts as a click: ``{"watch_ratio": 1.0}``, the default of KuaiRec, or another
-            threshold; for KuaiRand and the toy ``"is_click"``, the default, another logged column, or weights of
-            several); ``feedback`` (KuaiRec: ``"watch_ratio"`` rewards the watch ratio itself instead of the click, up
-            to ``clip``, 5 by default); ``response`` (``"auto"``, ``"observed"``, ``"factorised"``,
-            ``"sequential"``); ``taste`` (twins: ``"measured"``, ``"strong"`` or standard deviation in logits);
-            ``conformity`` (twins: share of the training world's conformity that the test world's users have, 0 by
-            default); ``embedding_dim``; ``history_length``; ``popularity`` (``"train"`` or ``"shown"``);
-            ``popularity_share`` (share of the candidates that are popular); ``encoder`` (a pretrained
-            ``dsrm.encoder.Encoder``, in place of the world's own embeddings).
+        **settings: Settings of a world; see below.
 
     Returns:
         The world; equal settings return the same object while it is among the last few that were made.
@@ -189,12 +119,14 @@ def need_environment(env_id: str) -> None:
         )
 
 
+@lists_settings("world", "sessions", "leave rule")
 def make_env(env_id: str, render_mode: str | None = None, **settings: Unpack[Settings]) -> KuaiFairEnv:
     """Makes the single environment of an id; the entry point behind ``gym.make``."""
     world, config = world_and_config(env_id, settings)
     return KuaiFairEnv(world, config, render_mode)
 
 
+@lists_settings("world", "sessions", "leave rule")
 def make_vector_env(
     env_id: str,
     num_envs: int = 1,
@@ -206,6 +138,7 @@ def make_vector_env(
     return KuaiFairVectorEnv(world, config, num_envs, autoreset_mode)
 
 
+@lists_settings("world", "sessions", "leave rule")
 def make_sb3(
     env_id: str,
     n_envs: int = 64,
@@ -220,7 +153,7 @@ def make_sb3(
         n_envs: Concurrent sessions.
         seed: Seed of the sessions.
         info_level: See :class:`~kuaifair_env.sb3.KuaiFairVecEnv`.
-        **settings: See :class:`Settings`.
+        **settings: See below.
     """
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -341,16 +274,20 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
     Raises:
         ValueError: If a setting is unknown.
     """
-    names = {field.name for field in fields(SessionConfig)} | set(RULE_PARAMETERS)
-    known = names | set(WorldSettings.__annotations__)
-    unknown = set(settings) - known
+    names, unknown = set(SESSION_SETTINGS), set(settings) - set(DEFAULTS)
     for name in sorted(unknown & set(_INSTEAD)):
         raise ValueError(f"{name!r} is no setting here; {_INSTEAD[name]}")
     if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}; {env_id} takes {sorted(known)}")
+        raise ValueError(f"unknown settings {sorted(unknown)}{_similar(unknown)}; {env_id} takes {sorted(DEFAULTS)}")
     config = SessionConfig.of_settings({name: value for name, value in settings.items() if name in names})
     world = make_world(env_id, **{name: value for name, value in settings.items() if name not in names})
     return world, config
+
+
+def _similar(unknown: Iterable[str]) -> str:
+    """Returns a question after the settings that unknown names are most like, or nothing."""
+    matches = [match for name in sorted(unknown) for match in get_close_matches(name, DEFAULTS, 1)]
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""
 
 
 @lru_cache(maxsize=8)

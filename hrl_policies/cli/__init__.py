@@ -13,7 +13,7 @@ from kuaifair_env.origins import Source
 
 if TYPE_CHECKING:
     from kuaifair_env.data.schema import Split
-    from kuaifair_env.registration import WorldSettings
+    from kuaifair_env.settings import WorldSettings
     from kuaifair_env.world import World
 
 SOME_FAILED = 1

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from hrl_policies.study import RunConfig, RunResult
     from hrl_policies.study.tuning import Confirmation, TuningResult
     from kuaifair_env.evaluation import EvaluationResult
-    from kuaifair_env.registration import WorldSettings
+    from kuaifair_env.settings import WorldSettings
 
 _SHOWN_TRIALS = 5
 

@@ -33,8 +33,9 @@ from kuaifair_env.data.own import OwnTables
 from kuaifair_env.data.sources import DatasetName, find_source
 from kuaifair_env.errors import DataError
 from kuaifair_env.origins import OwnOrigin, Source
-from kuaifair_env.registration import WorldSettings, register_origin
+from kuaifair_env.registration import register_origin
 from kuaifair_env.response.fitting import ResponseKind
+from kuaifair_env.settings import WorldSettings
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
 _SWEPT_MODELS: tuple[type[BaseModel], ...] = (SessionSettings, TrainingSettings)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired, Unpack
 
     from dsrm.purifier import StatePurifier
-    from kuaifair_env.registration import Settings
+    from kuaifair_env.settings import Settings
 
 ENTRY_POINT_GROUP = "kuaifair.methods"
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,21 +24,25 @@ from hrl_policies.controls import RandomSlates
 from kuaifair_env import (
     ENVIRONMENTS,
     IncompleteDataWarning,
+    KuaiFairEnv,
+    SessionConfig,
     TwinFallbackWarning,
     evaluate,
     make_env,
     make_sb3,
+    make_vector_env,
     make_world,
     origins,
     registration,
 )
-from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
+from kuaifair_env.abandonment import RULE_PARAMETERS, CategoryBoredom, NeverLeave, TemperFairness
 from kuaifair_env.data import sources
 from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
 from kuaifair_env.data.sources import PROVENANCE_FILE
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import register_ids
 from kuaifair_env.response.known import TwinResponse
+from kuaifair_env.settings import SETTINGS, Settings, WorldSettings
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.truth import build_world
@@ -373,6 +377,42 @@ def test_users_stay_with_balanced_small_slates_and_leave_unbalanced_ones(slate_s
                 break
     assert rates[0] == 0.0
     assert rates[1] > 0.5
+
+
+def test_settings_are_explained_once_and_complete_everywhere():
+    names = [setting.name for setting in SETTINGS]
+    assert sorted(names) == sorted(set(names)) == sorted(Settings.__annotations__)
+    assert set(WorldSettings.__annotations__) == {setting.name for setting in SETTINGS if setting.part == "world"}
+    assert {setting.name for setting in SETTINGS if setting.part == "sessions"} == {
+        field.name for field in fields(SessionConfig)
+    }
+    assert {setting.name for setting in SETTINGS if setting.part == "leave rule"} == set(RULE_PARAMETERS)
+    page = Path(__file__).parents[2].joinpath("docs", "environments.md").read_text()
+    for setting in SETTINGS:
+        meaning = setting.meaning.replace("|", "\\|")
+        assert f"| `{setting.name}` | {setting.values} | `{setting.default!r}` | {meaning} |" in page
+        for form in (KuaiFairEnv, make_env, make_sb3, make_vector_env, make_world):
+            if form is not make_world or setting.part == "world":
+                assert f"        {setting.name}={setting.default!r} (" in form.__doc__
+
+
+def test_the_defaults_that_are_explained_are_those_in_force():
+    by_name = {
+        setting.name: setting.default
+        for setting in SETTINGS
+        if setting.part == "world" and setting.name not in ("positive", "split")
+    }
+    assert make_world(TOY, split="test", **by_name) is make_world(TOY, split="test")
+    sessions = {setting.name: setting.default for setting in SETTINGS if setting.part == "sessions"}
+    assert SessionConfig(**sessions) == SessionConfig()
+    rule = {setting.name: setting.default for setting in SETTINGS if setting.part == "leave rule"}
+    assert rule.pop("threshold") == CategoryBoredom().threshold
+    assert SessionConfig.of_settings(rule).leave == TemperFairness()
+
+
+def test_a_misspelt_setting_is_told_from_the_one_that_was_meant():
+    with pytest.raises(ValueError, match=r"\['grace'\] \(did you mean grace_steps\?\); KuaiFair-Toy-v0 takes"):
+        gym.make(TOY, grace=2)
 
 
 def test_registering_twice_changes_nothing():
