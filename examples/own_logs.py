@@ -1,76 +1,65 @@
-"""Your own logs as a world: from DataFrames to a trained and evaluated agent.
+"""Your own log: from a CSV file to an agent that is trained and evaluated on purified states.
 
-Run: python examples/own_logs.py [--train train.csv --test test.csv] [--steps 100000]
+Run: python examples/own_logs.py [log.csv [items.csv]]
 
-Each CSV has one row per exposure: user_id, item_id, click (0 or 1) and, where known, time. Without files the example
-draws a small log, in which popular items are shown more often than they deserve.
+A log has one row per exposure: user_id, item_id, click (0 or 1) and, where known, a date; ids are integers or text.
+Items may have tags and features. Without files the example draws a small shop into this folder, in which popular
+articles are shown more often than they deserve.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from stable_baselines3 import A2C
 
-from hrl_policies.study import RunRecord, plan_run, result_tables, single_threaded, train
-from hrl_policies.worlds import WorldPair
-from kuaifair_env import InteractionData, build_world
-from kuaifair_env.embeddings import item_embeddings
-from kuaifair_env.response import fit_world_responses
-
-EMBEDDING_DIM = 16
-METHODS = ("a2c", "random", "greedy-ctr", "quota-greedy", "oracle")
+import kuaifair_env
+from dsrm import VecDSRM, load_purifier
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import QuotaGreedy
+from hrl_policies.worlds import cached_purifier
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", help="CSV of the log that agents and the training world learn from")
-    parser.add_argument("--test", help="CSV of the log that the test world is fitted on")
-    parser.add_argument("--steps", type=int, default=100_000, help="training steps")
-    given = parser.parse_args(arguments)
-    if (given.train is None) != (given.test is None):
-        parser.error("give both --train and --test, or neither")
+def main(log: Path, items: Path | None = None, steps: int = 30_000) -> None:
+    # The latest fifth of the log is the test log. Files are read, and users fitted, when a world is first made.
+    kuaifair_env.register_world("MyShop-v0", log, items=items)
+    world = kuaifair_env.make_world("MyShop-v0", split="train")
+    purifier = load_purifier(cached_purifier(world, "profile", progress=True))
 
-    single_threaded()
-    train_log, test_log = drawn_logs() if given.train is None else (pd.read_csv(given.train), pd.read_csv(given.test))
-    data = InteractionData.from_frames(train_log, test_log, name="own logs")
+    sessions = VecDSRM(kuaifair_env.make_sb3("MyShop-v0", n_envs=64, seed=11), purifier)
+    agent = A2C("MlpPolicy", sessions, seed=11, device="cpu").learn(steps)
 
-    # Two models of users, fitted on logs that share no row; agents never see either.
-    responses = fit_world_responses(data)
-    embeddings = item_embeddings(data.train, len(data.users), data.items, EMBEDDING_DIM)
-    worlds = WorldPair(
-        "own logs",
-        build_world(data, "train", responses.train, embeddings=embeddings),
-        build_world(data, "test", responses.test, embeddings=embeddings),
-    )
-
-    records = []
-    for name in METHODS:
-        steps = given.steps if name == "a2c" else None
-        result = train(plan_run(name, worlds.name, total_steps=steps), worlds)
-        assert result.evaluation is not None
-        records.append(RunRecord.of_evaluation(result.config, result.evaluation))
-    for table in result_tables(records, "python examples/own_logs.py"):
-        print(table.markdown())
+    test = VecDSRM(kuaifair_env.make_sb3("MyShop-v0", split="test"), purifier)
+    slates = kuaifair_env.make_sb3("MyShop-v0", split="test", action_mode="slate")
+    for name, policy, env in (
+        ("A2C, purified", agent, test),
+        ("QuotaGreedy", QuotaGreedy(ClickScorer.fit(world)), slates),
+    ):
+        print(f"\n{name}\n{kuaifair_env.evaluate(policy, env).table()}")
+    print(env.world)
 
 
-def drawn_logs(users: int = 300, items: int = 200, rows: int = 12_000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draws a training log shown by a popularity-biased feed and a test log shown at random."""
+def draw_shop(folder: Path, users: int = 300, items: int = 120, rows: int = 30_000) -> tuple[Path, Path]:
+    """Draws the log and the items of a shop: text for ids, tags in text, dates."""
     rng = np.random.default_rng(0)
     taste, appeal = rng.normal(size=(users, 4)), rng.normal(size=(items, 4))
-    quality = rng.normal(scale=0.7, size=items)
-    feed = rng.pareto(1.0, size=items) + 0.05
-
-    def log(shares: np.ndarray) -> pd.DataFrame:
-        user, item = rng.integers(users, size=rows), rng.choice(items, rows, p=shares / shares.sum())
-        logit = quality[item] + 0.5 * (taste[user] * appeal[item]).sum(axis=1) - 1.0
-        click = rng.random(rows) < 1.0 / (1.0 + np.exp(-logit))
-        return pd.DataFrame({"user_id": user, "item_id": item, "click": click.astype(int), "time": np.arange(rows)})
-
-    return log(feed), log(np.ones(items))
+    quality, feed = rng.normal(scale=0.7, size=items), rng.pareto(2.0, size=items) + 0.3
+    user, item = rng.integers(users, size=rows), rng.choice(items, rows, p=feed / feed.sum())
+    logit = quality[item] + 0.5 * (taste[user] * appeal[item]).sum(axis=1) - 1.0
+    click = rng.random(rows) < 1.0 / (1.0 + np.exp(-logit))
+    dates = pd.Timestamp("2025-01-01") + pd.to_timedelta(np.sort(rng.integers(30 * 86_400, size=rows)), unit="s")
+    log = pd.DataFrame({"user_id": user, "item_id": item, "click": click.astype(int), "date": dates})
+    log = log.assign(user_id="customer-" + log["user_id"].astype(str), item_id="sku-" + log["item_id"].astype(str))
+    names = np.array(["tea", "coffee", "cups", "plates"])
+    tags = ["|".join(names[row]) for row in appeal > 0.3]
+    catalogue = pd.DataFrame({"item_id": [f"sku-{number}" for number in range(items)], "tags": tags})
+    log.to_csv(folder / "log.csv", index=False)
+    catalogue.to_csv(folder / "items.csv", index=False)
+    return folder / "log.csv", folder / "items.csv"
 
 
 if __name__ == "__main__":
-    main()
+    main(*(map(Path, sys.argv[1:]) if len(sys.argv) > 1 else draw_shop(Path.cwd())))

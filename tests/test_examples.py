@@ -81,27 +81,25 @@ def test_quickstart_shows_a_session_and_evaluates_agent_and_control(capsys):
 
 
 @pytest.mark.slow
-def test_own_logs_become_a_world_with_a_table(capsys):
-    example("own_logs").main(["--steps", "256"])
-    out = capsys.readouterr().out
-    assert "| QuotaGreedy |" in out and "the user's own logs" in out
+def test_own_logs_become_a_trained_and_evaluated_agent(capsys, tmp_path, quick_purifiers, monkeypatch):
+    from kuaifair_env.data.cache import CACHE_VARIABLE
 
-
-@pytest.mark.slow
-def test_own_logs_come_from_csv_files_too(capsys, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     module = example("own_logs")
-    for name, frame in zip(("train", "test"), module.drawn_logs(users=200, items=150, rows=9_000), strict=True):
-        frame.drop(columns="time").to_csv(tmp_path / f"{name}.csv", index=False)
-    module.main(["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"), "--steps", "256"])
-    assert "150 candidates" in capsys.readouterr().out
+    files = module.draw_shop(tmp_path)
+    log, items = (pd.read_csv(path) for path in files)
+    assert log["user_id"].str.startswith("customer-").all() and items["tags"].str.contains("|", regex=False).any()
+    shown = log["item_id"].value_counts()
+    assert shown.head(24).sum() > 0.4 * shown.sum()
+    module.main(*files, steps=512)
+    out = capsys.readouterr().out
+    assert "World('MyShop-v0'" in out and "A2C, purified" in out and out.count("violation_rate") == 2
 
 
-def test_the_drawn_logs_are_biased_and_unbiased_as_the_example_says():
-    train, test = example("own_logs").drawn_logs()
-    counts = [frame["item_id"].value_counts() for frame in (train, test)]
-    top_fifth = [count.head(40).sum() / count.sum() for count in counts]
-    assert top_fifth[0] > 0.5 > 0.3 > top_fifth[1]
-    assert isinstance(train, pd.DataFrame) and set(train["click"]) == {0, 1}
+def test_from_a_csv_file_to_an_evaluated_agent_takes_25_lines():
+    source = (EXAMPLES / "own_logs.py").read_text(encoding="utf-8")
+    lines = source[source.index("def main(") : source.index("def draw_shop(")].strip().splitlines()
+    assert len(lines) + len(re.findall(r"^(?:import|from) (?!__future__|numpy|pandas)", source, re.MULTILINE)) <= 25
 
 
 @pytest.mark.slow

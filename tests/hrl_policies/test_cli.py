@@ -158,7 +158,7 @@ def test_evaluate_on_other_sessions_does_not_compare(kuaifair):
 
 def test_what_counts_as_a_click_is_chosen_and_kept_with_the_run(kuaifair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    common = ["train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--users", "30", "--no-progress"]
+    common = ["train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--n-users", "30", "--no-progress"]
     code, _, err = kuaifair(*common, "-o", "run", "--positive", "is_click", "--positive", "is_like=2")
     assert code == 0, err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
