@@ -120,7 +120,8 @@ def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArr
         turned = units[close] + _ID_WEIGHT * _id_directions(item_ids[close], dimension, attempt + 1)
         units[close] = unit_rows(turned)
     raise DataError(
-        f"embeddings of dimension {dimension} cannot tell {n_items} items apart; use embedding_dim={2 * dimension + 6}"
+        f"embeddings of dimension {dimension} cannot tell {n_items} items apart; {2 * dimension + 6} are enough: "
+        f"embedding_dim={2 * dimension + 6} in gym.make and make_world, dimension in item_embeddings"
     )
 
 

@@ -19,6 +19,7 @@ from kuaifair_env.seeding import mix
 
 _LARGEST_BITMAP = 500_000_000
 _BRACKETS = {"[": "]", "{": "}"}
+_NUMBERS = re.compile(r"-?\d+(\s+-?\d+)+")
 _NO_COMMA = re.compile(r"""(['"])\s+(?=['"])""")
 
 
@@ -317,6 +318,8 @@ def _list_in_text(text: str, what: str) -> list[Any]:
         separator = next((sign for sign in "|;," if sign in text), None)
         pieces = (piece.strip().strip("'\"") for piece in text.split(separator))
         return [piece for piece in pieces if piece]
+    if _NUMBERS.fullmatch(text):
+        return text.split()
     if "," in text:
         raise DataError(
             f"{text!r} may be one tag or several; give lists, such as frame['{what}'].str.split(','), or join tags "

@@ -313,6 +313,8 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
                 column=name,
             )
         clicks = np.asarray(values == 1)
+    if not clicks.any():
+        raise DataError(f"the {where} holds no click; see which column, and which of its values, counts as one")
     if not declared and clicks.all():
         raise DataError(
             f"the {where} holds no row without a click, so that it does not say what users do not like. If it lists "

@@ -162,6 +162,9 @@ def groups_of(
         raise DataError(f"popularity source {source!r} is unknown; take one of {', '.join(map(repr, sources))}")
     counts = sources[source]
     if counts is None:
-        raise DataError(f"{data.provenance.name} has no 'shown' counts; use source='train'")
+        raise DataError(
+            f"{data.provenance.name} has no 'shown' counts; use popularity='train' in gym.make, make_world and "
+            "build_world, source='train' in groups_of"
+        )
     rows = np.arange(len(data.items)) if candidates is None else np.asarray(candidates)
     return popularity_groups(counts[rows], data.items.ids[rows], share, source)

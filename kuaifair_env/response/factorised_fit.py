@@ -149,7 +149,15 @@ def fit_factorised(
     config = config or FactorisedConfig()
     if context_log is log:
         raise DataError("context_log must not be the log that is fitted: each row would predict itself")
-    rows = labelled_rows(log, len(data.items), config.split, config.negatives or data.negatives, seed, context_log)
+    rows = labelled_rows(
+        log,
+        len(data.items),
+        config.split,
+        config.negatives or data.negatives,
+        seed,
+        context_log,
+        f"{data.identity(log)['split']} log of {data.provenance.name}",
+    )
     inputs = response_inputs(data, context_log, config.inputs, seed)
     parts, training = _train(rows, inputs, config, seed)
     model = FactorisedResponse(**parts)

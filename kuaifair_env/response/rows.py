@@ -79,6 +79,7 @@ def labelled_rows(
     negatives: NegativeSampling,
     seed: int,
     known: InteractionLog | None = None,
+    what: str = "log",
 ) -> LabelledRows:
     """Returns the rows of a log with both labels and random roles, the same for every model of one seed.
 
@@ -89,6 +90,7 @@ def labelled_rows(
         negatives: Used when ``log.positives_only``.
         seed: Seed of roles and draws.
         known: Another log whose clicks are not drawn as negatives either.
+        what: What messages call the log.
 
     Raises:
         DataError: If a role would lack clicks or non-clicks.
@@ -116,7 +118,7 @@ def labelled_rows(
         labels = rows.clicks[rows.where(role)]
         if not labels.any() or labels.all():
             raise DataError(
-                f"the log is too small to fit and evaluate a response model: of {len(rows)} rows, the {len(labels)} "
+                f"the {what} is too small to fit and evaluate a response model: of {len(rows)} rows, the {len(labels)} "
                 f"with role '{role}' hold {int(labels.sum())} clicks; some hundred rows of both kinds are needed"
             )
     return rows

@@ -207,7 +207,15 @@ def fit_sequential(
     if log.positives_only or (context_log is not None and context_log.positives_only):
         raise DataError("a history model needs logs that hold non-clicks too; fit a factorised response instead")
     base = fit_factorised(log, data, context_log=context_log, config=static, seed=seed)
-    rows = labelled_rows(log, len(data.items), static.split, data.negatives, seed, context_log)
+    rows = labelled_rows(
+        log,
+        len(data.items),
+        static.split,
+        data.negatives,
+        seed,
+        context_log,
+        f"{data.identity(log)['split']} log of {data.provenance.name}",
+    )
     stream = history_stream(log, context_log, len(data.users), config.history_from)
     exported, training = _train(
         response_inputs(data, context_log, static.inputs, seed), base, rows, stream, config, seed
