@@ -2,7 +2,7 @@
 
     python benchmarks/reachable_items.py --data ../shared/data --results docs/results
 
-Writes the first table of reachable_items.md. Before are the embeddings of a truncated SVD of the click matrix alone,
+Writes reachable_items.md. Before are the embeddings of a truncated SVD of the click matrix alone,
 which are zero where nobody clicked. An item is reachable if its own vector as action ranks it first by 1e-4; long-tail
 items are those outside the popular group.
 """
