@@ -74,7 +74,7 @@ def render_ansi(trace: SessionTrace) -> str:
     A popular item carries a ``*``, a clicked one stands in brackets, one over the bound has a ``!``.
     """
     ids = trace.items if trace.item_ids is None else trace.item_ids[trace.items]
-    width = max(len(str(int(item))) for item in ids.flat) + 4 if ids.size else 0
+    width = max(len(str(item)) for item in ids.flat) + 4 if ids.size else 0
     slate_width = max(width * trace.items.shape[1], len("slate"))
     lines = [
         _headline(trace),
@@ -85,7 +85,7 @@ def render_ansi(trace: SessionTrace) -> str:
     ]
     for step in range(trace.steps):
         slate = "".join(
-            _item(int(item), bool(popular), bool(clicked)).rjust(width)
+            _item(str(item), bool(popular), bool(clicked)).rjust(width)
             for item, popular, clicked in zip(ids[step], trace.popular[step], trace.clicks[step], strict=True)
         )
         share = f"{trace.popular_shares[step]:.0%}{'!' if trace.violations[step] else ' '}"
@@ -137,7 +137,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _item(item: int, popular: bool, clicked: bool) -> str:
+def _item(item: str, popular: bool, clicked: bool) -> str:
     text = f"{item}*" if popular else f"{item}"
     return f"[{text}]" if clicked else text
 

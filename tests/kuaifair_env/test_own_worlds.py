@@ -70,6 +70,10 @@ def test_a_world_of_ones_own_is_made_in_every_form_and_speaks_of_its_own_ids(reg
     assert info["user_id"] == world.user_ids[3] and isinstance(info["user_id"], str)
     with pytest.raises(DataError, match="has no sessions"):
         env.reset(options={"user_id": "nobody"})
+    shown = gym.make("MyShop-v0", action_mode="slate", render_mode="ansi", **SETTINGS)
+    shown.reset(seed=0)
+    _, _, _, _, info = shown.step(np.arange(4))
+    assert list(info["item_ids"]) == list(world.item_ids[:4]) and world.item_ids[0] in shown.render()
     vector = gym.make_vec("MyShop-v0", num_envs=3, **SETTINGS)
     _, infos = vector.reset(seed=0)
     assert all(name.startswith("c-") for name in infos["user_id"])
