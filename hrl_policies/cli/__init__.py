@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -54,6 +54,18 @@ DataColumns = Annotated[
 ItemTerm = Annotated[
     ItemTermMode | None, typer.Option(help="Give agents, controls and purifiers an estimate of each item's worth.")
 ]
+EnvKwargs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env-kwargs",
+        help="Any other setting of gym.make as name=value, such as ad_bound=0.2; repeat for several. "
+        "`kuaifair envs --settings` lists them.",
+    ),
+]
+Leave = Annotated[
+    str,
+    typer.Option(help="Leave rule: strict, popular_only, ..., temper:ad_bound=0.2, or {rule: temper, ad_bound: 0.2}."),
+]
 MaxLen = Annotated[int, typer.Option(min=1, help="Max Len: the patience that a user starts with.")]
 Users = Annotated[str | None, typer.Option(help="Raw ids of the held-out users to evaluate on: 3,7,12.")]
 NUsers = Annotated[
@@ -78,6 +90,63 @@ def data_settings(
     if clip is not None:
         settings["clip"] = clip
     return settings
+
+
+def env_kwargs(pairs: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings that ``--env-kwargs`` gives: those of sessions, and those of the world.
+
+    Raises:
+        ValueError: If one is unknown, given twice, or has an option of its own or is the method's.
+    """
+    from difflib import get_close_matches
+
+    from hrl_policies.common.yaml_files import parse_yaml
+    from kuaifair_env.settings import DEFAULTS, SESSION_SETTINGS
+
+    elsewhere = {
+        "split": "commands know which world they need",
+        "data_dir": "give --data-dir",
+        "source": "give --source",
+        "encoder": "an encoder is a Python object",
+        "action_mode": "it is the method's",
+        "observation_mode": "it is the method's",
+    }
+    settings: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--env-kwargs takes name=value, such as ad_bound=0.2; got {pair!r}")
+        if name in elsewhere:
+            raise ValueError(f"--env-kwargs does not take {name}: {elsewhere[name]}")
+        if name not in DEFAULTS:
+            similar = "".join(f"; did you mean {match}?" for match in get_close_matches(name, DEFAULTS, 1))
+            raise ValueError(
+                f"--env-kwargs: environments have no setting {name!r}{similar} `kuaifair envs --settings` lists them"
+            )
+        if name in settings:
+            raise ValueError(f"--env-kwargs gives {name} twice")
+        settings[name] = parse_yaml(value, f"--env-kwargs {pair}")
+    sessions = {name: value for name, value in settings.items() if name in SESSION_SETTINGS}
+    return sessions, {name: value for name, value in settings.items() if name not in SESSION_SETTINGS}
+
+
+def world_kwargs(pairs: list[str] | None) -> WorldSettings:
+    """Returns the settings that ``--env-kwargs`` gives to a command that plays no sessions.
+
+    Raises:
+        ValueError: If one is not a setting of worlds.
+    """
+    sessions, world = env_kwargs(pairs)
+    if sessions:
+        raise ValueError(f"--env-kwargs: {', '.join(sessions)} is of sessions, and this command plays none")
+    return cast("WorldSettings", world)
+
+
+def leave_option(text: str) -> Any:
+    """Returns the leave rule that ``--leave`` names: a text, or a YAML mapping."""
+    from hrl_policies.common.yaml_files import parse_yaml
+
+    return parse_yaml(text, "--leave") if text.lstrip().startswith("{") else text
 
 
 def register_own_data(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -19,10 +19,12 @@ from hrl_policies.cli import (
     DataDir,
     DataSource,
     Env,
+    EnvKwargs,
     EpisodesPerUser,
     Feedback,
     ItemsData,
     ItemTerm,
+    Leave,
     MaxLen,
     NUsers,
     OptionalEnv,
@@ -32,6 +34,8 @@ from hrl_policies.cli import (
     TestData,
     Users,
     data_settings,
+    env_kwargs,
+    leave_option,
     open_world,
     register_own_data,
     user_ids,
@@ -62,7 +66,7 @@ def train(
     n_envs: Annotated[int | None, typer.Option(min=1, help="Concurrent training sessions.")] = None,
     max_len: MaxLen = 30,
     slate_size: Annotated[int, typer.Option(min=1, help="Items per slate.")] = 10,
-    leave: Annotated[str, typer.Option(help="Leave rule: temper, strict, popular_only, category, ...")] = "temper",
+    leave: Leave = "temper",
     initial_history: Annotated[InitialHistory, typer.Option(help="Start from the log or cold.")] = "log",
     repeats: Annotated[Repeats, typer.Option(help="May an item be shown twice in a session?")] = "allow",
     source: DataSource = "auto",
@@ -70,6 +74,7 @@ def train(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    env_settings: EnvKwargs = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -126,17 +131,26 @@ def train(
         raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
     mode = zoo.method(method).purifier
+    sessions, world_settings = env_kwargs(env_settings)
     planned: dict[str, Any] = {
         "seed": seed,
-        "session": SessionConfig(
-            max_len=max_len, slate_size=slate_size, leave=leave, initial_history=initial_history, repeats=repeats
+        "session": SessionConfig.of_settings(
+            {
+                "max_len": max_len,
+                "slate_size": slate_size,
+                "leave": leave_option(leave),
+                "initial_history": initial_history,
+                "repeats": repeats,
+                **sessions,
+            }
         ),
         "total_steps": steps,
         "n_envs": n_envs,
         "overrides": zoo.parse_overrides(settings or []),
-        "world_settings": _world_settings(
-            data_settings(source, allow_partial, positive, feedback, clip), response, taste
-        ),
+        "world_settings": {
+            **_world_settings(data_settings(source, allow_partial, positive, feedback, clip), response, taste),
+            **world_settings,
+        },
         "users": user_ids(users),
         "n_users": n_users,
         "episodes_per_user": episodes_per_user or 1,
@@ -236,6 +250,7 @@ def tune(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    env_settings: EnvKwargs = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -258,14 +273,15 @@ def tune(
     from hrl_policies.study.tuning import tune as search
 
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
-    settings = data_settings(source, allow_partial, positive, feedback, clip)
+    sessions, world_settings = env_kwargs(env_settings)
+    settings = cast("WorldSettings", data_settings(source, allow_partial, positive, feedback, clip) | world_settings)
     plan = TuningPlan(
         method,
         env,
         seed=seed,
         runs=runs,
         total_steps=steps,
-        session=SessionConfig(max_len=max_len),
+        session=SessionConfig.of_settings({"max_len": max_len, **sessions}),
         world_settings=settings,
     )
     import_optuna()

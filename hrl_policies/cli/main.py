@@ -105,14 +105,28 @@ def demo(
 
 
 @app.command()
-def envs() -> None:
-    """List the environments."""
+def envs(
+    settings: Annotated[bool, typer.Option("--settings", help="List the settings of gym.make instead.")] = False,
+) -> None:
+    """List the environments, or all their settings."""
+    if settings:
+        _show_settings()
+        return
     from kuaifair_env import ENVIRONMENTS
 
     table = Table("id", "what stands behind it")
     for env_id, origin in ENVIRONMENTS.items():
         table.add_row(env_id, origin.description)
     Console().print(table)
+
+
+def _show_settings() -> None:
+    from kuaifair_env.settings import SETTINGS
+
+    table = Table("setting", "of", "values", "default", "meaning")
+    for setting in SETTINGS:
+        table.add_row(setting.name, setting.part, setting.values, repr(setting.default), setting.meaning)
+    Console(markup=False).print(table)
 
 
 @app.command()

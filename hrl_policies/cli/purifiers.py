@@ -18,6 +18,7 @@ from hrl_policies.cli import (
     DataDir,
     DataSource,
     Env,
+    EnvKwargs,
     Feedback,
     ItemsData,
     ItemTerm,
@@ -30,10 +31,12 @@ from hrl_policies.cli import (
     need_new_file,
     open_world,
     register_own_data,
+    world_kwargs,
 )
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
+    from kuaifair_env.settings import WorldSettings
 
 # The choices of dsrm.encoder, whose import takes a second.
 EncoderKind = Literal["mean", "transformer"]
@@ -62,6 +65,7 @@ def pretrain(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    env_settings: EnvKwargs = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -77,6 +81,8 @@ def pretrain(
     Example: kuaifair pretrain --env KuaiFair-Toy-v0 --mode profile --output profile.safetensors
     """
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
+    base = data_settings(source, allow_partial, positive, feedback, clip)
+    settings: WorldSettings = {**base, **world_kwargs(env_settings)}
     need_new_file(output)
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")
@@ -88,9 +94,7 @@ def pretrain(
     from hrl_policies.study import single_threaded
 
     single_threaded()
-    world = open_world(
-        env, "train", data_settings(source, allow_partial, positive, feedback, clip), data_dir, item_term
-    )
+    world = open_world(env, "train", settings, data_dir, item_term)
     start = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
     purifier: StatePurifier
@@ -146,6 +150,7 @@ def probe(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    env_settings: EnvKwargs = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -164,12 +169,14 @@ def probe(
     from kuaifair_env.files import write_text_atomically
 
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
+    base = data_settings(source, allow_partial, positive, feedback, clip)
+    settings: WorldSettings = {**base, **world_kwargs(env_settings)}
     by_name = {path.name.removesuffix(".safetensors"): path for path in purifiers}
     if len(by_name) < len(purifiers):
         raise ValueError("purifiers are called by their file names, which must differ")
     loaded = {name: load_purifier(path) for name, path in by_name.items()}
     single_threaded()
-    world = open_world(env, "test", data_settings(source, allow_partial, positive, feedback, clip), data_dir, item_term)
+    world = open_world(env, "test", settings, data_dir, item_term)
     probes = probe_set(world, windows, seed=seed)
     states = purified_states(probes, world, loaded)
     report = measure(probes, states, seed)
@@ -200,6 +207,7 @@ def encode(
     positive: PositiveFeedback = None,
     feedback: Feedback = "click",
     clip: Clip = None,
+    env_settings: EnvKwargs = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -212,6 +220,8 @@ def encode(
     Use it as gym.make(ID, encoder=dsrm.Encoder.load(FILE)).
     """
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
+    base = data_settings(source, allow_partial, positive, feedback, clip)
+    settings: WorldSettings = {**base, **world_kwargs(env_settings)}
     need_new_file(output)
 
     from dsrm.encoder import EncoderConfig, pretrain_encoder
@@ -222,7 +232,7 @@ def encode(
     if steps is not None:
         config = replace(config, steps=steps)
     encoder = pretrain_encoder(
-        open_world(env, "train", data_settings(source, allow_partial, positive, feedback, clip), data_dir),
+        open_world(env, "train", settings, data_dir),
         config,
         progress,
     )

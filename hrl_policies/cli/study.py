@@ -315,6 +315,8 @@ def _run_all(
 
 def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
     from hrl_policies.study.labels import Variant
+    from kuaifair_env.abandonment import leave_rule, rule_text
+    from kuaifair_env.batch import SessionConfig
 
     rows: defaultdict[Variant, list[RunConfig]] = defaultdict(list)
     for planned in runs:
@@ -323,7 +325,7 @@ def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
         f"{spec.name}: {len(runs)} runs",
         f"worlds: {', '.join(spec.worlds)}",
         f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.session.slate_size}; "
-        f"leave rule {spec.session.leave}",
+        f"leave rule {rule_text(leave_rule(SessionConfig.of_settings(spec.session.given()).leave))}",
         f"evaluated on {runs[0].user_count:,} users, {spec.episodes_per_user} session(s) each",
     ]
     for variant, group in rows.items():

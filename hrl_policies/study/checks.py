@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +15,10 @@ from hrl_policies.common.yaml_files import validation_problems
 from hrl_policies.study.config import RunConfig, plan_run, run_folder
 from hrl_policies.study.progress import max_candidates
 from hrl_policies.study.spec import (
+    ENVIRONMENT_PARAMETERS,
     SESSION_PARAMETERS,
     TRAINING_PARAMETERS,
+    WORLD_PARAMETERS,
     SessionSettings,
     StudyError,
     StudyMethod,
@@ -29,17 +31,23 @@ from hrl_policies.study.spec import (
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import all_methods, method
 from kuaifair_env import ENVIRONMENTS
+from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.own import OwnTables
+from kuaifair_env.data.popularity import PopularitySource
 from kuaifair_env.data.sources import DatasetName, find_source
 from kuaifair_env.errors import DataError
 from kuaifair_env.origins import OwnOrigin, Source
 from kuaifair_env.registration import register_origin
 from kuaifair_env.response.fitting import ResponseKind
-from kuaifair_env.settings import WorldSettings
+from kuaifair_env.settings import DEFAULTS
 
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
 _SWEPT_MODELS: tuple[type[BaseModel], ...] = (SessionSettings, TrainingSettings)
-_PATHS = ("data_dir", "split", "encoder")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "source": get_args(Source),
+    "response": get_args(ResponseKind),
+    "popularity": get_args(PopularitySource),
+}
 
 
 def check_study(
@@ -139,7 +147,7 @@ def _sweep_problems(spec: StudySpec) -> Iterator[str]:
         if methods and not any(sweeps(entry, parameter) for entry in methods):
             yield (
                 f"'sweep' names {parameter!r}, which no method of this study has; it may name "
-                f"{', '.join((*SESSION_PARAMETERS, *TRAINING_PARAMETERS))} and hyperparameters of its methods"
+                f"{', '.join((*ENVIRONMENT_PARAMETERS, *TRAINING_PARAMETERS))} and hyperparameters of its methods"
             )
         for model, value in itertools.product(_SWEPT_MODELS, values):
             if parameter in model.model_fields:
@@ -147,23 +155,26 @@ def _sweep_problems(spec: StudySpec) -> Iterator[str]:
                     model.model_validate({parameter: value})
                 except ValidationError as error:
                     yield from (f"sweep.{problem}" for problem in validation_problems(error, model))
+    swept = {name: values for name, values in spec.sweep.items() if name in SESSION_PARAMETERS}
+    for combination in itertools.product(*swept.values()):
+        yield from _session_problem(spec.session.given() | dict(zip(swept, combination, strict=True)))
+
+
+def _session_problem(settings: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        SessionConfig.of_settings(settings)
+    except ValueError as error:
+        yield f"'session': {error}"
 
 
 def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_dir: str | Path | None) -> Iterator[str]:
-    settings = spec.world_settings
-    allowed = sorted(set(WorldSettings.__annotations__) - set(_PATHS))
-    for name in sorted(set(settings) - set(allowed)):
-        yield f"'world_settings' holds {name!r}; it may hold {', '.join(allowed)}"
-    source = settings.get("source", "auto")
-    for world in spec.worlds:
-        if world in ENVIRONMENTS and world not in own_worlds:
-            try:
-                ENVIRONMENTS[world].check_settings(world, settings)
-            except (DataError, ValueError) as error:
-                yield f"'world_settings' do not fit {world}: {error}"
-    for name, choices in (("source", get_args(Source)), ("response", get_args(ResponseKind))):
-        if settings.get(name, choices[0]) not in choices:
-            yield f"'world_settings' has {name} {settings[name]!r}; it is one of {', '.join(choices)}"
+    source = spec.world_settings.get("source", "auto")
+    swept = {name: values for name, values in spec.sweep.items() if name in WORLD_PARAMETERS}
+    for combination in itertools.product(*swept.values()):
+        settings = spec.world_settings | dict(zip(swept, combination, strict=True))
+        yield from _world_problems(settings, [world for world in spec.worlds if world not in own_worlds])
+    if swept and (given := [world for world in spec.worlds if world in own_worlds]):
+        yield f"'sweep' varies {', '.join(swept)}, but the worlds {', '.join(given)} are given as they are"
     named = data_dir is None or Path(data_dir).expanduser().exists()
     if not named:
         yield f"there is no file or folder {data_dir}; data_dir must hold the official files"
@@ -180,6 +191,26 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
                 f"{world} needs its official files, and they were not found (data_dir, KUAIFAIR_DATA, the cache); "
                 f"get them with: kuaifair data fetch {official}"
             )
+
+
+def _world_problems(settings: Mapping[str, Any], worlds: Sequence[str]) -> Iterator[str]:
+    """Checks the settings of registered worlds."""
+    for name in sorted(set(settings) - set(WORLD_PARAMETERS)):
+        yield f"'world_settings' holds {name!r}; it may hold {', '.join(sorted(WORLD_PARAMETERS))}"
+    for world in worlds:
+        if world in ENVIRONMENTS:
+            try:
+                ENVIRONMENTS[world].check_settings(world, settings)
+            except (DataError, ValueError) as error:
+                yield f"'world_settings' do not fit {world}: {error}"
+    for name, choices in _CHOICES.items():
+        if settings.get(name, choices[0]) not in choices:
+            yield f"'world_settings' has {name} {settings[name]!r}; it is one of {', '.join(choices)}"
+    share = settings.get("popularity_share", DEFAULTS["popularity_share"])
+    if not isinstance(share, float) or not 0 < share < 1:
+        yield f"'world_settings' has popularity_share {share!r}; it is a number between 0 and 1"
+    if "conformity" in settings and settings.get("response", "auto") != "auto":
+        yield "'world_settings' has a conformity, which only the twins' true users (response: auto) have"
 
 
 def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Iterator[str]:
@@ -213,7 +244,9 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
 def _trial_problems(spec: StudySpec) -> Iterator[str]:
     """Builds every method whose hyperparameters the study changes, untrained, over the toy world."""
     swept = {
-        name: values for name, values in spec.sweep.items() if name not in (*SESSION_PARAMETERS, *TRAINING_PARAMETERS)
+        name: values
+        for name, values in spec.sweep.items()
+        if name not in (*ENVIRONMENT_PARAMETERS, *TRAINING_PARAMETERS)
     }
     # Sessions, worlds and methods that are wrong anyhow are checked elsewhere.
     plain = StudySpec.model_construct(

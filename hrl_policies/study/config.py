@@ -15,7 +15,7 @@ from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
-from kuaifair_env.origins import CLICK_SETTINGS
+from kuaifair_env.settings import DEFAULTS
 from kuaifair_env.splits import EVALUATION_USERS
 
 _MAX_SLUG = 60
@@ -236,11 +236,20 @@ def run_folder(config: RunConfig) -> Path:
     session = config.session
     name = config.method if config.purifier is None else f"{config.method}+{config.purifier.name}"
     name += f"-item-{config.item_term}" if config.item_term else ""
-    clicks = {part: value for part, value in config.world_settings.items() if part in CLICK_SETTINGS and value}
-    name += f"-{_slug(json.dumps(clicks, sort_keys=True))}" if clicks else ""
+    name += unusual_worlds(config.world_settings)
     name += f"-{_slug(config.variant)}" if config.variant else ""
     kind = f"len{session.max_len}-k{session.items_per_slate}{_unusual(session)}"
     return Path(world) / f"{name}-{kind}-seed{config.seed}"
+
+
+def unusual_worlds(settings: Mapping[str, Any]) -> str:
+    """Returns what is unusual about worlds, as part of a file name; nothing for default ones, whatever their source."""
+    unusual = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("source", "allow_partial") and value != DEFAULTS.get(name)
+    }
+    return f"-{_slug(json.dumps(unusual, sort_keys=True))}" if unusual else ""
 
 
 def _with_modes(session: SessionConfig, spec: MethodSpec) -> SessionConfig:
@@ -273,4 +282,6 @@ def _unusual(session: SessionConfig) -> str:
         unusual.append(f"{session.repeats}-repeats")
     if session.duplicates != usual.duplicates:
         unusual.append(f"{session.duplicates}-duplicates")
+    if session.reward != usual.reward:
+        unusual.append(f"{session.reward}-reward")
     return "".join(f"-{part}" for part in unusual)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.study.config import PurifierIdentity, RunConfig, run_folder
+from hrl_policies.study.config import PurifierIdentity, RunConfig, run_folder, unusual_worlds
 from hrl_policies.study.engines import Engine, InProcessEngine, Task, WorkerPool
 from hrl_policies.study.labels import RunRecord
 from hrl_policies.study.progress import StudyCallback, work_of
@@ -130,7 +130,8 @@ def _run_missing(
     callback: StudyCallback,
 ) -> None:
     # Caches on disk then hold what runs read. Where worlds cannot be made, each of their runs says so itself.
-    worlds = {run.world: WorldTask(run) for run in runs.values() if run.world not in cache.worlds}
+    tasks_of_worlds = (WorldTask(run) for run in runs.values() if run.world not in cache.worlds)
+    worlds = {task.name: task for task in tasks_of_worlds}
     _run_tasks(pool, list(worlds.values()), callback)
     pretraining = {
         name: _purifier_task(run, root)
@@ -174,7 +175,7 @@ def _run_tasks(pool: WorkerPool, tasks: Sequence[Task], callback: StudyCallback)
 def _purifier_task(run: RunConfig, root: Path) -> PurifierTask:
     assert run.purifier is not None
     # Worlds are part of the run folder's name, in a form that suits files.
-    term = f"-item-{run.item_term}" if run.item_term else ""
+    term = unusual_worlds(run.world_settings) + (f"-item-{run.item_term}" if run.item_term else "")
     target = root / PURIFIERS / f"{run_folder(run).parts[0]}{term}-{run.purifier.name}.safetensors"
     return PurifierTask(run, run.purifier.name, str(target))
 
@@ -245,7 +246,7 @@ class WorldTask:
     @property
     def name(self) -> str:
         """What progress and failures call it."""
-        return f"worlds of {self.config.world}"
+        return f"worlds of {self.config.world}{unusual_worlds(self.config.world_settings)}"
 
     def run(self, worlds: WorldCache) -> None:
         """Makes the worlds, and the click scorer of their controls."""
@@ -264,7 +265,7 @@ class PurifierTask:
     def name(self) -> str:
         """What progress and failures call it."""
         term = f" with the item term '{self.config.item_term}'" if self.config.item_term else ""
-        return f"purifier '{self.mode}' of {self.config.world}{term}"
+        return f"purifier '{self.mode}' of {self.config.world}{unusual_worlds(self.config.world_settings)}{term}"
 
     def run(self, worlds: WorldCache) -> None:
         """Makes it; a copy in the study's folder keeps the study whole when the cache goes."""

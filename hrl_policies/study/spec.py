@@ -28,11 +28,14 @@ from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_pro
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
 from hrl_policies.study.store import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
-from kuaifair_env.abandonment import LEAVE_RULES
+from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
 from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError
-from kuaifair_env.simulator import InitialHistory, Repeats
+from kuaifair_env.metrics.fairness import DisparityMode
+from kuaifair_env.settings import WorldSettings
+from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
+from kuaifair_env.spaces import Duplicates
 
 CONTROLS = "controls"
 """Stands for all controls in a list of methods."""
@@ -41,6 +44,7 @@ NO_PURIFIER = "none"
 STUDY = "study.json"
 """File of a store that says what it is the store of."""
 
+_NOT_OF_A_STUDY = ("data_dir", "split", "encoder")
 _FORMAT = 2
 _PLANS = "plans"
 _FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
@@ -68,10 +72,11 @@ def _purifier_mode(value: Any) -> Any:
     return "" if value == NO_PURIFIER else value
 
 
-def _known_leave_rule(name: str) -> str:
-    if name not in LEAVE_RULES:
-        raise ValueError(f"must be one of {', '.join(LEAVE_RULES)}, got {name!r}")
-    return name
+def _readable_leave_rule(rule: Any) -> Any:
+    if isinstance(rule, str) and rule.partition(":")[0].strip() not in LEAVE_RULES:
+        raise ValueError(f"must be one of {', '.join(LEAVE_RULES)}, got {rule!r}")
+    leave_rule(rule)
+    return rule
 
 
 def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -108,6 +113,8 @@ def _user_ids(value: Any) -> Any:
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0)]
+Steps = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, Field(strict=True)]
 PurifierMode = Annotated[str, BeforeValidator(_purifier_mode)]
 
 
@@ -139,15 +146,33 @@ class SessionSettings(_Model):
 
     Attributes:
         slate_size: Items per slate ``K``.
-        leave: Name of the leave rule.
+        leave: The leave rule: a name, a text such as ``temper:ad_bound=0.2``, or a mapping.
         initial_history: ``"log"`` or ``"empty"``.
         repeats: ``"allow"`` or ``"forbid"``.
+        duplicates: ``"error"`` or ``"replace"``.
+        reward: ``"mean"`` or ``"sum"``.
+
+    The others are parameters of the leave rule, which stay as they are in the rule where they are not given.
     """
 
     slate_size: Count = AUTO_SLATE_SIZE
-    leave: Annotated[str, AfterValidator(_known_leave_rule)] = "temper"
+    leave: Annotated[Any, AfterValidator(_readable_leave_rule)] = "temper"
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
+    duplicates: Duplicates = "error"
+    reward: RewardForm = "mean"
+    ad_bound: Number | None = None
+    unfair_penalty: Number | None = None
+    mode: DisparityMode | None = None
+    target_share: Number | None = None
+    window: Count | None = None
+    grace_steps: Steps | None = None
+    initial_temper: Number | None = None
+    threshold: Steps | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Returns all settings but those parameters of the leave rule that were not given."""
+        return self.model_dump(exclude_none=True)
 
 
 class TrainingSettings(_Model):
@@ -160,6 +185,8 @@ class TrainingSettings(_Model):
 
 SESSION_PARAMETERS = tuple(SessionSettings.model_fields)
 TRAINING_PARAMETERS = tuple(TrainingSettings.model_fields)
+WORLD_PARAMETERS = tuple(name for name in WorldSettings.__annotations__ if name not in _NOT_OF_A_STUDY)
+ENVIRONMENT_PARAMETERS = (*SESSION_PARAMETERS, *WORLD_PARAMETERS)
 
 
 class StudySpec(_Model):
@@ -181,7 +208,8 @@ class StudySpec(_Model):
         session: How sessions run.
         item_term: Mode of the item term that all agents and controls are given; empty for none.
         purifiers: Every method without a purifier of its own is run with each of these modes; empty is without.
-        sweep: Values by parameter: a setting of sessions, of training, or a hyperparameter. Every combination is run.
+        sweep: Values by parameter: a setting of sessions, worlds or training, or a hyperparameter. Every combination
+            is run.
         world_settings: What else :func:`kuaifair_env.make_world` is given, such as ``source: real``.
         data_dir: Folder with the official files.
     """
@@ -301,17 +329,18 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
         seeds = spec.seeds if learns else spec.control_seeds or spec.seeds[:1]
         for purifier, swept, seed in itertools.product(_purifiers(spec, entry), _combinations(spec, entry), seeds):
             session = {name: swept[name] for name in SESSION_PARAMETERS if name in swept}
+            worlds = {name: swept[name] for name in WORLD_PARAMETERS if name in swept}
             training = {name: swept[name] for name in TRAINING_PARAMETERS if name in swept}
-            overrides = {name: swept[name] for name in swept if name not in {*session, *training}}
-            shown = _settings_text({name: swept[name] for name in swept if name not in session})
+            overrides = {name: swept[name] for name in swept if name not in {*session, *worlds, *training}}
+            shown = _settings_text({name: swept[name] for name in swept if name not in {*session, *worlds}})
             steps = {"total_steps": entry.steps or spec.steps} if learns else {}
             yield {
                 "method_name": entry.name,
                 "world": world,
                 "seed": seed,
-                "session": SessionConfig(max_len=max_len, **{**dict(spec.session), **session}),
+                "session": SessionConfig.of_settings({"max_len": max_len, **spec.session.given(), **session}),
                 "overrides": entry.set | overrides,
-                "world_settings": spec.world_settings,
+                "world_settings": {**spec.world_settings, **worlds},
                 "users": spec.users or None,
                 "n_users": spec.n_users,
                 "episodes_per_user": spec.episodes_per_user,
@@ -326,11 +355,12 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
 def sweeps(entry: StudyMethod, parameter: str) -> bool:
     """Returns whether a swept parameter concerns a method: whether there is something to set.
 
-    Session settings concern all methods, training settings those that learn, and a hyperparameter those methods whose
-    settings, the zoo's or the study's, name it.
+    Settings of sessions and worlds concern all methods, training settings those that learn, and a hyperparameter those
+    methods whose settings, the zoo's or the study's, name it.
     """
-    if parameter in SESSION_PARAMETERS or not method(entry.name).learns:
-        return parameter in SESSION_PARAMETERS
+    of_all = parameter in ENVIRONMENT_PARAMETERS
+    if of_all or not method(entry.name).learns:
+        return of_all
     known = parameter in (*TRAINING_PARAMETERS, *entry.set)
     return known or _has_setting(load_settings(entry.name).hyperparameters, parameter)
 

@@ -25,8 +25,10 @@ from hrl_policies.cli import purifiers
 from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
 from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.data import load_kuairand
 from kuaifair_env.data.cache import cached_entries
+from kuaifair_env.settings import SETTINGS
 
 ENV = ["--env", "KuaiFair-Toy-v0"]
 QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]
@@ -174,6 +176,43 @@ def test_what_counts_as_a_click_is_chosen_and_kept_with_the_run(kuaifair, tmp_pa
         assert code == 2 and message in err
 
 
+def test_every_setting_of_an_environment_can_be_given_and_is_kept_with_the_run(kuaifair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--n-users", "20", "--no-progress"]
+    for number, rule in enumerate(
+        ("temper:ad_bound=0.2,window=2", "{rule: temper, ad_bound: 0.2, window: 2}", "temper")
+    ):
+        options = ["--leave", rule, "--env-kwargs", "popularity_share=0.5", "--env-kwargs", "reward=sum"]
+        options += ["--env-kwargs", "ad_bound=0.2", "--env-kwargs", "window=2"] if rule == "temper" else []
+        code, _, err = kuaifair(*common, "-o", f"run{number}", *options)
+        assert code == 0, err
+        stored = load_run(tmp_path / f"run{number}")
+        assert stored.config.session.leave == TemperFairness(ad_bound=0.2, window=2)
+        assert stored.config.session.reward == "sum"
+        assert stored.config.world_settings["popularity_share"] == 0.5
+    code, out, err = kuaifair("evaluate", "run0", "--no-progress")
+    assert code == 0 and "Reproduces result.json exactly." in out, err
+    for options, message in (
+        (["--leave", "soon"], "choose from temper (ad_bound, "),
+        (["--leave", "temper:bound=1"], "has no parameter bound"),
+        (["--leave", "never", "--env-kwargs", "ad_bound=0.2"], "'never' has no parameter ad_bound"),
+        (["--env-kwargs", "grace=2"], "no setting 'grace'; did you mean grace_steps?"),
+        (["--env-kwargs", "window"], "takes name=value"),
+        (["--env-kwargs", "split=test"], "does not take split"),
+        (["--env-kwargs", "window=2", "--env-kwargs", "window=3"], "gives window twice"),
+    ):
+        code, _, err = kuaifair(*common, "-o", "other", *options)
+        assert code == 2 and message in err, err
+    code, _, err = kuaifair("pretrain", "-e", "KuaiFair-Toy-v0", "-o", "other", "--env-kwargs", "max_len=3")
+    assert code == 2 and "max_len is of sessions, and this command plays none" in err
+
+
+def test_settings_are_listed(kuaifair):
+    code, out, _ = kuaifair("envs", "--settings")
+    assert code == 0
+    assert all(setting.name[:8] in out for setting in SETTINGS)
+
+
 @pytest.mark.usefixtures("small_worlds")
 def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
     kuaifair("train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--no-progress")
@@ -194,7 +233,7 @@ def test_without_output_runs_have_a_folder_each(kuaifair, tmp_path):
         ([*TRAIN, "--set", "gamma"], "name=value"),
         ([*TRAIN, "--set", "gama=1"], "A2C has no hyperparameter gama"),
         ([*TRAIN, "--slate-size", "51"], "slate_size"),
-        ([*TRAIN, "--slate-size", "3"], "too small to measure"),
+        ([*TRAIN, "--slate-size", "3", "--leave", "temper:window=1"], "too small to measure"),
         ([*TRAIN, "--taste", "sweet"], "--taste is"),
         ([*TRAIN, "--repeats", "forbid"], "repeats='forbid' needs"),
         (["evaluate", "nowhere"], "no run folder nowhere"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -11,10 +13,11 @@ from small_worlds import small_pair
 from studies import A2C, problems_of, study
 
 from hrl_policies.common.yaml_files import parse_yaml
-from hrl_policies.study import PurifierIdentity, plan_run, run_folder
+from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, run_folder
 from hrl_policies.study.checks import check_study, study_warnings
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs, read_study, shipped_plans
 from hrl_policies.zoo import METHODS, controls
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 
@@ -190,6 +193,64 @@ def test_sessions_of_another_kind_have_folders_of_their_own():
         "random-len10-k10-never-seed3",
         "random-len10-k10-never-empty-history-seed3",
     ]
+
+
+def test_settings_of_sessions_and_worlds_can_be_swept():
+    content = {
+        "name": "one",
+        "methods": ["random"],
+        "worlds": [TOY],
+        "max_lens": [10],
+        "seeds": [3],
+        "session": {"leave": {"rule": "temper", "grace_steps": 1}, "unfair_penalty": 0.5},
+        "sweep": {"ad_bound": [0.2, 0.3], "reward": ["mean", "sum"], "popularity_share": [0.1, 0.2]},
+    }
+    spec, problems = parse_study(content)
+    assert not problems
+    runs = check_study(spec)
+    assert [(run.session.leave, run.session.reward, run.world_settings["popularity_share"]) for run in runs] == [
+        (TemperFairness(ad_bound=bound, unfair_penalty=0.5, grace_steps=1), reward, share)
+        for bound, reward, share in itertools.product((0.2, 0.3), ("mean", "sum"), (0.1, 0.2))
+    ]
+    assert len({run_folder(run) for run in runs}) == len(runs) == 8
+    assert {run.variant for run in runs} == {""}, "they are conditions of a table, not methods"
+    assert [RunConfig.from_dict(json.loads(json.dumps(run.as_dict()))) for run in runs] == runs
+    again, problems = parse_study(json.loads(spec.model_dump_json()))
+    assert not problems and planned_runs(again) == runs
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"session": {"leave": "never", "ad_bound": 0.2}},
+            "'session': the leave rule 'never' has no parameter ad_bound",
+        ),
+        (
+            {"sweep": {"leave": ["temper", "category"], "ad_bound": [0.2]}},
+            "'session': the leave rule 'category' has no",
+        ),
+        ({"sweep": {"ad_bound": [2]}}, "'session': ad_bound must lie in [0, 1], got 2"),
+        ({"sweep": {"ad_bound": ["low"]}}, "sweep.ad_bound must be a valid number, got 'low'"),
+        ({"session": {"leave": "temper:bound=1"}}, "session.leave: the leave rule 'temper' has no parameter bound"),
+        ({"session": {"leave": {"ad_bound": 1}}}, "session.leave: a leave rule as a mapping says which"),
+        ({"sweep": {"popularity_share": [0.2, 1.5]}}, "'world_settings' has popularity_share 1.5; it is a number"),
+        ({"sweep": {"popularity": ["likes"]}}, "'world_settings' has popularity 'likes'; it is one of train, shown"),
+        (
+            {"world_settings": {"response": "factorised"}, "sweep": {"conformity": [0.5]}},
+            "'world_settings' has a conformity, which only the twins' true users",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_before_anything_runs(change, problem):
+    content = {"name": "one", "methods": ["random"], "worlds": [TOY], "max_lens": [10], "seeds": [3]}
+    assert problems_of(content | change)[0].startswith(problem)
+
+
+def test_worlds_that_are_passed_along_cannot_be_swept():
+    content = study().model_dump(mode="json") | {"sweep": {"popularity_share": [0.1, 0.2]}}
+    problems = problems_of(content, {"small": small_pair()})
+    assert problems == ("'sweep' varies popularity_share, but the worlds small are given as they are",)
 
 
 def test_methods_with_labels_purifiers_and_steps_of_their_own():
