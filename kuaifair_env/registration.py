@@ -218,15 +218,12 @@ def register_world(
         how: dict[str, Any] = {"split": split, "test_share": test_share, "min_test_exposures": min_test_exposures}
         tables = OwnTables.from_dict({**paths, "columns": named, **how, **settings}).resolved()
     else:
-        from kuaifair_env.data.frames import LogColumns
-
         settings = {"name": env_id, **settings}
-        names = LogColumns(**columns) if isinstance(columns, Mapping) else columns
         if test is None:
             how = {"split": split, "test_share": test_share}
-            tables = InteractionData.from_log(data, items, users, columns=names, **how, **settings)
+            tables = InteractionData.from_log(data, items, users, columns=columns, **how, **settings)
         else:
-            tables = InteractionData.from_frames(data, test, items, users, columns=names, **settings)
+            tables = InteractionData.from_frames(data, test, items, users, columns=columns, **settings)
     register_origin(OwnOrigin(env_id, tables, min_test_exposures))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -156,8 +157,18 @@ def register_own_data(
     items: Path | None,
     columns: str | None,
     positive: list[str] | None,
+    before: Mapping[str, Any] | None = None,
 ) -> list[str] | None:
     """Registers the world that --data describes, if it is given, and checks that --env names a world.
+
+    Args:
+        env: Its id.
+        data: The log, or a YAML file.
+        test: The test log.
+        items: Table of items.
+        columns: Names of columns.
+        positive: What counts as a click.
+        before: How a run read its tables (:class:`~kuaifair_env.data.own.OwnTables`), where nothing else is said.
 
     Returns:
         What --positive says of other data; with --data it says what a click of the log is.
@@ -178,7 +189,7 @@ def register_own_data(
     from kuaifair_env.data.own import OwnTables
     from kuaifair_env.origins import OwnOrigin
 
-    content: dict[str, Any] = {"data": str(data)}
+    content: dict[str, Any] = {**(before or {}), "data": str(data)}
     folder = Path()
     if data.suffix in (".yml", ".yaml"):
         from hrl_policies.common.yaml_files import read_yaml

@@ -201,7 +201,8 @@ def evaluate(
         raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
     study.single_threaded()
     if data is not None:
-        register_own_data(stored.config.world, data, test_data, items_data, columns, None)
+        before = stored.provenance["test"]["data"].get("settings", {}).get("tables")
+        register_own_data(stored.config.world, data, test_data, items_data, columns, None, before)
     register_data_of(stored)
     worlds = worlds_of(stored.config, None, data_dir)
     options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
     from kuaifair_env.data.official import fetch
     from kuaifair_env.data.sources import find_source
+    from kuaifair_env.data.tables import split_log
 
 __all__ = [
     "Catalogue",
@@ -41,6 +42,7 @@ __all__ = [
     "read_kuairand",
     "read_kuairec",
     "save_data",
+    "split_log",
 ]
 
 _HOMES = {
@@ -51,6 +53,7 @@ _HOMES = {
     "load_kuairec": "kuairec",
     "read_kuairand": "kuairand",
     "read_kuairec": "kuairec",
+    "split_log": "tables",
 }
 
 

@@ -103,7 +103,7 @@ class InteractionData:
         users: Table | None = None,
         *,
         name: str = "own logs",
-        columns: LogColumns | None = None,
+        columns: LogColumns | Mapping[str, str] | None = None,
         positive: Mapping[str, float] | None = None,
         drop_duplicates: bool | None = None,
         positives_only: PositivesOnly | bool = False,
@@ -125,7 +125,8 @@ class InteractionData:
             users: One row per user: id and any features; None takes the users of both logs. Users without history
                 are fine.
             name: Short name for reports.
-            columns: Names of the columns, when they are not ``user_id, item_id, click, time, watch_ratio``.
+            columns: Names of the columns, when they are not ``user_id, item_id, click, time, watch_ratio``: as
+                ``LogColumns``, or by its fields (``{"user": "customer"}``).
             positive: A column and the value from which a row is a click, such as ``{"rating": 4.0}`` or
                 ``{"watch_ratio": 2.0}``, instead of a column of 0 and 1.
             drop_duplicates: Whether rows that equal an earlier row (user, item, time, click, watch ratio) are
@@ -153,7 +154,7 @@ class InteractionData:
         if positive is not None and len(positive) != 1:
             raise DataError(f"positive names one column and the value from which it is a click, got {positive!r}")
         reading = FrameReading(
-            columns or LogColumns(),
+            LogColumns.of(columns),
             None if positive is None else next(iter(positive.items())),
             drop_duplicates,
             "train" if positives_only is True else positives_only or None,
@@ -172,7 +173,7 @@ class InteractionData:
         *,
         split: SplitRule = "time",
         test_share: float = 0.2,
-        columns: LogColumns | None = None,
+        columns: LogColumns | Mapping[str, str] | None = None,
         **settings: Unpack[FrameSettings],
     ) -> InteractionData:
         """Turns one log into a data set: its latest rows, or the latest of each user, become the test log.

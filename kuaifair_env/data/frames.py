@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -62,6 +62,21 @@ class LogColumns:
     watch_ratio: str = "watch_ratio"
     tags: str = "tags"
     shown: str = "shown"
+
+    @classmethod
+    def of(cls, columns: LogColumns | Mapping[str, str] | None) -> LogColumns:
+        """Returns names of columns that may be given by field, as ``{"user": "customer"}``; None takes the usual ones.
+
+        Raises:
+            DataError: If there is no such field.
+        """
+        if columns is None or isinstance(columns, LogColumns):
+            return columns or cls()
+        known = [column.name for column in fields(cls)]
+        unknown = sorted(set(columns) - set(known))
+        if unknown:
+            raise DataError(f"columns has no {unknown[0]!r}; it names {', '.join(known)}")
+        return cls(**columns)
 
 
 @dataclass(frozen=True)

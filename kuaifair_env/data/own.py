@@ -95,15 +95,9 @@ class OwnTables:
         Raises:
             DataError: If the tables cannot be read; see ``InteractionData.from_frames``.
         """
-        from kuaifair_env.data.frames import LogColumns  # needs pandas
-
-        unknown = sorted(set(self.columns) - {column.name for column in fields(LogColumns)})
-        if unknown:
-            allowed = ", ".join(column.name for column in fields(LogColumns))
-            raise DataError(f"no column of a log is called {unknown[0]!r} here; columns has {allowed}")
         settings: dict[str, Any] = {
             "name": name,
-            "columns": LogColumns(**self.columns),
+            "columns": self.columns,
             **{
                 setting: getattr(self, setting)
                 for setting in (

@@ -104,7 +104,7 @@ def read_table(path: str | Path, text_columns: tuple[str, ...] = ()) -> pd.DataF
 
 
 def split_log(
-    log: Table, rule: SplitRule, share: float = 0.2, columns: LogColumns | None = None
+    log: Table, rule: SplitRule, share: float = 0.2, columns: LogColumns | Mapping[str, str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Splits one log into a training and a test log; rows of one moment stay together.
 
@@ -131,7 +131,7 @@ def split_log(
         raise ValueError(f"a log is split by one of {get_args(SplitRule)}, got {rule!r}")
     if not 0 < share < 1:
         raise ValueError(f"the test log's share must lie between 0 and 1, got {share}")
-    names = columns or LogColumns()
+    names = LogColumns.of(columns)
     frames, _ = read_tables({"train": log}, names)
     frame = frames["train"]
     moments = _moments(frame, names)

@@ -35,7 +35,7 @@ def test_movielens_is_read_as_published(movielens):
     data = InteractionData.from_log(
         movielens / "ratings.csv",
         movielens / "movies.csv",
-        columns=LogColumns(user="userId", item="movieId", tags="genres"),
+        columns={"user": "userId", "item": "movieId", "tags": "genres"},
         positive={"rating": 4.0},
         split="user",
     )
