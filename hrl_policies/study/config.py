@@ -242,13 +242,18 @@ def run_folder(config: RunConfig) -> Path:
     return Path(world) / f"{name}-{kind}-seed{config.seed}"
 
 
-def unusual_worlds(settings: Mapping[str, Any]) -> str:
-    """Returns what is unusual about worlds, as part of a file name; nothing for default ones, whatever their source."""
-    unusual = {
+def unusual_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those settings of worlds that are not the default ones, apart from where their data come from."""
+    return {
         name: value
-        for name, value in settings.items()
+        for name, value in sorted(settings.items())
         if name not in ("source", "allow_partial") and value != DEFAULTS.get(name)
     }
+
+
+def unusual_worlds(settings: Mapping[str, Any]) -> str:
+    """Returns what is unusual about worlds, as part of a file name; nothing for default ones."""
+    unusual = unusual_settings(settings)
     return f"-{_slug(json.dumps(unusual, sort_keys=True))}" if unusual else ""
 
 

@@ -238,10 +238,11 @@ def data_note(record: RunRecord) -> str:
 def evaluation_note(record: RunRecord) -> str:
     """Returns on whom, how often and under which rule a run was evaluated."""
     session = record.config.session.describe()
+    rewards = "" if session["reward"] == "mean" else f"; rewards are the {session['reward']} of a slate's feedback"
     return (
         f"Evaluated on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same "
         f"users and the same random numbers for every method; slates of {session['slate_size']}; "
-        f"leave rule {leave_rule_text(session['leave'])}."
+        f"leave rule {leave_rule_text(session['leave'])}{rewards}."
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hrl_policies.study import labels
+from hrl_policies.study.config import unusual_settings
 from hrl_policies.study.labels import MODES, RunRecord, Variant
 from hrl_policies.study.statistics import Interval, student_interval
 from hrl_policies.study.store import write_table
+from kuaifair_env.abandonment import leave_rule, rule_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -351,7 +354,8 @@ def group_records(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     for record in records:
         config = record.config
         session = {name: value for name, value in config.session.describe().items() if name not in MODES}
-        key = repr((config.world, config.item_term, record.data_hash, record.response, sorted(session.items())))
+        world = (config.world, config.item_term, unusual_settings(config.world_settings), record.data_hash)
+        key = repr((world, record.response, sorted(session.items())))
         groups.setdefault(key, []).append(record)
     return list(groups.values())
 
@@ -383,6 +387,7 @@ def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
     columns = [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
     return ResultTable(
         title=f"{first.config.world}, Max Len {first.config.session.max_len}"
+        + "".join(f", {name} {value}" for name, value in unusual_settings(first.config.world_settings).items())
         + labels.item_term_suffix(first.config.item_term),
         header=("method", *(column.title for column in columns), "seeds"),
         rows=tuple(
@@ -415,6 +420,9 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "seed": record.config.seed,
             "max_len": record.config.session.max_len,
             "slate_size": record.config.session.items_per_slate,
+            "leave": rule_text(leave_rule(record.config.session.leave)),
+            "reward": record.config.session.reward,
+            "world_settings": json.dumps(unusual_settings(record.config.world_settings)),
             "total_steps": record.config.total_steps,
             **{name: float(value) for name, value in record.summary.items()},
         }

@@ -172,6 +172,20 @@ def test_rows_come_in_the_order_of_the_zoo_and_privileged_ones_are_marked(record
     assert any("† knows" in note for note in table.notes)
 
 
+def test_runs_under_other_settings_are_in_tables_of_their_own(records):
+    rule = SessionConfig(max_len=records[0].config.session.max_len, leave="temper:ad_bound=0.2", reward="sum")
+    others = [
+        replace(
+            records[0], config=replace(records[0].config, world_settings={"popularity_share": 0.1, "source": "twin"})
+        ),
+        replace(records[0], config=replace(records[0].config, session=rule)),
+    ]
+    usual, world, session = result_tables([records[0], *others], "a command")
+    assert "popularity_share" not in usual.title
+    assert world.title == f"{usual.title}, popularity_share 0.1"
+    assert any("temper(ad_bound=0.2" in note and "sum of a slate's feedback" in note for note in session.notes)
+
+
 def test_every_table_carries_its_provenance(records):
     (table,) = result_tables(records, "kuaifair something --seed 11")
     text = table.markdown()
