@@ -28,6 +28,7 @@ from hrl_policies.study.tables import ResultTable
 from kuaifair_env import InteractionData, SessionConfig, build_world, evaluate
 from kuaifair_env.data.clicks import Clicks, kuairand_clicks, kuairec_clicks
 from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.graded import GradedResponse
@@ -120,10 +121,10 @@ def partial_choices(folder: Path) -> Iterator[tuple[str, Clicks, InteractionData
 def row_of(title: str, clicks: Clicks, data: InteractionData, response: ResponseModel, users: int) -> tuple[str, ...]:
     """Returns one line of the table: base rates of both logs, and R_each of the controls in the test world."""
     rates = [f"{log.clicks.mean():.1%}" for log in (data.train, data.test)]
-    data = replace(data, train=thinned(data.train, LOGGED_ROWS))
-    test = build_world(data, "test", response)
-    order = np.argsort(test.data.items.ids)
-    train = build_world(data, "train", response, embeddings=test.embeddings[order])  # only its log is read
+    embeddings = item_embeddings(thinned(data.train, LOGGED_ROWS), len(data.users), data.items)
+    test = build_world(data, "test", response, embeddings=embeddings)
+    log = thinned(test.data.train, LOGGED_ROWS)
+    train = replace(test, split="train", data=replace(test.data, train=log))  # only its log is read
     scorer = ClickScorer.fit(train)
     controls = (RandomSlates(), QuotaGreedy(scorer), QualityOracle(test), Oracle())
     env = KuaiFairVecEnv(test, SessionConfig(max_len=30, action_mode="slate"), 128, seed=0)

@@ -27,7 +27,6 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.response import fit_response
 from kuaifair_env.splits import calibration_users
-from kuaifair_env.world import build_world
 
 POLICIES = ("greedy-ctr", "quota-greedy", "session-quota")
 BOUNDS = ("random", "quality-oracle", "oracle")
@@ -53,8 +52,7 @@ def without_calibration_users(pair: WorldPair) -> WorldPair:
     data = pair.test.data
     kept = data.test.take(~np.isin(data.test.users, calibration_users(data)))
     response = fit_response(replace(data, test=kept), "test")
-    test = build_world(data, "test", response, embeddings=pair.test.embeddings)
-    return WorldPair(pair.name, pair.train, test)
+    return WorldPair(pair.name, pair.train, replace(pair.test, response=response))
 
 
 def table(pair: WorldPair) -> list[str]:

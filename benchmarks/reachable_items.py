@@ -24,6 +24,7 @@ from sklearn.utils.extmath import randomized_svd
 from worlds import write_page
 
 from kuaifair_env.data import InteractionData
+from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import groups_of
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import EMBEDDING_DIM, item_embeddings, unit_rows
@@ -31,7 +32,7 @@ from kuaifair_env.response.calibration import WithinUserAUC, within_user_auc
 from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.twin import load_twin
-from kuaifair_env.world import HISTORY_LENGTH, candidate_rows, initial_history
+from kuaifair_env.world import HISTORY_LENGTH, covered_items, initial_history
 
 MARGIN = 1e-4
 HEADER = """# Which items can be shown
@@ -88,7 +89,7 @@ def unbiased_auc(data: InteractionData, embeddings: FloatArray) -> WithinUserAUC
 
 def row(name: str, data: InteractionData) -> str:
     """Returns a line of the table."""
-    rows = candidate_rows(data)
+    rows = covered_items(data, MIN_TEST_EXPOSURES)
     tail = ~groups_of(data, rows).popular
     cells = [name, f"{len(rows):,}"]
     before, after = svd_embeddings(data), item_embeddings(data.train, len(data.users), data.items)

@@ -28,7 +28,8 @@ from kuaifair_env.world import (
     World,
     build_world,
     candidate_rows,
-    warn_of_left_out,
+    covered_items,
+    warn_of_users_left_out,
 )
 
 if TYPE_CHECKING:
@@ -299,9 +300,11 @@ def _cached_world(
 ) -> World:
     found = source.load()
     data, truth = found.data, found.truth
-    candidates = candidate_rows(data, found.min_test_exposures)
-    if not found.canonical:
-        warn_of_left_out(data, candidates, found.min_test_exposures)
+    if found.canonical:
+        candidates = covered_items(data, found.min_test_exposures)
+    else:
+        candidates = candidate_rows(data, found.min_test_exposures)
+        warn_of_users_left_out(data)
     preference = None
     model: ResponseModel
     if split == "test" and truth is not None and response == "auto":

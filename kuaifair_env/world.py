@@ -217,7 +217,7 @@ def windows_before(log: InteractionLog, ends: IntArray, lengths: IntArray, place
 
 
 def candidate_rows(data: InteractionData, min_exposures: int = MIN_TEST_EXPOSURES) -> NDArray[np.int64]:
-    """Returns the items that both worlds recommend: those which the test log covers.
+    """Returns the items that both worlds recommend, those which the test log covers, and warns of how many it does not.
 
     Only there does the test world know what users do, and a common candidate set lets an agent with one output
     per item move from the training world to the test world.
@@ -229,6 +229,21 @@ def candidate_rows(data: InteractionData, min_exposures: int = MIN_TEST_EXPOSURE
     Raises:
         DataError: If no item has as many.
     """
+    covered = covered_items(data, min_exposures)
+    left_out = len(data.items) - len(covered)
+    if left_out:
+        warnings.warn(
+            f"{data.provenance.name}: {left_out} of {len(data.items)} items are no candidates: they have fewer than "
+            f"{min_exposures} exposures in the test log (candidate_rows(data, n) for build_world, or "
+            "min_test_exposures=n in register_world, takes those with n)",
+            LeftOutWarning,
+            stacklevel=2,
+        )
+    return covered
+
+
+def covered_items(data: InteractionData, min_exposures: int) -> NDArray[np.int64]:
+    """Returns the items with as many test-log exposures; see :func:`candidate_rows`."""
     exposures = data.test.exposures(len(data.items))
     covered = np.flatnonzero(exposures >= min_exposures)
     if len(covered) == 0:
@@ -269,25 +284,16 @@ def _check_response(response: ResponseModel, data: InteractionData, split: Split
         raise DataError(f"the response model was fitted on the {fitted} log, and this is the {split} world")
 
 
-def warn_of_left_out(
-    data: InteractionData, candidates: NDArray[np.int64], min_exposures: int = MIN_TEST_EXPOSURES
-) -> None:
-    """Warns of items that are no candidates and of users who have no sessions, and says by which rule."""
-    items, users = len(data.items) - len(candidates), len(data.users) - len(np.union1d(*users_of_worlds(data)))
-    told = []
-    if items:
-        told.append(
-            f"{items} of {len(data.items)} items are no candidates: they have fewer than {min_exposures} "
-            "exposures in the test log (build_world(..., candidates=candidate_rows(data, n)) or register_world(..., "
-            "min_test_exposures=n) takes those with n)"
+def warn_of_users_left_out(data: InteractionData) -> None:
+    """Warns of users who have sessions in neither world, and says why."""
+    left_out = len(data.users) - len(np.union1d(*users_of_worlds(data)))
+    if left_out:
+        warnings.warn(
+            f"{data.provenance.name}: {left_out} of {len(data.users)} users have no sessions: they have no row in the "
+            "training log and are not held out for the test world",
+            LeftOutWarning,
+            stacklevel=3,
         )
-    if users:
-        told.append(
-            f"{users} of {len(data.users)} users have no sessions: they have no row in the training log and are not "
-            "held out for the test world"
-        )
-    if told:
-        warnings.warn(f"{data.provenance.name}: {'; '.join(told)}", LeftOutWarning, stacklevel=3)
 
 
 def users_of_worlds(data: InteractionData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -333,7 +339,7 @@ def build_world(
         raise DataError(f"split must be 'train' or 'test', got {split!r}")
     if candidates is None:
         candidates = candidate_rows(data)
-        warn_of_left_out(data, candidates)
+        warn_of_users_left_out(data)
     rows = np.asarray(candidates, np.int64)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(data.items)), rows)])
     _check_response(response, data, split)

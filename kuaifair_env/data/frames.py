@@ -331,9 +331,10 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
     if not clicks.any():
         raise DataError(f"the {where} holds no click; see which column, and which of its values, counts as one")
     if not declared and clicks.all():
+        remedy = f"'{which}' or 'both'" if reading.positives_only is None else "'both'"
         raise DataError(
             f"the {where} holds no row without a click, so that it does not say what users do not like. If it lists "
-            f"clicks only (plays, purchases), say so: positives_only='{which}' or 'both', with "
+            f"clicks only (plays, purchases), say so: positives_only={remedy}, with "
             "negatives_per_positive=4 non-clicks drawn for each click"
         )
     return clicks

@@ -121,7 +121,7 @@ def test_files_say_where_they_lie_and_one_log_is_split(registry, tmp_path):
     tables = {"data": str(tmp_path / "log.tsv"), "split": "user", "test_share": 0.3, "min_test_exposures": 3}
     assert data.provenance.settings["tables"] == tables
     assert set(data.provenance.files) == {"log.tsv"} and abs(len(data.test) / 1_500 - 0.3) < 0.02
-    with pytest.warns(LeftOutWarning, match=r"of 40 items are no candidates: they have fewer than 3"):
+    with pytest.warns(LeftOutWarning, match=r"of 40 items are no candidates: they have fewer than 3 "):
         make_world("MyShop-v0", embedding_dim=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
