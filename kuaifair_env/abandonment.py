@@ -340,7 +340,8 @@ def leave_rule(rule: LeaveRuleLike, parameters: Mapping[str, Any] | None = None)
 def describe_rule(rule: LeaveRule) -> dict[str, Any]:
     """Returns a rule as a mapping, JSON-able; :func:`leave_rule` reads it unless the rule is of one's own."""
     own: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-    return {"rule": type(rule).__name__} | own
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in own.items()}
+    return {"rule": type(rule).__name__} | plain
 
 
 def rule_text(rule: LeaveRule) -> str:
@@ -394,5 +395,9 @@ def _with_parameters(rule: LeaveRule, name: str, parameters: Mapping[str, Any]) 
 
 
 def _known_rules() -> str:
-    described = (f"{name} ({', '.join(rule_parameters(rule)) or 'nothing'})" for name, rule in LEAVE_RULES.items())
-    return f"{', '.join(described)}, each with its parameters"
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, rule in LEAVE_RULES.items():
+        names.setdefault(rule_parameters(rule), []).append(name)
+    return "; ".join(
+        f"{', '.join(alike)} (parameters: {', '.join(parameters) or 'none'})" for parameters, alike in names.items()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -101,8 +102,8 @@ def popularity_groups(
             f"need a vector of ids and one count each, got ids {item_ids.dtype} {item_ids.shape} "
             f"and counts {weights.shape}"
         )
-    if not 0.0 < share < 1.0:
-        raise DataError(f"share must lie between 0 and 1, got {share}")
+    if not isinstance(share, Real) or not 0.0 < share < 1.0:
+        raise DataError(f"share must be a number between 0 and 1, got {share!r}")
     if len(item_ids) < 2:
         raise DataError(f"{len(item_ids)} candidate(s): popularity groups need at least two items")
     if len(np.unique(item_ids)) != len(item_ids):

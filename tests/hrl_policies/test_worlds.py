@@ -31,7 +31,7 @@ from hrl_policies.study import (
     train,
 )
 from hrl_policies.study.runner import purifier_of
-from hrl_policies.worlds import cached_purifier, session_seed
+from hrl_policies.worlds import cached_purifier, load_worlds, session_seed
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
 
@@ -84,6 +84,12 @@ def test_unknown_names_are_refused():
         make_training_env("a3c", TOY)
     with pytest.raises(ValueError, match="unknown settings"):
         make_training_env("a2c", TOY, maxlen=3)
+
+
+def test_conformity_is_a_setting_of_the_test_world_alone():
+    pair, usual = load_worlds("KuaiFair-Toy-v0", {"conformity": 0.5}), load_worlds("KuaiFair-Toy-v0")
+    assert pair.test.response.describe()["conformity"] == 0.5
+    assert pair.train is usual.train
 
 
 def test_an_agent_over_these_sessions_is_the_zoo_s(ips):

@@ -217,6 +217,11 @@ def test_every_rule_survives_each_of_its_forms(rule):
     assert leave_rule(json.loads(json.dumps(asdict(rule)))) == rule, "as Gymnasium's specifications write it"
 
 
+def test_numbers_of_numpy_are_written_as_plain_ones():
+    rule = TemperFairness(ad_bound=np.float32(0.25), window=np.int64(2))
+    assert leave_rule(json.loads(json.dumps(describe_rule(rule)))) == TemperFairness(ad_bound=0.25, window=2)
+
+
 def test_a_rule_is_written_as_name_text_or_mapping():
     rule = TemperFairness(ad_bound=0.2, grace_steps=3)
     assert leave_rule("temper:ad_bound=0.2,grace_steps=3") == rule
@@ -236,7 +241,7 @@ def test_a_rule_is_written_as_name_text_or_mapping():
     [
         (
             "sometimes:ad_bound=0.2",
-            r"'sometimes'; choose from temper \(ad_bound, .* category \(window, threshold\)",
+            r"'sometimes'; choose from temper, strict, .*: ad_bound, .*; category \(parameters: window, thresh",
         ),
         ("temper:ad_bound", "written as in 'temper:ad_bound=0.2"),
         ("temper:ad_bound=", "written as in"),

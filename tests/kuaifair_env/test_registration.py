@@ -229,6 +229,7 @@ def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tm
         (TOY, {"taste": "sweet"}, "taste"),
         (TOY, {"popularity": "likes"}, "popularity"),
         (TOY, {"popularity_share": 1.0}, "between 0 and 1"),
+        (TOY, {"popularity_share": "a fifth"}, "between 0 and 1, got 'a fifth'"),
         (TOY, {"reward": "product"}, "reward must be 'mean' or 'sum'"),
         (TOY, {"conformity": 0.5}, "'conformity' is that of a twin's true users"),
         (TOY, {"conformity": 0.5, "split": "test", "response": "factorised"}, "split='test' with response='auto'"),
