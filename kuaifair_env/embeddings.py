@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.data.cache import cache_dir, contents_hash
 from kuaifair_env.data.dataset import InteractionData
-from kuaifair_env.data.schema import Catalogue, FloatArray, IdArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, Catalogue, FloatArray, IdArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import atomic_path
 from kuaifair_env.progress import announce
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 EMBEDDING_DIM = 64
 
@@ -160,15 +163,11 @@ class _ClickFactors(NamedTuple):
 
 def _click_factors(log: InteractionLog, n_users: int, n_items: int, dimension: int, seed: int) -> _ClickFactors:
     """Factorises the degree-normalised click matrix; columns beyond its rank are zero."""
-    from scipy import sparse
     from sklearn.utils.extmath import randomized_svd
 
-    cells = np.unique(log.users[log.clicks].astype(np.int64) * n_items + log.items[log.clicks])
-    rows, columns = np.divmod(cells, n_items)
-    user_degrees = np.bincount(rows, minlength=n_users)
-    item_degrees = np.bincount(columns, minlength=n_items)
-    weights = 1.0 / np.sqrt(user_degrees[rows] * item_degrees[columns])
-    matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n_users, n_items))
+    matrix = _pairs(log, log.clicks, (n_users, n_items))
+    user_degrees, item_degrees = np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=n_items)
+    matrix.data = 1.0 / np.sqrt(np.repeat(user_degrees, user_degrees) * item_degrees[matrix.indices])
     n_factors = min(dimension + _SPARE_FACTORS, n_users, n_items)
     left, values, right = randomized_svd(matrix, n_factors, n_iter=5, random_state=seed)
     first = max(1, int((values > _TRIVIAL).sum()))
@@ -193,13 +192,19 @@ def _co_exposure(log: InteractionLog, user_factors: Matrix, n_items: int) -> Mat
     Clicks are left out, so that the vector means the same for items with clicks, on which the regression is fitted, and
     without.
     """
-    from scipy import sparse
+    shown = _pairs(log, ~log.clicks, (len(user_factors), n_items))
+    weights = 1.0 / np.sqrt(np.maximum(np.diff(shown.indptr), 1))
+    return unit_rows(np.asarray(shown.T @ (user_factors * weights[:, None])))
 
-    cells = np.unique(log.users[~log.clicks].astype(np.int64) * n_items + log.items[~log.clicks])
-    users, items = np.divmod(cells, n_items)
-    weights = 1.0 / np.sqrt(np.bincount(users, minlength=len(user_factors))[users])
-    shown = sparse.csr_matrix((weights, (items, users)), shape=(n_items, len(user_factors)))
-    return unit_rows(np.asarray(shown @ user_factors))
+
+def _pairs(log: InteractionLog, which: BoolArray, shape: tuple[int, int]) -> csr_matrix:
+    """Returns a matrix with 1 for the pairs of user and item in the chosen rows of a log."""
+    from scipy.sparse import csr_matrix
+
+    rows = (log.users[which], log.items[which])
+    pairs = csr_matrix((np.ones(len(rows[0])), rows), shape=shape)  # adds up repeated pairs
+    pairs.data[:] = 1.0
+    return pairs
 
 
 def _predicted(known: Matrix, factors: _ClickFactors) -> Matrix:
