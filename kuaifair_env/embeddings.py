@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
-from kuaifair_env.data.cache import cache_dir, contents_hash
+from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, Catalogue, FloatArray, IdArray, InteractionLog
 from kuaifair_env.errors import DataError
@@ -136,7 +136,7 @@ def unit_rows(vectors: NDArray[Floats]) -> NDArray[Floats]:
 
 def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
     """Returns :func:`item_embeddings` of a data set's training log from a cache folder, or from the default one."""
-    name = f"{data.data_hash}-{contents_hash(data)}-embeddings{dimension}-v{_VERSION}.npy"
+    name = f"{data.data_hash}-{data.contents_hash}-embeddings{dimension}-v{_VERSION}.npy"
     path = cache_dir(folder) / "embeddings" / name
     if path.exists():
         try:

@@ -258,9 +258,7 @@ class OwnOrigin:
             return False
         if isinstance(self.tables, OwnTables) and isinstance(other.tables, OwnTables):
             return self.tables == other.tables
-        from kuaifair_env.data.cache import contents_hash
-
-        hashes = {(origin.data.data_hash, contents_hash(origin.data)) for origin in (self, other)}
+        hashes = {(origin.data.data_hash, origin.data.contents_hash) for origin in (self, other)}
         return len(hashes) == 1
 
     def check_settings(self, env_id: str, settings: Mapping[str, Any]) -> None:

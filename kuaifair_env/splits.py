@@ -37,7 +37,7 @@ def held_out_users(data: InteractionData) -> NDArray[np.int64]:
 
     A fifth of the users of the test log; up to half of them where that gives fewer than 1,000.
     """
-    tested = np.unique(data.test.users).astype(np.int64)
+    tested = data.test.user_rows()
     count = max(len(tested) // 5, min(_MIN_HELD_OUT_USERS, len(tested) // 2))
     return tested[chosen_users(data.users.ids[tested], count, HELD_OUT)]
 
@@ -57,7 +57,7 @@ def calibration_users(data: InteractionData, share: float = CALIBRATION_SHARE) -
     """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
-    tested = np.unique(data.test.users).astype(np.int64)
+    tested = data.test.user_rows()
     free = np.setdiff1d(tested, held_out_users(data))
     count = min(round(share * len(tested)), len(free))
     if count < 1:

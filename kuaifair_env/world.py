@@ -299,7 +299,7 @@ def warn_of_users_left_out(data: InteractionData) -> None:
 def users_of_worlds(data: InteractionData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the user rows of the training world, those with training exposures, and of the test world, held out."""
     held_out = held_out_users(data)
-    return np.setdiff1d(np.unique(data.train.users), held_out).astype(np.int64), held_out
+    return np.setdiff1d(data.train.user_rows(), held_out), held_out
 
 
 def build_world(

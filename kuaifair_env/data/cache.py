@@ -75,36 +75,6 @@ def cache_dir(override: str | Path | None = None) -> Path:
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("kuaifair"))
 
 
-def rows_hash(data: InteractionData) -> str:
-    """Hashes which row is which user and which item; ``data_hash`` says nothing of the order of the tables."""
-    return _array_hash([data.users.ids, data.items.ids])
-
-
-def contents_hash(data: InteractionData) -> str:
-    """Hashes what ``data_hash`` leaves out: the order of the tables, features, tags and watch ratios."""
-    return _array_hash(
-        [
-            data.users.ids,
-            data.items.ids,
-            data.users.features.values,
-            data.items.features.values,
-            data.items.tags,
-            data.train.watch_ratios,
-            data.test.watch_ratios,
-            *(log.feedback for log in (data.train, data.test) if log.feedback is not None),
-        ]
-    )
-
-
-def _array_hash(columns: Sequence[NDArray[Any] | None]) -> str:
-    digest = hashlib.sha256()
-    for column in columns:
-        array = np.zeros(0, np.bool_) if column is None else np.ascontiguousarray(column)
-        digest.update(f"{array.shape} {array.dtype.str} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:8]
-
-
 def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] | None = None) -> Path:
     """Writes a data set to a new folder, or in place of an older data set there.
 

@@ -85,6 +85,25 @@ class InteractionData:
                 digest.update(repr(astuple(self.negatives)).encode())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def contents_hash(self) -> str:
+        """Hash (8 hex digits) of what ``data_hash`` leaves out: the order of tables, features, tags, watch ratios."""
+        digest = hashlib.sha256()
+        for column in (
+            self.users.ids,
+            self.items.ids,
+            self.users.features.values,
+            self.items.features.values,
+            self.items.tags,
+            self.train.watch_ratios,
+            self.test.watch_ratios,
+            *(log.feedback for log in (self.train, self.test) if log.feedback is not None),
+        ):
+            array = np.zeros(0, np.bool_) if column is None else np.ascontiguousarray(column)
+            digest.update(f"{array.shape} {array.dtype.str} ".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:8]
+
     def identity(self, log: InteractionLog) -> dict[str, str]:
         """Returns name, origin, hash and split, which reports of what was fitted on (a part of) a log record."""
         return {

@@ -214,6 +214,11 @@ class InteractionLog:
         """Returns ``int64 (n_users + 1,)``: user ``u``'s rows are ``offsets[u]:offsets[u + 1]``."""
         return np.searchsorted(self.users, np.arange(n_users + 1)).astype(np.int64)
 
+    def user_rows(self) -> NDArray[np.int64]:
+        """Returns the increasing rows of the users who are in the log."""
+        # Rows are sorted by user, so that a search beats np.unique.
+        return np.flatnonzero(np.diff(self.offsets(int(self.users[-1]) + 1))) if len(self) else np.zeros(0, np.int64)
+
     def exposures(self, n_items: int) -> NDArray[np.int64]:
         """Returns ``int64 (n_items,)``, how often each item was shown."""
         return np.bincount(self.items, minlength=n_items).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from kuaifair_env.data.cache import cache_dir, contents_hash
+from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError, DataError
@@ -182,7 +182,7 @@ def cached_response(
     """Returns :func:`fit_response` of a split from a cache folder, or from the default one; fits on first use."""
     if kind not in get_args(ResponseKind):
         raise ValueError(f"response must be one of {get_args(ResponseKind)}, got {kind!r}")
-    contents = f"{data.data_hash}-{contents_hash(data)}"
+    contents = f"{data.data_hash}-{data.contents_hash}"
     name = f"{contents}-{split}-{kind}-v{_FIT_VERSION}.safetensors"
     path = cache_dir(folder) / "responses" / name
     if path.exists():
