@@ -164,7 +164,8 @@ def test_what_cannot_be_embedded_is_a_clear_error():
     with pytest.raises(DataError, match="at least 1"):
         item_embeddings(data.train, 40, data.items, 0)
     for dimension in (1, 2):
-        with pytest.raises(DataError, match=f"dimension {dimension} cannot tell 400 items apart; use embedding_dim="):
+        enough = f"cannot tell 400 items apart; {2 * dimension + 6} are enough: embedding_dim="
+        with pytest.raises(DataError, match=enough):
             separated(np.zeros((400, dimension)), np.arange(400))
 
 
