@@ -354,7 +354,7 @@ def _check_sessions(layers: Sequence[Any]) -> None:
         )
     first = sessions[0]
     for other in sessions[1:]:
-        same_world = other.world is first.world or other.world.describe() == first.world.describe()
+        same_world = other.world is first.world or not other.world.fingerprint.differences(first.world.fingerprint)
         if not same_world or other.config != first.config:
             raise ValueError("the environments play sessions of different worlds or settings; evaluate them one by one")
 

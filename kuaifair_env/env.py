@@ -65,8 +65,8 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
 
     ## Info
 
-    Each step: ``items`` (rows of the candidates, as actions name them), ``item_ids`` (their raw ids), ``clicks``,
-    ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``, ``user_id`` (raw). At the end of an
+    ``reset``: ``user_id``, ``temper`` and ``fingerprint`` (of the world, in short). Each step: ``items`` (rows of the
+    candidates, as actions name them), ``item_ids`` (their raw ids), ``clicks``, ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``, ``user_id`` (raw). At the end of an
     episode also ``session``: ``len``, ``r_cum``, ``r_each``, ``ad``, ``signed_gap``, ``popular_share``,
     ``violation_rate``, ``gini``, ``coverage``, ``left``, ``user_id``.
 
@@ -101,7 +101,7 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         self._over = True
 
     def __repr__(self) -> str:
-        return f"KuaiFairEnv({self.config}, {self.world})"
+        return f"KuaiFairEnv({self.config},\n{self.world})"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts a session; see the class for ``options``.
@@ -121,6 +121,7 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         return self._observation(), {
             "user_id": self.user_id,
             "temper": self.temper,
+            "fingerprint": str(self.world.fingerprint),
         }
 
     def play(self, batch: SessionBatch) -> None:

@@ -81,11 +81,19 @@ class EvaluationResult:
     length_range: tuple[float, float] | None
 
     def __repr__(self) -> str:
-        data = self.world["data"]
         figures = ", ".join(f"{name} {value:.4f}" for name, value in self.summary().items() if name != "sessions")
+        told = "\n  ".join(self._provenance())
+        return f"EvaluationResult({told}\n  {figures})"
+
+    def _provenance(self) -> tuple[str, str]:
+        """Returns in which world the sessions ran, and how many and how."""
+        data, config = self.world["data"], self.config
+        users = len(np.unique(self.sessions.user_ids))
         return (
-            f"EvaluationResult({len(self.sessions)} sessions in {data['name']!r}, split={self.world['split']!r}, "
-            f"{data['origin']} data {data['hash']}, max_len {self.config['max_len']}, seed {self.seed}:\n  {figures})"
+            f"world: {data['name']!r}, split={self.world['split']!r}, {data['origin']} data {data['hash']}, "
+            f"fingerprint {self.world['fingerprint']['id']}",
+            f"{len(self.sessions)} sessions of {users} users, max_len {config['max_len']}, slates of "
+            f"{config['slate_size']}, seed {self.seed}",
         )
 
     def summary(self) -> dict[str, float]:
@@ -116,10 +124,10 @@ class EvaluationResult:
         return pd.DataFrame(self.sessions.columns())
 
     def table(self) -> str:
-        """Returns the headline figures as aligned text."""
+        """Returns world, sessions and headline figures as text, the figures aligned."""
         rows = self.summary()
         width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value:>12.4f}" for name, value in rows.items())
+        return "\n".join([*self._provenance(), *(f"{name:<{width}}  {value:>12.4f}" for name, value in rows.items())])
 
 
 def evaluate(

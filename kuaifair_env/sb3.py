@@ -66,7 +66,7 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
         self._apply_seeds()
 
     def __repr__(self) -> str:
-        return f"KuaiFairVecEnv({self.num_envs} sessions, {self.config}, {self.world})"
+        return f"KuaiFairVecEnv({self.num_envs} sessions, {self.config},\n{self.world})"
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds all rows at the next reset: row ``i`` gets ``seed + i``."""
@@ -87,8 +87,9 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
         self.batch.reset(self._all, self.batch.chosen_sessions(self._all, options) if any(options) else None)
         self._started = True
         tempers = self.batch.simulator.temper.tolist()
+        fingerprint = str(self.world.fingerprint)
         self.reset_infos = [
-            {"user_id": user_id, "temper": temper}
+            {"user_id": user_id, "temper": temper, "fingerprint": fingerprint}
             for user_id, temper in zip(self.batch.user_ids.tolist(), tempers, strict=True)
         ]
         return self.batch.observe()

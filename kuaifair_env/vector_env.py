@@ -61,7 +61,7 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
         self._started = False
 
     def __repr__(self) -> str:
-        return f"KuaiFairVectorEnv({self.num_envs} sessions, {self.config}, {self.world})"
+        return f"KuaiFairVectorEnv({self.num_envs} sessions, {self.config},\n{self.world})"
 
     def reset(
         self,
@@ -193,6 +193,7 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
         infos["_user_id"] = infos["_user_id"].copy()
         infos["_user_id"][rows] = True
         infos["_temper"] = infos["_user_id"]
+        infos |= {name: info for name, info in self._start_infos(rows).items() if name.endswith("fingerprint")}
 
     def _start_infos(self, rows: IntArray) -> dict[str, Any]:
         mask = np.zeros(self.num_envs, np.bool_)
@@ -202,6 +203,8 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
             "_user_id": mask,
             "temper": self.batch.simulator.temper.copy(),
             "_temper": mask,
+            "fingerprint": np.full(self.num_envs, str(self.world.fingerprint), object),
+            "_fingerprint": mask,
         }
 
     def _infos(self, outcome: Outcome, live: BoolArray) -> dict[str, Any]:

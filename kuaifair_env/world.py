@@ -16,6 +16,7 @@ from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, Popula
 from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
+from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.splits import held_out_users
 
@@ -113,11 +114,17 @@ class World:
     def __repr__(self) -> str:
         provenance = self.data.provenance
         return (
-            f"World({provenance.name!r}, split={self.split!r}: {len(self.users)} users, {self.n_items} candidates of "
-            f"{len(self.data.items)} items, {int(self.groups.popular.sum())} popular, embeddings of "
-            f"{self.dimension}, history of {self.history_length}; {provenance.origin} data {self.data.data_hash}, "
-            f"{type(self.response).__name__})"
+            f"World({provenance.name!r}, split={self.split!r}, fingerprint {self.fingerprint}:\n"
+            f"  {provenance.origin} data, hash {self.data.data_hash}: {provenance.description};\n"
+            f"  {len(self.users)} users, {self.n_items} candidates of {len(self.data.items)} items, "
+            f"{int(self.groups.popular.sum())} popular, embeddings of {self.dimension}, history of "
+            f"{self.history_length}, {type(self.response).__name__})"
         )
+
+    @cached_property
+    def fingerprint(self) -> WorldFingerprint:
+        """What this world is: results in worlds of other fingerprints cannot be compared."""
+        return WorldFingerprint.of_world(self)
 
     @property
     def dimension(self) -> int:
@@ -167,8 +174,9 @@ class World:
         return self.users[rows]
 
     def describe(self) -> dict[str, Any]:
-        """Returns sizes, provenance and the response model's report, JSON-able."""
+        """Returns fingerprint, sizes, provenance and the response model's report, JSON-able."""
         return {
+            "fingerprint": self.fingerprint.describe(),
             "split": self.split,
             "users": len(self.users),
             "candidates": self.n_items,

@@ -239,12 +239,15 @@ class InteractionData:
             raise DataError("candidate rows must be distinct and within the catalogue")
         position = np.empty(len(order), np.int32)
         position[order] = np.arange(len(order), dtype=np.int32)
-        return replace(
+        arranged = replace(
             self,
             items=self.items.take(order),
             train=replace(self.train, items=position[self.train.items]),
             test=replace(self.test, items=position[self.test.items]),
         )
+        if "data_hash" in self.__dict__:  # the order of the tables is no part of it
+            arranged.__dict__["data_hash"] = self.data_hash
+        return arranged
 
 
 def _check_rows(rows: IntArray, size: int, what: str) -> None:

@@ -105,6 +105,8 @@ def assert_says(infos, reference, num_envs):
             assert_says(infos[name], reference[name], num_envs)
         elif name == "final_obs":
             assert all(same(infos[name][row], reference[name][row]) for row in np.flatnonzero(mask))
+        elif infos[name].dtype == object:
+            assert infos[name][mask].tolist() == reference[name][mask].tolist()
         else:
             np.testing.assert_allclose(infos[name][mask], reference[name][mask], err_msg=name)
 
@@ -179,7 +181,7 @@ def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
 def test_the_text_of_an_environment_says_how_sessions_run_and_where(env):
     text = repr(env)
     assert len(text) < 1_000
-    for fact in (type(env).__name__, "max_len=8", "action_mode='slate'", "45 candidates", "small"):
+    for fact in (type(env).__name__, "max_len=8", "action_mode='slate'", "45 candidates", "small", str(WORLD.fingerprint)):
         assert fact in text
 
 

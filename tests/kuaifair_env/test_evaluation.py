@@ -146,8 +146,9 @@ def test_the_text_of_a_result_has_the_headline_figures_and_their_provenance():
     summary = result.summary()
     for name in ("len", "r_each", "r_cum", "ad", "violation_rate"):
         assert f"{name} {summary[name]:.4f}" in text
-    for fact in ("40 sessions", "small", "split='test'", WORLD.data.data_hash, "seed 5", "max_len 10"):
-        assert fact in text
+    for fact in ("40 sessions", "small", "split='test'", WORLD.data.data_hash, "seed 5", "max_len 10",
+                 str(WORLD.fingerprint)):  # fmt: skip
+        assert fact in text and fact in result.table()
     assert len(repr(result.sessions)) < 100
 
 

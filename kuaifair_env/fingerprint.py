@@ -1,0 +1,125 @@
+"""What a world is, in a few numbers that machines agree on: which results may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from kuaifair_env.world import World
+
+TOLERANCE = 1e-3
+"""How far two probes of the same world may lie apart: linear algebra libraries round differently."""
+
+_DECIMALS = 5
+_PROBED = 64
+_STORED = 16
+
+
+@dataclass(frozen=True)
+class WorldFingerprint:
+    """What a world is: exact parts, and probes of what is computed in floating point.
+
+    Hashes of rounded numbers would now and then differ between machines that disagree in the last digit, so fitted
+    quantities are compared as numbers, within :data:`TOLERANCE`.
+
+    Attributes:
+        parts: Hash of each exact part: ``data`` (ids and both logs), ``click`` (what counts as one), ``users``,
+            ``candidates`` (with their popularity groups) and ``form`` (split, sizes, kind of response and of states).
+        response: Probes of what users do, each divided by the largest feedback where it exceeds 1: mean and standard
+            deviation of expected feedback over 64 users and 64 items, mean realised feedback at a fixed random number,
+            and expected feedback of 16 single pairs.
+        embeddings: Probes of what agents see: weighted sums of the components of 16 items and, with an encoder of
+            states, of the first observed states of 16 users.
+    """
+
+    parts: Mapping[str, str]
+    response: tuple[float, ...]
+    embeddings: tuple[float, ...]
+
+    @classmethod
+    def of_world(cls, world: World) -> WorldFingerprint:
+        """Computes the fingerprint of a world."""
+        described = world.response.describe()
+        data, users = world.data, world.users
+        parts = {
+            "data": data.data_hash,
+            "click": [data.provenance.settings.get("click")]
+            + [described.get(name) for name in ("mode", "click_from", "largest")],
+            "users": data.users.keys[users],
+            "candidates": [data.items.keys[: world.n_items].tolist(), world.groups.popular.tolist()],
+            "form": [
+                world.split,
+                world.dimension,
+                world.history_length,
+                described.get("kind"),
+                None if world.encoder is None else type(world.encoder).__name__,
+            ],
+        }
+        hashes = {name: _hash(part) for name, part in parts.items()}
+        return cls(hashes, _response_probes(world), _embedding_probes(world))
+
+    @classmethod
+    def of_description(cls, described: Mapping[str, Any]) -> WorldFingerprint:
+        """Returns the fingerprint that :meth:`describe` wrote."""
+        return cls(described["parts"], tuple(described["response"]), tuple(described["embeddings"]))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns everything, JSON-able; ``id`` is the short form."""
+        return {"id": str(self), **asdict(self), "response": list(self.response), "embeddings": list(self.embeddings)}
+
+    def differences(self, other: WorldFingerprint) -> list[str]:
+        """Returns which parts differ from another world's; none if it is the same world."""
+        exact = [name for name, digest in self.parts.items() if other.parts.get(name) != digest]
+        probes = ("response", "embeddings")
+        return exact + [name for name in probes if not _close(getattr(self, name), getattr(other, name))]
+
+    def __str__(self) -> str:
+        """The short form: a hash of the exact parts, and mean expected feedback in thousandths, for people."""
+        return f"{_hash(sorted(self.parts.items()))}-{round(1000 * self.response[0]):03d}"
+
+
+def _hash(part: Any) -> str:
+    content = part.tolist() if isinstance(part, np.ndarray) else part
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _close(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    return len(first) == len(second) and bool(np.allclose(first, second, rtol=0.0, atol=TOLERANCE))
+
+
+def _spread(size: int, count: int) -> NDArray[np.int64]:
+    """Returns ``count`` rows spread evenly over ``size``."""
+    return np.arange(count) * size // count
+
+
+def _rounded(values: Any) -> tuple[float, ...]:
+    return tuple(np.round(np.asarray(values, np.float64), _DECIMALS).tolist())
+
+
+def _response_probes(world: World) -> tuple[float, ...]:
+    users = world.users[_spread(len(world.users), _PROBED)]
+    items = np.tile(_spread(world.n_items, _PROBED), (_PROBED, 1))
+    expected = world.response.expected(users, items, world.initial_history.take(users))
+    # Multiples of the golden section, which fill the unit interval evenly on every machine alike.
+    uniforms = np.modf(np.arange(expected.size) * 0.6180339887498949)[0].reshape(expected.shape)
+    realised = world.response.feedback(expected, uniforms)
+    pairs = expected[np.arange(_STORED) * 4, np.arange(_STORED) * 7 % _PROBED]
+    scale = max(1.0, float(world.response.describe().get("largest", 1.0)))
+    mean, deviation = expected.mean(dtype=np.float64), expected.std(dtype=np.float64)
+    return _rounded(np.r_[mean, deviation, realised.mean(dtype=np.float64), pairs] / scale)
+
+
+def _embedding_probes(world: World) -> tuple[float, ...]:
+    weights = np.cos(np.arange(world.dimension)) / np.sqrt(world.dimension)
+    probed = [world.embeddings[_spread(world.n_items, _STORED)] @ weights]
+    if world.encoder is not None:
+        users = world.users[_spread(len(world.users), _STORED)]
+        probed.append(world.encoder.encode(world.initial_history.take(users)) @ weights)
+    return _rounded(np.concatenate(probed))
