@@ -14,6 +14,7 @@ from hrl_policies.study.config import RunConfig
 from hrl_policies.study.store import StoredRun, stored_runs
 from hrl_policies.zoo import METHODS, MethodSpec, method
 from kuaifair_env.evaluation import EvaluationResult
+from kuaifair_env.fingerprint import WorldFingerprint
 
 ORIGINS = {
     "real": "real data, official files",
@@ -60,6 +61,7 @@ class RunRecord:
         candidates: Number of candidates ``N``.
         users: Number of users that it was evaluated on.
         response: Kind of the test world's response model.
+        fingerprint: That of the test world.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class RunRecord:
     candidates: int
     users: int
     response: str
+    fingerprint: WorldFingerprint
 
     @property
     def purifier(self) -> str:
@@ -105,6 +108,7 @@ class RunRecord:
             candidates=int(world["candidates"]),
             users=users,
             response=str(world["response"].get("kind", "unknown")),
+            fingerprint=WorldFingerprint.of_description(world["fingerprint"]),
         )
 
 
@@ -231,7 +235,7 @@ def data_note(record: RunRecord) -> str:
     """Returns what the data of a run are: name, origin, hash, response model, size."""
     return (
         f"Data: {record.data} ({ORIGINS[record.origin]}), hash {record.data_hash}; response model of the test world: "
-        f"{record.response}; {record.candidates} candidates."
+        f"{record.response}; {record.candidates} candidates; fingerprint {record.fingerprint}."
     )
 
 

@@ -20,6 +20,7 @@ from hrl_policies.study.tables import SUFFIXES, ResultTable, TableFormat, result
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
+from kuaifair_env.fingerprint import WorldFingerprint
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
@@ -204,7 +205,7 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
         data_dir: Folder with the official files.
 
     Raises:
-        ArtifactError: If the data has changed since a run.
+        ArtifactError: If a world has changed since a run.
         DataError: If worlds cannot be made.
         ValueError: If runs were made in a study's own worlds, which have no id.
     """
@@ -215,11 +216,13 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
         if key not in pairs:
             register_data_of(run)
             pairs[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
-        before, now = run.provenance["test"]["data"]["hash"], pairs[key].test.data.data_hash
-        if before != now:
+        before = WorldFingerprint.of_description(run.provenance["test"]["fingerprint"])
+        now = pairs[key].test.fingerprint
+        differences = now.differences(before)
+        if differences:
             raise ArtifactError(
-                f"{run.folder} was made on data with hash {before}; here {config.world} has {now}. "
-                "Point --data-dir at the same files"
+                f"{run.folder} was made in a test world of fingerprint {before}; here {config.world} is {now}: "
+                f"{', '.join(differences)} differ. Point --data-dir at the same files"
             )
     return list(pairs.values())
 

@@ -360,6 +360,7 @@ def _provenance(run: StoredRun, name: str) -> Pairs:
         ("run folder", name),
         ("data", f"{data['name']} ({ORIGINS[data['origin']]})"),
         ("data hash", data["hash"]),
+        ("fingerprint", run.provenance["test"]["fingerprint"]["id"]),
         ("purifier", f"{config.purifier.name}, hash {config.purifier.hash}" if config.purifier else "none"),
         *((("resumed", f"after {resumed:,} steps"),) if resumed else ()),
     )
@@ -402,7 +403,7 @@ def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
     ]
     for split in ("train", "test"):
         world = provenance[split]
-        sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
+        sizes = f"fingerprint {world['fingerprint']['id']}, {world['candidates']:,} candidates, {world['users']:,} users"
         facts.append((f"{split} world", f"{sizes}, response model: {world['response'].get('kind', 'unknown')}"))
     title = str(provenance.get("name", data["name"]))
     full = json.dumps(provenance, indent=1, sort_keys=True)

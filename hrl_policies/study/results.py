@@ -16,6 +16,7 @@ from hrl_policies.study.store import StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import IdArray
+from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
 
 Values = NDArray[np.float64]
@@ -232,7 +233,7 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     Raises:
         ArtifactError: If the files of a run are damaged.
         ValueError: If no run is finished, or runs under one set of conditions cannot be compared: evaluated on other
-            users or randomness, on other data under the same name, or twice with one seed.
+            users or randomness, in worlds of one name and other fingerprints, or twice with one seed.
     """
     evaluated = [EvaluatedRun.of_run(run) for run in runs if run.complete]
     if not evaluated:
@@ -277,10 +278,19 @@ def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
     """Checks that runs on one task met the same users in the same world with the same random numbers."""
     first = runs[0]
     for other in runs[1:]:
+        for split in ("test", "train"):
+            now, before = (
+                WorldFingerprint.of_description(run.run.provenance[split]["fingerprint"]) for run in (other, first)
+            )
+            differences = now.differences(before)
+            if differences:
+                raise ValueError(
+                    f"{other.run.folder} and {first.run.folder} were made in different {split} worlds of "
+                    f"{first.task.world}, fingerprints {now} and {before}: {', '.join(differences)} differ; they cannot "
+                    "be compared"
+                )
         config, reference = other.record.config, first.record.config
         for what, same in (
-            ("data", other.record.data_hash == first.record.data_hash),
-            ("response model", other.record.response == first.record.response),
             ("users", np.array_equal(other.users.user_ids, first.users.user_ids)),
             ("randomness", config.evaluation_seed == reference.evaluation_seed),
             ("sessions of each user", config.episodes_per_user == reference.episodes_per_user),

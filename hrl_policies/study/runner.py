@@ -33,6 +33,7 @@ from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.data.own import OwnTables
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.origins import OwnOrigin
 from kuaifair_env.registration import ENVIRONMENTS, register_origin
 
@@ -168,7 +169,7 @@ def resume(
         if worlds is None:
             register_data_of(stored)
         pair = worlds_of(stored.config, worlds, data_dir)
-        _check_same_data(stored, pair)
+        _check_same_worlds(stored, pair)
         loaded, content = _load_purifier(stored.config, path / PURIFIER)
         policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
         restore_checkpoint(policy, path, stored.steps_done)
@@ -217,7 +218,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     Raises:
         ArtifactError: If the data has changed, or the model file is damaged.
     """
-    _check_same_data(run, worlds)
+    _check_same_worlds(run, worlds)
     policy = build_policy(run.config, worlds, purifier_of(run))
     if method(run.config.method).learns:
         from hrl_policies.study.training import restore_parameters
@@ -349,6 +350,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
                 "method": config.method,
                 "world": config.world,
                 "origin": evaluation.world["data"]["origin"],
+                "fingerprint": evaluation.world["fingerprint"]["id"],
                 "seed": config.seed,
                 "steps_done": run.steps_done,
                 "resumed_at": resumed_at,
@@ -408,18 +410,15 @@ def _learn(run: _Run, progress: bool) -> bool:
     return callback.stop_requested
 
 
-def _check_same_data(run: StoredRun, worlds: WorldPair) -> None:
+def _check_same_worlds(run: StoredRun, worlds: WorldPair) -> None:
     for split, world in (("train", worlds.train), ("test", worlds.test)):
-        stored, now = run.provenance[split], world.describe()
-        for what, before, after in (
-            ("data", stored["data"]["hash"], now["data"]["hash"]),
-            ("number of candidates", stored["candidates"], now["candidates"]),
-        ):
-            if before != after:
-                raise ArtifactError(
-                    f"{run.folder} was made in another {split} world: its {what} was {before}, here it is {after} "
-                    f"({now['data']['name']}, {now['data']['origin']})"
-                )
+        stored, now = WorldFingerprint.of_description(run.provenance[split]["fingerprint"]), world.fingerprint
+        differences = now.differences(stored)
+        if differences:
+            raise ArtifactError(
+                f"{run.folder} was made in another {split} world, fingerprint {stored}; this one is {now} "
+                f"({world.data.provenance.name}, {world.data.provenance.origin}): {', '.join(differences)} differ"
+            )
 
 
 class RunLog:

@@ -29,7 +29,7 @@ from hrl_policies.study.config import RunConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
 
-FORMAT = 2
+FORMAT = 3
 MODEL = "model.zip"
 PURIFIER = "purifier.safetensors"
 PARTIAL = ".partial"

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +23,7 @@ from hrl_policies.study.labels import MODES, RunRecord, Variant
 from hrl_policies.study.statistics import Interval, student_interval
 from hrl_policies.study.store import write_table
 from kuaifair_env.abandonment import leave_rule, rule_text
+from kuaifair_env.fingerprint import WorldFingerprint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -345,19 +346,42 @@ def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTabl
     """
     if not records:
         raise ValueError("there are no finished runs to tabulate")
-    return [result_table(group, command) for group in group_records(records)]
+    tables = []
+    for group in group_records(records):
+        table = result_table(group, command)
+        tables.append(replace(table, notes=(*_notes_on_other_worlds(group, records), *table.notes)))
+    return tables
 
 
 def group_records(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Groups runs that belong into one table: one world, one way of running sessions, one item term."""
     groups: dict[str, list[RunRecord]] = {}
+    worlds: list[WorldFingerprint] = []
     for record in records:
         config = record.config
         session = {name: value for name, value in config.session.describe().items() if name not in MODES}
-        world = (config.world, config.item_term, unusual_settings(config.world_settings), record.data_hash)
-        key = repr((world, record.response, sorted(session.items())))
-        groups.setdefault(key, []).append(record)
+        place = next((n for n, world in enumerate(worlds) if not world.differences(record.fingerprint)), len(worlds))
+        if place == len(worlds):
+            worlds.append(record.fingerprint)
+        world = (config.world, config.item_term, unusual_settings(config.world_settings), place)
+        groups.setdefault(repr((world, sorted(session.items()))), []).append(record)
     return list(groups.values())
+
+
+def _notes_on_other_worlds(group: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[str]:
+    """Returns a note for each world that bears the name and settings of a group's and is another one."""
+    first = group[0]
+    own = first.config.world, unusual_settings(first.config.world_settings)
+    others = {
+        str(record.fingerprint): record.fingerprint.differences(first.fingerprint)
+        for record in records
+        if (record.config.world, unusual_settings(record.config.world_settings)) == own
+    }
+    return [
+        f"NOT COMPARABLE with the runs in {first.config.world} of fingerprint {other}: {', '.join(parts)} differ."
+        for other, parts in others.items()
+        if parts
+    ]
 
 
 def group_variants(records: Sequence[RunRecord]) -> dict[Variant, list[RunRecord]]:
@@ -410,6 +434,7 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "data": record.data,
             "origin": record.origin,
             "data_hash": record.data_hash,
+            "fingerprint": str(record.fingerprint),
             "response": record.response,
             "candidates": record.candidates,
             "users": record.users,

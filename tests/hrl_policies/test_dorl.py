@@ -518,6 +518,7 @@ def plan(**settings):
 def test_a_run_is_trained_without_the_training_world_and_judged_in_the_test_world(tmp_path):
     pair = parity()
     silent = replace(pair, train=replace(pair.train, response=SilentResponse(TABLE)))
+    silent.train.__dict__["fingerprint"] = pair.train.fingerprint  # which asks users as well
     result = train(plan(), silent, output=tmp_path / "run")
     assert result.steps_done == 512 and result.curve
     np.testing.assert_array_equal(result.evaluation.sessions.user_ids, pair.test.user_ids)

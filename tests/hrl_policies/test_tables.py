@@ -21,6 +21,8 @@ from small_worlds import small_pair
 from studies import CONTROLS, OWN, pairs, runs_of
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, stored_records, train, write_records
+from hrl_policies.study.results import comparisons
+from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
@@ -250,6 +252,29 @@ def test_a_rule_without_temper_has_no_length_formula(records):
     (table,) = result_tables([record], "x")
     assert "formula" not in table.header
     assert cells_of(table, "Random")["Len"] == "5.00"
+
+
+def test_runs_in_another_world_of_the_same_name_are_in_a_table_of_their_own_that_says_so(records):
+    here = records[0].fingerprint
+    rounded = replace(records[1], fingerprint=replace(here, response=tuple(value + 1e-5 for value in here.response)))
+    refitted = replace(records[3], fingerprint=replace(here, response=tuple(value + 0.01 for value in here.response)))
+    first, second = result_tables([records[0], rounded, refitted], "")
+    assert first.rows[0][-1] == "2", "rounding makes no other world"
+    for table, other in ((first, refitted.fingerprint), (second, here)):
+        assert f"fingerprint {other}: response differ" in table.notes[0] and "NOT COMPARABLE" in table.notes[0]
+    for table in result_tables(records, ""):
+        assert "NOT COMPARABLE" not in table.markdown()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_runs_in_another_world_of_the_same_name_are_not_compared(store, split):
+    runs = [run for run in stored_runs(store) if run.config.world == OWN and run.config.method in CONTROLS]
+    comparisons(runs)
+    world = runs[0].provenance[split]
+    moved = world["fingerprint"] | {"parts": world["fingerprint"]["parts"] | {"click": "another"}}
+    provenance = runs[0].provenance | {split: world | {"fingerprint": moved}}
+    with pytest.raises(ValueError, match=f"different {split} worlds of small, .*: click differ"):
+        comparisons([replace(runs[0], provenance=provenance), *runs[1:]])
 
 
 def test_records_go_to_a_small_csv_and_come_from_stored_runs(records, tmp_path):

@@ -109,4 +109,6 @@ class Interrupting(TableResponse):
 def interrupted_pair(at: int) -> WorldPair:
     """The small worlds, in which training is interrupted."""
     pair = small_pair()
-    return replace(pair, train=replace(pair.train, response=Interrupting(pair.train.response.table, at)))
+    train = replace(pair.train, response=Interrupting(pair.train.response.table, at + 1))
+    assert train.fingerprint, "which asks users once"
+    return replace(pair, train=train)
