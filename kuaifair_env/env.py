@@ -66,9 +66,10 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
     ## Info
 
     ``reset``: ``user_id``, ``temper`` and ``fingerprint`` (of the world, in short). Each step: ``items`` (rows of the
-    candidates, as actions name them), ``item_ids`` (their raw ids), ``clicks``, ``feedback``, ``popular_share``, ``disparity``, ``temper``, ``violation``, ``user_id`` (raw). At the end of an
-    episode also ``session``: ``len``, ``r_cum``, ``r_each``, ``ad``, ``signed_gap``, ``popular_share``,
-    ``violation_rate``, ``gini``, ``coverage``, ``left``, ``user_id``.
+    candidates, as actions name them), ``item_ids`` (their raw ids), ``clicks``, ``feedback``, ``popular_share``,
+    ``disparity``, ``temper``, ``violation``, ``user_id`` (raw). At the end of an episode also ``session``: ``len``,
+    ``r_cum``, ``r_each``, ``ad``, ``signed_gap``, ``popular_share``, ``violation_rate``, ``gini``, ``coverage``,
+    ``left``, ``user_id``.
 
     ## Arguments
 

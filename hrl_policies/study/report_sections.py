@@ -403,8 +403,9 @@ def _worlds(provenance: Mapping[str, Any], anchor: str) -> SharedFacts:
     ]
     for split in ("train", "test"):
         world = provenance[split]
-        sizes = f"fingerprint {world['fingerprint']['id']}, {world['candidates']:,} candidates, {world['users']:,} users"
+        sizes = f"{world['candidates']:,} candidates, {world['users']:,} users"
         facts.append((f"{split} world", f"{sizes}, response model: {world['response'].get('kind', 'unknown')}"))
+        facts.append((f"fingerprint of the {split} world", world["fingerprint"]["id"]))
     title = str(provenance.get("name", data["name"]))
     full = json.dumps(provenance, indent=1, sort_keys=True)
     # Lists of numbers stand on one line each.

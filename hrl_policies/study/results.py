@@ -286,8 +286,8 @@ def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
             if differences:
                 raise ValueError(
                     f"{other.run.folder} and {first.run.folder} were made in different {split} worlds of "
-                    f"{first.task.world}, fingerprints {now} and {before}: {', '.join(differences)} differ; they cannot "
-                    "be compared"
+                    f"{first.task.world}, fingerprints {now} and {before}: {', '.join(differences)} differ; they "
+                    "cannot be compared"
                 )
         config, reference = other.record.config, first.record.config
         for what, same in (

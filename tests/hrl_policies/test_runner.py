@@ -240,7 +240,7 @@ def test_nothing_is_overwritten(tmp_path):
 def test_a_run_is_not_judged_in_another_world(tmp_path):
     train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
     stored = load_run(tmp_path / "run")
-    with pytest.raises(ArtifactError, match="another train world, fingerprint .*: data, .* differ"):
+    with pytest.raises(ArtifactError, match=r"another train world, fingerprint .*: data, .* differ"):
         load_policy(stored, small_pair(seed=1))
     with pytest.raises(ValueError, match="wants the worlds 'small'"):
         train(a2c(), small_pair(name="other"))

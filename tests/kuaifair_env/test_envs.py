@@ -181,7 +181,8 @@ def test_the_sb3_env_and_the_same_step_vector_env_play_the_same_sessions():
 def test_the_text_of_an_environment_says_how_sessions_run_and_where(env):
     text = repr(env)
     assert len(text) < 1_000
-    for fact in (type(env).__name__, "max_len=8", "action_mode='slate'", "45 candidates", "small", str(WORLD.fingerprint)):
+    world = ("45 candidates", "small", str(WORLD.fingerprint))
+    for fact in (type(env).__name__, "max_len=8", "action_mode='slate'", *world):
         assert fact in text
 
 

@@ -21,8 +21,8 @@ from kuaifair_env.randomisation import varied
 
 PINNED = Path(__file__).with_name("fingerprints.json")
 MOVED = (
-    "{what} of {env_id} moved ({details}). From 0.1.0 on raise the version of the id (-vN), keep the old one, and write "
-    "the changelog; before that, write the changelog and renew tests/kuaifair_env/fingerprints.json by "
+    "{what} of {env_id} moved ({details}). From 0.1.0 on raise the version of the id (-vN), keep the old one, and "
+    "write the changelog; before that, write the changelog and renew tests/kuaifair_env/fingerprints.json by "
     "python tests/kuaifair_env/test_fingerprint.py"
 )
 QUICK = ["KuaiFair-Toy-v0"]
