@@ -35,9 +35,8 @@ from kuaifair_env.world import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.popularity import PopularitySource
-    from kuaifair_env.data.tables import SplitRule, Table
+    from kuaifair_env.data.tables import LogColumns, SplitRule, Table
     from kuaifair_env.sb3 import InfoLevel, KuaiFairVecEnv
 
 ENVIRONMENTS: dict[str, Origin] = {

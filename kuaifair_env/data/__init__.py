@@ -14,12 +14,11 @@ from kuaifair_env.data.popularity import PopularityGroups, groups_of, popularity
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 
 if TYPE_CHECKING:
-    from kuaifair_env.data.frames import LogColumns
     from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
     from kuaifair_env.data.kuairec import load_kuairec, read_kuairec
     from kuaifair_env.data.official import fetch
     from kuaifair_env.data.sources import find_source
-    from kuaifair_env.data.tables import split_log
+    from kuaifair_env.data.tables import LogColumns, split_log
 
 __all__ = [
     "Catalogue",
@@ -46,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LogColumns": "frames",
+    "LogColumns": "tables",
     "fetch": "official",
     "find_source": "sources",
     "load_kuairand": "kuairand",

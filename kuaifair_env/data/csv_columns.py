@@ -18,11 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env.data.encoding import MISSING_WORDS
 from kuaifair_env.data.sources import READ_ERRORS, SourceFiles
 from kuaifair_env.errors import DataError
-
-MISSING_WORDS = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"))
-"""Cells that mean "no value"."""
 
 _LARGEST_INTEGER = 2**62
 _INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")

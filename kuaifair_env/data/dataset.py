@@ -19,8 +19,8 @@ from kuaifair_env.files import file_hash
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from kuaifair_env.data.frames import LogColumns, PositivesOnly
-    from kuaifair_env.data.tables import SplitRule, Table
+    from kuaifair_env.data.frames import PositivesOnly
+    from kuaifair_env.data.tables import LogColumns, SplitRule, Table
 
 
 class FrameSettings(TypedDict, total=False):
@@ -168,7 +168,8 @@ class InteractionData:
                 ``items`` or ``users``, repeated ids there, fewer than two items, or a test log whose rows are in the
                 training log.
         """
-        from kuaifair_env.data.frames import FrameReading, LogColumns, read_frames  # needs pandas
+        from kuaifair_env.data.frames import FrameReading, read_frames  # needs pandas
+        from kuaifair_env.data.tables import LogColumns
 
         if positive is not None and len(positive) != 1:
             raise DataError(f"positive names one column and the value from which it is a click, got {positive!r}")
@@ -181,7 +182,7 @@ class InteractionData:
             negatives_seed,
         )
         logs = {"train": train, "test": test}
-        return read_frames(logs, items, users, reading, name=name, provenance=provenance)
+        return cls(*read_frames(logs, items, users, reading, name=name, provenance=provenance))
 
     @classmethod
     def from_log(

@@ -17,6 +17,9 @@ from kuaifair_env.data.schema import BoolArray, FeatureTable, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.seeding import mix
 
+MISSING_WORDS = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"))
+"""Cells that mean "no value"."""
+
 _LARGEST_BITMAP = 500_000_000
 _BRACKETS = {"[": "]", "{": "}"}
 _NUMBERS = re.compile(r"-?\d+(\s+-?\d+)+")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
@@ -33,50 +32,11 @@ from kuaifair_env.data.schema import (
     Provenance,
     Users,
 )
-from kuaifair_env.data.tables import Table, read_tables
+from kuaifair_env.data.tables import LogColumns, Table, read_tables
 from kuaifair_env.data.times import Times, one_unit, read_times, time_column
 from kuaifair_env.errors import DataError
 
 PositivesOnly = Literal["train", "test", "both"]
-
-
-@dataclass(frozen=True)
-class LogColumns:
-    """Names of the columns of a user's frames.
-
-    Attributes:
-        user: User ids, in the logs and the users frame.
-        item: Item ids, in the logs and the items frame.
-        click: Feedback, 0 or 1.
-        time: Time of the exposure: integers of any unit, float seconds, datetimes, or text of these. None takes the
-            column of the log that is called ``time``, ``timestamp``, ``ts``, ``date`` or ``datetime``, if there is one.
-        watch_ratio: Play time over duration, used when the log has it.
-        tags: In the items frame: tags of each item, as lists or as text that holds lists (``"[8, 3]"``, ``"A|B"``).
-        shown: In the items frame: platform-wide exposure counts.
-    """
-
-    user: str = "user_id"
-    item: str = "item_id"
-    click: str = "click"
-    time: str | None = None
-    watch_ratio: str = "watch_ratio"
-    tags: str = "tags"
-    shown: str = "shown"
-
-    @classmethod
-    def of(cls, columns: LogColumns | Mapping[str, str] | None) -> LogColumns:
-        """Returns names of columns that may be given by field, as ``{"user": "customer"}``; None takes the usual ones.
-
-        Raises:
-            DataError: If there is no such field.
-        """
-        if columns is None or isinstance(columns, LogColumns):
-            return columns or cls()
-        known = [column.name for column in fields(cls)]
-        unknown = sorted(set(columns) - set(known))
-        if unknown:
-            raise DataError(f"columns has no {unknown[0]!r}; it names {', '.join(known)}")
-        return cls(**columns)
 
 
 @dataclass(frozen=True)
@@ -138,8 +98,8 @@ def read_frames(
     *,
     name: str,
     provenance: Provenance | None,
-) -> InteractionData:
-    """Checks frames, or files that hold them, and turns them into a data set; see its ``from_frames``."""
+) -> tuple[Users, Catalogue, InteractionLog, InteractionLog, Provenance, dict[str, Any], NegativeSampling]:
+    """Checks frames, or files that hold them, and returns the fields of a data set; see its ``from_frames``."""
     names = reading.columns
     frames, files = read_tables({"train": logs["train"], "test": logs["test"], "items": items, "users": users}, names)
     id_kinds = _IdKinds()
@@ -171,7 +131,7 @@ def read_frames(
     if provenance is None:
         told = f"{len(train):,} training and {len(test):,} test rows"
         provenance = Provenance(name, "own", told, files, reading.describe())
-    return InteractionData(people, catalogue, train, test, provenance, report, reading.negatives)
+    return people, catalogue, train, test, provenance, report, reading.negatives
 
 
 def _parse_log(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.csv_columns import MISSING_WORDS
+from kuaifair_env.data.encoding import MISSING_WORDS
 from kuaifair_env.data.times import read_times, time_column
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash
-
-if TYPE_CHECKING:
-    from kuaifair_env.data.frames import LogColumns
 
 Table: TypeAlias = "pd.DataFrame | str | Path"
 SplitRule = Literal["time", "user"]
@@ -25,6 +23,45 @@ SplitRule = Literal["time", "user"]
 _INTEGER = r"-?(?:0|[1-9]\d{0,17})"
 _SEPARATORS = ("\t", ",", ";")
 _PARQUET = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class LogColumns:
+    """Names of the columns of a user's frames.
+
+    Attributes:
+        user: User ids, in the logs and the users frame.
+        item: Item ids, in the logs and the items frame.
+        click: Feedback, 0 or 1.
+        time: Time of the exposure: integers of any unit, float seconds, datetimes, or text of these. None takes the
+            column of the log that is called ``time``, ``timestamp``, ``ts``, ``date`` or ``datetime``, if there is one.
+        watch_ratio: Play time over duration, used when the log has it.
+        tags: In the items frame: tags of each item, as lists or as text that holds lists (``"[8, 3]"``, ``"A|B"``).
+        shown: In the items frame: platform-wide exposure counts.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    click: str = "click"
+    time: str | None = None
+    watch_ratio: str = "watch_ratio"
+    tags: str = "tags"
+    shown: str = "shown"
+
+    @classmethod
+    def of(cls, columns: LogColumns | Mapping[str, str] | None) -> LogColumns:
+        """Returns names of columns that may be given by field, as ``{"user": "customer"}``; None takes the usual ones.
+
+        Raises:
+            DataError: If there is no such field.
+        """
+        if columns is None or isinstance(columns, LogColumns):
+            return columns or cls()
+        known = [column.name for column in fields(cls)]
+        unknown = sorted(set(columns) - set(known))
+        if unknown:
+            raise DataError(f"columns has no {unknown[0]!r}; it names {', '.join(known)}")
+        return cls(**columns)
 
 
 def read_tables(
@@ -125,8 +162,6 @@ def split_log(
         DataError: If there is no time to split by, or a part would be empty.
         ValueError: If the rule or the share is not valid.
     """
-    from kuaifair_env.data.frames import LogColumns
-
     if rule not in get_args(SplitRule):
         raise ValueError(f"a log is split by one of {get_args(SplitRule)}, got {rule!r}")
     if not 0 < share < 1:
