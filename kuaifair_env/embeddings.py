@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EMBEDDING_DIM = 64
 
-_VERSION = 2
+_VERSION = 3
 _DECIMALS = 5
 _MIN_DISTANCE = 0.02
 """Between two unit embeddings; their cosine is then at most 1 - 2e-4."""
@@ -194,7 +194,8 @@ def _co_exposure(log: InteractionLog, user_factors: Matrix, n_items: int) -> Mat
     """
     shown = _pairs(log, ~log.clicks, (len(user_factors), n_items))
     weights = 1.0 / np.sqrt(np.maximum(np.diff(shown.indptr), 1))
-    return unit_rows(np.asarray(shown.T @ (user_factors * weights[:, None])))
+    # What rounding leaves where these users have no factors is no direction.
+    return unit_rows(np.round(shown.T @ (user_factors * weights[:, None]), _DECIMALS))
 
 
 def _pairs(log: InteractionLog, which: BoolArray, shape: tuple[int, int]) -> csr_matrix:

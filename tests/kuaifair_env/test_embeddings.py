@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog
-from kuaifair_env.embeddings import cached_embeddings, item_embeddings, separated, unit_rows
+from kuaifair_env.embeddings import _co_exposure, cached_embeddings, item_embeddings, separated, unit_rows
 from kuaifair_env.errors import DataError
 from kuaifair_env.registration import ENVIRONMENTS, make_world
 from kuaifair_env.spaces import EmbeddingActions
@@ -177,3 +177,12 @@ def test_what_is_cached_belongs_to_these_rows_and_features(tmp_path):
     np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), embeddings)
     before, after = unit_rows(embeddings)[[30, 4, 17]], unit_rows(cached_embeddings(shuffled, 4, tmp_path))[:3]
     np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-2)
+
+
+def test_rounding_errors_of_users_without_factors_are_no_direction():
+    """Other processors round otherwise: scaled to length 1, the items' embeddings would differ there."""
+    users, items = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
+    log = InteractionLog(users, items, items == 0, np.arange(9))
+    factors = np.random.default_rng(0).normal(size=(3, 4))
+    assert not _co_exposure(log, 1e-8 * factors, 3).any()
+    np.testing.assert_allclose(np.linalg.norm(_co_exposure(log, factors, 3)[1:], axis=1), 1.0)
