@@ -189,8 +189,8 @@ def test_a_changed_run_is_an_error_and_not_a_result(copied):
 
 def test_runs_of_another_version_are_refused(copied):
     path = copied / "small/random-len10-k10-seed3/result.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 2"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 3"):
         run(study(), copied)
 
 
