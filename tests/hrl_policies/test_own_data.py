@@ -71,7 +71,7 @@ def test_a_run_on_ones_own_files_is_trained_and_found_again(shop_files, capsys):
     forget()
     swapped = ["--data", folder / "moved.csv", "--test-data", folder / "train.csv"]
     assert command("evaluate", folder / "run", *swapped, "--no-progress") == 2
-    assert "its data was" in capsys.readouterr().err
+    assert "was made in another train world" in capsys.readouterr().err
     assert command("train", "--method", "random", "--env", "MyShop-v0", "--columns", COLUMNS) == 2
     assert "--data" in capsys.readouterr().err
 
