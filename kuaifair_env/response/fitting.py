@@ -25,7 +25,7 @@ from kuaifair_env.response.sequential import SequentialConfig, SequentialRespons
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse | GradedResponse
 
-_FIT_VERSION = 5
+_FIT_VERSION = 6
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
 

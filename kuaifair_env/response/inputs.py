@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _CONSTANT = 1e-6
+_POWER_ITERATIONS = 7
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def _context_parts(
         return sp.csr_matrix((weights, (log.users, log.items)), shape=(n_users, n_items))
 
     of_clicks, of_exposures, of_surprise = by_user(clicks), by_user(np.ones_like(clicks)), by_user(surprise)
+    of_clicks.eliminate_zeros()
     per_exposure = (shown_u + config.user_pseudo_count)[:, None]
     per_click = (clicked_u + config.user_pseudo_count)[:, None]
     users: list[tuple[NDArray[Any], str]] = [(np.column_stack([logit_u, np.log1p(shown_u)]), "context rate ")]
@@ -132,21 +134,19 @@ def _item_factors(clicks: sp.csr_matrix[np.float32], rank: int, seed: int) -> Fl
     The first singular vector of a non-negative matrix is popularity, which the rates already hold.
     """
     import scipy.sparse as sp
-    from scipy.sparse.linalg import svds
+    from sklearn.utils.extmath import randomized_svd
 
     n_users, n_items = clicks.shape
     rank = min(rank, min(n_users, n_items) - 2)
     if rank < 1 or clicks.sum() == 0:
         return np.zeros((n_items, 0), np.float32)
     binary = clicks.copy()
-    binary.data = (binary.data > 0).astype(np.float64)
+    binary.data = np.ones(binary.nnz)
     damp_u = 1.0 / np.sqrt(np.asarray(binary.sum(1)).ravel() + 5.0)
     damp_i = 1.0 / np.sqrt(np.asarray(binary.sum(0)).ravel() + 5.0)
     damped = sp.diags(damp_u) @ binary @ sp.diags(damp_i)
-    start = np.random.default_rng(seed).normal(size=min(damped.shape))
-    _, values, right = svds(damped, k=rank + 1, v0=start)
-    order = np.argsort(-values)[1:]
-    factors = right[order].T * values[order] * damp_i[:, None]
+    _, values, right = randomized_svd(damped, rank + 1, n_iter=_POWER_ITERATIONS, random_state=seed)
+    factors = right[1:].T * values[1:] * damp_i[:, None]
     # Their signs are the linear algebra library's choice: the largest component of each is made positive.
     factors *= np.sign(factors[np.abs(factors).argmax(axis=0), np.arange(factors.shape[1])])
     spread = factors.std(axis=0)
