@@ -140,8 +140,8 @@ def _item_factors(clicks: sp.csr_matrix[np.float32], rank: int, seed: int) -> Fl
     rank = min(rank, min(n_users, n_items) - 2)
     if rank < 1 or clicks.sum() == 0:
         return np.zeros((n_items, 0), np.float32)
-    binary = clicks.copy()
-    binary.data = np.ones(binary.nnz)
+    binary = clicks.astype(np.float64)
+    binary.data[:] = 1.0
     damp_u = 1.0 / np.sqrt(np.asarray(binary.sum(1)).ravel() + 5.0)
     damp_i = 1.0 / np.sqrt(np.asarray(binary.sum(0)).ravel() + 5.0)
     damped = sp.diags(damp_u) @ binary @ sp.diags(damp_i)
