@@ -36,8 +36,10 @@ def fingerprints(env_id):
 
 
 def figures(env_id):
-    """What a fixed slate and a fixed direction earn of some users: moves with any rule of sessions."""
-    actions = {"slate": np.arange(0, 50, 5), "embedding": np.cos(np.arange(64), dtype=np.float32)}
+    """What a slate within the bound and a fixed direction earn of some users: moves with any rule of sessions."""
+    popular = kuaifair_env.make_world(env_id, split="test").groups.popular
+    slate = np.r_[np.flatnonzero(popular)[:5], np.flatnonzero(~popular)[:5]]
+    actions = {"slate": slate, "embedding": np.cos(np.arange(64), dtype=np.float32)}
     results = []
     for mode, action in actions.items():
         env = gym.make(env_id, split="test", action_mode=mode)
