@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 import kuaifair_env
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import GreedyCTR, QuotaGreedy
-from kuaifair_env.abandonment import BoundLeaveRule, LeaveDecision
-from kuaifair_env.data.schema import BoolArray, IntArray
+from kuaifair_env.abandonment import BoundLeaveRule, LeaveDecision, WorldFacts
+from kuaifair_env.data.schema import IntArray
 
 ENV = "KuaiFair-Toy-v0"
 
@@ -32,7 +32,7 @@ class DullSlates:
 
     patience: int = 2
 
-    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+    def bind(self, batch_size: int, slate_size: int, max_len: int, world: WorldFacts) -> BoundLeaveRule:
         """Returns the rule with the state of ``batch_size`` sessions."""
         return _BoundDullSlates(batch_size, float(self.patience))
 

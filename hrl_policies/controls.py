@@ -136,7 +136,8 @@ class QuotaGreedy(GreedyCTR):
     """Half of the slate popular, half long-tail, each by the largest predicted click probability.
 
     The trivial fair policy: no learning, no state purification. Where half is impossible (odd slates) or outside
-    the leave rule's bound it takes the nearest split inside, the better one of two. It knows the bound.
+    the leave rule's bound it takes the nearest split inside, the better one of two. It knows the bound, but not what
+    single users tolerate (``leave="personal"``): they all get half.
 
     Args:
         scorer: The click model.
@@ -145,6 +146,23 @@ class QuotaGreedy(GreedyCTR):
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
         return _best_allowed(self._scorer.score(states), batch, nearest_to_half(fair_counts_now(batch)))
+
+
+class ToleranceQuota(GreedyCTR):
+    """The best slate inside the leave rule's bound by predicted click probability.
+
+    Under ``leave="personal"`` the bound is about the popular share that the current user tolerates, which no agent is
+    told: the gap from :class:`QuotaGreedy` is what knowing it can add, without knowing more of the user's taste.
+
+    Args:
+        scorer: The click model.
+    """
+
+    privileged: ClassVar[bool] = True
+
+    def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
+        """See :class:`Control`."""
+        return _best_allowed(self._scorer.score(states), batch, tolerated_counts_now(batch))
 
 
 class SessionQuota(GreedyCTR):
@@ -192,7 +210,7 @@ class QualityOracle(Control):
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
         scores = np.broadcast_to(self._quality, (len(states), len(self._quality)))
-        return _best_allowed(scores, batch, fair_counts_now(batch))
+        return _best_allowed(scores, batch, tolerated_counts_now(batch))
 
 
 class Oracle(Control):
@@ -207,7 +225,7 @@ class Oracle(Control):
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
-        return _best_allowed(batch.simulator.expected_catalogue(), batch, fair_counts_now(batch))
+        return _best_allowed(batch.simulator.expected_catalogue(), batch, tolerated_counts_now(batch))
 
 
 def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
@@ -233,8 +251,9 @@ def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
 def fair_counts(rule: LeaveRuleLike, slate_size: int) -> BoolArray:
     """Says which numbers of popular items in a slate of ``K`` a leave rule does not punish, as ``bool (K + 1,)``.
 
-    All of them under rules that do not depend on exposure. For rules over a window of several slates this treats the
-    slate as the first; :func:`fair_counts_now` follows the window.
+    All of them under rules that do not depend on exposure, or of which agents do not know on what share
+    (``personal``). For rules over a window of several slates this treats the slate as the first;
+    :func:`fair_counts_now` follows the window.
     """
     temper = _exposure_rule(rule)
     if temper is None:
@@ -250,18 +269,33 @@ def fair_counts_now(batch: SessionBatch) -> BoolArray:
     Returns:
         ``bool (K + 1,)`` if the same for all sessions at all times, else ``bool (B, K + 1)``.
     """
-    simulator, slate_size = batch.simulator, batch.config.items_per_slate
     rule = _exposure_rule(batch.config.leave)
-    window = 1 if rule is None else rule.window_for(slate_size)
-    if rule is None or window == 1:
-        return fair_counts(batch.config.leave, slate_size)
-    before = np.minimum(simulator.steps, window - 1)
+    if rule is None or rule.window_for(batch.config.items_per_slate) == 1:
+        return fair_counts(batch.config.leave, batch.config.items_per_slate)
+    return _within_bound(rule, _possible_shares(batch, rule))
+
+
+def tolerated_counts_now(batch: SessionBatch) -> BoolArray:
+    """Says the same as :func:`fair_counts_now`, knowing what each user tolerates (for privileged controls only)."""
+    rule = leave_rule(batch.config.leave)
+    if not isinstance(rule, TemperFairness) or rule.mode != "personal" or not rule.unfair_penalty:
+        return fair_counts_now(batch)
+    tolerated = batch.world.tolerated_shares[batch.simulator.users]
+    disparity = slate_disparity(_possible_shares(batch, rule), rule.mode, tolerated[:, None])
+    return ~violates(disparity, rule.ad_bound)
+
+
+def _possible_shares(batch: SessionBatch, rule: TemperFairness) -> NDArray[np.float64]:
+    """Returns ``(B, K + 1)``, the popular share of the rule's window by the popular items in the next slate."""
+    simulator, slate_size = batch.simulator, batch.config.items_per_slate
+    before = np.minimum(simulator.steps, rule.window_for(slate_size) - 1)
     shown = simulator.shown(np.arange(batch.batch_size))
     steps = np.arange(shown.shape[1])
     recent = (steps >= (simulator.steps - before)[:, None]) & (steps < simulator.steps[:, None])
     popular = (batch.world.groups.popular[shown].sum(axis=2) * recent).sum(axis=1)
     possible = popular[:, None] + np.arange(slate_size + 1)
-    return _within_bound(rule, possible / (slate_size * (before + 1))[:, None])
+    shares: NDArray[np.float64] = possible / (slate_size * (before + 1))[:, None]
+    return shares
 
 
 def nearest_to_half(counts: BoolArray) -> BoolArray:
@@ -346,9 +380,10 @@ def _totals(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _exposure_rule(rule: LeaveRuleLike) -> TemperFairness | None:
-    """Returns the rule if it punishes unequal exposure."""
+    """Returns the rule if it punishes unequal exposure, by a share that agents know."""
     rule = leave_rule(rule)
-    return rule if isinstance(rule, TemperFairness) and rule.unfair_penalty > 0 else None
+    known = isinstance(rule, TemperFairness) and rule.unfair_penalty > 0 and rule.mode != "personal"
+    return rule if known else None  # type: ignore[return-value]
 
 
 def _within_bound(rule: TemperFairness, shares: NDArray[np.float64]) -> BoolArray:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ class LeaveDecision(NamedTuple):
 
     Attributes:
         temper: ``float64 (B,)``, patience left; the user leaves below 1.
-        disparity: ``float64 (B,)``, the ``u`` that was evaluated; 0 for rules that do not evaluate shares.
+        disparity: ``float64 (B,)``, the ``u`` that was evaluated; 0 for rules that do not evaluate shares, and
+            ``|2p - 1|`` where ``u`` would tell agents what a user tolerates (``personal``).
         violation: ``bool (B,)``, whether the slate broke the rule.
         leaves: ``bool (B,)``, whether the user leaves now.
     """
@@ -57,8 +58,8 @@ class BoundLeaveRule(ABC):
         self.start = start
         self.temper = np.full(batch_size, start)
 
-    def reset(self, rows: IntArray) -> None:
-        """Starts new sessions in the given rows of the batch."""
+    def reset(self, rows: IntArray, users: IntArray) -> None:
+        """Starts new sessions in the given rows of the batch, of the given user rows."""
         self.temper[rows] = self.start
 
     @abstractmethod
@@ -76,17 +77,31 @@ class BoundLeaveRule(ABC):
         """
 
 
+class WorldFacts(Protocol):
+    """What a leave rule may ask of a :class:`~kuaifair_env.world.World`."""
+
+    @property
+    def tags(self) -> BoolArray:
+        """``bool (N, T)``, categories of the candidates."""
+        ...
+
+    @property
+    def tolerated_shares(self) -> Floats:
+        """``float64 (users,)``, share of popular items that each user tolerates."""
+        ...
+
+
 class LeaveRule(Protocol):
     """Settings of a rule; :meth:`bind` gives it a batch of sessions."""
 
-    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+    def bind(self, batch_size: int, slate_size: int, max_len: int, world: WorldFacts) -> BoundLeaveRule:
         """Returns the rule with the state of ``batch_size`` sessions.
 
         Args:
             batch_size: Number of sessions ``B``.
             slate_size: Items per slate ``K``.
             max_len: The environment's Max Len.
-            tags: ``bool (N, T)``, categories of the items.
+            world: Where the sessions run.
         """
         ...
 
@@ -115,9 +130,11 @@ class TemperFairness:
         temper -= unfair_penalty    if u >= ad_bound
         leaves  = temper < 1
 
-    with ``u = |2p - 1|`` (``parity``), ``max(0, 2p - 1)`` (``popular_only``) or the distance of ``p`` to
-    ``target_share``. The temper loss is KuaiSim's (Zhao et al., 2023), the penalty the fairness-aware abandonment
-    of the paper's section 5.1.1, whose numbers the paper does not give: see ``docs/environments.md``.
+    with ``u = |2p - 1|`` (``parity``), ``max(0, 2p - 1)`` (``popular_only``), the distance of ``p`` to ``target_share``
+    over the largest that there can be (``target``), or ``|p - t_u|`` with the share ``t_u`` that the user tolerates
+    (``personal``; see :mod:`kuaifair_env.tolerance`). The temper loss is KuaiSim's (Zhao et al., 2023), the penalty
+    the fairness-aware abandonment of the paper's section 5.1.1, whose numbers the paper does not give: see
+    ``docs/environments.md``.
 
     Attributes:
         ad_bound: Disparity from which a slate counts as unfair (inclusive, tolerance 1e-9).
@@ -146,8 +163,8 @@ class TemperFairness:
             raise ValueError(f"ad_bound must lie in [0, 1], got {self.ad_bound}")
         if not 0 <= self.unfair_penalty < float("inf"):
             raise ValueError(f"unfair_penalty must be finite and not negative, got {self.unfair_penalty}")
-        if self.mode not in ("parity", "popular_only", "target"):
-            raise ValueError(f"mode must be 'parity', 'popular_only' or 'target', got {self.mode!r}")
+        if self.mode not in get_args(DisparityMode):
+            raise ValueError(f"mode must be one of {get_args(DisparityMode)}, got {self.mode!r}")
         if not 0 <= self.target_share <= 1:
             raise ValueError(f"target_share must lie in [0, 1], got {self.target_share}")
         if self.window is not None and self.window < 1:
@@ -167,7 +184,7 @@ class TemperFairness:
         """Returns how many first slates of ``K`` items are never evaluated."""
         return max(self.grace_steps, -(-_MIN_ITEMS_FOR_SHARE // slate_size) - 1)
 
-    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+    def bind(self, batch_size: int, slate_size: int, max_len: int, world: WorldFacts) -> BoundLeaveRule:
         """See :class:`LeaveRule`.
 
         Raises:
@@ -180,6 +197,8 @@ class TemperFairness:
                 f"it needs at least {-(-_MIN_ITEMS_FOR_SHARE // slate_size)}, which window=None takes"
             )
         start = float(max_len if self.initial_temper is None else self.initial_temper)
+        if self.mode == "personal":
+            return _BoundPersonal(self, batch_size, slate_size, window, start, world.tolerated_shares)
         return _BoundTemperFairness(self, batch_size, slate_size, window, start)
 
 
@@ -187,16 +206,17 @@ class _BoundTemperFairness(BoundLeaveRule):
     def __init__(self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float) -> None:
         super().__init__(batch_size, start)
         self._rule = rule
+        self._target: float | Floats = rule.target_share
         self._window = window
         self._evaluated_from = rule.grace_for(slate_size)
         self._shares = np.zeros((batch_size, window))
 
-    def reset(self, rows: IntArray) -> None:
-        super().reset(rows)
+    def reset(self, rows: IntArray, users: IntArray) -> None:
+        super().reset(rows, users)
         self._shares[rows] = 0.0
 
     def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
-        disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._rule.target_share)
+        disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._target)
         violation = violates(disparity, self._rule.ad_bound)
         if self._evaluated_from:
             violation &= steps > self._evaluated_from
@@ -212,6 +232,24 @@ class _BoundTemperFairness(BoundLeaveRule):
         self._shares[:, -1] = popular_share
         mean: NDArray[np.float64] = self._shares.sum(axis=1) / np.minimum(steps, self._window)
         return mean
+
+
+class _BoundPersonal(_BoundTemperFairness):
+    def __init__(
+        self, rule: TemperFairness, batch_size: int, slate_size: int, window: int, start: float, tolerated: Floats
+    ) -> None:
+        super().__init__(rule, batch_size, slate_size, window, start)
+        self._tolerated = tolerated
+        self._target = self._target_of_rows = np.zeros(batch_size)
+
+    def reset(self, rows: IntArray, users: IntArray) -> None:
+        super().reset(rows, users)
+        self._target_of_rows[rows] = self._tolerated[users]
+
+    def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
+        decision = super().update(items, popular_share, reward, steps)
+        # The user's own disparity would tell agents what the user tolerates.
+        return decision._replace(disparity=slate_disparity(popular_share))
 
 
 @dataclass(frozen=True)
@@ -237,15 +275,15 @@ class CategoryBoredom:
         if self.window < 1 or self.threshold < 0:
             raise ValueError(f"window must be at least 1 and threshold at least 0, got {self}")
 
-    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+    def bind(self, batch_size: int, slate_size: int, max_len: int, world: WorldFacts) -> BoundLeaveRule:
         """See :class:`LeaveRule`.
 
         Raises:
             ValueError: If the items have no tags.
         """
-        if tags.shape[1] == 0:
+        if world.tags.shape[1] == 0:
             raise ValueError("CategoryBoredom needs items with tags; this catalogue has none")
-        return _BoundCategoryBoredom(self, batch_size, slate_size, max_len, tags)
+        return _BoundCategoryBoredom(self, batch_size, slate_size, max_len, world.tags)
 
 
 class _BoundCategoryBoredom(BoundLeaveRule):
@@ -255,8 +293,8 @@ class _BoundCategoryBoredom(BoundLeaveRule):
         self._tags = tags
         self._recent = np.full((batch_size, max(rule.window, slate_size)), -1, np.int64)
 
-    def reset(self, rows: IntArray) -> None:
-        super().reset(rows)
+    def reset(self, rows: IntArray, users: IntArray) -> None:
+        super().reset(rows, users)
         self._recent[rows] = -1
 
     def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
@@ -276,7 +314,7 @@ class NeverLeave:
 
     rule: Literal["never"] = field(default="never", init=False, repr=False)
 
-    def bind(self, batch_size: int, slate_size: int, max_len: int, tags: BoolArray) -> BoundLeaveRule:
+    def bind(self, batch_size: int, slate_size: int, max_len: int, world: WorldFacts) -> BoundLeaveRule:
         """See :class:`LeaveRule`."""
         return _BoundNeverLeave(batch_size, float(max_len + 1))
 
@@ -293,6 +331,7 @@ LEAVE_RULES: dict[str, TemperFairness | CategoryBoredom | NeverLeave] = {
     "strict": TemperFairness(ad_bound=0.1),
     "no_fairness": TemperFairness(unfair_penalty=0.0),
     "popular_only": TemperFairness(mode="popular_only"),
+    "personal": TemperFairness(mode="personal"),
     "category": CategoryBoredom(),
     "never": NeverLeave(),
 }

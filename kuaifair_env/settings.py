@@ -193,7 +193,12 @@ SETTINGS: tuple[Setting, ...] = (
     _sessions("reward", "'mean', 'sum'", "Form of the reward: mean or sum of the slate's feedback."),
     _rule("ad_bound", "number in [0, 1]", "Disparity |2p - 1| of a popular share p from which a slate is unfair."),
     _rule("unfair_penalty", "number", "Temper lost to an unfair slate; 0 switches the fairness part off."),
-    _rule("mode", "'parity', 'popular_only', 'target'", "How a popular share becomes a disparity."),
+    _rule(
+        "mode",
+        "'parity', 'popular_only', 'target', 'personal'",
+        "How a popular share becomes a disparity: by its distance to half, above half, to target_share, or to what the "
+        "user tolerates.",
+    ),
     _rule("target_share", "number in [0, 1]", "Popular share that mode='target' calls fair."),
     _rule(
         "window",

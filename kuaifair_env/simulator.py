@@ -193,7 +193,7 @@ class SessionSimulator:
         self.numbers = np.full(batch_size, -1, np.int64)
         self.steps = np.zeros(batch_size, np.int64)
         self.left = np.zeros(batch_size, np.bool_)
-        self._leave = leave.bind(batch_size, slate_size, max_len, world.data.items.tags[: world.n_items])
+        self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64) / slate_size
         window = world.initial_history
         self._initial = 2 * window.items + window.clicks if initial_history == "log" else None
@@ -240,7 +240,7 @@ class SessionSimulator:
         self.users[rows] = users
         self.numbers[rows] = numbers
         self.steps[rows] = 0
-        self._leave.reset(rows)
+        self._leave.reset(rows, users)
         self._places[rows] = _EMPTY_PLACE if self._initial is None else self._initial[users]
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms[rows] = drawn.reshape(-1, self.max_len + 1, self.slate_size)

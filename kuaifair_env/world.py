@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, PopularitySource, groups_of
-from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog, Split
+from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.splits import held_out_users
+from kuaifair_env.tolerance import tolerated_shares
 
 HISTORY_LENGTH = 50
 
@@ -145,6 +146,20 @@ class World:
     def user_ids(self) -> IdArray:
         """``(U,)``, raw ids of the users whose sessions may start here."""
         return self.data.users.ids[self.users]
+
+    @property
+    def tags(self) -> BoolArray:
+        """``bool (N, T)``, categories of the candidates."""
+        return self.data.items.tags[: self.n_items]
+
+    @cached_property
+    def tolerated_shares(self) -> NDArray[np.float64]:
+        """``float64 (users of the data,)``, popular share that each user tolerates; agents never see it."""
+        if self.split == "test":
+            log, weights = self.data.test, np.ones(self.n_items)
+        else:
+            log, weights = self.data.train, 1.0 / np.maximum(self.exposures, 1)
+        return tolerated_shares(self.response, self.users, self.groups.popular, log, weights)
 
     @cached_property
     def exposures(self) -> NDArray[np.int64]:

@@ -173,16 +173,17 @@ def test_an_agent_of_ones_own_anneals_its_noise_and_is_an_sb3_algorithm(own_regi
 
 def test_a_leave_rule_of_ones_own_makes_users_leave_after_dull_slates_in_a_row():
     import numpy as np
+    from helpers import small_world
 
-    bound = example("own_leave_rule").DullSlates(patience=2).bind(3, 10, 30, np.zeros((5, 0), bool))
-    bound.reset(np.arange(3))
+    bound = example("own_leave_rule").DullSlates(patience=2).bind(3, 10, 30, small_world())
+    bound.reset(np.arange(3), np.arange(3))
     leaving = []
     for rewards in ([0.0, 0.0, 0.5], [0.0, 0.3, 0.0], [0.0, 0.0, 0.0]):
         decision = bound.update(np.zeros((3, 10), int), np.ones(3), np.array(rewards), np.ones(3, int))
         leaving.append(decision.leaves.tolist())
         np.testing.assert_array_equal(decision.leaves, decision.temper < 1)
     assert leaving == [[False, False, False], [True, False, False], [True, False, True]]
-    bound.reset(np.array([0]))
+    bound.reset(np.array([0]), np.array([0]))
     assert bound.temper.tolist() == [2.0, 1.0, 0.0]
 
 

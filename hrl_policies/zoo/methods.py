@@ -290,6 +290,11 @@ _TABLE: tuple[MethodSpec, ...] = (
         sees=f"training log, observed state, {_GROUPS}, {_BOUND}",
     ),
     _control(
+        "tolerance-quota", "ToleranceQuota", "best slate by predicted click probability that the user tolerates",
+        lambda context: _controls().ToleranceQuota(context.worlds.scorer),
+        sees=f"training log, observed state, {_GROUPS}, {_BOUND}, each user's tolerance", privileged=True,
+    ),
+    _control(
         "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in the window",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
         sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-DisparityMode = Literal["parity", "popular_only", "target"]
+DisparityMode = Literal["parity", "popular_only", "target", "personal"]
 """``parity``: both groups should get half of the slate; ``popular_only``: only too many popular items count;
-``target``: popular items should get a given share."""
+``target``: popular items should get a given share; ``personal``: the share that each user tolerates."""
 
 BOUND_TOLERANCE = 1e-9
 """A slate this close below the bound violates it: ``|2 * 0.7 - 1|`` is 0.4, but less than 0.4 in binary."""
@@ -38,20 +38,21 @@ def signed_gap(popular_share: NDArray[Any] | float) -> NDArray[Any]:
 
 
 def slate_disparity(
-    popular_share: NDArray[Any] | float, mode: DisparityMode = "parity", target: float = 0.5
+    popular_share: NDArray[Any] | float, mode: DisparityMode = "parity", target: NDArray[Any] | float = 0.5
 ) -> NDArray[np.float64]:
     """Returns the disparity u of each slate (or window of slates).
 
     With p the popular share, u is ``|2p - 1|`` for ``parity`` (the paper's AD of what one user saw, section
     5.1.2), ``max(0, 2p - 1)`` for ``popular_only`` (the wording of section 5.1.1: too many popular items),
-    and ``|p - target| / max(target, 1 - target)`` for ``target``. All lie in [0, 1]; ``target`` with 0.5 is
-    ``parity``.
+    ``|p - target| / max(target, 1 - target)`` for ``target``, and ``|p - target|`` for ``personal``, with each user's
+    own target. All lie in [0, 1]; ``target`` with 0.5 is ``parity``.
 
     Args:
         popular_share: p, share of popular items, ``float64`` of any shape, in [0, 1]. Narrower floats are
             refused: rounded to 24 bits a share of 0.65 misses a bound of 0.3 by more than the tolerance.
         mode: Which distance.
-        target: Wanted popular share in [0, 1], read by ``target`` only.
+        target: Wanted popular share in [0, 1], read by ``target`` and ``personal`` only: one number, or an array that
+            broadcasts with the shares.
 
     Raises:
         ValueError: Unknown mode, target outside [0, 1], or shares narrower than ``float64``.
@@ -63,11 +64,12 @@ def slate_disparity(
         return np.asarray(np.abs(signed_gap(share)))
     if mode == "popular_only":
         return np.asarray(np.maximum(signed_gap(share), 0.0))
-    if mode == "target":
-        if not 0.0 <= target <= 1.0:
-            raise ValueError(f"target popular share must lie in [0, 1], got {target}")
-        return np.abs(share - target) / max(target, 1.0 - target)
-    raise ValueError(f"unknown disparity mode {mode!r}; choose 'parity', 'popular_only' or 'target'")
+    if mode not in ("target", "personal"):
+        raise ValueError(f"unknown disparity mode {mode!r}; choose {', '.join(map(repr, get_args(DisparityMode)))}")
+    if not (np.less_equal(0.0, target) & np.less_equal(target, 1.0)).all():
+        raise ValueError(f"target popular shares must lie in [0, 1], got {target}")
+    distance: NDArray[np.float64] = np.abs(share - target)
+    return distance if mode == "personal" else distance / np.maximum(target, np.subtract(1.0, target))
 
 
 def violates(disparity: NDArray[np.float64], bound: float) -> NDArray[np.bool_]:

@@ -18,11 +18,13 @@ from hrl_policies.controls import (
     QualityOracle,
     QuotaGreedy,
     RandomSlates,
+    ToleranceQuota,
     best_slates,
     fair_counts,
     fair_counts_now,
     item_quality,
     nearest_to_half,
+    tolerated_counts_now,
 )
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
 from kuaifair_env.abandonment import TemperFairness
@@ -55,6 +57,7 @@ def every_control(world, scorer):
         "tail": RandomSlates(~popular),
         "greedy": GreedyCTR(scorer),
         "quota": QuotaGreedy(scorer),
+        "tolerance": ToleranceQuota(scorer),
         "quality": QualityOracle(world),
         "oracle": Oracle(),
     }
@@ -71,14 +74,14 @@ def test_popular_shares(results):
     assert share["tail"] == 0.0
     assert share["quota"] == 0.5
     assert share["random"] == pytest.approx(0.2, abs=0.01)
-    for name in ("quality", "oracle"):
+    for name in ("tolerance", "quality", "oracle"):
         assert 0.4 <= share[name] <= 0.6
 
 
 def test_who_breaks_the_bound(results):
     rate = {name: result.fairness.violation_rate for name, result in results.items()}
     assert rate["pop"] == rate["tail"] == 1.0
-    assert rate["quota"] == rate["quality"] == rate["oracle"] == 0.0
+    assert rate["quota"] == rate["tolerance"] == rate["quality"] == rate["oracle"] == 0.0
     # 10 of 50 items without replacement, 10 of them popular: within the bound are 4, 5 and 6.
     from scipy.stats import hypergeom
 
@@ -107,7 +110,7 @@ def test_random_slates_are_uniform_over_items_and_distinct(world):
     assert not np.array_equal(slates[:400], slates[400:800]), "sessions without numbers draw anew at each call"
 
 
-@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "quality", "oracle"])
+@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "quality", "oracle"])
 def test_results_do_not_depend_on_the_batch_size(world, scorer, name):
     policies = [every_control(world, scorer)[name] for _ in range(2)]
     one, many = (run(policy, world, batch_size=b, episodes=2) for policy, b in zip(policies, (7, 64), strict=True))
@@ -198,7 +201,7 @@ def test_without_taste_the_oracle_gains_nothing_over_item_quality():
     np.testing.assert_allclose(item_quality(world), quality, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "quality", "oracle"])
+@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "quality", "oracle"])
 def test_items_are_shown_once_where_repeats_are_forbidden(name):
     world = small_world(np.random.default_rng(1).random((40, 150)), n_items=150, dimension=8)
     policy = every_control(world, ClickScorer.fit(world))[name]
@@ -222,7 +225,7 @@ def test_controls_run_in_single_environments_and_with_every_observation(world, s
 
 def test_only_oracles_are_privileged(world, scorer):
     privileged = {name for name, policy in every_control(world, scorer).items() if policy.privileged}
-    assert privileged == {"quality", "oracle"}
+    assert privileged == {"tolerance", "quality", "oracle"}
 
 
 def test_misuse_is_explained(world, scorer):
@@ -341,3 +344,38 @@ def test_over_a_window_exactly_the_counts_that_will_not_be_punished_are_fair():
             np.testing.assert_array_equal(expected, ~violation)
         punished += violation.sum()
     assert 0 < punished < 16 * 8
+
+
+@pytest.mark.parametrize(("slate_size", "window"), [(10, None), (2, 3)])
+def test_privileged_controls_know_exactly_what_each_user_tolerates(slate_size, window):
+    world = tolerance_world()
+    rule = TemperFairness(mode="personal", window=window)
+    batch = SessionBatch(world, SessionConfig(slate_size=slate_size, action_mode="slate", leave=rule), 40)
+    batch.reset(np.arange(40))
+    assert fair_counts_now(batch).all(), "agents are not told"
+    rng = np.random.default_rng(0)
+    for step in range(4):
+        slates = np.argsort(rng.random((40, world.n_items)), axis=1)[:, :slate_size]
+        counts = world.groups.popular[slates].sum(axis=1)
+        tolerated = np.take_along_axis(tolerated_counts_now(batch), counts[:, None], axis=1)[:, 0]
+        violation = batch.step(slates).violation
+        if step or slate_size > 3:
+            np.testing.assert_array_equal(tolerated, ~violation)
+
+
+def tolerance_world():
+    """Users 0 to 19 tolerate hardly anything but popular items, the others hardly any of them."""
+    world = small_world(np.random.default_rng(1).beta(1.5, 2.5, (40, 50)))
+    vars(world)["tolerated_shares"] = np.repeat([0.9, 0.1], 20)
+    return world
+
+
+def test_knowing_the_tolerance_pays_where_half_and_half_suits_nobody():
+    world = tolerance_world()
+    scorer = ClickScorer.fit(world)
+    lengths = {}
+    for policy in (QuotaGreedy(scorer), ToleranceQuota(scorer), Oracle()):
+        result = run(policy, world, leave="personal", episodes=1)
+        lengths[type(policy)] = result.engagement.length
+        assert result.fairness.violation_rate == (policy.__class__ is QuotaGreedy)
+    assert lengths[QuotaGreedy] < lengths[ToleranceQuota]

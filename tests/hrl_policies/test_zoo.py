@@ -73,6 +73,7 @@ def test_the_zoo_holds_what_the_readme_names():
         "tail-only",
         "greedy-ctr",
         "quota-greedy",
+        "tolerance-quota",
         "session-quota",
         "quality-oracle",
         "oracle",

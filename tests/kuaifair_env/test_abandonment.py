@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pytest
@@ -20,13 +20,22 @@ from kuaifair_env.abandonment import (
     rule_text,
 )
 
-NO_TAGS = np.zeros((20, 0), np.bool_)
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rule may ask of a world, without a world."""
+
+    tags: np.ndarray = field(default_factory=lambda: np.zeros((20, 0), np.bool_))
+    tolerated_shares: np.ndarray = field(default_factory=lambda: np.zeros(20))
+
+
+NO_FACTS = Facts()
 
 
 def length(rule: TemperFairness, max_len: int, reward: float, popular_share: float, slate_size: int = 10) -> int:
     """Plays constant slates until the user leaves."""
-    bound = rule.bind(1, slate_size, max_len, NO_TAGS)
-    bound.reset(np.array([0]))
+    bound = rule.bind(1, slate_size, max_len, NO_FACTS)
+    bound.reset(np.array([0]), np.array([0]))
     items = np.arange(slate_size)[None]
     for step in range(1, 10 * max_len):
         decision = bound.update(items, np.array([popular_share]), np.array([reward]), np.array([step]))
@@ -66,14 +75,14 @@ def test_the_bound_is_inclusive_and_forgives_rounding():
 
 
 def test_temper_of_exactly_one_stays_although_tenths_do_not_add_up_in_binary():
-    bound = TemperFairness().bind(1, 10, 3, NO_TAGS)
-    bound.reset(np.array([0]))
+    bound = TemperFairness().bind(1, 10, 3, NO_FACTS)
+    bound.reset(np.array([0]), np.array([0]))
     items = np.arange(10)[None]
     rewards = [0.9, 0.9, 1.0 + 0.2]  # 1.1 + 1.1 + 0.8: the temper falls from 3 to 0 by tenths
     tempers = [bound.update(items, np.array([0.5]), np.array([r]), np.array([t + 1])) for t, r in enumerate(rewards)]
     assert not tempers[0].leaves[0]
-    exactly_one = TemperFairness(initial_temper=4.0).bind(1, 10, 3, NO_TAGS)
-    exactly_one.reset(np.array([0]))
+    exactly_one = TemperFairness(initial_temper=4.0).bind(1, 10, 3, NO_FACTS)
+    exactly_one.reset(np.array([0]), np.array([0]))
     steps = [
         exactly_one.update(items, np.array([0.5]), np.array([r]), np.array([t + 1]))
         for t, r in enumerate([0.9, 0.9, 1.2])
@@ -102,8 +111,8 @@ def test_small_slates_are_evaluated_over_as_many_as_make_four_items(slate_size, 
     assert TemperFairness(window=5).window_for(slate_size) == 5
 
     def violations(popular_items: list[int]) -> list[bool]:
-        bound = TemperFairness().bind(1, slate_size, 30, NO_TAGS)
-        bound.reset(np.array([0]))
+        bound = TemperFairness().bind(1, slate_size, 30, NO_FACTS)
+        bound.reset(np.array([0]), np.array([0]))
         items = np.arange(slate_size)[None]
         return [
             bool(bound.update(items, np.array([n / slate_size]), np.array([0.5]), np.array([t + 1])).violation[0])
@@ -117,8 +126,8 @@ def test_small_slates_are_evaluated_over_as_many_as_make_four_items(slate_size, 
 
 
 def test_the_window_of_single_items_moves_on():
-    bound = TemperFairness().bind(1, 1, 30, NO_TAGS)
-    bound.reset(np.array([0]))
+    bound = TemperFairness().bind(1, 1, 30, NO_FACTS)
+    bound.reset(np.array([0]), np.array([0]))
     shares = [1.0] * 5 + [0.0] * 6
     violations = [
         bool(bound.update(np.array([[0]]), np.array([p]), np.array([0.5]), np.array([t + 1])).violation[0])
@@ -129,12 +138,12 @@ def test_the_window_of_single_items_moves_on():
 
 
 def test_a_new_session_forgets_the_last_one():
-    bound = TemperFairness(window=3).bind(2, 4, 30, NO_TAGS)
-    bound.reset(np.array([0, 1]))
+    bound = TemperFairness(window=3).bind(2, 4, 30, NO_FACTS)
+    bound.reset(np.array([0, 1]), np.array([0, 1]))
     items = np.tile(np.arange(4), (2, 1))
     for step in range(1, 4):
         bound.update(items, np.array([1.0, 1.0]), np.array([0.0, 0.0]), np.array([step, step]))
-    bound.reset(np.array([1]))
+    bound.reset(np.array([1]), np.array([1]))
     decision = bound.update(items, np.array([0.5, 0.5]), np.array([0.0, 0.0]), np.array([4, 1]))
     np.testing.assert_allclose(decision.disparity, [abs(2 * 2.5 / 3 - 1), 0.0])
     np.testing.assert_allclose(decision.temper, [30 - 3 * 3 - 3, 28.0])
@@ -143,8 +152,8 @@ def test_a_new_session_forgets_the_last_one():
 def test_category_boredom_counts_tags_of_the_recent_items():
     tags = np.zeros((6, 2), np.bool_)
     tags[:3, 0] = tags[3:, 1] = True
-    bound = CategoryBoredom(window=3, threshold=1).bind(1, 1, 30, tags)
-    bound.reset(np.array([0]))
+    bound = CategoryBoredom(window=3, threshold=1).bind(1, 1, 30, Facts(tags))
+    bound.reset(np.array([0]), np.array([0]))
     shown = [0, 3, 1, 4, 2]
     left = [
         bool(bound.update(np.array([[i]]), np.zeros(1), np.zeros(1), np.array([t + 1])).leaves[0])
@@ -159,8 +168,8 @@ def test_category_boredom_counts_tags_of_the_recent_items():
 
 def test_category_window_is_short_at_first_and_not_read_from_its_end():
     tags = np.ones((4, 1), np.bool_)
-    bound = CategoryBoredom(window=5, threshold=0).bind(1, 1, 30, tags)
-    bound.reset(np.array([0]))
+    bound = CategoryBoredom(window=5, threshold=0).bind(1, 1, 30, Facts(tags))
+    bound.reset(np.array([0]), np.array([0]))
     first = bound.update(np.array([[0]]), np.zeros(1), np.zeros(1), np.array([1]))
     second = bound.update(np.array([[1]]), np.zeros(1), np.zeros(1), np.array([2]))
     assert (bool(first.leaves[0]), bool(second.leaves[0])) == (False, True)
@@ -174,9 +183,9 @@ def test_rules_by_name_and_their_errors():
     with pytest.raises(ValueError, match="LeaveRule"):
         leave_rule(5)
     with pytest.raises(ValueError, match="too small to measure"):
-        TemperFairness(window=1).bind(1, 1, 30, NO_TAGS)
+        TemperFairness(window=1).bind(1, 1, 30, NO_FACTS)
     with pytest.raises(ValueError, match="has none"):
-        CategoryBoredom().bind(1, 1, 30, NO_TAGS)
+        CategoryBoredom().bind(1, 1, 30, NO_FACTS)
     for settings in (
         {"ad_bound": 1.5},
         {"unfair_penalty": -1.0},
@@ -197,7 +206,7 @@ RULES = st.one_of(
         TemperFairness,
         ad_bound=UNIT,
         unfair_penalty=st.floats(0, 1e9),
-        mode=st.sampled_from(["parity", "popular_only", "target"]),
+        mode=st.sampled_from(["parity", "popular_only", "target", "personal"]),
         target_share=UNIT,
         window=st.none() | st.integers(1, 1000),
         grace_steps=st.integers(0, 1000),
@@ -262,3 +271,20 @@ def test_a_rule_is_written_as_name_text_or_mapping():
 def test_a_rule_that_cannot_be_read_says_what_would_be_right(rule, message):
     with pytest.raises(ValueError, match=message):
         leave_rule(rule)
+
+
+def test_under_personal_each_user_leaves_by_the_share_that_this_user_tolerates():
+    facts = Facts(tolerated_shares=np.array([0.1, 0.5, 0.9]))
+    bound = leave_rule("personal").bind(2, 10, 30, facts)
+    bound.reset(np.array([0, 1]), np.array([2, 0]))
+    items = np.tile(np.arange(10), (2, 1))
+    first = bound.update(items, np.array([0.6, 0.6]), np.array([0.5, 0.5]), np.array([1, 1]))
+    # |.6 - .9| is the bound itself, |.6 - .1| above it; |.7 - .9| is below.
+    assert first.violation.tolist() == [True, True]
+    second = bound.update(items, np.array([0.7, 0.3]), np.array([0.5, 0.5]), np.array([2, 2]))
+    assert second.violation.tolist() == [False, False]
+    np.testing.assert_allclose(second.temper, 30 - 1.5 * 2 - 1)
+    bound.reset(np.array([1]), np.array([1]))
+    third = bound.update(items, np.array([0.7, 0.3]), np.array([0.5, 0.5]), np.array([3, 1]))
+    assert third.violation.tolist() == [False, False], "a new user in the row has a tolerance of its own"
+    np.testing.assert_allclose(third.disparity, [0.4, 0.4], err_msg="|2p - 1|, which says nothing of the user")

@@ -89,6 +89,8 @@ def test_disparity_refuses_what_it_cannot_evaluate():
         slate_disparity(np.array([0.65], np.float32))
     with pytest.raises(ValueError, match="target popular share"):
         slate_disparity(np.array([0.5]), "target", 1.2)
+    with pytest.raises(ValueError, match="target"):
+        slate_disparity(np.array([0.5, 0.5]), "personal", np.array([0.2, -0.1]))
     with pytest.raises(ValueError, match="choose 'parity'"):
         slate_disparity(np.array([0.5]), "equal")  # type: ignore[arg-type]
 
@@ -271,3 +273,9 @@ def test_statistics_refuse_a_world_without_two_groups_and_a_report_without_slate
         SlateStatistics(np.array([True, False]), np.ones(3), 2)
     with pytest.raises(ValueError, match="no slate"):
         SlateStatistics(np.array([True, False]), np.ones(2), 1).report()
+
+
+def test_personal_disparity_is_the_distance_to_each_users_own_share():
+    np.testing.assert_allclose(
+        slate_disparity(np.array([0.0, 0.5, 1.0]), "personal", np.array([0.3, 0.5, 0.1])), [0.3, 0.0, 0.9]
+    )

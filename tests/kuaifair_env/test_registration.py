@@ -326,8 +326,8 @@ class OwnRule:
 
     patience: int = 2
 
-    def bind(self, batch_size, slate_size, max_len, tags):
-        return NeverLeave().bind(batch_size, slate_size, max_len, tags)
+    def bind(self, batch_size, slate_size, max_len, world):
+        return NeverLeave().bind(batch_size, slate_size, max_len, world)
 
 
 def test_a_specification_with_a_rule_of_ones_own_says_that_json_does_not_keep_it():
