@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -59,6 +60,8 @@ class SessionConfig:
             most similar item that may be shown (see :class:`~kuaifair_env.spaces.FilledSlateActions`), which also
             replaces what ``repeats="forbid"`` rules out. With it SB3's ``MultiDiscrete`` policies can be trained.
         reward: ``"mean"`` or ``"sum"`` of the feedback over the slate; users leave by the mean in both.
+        drift: Slates after which a user's taste correlates by .5 with that at the start of the session (see
+            :class:`~kuaifair_env.drift.TasteDrift`); None lets tastes stay.
     """
 
     max_len: int = 30
@@ -70,12 +73,15 @@ class SessionConfig:
     repeats: Repeats = "allow"
     duplicates: Duplicates = "error"
     reward: RewardForm = "mean"
+    drift: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_len", "slate_size"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, np.integer)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if self.drift is not None and not (isinstance(self.drift, Real) and 0 < self.drift < float("inf")):
+            raise ValueError(f"drift must be a positive number of slates, or None, got {self.drift!r}")
         rule = leave_rule(self.leave)
         if not isinstance(self.leave, str) or self.leave not in LEAVE_RULES:
             object.__setattr__(self, "leave", rule)
@@ -224,6 +230,7 @@ class SessionBatch:
             initial_history=config.initial_history,
             repeats=config.repeats,
             reward=config.reward,
+            drift=config.drift,
         )
         self._returns = np.zeros(batch_size)
         self._popular = np.zeros(batch_size)

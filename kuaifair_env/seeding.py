@@ -79,8 +79,14 @@ def row_keys(rows: NDArray[np.float32], seed: int) -> Keys:
     return derive(folded, 0) ^ stream_key(seed)
 
 
-def row_normals(keys: Keys, size: int, stream: int = 0) -> NDArray[np.float32]:
-    """Returns ``float32 (B, size)`` standard normal draws from one of the streams of each of ``B`` rows."""
+def row_normals(keys: Keys, size: int, stream: int | NDArray[Any] = 0) -> NDArray[np.float32]:
+    """Returns ``float32 (B, size)`` standard normal draws from one of the streams of each of ``B`` rows.
+
+    Args:
+        keys: ``uint64 (B,)``.
+        size: Draws of each row.
+        stream: Number of the stream, the same for all rows or ``int (B,)``.
+    """
     from scipy.special import ndtri
 
     streams = derive(keys, stream)

@@ -67,6 +67,7 @@ class Settings(WorldSettings, total=False):
     repeats: Repeats
     duplicates: Duplicates
     reward: RewardForm
+    drift: float | None
     ad_bound: float
     unfair_penalty: float
     mode: DisparityMode
@@ -191,6 +192,11 @@ SETTINGS: tuple[Setting, ...] = (
         "An item twice in a slate ('slate' mode) is an error, or replaced by the most similar one.",
     ),
     _sessions("reward", "'mean', 'sum'", "Form of the reward: mean or sum of the slate's feedback."),
+    _sessions(
+        "drift",
+        "number",
+        "Slates after which a user's taste correlates by .5 with that at the session's start; None lets tastes stay.",
+    ),
     _rule("ad_bound", "number in [0, 1]", "Disparity |2p - 1| of a popular share p from which a slate is unfair."),
     _rule("unfair_penalty", "number", "Temper lost to an unfair slate; 0 switches the fairness part off."),
     _rule(

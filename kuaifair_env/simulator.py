@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRule
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.drift import TasteDrift
+from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.world import World
 
 InitialHistory = Literal["log", "empty"]
@@ -181,6 +182,7 @@ class SessionSimulator:
         initial_history: InitialHistory = "log",
         repeats: Repeats = "allow",
         reward: RewardForm = "mean",
+        drift: float | None = None,
     ) -> None:
         _check_settings(world, batch_size, max_len, slate_size, initial_history, repeats, reward)
         self.world = world
@@ -195,6 +197,7 @@ class SessionSimulator:
         self.left = np.zeros(batch_size, np.bool_)
         self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64) / slate_size
+        self._drift = None if drift is None else TasteDrift(world, batch_size, drift)
         window = world.initial_history
         self._initial = 2 * window.items + window.clicks if initial_history == "log" else None
         self._places = np.full((batch_size, world.history_length), _EMPTY_PLACE)
@@ -227,7 +230,8 @@ class SessionSimulator:
 
     def expected_catalogue(self) -> FloatArray:
         """Returns ``float32 (B, N)``, the expected feedback on every candidate now (for oracles only)."""
-        return self.world.response.expected_catalogue(self.users, self.world.n_items, self._history_for_response())
+        response, users = self._response_now()
+        return response.expected_catalogue(users, self.world.n_items, self._history_for_response())
 
     def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
         """Replaces the sessions in the given rows of the batch by new ones.
@@ -241,6 +245,8 @@ class SessionSimulator:
         self.numbers[rows] = numbers
         self.steps[rows] = 0
         self._leave.reset(rows, users)
+        if self._drift is not None:
+            self._drift.reset(rows, users, keys)
         self._places[rows] = _EMPTY_PLACE if self._initial is None else self._initial[users]
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms[rows] = drawn.reshape(-1, self.max_len + 1, self.slate_size)
@@ -253,19 +259,27 @@ class SessionSimulator:
         Args:
             items: ``int64 (B, K)`` distinct candidates in each row (see :mod:`kuaifair_env.spaces`).
         """
-        response = self.world.response
-        expected = response.expected(self.users, items, self._history_for_response())
+        response, users = self._response_now()
+        expected = response.expected(users, items, self._history_for_response())
         feedback = response.feedback(expected, self._uniforms[self._rows, self.steps])
         clicks = response.clicked(feedback)
         total = np.add.reduce(feedback, axis=1, dtype=np.float64)
         popular_share = np.add.reduce(self._popular[items], axis=1)
         self._remember(items, clicks)
+        if self._drift is not None:
+            self._drift.step(self.steps)
         mean = total / self.slate_size
         temper, disparity, violation, leaves = self._leave.update(items, popular_share, mean, self.steps)
         self.left = leaves
         truncated = (self.steps >= self.max_len) > leaves
         reward = total / self._reward_scale
         return Outcome(items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated)
+
+    def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:
+        """Returns what users do now, and their rows there."""
+        if self._drift is None:
+            return self.world.response, self.users
+        return self._drift.response(self.users), self._rows
 
     def _history_for_response(self) -> HistoryWindow | None:
         return self.history() if self.world.response.uses_history else None

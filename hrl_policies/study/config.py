@@ -289,4 +289,6 @@ def _unusual(session: SessionConfig) -> str:
         unusual.append(f"{session.duplicates}-duplicates")
     if session.reward != usual.reward:
         unusual.append(f"{session.reward}-reward")
+    if session.drift != usual.drift:
+        unusual.append(f"drift-{session.drift:g}")
     return "".join(f"-{part}" for part in unusual)

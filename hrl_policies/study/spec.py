@@ -151,6 +151,7 @@ class SessionSettings(_Model):
         repeats: ``"allow"`` or ``"forbid"``.
         duplicates: ``"error"`` or ``"replace"``.
         reward: ``"mean"`` or ``"sum"``.
+        drift: Slates after which a taste correlates by .5 with that at the start; None lets tastes stay.
 
     The others are parameters of the leave rule, which stay as they are in the rule where they are not given.
     """
@@ -161,6 +162,7 @@ class SessionSettings(_Model):
     repeats: Repeats = "allow"
     duplicates: Duplicates = "error"
     reward: RewardForm = "mean"
+    drift: Number | None = None
     ad_bound: Number | None = None
     unfair_penalty: Number | None = None
     mode: DisparityMode | None = None

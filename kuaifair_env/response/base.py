@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.errors import DataError
 
 _ONE = np.float32(1.0)
 _LARGEST = np.float32(80.0)
@@ -125,3 +126,35 @@ class ResponseModel(Protocol):
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes, fit report and provenance, JSON-able."""
         ...
+
+
+@runtime_checkable
+class TasteResponse(ResponseModel, Protocol):
+    """A response model whose users have vectors of taste, which may be exchanged."""
+
+    def tastes(self, users: IntArray) -> FloatArray:
+        """Returns ``float32 (B, m)``, the vectors of ``users (B,)``; over all users they are about centred."""
+        ...
+
+    def with_tastes(self, users: IntArray, tastes: FloatArray) -> ResponseModel:
+        """Returns the same model of ``B`` users, rows ``0 .. B - 1``, who are ``users`` but for their vectors of taste.
+
+        Args:
+            users: ``(B,)`` user rows of this model.
+            tastes: ``float32 (B, m)``.
+        """
+        ...
+
+
+def response_with_tastes(response: ResponseModel) -> TasteResponse:
+    """Returns a response model as one whose users have vectors of taste.
+
+    Raises:
+        DataError: If they have none.
+    """
+    if not isinstance(response, TasteResponse):
+        raise DataError(
+            f"{type(response).__name__} has no vectors of users' tastes that could drift; twins' test worlds and "
+            "response='factorised' have, without taste noise"
+        )
+    return response

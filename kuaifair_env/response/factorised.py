@@ -190,6 +190,17 @@ class FactorisedResponse(BernoulliFeedback):
         negated: FloatArray = np.matmul(of_items, of_users[:, :, None])[..., 0]
         return negated
 
+    def tastes(self, users: IntArray) -> FloatArray:
+        """Returns ``float32 (B, f)``, ``p_u``; see :class:`~kuaifair_env.response.base.TasteResponse`."""
+        factors: FloatArray = -self._users[users, :-2]
+        return factors
+
+    def with_tastes(self, users: IntArray, tastes: FloatArray) -> FactorisedResponse:
+        """See :class:`~kuaifair_env.response.base.TasteResponse`."""
+        table = self._users[users]
+        table[:, :-2] = -tastes
+        return self._of_tables(self._offset, table, self._items, self._report)
+
     def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
         return sigmoid_of_negated(self._users[users] @ self._items[:n_items].T, self._bounded)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import artifact_kind, load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import HistoryWindow, ResponseModel
+from kuaifair_env.response.base import HistoryWindow, ResponseModel, response_with_tastes
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.known import TwinResponse
 
@@ -105,6 +105,14 @@ class GradedResponse:
     def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
         """Returns expected feedback on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
         return self.inner.expected_catalogue(users, n_items, history) * np.float32(self.largest)
+
+    def tastes(self, users: IntArray) -> FloatArray:
+        """See :class:`~kuaifair_env.response.base.TasteResponse`."""
+        return response_with_tastes(self.inner).tastes(users)
+
+    def with_tastes(self, users: IntArray, tastes: FloatArray) -> GradedResponse:
+        """See :class:`~kuaifair_env.response.base.TasteResponse`."""
+        return self.over(response_with_tastes(self.inner).with_tastes(users, tastes))
 
     def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
         """Returns the quantiles that the uniforms pick, scaled to the means, ``float32 (B, K)``."""

@@ -351,6 +351,14 @@ class TwinResponse(BernoulliFeedback):
         scores = self._watching_users[users] @ self._watching_items[:n_items].T
         return self.truth.choice.expected(own_click, np.arange(n_items), scores)
 
+    def tastes(self, users: IntArray) -> FloatArray:
+        """Returns ``float32 (B, m)``; see :class:`~kuaifair_env.response.base.TasteResponse`."""
+        return self.truth.user_vectors[users]
+
+    def with_tastes(self, users: IntArray, tastes: FloatArray) -> TwinResponse:
+        """See :class:`~kuaifair_env.response.base.TasteResponse`."""
+        return TwinResponse(self.truth.with_tastes(users, tastes), self.conformity, self.provenance)
+
     def rearranged(self, items: IntArray) -> TwinResponse:
         """Returns the same users for the catalogue ``old_items[items]``."""
         return TwinResponse(self.truth.rearranged(items), self.conformity, self.provenance)

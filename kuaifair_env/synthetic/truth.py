@@ -128,6 +128,12 @@ class TwinTruth:
         scores = choice.item_scores[items] + choice.user_scores[users][:, None] + personal
         return choice.expected(own_click, items, scores)
 
+    def with_tastes(self, users: IntArray, tastes: FloatArray) -> TwinTruth:
+        """Returns the truth of ``users (B,)`` alone, with other vectors of taste, ``float32 (B, m)``."""
+        effects, herding = self.user_effects[users], self.herding[users]
+        choice = None if self.choice is None else replace(self.choice, user_scores=self.choice.user_scores[users])
+        return replace(self, user_vectors=tastes, user_effects=effects, herding=herding, choice=choice)
+
     def rearranged(self, items: IntArray) -> TwinTruth:
         """Returns the same truth for the catalogue ``old_items[items]``."""
         vectors, effects, popularity = (

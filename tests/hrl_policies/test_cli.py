@@ -193,7 +193,10 @@ def test_every_setting_of_an_environment_can_be_given_and_is_kept_with_the_run(k
     code, out, err = kuaifair("evaluate", "run0", "--no-progress")
     assert code == 0 and "Reproduces result.json exactly." in out, err
     for options, message in (
-        (["--leave", "soon"], "choose from temper, strict, no_fairness, popular_only (parameters: ad_bound, "),
+        (
+            ["--leave", "soon"],
+            "choose from temper, strict, no_fairness, popular_only, personal (parameters: ad_bound, ",
+        ),
         (["--leave", "temper:bound=1"], "has no parameter bound"),
         (["--leave", "never", "--env-kwargs", "ad_bound=0.2"], "'never' has no parameter ad_bound"),
         (["--env-kwargs", "grace=2"], "no setting 'grace'; did you mean grace_steps?"),

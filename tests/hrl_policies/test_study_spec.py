@@ -77,7 +77,7 @@ def test_all_mistakes_are_named_in_one_message():
         "max_lens.0 must be greater than or equal to 1, got 0",
         "seeds: names 1 more than once",
         "n_users must be a valid integer, got 'many'",
-        "session.leave: must be one of temper, strict, no_fairness, popular_only, category, never, got 'soon'",
+        "session.leave: must be one of temper, strict, no_fairness, popular_only, personal, category, never, got 'soon'",
         "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
         "no world is called 'KuaiFair-Mars-v0'",
@@ -217,6 +217,17 @@ def test_settings_of_sessions_and_worlds_can_be_swept():
     assert [RunConfig.from_dict(json.loads(json.dumps(run.as_dict()))) for run in runs] == runs
     again, problems = parse_study(json.loads(spec.model_dump_json()))
     assert not problems and planned_runs(again) == runs
+
+
+def test_variants_of_a_world_are_planned_beside_each_other():
+    sweep = {"leave": ["temper", "personal"], "repeats": ["allow", "forbid"], "drift": [None, 15]}
+    spec, problems = parse_study(
+        {"name": "all", "methods": ["random"], "worlds": [TOY], "max_lens": [10], "sweep": sweep}
+    )
+    assert not problems
+    runs = check_study(spec)
+    assert len({run_folder(run) for run in runs}) == len(runs) == 8
+    assert [run.session.drift for run in runs] == [None, 15] * 4
 
 
 @pytest.mark.parametrize(
