@@ -77,7 +77,7 @@ def test_all_mistakes_are_named_in_one_message():
         "max_lens.0 must be greater than or equal to 1, got 0",
         "seeds: names 1 more than once",
         "n_users must be a valid integer, got 'many'",
-        "session.leave: must be one of temper, strict, no_fairness, popular_only, personal, category, never, got 'soon'",
+        "session.leave: must be one of temper, strict, no_fairness, popular_only, personal, category, never, got",
         "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
         "no world is called 'KuaiFair-Mars-v0'",
