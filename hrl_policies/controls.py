@@ -162,7 +162,25 @@ class ToleranceQuota(GreedyCTR):
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
-        return _best_allowed(self._scorer.score(states), batch, tolerated_counts_now(batch))
+        return _best_allowed(self._scorer.score(states), batch, tolerated_counts_now(batch, users_tolerance(batch)))
+
+
+class MeanToleranceQuota(GreedyCTR):
+    """:class:`ToleranceQuota` for the mean of all users' tolerances, which one constant quota can know.
+
+    The gap between the two is what there is to decide for single users.
+
+    Args:
+        scorer: The click model.
+    """
+
+    privileged: ClassVar[bool] = True
+
+    def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
+        """See :class:`Control`."""
+        mean = batch.world.tolerated_shares[batch.world.users].mean()
+        counts = tolerated_counts_now(batch, np.full(batch.batch_size, mean))
+        return _best_allowed(self._scorer.score(states), batch, counts)
 
 
 class SessionQuota(GreedyCTR):
@@ -210,7 +228,7 @@ class QualityOracle(Control):
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
         scores = np.broadcast_to(self._quality, (len(states), len(self._quality)))
-        return _best_allowed(scores, batch, tolerated_counts_now(batch))
+        return _best_allowed(scores, batch, tolerated_counts_now(batch, users_tolerance(batch)))
 
 
 class Oracle(Control):
@@ -225,7 +243,8 @@ class Oracle(Control):
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`Control`."""
-        return _best_allowed(batch.simulator.expected_catalogue(), batch, tolerated_counts_now(batch))
+        counts = tolerated_counts_now(batch, users_tolerance(batch))
+        return _best_allowed(batch.simulator.expected_catalogue(), batch, counts)
 
 
 def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
@@ -275,12 +294,16 @@ def fair_counts_now(batch: SessionBatch) -> BoolArray:
     return _within_bound(rule, _possible_shares(batch, rule))
 
 
-def tolerated_counts_now(batch: SessionBatch) -> BoolArray:
-    """Says the same as :func:`fair_counts_now`, knowing what each user tolerates (for privileged controls only)."""
+def users_tolerance(batch: SessionBatch) -> NDArray[np.float64]:
+    """Returns ``float64 (B,)``, the popular share that each current user tolerates (for privileged controls only)."""
+    return batch.world.tolerated_shares[batch.simulator.users]
+
+
+def tolerated_counts_now(batch: SessionBatch, tolerated: NDArray[np.float64]) -> BoolArray:
+    """Says the same as :func:`fair_counts_now`, taking users to tolerate given popular shares, ``float64 (B,)``."""
     rule = leave_rule(batch.config.leave)
     if not isinstance(rule, TemperFairness) or rule.mode != "personal" or not rule.unfair_penalty:
         return fair_counts_now(batch)
-    tolerated = batch.world.tolerated_shares[batch.simulator.users]
     disparity = slate_disparity(_possible_shares(batch, rule), rule.mode, tolerated[:, None])
     return ~violates(disparity, rule.ad_bound)
 

@@ -295,6 +295,11 @@ _TABLE: tuple[MethodSpec, ...] = (
         sees=f"training log, observed state, {_GROUPS}, {_BOUND}, each user's tolerance", privileged=True,
     ),
     _control(
+        "mean-tolerance-quota", "MeanToleranceQuota", "the same by what users tolerate on average",
+        lambda context: _controls().MeanToleranceQuota(context.worlds.scorer),
+        sees=f"training log, observed state, {_GROUPS}, {_BOUND}, the mean of users' tolerances", privileged=True,
+    ),
+    _control(
         "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in the window",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
         sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",

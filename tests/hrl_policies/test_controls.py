@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import (
     GreedyCTR,
+    MeanToleranceQuota,
     Oracle,
     QualityOracle,
     QuotaGreedy,
@@ -25,6 +26,7 @@ from hrl_policies.controls import (
     item_quality,
     nearest_to_half,
     tolerated_counts_now,
+    users_tolerance,
 )
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
 from kuaifair_env.abandonment import TemperFairness
@@ -58,6 +60,7 @@ def every_control(world, scorer):
         "greedy": GreedyCTR(scorer),
         "quota": QuotaGreedy(scorer),
         "tolerance": ToleranceQuota(scorer),
+        "mean tolerance": MeanToleranceQuota(scorer),
         "quality": QualityOracle(world),
         "oracle": Oracle(),
     }
@@ -110,7 +113,9 @@ def test_random_slates_are_uniform_over_items_and_distinct(world):
     assert not np.array_equal(slates[:400], slates[400:800]), "sessions without numbers draw anew at each call"
 
 
-@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "quality", "oracle"])
+@pytest.mark.parametrize(
+    "name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "mean tolerance", "quality", "oracle"]
+)
 def test_results_do_not_depend_on_the_batch_size(world, scorer, name):
     policies = [every_control(world, scorer)[name] for _ in range(2)]
     one, many = (run(policy, world, batch_size=b, episodes=2) for policy, b in zip(policies, (7, 64), strict=True))
@@ -201,7 +206,9 @@ def test_without_taste_the_oracle_gains_nothing_over_item_quality():
     np.testing.assert_allclose(item_quality(world), quality, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "quality", "oracle"])
+@pytest.mark.parametrize(
+    "name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "mean tolerance", "quality", "oracle"]
+)
 def test_items_are_shown_once_where_repeats_are_forbidden(name):
     world = small_world(np.random.default_rng(1).random((40, 150)), n_items=150, dimension=8)
     policy = every_control(world, ClickScorer.fit(world))[name]
@@ -225,7 +232,7 @@ def test_controls_run_in_single_environments_and_with_every_observation(world, s
 
 def test_only_oracles_are_privileged(world, scorer):
     privileged = {name for name, policy in every_control(world, scorer).items() if policy.privileged}
-    assert privileged == {"tolerance", "quality", "oracle"}
+    assert privileged == {"tolerance", "mean tolerance", "quality", "oracle"}
 
 
 def test_misuse_is_explained(world, scorer):
@@ -357,7 +364,9 @@ def test_privileged_controls_know_exactly_what_each_user_tolerates(slate_size, w
     for step in range(4):
         slates = np.argsort(rng.random((40, world.n_items)), axis=1)[:, :slate_size]
         counts = world.groups.popular[slates].sum(axis=1)
-        tolerated = np.take_along_axis(tolerated_counts_now(batch), counts[:, None], axis=1)[:, 0]
+        tolerated = np.take_along_axis(tolerated_counts_now(batch, users_tolerance(batch)), counts[:, None], axis=1)[
+            :, 0
+        ]
         violation = batch.step(slates).violation
         if step or slate_size > 3:
             np.testing.assert_array_equal(tolerated, ~violation)
@@ -373,9 +382,11 @@ def tolerance_world():
 def test_knowing_the_tolerance_pays_where_half_and_half_suits_nobody():
     world = tolerance_world()
     scorer = ClickScorer.fit(world)
-    lengths = {}
-    for policy in (QuotaGreedy(scorer), ToleranceQuota(scorer), Oracle()):
+    lengths, violations = {}, {}
+    for policy in (QuotaGreedy(scorer), MeanToleranceQuota(scorer), ToleranceQuota(scorer), Oracle()):
         result = run(policy, world, leave="personal", episodes=1)
         lengths[type(policy)] = result.engagement.length
-        assert result.fairness.violation_rate == (policy.__class__ is QuotaGreedy)
-    assert lengths[QuotaGreedy] < lengths[ToleranceQuota]
+        violations[type(policy)] = result.fairness.violation_rate
+    assert violations[QuotaGreedy] == 1 > violations[MeanToleranceQuota] > 0
+    assert violations[ToleranceQuota] == violations[Oracle] == 0
+    assert max(lengths[QuotaGreedy], lengths[MeanToleranceQuota]) < lengths[ToleranceQuota]

@@ -17,7 +17,7 @@ from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, run_folder
 from hrl_policies.study.checks import check_study, study_warnings
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs, read_study, shipped_plans
 from hrl_policies.zoo import METHODS, controls
-from kuaifair_env.abandonment import TemperFairness
+from kuaifair_env.abandonment import LEAVE_RULES, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 
@@ -77,7 +77,7 @@ def test_all_mistakes_are_named_in_one_message():
         "max_lens.0 must be greater than or equal to 1, got 0",
         "seeds: names 1 more than once",
         "n_users must be a valid integer, got 'many'",
-        "session.leave: must be one of temper, strict, no_fairness, popular_only, personal, category, never, got",
+        f"session.leave: must be one of {', '.join(LEAVE_RULES)}, got 'soon'",
         "colour is unknown; there are control_seeds, data_dir, ",
         "no method is called 'sarsa'",
         "no world is called 'KuaiFair-Mars-v0'",

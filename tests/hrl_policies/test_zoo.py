@@ -74,6 +74,7 @@ def test_the_zoo_holds_what_the_readme_names():
         "greedy-ctr",
         "quota-greedy",
         "tolerance-quota",
+        "mean-tolerance-quota",
         "session-quota",
         "quality-oracle",
         "oracle",
