@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
     arguments = parser.parse_args()
     lines = []
-    for env_id in arguments.ids or list(ENVIRONMENTS):
+    for env_id in arguments.ids or [name for name, origin in ENVIRONMENTS.items() if origin.twin]:
         with tempfile.TemporaryDirectory() as cache:
             first, second = (cost_of_make(env_id, Path(cache), arguments.threads) for _ in range(2))
             size = folder_size(cache) / 1e6

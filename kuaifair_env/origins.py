@@ -16,7 +16,7 @@ from kuaifair_env.errors import DataError
 from kuaifair_env.response.known import TwinResponse
 
 if TYPE_CHECKING:
-    from kuaifair_env.data.sources import DatasetName
+    from kuaifair_env.data.published import DatasetName
     from kuaifair_env.synthetic.config import TasteStrength
 
 Source = Literal["auto", "real", "twin"]
@@ -139,15 +139,17 @@ class OfficialFiles:
         name: Name of the data set.
         path: Where they lie.
         clicks: What counts as a click.
+        min_test_exposures: Test-log exposures that a candidate needs.
     """
 
     name: DatasetName
     path: Path
     clicks: Clicks
+    min_test_exposures: int = MIN_TEST_EXPOSURES
 
     def load(self) -> WorldData:
         """See :class:`DataSource`."""
-        return WorldData(_official_data(self), None, self.clicks.largest, self.clicks.graded)
+        return WorldData(_official_data(self), None, self.clicks.largest, self.clicks.graded, self.min_test_exposures)
 
 
 @dataclass(frozen=True)
@@ -177,29 +179,40 @@ class TwinOrigin:
 
 @dataclass(frozen=True)
 class OfficialOrigin:
-    """Official files where they are found, else the twin.
+    """Official files where they are found, else the twin, where there is one.
 
     Attributes:
         twin: See :class:`Origin`, also for the next two.
         official: The data set.
         description: One line.
+        min_test_exposures: Test-log exposures that a candidate needs.
     """
 
-    twin: TwinName
+    twin: TwinName | None
     official: DatasetName
     description: str
+    min_test_exposures: int = MIN_TEST_EXPOSURES
 
     def check_settings(self, env_id: str, settings: Mapping[str, Any]) -> None:
         """See :class:`Origin`."""
-        _clicks_of(self.twin, settings)
+        if self.twin is None and settings.get("source") == "twin":
+            raise ValueError(f"{env_id} has no synthetic twin; drop source='twin'")
+        _clicks_of(self.official, settings)
 
     def source(self, env_id: str, settings: Mapping[str, Any]) -> DataSource:
         """See :class:`Origin`."""
         from kuaifair_env.data import find_source
 
+        self.check_settings(env_id, settings)
+
         source: Source = settings.get("source", "auto")
         path = None if source == "twin" else find_source(self.official, settings.get("data_dir"))
         if path is None:
+            if self.twin is None:
+                raise DataError(
+                    f"{env_id} has no synthetic twin and needs the official files, which were not found; get them "
+                    f"with: kuaifair data fetch {self.official}, or name their place by data_dir or KUAIFAIR_DATA"
+                )
             if source == "real":
                 raise DataError(
                     f"{env_id} with source='real' needs the official files, and the cache does not hold them; "
@@ -210,7 +223,7 @@ class OfficialOrigin:
             return _twin_data(self.twin, settings)
         if not set(TWIN_SETTINGS).isdisjoint(settings):
             raise ValueError(f"'taste' and 'conformity' are settings of twins, but {env_id} reads {path}; drop them")
-        files = OfficialFiles(self.official, path, _clicks_of(self.twin, settings))
+        files = OfficialFiles(self.official, path, _clicks_of(self.official, settings), self.min_test_exposures)
         _check_provenance(files, source, settings.get("allow_partial", False))
         return files
 
@@ -287,10 +300,10 @@ def _twin_data(twin: TwinName, settings: Mapping[str, Any]) -> TwinData:
     return TwinData(twin, clicks, settings.get("taste", "measured"), settings.get("conformity", 0.0))
 
 
-def _clicks_of(twin: TwinName, settings: Mapping[str, Any]) -> Clicks:
+def _clicks_of(data: TwinName | DatasetName, settings: Mapping[str, Any]) -> Clicks:
     """Returns what counts as a click by an id's settings: ``positive``, ``feedback`` and ``clip``."""
     given = {name: settings[name] for name in CLICK_SETTINGS if name in settings}
-    return kuairec_clicks(**given) if twin == "KuaiRec" else kuairand_clicks(**given)
+    return kuairec_clicks(**given) if data in ("KuaiRec", "kuairec") else kuairand_clicks(**given)
 
 
 @lru_cache(maxsize=4)
@@ -299,7 +312,7 @@ def _official_data(files: OfficialFiles) -> InteractionData:
 
     if files.name == "kuairec":
         return load_kuairec(files.path, **files.clicks.describe())
-    return load_kuairand(files.path, positive=dict(files.clicks.positive))
+    return load_kuairand(files.path, version=files.name, positive=dict(files.clicks.positive))
 
 
 def _check_provenance(files: OfficialFiles, source: Source, allow_partial: bool) -> None:

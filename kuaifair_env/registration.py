@@ -46,6 +46,12 @@ ENVIRONMENTS: dict[str, Origin] = {
     "KuaiFair-KuaiRand-v0": OfficialOrigin(
         "KuaiRand", "kuairand", "KuaiRand-Pure from the official files, else its twin with a warning"
     ),
+    "KuaiFair-KuaiRand1K-v0": OfficialOrigin(
+        None, "kuairand-1k", "KuaiRand-1K from the official files; it has no twin", min_test_exposures=3
+    ),
+    "KuaiFair-KuaiRand27K-v0": OfficialOrigin(
+        None, "kuairand-27k", "KuaiRand-27K from the official files; it has no twin"
+    ),
     "KuaiFair-KuaiRecTwin-v0": TwinOrigin("KuaiRec", "synthetic twin of KuaiRec, full size"),
     "KuaiFair-KuaiRandTwin-v0": TwinOrigin("KuaiRand", "synthetic twin of KuaiRand-Pure, full size"),
     "KuaiFair-Toy-v0": TwinOrigin("Toy", "synthetic twin of a few hundred users and items"),

@@ -22,7 +22,7 @@ from hrl_policies.cli.agents import evaluate, train, tune
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.study import study_app
 from kuaifair_env.data.cache import CacheKind
-from kuaifair_env.data.sources import DatasetName
+from kuaifair_env.data.published import DatasetName
 from kuaifair_env.errors import KuaiFairError
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def check(
 
     facts = recognise(path, name)
     with Console(stderr=True).status(f"reading {escape(str(path))}"):
-        data = read_kuairec(path) if facts.name == "kuairec" else read_kuairand(path)
+        data = read_kuairec(path) if facts.name == "kuairec" else read_kuairand(path, version=facts.name)
     Console().print(_report_table(data))
 
 
@@ -286,7 +286,8 @@ def check(
 def info(data_dir: Annotated[Path | None, typer.Option(help="A folder to look in.")] = None) -> None:
     """Say which data sets are found where, what the cache holds, and the licences."""
     from kuaifair_env.data.cache import cache_dir
-    from kuaifair_env.data.sources import DATASETS, find_source
+    from kuaifair_env.data.published import DATASETS
+    from kuaifair_env.data.sources import find_source
     from kuaifair_env.errors import DataError
 
     sources = Table("data set", "found", "licence", title="official data")

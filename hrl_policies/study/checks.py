@@ -34,7 +34,8 @@ from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.own import OwnTables
 from kuaifair_env.data.popularity import PopularitySource
-from kuaifair_env.data.sources import DatasetName, find_source
+from kuaifair_env.data.published import DatasetName
+from kuaifair_env.data.sources import find_source
 from kuaifair_env.errors import DataError
 from kuaifair_env.origins import OwnOrigin, Source
 from kuaifair_env.registration import register_origin
@@ -186,7 +187,7 @@ def _data_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair], data_di
         except DataError as error:
             yield f"{world}: {error}"
             continue
-        if files is None and source == "real":
+        if files is None and (source == "real" or ENVIRONMENTS[world].twin is None):
             yield (
                 f"{world} needs its official files, and they were not found (data_dir, KUAIFAIR_DATA, the cache); "
                 f"get them with: kuaifair data fetch {official}"

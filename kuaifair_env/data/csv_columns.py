@@ -75,10 +75,23 @@ class Column:
         return len(values) > 0 and not (self.low <= values.min() and values.max() <= self.high)
 
 
-def read_columns(
+def read_columns(files: SourceFiles, name: str, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
+    """Reads some columns of a CSV file with a header; see :func:`iter_columns`.
+
+    Returns:
+        Column name -> values of all rows, in file order.
+
+    Raises:
+        DataError: See there.
+    """
+    chunks = list(iter_columns(files, name, columns))
+    return {column.name: np.concatenate([chunk[column.name] for chunk in chunks]) for column in columns}
+
+
+def iter_columns(
     files: SourceFiles, name: str, columns: Sequence[Column], chunk_rows: int = 1_000_000
-) -> dict[str, NDArray[Any]]:
-    """Reads some columns of a CSV file with a header.
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Reads some columns of a CSV file with a header, a part of the rows at a time.
 
     Args:
         files: Where the file lies.
@@ -86,7 +99,7 @@ def read_columns(
         columns: What to read and what each column must hold.
         chunk_rows: Rows that are parsed at a time.
 
-    Returns:
+    Yields:
         Column name -> ``int64``, ``float64`` (NaN where missing) or ``object`` (None where missing), in file
         order.
 
@@ -95,21 +108,15 @@ def read_columns(
             range, a record with too few or too many fields, or a truncated or damaged file.
     """
     header = _header(files, name, columns)
-    parts: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     rows = 0
     cause: BaseException | None = None
     with files.open(name) as raw:
         tally = _Tally(raw)
         try:
-            for chunk in _chunks(tally, columns, chunk_rows):
-                for column in columns:
-                    values = chunk[column.name].to_numpy(copy=column.kind == "text")
-                    if column.kind == "text":
-                        values[pd.isna(values)] = None
-                    if column.breaks(values):
-                        raise ValueError(f"a bad value in column '{column.name}'")
-                    parts[column.name].append(values)
-                rows += len(chunk)
+            for frame in _chunks(tally, columns, chunk_rows):
+                chunk = _checked(frame, columns)
+                yield chunk
+                rows += len(frame)
         except (*READ_ERRORS, ValueError, OverflowError) as error:
             cause = error
     if cause is not None:
@@ -126,7 +133,23 @@ def read_columns(
             raise DataError(
                 "the file ends in the middle of this line; it is truncated", file=files.label(name), line=line
             )
-    return {column: np.concatenate(pieces) for column, pieces in parts.items()}
+
+
+def _checked(frame: pd.DataFrame, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
+    """Returns the columns of a parsed chunk.
+
+    Raises:
+        ValueError: When a value breaks the rules of its column.
+    """
+    chunk = {}
+    for column in columns:
+        values = frame[column.name].to_numpy(copy=column.kind == "text")
+        if column.kind == "text":
+            values[pd.isna(values)] = None
+        if column.breaks(values):
+            raise ValueError(f"a bad value in column '{column.name}'")
+        chunk[column.name] = values
+    return chunk
 
 
 def line_of_row(files: SourceFiles, name: str, row: int) -> int:

@@ -110,7 +110,7 @@ def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog
     same_user = np.diff(raw.users[timed]) == 0
     backwards = int((same_user & (np.diff(times[timed]) < 0)).sum())
     if backwards or without:
-        order = _time_order(raw.users, times)
+        order = time_order(raw.users, times)
     log = InteractionLog(
         raw.users[order],
         raw.items[order],
@@ -152,7 +152,7 @@ def count_shared_rows(
     return len(probe.merge(table, how="inner", on=list(columns)))
 
 
-def _time_order(users: NDArray[np.int32], times: NDArray[np.int64]) -> NDArray[np.int64]:
+def time_order(users: NDArray[np.int32], times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the stable order by user, then time; one sort where both fit one 64-bit key."""
     first, last = int(times.min()), int(times.max())
     if (int(users.max()) + 1) * (last - first + 1) < 2**62:

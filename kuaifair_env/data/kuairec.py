@@ -29,15 +29,9 @@ from kuaifair_env.data.official import (
     read_users,
     tag_list,
 )
+from kuaifair_env.data.published import DAILY_NUMBERS, KUAIREC, UNKNOWN_CODE
 from kuaifair_env.data.schema import Catalogue, InteractionLog
-from kuaifair_env.data.sources import (
-    DAILY_NUMBERS,
-    KUAIREC,
-    UNKNOWN_CODE,
-    SourceFiles,
-    open_source,
-    provenance_of,
-)
+from kuaifair_env.data.sources import SourceFiles, open_source, provenance_of
 from kuaifair_env.errors import DataError
 
 _DAILY = "item_daily_features.csv"

@@ -1,4 +1,4 @@
-"""Gets official data: downloads, the cache of what was read, and steps that the readers of both data sets share."""
+"""Gets official data: downloads, the cache of what was read, and steps that the readers share."""
 
 from __future__ import annotations
 
@@ -25,24 +25,15 @@ from kuaifair_env.data.encoding import (
     exact_duplicates,
     rows_of,
 )
+from kuaifair_env.data.published import UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS, OfficialDataset, dataset
 from kuaifair_env.data.schema import InteractionLog, Users
-from kuaifair_env.data.sources import (
-    UNKNOWN_CODE,
-    USER_CATEGORIES,
-    USER_NUMBERS,
-    OfficialDataset,
-    SourceFiles,
-    dataset,
-    download_folder,
-    find_source,
-    open_source,
-)
+from kuaifair_env.data.sources import SourceFiles, download_folder, find_source, open_source
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash, remove_stale, write_text_atomically
 
 
 def read_users(files: SourceFiles, name: str) -> Users:
-    """Reads a table of users, which has the same columns in both data sets.
+    """Reads a table of users, which has the same columns in all data sets.
 
     The ``*_range`` columns repeat the numbers beside them and are left out. ``UNKNOWN`` and -124 are missing.
     """
@@ -171,7 +162,7 @@ def fetch(
     ``sha256`` when given. A note ``<archive>.json`` records address, date, size and SHA-256.
 
     Args:
-        name: ``"kuairec"`` or ``"kuairand"``.
+        name: ``"kuairec"``, ``"kuairand"``, ``"kuairand-1k"`` or ``"kuairand-27k"``.
         folder: Where the archive goes; None is the cache's download folder, where the readers look.
         base_url: Address of a folder that holds the archive, for mirrors; None is the publisher's.
         sha256: SHA-256 that the archive must have, instead of the publisher's MD5.

@@ -1,4 +1,4 @@
-"""Facts of the official data sets, and finding, opening and identifying files in their formats."""
+"""Finds, opens and identifies files in the formats of the official data sets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 from kuaifair_env.data.cache import cache_dir
+from kuaifair_env.data.published import DATASETS, OfficialDataset, dataset
 from kuaifair_env.data.schema import Provenance
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash
@@ -156,127 +156,6 @@ class ArchiveFiles(SourceFiles):
 DATA_VARIABLE = "KUAIFAIR_DATA"
 """Environment variable that names a folder with official files."""
 
-UNKNOWN_CODE = -124
-"""Both data sets write an unknown integer category as -124."""
-
-USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-"""Numbers in the user tables of both data sets."""
-
-USER_CATEGORIES = (
-    "is_lowactive_period",
-    "is_live_streamer",
-    "is_video_author",
-    *(f"onehot_feat{number}" for number in range(18)),
-)
-"""Coded columns in the user tables of both data sets."""
-
-DAILY_NUMBERS = ("video_duration", "show_user_num", "play_user_num", "like_user_num", "play_progress")
-"""Numbers of KuaiRec's daily table that describe an item."""
-
-STATISTICS = (
-    "counts",
-    "show_user_num",
-    "play_user_num",
-    "valid_play_user_num",
-    "long_time_play_user_num",
-    "complete_play_user_num",
-    "like_user_num",
-    "comment_user_num",
-    "follow_user_num",
-    "share_user_num",
-    "collect_user_num",
-    "play_progress",
-)
-"""Numbers of KuaiRand's statistic table that describe an item."""
-
-DatasetName = Literal["kuairec", "kuairand"]
-
-
-@dataclass(frozen=True)
-class OfficialDataset:
-    """Published facts of an official data set.
-
-    Attributes:
-        name: Name on the command line.
-        title: Name for people.
-        archive: File name of the official archive.
-        url: Folder of the archive on the publisher's site.
-        md5: The publisher's MD5 of the archive (the Zenodo record's checksum).
-        size: Bytes of the archive.
-        folders: Paths of the data folder after unpacking.
-        files: Files that a reader needs; the first one identifies the data set.
-        rows: Published number of rows of each log.
-        licence: Licence of the data.
-        citation: How to cite it.
-    """
-
-    name: DatasetName
-    title: str
-    archive: str
-    url: str
-    md5: str
-    size: int
-    folders: tuple[str, ...]
-    files: tuple[str, ...]
-    rows: dict[str, int]
-    licence: str
-    citation: str
-
-
-KUAIREC = OfficialDataset(
-    name="kuairec",
-    title="KuaiRec 2.0",
-    archive="KuaiRec.zip",
-    url="https://zenodo.org/records/18164998/files",
-    md5="261550d472c48eff4990fb13c0e5bcf7",
-    size=431_964_858,
-    folders=("KuaiRec 2.0/data", "KuaiRec/data", "data"),
-    files=("big_matrix.csv", "small_matrix.csv", "item_categories.csv", "user_features.csv"),
-    rows={"big_matrix.csv": 12_530_806, "small_matrix.csv": 4_676_570},
-    licence="CC BY-SA 4.0 (attribution, share alike)",
-    citation="Gao et al., KuaiRec: A Fully-observed Dataset and Insights for Evaluating Recommender Systems, "
-    "CIKM 2022, doi:10.1145/3511808.3557220",
-)
-
-KUAIRAND = OfficialDataset(
-    name="kuairand",
-    title="KuaiRand-Pure",
-    archive="KuaiRand-Pure.tar.gz",
-    url="https://zenodo.org/records/10439422/files",
-    md5="0820331067a3784d9691136f772b35a7",
-    size=47_432_272,
-    folders=("KuaiRand-Pure/data", "data"),
-    files=(
-        "log_random_4_22_to_5_08_pure.csv",
-        "log_standard_4_08_to_4_21_pure.csv",
-        "log_standard_4_22_to_5_08_pure.csv",
-        "user_features_pure.csv",
-        "video_features_basic_pure.csv",
-        "video_features_statistic_pure.csv",
-    ),
-    rows={
-        "log_standard_4_08_to_4_21_pure.csv": 1_141_112,
-        "log_standard_4_22_to_5_08_pure.csv": 295_497,
-        "log_random_4_22_to_5_08_pure.csv": 1_186_059,
-    },
-    licence="CC BY-SA 4.0 (attribution, share alike)",
-    citation="Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
-    "Videos, CIKM 2022, doi:10.1145/3511808.3557624",
-)
-
-DATASETS: dict[str, OfficialDataset] = {"kuairec": KUAIREC, "kuairand": KUAIRAND}
-
-
-def dataset(name: str) -> OfficialDataset:
-    """Returns the facts of an official data set.
-
-    Raises:
-        DataError: For a name other than ``kuairec`` and ``kuairand``.
-    """
-    if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}; there are {' and '.join(DATASETS)}")
-    return DATASETS[name]
-
 
 def download_folder(cache: str | Path | None = None) -> Path:
     """Returns where ``kuaifair data fetch`` puts archives by default."""
@@ -290,7 +169,7 @@ def find_source(name: str, data_dir: str | Path | None = None, cache: str | Path
     then the cache's download folder. In each an unpacked folder comes before an archive.
 
     Args:
-        name: ``"kuairec"`` or ``"kuairand"``.
+        name: ``"kuairec"``, ``"kuairand"``, ``"kuairand-1k"`` or ``"kuairand-27k"``.
         data_dir: An archive, an unpacked folder, or a folder that holds one of them.
         cache: See :func:`kuaifair_env.data.cache.cache_dir`.
 
@@ -299,7 +178,7 @@ def find_source(name: str, data_dir: str | Path | None = None, cache: str | Path
 
     Raises:
         DataError: If ``data_dir`` or ``KUAIFAIR_DATA`` names a place without these files. A ``KUAIFAIR_DATA`` that
-            holds the other data set is no mistake as long as the cache holds this one.
+            holds another data set is no mistake as long as the cache holds this one.
     """
     facts = dataset(name)
     named = os.environ.get(DATA_VARIABLE) if data_dir is None else data_dir
@@ -361,7 +240,7 @@ def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
         name: The data set's name when the caller knows it.
 
     Raises:
-        DataError: When the path does not exist, or holds neither or both.
+        DataError: When the path does not exist, or holds none or several.
     """
     place = Path(path).expanduser()
     if name is not None:
@@ -374,8 +253,9 @@ def recognise(path: str | Path, name: str | None = None) -> OfficialDataset:
     else:
         datasets = [facts for facts in DATASETS.values() if _find_in(place, facts) is not None]
     if len(datasets) != 1:
-        problem = "both data sets are" if datasets else "neither data set is"
-        raise DataError(f"{problem} here; give one of {', '.join(f.archive for f in DATASETS.values())}", file=place)
+        problem = " and ".join(facts.title for facts in datasets) + " are" if datasets else "no official data set is"
+        archives = ", ".join(facts.archive for facts in DATASETS.values())
+        raise DataError(f"{problem} here; give one of {archives}, or its folder", file=place)
     return datasets[0]
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kuaifair_env.data.clicks import kuairand_clicks
+from kuaifair_env.data.published import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.data.sources import DAILY_NUMBERS, PROVENANCE_FILE, STATISTICS, UNKNOWN_CODE
+from kuaifair_env.data.sources import PROVENANCE_FILE
 from kuaifair_env.errors import DataError
 from kuaifair_env.synthetic.choices import behaviours
 from kuaifair_env.synthetic.truth import stream

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env.data.published import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
 from kuaifair_env.data.schema import BoolArray, Catalogue, Users
-from kuaifair_env.data.sources import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE, USER_CATEGORIES, USER_NUMBERS
 from kuaifair_env.synthetic.config import Layout, QuantileDistribution, TwinConfig
 from kuaifair_env.synthetic.truth import (
     TwinWorld,

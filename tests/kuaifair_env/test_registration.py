@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import official_files
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import AutoresetMode
@@ -36,7 +37,7 @@ from kuaifair_env import (
     registration,
 )
 from kuaifair_env.abandonment import RULE_PARAMETERS, CategoryBoredom, NeverLeave, TemperFairness
-from kuaifair_env.data import sources
+from kuaifair_env.data import published
 from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
 from kuaifair_env.data.sources import PROVENANCE_FILE
 from kuaifair_env.errors import DataError
@@ -49,7 +50,8 @@ from kuaifair_env.synthetic.truth import build_world
 from kuaifair_env.synthetic.twin import generate_twin
 
 TOY = "KuaiFair-Toy-v0"
-REAL = [env_id for env_id in ENVIRONMENTS if ENVIRONMENTS[env_id].official]
+REAL = [env_id for env_id, origin in ENVIRONMENTS.items() if origin.official and origin.twin]
+ONLY_REAL = [env_id for env_id, origin in ENVIRONMENTS.items() if origin.official and not origin.twin]
 MODES = [(action, seen) for action in ("embedding", "slate", "item") for seen in ("state", "history")]
 
 
@@ -143,6 +145,36 @@ def test_real_data_can_be_demanded(env_id, no_files, tmp_path):
         make_world(env_id, source="real", data_dir=tmp_path / "empty_folder")
 
 
+@pytest.mark.parametrize("env_id", ONLY_REAL)
+def test_without_a_twin_missing_files_are_an_error_that_says_what_to_fetch(env_id, no_files):
+    name = ENVIRONMENTS[env_id].official
+    for source in ("auto", "real"):
+        with pytest.raises(DataError, match=f"has no synthetic twin .*kuaifair data fetch {name}, or .*KUAIFAIR_DATA"):
+            gym.make(env_id, source=source)
+    with pytest.raises(ValueError, match="has no synthetic twin; drop source='twin'"):
+        make_world(env_id, source="twin")
+
+
+def test_items_shown_three_times_at_random_are_the_candidates_of_kuairand_1k(tmp_path):
+    folder = tmp_path / "KuaiRand-1K" / "data"
+    name = "log_random_4_22_to_5_08_1k.csv"
+    log = official_files.write_kuairand(folder, suffix="1k", n_users=60, size=6)[name]
+    place = log.groupby("video_id").cumcount()
+    log = log[(place < 2) | ((place < 3) & (log.video_id == 8)) | (log.video_id > 8)]
+    log.to_csv(folder / name, index=False)
+    shown = log.video_id.value_counts()
+    assert shown[8] == 3
+    for split in ("train", "test"):
+        world = make_world("KuaiFair-KuaiRand1K-v0", data_dir=tmp_path, allow_partial=True, split=split)
+        assert set(world.item_ids[: world.n_items]) == set(shown.index[shown >= 3])
+    assert world.n_items == len(world.data.items) - 8
+    env = gym.make(
+        "KuaiFair-KuaiRand1K-v0", data_dir=tmp_path, allow_partial=True, split="test", action_mode="slate", slate_size=3
+    )
+    env.reset(seed=1)
+    env.step(np.arange(3))
+
+
 @pytest.fixture(scope="session")
 def written_twin(tmp_path_factory):
     """The toy twin as files in the format of KuaiRand-Pure."""
@@ -198,9 +230,9 @@ def test_real_means_the_whole_official_files(monkeypatch, written_twin, some_row
     assert world.describe()["data"]["origin"] == "partial"
     with pytest.raises(ValueError, match="settings of twins"):
         make_world(KUAIRAND, data_dir=some_rows, taste="strong")
-    for name in sources.KUAIRAND.rows:
+    for name in published.KUAIRAND.rows:
         rows = len(Path(some_rows, name).read_text().splitlines()) - 1
-        monkeypatch.setitem(sources.KUAIRAND.rows, name, rows)
+        monkeypatch.setitem(published.KUAIRAND.rows, name, rows)
     origins._official_data.cache_clear()
     whole = some_rows.rename(some_rows.with_name("whole"))
     with warnings.catch_warnings():

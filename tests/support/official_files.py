@@ -63,23 +63,32 @@ def write_captions(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
 
 
-def write_kuairand(folder: Path, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Writes all KuaiRand-Pure files; the first standard log has 2 exact duplicates.
+def write_kuairand(
+    folder: Path, seed: int = 0, suffix: str = "pure", n_users: int = KUAIRAND_USERS, size: int = 1
+) -> dict[str, pd.DataFrame]:
+    """Writes all files of KuaiRand-Pure, or of 1K (``suffix="1k"``); the first standard log has 2 exact duplicates.
+
+    Args:
+        folder: Where the files go.
+        seed: Seed of what is drawn.
+        suffix: End of the file names.
+        n_users: Number of users.
+        size: How many times 330 rows the logs have.
 
     Returns:
         The three logs as written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    early = _kuairand_log(rng, 120, 20220408, 0)
+    early = _kuairand_log(rng, 120 * size, 20220408, 0, n_users)
     logs = {
-        "log_standard_4_08_to_4_21_pure.csv": pd.concat([early, early.iloc[[1, 60]]], ignore_index=True),
-        "log_standard_4_22_to_5_08_pure.csv": _kuairand_log(rng, 60, 20220422, 0),
-        "log_random_4_22_to_5_08_pure.csv": _kuairand_log(rng, 150, 20220422, 1),
+        f"log_standard_4_08_to_4_21_{suffix}.csv": pd.concat([early, early.iloc[[1, 60]]], ignore_index=True),
+        f"log_standard_4_22_to_5_08_{suffix}.csv": _kuairand_log(rng, 60 * size, 20220422, 0, n_users),
+        f"log_random_4_22_to_5_08_{suffix}.csv": _kuairand_log(rng, 150 * size, 20220422, 1, n_users),
     }
     for name, log in logs.items():
         log.to_csv(folder / name, index=False)
-    _users(rng, KUAIRAND_USERS).to_csv(folder / "user_features_pure.csv", index=False)
+    _users(rng, n_users).to_csv(folder / f"user_features_{suffix}.csv", index=False)
     items = np.arange(KUAIRAND_ITEMS)
     tags = np.where(items % 5 == 0, None, np.where(items % 2, "39", "39,12"))
     basic = pd.DataFrame(
@@ -98,7 +107,7 @@ def write_kuairand(folder: Path, seed: int = 0) -> dict[str, pd.DataFrame]:
             "tag": tags,
         }
     )
-    basic.to_csv(folder / "video_features_basic_pure.csv", index=False)
+    basic.to_csv(folder / f"video_features_basic_{suffix}.csv", index=False)
     numbers = [
         "show",
         "play",
@@ -114,8 +123,43 @@ def write_kuairand(folder: Path, seed: int = 0) -> dict[str, pd.DataFrame]:
     for number in (*numbers, "collect"):
         statistic[f"{number}_user_num"] = rng.lognormal(6, 1.5, KUAIRAND_ITEMS)
     statistic["play_progress"] = rng.random(KUAIRAND_ITEMS)
-    statistic.sample(frac=1, random_state=seed).to_csv(folder / "video_features_statistic_pure.csv", index=False)
+    statistic = statistic.sample(frac=1, random_state=seed)
+    statistic.to_csv(folder / f"video_features_statistic_{suffix}.csv", index=False)
     return logs
+
+
+def write_kuairand_27k(folder: Path, seed: int = 0, pool: int = 12) -> dict[str, pd.DataFrame]:
+    """Writes all KuaiRand-27K files: standard logs in two parts each, statistics in three, a random log of a pool.
+
+    The rows of the standard logs are in no order, so that a user's last rows may stand in any part.
+
+    Args:
+        folder: Where the files go.
+        seed: Seed of what is drawn.
+        pool: Items of the random log, the first ones.
+
+    Returns:
+        The five logs as written.
+    """
+    logs = write_kuairand(folder, seed, "27k")
+    random = logs["log_random_4_22_to_5_08_27k.csv"]
+    random = random[random.video_id < pool].reset_index(drop=True)
+    random.to_csv(folder / "log_random_4_22_to_5_08_27k.csv", index=False)
+    split = {"log_random_4_22_to_5_08_27k.csv": random}
+    for name, parts in (
+        ("log_standard_4_08_to_4_21_27k", 2),
+        ("log_standard_4_22_to_5_08_27k", 2),
+        ("video_features_statistic_27k", 3),
+    ):
+        whole = folder / f"{name}.csv"
+        table = pd.read_csv(whole)
+        whole.unlink()
+        for part in range(parts):
+            rows = table.iloc[part::parts].reset_index(drop=True)
+            rows.to_csv(folder / f"{name}_part{part + 1}.csv", index=False)
+            if name.startswith("log"):
+                split[f"{name}_part{part + 1}.csv"] = rows
+    return split
 
 
 def pack_zip(folder: Path, archive: Path, inside: str = "KuaiRec 2.0/data") -> Path:
@@ -152,10 +196,10 @@ def _kuairec_matrix(rng: np.random.Generator, users: np.ndarray, items: np.ndarr
     )
 
 
-def _kuairand_log(rng: np.random.Generator, rows: int, date: int, is_random: int) -> pd.DataFrame:
+def _kuairand_log(rng: np.random.Generator, rows: int, date: int, is_random: int, n_users: int) -> pd.DataFrame:
     log = pd.DataFrame(
         {
-            "user_id": rng.integers(0, KUAIRAND_USERS, rows),
+            "user_id": rng.integers(0, n_users, rows),
             "video_id": rng.integers(0, KUAIRAND_ITEMS, rows),
             "date": date,
             "hourmin": rng.integers(0, 2400, rows),

@@ -26,7 +26,7 @@ from kuaifair_env.data import (
     save_data,
 )
 from kuaifair_env.data.cache import MANIFEST, cache_entries, cached_entries, entry_folder, remove_entries
-from kuaifair_env.data.sources import KUAIRAND
+from kuaifair_env.data.published import KUAIRAND
 from kuaifair_env.errors import ArtifactError, DataError
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import official_files as official
 import pandas as pd
 import pytest
 
-from kuaifair_env.data import find_source, load_kuairand, read_kuairand
-from kuaifair_env.data.sources import KUAIRAND, recognise
+from kuaifair_env.data import find_source, kuairand, load_kuairand, read_kuairand
+from kuaifair_env.data.kuairand import PoolAndRecentRows
+from kuaifair_env.data.published import DATASETS, KUAIRAND
+from kuaifair_env.data.sources import recognise
 from kuaifair_env.errors import DataError
 
 RANDOM = "log_random_4_22_to_5_08_pure.csv"
@@ -106,11 +110,11 @@ BAD = [
     (RANDOM, "is_click", "2", "out of range"),
     (RANDOM, "time_ms", "", "missing"),
     (RANDOM, "user_id", "15", "lists ids 0..14"),
-    (RANDOM, "video_id", "30", "lists ids 0..29"),
+    (RANDOM, "video_id", "30", "id 30 is not in video_features_basic_pure.csv"),
     ("video_features_basic_pure.csv", "tag", "39;12", "list of tag ids"),
     ("video_features_basic_pure.csv", "video_duration", "-4", "out of range"),
     ("video_features_statistic_pure.csv", "show_user_num", "many", "not a number"),
-    ("video_features_statistic_pure.csv", "video_id", "77", "out of range"),
+    ("video_features_statistic_pure.csv", "video_id", "77", "id 77 is not in video_features_basic_pure.csv"),
     ("user_features_pure.csv", "fans_user_num", "x", "not a number"),
 ]
 
@@ -185,6 +189,103 @@ def test_a_path_is_recognised_by_what_it_holds(tmp_path: Path, folder: Path) -> 
     assert recognise(folder).name == "kuairand"
     official.write_kuairec(tmp_path / "KuaiRec 2.0" / "data")
     assert recognise(tmp_path / "KuaiRec 2.0").name == "kuairec"
-    with pytest.raises(DataError, match="both"):
+    with pytest.raises(DataError, match=r"KuaiRec 2\.0 and KuaiRand-Pure are here"):
         recognise(tmp_path)
     assert recognise(tmp_path, "kuairec").name == "kuairec"
+
+
+def test_kuairand_1k_is_read_as_pure_is_where_all_items_were_shown_at_random(tmp_path: Path, folder: Path) -> None:
+    official.write_kuairand(tmp_path / "KuaiRand-1K" / "data", suffix="1k")
+    archive = official.pack_tar(tmp_path / "KuaiRand-1K" / "data", tmp_path / "mine.tar.gz", "KuaiRand-1K/data")
+    pure = read_kuairand(folder)
+    assert len(np.unique(pure.test.items)) == len(pure.items)
+    for path in (tmp_path, archive):
+        data = read_kuairand(path, version="kuairand-1k")
+        assert data.contents_hash == pure.contents_hash
+        assert data.report["train"] == pure.report["train"]
+        assert (data.provenance.name, data.provenance.origin) == ("partial KuaiRand-1K", "partial")
+    assert recognise(archive).name == "kuairand-1k"
+    with pytest.raises(DataError, match="kuairand-27k"):
+        read_kuairand(folder, version="kuairand-2k")
+
+
+def test_kuairand_27k_keeps_rows_of_the_pool_and_the_last_of_each_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = official.write_kuairand_27k(tmp_path)
+    monkeypatch.setitem(kuairand._VERSIONS, "kuairand-27k", replace(kuairand._VERSIONS["kuairand-27k"], recent=3))
+    for name in frames:
+        monkeypatch.setitem(DATASETS["kuairand-27k"].rows, name, len(frames[name]))
+    data = read_kuairand(tmp_path, version="kuairand-27k")
+    standard = pd.concat([frame for name, frame in frames.items() if "standard" in name], ignore_index=True)
+    random = frames["log_random_4_22_to_5_08_27k.csv"]
+    last = standard.sort_values(["user_id", "time_ms"], kind="stable").groupby("user_id").tail(3)
+    kept = standard[standard.video_id.isin(random.video_id) | standard.index.isin(last.index)]
+    assert data.report["train"]["rows_left_out"] == len(standard) - len(kept) > 0
+    for log, frame in ((data.train, kept.drop_duplicates()), (data.test, random)):
+        expected = frame.sort_values(["user_id", "time_ms"], kind="stable")
+        np.testing.assert_array_equal(data.users.ids[log.users], expected.user_id)
+        np.testing.assert_array_equal(data.items.ids[log.items], expected.video_id)
+        np.testing.assert_array_equal(log.clicks, expected.is_click)
+    np.testing.assert_array_equal(data.items.ids, np.union1d(kept.video_id, random.video_id))
+    statistic = pd.concat([pd.read_csv(path) for path in sorted(tmp_path.glob("video_features_statistic*"))])
+    np.testing.assert_allclose(data.items.shown, statistic.set_index("video_id").show_user_num[data.items.ids])
+    assert data.provenance.origin == "real", "the whole log was read, though not all of it is kept"
+
+
+def test_a_video_without_description_is_named_with_the_part_it_stands_in(tmp_path: Path) -> None:
+    frames = official.write_kuairand_27k(tmp_path)
+    name = "log_standard_4_22_to_5_08_27k_part2.csv"
+    row = int(frames[name].time_ms.argmax())
+    frames[name].loc[row, ["user_id", "video_id", "time_ms"]] = [3, 4_000_000, 2 * 10**12]
+    frames[name].to_csv(tmp_path / name, index=False)
+    with pytest.raises(DataError, match="id 4000000 is not in video_features_basic_27k") as caught:
+        read_kuairand(tmp_path, version="kuairand-27k")
+    assert (Path(str(caught.value.file)).name, caught.value.line, caught.value.column) == (name, row + 2, "video_id")
+
+
+@pytest.mark.parametrize("order", ["by user", "by time", "none", "all at one time"])
+def test_streamed_rows_are_those_that_sorting_the_whole_log_would_keep(order: str) -> None:
+    rng = np.random.default_rng(5)
+    n_rows, n_users, recent = 4000, 25, 7
+    log = pd.DataFrame(
+        {
+            "users": rng.integers(0, n_users, n_rows).astype(np.int32),
+            "video_id": rng.integers(0, 500, n_rows),
+            "time_ms": rng.integers(0, 900, n_rows) if order != "all at one time" else 7,
+        }
+    )
+    keys = {"by user": ["users", "time_ms"], "by time": ["time_ms"]}.get(order)
+    log = log if keys is None else log.sort_values(keys, kind="stable", ignore_index=True)
+    log["file"], log["row"] = np.repeat([0, 1], n_rows // 2), np.tile(np.arange(n_rows // 2), 2)
+    keeper = PoolAndRecentRows(np.arange(3, 500, 100), n_users, recent, trim_rows=300)
+    for _, chunk in log.groupby(np.arange(n_rows) // 130):
+        keeper.add({name: chunk[name].to_numpy() for name in log})
+    last = log.sort_values(["users", "time_ms"], kind="stable").groupby("users").tail(recent).index
+    expected = log[(log.video_id % 100 == 3) | log.index.isin(last)]
+    for name, values in keeper.take().items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_memory_does_not_grow_with_rows_outside_the_pool() -> None:
+    def peak(n_chunks: int) -> int:
+        rng = np.random.default_rng(1)
+        keeper = PoolAndRecentRows(np.arange(10), n_users=50, recent=20, trim_rows=5000)
+        tracemalloc.start()
+        for chunk in range(n_chunks):
+            rows = 2000
+            keeper.add(
+                {
+                    "users": rng.integers(0, 50, rows).astype(np.int32),
+                    "video_id": rng.integers(10, 10**7, rows),
+                    "time_ms": rng.integers(0, 10**12, rows) + chunk * 10**9,
+                    "file": np.zeros(rows, np.int8),
+                    "row": np.arange(rows) + chunk * rows,
+                }
+            )
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(keeper.take()["users"]) == 50 * 20
+        return size
+
+    assert peak(150) < 1.2 * peak(15)

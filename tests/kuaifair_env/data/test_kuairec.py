@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kuaifair_env.data import load_kuairec, read_kuairec
 from kuaifair_env.data.csv_columns import Column, line_of_row, read_columns
-from kuaifair_env.data.sources import KUAIREC, FolderFiles
+from kuaifair_env.data.published import KUAIREC
+from kuaifair_env.data.sources import FolderFiles
 from kuaifair_env.errors import DataError
 
 
