@@ -75,7 +75,9 @@ class Column:
         return len(values) > 0 and not (self.low <= values.min() and values.max() <= self.high)
 
 
-def read_columns(files: SourceFiles, name: str, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
+def read_columns(
+    files: SourceFiles, name: str, columns: Sequence[Column], chunk_rows: int = 1_000_000
+) -> dict[str, NDArray[Any]]:
     """Reads some columns of a CSV file with a header; see :func:`iter_columns`.
 
     Returns:
@@ -84,7 +86,7 @@ def read_columns(files: SourceFiles, name: str, columns: Sequence[Column]) -> di
     Raises:
         DataError: See there.
     """
-    chunks = list(iter_columns(files, name, columns))
+    chunks = list(iter_columns(files, name, columns, chunk_rows))
     return {column.name: np.concatenate([chunk[column.name] for chunk in chunks]) for column in columns}
 
 

@@ -326,8 +326,8 @@ def _stream(files: SourceFiles, names: Sequence[str], columns: Sequence[Column])
         first = 0
         for table in iter_columns(files, name, columns):
             size = len(table[columns[0].name])
-            place = {"file": np.full(size, file, np.int8), "row": np.arange(first, first + size)}
-            yield table | place
+            table["file"], table["row"] = np.full(size, file, np.int8), np.arange(first, first + size)
+            yield table
             first += size
 
 
