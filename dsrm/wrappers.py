@@ -22,7 +22,7 @@ from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.session_view import FixedSettings
-from kuaifair_env.spaces import stack_observations, take_rows
+from kuaifair_env.spaces import extended_space, stack_observations, state_of, take_rows, with_state
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import World
 
@@ -169,23 +169,27 @@ class VecDSRM(FixedSettings, VecEnvWrapper):
 class _PurifiedObservations:
     """Puts purified states in the place of observed ones, be the observations arrays or dicts.
 
+    What follows the observed state (the session clock) follows the purified one as it is.
+
     Attributes:
         space: Space of a purified observation.
     """
 
     def __init__(self, dsrm: StatePurifier, space: spaces.Space[Any], world: World) -> None:
+        if isinstance(space, spaces.Dict) and _STATE not in space.spaces:
+            raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")
         self._dsrm = dsrm
-        self.space: spaces.Space[Any] = purified_space(dsrm, world)
-        if isinstance(space, spaces.Dict):
-            if _STATE not in space.spaces:
-                raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")
-            self.space = spaces.Dict({**space.spaces, _STATE: self.space})
+        self._dimension = world.dimension
+        observed = state_of(space)
+        low, high = observed.low[world.dimension :], observed.high[world.dimension :]
+        self.space: spaces.Space[Any] = with_state(space, extended_space(purified_space(dsrm, world), low, high))
 
     def purify(self, observations: Any, window: HistoryWindow) -> Any:
         """Returns a batch of observations with purified states."""
-        if isinstance(observations, dict):
-            return {**observations, _STATE: self._dsrm.purify(observations[_STATE], window)}
-        return self._dsrm.purify(observations, window)
+        states = state_of(observations)
+        observed, added = states[:, : self._dimension], states[:, self._dimension :]
+        purified = self._dsrm.purify(observed, window)
+        return with_state(observations, np.concatenate([purified, added], axis=1) if added.shape[1] else purified)
 
     def purify_each(self, observations: Sequence[Any], window: HistoryWindow) -> list[Any]:
         """Returns single observations with purified states, purified as one batch."""

@@ -50,7 +50,8 @@ class Control(ABC):
         """Returns slates for observations, and ``state`` as it came.
 
         Args:
-            observation: ``(B, d)``, or a dict with such a ``"state"``; one observation ``(d,)`` gives one slate.
+            observation: ``(B, d)``, or a dict with such a ``"state"``; one observation ``(d,)`` gives one slate. A
+                session clock is ignored.
             state: Not used.
             episode_start: Not used.
             deterministic: Not used: random controls are random by design, the others never are.
@@ -69,6 +70,8 @@ class Control(ABC):
             raise ValueError("this control must know its sessions: call bind(batch) first, as evaluate() does")
         if len(states) != batch.batch_size:
             raise ValueError(f"{len(states)} observations for a control bound to {batch.batch_size} sessions")
+        if batch.config.session_clock:
+            states = states[:, :-1]
         slates = self.slates(states, batch)
         return (slates[0] if single else slates), state
 

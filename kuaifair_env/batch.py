@@ -52,6 +52,7 @@ class SessionConfig:
         slate_size: Items per slate ``K``; None means 10, or 1 in ``item`` mode.
         action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.spaces`).
         observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.spaces`).
+        session_clock: Whether states end with steps taken / Max Len (see :class:`kuaifair_env.spaces.ClockedObserver`).
         leave: A leave rule, or one as a name, a text or a mapping (see :func:`kuaifair_env.abandonment.leave_rule`);
             what is more than a name becomes the rule itself.
         initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
@@ -68,6 +69,7 @@ class SessionConfig:
     slate_size: int | None = None
     action_mode: ActionMode = "embedding"
     observation_mode: ObservationMode = "state"
+    session_clock: bool = False
     leave: LeaveRuleLike = "temper"
     initial_history: InitialHistory = "log"
     repeats: Repeats = "allow"
@@ -82,6 +84,8 @@ class SessionConfig:
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
         if self.drift is not None and not (isinstance(self.drift, Real) and 0 < self.drift < float("inf")):
             raise ValueError(f"drift must be a positive number of slates, or None, got {self.drift!r}")
+        if not isinstance(self.session_clock, bool):
+            raise ValueError(f"session_clock must be True or False, got {self.session_clock!r}")
         rule = leave_rule(self.leave)
         if not isinstance(self.leave, str) or self.leave not in LEAVE_RULES:
             object.__setattr__(self, "leave", rule)
@@ -215,7 +219,7 @@ class SessionBatch:
         slate_size = config.items_per_slate
         candidates = world.embeddings[: world.n_items]
         self.decoder = action_decoder(config.action_mode, candidates, slate_size, config.duplicates)
-        self._observer = observer(config.observation_mode, world)
+        self._observer = observer(config.observation_mode, world, config.session_clock)
         self.action_space = self.decoder.space
         self.observation_space = self._observer.space
         self._random_users = RandomUsers(world.users, seeding.stream_keys(0, batch_size))

@@ -48,6 +48,8 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
     | ``state`` | ``Box((d,))`` | the observed state: mean embedding of the clicked items in the history window |
     | ``history`` | ``Dict`` | the state, the window's items and clicks, and the user's features |
 
+    With ``session_clock=True`` the state has one more component at its end: steps taken / Max Len.
+
     ## Rewards
 
     The mean feedback over the slate, ``r_t`` in [0, 1] for clicks (``reward="sum"``: the sum, in [0, K]).

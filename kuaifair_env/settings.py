@@ -62,6 +62,7 @@ class Settings(WorldSettings, total=False):
     slate_size: int | None
     action_mode: ActionMode
     observation_mode: ObservationMode
+    session_clock: bool
     leave: LeaveRuleLike
     initial_history: InitialHistory
     repeats: Repeats
@@ -178,6 +179,7 @@ SETTINGS: tuple[Setting, ...] = (
     _sessions("slate_size", "integer", "Items per slate K; None is 10, or 1 in 'item' mode."),
     _sessions("action_mode", "'embedding', 'slate', 'item'", "What an action is: a query, a slate, or one item."),
     _sessions("observation_mode", "'state', 'history'", "What is observed: the state, or the window behind it too."),
+    _sessions("session_clock", "bool", "Whether the state ends with steps taken / Max Len, never the temper."),
     _sessions(
         "leave",
         "name, text, mapping, LeaveRule",

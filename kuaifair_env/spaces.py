@@ -445,12 +445,49 @@ class HistoryObserver:
         return observation
 
 
-def observer(mode: ObservationMode, world: World) -> StateObserver | HistoryObserver:
+class ClockedObserver:
+    """Another observer's observations with the session clock: steps taken / Max Len, in [0, 1].
+
+    The clock is one more component at the end of the state, so that whatever reads states reads it. It tells the number
+    of steps alone, not the temper.
+
+    Args:
+        observer: What is observed besides.
+    """
+
+    def __init__(self, observer: StateObserver | HistoryObserver) -> None:
+        self._observer = observer
+        state = extended_space(state_of(observer.space), np.zeros(1, np.float32), np.ones(1, np.float32))
+        self.space: spaces.Space[Any] = with_state(observer.space, state)
+
+    def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> Any:
+        """Returns the observations of the given sessions, or of all."""
+        observations = self._observer.observe(simulator, rows)
+        steps = simulator.steps if rows is None else simulator.steps[rows]
+        # A finished session may be stepped once more before it is replaced.
+        clock = np.minimum(steps / simulator.max_len, 1.0).astype(np.float32)
+        return with_state(observations, np.concatenate([state_of(observations), clock[:, None]], axis=1))
+
+
+def observer(
+    mode: ObservationMode, world: World, session_clock: bool = False
+) -> StateObserver | HistoryObserver | ClockedObserver:
     """Returns the observer of a mode.
+
+    Args:
+        mode: ``"state"`` or ``"history"``.
+        world: Where embeddings and features come from.
+        session_clock: Whether states end with the session clock; see :class:`ClockedObserver`.
 
     Raises:
         ValueError: If the mode is unknown.
     """
+    if session_clock:
+        return ClockedObserver(_plain_observer(mode, world))
+    return _plain_observer(mode, world)
+
+
+def _plain_observer(mode: ObservationMode, world: World) -> StateObserver | HistoryObserver:
     if mode == "state":
         return StateObserver(world)
     if mode == "history":
@@ -459,8 +496,24 @@ def observer(mode: ObservationMode, world: World) -> StateObserver | HistoryObse
 
 
 def state_of(observation: Any) -> Any:
-    """Returns the state in an observation: the observation itself, or its entry ``state`` where it is a dict."""
-    return observation["state"] if isinstance(observation, dict) else observation
+    """Returns the state in an observation: the observation itself, or its entry ``state`` where it is a dict.
+
+    Takes a space of observations as well, and returns that of the states.
+    """
+    return observation["state"] if isinstance(observation, (dict, spaces.Dict)) else observation
+
+
+def with_state(observation: Any, state: Any) -> Any:
+    """Returns an observation, or a space of observations, with another state; see :func:`state_of`."""
+    if isinstance(observation, spaces.Dict):
+        return spaces.Dict({**observation.spaces, "state": state})
+    return {**observation, "state": state} if isinstance(observation, dict) else state
+
+
+def extended_space(states: StateSpace, low: FloatArray, high: FloatArray) -> StateSpace:
+    """Returns a space of states with more components at the end, of the given bounds."""
+    lows, highs = np.concatenate([states.low, low]), np.concatenate([states.high, high])
+    return StateSpace(lows, highs, lows.shape, states.states)
 
 
 def stack_observations(observations: Sequence[Any]) -> Any:

@@ -259,19 +259,21 @@ class NoisyState:
     Args:
         scale: Length of the noise; the state's direction has length 1.
         seed: Seed of the noise.
+        dimension: Size ``d`` of actions: what states hold after as many components is ignored. None takes all.
     """
 
-    def __init__(self, scale: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, scale: float = 1.0, seed: int = 0, dimension: int | None = None) -> None:
         if scale < 0:
             raise ValueError(f"scale must not be negative, got {scale}")
         self._scale = scale
+        self._dimension = dimension
         self._rng = np.random.default_rng(seed)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[FloatArray, Any]:
         """Returns ``float32 (B, d)`` actions; ``deterministic`` leaves the noise out."""
-        states = np.asarray(observation, np.float32)
+        states = np.asarray(observation, np.float32)[..., : self._dimension]
         direction = states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-6)
         if not deterministic:
             noise = self._rng.standard_normal(states.shape) / np.sqrt(states.shape[-1])

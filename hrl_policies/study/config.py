@@ -291,4 +291,6 @@ def _unusual(session: SessionConfig) -> str:
         unusual.append(f"{session.reward}-reward")
     if session.drift != usual.drift:
         unusual.append(f"drift-{session.drift:g}")
+    if session.session_clock:
+        unusual.append("session-clock")
     return "".join(f"-{part}" for part in unusual)

@@ -245,10 +245,11 @@ def evaluation_note(record: RunRecord) -> str:
     rewards = "" if session["reward"] == "mean" else f"; rewards are the {session['reward']} of a slate's feedback"
     repeats = "" if session["repeats"] == "allow" else "; no item twice in a session"
     drift = f"; tastes drift, by half in {session['drift']:g} slates" if session["drift"] else ""
+    clock = "; agents see the session clock" if session["session_clock"] else ""
     return (
         f"Evaluated on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same "
         f"users and the same random numbers for every method; slates of {session['slate_size']}; "
-        f"leave rule {leave_rule_text(session['leave'])}{repeats}{drift}{rewards}."
+        f"leave rule {leave_rule_text(session['leave'])}{repeats}{drift}{rewards}{clock}."
     )
 
 

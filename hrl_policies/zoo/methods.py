@@ -163,11 +163,13 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
     if data.source == "env_behaviour":
         assert data.transitions is not None
         if config.action_mode == "embedding":
-            policy: Any = NoisyState(data.noise, data.seed)
+            policy: Any = NoisyState(data.noise, data.seed, context.worlds.train.dimension)
             behaviour = {"noise": data.noise, "seed": data.seed}
         else:
             policy, behaviour = _controls().RandomSlates(seed=data.seed), {"seed": data.seed}
         return collect_transitions(policy, env, data.transitions, data.seed, behaviour=behaviour)
+    if config.session_clock:
+        raise ValueError("logged transitions have no session clock; set source: env_behaviour, or session_clock=False")
     size = 1 if data.exposures == "single" else config.items_per_slate
     whole = config.max_len * (config.items_per_slate // size)
     reading = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -230,3 +232,17 @@ def test_the_space_is_the_purifiers_and_the_rest_of_a_dict_stays():
     plain, _ = raw.reset(seed=1)
     np.testing.assert_array_equal(purified["history_items"], plain["history_items"])
     assert space.contains(purified)
+
+
+@pytest.mark.parametrize("config", [CONFIG, HISTORY], ids=["state", "history"])
+def test_the_session_clock_follows_the_purified_state(config):
+    config = replace(config, leave="never")
+    clocked = replace(config, session_clock=True)
+    check_gymnasium(single(clocked), skip_render_check=True)
+    plain, env = vec(3, config), vec(3, clocked)
+    assert state_of(env.observation_space).shape == (WORLD.dimension + 2,)
+    states, clocked_states = state_of(plain.reset()), state_of(env.reset())
+    for step, choice in enumerate(actions(3, 3)):
+        np.testing.assert_array_equal(clocked_states[:, :-1], states)
+        np.testing.assert_allclose(clocked_states[:, -1], step / 4)
+        states, clocked_states = state_of(plain.step(choice)[0]), state_of(env.step(choice)[0])

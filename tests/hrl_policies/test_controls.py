@@ -218,9 +218,10 @@ def test_items_are_shown_once_where_repeats_are_forbidden(name):
     assert len(evaluate(policy, env).sessions) == 40
 
 
+@pytest.mark.parametrize("clock", [False, True], ids=["plain", "clock"])
 @pytest.mark.parametrize("mode", ["state", "history"])
-def test_controls_run_in_single_environments_and_with_every_observation(world, scorer, mode):
-    env = KuaiFairEnv(world, SessionConfig(action_mode="slate", observation_mode=mode))
+def test_controls_run_in_single_environments_and_with_every_observation(world, scorer, mode, clock):
+    env = KuaiFairEnv(world, SessionConfig(action_mode="slate", observation_mode=mode, session_clock=clock))
     policy = QuotaGreedy(scorer)
     assert len(evaluate(policy, env, users=world.user_ids[:5]).sessions) == 5
     observation, _ = env.reset(seed=1)

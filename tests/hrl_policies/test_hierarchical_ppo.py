@@ -829,3 +829,18 @@ def test_slates_stay_on_the_device_of_their_scores():
     distribution = QuotaSlateDistribution(scores, popular, torch.zeros(4, dtype=torch.int64, device="meta"), 5)
     slates = distribution.sample()
     assert slates.device == distribution.slot_log_probs(slates).device == distribution.entropy().device == scores.device
+
+
+def test_both_levels_read_the_session_clock_and_items_are_compared_without_it():
+    model = agent({"manager": "learned", "weights": "quota", "memory": True}, env=sessions(session_clock=True)).learn(
+        64
+    )
+    env = KuaiFairEnv(
+        PARITY, SessionConfig(action_mode="slate", slate_size=K, observation_mode="history", session_clock=True)
+    )
+    assert len(evaluate(model, env, users=PARITY.user_ids[:5]).sessions) == 5
+    early = {name: part[None] for name, part in env.reset(seed=1)[0].items()}
+    late = {**early, "state": early["state"] + np.eye(early["state"].shape[1], dtype=np.float32)[-1]}
+    now, later = (model.policy.act(observation, deterministic=True) for observation in (early, late))
+    assert not torch.equal(now.values, later.values)
+    assert torch.equal(now.scale, later.scale)

@@ -26,6 +26,7 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import state_of
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world(candidates=45)
@@ -41,10 +42,15 @@ MODES = [
 ]
 FILLED = SessionConfig(max_len=6, action_mode="slate", slate_size=5, duplicates="replace")
 MODES.append(FILLED)
+MODES += [replace(config, session_clock=True) for config in MODES[2:4]]
 SLATES = SessionConfig(max_len=8, action_mode="slate", slate_size=5)
 
 
-@pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+def name_of(config):
+    return f"{config.action_mode}-{config.observation_mode}{'-clock' * config.session_clock}"
+
+
+@pytest.mark.parametrize("config", MODES, ids=name_of)
 def test_both_checkers_pass_without_warnings(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -66,7 +72,7 @@ def row_of(stacked, row):
     return {key: part[row] for key, part in stacked.items()} if isinstance(stacked, dict) else stacked[row]
 
 
-@pytest.mark.parametrize("config", MODES, ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+@pytest.mark.parametrize("config", MODES, ids=name_of)
 def test_the_vector_env_plays_what_single_envs_play(config):
     vector = KuaiFairVectorEnv(WORLD, config, num_envs=5)
     singles = [KuaiFairEnv(WORLD, config) for _ in range(5)]
@@ -112,7 +118,7 @@ def assert_says(infos, reference, num_envs):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("config", MODES[1:3], ids=lambda c: f"{c.action_mode}-{c.observation_mode}")
+@pytest.mark.parametrize("config", MODES[1:3], ids=name_of)
 def test_the_vector_env_keeps_gymnasiums_own_contract(config, mode):
     ours = KuaiFairVectorEnv(WORLD, config, num_envs=4, autoreset_mode=mode)
     theirs = gym.vector.SyncVectorEnv([lambda: KuaiFairEnv(WORLD, config)] * 4, autoreset_mode=mode)
@@ -530,3 +536,40 @@ def test_spaces_survive_gymnasiums_wrappers():
         *_, terminated, truncated, info = env.step(env.action_space.sample())
         done = terminated or truncated
     assert info["episode"]["l"] == info["session"]["len"]
+
+
+@pytest.mark.parametrize(("mode", "leave"), [("state", "temper"), ("history", "never")])
+def test_the_session_clock_ends_the_state_and_changes_nothing_else(mode, leave):
+    plain_config = SessionConfig(max_len=4, action_mode="slate", slate_size=5, observation_mode=mode, leave=leave)
+    config = replace(plain_config, session_clock=True)
+    plain, clocked = (KuaiFairVecEnv(WORLD, each, 6, seed=3) for each in (plain_config, config))
+    slates = np.random.default_rng(0).permuted(np.tile(np.arange(45), (10, 6, 1)), axis=2)[:, :, :5]
+    states, clocked_states = state_of(plain.reset()), state_of(clocked.reset())
+    steps = np.zeros(6)
+    ended = []
+    for actions in slates:
+        np.testing.assert_array_equal(clocked_states[:, :-1], states)
+        np.testing.assert_allclose(clocked_states[:, -1], steps / 4, rtol=1e-6)
+        states, rewards, done, infos = plain.step(actions)
+        clocked_states, clocked_rewards, clocked_done, clocked_infos = clocked.step(actions)
+        states, clocked_states = state_of(states), state_of(clocked_states)
+        np.testing.assert_array_equal(clocked_rewards, rewards)
+        np.testing.assert_array_equal(clocked_done, done)
+        steps += 1
+        for row in np.flatnonzero(done):
+            last = state_of(clocked_infos[row]["terminal_observation"])
+            np.testing.assert_array_equal(last[:-1], state_of(infos[row]["terminal_observation"]))
+            assert last[-1] == steps[row] / 4
+            ended.append(float(last[-1]))
+        steps[done] = 0
+    assert ended and (leave == "temper" or set(ended) == {1.0})
+
+
+def test_an_agent_with_a_clock_is_refused_sessions_without_one():
+    config = replace(SLATES, duplicates="replace", session_clock=True)
+    model = A2C("MlpPolicy", KuaiFairVecEnv(WORLD, config, 4, seed=1), n_steps=4, device="cpu").learn(16)
+    assert len(evaluate(model, KuaiFairEnv(WORLD, config)).sessions)
+    with pytest.raises(ValueError, match="observation space"):
+        evaluate(model, KuaiFairEnv(WORLD, replace(config, session_clock=False)))
+    with pytest.raises(ValueError, match="session_clock must be True or False"):
+        SessionConfig(session_clock="yes")
