@@ -6,20 +6,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from kuaifair_env.world import World
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.response.base import HistoryWindow, ResponseModel
 
 TOLERANCE = 1e-3
 """How far two probes of the same world may lie apart: linear algebra libraries round differently."""
 
 _DECIMALS = 5
 _PROBED = 64
-_STORED = 16
+STORED = 16
+"""How many items and users have probes of their own."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,11 @@ class WorldFingerprint:
     embeddings: tuple[float, ...]
 
     @classmethod
-    def of_world(cls, world: World) -> WorldFingerprint:
-        """Computes the fingerprint of a world."""
-        described = world.response.describe()
-        data, users = world.data, world.users
-        parts = {
-            "data": data.data_hash,
-            "click": [data.provenance.settings.get("click")]
-            + [described.get(name) for name in ("mode", "click_from", "largest")],
-            "users": data.users.keys[users],
-            "candidates": [data.items.keys[: world.n_items].tolist(), world.groups.popular.tolist()],
-            "form": [
-                world.split,
-                world.dimension,
-                world.history_length,
-                described.get("kind"),
-                None if world.encoder is None else type(world.encoder).__name__,
-            ],
-        }
-        hashes = {name: _hash(part) for name, part in parts.items()}
-        return cls(hashes, _response_probes(world), _embedding_probes(world))
+    def of_parts(
+        cls, parts: Mapping[str, Any], response: tuple[float, ...], embeddings: tuple[float, ...]
+    ) -> WorldFingerprint:
+        """Hashes the exact parts, arrays or JSON-able; see :func:`response_probes` and :func:`embedding_probes`."""
+        return cls({name: _hash(part) for name, part in parts.items()}, response, embeddings)
 
     @classmethod
     def of_description(cls, described: Mapping[str, Any]) -> WorldFingerprint:
@@ -94,7 +80,7 @@ def _close(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return len(first) == len(second) and bool(np.allclose(first, second, rtol=0.0, atol=TOLERANCE))
 
 
-def _spread(size: int, count: int) -> NDArray[np.int64]:
+def spread(size: int, count: int) -> NDArray[np.int64]:
     """Returns ``count`` rows spread evenly over ``size``."""
     return np.arange(count) * size // count
 
@@ -103,23 +89,31 @@ def _rounded(values: Any) -> tuple[float, ...]:
     return tuple(np.round(np.asarray(values, np.float64), _DECIMALS).tolist())
 
 
-def _response_probes(world: World) -> tuple[float, ...]:
-    users = world.users[_spread(len(world.users), _PROBED)]
-    items = np.tile(_spread(world.n_items, _PROBED), (_PROBED, 1))
-    expected = world.response.expected(users, items, world.initial_history.take(users))
+def response_probes(
+    response: ResponseModel, users: NDArray[np.int64], n_items: int, histories: HistoryWindow
+) -> tuple[float, ...]:
+    """Returns the probes of a response model; see :class:`WorldFingerprint`.
+
+    Args:
+        response: What users do.
+        users: ``int64 (U,)``, user rows.
+        n_items: Number of candidates.
+        histories: Windows of all users of the data set, from which sessions start.
+    """
+    probed = users[spread(len(users), _PROBED)]
+    items = np.tile(spread(n_items, _PROBED), (_PROBED, 1))
+    expected = response.expected(probed, items, histories.take(probed))
     # Multiples of the golden section, which fill the unit interval evenly on every machine alike.
     uniforms = np.modf(np.arange(expected.size) * 0.6180339887498949)[0].reshape(expected.shape)
-    realised = world.response.feedback(expected, uniforms)
-    pairs = expected[np.arange(_STORED) * 4, np.arange(_STORED) * 7 % _PROBED]
-    scale = max(1.0, float(world.response.describe().get("largest", 1.0)))
+    realised = response.feedback(expected, uniforms)
+    pairs = expected[np.arange(STORED) * 4, np.arange(STORED) * 7 % _PROBED]
+    scale = max(1.0, float(response.describe().get("largest", 1.0)))
     mean, deviation = expected.mean(dtype=np.float64), expected.std(dtype=np.float64)
     return _rounded(np.r_[mean, deviation, realised.mean(dtype=np.float64), pairs] / scale)
 
 
-def _embedding_probes(world: World) -> tuple[float, ...]:
-    weights = np.cos(np.arange(world.dimension)) / np.sqrt(world.dimension)
-    probed = [world.embeddings[_spread(world.n_items, _STORED)] @ weights]
-    if world.encoder is not None:
-        users = world.users[_spread(len(world.users), _STORED)]
-        probed.append(world.encoder.encode(world.initial_history.take(users)) @ weights)
-    return _rounded(np.concatenate(probed))
+def embedding_probes(*vectors: FloatArray) -> tuple[float, ...]:
+    """Returns the probes of item embeddings and observed states, each ``float32 (n, d)``."""
+    return _rounded(
+        np.concatenate([rows @ (np.cos(np.arange(rows.shape[1])) / np.sqrt(rows.shape[1])) for rows in vectors])
+    )

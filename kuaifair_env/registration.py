@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
@@ -315,14 +316,18 @@ def _cached_world(
     if split == "test" and truth is not None and response == "auto":
         model = GradedResponse.around(truth, data.test, found.largest) if found.graded else truth
         preference = truth.truth.true_preference
+        embeddings = cached_embeddings(data, embedding_dim)
     else:
-        model = cached_response(data, split, response)
+        with ThreadPoolExecutor(1) as beside:  # both take seconds where neither is cached
+            embedded = beside.submit(cached_embeddings, data, embedding_dim)
+            model = cached_response(data, split, response)
+        embeddings = embedded.result()
     return build_world(
         data,
         split,
         model,
         candidates=candidates,
-        embeddings=cached_embeddings(data, embedding_dim),
+        embeddings=embeddings,
         history_length=history_length,
         popularity=popularity,
         popularity_share=popularity_share,

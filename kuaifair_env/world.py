@@ -16,7 +16,7 @@ from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, Popula
 from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
-from kuaifair_env.fingerprint import WorldFingerprint
+from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.tolerance import tolerated_shares
@@ -125,7 +125,26 @@ class World:
     @cached_property
     def fingerprint(self) -> WorldFingerprint:
         """What this world is: results in worlds of other fingerprints cannot be compared."""
-        return WorldFingerprint.of_world(self)
+        described = self.response.describe()
+        parts = {
+            "data": self.data.data_hash,
+            "click": [self.data.provenance.settings.get("click")]
+            + [described.get(name) for name in ("mode", "click_from", "largest")],
+            "users": self.data.users.keys[self.users],
+            "candidates": [self.data.items.keys[: self.n_items].tolist(), self.groups.popular.tolist()],
+            "form": [
+                self.split,
+                self.dimension,
+                self.history_length,
+                described.get("kind"),
+                None if self.encoder is None else type(self.encoder).__name__,
+            ],
+        }
+        vectors = [self.embeddings[spread(self.n_items, STORED)]]
+        if self.encoder is not None:
+            vectors.append(self.encoder.encode(self.initial_history.take(self.users[spread(len(self.users), STORED)])))
+        response = response_probes(self.response, self.users, self.n_items, self.initial_history)
+        return WorldFingerprint.of_parts(parts, response, embedding_probes(*vectors))
 
     @property
     def dimension(self) -> int:

@@ -114,12 +114,15 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
 
 
 @pytest.mark.slow
-def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys):
-    example("own_purifier").main()
+def test_a_purifier_of_ones_own_is_wrapped_and_probed(capsys, monkeypatch):
+    module = example("own_purifier")
+    # With so strong a belief in the mean state all users are alike, and a control that reads states earns less.
+    monkeypatch.setattr(module.ShrinkingPurifier.__init__, "__defaults__", (1e6,))
+    module.main()
     out = capsys.readouterr().out
     assert "purified state" in out and "shrinking" in out and "short windows" in out
     earned = {line.split()[2]: float(line.split()[-1]) for line in out.splitlines() if "QuotaGreedy on" in line}
-    assert set(earned) == {"raw", "shrinking"} and earned["raw"] != earned["shrinking"]
+    assert set(earned) == {"raw", "shrinking"} and earned["shrinking"] < earned["raw"] - 0.5
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -262,16 +263,20 @@ def _kind(name: str, array: NDArray[Any]) -> str:
 
 
 def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
-    files: dict[str, dict[str, Any]] = {}
-    for name, array in _arrays_of(data).items():
+    def written(name: str, array: NDArray[Any]) -> dict[str, Any]:
         path = folder / f"{name}.npy"
         np.save(path, array, allow_pickle=False)
-        files[name] = {"shape": list(array.shape), "sha256": file_hash(path)}
+        return {"shape": list(array.shape), "sha256": file_hash(path)}
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(written, name, array) for name, array in _arrays_of(data).items()}
+        data_hash = data.data_hash
+    files = {name: future.result() for name, future in futures.items()}
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "key": dict(key),
-        "data_hash": data.data_hash,
+        "data_hash": data_hash,
         "provenance": data.provenance.as_dict(),
         "report": dict(data.report),
         "feature_names": {"users": data.users.features.names, "items": data.items.features.names},

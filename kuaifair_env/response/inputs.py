@@ -95,11 +95,17 @@ def _context_parts(
     expected = 1.0 / (1.0 + np.exp(np.log(1 / rate - 1) - logit_u[log.users] - logit_i[log.items]))
     surprise = (clicks - expected).astype(np.float32)
 
-    def by_user(weights: NDArray[Any]) -> sp.csr_matrix[np.float32]:
-        return sp.csr_matrix((weights, (log.users, log.items)), shape=(n_users, n_items))
-
-    of_clicks, of_exposures, of_surprise = by_user(clicks), by_user(np.ones_like(clicks)), by_user(surprise)
-    of_clicks.eliminate_zeros()
+    starts = log.offsets(n_users).astype(np.int32)
+    of_exposures, of_surprise = (
+        sp.csr_matrix((weights, log.items, starts), shape=(n_users, n_items))
+        for weights in (np.ones_like(clicks), surprise)
+    )
+    clicked = log.take(log.clicks)
+    of_clicks = sp.csr_matrix(
+        (np.ones(len(clicked), np.float32), clicked.items, clicked.offsets(n_users).astype(np.int32)),
+        shape=(n_users, n_items),
+    )
+    of_clicks.sum_duplicates()
     per_exposure = (shown_u + config.user_pseudo_count)[:, None]
     per_click = (clicked_u + config.user_pseudo_count)[:, None]
     users: list[tuple[NDArray[Any], str]] = [(np.column_stack([logit_u, np.log1p(shown_u)]), "context rate ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -272,8 +273,10 @@ def _draw_data(config: TwinConfig, world: TwinWorld) -> InteractionData:
     tables = build_tables(config, world)
     durations = tables.durations_ms
     train_calendar, test_calendar = calendars(config.layout)
-    train, feed_lift = draw_train(config, world, durations, train_calendar)
-    test = draw_test(config, world, durations, test_calendar)
+    with ThreadPoolExecutor(1) as beside:  # each draws from streams of its own
+        drawn = beside.submit(draw_test, config, world, durations, test_calendar)
+        train, feed_lift = draw_train(config, world, durations, train_calendar)
+    test = drawn.result()
     return InteractionData(
         users=users_of(config, tables),
         items=catalogue_of(config, world, tables),

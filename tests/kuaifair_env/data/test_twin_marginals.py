@@ -33,7 +33,7 @@ from twin_measures import (
 from kuaifair_env.data.clicks import kuairec_clicks
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.response.known import TwinResponse
-from kuaifair_env.synthetic.choices import chosen_truth
+from kuaifair_env.synthetic.choices import behaviours, chosen_truth
 from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, twin_config
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
 from kuaifair_env.synthetic.twin import Twin, generate_twin
@@ -364,7 +364,9 @@ def test_kuairand_tables_and_watching(kuairand):
         ("random", data.test, (0.0850, 0.0332, 6.5)),
     ):
         length = durations[log.items]
-        times = play_times(np.random.default_rng(0), log.clicks, length, logged=name == "standard")
+        logged = name == "standard"
+        long = behaviours(kuairand.config, log.items, log.clicks, durations, logged, ["long_view"])["long_view"]
+        times = play_times(np.random.default_rng(0), log.clicks, long, length)
         known = length > 0
         long_enough = times >= np.where(known, np.minimum(length, 18_000), 18_000)
         rows += [
