@@ -195,6 +195,19 @@ def test_a_window_is_pooled_by_its_weights_and_padding_counts_for_nothing():
     np.testing.assert_allclose(mean_embeddings(embeddings, items, weights), expected, atol=1e-6)
 
 
+def test_a_window_is_pooled_alike_in_every_batch():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(30, 7)).astype(np.float32)
+    items = rng.integers(-1, 30, (70, 9))
+    weights = (rng.random((70, 9)) * (items >= 0)).astype(np.float32)
+    pooled = mean_embeddings(embeddings, items, weights)
+    alone = [mean_embeddings(embeddings, items[row, None], weights[row, None])[0] for row in range(70)]
+    np.testing.assert_array_equal(pooled, alone)
+    by_definition = np.einsum("bh,bhd->bd", weights, embeddings[items]) / weights.sum(1)[:, None]
+    np.testing.assert_allclose(pooled, by_definition, rtol=1e-4, atol=1e-6)
+    assert mean_embeddings(embeddings, items[:0], weights[:0]).shape == (0, 7)
+
+
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_observations_are_taken_stacked_and_replaced_be_they_arrays_or_dicts(as_dict):
     def observed(values):
