@@ -171,10 +171,10 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
     def _reset_finished(self, finished: IntArray, infos: dict[str, Any]) -> None:
         if len(finished) == 0:
             return
-        last = self.batch.observe()
+        last = self.batch.observe(finished)
         final_obs = np.full(self.num_envs, None, object)
-        for row in finished:
-            final_obs[row] = take_rows(last, row)
+        for place, row in enumerate(finished.tolist()):
+            final_obs[row] = take_rows(last, place)
         ended = self._over.copy()
         running = ~ended
         final_info = {name: ended if name.startswith("_") else array for name, array in infos.items()}
