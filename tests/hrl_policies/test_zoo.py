@@ -33,6 +33,7 @@ from hrl_policies.zoo import (
     search_space,
 )
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.spaces import state_of
 
 HIERARCHICAL = [
     "dsrm-hrl",
@@ -123,6 +124,18 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
     assert result.policy.policy.hierarchy.memory == (
         config.session.observation_mode == "history" and "no-memory" not in name
     )
+
+
+@pytest.mark.parametrize("name", ["td3", "sac4ir", "dnair", "dsrm-hrl", "flat", "dorl", "mofir"])
+def test_agents_of_every_kind_learn_with_the_session_clock_on_purified_states(name, tmp_path):
+    save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
+    purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
+    session = SessionConfig(max_len=5, slate_size=4, session_clock=True)
+    config = plan_run(name, "small", total_steps=60, n_envs=3, session=session, purifier=purifier)
+    pair = small_pair()
+    result = train(config, pair, purifier=tmp_path / "p.safetensors")
+    assert state_of(result.policy.observation_space).shape == (pair.train.dimension + 1,)
+    assert result.evaluation.config["session_clock"]
 
 
 def test_a2c_with_fairness_earns_less_for_unfair_slates_and_is_evaluated_by_clicks():
