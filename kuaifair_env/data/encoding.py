@@ -205,7 +205,7 @@ def encode_features(frame: pd.DataFrame, what: str = "feature") -> FeatureTable:
         series = frame[name]
         if types.is_datetime64_any_dtype(series) or types.is_timedelta64_dtype(series):
             raise DataError(
-                f"a {what} is a date; turn it into a number first, such as days since a fixed day",
+                f"{what} is a date; turn it into a number first, such as days since a fixed day",
                 column=str(name),
             )
         numeric = types.is_numeric_dtype(series) or types.is_bool_dtype(series)
@@ -269,14 +269,14 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     for value in known.iloc[:1]:
         if not np.isscalar(value):
             raise DataError(
-                f"a {what} holds {type(value).__name__} objects; give numbers or text (lists only as 'tags')",
+                f"{what} holds {type(value).__name__} objects; give numbers or text (lists only as 'tags')",
                 column=name,
             )
     text = known.astype(str)
     lists = np.fromiter(map(looks_like_list, text), np.bool_, len(text))
     if len(lists) and lists.mean() > _SHARE_OF_LISTS:
         raise DataError(
-            f"a {what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if "
+            f"{what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if "
             "it holds the items' tags, or turn it into one column per value",
             column=name,
         )

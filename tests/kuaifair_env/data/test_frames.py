@@ -506,6 +506,14 @@ def test_times_that_single_precision_has_rounded_are_refused(kind: str) -> None:
     assert InteractionData.from_frames(timed_log(early), timed_log(np.arange(100, 160))).train.times.max() == 59
 
 
+@pytest.mark.parametrize("field", ["time", "watch_ratio", "tags", "shown"])
+def test_named_columns_that_no_table_has_are_an_error(field: str) -> None:
+    for items in (None, pd.DataFrame({"item_id": [5, 100, 2**40], "tags": ["a", "b", "c"], "shown": 1})):
+        if items is not None or field in ("tags", "shown"):
+            with pytest.raises(DataError, match=f"nope.*named as (the )?{field}"):
+                InteractionData.from_frames(train_frame(), test_frame(), items=items, columns={field: "nope"})
+
+
 def test_a_data_set_is_shown_in_one_line() -> None:
     data = InteractionData.from_frames(train_frame(), test_frame())
     assert data.data_hash in repr(data) and len(repr(data)) < 200
