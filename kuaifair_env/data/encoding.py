@@ -276,7 +276,7 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     lists = np.fromiter(map(looks_like_list, text), np.bool_, len(text))
     if len(lists) and lists.mean() > _SHARE_OF_LISTS:
         raise DataError(
-            f"{what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if "
+            f"{what} looks like a list: {known[lists].iloc[0]!r}; name it with columns={{'tags': '{name}'}} if "
             "it holds the items' tags, or turn it into one column per value",
             column=name,
         )

@@ -203,7 +203,7 @@ class _IdKinds:
 
 
 def _ids(frame: pd.DataFrame, name: str, where: str) -> IdArray:
-    series = _column(frame, name, where, "; name your columns with columns=LogColumns(...)")
+    series = _column(frame, name, where, "; name your columns with columns={'user': ..., 'item': ...}")
     missing = series.isna().to_numpy()
     if missing.any():
         raise DataError(f"the {where} has no id in row {_first(missing)}", column=name)
@@ -290,7 +290,7 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
             frame,
             name,
             where,
-            "; name it with columns=LogColumns(click=...), give positive={column: threshold}, or "
+            "; name it with columns={'click': ...}, give positive={column: threshold}, or "
             "positives_only for a log that lists clicks only",
         )
         wrong = (values != 0) & (values != 1)

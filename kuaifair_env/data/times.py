@@ -74,12 +74,12 @@ def time_column(frame: pd.DataFrame, name: str | None, used: Collection[str], wh
     if named:
         raise DataError(
             f"several columns of the {where} may be its time ({candidates}); name the right one with "
-            "columns=LogColumns(time=...)"
+            "columns={'time': ...}"
         )
     if like:
         return None, (
             f"the {where} has no column called {' or '.join(TIME_NAMES[:3])}, and {candidates}, which looks like a "
-            "time, is not read: rows count as sorted. Name it with columns=LogColumns(time=...), or drop it"
+            "time, is not read: rows count as sorted. Name it with columns={'time': ...}, or drop it"
         )
     return None, ""
 
