@@ -167,6 +167,10 @@ class TemperFairness:
             raise ValueError(f"mode must be one of {get_args(DisparityMode)}, got {self.mode!r}")
         if not 0 <= self.target_share <= 1:
             raise ValueError(f"target_share must lie in [0, 1], got {self.target_share}")
+        if self.mode != "target" and self.target_share != 0.5:
+            raise ValueError(
+                f"target_share={self.target_share} has no effect with mode={self.mode!r}; add mode='target'"
+            )
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 slate, got {self.window}")
         if self.grace_steps < 0:

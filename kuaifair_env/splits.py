@@ -6,6 +6,8 @@ one split says nothing about another.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,8 +75,10 @@ def evaluation_users(user_ids: IdArray, count: int = EVALUATION_USERS) -> IdArra
         count: Largest number of users; a larger one only adds users.
 
     Raises:
-        ValueError: If ``count`` is less than 1.
+        ValueError: If ``count`` is not a whole number of at least 1.
     """
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise ValueError(f"the number of users to evaluate on must be a whole number, got {count!r}")
     if count < 1:
         raise ValueError(f"need at least 1 user to evaluate on, got {count}")
     return np.asarray(user_ids[chosen_users(user_ids, count, EVALUATION)])

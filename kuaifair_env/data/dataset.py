@@ -64,6 +64,12 @@ class InteractionData:
             _check_rows(log.users, len(self.users), f"{name} log, user")
             _check_rows(log.items, len(self.items), f"{name} log, item")
 
+    def __repr__(self) -> str:
+        return (
+            f"InteractionData({len(self.users)} users, {len(self.items)} items, {len(self.train)} training rows, "
+            f"{len(self.test)} test rows, {self.provenance.origin} data {self.data_hash})"
+        )
+
     @cached_property
     def data_hash(self) -> str:
         """SHA-256 (first 16 hex digits) of ids and both logs: equal data, equal hash, on every platform.

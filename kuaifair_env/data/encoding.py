@@ -205,7 +205,7 @@ def encode_features(frame: pd.DataFrame, what: str = "feature") -> FeatureTable:
         series = frame[name]
         if types.is_datetime64_any_dtype(series) or types.is_timedelta64_dtype(series):
             raise DataError(
-                f"a {what} is a date; turn it into a number first, such as days since a fixed day",
+                f"{what} is a date; turn it into a number first, such as days since a fixed day",
                 column=str(name),
             )
         numeric = types.is_numeric_dtype(series) or types.is_bool_dtype(series)
@@ -223,15 +223,15 @@ def tag_matrix(tags: Sequence[Any], what: str = "tags") -> tuple[BoolArray, tupl
     """Turns a list of tags per item into membership.
 
     Args:
-        tags: For each item a list, tuple, set or array of tags, one number or text alone, or None for none. Text that
-            is a list is read as one: ``"[8, 3]"``, ``"{'a', 'b'}"``, ``"a|b"``, ``"a;b"``.
+        tags: For each item a list, tuple, set, array or Series of tags, one number or text alone, or None for none.
+            Text that is a list is read as one: ``"[8, 3]"``, ``"{'a', 'b'}"``, ``"a|b"``, ``"a;b"``.
         what: The column, for messages.
 
     Returns:
         ``bool (N, T)`` and the ``T`` tag names, numbers in numeric order before text.
 
     Raises:
-        DataError: For tags that are neither integers nor text, or text that may be one tag or a list with commas.
+        DataError: For tags that are neither integers nor text, or text that may be one tag or a list (commas, tabs).
     """
     lists = [_as_list(entry, what) for entry in tags]
     lengths = np.fromiter((len(entry) for entry in lists), np.int64, len(lists))
@@ -269,14 +269,14 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
     for value in known.iloc[:1]:
         if not np.isscalar(value):
             raise DataError(
-                f"a {what} holds {type(value).__name__} objects; give numbers or text (lists only as 'tags')",
+                f"{what} holds {type(value).__name__} objects; give numbers or text (lists only as 'tags')",
                 column=name,
             )
     text = known.astype(str)
     lists = np.fromiter(map(looks_like_list, text), np.bool_, len(text))
     if len(lists) and lists.mean() > _SHARE_OF_LISTS:
         raise DataError(
-            f"a {what} looks like a list: {known[lists].iloc[0]!r}; name it with columns=LogColumns(tags='{name}') if "
+            f"{what} looks like a list: {known[lists].iloc[0]!r}; name it with columns={{'tags': '{name}'}} if "
             "it holds the items' tags, or turn it into one column per value",
             column=name,
         )
@@ -303,7 +303,7 @@ def _skewness(values: NDArray[np.float64]) -> float:
 def _as_list(entry: Any, what: str) -> list[Any]:
     if isinstance(entry, str):
         return _list_in_text(entry, what)
-    if isinstance(entry, (list, tuple, set, frozenset, np.ndarray)):
+    if isinstance(entry, (list, tuple, set, frozenset, np.ndarray, pd.Series)):
         return list(entry)
     return [] if pd.isna(entry) else [entry]
 
@@ -311,6 +311,8 @@ def _as_list(entry: Any, what: str) -> list[Any]:
 def _list_in_text(text: str, what: str) -> list[Any]:
     """Reads a list that became text, as a CSV file holds it; text that is none is one tag."""
     text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # quotes around the whole, not around a tag
+        text = text[1:-1].strip() if text[0] not in text[1:-1] else text
     if looks_like_list(text):
         if text[0] in _BRACKETS:
             try:
@@ -323,7 +325,7 @@ def _list_in_text(text: str, what: str) -> list[Any]:
         return [piece for piece in pieces if piece]
     if _NUMBERS.fullmatch(text):
         return text.split()
-    if "," in text:
+    if any(sign in text for sign in ",\t\n"):
         raise DataError(
             f"{text!r} may be one tag or several; give lists, such as frame['{what}'].str.split(','), or join tags "
             "with '|'",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -107,8 +107,7 @@ def read_frames(
     times: dict[str, Times | None] = {}
     for which in logs:
         parsed[which], times[which] = _parse_log(frames[which], which, reading, id_kinds)
-    if names.time is not None and all(names.time not in frames[which].columns for which in logs):
-        raise DataError("no log has the column that is named as the time", column=names.time)
+    _check_named_columns(names, [frames[which] for which in logs], frames.get("items"))
     for which, (moments, missing) in one_unit(times).items():
         parsed[which] = replace(parsed[which], times=moments, no_time=missing)
     catalogue = _catalogue(frames.get("items"), names, parsed, id_kinds)
@@ -132,6 +131,20 @@ def read_frames(
         told = f"{len(train):,} training and {len(test):,} test rows"
         provenance = Provenance(name, "own", told, files, reading.describe())
     return people, catalogue, train, test, provenance, report, reading.negatives
+
+
+def _check_named_columns(names: LogColumns, logs: Sequence[pd.DataFrame], items: pd.DataFrame | None) -> None:
+    """Refuses names of optional columns that no table has: a slip of the pen must not leave out times or tags."""
+    usual = LogColumns()
+    for field_name in ("time", "watch_ratio"):
+        column = getattr(names, field_name)
+        if column != getattr(usual, field_name) and all(column not in log.columns for log in logs):
+            raise DataError(f"no log has the column that is named as the {field_name}", column=column)
+    for field_name in ("tags", "shown"):
+        column = getattr(names, field_name)
+        if column != getattr(usual, field_name) and (items is None or column not in items.columns):
+            where = "there is no items frame with" if items is None else "the items frame has not"
+            raise DataError(f"{where} the column that is named as {field_name}", column=column)
 
 
 def _parse_log(
@@ -190,7 +203,7 @@ class _IdKinds:
 
 
 def _ids(frame: pd.DataFrame, name: str, where: str) -> IdArray:
-    series = _column(frame, name, where, "; name your columns with columns=LogColumns(...)")
+    series = _column(frame, name, where, "; name your columns with columns={'user': ..., 'item': ...}")
     missing = series.isna().to_numpy()
     if missing.any():
         raise DataError(f"the {where} has no id in row {_first(missing)}", column=name)
@@ -277,7 +290,7 @@ def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray
             frame,
             name,
             where,
-            "; name it with columns=LogColumns(click=...), give positive={column: threshold}, or "
+            "; name it with columns={'click': ...}, give positive={column: threshold}, or "
             "positives_only for a log that lists clicks only",
         )
         wrong = (values != 0) & (values != 1)

@@ -165,7 +165,7 @@ def groups_of(
     if counts is None:
         raise DataError(
             f"{data.provenance.name} has no 'shown' counts; use popularity='train' in gym.make, make_world and "
-            "build_world, source='train' in groups_of"
+            "build_world, source='train' in kuaifair_env.data.groups_of"
         )
     rows = np.arange(len(data.items)) if candidates is None else np.asarray(candidates)
     return popularity_groups(counts[rows], data.items.ids[rows], share, source)

@@ -265,8 +265,10 @@ class NegativeSampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.per_positive > 0 or not 0 <= self.popularity_power <= 1:
-            raise ValueError("per_positive must be above 0 and popularity_power within 0..1")
+        if not 0 < self.per_positive < float("inf"):
+            raise ValueError(f"negatives_per_positive must be finite and above 0, got {self.per_positive}")
+        if not 0 <= self.popularity_power <= 1:
+            raise ValueError(f"popularity_power must lie in [0, 1], got {self.popularity_power}")
         if self.positive_rate is not None and not 0 < self.positive_rate < 1:
             raise ValueError(f"positive_rate must lie between 0 and 1, got {self.positive_rate}")
 

@@ -172,7 +172,7 @@ def split_log(
     moments = _moments(frame, names)
     if rule == "time":
         if moments is None:
-            raise DataError("the log has no column of times to split by; name it with columns=LogColumns(time=...)")
+            raise DataError("the log has no column of times to split by; name it with columns={'time': ...}")
         known = np.sort(moments[moments >= 0])
         first = known[min(int(np.ceil(len(known) * (1 - share))), len(known) - 1)]
         tested = moments >= first

@@ -23,6 +23,7 @@ _DURATION_WORDS = {"watch", "watched", "play", "played", "dwell", "stay", "spent
 _UNITS = (("seconds", 1.0), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 _EPOCH = (5e8, 4e9)  # 1985 to 2096, in seconds since 1970
 _EXACT = 2**53
+_EXACT_SINGLE = 2**24
 _FEW = 10
 _ISO_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _ZONE = re.compile(r":.*(?:Z|[+-]\d{2}:?\d{2})$")
@@ -73,12 +74,12 @@ def time_column(frame: pd.DataFrame, name: str | None, used: Collection[str], wh
     if named:
         raise DataError(
             f"several columns of the {where} may be its time ({candidates}); name the right one with "
-            "columns=LogColumns(time=...)"
+            "columns={'time': ...}"
         )
     if like:
         return None, (
             f"the {where} has no column called {' or '.join(TIME_NAMES[:3])}, and {candidates}, which looks like a "
-            "time, is not read: rows count as sorted. Name it with columns=LogColumns(time=...), or drop it"
+            "time, is not read: rows count as sorted. Name it with columns={'time': ...}, or drop it"
         )
     return None, ""
 
@@ -115,12 +116,14 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
         values = np.asarray(series.to_numpy(dtype=np.int64, na_value=0))
     else:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.isinf(values) | (np.abs(values) > _EXACT)
+        single = series.dtype.name.lower() in ("float16", "float32", "float[pyarrow]")
+        wrong = np.isinf(values) | (np.abs(values) > (_EXACT_SINGLE if single else _EXACT))
         if wrong.any():
             row = int(np.argmax(wrong))
+            remedy = "read times as 64-bit numbers" if single else "read it as 'Int64'"
             raise DataError(
-                f"row {row} of the {where} has time {values[row]}, which is no exact number (a missing time turns a "
-                "column of integers into floats: read it as 'Int64')",
+                f"row {row} of the {where} has time {values[row]}, which is no exact number in a column of "
+                f"{series.dtype} (a missing time turns a column of integers into floats: {remedy})",
                 column=name,
             )
         values = np.where(missing, 0.0, values)

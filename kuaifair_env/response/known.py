@@ -127,7 +127,7 @@ class ObservedResponse:
         if block.coverage < minimum_coverage:
             raise DataError(
                 f"the log covers {block.coverage:.1%} of the {len(block.users)} x {len(block.items)} pairs of its "
-                f"users and items; an observed response needs {minimum_coverage:.0%}. Fit a FactorisedResponse instead"
+                f"users and items; an observed response needs {minimum_coverage:.0%}. Take response='factorised'"
             )
         if log.positives_only:
             raise DataError("a log of positives only does not say which pairs were observed")

@@ -101,6 +101,12 @@ def test_modes_evaluate_the_side_they_name():
     assert length(proportional, 30, 0.5, 0.5) == 12
 
 
+@pytest.mark.parametrize("mode", ["parity", "popular_only"])
+def test_a_target_without_its_mode_is_an_error(mode):
+    with pytest.raises(ValueError, match=r"no effect.*add mode='target'"):
+        TemperFairness(mode=mode, target_share=0.3)
+
+
 def test_no_fairness_is_kuaisims_rule():
     assert length(TemperFairness(unfair_penalty=0.0), 20, 0.5, 1.0) == 13
 
@@ -206,12 +212,12 @@ RULES = st.one_of(
         TemperFairness,
         ad_bound=UNIT,
         unfair_penalty=st.floats(0, 1e9),
-        mode=st.sampled_from(["parity", "popular_only", "target", "personal"]),
-        target_share=UNIT,
+        mode=st.sampled_from(["parity", "popular_only", "personal"]),
         window=st.none() | st.integers(1, 1000),
         grace_steps=st.integers(0, 1000),
         initial_temper=st.none() | st.floats(1, 1e9),
     ),
+    st.builds(TemperFairness, mode=st.just("target"), target_share=UNIT),
     st.builds(CategoryBoredom, window=st.integers(1, 1000), threshold=st.integers(0, 1000)),
     st.just(NeverLeave()),
     st.sampled_from(sorted(LEAVE_RULES)).map(leave_rule),

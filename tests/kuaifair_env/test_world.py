@@ -242,6 +242,9 @@ def test_evaluation_users_are_all_or_a_growing_list():
     few = evaluation_users(ids, 6)
     assert len(few) == 6
     assert np.isin(few, evaluation_users(ids, 9)).all(), "more users only add to the list"
+    for count in (2.0, True):
+        with pytest.raises(ValueError, match="whole number"):
+            evaluation_users(ids, count)
     with pytest.raises(ValueError, match="at least 1 user"):
         evaluation_users(ids, 0)
 

@@ -498,6 +498,27 @@ def test_rows_of_both_logs_are_found_beside_rows_without_time() -> None:
         InteractionData.from_frames(train, test.assign(time=np.nan))
 
 
+@pytest.mark.parametrize("kind", ["float32", "Float32"])
+def test_times_that_single_precision_has_rounded_are_refused(kind: str) -> None:
+    with pytest.raises(DataError, match="no exact number in a column of"):
+        InteractionData.from_frames(timed_log(pd.Series(MOMENTS).astype(kind)), timed_log(MOMENTS))
+    early = pd.Series(np.arange(60), dtype=kind)
+    assert InteractionData.from_frames(timed_log(early), timed_log(np.arange(100, 160))).train.times.max() == 59
+
+
+@pytest.mark.parametrize("field", ["time", "watch_ratio", "tags", "shown"])
+def test_named_columns_that_no_table_has_are_an_error(field: str) -> None:
+    for items in (None, pd.DataFrame({"item_id": [5, 100, 2**40], "tags": ["a", "b", "c"], "shown": 1})):
+        if items is not None or field in ("tags", "shown"):
+            with pytest.raises(DataError, match=f"nope.*named as (the )?{field}"):
+                InteractionData.from_frames(train_frame(), test_frame(), items=items, columns={field: "nope"})
+
+
+def test_a_data_set_is_shown_in_one_line() -> None:
+    data = InteractionData.from_frames(train_frame(), test_frame())
+    assert data.data_hash in repr(data) and len(repr(data)) < 200
+
+
 def test_dates_as_text_are_times() -> None:
     train = timed_log(["2024-01-01T00:00:01.5Z"] * 30 + ["2024-01-01 00:00:00+00:00"] * 30)
     test = timed_log(["2024-01-02T00:00:01.25Z"] * 59 + [None])
@@ -520,7 +541,7 @@ def test_times_are_recognised_by_their_names(name: str) -> None:
 def test_what_looks_like_a_time_is_not_ignored_in_silence(name: str) -> None:
     train = timed_log(MOMENTS).rename(columns={"time": name})
     test = train.drop(columns=name).assign(click=1 - train.click)
-    with pytest.warns(UserWarning, match=rf"{name}.*LogColumns"):
+    with pytest.warns(UserWarning, match=rf"{name}.*columns={{'time': ...}}"):
         InteractionData.from_frames(train, test)
     named = InteractionData.from_frames(train, test, columns=LogColumns(time=name))
     assert named.train.times.min() == MOMENTS[0]
@@ -543,6 +564,11 @@ TAGS_IN_TEXT = [
     ("(no genres listed)", {"(no genres listed)"}),
     ("a b", {"a b"}),
     (8.0, {"8"}),
+    ('"a b|c"', {"a b", "c"}),
+    ('"a b"|"c"', {"a b", "c"}),
+    ("'a b'", {"a b"}),
+    ("{a b, c}", {"a b", "c"}),
+    (pd.Series([8, 3]), {"8", "3"}),
     ("[]", set()),
     (" ", set()),
     (np.nan, set()),
@@ -556,12 +582,13 @@ def test_lists_of_tags_that_became_text_are_lists(entry: object, expected: set[s
 
 
 def test_text_with_commas_and_features_that_are_lists_are_refused() -> None:
-    with pytest.raises(DataError, match="one tag or several"):
-        tag_matrix(["Action, Comedy"])
+    for text in ("Action, Comedy", "Action\tComedy", "(8, 3)"):
+        with pytest.raises(DataError, match="one tag or several"):
+            tag_matrix([text])
     items = pd.DataFrame({"item_id": [5, 100, 2**40], "genres": ["A|B", "A", "B"]})
-    with pytest.raises(DataError, match="tags='genres'"):
+    with pytest.raises(DataError, match=r"item feature looks like a list.*columns={'tags': 'genres'}"):
         InteractionData.from_frames(train_frame(), test_frame(), items=items)
-    data = InteractionData.from_frames(train_frame(), test_frame(), items=items, columns=LogColumns(tags="genres"))
+    data = InteractionData.from_frames(train_frame(), test_frame(), items=items, columns={"tags": "genres"})
     assert data.items.tag_names == ("A", "B") and data.items.tags.sum() == 4
 
 
@@ -581,6 +608,9 @@ def test_clicks_only_logs_declare_how_non_clicks_are_drawn() -> None:
         InteractionData.from_frames(**frames, positives_only="both")
     with pytest.raises(DataError, match="positives_only"):
         InteractionData.from_frames(train_frame(), test_frame(), negatives_per_positive=4)
+    for number in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="negatives_per_positive must be finite"):
+            InteractionData.from_frames(**frames, positives_only="both", negatives_per_positive=number)
     data = InteractionData.from_frames(**frames, positives_only="both", negatives_per_positive=3, negatives_seed=5)
     assert data.train.positives_only and data.test.positives_only and data.test.clicks.all()
     assert (data.negatives.per_positive, data.negatives.seed) == (3, 5)
