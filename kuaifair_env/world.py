@@ -192,12 +192,15 @@ class World:
             DataError: If there are no ids, or a user is unknown or has no session in this world.
         """
         ids = np.atleast_1d(np.asarray(user_ids))
+        if ids.dtype == object:  # as pandas keeps text
+            ids = np.asarray(ids.tolist())
         if ids.size == 0:
             raise DataError("no user ids were given; at least one is needed")
         text = self.user_ids.dtype.kind == "U"
         if ids.dtype.kind not in ("U" if text else "iu"):
             raise DataError(
-                f"user ids of {self.data.provenance.name} are {'text' if text else 'integers'}, got {ids[0]!r}"
+                f"user ids of {self.data.provenance.name} are {'text' if text else 'integers'}, "
+                f"got {ids.ravel().tolist()[0]!r}"
             )
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         unknown = self.user_ids[rows] != ids

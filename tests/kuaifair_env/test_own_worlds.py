@@ -88,6 +88,9 @@ def test_a_world_of_ones_own_is_made_in_every_form_and_speaks_of_its_own_ids(reg
         n_users=5,
     )
     assert len(result.sessions) == 5 and set(result.sessions.user_ids) <= set(world.user_ids)
+    column = pd.Series(result.sessions.user_ids)
+    for ids in (column, column.to_numpy(object), column.astype("category"), tuple(column)):
+        np.testing.assert_array_equal(world.user_rows(ids), world.user_rows(list(column)))
 
 
 def test_nothing_is_fitted_at_registration_and_the_same_may_be_registered_again(registry, tmp_path):

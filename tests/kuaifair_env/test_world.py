@@ -106,8 +106,9 @@ def test_worlds_that_cannot_be_are_clear_errors():
     for embeddings in (np.full((50, 4), np.nan, np.float32), np.zeros((50, 0), np.float32)):
         with pytest.raises(DataError, match="finite"):
             build_world(data, "test", TableResponse(np.zeros((40, 50))), embeddings=embeddings)
-    with pytest.raises(DataError, match="integers"):
-        small_world().user_rows(["ten"])
+    for ids in (["ten"], [None, 10]):
+        with pytest.raises(DataError, match=rf"are integers, got {ids[0]!r}"):
+            small_world().user_rows(ids)
 
 
 def test_all_items_equally_popular_is_a_clear_error():
@@ -122,6 +123,7 @@ def test_users_may_be_given_in_any_order_and_more_than_once():
     world, _, _ = built(small_data(), users=np.array([9, 3, 9, 20]))
     np.testing.assert_array_equal(world.user_ids, [30, 90, 200])
     np.testing.assert_array_equal(world.user_rows([200, 30]), [20, 3])
+    np.testing.assert_array_equal(world.user_rows(np.array([200, 30], object)), [20, 3])
 
 
 def test_a_user_without_history_starts_from_nothing():
