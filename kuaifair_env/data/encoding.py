@@ -321,6 +321,8 @@ def _list_in_text(text: str, what: str) -> list[Any]:
             except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 text = text[1:-1]
         separator = next((sign for sign in "|;," if sign in text), None)
+        if separator is None and not _NUMBERS.fullmatch(text.strip()):  # words of one tag
+            separator = "|"
         pieces = (piece.strip().strip("'\"") for piece in text.split(separator))
         return [piece for piece in pieces if piece]
     if _NUMBERS.fullmatch(text):
