@@ -23,7 +23,7 @@ from hrl_policies.common.offline import OfflineAlgorithm, OfflineArguments, Tens
 from hrl_policies.common.slates import slate_shape
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.spaces import top_k
+from kuaifair_env.ranking import top_k
 
 _LATENT_BOUND = 0.5
 _LOG_STD_RANGE = (-4.0, 15.0)

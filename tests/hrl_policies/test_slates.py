@@ -21,8 +21,8 @@ from hrl_policies.study.training import restore_checkpoint, save_checkpoint
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import top_k
 
 N, K = 6, 3
 SLATES = torch.tensor(list(permutations(range(N), K)))
