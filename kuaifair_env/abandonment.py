@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, IntArray
-from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, slate_disparity, violates
+from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, least_violation, slate_disparity
 
 Floats = NDArray[np.float64]
 
 _MIN_ITEMS_FOR_SHARE = 4
+# Arrays, since a small ufunc takes twice as long with a Python number.
+_LEAST_LOST, _MOST_LOST, _LEAVES_BELOW = np.asarray(0.0), np.asarray(2.0), np.asarray(1.0 - BOUND_TOLERANCE)
 
 
 class LeaveDecision(NamedTuple):
@@ -212,6 +214,8 @@ class _BoundTemperFairness(BoundLeaveRule):
         self._rule = rule
         self._target: float | Floats = rule.target_share
         self._window = window
+        self._least_violation = np.asarray(least_violation(rule.ad_bound))
+        self._penalty = np.asarray(rule.unfair_penalty, np.float64)
         self._evaluated_from = rule.grace_for(slate_size)
         self._shares = np.zeros((batch_size, window))
 
@@ -221,20 +225,23 @@ class _BoundTemperFairness(BoundLeaveRule):
 
     def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
         disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._target)
-        violation = violates(disparity, self._rule.ad_bound)
+        violation = disparity >= self._least_violation
         if self._evaluated_from:
             violation &= steps > self._evaluated_from
-        self.temper = self.temper - np.minimum(np.maximum(2.0 - reward, 0.0), 2.0)
+        loss = _MOST_LOST - reward
+        np.maximum(loss, _LEAST_LOST, out=loss)
+        np.minimum(loss, _MOST_LOST, out=loss)
+        self.temper = self.temper - loss
         if self._rule.unfair_penalty:
-            self.temper -= self._rule.unfair_penalty * violation
-        return LeaveDecision(self.temper.copy(), disparity, violation, self.temper < 1.0 - BOUND_TOLERANCE)
+            self.temper -= self._penalty * violation
+        return LeaveDecision(self.temper.copy(), disparity, violation, self.temper < _LEAVES_BELOW)
 
     def _recent_share(self, popular_share: Floats, steps: IntArray) -> Floats:
         if self._window == 1:
             return popular_share
         self._shares[:, :-1] = self._shares[:, 1:]
         self._shares[:, -1] = popular_share
-        mean: NDArray[np.float64] = self._shares.sum(axis=1) / np.minimum(steps, self._window)
+        mean: NDArray[np.float64] = np.add.reduce(self._shares, axis=1) / np.minimum(steps, self._window)
         return mean
 
 

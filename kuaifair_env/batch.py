@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
-from kuaifair_env.metrics import gini_of_rows, signed_gap, slate_disparity
+from kuaifair_env.metrics import gini_of_repeats, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
     InitialHistory,
@@ -29,6 +29,7 @@ from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode, action_
 from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
+_NO_ROWS = np.zeros(0, np.int64)
 
 # What ``info["session"]`` calls columns of EpisodeRecords; the others keep their names.
 _INFO_NAMES = {
@@ -174,25 +175,35 @@ class EpisodeRecords:
     def infos(self) -> list[dict[str, Any]]:
         """Returns each session's record under the names that ``info["session"]`` uses."""
         columns = self.columns()
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
+        return [
+            dict(zip(columns, row, strict=True))
+            for row in zip(*[column.tolist() for column in columns.values()], strict=True)
+        ]
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Returns all columns under the names that ``info["session"]`` uses."""
-        return {_INFO_NAMES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, column) for name, column in _INFO_COLUMNS.items()}
+
+
+_INFO_COLUMNS = {_INFO_NAMES.get(field.name, field.name): field.name for field in fields(EpisodeRecords)}
+_SLATE_INFOS = ("items", "clicks", "feedback")
+_STEP_INFOS = ("popular_share", "disparity", "temper", "violation")
 
 
 def step_infos(outcome: Outcome, batch: SessionBatch) -> dict[str, NDArray[Any]]:
     """Returns what ``infos`` say of a step of all sessions: rows of items and clicks, raw ids of items and users."""
-    names = ("items", "clicks", "feedback", "popular_share", "disparity", "temper", "violation")
-    infos = {name: getattr(outcome, name) for name in names}
-    return infos | {"item_ids": batch.world.item_ids[outcome.items], "user_id": batch.user_ids}
+    infos = {name: getattr(outcome, name) for name in _SLATE_INFOS + _STEP_INFOS}
+    return infos | {"item_ids": batch.item_ids[outcome.items], "user_id": batch.user_ids}
 
 
-def step_info(infos: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:
-    """Returns what ``info`` says of one session's step, from the :func:`step_infos` of all."""
-    info = {name: array[row] for name, array in infos.items()}
-    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()}
+def step_info(outcome: Outcome, batch: SessionBatch, row: int) -> dict[str, Any]:
+    """Returns what ``info`` says of one session's step; see :func:`step_infos`."""
+    info = {name: getattr(outcome, name)[row] for name in _SLATE_INFOS}
+    for name in _STEP_INFOS:
+        info[name] = getattr(outcome, name).item(row)
+    info["item_ids"] = batch.item_ids[info["items"]]
+    info["user_id"] = batch.user_id(row)
+    return info
 
 
 class SessionBatch:
@@ -218,11 +229,13 @@ class SessionBatch:
         self.batch_size = batch_size
         slate_size = config.items_per_slate
         candidates = world.embeddings[: world.n_items]
+        self.item_ids = world.item_ids
         self.decoder = action_decoder(config.action_mode, candidates, slate_size, config.duplicates)
         self._observer = observer(config.observation_mode, world, config.session_clock)
         self.action_space = self.decoder.space
         self.observation_space = self._observer.space
         self._random_users = RandomUsers(world.users, seeding.stream_keys(0, batch_size))
+        self._ids_of_users = world.data.users.ids
         self._all = np.arange(batch_size)
         self.simulator = SessionSimulator(
             world,
@@ -240,7 +253,7 @@ class SessionBatch:
         self._popular = np.zeros(batch_size)
         self._violations = np.zeros(batch_size)
         self.outcome: Outcome | None = None
-        self.finished: IntArray = np.zeros(0, np.int64)
+        self.finished: IntArray = _NO_ROWS
         self.finished_records: EpisodeRecords | None = None
         self.finished_window: HistoryWindow | None = None
 
@@ -303,9 +316,12 @@ class SessionBatch:
         self._returns += outcome.reward
         self._popular += outcome.popular_share
         self._violations += outcome.violation
-        self.finished = np.flatnonzero(outcome.done if over is None else outcome.done & ~over)
-        self.finished_records = self.records(self.finished) if len(self.finished) else None
-        self.finished_window = self.simulator.history(self.finished) if len(self.finished) else None
+        done = outcome.done if over is None else outcome.done & ~over
+        self.finished, self.finished_records, self.finished_window = _NO_ROWS, None, None
+        if np.count_nonzero(done):
+            self.finished = np.flatnonzero(done)
+            self.finished_records = self.records(self.finished)
+            self.finished_window = self.simulator.history(self.finished)
         self.outcome = outcome
         return outcome
 
@@ -313,18 +329,23 @@ class SessionBatch:
         if actions.ndim == 0 or len(actions) != self.batch_size:
             raise ValueError(f"need one action for each of {self.batch_size} sessions, got shape {actions.shape}")
         allowed = self.simulator.allowed
-        if over is None or not over.any():
+        if over is None or not np.count_nonzero(over):
             return self.decoder.decode(actions, allowed)
-        slates = np.tile(np.arange(self.simulator.slate_size), (self.batch_size, 1))
-        live = ~over
-        if live.any():
-            slates[live] = self.decoder.decode(actions[live], None if allowed is None else allowed[live])
+        slates = np.empty((self.batch_size, self.simulator.slate_size), np.int64)
+        slates[:] = np.arange(self.simulator.slate_size)
+        live = np.flatnonzero(~over)
+        if len(live):
+            slates[live] = self.decoder.decode(actions.take(live, axis=0), None if allowed is None else allowed[live])
         return slates
 
     @property
     def user_ids(self) -> IdArray:
         """``(B,)``, raw ids of the current users."""
-        return self.world.data.users.ids[self.simulator.users]
+        return self._ids_of_users[self.simulator.users]
+
+    def user_id(self, row: int) -> Any:
+        """Returns the raw id of one session's user, a plain number or text."""
+        return self._ids_of_users.item(self.simulator.users.item(row))
 
     def history_window(self) -> HistoryWindow:
         """Returns the window of items and feedback behind every observation (what a state purifier reads)."""
@@ -346,9 +367,9 @@ class SessionBatch:
         """Returns the records of the sessions in the given rows, as they stand."""
         steps = self.simulator.steps[rows]
         popular_share = self._popular[rows] / steps
-        counts = _session_exposures(self.simulator.shown(rows), steps, self.world.n_items)
+        repeats = _repeats(self.simulator.shown(rows), steps, self.world.n_items)
         return EpisodeRecords(
-            user_ids=self.user_ids[rows],
+            user_ids=self._ids_of_users[self.simulator.users[rows]],
             numbers=self.simulator.numbers[rows],
             length=steps,
             return_=self._returns[rows],
@@ -357,8 +378,8 @@ class SessionBatch:
             absolute_difference=slate_disparity(popular_share),
             signed_gap=signed_gap(popular_share),
             violation_rate=self._violations[rows] / steps,
-            gini=gini_of_rows(counts, self.world.n_items),
-            coverage=np.count_nonzero(counts, axis=1) / self.world.n_items,
+            gini=gini_of_repeats(repeats, self.world.n_items),
+            coverage=repeats.sum(axis=1) / self.world.n_items,
             left=self.simulator.left[rows],
         )
 
@@ -381,8 +402,8 @@ def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | No
     return int(rows[0]), key
 
 
-def _session_exposures(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
-    """Counts how often each distinct item was shown in each session.
+def _repeats(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
+    """Counts how many items each session showed once, twice and so on.
 
     Args:
         shown: ``(n, T, K)`` slates.
@@ -390,18 +411,16 @@ def _session_exposures(shown: IntArray, steps: NDArray[np.int64], n_items: int) 
         n_items: Number of candidates ``N``.
 
     Returns:
-        ``int64 (n, M)`` with ``M <= N``, the counts of the distinct items in no particular order, and zeros.
+        ``int64 (n, C)``; entry ``c`` is how many items were shown ``c + 1`` times.
     """
-    shown = shown[:, : steps.max()]
     n, length, k = shown.shape
-    unseen = np.arange(length)[None, :] >= steps[:, None]
-    items = np.sort(np.where(unseen[:, :, None], -1, shown).reshape(n, length * k), axis=1)
-    first = np.ones(items.shape, np.bool_)
-    first[:, 1:] = items[:, 1:] != items[:, :-1]
-    starts = np.flatnonzero(first)
-    counts: NDArray[np.int64] = np.zeros(items.size, np.int64)
-    # Every row begins a new run, so runs never cross rows.
-    counts[starts] = np.diff(np.append(starts, items.size))
-    counts[items.ravel() < 0] = 0
-    of_rows = counts.reshape(items.shape)
-    return of_rows if items.shape[1] <= n_items else np.sort(of_rows, axis=1)[:, -n_items:]
+    sessions = np.arange(n).repeat(steps * k)
+    items = shown[np.arange(length) < steps[:, None]].ravel()
+    # A number for each item of each session; sessions stay together when they are sorted.
+    showings = sessions * n_items + items
+    showings.sort()
+    ends = np.flatnonzero(showings[1:] != showings[:-1])
+    ends = np.append(ends, len(showings) - 1)
+    times = np.diff(ends, prepend=-1)
+    most = int(times.max())
+    return np.bincount(sessions[ends] * most + times - 1, minlength=n * most).reshape(n, most)

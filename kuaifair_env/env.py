@@ -9,7 +9,7 @@ import numpy as np
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import leave_rule
-from kuaifair_env.batch import SessionBatch, SessionConfig, step_info, step_infos
+from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray, raw_id
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
@@ -145,13 +145,13 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         outcome = self.batch.step(np.asarray(action)[None])
         if self._recorder is not None:
             self._recorder.add(outcome)
-        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        info = step_info(step_infos(outcome, self.batch), 0)
+        terminated, truncated = outcome.terminated.item(), outcome.truncated.item()
+        info = step_info(outcome, self.batch, 0)
         if terminated or truncated:
             self._over = True
             assert self.batch.finished_records is not None
             info["session"] = self.batch.finished_records.infos()[0]
-        return self._observation(), float(outcome.reward[0]), terminated, truncated, info
+        return self._observation(), outcome.reward.item(), terminated, truncated, info
 
     def render(self) -> Any:
         """Returns the session so far as text or picture; None without a ``render_mode``."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from kuaifair_env import seeding
-from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info, step_infos
+from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
@@ -166,8 +166,7 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
     def _step_infos(self, outcome: Outcome) -> list[dict[str, Any]]:
         if self.info_level == "episode":
             return [{} for _ in range(self.num_envs)]
-        infos = step_infos(outcome, self.batch)
-        return [step_info(infos, row) for row in range(self.num_envs)]
+        return [step_info(outcome, self.batch, row) for row in range(self.num_envs)]
 
     def _add_final_infos(
         self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]

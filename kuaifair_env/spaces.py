@@ -184,6 +184,7 @@ class SlateActions:
 
     def __init__(self, n_items: int, slate_size: int, single: bool = False) -> None:
         self._n_items = n_items
+        self._end = np.asarray(n_items, np.uint64)
         self._slate_size = slate_size
         self._single = single
         self.space: spaces.Space[Any] = spaces.Discrete(n_items) if single else SlateSpace(n_items, slate_size)
@@ -195,13 +196,8 @@ class SlateActions:
             ValueError: If an action has the wrong shape or type, or unknown, repeated or forbidden items.
         """
         items = self._known_items(np.asarray(actions))
-        ordered = np.sort(items, axis=1)
-        repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-        if repeated.any():
-            row = int(np.argmax(repeated))
-            raise ValueError(
-                f"slate {items[row].tolist()} of session {row} holds an item twice; duplicates='replace' fills it up"
-            )
+        if self._slate_size > 1:
+            _refuse_repeated(items)
         if allowed is not None and not np.take_along_axis(allowed, items, axis=1).all():
             row, slot = np.argwhere(~np.take_along_axis(allowed, items, axis=1))[0]
             raise ValueError(
@@ -218,11 +214,22 @@ class SlateActions:
             raise ValueError(f"item ids are integers, got {items.dtype}")
         items = items.astype(np.int64)
         # Read as unsigned, a negative id is larger than any item: one comparison checks both ends.
-        outside = items.view(np.uint64) >= self._n_items
-        if outside.any():
+        outside = items.view(np.uint64) >= self._end
+        if np.count_nonzero(outside):
             row = int(np.argwhere(outside)[0, 0])
             raise ValueError(f"slate {items[row].tolist()} of session {row} leaves 0..{self._n_items - 1}")
         return items
+
+
+def _refuse_repeated(slates: NDArray[np.int64]) -> None:
+    ordered = slates.copy()
+    ordered.sort(axis=1)
+    repeated = ordered[:, 1:] == ordered[:, :-1]
+    if np.count_nonzero(repeated):
+        row = int(np.argwhere(repeated)[0, 0])
+        raise ValueError(
+            f"slate {slates[row].tolist()} of session {row} holds an item twice; duplicates='replace' fills it up"
+        )
 
 
 class FilledSlateActions(SlateActions):

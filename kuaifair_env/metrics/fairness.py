@@ -28,13 +28,15 @@ DisparityMode = Literal["parity", "popular_only", "target", "personal"]
 """``parity``: both groups should get half of the slate; ``popular_only``: only too many popular items count;
 ``target``: popular items should get a given share; ``personal``: the share that each user tolerates."""
 
+# Arrays, since a small ufunc takes twice as long with a Python number.
+_ONE, _TWO = np.asarray(1.0), np.asarray(2.0)
 BOUND_TOLERANCE = 1e-9
 """A slate this close below the bound violates it: ``|2 * 0.7 - 1|`` is 0.4, but less than 0.4 in binary."""
 
 
 def signed_gap(popular_share: NDArray[Any] | float) -> NDArray[Any]:
     """Returns ``2p - 1``, the popular minus the long-tail share, for popular shares of any shape; in [-1, 1]."""
-    return np.asarray(2.0 * popular_share - 1.0)
+    return np.asarray(_TWO * popular_share - _ONE)
 
 
 def slate_disparity(
@@ -74,7 +76,12 @@ def slate_disparity(
 
 def violates(disparity: NDArray[np.float64], bound: float) -> NDArray[np.bool_]:
     """Returns whether each disparity u is at or above the bound (``ad_bound``), up to ``BOUND_TOLERANCE``."""
-    return disparity >= bound - BOUND_TOLERANCE
+    return disparity >= least_violation(bound)
+
+
+def least_violation(bound: float) -> float:
+    """Returns the disparity from which a slate violates the bound (``ad_bound``)."""
+    return bound - BOUND_TOLERANCE
 
 
 def popular_share(exposures: NDArray[Any], popular: NDArray[np.bool_]) -> float:
@@ -205,20 +212,24 @@ def gini(exposures: NDArray[Any], n_items: int | None = None) -> float:
         n_items: N, where ``exposures`` leaves out candidates that were never shown.
     """
     counts = checked_counts(exposures, n_items)
-    return float(gini_of_rows(counts[None, counts > 0], len(counts))[0])
+    ordered = np.sort(counts)
+    n = len(ordered)
+    return float(((2.0 * np.arange(1, n + 1) - n - 1.0) * ordered).sum() / (n * ordered.sum()))
 
 
-def gini_of_rows(exposures: NDArray[Any], n_items: int) -> NDArray[np.float64]:
-    """Returns :func:`gini` of each row of counts, for many sessions at once and without checks.
+def gini_of_repeats(repeats: NDArray[np.int64], n_items: int) -> NDArray[np.float64]:
+    """Returns :func:`gini` of many sessions at once, without checks.
 
     Args:
-        exposures: ``(n, M)`` with ``M <= n_items``: counts of any M candidates, the others were never shown.
+        repeats: ``int64 (n, C)``; entry ``c`` is how many candidates the session showed ``c + 1`` times. The others
+            were never shown.
         n_items: N.
     """
-    ordered = np.sort(exposures, axis=1)
-    ranks = np.arange(n_items - ordered.shape[1] + 1, n_items + 1)
-    weighted: NDArray[np.float64] = ((2.0 * ranks - n_items - 1.0) * ordered).sum(axis=1)
-    return np.asarray(weighted / (n_items * ordered.sum(axis=1)))
+    shown = np.arange(1, repeats.shape[1] + 1) * repeats
+    # Candidates shown equally often have consecutive ranks, so that their terms make an arithmetic series.
+    last_rank = n_items - repeats.sum(axis=1, keepdims=True) + np.cumsum(repeats, axis=1)
+    weighted = shown * (2 * last_rank - repeats - n_items)
+    return np.asarray(weighted.sum(axis=1) / (n_items * shown.sum(axis=1)))
 
 
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:

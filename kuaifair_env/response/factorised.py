@@ -19,6 +19,7 @@ from kuaifair_env.response.rows import SplitConfig
 
 _KIND = "factorised"
 _SAFE_LOGIT = 80.0
+_ZERO = np.asarray(0)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class FactorisedResponse(BernoulliFeedback):
         Raises:
             IndexError: If a row is negative (such as padding) or too large.
         """
-        if items.min(initial=0) < 0 or users.min(initial=0) < 0:
+        if np.count_nonzero(items < _ZERO) or np.count_nonzero(users < _ZERO):
             raise IndexError("user and item rows must not be negative; padding has no expected feedback")
         return sigmoid_of_negated(self._negated_logits(users, items), self._bounded)
 
