@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow
+from kuaifair_env.response.base import BernoulliFeedback, History
 from kuaifair_env.response.calibration import auc
 from kuaifair_env.response.training import fit_epochs
 from kuaifair_env.world import World
@@ -398,12 +398,12 @@ class LearnedResponse(BernoulliFeedback):
         """Returns the prediction for users ``(B,)`` with items ``(B, K)``."""
         return self._predicted(users, self._items.rows(_rows(items)))
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns the predicted means, ``float32 (B, K)``; ``history`` is not read."""
         self.latest = self.predict(users, items)
         return self.latest.mean
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns the predicted means on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
         side = Side(*(part[:, None, :n_items] for part in self._items))
         return np.concatenate([self._predicted(users[row : row + 1], side).mean for row in range(len(users))])

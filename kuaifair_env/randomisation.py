@@ -14,7 +14,7 @@ import numpy as np
 
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.response.base import HistoryWindow, ResponseModel
+from kuaifair_env.response.base import History, ResponseModel, SessionMemory, session_memory
 from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.world import World
 
@@ -46,9 +46,13 @@ class VariedResponse:
         self.n_users, self.n_items = base.n_users, base.n_items
         self.uses_history = base.uses_history
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
         return self._varied(users, np.asarray(items), self._base.expected(users, items, history))
+
+    def session_memory(self, batch_size: int) -> SessionMemory | None:
+        """See :func:`kuaifair_env.response.base.session_memory`."""
+        return session_memory(self._base, batch_size)
 
     def feedback(self, expected: FloatArray, uniforms: Any) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
@@ -62,7 +66,7 @@ class VariedResponse:
         """See :class:`~kuaifair_env.response.base.ResponseModel`; deviations are drawn anew."""
         return VariedResponse(self._base.rearranged(items), self._deviation, self._seed)
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
         items = np.arange(n_items)[None, :]
         return self._varied(users, items, self._base.expected_catalogue(users, n_items, history))

@@ -15,7 +15,7 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRule
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
-from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
+from kuaifair_env.response.base import PADDING, History, HistoryWindow, ResponseModel, session_memory
 from kuaifair_env.world import World
 
 InitialHistory = Literal["log", "empty"]
@@ -201,6 +201,7 @@ class SessionSimulator:
         self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64)
         self._drift = None if drift is None else TasteDrift(world, batch_size, drift)
+        self._memory = session_memory(world.response, batch_size)
         window = world.initial_history
         self._initial = 2 * window.items + window.clicks if initial_history == "log" else None
         self._places = np.full((batch_size, world.history_length), _EMPTY_PLACE)
@@ -252,6 +253,8 @@ class SessionSimulator:
         if self._drift is not None:
             self._drift.reset(rows, users, keys)
         self._places[rows] = _EMPTY_PLACE if self._initial is None else self._initial[users]
+        if self._memory is not None:
+            self._memory.reset(rows, self.history(rows))
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms.reshape(self.batch_size, -1)[rows] = drawn
         if self._allowed is not None:
@@ -287,10 +290,14 @@ class SessionSimulator:
             return self.world.response, self.users
         return self._drift.response(self.users), self._rows
 
-    def _history_for_response(self) -> HistoryWindow | None:
+    def _history_for_response(self) -> History | None:
+        if self._memory is not None:
+            return self._memory
         return self.history() if self.world.response.uses_history else None
 
     def _remember(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
+        if self._memory is not None:
+            self._memory.append(items, clicks)
         self._shown[self._rows, self.steps] = items
         self.steps += 1
         length = self._places.shape[1]

@@ -22,7 +22,8 @@ from kuaifair_env.response.fitting import (
 from kuaifair_env.response.inputs import InputConfig
 from kuaifair_env.response.known import ObservedResponse, observed_block
 from kuaifair_env.response.rows import SplitConfig
-from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse, TransformerShape
+from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
+from kuaifair_env.response.transformer import TransformerShape
 
 if TYPE_CHECKING:
     from kuaifair_env.response.factorised_fit import fit_factorised

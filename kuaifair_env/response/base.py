@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class HistoryWindow:
     items: NDArray[np.int32]
     clicks: BoolArray
 
-    def take(self, rows: IntArray | BoolArray) -> HistoryWindow:
+    def take(self, rows: IntArray | BoolArray | slice) -> HistoryWindow:
         """Returns the windows of some of the users."""
         return HistoryWindow(self.items[rows], self.clicks[rows])
 
@@ -76,6 +76,25 @@ class HistoryWindow:
             np.concatenate([window.items for window in windows]),
             np.concatenate([window.clicks for window in windows]),
         )
+
+
+class SessionMemory(Protocol):
+    """What a response model has read of ``B`` running sessions, so that a step reads only what it adds.
+
+    It stands for the whole history of the sessions wherever a model takes a history; see :func:`session_memory`.
+    """
+
+    def reset(self, rows: IntArray, history: HistoryWindow) -> None:
+        """Starts new sessions in ``rows (n,)``, with what their users saw before, ``n`` windows."""
+        ...
+
+    def append(self, items: IntArray, clicks: BoolArray) -> None:
+        """Adds what all sessions saw last, and what was clicked, both ``(B, K)``."""
+        ...
+
+
+History: TypeAlias = HistoryWindow | SessionMemory
+"""What users saw before: windows, or the memory of a model for sessions (of all their users, in order)."""
 
 
 @runtime_checkable
@@ -90,7 +109,7 @@ class ResponseModel(Protocol):
     uses_history: bool
     """Whether :meth:`expected` reads ``history``; a simulator may skip building it otherwise."""
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns the expected feedback for each pair.
 
         Args:
@@ -115,7 +134,7 @@ class ResponseModel(Protocol):
         """Returns the same model for the catalogue ``old_items[items]`` (see ``InteractionData.arranged``)."""
         ...
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)``, the expected feedback on items ``0 .. n_items - 1`` (for oracles)."""
         ...
 
@@ -126,6 +145,19 @@ class ResponseModel(Protocol):
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes, fit report and provenance, JSON-able."""
         ...
+
+
+@runtime_checkable
+class _WithMemory(Protocol):
+    def session_memory(self, batch_size: int) -> SessionMemory | None: ...
+
+
+def session_memory(response: ResponseModel, batch_size: int) -> SessionMemory | None:
+    """Returns a response model's memory for ``B`` sessions, still empty; None if it has none and takes windows.
+
+    A model has one if it has a method of this name, ``batch_size -> memory``.
+    """
+    return response.session_memory(batch_size) if isinstance(response, _WithMemory) else None
 
 
 @runtime_checkable

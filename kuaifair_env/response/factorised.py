@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import FloatArray, IntArray, NegativeSampling
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors, load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid_of_negated
+from kuaifair_env.response.base import BernoulliFeedback, History, sigmoid_of_negated
 from kuaifair_env.response.inputs import InputConfig
 from kuaifair_env.response.rows import SplitConfig
 
@@ -162,7 +162,7 @@ class FactorisedResponse(BernoulliFeedback):
         """``float32 (N, f)``, ``q_i``; mean 0 over the catalogue of the fit."""
         return self._items[:, :-2].copy()
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns click probabilities, ``float32 (B, K)``; ``history`` is not read.
 
         A row's result does not depend on the other rows: each is its own matrix-vector product.
@@ -202,7 +202,7 @@ class FactorisedResponse(BernoulliFeedback):
         table[:, :-2] = -tastes
         return self._of_tables(self._offset, table, self._items, self._report)
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
         return sigmoid_of_negated(self._users[users] @ self._items[:n_items].T, self._bounded)
 

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import artifact_kind, load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import HistoryWindow, ResponseModel, response_with_tastes
+from kuaifair_env.response.base import (
+    History,
+    ResponseModel,
+    SessionMemory,
+    response_with_tastes,
+    session_memory,
+)
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.known import TwinResponse
 
@@ -98,13 +104,17 @@ class GradedResponse:
         """Returns the same spread around the means of another model."""
         return GradedResponse(inner, self.largest, self.click_from, self._edges, self._quantiles, self._report)
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns expected feedback, ``float32 (B, K)``."""
         return self.inner.expected(users, items, history) * np.float32(self.largest)
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns expected feedback on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
         return self.inner.expected_catalogue(users, n_items, history) * np.float32(self.largest)
+
+    def session_memory(self, batch_size: int) -> SessionMemory | None:
+        """See :func:`kuaifair_env.response.base.session_memory`."""
+        return session_memory(self.inner, batch_size)
 
     def tastes(self, users: IntArray) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.TasteResponse`."""

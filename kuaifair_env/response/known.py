@@ -15,7 +15,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import BernoulliFeedback, HistoryWindow, sigmoid
+from kuaifair_env.response.base import BernoulliFeedback, History, sigmoid
 
 if TYPE_CHECKING:
     from kuaifair_env.synthetic.truth import ClickChoice, TwinTruth
@@ -163,7 +163,7 @@ class ObservedResponse:
         """Item rows of the block, increasing."""
         return np.flatnonzero(self._item_places != _OUTSIDE)
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns the cells of users and items of the block, ``float32 (B, K)``; ``history`` is not read.
 
         Raises:
@@ -198,7 +198,7 @@ class ObservedResponse:
             self._report,
         )
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns the cells of items ``0 .. n_items - 1``, ``float32 (B, n_items)``.
 
         Raises:
@@ -335,7 +335,7 @@ class TwinResponse(BernoulliFeedback):
         items[:, -3] = cast("ClickChoice", self.truth.choice).item_scores
         return items
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns ``float32 (B, K)`` click probabilities for ``users (B,)`` and ``items (B, K)``."""
         own_click = sigmoid(np.einsum("bd,bkd->bk", self._users[users], self._items[items]))
         if self.truth.choice is None:
@@ -343,7 +343,7 @@ class TwinResponse(BernoulliFeedback):
         scores = np.einsum("bd,bkd->bk", self._watching_users[users], self._watching_items[items])
         return self.truth.choice.expected(own_click, items, scores)
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)`` click probabilities of items ``0 .. n_items - 1``."""
         own_click = sigmoid(self._users[users] @ self._items[:n_items].T)
         if self.truth.choice is None:

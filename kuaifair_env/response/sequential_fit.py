@@ -27,13 +27,9 @@ from kuaifair_env.response.rows import (
     labelled_rows,
     windows,
 )
-from kuaifair_env.response.sequential import (
-    HistoryTransformer,
-    SequentialConfig,
-    SequentialResponse,
-    TransformerShape,
-)
+from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 from kuaifair_env.response.training import batch_size_for, fit_epochs
+from kuaifair_env.response.transformer import HistoryTransformer, TransformerShape
 
 _ROWS_AT_ONCE = 1024
 

@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import small_world
 
+from kuaifair_env import seeding
+from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
+from kuaifair_env.drift import TasteDrift
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.randomisation import varied
 from kuaifair_env.response import (
     FactorisedConfig,
     FactorisedResponse,
@@ -23,6 +28,8 @@ from kuaifair_env.response import (
     fit_sequential,
     load_response,
 )
+from kuaifair_env.response.graded import GradedResponse
+from kuaifair_env.simulator import RandomUsers, SessionSimulator
 
 SHAPE = TransformerShape(dimension=8, heads=2, layers=2, hidden=16, length=12)
 
@@ -116,6 +123,121 @@ def test_padding_says_nothing_and_only_the_newest_items_count():
     assert np.isfinite(cold).all()
 
 
+def joined(*windows):
+    return HistoryWindow(
+        np.concatenate([window.items for window in windows], 1),
+        np.concatenate([window.clicks for window in windows], 1),
+    )
+
+
+def test_a_state_depends_on_so_many_places_as_its_layers_reach_and_on_no_more():
+    model, (users, items) = random_model(), random_call()
+    assert model.shape.reach == 23
+    window = joined(random_window(16, seed=3), random_window(16, seed=4), random_window(16, seed=5))
+    window = HistoryWindow(np.abs(window.items), window.clicks)
+    expected = model.expected(users, items, window)
+    reached = HistoryWindow(window.items[:, -23:], window.clicks[:, -23:])
+    np.testing.assert_allclose(model.expected(users, items, reached), expected, atol=1e-6)
+    for place, moves in ((-24, False), (-23, True)):
+        other = HistoryWindow(window.items.copy(), window.clicks)
+        other.items[:, place] = (other.items[:, place] + 7) % 20
+        difference = np.abs(model.history_logits(users, items, other) - model.history_logits(users, items, window))
+        assert (difference.max() > 1e-6) == moves
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("slate", "steps"), [(1, 30), (5, 12), (20, 4)])
+def test_a_memory_gives_what_reading_the_whole_history_gives(layers, slate, steps):
+    model = random_model(layers, shape=replace(SHAPE, layers=layers))
+    batch = 6
+    rng = np.random.default_rng(slate)
+    memory = model.session_memory(batch)
+    wholes = [HistoryWindow(np.zeros((1, 0), np.int32), np.zeros((1, 0), bool))] * batch
+    for step in range(steps):
+        users = rng.integers(0, 30, batch)
+        candidates = rng.integers(0, 20, (batch, 4))
+        together = model.expected(users, candidates, memory)
+        catalogue = model.expected_catalogue(users, 20, memory)
+        for row, whole in enumerate(wholes):
+            user, asked = users[row : row + 1], candidates[row : row + 1]
+            np.testing.assert_allclose(model.expected(user, asked, whole)[0], together[row], atol=1e-5)
+            np.testing.assert_allclose(model.expected_catalogue(user, 20, whole)[0], catalogue[row], atol=1e-5)
+        items = rng.integers(0, 20, (batch, slate)).astype(np.int32)
+        clicks = rng.random((batch, slate)) < 0.3
+        memory.append(items, clicks)
+        wholes = [joined(w, HistoryWindow(items[r : r + 1], clicks[r : r + 1])) for r, w in enumerate(wholes)]
+        if step % 3 == 0:
+            rows = rng.permutation(batch)[: 1 + step % 4]
+            windows = random_window(len(rows), length=int(rng.integers(0, 40)), seed=step)
+            memory.reset(rows, windows)
+            for number, row in enumerate(rows):
+                wholes[row] = windows.take(np.array([number]))
+
+
+def test_a_row_of_a_memory_does_not_depend_on_the_other_rows():
+    model, (users, items), window = random_model(), random_call(70, 10), random_window(70)
+    together, alone = model.session_memory(70), model.session_memory(1)
+    for row in (0, 33, 69):
+        together.reset(np.arange(70), window)
+        alone.reset(np.arange(1), window.take(np.array([row])))
+        for _ in range(4):
+            for memory, rows in ((together, slice(None)), (alone, slice(row, row + 1))):
+                memory.append(items[rows], items[rows] % 2 == 0)
+            np.testing.assert_allclose(
+                model.expected(users[row : row + 1], items[row : row + 1], alone)[0],
+                model.expected(users, items, together)[row],
+                rtol=0,
+                atol=1e-6,
+            )
+
+
+def wrapped(world, wrap):
+    """The world with a response model around, or made from, its history-dependent one."""
+    response = world.response
+    if wrap == "varied":
+        return varied(replace(world, split="train"), 1.0)
+    if wrap == "graded":
+        spread = np.linspace(0.2, 1.0, 4, dtype=np.float32)[None, :]
+        response = GradedResponse(response, 2.0, 1.0, np.zeros(0, np.float32), spread)
+    if wrap == "rearranged":
+        response = response.rearranged(np.arange(20)[::-1])
+    return replace(world, response=response)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "varied", "graded", "rearranged"])
+@pytest.mark.parametrize("initial_history", ["log", "empty"])
+def test_within_a_session_users_answer_to_all_that_they_saw(wrap, initial_history):
+    world = wrapped(replace(small_world(n_users=30, n_items=20, history_length=9), response=random_model()), wrap)
+    source = RandomUsers(world.users, seeding.stream_keys(0, 5))
+    simulator = SessionSimulator(
+        world, 5, source, max_len=6, slate_size=5, leave=TemperFairness(), initial_history=initial_history
+    )
+    simulator.reset(np.arange(5))
+    rng = np.random.default_rng(2)
+    seen = [simulator.history(np.array([row])) for row in range(5)]
+    for _ in range(15):
+        now = simulator.expected_catalogue()
+        for row, whole in enumerate(seen):
+            expected = world.response.expected_catalogue(simulator.users[row : row + 1], 20, whole)
+            np.testing.assert_allclose(now[row], expected[0], atol=1e-5)
+        outcome = simulator.step(np.argsort(rng.random((5, 20)), axis=1)[:, :5])
+        seen = [
+            joined(whole, HistoryWindow(outcome.items[row : row + 1], outcome.clicks[row : row + 1]))
+            for row, whole in enumerate(seen)
+        ]
+        finished = np.flatnonzero(outcome.done)
+        if len(finished):
+            simulator.reset(finished)
+        for row in finished:
+            seen[row] = simulator.history(np.array([row]))
+
+
+def test_users_without_tastes_do_not_drift():
+    world = replace(small_world(n_users=30, n_items=20), response=random_model())
+    with pytest.raises(DataError, match="SequentialResponse has no vectors of users' tastes"):
+        TasteDrift(world, 4, 15.0)
+
+
 def test_items_feedback_and_order_of_the_history_all_matter():
     model, (users, items), window = random_model(), random_call(), random_window(16)
     full = HistoryWindow(np.abs(window.items), window.clicks)
@@ -157,6 +279,17 @@ def test_a_file_that_lacks_a_weight_is_refused(tmp_path):
     del tensors["weights.0.query"]
     save_artifact(tmp_path / "s", "sequential", tensors, settings)
     with pytest.raises(ArtifactError, match=r"weight '0\.query' must have shape"):
+        load_response(tmp_path / "s")
+
+
+def test_a_file_of_another_kind_of_attention_is_refused(tmp_path):
+    from kuaifair_env.files import load_artifact, save_artifact
+
+    random_model().save(tmp_path / "s")
+    _, tensors, settings = load_artifact(tmp_path / "s")
+    del settings["version"]
+    save_artifact(tmp_path / "s", "sequential", tensors, settings)
+    with pytest.raises(ArtifactError, match="fit it anew"):
         load_response(tmp_path / "s")
 
 
