@@ -27,6 +27,8 @@ from kuaifair_env.registration import (
     register_ids,
     register_world,
 )
+from kuaifair_env.serving import LearnsWhileServing, ServedStep, serve
+from kuaifair_env.serving_results import ServingResult, ServingSummary
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import LeftOutWarning, World, build_world, candidate_rows
@@ -53,9 +55,13 @@ __all__ = [
     "KuaiFairError",
     "KuaiFairVecEnv",
     "KuaiFairVectorEnv",
+    "LearnsWhileServing",
     "LeaveRule",
     "LeftOutWarning",
     "NeverLeave",
+    "ServedStep",
+    "ServingResult",
+    "ServingSummary",
     "SessionBatch",
     "SessionConfig",
     "TemperFairness",
@@ -70,6 +76,7 @@ __all__ = [
     "make_vector_env",
     "make_world",
     "register_world",
+    "serve",
 ]
 
 

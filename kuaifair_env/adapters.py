@@ -46,7 +46,11 @@ class Policy(Protocol):
 
 @runtime_checkable
 class BindsEnvironment(Protocol):
-    """A policy that needs more than observations (users, histories, the truth) and says so."""
+    """A policy that needs more than observations (users, histories) and says so.
+
+    Evaluation and serving show it the sessions without the truth of their world (:mod:`kuaifair_env.agent_view`),
+    unless it declares ``privileged = True``.
+    """
 
     def bind(self, batch: SessionBatch) -> None:
         """Tells the policy which sessions its observations will come from."""
@@ -184,26 +188,33 @@ class PlayedEnv(Protocol):
         ...
 
 
-class _PlayedVecEnv(PlayedEnv):
-    """A ``VecEnv`` of Stable-Baselines3; see :class:`PlayedEnv`."""
+class PlayedVecEnv(PlayedEnv):
+    """A ``VecEnv`` of Stable-Baselines3; see :class:`PlayedEnv`.
+
+    Attributes:
+        vec_env: The environment.
+    """
 
     def __init__(self, env: VecEnv) -> None:
-        self._env = env
+        self.vec_env = env
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.layers = _layers(env)
         self.over = np.zeros(env.num_envs, np.bool_)
 
     def reset(self) -> Any:
-        self._env.unwrapped._reset_seeds()
-        self._env.unwrapped._reset_options()
-        return self._env.reset()
+        """See :class:`PlayedEnv`."""
+        self.vec_env.unwrapped._reset_seeds()
+        self.vec_env.unwrapped._reset_options()
+        return self.vec_env.reset()
 
     def step(self, actions: NDArray[Any]) -> Step:
-        observation, _, done, _ = self._env.step(actions)
+        """See :class:`PlayedEnv`."""
+        observation, _, done, _ = self.vec_env.step(actions)
         return Step(observation, done, done)
 
     def action_masks(self) -> BoolArray:
-        return np.stack(self._env.env_method("action_masks"))
+        """See :class:`PlayedEnv`."""
+        return np.stack(self.vec_env.env_method("action_masks"))
 
 
 class _PlayedVectorEnv(PlayedEnv):
@@ -253,10 +264,10 @@ def played(env: Any, n_envs: int) -> PlayedEnv:
     _check_sessions(layers)
     bottom = layers[-1]
     if not isinstance(bottom, KuaiFairVecEnv) and not any(_changes(layer) for layer in layers):
-        return _PlayedVecEnv(KuaiFairVecEnv(bottom.world, bottom.config, n_envs, seed=0))
+        return PlayedVecEnv(KuaiFairVecEnv(bottom.world, bottom.config, n_envs, seed=0))
     if isinstance(env, VecEnv):
-        return _PlayedVecEnv(env)
-    return _PlayedVectorEnv(env) if isinstance(env, VectorEnv) else _PlayedVecEnv(DummyVecEnv([lambda: env]))
+        return PlayedVecEnv(env)
+    return _PlayedVectorEnv(env) if isinstance(env, VectorEnv) else PlayedVecEnv(DummyVecEnv([lambda: env]))
 
 
 def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
@@ -265,7 +276,7 @@ def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
 
 
 @contextmanager
-def serving(env: PlayedEnv, source: SessionSource) -> Iterator[list[SessionBatch]]:
+def playing_sessions_of(env: PlayedEnv, source: SessionSource) -> Iterator[list[SessionBatch]]:
     """Has an environment play sessions from a source, with running statistics frozen, and then go on where it was.
 
     Args:
@@ -287,7 +298,7 @@ def serving(env: PlayedEnv, source: SessionSource) -> Iterator[list[SessionBatch
                 layer.results_writer = None
             if _holds_sessions(layer):
                 batch = SessionBatch(layer.world, layer.config, layer.batch.batch_size)
-                batch.serve(source)
+                batch.take_sessions_from(source)
                 layer.play(batch)
                 batches.append(batch)
         yield batches

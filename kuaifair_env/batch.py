@@ -267,7 +267,7 @@ class SessionBatch:
         self._random_users.reseed(self._all if rows is None else rows, keys)
         self.simulator.source = self._random_users
 
-    def serve(self, source: SessionSource) -> None:
+    def take_sessions_from(self, source: SessionSource) -> None:
         """Takes sessions from another source from now on (fixed lists for evaluation)."""
         self.simulator.source = source
 

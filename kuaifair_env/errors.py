@@ -40,5 +40,9 @@ class DataError(KuaiFairError, ValueError):
         super().__init__(f"{where}: {problem}" if where else problem)
 
 
+class HiddenTruthError(KuaiFairError):
+    """An agent asked for what only the users of a world know."""
+
+
 class ArtifactError(KuaiFairError, ValueError):
     """A saved model, cache or run is corrupt, foreign, or of another version."""

@@ -22,8 +22,9 @@ from kuaifair_env.adapters import (
     check_agent,
     inference_mode,
     played,
-    serving,
+    playing_sessions_of,
 )
+from kuaifair_env.agent_view import sessions_for_agents
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.metrics import (
@@ -180,15 +181,15 @@ def evaluate(
     agent = getattr(policy, "__self__", policy)
     check_agent(agent, played_env)
     actor = Actor(policy, deterministic)
-    world = played_env.world
+    world, own_batch = played_env.world, played_env.own_batch
     sessions = FixedSessions.of_users(users_to_evaluate(world, users, n_users), episodes_per_user, seed)
     with (
-        serving(played_env, sessions) as batches,
+        playing_sessions_of(played_env, sessions) as batches,
         inference_mode(agent),
-        _bound(policy, actor, batches, played_env) as reads_masks,
+        binding(policy, actor, batches, own_batch) as reads_masks,
         tqdm(total=len(sessions), unit="session", disable=not progress, leave=False) as bar,
     ):
-        totals = _Totals(batches, ranking)
+        totals = SessionTotals(batches, ranking)
         for finished in _play(actor, played_env, totals, len(sessions), reads_masks):
             bar.update(finished)
         return totals.result(seed)
@@ -220,8 +221,14 @@ def users_to_evaluate(world: World, users: Any = None, n_users: int | None = Non
 
 
 @contextmanager
-def _bound(policy: Any, actor: Actor, batches: Sequence[SessionBatch], env: PlayedEnv) -> Iterator[bool]:
+def binding(policy: Any, actor: Actor, batches: Sequence[SessionBatch], own_batch: SessionBatch) -> Iterator[bool]:
     """Binds a policy that must know its sessions, and yields whether it has to be given masks.
+
+    Args:
+        policy: The policy; unless it is privileged it is shown the sessions without the truth of their world.
+        actor: The same.
+        batches: The sessions that it acts in.
+        own_batch: Sessions that it is bound to afterwards.
 
     Raises:
         TypeError: If it must know them, and they are not one batch.
@@ -237,14 +244,19 @@ def _bound(policy: Any, actor: Actor, batches: Sequence[SessionBatch], env: Play
             )
         yield True
         return
-    policy.bind(batches[0])
+    policy.bind(shown_to(policy, batches[0]))
     try:
         yield actor.takes_masks and batches[0].simulator.allowed is not None
     finally:
-        policy.bind(env.own_batch)
+        policy.bind(shown_to(policy, own_batch))
 
 
-def _play(actor: Actor, env: PlayedEnv, totals: _Totals, n_sessions: int, reads_masks: bool) -> Iterator[int]:
+def shown_to(policy: Any, batch: SessionBatch) -> SessionBatch:
+    """Returns sessions as a policy may see them: with the truth of their world if it says ``privileged = True``."""
+    return batch if getattr(policy, "privileged", False) else sessions_for_agents(batch)
+
+
+def _play(actor: Actor, env: PlayedEnv, totals: SessionTotals, n_sessions: int, reads_masks: bool) -> Iterator[int]:
     """Plays all sessions to their end; yields how many of them each step finished."""
     observation = env.reset()
     starts = np.ones(len(env.over), np.bool_)
@@ -271,7 +283,7 @@ class _Before(NamedTuple):
     outcomes: list[Outcome | None]
 
 
-class _Totals:
+class SessionTotals:
     """Adds up what happens in the listed sessions of one or several batches.
 
     Args:

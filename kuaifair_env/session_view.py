@@ -43,12 +43,20 @@ class SessionView:
     def __init__(self, env: HasSessions, row: int) -> None:
         self._env = env
         self._row = row
-        self.world = env.world
-        self.config = env.config
         self.action_space = env.batch.action_space
         self.observation_space = env.batch.observation_space
         self.render_mode: str | None = None
         self.spec = None
+
+    @property
+    def world(self) -> World:
+        """The world of the sessions."""
+        return self._env.world
+
+    @property
+    def config(self) -> SessionConfig:
+        """Their settings."""
+        return self._env.config
 
     @property
     def user_id(self) -> int | str:

@@ -16,12 +16,13 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import IdArray
 
 # One salt a split; two splits with the same salt would choose the same users.
-HELD_OUT, FOLDS, EVALUATION, CALIBRATION, EARLY_STOPPING = 0, 1, 2, 5, 7
+HELD_OUT, FOLDS, EVALUATION, CALIBRATION, EARLY_STOPPING, SERVING = 0, 1, 2, 5, 7, 8
 
 CALIBRATION_SHARE = 0.1
 EVALUATION_USERS = 1_000
 _MIN_HELD_OUT_USERS = 1_000
 _EARLY_STOPPING_SHARE = 10
+_SERVED_SHARE = 0.8
 
 
 def user_hashes(user_ids: IdArray, salt: int) -> seeding.Keys:
@@ -82,6 +83,18 @@ def evaluation_users(user_ids: IdArray, count: int = EVALUATION_USERS) -> IdArra
     if count < 1:
         raise ValueError(f"need at least 1 user to evaluate on, got {count}")
     return np.asarray(user_ids[chosen_users(user_ids, count, EVALUATION)])
+
+
+def serving_split(user_ids: IdArray) -> tuple[IdArray, IdArray]:
+    """Divides raw ids of users into those whom a service meets (80 %, at least one) and the others, both increasing.
+
+    Args:
+        user_ids: Increasing: raw ids of a world's users, usually the test world's.
+    """
+    count = max(round(_SERVED_SHARE * len(user_ids)), 1)
+    served = np.zeros(len(user_ids), np.bool_)
+    served[chosen_users(user_ids, count, SERVING)] = True
+    return user_ids[served], user_ids[~served]
 
 
 def early_stopping_split(

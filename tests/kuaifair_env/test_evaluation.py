@@ -28,6 +28,7 @@ from hrl_policies.controls import RandomSlates
 from kuaifair_env.abandonment import CategoryBoredom, NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.errors import HiddenTruthError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import evaluation_users
@@ -174,6 +175,8 @@ def test_recurrent_state_is_passed_on():
 
 def test_ranking_quality_of_the_best_slate_is_one():
     class Best:
+        privileged = True
+
         def bind(self, batch):
             self.batch = batch
 
@@ -183,6 +186,21 @@ def test_ranking_quality_of_the_best_slate_is_one():
     env = KuaiFairVecEnv(WORLD, CONFIG, 8, seed=0)
     assert evaluate(Best(), env, ranking=True).ndcg == pytest.approx(1.0)
     assert evaluate(SameSlate([0, 1, 2, 3, 4]), env, ranking=True).ndcg < 0.95
+    Best.privileged = False
+    with pytest.raises(HiddenTruthError, match="privileged = True"):
+        evaluate(Best(), env)
+
+
+def test_a_policy_is_bound_to_the_environments_own_sessions_afterwards():
+    class Bound(SameSlate):
+        privileged = True
+
+        def bind(self, batch):
+            self.batch = batch
+
+    env, policy = KuaiFairVecEnv(WORLD, CONFIG, 8, seed=0), Bound([0, 1, 2, 3, 4])
+    evaluate(policy, env)
+    assert policy.batch is env.batch
 
 
 def test_the_environments_own_sessions_go_on_afterwards():

@@ -197,7 +197,7 @@ def test_conformity_puts_the_herd_back_into_the_twins_test_world():
     assert herding.true_preference is not None
 
 
-SALTS = (splits.HELD_OUT, splits.FOLDS, splits.EVALUATION, splits.CALIBRATION, splits.EARLY_STOPPING)
+SALTS = (splits.HELD_OUT, splits.FOLDS, splits.EVALUATION, splits.CALIBRATION, splits.EARLY_STOPPING, splits.SERVING)
 
 
 def test_held_out_users_do_not_depend_on_the_order_or_the_rest_of_the_data():
@@ -215,7 +215,14 @@ def test_the_users_of_every_split_are_pinned():
     assert chosen == PINNED
 
 
-PINNED = {0: [120, 320, 710], 1: [100, 180, 320], 2: [280, 350, 410], 5: [270, 660, 750], 7: [140, 350, 610]}
+PINNED = {
+    0: [120, 320, 710],
+    1: [100, 180, 320],
+    2: [280, 350, 410],
+    5: [270, 660, 750],
+    7: [140, 350, 610],
+    8: [260, 350, 760],
+}
 
 
 def test_splits_are_independent_of_each_other():

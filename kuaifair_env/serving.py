@@ -1,0 +1,349 @@
+"""Serving: an agent meets the users of a world one after the other and may learn from what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from kuaifair_env import seeding
+from kuaifair_env.adapters import (
+    Actor,
+    PlayedEnv,
+    PlayedVecEnv,
+    Policy,
+    check_agent,
+    inference_mode,
+    played,
+    playing_sessions_of,
+)
+from kuaifair_env.batch import SessionBatch
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.evaluation import (
+    DEFAULT_SEED,
+    EvaluationResult,
+    SessionTotals,
+    binding,
+    evaluate,
+    shown_to,
+    users_to_evaluate,
+)
+from kuaifair_env.serving_results import Learning, ServingResult
+from kuaifair_env.simulator import Sessions
+from kuaifair_env.splits import EVALUATION_USERS, evaluation_users, serving_split
+from kuaifair_env.world import World
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+SESSIONS = 20_000
+
+
+@dataclass(frozen=True)
+class ServedStep:
+    """What a step of ``B`` concurrent sessions showed, and how users answered.
+
+    Attributes:
+        users: ``int64 (B,)``, rows of the users who were shown a slate.
+        items: ``int64 (B, K)``, the slates.
+        clicks: ``bool (B, K)``.
+        feedback: ``float32 (B, K)``.
+        steps: ``int64 (B,)``, number of the slate within its session, from 0.
+        done: ``bool (B,)``, sessions that the step ended; another one has started in their place.
+        live: ``bool (B,)``, sessions that are counted. Others fill up the end of a service and are not to be learned
+            from.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    clicks: BoolArray
+    feedback: FloatArray
+    steps: NDArray[np.int64]
+    done: BoolArray
+    live: BoolArray
+
+
+@runtime_checkable
+class LearnsWhileServing(Policy, Protocol):
+    """A policy that goes on learning from the sessions that it serves.
+
+    :func:`serve` calls ``bind`` once, then ``predict`` (``deterministic=False``, so it may explore) and ``learn`` in
+    turn. ``evaluate`` calls ``bind`` and ``predict`` alone, with ``deterministic=True``: what was learned stays, and
+    nothing is learned.
+    """
+
+    def bind(self, batch: SessionBatch) -> None:
+        """Takes the sessions whose observations :meth:`predict` will get; nothing is known of their users yet.
+
+        Unless the policy declares ``privileged = True``, whatever the batch knows of the users' true tastes raises a
+        ``HiddenTruthError`` on access (:mod:`kuaifair_env.agent_view`).
+        """
+        ...
+
+    def learn(self, step: ServedStep) -> None:
+        """Takes what the last step showed; sessions that it ended have been replaced in the batch already."""
+        ...
+
+    def save_served(self, path: Path) -> None:
+        """Writes all that was learned, and the state of random generators, to a file."""
+        ...
+
+    def load_served(self, path: Path) -> None:
+        """Reads what :meth:`save_served` wrote, after :meth:`bind` on the same sessions."""
+        ...
+
+
+class ServedUsers:
+    """Sessions of users who come one after the other, all of them once before any comes again.
+
+    The order of each pass follows from ``order`` and the users' ids. The random numbers of a session follow from seed,
+    user and visit, so that orders differ in nothing but the order. Sessions beyond the number that is counted go on
+    with the next users and have the number -1.
+
+    Args:
+        world: The world of the users.
+        users: ``int (U,)`` user rows.
+        sessions: How many sessions are counted.
+        order: Which order.
+        seed: Seed of the sessions' randomness.
+
+    Attributes:
+        started: Sessions handed out so far; may be set to go on with an earlier service.
+    """
+
+    def __init__(self, world: World, users: IntArray, sessions: int, order: int, seed: int) -> None:
+        self._users = np.asarray(users, np.int64)
+        self._ids = world.data.users.keys[self._users].astype(np.uint64)
+        self._sessions = sessions
+        self._order = np.asarray([seeding.stream_key(order)], np.uint64)
+        self._seed = np.asarray([seeding.stream_key(seed)], np.uint64)
+        self.started = 0
+
+    def __len__(self) -> int:
+        return self._sessions
+
+    def next(self, rows: IntArray) -> Sessions:
+        """See :class:`~kuaifair_env.simulator.SessionSource`."""
+        numbers = self.started + np.arange(len(rows))
+        self.started += len(rows)
+        visits, places = np.divmod(numbers, len(self._users))
+        users = np.concatenate([self._pass(visit)[places[visits == visit]] for visit in np.unique(visits)])
+        keys = seeding.derive(seeding.derive(self._seed, users), visits)
+        return Sessions(users, keys, np.where(numbers < self._sessions, numbers, -1))
+
+    def _pass(self, visit: int) -> NDArray[np.int64]:
+        """Returns the users in the order of their visit of this number."""
+        words = seeding.mix(seeding.derive(self._order, visit), self._ids)
+        return self._users[np.argsort(words, kind="stable")]
+
+
+def serve(
+    agent: LearnsWhileServing | Policy | Callable[..., Any],
+    env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | VecEnv,
+    users: Any = None,
+    sessions: int = SESSIONS,
+    *,
+    order: int = 0,
+    seed: int = DEFAULT_SEED,
+    n_envs: int = 64,
+    learn: bool = True,
+    evaluate_others: bool = True,
+    progress: bool = False,
+) -> ServingResult:
+    """Has an agent serve the users of a world, and lets it learn from what it sees.
+
+    Sessions are counted in the order in which they start, and all that are counted are played to their end; meanwhile
+    the next users take the free places, uncounted. The other users, whom the service does not meet, tell what was
+    learned: the agent is evaluated on them before and after, learning nothing.
+
+    Args:
+        agent: What serves. A :class:`LearnsWhileServing` goes on learning; anything else that ``evaluate`` takes acts
+            and learns nothing.
+        env: KuaiFair sessions as ``evaluate`` takes them, if they can be played as one batch: ``gym.make``,
+            ``gym.make_vec``, ``make_sb3``, also within wrappers of Stable-Baselines3 whose running statistics may stay
+            as they are (``VecDSRM``).
+        users: Raw ids of the users to serve; None takes the 80 % of the world's users that a hash of their ids chooses
+            (:func:`~kuaifair_env.splits.serving_split`).
+        sessions: Number of sessions that are counted.
+        order: Which order the users come in; different numbers give unrelated orders.
+        seed: Seed of the sessions' randomness, which is the same in every order.
+        n_envs: Concurrent sessions where the environment leaves it open.
+        learn: False has an agent that could learn act as it is.
+        evaluate_others: Whether to evaluate on the other users, at most 1,000 of them.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Sessions in the order of starting, figures, and provenance.
+
+    Raises:
+        DataError: If a user is unknown.
+        TypeError: If the environment's sessions cannot be played as one batch, or the agent is no policy.
+        ValueError: If a number is not valid, or the agent was trained on other observations or actions.
+    """
+    if sessions < 1 or order < 0:
+        raise ValueError(f"need at least 1 session and an order of at least 0, got {sessions} and {order}")
+    played_env = _one_batch(played(env, n_envs))
+    policy = getattr(agent, "__self__", agent)
+    check_agent(policy, played_env)
+    served, others = _users(played_env.world, users)
+    learning, reason = _kind(agent, learn)
+
+    def evaluated() -> EvaluationResult | None:
+        if not evaluate_others or not len(others):
+            return None
+        return evaluate(agent, env, others, seed=seed, n_envs=n_envs, progress=progress)
+
+    before = None if learning == "frozen" else evaluated()
+    source = ServedUsers(played_env.world, served, sessions, order, seed)
+    with _service(played_env, source, policy, progress) as service:
+        if learning == "posterior":
+            _serve_learning(cast(LearnsWhileServing, agent), service)
+        else:
+            _serve_frozen(agent, service)
+        result = service.totals.result(seed)
+    return ServingResult(
+        served=result,
+        before=before,
+        after=evaluated(),
+        learning=learning,
+        reason=reason,
+        agent=getattr(agent, "__name__", type(agent).__name__),
+        agent_seed=getattr(policy, "seed", None),
+        users=len(served),
+        n_envs=service.n_envs,
+        order=order,
+    )
+
+
+def _one_batch(env: PlayedEnv) -> PlayedVecEnv:
+    """Returns an environment that plays all sessions as one batch.
+
+    Raises:
+        TypeError: If it is another.
+    """
+    from kuaifair_env.sb3 import KuaiFairVecEnv
+
+    if not isinstance(env, PlayedVecEnv) or not isinstance(env.layers[-1], KuaiFairVecEnv):
+        raise TypeError(
+            "serve() plays all sessions as one batch of Stable-Baselines3's form; give it an environment of "
+            "kuaifair_env.make_sb3(...) with wrappers around it, or another one without wrappers"
+        )
+    return env
+
+
+def _users(world: World, users: Any) -> tuple[NDArray[np.int64], Any]:
+    """Returns the rows of the users to serve, and raw ids of those to evaluate on besides."""
+    chosen, others = serving_split(world.user_ids)
+    rows = users_to_evaluate(world, chosen if users is None else users)
+    others = np.setdiff1d(others, world.data.users.ids[rows])
+    return rows, evaluation_users(others, EVALUATION_USERS) if len(others) else others
+
+
+def _kind(agent: Any, learn: bool) -> tuple[Learning, str]:
+    """Returns how an agent learns while it serves, and why not if it does not."""
+    if not isinstance(agent, LearnsWhileServing):
+        return "frozen", "it has nothing to learn with while serving"
+    return ("posterior", "") if learn else ("frozen", "asked to learn nothing")
+
+
+class Service:
+    """Sessions that an agent serves, and what is recorded of them.
+
+    Args:
+        env: The environment.
+        batch: Its sessions.
+        shown: The sessions as the agent may see them.
+        source: Where they come from.
+        bar: Progress bar of sessions.
+
+    Attributes:
+        totals: What was recorded.
+        finished: How many counted sessions have ended.
+        n_envs: Concurrent sessions.
+    """
+
+    def __init__(
+        self, env: PlayedVecEnv, batch: SessionBatch, shown: SessionBatch, source: ServedUsers, bar: Any
+    ) -> None:
+        self.env, self.batch, self.shown, self.source = env, batch, shown, source
+        self.totals = SessionTotals([batch], ranking=False)
+        self.n_envs = batch.batch_size
+        self.finished = 0
+        self._bar = bar
+        self._none_over = np.zeros(batch.batch_size, np.bool_)
+
+    @property
+    def over(self) -> bool:
+        """Whether all sessions that are counted have ended."""
+        return self.finished == len(self.source)
+
+    def expect_step(self) -> None:
+        """Notes the sessions that the next step will show slates to."""
+        self._before = self.totals.before_step(self._none_over)
+        self._steps = self.batch.simulator.steps.copy()
+
+    def record_step(self, done: BoolArray) -> ServedStep:
+        """Records the step that was just taken and returns it; ``done (B,)`` says which sessions it ended."""
+        ended = self.totals.after_step(self._before, done)
+        self.finished += ended
+        self._bar.update(ended)
+        outcome = self.batch.outcome
+        assert outcome is not None
+        return ServedStep(
+            users=self._before.users,
+            items=outcome.items,
+            clicks=outcome.clicks,
+            feedback=outcome.feedback,
+            steps=self._steps,
+            done=np.asarray(done, np.bool_),
+            live=self._before.listed,
+        )
+
+
+@contextmanager
+def _service(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: bool) -> Iterator[Service]:
+    """Has an environment play the sessions of a service, hides their truth, and puts everything back afterwards."""
+    with (
+        playing_sessions_of(env, source) as batches,
+        tqdm(total=len(source), unit="session", disable=not progress, leave=False) as bar,
+    ):
+        shown = shown_to(agent, batches[0])
+        bottom = env.layers[-1]
+        bottom.play(shown)
+        bottom.world = shown.world
+        yield Service(env, batches[0], shown, source, bar)
+
+
+def _serve_learning(agent: LearnsWhileServing, service: Service) -> None:
+    agent.bind(service.shown)
+    for step in _steps(Actor(agent, deterministic=False), service, reads_masks=False):
+        agent.learn(step)
+
+
+def _serve_frozen(agent: Any, service: Service) -> None:
+    actor = Actor(agent, deterministic=True)
+    with (
+        inference_mode(getattr(agent, "__self__", agent)),
+        binding(agent, actor, [service.batch], service.batch) as reads_masks,
+    ):
+        for _ in _steps(actor, service, reads_masks):
+            pass
+
+
+def _steps(actor: Actor, service: Service, reads_masks: bool) -> Iterator[ServedStep]:
+    env = service.env
+    observation = env.reset()
+    starts = np.ones(service.n_envs, np.bool_)
+    while not service.over:
+        service.expect_step()
+        actions = actor.act(observation, starts, env.action_masks() if reads_masks else None)
+        observation, done, starts = env.step(actions)
+        yield service.record_step(done)

@@ -1,0 +1,206 @@
+"""What a service gave: sessions in the order of starting, curves over them, and several services taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.batch import EpisodeRecords
+from kuaifair_env.evaluation import EvaluationResult
+from kuaifair_env.metrics import engagement
+
+Learning = Literal["posterior", "gradient", "frozen"]
+"""How an agent learns while it serves: its own posterior, gradient steps of its algorithm, or not at all."""
+
+CURVE_POINTS = 40
+FIRST_AND_LAST = 1_000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, repr=False)
+class ServingResult:
+    """What an agent did while it served.
+
+    Attributes:
+        served: The counted sessions, in the order in which they started, with figures over all and provenance.
+        before: The agent evaluated on other users before it served; None where it learns nothing or nobody is left.
+        after: The same afterwards.
+        learning: How it learned.
+        reason: Why it learned nothing; empty where it did.
+        agent: Name of the agent's class, or of the function.
+        agent_seed: The agent's own seed, where it has one.
+        users: Number of users served.
+        n_envs: Concurrent sessions.
+        order: Which order the users came in.
+    """
+
+    served: EvaluationResult
+    before: EvaluationResult | None
+    after: EvaluationResult | None
+    learning: Learning
+    reason: str
+    agent: str
+    agent_seed: int | None
+    users: int
+    n_envs: int
+    order: int
+
+    def __repr__(self) -> str:
+        return f"ServingResult(\n  {self._provenance()}\n  served: {self.served!r})"
+
+    def __len__(self) -> int:
+        return len(self.served.sessions)
+
+    def first(self, sessions: int = FIRST_AND_LAST) -> dict[str, float]:
+        """Returns the figures of the sessions that started first (of all, if there are fewer)."""
+        return session_figures(self.served.sessions.take(np.arange(min(sessions, len(self)))))
+
+    def last(self, sessions: int = FIRST_AND_LAST) -> dict[str, float]:
+        """Returns the figures of the sessions that started last (of all, if there are fewer)."""
+        return session_figures(self.served.sessions.take(np.arange(max(len(self) - sessions, 0), len(self))))
+
+    def curve(self, points: int = CURVE_POINTS) -> dict[str, NDArray[np.float64]]:
+        """Returns figures over sessions served, column by column.
+
+        Args:
+            points: Into how many parts of equal size the sessions are divided, at most one for each session.
+
+        Returns:
+            ``sessions``, the number of the last session of each part, and every figure of :func:`session_figures` over
+            the part; ``float64 (points,)`` each.
+        """
+        parts = np.array_split(np.arange(len(self)), min(points, len(self)))
+        rows = [session_figures(self.served.sessions.take(part)) for part in parts]
+        columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+        return {"sessions": np.asarray([part[-1] + 1.0 for part in parts]), **columns}
+
+    def summary(self) -> dict[str, float]:
+        """Returns figures by name: over all sessions, the first and last 1,000, and the users evaluated besides."""
+        parts = {"": session_figures(self.served.sessions), "first_": self.first(), "last_": self.last()}
+        for name, evaluation in (("before_", self.before), ("after_", self.after)):
+            if evaluation is not None:
+                parts[name] = session_figures(evaluation.sessions)
+        return {prefix + name: value for prefix, figures in parts.items() for name, value in figures.items()}
+
+    def table(self) -> str:
+        """Returns provenance and figures as text, the figures aligned."""
+        return f"{self._provenance()}\n{figures_table(self.summary())}"
+
+    def _provenance(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        seed = "" if self.agent_seed is None else f", seed {self.agent_seed}"
+        return (
+            f"{self.agent}{seed}: {self.learning}{reason}; {len(self)} sessions of {self.users} users in order "
+            f"{self.order}, {self.n_envs} at a time"
+        )
+
+
+@dataclass(frozen=True)
+class ServingSummary:
+    """Several services of one method in one world, over orders of the users and seeds of the agent.
+
+    Attributes:
+        means: Mean of every figure of :meth:`ServingResult.summary`.
+        half_widths: Half widths of their 95 % intervals; NaN for a single run.
+        runs: Number of services.
+        orders: Number of different orders.
+        seeds: Number of different seeds of the agent.
+    """
+
+    means: Mapping[str, float]
+    half_widths: Mapping[str, float]
+    runs: int
+    orders: int
+    seeds: int
+
+    @classmethod
+    def of(cls, results: Sequence[ServingResult]) -> ServingSummary:
+        """Returns the summary of services of one method, each in another order or with another seed of the agent.
+
+        The interval is Student's over the runs, with as many degrees of freedom as the rarer of orders and seeds allows
+        where both vary: the variance of the mean is that of the means of the orders plus that of the means of the
+        seeds, which is too wide rather than too narrow. It assumes that orders (and seeds) are drawn independently and
+        that their means are about normal. World, users and the random numbers of sessions are the same in all runs,
+        so it says nothing of other users or other worlds.
+
+        Raises:
+            ValueError: If there are no services, or two that cannot be compared.
+        """
+        if not results:
+            raise ValueError("there are no services to sum up")
+        keys = [(result.order, result.agent_seed) for result in results]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two services have the same order and seed; got {sorted(keys, key=str)}")
+        _check_alike(results)
+        rows = [result.summary() for result in results]
+        names = [name for name in rows[0] if all(name in row for row in rows)]
+        values = {name: np.asarray([row[name] for row in rows]) for name in names}
+        orders, seeds = ([key[part] for key in keys] for part in (0, 1))
+        return cls(
+            means={name: float(value.mean()) for name, value in values.items()},
+            half_widths={name: _half_width(value, [orders, seeds]) for name, value in values.items()},
+            runs=len(results),
+            orders=len(set(orders)),
+            seeds=len(set(seeds)),
+        )
+
+    def table(self) -> str:
+        """Returns the figures with their intervals as text."""
+        return (
+            f"{self.runs} services: {self.orders} orders, {self.seeds} seeds; 95 % intervals\n"
+            f"{figures_table(self.means, self.half_widths)}"
+        )
+
+
+def session_figures(sessions: EpisodeRecords) -> dict[str, float]:
+    """Returns R_cum, Len, R_each, AD and violation rate of sessions, all slates weighted alike in the last two."""
+    steps = sessions.length
+    gap = 2.0 * float((sessions.popular_share * steps).sum() / steps.sum()) - 1.0
+    measured = engagement(steps, sessions.return_)
+    return {
+        "r_cum": measured.cumulative_reward,
+        "len": measured.length,
+        "r_each": measured.reward_per_step,
+        "ad": abs(gap),
+        "violation_rate": float((sessions.violation_rate * steps).sum() / steps.sum()),
+    }
+
+
+def figures_table(figures: Mapping[str, float], half_widths: Mapping[str, float] | None = None) -> str:
+    """Returns figures as aligned lines of text, with half widths of their intervals if there are any."""
+    width = max(map(len, figures))
+    ends = {} if half_widths is None else {name: f" +- {half:.4f}" for name, half in half_widths.items()}
+    return "\n".join(f"{name:<{width}}  {value:>12.4f}{ends.get(name, '')}" for name, value in figures.items())
+
+
+def _check_alike(results: Sequence[ServingResult]) -> None:
+    first = results[0]
+    for other in results[1:]:
+        for what, one, two in (
+            ("worlds", first.served.world["fingerprint"], other.served.world["fingerprint"]),
+            ("settings", first.served.config, other.served.config),
+            ("agents", first.agent, other.agent),
+            ("ways of learning", first.learning, other.learning),
+            ("numbers of sessions", len(first), len(other)),
+        ):
+            if one != two:
+                raise ValueError(f"services of different {what} cannot be taken together: {one} and {two}")
+
+
+def _half_width(values: NDArray[np.float64], factors: Sequence[Sequence[Any]]) -> float:
+    """Returns the half width of the 95 % interval of a mean of runs that differ in one or two factors."""
+    from scipy.stats import t
+
+    variances, freedom = [], []
+    for factor in factors:
+        groups = [float(values[[key == level for key in factor]].mean()) for level in dict.fromkeys(factor)]
+        if len(groups) > 1:
+            variances.append(float(np.var(groups, ddof=1)) / len(groups))
+            freedom.append(len(groups) - 1)
+    if not variances:
+        return float("nan")
+    return float(t.ppf(0.5 + _CONFIDENCE / 2, min(freedom)) * np.sqrt(sum(variances)))

@@ -1,0 +1,346 @@
+"""Serving: who comes when, what is counted, what agents may see, and that learning pays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from helpers import small_world
+
+import kuaifair_env
+from hrl_policies.controls import Oracle, RandomSlates
+from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate, serve
+from kuaifair_env.agent_view import world_for_agents
+from kuaifair_env.errors import DataError, HiddenTruthError
+from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.serving import ServedUsers
+from kuaifair_env.serving_results import ServingSummary, session_figures
+from kuaifair_env.spaces import top_k
+from kuaifair_env.splits import serving_split
+from kuaifair_env.world import World
+
+CONFIG = SessionConfig(max_len=5, slate_size=4, action_mode="slate", leave="popular_only")
+
+
+class ItemCounts:
+    """Shows the items with the best click rate so far, counted over all users; an eighth of the slots at random."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.steps: list[ServedStep] = []
+
+    def bind(self, batch: Any) -> None:
+        self._batch = batch
+        if not hasattr(self, "clicks"):
+            self.clicks = np.full(batch.world.n_items, 1.0)
+            self.shown = np.full(batch.world.n_items, 2.0)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        scores = np.tile((self.clicks / self.shown).astype(np.float32), (len(observation), 1))
+        if not deterministic:
+            scores[self._rng.random(scores.shape) < 0.02] = 2.0
+        return top_k(scores, self._batch.simulator.slate_size, self._batch.simulator.allowed), None
+
+    def learn(self, step: ServedStep) -> None:
+        self.steps.append(step)
+        np.add.at(self.clicks, step.items[step.live], step.clicks[step.live])
+        np.add.at(self.shown, step.items[step.live], 1.0)
+
+    def save_served(self, path: Path) -> None:
+        state = json.dumps(self._rng.bit_generator.state)
+        with path.open("wb") as stream:
+            np.savez(stream, clicks=self.clicks, shown=self.shown, state=np.asarray(state))
+
+    def load_served(self, path: Path) -> None:
+        with np.load(path) as arrays:
+            self.clicks, self.shown = arrays["clicks"], arrays["shown"]
+            self._rng.bit_generator.state = json.loads(str(arrays["state"]))
+
+
+class FirstItems:
+    """Shows the same slate to everybody."""
+
+    def predict(self, observation: Any, **_: Any) -> tuple[Any, Any]:
+        return np.tile(np.arange(4), (len(observation), 1)), None
+
+
+def vec_env(world: World, n_envs: int = 8, config: SessionConfig = CONFIG) -> KuaiFairVecEnv:
+    return KuaiFairVecEnv(world, config, n_envs, seed=0)
+
+
+def good_and_bad_items() -> World:
+    """Users click every tenth item nearly always, and others hardly ever."""
+    appeal = np.where(np.arange(50) % 10 == 3, 0.9, 0.1)
+    return small_world(np.broadcast_to(appeal, (40, 50)))
+
+
+def same_sessions(one: Any, two: Any) -> bool:
+    columns, others = one.sessions.columns(), two.sessions.columns()
+    return all(np.array_equal(columns[name], others[name]) for name in columns)
+
+
+def test_all_users_come_once_before_any_comes_again_in_an_order_of_their_own():
+    world = small_world()
+    source = ServedUsers(world, world.users, 100, order=0, seed=1)
+    drawn = [source.next(np.arange(size)) for size in (7, 40, 30, 43)]
+    users = np.concatenate([sessions.users for sessions in drawn])
+    passes = [users[start : start + 40].tolist() for start in (0, 40, 80)]
+    assert all(sorted(one) == world.users.tolist() for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+    other = ServedUsers(world, world.users, 100, order=1, seed=1).next(np.arange(120))
+    assert other.users[:40].tolist() != passes[0]
+    keys = dict(zip(users.tolist()[:40], np.concatenate([one.keys for one in drawn]).tolist(), strict=False))
+    assert all(keys[user] == key for user, key in zip(other.users[:40].tolist(), other.keys.tolist(), strict=False))
+
+
+def test_sessions_beyond_the_counted_ones_go_on_with_the_next_users():
+    world = small_world()
+    sessions = ServedUsers(world, world.users[:3], 4, order=0, seed=0).next(np.arange(6))
+    assert sessions.numbers.tolist() == [0, 1, 2, 3, -1, -1]
+    assert sorted(sessions.users[3:].tolist()) == [0, 1, 2]
+    assert len(set(sessions.keys.tolist())) == 6
+
+
+def test_sessions_are_counted_in_the_order_in_which_they_start():
+    world = small_world()
+    result = serve(FirstItems(), vec_env(world), sessions=70, evaluate_others=False)
+    expected = ServedUsers(world, world.user_rows(serving_split(world.user_ids)[0]), 70, 0, result.served.seed)
+    users = expected.next(np.arange(70)).users
+    assert result.served.sessions.numbers.tolist() == list(range(70))
+    assert result.served.sessions.user_ids.tolist() == world.data.users.ids[users].tolist()
+    assert (result.learning, result.users, result.n_envs, len(result)) == ("frozen", 32, 8, 70)
+
+
+@pytest.mark.parametrize("policy", [FirstItems(), RandomSlates(seed=3)])
+def test_what_learns_nothing_serves_alike_however_many_come_at_a_time(policy):
+    world = small_world()
+    one, two = (serve(policy, vec_env(world, n_envs), sessions=50, evaluate_others=False) for n_envs in (3, 16))
+    assert same_sessions(one.served, two.served)
+    assert one.summary() == two.summary()
+    other = serve(policy, vec_env(world, 3), sessions=50, order=1, evaluate_others=False)
+    assert not same_sessions(one.served, other.served)
+
+
+def test_first_visits_are_the_sessions_that_evaluation_plays():
+    world = small_world()
+    env, policy = vec_env(world), FirstItems()
+    served = serve(policy, env, world.user_ids, sessions=40, seed=5, evaluate_others=False).served.sessions
+    evaluated = evaluate(policy, env, seed=5).sessions
+    assert np.array_equal(served.return_[np.argsort(served.user_ids)], evaluated.return_)
+
+
+def test_an_agent_that_learns_gets_better_and_keeps_what_it_learned():
+    lasts = []
+    for seed in range(3):
+        agent = ItemCounts(seed)
+        result = serve(agent, vec_env(good_and_bad_items()), sessions=300)
+        assert result.learning == "posterior"
+        lasts.append(result.last(40)["r_cum"])
+        assert lasts[-1] > result.first(40)["r_cum"] + 0.1
+        assert result.after.summary()["r_cum"] > 2 * result.before.summary()["r_cum"]
+        assert result.after.sessions.user_ids.tolist() == serving_split(result_users(result))[1].tolist()
+    frozen = serve(ItemCounts(), vec_env(good_and_bad_items()), sessions=300, learn=False)
+    assert (frozen.learning, frozen.reason, frozen.before) == ("frozen", "asked to learn nothing", None)
+    assert min(lasts) > 2 * frozen.last(40)["r_cum"]
+
+
+def result_users(result: Any) -> Any:
+    return np.arange(0, 10 * result.served.world["users"], 10)
+
+
+def test_steps_say_who_was_shown_what():
+    world, agent = good_and_bad_items(), ItemCounts()
+    result = serve(agent, vec_env(world), sessions=20, evaluate_others=False)
+    served = result.served.sessions
+    live = np.concatenate([step.live for step in agent.steps])
+    users, done, steps, clicks = (
+        np.concatenate([getattr(step, name) for step in agent.steps])[live]
+        for name in ("users", "done", "steps", "clicks")
+    )
+    assert done.sum() == 20
+    assert len(users) == served.length.sum()
+    assert (steps == 0).sum() == 20
+    assert clicks.sum() / 4 == pytest.approx(served.return_.sum())
+    for user in np.unique(users):
+        own = np.flatnonzero(world.data.users.ids[user] == served.user_ids)
+        assert np.sort(steps[users == user]).tolist() == sorted(
+            step for session in own for step in range(served.length[session])
+        )
+    assert not all(step.live.all() for step in agent.steps), "free places go on with others at the end"
+
+
+def test_four_fifths_of_the_users_are_served_and_the_split_does_not_depend_on_the_world():
+    ids = np.arange(0, 1_000, 10)
+    served, others = serving_split(ids)
+    assert len(served) == 80
+    assert sorted([*served, *others]) == ids.tolist()
+    assert others[:5].tolist() == PINNED
+    assert serving_split(ids)[0].tolist() == served.tolist()
+    assert [len(part) for part in serving_split(ids[:1])] == [1, 0]
+
+
+PINNED = [10, 60, 80, 110, 160]
+
+
+class Curious(ItemCounts):
+    """Asks its sessions for everything that it may not know."""
+
+    asked: ClassVar[int] = 0
+
+    def bind(self, batch: Any) -> None:
+        super().bind(batch)
+        world = batch.world
+        for ask in (
+            lambda: world.response.expected(world.users[:2], np.zeros((2, 1), np.int64)),
+            lambda: world.response.expected_catalogue(world.users, world.n_items),
+            lambda: world.response.table,
+            lambda: world.tolerated_shares,
+            lambda: world.true_preference[0],
+            lambda: world.data.test.clicks,
+            lambda: len(world.data.test),
+            lambda: batch.simulator.world.response.table,
+            lambda: batch.simulator.expected_catalogue(),
+            lambda: batch.simulator.source.next(np.arange(2)),
+            lambda: batch.simulator._leave,
+            lambda: batch._observer,
+        ):
+            with pytest.raises(HiddenTruthError, match="agents are not told"):
+                ask()
+            type(self).asked += 1
+        assert str(world.fingerprint) == str(KNOWN.fingerprint)
+        assert world.describe() == KNOWN.describe()
+        assert batch.batch_size == len(batch.simulator.users) == len(batch.user_ids)
+
+
+KNOWN = small_world()
+KNOWN = replace(KNOWN, true_preference=(np.zeros((50, 2), np.float32), np.zeros((40, 2), np.float32)))
+
+
+def test_nothing_of_the_world_reaches_an_agent_but_what_it_is_shown():
+    env = vec_env(KNOWN)
+    serve(Curious(), env, sessions=10)
+    assert Curious.asked == 12 * 5, "evaluated before, bound back, served, evaluated after, bound back"
+    assert env.world is KNOWN
+    assert env.batch.world is KNOWN
+    assert env.get_attr("world")[0] is KNOWN
+
+
+def test_who_is_privileged_sees_the_truth():
+    result = serve(Oracle(), vec_env(KNOWN), sessions=40, evaluate_others=False)
+    blind = serve(FirstItems(), vec_env(KNOWN), sessions=40, evaluate_others=False)
+    assert result.summary()["r_cum"] > blind.summary()["r_cum"]
+
+
+def test_a_world_for_agents_can_be_used_like_any_other():
+    view = world_for_agents(KNOWN)
+    again = replace(view, embeddings=2 * view.embeddings)
+    assert again.exposures.tolist() == KNOWN.exposures.tolist()
+    with pytest.raises(HiddenTruthError):
+        again.response.expected(None, None)
+
+
+def test_curves_and_means_are_those_of_the_records():
+    result = serve(ItemCounts(), vec_env(good_and_bad_items()), sessions=100, evaluate_others=False)
+    records, curve = result.served.sessions, result.curve(4)
+    assert curve["sessions"].tolist() == [25, 50, 75, 100]
+    assert curve["r_cum"] == pytest.approx([records.return_[part : part + 25].mean() for part in (0, 25, 50, 75)])
+    whole = session_figures(records)
+    summary = result.served.summary()
+    assert {name: whole[name] for name in whole} == pytest.approx({name: summary[name] for name in whole})
+    assert result.first(30) == session_figures(records.take(np.arange(30)))
+    assert result.last(30) == session_figures(records.take(np.arange(70, 100)))
+    assert len(result.curve(1_000)["len"]) == 100
+
+
+def test_the_result_says_where_it_comes_from():
+    result = serve(ItemCounts(), vec_env(KNOWN), sessions=10, order=3)
+    assert result.served.world["fingerprint"]["id"] == KNOWN.fingerprint.describe()["id"]
+    assert result.served.config["max_len"] == 5
+    for text in (repr(result), result.table()):
+        assert "ItemCounts: posterior; 10 sessions of 32 users in order 3, 8 at a time" in text
+    assert "last_r_cum" in result.table()
+
+
+def test_services_in_several_orders_are_summed_up_with_a_students_interval():
+    results = [
+        serve(FirstItems(), vec_env(KNOWN), sessions=20, order=order, evaluate_others=False) for order in range(5)
+    ]
+    summary = ServingSummary.of(results)
+    values = np.asarray([result.summary()["r_cum"] for result in results])
+    assert summary.means["r_cum"] == pytest.approx(values.mean())
+    assert summary.half_widths["r_cum"] == pytest.approx(2.776445 * values.std(ddof=1) / np.sqrt(5))
+    assert (summary.runs, summary.orders, summary.seeds) == (5, 5, 1)
+    assert "5 services: 5 orders, 1 seeds" in summary.table()
+    with pytest.raises(ValueError, match="same order and seed"):
+        ServingSummary.of([results[0], results[0]])
+    other = serve(FirstItems(), vec_env(KNOWN), sessions=30, order=9, evaluate_others=False)
+    with pytest.raises(ValueError, match="different numbers of sessions"):
+        ServingSummary.of([results[0], other])
+
+
+def test_the_interval_over_orders_and_seeds_covers_the_mean():
+    rng = np.random.default_rng(0)
+    result = serve(FirstItems(), vec_env(KNOWN), sessions=5, evaluate_others=False)
+    covered = 0
+    for _ in range(400):
+        of_order, of_seed = rng.normal(size=5), rng.normal(size=5)
+        runs = [
+            _Fixed(result, order, seed, of_order[order] + of_seed[seed] + rng.normal())
+            for order in range(5)
+            for seed in range(5)
+        ]
+        summary = ServingSummary.of(runs)  # type: ignore[arg-type]
+        covered += abs(summary.means["r_cum"]) <= summary.half_widths["r_cum"]
+    assert covered >= 0.93 * 400
+
+
+class _Fixed:
+    """A service of which only one figure is known."""
+
+    def __init__(self, like: Any, order: int, seed: int, value: float) -> None:
+        self.served, self.agent, self.learning = like.served, like.agent, like.learning
+        self.order, self.agent_seed, self._value = order, seed, value
+
+    def __len__(self) -> int:
+        return len(self.served.sessions)
+
+    def summary(self) -> dict[str, float]:
+        return {"r_cum": self._value}
+
+
+def test_the_environment_goes_on_where_it_was():
+    env, again = vec_env(KNOWN), vec_env(KNOWN)
+    actions = np.tile(np.arange(4), (8, 1))
+    for one in (env, again):
+        one.reset()
+        one.step(actions)
+    serve(ItemCounts(), env, sessions=10)
+    for _ in range(6):
+        assert np.array_equal(env.step(actions)[0], again.step(actions)[0])
+
+
+@pytest.mark.parametrize("settings", [{"sessions": 0}, {"order": -1}])
+def test_numbers_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match="at least"):
+        serve(FirstItems(), vec_env(KNOWN), **settings)
+
+
+def test_unknown_users_and_other_environments_are_refused():
+    with pytest.raises(DataError, match="user 7 has no sessions"):
+        serve(FirstItems(), vec_env(KNOWN), [7])
+    with pytest.raises(TypeError, match="KuaiFair environment"):
+        serve(FirstItems(), None)  # type: ignore[arg-type]
+
+
+def test_single_environments_are_run_as_one_batch():
+    env = kuaifair_env.KuaiFairEnv(KNOWN, CONFIG)
+    result = serve(FirstItems(), env, sessions=20, n_envs=5, evaluate_others=False)
+    assert result.n_envs == 5
+    assert isinstance(ItemCounts(), LearnsWhileServing)
+    assert not isinstance(FirstItems(), LearnsWhileServing)
