@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
-from kuaifair_env.metrics import gini_of_repeats, signed_gap, slate_disparity
+from kuaifair_env.metrics import gini_of_sessions, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
     InitialHistory,
@@ -367,7 +367,7 @@ class SessionBatch:
         """Returns the records of the sessions in the given rows, as they stand."""
         steps = self.simulator.steps[rows]
         popular_share = self._popular[rows] / steps
-        repeats = _repeats(self.simulator.shown(rows), steps, self.world.n_items)
+        candidates_shown = _candidates_shown(self.simulator.shown(rows), steps, self.world.n_items)
         return EpisodeRecords(
             user_ids=self._ids_of_users[self.simulator.users[rows]],
             numbers=self.simulator.numbers[rows],
@@ -378,8 +378,8 @@ class SessionBatch:
             absolute_difference=slate_disparity(popular_share),
             signed_gap=signed_gap(popular_share),
             violation_rate=self._violations[rows] / steps,
-            gini=gini_of_repeats(repeats, self.world.n_items),
-            coverage=repeats.sum(axis=1) / self.world.n_items,
+            gini=gini_of_sessions(candidates_shown, self.world.n_items),
+            coverage=candidates_shown[:, 0] / self.world.n_items,
             left=self.simulator.left[rows],
         )
 
@@ -402,8 +402,8 @@ def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | No
     return int(rows[0]), key
 
 
-def _repeats(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
-    """Counts how many items each session showed once, twice and so on.
+def _candidates_shown(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
+    """Counts the candidates that each session showed at least once, at least twice and so on.
 
     Args:
         shown: ``(n, T, K)`` slates.
@@ -411,16 +411,20 @@ def _repeats(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray
         n_items: Number of candidates ``N``.
 
     Returns:
-        ``int64 (n, C)``; entry ``c`` is how many items were shown ``c + 1`` times.
+        ``int64 (n, C)``, as :func:`~kuaifair_env.metrics.gini_of_sessions` reads them.
     """
     n, length, k = shown.shape
-    sessions = np.arange(n).repeat(steps * k)
-    items = shown[np.arange(length) < steps[:, None]].ravel()
-    # A number for each item of each session; sessions stay together when they are sorted.
-    showings = sessions * n_items + items
+    dtype = np.int32 if n * n_items < 2**31 else np.int64
+    sessions = np.arange(n, dtype=dtype).repeat(steps * k)
+    slates = np.flatnonzero(np.arange(length) < steps[:, None])
+    # A number for each candidate of each session; sessions stay together when they are sorted.
+    showings = shown.reshape(n * length, k).take(slates, axis=0).ravel() + sessions * dtype(n_items)
     showings.sort()
-    ends = np.flatnonzero(showings[1:] != showings[:-1])
-    ends = np.append(ends, len(showings) - 1)
-    times = np.diff(ends, prepend=-1)
+    is_last = np.ones(len(showings), np.bool_)
+    np.not_equal(showings[1:], showings[:-1], out=is_last[:-1])
+    ends = is_last.nonzero()[0]
+    times = ends + 1
+    times[1:] -= times[:-1].copy()
     most = int(times.max())
-    return np.bincount(sessions[ends] * most + times - 1, minlength=n * most).reshape(n, most)
+    exactly = np.bincount(sessions.take(ends) * most + times - 1, minlength=n * most).reshape(n, most)
+    return np.add.accumulate(exactly[:, ::-1], axis=1)[:, ::-1]

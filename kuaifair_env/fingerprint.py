@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,13 @@ class WorldFingerprint:
         probes = ("response", "embeddings")
         return exact + [name for name in probes if not _close(getattr(self, name), getattr(other, name))]
 
-    def __str__(self) -> str:
-        """The short form: a hash of the exact parts, and mean expected feedback in thousandths, for people."""
+    @cached_property
+    def short(self) -> str:
+        """A hash of the exact parts, and mean expected feedback in thousandths, for people."""
         return f"{_hash(sorted(self.parts.items()))}-{round(1000 * self.response[0]):03d}"
+
+    def __str__(self) -> str:
+        return self.short
 
 
 def _hash(part: Any) -> str:

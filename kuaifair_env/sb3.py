@@ -17,7 +17,7 @@ from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
-from kuaifair_env.spaces import replace_rows, take_rows
+from kuaifair_env.spaces import replace_rows, split_observations, take_rows
 from kuaifair_env.world import World
 
 InfoLevel = Literal["episode", "step"]
@@ -172,11 +172,17 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
         self, records: EpisodeRecords, outcome: Outcome, observation: Any, infos: list[dict[str, Any]]
     ) -> None:
         seconds = round(time.perf_counter() - self._made_at, 6)
-        for row, session in zip(self.batch.finished.tolist(), records.infos(), strict=True):
-            infos[row]["terminal_observation"] = take_rows(observation, row)
-            infos[row]["TimeLimit.truncated"] = bool(outcome.truncated[row])
-            infos[row]["episode"] = {"r": session["r_cum"], "l": session["len"], "t": seconds}
-            infos[row]["session"] = session
+        finished = self.batch.finished
+        last = split_observations(take_rows(observation, finished))
+        truncated = outcome.truncated[finished].tolist()
+        sessions = zip(finished.tolist(), last, truncated, records.infos(), strict=True)
+        for row, last_observation, is_truncated, session in sessions:
+            infos[row] |= {
+                "terminal_observation": last_observation,
+                "TimeLimit.truncated": is_truncated,
+                "episode": {"r": session["r_cum"], "l": session["len"], "t": seconds},
+                "session": session,
+            }
 
 
 def world_beneath(env: VecEnv) -> World | None:

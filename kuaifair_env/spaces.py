@@ -482,6 +482,13 @@ def stack_observations(observations: Sequence[Any]) -> Any:
     return _map(lambda *arrays: np.stack(arrays), *observations)
 
 
+def split_observations(observations: Any) -> list[Any]:
+    """Returns a batch as single observations."""
+    if not isinstance(observations, dict):
+        return list(observations)
+    return [dict(zip(observations, rows, strict=True)) for rows in zip(*observations.values(), strict=True)]
+
+
 def take_rows(observations: Any, rows: int | IntArray) -> Any:
     """Returns one observation of a batch, or several as a batch."""
     return _map(lambda array: array[rows], observations)

@@ -17,7 +17,7 @@ from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
-from kuaifair_env.spaces import take_rows
+from kuaifair_env.spaces import split_observations
 from kuaifair_env.world import World
 
 
@@ -171,10 +171,9 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
     def _reset_finished(self, finished: IntArray, infos: dict[str, Any]) -> None:
         if len(finished) == 0:
             return
-        last = self.batch.observe(finished)
         final_obs = np.full(self.num_envs, None, object)
-        for place, row in enumerate(finished.tolist()):
-            final_obs[row] = take_rows(last, place)
+        for row, last in zip(finished.tolist(), split_observations(self.batch.observe(finished)), strict=True):
+            final_obs[row] = last
         ended = self._over.copy()
         running = ~ended
         final_info = {name: ended if name.startswith("_") else array for name, array in infos.items()}
@@ -217,8 +216,9 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
 
     def _session_infos(self, records: EpisodeRecords) -> dict[str, Any]:
         session: dict[str, Any] = {}
+        over = self._over.copy()
         for name, column in records.columns().items():
             session[name] = np.zeros(self.num_envs, column.dtype)
             session[name][self.batch.finished] = column
-            session[f"_{name}"] = self._over.copy()
+            session[f"_{name}"] = over
         return session

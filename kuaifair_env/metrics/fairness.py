@@ -217,19 +217,19 @@ def gini(exposures: NDArray[Any], n_items: int | None = None) -> float:
     return float(((2.0 * np.arange(1, n + 1) - n - 1.0) * ordered).sum() / (n * ordered.sum()))
 
 
-def gini_of_repeats(repeats: NDArray[np.int64], n_items: int) -> NDArray[np.float64]:
-    """Returns :func:`gini` of many sessions at once, without checks.
+def gini_of_sessions(candidates_shown: NDArray[np.int64], n_items: int) -> NDArray[np.float64]:
+    """Returns :func:`gini` of the exposures in each of many sessions, without checks.
+
+    With ``n_c`` candidates shown at least ``c`` times, ``G = 1 - sum_c n_c^2 / (N sum_c n_c)``: they have the ``n_c``
+    highest ranks.
 
     Args:
-        repeats: ``int64 (n, C)``; entry ``c`` is how many candidates the session showed ``c + 1`` times. The others
-            were never shown.
+        candidates_shown: ``int64 (n, C)``, ``n_c`` of each session; none was shown more than ``C`` times.
         n_items: N.
     """
-    shown = np.arange(1, repeats.shape[1] + 1) * repeats
-    # Candidates shown equally often have consecutive ranks, so that their terms make an arithmetic series.
-    last_rank = n_items - repeats.sum(axis=1, keepdims=True) + np.cumsum(repeats, axis=1)
-    weighted = shown * (2 * last_rank - repeats - n_items)
-    return np.asarray(weighted.sum(axis=1) / (n_items * shown.sum(axis=1)))
+    exposures = np.add.reduce(candidates_shown, axis=1)
+    squares: NDArray[np.int64] = np.add.reduce(candidates_shown * candidates_shown, axis=1)
+    return 1.0 - squares / (n_items * exposures)
 
 
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:
