@@ -414,11 +414,12 @@ def _candidates_shown(shown: IntArray, steps: NDArray[np.int64], n_items: int) -
         ``int64 (n, C)``, as :func:`~kuaifair_env.metrics.gini_of_sessions` reads them.
     """
     n, length, k = shown.shape
-    dtype = np.int32 if n * n_items < 2**31 else np.int64
-    sessions = np.arange(n, dtype=dtype).repeat(steps * k)
+    # 32 bits are sorted twice as fast.
+    first: NDArray[Any] = n_items * np.arange(n, dtype=np.int32 if n * n_items < 2**31 else np.int64)
+    sessions = np.arange(n).repeat(steps * k)
     slates = np.flatnonzero(np.arange(length) < steps[:, None])
     # A number for each candidate of each session; sessions stay together when they are sorted.
-    showings = shown.reshape(n * length, k).take(slates, axis=0).ravel() + sessions * dtype(n_items)
+    showings = shown.reshape(n * length, k).take(slates, axis=0).ravel() + first.repeat(steps * k)
     showings.sort()
     is_last = np.ones(len(showings), np.bool_)
     np.not_equal(showings[1:], showings[:-1], out=is_last[:-1])

@@ -228,8 +228,8 @@ def gini_of_sessions(candidates_shown: NDArray[np.int64], n_items: int) -> NDArr
         n_items: N.
     """
     exposures = np.add.reduce(candidates_shown, axis=1)
-    squares: NDArray[np.int64] = np.add.reduce(candidates_shown * candidates_shown, axis=1)
-    return 1.0 - squares / (n_items * exposures)
+    squares = np.add.reduce(candidates_shown * candidates_shown, axis=1)
+    return np.asarray(1.0 - squares / (n_items * exposures))
 
 
 def normalised_entropy(exposures: NDArray[Any], n_items: int | None = None) -> float:
