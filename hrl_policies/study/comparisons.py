@@ -93,9 +93,10 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
     own = comparison.find(base)
     return ResultTable(
         title=comparison.titled(f"{own.title} minus each other method"),
-        header=("world", "Max Len", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
+        header=("world", "Max Len", "repeats", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
         rows=tuple(
-            (task.world_title, str(task.max_len), variant.title, *cells) for (task, variant), cells in rows.items()
+            (task.world_title, str(task.max_len), task.repeats, variant.title, *cells)
+            for (task, variant), cells in rows.items()
         ),
         notes=(
             *world_notes(comparison.runs),
@@ -133,7 +134,7 @@ def _is_single_control(runs: Runs) -> bool:
 
 def _notes_on_unpaired(comparison: Comparison, own: Variant) -> list[str]:
     names = [
-        f"{other.title} ({task.world_title}, Max Len {task.max_len})"
+        f"{other.title} ({task.world_title}, {task.session_title})"
         for task, other, first, second in _pairs(comparison, own)
         if not _comparable(first, second)
     ]
@@ -258,7 +259,7 @@ def score_table(comparison: Comparison, base: str | None, command: str) -> Resul
     notes = [
         comparison.provenance,
         *(f"{one.title}: {one.explanation}." for one in scores),
-        f"Tasks: {', '.join(f'{task.world_title} {task.max_len}' for task in comparison.tasks)}.",
+        f"Tasks: {'; '.join(f'{task.world_title}, {task.session_title}' for task in comparison.tasks)}.",
         "IQM: interquartile mean over seeds and tasks, with its 95 % stratified bootstrap interval (seeds resampled "
         "within tasks; none for one seed).",
     ]

@@ -114,6 +114,8 @@ class RunConfig:
                 f"{self.method} learns on purified states: name a purifier, PurifierIdentity.of_file(PATH), as "
                 f"`kuaifair pretrain --mode {spec.purifier}` or hrl_policies.worlds.cached_purifier makes them"
             )
+        if spec.needs_repeats and self.session.repeats == "forbid":
+            raise ValueError(f"{self.method} needs repeats='allow': {spec.needs_repeats}")
         if self.seed < 0:
             raise ValueError(f"a seed is not negative, got {self.seed}")
 

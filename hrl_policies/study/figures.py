@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.labels import RunRecord, Task, Variant, data_note, item_term_suffix
+from hrl_policies.study.labels import RunRecord, Task, Variant, conditions, data_note
 from hrl_policies.study.results import Comparison
-from hrl_policies.study.tables import group_variants
+from hrl_policies.study.tables import group_rows
 from kuaifair_env.files import save_figure
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def draw_task_panels(
     for row, task in zip(axes, tasks, strict=True):
         for axis, figure in zip(row, figures, strict=True):
             draw(axis, task, figure)
-        row[0].set_title(task.world_title, loc="left", fontsize=10)
-    conditions = [comparison.conditions] if comparison.conditions else []
-    legend_beside(panels, axes, "\n".join([f"Max Len {tasks[0].max_len}", *conditions, legend]))
+        row[0].set_title(f"{task.world_title}, {task.session_title}", loc="left", fontsize=10)
+    unusual = [comparison.conditions] if comparison.conditions else []
+    legend_beside(panels, axes, "\n".join([*unusual, legend]))
     save_figure(panels, path, comparison.provenance)
 
 
@@ -141,7 +141,7 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
 
     Args:
         path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        records: Runs of one world under one set of conditions.
+        records: Runs on one task under one set of conditions.
 
     Raises:
         ValueError: If there are no runs.
@@ -150,7 +150,7 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
         raise ValueError("there are no finished runs to draw")
     from matplotlib.figure import Figure
 
-    groups = group_variants(records)
+    groups = {variant: group for (variant, _), group in group_rows(records).items()}
     variants = sorted(groups, key=lambda one: np.mean([run.summary["r_cum"] for run in groups[one]]))
     figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(variants)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -164,8 +164,8 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     left.set_yticks(range(len(variants)), [variant.title for variant in variants])
     left.set_xlabel("R_cum")
     right.set_xlabel("Len (line: floor and ceiling)")
-    task, item_term = Task.of_record(records[0]), records[0].config.item_term
-    figure.suptitle(f"{task.world_title}, Max Len {task.max_len}{item_term_suffix(item_term)}", fontsize=11)
+    task, unusual = Task.of_record(records[0]), conditions(records[0].config)
+    figure.suptitle(", ".join([task.world_title, task.session_title, *([unusual] if unusual else [])]), fontsize=11)
     save_figure(figure, path, data_note(records[0]))
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hrl_policies.study.config import RunConfig
+from hrl_policies.study.config import RunConfig, unusual_settings
 from hrl_policies.study.store import StoredRun, stored_runs
 from hrl_policies.zoo import METHODS, MethodSpec, method
+from kuaifair_env.abandonment import leave_rule, rule_text
+from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import EvaluationResult
 from kuaifair_env.fingerprint import WorldFingerprint
+from kuaifair_env.simulator import Repeats
 
 ORIGINS = {
     "real": "real data, official files",
@@ -190,22 +193,34 @@ class Variant:
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """A world (environment id, or a study's own name) and a horizon, on which methods are compared, with its data."""
+    """What methods are compared on: a world (environment id, or a study's own name), its data, horizon and repeats."""
 
     world: str
     max_len: int
+    repeats: Repeats
     data: str
     origin: str
 
     @classmethod
     def of_record(cls, record: RunRecord) -> Task:
         """Returns the task of a run."""
-        return cls(record.config.world, record.config.session.max_len, record.data, record.origin)
+        session = record.config.session
+        return cls(record.config.world, session.max_len, session.repeats, record.data, record.origin)
 
     @property
     def world_title(self) -> str:
         """Name of the world in tables and figures."""
         return world_title(self.world, self.origin)
+
+    @property
+    def session_title(self) -> str:
+        """Horizon and repeats in tables and figures."""
+        return session_title(self.max_len, self.repeats)
+
+
+def session_title(max_len: int, repeats: Repeats) -> str:
+    """Returns a horizon, and whether items may be shown again, in tables and figures."""
+    return f"Max Len {max_len}, repeats {'allowed' if repeats == 'allow' else 'forbidden'}"
 
 
 def world_title(world: str, origin: str) -> str:
@@ -220,9 +235,19 @@ def families(variants: Iterable[Variant]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(variant.family for variant in ordered))
 
 
-def item_term_suffix(item_term: str) -> str:
-    """Returns what a title says of the item term; nothing without one."""
-    return f", item term '{item_term}'" if item_term else ""
+def session_conditions(session: SessionConfig) -> dict[str, Any]:
+    """Returns how sessions run, apart from a task's horizon and repeats and from how a method acts and observes."""
+    return {name: value for name, value in session.describe().items() if name not in (*MODES, "max_len", "repeats")}
+
+
+def conditions(config: RunConfig) -> str:
+    """Returns how a run differs from default sessions in default worlds, apart from its task; empty if not at all."""
+    usual, session = session_conditions(SessionConfig()), session_conditions(config.session)
+    unusual = {name: value for name, value in session.items() if value != usual[name]}
+    if "leave" in unusual:
+        unusual["leave"] = rule_text(leave_rule(config.session.leave))
+    parts = [f"{name} {value}" for name, value in (unusual | unusual_settings(config.world_settings)).items()]
+    return ", ".join([*parts, *([f"item term '{config.item_term}'"] if config.item_term else [])])
 
 
 def leave_rule_text(rule: Mapping[str, Any]) -> str:
@@ -243,13 +268,12 @@ def evaluation_note(record: RunRecord) -> str:
     """Returns on whom, how often and under which rule a run was evaluated."""
     session = record.config.session.describe()
     rewards = "" if session["reward"] == "mean" else f"; rewards are the {session['reward']} of a slate's feedback"
-    repeats = "" if session["repeats"] == "allow" else "; no item twice in a session"
     drift = f"; tastes drift, by half in {session['drift']:g} slates" if session["drift"] else ""
     clock = "; agents see the session clock" if session["session_clock"] else ""
     return (
         f"Evaluated on {record.users} held-out users, {record.config.episodes_per_user} session(s) each, the same "
         f"users and the same random numbers for every method; slates of {session['slate_size']}; "
-        f"leave rule {leave_rule_text(session['leave'])}{repeats}{drift}{rewards}{clock}."
+        f"leave rule {leave_rule_text(session['leave'])}{drift}{rewards}{clock}."
     )
 
 
@@ -265,6 +289,12 @@ def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
         steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
     listed = ", ".join(f"{variant.spec.title} {count:,}" for variant, count in steps.items())
     return [f"Trained in the training world with seeds {seeds}; steps: {listed}.{remark}"]
+
+
+def repeats_notes(variants: Iterable[Variant], repeats: Iterable[Repeats]) -> list[str]:
+    """Returns why methods have no results where repeats are forbidden; none in a table without such results."""
+    names = dict.fromkeys(variant.method for variant in variants) if "forbid" in repeats else {}
+    return [f"{spec.title} needs repeats: {spec.needs_repeats}." for spec in map(method, names) if spec.needs_repeats]
 
 
 def method_notes(records: Sequence[RunRecord]) -> list[str]:

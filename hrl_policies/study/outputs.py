@@ -94,7 +94,7 @@ def _draw_group(folder: Path, group: Comparison, ending: str) -> list[Path]:
     if draw_profiles(path, group):
         written.append(path)
     for task in group.tasks:
-        path = folder / f"results_{_plain(task.world)}_len{task.max_len}{ending}"
+        path = folder / f"results_{_plain(task.world)}_len{task.max_len}_{task.repeats}{ending}"
         draw_results(path, [run.record for run in group.runs if run.task == task])
         written.append(path)
     return written

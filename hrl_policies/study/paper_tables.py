@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hrl_policies.study import labels
-from hrl_policies.study.labels import PROPOSED, Task, Variant, world_title
+from hrl_policies.study.labels import PROPOSED, Task, Variant, session_title, world_title
 from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import Interval, stratified_interval, student_interval
 from hrl_policies.study.tables import COLUMNS, MISSING, Cell, Column, Measured, ResultTable, Span
@@ -164,36 +164,44 @@ def ablation_table(
 def _figures_table(
     title: str, comparison: Comparison, variants: Sequence[Variant], command: str, average: Average, compare: bool
 ) -> ResultTable | None:
-    """Returns headline figures: rows by world and method, a group of columns for each horizon."""
+    """Returns headline figures: rows by world and method, groups of columns by horizon and repeats."""
     if average not in ("mean", "iqm"):
         raise ValueError(f"unknown average {average!r}; choose 'mean' or 'iqm'")
     runs = [run for run in comparison.runs if run.variant in variants]
     if not runs:
         return None
     columns = _columns(runs)
-    horizons = sorted({run.task.max_len for run in runs})
+    sessions = sorted({(task.max_len, task.repeats) for task in comparison.tasks})
     rows: list[tuple[Cell, ...]] = []
     published = False
     for _, group in groupby(comparison.tasks, key=lambda task: task.world):
         tasks = list(group)
         world = tasks[0].world_title
         for variant in variants:
-            own = {task.max_len: comparison.cell(task, variant) for task in tasks}
+            own = {(task.max_len, task.repeats): comparison.cell(task, variant) for task in tasks}
             if not any(own.values()):
                 continue
-            cells = [_figure_cells(own.get(max_len, ()), columns, average) for max_len in horizons]
+            cells = [_figure_cells(own.get(session, ()), columns, average) for session in sessions]
             rows.append((world, variant.title, *chain.from_iterable(cells)))
-            paper = [published_result(tasks[0], variant, max_len) for max_len in horizons] if compare else []
+            # The paper forbids no repeats.
+            paper = [
+                published_result(tasks[0], variant, max_len) if repeats == "allow" else None
+                for max_len, repeats in sessions
+                if compare
+            ]
             if any(paper):
                 published = True
                 cells = [_published_cells(row, columns) for row in paper]
                 rows.append((world, f"{variant.title}: {PAPER}", *chain.from_iterable(cells)))
     return ResultTable(
         title=comparison.titled(title),
-        header=("world", "method", *([*(column.title for column in columns), "seeds"] * len(horizons))),
+        header=("world", "method", *([*(column.title for column in columns), "seeds"] * len(sessions))),
         rows=tuple(rows),
-        notes=_figures_notes(runs, columns, average, compare, published, command),
-        spans=tuple(Span(f"Max Len {max_len}", len(columns) + 1) for max_len in horizons),
+        notes=(
+            *labels.repeats_notes(variants, [repeats for _, repeats in sessions]),
+            *_figures_notes(runs, columns, average, compare, published, command),
+        ),
+        spans=tuple(Span(session_title(*session), len(columns) + 1) for session in sessions),
     )
 
 
@@ -373,11 +381,11 @@ def cost_table(comparison: Comparison, command: str, *, compare: bool = False) -
         if compare:
             published = published_seconds(task, variant)
             paper.append(MISSING if published is None else Measured(published, 1))
-        row = (task.world_title, str(task.max_len), variant.title, *_cost_cells(runs), *paper)
+        row = (task.world_title, str(task.max_len), task.repeats, variant.title, *_cost_cells(runs), *paper)
         rows.append((*row, str(machines.index(machine) + 1)))
     return ResultTable(
         title="Training time",
-        header=("world", "Max Len", "method", "seeds", "steps", "sessions", "peak MiB", "seconds",
+        header=("world", "Max Len", "repeats", "method", "seeds", "steps", "sessions", "peak MiB", "seconds",
                 f"s per {PAPER_EPISODES:,} sessions", *(["paper (another machine)"] if compare else []), "machine"),
         rows=tuple(rows),
         notes=(

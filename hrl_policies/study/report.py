@@ -142,7 +142,8 @@ def stored_figures(store: str | Path) -> list[Path]:
 
 def _order(run: StoredRun) -> tuple[object, ...]:
     config, variant = run.config, Variant.of_config(run.config)
-    return config.world, config.session.max_len, variant.order[0], variant.title, config.seed, run.folder.name
+    session = config.session
+    return config.world, session.max_len, session.repeats, variant.order[0], variant.title, config.seed, run.folder.name
 
 
 def _content(runs: Sequence[StoredRun], failures: Mapping[str, str], command: str) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
         ("worlds", _listed(run.config.world for run in runs)),
         ("data", _listed(f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})" for run in runs)),
         ("Max Len", _listed(map(str, sorted({run.config.session.max_len for run in runs})))),
+        ("repeats", _listed(sorted({run.config.session.repeats for run in runs}))),
         ("training seeds", _listed(map(str, sorted(seeds)))),
         ("evaluated on", "; ".join(sorted(evaluated))),
     )

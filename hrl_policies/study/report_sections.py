@@ -15,7 +15,7 @@ import numpy as np
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.labels import ORIGINS, RunRecord, Variant
 from hrl_policies.study.store import CurveRow, StoredRun
-from hrl_policies.study.tables import COLUMNS, Cell, Measured, ResultTable, group_records, group_variants, result_table
+from hrl_policies.study.tables import COLUMNS, Cell, Measured, ResultTable, group_records, group_rows, result_table
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -115,20 +115,20 @@ def _result_section(
 
     def seed_row(record: RunRecord) -> ReportRow:
         figures: list[Cell] = [column.mean([record.summary[column.figure]]) for column in columns]
-        cells = [f"seed {record.config.seed}", *figures, ""]
+        cells = [f"seed {record.config.seed}", "", *figures, ""]
         return ReportRow(tuple(cells), anchor_of[id(record)], mark=_length_mark([record], span))
 
     rows = [
         ReportRow(
             cells=cells,
             anchor=f"{anchor}-{number}",
-            search=" ".join(search_words(record.config) for record in group),
+            search=" ".join(map(search_words, (record.config for record in group))) or variant.title.lower(),
             family=variant.family,
             mark=_length_mark(group, span),
             seeds=tuple(map(seed_row, group)),
         )
-        for number, (cells, (variant, group)) in enumerate(
-            zip(table.rows, group_variants(records).items(), strict=True), 1
+        for number, (cells, ((variant, _), group)) in enumerate(
+            zip(table.rows, group_rows(records).items(), strict=True), 1
         )
     ]
     marked = COLUMNS[0].title if known else ""
@@ -137,7 +137,7 @@ def _result_section(
 
 def _length_mark(records: Sequence[RunRecord], span: tuple[float, float] | None) -> LengthMark | None:
     """Places mean floor, ceiling and Len of runs between the shortest and the longest Len of the table."""
-    if span is None:
+    if span is None or not records:
         return None
     lengths = [float(np.mean([record.summary[name] for record in records])) for name in _LENGTHS]
     shares = [(length - span[0]) / (span[1] - span[0]) for length in lengths]
@@ -151,7 +151,7 @@ def search_words(config: RunConfig) -> str:
     variant = Variant.of_config(config)
     return (
         f"{variant.title} {variant.method} {variant.family} {config.world} max len {config.session.max_len} "
-        f"seed {config.seed}"
+        f"repeats {config.session.repeats} seed {config.seed}"
     ).lower()
 
 

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.study.labels import MODES, RunRecord, Task, Variant, data_note, evaluation_note, leave_rule_text
+from hrl_policies.study.labels import (
+    RunRecord,
+    Task,
+    Variant,
+    conditions,
+    data_note,
+    evaluation_note,
+    session_conditions,
+)
 from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
-from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import IdArray
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
@@ -150,7 +157,7 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs under the same conditions, worlds and horizons apart: what stands in one table.
+    """Runs under the same conditions, worlds, horizons and repeats apart: what stands in one table.
 
     ``by_cell`` has them by task and variant, one for each seed, seeds increasing.
     """
@@ -160,11 +167,11 @@ class Comparison:
 
     @property
     def tasks(self) -> list[Task]:
-        """Worlds and horizons, sorted."""
+        """Worlds, horizons and repeats, sorted."""
         return sorted({run.task for run in self.runs})
 
     def tasks_at(self, max_len: int) -> list[Task]:
-        """Returns the worlds at one horizon, sorted."""
+        """Returns the tasks at one horizon, sorted."""
         return [task for task in self.tasks if task.max_len == max_len]
 
     @property
@@ -179,16 +186,7 @@ class Comparison:
     @property
     def conditions(self) -> str:
         """How the runs differ from default sessions in default worlds, for titles; empty if not at all."""
-        config = self.runs[0].record.config
-        usual = _session_settings(SessionConfig())
-        parts = [
-            f"{name} {leave_rule_text(value) if name == 'leave' else value}"
-            for name, value in _session_settings(config.session).items()
-            if value != usual[name]
-        ]
-        parts += [f"{name} {value}" for name, value in sorted(config.world_settings.items()) if value != "auto"]
-        parts += [f"item term '{config.item_term}'"] if config.item_term else []
-        return ", ".join(parts)
+        return conditions(self.runs[0].record.config)
 
     def titled(self, title: str) -> str:
         """Returns the title of a table with the conditions behind it."""
@@ -241,7 +239,7 @@ def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:
     groups: defaultdict[str, list[EvaluatedRun]] = defaultdict(list)
     for run in evaluated:
         config = run.record.config
-        session, settings = _session_settings(config.session), sorted(config.world_settings.items())
+        session, settings = session_conditions(config.session), sorted(config.world_settings.items())
         groups[repr((config.item_term, sorted(session.items()), settings))].append(run)
     return [_comparison(group) for group in groups.values()]
 
@@ -265,7 +263,7 @@ def _comparison(runs: Sequence[EvaluatedRun]) -> Comparison:
     for (task, variant), group in cells.items():
         if len({run.seed for run in group}) != len(group):
             raise ValueError(
-                f"{variant.title} was run more than once with the same seed in {task.world}, Max Len {task.max_len}, "
+                f"{variant.title} was run more than once with the same seed in {task.world}, {task.session_title}, "
                 f"under the same conditions: {', '.join(str(run.run.folder) for run in group)}"
             )
     for task in {run.task for run in runs}:
@@ -300,8 +298,3 @@ def _check_alike(runs: Sequence[EvaluatedRun]) -> None:
                     f"{other.run.folder} and {first.run.folder} were evaluated on different {what}; "
                     "they do not belong into one table"
                 )
-
-
-def _session_settings(session: SessionConfig) -> dict[str, Any]:
-    """Returns how sessions ran, apart from the horizon and from how a method acts and observes."""
-    return {name: value for name, value in session.describe().items() if name not in (*MODES, "max_len")}

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -152,6 +153,7 @@ class SessionSettings(_Model):
         duplicates: ``"error"`` or ``"replace"``.
         reward: ``"mean"`` or ``"sum"``.
         drift: Slates after which a taste correlates by .5 with that at the start; None lets tastes stay.
+        session_clock: Whether agents see steps taken / Max Len.
 
     The others are parameters of the leave rule, which stay as they are in the rule where they are not given.
     """
@@ -163,6 +165,7 @@ class SessionSettings(_Model):
     duplicates: Duplicates = "error"
     reward: RewardForm = "mean"
     drift: Number | None = None
+    session_clock: StrictBool = False
     ad_bound: Number | None = None
     unfair_penalty: Number | None = None
     mode: DisparityMode | None = None
@@ -211,7 +214,7 @@ class StudySpec(_Model):
         item_term: Mode of the item term that all agents and controls are given; empty for none.
         purifiers: Every method without a purifier of its own is run with each of these modes; empty is without.
         sweep: Values by parameter: a setting of sessions, worlds or training, or a hyperparameter. Every combination
-            is run.
+            is run, but methods that need repeats are left out where these are forbidden.
         world_settings: What else :func:`kuaifair_env.make_world` is given, such as ``source: real``.
         data_dir: Folder with the official files.
     """
@@ -377,6 +380,8 @@ def _purifiers(spec: StudySpec, entry: StudyMethod) -> tuple[str, ...]:
 
 def _combinations(spec: StudySpec, entry: StudyMethod) -> Iterator[dict[str, Any]]:
     swept = {name: values for name, values in spec.sweep.items() if sweeps(entry, name)}
+    if method(entry.name).needs_repeats and "repeats" in swept:
+        swept["repeats"] = tuple(value for value in swept["repeats"] if value != "forbid")
     for combination in itertools.product(*swept.values()):
         yield dict(zip(swept, combination, strict=True))
 

@@ -19,11 +19,12 @@ import numpy as np
 
 from hrl_policies.study import labels
 from hrl_policies.study.config import unusual_settings
-from hrl_policies.study.labels import MODES, RunRecord, Variant
+from hrl_policies.study.labels import RunRecord, Variant
 from hrl_policies.study.statistics import Interval, student_interval
 from hrl_policies.study.store import write_table
 from kuaifair_env.abandonment import leave_rule, rule_text
 from kuaifair_env.fingerprint import WorldFingerprint
+from kuaifair_env.simulator import Repeats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,6 +111,7 @@ class Measured:
 
 
 Cell = str | Measured
+Row = tuple[Variant, Repeats]
 
 
 def sort_value(cell: Cell) -> float | None:
@@ -338,8 +340,9 @@ COLUMNS = (
 def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTable]:
     """Returns a table for each world and way of running sessions, methods in the order of the zoo.
 
-    A cell is the mean over training seeds; ``±`` is half the 95 % Student interval of that mean, given where there
-    are at least two seeds. ``command`` is the one that makes these numbers again.
+    Rows with repeats forbidden stand below those with repeats allowed; that of a method which needs repeats is empty.
+    A cell is the mean over training seeds; ``±`` is half the 95 % Student interval of that mean, given where there are
+    at least two seeds. ``command`` is the one that makes these numbers again.
 
     Raises:
         ValueError: If there are no runs, or runs of one table were evaluated differently.
@@ -359,7 +362,7 @@ def group_records(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     worlds: list[WorldFingerprint] = []
     for record in records:
         config = record.config
-        session = {name: value for name, value in config.session.describe().items() if name not in MODES}
+        session = labels.session_conditions(config.session) | {"max_len": config.session.max_len}
         place = next((n for n, world in enumerate(worlds) if not world.differences(record.fingerprint)), len(worlds))
         if place == len(worlds):
             worlds.append(record.fingerprint)
@@ -384,19 +387,24 @@ def _notes_on_other_worlds(group: Sequence[RunRecord], records: Sequence[RunReco
     ]
 
 
-def group_variants(records: Sequence[RunRecord]) -> dict[Variant, list[RunRecord]]:
-    """Groups the runs of a table into its rows: methods in the order of the zoo, each with its seeds increasing.
+def group_rows(records: Sequence[RunRecord]) -> dict[Row, list[RunRecord]]:
+    """Groups the runs of a table into its rows: repeats allowed first, methods as in the zoo, seeds increasing.
+
+    A method that needs repeats has a row without runs where others were run with repeats forbidden.
 
     Raises:
         ValueError: If two runs of a method share a seed.
     """
-    rows: dict[Variant, list[RunRecord]] = {}
-    for record in sorted(records, key=lambda one: (Variant.of_config(one.config).order, one.config.seed)):
-        rows.setdefault(Variant.of_config(record.config), []).append(record)
-    for variant, group in rows.items():
+    rows: dict[Row, list[RunRecord]] = {}
+    for record in records:
+        rows.setdefault((Variant.of_config(record.config), record.config.session.repeats), []).append(record)
+    for (variant, _), group in rows.items():
         if len({record.config.seed for record in group}) != len(group):
             raise ValueError(f"{variant.title} was run more than once with the same seed under the same conditions")
-    return rows
+    if any(repeats == "forbid" for _, repeats in rows):
+        rows |= {(variant, "forbid"): [] for variant, _ in rows if variant.spec.needs_repeats}
+    ordered = sorted(rows, key=lambda row: (row[1], row[0].order))
+    return {row: sorted(rows[row], key=lambda record: record.config.seed) for row in ordered}
 
 
 def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
@@ -409,18 +417,21 @@ def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
             "they do not belong into one table"
         )
     columns = [column for column in COLUMNS if all(column.figure in record.summary for record in records)]
+    conditions = labels.conditions(first.config)
     return ResultTable(
-        title=f"{first.config.world}, Max Len {first.config.session.max_len}"
-        + "".join(f", {name} {value}" for name, value in unusual_settings(first.config.world_settings).items())
-        + labels.item_term_suffix(first.config.item_term),
-        header=("method", *(column.title for column in columns), "seeds"),
+        title=", ".join(filter(None, (first.config.world, f"Max Len {first.config.session.max_len}", conditions))),
+        header=("method", "repeats", *(column.title for column in columns), "seeds"),
         rows=tuple(
             (
                 variant.title,
-                *(column.mean([record.summary[column.figure] for record in group]) for column in columns),
+                repeats,
+                *(
+                    column.mean([record.summary[column.figure] for record in group]) if group else MISSING
+                    for column in columns
+                ),
                 str(len(group)),
             )
-            for variant, group in group_variants(records).items()
+            for (variant, repeats), group in group_rows(records).items()
         ),
         notes=_notes(records, command),
     )
@@ -446,6 +457,8 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
             "max_len": record.config.session.max_len,
             "slate_size": record.config.session.items_per_slate,
             "leave": rule_text(leave_rule(record.config.session.leave)),
+            "repeats": record.config.session.repeats,
+            "drift": record.config.session.drift,
             "reward": record.config.session.reward,
             "world_settings": json.dumps(unusual_settings(record.config.world_settings)),
             "total_steps": record.config.total_steps,
@@ -464,6 +477,10 @@ def _notes(records: Sequence[RunRecord], command: str) -> tuple[str, ...]:
         labels.evaluation_note(first),
         *labels.training_notes(records, remark),
         *labels.method_notes(records),
+        *labels.repeats_notes(
+            [Variant.of_config(record.config) for record in records],
+            [record.config.session.repeats for record in records],
+        ),
         "viol.: share of slates that the leave rule punishes; gap: popular minus long-tail share of exposure (AD is "
         "its size); cov.: share of the candidates that were shown.",
     ]

@@ -198,8 +198,6 @@ def build_discrete_bcq(context: BuildContext) -> Any:
     """Builds discrete BCQ; ``item_head`` is ``embedding`` or ``linear``, ``data`` says what it learns from."""
     from hrl_policies.bcq import DiscreteBCQ
 
-    if context.config.repeats == "forbid":
-        raise ValueError("bcq-discrete does not know what was shown before; it needs repeats='allow'")
     hyperparameters, data = _without_data(context)
     head = hyperparameters.pop("item_head", "embedding")
     if head not in ("embedding", "linear"):
@@ -235,7 +233,7 @@ _control = partial(MethodSpec, family="control", kind="control", action_mode="sl
 _item_ranker = partial(MethodSpec, family="fairness", kind="online", action_mode="slate")
 _hierarchical = partial(
     MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate", sees=_WINDOW,
-    observation_mode="history", purifier="profile",
+    observation_mode="history", purifier="profile", needs_repeats="it draws slates without looking at what was shown",
 )  # fmt: skip
 
 _build_sac4ir = _algorithm("hrl_policies.sac4ir", "SAC4IR")
@@ -374,6 +372,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         "bcq-discrete", "BCQ, discrete",
         "Fujimoto et al., Benchmarking batch deep reinforcement learning algorithms, 2019; slates are the top K",
         build_discrete_bcq, family="offline", kind="offline", action_mode="slate", sees=_OFFLINE,
+        needs_repeats="it does not know what was shown before",
     ),
 )  # fmt: skip
 

@@ -71,6 +71,7 @@ class MethodSpec:
         privileged: Whether it looks at what users of the test world truly like.
         observation_mode: Whether it observes the state alone, or the window behind it too.
         purifier: Mode of the purifier that is part of the method (see ``dsrm.MODES``); empty for none.
+        needs_repeats: Why it cannot act where ``repeats="forbid"``; empty if it can.
         settings: How it is trained unless told otherwise; None takes the shipped file of its name.
     """
 
@@ -86,6 +87,7 @@ class MethodSpec:
     privileged: bool = False
     observation_mode: ObservationMode = "state"
     purifier: str = ""
+    needs_repeats: str = ""
     settings: MethodSettings | None = None
 
     @property
@@ -123,6 +125,7 @@ class MethodAttributes(TypedDict):
     privileged: NotRequired[bool]
     observation_mode: NotRequired[ObservationMode]
     purifier: NotRequired[str]
+    needs_repeats: NotRequired[str]
     settings: NotRequired[MethodSettings | None]
 
 

@@ -45,11 +45,11 @@ from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceilin
 TWIN, SMALL = "KuaiRecTwin (own)", "small (own)"
 
 
-def cell(table, row, column, world=TWIN, max_len=None):
+def cell(table, row, column, world=TWIN, max_len=None, repeats="allowed"):
     """Returns a cell by the words at the left of its row and above its column."""
-    name = column if max_len is None else f"Max Len {max_len}: {column}"
+    name = column if max_len is None else f"Max Len {max_len}, repeats {repeats}: {column}"
     place = table.full_header().index(name)
-    (found,) = [cells for cells in table.rows if world in cells[:2] and row in cells[:3]]
+    (found,) = [cells for cells in table.rows if world in cells[:2] and row in cells[:4]]
     return found[place]
 
 
@@ -138,7 +138,7 @@ def test_worlds_are_rows_horizons_are_groups_and_methods_come_in_the_order_of_th
     assert [row[:2] for row in table.rows] == [
         (world, method) for world in (TWIN, SMALL) for method in ("A2C", "Random", "QuotaGreedy", "Oracle †")
     ]
-    assert [span.title for span in table.spans] == ["Max Len 8", "Max Len 30"]
+    assert [span.title for span in table.spans] == ["Max Len 8, repeats allowed", "Max Len 30, repeats allowed"]
     text = table.render("markdown")
     for part in (
         "15 held-out users",
@@ -188,13 +188,13 @@ def test_training_times_are_scaled_to_the_same_number_of_sessions(runs, comparis
     table = cost_table(comparison, "x", compare=True)
     chosen = runs_of(runs, "hrl")
     rates = [run.timing["training_seconds"] * 20_000 / sum(point["sessions"] for point in run.curve) for run in chosen]
-    row = next(row for row in table.rows if row[:3] == (TWIN, "30", "HRL"))
+    row = next(row for row in table.rows if row[:4] == (TWIN, "30", "allow", "HRL"))
     by_title = dict(zip(table.header, row, strict=True))
     assert by_title["s per 20,000 sessions"].value == pytest.approx(np.mean(rates))
     assert by_title["seconds"].value == pytest.approx(np.mean([run.timing["training_seconds"] for run in chosen]))
     assert by_title["paper (another machine)"].value == 8_462.525
     assert by_title["machine"] == "1" and f"Machine 1: {chosen[0].timing['machine']}." in table.notes
-    short = next(row for row in table.rows if row[:3] == (TWIN, "8", "HRL"))
+    short = next(row for row in table.rows if row[:4] == (TWIN, "8", "allow", "HRL"))
     assert short[table.header.index("paper (another machine)")] == MISSING
     assert not any("Random" in row for row in table.rows)
 
@@ -255,6 +255,30 @@ def test_runs_that_cannot_be_compared_are_refused(runs):
         comparisons([])
     interrupted = replace(second, result={})
     assert len(comparisons([first, interrupted])[0].runs) == 1
+
+
+def test_forbidden_repeats_stand_beside_allowed_ones(runs):
+    agents, (hrl, *_), controls = runs_of(runs, "a2c"), runs_of(runs, "hrl"), runs_of(runs, "random")
+    forbidden = [
+        replace(run, config=replace(run.config, session=replace(run.config.session, repeats="forbid")))
+        for run in [*agents[:2], *controls]
+    ]
+    (both,) = comparisons([*agents, hrl, *controls, *forbidden])
+    assert [task.repeats for task in both.tasks] == ["allow", "forbid"]
+    table = overall_table(both, "x", compare=True)
+    assert [span.title for span in table.spans] == ["Max Len 30, repeats allowed", "Max Len 30, repeats forbidden"]
+    assert [cell(table, "A2C", "seeds", max_len=30, repeats=word) for word in ("allowed", "forbidden")] == ["3", "2"]
+    assert cell(table, f"A2C: {PAPER}", "Len", max_len=30) != MISSING
+    assert cell(table, f"A2C: {PAPER}", "Len", max_len=30, repeats="forbidden") == MISSING
+    parts = ablation_table(both, "x")
+    assert cell(parts, "HRL", "Len", max_len=30, repeats="forbidden") == MISSING
+    assert any(note.startswith("HRL needs repeats: ") for note in parts.notes)
+    assert [row[2:4] for row in difference_table(both, "a2c", "x").rows] == [
+        ("allow", "Random"),
+        ("allow", "HRL"),
+        ("forbid", "Random"),
+    ]
+    assert [row[2] for row in cost_table(both, "x").rows] == ["allow", "allow", "forbid"]
 
 
 def test_other_sessions_have_tables_of_their_own(runs):
@@ -359,7 +383,7 @@ def test_published_cumulative_reward_is_len_times_reward_up_to_twelve_percent():
 
 
 def test_methods_of_the_zoo_find_their_published_rows():
-    task = Task("mine", 30, "KuaiRec", "real")
+    task = Task("mine", 30, "allow", "KuaiRec", "real")
     row = published_result(task, Variant("dsrm-hrl", "profile"), 30)
     assert row is not None and row.means == {"len": 26.6, "r_each": 0.917, "r_cum": 23.752, "ad": 0.008}
     assert row.spreads["len"] == 0.816
@@ -384,7 +408,7 @@ TWIN = "KuaiRecTwin (own)"
 
 def test_differences_pair_users_and_seeds(runs, comparison):
     found = differences(comparison, "a2c")
-    task = Task(LIKE_THE_PAPERS, 30, "small", "own")
+    task = Task(LIKE_THE_PAPERS, 30, "allow", "small", "own")
     to_hrl = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "hrl", "r_cum"))
 
     def earned(run):
@@ -416,7 +440,7 @@ def test_all_p_values_of_a_table_are_corrected_together(comparison):
     assert sorted(one.value for one in raw) == pytest.approx(sorted(one.p_value for one in found))
     assert [one.value for one in adjusted] == pytest.approx(holm(np.asarray([one.value for one in raw])).tolist())
     assert any(f"all {len(found)} comparisons" in note for note in table.notes)
-    assert str(table.rows[0][3])[0] in "+-"
+    assert str(table.rows[0][4])[0] in "+-"
 
 
 def _places(header, ending):
@@ -439,7 +463,7 @@ def test_seeds_without_a_match_are_not_compared(runs):
     (found,) = comparisons([*a2c, *hrl, *runs_of(runs, "random")])
     assert {one.other.method for one in differences(found, "a2c")} == {"random"}
     notes = difference_table(found, "a2c", "x").notes
-    assert f"Not compared, as no training seed is common: HRL ({TWIN}, Max Len 30)." in notes
+    assert f"Not compared, as no training seed is common: HRL ({TWIN}, Max Len 30, repeats allowed)." in notes
 
 
 def test_scores_are_nothing_at_the_floor_and_one_at_the_fair_control(comparison):

@@ -106,7 +106,7 @@ def results(page, max_len):
     for group in page.inside(table, "tbody"):
         rows = page.inside(group, "tr")
         name = page.inside(rows[0], "button")[0].text
-        found[name] = (dict(zip(titles[1:], numbers(page, rows[0]), strict=True)), rows[1:])
+        found[name] = (dict(zip(titles[2:], numbers(page, rows[0]), strict=True)), rows[1:])
     return found
 
 
@@ -219,7 +219,7 @@ def test_the_summary_names_methods_controls_seeds_and_users(page):
     words = " ".join(header.text.split())
     assert "runs 12 finished, 1 interrupted, 1 failed" in words
     assert "trained methods A2C controls Random, QuotaGreedy, Oracle †" in words
-    assert "Max Len 8, 30 training seeds 11, 15, 19 evaluated on 15 held-out users" in words
+    assert "Max Len 8, 30 repeats allow training seeds 11, 15, 19 evaluated on 15 held-out users" in words
 
 
 def test_a_store_without_a_finished_run_has_a_report_too(report_store, runs, tmp_path):

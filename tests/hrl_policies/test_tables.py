@@ -235,6 +235,23 @@ def test_horizons_and_worlds_have_tables_of_their_own(records):
     assert [table.title for table in tables] == ["small, Max Len 30", "small, Max Len 50"]
 
 
+def test_rows_say_whether_repeats_are_allowed_and_methods_that_need_them_have_an_empty_one(records):
+    forbidden = SessionConfig(max_len=30, repeats="forbid", leave="strict")
+    allowed = replace(forbidden, repeats="allow")
+    runs = [replace(records[3], config=replace(records[3].config, session=session)) for session in (forbidden, allowed)]
+    only = replace(records[0], config=plan_run("bcq-discrete", "small", session=allowed, n_users=15))
+    (table,) = result_tables([*runs, only], "x")
+    assert table.title == "small, Max Len 30, leave strict"
+    assert [row[:2] for row in table.rows] == [
+        ("Random", "allow"),
+        ("BCQ, discrete", "allow"),
+        ("Random", "forbid"),
+        ("BCQ, discrete", "forbid"),
+    ]
+    assert set(table.rows[3][2:-1]) == {"-"} and table.rows[3][-1] == "0"
+    assert "BCQ, discrete needs repeats: it does not know what was shown before." in table.notes
+
+
 def test_runs_that_were_evaluated_differently_are_not_compared(records):
     other = replace(records[3], users=7)
     with pytest.raises(ValueError, match="evaluated on different users"):
