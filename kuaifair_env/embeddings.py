@@ -15,6 +15,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, Catalogue, FloatArray, IdArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import atomic_path
+from kuaifair_env.neighbours import rows_with_neighbours
 from kuaifair_env.progress import announce
 
 if TYPE_CHECKING:
@@ -109,15 +110,13 @@ def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArr
     Raises:
         DataError: If that many directions do not fit into ``d`` dimensions.
     """
-    from scipy.spatial import cKDTree
-
     n_items, dimension = vectors.shape
     units = unit_rows(vectors.astype(np.float64))
     silent = np.linalg.norm(units, axis=1) < 0.5
     units[silent] = _id_directions(item_ids[silent], dimension)
     attempts = _ATTEMPTS if n_items <= _MAX_ITEMS.get(dimension, n_items) else 0
     for attempt in range(attempts):
-        close = np.unique(cKDTree(units).query_pairs(_MIN_DISTANCE, output_type="ndarray"))
+        close = rows_with_neighbours(units, _MIN_DISTANCE)
         if len(close) == 0:
             return np.asarray(np.round(units * np.sqrt(dimension), _DECIMALS), np.float32)
         turned = units[close] + _ID_WEIGHT * _id_directions(item_ids[close], dimension, attempt + 1)
