@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,9 +81,10 @@ class _Search:
         """How far apart close vectors are in a coordinate at most, rounding included."""
         return np.float32(self._distance + self._rounding)
 
-    def _widest_coordinate(self, rows: Rows) -> NDArray[Any]:
+    def _widest_coordinate(self, rows: Rows) -> FloatArray:
         sample = self._rounded[rows[:: _step(len(rows))]]
-        return self._rounded[rows, int(np.argmax(sample.var(axis=0)))]
+        places: FloatArray = self._rounded[rows, int(np.argmax(sample.var(axis=0)))]
+        return places
 
     def _mark(self, products: FloatArray, rows: Rows, others: Rows, offset: int) -> None:
         """Marks the close pairs among inner products; of the products at ``[i, j]`` only ``j > i - offset`` count."""
