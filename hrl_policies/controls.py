@@ -20,6 +20,7 @@ from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.ranking import top_k
+from kuaifair_env.response.logged import LoggedResponse
 from kuaifair_env.spaces import state_of
 from kuaifair_env.world import World
 
@@ -254,6 +255,8 @@ class Oracle(Control):
 def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
     """Returns the true mean expected feedback on every candidate, over the users of a world.
 
+    Where feedback was logged it is the mean over everybody to whom the item was shown, the current user among them.
+
     Args:
         world: Its response model gives the truth.
         users: Take at most so many users, spread evenly over the world's list.
@@ -261,6 +264,8 @@ def item_quality(world: World, users: int = QUALITY_USERS) -> FloatArray:
     Returns:
         ``float32 (N,)``.
     """
+    if isinstance(world.response, LoggedResponse):
+        return world.response.item_means(world.n_items)
     count = min(users, len(world.users))
     rows = world.users[np.linspace(0, len(world.users) - 1, count).round().astype(np.int64)]
     total = np.zeros(world.n_items)

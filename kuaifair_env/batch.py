@@ -331,8 +331,9 @@ class SessionBatch:
         allowed = self.simulator.allowed
         if over is None or not np.count_nonzero(over):
             return self.decoder.decode(actions, allowed)
-        slates = np.empty((self.batch_size, self.simulator.slate_size), np.int64)
-        slates[:] = np.arange(self.simulator.slate_size)
+        # Finished sessions are shown their last slate again, which does not matter.
+        assert self.outcome is not None
+        slates = self.outcome.items.copy()
         live = np.flatnonzero(~over)
         if len(live):
             slates[live] = self.decoder.decode(actions.take(live, axis=0), None if allowed is None else allowed[live])

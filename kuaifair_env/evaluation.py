@@ -37,7 +37,7 @@ from kuaifair_env.metrics import (
     ndcg,
     top_gains,
 )
-from kuaifair_env.simulator import FixedSessions, Outcome
+from kuaifair_env.simulator import FixedSessions, Outcome, SessionSimulator
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
@@ -61,7 +61,8 @@ class EvaluationResult:
         sessions: One record per session, in the order of the list of sessions.
         engagement: Len, R_each, R_cum.
         fairness: Every exposure measure.
-        ndcg: Mean R-NDCG@K by true expected feedback, or None where it was not asked for.
+        ndcg: Mean R-NDCG@K by true expected feedback among the items that may be shown, over slates that can have any;
+            None where it was not asked for.
         world: What the sessions ran in, JSON-able.
         config: How they ran, JSON-able.
         seed: Seed of the sessions' randomness.
@@ -164,7 +165,8 @@ def evaluate(
         seed: Seed of the sessions' randomness.
         deterministic: Passed to ``predict``.
         n_envs: Concurrent sessions where the environment leaves it open.
-        ranking: Whether to measure R-NDCG@K by the true expected feedback; costs a catalogue of scores each step.
+        ranking: Whether to measure R-NDCG@K by the true expected feedback, among the items that may be shown; costs a
+            catalogue of scores each step.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -314,7 +316,7 @@ class SessionTotals:
         listed = np.concatenate([simulator.numbers >= 0 for simulator in simulators])
         if not listed.any():
             raise ValueError(_INCOMPLETE)
-        truth = np.concatenate([simulator.expected_catalogue() for simulator in simulators]) if self._ranking else None
+        truth = np.concatenate([_true_gains(simulator) for simulator in simulators]) if self._ranking else None
         users = np.concatenate([simulator.users for simulator in simulators])
         return _Before(over.copy(), listed & ~over, users, truth, [batch.outcome for batch in self._batches])
 
@@ -355,7 +357,9 @@ class SessionTotals:
         self._steps += int(listed.sum())
         if before.truth is not None:
             gains = np.take_along_axis(before.truth, items, axis=1)[listed]
-            self._ndcg.append(ndcg(gains, top_gains(before.truth[listed], gains.shape[1])))
+            best = top_gains(before.truth[listed], gains.shape[1])
+            possible = best[:, 0] > 0  # where nothing can be gained any more there is nothing to rank
+            self._ndcg.append(ndcg(gains[possible], best[possible]))
         return finished
 
     def result(self, seed: int) -> EvaluationResult:
@@ -376,6 +380,12 @@ class SessionTotals:
             predicted_length=predicted,
             length_range=length_range,
         )
+
+
+def _true_gains(simulator: SessionSimulator) -> FloatArray:
+    """Returns ``float32 (B, N)``, the true expected feedback on what may be shown now, 0 on what may not."""
+    gains = simulator.expected_catalogue()
+    return gains if simulator.allowed is None else gains * simulator.allowed
 
 
 def _lengths(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow, ResponseModel
+from kuaifair_env.response.logged import UserItems
 
 TOLERANCE = 1e-3
 """How far two probes of the same world may lie apart: linear algebra libraries round differently."""
@@ -95,7 +96,11 @@ def _rounded(values: Any) -> tuple[float, ...]:
 
 
 def response_probes(
-    response: ResponseModel, users: NDArray[np.int64], n_items: int, histories: HistoryWindow
+    response: ResponseModel,
+    users: NDArray[np.int64],
+    n_items: int,
+    histories: HistoryWindow,
+    candidates: UserItems | None = None,
 ) -> tuple[float, ...]:
     """Returns the probes of a response model; see :class:`WorldFingerprint`.
 
@@ -104,9 +109,13 @@ def response_probes(
         users: ``int64 (U,)``, user rows.
         n_items: Number of candidates.
         histories: Windows of all users of the data set, from which sessions start.
+        candidates: What each user may be shown, and is probed with; None takes items spread over all candidates.
     """
     probed = users[spread(len(users), _PROBED)]
-    items = np.tile(spread(n_items, _PROBED), (_PROBED, 1))
+    if candidates is None:
+        items = np.tile(spread(n_items, _PROBED), (_PROBED, 1))
+    else:
+        items = candidates.spread(probed, _PROBED).astype(np.int64)
     expected = response.expected(probed, items, histories.take(probed))
     # Multiples of the golden section, which fill the unit interval evenly on every machine alike.
     uniforms = np.modf(np.arange(expected.size) * 0.6180339887498949)[0].reshape(expected.shape)

@@ -86,6 +86,11 @@ class Origin(Protocol):
         """Name of the synthetic twin, or None."""
         ...
 
+    @property
+    def replay(self) -> bool:
+        """Whether the test world replays the test log (see :mod:`kuaifair_env.replay`)."""
+        ...
+
     def check_settings(self, env_id: str, settings: Mapping[str, Any]) -> None:
         """Checks what can be said of settings before any data are found.
 
@@ -157,18 +162,20 @@ class TwinOrigin:
     """A twin, whatever files there are.
 
     Attributes:
-        twin: See :class:`Origin`, also for the next one.
+        twin: See :class:`Origin`, also for the others.
         description: One line.
     """
 
     twin: TwinName
     description: str
     official: None = None
+    replay: Literal[False] = False
 
     def check_settings(self, env_id: str, settings: Mapping[str, Any]) -> None:
         """See :class:`Origin`."""
         if settings.get("source") == "real":
             raise ValueError(f"{env_id} is synthetic, there are no real files behind it; drop source='real'")
+        _check_replay(self, env_id, settings)
         _clicks_of(self.twin, settings)
 
     def source(self, env_id: str, settings: Mapping[str, Any]) -> DataSource:
@@ -186,17 +193,20 @@ class OfficialOrigin:
         official: The data set.
         description: One line.
         min_test_exposures: Test-log exposures that a candidate needs.
+        replay: See :class:`Origin`.
     """
 
     twin: TwinName | None
     official: DatasetName
     description: str
     min_test_exposures: int = MIN_TEST_EXPOSURES
+    replay: bool = False
 
     def check_settings(self, env_id: str, settings: Mapping[str, Any]) -> None:
         """See :class:`Origin`."""
         if self.twin is None and settings.get("source") == "twin":
             raise ValueError(f"{env_id} has no synthetic twin; drop source='twin'")
+        _check_replay(self, env_id, settings)
         _clicks_of(self.official, settings)
 
     def source(self, env_id: str, settings: Mapping[str, Any]) -> DataSource:
@@ -236,18 +246,20 @@ class OwnOrigin:
         name: The id, which the data set is called by.
         tables: The data set, or where its files lie.
         min_test_exposures: Test-log exposures that a candidate needs.
+        replay: See :class:`Origin`.
     """
 
     name: str
     tables: InteractionData | OwnTables
     min_test_exposures: int = MIN_TEST_EXPOSURES
+    replay: bool = False
     official: None = None
     twin: None = None
 
     @classmethod
     def of_tables(cls, name: str, tables: OwnTables) -> OwnOrigin:
         """Returns the origin of an id whose data lie in files."""
-        return cls(name, tables, tables.min_test_exposures)
+        return cls(name, tables, tables.min_test_exposures, tables.replay)
 
     def __getstate__(self) -> dict[str, Any]:
         # Other processes read files themselves.
@@ -267,7 +279,7 @@ class OwnOrigin:
 
     def same_as(self, other: OwnOrigin) -> bool:
         """Whether another origin has the same data."""
-        if self.min_test_exposures != other.min_test_exposures:
+        if (self.min_test_exposures, self.replay) != (other.min_test_exposures, other.replay):
             return False
         if isinstance(self.tables, OwnTables) and isinstance(other.tables, OwnTables):
             return self.tables == other.tables
@@ -284,6 +296,7 @@ class OwnOrigin:
                 f"{foreign[0]!r} is no setting of {env_id}, which has data of your own: what a click is, and what is "
                 "read, was said when it was registered"
             )
+        _check_replay(self, env_id, settings)
 
     def source(self, env_id: str, settings: Mapping[str, Any]) -> DataSource:
         """See :class:`Origin`."""
@@ -293,6 +306,18 @@ class OwnOrigin:
     def load(self) -> WorldData:
         """See :class:`DataSource`."""
         return WorldData(self.data, min_test_exposures=self.min_test_exposures, canonical=False)
+
+
+def _check_replay(origin: Origin, env_id: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings of replays elsewhere, and those of models in replays."""
+    if not origin.replay and settings.get("min_candidates") is not None:
+        raise ValueError(
+            f"'min_candidates' is a setting of replays, whose users have candidates of their own; {env_id} is none"
+        )
+    if origin.replay and settings.get("response", "auto") != "auto":
+        raise ValueError(
+            f"users of {env_id} answer what was logged, and nothing is modelled; drop response={settings['response']!r}"
+        )
 
 
 def _twin_data(twin: TwinName, settings: Mapping[str, Any]) -> TwinData:

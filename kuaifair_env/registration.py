@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,6 +21,7 @@ from kuaifair_env.data.schema import Split
 from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.origins import DataSource, OfficialOrigin, Origin, OwnOrigin, Source, TwinOrigin
+from kuaifair_env.replay import REPLAY_SESSIONS, REPLAY_SLATE_SIZE, build_replay_world
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.response.graded import GradedResponse
@@ -53,6 +55,12 @@ ENVIRONMENTS: dict[str, Origin] = {
     "KuaiFair-KuaiRand27K-v0": OfficialOrigin(
         None, "kuairand-27k", "KuaiRand-27K from the official files; it has no twin"
     ),
+    "KuaiFair-KuaiRandReplay-v0": OfficialOrigin(
+        None,
+        "kuairand",
+        "KuaiRand-Pure's random log replayed: its users' own candidates and answers; no twin",
+        replay=True,
+    ),
     "KuaiFair-KuaiRecTwin-v0": TwinOrigin("KuaiRec", "synthetic twin of KuaiRec, full size"),
     "KuaiFair-KuaiRandTwin-v0": TwinOrigin("KuaiRand", "synthetic twin of KuaiRand-Pure, full size"),
     "KuaiFair-Toy-v0": TwinOrigin("Toy", "synthetic twin of a few hundred users and items"),
@@ -64,7 +72,15 @@ _OF_THE_LIBRARY = tuple(ENVIRONMENTS)
 # Those that are not settings of the data behind a world.
 _WORLD_DEFAULTS = {
     name: DEFAULTS[name]
-    for name in ("split", "response", "embedding_dim", "history_length", "popularity", "popularity_share")
+    for name in (
+        "split",
+        "response",
+        "embedding_dim",
+        "history_length",
+        "popularity",
+        "popularity_share",
+        "min_candidates",
+    )
 }
 
 # What other functions of this library or of Gymnasium take, and what to use instead.
@@ -108,9 +124,19 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
         )
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
+    replayed = ENVIRONMENTS[env_id].replay and chosen["split"] == "test"
+    chosen["min_candidates"] = _checked_min_candidates(chosen["min_candidates"]) if replayed else None
     world = _cached_world(source, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
+
+
+def _checked_min_candidates(number: Any) -> int:
+    if number is None:
+        return REPLAY_SLATE_SIZE
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"min_candidates must be a whole number of at least 1, got {number!r}")
+    return int(number)
 
 
 def need_environment(env_id: str) -> None:
@@ -185,6 +211,7 @@ def register_world(
     split: SplitRule = "time",
     test_share: float = 0.2,
     min_test_exposures: int = MIN_TEST_EXPOSURES,
+    replay: bool = False,
     **settings: Unpack[FrameSettings],
 ) -> None:
     """Registers an environment id of one's own data, for ``gym.make`` and wherever else ids are taken.
@@ -204,6 +231,9 @@ def register_world(
         split: How one log is split, by ``"time"`` or by ``"user"``.
         test_share: Share of one log that the test log gets.
         min_test_exposures: Test-log exposures that an item needs to be a candidate.
+        replay: Whether the test world replays the test log, whose items must have been chosen at random: a user's
+            candidates are the items of the user's rows there, and feedback is what was logged (see
+            :func:`~kuaifair_env.replay.build_replay_world`). Slates then hold 5 items, and none comes twice.
         **settings: See :meth:`~kuaifair_env.data.dataset.InteractionData.from_frames`.
 
     Raises:
@@ -222,8 +252,9 @@ def register_world(
         named = {} if columns is None else dict(columns) if isinstance(columns, Mapping) else _renamed(columns)
         files = {"data": data, "test": test, "items": items, "users": users}
         paths = {name: str(path) for name, path in files.items() if path is not None}
-        how: dict[str, Any] = {"split": split, "test_share": test_share, "min_test_exposures": min_test_exposures}
-        tables = OwnTables.from_dict({**paths, "columns": named, **how, **settings}).resolved()
+        how: dict[str, Any] = {"split": split, "test_share": test_share}
+        of_worlds = {"min_test_exposures": min_test_exposures, "replay": replay}
+        tables = OwnTables.from_dict({**paths, "columns": named, **how, **of_worlds, **settings}).resolved()
     else:
         settings = {"name": env_id, **settings}
         if test is None:
@@ -231,7 +262,7 @@ def register_world(
             tables = InteractionData.from_log(data, items, users, columns=columns, **how, **settings)
         else:
             tables = InteractionData.from_frames(data, test, items, users, columns=columns, **settings)
-    register_origin(OwnOrigin(env_id, tables, min_test_exposures))
+    register_origin(OwnOrigin(env_id, tables, min_test_exposures, replay))
 
 
 def register_origin(origin: OwnOrigin) -> None:
@@ -283,9 +314,33 @@ def world_and_config(env_id: str, settings: Any) -> tuple[World, SessionConfig]:
         raise ValueError(f"{name!r} is no setting here; {_INSTEAD[name]}")
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}{_similar(unknown)}; {env_id} takes {sorted(DEFAULTS)}")
-    config = SessionConfig.of_settings({name: value for name, value in settings.items() if name in names})
-    world = make_world(env_id, **{name: value for name, value in settings.items() if name not in names})
-    return world, config
+    config = session_config(env_id, {name: value for name, value in settings.items() if name in names})
+    of_world = {name: value for name, value in settings.items() if name not in names}
+    if replays(env_id) and of_world.get("min_candidates") is None:
+        of_world["min_candidates"] = max(REPLAY_SLATE_SIZE, config.items_per_slate)
+    return make_world(env_id, **of_world), config
+
+
+def replays(env_id: str) -> bool:
+    """Returns whether the test world of an id replays a log; False for ids that nobody registered."""
+    return env_id in ENVIRONMENTS and ENVIRONMENTS[env_id].replay
+
+
+def session_config(env_id: str, settings: Mapping[str, Any]) -> SessionConfig:
+    """Returns how sessions of an id run.
+
+    Args:
+        env_id: A registered id, or the name of other worlds.
+        settings: See :meth:`~kuaifair_env.batch.SessionConfig.of_settings`; what is not there is as usual in the id.
+
+    Raises:
+        ValueError: See there.
+    """
+    usual = REPLAY_SESSIONS if replays(env_id) else {}
+    if settings.get("action_mode") == "item":
+        usual = {name: value for name, value in usual.items() if name != "slate_size"}
+    given = {name: value for name, value in settings.items() if value is not None or name not in usual}
+    return SessionConfig.of_settings({**usual, **given})
 
 
 def _similar(unknown: Iterable[str]) -> str:
@@ -303,6 +358,7 @@ def _cached_world(
     history_length: int,
     popularity: PopularitySource,
     popularity_share: float,
+    min_candidates: int | None,
 ) -> World:
     found = source.load()
     data, truth = found.data, found.truth
@@ -311,6 +367,19 @@ def _cached_world(
     else:
         candidates = candidate_rows(data, found.min_test_exposures)
         warn_of_users_left_out(data)
+    sizes: dict[str, Any] = {
+        "history_length": history_length,
+        "popularity": popularity,
+        "popularity_share": popularity_share,
+    }
+    if min_candidates is not None:
+        return build_replay_world(
+            data,
+            candidates=candidates,
+            min_candidates=min_candidates,
+            embeddings=cached_embeddings(data, embedding_dim),
+            **sizes,
+        )
     preference = None
     model: ResponseModel
     if split == "test" and truth is not None and response == "auto":
@@ -328,8 +397,6 @@ def _cached_world(
         model,
         candidates=candidates,
         embeddings=embeddings,
-        history_length=history_length,
-        popularity=popularity,
-        popularity_share=popularity_share,
         true_preference=preference,
+        **sizes,
     )

@@ -49,6 +49,7 @@ class WorldSettings(TypedDict, total=False):
     history_length: int
     popularity: PopularitySource
     popularity_share: float
+    min_candidates: int | None
     encoder: WorldEncoder | None
 
 
@@ -174,9 +175,15 @@ SETTINGS: tuple[Setting, ...] = (
         "What popularity is counted in: exposures in the training log, or the platform's own counts.",
     ),
     _world("popularity_share", "number in (0, 1)", POPULAR_SHARE, "Share of the candidates that are called popular."),
+    _world(
+        "min_candidates",
+        "integer",
+        None,
+        "Replays: candidates that a user of the test world needs; None is 5, or the slate size where that is larger.",
+    ),
     _world("encoder", "dsrm.encoder.Encoder", None, "Pretrained encoder in place of the world's own embeddings."),
     _sessions("max_len", "integer", "Max Len of the paper: the temper that a user starts with, and the cap in steps."),
-    _sessions("slate_size", "integer", "Items per slate K; None is 10, or 1 in 'item' mode."),
+    _sessions("slate_size", "integer", "Items per slate K; None is 10, 5 in replays, 1 in 'item' mode."),
     _sessions("action_mode", "'embedding', 'slate', 'item'", "What an action is: a query, a slate, or one item."),
     _sessions("observation_mode", "'state', 'history'", "What is observed: the state, or the window behind it too."),
     _sessions("session_clock", "bool", "Whether the state ends with steps taken / Max Len, never the temper."),
@@ -187,7 +194,11 @@ SETTINGS: tuple[Setting, ...] = (
         "{'rule': 'temper', 'ad_bound': 0.2}.",
     ),
     _sessions("initial_history", "'log', 'empty'", "Sessions start from the user's training log, or cold."),
-    _sessions("repeats", "'allow', 'forbid'", "Whether an item may be shown more than once in a session."),
+    _sessions(
+        "repeats",
+        "'allow', 'forbid'",
+        "Whether an item may be shown more than once in a session; in replays it may not.",
+    ),
     _sessions(
         "duplicates",
         "'error', 'replace'",

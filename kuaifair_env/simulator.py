@@ -16,6 +16,7 @@ from kuaifair_env.abandonment import LeaveRule
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.response.base import PADDING, History, HistoryWindow, ResponseModel, session_memory
+from kuaifair_env.response.logged import UserItems
 from kuaifair_env.world import World
 
 InitialHistory = Literal["log", "empty"]
@@ -129,7 +130,8 @@ class Outcome(NamedTuple):
         violation: ``bool (B,)``, whether the leave rule was violated.
         temper: ``float64 (B,)``, patience left.
         terminated: ``bool (B,)``, the user left.
-        truncated: ``bool (B,)``, the session reached ``max_len`` and the user had not left.
+        truncated: ``bool (B,)``, the session reached ``max_len``, or too few of the user's own candidates are left for
+            a slate, and the user had not left.
     """
 
     items: NDArray[np.int64]
@@ -192,7 +194,8 @@ class SessionSimulator:
         self.source = source
         self._rewards_are_sums = reward == "sum"
         # Arrays, since a small ufunc takes twice as long with a Python number.
-        self._items_per_slate, self._max_steps = np.asarray(slate_size, np.float64), np.asarray(max_len)
+        self._items_per_slate = np.asarray(slate_size, np.float64)
+        self._max_steps = np.full(batch_size, max_len)
         self._ones = np.ones(slate_size)
         self.users = np.zeros(batch_size, np.int64)
         self.numbers = np.full(batch_size, -1, np.int64)
@@ -210,6 +213,7 @@ class SessionSimulator:
         self._first_slates = np.arange(batch_size) * (max_len + 1)
         self._shown = np.zeros((batch_size, max_len + 1, slate_size), np.int32)
         self._allowed = np.ones((batch_size, world.n_items), np.bool_) if repeats == "forbid" else None
+        self._candidates = world.user_candidates
         self._rows = np.arange(batch_size)
         # Draw 0 of a session's stream picks the user; the responses follow.
         self._draws = np.arange(1, (max_len + 1) * slate_size + 1, dtype=np.uint64)
@@ -257,8 +261,9 @@ class SessionSimulator:
             self._memory.reset(rows, self.history(rows))
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms.reshape(self.batch_size, -1)[rows] = drawn
-        if self._allowed is not None:
-            self._allowed[rows] = True
+        if self._candidates is not None:
+            self._max_steps[rows] = np.minimum(self._candidates.counts[users] // self.slate_size, self.max_len)
+        self._allow_candidates(rows)
 
     def step(self, items: NDArray[np.int64]) -> Outcome:
         """Shows one slate to each user.
@@ -281,8 +286,17 @@ class SessionSimulator:
         temper, disparity, violation, leaves = self._leave.update(items, popular_share, mean, self.steps)
         self.left = leaves
         truncated = (self.steps >= self._max_steps) > leaves
+        if self._candidates is not None:
+            # Agents may still be asked for slates in finished sessions, whose list may be used up.
+            self._allow_candidates(np.flatnonzero(leaves | truncated))
         reward = total if self._rewards_are_sums else mean
         return Outcome(items, feedback, clicks, reward, popular_share, disparity, violation, temper, leaves, truncated)
+
+    def _allow_candidates(self, rows: IntArray) -> None:
+        """Allows everything that the current users of the given rows may be shown in a session."""
+        if self._allowed is not None:
+            own = self._candidates
+            self._allowed[rows] = True if own is None else own.mask(self.users[rows], self.world.n_items)
 
     def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:
         """Returns what users do now, and their rows there."""
@@ -328,8 +342,24 @@ def _check_settings(
         raise ValueError(f"repeats must be 'allow' or 'forbid', got {repeats!r}")
     if reward not in ("mean", "sum"):
         raise ValueError(f"reward must be 'mean' or 'sum', got {reward!r}")
-    if repeats == "forbid" and max_len * slate_size > world.n_items:
+    if world.user_candidates is not None:
+        _check_replay(world, world.user_candidates, slate_size, repeats)
+    elif repeats == "forbid" and max_len * slate_size > world.n_items:
         raise ValueError(
             f"repeats='forbid' needs max_len * slate_size = {max_len * slate_size} items, "
             f"but there are {world.n_items} candidates"
+        )
+
+
+def _check_replay(world: World, candidates: UserItems, slate_size: int, repeats: Repeats) -> None:
+    if repeats != "forbid":
+        raise ValueError(
+            "users of this world answer what was logged, once for each item that they were shown at random; an item "
+            "that comes again would get the same answer again, so repeats='forbid' is needed"
+        )
+    fewest = int(candidates.counts[world.users].min())
+    if fewest < slate_size:
+        raise ValueError(
+            f"slates of {slate_size} need users with as many candidates, and one of this world has {fewest}; leave "
+            f"such users out with min_candidates={slate_size}"
         )

@@ -201,7 +201,8 @@ class SlateActions:
         if allowed is not None and not np.take_along_axis(allowed, items, axis=1).all():
             row, slot = np.argwhere(~np.take_along_axis(allowed, items, axis=1))[0]
             raise ValueError(
-                f"session {row} was shown item {items[row, slot]} before, and repeats='forbid'; see action_masks()"
+                f"session {row} may not be shown item {items[row, slot]}: it was shown before, and repeats='forbid', "
+                "or it is none of the user's own candidates; see action_masks()"
             )
         return items
 

@@ -18,6 +18,7 @@ from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
+from kuaifair_env.response.logged import LoggedResponse, UserItems
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.tolerance import tolerated_shares
 
@@ -143,7 +144,7 @@ class World:
         vectors = [self.embeddings[spread(self.n_items, STORED)]]
         if self.encoder is not None:
             vectors.append(self.encoder.encode(self.initial_history.take(self.users[spread(len(self.users), STORED)])))
-        response = response_probes(self.response, self.users, self.n_items, self.initial_history)
+        response = response_probes(self.response, self.users, self.n_items, self.initial_history, self.user_candidates)
         return WorldFingerprint.of_parts(parts, response, embedding_probes(*vectors))
 
     @property
@@ -155,6 +156,11 @@ class World:
     def history_length(self) -> int:
         """Places ``H`` in a history window."""
         return int(self.initial_history.items.shape[1])
+
+    @property
+    def user_candidates(self) -> UserItems | None:
+        """The candidates that each user may be shown where feedback is looked up in a log, or None: all candidates."""
+        return self.response.pairs if isinstance(self.response, LoggedResponse) else None
 
     @property
     def item_ids(self) -> IdArray:

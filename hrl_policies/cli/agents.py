@@ -40,7 +40,7 @@ from hrl_policies.cli import (
     register_own_data,
     user_ids,
 )
-from kuaifair_env.batch import SessionConfig
+from kuaifair_env.registration import session_config
 from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.simulator import InitialHistory, Repeats
 
@@ -65,10 +65,13 @@ def train(
     ] = None,
     n_envs: Annotated[int | None, typer.Option(min=1, help="Concurrent training sessions.")] = None,
     max_len: MaxLen = 30,
-    slate_size: Annotated[int, typer.Option(min=1, help="Items per slate.")] = 10,
+    slate_size: Annotated[int | None, typer.Option(min=1, help="Items per slate (default 10; 5 in replays).")] = None,
     leave: Leave = "temper",
     initial_history: Annotated[InitialHistory, typer.Option(help="Start from the log or cold.")] = "log",
-    repeats: Annotated[Repeats, typer.Option(help="May an item be shown twice in a session?")] = "allow",
+    repeats: Annotated[
+        Repeats | None,
+        typer.Option(help="May an item be shown twice in a session? (default allow; in replays it may not)"),
+    ] = None,
     source: DataSource = "auto",
     allow_partial: AllowPartial = False,
     positive: PositiveFeedback = None,
@@ -132,17 +135,18 @@ def train(
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
     mode = zoo.method(method).purifier
     sessions, world_settings = env_kwargs(env_settings)
+    given = {"slate_size": slate_size, "repeats": repeats}
+    sessions = {name: value for name, value in given.items() if value is not None} | sessions
     planned: dict[str, Any] = {
         "seed": seed,
-        "session": SessionConfig.of_settings(
+        "session": session_config(
+            env,
             {
                 "max_len": max_len,
-                "slate_size": slate_size,
                 "leave": leave_option(leave),
                 "initial_history": initial_history,
-                "repeats": repeats,
                 **sessions,
-            }
+            },
         ),
         "total_steps": steps,
         "n_envs": n_envs,
@@ -282,7 +286,7 @@ def tune(
         seed=seed,
         runs=runs,
         total_steps=steps,
-        session=SessionConfig.of_settings({"max_len": max_len, **sessions}),
+        session=session_config(env, {"max_len": max_len, **sessions}),
         world_settings=settings,
     )
     import_optuna()

@@ -321,10 +321,11 @@ def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
     rows: defaultdict[Variant, list[RunConfig]] = defaultdict(list)
     for planned in runs:
         rows[Variant.of_config(planned)].append(planned)
+    sizes = sorted({planned.session.items_per_slate for planned in runs})
     lines = [
         f"{spec.name}: {len(runs)} runs",
         f"worlds: {', '.join(spec.worlds)}",
-        f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {spec.session.slate_size}; "
+        f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {' or '.join(map(str, sizes))}; "
         f"leave rule {rule_text(leave_rule(SessionConfig.of_settings(spec.session.given()).leave))}",
         f"evaluated on {runs[0].user_count:,} users, {spec.episodes_per_user} session(s) each",
     ]

@@ -38,7 +38,8 @@ from kuaifair_env.data.published import DatasetName
 from kuaifair_env.data.sources import find_source
 from kuaifair_env.errors import DataError
 from kuaifair_env.origins import OwnOrigin, Source
-from kuaifair_env.registration import register_origin
+from kuaifair_env.registration import register_origin, replays
+from kuaifair_env.replay import REPLAY_SLATE_SIZE
 from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.settings import DEFAULTS
 
@@ -225,6 +226,9 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
             continue
         folders[run_folder(run)] += 1
         own, shown, max_len = own_worlds.get(run.world), run.session.items_per_slate, run.session.max_len
+        if replays(run.world) if own is None else own.test.user_candidates is not None:
+            yield from _replay_problems(run)
+            continue
         if own is None and run.world in ENVIRONMENTS and ENVIRONMENTS[run.world].twin is None:
             continue  # only its data say how many candidates there are
         candidates = max_candidates(run.world) if own is None else own.test.n_items
@@ -240,6 +244,18 @@ def _run_problems(spec: StudySpec, own_worlds: Mapping[str, WorldPair]) -> Itera
     for folder, count in folders.items():
         if count > 1:
             yield f"the run {folder} is planned {count} times; give methods that are alike a 'label' each"
+
+
+def _replay_problems(run: RunConfig) -> Iterator[str]:
+    """Checks a run whose users have candidates of their own, each to be shown once."""
+    if run.session.repeats != "forbid":
+        yield f"users of {run.world} answer what was logged, once for each item; it needs 'repeats: forbid'"
+    needed = run.world_settings.get("min_candidates") or REPLAY_SLATE_SIZE
+    if replays(run.world) and run.session.items_per_slate > needed:
+        yield (
+            f"{run.world} has users with {needed} candidates, too few for slates of {run.session.items_per_slate}; "
+            f"leave them out with 'world_settings: {{min_candidates: {run.session.items_per_slate}}}'"
+        )
 
 
 def _trial_problems(spec: StudySpec) -> Iterator[str]:

@@ -30,10 +30,10 @@ from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, 
 from hrl_policies.study.store import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
-from kuaifair_env.batch import AUTO_SLATE_SIZE, SessionConfig
 from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.metrics.fairness import DisparityMode
+from kuaifair_env.registration import session_config
 from kuaifair_env.settings import WorldSettings
 from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
 from kuaifair_env.spaces import Duplicates
@@ -146,10 +146,10 @@ class SessionSettings(_Model):
     """How the sessions of a study run, at every horizon; see :class:`~kuaifair_env.batch.SessionConfig`.
 
     Attributes:
-        slate_size: Items per slate ``K``.
+        slate_size: Items per slate ``K``; None is 10, or 5 in ids with a replay.
         leave: The leave rule: a name, a text such as ``temper:ad_bound=0.2``, or a mapping.
         initial_history: ``"log"`` or ``"empty"``.
-        repeats: ``"allow"`` or ``"forbid"``.
+        repeats: ``"allow"`` or ``"forbid"``; None is the first, or the second in ids with a replay.
         duplicates: ``"error"`` or ``"replace"``.
         reward: ``"mean"`` or ``"sum"``.
         drift: Slates after which a taste correlates by .5 with that at the start; None lets tastes stay.
@@ -158,10 +158,10 @@ class SessionSettings(_Model):
     The others are parameters of the leave rule, which stay as they are in the rule where they are not given.
     """
 
-    slate_size: Count = AUTO_SLATE_SIZE
+    slate_size: Count | None = None
     leave: Annotated[Any, AfterValidator(_readable_leave_rule)] = "temper"
     initial_history: InitialHistory = "log"
-    repeats: Repeats = "allow"
+    repeats: Repeats | None = None
     duplicates: Duplicates = "error"
     reward: RewardForm = "mean"
     drift: Number | None = None
@@ -176,7 +176,7 @@ class SessionSettings(_Model):
     threshold: Steps | None = None
 
     def given(self) -> dict[str, Any]:
-        """Returns all settings but those parameters of the leave rule that were not given."""
+        """Returns all settings but those that were not given and have no default here."""
         return self.model_dump(exclude_none=True)
 
 
@@ -343,7 +343,7 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
                 "method_name": entry.name,
                 "world": world,
                 "seed": seed,
-                "session": SessionConfig.of_settings({"max_len": max_len, **spec.session.given(), **session}),
+                "session": session_config(world, {"max_len": max_len, **spec.session.given(), **session}),
                 "overrides": entry.set | overrides,
                 "world_settings": {**spec.world_settings, **worlds},
                 "users": spec.users or None,

@@ -35,6 +35,7 @@ class OwnTables:
         negatives_seed: Seed of the draws.
         drop_duplicates: Whether repeated rows are dropped.
         min_test_exposures: Test-log exposures that an item needs to be a candidate.
+        replay: Whether the test world replays the test log (see :mod:`kuaifair_env.replay`).
     """
 
     data: str
@@ -50,6 +51,7 @@ class OwnTables:
     negatives_seed: int = 0
     drop_duplicates: bool | None = None
     min_test_exposures: int = MIN_TEST_EXPOSURES
+    replay: bool = False
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> OwnTables:

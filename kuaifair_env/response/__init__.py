@@ -1,4 +1,4 @@
-"""Response models: how users answer slates, by observed matrices, factor models and history-dependent models.
+"""Response models: how users answer slates, by observed or logged feedback, factor models and history-dependent ones.
 
 Fitting needs torch and simulating does not: the fitting functions are imported on first use.
 """
@@ -21,6 +21,7 @@ from kuaifair_env.response.fitting import (
 )
 from kuaifair_env.response.inputs import InputConfig
 from kuaifair_env.response.known import ObservedResponse, observed_block
+from kuaifair_env.response.logged import LoggedResponse
 from kuaifair_env.response.rows import SplitConfig
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 from kuaifair_env.response.transformer import TransformerShape
@@ -35,6 +36,7 @@ __all__ = [
     "FactorisedResponse",
     "HistoryWindow",
     "InputConfig",
+    "LoggedResponse",
     "NegativeSampling",
     "ObservedResponse",
     "ResponseConfig",

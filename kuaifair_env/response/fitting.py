@@ -20,6 +20,7 @@ from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.graded import GradedResponse, click_from, rounded_log
 from kuaifair_env.response.known import ObservedResponse, TwinResponse, observed_block
+from kuaifair_env.response.logged import LoggedResponse
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
@@ -165,6 +166,7 @@ def load_response(path: str | Path) -> ResponseModel:
     """
     loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
         "graded": GradedResponse.load,
+        "logged": LoggedResponse.load,
         "observed": ObservedResponse.load,
         "factorised": FactorisedResponse.load,
         "sequential": SequentialResponse.load,
