@@ -14,7 +14,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.base import History
 from kuaifair_env.response.graded import click_from
 
 _KIND = "logged"
@@ -136,7 +136,7 @@ class LoggedResponse:
         """One increasing number for each pair."""
         return np.repeat(np.arange(self.n_users), self.pairs.counts) * self.n_items + self.pairs.items
 
-    def expected(self, users: IntArray, items: IntArray, history: HistoryWindow | None = None) -> FloatArray:
+    def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """Returns ``float32 (B, K)``, the logged feedback of ``users (B,)`` on ``items (B, K)``.
 
         Raises:
@@ -169,7 +169,7 @@ class LoggedResponse:
         pairs = UserItems(self.pairs.offsets, moved[order])
         return LoggedResponse(pairs, self._feedback[order], self.n_items, self._click_from, self._report)
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: HistoryWindow | None = None) -> FloatArray:
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns ``float32 (B, n_items)``, the logged feedback of ``users (B,)``; 0 where nothing was logged."""
         catalogue = np.zeros((len(users), self.n_items), np.float32)
         rows, places = self.pairs.places(users)
