@@ -222,9 +222,7 @@ def test_sessions_show_own_items_once_and_answer_from_the_log(data, world, mode,
         steps, over = 0, False
         while not over:
             mask = env.action_masks()
-            assert set(data.items.ids[own_item] for own_item in own) == set(
-                world.item_ids[np.flatnonzero(mask.reshape(-1, world.n_items)[0])]
-            )
+            assert set(data.items.ids[list(own)]) == set(world.item_ids[mask.reshape(-1, world.n_items)[0]])
             _, reward, terminated, truncated, info = env.step(random_actions(env, rng)[0])
             shown = [int(np.flatnonzero(data.items.ids == raw)[0]) for raw in info["item_ids"]]
             assert set(shown) <= own and len(set(shown)) == size
@@ -283,7 +281,7 @@ def test_a_slate_of_foreign_items_is_refused(world):
 def test_what_a_replay_cannot_do_is_said(world):
     with pytest.raises(ValueError, match="would get the same answer again, so repeats='forbid' is needed"):
         KuaiFairEnv(world, sessions(world, repeats="allow"))
-    with pytest.raises(ValueError, match="slates of 6 need users .* one of this world has 5; .*min_candidates=6"):
+    with pytest.raises(ValueError, match=r"slates of 6 need users .* one of this world has 5; .*min_candidates=6"):
         KuaiFairEnv(world, sessions(world, slate_size=6))
     with pytest.raises(DataError, match="no vectors of users' tastes that could drift"):
         KuaiFairEnv(world, sessions(world, drift=15))
@@ -388,7 +386,7 @@ def test_an_own_log_is_replayed_in_every_form(registry):
         gym.make("Replay-v0", repeats="allow", **settings)
     with pytest.raises(ValueError, match="nothing is modelled; drop response='factorised'"):
         gym.make("Replay-v0", response="factorised", **settings)
-    with pytest.raises(ValueError, match="'min_candidates' is a setting of replays, .*Modelled-v0 is none"):
+    with pytest.raises(ValueError, match=r"'min_candidates' is a setting of replays, .*Modelled-v0 is none"):
         make_world("Modelled-v0", min_candidates=3)
     with pytest.raises(ValueError, match="min_candidates must be a whole number of at least 1, got 0"):
         make_world("Replay-v0", split="test", min_candidates=0)
