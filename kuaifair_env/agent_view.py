@@ -32,6 +32,8 @@ def world_for_agents(world: World) -> World:
     view = _WorldForAgents(**given)
     # The fingerprint is made from the truth, but does not tell it.
     vars(view)["fingerprint"] = world.fingerprint
+    # Masks tell what may be shown to users.
+    vars(view)["user_candidates"] = world.user_candidates
     return view
 
 

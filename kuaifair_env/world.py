@@ -157,7 +157,7 @@ class World:
         """Places ``H`` in a history window."""
         return int(self.initial_history.items.shape[1])
 
-    @property
+    @cached_property
     def user_candidates(self) -> UserItems | None:
         """The candidates that each user may be shown where feedback is looked up in a log, or None: all candidates."""
         return self.response.pairs if isinstance(self.response, LoggedResponse) else None

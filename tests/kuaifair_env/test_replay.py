@@ -24,9 +24,10 @@ from kuaifair_env import (
     make_world,
     register_world,
 )
+from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.data.cache import CACHE_VARIABLE
 from kuaifair_env.data.schema import InteractionLog
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, HiddenTruthError
 from kuaifair_env.metrics import ndcg
 from kuaifair_env.replay import build_replay_world
 from kuaifair_env.response import LoggedResponse, load_response
@@ -285,6 +286,13 @@ def test_what_a_replay_cannot_do_is_said(world):
         KuaiFairEnv(world, sessions(world, slate_size=6))
     with pytest.raises(DataError, match="no vectors of users' tastes that could drift"):
         KuaiFairEnv(world, sessions(world, drift=15))
+
+
+def test_agents_see_what_may_be_shown_and_not_what_was_answered(world):
+    view = world_for_agents(world)
+    assert view.user_candidates is world.user_candidates
+    with pytest.raises(HiddenTruthError):
+        view.response.expected_catalogue(world.users, N_ITEMS)
 
 
 def test_users_leave_as_elsewhere(data, world):
