@@ -102,34 +102,57 @@ def _blocks(size: int, count: int) -> list[slice]:
 
 def _best_of_block(scores: FloatArray, k: int) -> NDArray[np.int64]:
     """Ranks scores that are held at once."""
-    columns = scores.shape[1]
+    n, columns = scores.shape
     if not 1 <= k <= columns:
         raise ValueError(f"cannot take the top {k} of {columns} items")
-    width = max(columns // _STRIDES, 4 * k)
-    strides = columns // width
-    if strides < 2:
+    if columns < 8 * k:
         return _sorted_top_k(scores, k)
-    # The k-th largest maximum over strided columns bounds the k-th best score from below, at the price of one
-    # SIMD pass; only what reaches that bound is sorted.
-    maxima = scores[:, : strides * width].reshape(len(scores), strides, width).max(axis=1)
-    if np.isnan(maxima).any() or np.isnan(scores[:, strides * width :]).any():
-        raise ValueError("scores hold NaN; items cannot be ranked")
-    bound = np.partition(maxima, width - k, axis=1)[:, width - k, None]
+    # The k-th largest of maxima over disjoint columns bounds the k-th best score from below, at the price of a SIMD
+    # pass or two; only what reaches that bound is sorted.
+    maxima = _maxima(scores, max(columns // _STRIDES, 4 * k))
+    _refuse_nan(maxima)
+    maxima.partition(maxima.shape[1] - k, axis=1)
     # One-dimensional nonzero is ten times as fast as the two-dimensional one.
-    rows, items = np.divmod(np.flatnonzero(scores >= bound), columns)
-    counts = np.bincount(rows, minlength=len(scores))
-    if not k <= counts.min() <= counts.max() <= _MAX_SURPLUS * k:
+    reaching = (scores >= maxima[:, -k, None]).ravel().nonzero()[0]
+    rows = np.arange(n)
+    begins = reaching.searchsorted(rows * columns)
+    counts = np.append(begins[1:], len(reaching)) - begins
+    most = int(counts.max())
+    if most > _MAX_SURPLUS * k:
         return _sorted_top_k(scores, k)
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    best = np.full((len(scores), counts.max()), -np.inf, np.float32)
-    best[rows, places] = scores[rows, items]
-    members = np.zeros(best.shape, np.int64)
-    members[rows, places] = items
-    return np.take_along_axis(members, _sorted_top_k(best, k), axis=1)
+    places = np.arange(len(reaching)) + (rows * most - begins).repeat(counts)
+    negated = np.full(n * most, np.inf, np.float32)
+    negated[places] = -scores.take(reaching)
+    members = np.zeros(n * most, np.int64)
+    members[places] = reaching
+    best = negated.reshape(n, most).argsort(axis=1, kind="stable")[:, :k]
+    return members.take(best + (rows * most)[:, None]) - (rows * columns)[:, None]
+
+
+def _maxima(scores: FloatArray, width: int) -> FloatArray:
+    """Returns the maxima of each row over at least ``width`` disjoint sets of columns that cover all."""
+    columns = scores.shape[1]
+    strides = columns // width
+    if strides > _STRIDES // 2:
+        maxima: FloatArray = np.maximum.reduce(scores[:, : strides * width].reshape(len(scores), strides, width), axis=1)
+        rest = columns - strides * width
+        np.maximum(maxima[:, :rest], scores[:, strides * width :], out=maxima[:, :rest])
+        return maxima
+    # Short inner loops make reductions slow; halves are compared at full speed.
+    maxima = scores
+    while (half := maxima.shape[1] // 2) >= width:
+        odd = maxima[:, 2 * half :]
+        maxima = np.maximum(maxima[:, :half], maxima[:, half : 2 * half])
+        np.maximum(maxima[:, : odd.shape[1]], odd, out=maxima[:, : odd.shape[1]])
+    return maxima
 
 
 def _sorted_top_k(scores: FloatArray, k: int) -> NDArray[np.int64]:
     """Top-K by a stable sort: equal scores keep the order of their columns."""
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN; items cannot be ranked")
+    _refuse_nan(scores)
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def _refuse_nan(scores: FloatArray) -> None:
+    if np.count_nonzero(np.isnan(scores)):
+        raise ValueError("scores hold NaN; items cannot be ranked")
