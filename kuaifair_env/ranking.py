@@ -134,9 +134,10 @@ def _maxima(scores: FloatArray, width: int) -> FloatArray:
     columns = scores.shape[1]
     strides = columns // width
     if strides > _STRIDES // 2:
-        maxima: FloatArray = np.maximum.reduce(scores[:, : strides * width].reshape(len(scores), strides, width), axis=1)
-        rest = columns - strides * width
-        np.maximum(maxima[:, :rest], scores[:, strides * width :], out=maxima[:, :rest])
+        strided = scores[:, : strides * width].reshape(len(scores), strides, width)
+        maxima: FloatArray = np.maximum.reduce(strided, axis=1)
+        rest = scores[:, strides * width :]
+        np.maximum(maxima[:, : rest.shape[1]], rest, out=maxima[:, : rest.shape[1]])
         return maxima
     # Short inner loops make reductions slow; halves are compared at full speed.
     maxima = scores
