@@ -126,7 +126,9 @@ def _best_of_block(scores: FloatArray, k: int) -> NDArray[np.int64]:
     members = np.zeros(n * most, np.int64)
     members[places] = reaching
     best = negated.reshape(n, most).argsort(axis=1, kind="stable")[:, :k]
-    return members.take(best + (rows * most)[:, None]) - (rows * columns)[:, None]
+    items: NDArray[np.int64] = members.take(best + (rows * most)[:, None])
+    items -= (rows * columns)[:, None]
+    return items
 
 
 def _maxima(scores: FloatArray, width: int) -> FloatArray:
