@@ -12,27 +12,16 @@ different machines can be read side by side.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--threads", type=int, default=2, help="numerical threads (default 2)")
-parser.add_argument("--seconds", type=float, default=0.6, help="length of a round (default 0.6)")
-parser.add_argument("--rounds", type=int, default=3, help="rounds per figure; the best counts (default 3)")
-parser.add_argument("--items", type=int, default=10_728, help="number of candidates (default 10728)")
-parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
-parser.add_argument("--profile", nargs=2, metavar=("MODE", "BATCH"), help="profile the simulator and SB3 form instead")
-arguments = parser.parse_args()
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = str(arguments.threads)
+import numpy as np
+from threadpoolctl import threadpool_limits
 
-import numpy as np  # noqa: E402  (threads are set before numpy loads)
-
-from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World  # noqa: E402
-from kuaifair_env.data import (  # noqa: E402
+from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World
+from kuaifair_env.data import (
     Catalogue,
     FeatureTable,
     InteractionData,
@@ -41,46 +30,61 @@ from kuaifair_env.data import (  # noqa: E402
     Users,
     groups_of,
 )
-from kuaifair_env.response.factorised import FactorisedResponse  # noqa: E402
-from kuaifair_env.sb3 import KuaiFairVecEnv  # noqa: E402
-from kuaifair_env.spaces import ActionMode  # noqa: E402
-from kuaifair_env.world import initial_history  # noqa: E402
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.response.factorised import FactorisedResponse
+from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.spaces import ActionMode
+from kuaifair_env.world import initial_history
 
 USERS, FACTORS, DIMENSION, HISTORY = 7_176, 32, 64, 50
 MODES: tuple[ActionMode, ...] = ("slate", "embedding", "item")
 
 
-def synthetic_world(n_items: int) -> World:
-    """Returns a world of KuaiRec's size whose numbers are random."""
+def synthetic_world(
+    n_items: int,
+    n_users: int = USERS,
+    dimension: int = DIMENSION,
+    factors: int = FACTORS,
+    histories: HistoryWindow | None = None,
+) -> World:
+    """Returns a world whose numbers are random, by default with the users of KuaiRec.
+
+    Args:
+        n_items: Number of candidates.
+        n_users: Number of users; only the first 7,176 have a log.
+        dimension: Size of the item embeddings.
+        factors: Of the response model.
+        histories: From which sessions start; None takes the log's.
+    """
     rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(USERS), 60)
+    users = np.repeat(np.arange(min(n_users, USERS)), 60)
     items = (n_items * rng.beta(0.5, 2.0, len(users))).astype(np.int64)
     log = InteractionLog.sorted(users, items, rng.random(len(users)) < 0.45)
     data = InteractionData(
-        Users(np.arange(USERS), FeatureTable.empty(USERS)),
+        Users(np.arange(n_users), FeatureTable.empty(n_users)),
         Catalogue(np.arange(n_items), FeatureTable.empty(n_items), np.zeros((n_items, 0), np.bool_)),
         log,
         log,
         Provenance("benchmark", "own"),
     )
-    embeddings = rng.normal(size=(n_items, DIMENSION))
-    embeddings *= np.sqrt(DIMENSION) / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = rng.standard_normal((n_items, dimension), np.float32)
+    embeddings *= np.sqrt(dimension) / np.linalg.norm(embeddings, axis=1, keepdims=True)
     response = FactorisedResponse(
         -1.5,
-        rng.normal(0, 0.5, USERS),
-        rng.normal(0, 0.5, n_items),
-        rng.normal(0, 0.2, (USERS, FACTORS)),
-        rng.normal(0, 0.2, (n_items, FACTORS)),
+        0.5 * rng.standard_normal(n_users, np.float32),
+        0.5 * rng.standard_normal(n_items, np.float32),
+        0.2 * rng.standard_normal((n_users, factors), np.float32),
+        0.2 * rng.standard_normal((n_items, factors), np.float32),
     )
     return World(
         split="test",
         data=data,
         n_items=n_items,
         groups=groups_of(data),
-        embeddings=embeddings.astype(np.float32),
+        embeddings=embeddings,
         response=response,
-        users=np.arange(USERS),
-        initial_history=initial_history(log, USERS, HISTORY),
+        users=np.arange(n_users),
+        initial_history=initial_history(log, n_users, HISTORY) if histories is None else histories,
     )
 
 
@@ -193,10 +197,26 @@ def profile(world: World, mode: ActionMode, batch: int) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="numerical threads (default 2)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of a round (default 0.6)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per figure; the best counts (default 3)")
+    parser.add_argument("--items", type=int, default=10_728, help="number of candidates (default 10728)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
+    parser.add_argument(
+        "--profile", nargs=2, metavar=("MODE", "BATCH"), help="profile the simulator and SB3 form instead"
+    )
+    arguments = parser.parse_args()
     world = synthetic_world(arguments.items)
-    if arguments.profile:
-        profile(world, arguments.profile[0], int(arguments.profile[1]))
-        return
+    with threadpool_limits(arguments.threads):
+        if arguments.profile:
+            profile(world, arguments.profile[0], int(arguments.profile[1]))
+        else:
+            report(world, arguments)
+
+
+def report(world: World, arguments: argparse.Namespace) -> None:
+    """Prints the speed of every form, mode and batch size."""
     reference = products_per_second()
     print(
         f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, {arguments.threads} threads"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ TOLERANCE = 1e-3
 """How far two probes of the same world may lie apart: linear algebra libraries round differently."""
 
 _DECIMALS = 5
+_NUMBERS_AT_ONCE = 100_000
 _PROBED = 64
 STORED = 16
 """How many items and users have probes of their own."""
@@ -50,7 +51,10 @@ class WorldFingerprint:
     def of_parts(
         cls, parts: Mapping[str, Any], response: tuple[float, ...], embeddings: tuple[float, ...]
     ) -> WorldFingerprint:
-        """Hashes the exact parts, arrays or JSON-able; see :func:`response_probes` and :func:`embedding_probes`."""
+        """Hashes the exact parts: arrays, tuples of arrays, or JSON-able.
+
+        The others are made by :func:`response_probes` and :func:`embedding_probes`.
+        """
         return cls({name: _hash(part) for name, part in parts.items()}, response, embeddings)
 
     @classmethod
@@ -78,8 +82,26 @@ class WorldFingerprint:
 
 
 def _hash(part: Any) -> str:
-    content = part.tolist() if isinstance(part, np.ndarray) else part
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256()
+    for text in _json_pieces(part):
+        digest.update(text.encode())
+    return digest.hexdigest()[:10]
+
+
+def _json_pieces(part: Any) -> Iterator[str]:
+    """Yields the JSON of a part piece by piece: that of millions of ids never lies in memory as a whole."""
+    if isinstance(part, np.ndarray):
+        for begin in range(0, max(len(part), 1), _NUMBERS_AT_ONCE):
+            piece = json.dumps(part[begin : begin + _NUMBERS_AT_ONCE].tolist())
+            yield ", " + piece[1:-1] if begin else piece[:-1]
+        yield "]"
+    elif isinstance(part, tuple):
+        for place, inner in enumerate(part):
+            yield ", " if place else "["
+            yield from _json_pieces(inner)
+        yield "]"
+    else:
+        yield json.dumps(part, sort_keys=True)
 
 
 def _close(first: tuple[float, ...], second: tuple[float, ...]) -> bool:

@@ -132,7 +132,7 @@ class World:
             "click": [self.data.provenance.settings.get("click")]
             + [described.get(name) for name in ("mode", "click_from", "largest")],
             "users": self.data.users.keys[self.users],
-            "candidates": [self.data.items.keys[: self.n_items].tolist(), self.groups.popular.tolist()],
+            "candidates": (self.data.items.keys[: self.n_items], self.groups.popular),
             "form": [
                 self.split,
                 self.dimension,

@@ -19,6 +19,7 @@ from kuaifair_env.response.rows import SplitConfig
 
 _KIND = "factorised"
 _SAFE_LOGIT = 80.0
+_ROWS_AT_ONCE = 65_536
 _ZERO = np.asarray(0)
 
 
@@ -117,18 +118,16 @@ class FactorisedResponse(BernoulliFeedback):
         for what, values in tables.items():
             if not np.isfinite(values).all():
                 raise DataError(f"the {what} holds NaN or infinity")
-        p, q = np.asarray(user_factors, np.float64), np.asarray(item_factors, np.float64)
-        p_mean, q_mean = p.mean(axis=0), q.mean(axis=0)
-        a = np.asarray(user_bias, np.float64) + p @ q_mean
-        b = np.asarray(item_bias, np.float64) + q @ p_mean - p_mean @ q_mean
+        p_mean: NDArray[np.float64] = user_factors.mean(axis=0, dtype=np.float64)
+        q_mean: NDArray[np.float64] = item_factors.mean(axis=0, dtype=np.float64)
+        a = np.asarray(user_bias, np.float64) + _products(user_factors, q_mean)
+        b = np.asarray(item_bias, np.float64) + _products(item_factors, p_mean) - p_mean @ q_mean
         self._offset = float(offset + a.mean() + b.mean())
         # One row holds all that a pair needs, with the sign turned so that exp() needs no negation:
         # user (-p, -a - mu, -1), item (q, 1, b).
-        ones_u, ones_i = np.ones((len(p), 1)), np.ones((len(q), 1))
-        a_column = (a - a.mean() + self._offset)[:, None]
-        b_column = (b - b.mean())[:, None]
-        self._users = np.ascontiguousarray(np.hstack([-(p - p_mean), -a_column, -ones_u]), np.float32)
-        self._items = np.ascontiguousarray(np.hstack([q - q_mean, ones_i, b_column]), np.float32)
+        self._users = _table(user_factors, p_mean, a - a.mean() + self._offset, 1.0)
+        np.negative(self._users, out=self._users)
+        self._items = _table(item_factors, q_mean, 1.0, b - b.mean())
         self._report = dict(report or {})
         self._finish()
 
@@ -293,3 +292,25 @@ class FactorisedResponse(BernoulliFeedback):
             "factors": self._users.shape[1] - 2,
             **self._report,
         }
+
+
+def _table(
+    factors: NDArray[Any],
+    mean: NDArray[np.float64],
+    next_to_last: NDArray[np.float64] | float,
+    last: NDArray[np.float64] | float,
+) -> FloatArray:
+    """Returns centred factors and two more columns, ``float32 (n, f + 2)``, without a copy of all in float64."""
+    table = np.empty((len(factors), factors.shape[1] + 2), np.float32)
+    for begin in range(0, len(factors), _ROWS_AT_ONCE):
+        rows = slice(begin, begin + _ROWS_AT_ONCE)
+        table[rows, :-2] = factors[rows] - mean
+    table[:, -2] = next_to_last
+    table[:, -1] = last
+    return table
+
+
+def _products(factors: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns ``factors @ vector`` in float64."""
+    blocks = range(0, len(factors), _ROWS_AT_ONCE)
+    return np.concatenate([factors[begin : begin + _ROWS_AT_ONCE].astype(np.float64) @ vector for begin in blocks])
