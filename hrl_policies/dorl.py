@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -296,12 +296,15 @@ class DORL(A2C):
         **kwargs: See :class:`A2CArguments`; the ensemble stays on the CPU, whatever the ``device``.
 
     Attributes:
+        frozen_while_serving: Why it learns nothing while it serves (:func:`kuaifair_env.serve`).
         world_model_report: Report of the ensemble's fit; None before, and after parameters alone were restored.
 
     Raises:
         ValueError: If a setting is not valid.
         TypeError: If the environment is not a KuaiFair environment that can be modelled.
     """
+
+    frozen_while_serving: ClassVar[str] = "it learns in a model of the log"
 
     def __init__(
         self,

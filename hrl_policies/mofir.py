@@ -335,9 +335,13 @@ class MOFIR(TD3):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfMOFIR:
-        """Trains, and then chooses the default preference unless one was given; see Stable-Baselines3."""
+        """Trains, and then chooses the default preference unless one was given; see Stable-Baselines3.
+
+        Only users of a training world can be asked which one they like best; elsewhere it stays as it was.
+        """
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        if self.fixed_preference is None:
+        assert self.env is not None
+        if self.fixed_preference is None and sessions_given(self.env, "MOFIR")[0].split == "train":
             self.choose_preference()
         return self
 

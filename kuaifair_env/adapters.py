@@ -68,6 +68,7 @@ class Actor:
 
     Attributes:
         takes_masks: Whether the policy has a parameter ``action_masks``.
+        state: The recurrent state.
 
     Raises:
         TypeError: If the policy is neither.
@@ -83,7 +84,7 @@ class Actor:
         self._named = parameters & {"state", "episode_start", "deterministic"}
         self.takes_masks = "action_masks" in parameters
         self._deterministic = deterministic
-        self._state: Any = None
+        self.state: Any = None
 
     def act(self, observation: Any, starts: BoolArray, masks: BoolArray | None = None) -> NDArray[Any]:
         """Returns an action for each of ``B`` observations.
@@ -96,12 +97,12 @@ class Actor:
         Raises:
             ValueError: If there are not ``B`` actions.
         """
-        known = {"state": self._state, "episode_start": starts, "deterministic": self._deterministic}
+        known = {"state": self.state, "episode_start": starts, "deterministic": self._deterministic}
         arguments = {name: value for name, value in known.items() if name in self._named}
         if masks is not None:
             arguments["action_masks"] = masks
         answer = self._function(observation, **arguments)
-        actions, self._state = answer if isinstance(answer, tuple) else (answer, None)
+        actions, self.state = answer if isinstance(answer, tuple) else (answer, None)
         actions = np.asarray(actions)
         if actions.ndim == 0 or len(actions) != len(starts):
             raise ValueError(f"the policy gave actions of shape {actions.shape} for {len(starts)} observations")

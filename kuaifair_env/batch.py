@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
+from kuaifair_env.checkpoints import set_attributes
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
 from kuaifair_env.metrics import gini_of_sessions, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
@@ -30,6 +31,7 @@ from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
 _NO_ROWS = np.zeros(0, np.int64)
+_RUNNING_TOTALS = ("_returns", "_popular", "_violations")
 
 # What ``info["session"]`` calls columns of EpisodeRecords; the others keep their names.
 _INFO_NAMES = {
@@ -172,6 +174,10 @@ class EpisodeRecords:
         """Returns several batches of records as one."""
         return cls(*(np.concatenate([getattr(some, field.name) for some in records]) for field in fields(cls)))
 
+    def as_dict(self) -> dict[str, NDArray[Any]]:
+        """Returns all columns under the names that they have here."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def infos(self) -> list[dict[str, Any]]:
         """Returns each session's record under the names that ``info["session"]`` uses."""
         columns = self.columns()
@@ -270,6 +276,20 @@ class SessionBatch:
     def take_sessions_from(self, source: SessionSource) -> None:
         """Takes sessions from another source from now on (fixed lists for evaluation)."""
         self.simulator.source = source
+
+    def state(self) -> dict[str, Any]:
+        """Returns the running sessions and the last outcome as arrays; not where new sessions come from."""
+        return {
+            "simulator": self.simulator.state(),
+            "records": {name: getattr(self, name) for name in _RUNNING_TOTALS},
+            "outcome": None if self.outcome is None else tuple(self.outcome),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the sessions that :meth:`state` returned."""
+        self.simulator.restore(state["simulator"])
+        set_attributes(self, state["records"])
+        self.outcome = None if state["outcome"] is None else Outcome(*state["outcome"])
 
     def reset(self, rows: IntArray, sessions: Sessions | None = None) -> None:
         """Starts new sessions in the given rows: those given, or what the source hands out."""

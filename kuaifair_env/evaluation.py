@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -361,6 +361,22 @@ class SessionTotals:
             possible = best[:, 0] > 0  # where nothing can be gained any more there is nothing to rank
             self._ndcg.append(ndcg(gains[possible], best[possible]))
         return finished
+
+    def state(self) -> dict[str, Any]:
+        """Returns what was added up, as numbers and arrays by name; ranking quality is not kept."""
+        records = [EpisodeRecords.concatenated(self._records).as_dict()] if self._records else []
+        return {
+            "slates": self._slates.state(),
+            "records": records,
+            "temper_lost": self._temper_lost,
+            "steps": self._steps,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes what :meth:`state` returned in place of what was added up."""
+        self._slates.restore(state["slates"])
+        self._records = [EpisodeRecords(**records) for records in state["records"]]
+        self._temper_lost, self._steps = state["temper_lost"], state["steps"]
 
     def result(self, seed: int) -> EvaluationResult:
         """Returns what was added up, sessions in the order of the list."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -26,6 +27,7 @@ from kuaifair_env.adapters import (
     playing_sessions_of,
 )
 from kuaifair_env.batch import SessionBatch
+from kuaifair_env.checkpoints import CheckpointFolder, decode, random_states, restore_random_states
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.evaluation import (
     DEFAULT_SEED,
@@ -36,7 +38,7 @@ from kuaifair_env.evaluation import (
     shown_to,
     users_to_evaluate,
 )
-from kuaifair_env.serving_results import Learning, ServingResult
+from kuaifair_env.serving_results import Learning, ServingResult, ServingSettings, stored_result
 from kuaifair_env.simulator import Sessions
 from kuaifair_env.splits import EVALUATION_USERS, evaluation_users, serving_split
 from kuaifair_env.world import World
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 SESSIONS = 20_000
+CHECKPOINT_EVERY = 1_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,11 @@ class LearnsWhileServing(Policy, Protocol):
         ...
 
     def save_served(self, path: Path) -> None:
-        """Writes all that was learned, and the state of random generators, to a file."""
+        """Writes all that was learned, what is known of the running sessions, and the state of random generators.
+
+        Args:
+            path: The file, or folder, to write; it has no ending.
+        """
         ...
 
     def load_served(self, path: Path) -> None:
@@ -116,12 +123,14 @@ class ServedUsers:
         seed: Seed of the sessions' randomness.
 
     Attributes:
+        ids: Raw ids of the users.
         started: Sessions handed out so far; may be set to go on with an earlier service.
     """
 
     def __init__(self, world: World, users: IntArray, sessions: int, order: int, seed: int) -> None:
         self._users = np.asarray(users, np.int64)
-        self._ids = world.data.users.keys[self._users].astype(np.uint64)
+        self.ids = world.data.users.ids[self._users]
+        self._keys = world.data.users.keys[self._users].astype(np.uint64)
         self._sessions = sessions
         self._order = np.asarray([seeding.stream_key(order)], np.uint64)
         self._seed = np.asarray([seeding.stream_key(seed)], np.uint64)
@@ -141,7 +150,7 @@ class ServedUsers:
 
     def _pass(self, visit: int) -> NDArray[np.int64]:
         """Returns the users in the order of their visit of this number."""
-        words = seeding.mix(seeding.derive(self._order, visit), self._ids)
+        words = seeding.mix(seeding.derive(self._order, visit), self._keys)
         return self._users[np.argsort(words, kind="stable")]
 
 
@@ -156,6 +165,8 @@ def serve(
     n_envs: int = 64,
     learn: bool = True,
     evaluate_others: bool = True,
+    folder: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
     progress: bool = False,
 ) -> ServingResult:
     """Has an agent serve the users of a world, and lets it learn from what it sees.
@@ -165,8 +176,9 @@ def serve(
     learned: the agent is evaluated on them before and after, learning nothing.
 
     Args:
-        agent: What serves. A :class:`LearnsWhileServing` goes on learning; anything else that ``evaluate`` takes acts
-            and learns nothing.
+        agent: What serves. A :class:`LearnsWhileServing` goes on learning, and so does an algorithm of
+            Stable-Baselines3, in place, as in its own ``learn``; anything else that ``evaluate`` takes acts and learns
+            nothing.
         env: KuaiFair sessions as ``evaluate`` takes them, if they can be played as one batch: ``gym.make``,
             ``gym.make_vec``, ``make_sb3``, also within wrappers of Stable-Baselines3 whose running statistics may stay
             as they are (``VecDSRM``).
@@ -178,23 +190,56 @@ def serve(
         n_envs: Concurrent sessions where the environment leaves it open.
         learn: False has an agent that could learn act as it is.
         evaluate_others: Whether to evaluate on the other users, at most 1,000 of them.
+        folder: Where checkpoints and then the result are kept. A service that was stopped, or killed, goes on there
+            with the same call, given an agent as it was at the start, and ends with the same numbers; one that is
+            finished is read again.
+        checkpoint_every: Sessions between checkpoints, which lie between the rollouts of an algorithm.
         progress: Whether to show progress bars.
 
     Returns:
         Sessions in the order of starting, figures, and provenance.
 
     Raises:
+        ArtifactError: If the folder holds another service, or a damaged one.
         DataError: If a user is unknown.
         TypeError: If the environment's sessions cannot be played as one batch, or the agent is no policy.
         ValueError: If a number is not valid, or the agent was trained on other observations or actions.
     """
-    if sessions < 1 or order < 0:
-        raise ValueError(f"need at least 1 session and an order of at least 0, got {sessions} and {order}")
+    if sessions < 1 or order < 0 or checkpoint_every < 1:
+        raise ValueError(
+            f"need at least 1 session, an order of at least 0, and at least 1 session between checkpoints, got "
+            f"{sessions}, {order} and {checkpoint_every}"
+        )
     played_env = _one_batch(played(env, n_envs))
     policy = getattr(agent, "__self__", agent)
     check_agent(policy, played_env)
     served, others = _users(played_env.world, users)
     learning, reason = _kind(agent, learn)
+    if learning == "gradient":
+        from kuaifair_env.serving_sb3 import check_algorithm
+
+        check_algorithm(cast(Any, agent), played_env.own_batch.batch_size)
+    source = ServedUsers(played_env.world, served, sessions, order, seed)
+    settings = ServingSettings(
+        world=str(played_env.world.fingerprint),
+        config=played_env.own_batch.config.describe(),
+        agent=getattr(agent, "__name__", type(agent).__name__),
+        agent_seed=getattr(policy, "seed", None),
+        learning=learning,
+        reason=reason,
+        users=len(served),
+        users_hash=hashlib.sha256(source.ids.tobytes()).hexdigest()[:16],
+        sessions=sessions,
+        order=order,
+        seed=seed,
+        n_envs=played_env.own_batch.batch_size,
+    )
+    checkpoints = None
+    if folder is not None:
+        stored = stored_result(folder, settings)
+        if stored is not None:
+            return stored
+        checkpoints = CheckpointFolder(Path(folder), asdict(settings))
 
     def evaluated() -> EvaluationResult | None:
         if not evaluate_others or not len(others):
@@ -202,25 +247,23 @@ def serve(
         return evaluate(agent, env, others, seed=seed, n_envs=n_envs, progress=progress)
 
     before = None if learning == "frozen" else evaluated()
-    source = ServedUsers(played_env.world, served, sessions, order, seed)
-    with _service(played_env, source, policy, progress) as service:
-        if learning == "posterior":
+    with _sessions_of(played_env, source, policy, progress) as service:
+        if checkpoints is not None:
+            service.keep(checkpoints, checkpoint_every)
+        if learning == "gradient":
+            from kuaifair_env.serving_sb3 import serve_learning
+
+            serve_learning(cast(Any, agent), service, seed, order)
+        elif learning == "posterior":
             _serve_learning(cast(LearnsWhileServing, agent), service)
         else:
             _serve_frozen(agent, service)
-        result = service.totals.result(seed)
-    return ServingResult(
-        served=result,
-        before=before,
-        after=evaluated(),
-        learning=learning,
-        reason=reason,
-        agent=getattr(agent, "__name__", type(agent).__name__),
-        agent_seed=getattr(policy, "seed", None),
-        users=len(served),
-        n_envs=service.n_envs,
-        order=order,
-    )
+        sessions_served = service.totals.result(seed)
+    result = ServingResult(settings, sessions_served, before, evaluated())
+    if folder is not None and checkpoints is not None:
+        result.save(folder)
+        checkpoints.remove()
+    return result
 
 
 def _one_batch(env: PlayedEnv) -> PlayedVecEnv:
@@ -249,9 +292,14 @@ def _users(world: World, users: Any) -> tuple[NDArray[np.int64], Any]:
 
 def _kind(agent: Any, learn: bool) -> tuple[Learning, str]:
     """Returns how an agent learns while it serves, and why not if it does not."""
-    if not isinstance(agent, LearnsWhileServing):
-        return "frozen", "it has nothing to learn with while serving"
-    return ("posterior", "") if learn else ("frozen", "asked to learn nothing")
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    kinds: dict[type, Learning] = {BaseAlgorithm: "gradient", LearnsWhileServing: "posterior"}
+    for kind, learning in kinds.items():
+        if isinstance(agent, kind):
+            reason = str(getattr(agent, "frozen_while_serving", "")) if learn else "asked to learn nothing"
+            return ("frozen", reason) if reason else (learning, "")
+    return "frozen", "it has nothing to learn with while serving"
 
 
 class Service:
@@ -278,12 +326,59 @@ class Service:
         self.n_envs = batch.batch_size
         self.finished = 0
         self._bar = bar
+        self._checkpoints: CheckpointFolder | None = None
         self._none_over = np.zeros(batch.batch_size, np.bool_)
 
     @property
     def over(self) -> bool:
         """Whether all sessions that are counted have ended."""
         return self.finished == len(self.source)
+
+    def keep(self, checkpoints: CheckpointFolder, every: int) -> None:
+        """Has checkpoints written to a folder, at least so many sessions apart."""
+        self._checkpoints, self._every, self._due = checkpoints, every, every
+
+    def checkpoint(self, agent_state: Callable[[], Any], save_agent: Callable[[Path], None]) -> None:
+        """Writes a checkpoint if one is due; to be called where no step is half done.
+
+        Args:
+            agent_state: Returns numbers and arrays that the agent, or who plays it, needs besides its file.
+            save_agent: Writes the agent's file.
+        """
+        if self._checkpoints is None or self.finished < self._due:
+            return
+        self._due = self.finished + self._every
+        state = {
+            "finished": self.finished,
+            "started": self.source.started,
+            "sessions": self.batch.state(),
+            "totals": self.totals.state(),
+            "random": random_states(),
+            "agent": agent_state(),
+        }
+        self._checkpoints.write(self.finished, state, save_agent)
+
+    def resume(self, load_agent: Callable[[Path], None], present: Any = None) -> Any:
+        """Goes on from the newest checkpoint; returns the agent's state in it, or None if there is none.
+
+        Args:
+            load_agent: Reads the agent's file.
+            present: The agent's present state; tensors and generators in it are set in place.
+        """
+        stored = None if self._checkpoints is None else self._checkpoints.read()
+        if stored is None:
+            return None
+        encoded, arrays, path = stored
+        state = decode(encoded, arrays, {"agent": present})
+        self.source.started = state["started"]
+        self.batch.restore(state["sessions"])
+        self.totals.restore(state["totals"])
+        load_agent(path)
+        restore_random_states(state["random"])
+        self.finished = state["finished"]
+        self._due = self.finished + self._every
+        self._bar.update(self.finished)
+        return state["agent"]
 
     def expect_step(self) -> None:
         """Notes the sessions that the next step will show slates to."""
@@ -309,7 +404,7 @@ class Service:
 
 
 @contextmanager
-def _service(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: bool) -> Iterator[Service]:
+def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: bool) -> Iterator[Service]:
     """Has an environment play the sessions of a service, hides their truth, and puts everything back afterwards."""
     with (
         playing_sessions_of(env, source) as batches,
@@ -324,26 +419,39 @@ def _service(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: bool)
 
 def _serve_learning(agent: LearnsWhileServing, service: Service) -> None:
     agent.bind(service.shown)
-    for step in _steps(Actor(agent, deterministic=False), service, reads_masks=False):
-        agent.learn(step)
+    actor = Actor(agent, deterministic=False)
+    _play(actor, service, False, agent.learn, agent.save_served, agent.load_served)
 
 
 def _serve_frozen(agent: Any, service: Service) -> None:
+    def nothing(_: Any) -> None:
+        return None
+
     actor = Actor(agent, deterministic=True)
     with (
         inference_mode(getattr(agent, "__self__", agent)),
         binding(agent, actor, [service.batch], service.batch) as reads_masks,
     ):
-        for _ in _steps(actor, service, reads_masks):
-            pass
+        _play(actor, service, reads_masks, nothing, nothing, nothing)
 
 
-def _steps(actor: Actor, service: Service, reads_masks: bool) -> Iterator[ServedStep]:
+def _play(
+    actor: Actor,
+    service: Service,
+    reads_masks: bool,
+    learn: Callable[[ServedStep], None],
+    save: Callable[[Path], None],
+    load: Callable[[Path], None],
+) -> None:
+    """Plays all sessions that are counted to their end."""
     env = service.env
-    observation = env.reset()
-    starts = np.ones(service.n_envs, np.bool_)
+    observation, starts = env.reset(), np.ones(service.n_envs, np.bool_)
+    loop = service.resume(load)
+    if loop is not None:
+        observation, starts, actor.state = loop
     while not service.over:
+        service.checkpoint(lambda: (observation, starts, actor.state), save)  # noqa: B023 (called at once)
         service.expect_step()
         actions = actor.act(observation, starts, env.action_masks() if reads_masks else None)
         observation, done, starts = env.step(actions)
-        yield service.record_step(done)
+        learn(service.record_step(done))

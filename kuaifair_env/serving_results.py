@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.batch import EpisodeRecords
+from kuaifair_env.checkpoints import check_identity
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult
-from kuaifair_env.metrics import engagement
+from kuaifair_env.files import atomic_path, file_hash, write_text_atomically
+from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 
 Learning = Literal["posterior", "gradient", "frozen"]
 """How an agent learns while it serves: its own posterior, gradient steps of its algorithm, or not at all."""
@@ -19,6 +24,41 @@ Learning = Literal["posterior", "gradient", "frozen"]
 CURVE_POINTS = 40
 FIRST_AND_LAST = 1_000
 _CONFIDENCE = 0.95
+_FORMAT, _VERSION = "kuaifair-serving", 1
+_RESULT, _SESSIONS = "result.json", "sessions.npz"
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """What a service was.
+
+    Attributes:
+        world: Fingerprint of the world.
+        config: How sessions ran, JSON-able.
+        agent: Name of the agent's class, or of the function.
+        agent_seed: The agent's own seed, where it has one.
+        learning: How it learned.
+        reason: Why it learned nothing; empty where it did.
+        users: Number of users to serve.
+        users_hash: Hash of their ids.
+        sessions: Number of sessions that were counted.
+        order: Which order the users came in.
+        seed: Seed of the sessions' randomness.
+        n_envs: Concurrent sessions.
+    """
+
+    world: str
+    config: dict[str, Any]
+    agent: str
+    agent_seed: int | None
+    learning: Learning
+    reason: str
+    users: int
+    users_hash: str
+    sessions: int
+    order: int
+    seed: int
+    n_envs: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,28 +66,16 @@ class ServingResult:
     """What an agent did while it served.
 
     Attributes:
+        settings: What the service was.
         served: The counted sessions, in the order in which they started, with figures over all and provenance.
         before: The agent evaluated on other users before it served; None where it learns nothing or nobody is left.
         after: The same afterwards.
-        learning: How it learned.
-        reason: Why it learned nothing; empty where it did.
-        agent: Name of the agent's class, or of the function.
-        agent_seed: The agent's own seed, where it has one.
-        users: Number of users served.
-        n_envs: Concurrent sessions.
-        order: Which order the users came in.
     """
 
+    settings: ServingSettings
     served: EvaluationResult
     before: EvaluationResult | None
     after: EvaluationResult | None
-    learning: Learning
-    reason: str
-    agent: str
-    agent_seed: int | None
-    users: int
-    n_envs: int
-    order: int
 
     def __repr__(self) -> str:
         return f"ServingResult(\n  {self._provenance()}\n  served: {self.served!r})"
@@ -90,13 +118,102 @@ class ServingResult:
         """Returns provenance and figures as text, the figures aligned."""
         return f"{self._provenance()}\n{figures_table(self.summary())}"
 
+    def save(self, folder: str | Path) -> None:
+        """Writes ``sessions.npz``, the records of all sessions, and then ``result.json``, all else."""
+        arrays: dict[str, NDArray[Any]] = {}
+        described: dict[str, Any] = {}
+        for name, evaluation in (("served", self.served), ("before", self.before), ("after", self.after)):
+            if evaluation is not None:
+                arrays |= {f"{name}.{column}": array for column, array in evaluation.sessions.as_dict().items()}
+                described[name] = _description(evaluation)
+        path = Path(folder)
+        with atomic_path(path / _SESSIONS) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "settings": asdict(self.settings),
+            "summary": self.summary(),
+            "evaluations": described,
+            "sessions": file_hash(path / _SESSIONS),
+        }
+        write_text_atomically(path / _RESULT, json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ServingResult:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If it is missing or damaged, or of another version.
+        """
+        path = Path(folder)
+        try:
+            content = json.loads((path / _RESULT).read_text(encoding="utf-8"))
+            if (content["format"], content["version"]) != (_FORMAT, _VERSION):
+                raise ArtifactError(f"{path / _RESULT} is no result that this version reads; serve again")
+            if file_hash(path / _SESSIONS) != content["sessions"]:
+                raise ArtifactError(f"{path / _SESSIONS} was altered after it was written; serve again")
+            with np.load(path / _SESSIONS, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            evaluations = {
+                name: _evaluation(described, _records(arrays, f"{name}."))
+                for name, described in content["evaluations"].items()
+            }
+            settings = ServingSettings(**content["settings"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ArtifactError(f"{path} holds no whole result of a service ({error})") from error
+        return cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
+
     def _provenance(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
-        seed = "" if self.agent_seed is None else f", seed {self.agent_seed}"
+        settings = self.settings
+        reason = f" ({settings.reason})" if settings.reason else ""
+        seed = "" if settings.agent_seed is None else f", seed {settings.agent_seed}"
         return (
-            f"{self.agent}{seed}: {self.learning}{reason}; {len(self)} sessions of {self.users} users in order "
-            f"{self.order}, {self.n_envs} at a time"
+            f"{settings.agent}{seed}: {settings.learning}{reason}; {len(self)} sessions of {settings.users} users in "
+            f"order {settings.order}, {settings.n_envs} at a time"
         )
+
+
+def stored_result(folder: str | Path, settings: ServingSettings) -> ServingResult | None:
+    """Returns the result that a service has left in a folder, or None if it is not finished.
+
+    Raises:
+        ArtifactError: If it is another service's, or damaged.
+    """
+    if not (Path(folder) / _RESULT).exists():
+        return None
+    result = ServingResult.load(folder)
+    check_identity(Path(folder) / _RESULT, asdict(result.settings), json.loads(json.dumps(asdict(settings))))
+    return result
+
+
+def _description(evaluation: EvaluationResult) -> dict[str, Any]:
+    """Returns an evaluation without its sessions, JSON-able."""
+    names = [field.name for field in fields(evaluation) if field.name != "sessions"]
+    return {name: _plain(getattr(evaluation, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _evaluation(described: dict[str, Any], sessions: EpisodeRecords) -> EvaluationResult:
+    bounds = described["length_range"]
+    return EvaluationResult(
+        **described
+        | {
+            "sessions": sessions,
+            "engagement": Engagement(**described["engagement"]),
+            "fairness": FairnessReport(**described["fairness"]),
+            "length_range": None if bounds is None else tuple(bounds),
+        }
+    )
+
+
+def _records(arrays: dict[str, NDArray[Any]], prefix: str) -> EpisodeRecords:
+    return EpisodeRecords(
+        **{name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +249,7 @@ class ServingSummary:
         """
         if not results:
             raise ValueError("there are no services to sum up")
-        keys = [(result.order, result.agent_seed) for result in results]
+        keys = [(result.settings.order, result.settings.agent_seed) for result in results]
         if len(set(keys)) < len(keys):
             raise ValueError(f"two services have the same order and seed; got {sorted(keys, key=str)}")
         _check_alike(results)
@@ -178,17 +295,13 @@ def figures_table(figures: Mapping[str, float], half_widths: Mapping[str, float]
 
 
 def _check_alike(results: Sequence[ServingResult]) -> None:
-    first = results[0]
-    for other in results[1:]:
-        for what, one, two in (
-            ("worlds", first.served.world["fingerprint"], other.served.world["fingerprint"]),
-            ("settings", first.served.config, other.served.config),
-            ("agents", first.agent, other.agent),
-            ("ways of learning", first.learning, other.learning),
-            ("numbers of sessions", len(first), len(other)),
-        ):
-            if one != two:
-                raise ValueError(f"services of different {what} cannot be taken together: {one} and {two}")
+    first = asdict(results[0].settings)
+    for result in results[1:]:
+        for name, value in asdict(result.settings).items():
+            if name not in ("order", "agent_seed") and value != first[name]:
+                raise ValueError(
+                    f"services that differ in {name} cannot be taken together: {first[name]!r} and {value!r}"
+                )
 
 
 def _half_width(values: NDArray[np.float64], factors: Sequence[Sequence[Any]]) -> float:

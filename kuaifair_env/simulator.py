@@ -6,13 +6,15 @@ updates the leave rule (:mod:`kuaifair_env.abandonment`), which decrements tempe
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRule
+from kuaifair_env.checkpoints import plain_attributes, set_attributes
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.response.base import PADDING, History, HistoryWindow, ResponseModel, session_memory
@@ -265,6 +267,15 @@ class SessionSimulator:
             self._max_steps[rows] = np.minimum(self._candidates.counts[users] // self.slate_size, self.max_len)
         self._allow_candidates(rows)
 
+    def state(self) -> dict[str, Any]:
+        """Returns all that running sessions are made of, as numbers and arrays; not where new ones come from."""
+        return {name: plain_attributes(part) for name, part in self._parts().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the sessions that :meth:`state` returned."""
+        for name, part in self._parts().items():
+            set_attributes(part, state[name])
+
     def step(self, items: NDArray[np.int64]) -> Outcome:
         """Shows one slate to each user.
 
@@ -297,6 +308,10 @@ class SessionSimulator:
         if self._allowed is not None:
             own = self._candidates
             self._allowed[rows] = True if own is None else own.mask(self.users[rows], self.world.n_items)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"sessions": self, "leave": self._leave, "drift": self._drift, "memory": self._memory}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:
         """Returns what users do now, and their rows there."""

@@ -80,12 +80,14 @@ class OfflineAlgorithm(BaseAlgorithm):
 
     Attributes:
         supported_action_spaces: Kinds of action spaces that the algorithm can act in.
+        frozen_while_serving: Why it learns nothing while it serves (:func:`kuaifair_env.serve`).
 
     Raises:
         ValueError: If a setting is not valid, spaces do not fit, or there are neither sessions nor transitions.
     """
 
     supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]]
+    frozen_while_serving: ClassVar[str] = "it learns from logged transitions alone"
 
     def __init__(
         self,

@@ -101,6 +101,9 @@ class HierarchicalPPO(OnPolicyAlgorithm):
 
     All other arguments are those of Stable-Baselines3's PPO, for each level apart.
 
+    Attributes:
+        stateful_parts: Attributes whose own attributes belong to a checkpoint (:func:`kuaifair_env.serve`).
+
     Raises:
         ValueError: If a setting is not valid.
         TypeError: If the environment is not a KuaiFair environment.
@@ -108,6 +111,7 @@ class HierarchicalPPO(OnPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"HierarchicalPolicy": HierarchicalPolicy}
     policy: HierarchicalPolicy  # type: ignore[assignment]
+    stateful_parts: ClassVar[tuple[str, ...]] = ("_fairness",)
 
     def __init__(
         self,

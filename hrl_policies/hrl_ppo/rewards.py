@@ -164,7 +164,7 @@ class FairSessions(VecEnvWrapper):
         if not isinstance(bottom, KuaiFairVecEnv):
             raise TypeError(f"FairSessions needs a KuaiFairVecEnv, got {type(bottom).__name__}")
         super().__init__(venv)
-        self._batch = bottom.batch
+        self._sessions = bottom
         self._fair_coef = fair_coef
 
     def reset(self) -> VecEnvObs:
@@ -174,7 +174,7 @@ class FairSessions(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Shows slates and adds the fairness term."""
         observation, reward, done, infos = self.venv.step_wait()
-        outcome = self._batch.outcome
+        outcome = self._sessions.batch.outcome
         assert outcome is not None
         fair = -slate_disparity(outcome.popular_share)
         return observation, (reward + self._fair_coef * fair).astype(np.float32), done, infos

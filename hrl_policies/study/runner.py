@@ -221,7 +221,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     _check_same_worlds(run, worlds)
     policy = build_policy(run.config, worlds, purifier_of(run))
     if method(run.config.method).learns:
-        from hrl_policies.study.training import restore_parameters
+        from kuaifair_env.sb3_files import restore_parameters
 
         restore_parameters(policy, run.folder / MODEL)
     return policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from kuaifair_env.metrics import fairness
 from kuaifair_env.metrics.fairness import slate_disparity
+
+# What SlateStatistics adds up, besides exposures.
+_SUMS = ("_shown", "_shown_popular", "_slates", "_violations", "_disparity", "_tail_share")
 
 
 class ExposureCounter:
@@ -144,6 +148,16 @@ class SlateStatistics:
         self._violations += int(np.count_nonzero(violations))
         self._disparity += float(slate_disparity(shares).sum())
         self._tail_share += float((1.0 - shares).sum())
+
+    def state(self) -> dict[str, Any]:
+        """Returns everything added so far, as numbers and arrays by name."""
+        return {"counts": self._exposures.counts} | {name: getattr(self, name) for name in _SUMS}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes what :meth:`state` returned in place of everything added so far."""
+        self._exposures.counts[:] = state["counts"]
+        for name in _SUMS:
+            setattr(self, name, state[name])
 
     def report(self) -> FairnessReport:
         """Returns the measures of everything added so far.

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from helpers import small_world
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import kuaifair_env
 from hrl_policies.controls import Oracle, RandomSlates
 from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate, serve
 from kuaifair_env.agent_view import world_for_agents
-from kuaifair_env.errors import DataError, HiddenTruthError
+from kuaifair_env.checkpoints import NotPlainError, decode, encode
+from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.serving import ServedUsers
-from kuaifair_env.serving_results import ServingSummary, session_figures
+from kuaifair_env.serving_results import ServingResult, ServingSummary, session_figures
 from kuaifair_env.spaces import top_k
 from kuaifair_env.splits import serving_split
 from kuaifair_env.world import World
@@ -114,7 +122,8 @@ def test_sessions_are_counted_in_the_order_in_which_they_start():
     users = expected.next(np.arange(70)).users
     assert result.served.sessions.numbers.tolist() == list(range(70))
     assert result.served.sessions.user_ids.tolist() == world.data.users.ids[users].tolist()
-    assert (result.learning, result.users, result.n_envs, len(result)) == ("frozen", 32, 8, 70)
+    settings = result.settings
+    assert (settings.learning, settings.users, settings.n_envs, len(result)) == ("frozen", 32, 8, 70)
 
 
 @pytest.mark.parametrize("policy", [FirstItems(), RandomSlates(seed=3)])
@@ -140,13 +149,14 @@ def test_an_agent_that_learns_gets_better_and_keeps_what_it_learned():
     for seed in range(3):
         agent = ItemCounts(seed)
         result = serve(agent, vec_env(good_and_bad_items()), sessions=300)
-        assert result.learning == "posterior"
+        assert result.settings.learning == "posterior"
         lasts.append(result.last(40)["r_cum"])
         assert lasts[-1] > result.first(40)["r_cum"] + 0.1
         assert result.after.summary()["r_cum"] > 2 * result.before.summary()["r_cum"]
         assert result.after.sessions.user_ids.tolist() == serving_split(result_users(result))[1].tolist()
     frozen = serve(ItemCounts(), vec_env(good_and_bad_items()), sessions=300, learn=False)
-    assert (frozen.learning, frozen.reason, frozen.before) == ("frozen", "asked to learn nothing", None)
+    assert (frozen.settings.learning, frozen.settings.reason) == ("frozen", "asked to learn nothing")
+    assert frozen.before is None
     assert min(lasts) > 2 * frozen.last(40)["r_cum"]
 
 
@@ -280,7 +290,7 @@ def test_services_in_several_orders_are_summed_up_with_a_students_interval():
     with pytest.raises(ValueError, match="same order and seed"):
         ServingSummary.of([results[0], results[0]])
     other = serve(FirstItems(), vec_env(KNOWN), sessions=30, order=9, evaluate_others=False)
-    with pytest.raises(ValueError, match="different numbers of sessions"):
+    with pytest.raises(ValueError, match="differ in sessions"):
         ServingSummary.of([results[0], other])
 
 
@@ -304,11 +314,8 @@ class _Fixed:
     """A service of which only one figure is known."""
 
     def __init__(self, like: Any, order: int, seed: int, value: float) -> None:
-        self.served, self.agent, self.learning = like.served, like.agent, like.learning
-        self.order, self.agent_seed, self._value = order, seed, value
-
-    def __len__(self) -> int:
-        return len(self.served.sessions)
+        self.settings = replace(like.settings, order=order, agent_seed=seed)
+        self._value = value
 
     def summary(self) -> dict[str, float]:
         return {"r_cum": self._value}
@@ -341,6 +348,146 @@ def test_unknown_users_and_other_environments_are_refused():
 def test_single_environments_are_run_as_one_batch():
     env = kuaifair_env.KuaiFairEnv(KNOWN, CONFIG)
     result = serve(FirstItems(), env, sessions=20, n_envs=5, evaluate_others=False)
-    assert result.n_envs == 5
+    assert result.settings.n_envs == 5
     assert isinstance(ItemCounts(), LearnsWhileServing)
     assert not isinstance(FirstItems(), LearnsWhileServing)
+
+
+class Stops(VecEnvWrapper):
+    """Is interrupted at the step of this number."""
+
+    def __init__(self, venv: Any, step: int) -> None:
+        super().__init__(venv)
+        self._left = step
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+        return self.venv.step_wait()
+
+
+EMBEDDING = replace(CONFIG, action_mode="embedding")
+SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 3}
+SMALL_LSTM = SMALL | {"policy_kwargs": {"net_arch": [16], "lstm_hidden_size": 8}}
+OFF_POLICY = SMALL | {"buffer_size": 200, "batch_size": 16, "learning_starts": 40, "train_freq": 2}
+
+
+def algorithm(kind: Any, env: Any, **settings: Any) -> Any:
+    # Stable-Baselines3 writes into its policy_kwargs.
+    return kind("MlpLstmPolicy" if kind is RecurrentPPO else "MlpPolicy", env, **deepcopy(settings))
+
+
+AGENTS = {
+    "posterior": (lambda env: ItemCounts(7), CONFIG),
+    "frozen": (lambda env: RandomSlates(seed=2), CONFIG),
+    "a2c": (lambda env: algorithm(A2C, env, n_steps=4, learning_rate=0.01, **SMALL), EMBEDDING),
+    "ppo": (lambda env: algorithm(PPO, env, n_steps=4, batch_size=16, n_epochs=2, **SMALL), EMBEDDING),
+    "recurrent-ppo": (lambda env: algorithm(RecurrentPPO, env, n_steps=4, batch_size=16, **SMALL_LSTM), EMBEDDING),
+    "sac": (lambda env: algorithm(SAC, env, **OFF_POLICY), EMBEDDING),
+    "td3": (
+        lambda env: algorithm(TD3, env, action_noise=NormalActionNoise(np.zeros(8), np.full(8, 0.3)), **OFF_POLICY),
+        EMBEDDING,
+    ),
+}
+
+
+def trained_agent(kind: str, world: World) -> tuple[Any, Any]:
+    """An agent of this kind, trained a little where it can be, and the settings of its sessions."""
+    make, config = AGENTS[kind]
+    agent = make(vec_env(world, 8, config))
+    if isinstance(agent, BaseAlgorithm):
+        agent.learn(80)
+    return agent, config
+
+
+@pytest.mark.parametrize("kind", list(AGENTS))
+def test_a_service_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path):
+    world = small_world()
+    whole_agent, config = trained_agent(kind, world)
+    whole = serve(whole_agent, vec_env(world, 8, config), sessions=90)
+    options: dict[str, Any] = {"sessions": 90, "folder": tmp_path, "checkpoint_every": 20}
+    with pytest.raises(KeyboardInterrupt):
+        serve(trained_agent(kind, world)[0], Stops(vec_env(world, 8, config), 30), **options)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    agent = trained_agent(kind, world)[0]
+    result = serve(agent, vec_env(world, 8, config), **options)
+    assert same_sessions(result.served, whole.served)
+    assert result.served.summary() == whole.served.summary()
+    assert same_sessions(result.after, whole.after)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["result.json", "sessions.npz"]
+    if isinstance(agent, BaseAlgorithm):
+        for one, two in zip(agent.policy.parameters(), whole_agent.policy.parameters(), strict=True):
+            assert torch.equal(one, two)
+        assert agent.num_timesteps == whole_agent.num_timesteps > 80
+        assert result.settings.learning == "gradient"
+
+
+def test_a_finished_service_is_read_again(tmp_path):
+    world = small_world()
+    results = [serve(ItemCounts(), vec_env(world), sessions=20, folder=tmp_path) for _ in range(2)]
+    assert repr(results[0]) == repr(results[1])
+    assert results[0].summary() == results[1].summary()
+    assert same_sessions(results[0].before, results[1].before)
+    assert results[1].served.fairness == results[0].served.fairness
+    with pytest.raises(ArtifactError, match="another run: order was 0 there and is 1 here"):
+        serve(ItemCounts(), vec_env(world), sessions=20, order=1, folder=tmp_path)
+    (tmp_path / "sessions.npz").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="altered"):
+        ServingResult.load(tmp_path)
+    with pytest.raises(ArtifactError, match="no whole result"):
+        ServingResult.load(tmp_path / "elsewhere")
+
+
+def test_checkpoints_of_other_services_and_damaged_ones_are_refused(tmp_path):
+    world = small_world()
+    options: dict[str, Any] = {"sessions": 90, "folder": tmp_path, "checkpoint_every": 20}
+    with pytest.raises(KeyboardInterrupt):
+        serve(ItemCounts(), Stops(vec_env(world), 30), **options)
+    with pytest.raises(ArtifactError, match="seed was 2603 there and is 5 here"):
+        serve(ItemCounts(), vec_env(world), seed=5, **options)
+    next(tmp_path.glob("checkpoint-*/arrays.npz")).write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match="altered"):
+        serve(ItemCounts(), vec_env(world), **options)
+
+
+def test_an_algorithm_learns_as_in_its_own_learn_and_gets_its_environment_back():
+    world = small_world()
+    env, own = vec_env(world, 8, EMBEDDING), vec_env(world, 8, EMBEDDING)
+    model = algorithm(A2C, own, n_steps=4, **SMALL).learn(64)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    result = serve(model, env, sessions=40, evaluate_others=False)
+    assert (result.settings.learning, result.settings.agent, result.settings.agent_seed) == ("gradient", "A2C", 3)
+    steps = model.num_timesteps - 64
+    assert result.served.sessions.length.sum() <= steps <= 48 * CONFIG.max_len
+    assert any(not torch.equal(one, two) for one, two in zip(before, model.policy.parameters(), strict=True))
+    assert model.get_env() is own
+    model.learn(64, reset_num_timesteps=False)
+    again = serve(model, env, sessions=40, learn=False, evaluate_others=False)
+    assert again.settings.learning == "frozen"
+    with pytest.raises(ValueError, match="learns from 8 sessions at a time, and here are 5"):
+        serve(model, vec_env(world, 5, EMBEDDING), sessions=10)
+
+
+def test_states_are_kept_as_they_are():
+    arrays: dict[str, Any] = {}
+    rng, other = np.random.default_rng(1), np.random.Generator(np.random.MT19937(2))
+    value = {"a": (1, 2.5, None, "x"), "b": [np.arange(3), np.float32(2)], "c": rng, "d": other, "e": torch.ones(2)}
+    node = json.loads(json.dumps(encode(value, arrays, "state")))
+    expected = rng.random(), other.random()
+    back = decode(node, arrays)
+    assert back["a"] == value["a"]
+    assert back["b"][0].tolist() == [0, 1, 2]
+    assert (back["b"][1], back["b"][1].dtype) == (2, np.float32)
+    assert (back["c"].random(), back["d"].random()) == expected
+    assert torch.equal(back["e"], value["e"])
+    held = torch.zeros(2)
+    decode(node, arrays, {"e": held, "c": rng})
+    assert torch.equal(held, torch.ones(2)), "tensors that others hold are set in place"
+    assert rng.random() == expected[0]
+    for strange in (object(), np.asarray([None]), {1: 2}):
+        with pytest.raises(NotPlainError):
+            encode(strange, {}, "state")

@@ -1,0 +1,69 @@
+"""Files of Stable-Baselines3's algorithms, read so that nothing in them can execute code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
+
+from kuaifair_env.errors import ArtifactError
+
+_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def restore_parameters(model: Any, path: Path) -> None:
+    """Gives a freshly built model the parameters in a ``model.zip``.
+
+    Only tensors are read (``torch.load(weights_only=True)``); the pickled settings in the file are not, so a file
+    from a stranger cannot run code. Settings come from elsewhere.
+
+    Raises:
+        ArtifactError: If the file is missing, damaged, or of another method or size.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing")
+    try:
+        _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
+        model.set_parameters(parameters, exact_match=True, device="cpu")
+    except Exception as error:
+        # SB3, torch and zipfile raise a dozen different types here.
+        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+    for name, value in (variables or {}).items():
+        if value is not None:
+            recursive_setattr(model, f"{name}.data", value.data)
+
+
+def save_replay_buffer(buffer: Any, path: Path) -> None:
+    """Writes what is in a replay buffer, as plain arrays."""
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
+    np.savez(path, position=buffer.pos, full=buffer.full, **arrays)
+
+
+def restore_replay_buffer(buffer: Any, path: Path) -> None:
+    """Fills a replay buffer of the same size with what :func:`save_replay_buffer` wrote.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            filled = len(arrays["rewards"])
+            for name, array in _buffer_arrays(buffer).items():
+                array[:filled] = arrays[name]
+            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} is missing or damaged: {error}") from error
+
+
+def _buffer_arrays(buffer: Any) -> dict[str, NDArray[Any]]:
+    """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in _BUFFER_ARRAYS:
+        content = getattr(buffer, name)
+        entries = content if isinstance(content, dict) else {"": content}
+        arrays |= {f"{name}.{key}" if key else name: array for key, array in entries.items()}
+    return arrays | getattr(buffer, "columns", {})
