@@ -76,6 +76,26 @@ def test_a_run_on_ones_own_files_is_trained_and_found_again(shop_files, capsys):
     assert "--data" in capsys.readouterr().err
 
 
+def test_a_file_that_describes_ones_own_data_may_ask_for_a_replay(shop_files, capsys):
+    folder, _ = shop_files
+    (folder / "shop.yml").write_text(
+        "{data: train.csv, test: test.csv, columns: {user: customer, item: sku}, positive: {stars: 4}, replay: true}"
+    )
+    run = ["train", "--method", "random", "--env", "MyShop-v0", "--data", folder / "shop.yml", "--no-progress"]
+    with pytest.warns(UserWarning, match="no candidates"):
+        assert command(*run, "--max-len", 3, "--leave", "never", "--output", folder / "run") == 0
+    stored = load_run(folder / "run")
+    assert (stored.config.session.slate_size, stored.config.session.repeats) == (5, "forbid")
+    assert stored.provenance["test"]["response"]["kind"] == "logged"
+    assert {session["len"] for session in stored.sessions()} <= {1, 2, 3}
+    capsys.readouterr()
+    assert command(*run, "--repeats", "allow", "--output", folder / "other") == 2
+    assert "so repeats='forbid' is needed" in capsys.readouterr().err
+    assert command(*run, "--slate-size", 12, "--output", folder / "other") == 2
+    assert "leave such users out with min_candidates=12" in capsys.readouterr().err
+    assert command(*run, "--slate-size", 12, "--env-kwargs", "min_candidates=12", "--output", folder / "other") == 0
+
+
 def test_a_study_names_worlds_of_ones_own_and_its_workers_know_them(shop_files):
     folder, _ = shop_files
     (folder / "study.yml").write_text(

@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hrl_policies.controls import Oracle, RandomSlates
+from kuaifair_env import SessionConfig, evaluate
 from kuaifair_env.data import InteractionData, groups_of
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import DataError
+from kuaifair_env.replay import build_replay_world
 from kuaifair_env.response import (
     FactorisedConfig,
     FactorisedResponse,
@@ -23,6 +26,7 @@ from kuaifair_env.response import (
     SplitConfig,
     fit_response,
 )
+from kuaifair_env.sb3 import KuaiFairVecEnv
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,3 +205,49 @@ def test_partial_kuairec_tests_in_its_whole_matrix(folder, kuairec):
         wanted = truth["Y"][np.argsort(truth["user_ids"])][:, order]
     found = model.expected(model.users[:50], np.tile(model.items, (50, 1)))
     np.testing.assert_array_equal(found, wanted[:50])
+
+
+# ---------------------------------------------------------------- the replay
+
+
+@pytest.fixture(scope="module")
+def replayed(kuairand):
+    """Everybody with at least 30 random exposures of candidates."""
+    return build_replay_world(kuairand, users=kuairand.test.user_rows(), min_candidates=30)
+
+
+def replayed_clicks(policy, world):
+    """Mean clicks in four slates of five."""
+    config = SessionConfig(action_mode="slate", slate_size=5, max_len=4, leave="never", repeats="forbid")
+    result = evaluate(policy, KuaiFairVecEnv(world, config, 256, seed=0))
+    assert (result.sessions.length == 4).all()
+    return 5 * result.engagement.cumulative_reward
+
+
+@pytest.mark.slow
+def test_the_replay_of_partial_kuairand_has_the_users_and_rows_that_it_should(kuairand, replayed):
+    assert len(replayed.users) == 4_419
+    counts = replayed.user_candidates.counts[replayed.users]
+    assert counts.min() == 30 and counts.mean() == pytest.approx(81.5, abs=0.05)
+    described = replayed.response.describe()
+    assert (described["rows_of_other_items"], described["repeated_rows_dropped"]) == (873, 0)
+    # With the rows of all items it is 4,423 users, 4.304 clicks of 20 for random slates and 11.919 for the best.
+    whole = np.diff(kuairand.test.offsets(len(kuairand.users)))
+    assert (whole >= 30).sum() == 4_423
+
+
+@pytest.mark.slow
+def test_the_replay_of_partial_kuairand_gives_the_clicks_that_a_trial_outside_this_library_found(kuairand, replayed):
+    assert replayed_clicks(RandomSlates(), replayed) == pytest.approx(4.31, abs=0.05)
+    assert replayed_clicks(Oracle(), replayed) == pytest.approx(11.92, abs=0.05)
+    log, n_items, size = replayed.data.train, len(replayed.data.items), np.sqrt(replayed.dimension)
+    rates = (log.click_counts(n_items) + 20 * log.clicks.mean()) / (log.exposures(n_items) + 20)
+    prior, units = (part[: replayed.n_items] for part in (np.log(rates / (1 - rates)), replayed.embeddings / size))
+
+    def prior_and_clicked_mean(states, action_masks):
+        masks = action_masks.reshape(len(states), -1)[:, : replayed.n_items]
+        scores = prior + 5 * (states / size) @ units.T
+        return np.argsort(-np.where(masks, scores, -np.inf), axis=1, kind="stable")[:, :5]
+
+    # 5.400; without the session's own clicks in the mean it is 5.427.
+    assert replayed_clicks(prior_and_clicked_mean, replayed) >= 5.37
