@@ -24,7 +24,7 @@ from kuaifair_env.metrics.fairness import BOUND_TOLERANCE, DisparityMode, least_
 Floats = NDArray[np.float64]
 
 _MIN_ITEMS_FOR_SHARE = 4
-# Arrays, since a small ufunc takes twice as long with a Python number.
+# Small ufuncs take twice as long with a Python number, or in place.
 _LEAST_LOST, _MOST_LOST, _LEAVES_BELOW = np.asarray(0.0), np.asarray(2.0), np.asarray(1.0 - BOUND_TOLERANCE)
 
 
@@ -216,33 +216,37 @@ class _BoundTemperFairness(BoundLeaveRule):
         self._window = window
         self._least_violation = np.asarray(least_violation(rule.ad_bound))
         self._penalty = np.asarray(rule.unfair_penalty, np.float64)
-        self._evaluated_from = rule.grace_for(slate_size)
-        self._shares = np.zeros((batch_size, window))
+        self._grace = np.asarray(rule.grace_for(slate_size))
+        self._items_per_slate, self._longest = np.asarray(slate_size, np.float64), np.asarray(window)
+        self._items_of_slates = np.arange(window + 1) * self._items_per_slate
+        # Numbers of popular items in the last slates, in any order; whole, so that sums are exact.
+        self._recent = np.zeros((batch_size, window))
+        self._ones = np.ones(window)
+        self._turn = 0
 
     def reset(self, rows: IntArray, users: IntArray) -> None:
         super().reset(rows, users)
-        self._shares[rows] = 0.0
+        self._recent[rows] = 0.0
 
     def update(self, items: IntArray, popular_share: Floats, reward: Floats, steps: IntArray) -> LeaveDecision:
         disparity = slate_disparity(self._recent_share(popular_share, steps), self._rule.mode, self._target)
         violation = disparity >= self._least_violation
-        if self._evaluated_from:
-            violation &= steps > self._evaluated_from
-        loss = _MOST_LOST - reward
-        np.maximum(loss, _LEAST_LOST, out=loss)
-        np.minimum(loss, _MOST_LOST, out=loss)
-        self.temper = self.temper - loss
-        if self._rule.unfair_penalty:
-            self.temper -= self._penalty * violation
-        return LeaveDecision(self.temper.copy(), disparity, violation, self.temper < _LEAVES_BELOW)
+        if self._grace:
+            violation = violation & (steps > self._grace)
+        temper = self.temper - np.minimum(np.maximum(_MOST_LOST - reward, _LEAST_LOST), _MOST_LOST)
+        if self._penalty:
+            temper = temper - self._penalty * violation
+        self.temper = temper
+        return LeaveDecision(temper.copy(), disparity, violation, temper < _LEAVES_BELOW)
 
     def _recent_share(self, popular_share: Floats, steps: IntArray) -> Floats:
         if self._window == 1:
             return popular_share
-        self._shares[:, :-1] = self._shares[:, 1:]
-        self._shares[:, -1] = popular_share
-        mean: NDArray[np.float64] = np.add.reduce(self._shares, axis=1) / np.minimum(steps, self._window)
-        return mean
+        self._recent[:, self._turn] = np.rint(popular_share * self._items_per_slate)
+        self._turn = (self._turn + 1) % self._window
+        shown = self._items_of_slates.take(np.minimum(steps, self._longest))
+        share: NDArray[np.float64] = self._recent.dot(self._ones) / shown
+        return share
 
 
 class _BoundPersonal(_BoundTemperFairness):

@@ -333,9 +333,9 @@ class SessionBatch:
         """
         items = self._slates(np.asarray(actions), over)
         outcome = self.simulator.step(items)
-        self._returns += outcome.reward
-        self._popular += outcome.popular_share
-        self._violations += outcome.violation
+        self._returns = self._returns + outcome.reward
+        self._popular = self._popular + outcome.popular_share
+        self._violations = self._violations + outcome.violation
         done = outcome.done if over is None else outcome.done & ~over
         self.finished, self.finished_records, self.finished_window = _NO_ROWS, None, None
         if np.count_nonzero(done):
