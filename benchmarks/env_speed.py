@@ -21,6 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World
+from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data import (
     Catalogue,
     FeatureTable,
@@ -100,9 +101,9 @@ def random_actions(world: World, mode: ActionMode, batch: int) -> list[np.ndarra
 
 
 def simulator_steps(world: World, mode: ActionMode, batch: int) -> Iterator[int]:
-    env = KuaiFairVecEnv(world, SessionConfig(action_mode=mode), batch, seed=0)
-    env.reset()
-    simulator, decode = env.batch.simulator, env.batch.decoder.decode
+    sessions = SessionBatch(world, SessionConfig(action_mode=mode), batch)
+    sessions.reset(np.arange(batch))
+    simulator, decode = sessions.simulator, sessions.decoder.decode
     actions = random_actions(world, mode, batch)
     turn = 0
     while True:

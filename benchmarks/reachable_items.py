@@ -28,8 +28,8 @@ from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import groups_of
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import EMBEDDING_DIM, item_embeddings, unit_rows
+from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.calibration import WithinUserAUC, within_user_auc
-from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.twin import load_twin
 from kuaifair_env.world import HISTORY_LENGTH, covered_items, initial_history

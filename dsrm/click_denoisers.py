@@ -20,9 +20,9 @@ from dsrm.targets import logged_users, sample_windows
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
+from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors
-from kuaifair_env.spaces import mean_embeddings
 from kuaifair_env.world import World
 
 DenoisingLoss = Literal["tce", "rce", "bod"]

@@ -20,7 +20,7 @@ from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import separated, unit_rows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
-from kuaifair_env.spaces import embedding_sums
+from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
 

@@ -19,8 +19,9 @@ from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
+from kuaifair_env.pooling import embedding_sums, mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import StateObserver, StateSpace, embedding_sums, mean_embeddings
+from kuaifair_env.spaces import StateObserver, StateSpace
 from kuaifair_env.world import World
 
 Mode = Literal[
@@ -99,7 +100,7 @@ class StatePurifier(Protocol):
 
         Args:
             states: ``float32 (B, d)``, observed states ``s~_t``.
-            window: The windows of items and feedback behind them.
+            window: The items and feedback behind them (see :func:`history_length_of`).
 
         Returns:
             ``float32 (B, d_out)``, within the space that :meth:`bind` returned.
@@ -109,6 +110,15 @@ class StatePurifier(Protocol):
     def describe(self) -> dict[str, Any]:
         """Returns kind, configuration and provenance, JSON-able."""
         ...
+
+
+def history_length_of(purifier: StatePurifier, world: World) -> int | None:
+    """Returns how many places of what users saw a purifier takes: its attribute ``history_length``, if it has one.
+
+    Others take the world's ``H`` places. With None a purifier takes the log context and the whole session.
+    """
+    length: int | None = getattr(purifier, "history_length", world.history_length)
+    return length
 
 
 class BasePurifier(StatePurifier):

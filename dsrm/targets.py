@@ -20,7 +20,7 @@ from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.ranking import top_k
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
-from kuaifair_env.spaces import observed_states
+from kuaifair_env.spaces import StateObserver, observed_states
 from kuaifair_env.world import World, windows_before
 
 _MIN_LENGTH, _MAX_LENGTH = 5, 50
@@ -163,16 +163,17 @@ def _play_sessions(
     popularity = log_popularity(world.exposures).astype(np.float32)
     taste_weight = rng.uniform(0.0, _MAX_TASTE, (len(users), 1)).astype(np.float32)
     popularity_weight = rng.uniform(-_MAX_POPULARITY, _MAX_POPULARITY, (len(users), 1)).astype(np.float32)
-    windows = simulator.history()
+    observer, length = StateObserver(world), world.history_length
+    windows = simulator.history(length=length)
     for step in range(1, int(steps.max()) + 1):
         pool_size = min(int(rng.choice(_POOL_SIZES)), world.n_items)
         pool = rng.choice(world.n_items, pool_size, replace=False)
-        similarity = unit_rows(observed_states(world, simulator.history())) @ units[:, pool]
+        similarity = unit_rows(observer.observe(simulator)) @ units[:, pool]
         scores = taste_weight * similarity + popularity_weight * popularity[pool]
         simulator.step(pool[top_k(scores, simulator.slate_size)])
         finished = np.flatnonzero(steps == step)
         if len(finished):
-            last = simulator.history(finished)
+            last = simulator.history(finished, length)
             windows.items[finished], windows.clicks[finished] = last.items, last.clicks
     return windows
 

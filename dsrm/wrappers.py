@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from dsrm.purifier import StatePurifier, purified_space
+from dsrm.purifier import StatePurifier, history_length_of, purified_space
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.response.base import HistoryWindow
@@ -63,7 +63,8 @@ class DSRMObservationWrapper(FixedSettings, gym.Wrapper[Any, Any, Any, Any]):
         return self._purify(observation), reward, terminated, truncated, info
 
     def _purify(self, observation: Any) -> Any:
-        return self._observations.purify_each([observation], self._sessions.history_window())[0]
+        window = self._sessions.history_window(self._observations.length)
+        return self._observations.purify_each([observation], window)[0]
 
 
 class DSRMVectorWrapper(FixedSettings, VectorWrapper):
@@ -97,7 +98,7 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
         """Starts sessions; see ``KuaiFairVectorEnv.reset``."""
         # The base class only knows one seed for all; KuaiFair's environments take one for each row as well.
         observations, info = self.env.reset(seed=cast(Any, seed), options=options)
-        return self._observations.purify(observations, self._sessions.history_window()), info
+        return self._observations.purify(observations, self._windows()), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Shows slates; see ``KuaiFairVectorEnv.step``. ``final_obs`` is purified too."""
@@ -110,8 +111,10 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
             for row, last in zip(ended, self._observations.purify_each(final[ended], window), strict=True):
                 final[row] = last
             info["final_obs"] = final
-        purified = self._observations.purify(observations, self._sessions.history_window())
-        return purified, reward, terminated, truncated, info
+        return self._observations.purify(observations, self._windows()), reward, terminated, truncated, info
+
+    def _windows(self) -> HistoryWindow:
+        return self._sessions.history_window(self._observations.length)
 
 
 class VecDSRM(FixedSettings, VecEnvWrapper):
@@ -155,8 +158,8 @@ class VecDSRM(FixedSettings, VecEnvWrapper):
     def _windows(self) -> HistoryWindow:
         sessions = self.venv.unwrapped
         if isinstance(sessions, KuaiFairVecEnv):
-            return sessions.history_window()
-        return HistoryWindow.concatenate(self.venv.env_method("history_window"))
+            return sessions.history_window(self._observations.length)
+        return HistoryWindow.concatenate(self.venv.env_method("history_window", self._observations.length))
 
     def _finished_windows(self, rows: IntArray) -> HistoryWindow:
         sessions = self.venv.unwrapped
@@ -173,22 +176,24 @@ class _PurifiedObservations:
 
     Attributes:
         space: Space of a purified observation.
+        length: How many places of what users saw the purifier takes; None for all.
     """
 
     def __init__(self, dsrm: StatePurifier, space: spaces.Space[Any], world: World) -> None:
         if isinstance(space, spaces.Dict) and _STATE not in space.spaces:
             raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")
         self._dsrm = dsrm
+        self.length = history_length_of(dsrm, world)
         self._dimension = world.dimension
         observed = state_of(space)
         low, high = observed.low[world.dimension :], observed.high[world.dimension :]
         self.space: spaces.Space[Any] = with_state(space, extended_space(purified_space(dsrm, world), low, high))
 
     def purify(self, observations: Any, window: HistoryWindow) -> Any:
-        """Returns a batch of observations with purified states."""
+        """Returns a batch of observations with purified states; of the windows, only the last places are read."""
         states = state_of(observations)
         observed, added = states[:, : self._dimension], states[:, self._dimension :]
-        purified = self._dsrm.purify(observed, window)
+        purified = self._dsrm.purify(observed, window.last(self.length))
         return with_state(observations, np.concatenate([purified, added], axis=1) if added.shape[1] else purified)
 
     def purify_each(self, observations: Sequence[Any], window: HistoryWindow) -> list[Any]:

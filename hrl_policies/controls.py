@@ -189,14 +189,14 @@ class MeanToleranceQuota(GreedyCTR):
 
 
 class SessionQuota(GreedyCTR):
-    """A quota that counts clicks: those on an item in the history window raise its score, skips lower it.
+    """A quota that counts clicks: those on an item raise its score, skips lower it, as far back as the log context.
 
     What listening to the session is worth without any reinforcement learning. It may take any number of popular
     items that the leave rule does not punish. Its two weights are round numbers, not tuned.
 
     Args:
         scorer: The click model.
-        click: Log-odds that a click in the window adds.
+        click: Log-odds that a click in the log context or the session adds.
         skip: Log-odds that a skip takes away.
     """
 
@@ -322,9 +322,9 @@ def _possible_shares(batch: SessionBatch, rule: TemperFairness) -> NDArray[np.fl
     simulator, slate_size = batch.simulator, batch.config.items_per_slate
     before = np.minimum(simulator.steps, rule.window_for(slate_size) - 1)
     shown = simulator.shown(np.arange(batch.batch_size))
-    steps = np.arange(shown.shape[1])
-    recent = (steps >= (simulator.steps - before)[:, None]) & (steps < simulator.steps[:, None])
-    popular = (batch.world.groups.popular[shown].sum(axis=2) * recent).sum(axis=1)
+    recent = np.arange(shown.shape[1]) >= (shown.shape[1] - before)[:, None]
+    items = np.where(recent[:, :, None], shown, 0)  # elsewhere there may be none
+    popular = (batch.world.groups.popular[items].sum(axis=2) * recent).sum(axis=1)
     possible = popular[:, None] + np.arange(slate_size + 1)
     shares: NDArray[np.float64] = possible / (slate_size * (before + 1))[:, None]
     return shares

@@ -86,7 +86,7 @@ class PessimisticRewards(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Notes the last item of each session, for the entropy term, and sends the actions."""
-        self._previous = self._sessions.batch.simulator.history().items[:, -1]
+        self._previous = self._sessions.batch.simulator.history(length=1).items[:, 0]
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:

@@ -226,7 +226,8 @@ class SessionBatch:
         outcome: What the last step did, or None before the first.
         finished: Rows whose session the last step ended.
         finished_records: Their records in that order, or None if there are none.
-        finished_window: Their history windows in that order, or None; what a purifier needs for the last observation.
+        finished_window: What their users saw (see :meth:`history_window`) in that order, or None; what a purifier needs
+            for the last observation.
     """
 
     def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
@@ -368,9 +369,9 @@ class SessionBatch:
         """Returns the raw id of one session's user, a plain number or text."""
         return self._ids_of_users.item(self.simulator.users.item(row))
 
-    def history_window(self) -> HistoryWindow:
-        """Returns the window of items and feedback behind every observation (what a state purifier reads)."""
-        return self.simulator.history()
+    def history_window(self, length: int | None = None) -> HistoryWindow:
+        """Returns what users saw: the last ``length`` places, or the log context and the whole session."""
+        return self.simulator.history(length=length)
 
     def action_masks(self) -> BoolArray:
         """Returns ``bool (B, N)``, the items that may be shown now."""
@@ -427,7 +428,7 @@ def _candidates_shown(shown: IntArray, steps: NDArray[np.int64], n_items: int) -
     """Counts the candidates that each session showed at least once, at least twice and so on.
 
     Args:
-        shown: ``(n, T, K)`` slates.
+        shown: ``(n, T, K)`` slates, newest last.
         steps: ``(n,)``, how many of the ``T`` slates count.
         n_items: Number of candidates ``N``.
 
@@ -438,7 +439,7 @@ def _candidates_shown(shown: IntArray, steps: NDArray[np.int64], n_items: int) -
     # 32 bits are sorted twice as fast.
     first: NDArray[Any] = n_items * np.arange(n, dtype=np.int32 if n * n_items < 2**31 else np.int64)
     sessions = np.arange(n).repeat(steps * k)
-    slates = np.flatnonzero(np.arange(length) < steps[:, None])
+    slates = np.flatnonzero(np.arange(length) >= length - steps[:, None])
     # A number for each candidate of each session; sessions stay together when they are sorted.
     showings = shown.reshape(n * length, k).take(slates, axis=0).ravel() + first.repeat(steps * k)
     showings.sort()

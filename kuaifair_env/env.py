@@ -183,13 +183,17 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         """The current user's patience."""
         return float(self.batch.simulator.temper[0])
 
-    def history_window(self) -> HistoryWindow:
-        """Returns the window of items and clicks behind the observation, with a leading axis of 1."""
-        return self.batch.history_window()
+    def history_window(self, length: int | None = None) -> HistoryWindow:
+        """Returns what the user saw, newest last, with a leading axis of 1.
+
+        Args:
+            length: How many places; None takes the log context and the whole session, ``H + max_len K`` places.
+        """
+        return self.batch.history_window(length)
 
     @property
     def finished_window(self) -> HistoryWindow | None:
-        """The window behind the last observation if the last step ended the session, else None."""
+        """What the user saw (see :meth:`history_window`) if the last step ended the session, else None."""
         return self.batch.finished_window
 
     def action_masks(self) -> BoolArray:

@@ -131,9 +131,9 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
             observation = replace_rows(observation, self.batch.finished, self.batch.observe(self.batch.finished))
         return observation, outcome.reward.astype(np.float32), outcome.done, infos
 
-    def history_window(self) -> HistoryWindow:
-        """Returns the windows of items and clicks behind the current observations."""
-        return self.batch.history_window()
+    def history_window(self, length: int | None = None) -> HistoryWindow:
+        """Returns what users saw; see ``KuaiFairEnv.history_window``."""
+        return self.batch.history_window(length)
 
     def close(self) -> None:
         """Does nothing; there is nothing to close."""

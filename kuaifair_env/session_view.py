@@ -70,14 +70,14 @@ class SessionView:
 
     @property
     def finished_window(self) -> HistoryWindow | None:
-        """The window behind the last observation if the last step ended the session, else None."""
+        """What the user saw (see :meth:`history_window`) if the last step ended the session, else None."""
         batch = self._env.batch
         place = np.flatnonzero(batch.finished == self._row)
         return None if batch.finished_window is None or not len(place) else batch.finished_window.take(place)
 
-    def history_window(self) -> HistoryWindow:
-        """Returns the window behind the observation, with a leading axis of 1."""
-        return self._env.batch.history_window().take(np.asarray([self._row]))
+    def history_window(self, length: int | None = None) -> HistoryWindow:
+        """Returns what the user saw; see ``KuaiFairEnv.history_window``."""
+        return self._env.batch.simulator.history(np.asarray([self._row]), length)
 
     def action_masks(self) -> BoolArray:
         """Returns the items that may be shown now, as sb3-contrib's ``MaskablePPO`` expects them."""

@@ -1,6 +1,6 @@
 """Session dynamics for a whole batch at once, all in :class:`SessionSimulator`.
 
-:meth:`SessionSimulator.step` shows slates, draws feedback from the response model, moves the history windows on and
+:meth:`SessionSimulator.step` shows slates, draws feedback from the response model, appends both to the histories and
 updates the leave rule (:mod:`kuaifair_env.abandonment`), which decrements temper and decides who leaves.
 """
 
@@ -17,7 +17,9 @@ from kuaifair_env.abandonment import LeaveRule
 from kuaifair_env.checkpoints import plain_attributes, set_attributes
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
-from kuaifair_env.response.base import PADDING, History, HistoryWindow, ResponseModel, session_memory
+from kuaifair_env.histories import SessionHistories
+from kuaifair_env.pooling import RunningClicks
+from kuaifair_env.response.base import History, HistoryWindow, ResponseModel, SessionMemory, session_memory
 from kuaifair_env.response.logged import UserItems
 from kuaifair_env.world import World
 
@@ -26,8 +28,6 @@ Repeats = Literal["allow", "forbid"]
 RewardForm = Literal["mean", "sum"]
 """``"mean"``: mean feedback over the slate, the paper's ``r_t``; ``"sum"``: its sum, ``K`` times as much."""
 
-# A history place holds 2 * item + click, so that shifting the window moves one array.
-_EMPTY_PLACE = np.int32(2 * PADDING)
 _USER_DRAW = np.zeros(1, np.uint64)
 
 
@@ -160,7 +160,7 @@ class Outcome(NamedTuple):
 
 
 class SessionSimulator:
-    """``B`` concurrent sessions as arrays: users, steps, history windows, temper and random numbers.
+    """``B`` concurrent sessions as arrays: users, steps, histories, temper and random numbers.
 
     The caller decides when a finished session is replaced: :meth:`step` never resets. Stepping a finished session
     again is allowed once, so that vector environments can reset one step later; its outcome means nothing.
@@ -206,14 +206,13 @@ class SessionSimulator:
         self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64)
         self._drift = None if drift is None else TasteDrift(world, batch_size, drift)
-        self._memory = session_memory(world.response, batch_size)
-        window = world.initial_history
-        self._initial = 2 * window.items + window.clicks if initial_history == "log" else None
-        self._places = np.full((batch_size, world.history_length), _EMPTY_PLACE)
+        self._from_log = initial_history == "log"
+        self._histories = SessionHistories(batch_size, slate_size, max_len, world.history_length)
+        self._response_memory = session_memory(world.response, batch_size)
+        self._running: RunningClicks | None = None
         # One step more than max_len: a finished session may be stepped once more before it is replaced.
         self._uniforms = np.zeros((batch_size * (max_len + 1), slate_size))
         self._first_slates = np.arange(batch_size) * (max_len + 1)
-        self._shown = np.zeros((batch_size, max_len + 1, slate_size), np.int32)
         self._allowed = np.ones((batch_size, world.n_items), np.bool_) if repeats == "forbid" else None
         self._candidates = world.user_candidates
         self._rows = np.arange(batch_size)
@@ -230,14 +229,35 @@ class SessionSimulator:
         """``bool (B, N)``, items that may still be shown, or None when all may."""
         return self._allowed
 
-    def history(self, rows: IntArray | None = None) -> HistoryWindow:
-        """Returns what users saw last, ``H`` places, newest last; of the given rows or of all."""
-        places = self._places if rows is None else self._places[rows]
-        return HistoryWindow(places >> 1, (places & 1).astype(np.bool_))
+    def history(self, rows: IntArray | None = None, length: int | None = None) -> HistoryWindow:
+        """Returns what users saw last, newest last.
+
+        Args:
+            rows: Which sessions; None takes all.
+            length: How many places; None takes the log context and the whole session, ``H + max_len K`` places.
+        """
+        return self._histories.last(self._histories.length if length is None else length, rows)
+
+    def clicked_means(self, rows: IntArray | None = None) -> FloatArray:
+        """Returns the mean embedding of the clicked items in the last ``H`` places, ``float32 (B, d)``.
+
+        From the first call on, running sums are kept.
+
+        Args:
+            rows: Which sessions; None takes all.
+        """
+        if self._running is None:
+            self._running = RunningClicks(self.world.click_pool, self.batch_size, self.slate_size)
+            self._running.reset(self._rows, self.history(length=self.world.history_length))
+        return self._running.means(rows)
 
     def shown(self, rows: IntArray) -> NDArray[np.int32]:
-        """Returns ``int32 (len(rows), max_len, K)``, all slates of these sessions; only the first ``steps`` count."""
-        return self._shown[rows, : self.max_len]
+        """Returns ``int32 (len(rows), max_len, K)``, slates of these sessions, newest last.
+
+        Only the last ``steps`` of them belong to the session.
+        """
+        items = self.history(rows, self.max_len * self.slate_size).items
+        return items.reshape(-1, self.max_len, self.slate_size)
 
     def expected_catalogue(self) -> FloatArray:
         """Returns ``float32 (B, N)``, the expected feedback on every candidate now (for oracles only)."""
@@ -258,9 +278,9 @@ class SessionSimulator:
         self._leave.reset(rows, users)
         if self._drift is not None:
             self._drift.reset(rows, users, keys)
-        self._places[rows] = _EMPTY_PLACE if self._initial is None else self._initial[users]
-        if self._memory is not None:
-            self._memory.reset(rows, self.history(rows))
+        self._histories.start(rows, self.world.initial_history.take(users) if self._from_log else None)
+        for memory in self._memories():
+            memory.reset(rows, self._histories.last(self.world.history_length, rows))
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms.reshape(self.batch_size, -1)[rows] = drawn
         if self._candidates is not None:
@@ -275,6 +295,8 @@ class SessionSimulator:
         """Goes on with the sessions that :meth:`state` returned."""
         for name, part in self._parts().items():
             set_attributes(part, state[name])
+        if self._running is not None:
+            self._running.reset(self._rows, self.history(length=self.world.history_length))
 
     def step(self, items: NDArray[np.int64]) -> Outcome:
         """Shows one slate to each user.
@@ -310,7 +332,8 @@ class SessionSimulator:
             self._allowed[rows] = True if own is None else own.mask(self.users[rows], self.world.n_items)
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"sessions": self, "leave": self._leave, "drift": self._drift, "memory": self._memory}
+        parts = {"sessions": self, "leave": self._leave, "drift": self._drift, "memory": self._response_memory}
+        parts["histories"] = self._histories
         return {name: part for name, part in parts.items() if part is not None}
 
     def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:
@@ -320,19 +343,18 @@ class SessionSimulator:
         return self._drift.response(self.users), self._rows
 
     def _history_for_response(self) -> History | None:
-        if self._memory is not None:
-            return self._memory
-        return self.history() if self.world.response.uses_history else None
+        if self._response_memory is not None:
+            return self._response_memory
+        return self.history(length=self.world.history_length) if self.world.response.uses_history else None
+
+    def _memories(self) -> list[SessionMemory]:
+        return [memory for memory in (self._response_memory, self._running) if memory is not None]
 
     def _remember(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
-        if self._memory is not None:
-            self._memory.append(items, clicks)
-        self._shown[self._rows, self.steps] = items
+        for memory in self._memories():
+            memory.append(items, clicks)
         self.steps += 1
-        length = self._places.shape[1]
-        new = min(self.slate_size, length)
-        self._places[:, : length - new] = self._places[:, new:]
-        self._places[:, length - new :] = (2 * items + clicks)[:, -new:]
+        self._histories.append(items, clicks)
         if self._allowed is not None:
             self._allowed[self._rows[:, None], items] = False
 

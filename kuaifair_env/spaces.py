@@ -29,8 +29,6 @@ Duplicates = Literal["error", "replace"]
 OBSERVED = "observed"
 """What :class:`StateSpace` calls states that no purifier has changed."""
 
-_WINDOWS_AT_ONCE = 32
-
 
 class SlateSpace(spaces.MultiDiscrete):
     """Ordered slates of ``slate_size`` distinct items out of ``n_items``.
@@ -317,34 +315,7 @@ def observed_states(world: World, window: HistoryWindow) -> FloatArray:
     """
     if world.encoder is not None:
         return world.encoder.encode(window)
-    return mean_embeddings(world.embeddings, window.items, window.clicks.astype(np.float32))
-
-
-def mean_embeddings(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
-    """Returns the weighted mean embedding of each window.
-
-    Args:
-        embeddings: ``float32 (M, d)``.
-        items: ``int (B, H)``; padding (-1) must have weight 0.
-        weights: ``float32 (B, H)``, not negative.
-
-    Returns:
-        ``float32 (B, d)``; zero where all weights are zero.
-    """
-    sums = embedding_sums(embeddings, items, weights)
-    sums /= np.maximum(np.add.reduce(weights, axis=1), np.float32(1e-6))[:, None]
-    return sums
-
-
-def embedding_sums(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
-    """Returns the weighted sum of the embeddings of each window; see :func:`mean_embeddings`."""
-    sums = np.empty((len(items), embeddings.shape[1]), np.float32)
-    # The embeddings of a few windows at a time stay in the processor's cache.
-    for begin in range(0, len(items), _WINDOWS_AT_ONCE):
-        part = slice(begin, begin + _WINDOWS_AT_ONCE)
-        # One small product per window, so that a row does not depend on the batch it is in.
-        np.matmul(weights[part, None, :], embeddings.take(items[part], axis=0), out=sums[part, None, :])
-    return sums
+    return world.click_pool.means(window)
 
 
 class StateObserver:
@@ -365,7 +336,9 @@ class StateObserver:
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """Returns the states of the given sessions, or of all, ``float32 (B, d)``."""
-        return observed_states(self._world, simulator.history(rows))
+        if self._world.encoder is None:
+            return simulator.clicked_means(rows)
+        return self._world.encoder.encode(simulator.history(rows, self._world.history_length))
 
 
 class HistoryObserver:
@@ -383,7 +356,7 @@ class HistoryObserver:
     def __init__(self, world: World) -> None:
         self._state = StateObserver(world)
         self._features = world.data.users.features.values
-        length = world.history_length
+        self._length = length = world.history_length
         entries: dict[str, spaces.Space[Any]] = {
             "state": self._state.space,
             "history_items": spaces.MultiDiscrete(np.full(length, len(world.data.items) + 1)),
@@ -396,7 +369,7 @@ class HistoryObserver:
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> dict[str, Any]:
         """Returns the observations of the given sessions, or of all: arrays with a leading axis of ``B``."""
-        window = simulator.history(rows)
+        window = simulator.history(rows, self._length)
         observation = {
             "state": self._state.observe(simulator, rows),
             "history_items": window.items.astype(np.int64) + 1,

@@ -113,9 +113,9 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
         reward = np.where(over, 0.0, outcome.reward)
         return self.batch.observe(), reward, outcome.terminated & ~over, outcome.truncated & ~over, infos
 
-    def history_window(self) -> HistoryWindow:
-        """Returns the windows of items and clicks behind the observations."""
-        return self.batch.history_window()
+    def history_window(self, length: int | None = None) -> HistoryWindow:
+        """Returns what users saw; see :meth:`KuaiFairEnv.history_window`."""
+        return self.batch.history_window(length)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Returns an attribute of each :class:`~kuaifair_env.session_view.SessionView`."""

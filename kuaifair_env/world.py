@@ -17,6 +17,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, I
 from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
+from kuaifair_env.pooling import ClickPool
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.logged import LoggedResponse, UserItems
 from kuaifair_env.splits import held_out_users
@@ -151,6 +152,11 @@ class World:
     def dimension(self) -> int:
         """Size ``d`` of an item embedding and of the observed state."""
         return int(self.embeddings.shape[1])
+
+    @cached_property
+    def click_pool(self) -> ClickPool:
+        """Pools the clicked items of history windows to states."""
+        return ClickPool(self.embeddings, self.history_length)
 
     @property
     def history_length(self) -> int:

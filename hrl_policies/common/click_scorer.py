@@ -11,7 +11,7 @@ from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
-from kuaifair_env.spaces import mean_embeddings
+from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.splits import held_out_users, user_folds
 from kuaifair_env.world import World, windows_before
 

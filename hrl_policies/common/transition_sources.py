@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped
 
-from dsrm.purifier import StatePurifier, purified_space
+from dsrm.purifier import StatePurifier, history_length_of, purified_space
 from hrl_policies.common.transitions import LoggedTransitions
 from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import DataError
+from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.spaces import (
     ActionMode,
     StateObserver,
     action_decoder,
-    embedding_sums,
     observed_states,
     reached_observations,
 )
@@ -202,6 +202,8 @@ def _states(
     log = world.data.train
     first = log.offsets(len(world.data.users))[slates.users]
     places = world.history_length
+    # A purifier that takes whole sessions gets the log context of one that begins here.
+    purified_places = places if purifier is None else history_length_of(purifier, world) or places
     ends = np.concatenate([slates.starts, slates.starts + size])
     available = ends - np.concatenate([first, first])
     # The log row behind one user's last is the next user's first, with another window: keys tell them apart.
@@ -210,9 +212,11 @@ def _states(
     states = np.empty((len(distinct), *space.shape), np.float32)
     for begin in range(0, len(distinct), _AT_ONCE):
         part = distinct[begin : begin + _AT_ONCE]
-        window = windows_before(log, ends[part], available[part], places)
-        observed = observed_states(world, window)
-        states[begin : begin + _AT_ONCE] = observed if purifier is None else purifier.purify(observed, window)
+        window = windows_before(log, ends[part], available[part], max(places, purified_places))
+        purified = observed_states(world, window.last(places))
+        if purifier is not None:
+            purified = purifier.purify(purified, window.last(purified_places))
+        states[begin : begin + _AT_ONCE] = purified
     before, after = np.split(inverse.reshape(-1), 2)
     return states[before], states[after], space
 

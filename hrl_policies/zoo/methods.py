@@ -300,7 +300,7 @@ _TABLE: tuple[MethodSpec, ...] = (
         sees=f"training log, observed state, {_GROUPS}, {_BOUND}, the mean of users' tolerances", privileged=True,
     ),
     _control(
-        "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in the window",
+        "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in log context and session",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
         sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",
     ),

@@ -55,11 +55,11 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class HistoryWindow:
-    """The last ``H`` items shown to each of ``B`` users, newest last.
+    """The last ``L`` items shown to each of ``B`` users, newest last.
 
     Attributes:
-        items: ``int32 (B, H)``, item rows; ``PADDING`` (-1) where there is none, always at the front.
-        clicks: ``bool (B, H)``, what was clicked; False at padding.
+        items: ``int32 (B, L)``, item rows; ``PADDING`` (-1) where there is none, always at the front.
+        clicks: ``bool (B, L)``, what was clicked; False at padding.
     """
 
     items: NDArray[np.int32]
@@ -68,6 +68,12 @@ class HistoryWindow:
     def take(self, rows: IntArray | BoolArray | slice) -> HistoryWindow:
         """Returns the windows of some of the users."""
         return HistoryWindow(self.items[rows], self.clicks[rows])
+
+    def last(self, length: int | None) -> HistoryWindow:
+        """Returns the last ``length`` places, or all."""
+        if length is None or length >= self.items.shape[1]:
+            return self
+        return HistoryWindow(self.items[:, -length:], self.clicks[:, -length:])
 
     @classmethod
     def concatenate(cls, windows: Sequence[HistoryWindow]) -> HistoryWindow:

@@ -93,7 +93,7 @@ def test_environments_observe_what_the_encoder_says(encoders, kind):
     env = KuaiFairEnv(world, SessionConfig(max_len=4, slate_size=4))
     observation, _ = env.reset(seed=1)
     for _ in range(3):
-        expected = observed_states(world, env.history_window())[0]
+        expected = observed_states(world, env.history_window(world.history_length))[0]
         np.testing.assert_allclose(observation, expected, atol=1e-4)
         assert env.observation_space.contains(observation)
         observation, _, left, truncated, _ = env.step(env.action_space.sample())

@@ -32,12 +32,12 @@ CONFIG = SessionConfig(max_len=4, slate_size=4)
 HISTORY = SessionConfig(max_len=4, slate_size=4, observation_mode="history")
 
 
-def single(config: SessionConfig = CONFIG) -> DSRMObservationWrapper:
-    return DSRMObservationWrapper(KuaiFairEnv(WORLD, config), WindowPurifier())
+def single(config: SessionConfig = CONFIG, purifier: type = WindowPurifier) -> DSRMObservationWrapper:
+    return DSRMObservationWrapper(KuaiFairEnv(WORLD, config), purifier())
 
 
-def vec(rows: int, config: SessionConfig = CONFIG, seed: int = 3) -> VecDSRM:
-    return VecDSRM(KuaiFairVecEnv(WORLD, config, rows, seed=seed), WindowPurifier())
+def vec(rows: int, config: SessionConfig = CONFIG, seed: int = 3, purifier: type = WindowPurifier) -> VecDSRM:
+    return VecDSRM(KuaiFairVecEnv(WORLD, config, rows, seed=seed), purifier())
 
 
 def actions(rows: int, steps: int) -> np.ndarray:
@@ -136,16 +136,16 @@ def test_wrapping_under_vec_normalize_and_monitor_and_evaluating_works():
     assert alone.summary() == together.summary()
 
 
-def purified_forms(config):
+def purified_forms(config, purifier=WindowPurifier):
     """The same purified sessions in every form of the environment."""
-    yield DSRMObservationWrapper(KuaiFairEnv(WORLD, config), WindowPurifier())
-    yield vec(3, config)
-    yield DummyVecEnv([lambda: single(config)] * 3)
-    yield make_vec_env(lambda: single(config), n_envs=3, seed=4)
-    yield VecDSRM(DummyVecEnv([lambda: KuaiFairEnv(WORLD, config)] * 3), WindowPurifier())
+    yield single(config, purifier)
+    yield vec(3, config, purifier=purifier)
+    yield DummyVecEnv([lambda: single(config, purifier)] * 3)
+    yield make_vec_env(lambda: single(config, purifier), n_envs=3, seed=4)
+    yield VecDSRM(DummyVecEnv([lambda: KuaiFairEnv(WORLD, config)] * 3), purifier())
     for mode in AutoresetMode:
-        yield DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, config, 3, mode), WindowPurifier())
-        yield SyncVectorEnv([lambda: single(config)] * 3, autoreset_mode=mode)
+        yield DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, config, 3, mode), purifier())
+        yield SyncVectorEnv([lambda: single(config, purifier)] * 3, autoreset_mode=mode)
 
 
 @pytest.mark.parametrize("config", [CONFIG, HISTORY])
@@ -154,6 +154,23 @@ def test_evaluations_of_every_purified_form_agree(config):
         evaluate(lambda seen: np.tanh(state_of(seen)[:, : WORLD.dimension]), env, users=WORLD.user_ids[:9]).frame()
         for env in purified_forms(config)
     ]
+    for frame in results[1:]:
+        np.testing.assert_array_equal(frame, results[0])
+
+
+@pytest.mark.parametrize(("length", "places"), [(None, 20 + 4 * 4), (30, 30), (7, 7)])
+def test_purifiers_get_as_many_places_as_they_take(length, places):
+    class Purifier(WindowPurifier):
+        history_length = length
+
+        def purify(self, states, window):
+            assert window.items.shape[1] == places
+            return super().purify(states, window)
+
+    def policy(seen):
+        return np.tanh(seen[:, : WORLD.dimension] + seen[:, -1:])
+
+    results = [evaluate(policy, env, users=WORLD.user_ids[:5]).frame() for env in purified_forms(CONFIG, Purifier)]
     for frame in results[1:]:
         np.testing.assert_array_equal(frame, results[0])
 

@@ -19,6 +19,7 @@ from hrl_policies.controls import (
     QualityOracle,
     QuotaGreedy,
     RandomSlates,
+    SessionQuota,
     ToleranceQuota,
     best_slates,
     fair_counts,
@@ -29,7 +30,7 @@ from hrl_policies.controls import (
     users_tolerance,
 )
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
-from kuaifair_env.abandonment import TemperFairness
+from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -391,3 +392,18 @@ def test_knowing_the_tolerance_pays_where_half_and_half_suits_nobody():
     assert violations[QuotaGreedy] == 1 > violations[MeanToleranceQuota] > 0
     assert violations[ToleranceQuota] == violations[Oracle] == 0
     assert max(lengths[QuotaGreedy], lengths[MeanToleranceQuota]) < lengths[ToleranceQuota]
+
+
+def test_a_control_remembers_a_click_on_the_first_slate_to_the_last_step(scorer):
+    table = np.zeros((40, 50))
+    table[:, :5] = 1.0
+    config = SessionConfig(slate_size=5, action_mode="slate", leave=NeverLeave(), initial_history="empty")
+    batch = SessionBatch(small_world(table), config, 3)
+    batch.reset(np.arange(3))
+    nothing = replace(scorer, item_scores=np.zeros(50, np.float32), directions=np.zeros((8, 50), np.float32))
+    control = SessionQuota(nothing)
+    batch.step(np.tile(np.arange(5), (3, 1)))
+    for step in range(1, 29):
+        batch.step(np.tile(5 + (np.arange(5) + 5 * step) % 45, (3, 1)))
+    slates = control.slates(batch.observe(), batch)
+    np.testing.assert_array_equal(np.sort(slates, axis=1), np.tile(np.arange(5), (3, 1)))

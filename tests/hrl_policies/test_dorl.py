@@ -312,7 +312,7 @@ def test_learned_sessions_reward_what_the_model_says_of_users_and_items_at_hand(
     batch, rng = env.unwrapped.batch, np.random.default_rng(0)
     ended = 0
     for _ in range(12):
-        users, previous = batch.simulator.users.copy(), batch.simulator.history().items[:, -1].copy()
+        users, previous = batch.simulator.users.copy(), batch.simulator.history(length=1).items[:, 0]
         _, reward, done, infos = env.step(rng.normal(size=(8, 8)).astype(np.float32))
         items = batch.outcome.items
         said = response.predict(users, items)

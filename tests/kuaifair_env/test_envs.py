@@ -358,7 +358,8 @@ def test_vec_env_methods_reach_single_sessions():
     sb3 = KuaiFairVecEnv(WORLD, SLATES, n_envs=3, seed=5)
     sb3.reset()
     windows = sb3.env_method("history_window")
-    assert windows[1].items.shape == (1, 20)
+    assert windows[1].items.shape == (1, 20 + 8 * 5)
+    assert sb3.env_method("history_window", 20)[1].items.shape == (1, 20)
     np.testing.assert_array_equal(windows[2].items[0], sb3.history_window().items[2])
     assert sb3.get_attr("temper") == [8.0] * 3
     assert len(sb3.get_attr("user_id", indices=[0, 2])) == 2

@@ -12,7 +12,9 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.metrics import expected_length
+from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, RandomUsers, SessionSimulator
+from kuaifair_env.spaces import observed_states
 
 WORLD = small_world()
 
@@ -47,7 +49,8 @@ def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_hi
     )
     rng = np.random.default_rng(seed)
     shown = [[] for _ in range(batch_size)]
-    start = sim.history()
+    length = WORLD.history_length
+    start = sim.history(length=length)
     before = [list(zip(start.items[row], start.clicks[row], strict=True)) for row in range(batch_size)]
     users = sim.users.copy()
     temper = sim.temper.copy()
@@ -62,12 +65,12 @@ def test_invariants_of_every_session(batch_size, slate_size, max_len, initial_hi
         np.testing.assert_allclose(outcome.reward, outcome.feedback.mean(axis=1))
         for row in range(batch_size):
             shown[row] += list(zip(items[row], outcome.clicks[row], strict=True))
-            expected = (before[row] + shown[row])[-WORLD.history_length :]
-            window = sim.history()
+            expected = (before[row] + shown[row])[-length:]
+            window = sim.history(length=length)
             assert list(zip(window.items[row], window.clicks[row], strict=True)) == expected
         over = np.flatnonzero(outcome.done)
         sim.reset(over)
-        fresh = sim.history()
+        fresh = sim.history(length=length)
         for row in over:
             shown[row] = []
             before[row] = list(zip(fresh.items[row], fresh.clicks[row], strict=True))
@@ -97,7 +100,7 @@ def test_slates_are_distinct_and_the_state_is_the_mean_of_what_was_clicked(mode,
             weights = batch.action_masks() * rng.random((3, 50))
             actions = np.argsort(-weights, axis=1)[:, :slate_size]
         outcome = batch.step(actions)
-        state, window = batch.observe(), batch.history_window()
+        state, window = batch.observe(), batch.history_window(WORLD.history_length)
         for row in range(3):
             assert len(set(outcome.items[row])) == slate_size
             shown[row] += outcome.items[row].tolist()
@@ -230,3 +233,72 @@ def test_never_leave_is_cut_at_max_len():
 def test_bad_settings_are_clear_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         simulator(**settings)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 4),
+    st.integers(4, 25),
+    st.integers(1, 7),
+    st.integers(1, 23),
+    st.sampled_from(["log", "empty"]),
+    st.integers(0, 1000),
+)
+def test_histories_and_states_are_those_of_everything_shown(
+    batch_size, slate_size, max_len, history_length, initial_history, seed
+):
+    world = small_world(history_length=history_length, seed=1)
+    sim = simulator(world, batch_size, seed, slate_size=slate_size, max_len=max_len, initial_history=initial_history)
+    rng = np.random.default_rng(seed)
+    whole = history_length + max_len * slate_size
+
+    def start(row):
+        window = world.initial_history.take(sim.users[row : row + 1])
+        seen = zip(window.items[0].tolist(), window.clicks[0].tolist(), strict=True)
+        return [place for place in seen if place[0] >= 0] if initial_history == "log" else []
+
+    everything = [start(row) for row in range(batch_size)]
+    for _ in range(3 * max_len):
+        items = random_slates(rng, batch_size, slate_size)
+        outcome = sim.step(items)
+        for row in range(batch_size):
+            everything[row] += zip(items[row].tolist(), outcome.clicks[row].tolist(), strict=True)
+        for length in (None, 1, history_length, whole - 1):
+            window = sim.history(length=length)
+            expected = [([(-1, False)] * whole + seen)[-(length or whole) :] for seen in everything]
+            np.testing.assert_array_equal(window.items, np.asarray(expected)[..., 0])
+            np.testing.assert_array_equal(window.clicks, np.asarray(expected)[..., 1])
+        # Bitwise: running sums are exact.
+        states = observed_states(world, sim.history(length=history_length))
+        np.testing.assert_array_equal(sim.clicked_means(), states)
+        some = rng.permutation(batch_size)[: batch_size // 2]
+        np.testing.assert_array_equal(sim.clicked_means(some), states[some])
+        np.testing.assert_array_equal(sim.history(some).items, sim.history().items[some])
+        shown = sim.shown(np.arange(batch_size))
+        for row in range(batch_size):
+            slates = [item for item, _ in everything[row][len(start(row)) :]]
+            assert shown[row, max_len - sim.steps[row] :].ravel().tolist() == slates
+        over = np.flatnonzero(outcome.done)
+        sim.reset(over)
+        for row in over:
+            everything[row] = start(row)
+
+
+def test_states_are_means_to_float32_whatever_the_order():
+    world = small_world(history_length=50)
+    rng = np.random.default_rng(0)
+    items = rng.integers(50, size=(200, 50)).astype(np.int32)
+    clicks = rng.random((200, 50)) < rng.random((200, 1))
+    states = observed_states(world, HistoryWindow(items, clicks))
+    sums = (world.embeddings.astype(np.float64)[items] * clicks[:, :, None]).sum(axis=1)
+    means = sums / np.maximum(clicks.sum(axis=1), 1)[:, None]
+    np.testing.assert_allclose(states, means, rtol=0, atol=3e-7 * np.abs(world.embeddings).max())
+    order = rng.permutation(50)
+    np.testing.assert_array_equal(observed_states(world, HistoryWindow(items[:, order], clicks[:, order])), states)
+
+
+def test_a_window_wider_than_the_state_is_pooled_over_is_refused():
+    world = small_world(history_length=20)
+    window = HistoryWindow(np.zeros((2, 21), np.int32), np.ones((2, 21), np.bool_))
+    with pytest.raises(ValueError, match="20 places, got windows of 21"):
+        observed_states(world, window)

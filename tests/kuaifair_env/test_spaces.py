@@ -8,10 +8,10 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.spaces import (
     SlateSpace,
     action_decoder,
-    mean_embeddings,
     reached_observations,
     replace_rows,
     stack_observations,

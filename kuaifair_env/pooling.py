@@ -1,0 +1,167 @@
+"""States from history windows: mean embeddings of their items, anew or from running sums."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
+from kuaifair_env.response.base import HistoryWindow, SessionMemory
+
+_INT32_RANGE = 2.0**31
+_TINY = 1e-30
+_WINDOWS_AT_ONCE = 32
+_MANY_ROWS = 64
+_NO_CLICK = np.asarray(-1)
+
+
+def mean_embeddings(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
+    """Returns the weighted mean embedding of each window.
+
+    Args:
+        embeddings: ``float32 (M, d)``.
+        items: ``int (B, H)``; padding (-1) must have weight 0.
+        weights: ``float32 (B, H)``, not negative.
+
+    Returns:
+        ``float32 (B, d)``; zero where all weights are zero.
+    """
+    sums = embedding_sums(embeddings, items, weights)
+    sums /= np.maximum(np.add.reduce(weights, axis=1), np.float32(1e-6))[:, None]
+    return sums
+
+
+def embedding_sums(embeddings: FloatArray, items: IntArray, weights: FloatArray) -> FloatArray:
+    """Returns the weighted sum of the embeddings of each window; see :func:`mean_embeddings`."""
+    sums = np.empty((len(items), embeddings.shape[1]), np.float32)
+    # The embeddings of a few windows at a time stay in the processor's cache.
+    for begin in range(0, len(items), _WINDOWS_AT_ONCE):
+        part = slice(begin, begin + _WINDOWS_AT_ONCE)
+        # One small product per window, so that a row does not depend on the batch it is in.
+        np.matmul(weights[part, None, :], embeddings.take(items[part], axis=0), out=sums[part, None, :])
+    return sums
+
+
+class ClickPool:
+    """Mean embeddings of the clicked items of windows, the same in any order and batch.
+
+    Embeddings are rounded once to multiples of the smallest power of two of which a sum over ``H`` items fits in 32
+    bits (about 2e-7 for ``H = 50``), so that sums are exact: those kept up to date (:class:`RunningClicks`) equal those
+    of whole windows.
+
+    Args:
+        embeddings: ``float32 (M, d)``.
+        length: Places ``H`` of the widest window.
+    """
+
+    def __init__(self, embeddings: FloatArray, length: int) -> None:
+        largest = max(float(np.abs(embeddings).max()), _TINY)
+        unit = np.float32(2.0 ** np.floor(np.log2((_INT32_RANGE - length) / (length * largest))))
+        # The last column counts clicks; the last row stands for places without one.
+        self._table = np.zeros((len(embeddings) + 1, embeddings.shape[1] + 1), np.int32)
+        self._table[:-1, :-1] = np.rint(embeddings * unit)
+        self._table[:-1, -1] = 1
+        self._divisors = np.maximum(np.arange(length + 1, dtype=np.float32), 1.0) * unit
+        self.length = length
+
+    @property
+    def width(self) -> int:
+        """Columns of sums: one for each component and one for the number of clicks, ``d + 1``."""
+        width: int = self._table.shape[1]
+        return width
+
+    def means(self, window: HistoryWindow) -> FloatArray:
+        """Returns the mean embedding of the clicked items of each window, ``float32 (B, d)``; zero without clicks.
+
+        Raises:
+            ValueError: If the windows are wider than :attr:`length`.
+        """
+        if window.items.shape[1] > self.length:
+            raise ValueError(f"states are pooled over {self.length} places, got windows of {window.items.shape[1]}")
+        return self.divide(self.sums(window.items, window.clicks))
+
+    def sums(self, items: IntArray, clicks: BoolArray) -> NDArray[np.int32]:
+        """Returns the sums behind :meth:`means` and, in the last column, the numbers of clicks, ``int32 (B, d + 1)``.
+
+        Args:
+            items: ``int (B, L)``.
+            clicks: ``bool (B, L)``.
+        """
+        clicked = np.where(clicks, items, _NO_CLICK)
+        if len(clicked) < _MANY_ROWS:
+            sums: NDArray[np.int32] = np.add.reduce(self._table.take(clicked, axis=0), axis=1, dtype=np.int32)
+            return sums
+        # Adds the first click of each row, then the second ones and so on, with rows of many clicks in front.
+        counts = np.count_nonzero(clicks, axis=1)
+        order = np.argsort(-counts, kind="stable")
+        clicked = clicked[order]
+        clicked.sort(axis=1)
+        ordered = np.zeros((len(clicked), self.width), np.int32)
+        rows_left = len(clicked) - np.cumsum(np.bincount(counts))[:-1]
+        for place, rows in enumerate(rows_left.tolist(), 1):
+            ordered[:rows] += self._table.take(clicked[:rows, -place], axis=0)
+        sums = np.empty_like(ordered)
+        sums[order] = ordered
+        return sums
+
+    def divide(self, sums: NDArray[np.int32]) -> FloatArray:
+        """Returns means, ``float32 (B, d)``, of what :meth:`sums` returned."""
+        divisors = self._divisors.take(sums[:, -1:])
+        means: FloatArray = np.divide(sums[:, :-1], divisors, dtype=np.float32, casting="same_kind")
+        return means
+
+
+class RunningClicks(SessionMemory):
+    """The mean embedding of the clicked items in the last ``H`` places of ``B`` sessions, kept up to date.
+
+    What leaves the windows at a step is the sum over their ``K`` oldest places. The sums over ``K`` places each wait in
+    a ring for the step at which they leave.
+
+    Args:
+        pool: Pools windows of ``H`` places.
+        batch_size: Number of sessions ``B``.
+        slate_size: Places ``K`` that enter a window at each step.
+    """
+
+    def __init__(self, pool: ClickPool, batch_size: int, slate_size: int) -> None:
+        self._pool = pool
+        self._slate_size = slate_size
+        full, self._rest = divmod(pool.length, slate_size)
+        self._sums = np.zeros((batch_size, pool.width), np.int32)
+        self._ring = np.zeros((full, batch_size, pool.width), np.int32)
+        self._oldest = 0
+        # The newest places, fewer than K, which leave together with the first ones of the next slate.
+        self._begun = np.zeros((batch_size, pool.width), np.int32)
+
+    def reset(self, rows: IntArray, history: HistoryWindow) -> None:
+        """Starts anew in the given rows, with ``len(rows)`` windows of ``H`` places."""
+        waits = self._pool.length - self._rest
+        slates = (-1, self._slate_size)
+        waiting = self._pool.sums(history.items[:, :waits].reshape(slates), history.clicks[:, :waits].reshape(slates))
+        waiting = waiting.reshape(len(rows), len(self._ring), self._pool.width)
+        self._ring[np.arange(self._oldest - len(self._ring), self._oldest), rows[:, None]] = waiting
+        sums = np.add.reduce(waiting, axis=1, dtype=np.int32)
+        if self._rest:
+            self._begun[rows] = self._pool.sums(history.items[:, waits:], history.clicks[:, waits:])
+            sums += self._begun[rows]
+        self._sums[rows] = sums
+
+    def append(self, items: IntArray, clicks: BoolArray) -> None:
+        """Moves all windows on by slates, ``(B, K)`` each."""
+        split = self._slate_size - self._rest
+        complete = self._pool.sums(items[:, :split], clicks[:, :split])
+        self._sums += complete
+        if self._rest:
+            complete += self._begun
+            self._begun = self._pool.sums(items[:, split:], clicks[:, split:])
+            self._sums += self._begun
+        if len(self._ring):
+            self._sums -= self._ring[self._oldest]
+            self._ring[self._oldest] = complete
+            self._oldest = (self._oldest + 1) % len(self._ring)
+        else:
+            self._sums -= complete
+
+    def means(self, rows: IntArray | None = None) -> FloatArray:
+        """Returns the means of the given sessions, or of all, ``float32 (B, d)``; zero without clicks."""
+        return self._pool.divide(self._sums if rows is None else self._sums[rows])
