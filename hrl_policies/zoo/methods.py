@@ -69,6 +69,20 @@ def _controls() -> Any:
     return import_module("hrl_policies.controls")
 
 
+def build_belief_quota(context: BuildContext) -> Any:
+    """Builds the control that ranks by a belief in two levels."""
+    from hrl_policies.belief_controls import BeliefQuota
+
+    return BeliefQuota(context.worlds.scorer, seed=context.seed)
+
+
+def build_item_quota(context: BuildContext) -> Any:
+    """Builds the control that ranks by an offset for each item, which all users share."""
+    from hrl_policies.belief_controls import ItemQuota
+
+    return ItemQuota(context.worlds.scorer, seed=context.seed)
+
+
 def build_td3(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's TD3; ``action_noise_std`` becomes Gaussian exploration noise."""
     from stable_baselines3 import TD3
@@ -303,6 +317,15 @@ _TABLE: tuple[MethodSpec, ...] = (
         "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in log context and session",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
         sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",
+    ),
+    _control(
+        "item-quota", "ItemQuota", "best fair slate by an offset for each item, learned while serving",
+        build_item_quota, sees=f"training log, feedback while serving, {_GROUPS}, {_BOUND}",
+    ),
+    _control(
+        "belief-quota", "BeliefQuota", "best fair slate by a belief about user and items, in closed form",
+        build_belief_quota,
+        sees=f"training log, feedback of the session, and of all users while serving, {_GROUPS}, {_BOUND}",
     ),
     _control(
         "quality-oracle", "QualityOracle", "best fair slate by true mean appeal",

@@ -77,6 +77,8 @@ def test_the_zoo_holds_what_the_readme_names():
         "tolerance-quota",
         "mean-tolerance-quota",
         "session-quota",
+        "item-quota",
+        "belief-quota",
         "quality-oracle",
         "oracle",
     ]

@@ -1,0 +1,306 @@
+"""A belief about users and items in two levels: what all users share, and what each current user likes beyond that.
+
+    logit(u, i) = prior_ui + [b + g . x_i + delta_i] + [b_u + w_u . e_i + delta_ui]
+
+``prior_ui`` is what the training log predicts at the session's start. The shared part (:mod:`dsrm.shared_level`) is
+kept from session to session; the user's own part (:mod:`dsrm.own_level`) starts anew with each session. Both learn from
+what the agent showed. What a platform showed before (the log behind a session) enters the prior alone: which items a
+platform leaves unclicked says something else than what a user skips of an agent's slates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
+from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import Family, load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.world import World
+
+BELIEFS = Family("kuaifair-belief", 1, "belief")
+
+_EMBEDDING_TOLERANCE = 1e-3
+_STEPS_PER_UPDATE = 5
+_SESSIONS_REMEMBERED = 200
+"""Over how many sessions own scales are estimated: they shrink as the shared part learns what the log misjudges."""
+_PRIOR_PARAMETERS = 1.0
+"""Weight of the first own scales when scales are re-estimated, in determined parameters."""
+
+
+@dataclass(frozen=True)
+class BeliefScales:
+    """Prior standard deviations of both levels, in log-odds.
+
+    They begin wide: the training log agrees with itself and cannot show how far it is from what users do now.
+    """
+
+    own: OwnScales = field(default_factory=OwnScales)
+    shared: SharedScales = field(default_factory=SharedScales)
+
+
+class ScalesThen(NamedTuple):
+    """The scales after a number of sessions."""
+
+    sessions: int
+    scales: BeliefScales
+
+
+@dataclass(frozen=True)
+class BeliefItems:
+    """What a belief reads of the items: nothing but the training log and the catalogue.
+
+    Attributes:
+        data_hash: Hash of the data set.
+        ids: ``int64 (N,)``, keys of the candidates.
+        embeddings: ``float32 (N, d)``, unit agent-side embeddings of the candidates, in both levels; ``d`` may be 0.
+        exposures: ``int64 (N,)``, how often each was shown in the training log.
+        features: ``float32 (N, m)``, standardised item features in the shared level; ``m`` may be 0.
+    """
+
+    data_hash: str
+    ids: NDArray[np.int64]
+    embeddings: FloatArray
+    exposures: NDArray[np.int64]
+    features: FloatArray
+
+    @classmethod
+    def of_world(cls, world: World, with_features: bool = False) -> BeliefItems:
+        """Reads the items of a world; its response and its test log are not read."""
+        n_items = world.n_items
+        embeddings = world.embeddings[:n_items] if world.item_term is None else world.embeddings[:n_items, :-1]
+        features = _standardised(world) if with_features else np.zeros((n_items, 0), np.float32)
+        ids = world.data.items.keys[:n_items]
+        return cls(world.data.data_hash, ids, unit_rows(embeddings), world.exposures, features)
+
+    def without_columns(self) -> BeliefItems:
+        """Returns the items without embeddings and features: each then is known by its offset alone."""
+        empty = np.zeros((len(self.embeddings), 0), np.float32)
+        return replace(self, embeddings=empty, features=empty)
+
+    def same_as(self, other: BeliefItems) -> bool:
+        """Says whether these are the same items in the same order, with the same columns."""
+        return (
+            self.data_hash == other.data_hash
+            and np.array_equal(self.ids, other.ids)
+            and all(_alike(getattr(self, name), getattr(other, name)) for name in ("embeddings", "features"))
+        )
+
+
+class Belief:
+    """What is kept while serving: the shared level, and the scales of both.
+
+    Fresh, it is *frozen*: the shared level is at its prior. Nothing is kept of single sessions: memory is
+    ``O(N (d + m))`` whatever was served.
+
+    Args:
+        items: What is known of the items.
+        scales: Where the scales begin.
+
+    Attributes:
+        items: The items.
+        shared: The shared level.
+        own_scales: Prior of the own part of sessions that start now.
+        sessions: Sessions learned from.
+        course: The scales after each update of the shared level.
+    """
+
+    def __init__(self, items: BeliefItems, scales: BeliefScales | None = None) -> None:
+        self._first = BeliefScales() if scales is None else scales
+        self.items = items
+        columns = torch.from_numpy(np.concatenate([items.embeddings, items.features], axis=1))
+        self.shared = SharedLevel(
+            torch.cat([torch.ones(len(columns), 1), columns], dim=1),
+            items.embeddings.shape[1],
+            offset_deviations(torch.from_numpy(items.exposures.astype(np.float32))),
+            self._first.shared,
+        )
+        self.own_scales = self._first.own
+        self.sessions = 0
+        self.course: list[ScalesThen] = [ScalesThen(0, self._first)]
+        self._squares = torch.zeros(3, dtype=torch.float64)
+        self._determined = torch.zeros(3, dtype=torch.float64)
+        self._steps = 0
+
+    @property
+    def scales(self) -> BeliefScales:
+        """The scales now."""
+        return BeliefScales(self.own_scales, self.shared.scales)
+
+    def learn(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
+        """Takes a step's observations of shared terms; see :meth:`SharedLevel.add`. Each fifth step moves the level."""
+        self.shared.add(items, weights, values)
+        self._steps += 1
+        if self._steps % _STEPS_PER_UPDATE == 0:
+            self.shared.update()
+            self.course.append(ScalesThen(self.sessions, self.scales))
+
+    def learn_scales(self, moments: OwnMoments, sessions: int) -> None:
+        """Re-estimates the own scales with what some finished sessions say of them."""
+        memory = (1.0 - 1.0 / _SESSIONS_REMEMBERED) ** sessions
+        self._squares = memory * self._squares + moments.squares
+        self._determined = memory * self._determined + moments.determined
+        self.sessions += sessions
+        first = self._first.own
+        squares = torch.tensor([first.intercept, first.taste, first.offset], dtype=torch.float64) ** 2
+        estimate = (self._squares + _PRIOR_PARAMETERS * squares) / (self._determined + _PRIOR_PARAMETERS)
+        self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
+
+    def save(self, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the belief to one safetensors file, atomically.
+
+        Args:
+            path: The file.
+            tensors: What else to keep in it, by name.
+        """
+        arrays = {f"also.{name}": tensor.numpy() for name, tensor in (tensors or {}).items()}
+        arrays |= {
+            "weights": self.shared.weights.numpy(),
+            "values": self.shared.values.numpy(),
+            "mean": self.shared.mean.numpy(),
+            "deviation": self.shared.deviation.numpy(),
+            "squares": self._squares.numpy(),
+            "determined": self._determined.numpy(),
+            "ids": self.items.ids,
+            "embeddings": self.items.embeddings,
+            "features": self.items.features,
+        }
+        settings = {
+            "data_hash": self.items.data_hash,
+            "sessions": self.sessions,
+            "steps": self._steps,
+            "scales": asdict(self.scales),
+            "course": [[then.sessions, asdict(then.scales)] for then in self.course],
+        }
+        save_artifact(path, "two-level", arrays, settings, BELIEFS)
+
+    def load(self, path: str | Path) -> dict[str, Tensor]:
+        """Takes the place of what :meth:`save` wrote, and returns what else was kept in the file.
+
+        Raises:
+            ArtifactError: If the file is missing, damaged, foreign, or a belief about other items.
+        """
+        _, arrays, settings = load_artifact(path, "two-level", BELIEFS)
+        shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
+        shapes |= dict.fromkeys(("ids", "weights", "values", "mean", "deviation"), (None,))
+        arrays = take_tensors(path, arrays, shapes | {"squares": (3,), "determined": (3,)})
+        ids, embeddings, features = (arrays[name] for name in ("ids", "embeddings", "features"))
+        saved = BeliefItems(take_setting(path, settings, "data_hash"), ids, embeddings, self.items.exposures, features)
+        if not self.items.same_as(saved):
+            raise ArtifactError(f"{path} holds a belief about other items than these, or with other columns")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        try:
+            course = [
+                ScalesThen(int(sessions), _scales(scales))
+                for sessions, scales in take_setting(path, settings, "course")
+            ]
+            scales = _scales(take_setting(path, settings, "scales"))
+            self.sessions, self._steps = (int(take_setting(path, settings, name)) for name in ("sessions", "steps"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a whole belief ({error})") from error
+        self.course, self._first, self.own_scales = course, course[0].scales, scales.own
+        self.shared.restore(scales.shared, self._first.shared, tensors)
+        self._squares, self._determined = tensors["squares"], tensors["determined"]
+        return {name.removeprefix("also."): tensor for name, tensor in tensors.items() if name.startswith("also.")}
+
+
+class SessionBeliefs:
+    """The beliefs about the users of ``B`` concurrent sessions.
+
+    Args:
+        belief: What all sessions share.
+        n_sessions: Number of sessions ``B``.
+    """
+
+    def __init__(self, belief: Belief, n_sessions: int) -> None:
+        self._belief = belief
+        embeddings = torch.from_numpy(belief.items.embeddings)
+        self.own = OwnLevel(torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions)
+        self._prior = torch.zeros(n_sessions, len(embeddings))
+        self._base = self._prior
+        self._own_part = self._prior
+
+    def start(self, rows: Tensor, prior: Tensor) -> None:
+        """Starts new sessions.
+
+        Args:
+            rows: ``int64 (n,)``.
+            prior: ``float32 (n, N)``, log-odds of a click at the session's start, from the training log.
+        """
+        self._prior[rows] = prior
+        self.own.start(rows, self._belief.own_scales)
+
+    def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
+        """Adds answers to slates that an agent showed; see :meth:`OwnLevel.observe`."""
+        self.own.observe(rows, items, clicks)
+
+    def logits(self, converged: bool = False) -> Tensor:
+        """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item.
+
+        Args:
+            converged: Whether own posteriors are moved all the way to their modes; otherwise they move by a few steps
+                from where they were, which is enough after each single slate.
+        """
+        self._base = self._prior + self._belief.shared.mean
+        if converged:
+            self.own.converge(self._base)
+        else:
+            self.own.update(self._base)
+        self._own_part = self.own.logits()
+        return self._base + self._own_part
+
+    def learn(self, items: Tensor, clicks: Tensor, live: Tensor, done: Tensor) -> None:
+        """Hands on what the slates that followed the last :meth:`logits` say about what all users share.
+
+        An answer ``y`` that was predicted with probability ``p`` observes the shared term with precision
+        ``h = p (1 - p)`` at its mean + ``(y - p) / h``: the own part is taken as known before the answer.
+
+        Args:
+            items: ``int64 (B, K)``.
+            clicks: ``bool (B, K)``.
+            live: ``bool (B,)``, sessions to learn from.
+            done: ``bool (B,)``, sessions that have ended.
+        """
+        probability = torch.sigmoid((self._base + self._own_part).gather(1, items)[live])
+        weights = (probability * (1.0 - probability)).clamp(min=1e-6)
+        values = self._belief.shared.mean[items[live]] + (clicks[live].to(weights.dtype) - probability) / weights
+        ended = torch.nonzero(live & done)[:, 0]
+        if len(ended):
+            self._belief.learn_scales(self.own.moments(ended), len(ended))
+        self._belief.learn(items[live].reshape(-1), weights.reshape(-1), values.reshape(-1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
+        return self.own.tensors() | {"prior": self._prior}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+        self.own.restore(tensors)
+        self._prior = tensors["prior"].clone()
+
+
+def _scales(of_file: Mapping[str, Any]) -> BeliefScales:
+    return BeliefScales(OwnScales(**of_file["own"]), SharedScales(**of_file["shared"]))
+
+
+def _alike(one: FloatArray, two: FloatArray) -> bool:
+    return one.shape == two.shape and bool(np.allclose(one, two, atol=_EMBEDDING_TOLERANCE))
+
+
+def _standardised(world: World) -> FloatArray:
+    """Returns features and tags of the candidates, ``float32 (N, m)``, standardised and then over ``sqrt(m)``."""
+    features = world.data.items.features.values[: world.n_items]
+    columns = np.concatenate([features, world.tags], axis=1, dtype=np.float64)
+    columns = columns[:, columns.std(axis=0) > 1e-6]
+    standard = np.clip((columns - columns.mean(axis=0)) / columns.std(axis=0), -3.0, 3.0)
+    return np.asarray(standard / np.sqrt(max(standard.shape[1], 1)), np.float32)

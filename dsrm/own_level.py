@@ -1,0 +1,353 @@
+"""The own level of a belief: what each current user likes beyond what was predicted, inferred from the session.
+
+The log-odds of a click of user ``u`` on item ``i`` are ``base_ui + b_u + w_u . e_i + delta_ui`` with Gaussian priors on
+``b_u``, every component of ``w_u`` and every ``delta_ui``. The posterior is Laplace's: its mode by Newton's method with
+step control, its spread from the curvature there. Offsets are eliminated item by item in closed form, so that the
+matrix to invert has ``d + 1`` rows whatever the number of shown items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+_FIRST_WIDTH = 32
+_OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
+_OF_SESSIONS = ("_slots", "_counts", "_widths", "_variances", "_means", "_inverses", "_ages")
+_WARM_STEPS, _MAX_STEPS = 8, 100
+_NEAR = 0.03
+"""Log-odds by which a warm step may still move before it is the last: the next would move by a fraction of that."""
+_MAX_HALVINGS = 12
+_OFFSET_STEPS, _MAX_OFFSET_STEPS = 6, 100
+_TINY = 1e-12
+_CHANGED_ITEMS = 12
+"""Items whose curvature is brought up to date at each warm step."""
+_REBUILD_AFTER = 16
+"""Warm steps after which a session's inverse is computed anew, so that neither age nor rounding adds up."""
+
+
+@dataclass(frozen=True)
+class OwnScales:
+    """Prior standard deviations of a user's own part, in log-odds.
+
+    Attributes:
+        intercept: Of ``b_u``, by which a user clicks more than predicted whatever is shown.
+        taste: Of each component of ``w_u``, the user's vector over unit item embeddings.
+        offset: Of ``delta_ui``, the liking of one item that embeddings do not explain.
+    """
+
+    intercept: float = 0.5
+    taste: float = 1.0
+    offset: float = 0.7
+
+    def __post_init__(self) -> None:
+        if min(self.intercept, self.taste, self.offset) < 0:
+            raise ValueError(f"scales are standard deviations, not negative: {self}")
+
+
+class OwnMoments(NamedTuple):
+    """What sessions say about the scales of their priors, for the fixed point of the marginal likelihood.
+
+    The fixed point is a variance of ``squares / determined`` (MacKay, "Bayesian interpolation", Neural Computation
+    4(3), 1992).
+
+    Attributes:
+        squares: ``float64 (3,)``, squared posterior means of intercept, taste and offsets, summed over parameters and
+            sessions.
+        determined: ``float64 (3,)``, 1 - posterior variance / prior variance, summed alike: how many parameters the
+            evidence determines.
+    """
+
+    squares: Tensor
+    determined: Tensor
+
+
+class OwnLevel:
+    """Posteriors of ``B`` sessions, batched and warm-started: a step costs little more than two gradients.
+
+    Evidence is added by :meth:`observe`; :meth:`update` then moves the posteriors close to their modes and
+    :meth:`converge` onto them. Both work at any session length.
+
+    Args:
+        features: ``(N, d + 1)``, a column of ones and unit item embeddings; its dtype is computed in.
+        n_sessions: Number of sessions ``B``.
+    """
+
+    _items: Tensor
+    _rows: Tensor
+    _shows: Tensor
+    _clicks: Tensor
+    _linear: Tensor
+    _offsets: Tensor
+    _curvatures: Tensor
+
+    def __init__(self, features: Tensor, n_sessions: int) -> None:
+        n_items, size = features.shape
+        self._features = features
+        self._slots = torch.full((n_sessions, n_items), -1, dtype=torch.int32)
+        self._counts = torch.zeros(n_sessions, dtype=torch.int64)
+        self._widths = features.new_zeros(n_sessions, size)
+        self._variances = features.new_zeros(n_sessions, 1)
+        self._means = features.new_zeros(n_sessions, size)
+        self._inverses = torch.eye(size, dtype=features.dtype).repeat(n_sessions, 1, 1)
+        self._ages = torch.zeros(n_sessions, dtype=torch.int64)
+        self._allocate(_FIRST_WIDTH)
+        self.start(torch.arange(n_sessions), OwnScales())
+
+    def _allocate(self, width: int) -> None:
+        """Makes room for ``width`` different items in each session; what there is stays."""
+        n_sessions, size = self._means.shape
+        for name in _OF_ITEMS:
+            shape = (n_sessions, width, size) if name == "_rows" else (n_sessions, width)
+            dtype = torch.int64 if name == "_items" else self._features.dtype
+            larger = torch.zeros(shape, dtype=dtype)
+            before = getattr(self, name, None)
+            if before is not None:
+                larger[:, : before.shape[1]] = before
+            setattr(self, name, larger)
+
+    def start(self, rows: Tensor, scales: OwnScales) -> None:
+        """Starts new sessions: no evidence, and priors of the given scales.
+
+        Args:
+            rows: ``int64 (n,)``, which sessions.
+            scales: Of their priors, for the whole of the session.
+        """
+        self._slots[rows] = -1
+        self._counts[rows] = 0
+        self._widths[rows] = scales.taste
+        self._widths[rows, 0] = scales.intercept
+        self._variances[rows] = scales.offset**2
+        self._means[rows] = 0.0
+        self._inverses[rows] = torch.eye(self._means.shape[1], dtype=self._means.dtype)
+        self._ages[rows] = 0
+        for name in _OF_ITEMS:
+            getattr(self, name)[rows] = 0
+
+    def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
+        """Adds answers to what is known; posteriors move with the next :meth:`update`.
+
+        Args:
+            rows: ``int64 (n,)``, sessions, each once.
+            items: ``int64 (n, K)``, shown items, none twice in a row.
+            clicks: ``(n, K)``, whether each was clicked.
+        """
+        places = rows[:, None]
+        slots = self._slots[places, items].to(torch.int64)
+        new = slots < 0
+        slots = torch.where(new, self._counts[rows, None] + new.cumsum(1) - 1, slots)
+        self._slots[places, items] = slots.to(torch.int32)
+        self._counts[rows] += new.sum(1)
+        width = self._items.shape[1]
+        if self._counts.max() > width:
+            self._allocate(max(2 * width, int(self._counts.max())))
+        self._items[places, slots] = items
+        self._rows[places, slots] = self._features[items]
+        # A new item's prediction starts at the posterior before its answer.
+        scaled = (self._widths[rows] * self._means[rows])[:, None, :]
+        self._linear[places, slots] = (self._features[items] * scaled).sum(-1)
+        self._shows[places, slots] += 1
+        self._clicks[places, slots] += clicks.to(self._clicks.dtype)
+
+    def update(self, base: Tensor) -> None:
+        """Moves all posteriors towards their modes by a few warm-started steps.
+
+        Args:
+            base: ``(B, N)``, log-odds of a click without the own part.
+        """
+        self._climb(base, _WARM_STEPS, exact=False)
+
+    def converge(self, base: Tensor) -> None:
+        """Moves all posteriors onto their modes, and computes their spread anew; see :meth:`update`."""
+        self._climb(base, _MAX_STEPS, exact=True)
+
+    def logits(self) -> Tensor:
+        """Returns ``(B, N)``, the posterior mode of ``b_u + w_u . e_i + delta_ui``."""
+        own = (self._widths * self._means) @ self._features.T
+        width = int(self._counts.max())
+        return own.scatter_add_(1, self._items[:, :width], self._offsets[:, :width])
+
+    def variances(self, items: Tensor) -> Tensor:
+        """Returns posterior variances of ``b_u + w_u . e_i + delta_ui``.
+
+        Args:
+            items: ``int64 (B, n)``.
+
+        Returns:
+            ``(B, n)``.
+        """
+        scaled = self._features[items] * self._widths[:, None, :]
+        linear = ((scaled @ self._inverses) * scaled).sum(-1)
+        slots = self._slots.gather(1, items).to(torch.int64)
+        curvatures = self._curvatures.gather(1, slots.clamp(min=0))
+        remaining = 1.0 / (1.0 + self._variances * torch.where(slots < 0, 0.0, curvatures))
+        return remaining**2 * linear + self._variances * remaining
+
+    def moments(self, rows: Tensor) -> OwnMoments:
+        """Returns what the sessions in some rows say about the scales of their priors."""
+        width = max(int(self._counts[rows].max()), 1)
+        squares = (self._widths[rows] * self._means[rows]) ** 2
+        determined = 1.0 - self._inverses[rows].diagonal(dim1=1, dim2=2)
+        variances = self._variances[rows]
+        remaining = 1.0 / (1.0 + variances * self._curvatures[rows, :width])
+        scaled = self._rows[rows, :width] * self._widths[rows, None, :]
+        linear = ((scaled @ self._inverses[rows]) * scaled).sum(-1)
+        # The variance of an offset is what its own evidence leaves, and what the linear part adds to that.
+        offsets = 1.0 - remaining - (1.0 - remaining) ** 2 * linear / variances.clamp(min=_TINY)
+        shown = torch.arange(width) < self._counts[rows, None]
+        sums = [
+            [squares[:, 0].sum(), squares[:, 1:].sum(), (self._offsets[rows] ** 2).sum()],
+            [determined[:, 0].sum(), determined[:, 1:].sum(), (offsets * shown).sum()],
+        ]
+        return OwnMoments(*torch.tensor(sums, dtype=torch.float64))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that is known of the current sessions, by name; :meth:`restore` takes it."""
+        return {name.removeprefix("_"): getattr(self, name) for name in _OF_SESSIONS + _OF_ITEMS if name != "_rows"}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+        for name in (*_OF_SESSIONS, *_OF_ITEMS):
+            if name != "_rows":
+                setattr(self, name, tensors[name.removeprefix("_")].clone())
+        self._rows = self._features[self._items] * (self._shows > 0)[..., None]
+
+    def _climb(self, base: Tensor, max_steps: int, exact: bool) -> None:
+        """Newton's method; ``exact`` computes the curvature anew at each step, otherwise once and where it changed."""
+        width = max(int(self._counts.max()), 1)
+        shows, clicks, features = self._shows[:, :width], self._clicks[:, :width], self._rows[:, :width]
+        prior = base.gather(1, self._items[:, :width])
+        linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
+        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width])
+        value = self._objective(prior + linear + offsets, shows, clicks, offsets, self._means)
+        tolerance = torch.finfo(value.dtype).eps
+        enough = torch.full_like(value, 16 * tolerance) if exact else _NEAR**2 / self._prior_variances()
+        for step in range(max_steps):
+            probability = torch.sigmoid(prior + linear + offsets)
+            residuals = clicks - shows * probability
+            gradient = (residuals[:, None, :] @ features)[:, 0] * self._widths - self._means
+            if exact or step == 0:
+                self._follow_curvature(shows * probability * (1.0 - probability), exact)
+            direction = (gradient[:, None, :] @ self._inverses)[:, 0]
+            near = bool(((gradient * direction).sum(1) <= enough).all())
+            along = self._predicted(features, direction)
+            length = torch.ones_like(value)[:, None]
+            for _ in range(_MAX_HALVINGS):
+                moved = linear + length * along
+                moved_offsets = posterior_offsets(prior + moved, shows, clicks, self._variances, offsets)
+                means = self._means + length * direction
+                reached = self._objective(prior + moved + moved_offsets, shows, clicks, moved_offsets, means)
+                worse = reached < value - 4 * tolerance * (1.0 + value.abs())
+                if not worse.any():
+                    break
+                length = torch.where(worse[:, None], length / 2, length)
+            else:  # within rounding of the mode
+                moved = torch.where(worse[:, None], linear, moved)
+                moved_offsets = torch.where(worse[:, None], offsets, moved_offsets)
+                means = torch.where(worse[:, None], self._means, means)
+                reached = torch.where(worse, value, reached)
+            linear, offsets, value, self._means = moved, moved_offsets, reached, means
+            if near:  # what the last step left is far smaller than the step
+                break
+        self._linear[:, :width], self._offsets[:, :width] = linear, offsets
+        if exact:
+            probability = torch.sigmoid(prior + linear + offsets)
+            self._follow_curvature(shows * probability * (1.0 - probability), exact)
+
+    def _prior_variances(self) -> Tensor:
+        """Returns ``(B,)``, the variance of ``b_u + w_u . e_i + delta_ui`` without evidence."""
+        return self._widths[:, 0] ** 2 + self._widths[:, 1:2].sum(1) ** 2 + self._variances[:, 0] + _TINY
+
+    def _predicted(self, features: Tensor, means: Tensor) -> Tensor:
+        """Returns ``(B, width)``, the linear part of standardised ``means`` for the shown items."""
+        # A product with rows in front is twice as fast as one with columns behind.
+        return ((self._widths * means)[:, None, :] @ features.mT)[:, 0]
+
+    def _objective(self, logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
+        """Returns ``(B,)``, the log posterior up to a constant."""
+        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * self._variances.clamp(min=_TINY))
+        return fit.sum(1) - (means**2).sum(1) / 2
+
+    def _follow_curvature(self, curvatures: Tensor, exact: bool) -> None:
+        """Brings the inverses up to date with curvatures ``n p (1 - p)`` of the shown items, ``(B, width)``."""
+        width = curvatures.shape[1]
+        known = self._curvatures[:, :width]
+        if exact:
+            known.copy_(curvatures)
+            self._rebuild(torch.arange(len(known)), width)
+            return
+        change = _weights(curvatures, self._variances) - _weights(known, self._variances)
+        places = change.abs().topk(min(_CHANGED_ITEMS, width), dim=1).indices
+        known.scatter_(1, places, curvatures.gather(1, places))
+        change = change.gather(1, places)[..., None]
+        scaled = self._rows[torch.arange(len(known))[:, None], places] * self._widths[:, None, :]
+        # Woodbury's identity for A + U' diag(c) U, in a form that allows c of either sign, and 0.
+        solved = scaled @ self._inverses
+        inner = torch.eye(places.shape[1], dtype=change.dtype) + change * (solved @ scaled.mT)
+        self._inverses.baddbmm_(solved.mT, torch.linalg.solve(inner, change * solved), alpha=-1)
+        self._ages += 1
+        old = torch.nonzero(self._ages > _REBUILD_AFTER)[:, 0]
+        if len(old):
+            known[old] = curvatures[old]
+            self._rebuild(old, width)
+
+    def _rebuild(self, rows: Tensor, width: int) -> None:
+        scaled = self._rows[rows, :width] * self._widths[rows, None, :]
+        weights = _weights(self._curvatures[rows, :width], self._variances[rows])
+        precision = (scaled * weights[..., None]).mT @ scaled
+        precision += torch.eye(precision.shape[1], dtype=precision.dtype)
+        self._inverses[rows] = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        self._ages[rows] = 0
+
+
+def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, start: Tensor) -> Tensor:
+    """Returns the posterior modes of offsets given everything else.
+
+    An offset's mode ``x`` solves ``x = variance (clicks - shows sigmoid(logits + x))``, whose right-hand side falls in
+    ``x``: Newton's method inside a bracket that always holds the solution.
+
+    Args:
+        logits: ``(B, M)``, log-odds without the offsets.
+        shows: ``(B, M)``, how often each item was shown.
+        clicks: ``(B, M)``, how often it was clicked.
+        variances: ``(B, 1)``, prior variances.
+        start: ``(B, M)``, where to begin.
+    """
+    low, high = variances * (clicks - shows), variances * clicks
+    tolerance = torch.finfo(logits.dtype).eps ** 0.75
+    offsets = start
+    for _ in range(_OFFSET_STEPS):
+        previous = offsets.clamp(low, high)
+        probability = torch.sigmoid(logits + previous)
+        slope = variances * shows * probability
+        offsets = previous - (previous - high + slope) / (1.0 + slope * (1.0 - probability))
+        if ((offsets - previous).abs() - tolerance * previous.abs()).max() <= tolerance:
+            return offsets.clamp(low, high)
+    return _bracketed_offsets(logits, shows, clicks, variances, tolerance)
+
+
+def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, tolerance: float) -> Tensor:
+    """Returns what :func:`posterior_offsets` does by Newton's method in brackets, halved where it is slow."""
+    low, high = variances * (clicks - shows), variances * clicks
+    upper, offsets, last_change = high, (low + high) / 2, high - low
+    for _ in range(_MAX_OFFSET_STEPS):
+        slope = variances * shows * torch.sigmoid(logits + offsets)
+        excess = offsets - upper + slope
+        low, high = torch.where(excess < 0, offsets, low), torch.where(excess > 0, offsets, high)
+        moved = offsets - excess / (1.0 + slope * torch.sigmoid(-logits - offsets))
+        slow = (moved <= low) | (moved >= high) | ((moved - offsets).abs() > last_change / 2)
+        moved = torch.where(slow, (low + high) / 2, moved)
+        last_change, offsets = (moved - offsets).abs(), moved
+        if (last_change - tolerance * offsets.abs()).max() <= tolerance:
+            break
+    return offsets
+
+
+def _weights(curvatures: Tensor, variances: Tensor) -> Tensor:
+    """Returns the precision with which items speak of the linear part: 1 / (1 / curvature + variance)."""
+    return curvatures / (1.0 + variances * curvatures)

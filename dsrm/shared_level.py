@@ -1,0 +1,145 @@
+"""The shared level of a belief: what the training log misjudges about the items, learned from all users served.
+
+The log-odds of a click hold ``b + g . x_i + delta_i`` for every user, with Gaussian priors on ``b``, ``g`` and the
+offsets. An answer enters as a Gaussian observation of that term, so two sums per item are all that is kept, and the
+posterior follows from them in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_PRIOR_PARAMETERS = 1.0
+"""Weight of the first scales when scales are re-estimated, in determined parameters."""
+
+
+@dataclass(frozen=True)
+class SharedScales:
+    """Prior standard deviations of the shared part, in log-odds.
+
+    Attributes:
+        vector: Of each component of ``g`` over unit item embeddings.
+        offset: Of ``delta_i``, as a multiple of each item's deviation (see :func:`offset_deviations`).
+        features: Of each component of ``g`` over standardised item features.
+        intercept: Of ``b``.
+    """
+
+    vector: float = 1.0
+    offset: float = 1.0
+    features: float = 0.2
+    intercept: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.vector, self.offset, self.features, self.intercept) < 0:
+            raise ValueError(f"scales are standard deviations, not negative: {self}")
+
+
+def offset_deviations(exposures: Tensor) -> Tensor:
+    """Returns prior standard deviations of items' offsets, larger where the training log shows an item less.
+
+    Args:
+        exposures: ``(N,)``, how often each item was shown in the training log.
+    """
+    return 0.35 + 0.6 / (1.0 + exposures / 50.0)
+
+
+class SharedLevel:
+    """The posterior of ``b``, ``g`` and all offsets, given sums over answers.
+
+    Args:
+        columns: ``(N, p)``: ones, unit item embeddings, standardised item features.
+        n_embedding: How many columns are embeddings ``d``.
+        deviations: ``(N,)``, prior standard deviations of the offsets.
+        scales: Of the priors, where re-estimation begins.
+
+    Attributes:
+        scales: Of the priors now.
+        mean: ``(N,)``, posterior mean of ``b + g . x_i + delta_i``.
+        deviation: ``(N,)``, posterior standard deviation of the offset given all else.
+        weights: ``float64 (N,)``, summed precisions of the observations of each item.
+        values: ``float64 (N,)``, summed precision times observation.
+    """
+
+    def __init__(self, columns: Tensor, n_embedding: int, deviations: Tensor, scales: SharedScales) -> None:
+        n_items, size = columns.shape
+        self._columns = columns
+        self._deviations = deviations
+        self._first = scales
+        self._groups = {
+            "vector": slice(1, 1 + n_embedding),
+            "features": slice(1 + n_embedding, size),
+        }
+        self.scales = scales
+        self.weights = torch.zeros(n_items, dtype=torch.float64)
+        self.values = torch.zeros(n_items, dtype=torch.float64)
+        self.mean = columns.new_zeros(n_items)
+        self.deviation = deviations * scales.offset
+
+    def add(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
+        """Adds Gaussian observations of items' shared terms.
+
+        Args:
+            items: ``int64 (n,)``.
+            weights: ``(n,)``, their precisions.
+            values: ``(n,)``, the observations.
+        """
+        self.weights.index_add_(0, items, weights.to(torch.float64))
+        self.values.index_add_(0, items, (weights * values).to(torch.float64))
+
+    def update(self, reestimate: bool = True) -> None:
+        """Computes the posterior of all answers so far.
+
+        Args:
+            reestimate: Whether scales then move by a step of the marginal likelihood's fixed point.
+        """
+        seen = torch.nonzero(self.weights)[:, 0]
+        columns, dtype = self._columns[seen], self._columns.dtype
+        weights, values = self.weights[seen].to(dtype), self.values[seen].to(dtype)
+        variances = (self._deviations[seen] * self.scales.offset) ** 2
+        remaining = 1.0 / (1.0 + variances * weights)
+        widths = self._widths()
+        scaled = columns * widths
+        precision = scaled.T @ (scaled * (weights * remaining)[:, None])
+        precision += torch.eye(len(widths), dtype=dtype)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        standard = covariance @ (scaled.T @ (values * remaining))
+        linear = self._columns @ (widths * standard)
+        offsets = variances * remaining * (values - weights * linear[seen])
+        self.mean = linear.index_add(0, seen, offsets)
+        self.deviation = self._deviations * self.scales.offset
+        self.deviation[seen] *= remaining.sqrt()
+        if reestimate:
+            gains = 1.0 - remaining
+            of_linear = ((scaled @ covariance) * scaled).sum(1)
+            determined = gains - gains**2 * of_linear / variances.clamp(min=1e-12)
+            squares = (offsets / self._deviations[seen]) ** 2
+            self.scales = self._reestimated(
+                (widths * standard) ** 2, 1.0 - covariance.diagonal(), squares.sum(), determined.sum()
+            )
+
+    def restore(self, scales: SharedScales, first: SharedScales, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what another level had: its scales, and ``weights``, ``values``, ``mean`` and ``deviation`` by name."""
+        self.scales, self._first = scales, first
+        self.weights, self.values = tensors["weights"], tensors["values"]
+        self.mean, self.deviation = tensors["mean"], tensors["deviation"]
+
+    def _reestimated(self, squares: Tensor, determined: Tensor, of_offsets: Tensor, offsets: Tensor) -> SharedScales:
+        values = {"offset": _scale(self._first.offset, of_offsets, offsets)} | {
+            name: _scale(getattr(self._first, name), squares[group].sum(), determined[group].sum())
+            for name, group in self._groups.items()
+        }
+        return SharedScales(intercept=self._first.intercept, **values)
+
+    def _widths(self) -> Tensor:
+        widths = torch.full((self._columns.shape[1],), self.scales.intercept, dtype=self._columns.dtype)
+        for name, group in self._groups.items():
+            widths[group] = getattr(self.scales, name)
+        return widths
+
+
+def _scale(first: float, squares: Tensor, determined: Tensor) -> float:
+    return float(((squares + _PRIOR_PARAMETERS * first**2) / (determined + _PRIOR_PARAMETERS)).clamp(min=0).sqrt())

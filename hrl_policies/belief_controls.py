@@ -1,0 +1,178 @@
+"""Controls that rank by a belief about users and items, in closed form: what trained methods have to leave behind.
+
+In an evaluation the shared level stays as it is (at its prior, in a control that has served nobody) and the user's own
+part is inferred from the session. While serving (:func:`kuaifair_env.serve`) the shared level learns from every answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
+from dsrm.own_level import OwnScales
+from hrl_policies.common.click_scorer import ClickScorer
+from hrl_policies.controls import GreedyCTR, best_slates, fair_counts_now
+from kuaifair_env.batch import SessionBatch
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.serving import ServedStep
+from kuaifair_env.spaces import observed_states
+from kuaifair_env.world import World
+
+NOISE = 0.5
+
+
+class BeliefQuota(GreedyCTR):
+    """The best slate inside the leave rule's bound by the posterior log-odds of clicks.
+
+    The prior is the click scorer at the session's start. Evidence is what the session showed, be it read while serving
+    or in an evaluation. It may take any number of popular items that the leave rule does not punish.
+
+    Where it may explore (``deterministic=False``, as in serving) each session ranks by a draw of the items' shared
+    offsets (Thompson sampling) whose spread is ``noise`` times that of the posterior.
+
+    Args:
+        scorer: The click model.
+        noise: Spread of the draws in posterior standard deviations.
+        seed: Seed of the draws.
+        scales: Where the scales of the belief begin.
+    """
+
+    def __init__(
+        self, scorer: ClickScorer, *, noise: float = NOISE, seed: int = 0, scales: BeliefScales | None = None
+    ) -> None:
+        super().__init__(scorer)
+        self.seed = seed
+        self._noise = noise
+        self._scales = scales
+        self._generator = torch.Generator().manual_seed(seed)
+        self._belief: Belief | None = None
+        self._explores = False
+
+    def bind(self, batch: SessionBatch) -> None:
+        """See :class:`~hrl_policies.controls.Control`; what was learned of the items stays.
+
+        Raises:
+            ValueError: If the belief is about other items.
+        """
+        super().bind(batch)
+        items = self._items(batch.world)
+        if self._belief is None:
+            self._belief = Belief(items, self._scales)
+        if not self._belief.items.same_as(items):
+            raise ValueError(
+                "this control holds a belief about other items than those of these sessions; use a new one"
+            )
+        self._sessions = SessionBeliefs(self._belief, batch.batch_size)
+        self._steps = np.full(batch.batch_size, -1)
+        self._users = np.full(batch.batch_size, -1)
+        self._draws = torch.zeros(batch.batch_size, batch.world.n_items)
+
+    @property
+    def belief(self) -> Belief:
+        """What was learned of all users.
+
+        Raises:
+            ValueError: If the control is not bound, and knows no items.
+        """
+        if self._belief is None:
+            raise ValueError("this control knows no items yet: call bind(batch) first, as evaluate() and serve() do")
+        return self._belief
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """See :class:`~hrl_policies.controls.Control`; explores unless ``deterministic``."""
+        self._explores = not deterministic
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
+        """See :class:`~hrl_policies.controls.Control`."""
+        logits = self._sessions.logits(converged=self._take_evidence(batch))
+        if self._explores:
+            logits += self._noise * self.belief.shared.deviation * self._draws
+        return best_slates(logits.numpy(), batch.world.groups.popular, fair_counts_now(batch), batch.simulator.allowed)
+
+    def learn(self, step: ServedStep) -> None:
+        """Learns what the answers to the last slates say about the items; see ``LearnsWhileServing``."""
+        items, clicks, live, done = (
+            torch.from_numpy(array) for array in (step.items, step.clicks, step.live, step.done)
+        )
+        self._sessions.learn(items, clicks, live, done)
+
+    def save_served(self, path: Path) -> None:
+        """Writes what was learned, the running sessions and the random generator; see ``LearnsWhileServing``."""
+        tensors = {f"session.{name}": tensor for name, tensor in self._sessions.tensors().items()}
+        tensors |= {"generator": self._generator.get_state(), "draws": self._draws}
+        tensors |= {"steps": torch.from_numpy(self._steps), "users": torch.from_numpy(self._users)}
+        self.belief.save(path, tensors)
+
+    def load_served(self, path: Path) -> None:
+        """Takes the place of what :meth:`save_served` wrote; see ``LearnsWhileServing``."""
+        tensors = self.belief.load(path)
+        self._generator.set_state(tensors["generator"])
+        self._draws, self._steps, self._users = tensors["draws"], tensors["steps"].numpy(), tensors["users"].numpy()
+        of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
+        self._sessions.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})
+
+    def _items(self, world: World) -> BeliefItems:
+        return BeliefItems.of_world(world)
+
+    def _take_evidence(self, batch: SessionBatch) -> bool:
+        """Adds what each session showed since the last call, and returns whether any was taken up in the middle."""
+        simulator = batch.simulator
+        steps, users = simulator.steps, simulator.users
+        same = users == self._users
+        begun = np.flatnonzero(~(same & ((steps == self._steps) | ((steps == self._steps + 1) & (steps > 0)))))
+        if len(begun):
+            self._start(begun, batch)
+            self._steps[begun], self._users[begun] = 0, users[begun]
+        behind = steps - self._steps
+        slates = _slates_of_sessions(batch.history_window(), int(behind.max()), simulator.slate_size)
+        for back in range(int(behind.max()), 0, -1):
+            rows = np.flatnonzero(behind >= back)
+            shown = torch.from_numpy(slates.items[rows, -back].astype(np.int64))
+            self._sessions.observe(torch.from_numpy(rows), shown, torch.from_numpy(slates.clicks[rows, -back]))
+        self._steps = steps.copy()
+        return int(behind.max()) > 1
+
+    def _start(self, rows: NDArray[np.int64], batch: SessionBatch) -> None:
+        world = batch.world
+        window = world.initial_history.take(batch.simulator.users[rows])
+        if batch.config.initial_history == "empty":
+            window = HistoryWindow(np.full_like(window.items, PADDING), np.zeros_like(window.clicks))
+        prior = torch.from_numpy(self._scorer.score(observed_states(world, window)))
+        places = torch.from_numpy(rows)
+        self._sessions.start(places, prior)
+        if self._explores:
+            self._draws[places] = torch.randn(prior.shape, generator=self._generator)
+
+
+class ItemQuota(BeliefQuota):
+    """:class:`BeliefQuota` that knows each item by an offset all users share, and nothing of single users.
+
+    The bandit that anybody would write: no embeddings, no own level.
+
+    Args:
+        scorer: The click model.
+        noise: See :class:`BeliefQuota`.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, scorer: ClickScorer, *, noise: float = NOISE, seed: int = 0) -> None:
+        super().__init__(scorer, noise=noise, seed=seed, scales=BeliefScales(own=OwnScales(0.0, 0.0, 0.0)))
+
+    def _items(self, world: World) -> BeliefItems:
+        return BeliefItems.of_world(world).without_columns()
+
+
+def _slates_of_sessions(window: HistoryWindow, steps: int, slate_size: int) -> HistoryWindow:
+    """Returns the last slates in each window, ``(B, steps, K)``, newest last."""
+    shape = (len(window.items), steps, slate_size)
+    last = slice(window.items.shape[1] - steps * slate_size, None)
+    return HistoryWindow(window.items[:, last].reshape(shape), window.clicks[:, last].reshape(shape))

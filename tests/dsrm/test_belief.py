@@ -1,0 +1,332 @@
+"""Beliefs: the mode and spread of dense reference computations, their properties, and what is kept of sessions."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+from torch import Tensor
+
+from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
+from dsrm.own_level import OwnLevel, OwnScales, posterior_offsets
+from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
+from kuaifair_env.errors import ArtifactError
+
+WIDE = OwnScales(3.0, 3.0, 3.0)
+
+
+def features_of(n_items: int, dimension: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A column of ones and unit embeddings; the last two items have none."""
+    rng = np.random.default_rng(seed)
+    units = rng.normal(size=(n_items, dimension))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    units[-2:] = 0.0
+    return torch.from_numpy(np.column_stack([np.ones(n_items), units])).to(dtype)
+
+
+def level_with(
+    features: Tensor, base: Tensor, shows: np.ndarray, clicks: np.ndarray, scales: OwnScales, seed: int = 0
+) -> OwnLevel:
+    """Posteriors given ``shows`` and ``clicks (B, N)``, taken in slates in a random order."""
+    level = OwnLevel(features, len(shows))
+    level.start(torch.arange(len(shows)), scales)
+    rng = np.random.default_rng(seed)
+    for row in range(len(shows)):
+        answers = [
+            (item, answer < clicks[row, item]) for item in range(shows.shape[1]) for answer in range(shows[row, item])
+        ]
+        for place in rng.permutation(len(answers)):
+            item, click = answers[place]
+            level.observe(torch.tensor([row]), torch.tensor([[item]]), torch.tensor([[click]]))
+    level.converge(base)
+    return level
+
+
+def dense_posterior(
+    features: Tensor, base: np.ndarray, shows: np.ndarray, clicks: np.ndarray, scales: OwnScales
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mode and Laplace variances of every item's own part, by Newton's method over all parameters at once."""
+    n_items, size = features.shape
+    widths = np.r_[scales.intercept, np.full(size - 1, scales.taste)]
+    design = np.column_stack([features.numpy() * widths, scales.offset * np.eye(n_items)])
+    point = np.zeros(design.shape[1])
+
+    def loss(at: np.ndarray) -> float:
+        logits = base + design @ at
+        return float((shows * np.logaddexp(0, logits) - clicks * logits).sum() + at @ at / 2)
+
+    for _ in range(200):
+        chance = expit(base + design @ point)
+        gradient = design.T @ (shows * chance - clicks) + point
+        hessian = np.eye(len(point)) + design.T @ (design * (shows * chance * (1 - chance))[:, None])
+        step = np.linalg.solve(hessian, gradient)
+        length = 1.0
+        while loss(point - length * step) > loss(point) + 1e-12 and length > 1e-9:
+            length /= 2
+        point = point - length * step
+    return design @ point, np.einsum("ij,jk,ik->i", design, np.linalg.inv(hessian), design)
+
+
+def evidence(kind: str, rng: np.random.Generator, rows: int, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    shows = np.zeros((rows, n_items), np.int64)
+    for row in shows:
+        row[rng.permutation(n_items)[: n_items // 2]] = 1
+    if kind == "many":
+        shows[:, :3] = 400
+    if kind == "repeats":
+        shows *= rng.integers(1, 30, shows.shape)
+    likes = rng.random(shows.shape) < 0.5
+    clicks = np.where(likes, shows, 0) if kind != "repeats" else rng.binomial(shows, rng.random(shows.shape))
+    if kind == "all clicks":
+        clicks = shows.copy()
+    return shows, clicks
+
+
+@pytest.mark.parametrize("kind", ["once", "repeats", "many", "all clicks"])
+@pytest.mark.parametrize("scales", [OwnScales(), OwnScales(0.5, 0.5, 0.0), OwnScales(0.0, 0.0, 2.0), WIDE])
+def test_mode_and_spread_are_those_of_a_dense_newton_method(kind, scales):
+    rng = np.random.default_rng(3)
+    features = features_of(30, 8)
+    shows, clicks = evidence(kind, rng, 2, 30)
+    base = 2.0 * rng.normal(size=(2, 30))
+    level = level_with(features, torch.from_numpy(base), shows, clicks, scales)
+    everything = torch.arange(30).expand(2, -1)
+    for row in range(2):
+        mode, variances = dense_posterior(features, base[row], shows[row], clicks[row], scales)
+        assert level.logits()[row].numpy() == pytest.approx(mode, abs=1e-6)
+        assert level.variances(everything)[row].numpy() == pytest.approx(variances, abs=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [8, 64, 256])
+def test_single_precision_finds_the_mode_too(dimension):
+    rng = np.random.default_rng(0)
+    features = features_of(60, dimension)
+    shows, clicks = evidence("repeats", rng, 2, 60)
+    base = rng.normal(size=(2, 60))
+    level = level_with(features.float(), torch.from_numpy(base).float(), shows, clicks, OwnScales())
+    for row in range(2):
+        mode, _ = dense_posterior(features, base[row], shows[row], clicks[row], OwnScales())
+        assert level.logits()[row].numpy() == pytest.approx(mode, abs=1e-4)
+
+
+@pytest.mark.parametrize("scales", [OwnScales(), OwnScales(0.5, 0.5, 0.5), WIDE])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_few_warm_steps_after_each_slate_stay_close_to_the_mode(scales, repeats):
+    rng = np.random.default_rng(1)
+    n_items, rows = 400, torch.arange(4)
+    features = features_of(n_items, 16, dtype=torch.float32)
+    warm, exact = OwnLevel(features, 4), OwnLevel(features.double(), 4)
+    for level in (warm, exact):
+        level.start(rows, scales)
+    base = torch.from_numpy(rng.normal(size=(4, n_items)))
+    taste = 1.5 * rng.normal(size=(4, 17)) @ features.numpy().T.astype(np.float64)
+    order = np.argsort(rng.random((4, n_items)), axis=1)
+    for step in range(35):
+        items = order[:, rng.permutation(40)[:10]] if repeats else order[:, 10 * step : 10 * step + 10]
+        chance = expit(np.take_along_axis(base.numpy() + taste, items, axis=1))
+        clicks = torch.from_numpy(rng.random(items.shape) < chance)
+        if step % 5 == 0:  # as the shared level moves
+            base = base + 0.1 * torch.from_numpy(rng.normal(size=n_items))
+        for level in (warm, exact):
+            level.observe(rows, torch.from_numpy(items), clicks)
+        warm.update(base.float())
+        exact.converge(base)
+        assert (warm.logits() - exact.logits()).abs().max() < 0.01
+
+
+def test_order_of_the_evidence_does_not_matter():
+    rng = np.random.default_rng(5)
+    features = features_of(40, 8)
+    shows, clicks = evidence("repeats", rng, 2, 40)
+    shows, clicks = shows // 5, np.minimum(clicks, shows // 5)
+    base = torch.from_numpy(rng.normal(size=(2, 40)))
+    one, two = (level_with(features, base, shows, clicks, OwnScales(), seed) for seed in (0, 1))
+    assert torch.allclose(one.logits(), two.logits(), atol=1e-9)
+
+
+def test_without_evidence_the_posterior_is_the_prior_and_a_session_starts_anew():
+    features = features_of(20, 8, dtype=torch.float32)
+    level = OwnLevel(features, 2)
+    base = torch.randn(2, 20)
+    items = torch.arange(20).expand(2, -1)
+    level.update(base)
+    assert (level.logits() == 0).all()
+    assert level.variances(items)[:, :-2].numpy() == pytest.approx(0.5**2 + 1.0 + 0.7**2)
+    level.observe(torch.tensor([1]), torch.tensor([[3]]), torch.tensor([[True]]))
+    level.update(base)
+    assert (level.logits()[0] == 0).all()
+    assert level.logits()[1, 3] > level.logits()[1].abs()[torch.arange(20) != 3].max()
+    level.start(torch.tensor([1]), WIDE)
+    level.update(base)
+    assert (level.logits() == 0).all()
+    assert level.variances(items)[1, :-2].numpy() == pytest.approx(27.0)
+
+
+@pytest.mark.parametrize("wide", [1.0, 1e3])
+@pytest.mark.parametrize("shows", [1, 10, 10_000])
+def test_offsets_solve_their_equation_from_any_start(wide, shows):
+    logits, share = torch.meshgrid(torch.linspace(-9, 9, 19), torch.linspace(0, 1, 11), indexing="ij")
+    logits, clicks = logits.double(), (share * shows).round().double()
+    variances = torch.full((19, 1), wide, dtype=torch.float64)
+    for start in (-50.0, 0.0, 50.0):
+        offsets = posterior_offsets(
+            logits, torch.full_like(clicks, shows), clicks, variances, torch.full_like(clicks, start)
+        )
+        answer = variances * (clicks - shows * torch.sigmoid(logits + offsets))
+        slope = 1 + variances * shows * torch.sigmoid(logits + offsets) * torch.sigmoid(-logits - offsets)
+        assert ((offsets - answer).abs() / slope).max() < 1e-6
+
+
+def quadrature_mean(scale: float, base: float, shows: int, clicks: int) -> float:
+    grid = np.linspace(-9 * scale, 9 * scale, 4001)
+    log = clicks * (base + grid) - shows * np.logaddexp(0, base + grid) - grid**2 / (2 * scale**2)
+    weights = np.exp(log - log.max())
+    return float(weights @ grid / weights.sum())
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.35, 0.5])
+def test_modes_are_close_to_the_means_of_brute_force_where_scales_are_narrow(scale):
+    for base in (-2.0, 0.0, 2.0):
+        for shows in (1, 3, 10):
+            for clicks in (0, shows // 2, shows):
+                items = np.asarray([[shows]]), np.asarray([[clicks]])
+                level = level_with(
+                    torch.ones(1, 1, dtype=torch.float64),
+                    torch.full((1, 1), base).double(),
+                    *items,
+                    OwnScales(0, 0, scale),
+                )
+                assert level.logits().item() == pytest.approx(quadrature_mean(scale, base, shows, clicks), abs=0.02)
+
+
+def test_shared_posterior_is_that_of_the_dense_gaussian_model():
+    rng = np.random.default_rng(0)
+    n_items, dimension = 40, 6
+    columns = features_of(n_items, dimension)
+    deviations = offset_deviations(torch.from_numpy(rng.integers(0, 500, n_items).astype(np.float64)))
+    scales = SharedScales(vector=0.8, offset=1.3, intercept=0.6)
+    level = SharedLevel(columns, dimension, deviations, scales)
+    items = rng.integers(0, n_items - 10, 300)
+    weights, values = rng.uniform(0.05, 0.25, 300), rng.normal(size=300)
+    for part in np.array_split(rng.permutation(300), 7):
+        level.add(*(torch.from_numpy(array[part]) for array in (items, weights, values)))
+    level.update(reestimate=False)
+    prior = np.r_[0.6, np.full(dimension, 0.8), 1.3 * deviations.numpy()] ** 2
+    design = np.column_stack([columns.numpy(), np.eye(n_items)])
+    shown = design[items]
+    precision = np.diag(1 / prior) + shown.T @ (shown * weights[:, None])
+    point = np.linalg.solve(precision, shown.T @ (weights * values))
+    assert level.mean.numpy() == pytest.approx(design @ point, abs=1e-9)
+    alone = 1 / (1 / prior[-n_items:] + np.bincount(items, weights, n_items))
+    assert level.deviation.numpy() == pytest.approx(np.sqrt(alone), abs=1e-9)
+    assert level.scales == scales
+
+
+def test_shared_scales_are_found_from_wide_ones():
+    found = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        n_items, dimension = 2_000, 32
+        columns = features_of(n_items, dimension, seed)
+        deviations = torch.full((n_items,), 0.5, dtype=torch.float64)
+        truth = columns[:, 1:].numpy() @ (0.3 * rng.normal(size=dimension)) + 0.2 * rng.normal(size=n_items)
+        level = SharedLevel(columns, dimension, deviations, SharedScales())
+        items = np.repeat(np.arange(n_items), 40)
+        answers = truth[items] + rng.normal(size=len(items)) / np.sqrt(0.2)
+        level.add(*(torch.from_numpy(array) for array in (items, np.full(len(items), 0.2), answers)))
+        for _ in range(60):
+            level.update()
+        found.append((level.scales.vector, level.scales.offset * 0.5))
+    assert np.mean(found, axis=0) == pytest.approx((0.3, 0.2), rel=0.25)
+
+
+def items_of(n_items: int = 60, dimension: int = 8) -> BeliefItems:
+    embeddings = features_of(n_items, dimension, dtype=torch.float32)[:, 1:].numpy()
+    ids = np.arange(n_items)
+    return BeliefItems("data", ids, embeddings, ids, np.zeros((n_items, 0), np.float32))
+
+
+def serve_sessions(belief: Belief, n_sessions: int, seed: int, own: OwnScales, shared: np.ndarray) -> None:
+    """Sessions of random slates whose users follow the belief's own model."""
+    rng = np.random.default_rng(seed)
+    items, rows = belief.items, torch.arange(n_sessions)
+    n_items = len(items.embeddings)
+    sessions = SessionBeliefs(belief, n_sessions)
+    prior = rng.normal(size=(n_sessions, n_items)).astype(np.float32)
+    sessions.start(rows, torch.from_numpy(prior))
+    taste = own.taste * rng.normal(size=(n_sessions, items.embeddings.shape[1])) @ items.embeddings.T
+    truth = prior + shared + taste + own.intercept * rng.normal(size=(n_sessions, 1))
+    truth += own.offset * rng.normal(size=truth.shape)
+    everybody = torch.ones(n_sessions, dtype=torch.bool)
+    for step in range(12):
+        sessions.logits()
+        slates = np.argsort(rng.random((n_sessions, n_items)), axis=1)[:, :10]
+        clicks = rng.random(slates.shape) < expit(np.take_along_axis(truth, slates, axis=1))
+        shown = torch.from_numpy(slates), torch.from_numpy(clicks)
+        sessions.learn(*shown, everybody, everybody if step == 11 else ~everybody)
+        sessions.observe(rows, *shown)
+
+
+def test_shared_level_learns_what_all_users_share_and_own_scales_shrink():
+    correlations, scales = [], []
+    for seed in range(3):
+        belief = Belief(items_of())
+        shared = np.random.default_rng(seed).normal(size=60)
+        for block in range(10):
+            serve_sessions(belief, 50, 100 * seed + block, OwnScales(0.1, 0.1, 0.1), shared)
+        correlations.append(np.corrcoef(belief.shared.mean.numpy(), shared)[0, 1])
+        scales.append((belief.own_scales.taste, belief.own_scales.offset))
+    assert np.mean(correlations) > 0.9
+    assert (np.mean(scales, axis=0) < (0.5, 0.5)).all()
+    assert belief.sessions == 500
+    assert all(before.sessions <= after.sessions for before, after in pairwise(belief.course))
+    assert belief.course[-1].scales.own == belief.own_scales
+
+
+def test_only_sessions_that_count_are_learned_from_and_nothing_is_kept_of_them():
+    belief = Belief(items_of())
+    sessions = SessionBeliefs(belief, 2)
+    sessions.start(torch.arange(2), torch.zeros(2, 60))
+    sessions.logits()
+    items = torch.stack([torch.arange(10), torch.arange(10, 20)])
+    live = torch.tensor([True, False])
+    sessions.learn(items, torch.ones(2, 10, dtype=torch.bool), live, ~live)
+    assert belief.shared.weights.nonzero()[:, 0].tolist() == list(range(10))
+    assert belief.sessions == 0
+    for _ in range(4):
+        sessions.learn(items, torch.ones(2, 10, dtype=torch.bool), live, ~live)
+    assert (belief.shared.mean[:10] > 0.1).all()
+    assert {tensor.shape for tensor in (belief.shared.weights, belief.shared.values)} == {(60,)}
+
+
+def test_a_belief_without_columns_and_own_part_counts_clicks_of_items():
+    scales = BeliefScales(own=OwnScales(0.0, 0.0, 0.0))
+    belief = Belief(items_of().without_columns(), scales)
+    sessions = SessionBeliefs(belief, 1)
+    sessions.start(torch.arange(1), torch.zeros(1, 60))
+    shown, everybody = torch.arange(2)[None], torch.ones(1, dtype=torch.bool)
+    for _ in range(200):
+        logits = sessions.logits()
+        sessions.learn(shown, torch.tensor([[True, False]]), everybody, ~everybody)
+        sessions.observe(torch.arange(1), shown, torch.tensor([[True, False]]))
+    assert logits[0, 0] > 1.5 and logits[0, 1] < -1.5
+    assert logits[0, 2:].abs().max() < 0.5
+    assert belief.own_scales == scales.own
+
+
+def test_a_saved_belief_goes_on_to_the_same_numbers(tmp_path):
+    own, shared = OwnScales(0.3, 0.3, 0.3), np.linspace(-1, 1, 60)
+    one, two = Belief(items_of()), Belief(items_of())
+    serve_sessions(one, 30, 0, own, shared)
+    one.save(tmp_path / "belief.safetensors", {"more": torch.arange(3)})
+    assert two.load(tmp_path / "belief.safetensors")["more"].tolist() == [0, 1, 2]
+    for belief in (one, two):
+        serve_sessions(belief, 30, 1, own, shared)
+    assert torch.equal(one.shared.mean, two.shared.mean)
+    assert one.scales == two.scales
+    assert one.course == two.course
+    with pytest.raises(ArtifactError, match="other items"):
+        Belief(items_of(61)).load(tmp_path / "belief.safetensors")
