@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import small_world
@@ -302,3 +305,33 @@ def test_a_window_wider_than_the_state_is_pooled_over_is_refused():
     window = HistoryWindow(np.zeros((2, 21), np.int32), np.ones((2, 21), np.bool_))
     with pytest.raises(ValueError, match="20 places, got windows of 21"):
         observed_states(world, window)
+
+
+def test_histories_in_mapped_files_are_read_where_they_lie(tmp_path):
+    """Sessions are those of histories in memory, and starting and playing them copies a small part of the files."""
+    n_users, places = 5_000, 50
+    world = small_world(0.3, n_users=n_users, n_items=20, history_length=places)
+    mapped = []
+    for name in ("items", "clicks"):
+        in_memory = getattr(world.initial_history, name)
+        in_memory.tofile(tmp_path / name)
+        mapped.append(np.memmap(tmp_path / name, in_memory.dtype, "r", shape=in_memory.shape))
+    worlds = [world, replace(world, initial_history=HistoryWindow(*mapped))]
+    played = []
+    for either in worlds:
+        assert either.click_pool.length == places, "made once a world"
+        tracemalloc.start()
+        batch = SessionBatch(either, SessionConfig(max_len=5, slate_size=5, action_mode="slate"), 4)
+        batch.seed(seeding.stream_keys(0, 4))
+        batch.reset(np.arange(4))
+        rng = np.random.default_rng(0)
+        observations = []
+        for _ in range(20):
+            batch.step(random_slates(rng, 4, 5, 20))
+            if len(batch.finished):
+                batch.reset(batch.finished)
+            observations.append(batch.observe())
+        assert tracemalloc.get_traced_memory()[1] < n_users * places, "no byte for each place"
+        tracemalloc.stop()
+        played.append(np.stack(observations))
+    np.testing.assert_array_equal(*played)
