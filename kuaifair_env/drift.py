@@ -9,6 +9,8 @@ from kuaifair_env.data.schema import IntArray
 from kuaifair_env.response.base import ResponseModel, response_with_tastes
 from kuaifair_env.world import World
 
+_USERS_AT_ONCE = 65_536
+
 
 class TasteDrift:
     """The current tastes of ``B`` sessions, each an autoregressive process.
@@ -29,10 +31,14 @@ class TasteDrift:
 
     def __init__(self, world: World, batch_size: int, slates: float) -> None:
         self._start = response_with_tastes(world.response)
-        before = self._start.tastes(world.users).astype(np.float64)
         kept = 0.5 ** (1.0 / slates)
         self._kept = np.float32(kept)
-        self._moved = (np.sqrt(1.0 - kept**2) * np.sqrt(np.square(before).mean(axis=0))).astype(np.float32)
+        squares = [
+            np.square(self._start.tastes(world.users[begin : begin + _USERS_AT_ONCE]).astype(np.float64)).sum(axis=0)
+            for begin in range(0, len(world.users), _USERS_AT_ONCE)
+        ]
+        mean_square = np.sum(squares, axis=0) / len(world.users)
+        self._moved = (np.sqrt(1.0 - kept**2) * np.sqrt(mean_square)).astype(np.float32)
         self.tastes = np.zeros((batch_size, len(self._moved)), np.float32)
         self._keys = np.zeros(batch_size, np.uint64)
 

@@ -131,10 +131,15 @@ class FactorisedResponse(BernoulliFeedback):
         self._report = dict(report or {})
         self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, item_length: float | None = None) -> None:
+        """Sets what follows from the tables.
+
+        Args:
+            item_length: Length of the longest item row; None computes it.
+        """
         self.n_users, self.n_items = len(self._users), len(self._items)
-        lengths = [float(np.sqrt(np.square(table).sum(1)).max()) for table in (self._users, self._items)]
-        self._bounded = lengths[0] * lengths[1] < _SAFE_LOGIT
+        self._item_length = _largest_length(self._items) if item_length is None else item_length
+        self._bounded = _largest_length(self._users) * self._item_length < _SAFE_LOGIT
 
     @property
     def offset(self) -> float:
@@ -199,7 +204,7 @@ class FactorisedResponse(BernoulliFeedback):
         """See :class:`~kuaifair_env.response.base.TasteResponse`."""
         table = self._users[users]
         table[:, :-2] = -tastes
-        return self._of_tables(self._offset, table, self._items, self._report)
+        return self._of_tables(self._offset, table, self._items, self._report, self._item_length)
 
     def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``: one matrix product."""
@@ -276,11 +281,16 @@ class FactorisedResponse(BernoulliFeedback):
 
     @classmethod
     def _of_tables(
-        cls, offset: float, users: FloatArray, items: FloatArray, report: Mapping[str, Any]
+        cls,
+        offset: float,
+        users: FloatArray,
+        items: FloatArray,
+        report: Mapping[str, Any],
+        item_length: float | None = None,
     ) -> FactorisedResponse:
         model = object.__new__(cls)
         model._offset, model._users, model._items, model._report = offset, users, items, dict(report)
-        model._finish()
+        model._finish(item_length)
         return model
 
     def describe(self) -> dict[str, Any]:
@@ -308,6 +318,12 @@ def _table(
     table[:, -2] = next_to_last
     table[:, -1] = last
     return table
+
+
+def _largest_length(table: FloatArray) -> float:
+    """Returns the length of the longest row."""
+    blocks = (table[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(table), _ROWS_AT_ONCE))
+    return max(float(np.sqrt(np.square(block).sum(axis=1)).max()) for block in blocks)
 
 
 def _products(factors: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[np.float64]:
