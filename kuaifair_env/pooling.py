@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.response.base import HistoryWindow, SessionMemory
+from kuaifair_env.response.base import HistoryWindow
 
 _INT32_RANGE = 2.0**31
 _TINY = 1e-30
 _WINDOWS_AT_ONCE = 32
 _MANY_ROWS = 64
+_USERS_AT_ONCE = 256
+_MAX_BYTES = 2**26
 _NO_CLICK = np.asarray(-1)
 
 
@@ -51,10 +55,11 @@ class ClickPool:
 
     Args:
         embeddings: ``float32 (M, d)``.
-        length: Places ``H`` of the widest window.
+        log: The windows from which sessions start, ``H`` places for every user.
     """
 
-    def __init__(self, embeddings: FloatArray, length: int) -> None:
+    def __init__(self, embeddings: FloatArray, log: HistoryWindow) -> None:
+        length = log.items.shape[1]
         largest = max(float(np.abs(embeddings).max()), _TINY)
         unit = np.float32(2.0 ** np.floor(np.log2((_INT32_RANGE - length) / (length * largest))))
         # The last column counts clicks; the last row stands for places without one.
@@ -63,6 +68,11 @@ class ClickPool:
         self._table[:-1, -1] = 1
         self._divisors = np.maximum(np.arange(length + 1, dtype=np.float32), 1.0) * unit
         self.length = length
+        self._log = log
+        self._log_sums: dict[int, _LogSums] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_log_sums": {}}  # copies of a world compute their own
 
     @property
     def width(self) -> int:
@@ -104,6 +114,26 @@ class ClickPool:
         sums[order] = ordered
         return sums
 
+    def slate_sums(self, window: HistoryWindow, slate_size: int) -> NDArray[np.int32]:
+        """Returns :meth:`sums` over each ``K`` places of windows of ``H``, ``int32 (B, H / K, d + 1)``.
+
+        Where ``K`` does not divide ``H``, one more entry is the sum over the places that are left.
+        """
+        slates, rest = divmod(self.length, slate_size)
+        whole, shape = self.length - rest, (len(window.items) * slates, slate_size)
+        sums = self.sums(window.items[:, :whole].reshape(shape), window.clicks[:, :whole].reshape(shape))
+        sums = sums.reshape(len(window.items), slates, self.width)
+        if not rest:
+            return sums
+        last = self.sums(window.items[:, whole:], window.clicks[:, whole:])
+        return np.concatenate([sums, last[:, None]], axis=1)
+
+    def log_sums(self, users: IntArray, slate_size: int) -> NDArray[np.int32]:
+        """Returns :meth:`slate_sums` of the windows from which sessions of users ``(B,)`` start."""
+        if slate_size not in self._log_sums:
+            self._log_sums[slate_size] = _LogSums(self, self._log, slate_size)
+        return self._log_sums[slate_size].of(users)
+
     def divide(self, sums: NDArray[np.int32]) -> FloatArray:
         """Returns means, ``float32 (B, d)``, of what :meth:`sums` returned."""
         divisors = self._divisors.take(sums[:, -1:])
@@ -111,7 +141,28 @@ class ClickPool:
         return means
 
 
-class RunningClicks(SessionMemory):
+class _LogSums:
+    """Remembers :meth:`ClickPool.slate_sums` of users' logs, a block of users at a time, unless there are too many."""
+
+    def __init__(self, pool: ClickPool, log: HistoryWindow, slate_size: int) -> None:
+        self._pool, self._log, self._slate_size = pool, log, slate_size
+        users = len(log.items)
+        shape = users, -(-pool.length // slate_size), pool.width
+        self._sums = np.empty(shape, np.int32) if 4 * np.prod(shape) <= _MAX_BYTES else None
+        self._known = np.zeros(users // _USERS_AT_ONCE + 1, np.bool_)
+
+    def of(self, users: IntArray) -> NDArray[np.int32]:
+        if self._sums is None:
+            return self._pool.slate_sums(self._log.take(users), self._slate_size)
+        blocks = users // _USERS_AT_ONCE
+        for block in np.unique(blocks[~self._known[blocks]]).tolist():
+            part = slice(block * _USERS_AT_ONCE, (block + 1) * _USERS_AT_ONCE)
+            self._sums[part] = self._pool.slate_sums(self._log.take(part), self._slate_size)
+            self._known[block] = True
+        return self._sums.take(users, axis=0)
+
+
+class RunningClicks:
     """The mean embedding of the clicked items in the last ``H`` places of ``B`` sessions, kept up to date.
 
     What leaves the windows at a step is the sum over their ``K`` oldest places. The sums over ``K`` places each wait in
@@ -133,18 +184,20 @@ class RunningClicks(SessionMemory):
         # The newest places, fewer than K, which leave together with the first ones of the next slate.
         self._begun = np.zeros((batch_size, pool.width), np.int32)
 
+    def start(self, rows: IntArray, users: IntArray) -> None:
+        """Starts sessions in the given rows, from the logs of ``len(rows)`` users."""
+        self._set(rows, self._pool.log_sums(users, self._slate_size))
+
     def reset(self, rows: IntArray, history: HistoryWindow) -> None:
-        """Starts anew in the given rows, with ``len(rows)`` windows of ``H`` places."""
-        waits = self._pool.length - self._rest
-        slates = (-1, self._slate_size)
-        waiting = self._pool.sums(history.items[:, :waits].reshape(slates), history.clicks[:, :waits].reshape(slates))
-        waiting = waiting.reshape(len(rows), len(self._ring), self._pool.width)
-        self._ring[np.arange(self._oldest - len(self._ring), self._oldest), rows[:, None]] = waiting
-        sums = np.add.reduce(waiting, axis=1, dtype=np.int32)
+        """Goes on in the given rows from ``len(rows)`` windows of ``H`` places."""
+        self._set(rows, self._pool.slate_sums(history, self._slate_size))
+
+    def _set(self, rows: IntArray, slate_sums: NDArray[np.int32]) -> None:
+        slates = len(self._ring)
+        self._ring[np.arange(self._oldest - slates, self._oldest), rows[:, None]] = slate_sums[:, :slates]
         if self._rest:
-            self._begun[rows] = self._pool.sums(history.items[:, waits:], history.clicks[:, waits:])
-            sums += self._begun[rows]
-        self._sums[rows] = sums
+            self._begun[rows] = slate_sums[:, slates]
+        self._sums[rows] = np.add.reduce(slate_sums, axis=1, dtype=np.int32)
 
     def append(self, items: IntArray, clicks: BoolArray) -> None:
         """Moves all windows on by slates, ``(B, K)`` each."""

@@ -19,7 +19,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.histories import SessionHistories
 from kuaifair_env.pooling import RunningClicks
-from kuaifair_env.response.base import History, HistoryWindow, ResponseModel, SessionMemory, session_memory
+from kuaifair_env.response.base import History, HistoryWindow, ResponseModel, session_memory
 from kuaifair_env.response.logged import UserItems
 from kuaifair_env.world import World
 
@@ -279,8 +279,12 @@ class SessionSimulator:
         if self._drift is not None:
             self._drift.reset(rows, users, keys)
         self._histories.start(rows, self.world.initial_history.take(users) if self._from_log else None)
-        for memory in self._memories():
-            memory.reset(rows, self._histories.last(self.world.history_length, rows))
+        if self._response_memory is not None:
+            self._response_memory.reset(rows, self.history(rows, self.world.history_length))
+        if self._running is not None and self._from_log:
+            self._running.start(rows, users)
+        elif self._running is not None:
+            self._running.reset(rows, self.history(rows, self.world.history_length))
         drawn = seeding.uniforms(keys[:, None], self._draws)
         self._uniforms.reshape(self.batch_size, -1)[rows] = drawn
         if self._candidates is not None:
@@ -347,12 +351,11 @@ class SessionSimulator:
             return self._response_memory
         return self.history(length=self.world.history_length) if self.world.response.uses_history else None
 
-    def _memories(self) -> list[SessionMemory]:
-        return [memory for memory in (self._response_memory, self._running) if memory is not None]
-
     def _remember(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
-        for memory in self._memories():
-            memory.append(items, clicks)
+        if self._response_memory is not None:
+            self._response_memory.append(items, clicks)
+        if self._running is not None:
+            self._running.append(items, clicks)
         self.steps += 1
         self._histories.append(items, clicks)
         if self._allowed is not None:

@@ -156,7 +156,7 @@ class World:
     @cached_property
     def click_pool(self) -> ClickPool:
         """Pools the clicked items of history windows to states."""
-        return ClickPool(self.embeddings, self.history_length)
+        return ClickPool(self.embeddings, self.initial_history)
 
     @property
     def history_length(self) -> int:

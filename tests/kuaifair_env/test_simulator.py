@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from dataclasses import replace
 
@@ -300,6 +301,20 @@ def test_states_are_means_to_float32_whatever_the_order():
     np.testing.assert_array_equal(observed_states(world, HistoryWindow(items[:, order], clicks[:, order])), states)
 
 
+def test_restored_sessions_go_on_with_their_histories_and_states():
+    sim, again = simulator(seed=1), simulator(seed=2)
+    rng = np.random.default_rng(0)
+    again.clicked_means()
+    for _ in range(3):
+        sim.step(random_slates(rng, 4, 5))
+    again.restore(copy.deepcopy(sim.state()))
+    for _ in range(4):
+        np.testing.assert_array_equal(again.history().items, sim.history().items)
+        np.testing.assert_array_equal(again.clicked_means(), sim.clicked_means())
+        items = random_slates(rng, 4, 5)
+        np.testing.assert_array_equal(again.step(items).clicks, sim.step(items).clicks)
+
+
 def test_a_window_wider_than_the_state_is_pooled_over_is_refused():
     world = small_world(history_length=20)
     window = HistoryWindow(np.zeros((2, 21), np.int32), np.ones((2, 21), np.bool_))
@@ -307,8 +322,10 @@ def test_a_window_wider_than_the_state_is_pooled_over_is_refused():
         observed_states(world, window)
 
 
-def test_histories_in_mapped_files_are_read_where_they_lie(tmp_path):
+def test_histories_in_mapped_files_are_read_where_they_lie(tmp_path, monkeypatch):
     """Sessions are those of histories in memory, and starting and playing them copies a small part of the files."""
+    # As in a world with too many users to remember the sums from which they start.
+    monkeypatch.setattr("kuaifair_env.pooling._MAX_BYTES", 0)
     n_users, places = 5_000, 50
     world = small_world(0.3, n_users=n_users, n_items=20, history_length=places)
     mapped = []
