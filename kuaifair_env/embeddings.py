@@ -39,6 +39,7 @@ _PRIOR_CLICKS = 5.0
 _MAX_CLICKS = 50.0
 _RIDGE = 500.0
 _MAX_DEVIATIONS = 5.0
+_ITEMS_AT_ONCE = 65_536
 
 Matrix = NDArray[np.float64]
 Floats = TypeVar("Floats", bound=np.floating[Any])
@@ -80,16 +81,12 @@ def item_embeddings(
     if dimension < 1:
         raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
     factors = _click_factors(log, n_users, len(items), dimension, seed)
-    known = np.concatenate(
-        [
-            _standardised(np.concatenate([items.features.values, items.tags], axis=1), factors.clicks),
-            _co_exposure(log, factors.users, len(items)) * np.sqrt(dimension),
-        ],
-        axis=1,
-    )
+    vectors = _predicted(_design(log, items, factors), factors)
     trust = (factors.clicks / (factors.clicks + _PRIOR_CLICKS))[:, None]
-    vectors = trust * factors.items + (1.0 - trust) * _predicted(known, factors)
-    return separated(vectors + _ID_WEIGHT * _id_directions(items.ids, dimension), items.ids)
+    vectors *= 1.0 - trust
+    vectors += trust * factors.items
+    vectors += _ID_WEIGHT * _id_directions(items.ids, dimension)
+    return separated(vectors, items.ids)
 
 
 def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArray:
@@ -178,11 +175,23 @@ def _click_factors(log: InteractionLog, n_users: int, n_items: int, dimension: i
     return _ClickFactors(unit_rows(users), unit_rows(items), item_degrees)
 
 
-def _standardised(columns: NDArray[np.floating[Any]], clicks: NDArray[np.int64]) -> Matrix:
-    """Returns columns around their mean over clicks, in standard deviations; rare values are cut."""
-    centred = columns - np.average(columns.astype(np.float64), axis=0, weights=clicks)
-    deviations = centred / np.maximum(centred.std(axis=0), _TINY)
-    return np.asarray(np.clip(deviations, -_MAX_DEVIATIONS, _MAX_DEVIATIONS))
+def _design(log: InteractionLog, items: Catalogue, factors: _ClickFactors) -> Matrix:
+    """Returns what is known of items besides their clicks: a one, features and tags, and co-exposure."""
+    described = items.features.values.shape[1] + items.tags.shape[1]
+    design = np.ones((len(items), 1 + described + factors.users.shape[1]))
+    columns = design[:, 1 : 1 + described]
+    columns[:] = np.concatenate([items.features.values, items.tags], axis=1)
+    _standardise(columns, factors.clicks)
+    shown = design[:, 1 + described :]
+    np.multiply(_co_exposure(log, factors.users, len(items)), np.sqrt(factors.users.shape[1]), out=shown)
+    return design
+
+
+def _standardise(columns: Matrix, clicks: NDArray[np.int64]) -> None:
+    """Turns columns into standard deviations around their mean over clicks, in place; rare values are cut."""
+    columns -= np.average(columns, axis=0, weights=clicks)
+    columns /= np.maximum(columns.std(axis=0), _TINY)
+    np.clip(columns, -_MAX_DEVIATIONS, _MAX_DEVIATIONS, out=columns)
 
 
 def _co_exposure(log: InteractionLog, user_factors: Matrix, n_items: int) -> Matrix:
@@ -207,13 +216,18 @@ def _pairs(log: InteractionLog, which: BoolArray, shape: tuple[int, int]) -> csr
     return pairs
 
 
-def _predicted(known: Matrix, factors: _ClickFactors) -> Matrix:
+def _predicted(design: Matrix, factors: _ClickFactors) -> Matrix:
     """Predicts item factors by a ridge regression, weighted by clicks; none is longer than 1."""
-    design = np.column_stack([np.ones(len(known)), known])
-    weighted = design * np.minimum(factors.clicks, _MAX_CLICKS)[:, None]
-    penalty = _RIDGE * np.eye(design.shape[1])
-    predicted = design @ np.linalg.solve(weighted.T @ design + penalty, weighted.T @ factors.items)
-    return np.asarray(predicted / np.maximum(np.linalg.norm(predicted, axis=1, keepdims=True), 1.0))
+    products = _RIDGE * np.eye(design.shape[1])
+    targets = np.zeros((design.shape[1], factors.items.shape[1]))
+    for begin in range(0, len(design), _ITEMS_AT_ONCE):
+        rows = slice(begin, begin + _ITEMS_AT_ONCE)
+        weighted = design[rows] * np.minimum(factors.clicks[rows], _MAX_CLICKS)[:, None]
+        products += weighted.T @ design[rows]
+        targets += weighted.T @ factors.items[rows]
+    predicted = design @ np.linalg.solve(products, targets)
+    predicted /= np.maximum(np.linalg.norm(predicted, axis=1, keepdims=True), 1.0)
+    return np.asarray(predicted)
 
 
 def _id_directions(item_ids: IdArray, dimension: int, stream: int = 0) -> Matrix:
