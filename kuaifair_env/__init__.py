@@ -27,7 +27,8 @@ from kuaifair_env.registration import (
     register_ids,
     register_world,
 )
-from kuaifair_env.serving import LearnsWhileServing, ServedStep, serve
+from kuaifair_env.served_sessions import ServedStep
+from kuaifair_env.serving import LearnsWhileServing, serve
 from kuaifair_env.serving_results import ServingResult, ServingSummary
 from kuaifair_env.splits import held_out_users
 from kuaifair_env.vector_env import KuaiFairVectorEnv

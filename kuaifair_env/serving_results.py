@@ -21,8 +21,8 @@ from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 Learning = Literal["posterior", "gradient", "frozen"]
 """How an agent learns while it serves: its own posterior, gradient steps of its algorithm, or not at all."""
 
-CURVE_POINTS = 40
 FIRST_AND_LAST = 1_000
+_CURVE_POINTS, _MIN_PART = 40, 50
 _CONFIDENCE = 0.95
 _FORMAT, _VERSION = "kuaifair-serving", 1
 _RESULT, _SESSIONS = "result.json", "sessions.npz"
@@ -91,17 +91,19 @@ class ServingResult:
         """Returns the figures of the sessions that started last (of all, if there are fewer)."""
         return session_figures(self.served.sessions.take(np.arange(max(len(self) - sessions, 0), len(self))))
 
-    def curve(self, points: int = CURVE_POINTS) -> dict[str, NDArray[np.float64]]:
+    def curve(self, points: int | None = None) -> dict[str, NDArray[np.float64]]:
         """Returns figures over sessions served, column by column.
 
         Args:
-            points: Into how many parts of equal size the sessions are divided, at most one for each session.
+            points: Into how many parts of equal size the sessions are divided, at most one for each session; None takes
+                40, or fewer, so that each has 50 sessions.
 
         Returns:
             ``sessions``, the number of the last session of each part, and every figure of :func:`session_figures` over
             the part; ``float64 (points,)`` each.
         """
-        parts = np.array_split(np.arange(len(self)), min(points, len(self)))
+        count = min(_CURVE_POINTS, max(len(self) // _MIN_PART, 1)) if points is None else min(points, len(self))
+        parts = np.array_split(np.arange(len(self)), count)
         rows = [session_figures(self.served.sessions.take(part)) for part in parts]
         columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
         return {"sessions": np.asarray([part[-1] + 1.0 for part in parts]), **columns}
@@ -288,9 +290,10 @@ def session_figures(sessions: EpisodeRecords) -> dict[str, float]:
 
 
 def figures_table(figures: Mapping[str, float], half_widths: Mapping[str, float] | None = None) -> str:
-    """Returns figures as aligned lines of text, with half widths of their intervals if there are any."""
+    """Returns figures as aligned lines of text, with the half widths of their intervals where these are known."""
     width = max(map(len, figures))
-    ends = {} if half_widths is None else {name: f" +- {half:.4f}" for name, half in half_widths.items()}
+    known = {name: half for name, half in (half_widths or {}).items() if not np.isnan(half)}
+    ends = {name: f" ± {half:.4f}" for name, half in known.items()}
     return "\n".join(f"{name:<{width}}  {value:>12.4f}{ends.get(name, '')}" for name, value in figures.items())
 
 

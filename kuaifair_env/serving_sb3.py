@@ -13,7 +13,7 @@ from kuaifair_env.checkpoints import plain_attributes, set_attributes
 from kuaifair_env.sb3_files import restore_parameters, restore_replay_buffer, save_replay_buffer
 
 if TYPE_CHECKING:
-    from kuaifair_env.serving import Service
+    from kuaifair_env.served_sessions import Service
 
 _MODEL, _REPLAY = "model.zip", "replay.npz"
 

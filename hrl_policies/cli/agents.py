@@ -45,8 +45,9 @@ from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.simulator import InitialHistory, Repeats
 
 if TYPE_CHECKING:
-    from hrl_policies.study import RunConfig, RunResult
+    from hrl_policies.study import RunConfig, RunResult, StoredRun
     from hrl_policies.study.tuning import Confirmation, TuningResult
+    from hrl_policies.worlds import WorldPair
     from kuaifair_env.evaluation import EvaluationResult
     from kuaifair_env.settings import WorldSettings
 
@@ -198,17 +199,8 @@ def evaluate(
     data finds them where they were; if they have moved, say where with --data.
     """
     from hrl_policies import study
-    from hrl_policies.study.runner import register_data_of, worlds_of
 
-    stored = study.load_run(run)
-    if not stored.complete:
-        raise ValueError(f"{run} was interrupted; go on with: kuaifair train --resume {run}")
-    study.single_threaded()
-    if data is not None:
-        before = stored.provenance["test"]["data"].get("settings", {}).get("tables")
-        register_own_data(stored.config.world, data, test_data, items_data, columns, None, before)
-    register_data_of(stored)
-    worlds = worlds_of(stored.config, None, data_dir)
+    stored, worlds = open_run(run, data, test_data, items_data, columns, data_dir)
     options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if users is not None or n_users is not None:
@@ -303,6 +295,34 @@ def tune(
     typer.echo("\n".join(_search_lines(result)))
     if confirm:
         typer.echo("\n".join(_confirmation_lines(confirmation)))
+
+
+def open_run(
+    folder: Path,
+    data: Path | None,
+    test_data: Path | None,
+    items_data: Path | None,
+    columns: str | None,
+    data_dir: Path | None,
+) -> tuple[StoredRun, WorldPair]:
+    """Reads a finished run and makes its worlds; arguments are the options of these names.
+
+    Raises:
+        ArtifactError: If it is no run, or its data are gone.
+        ValueError: If it was interrupted.
+    """
+    from hrl_policies import study
+    from hrl_policies.study.runner import register_data_of, worlds_of
+
+    stored = study.load_run(folder)
+    if not stored.complete:
+        raise ValueError(f"{folder} was interrupted; go on with: kuaifair train --resume {folder}")
+    study.single_threaded()
+    if data is not None:
+        before = stored.provenance["test"]["data"].get("settings", {}).get("tables")
+        register_own_data(stored.config.world, data, test_data, items_data, columns, None, before)
+    register_data_of(stored)
+    return stored, worlds_of(stored.config, None, data_dir)
 
 
 def _world_settings(settings: WorldSettings, response: ResponseKind, taste: str | None) -> WorldSettings:

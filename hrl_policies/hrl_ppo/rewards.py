@@ -165,7 +165,7 @@ class FairSessions(VecEnvWrapper):
             raise TypeError(f"FairSessions needs a KuaiFairVecEnv, got {type(bottom).__name__}")
         super().__init__(venv)
         self._sessions = bottom
-        self._fair_coef = fair_coef
+        self.fair_coef = fair_coef
 
     def reset(self) -> VecEnvObs:
         """Starts sessions."""
@@ -177,7 +177,7 @@ class FairSessions(VecEnvWrapper):
         outcome = self._sessions.batch.outcome
         assert outcome is not None
         fair = -slate_disparity(outcome.popular_share)
-        return observation, (reward + self._fair_coef * fair).astype(np.float32), done, infos
+        return observation, (reward + self.fair_coef * fair).astype(np.float32), done, infos
 
 
 MANAGER, ENGAGEMENT, COST = range(3)

@@ -29,6 +29,8 @@ from kuaifair_env.files import save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from kuaifair_env.serving_results import ServingResult
+
 
 Values = NDArray[np.float64]
 
@@ -96,6 +98,44 @@ def on_common_steps(runs: Sequence[EvaluatedRun], figure: str) -> tuple[Values, 
     return common, np.stack([np.interp(common, at, value) for at, value in zip(steps, values, strict=True)])
 
 
+def draw_serving(path: str | Path, agents: Mapping[str, Sequence[ServingResult]]) -> None:
+    """Draws R_cum, Len, AD and violation rate over sessions served.
+
+    A line is the mean over orders of the users (and seeds), its band reaches from the lowest to the highest.
+
+    Args:
+        path: File to write (``.png``, ``.svg`` or ``.pdf``).
+        agents: Services of one world by the name of the agent, all of equally many sessions.
+
+    Raises:
+        ValueError: If the file's ending is unknown.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    titles = {"r_cum": "R_cum"} | FIGURE_TITLES
+    look = looks(list(agents))
+    figure, axes = grid(2, 2, 3.4, 2.5)
+    for axis, (name, title) in zip(axes.ravel(), titles.items(), strict=True):
+        for agent, results in agents.items():
+            curves = [result.curve() for result in results]
+            values = np.stack([curve[name] for curve in curves])
+            if len(values) > 1:
+                ends = values.min(axis=0), values.max(axis=0)
+                axis.fill_between(curves[0]["sessions"], *ends, color=look[agent].colour, alpha=0.15, linewidth=0)
+            _draw_line(axis, curves[0]["sessions"], values.mean(axis=0), look[agent], agent)
+        axis.set_ylabel(title)
+        axis.set_xlabel("sessions served")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if name in ("ad", "violation_rate"):
+            axis.set_ylim(-0.03, 1.03)
+    first = next(iter(agents.values()))[0].served
+    data = first.world["data"]
+    legend_beside(
+        figure, axes, f"{data['name']}, {data['origin']} data\nMax Len {first.config['max_len']}\nband: all orders"
+    )
+    save_figure(figure, path, f"{data['name']} ({data['origin']}, hash {data['hash']})")
+
+
 def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
     """Draws performance profiles of normalised Len and normalised R_cum over all tasks and seeds.
 
@@ -145,7 +185,7 @@ def _draw_line(axis: Axes, x: Values, y: Values, look: Look, label: str, *, draw
         color=look.colour,
         linestyle=look.line,
         marker=look.marker,
-        markevery=len(x) // 6,
+        markevery=max(len(x) // 6, 1),
         markersize=4,
         linewidth=1.4,
         label=label,

@@ -25,7 +25,7 @@ from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.serving import ServedUsers
+from kuaifair_env.served_sessions import ServedUsers
 from kuaifair_env.serving_results import ServingResult, ServingSummary, session_figures
 from kuaifair_env.spaces import top_k
 from kuaifair_env.splits import serving_split

@@ -1,0 +1,171 @@
+"""``kuaifair serve``: an agent meets the users of a test world and may learn from what it sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hrl_policies.cli import (
+    INTERRUPTED,
+    AllowPartial,
+    DataColumns,
+    DataDir,
+    EnvKwargs,
+    ItemsData,
+    OptionalEnv,
+    OwnData,
+    Progress,
+    TestData,
+    env_kwargs,
+    leave_option,
+    register_own_data,
+    user_ids,
+)
+from hrl_policies.cli.agents import open_run
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.origins import Source
+from kuaifair_env.simulator import Repeats
+
+if TYPE_CHECKING:
+    from hrl_policies.study import RunConfig
+    from hrl_policies.study.serving import Build
+    from kuaifair_env.serving_results import ServingResult, ServingSummary
+
+_FIGURES = {"r_cum": "R_cum", "len": "Len", "r_each": "R_each", "ad": "AD", "violation_rate": "violation rate"}
+_COLUMNS = {
+    "first_": "first {count:,}",
+    "last_": "last {count:,}",
+    "": "all",
+    "before_": "others, before",
+    "after_": "others, after",
+}
+
+
+def serve(
+    context: typer.Context,
+    agent: Annotated[str, typer.Argument(help="A finished run folder, or the name of a control.")],
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that are served in each order.")] = 20_000,
+    orders: Annotated[int, typer.Option(min=1, help="In how many orders of the users.")] = 5,
+    order: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Act, but learn nothing.")] = False,
+    users: Annotated[
+        str | None, typer.Option(help="Raw ids of the users to serve, 3,7,12, instead of 80 % of the test world's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sessions' randomness.")] = None,
+    n_envs: Annotated[int, typer.Option(min=1, help="Concurrent sessions.")] = 64,
+    env: OptionalEnv = None,
+    max_len: Annotated[int | None, typer.Option(min=1, help="Max Len (default 30).")] = None,
+    leave: Annotated[str | None, typer.Option(help="Leave rule, as for `kuaifair train` (default temper).")] = None,
+    repeats: Annotated[Repeats | None, typer.Option(help="May an item be shown twice in a session?")] = None,
+    source: Annotated[Source | None, typer.Option(help="real forbids the twin, twin forbids real files.")] = None,
+    allow_partial: AllowPartial = False,
+    env_settings: EnvKwargs = None,
+    data: OwnData = None,
+    test_data: TestData = None,
+    items_data: ItemsData = None,
+    columns: DataColumns = None,
+    data_dir: DataDir = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--out", help="Folder to write; the same one goes on.")
+    ] = None,
+    progress: Progress = True,
+) -> None:
+    """Let an agent serve the users of a test world, all once before any comes again, and learn from what it sees.
+
+    A control of the zoo needs --env; a run folder says where it was trained. Each order of the users starts from the
+    same agent; intervals are over orders. Ctrl-C, or a kill, loses no more than what was served since the last
+    checkpoint: the same command goes on, to the same numbers.
+
+    Example: kuaifair serve session-quota --env KuaiFair-Toy-v0 --sessions 2000
+
+    Example: kuaifair serve runs/a2c-11 --orders 3
+    """
+    from hrl_policies.study import run_folder, single_threaded
+    from hrl_policies.study.runner import worlds_of
+    from hrl_policies.study.serving import ServingPlan, serve_in_orders, trained_agent, untrained_agent, write_serving
+    from hrl_policies.zoo import method
+    from kuaifair_env.evaluation import DEFAULT_SEED
+
+    command = str(context.obj)
+    single_threaded()
+    build: Build
+    if Path(agent).is_dir():
+        if any(value is not None for value in (env, max_len, leave, repeats, source, env_settings)) or allow_partial:
+            raise ValueError("a run folder says in which environment it was trained; leave those options out")
+        stored, worlds = open_run(Path(agent), data, test_data, items_data, columns, data_dir)
+        config = stored.config
+        build = trained_agent(stored, worlds, n_envs)
+    else:
+        if env is None:
+            raise ValueError("give --env with the name of a control (see `kuaifair envs`), or a finished run folder")
+        register_own_data(env, data, test_data, items_data, columns, None)
+        given = {"max_len": max_len, "leave": None if leave is None else leave_option(leave), "repeats": repeats}
+        world = {"source": source, "allow_partial": allow_partial or None}
+        config = _planned(agent, env, given, world, env_settings)
+        worlds = worlds_of(config, None, data_dir)
+        build = untrained_agent(config, worlds, n_envs)
+    plan = ServingPlan(
+        orders=tuple(range(order, order + orders)),
+        sessions=sessions,
+        users=user_ids(users),
+        seed=DEFAULT_SEED if seed is None else seed,
+        n_envs=n_envs,
+        learn=not frozen,
+    )
+    name = run_folder(config)
+    folder = output or Path("serving") / (name.with_name(f"{name.name}-frozen") if frozen else name)
+    try:
+        results = serve_in_orders(build, plan, folder, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; what was served is in {folder}. Go on with: {command}")
+        raise typer.Exit(INTERRUPTED) from None
+    summary = write_serving(folder, method(config.method).title, results, command)
+    _show(results, summary, method(config.method).title)
+    typer.echo(f"Results, curve and picture: {folder}")
+
+
+def _planned(
+    name: str, env: str, sessions: dict[str, Any], world: dict[str, Any], env_settings: list[str] | None
+) -> RunConfig:
+    """Returns the configuration of a control; what is None keeps its default."""
+    from hrl_policies.study import plan_run
+
+    more_of_sessions, more_of_world = env_kwargs(env_settings)
+    return plan_run(
+        name,
+        env,
+        session=SessionConfig.of_settings(_given(sessions) | more_of_sessions),
+        world_settings=_given(world) | more_of_world,
+    )
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> None:
+    from kuaifair_env.serving_results import FIRST_AND_LAST
+
+    settings, served = results[0].settings, results[0].served
+    data = served.world["data"]
+    learning = f"{settings.learning} ({settings.reason})" if settings.reason else settings.learning
+    columns = {prefix: name for prefix, name in _COLUMNS.items() if f"{prefix}r_cum" in summary.means}
+    table = Table(
+        "",
+        *(column.format(count=min(settings.sessions, FIRST_AND_LAST)) for column in columns.values()),
+        title=f"{title} in {data['name']} ({data['origin']} data), Max Len {served.config['max_len']}",
+        caption=f"{settings.sessions:,} sessions of {settings.users:,} users, {settings.n_envs} at a time; learning: "
+        f"{learning}. {summary.orders} orders; ± is half the 95 % interval over orders.",
+    )
+    for figure, name in _FIGURES.items():
+        table.add_row(name, *(_cell(summary, prefix + figure) for prefix in columns))
+    Console().print(table)
+
+
+def _cell(summary: ServingSummary, name: str) -> str:
+    half = summary.half_widths[name]
+    return f"{summary.means[name]:.3f}" + (f" ±{half:.3f}" if half == half else "")

@@ -1,0 +1,237 @@
+"""Methods of the zoo serve: they learn as they were trained, go on after a stop, and the command says what came out."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from purifiers import WindowPurifier
+from small_worlds import small_pair
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import hrl_policies.study.runner as runner
+from hrl_policies.study import plan_run
+from hrl_policies.study.curves import draw_serving
+from hrl_policies.study.runner import build_policy
+from hrl_policies.study.serving import _sessions_like_its_own
+from kuaifair_env import serve
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.served_sessions import Service
+
+OFF_POLICY = {"learning_starts": 16, "batch_size": 16, "buffer_size": 200}
+ON_POLICY = {"n_steps": 8, "batch_size": 16}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hrl": ON_POLICY,
+    "a2c+fair": {"n_steps": 4},
+    "mofir": OFF_POLICY,
+    "dnair": OFF_POLICY,
+    "sac4ir": OFF_POLICY,
+}
+SESSION = SessionConfig(max_len=8)
+
+
+def agent_and_sessions(name: str) -> tuple[Any, Any]:
+    pair = small_pair()
+    config = plan_run(name, "small", total_steps=64, n_envs=4, overrides=SETTINGS.get(name), session=SESSION)
+    agent = build_policy(config, pair)
+    if isinstance(agent, BaseAlgorithm):
+        agent.learn(64)
+    return agent, _sessions_like_its_own(agent, config, pair, None, 4)
+
+
+def interrupted_at(call: int, function: Any) -> Any:
+    """A function that is interrupted when it is called for this time."""
+    calls = itertools.count(1)
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_methods_learn_while_they_serve_and_go_on_after_a_stop(name, tmp_path, monkeypatch):
+    whole, sessions = agent_and_sessions(name)
+    before = [parameter.clone() for parameter in whole.policy.parameters()]
+    expected = serve(whole, sessions, sessions=40)
+    assert expected.settings.learning == "gradient"
+    assert any(not torch.equal(one, two) for one, two in zip(before, whole.policy.parameters(), strict=True))
+    options: dict[str, Any] = {"sessions": 40, "folder": tmp_path, "checkpoint_every": 8}
+    agent, sessions = agent_and_sessions(name)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Service, "record_step", interrupted_at(25, Service.record_step))
+        serve(agent, sessions, **options)
+    assert list(tmp_path.glob("checkpoint-*"))
+    agent, sessions = agent_and_sessions(name)
+    result = serve(agent, sessions, **options)
+    assert result.summary() == expected.summary()
+    assert np.array_equal(result.served.sessions.return_, expected.served.sessions.return_)
+    for one, two in zip(agent.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("bcq", "transitions alone"), ("session-quota", "nothing to learn with")])
+def test_methods_that_cannot_learn_while_serving_are_frozen(name, reason):
+    pair = small_pair()
+    overrides = None if name == "session-quota" else {"data.transitions": 100}
+    config = plan_run(name, "small", total_steps=4, n_envs=4, overrides=overrides, session=SESSION)
+    agent = build_policy(config, pair)
+    result = serve(agent, _sessions_like_its_own(agent, config, pair, None, 4), sessions=10, evaluate_others=False)
+    assert result.settings.learning == "frozen"
+    assert reason in result.settings.reason
+
+
+def test_purified_agents_are_shown_purified_states():
+    pair = small_pair()
+    config = plan_run("a2c", "small", total_steps=64, n_envs=4, overrides={"n_steps": 4}, session=SESSION)
+    purifier = WindowPurifier()
+    agent = build_policy(config, pair, purifier)
+    sessions = _sessions_like_its_own(agent, config, pair, purifier, 4)
+    assert serve(agent, sessions, sessions=20).settings.learning == "gradient"
+
+
+@pytest.fixture
+def small_worlds(monkeypatch, tmp_path):
+    """The id of the toy world stands for a smaller one here; files go to a folder of their own."""
+    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.chdir(tmp_path)
+
+
+SERVE = ["--sessions", "40", "--n-envs", "4", "--no-progress"]
+TOY = ["--env", "KuaiFair-Toy-v0"]
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_path):
+    command = ["serve", "session-quota", *TOY, *SERVE, "--orders", "3", "--max-len", "8", "-o", "out"]
+    code, out, err = kuaifair(*command)
+    assert code == 0, err
+    words = " ".join(out.split())
+    for text in ("SessionQuota in small (own data), Max Len 8", "R_cum", "40 sessions of 12 users, 4 at a time", "±",
+                 "frozen (it has nothing to learn with while serving)", "3 orders"):  # fmt: skip
+        assert text in words
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["orders"] == [0, 1, 2]
+    assert summary["command"].startswith("kuaifair serve session-quota")
+    assert summary["means"]["r_cum"] == pytest.approx(np.mean([run["r_cum"] for run in summary["runs"]]))
+    assert summary["world"]["data"]["hash"]
+    with (tmp_path / "out/curve.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["order"] for row in rows} == {"0", "1", "2"}
+    assert rows[0].keys() == {"order", "sessions", "r_cum", "len", "r_each", "ad", "violation_rate"}
+    assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
+    written = (tmp_path / "out/summary.json").read_bytes()
+    assert kuaifair(*command)[0] == 0
+    assert (tmp_path / "out/summary.json").read_bytes() == written
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path):
+    train = ["train", "-m", "a2c", *TOY, "--steps", "64", "--n-envs", "8", "-o", "run", "--no-progress"]
+    assert kuaifair(*train)[0] == 0
+    code, out, err = kuaifair("serve", "run", *SERVE, "--orders", "1")
+    assert code == 0, err
+    assert "learning: gradient" in " ".join(out.split())
+    code, out, err = kuaifair("serve", "run", *SERVE, "--orders", "1", "--order", "4", "--frozen", "-o", "frozen")
+    assert code == 0, err
+    assert "frozen (asked to learn nothing)" in " ".join(out.split())
+    assert json.loads((tmp_path / "frozen/summary.json").read_text())["orders"] == [4]
+    assert (tmp_path / "serving/KuaiFair-Toy-v0/a2c-len30-k10-seed11/order-0/result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a2c", *TOY], "has to be trained before it serves: kuaifair train --method a2c"),
+        (["session-quota"], "give --env with the name of a control"),
+        (["nobody", *TOY], "no method is called 'nobody'"),
+        (["run", *TOY], "leave those options out"),
+        (["session-quota", *TOY, "--env-kwargs", "order=3"], "no setting 'order'"),
+    ],
+)
+@pytest.mark.usefixtures("small_worlds")
+def test_mistakes_are_explained(kuaifair, tmp_path, arguments, words):
+    (tmp_path / "run").mkdir()
+    code, out, err = kuaifair("serve", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(kuaifair, monkeypatch, tmp_path):
+    command = ["serve", "session-quota", *TOY, *SERVE, "--orders", "2", "--max-len", "8"]
+    assert kuaifair(*command, "-o", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Service, "record_step", interrupted_at(90, Service.record_step))
+        code, out, _ = kuaifair(*command, "-o", "stopped")
+    assert code == 130
+    assert "Go on with: kuaifair serve session-quota" in out
+    assert (tmp_path / "stopped/order-0/result.json").exists()
+    assert list(tmp_path.glob("stopped/order-1/checkpoint-*"))
+    assert kuaifair(*command, "-o", "stopped")[0] == 0
+    whole, stopped = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "stopped"))
+    assert whole["runs"] == stopped["runs"]
+
+
+KILLED = """
+import os, signal, sys
+import hrl_policies.study.runner as runner
+from kuaifair_env.served_sessions import Service
+from small_worlds import small_pair
+from hrl_policies.cli.main import main
+
+left, record_step = int(sys.argv.pop(1)), Service.record_step
+
+def killed(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record_step(*arguments)
+
+Service.record_step = killed
+runner.load_worlds = lambda env_id, *rest: small_pair(name=env_id)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_service_goes_on_to_the_same_numbers(tmp_path):
+    command = ["serve", "session-quota", *TOY, *SERVE, "--orders", "1", "--max-len", "8", "-o"]
+
+    def run(*arguments: str) -> int:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=tmp_path, env=environment).returncode
+
+    assert run("0", *command, "whole") == 0
+    assert run("40", *command, "killed") == -signal.SIGKILL
+    assert list(Path(tmp_path, "killed/order-0").glob("checkpoint-*"))
+    assert run("0", *command, "killed") == 0
+    whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert whole["runs"] == killed["runs"]
+
+
+def test_curves_of_several_agents_are_drawn_alike(tmp_path):
+    results = {}
+    for name in ("session-quota", "quota-greedy"):
+        agent, sessions = agent_and_sessions(name)
+        results[name] = [serve(agent, sessions, sessions=60, order=order, evaluate_others=False) for order in range(2)]
+    for path in (tmp_path / "one.svg", tmp_path / "two.svg"):
+        draw_serving(path, results)
+    drawn = (tmp_path / "one.svg").read_bytes()
+    assert drawn == (tmp_path / "two.svg").read_bytes()
+    for text in (b"sessions served", b"session-quota", b"band: all orders"):
+        assert text in drawn
