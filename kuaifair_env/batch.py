@@ -14,6 +14,7 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
 from kuaifair_env.checkpoints import set_attributes
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
+from kuaifair_env.histories import SessionHistories
 from kuaifair_env.metrics import gini_of_sessions, signed_gap, slate_disparity
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
@@ -226,8 +227,6 @@ class SessionBatch:
         outcome: What the last step did, or None before the first.
         finished: Rows whose session the last step ended.
         finished_records: Their records in that order, or None if there are none.
-        finished_window: What their users saw (see :meth:`history_window`) in that order, or None; what a purifier needs
-            for the last observation.
     """
 
     def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
@@ -262,7 +261,7 @@ class SessionBatch:
         self.outcome: Outcome | None = None
         self.finished: IntArray = _NO_ROWS
         self.finished_records: EpisodeRecords | None = None
-        self.finished_window: HistoryWindow | None = None
+        self._finished_histories: SessionHistories | None = None
 
     def seed(self, keys: seeding.Keys, rows: IntArray | None = None) -> None:
         """Gives rows their own endless streams of random users.
@@ -338,11 +337,11 @@ class SessionBatch:
         self._popular = self._popular + outcome.popular_share
         self._violations = self._violations + outcome.violation
         done = outcome.done if over is None else outcome.done & ~over
-        self.finished, self.finished_records, self.finished_window = _NO_ROWS, None, None
+        self.finished, self.finished_records, self._finished_histories = _NO_ROWS, None, None
         if np.count_nonzero(done):
-            self.finished = np.flatnonzero(done)
-            self.finished_records = self.records(self.finished)
-            self.finished_window = self.simulator.history(self.finished)
+            self.finished = done.nonzero()[0]
+            self._finished_histories = self.simulator.histories(self.finished)
+            self.finished_records = self._records(self.finished, self._finished_histories)
         self.outcome = outcome
         return outcome
 
@@ -369,6 +368,15 @@ class SessionBatch:
         """Returns the raw id of one session's user, a plain number or text."""
         return self._ids_of_users.item(self.simulator.users.item(row))
 
+    @property
+    def finished_window(self) -> HistoryWindow | None:
+        """What the users of the sessions in :attr:`finished` saw (see :meth:`history_window`), or None.
+
+        A purifier needs it for the last observation.
+        """
+        histories = self._finished_histories
+        return None if histories is None else histories.last(histories.length)
+
     def history_window(self, length: int | None = None) -> HistoryWindow:
         """Returns what users saw: the last ``length`` places, or the log context and the whole session."""
         return self.simulator.history(length=length)
@@ -385,11 +393,12 @@ class SessionBatch:
         mask = np.ones(self.world.n_items, np.bool_) if allowed is None else allowed[row]
         return np.tile(mask, self.config.items_per_slate if self.config.action_mode == "slate" else 1)
 
-    def records(self, rows: IntArray) -> EpisodeRecords:
-        """Returns the records of the sessions in the given rows, as they stand."""
+    def _records(self, rows: IntArray, histories: SessionHistories) -> EpisodeRecords:
+        """Returns the records of the sessions in the given rows, as they stand, whose users saw the given histories."""
         steps = self.simulator.steps[rows]
         popular_share = self._popular[rows] / steps
-        candidates_shown = _candidates_shown(self.simulator.shown(rows), steps, self.world.n_items)
+        slate_size, n_items = self.simulator.slate_size, self.world.n_items
+        candidates_shown = _candidates_shown(histories.shown(steps), steps * slate_size, n_items)
         return EpisodeRecords(
             user_ids=self._ids_of_users[self.simulator.users[rows]],
             numbers=self.simulator.numbers[rows],
@@ -400,8 +409,8 @@ class SessionBatch:
             absolute_difference=slate_disparity(popular_share),
             signed_gap=signed_gap(popular_share),
             violation_rate=self._violations[rows] / steps,
-            gini=gini_of_sessions(candidates_shown, self.world.n_items),
-            coverage=candidates_shown[:, 0] / self.world.n_items,
+            gini=gini_of_sessions(candidates_shown, n_items),
+            coverage=candidates_shown[:, 0] / n_items,
             left=self.simulator.left[rows],
         )
 
@@ -424,24 +433,23 @@ def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | No
     return int(rows[0]), key
 
 
-def _candidates_shown(shown: IntArray, steps: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
+def _candidates_shown(items: NDArray[np.int32], counts: NDArray[np.int64], n_items: int) -> NDArray[np.int64]:
     """Counts the candidates that each session showed at least once, at least twice and so on.
 
     Args:
-        shown: ``(n, T, K)`` slates, newest last.
-        steps: ``(n,)``, how many of the ``T`` slates count.
+        items: All that was shown, one session after the other.
+        counts: ``(n,)``, how many items each session showed.
         n_items: Number of candidates ``N``.
 
     Returns:
         ``int64 (n, C)``, as :func:`~kuaifair_env.metrics.gini_of_sessions` reads them.
     """
-    n, length, k = shown.shape
+    n = len(counts)
+    sessions = np.arange(n).repeat(counts)
     # 32 bits are sorted twice as fast.
     first: NDArray[Any] = n_items * np.arange(n, dtype=np.int32 if n * n_items < 2**31 else np.int64)
-    sessions = np.arange(n).repeat(steps * k)
-    slates = np.flatnonzero(np.arange(length) >= length - steps[:, None])
     # A number for each candidate of each session; sessions stay together when they are sorted.
-    showings = shown.reshape(n * length, k).take(slates, axis=0).ravel() + first.repeat(steps * k)
+    showings = items + first.repeat(counts)
     showings.sort()
     is_last = np.ones(len(showings), np.bool_)
     np.not_equal(showings[1:], showings[:-1], out=is_last[:-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,16 +31,25 @@ class SessionHistories:
     def __init__(self, batch_size: int, slate_size: int, max_len: int, log_places: int) -> None:
         self.length = log_places + max_len * slate_size
         slates = -(-self.length // slate_size)
+        self._slate_size = slate_size
         self._places = np.full((batch_size, slates * slate_size), _EMPTY_PLACE)
         self._end = 0
 
-    def start(self, rows: IntArray, log: HistoryWindow | None) -> None:
-        """Starts sessions in the given rows, after ``len(rows)`` windows of the log or nothing."""
-        self._places[rows] = _EMPTY_PLACE
-        if log is not None:
-            places = 2 * log.items + log.clicks
-            columns = np.arange(self._end - places.shape[1], self._end)
-            self._places[rows[:, None], columns] = places
+    def of(self, rows: IntArray) -> SessionHistories:
+        """Returns a copy of the histories of the given sessions as they are now."""
+        some = copy(self)
+        some._places = self._places.take(rows, axis=0)
+        return some
+
+    def start(self, rows: IntArray, log: HistoryWindow) -> None:
+        """Starts sessions in the given rows, after ``len(rows)`` windows of the log."""
+        places = np.full((len(rows), self._places.shape[1]), _EMPTY_PLACE)
+        begin = self._end - log.items.shape[1]
+        recent = log.items + log.items + log.clicks
+        places[:, max(begin, 0) : self._end] = recent[:, max(-begin, 0) :]
+        if begin < 0:
+            places[:, begin:] = recent[:, :-begin]
+        self._places[rows] = places
 
     def append(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
         """Appends a slate to each session, ``(B, K)`` each."""
@@ -47,6 +58,17 @@ class SessionHistories:
         end = self._end + places.shape[1]
         self._places[:, self._end : end] = places
         self._end = end % self._places.shape[1]
+
+    def shown(self, slates: IntArray) -> NDArray[np.int32]:
+        """Returns the items in the last slates of each session, one session after the other, in no particular order.
+
+        Args:
+            slates: ``int (B,)``, how many slates of each session.
+        """
+        n_slates = self._places.shape[1] // self._slate_size
+        ages = (self._end // self._slate_size - np.arange(1, n_slates + 1)) % n_slates
+        chosen = (ages < slates[:, None]).ravel().nonzero()[0]
+        return self._places.reshape(-1, self._slate_size).take(chosen, axis=0).ravel() >> _ONE
 
     def last(self, length: int, rows: IntArray | None = None) -> HistoryWindow:
         """Returns the last places of the given sessions, or of all, newest last.

@@ -21,6 +21,7 @@ _MIX_1 = np.asarray(0xBF58476D1CE4E5B9, np.uint64)
 _MIX_2 = np.asarray(0x94D049BB133111EB, np.uint64)
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11, _ONE = (np.asarray(n, np.uint64) for n in (30, 27, 31, 11, 1))
 _TO_UNIT = np.asarray(2.0**-53)
+_STEPS_AT_ONCE = 8
 _HALF_STEP = np.asarray(2.0**-54)
 
 
@@ -69,6 +70,41 @@ def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     draws: NDArray[np.float64] = (mix(keys, counters) >> _SHIFT_11).astype(np.float64)
     draws *= _TO_UNIT
     return draws
+
+
+class SessionDraws:
+    """The uniforms behind the responses of ``B`` sessions, drawn for a few steps of all at a time.
+
+    Draw 0 of a session's stream picks the user; ``K`` for each step follow.
+
+    Args:
+        batch_size: Number of sessions ``B``.
+        slate_size: Draws of a step, ``K``.
+    """
+
+    def __init__(self, batch_size: int, slate_size: int) -> None:
+        self._keys = np.zeros(batch_size, np.uint64)
+        self._slate_size = slate_size
+        counters = np.arange(1, _STEPS_AT_ONCE * slate_size + 1, dtype=np.uint64)
+        self._counters = counters.reshape(_STEPS_AT_ONCE, 1, slate_size)
+        self._ahead = np.zeros((_STEPS_AT_ONCE, batch_size, slate_size))
+        self._next = _STEPS_AT_ONCE
+
+    def start(self, rows: NDArray[Any], keys: Keys) -> None:
+        """Starts sessions of the given keys in the given rows."""
+        self._keys[rows] = keys
+        if self._next < _STEPS_AT_ONCE:
+            self._ahead[self._next :, rows] = uniforms(keys[:, None], self._counters[: _STEPS_AT_ONCE - self._next])
+
+    def of_step(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns ``float64 (B, K)`` for one more step of all sessions, of which each took ``steps (B,)`` before."""
+        if self._next == _STEPS_AT_ONCE:
+            before = (steps * self._slate_size).astype(np.uint64)
+            self._ahead = uniforms(self._keys[:, None], self._counters + before[:, None])
+            self._next = 0
+        self._next += 1
+        draws: NDArray[np.float64] = self._ahead[self._next - 1]
+        return draws
 
 
 def row_keys(rows: NDArray[np.float32], seed: int) -> Keys:

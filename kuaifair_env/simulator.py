@@ -206,18 +206,15 @@ class SessionSimulator:
         self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64)
         self._drift = None if drift is None else TasteDrift(world, batch_size, drift)
+        self._log = world.initial_history
         self._from_log = initial_history == "log"
         self._histories = SessionHistories(batch_size, slate_size, max_len, world.history_length)
         self._response_memory = session_memory(world.response, batch_size)
         self._running: RunningClicks | None = None
-        # One step more than max_len: a finished session may be stepped once more before it is replaced.
-        self._uniforms = np.zeros((batch_size * (max_len + 1), slate_size))
-        self._first_slates = np.arange(batch_size) * (max_len + 1)
         self._allowed = np.ones((batch_size, world.n_items), np.bool_) if repeats == "forbid" else None
         self._candidates = world.user_candidates
         self._rows = np.arange(batch_size)
-        # Draw 0 of a session's stream picks the user; the responses follow.
-        self._draws = np.arange(1, (max_len + 1) * slate_size + 1, dtype=np.uint64)
+        self._draws = seeding.SessionDraws(batch_size, slate_size)
 
     @property
     def temper(self) -> NDArray[np.float64]:
@@ -251,6 +248,10 @@ class SessionSimulator:
             self._running.reset(self._rows, self.history(length=self.world.history_length))
         return self._running.means(rows)
 
+    def histories(self, rows: IntArray) -> SessionHistories:
+        """Returns what the users of the given sessions saw up to now, to be looked at later."""
+        return self._histories.of(rows)
+
     def shown(self, rows: IntArray) -> NDArray[np.int32]:
         """Returns ``int32 (len(rows), max_len, K)``, slates of these sessions, newest last.
 
@@ -278,15 +279,15 @@ class SessionSimulator:
         self._leave.reset(rows, users)
         if self._drift is not None:
             self._drift.reset(rows, users, keys)
-        self._histories.start(rows, self.world.initial_history.take(users) if self._from_log else None)
+        window = self._log.take(users) if self._from_log else HistoryWindow.empty(len(rows), self.world.history_length)
+        self._histories.start(rows, window)
         if self._response_memory is not None:
-            self._response_memory.reset(rows, self.history(rows, self.world.history_length))
+            self._response_memory.reset(rows, window)
         if self._running is not None and self._from_log:
             self._running.start(rows, users)
         elif self._running is not None:
-            self._running.reset(rows, self.history(rows, self.world.history_length))
-        drawn = seeding.uniforms(keys[:, None], self._draws)
-        self._uniforms.reshape(self.batch_size, -1)[rows] = drawn
+            self._running.reset(rows, window)
+        self._draws.start(rows, keys)
         if self._candidates is not None:
             self._max_steps[rows] = np.minimum(self._candidates.counts[users] // self.slate_size, self.max_len)
         self._allow_candidates(rows)
@@ -310,7 +311,7 @@ class SessionSimulator:
         """
         response, users = self._response_now()
         expected = response.expected(users, items, self._history_for_response())
-        feedback = response.feedback(expected, self._uniforms.take(self._first_slates + self.steps, axis=0))
+        feedback = response.feedback(expected, self._draws.of_step(self.steps))
         clicks = response.clicked(feedback)
         # Products with ones are the fastest sums of short rows. They add whole numbers, or float32 in float64 without
         # rounding, so that the order in which they add does not matter.
@@ -337,7 +338,7 @@ class SessionSimulator:
 
     def _parts(self) -> dict[str, Any]:
         parts = {"sessions": self, "leave": self._leave, "drift": self._drift, "memory": self._response_memory}
-        parts["histories"] = self._histories
+        parts |= {"histories": self._histories, "draws": self._draws}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:

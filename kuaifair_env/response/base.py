@@ -76,6 +76,11 @@ class HistoryWindow:
         return HistoryWindow(self.items[:, -length:], self.clicks[:, -length:])
 
     @classmethod
+    def empty(cls, n: int, length: int) -> HistoryWindow:
+        """Returns ``n`` windows of users who saw nothing."""
+        return cls(np.full((n, length), PADDING, np.int32), np.zeros((n, length), np.bool_))
+
+    @classmethod
     def concatenate(cls, windows: Sequence[HistoryWindow]) -> HistoryWindow:
         """Returns the windows of all users, one group after the other."""
         return cls(
