@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rich.console import Console
-from worlds import TWIN_FOR_SETTINGS, open_worlds, short_name
+from worlds import PARTIAL, TWIN_FOR_SETTINGS, open_worlds, short_name
 
 from hrl_policies.study import check_study, read_study, run_study, single_threaded
 from hrl_policies.study.outputs import write_outputs
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--world",
         default=TWIN_FOR_SETTINGS,
-        help=f"an environment id, kuairand, kuairec, '{TWIN_FOR_SETTINGS}'",
+        help=f"an environment id, {', '.join(PARTIAL)}, '{TWIN_FOR_SETTINGS}'",
     )
     parser.add_argument("--data", type=Path, help="folder that holds the two partial data sets")
     parser.add_argument(

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
+import numpy as np
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
 
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data import InteractionData
 from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
+from kuaifair_env.replay import build_replay_world
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.synthetic.config import twin_config
 from kuaifair_env.synthetic.twin import load_twin
 from kuaifair_env.world import build_world
 
-PARTIAL = {"kuairand": "partial KuaiRand-Pure", "kuairec": "partial KuaiRec"}
+PARTIAL = {
+    "kuairand": "partial KuaiRand-Pure",
+    "kuairec": "partial KuaiRec",
+    "kuairand-replay": "partial KuaiRand-Pure, replayed",
+    "kuairand-replay-all": "partial KuaiRand-Pure, replayed for everybody",
+}
 TWIN_FOR_SETTINGS = "KuaiRand twin, seed 1"
 """A twin of other users, items and tastes: settings are chosen in it, and no result is reported in it."""
 
@@ -30,7 +38,7 @@ def open_worlds(name: str, data: Path | None = None) -> WorldPair:
     """Returns both worlds of an environment id, of partial real data, or of the twin for settings.
 
     Args:
-        name: An environment id, ``kuairand``, ``kuairec`` or :data:`TWIN_FOR_SETTINGS`.
+        name: An environment id, a key of :data:`PARTIAL`, or :data:`TWIN_FOR_SETTINGS`.
         data: Folder that holds the partial data sets.
     """
     if name == TWIN_FOR_SETTINGS:
@@ -41,7 +49,9 @@ def open_worlds(name: str, data: Path | None = None) -> WorldPair:
         raise SystemExit(f"{name} needs --data FOLDER, the folder with the partial data sets")
     if name == "kuairand":
         return worlds_of_data(PARTIAL[name], partial_kuairand(data / KUAIRAND_FOLDER))
-    return worlds_of_data(PARTIAL[name], partial_kuairec(data / KUAIREC_FOLDER))
+    if name == "kuairec":
+        return worlds_of_data(PARTIAL[name], partial_kuairec(data / KUAIREC_FOLDER))
+    return replay_worlds(PARTIAL[name], partial_kuairand(data / KUAIRAND_FOLDER), name.endswith("-all"))
 
 
 def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
@@ -51,6 +61,23 @@ def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
         build_world(data, split, cached_response(data, split), embeddings=embeddings) for split in ("train", "test")
     )
     return WorldPair(name, train, test)
+
+
+def replay_worlds(name: str, data: InteractionData, everybody: bool = False) -> WorldPair:
+    """Returns the usual training world, and the test log replayed.
+
+    Args:
+        name: How results call them.
+        data: The data set.
+        everybody: Whether all users with at least 30 candidates are in the test world, and none of them in the other;
+            if not, it has those held out with at least 5.
+    """
+    embeddings = cached_embeddings(data, 64)
+    train = build_world(data, "train", cached_response(data, "train"), embeddings=embeddings)
+    if not everybody:
+        return WorldPair(name, train, build_replay_world(data, embeddings=embeddings))
+    test = build_replay_world(data, users=data.test.user_rows(), min_candidates=30, embeddings=embeddings)
+    return WorldPair(name, replace(train, users=np.setdiff1d(train.users, test.users)), test)
 
 
 def twin_worlds(name: str, preset: str = "KuaiRand", **settings: Any) -> WorldPair:

@@ -367,9 +367,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV atomically; numbers keep all their digits."""
+    """Writes rows as CSV atomically; numbers keep all their digits, and what a row does not have is left empty."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text_atomically(path, stream.getvalue())

@@ -300,6 +300,12 @@ def test_records_go_to_a_small_csv_and_come_from_stored_runs(records, tmp_path):
         rows = list(csv.DictReader(stream))
     assert [float(row["len"]) for row in rows] == [record.summary["len"] for record in records]
     assert rows[0]["method"] == "a2c" and rows[0]["seed"] == "11"
+    # The length formula holds under some leave rules only, and where all users leave.
+    without = replace(records[0], summary={n: v for n, v in records[0].summary.items() if not n.startswith("len_")})
+    write_records(tmp_path / "mixed.csv", [without, records[1]])
+    with (tmp_path / "mixed.csv").open() as stream:
+        predicted = [row["len_predicted"] for row in csv.DictReader(stream)]
+    assert predicted == ["", repr(records[1].summary["len_predicted"])]
 
     config = plan_run("random", OWN, session=SessionConfig(max_len=30))
     result = train(config, pairs()[OWN], output=tmp_path / "store/random")
