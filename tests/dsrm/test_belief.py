@@ -11,7 +11,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
-from dsrm.own_level import OwnLevel, OwnScales, posterior_offsets
+from dsrm.item_sites import posterior_offsets
+from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
 from kuaifair_env.errors import ArtifactError
 
@@ -180,26 +181,71 @@ def test_offsets_solve_their_equation_from_any_start(wide, shows):
         assert ((offsets - answer).abs() / slope).max() < 1e-6
 
 
-def quadrature_mean(scale: float, base: float, shows: int, clicks: int) -> float:
-    grid = np.linspace(-9 * scale, 9 * scale, 4001)
-    log = clicks * (base + grid) - shows * np.logaddexp(0, base + grid) - grid**2 / (2 * scale**2)
-    weights = np.exp(log - log.max())
-    return float(weights @ grid / weights.sum())
+def offset_alone(scale: float, base: float, shows: int, clicks: int) -> tuple[OwnLevel, Tensor]:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    counts = np.asarray([[shows]]), np.asarray([[clicks]])
+    return level_with(one, base * one, *counts, OwnScales(0.0, 0.0, scale)), base * one
+
+
+def moments_of(log_density: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    weights = np.exp(log_density - log_density.max())
+    weights /= weights.sum()
+    mean = float((weights * values).sum())
+    return mean, float((weights * (values - mean) ** 2).sum())
+
+
+def offset_moments(scale: float, base: float, shows: int, clicks: int) -> tuple[float, float]:
+    """Mean and variance of an offset's posterior by brute force."""
+    grid = np.linspace(-9 * scale - 6, 9 * scale + 6, 6001)
+    answers = clicks * (base + grid) - shows * np.logaddexp(0, base + grid)
+    return moments_of(answers - grid**2 / (2 * scale**2), grid)
+
+
+CASES = [
+    (base, shows, clicks) for base in (-2.0, 0.0, 2.0) for shows in (1, 3, 10) for clicks in {0, shows // 2, shows}
+]
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.35, 0.5])
 def test_modes_are_close_to_the_means_of_brute_force_where_scales_are_narrow(scale):
-    for base in (-2.0, 0.0, 2.0):
-        for shows in (1, 3, 10):
-            for clicks in (0, shows // 2, shows):
-                items = np.asarray([[shows]]), np.asarray([[clicks]])
-                level = level_with(
-                    torch.ones(1, 1, dtype=torch.float64),
-                    torch.full((1, 1), base).double(),
-                    *items,
-                    OwnScales(0, 0, scale),
-                )
-                assert level.logits().item() == pytest.approx(quadrature_mean(scale, base, shows, clicks), abs=0.02)
+    for case in CASES:
+        level, _ = offset_alone(scale, *case)
+        assert level.logits().item() == pytest.approx(offset_moments(scale, *case)[0], abs=0.02)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_matched_moments_are_those_of_brute_force_however_wide_the_prior(scale):
+    for case in [*CASES, (-3.0, 100, 0), (3.0, 100, 1)]:
+        level, base = offset_alone(scale, *case)
+        level.match_moments(base)
+        mean, variance = offset_moments(scale, *case)
+        assert level.logits().item() == pytest.approx(mean, abs=0.005)
+        assert level.variances(torch.zeros(1, 1, dtype=torch.int64)).item() == pytest.approx(variance, rel=0.02)
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [(0.5, 0.005), (1.0, 0.01), (3.0, 0.06)])
+def test_matched_moments_of_several_items_are_close_to_brute_force(scale, tolerance):
+    grid = np.linspace(-8 * scale, 8 * scale, 601)
+    intercepts, tastes = np.meshgrid(grid, grid, indexing="ij")
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        side = rng.choice([-1.0, 1.0], size=8)
+        shows, base = rng.integers(1, 8, 8), 2.0 * rng.normal(size=8)
+        clicks = rng.binomial(shows, expit(base + scale * rng.normal() + scale * rng.normal() * side))
+        features, bases = torch.from_numpy(np.column_stack([np.ones(8), side])), torch.from_numpy(base)[None]
+        level = level_with(features, bases, shows[None], clicks[None], OwnScales(scale, scale, 0.0))
+        mode = level.logits()[0].numpy()
+        level.match_moments(bases)
+        log = -(intercepts**2 + tastes**2) / (2 * scale**2)
+        for item in range(8):
+            logits = base[item] + intercepts + side[item] * tastes
+            log += clicks[item] * logits - shows[item] * np.logaddexp(0, logits)
+        means = np.asarray([moments_of(log, intercepts + one * tastes)[0] for one in side])
+        matched = level.logits()[0].numpy()
+        assert matched == pytest.approx(means, abs=tolerance)
+        assert np.abs(matched - means).max() < max(np.abs(mode - means).max(), 1e-3)
+        level.converge(bases)
+        assert level.logits()[0].numpy() == pytest.approx(mode, abs=1e-6)
 
 
 def test_shared_posterior_is_that_of_the_dense_gaussian_model():

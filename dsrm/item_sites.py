@@ -1,0 +1,103 @@
+"""What the answers to single items say: modes of their offsets, and Gaussian sites that match their moments.
+
+All functions are elementwise: ``(B, M)`` items of ``B`` sessions, each shown some times and clicked some of these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+_OFFSET_STEPS, _MAX_OFFSET_STEPS = 6, 100
+_MIN_PRECISION = 1e-6
+_NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+
+
+def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, start: Tensor) -> Tensor:
+    """Returns the posterior modes of offsets given everything else.
+
+    An offset's mode ``x`` solves ``x = variance (clicks - shows sigmoid(logits + x))``, whose right-hand side falls in
+    ``x``: Newton's method inside a bracket that always holds the solution.
+
+    Args:
+        logits: ``(B, M)``, log-odds without the offsets.
+        shows: ``(B, M)``, how often each item was shown.
+        clicks: ``(B, M)``, how often it was clicked.
+        variances: ``(B, 1)``, prior variances.
+        start: ``(B, M)``, where to begin.
+    """
+    low, high = variances * (clicks - shows), variances * clicks
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5  # of a step that is quadratic: what is left is its square
+    offsets = start
+    for _ in range(_OFFSET_STEPS):
+        previous = offsets.clamp(low, high)
+        probability = torch.sigmoid(logits + previous)
+        slope = variances * shows * probability
+        offsets = previous - (previous - high + slope) / (1.0 + slope * (1.0 - probability))
+        if ((offsets - previous).abs() - tolerance * previous.abs()).max() <= tolerance:
+            return offsets.clamp(low, high)
+    return _bracketed_offsets(logits, shows, clicks, variances, tolerance)
+
+
+def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, tolerance: float) -> Tensor:
+    """Returns what :func:`posterior_offsets` does by Newton's method in brackets, halved where it is slow."""
+    low, high = variances * (clicks - shows), variances * clicks
+    upper, offsets, last_change = high, (low + high) / 2, high - low
+    for _ in range(_MAX_OFFSET_STEPS):
+        slope = variances * shows * torch.sigmoid(logits + offsets)
+        excess = offsets - upper + slope
+        low, high = torch.where(excess < 0, offsets, low), torch.where(excess > 0, offsets, high)
+        moved = offsets - excess / (1.0 + slope * torch.sigmoid(-logits - offsets))
+        slow = (moved <= low) | (moved >= high) | ((moved - offsets).abs() > last_change / 2)
+        moved = torch.where(slow, (low + high) / 2, moved)
+        last_change, offsets = (moved - offsets).abs(), moved
+        if (last_change - tolerance * offsets.abs()).max() <= tolerance:
+            break
+    return offsets
+
+
+def linear_weights(curvatures: Tensor, variances: Tensor) -> Tensor:
+    """Returns the precision with which items speak of the linear part: 1 / (1 / curvature + variance)."""
+    return curvatures / (1.0 + variances * curvatures)
+
+
+def matched_sites(
+    base: Tensor,
+    shows: Tensor,
+    clicks: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    precisions: Tensor,
+    shifts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Returns Gaussian sites in place of the answers to each item, by one step of expectation propagation.
+
+    A site ``exp(shift x - precision x^2 / 2)`` is chosen so that with it the marginal of an item's own log-odds ``x``
+    has the mean and variance that it has with the answers themselves (Minka, "Expectation propagation for approximate
+    Bayesian inference", UAI 2001). Integrals are adaptive Gauss-Hermite quadrature.
+
+    Args:
+        base: ``(B, M)``, log-odds without the own part.
+        shows: ``(B, M)``, how often each item was shown; at least once.
+        clicks: ``(B, M)``, how often it was clicked.
+        means: ``(B, M)``, means of the marginals with the sites so far.
+        variances: ``(B, M)``, their variances, positive.
+        precisions: ``(B, M)``, of the sites so far.
+        shifts: ``(B, M)``, of the sites so far.
+
+    Returns:
+        Precisions and shifts, ``(B, M)``.
+    """
+    without = (1.0 / variances - precisions).clamp(min=_MIN_PRECISION)
+    shift_without = means / variances - shifts
+    nodes, weights = (torch.from_numpy(array).to(means.dtype) for array in (_NODES, np.log(_NODE_WEIGHTS)))
+    points = means[..., None] + variances.sqrt()[..., None] * nodes
+    logits = base[..., None] + points
+    log_answers = clicks[..., None] * logits - shows[..., None] * softplus(logits)
+    log_rest = shift_without[..., None] * points - without[..., None] * points**2 / 2
+    density = torch.softmax(log_answers + log_rest + nodes**2 / 2 + weights, dim=-1)
+    matched = (density * points).sum(-1)
+    spread = (density * (points - matched[..., None]) ** 2).sum(-1)
+    return (1.0 / spread - without).clamp(min=0.0), matched / spread - shift_without
