@@ -133,13 +133,16 @@ class BeliefQuota(GreedyCTR):
             self._start(begun, batch)
             self._steps[begun], self._users[begun] = 0, users[begun]
         behind = steps - self._steps
-        slates = _slates_of_sessions(batch.history_window(), int(behind.max()), simulator.slate_size)
-        for back in range(int(behind.max()), 0, -1):
+        n_slates, slate_size = int(behind.max()), simulator.slate_size
+        window = batch.history_window(n_slates * slate_size)
+        shape = (len(steps), n_slates, slate_size)
+        items, clicks = window.items.reshape(shape).astype(np.int64), window.clicks.reshape(shape)
+        for back in range(n_slates, 0, -1):
             rows = np.flatnonzero(behind >= back)
-            shown = torch.from_numpy(slates.items[rows, -back].astype(np.int64))
-            self._sessions.observe(torch.from_numpy(rows), shown, torch.from_numpy(slates.clicks[rows, -back]))
+            shown, clicked = torch.from_numpy(items[rows, -back]), torch.from_numpy(clicks[rows, -back])
+            self._sessions.observe(torch.from_numpy(rows), shown, clicked)
         self._steps = steps.copy()
-        return int(behind.max()) > 1
+        return n_slates > 1
 
     def _start(self, rows: NDArray[np.int64], batch: SessionBatch) -> None:
         world = batch.world
@@ -169,10 +172,3 @@ class ItemQuota(BeliefQuota):
 
     def _items(self, world: World) -> BeliefItems:
         return BeliefItems.of_world(world).without_columns()
-
-
-def _slates_of_sessions(window: HistoryWindow, steps: int, slate_size: int) -> HistoryWindow:
-    """Returns the last slates in each window, ``(B, steps, K)``, newest last."""
-    shape = (len(window.items), steps, slate_size)
-    last = slice(window.items.shape[1] - steps * slate_size, None)
-    return HistoryWindow(window.items[:, last].reshape(shape), window.clicks[:, last].reshape(shape))

@@ -110,10 +110,10 @@ def test_results_do_not_depend_on_how_many_sessions_run_at_a_time(world, scorer)
 
 
 def test_a_session_taken_up_in_the_middle_is_read_from_its_window(world, scorer):
-    sessions = Sessions(world)
+    sessions = Sessions(world, config=SessionConfig(max_len=30, slate_size=4, action_mode="slate", leave="never"))
     early, late = BeliefQuota(scorer), BeliefQuota(scorer)
     early.bind(sessions.shown)
-    for _ in range(4):
+    for _ in range(12):  # more than the places of the log context
         sessions.step(early, explore=False)
     late.bind(sessions.shown)
     early.belief.shared.mean[:] = 0.0
