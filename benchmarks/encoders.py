@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from kuaifair_env.spaces import observed_states
+from kuaifair_env.observations import observed_states
 from kuaifair_env.splits import held_out_users
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -21,6 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from kuaifair_env import KuaiFairEnv, KuaiFairVectorEnv, SessionConfig, World
+from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data import (
     Catalogue,
@@ -33,7 +34,6 @@ from kuaifair_env.data import (
 )
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.factorised import FactorisedResponse
-from kuaifair_env.spaces import ActionMode
 from kuaifair_env.world import initial_history
 
 USERS, FACTORS, DIMENSION, HISTORY = 7_176, 32, 64, 50

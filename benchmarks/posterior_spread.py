@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kuaifair_env.spaces import observed_states
+from kuaifair_env.observations import observed_states
 from kuaifair_env.splits import held_out_users
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

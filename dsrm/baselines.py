@@ -18,8 +18,8 @@ from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound,
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
+from kuaifair_env.observations import StateObserver
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import StateObserver
 from kuaifair_env.world import World
 
 _NOISE_CLIP = 6.0

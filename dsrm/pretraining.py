@@ -52,8 +52,8 @@ from dsrm.training import (
     train_denoiser,
 )
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 

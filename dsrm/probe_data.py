@@ -16,8 +16,8 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.files import save_figure
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import PADDING, HistoryWindow
-from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 KINDS = ("log", "short", "policy")

@@ -19,9 +19,9 @@ from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
+from kuaifair_env.observations import StateObserver, StateSpace
 from kuaifair_env.pooling import embedding_sums, mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.spaces import StateObserver, StateSpace
 from kuaifair_env.world import World
 
 Mode = Literal[

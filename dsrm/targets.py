@@ -17,10 +17,10 @@ from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.observations import StateObserver, observed_states
 from kuaifair_env.ranking import top_k
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
-from kuaifair_env.spaces import StateObserver, observed_states
 from kuaifair_env.world import World, windows_before
 
 _MIN_LENGTH, _MAX_LENGTH = 5, 50

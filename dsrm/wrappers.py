@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from dsrm.purifier import StatePurifier, history_length_of, purified_space
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.observations import extended_space, stack_observations, state_of, take_rows, with_state
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.session_view import FixedSettings
-from kuaifair_env.spaces import extended_space, stack_observations, state_of, take_rows, with_state
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 from kuaifair_env.world import World
 

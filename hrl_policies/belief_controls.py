@@ -19,9 +19,9 @@ from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import GreedyCTR, best_slates, fair_counts_now
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.served_sessions import ServedStep
-from kuaifair_env.spaces import observed_states
 from kuaifair_env.world import World
 
 NOISE = 0.5

@@ -19,9 +19,9 @@ from kuaifair_env.abandonment import LeaveRuleLike, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.metrics import slate_disparity, violates
+from kuaifair_env.observations import state_of
 from kuaifair_env.ranking import top_k
 from kuaifair_env.response.logged import LoggedResponse
-from kuaifair_env.spaces import state_of
 from kuaifair_env.world import World
 
 _USERS_AT_ONCE = 256

@@ -27,8 +27,8 @@ from hrl_policies.common.item_agent import ItemAgent, ItemAgentArguments, ItemNe
 from hrl_policies.common.sessions import allowed_items
 from hrl_policies.common.slates import MASKED, Column, ExecutedSlates, SlateReplaySamples, slate_shape
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.observations import reached_observations
 from kuaifair_env.ranking import top_k
-from kuaifair_env.spaces import reached_observations
 from kuaifair_env.world import World
 
 DNaIRMode = Literal["native", "kuaisim"]

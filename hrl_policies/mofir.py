@@ -29,8 +29,8 @@ from typing_extensions import Unpack
 from hrl_policies.common.sessions import OffPolicyArguments, purified_like, sessions_given
 from hrl_policies.common.slates import SlateReplayBuffer, SlateReplaySamples, executed_slates, state_space
 from hrl_policies.preference_front import preference_front, preference_grid
+from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import state_of
 from kuaifair_env.splits import evaluation_users
 
 OBJECTIVES = ("clicks", "tail_share")

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
+from kuaifair_env.actions import ActionMode, Duplicates, action_decoder
 from kuaifair_env.checkpoints import set_attributes
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
 from kuaifair_env.histories import SessionHistories
 from kuaifair_env.metrics import gini_of_sessions, signed_gap, slate_disparity
+from kuaifair_env.observations import ObservationMode, observer
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import (
     InitialHistory,
@@ -27,7 +29,6 @@ from kuaifair_env.simulator import (
     SessionSimulator,
     SessionSource,
 )
-from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode, action_decoder, observer
 from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
@@ -54,15 +55,16 @@ class SessionConfig:
     Attributes:
         max_len: Max Len of the paper: the temper that a user starts with, and the cap in steps.
         slate_size: Items per slate ``K``; None means 10, or 1 in ``item`` mode.
-        action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.spaces`).
-        observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.spaces`).
-        session_clock: Whether states end with steps taken / Max Len (see :class:`kuaifair_env.spaces.ClockedObserver`).
+        action_mode: ``"embedding"``, ``"slate"`` or ``"item"`` (see :mod:`kuaifair_env.actions`).
+        observation_mode: ``"state"`` or ``"history"`` (see :mod:`kuaifair_env.observations`).
+        session_clock: Whether states end with steps taken / Max Len (see
+            :class:`~kuaifair_env.observations.ClockedObserver`).
         leave: A leave rule, or one as a name, a text or a mapping (see :func:`kuaifair_env.abandonment.leave_rule`);
             what is more than a name becomes the rule itself.
         initial_history: ``"log"`` starts from the user's training log, ``"empty"`` cold.
         repeats: ``"forbid"`` shows an item at most once per session.
         duplicates: What ``slate`` mode does with an item that a slate holds twice: ``"error"``, or ``"replace"`` by the
-            most similar item that may be shown (see :class:`~kuaifair_env.spaces.FilledSlateActions`), which also
+            most similar item that may be shown (see :class:`~kuaifair_env.actions.FilledSlateActions`), which also
             replaces what ``repeats="forbid"`` rules out. With it SB3's ``MultiDiscrete`` policies can be trained.
         reward: ``"mean"`` or ``"sum"`` of the feedback over the slate; users leave by the mean in both.
         drift: Slates after which a user's taste correlates by .5 with that at the start of the session (see

@@ -11,11 +11,11 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import leave_rule
 from kuaifair_env.batch import SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray, raw_id
+from kuaifair_env.observations import take_rows
 from kuaifair_env.render import SessionRecorder, render_ansi, render_rgb
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, refuse_to_set
 from kuaifair_env.settings import lists_settings
-from kuaifair_env.spaces import take_rows
 from kuaifair_env.world import World
 
 _FIRST_ROW = np.zeros(1, np.int64)

@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_info
 from kuaifair_env.data.schema import BoolArray
+from kuaifair_env.observations import replace_rows, split_observations, take_rows
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
-from kuaifair_env.spaces import replace_rows, split_observations, take_rows
 from kuaifair_env.world import World
 
 InfoLevel = Literal["episode", "step"]

@@ -16,14 +16,15 @@ from kuaifair_env.world import HISTORY_LENGTH, WorldEncoder
 
 if TYPE_CHECKING:
     from kuaifair_env.abandonment import LeaveRuleLike
+    from kuaifair_env.actions import ActionMode, Duplicates
     from kuaifair_env.data.clicks import FeedbackKind, Positive
     from kuaifair_env.data.popularity import PopularitySource
     from kuaifair_env.data.schema import Split
     from kuaifair_env.metrics.fairness import DisparityMode
+    from kuaifair_env.observations import ObservationMode
     from kuaifair_env.origins import Source
     from kuaifair_env.response.fitting import ResponseKind
     from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
-    from kuaifair_env.spaces import ActionMode, Duplicates, ObservationMode
     from kuaifair_env.synthetic.config import TasteStrength
 
 Part = Literal["world", "sessions", "leave rule"]

@@ -307,7 +307,7 @@ class SessionSimulator:
         """Shows one slate to each user.
 
         Args:
-            items: ``int64 (B, K)`` distinct candidates in each row (see :mod:`kuaifair_env.spaces`).
+            items: ``int64 (B, K)`` distinct candidates in each row (see :mod:`kuaifair_env.actions`).
         """
         response, users = self._response_now()
         expected = response.expected(users, items, self._history_for_response())

@@ -14,10 +14,10 @@ from kuaifair_env import seeding
 from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig, step_infos
 from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.observations import split_observations
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.session_view import FixedSettings, SessionView, refuse_to_set
 from kuaifair_env.simulator import Outcome
-from kuaifair_env.spaces import split_observations
 from kuaifair_env.world import World
 
 

@@ -186,7 +186,7 @@ def states_before(
     """Returns the observed state just before each of some exposures.
 
     The mean embedding of the clicked items among the user's ``history_length`` exposures before the row, as
-    :func:`kuaifair_env.spaces.observed_states` computes it in a session.
+    :func:`kuaifair_env.observations.observed_states` computes it in a session.
 
     Args:
         log: The log.

@@ -32,8 +32,8 @@ from hrl_policies.common.slates import (
 )
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.observations import stack_observations, state_of
 from kuaifair_env.sb3 import world_beneath
-from kuaifair_env.spaces import stack_observations, state_of
 from kuaifair_env.world import World
 
 HeadKind = Literal["embedding", "linear"]

@@ -18,19 +18,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wra
 
 from dsrm.purifier import StatePurifier, history_length_of, purified_space
 from hrl_policies.common.transitions import LoggedTransitions
+from kuaifair_env.actions import ActionMode, action_decoder
 from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import DataError
+from kuaifair_env.observations import StateObserver, observed_states, reached_observations
 from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
-from kuaifair_env.spaces import (
-    ActionMode,
-    StateObserver,
-    action_decoder,
-    observed_states,
-    reached_observations,
-)
 from kuaifair_env.world import World, windows_before
 
 SessionEnd = Literal["truncated", "terminated"]

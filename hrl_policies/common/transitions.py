@@ -17,9 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from kuaifair_env.actions import SlateSpace
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.spaces import SlateSpace
 
 if TYPE_CHECKING:
     import torch

@@ -34,8 +34,8 @@ from hrl_policies.hrl_ppo.rewards import (
     newest_clicks,
 )
 from kuaifair_env.metrics import slate_disparity, violates
+from kuaifair_env.observations import reached_observations, take_rows
 from kuaifair_env.sb3 import world_beneath
-from kuaifair_env.spaces import reached_observations, take_rows
 
 SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
 RatioKind = Literal["per_slot", "slate", "mean"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hrl_policies.common.slates import MASKED
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.embeddings import unit_rows
-from kuaifair_env.spaces import state_of
+from kuaifair_env.observations import state_of
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:

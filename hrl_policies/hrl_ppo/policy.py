@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo.networks import HierarchySettings, ItemTable, Manager, Observed, Worker, omegas
-from kuaifair_env.spaces import stack_observations, state_of
+from kuaifair_env.observations import stack_observations, state_of
 
 _ADAM_EPSILON = 1e-5
 

@@ -30,13 +30,13 @@ from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, 
 from hrl_policies.study.store import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
+from kuaifair_env.actions import Duplicates
 from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.metrics.fairness import DisparityMode
 from kuaifair_env.registration import session_config
 from kuaifair_env.settings import WorldSettings
 from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
-from kuaifair_env.spaces import Duplicates
 
 CONTROLS = "controls"
 """Stands for all controls in a list of methods."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hrl_policies.worlds import WorldPair, cached_purifier, purified_sessions, training_sessions
 from hrl_policies.zoo.settings import MethodSettings, shipped_file, shipped_settings, shipped_worlds
+from kuaifair_env.actions import ActionMode
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.observations import ObservationMode
 from kuaifair_env.registration import world_and_config
-from kuaifair_env.spaces import ActionMode, ObservationMode
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:

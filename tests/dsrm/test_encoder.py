@@ -29,9 +29,9 @@ from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.calibration import within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import calibration_users, held_out_users
 
 TRAIN, TEST = taste_worlds()

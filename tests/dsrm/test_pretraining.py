@@ -23,8 +23,8 @@ from dsrm.probes import RAW, probe, purified_states, report_table
 from dsrm.purifier import MODES, load_purifier, propensity_weights, save_purifier
 from dsrm.targets import sample_windows
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.calibration import within_user_auc
-from kuaifair_env.spaces import observed_states
 from kuaifair_env.splits import calibration_users, early_stopping_split, held_out_users
 
 TRAIN, TEST = taste_worlds()

@@ -23,8 +23,8 @@ from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import state_of
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world(0.4)

@@ -26,9 +26,9 @@ from hrl_policies.controls import RandomSlates
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.observations import StateObserver
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.simulator import Sessions, SessionSimulator
-from kuaifair_env.spaces import StateObserver
 
 ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 

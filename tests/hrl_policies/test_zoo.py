@@ -33,7 +33,7 @@ from hrl_policies.zoo import (
     search_space,
 )
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.spaces import state_of
+from kuaifair_env.observations import state_of
 
 HIERARCHICAL = [
     "dsrm-hrl",

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuaifair_env import neighbours
+from kuaifair_env.actions import EmbeddingActions
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog
 from kuaifair_env.embeddings import _co_exposure, cached_embeddings, item_embeddings, separated, unit_rows
 from kuaifair_env.errors import DataError
 from kuaifair_env.neighbours import rows_with_neighbours
 from kuaifair_env.registration import ENVIRONMENTS, make_world
-from kuaifair_env.spaces import EmbeddingActions
 
 TOY = "KuaiFair-Toy-v0"
 

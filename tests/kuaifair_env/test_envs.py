@@ -25,8 +25,8 @@ from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.spaces import state_of
 from kuaifair_env.vector_env import KuaiFairVectorEnv
 
 WORLD = small_world(candidates=45)

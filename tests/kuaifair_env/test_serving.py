@@ -24,10 +24,10 @@ from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate
 from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
+from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.served_sessions import ServedUsers
 from kuaifair_env.serving_results import ServingResult, ServingSummary, session_figures
-from kuaifair_env.spaces import top_k
 from kuaifair_env.splits import serving_split
 from kuaifair_env.world import World
 

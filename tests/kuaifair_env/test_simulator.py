@@ -16,9 +16,9 @@ from kuaifair_env import seeding
 from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.metrics import expected_length
+from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import FixedSessions, RandomUsers, SessionSimulator
-from kuaifair_env.spaces import observed_states
 
 WORLD = small_world()
 

@@ -8,16 +8,9 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kuaifair_env.actions import SlateSpace, action_decoder
+from kuaifair_env.observations import reached_observations, replace_rows, stack_observations, state_of, take_rows
 from kuaifair_env.pooling import mean_embeddings
-from kuaifair_env.spaces import (
-    SlateSpace,
-    action_decoder,
-    reached_observations,
-    replace_rows,
-    stack_observations,
-    state_of,
-    take_rows,
-)
 
 
 def test_an_embedding_action_shows_the_items_with_the_largest_inner_product():
