@@ -338,7 +338,9 @@ class SessionBatch:
         self._returns = self._returns + outcome.reward
         self._popular = self._popular + outcome.popular_share
         self._violations = self._violations + outcome.violation
-        done = outcome.done if over is None else outcome.done & ~over
+        done = outcome.terminated | outcome.truncated
+        if over is not None:
+            done = done & ~over
         self.finished, self.finished_records, self._finished_histories = _NO_ROWS, None, None
         if np.count_nonzero(done):
             self.finished = done.nonzero()[0]

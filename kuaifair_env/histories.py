@@ -53,8 +53,7 @@ class SessionHistories:
 
     def append(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
         """Appends a slate to each session, ``(B, K)`` each."""
-        places = items + items
-        places += clicks
+        places = items + items + clicks
         end = self._end + places.shape[1]
         self._places[:, self._end : end] = places
         self._end = end % self._places.shape[1]

@@ -200,17 +200,18 @@ class RunningClicks:
         """Moves all windows on by slates, ``(B, K)`` each."""
         split = self._slate_size - self._rest
         complete = self._pool.sums(items[:, :split], clicks[:, :split])
-        self._sums += complete
+        entering = complete
         if self._rest:
-            complete += self._begun
+            complete = complete + self._begun
             self._begun = self._pool.sums(items[:, split:], clicks[:, split:])
-            self._sums += self._begun
+            entering = entering + self._begun
         if len(self._ring):
-            self._sums -= self._ring[self._oldest]
+            change = entering - self._ring[self._oldest]
             self._ring[self._oldest] = complete
             self._oldest = (self._oldest + 1) % len(self._ring)
         else:
-            self._sums -= complete
+            change = entering - complete
+        self._sums = self._sums + change
 
     def means(self, rows: IntArray | None = None) -> FloatArray:
         """Returns the means of the given sessions, or of all, ``float32 (B, d)``; zero without clicks."""

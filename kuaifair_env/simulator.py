@@ -28,6 +28,7 @@ Repeats = Literal["allow", "forbid"]
 RewardForm = Literal["mean", "sum"]
 """``"mean"``: mean feedback over the slate, the paper's ``r_t``; ``"sum"``: its sum, ``K`` times as much."""
 
+_ONE = np.asarray(1)
 _USER_DRAW = np.zeros(1, np.uint64)
 
 
@@ -357,7 +358,7 @@ class SessionSimulator:
             self._response_memory.append(items, clicks)
         if self._running is not None:
             self._running.append(items, clicks)
-        self.steps += 1
+        self.steps = self.steps + _ONE
         self._histories.append(items, clicks)
         if self._allowed is not None:
             self._allowed[self._rows[:, None], items] = False

@@ -186,13 +186,11 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
     def _replace(self, rows: IntArray, infos: dict[str, Any]) -> None:
         """Starts new sessions in some rows and says so, as ``reset`` does."""
         self.batch.reset(rows)
-        infos["user_id"] = self.batch.user_ids
-        infos["temper"] = infos["temper"].copy()
-        infos["temper"][rows] = self.batch.simulator.temper[rows]
-        infos["_user_id"] = infos["_user_id"].copy()
-        infos["_user_id"][rows] = True
-        infos["_temper"] = infos["_user_id"]
-        infos |= {name: info for name, info in self._start_infos(rows).items() if name.endswith("fingerprint")}
+        starts = self._start_infos(rows)
+        infos["user_id"] = starts["user_id"]
+        infos["temper"] = np.where(starts["_temper"], starts["temper"], infos["temper"])
+        infos["_user_id"] = infos["_temper"] = infos["_user_id"] | starts["_user_id"]
+        infos["fingerprint"], infos["_fingerprint"] = starts["fingerprint"], starts["_fingerprint"]
 
     def _start_infos(self, rows: IntArray) -> dict[str, Any]:
         mask = np.zeros(self.num_envs, np.bool_)
@@ -202,9 +200,14 @@ class KuaiFairVectorEnv(FixedSettings, VectorEnv[Any, Any, Any]):
             "_user_id": mask,
             "temper": self.batch.simulator.temper.copy(),
             "_temper": mask,
-            "fingerprint": np.full(self.num_envs, str(self.world.fingerprint), object),
+            "fingerprint": self._fingerprints(),
             "_fingerprint": mask,
         }
+
+    def _fingerprints(self) -> NDArray[Any]:
+        fingerprints = np.empty(self.num_envs, object)
+        fingerprints[:] = str(self.world.fingerprint)
+        return fingerprints
 
     def _infos(self, outcome: Outcome, live: BoolArray) -> dict[str, Any]:
         infos: dict[str, Any] = step_infos(outcome, self.batch)
