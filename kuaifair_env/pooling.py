@@ -14,6 +14,7 @@ _INT32_RANGE = 2.0**31
 _TINY = 1e-30
 _WINDOWS_AT_ONCE = 32
 _MANY_ROWS = 32
+_SUMS_AT_ONCE = 256
 _USERS_AT_ONCE = 256
 _MAX_BYTES = 2**26
 _NO_CLICK = np.asarray(-1)
@@ -88,7 +89,11 @@ class ClickPool:
         """
         if window.items.shape[1] > self.length:
             raise ValueError(f"states are pooled over {self.length} places, got windows of {window.items.shape[1]}")
-        return self.divide(self.sums(window.items, window.clicks))
+        sums = np.empty((len(window.items), self.width), np.int32)
+        for begin in range(0, len(sums), _SUMS_AT_ONCE):
+            part = slice(begin, begin + _SUMS_AT_ONCE)
+            sums[part] = self.sums(window.items[part], window.clicks[part])
+        return self.divide(sums)
 
     def sums(self, items: IntArray, clicks: BoolArray) -> NDArray[np.int32]:
         """Returns the sums behind :meth:`means` and, in the last column, the numbers of clicks, ``int32 (B, d + 1)``.
