@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_
 from kuaifair_env.response.base import PADDING, BernoulliFeedback, History, HistoryWindow, sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.rows import HistorySource
-from kuaifair_env.response.transformer import Attendable, HistoryTransformer, TransformerShape, as_is
+from kuaifair_env.response.transformer import HistoryTransformer, OwnPlaces, Places, TransformerShape
 
 _KIND = "sequential"
 _VERSION = 2  # of what the weights mean
-_USERS_AT_ONCE = 32  # their attention scores fit a processor's cache
+_SESSIONS_AT_ONCE, _HISTORIES_AT_ONCE = 32, 8  # their attention scores fit a processor's cache
 _ITEMS_AT_ONCE = 16  # at most, in a memory
 
 Weights = Mapping[str, FloatArray]
@@ -59,7 +58,7 @@ class SequentialConfig:
 
 
 class TransformerMemory:
-    """Keys and values of ``B`` running sessions, and the state after the newest item of each.
+    """What ``B`` running sessions need of their past, and the state after the newest item of each.
 
     All sessions see equally many items at a time, so their newest places stand in the same slots of a ring. Before the
     ring stands the start token.
@@ -71,29 +70,28 @@ class TransformerMemory:
 
     Attributes:
         states: ``float32 (B, d)``.
+        keys, values, inputs: See :class:`~kuaifair_env.response.transformer.Places`.
+        next: Slot of the ring for the next place.
     """
 
     def __init__(self, transformer: HistoryTransformer, item_codes: FloatArray, batch_size: int) -> None:
         shape = transformer.shape
         width = shape.dimension // shape.heads
         self._transformer, self._item_codes = transformer, item_codes
-        self._slots = shape.length - 1 + _ITEMS_AT_ONCE
-        self._next = 0
-        sizes = (shape.layers, batch_size, shape.heads)
-        self._keys = np.zeros((*sizes, width, 1 + self._slots), np.float32)
-        self._values = np.zeros((*sizes, 1 + self._slots, width + 1), np.float32)
+        self.next = 0
+        sizes, places = (shape.layers - 1, batch_size, shape.heads), shape.length + _ITEMS_AT_ONCE
+        self.keys = np.zeros((*sizes, width, places), np.float32)
+        self.values = np.zeros((*sizes, places, width + 1), np.float32)
+        self.inputs = np.zeros((batch_size, places, shape.dimension + 1), np.float32)
         self.states = np.zeros((batch_size, shape.dimension), np.float32)
         nothing = HistoryWindow(np.zeros((batch_size, 0), np.int32), np.zeros((batch_size, 0), np.bool_))
         self.reset(np.arange(batch_size), nothing)
 
     def reset(self, rows: IntArray, history: HistoryWindow) -> None:
         """See :class:`~kuaifair_env.response.base.SessionMemory`."""
-        for block in _blocks(len(rows)):
-            window = history.take(block)
-            places = min(window.items.shape[1], self._transformer.shape.length - 1)
-            columns = np.r_[0, 1 + (self._next - places + np.arange(places)) % self._slots]
-            write = partial(self._replace, rows[block], columns)
-            self.states[rows[block]] = _newest_states(self._transformer, self._item_codes, window, write)
+        for block in _blocks(len(rows), _HISTORIES_AT_ONCE):
+            places = _WholeHistory(self, rows[block], self._transformer.shape.length - 1)
+            self.states[rows[block]] = _newest_state(self._transformer, self._item_codes, history.take(block), places)
 
     def append(self, items: IntArray, clicks: BoolArray) -> None:
         """See :class:`~kuaifair_env.response.base.SessionMemory`."""
@@ -102,51 +100,80 @@ class TransformerMemory:
             self._append(items[:, part], clicks[:, part].astype(np.intp))
 
     def _append(self, items: IntArray, clicks: IntArray) -> None:
-        transformer = self._transformer
-        slots = (self._next + np.arange(items.shape[1])) % self._slots
-        # Around the ring, what is newer than a place is too far back for it to attend to.
-        distances = (slots[:, None] - np.arange(self._slots)) % self._slots
-        biases = [transformer.biases(layer, distances) for layer in range(transformer.shape.layers)]
-        for block in _blocks(len(items)):
-            tokens = transformer.tokens(self._item_codes[items[block]], clicks[block])
-            present = np.ones(tokens.shape[:2], np.bool_)
-            extend = partial(self._extend, block, 1 + slots)
-            self.states[block] = transformer.encoded(tokens, present, biases, True, extend)[:, 0]
-        self._next = (self._next + items.shape[1]) % self._slots
+        slots = self.inputs.shape[1] - 1
+        # Around the ring, what is newer than a place counts as too far back for it to attend to.
+        distances = ((self.next + np.arange(items.shape[1]))[:, None] - np.arange(slots)) % slots
+        for block in _blocks(len(items), _SESSIONS_AT_ONCE):
+            codes = self._item_codes[items[block]]
+            places = _NextPlaces(self, block)
+            self.states[block] = self._transformer.continued_state(codes, clicks[block], distances, places)
+        self.next = (self.next + items.shape[1]) % slots
 
-    def _replace(
-        self, rows: IntArray, columns: IntArray, layer: int, keys: FloatArray, values: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Keeps the start token and the newest places of whole histories, and forgets all else."""
-        newest = np.r_[0, np.arange(1 - len(columns), 0) + keys.shape[3]]
-        self._values[layer, rows] = 0.0
-        self._values[layer][rows[:, None], :, columns] = values[:, :, newest].swapaxes(1, 2)
-        self._keys[layer][rows[:, None], :, :, columns] = np.moveaxis(keys[..., newest], 3, 1)
+
+class _WholeHistory:
+    """The places of whole histories, of which some rows of a memory keep what they need."""
+
+    def __init__(self, memory: TransformerMemory, rows: IntArray, n_needed: int) -> None:
+        self._memory, self._rows, self._n_needed = memory, rows, n_needed
+
+    def keys_and_values(self, layer: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        self._replace(self._memory.keys[layer].swapaxes(-1, -2), keys.swapaxes(-1, -2))
+        self._replace(self._memory.values[layer], values)
         return keys, values
 
-    def _extend(
-        self, rows: slice, columns: IntArray, layer: int, keys: FloatArray, values: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        all_keys, all_values = self._keys[layer, rows], self._values[layer, rows]
-        all_keys[..., columns] = keys
-        all_values[:, :, columns] = values
-        return all_keys, all_values
+    def inputs(self, inputs: FloatArray) -> FloatArray:
+        self._replace(self._memory.inputs, inputs)
+        return inputs
+
+    def _replace(self, kept: FloatArray, places: FloatArray) -> None:
+        count = min(places.shape[-2] - 1, self._n_needed)
+        if count < self._n_needed:
+            kept[self._rows] = 0.0
+        kept[self._rows, ..., :1, :] = places[..., :1, :]
+        ring = kept[..., 1:, :]
+        _write(
+            ring, self._rows, (self._memory.next - count) % ring.shape[-2], places[..., places.shape[-2] - count :, :]
+        )
 
 
-def _blocks(size: int) -> Iterator[slice]:
-    for start in range(0, size, _USERS_AT_ONCE):
-        yield slice(start, min(start + _USERS_AT_ONCE, size))
+class _NextPlaces:
+    """The places of some rows of a memory, to which come the next ones of their sessions."""
+
+    def __init__(self, memory: TransformerMemory, rows: slice) -> None:
+        self._memory, self._rows = memory, rows
+
+    def keys_and_values(self, layer: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        all_keys, all_values = self._memory.keys[layer], self._memory.values[layer]
+        _write(all_keys[..., 1:].swapaxes(-1, -2), self._rows, self._memory.next, keys.swapaxes(-1, -2))
+        _write(all_values[..., 1:, :], self._rows, self._memory.next, values)
+        return all_keys[self._rows], all_values[self._rows]
+
+    def inputs(self, inputs: FloatArray) -> FloatArray:
+        _write(self._memory.inputs[:, 1:], self._rows, self._memory.next, inputs)
+        return self._memory.inputs[self._rows]
 
 
-def _newest_states(
-    transformer: HistoryTransformer, item_codes: FloatArray, history: HistoryWindow, attendable: Attendable = as_is
+def _write(ring: FloatArray, rows: IntArray | slice, first: int, places: FloatArray) -> None:
+    """Writes places ``(r, ..., n, c)`` into the slots from ``first`` on of rows of a ring ``(B, ..., slots, c)``."""
+    before_end = min(places.shape[-2], ring.shape[-2] - first)
+    ring[rows, ..., first : first + before_end, :] = places[..., :before_end, :]
+    ring[rows, ..., : places.shape[-2] - before_end, :] = places[..., before_end:, :]
+
+
+def _blocks(size: int, length: int) -> Iterator[slice]:
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def _newest_state(
+    transformer: HistoryTransformer, item_codes: FloatArray, history: HistoryWindow, places: Places
 ) -> FloatArray:
     """Returns ``float32 (B, d)``, the state after the newest item of each history."""
     reach = transformer.shape.reach
     items, clicks = history.items[:, -reach:], history.clicks[:, -reach:].astype(np.intp)
     codes = item_codes[np.maximum(items, 0)]
-    states: FloatArray = transformer.states(codes, clicks, items != PADDING, True, attendable)[:, 0]
-    return states
+    state: FloatArray = transformer.newest_state(codes, clicks, items != PADDING, places)
+    return state
 
 
 class SequentialResponse(BernoulliFeedback):
@@ -248,8 +275,10 @@ class SequentialResponse(BernoulliFeedback):
             return history.states
         if not isinstance(history, HistoryWindow):
             raise DataError("a sequential response reads windows and the memory that it made itself")
-        blocks = [history.take(block) for block in _blocks(len(history.items))]
-        return np.concatenate([_newest_states(self._transformer, self._item_codes, block) for block in blocks])
+        states = np.empty((len(history.items), self.shape.dimension), np.float32)
+        for block in _blocks(len(states), _HISTORIES_AT_ONCE):
+            states[block] = _newest_state(self._transformer, self._item_codes, history.take(block), OwnPlaces())
+        return states
 
     def session_memory(self, batch_size: int) -> TransformerMemory:
         """See :func:`kuaifair_env.response.base.session_memory`."""

@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor."""
-
-Attendable: TypeAlias = Callable[[int, Array, Array], tuple[Array, Array]]
-"""``(layer, keys and values of the tokens that are computed) -> keys and values that they may attend to``."""
-
-
-def as_is(layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
-    """Lets tokens attend to each other alone."""
-    return keys, values
-
 
 _EPSILON = 1e-5
 _MASKED = -1e9
@@ -90,13 +81,43 @@ class TransformerShape:
         return shapes
 
 
+class Places(Protocol):
+    """The places that tokens attend to: takes in those of the tokens, and hands out all.
+
+    ``n`` counts the tokens, ``m`` the places.
+    """
+
+    def keys_and_values(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
+        """Returns keys ``(B, heads, d / heads, m)`` and values ``(B, heads, m, d / heads + 1)``, given ``n`` of them.
+
+        Values end in 1, and are all 0 where there is nothing, such as at padding.
+        """
+        ...
+
+    def inputs(self, inputs: Array) -> Array:
+        """Returns the last layer's inputs, ``(B, m, d + 1)``, given ``n`` of them; they end in 1 or are 0 likewise."""
+        ...
+
+
+class OwnPlaces:
+    """Tokens that attend to each other alone."""
+
+    def keys_and_values(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
+        """See :class:`Places`."""
+        return keys, values
+
+    def inputs(self, inputs: Array) -> Array:
+        """See :class:`Places`."""
+        return inputs
+
+
 @dataclass(frozen=True)
 class HistoryTransformer:
     """The forward pass over a history, for numpy arrays and torch tensors alike.
 
     A start token stands before the items, so that an empty history has a state too. Each place attends to the start
     token and to the newest ``H`` places up to itself, never to padding, with a learned bias per distance. What a place
-    computes thus depends on itself and what came before it alone, and is final: keys and values can be kept.
+    computes thus depends on itself and on what stands before it alone, and never changes: it can be kept.
 
     Attributes:
         shape: Sizes.
@@ -110,89 +131,45 @@ class HistoryTransformer:
     xp: Any
     dropout: Callable[[Array], Array] = lambda x: x
 
-    def states(
-        self,
-        item_codes: Array,
-        clicks: Array,
-        present: Array,
-        newest_only: bool = False,
-        attendable: Attendable = as_is,
-    ) -> Array:
+    def states(self, item_codes: Array, clicks: Array, present: Array) -> Array:
         """Returns the state after each place: after the start token, after one item, ..., after all ``n`` items.
-
-        Padding becomes a copy of the start token, whose state an empty history needs.
 
         Args:
             item_codes: ``float (B, n, d)``, ``e_i`` of the items, anything at padding.
             clicks: ``int (B, n)``, 0 or 1.
             present: ``bool (B, n)``, False at padding, which may stand before or behind the items.
-            newest_only: Whether only the last place's state is computed.
-            attendable: Sees keys and values of each layer, and may exchange them for others of the same tokens.
 
         Returns:
-            ``float (B, n + 1, d)``, or ``(B, 1, d)`` with ``newest_only``.
+            ``float (B, n + 1, d)``.
         """
-        xp = self.xp
-        tokens = xp.where(present[:, :, None], self.tokens(item_codes, clicks), self.weights["start"])
-        start = xp.broadcast_to(self.weights["start"], (len(tokens), 1, self.shape.dimension))
-        with_start = xp.concatenate([xp.ones((len(present), 1), dtype=present.dtype), present], 1)
-        place = xp.arange(present.shape[1] + 1)
-        biases = [self.biases(layer, place[:, None] - place[None, 1:]) for layer in range(self.shape.layers)]
-        return self.encoded(xp.concatenate([start, tokens], 1), with_start, biases, newest_only, attendable)
-
-    def tokens(self, item_codes: Array, clicks: Array) -> Array:
-        """Returns the tokens of items that were shown, ``float (B, n, d)``; arguments as in :meth:`states`."""
-        return item_codes + self.weights["feedback"][clicks]
-
-    def biases(self, layer: int, distances: Array) -> Array:
-        """Returns what is added to the scores of ``n`` tokens with the start token and ``m`` others.
-
-        Args:
-            layer: Number of the layer.
-            distances: ``int (n, m)``, how many places the other stands before the token; it is not attended to outside
-                of ``0 .. H - 1``.
-
-        Returns:
-            ``float (heads, n, 1 + m)``.
-        """
-        xp, length = self.xp, self.shape.length
-        by_distance = xp.clip(self.weights[f"{layer}.distance"], -_MAX_BIAS, _MAX_BIAS)
-        masked = xp.full((self.shape.heads, 1), _MASKED, dtype=xp.float32)
-        by_distance = xp.concatenate([by_distance, masked], 1)
-        start = xp.clip(self.weights[f"{layer}.start_bias"], -_MAX_BIAS, _MAX_BIAS)[:, None, None]
-        start = xp.broadcast_to(start, (self.shape.heads, len(distances), 1))
-        within = (distances >= 0) & (distances < length)
-        return xp.concatenate([start, by_distance[:, xp.where(within, distances, length)]], 2)
-
-    def encoded(
-        self, tokens: Array, present: Array, biases: list[Array], newest_only: bool, attendable: Attendable
-    ) -> Array:
-        """Returns the states of tokens, ``float (B, n, d)``, or ``(B, 1, d)`` with ``newest_only``.
-
-        Args:
-            tokens: ``float (B, n, d)``.
-            present: ``bool (B, n)``, False at padding.
-            biases: ``float (heads, n, m)`` of each layer, see :meth:`biases`.
-            newest_only: See :meth:`states`.
-            attendable: Returns keys ``(B, heads, d / heads, m)`` and values ``(B, heads, m, d / heads + 1)``.
-        """
-        x = self.dropout(tokens)
-        # Values end in 1, and are 0 at padding: their weighted sum holds the sum of the weights, without padding.
-        ones = self.xp.asarray(present, dtype=self.xp.float32)[:, None, :, None]
-        ones = self.xp.broadcast_to(ones, (len(x), self.shape.heads, x.shape[1], 1))
+        x, present = self._history_tokens(item_codes, clicks, present)
+        place = self.xp.arange(x.shape[1])
+        distances = place[:, None] - place[None, 1:]
         for layer in range(self.shape.layers):
-            prefix = f"{layer}."
-            normed = self._normalised(x, f"{prefix}attention")
-            # A contiguous copy: products are faster than with a view.
-            keys = self._heads(normed @ self.weights[f"{prefix}key"]).swapaxes(-1, -2)
-            keys = keys.reshape(-1).reshape(keys.shape)
-            values = self._heads(normed @ self.weights[f"{prefix}value"])
-            keys, values = attendable(layer, keys, self.xp.concatenate([values * ones, ones], 3))
-            if newest_only and layer == self.shape.layers - 1:
-                x, normed = x[:, -1:], normed[:, -1:]
-            x = x + self._attended(normed, keys, values, biases[layer][:, -x.shape[1] :], prefix)
-            x = x + self._transformed(self._normalised(x, f"{prefix}forward"), prefix)
+            x = self._after_layer(layer, x, present, distances, OwnPlaces())
         return self._normalised(x, "final")
+
+    def newest_state(self, item_codes: Array, clicks: Array, present: Array, places: Places) -> Array:
+        """Returns the state after the newest place of whole histories, ``float (B, d)``.
+
+        Arguments as in :meth:`states`; all places are handed to ``places``, the start token's first.
+        """
+        x, present = self._history_tokens(item_codes, clicks, present)
+        place = self.xp.arange(x.shape[1])
+        return self._newest(x, present, place[:, None] - place[None, 1:], places)
+
+    def continued_state(self, item_codes: Array, clicks: Array, distances: Array, places: Places) -> Array:
+        """Returns the state after the newest of ``n`` places that follow those kept, ``float (B, d)``.
+
+        Args:
+            item_codes: ``float (B, n, d)``.
+            clicks: ``int (B, n)``.
+            distances: ``int (n, m - 1)``, how many places each of those in ``places``, but for the start token, which
+                is the first, stands before the new ones; one outside of ``0 .. H - 1`` is not attended to.
+            places: Where they are kept.
+        """
+        present = self.xp.ones(clicks.shape, dtype=self.xp.float32)
+        return self._newest(self._tokens(item_codes, clicks), present, distances, places)
 
     def head(self, states: Array, user_codes: Array) -> tuple[Array, Array]:
         """Returns what an item's code is multiplied with, ``a / sqrt(d)`` ``(B, d)``, and the level, ``(B,)``."""
@@ -203,20 +180,82 @@ class HistoryTransformer:
         out = (hidden @ w["head_out"] + w["head_out_bias"])[:, 0]
         return out[:, :d] * d**-0.5, out[:, d]
 
-    def _attended(self, normed: Array, keys: Array, values: Array, biases: Array, prefix: str) -> Array:
-        scale = (self.shape.dimension // self.shape.heads) ** -0.5
-        scores = self._heads(normed @ (self.weights[f"{prefix}query"] * scale)) @ keys
-        # Clipping replaces subtracting the largest score: the start token is always there, so no sum vanishes.
+    def _tokens(self, item_codes: Array, clicks: Array) -> Array:
+        return item_codes + self.weights["feedback"][clicks]
+
+    def _history_tokens(self, item_codes: Array, clicks: Array, present: Array) -> tuple[Array, Array]:
+        """Returns tokens and ``float (B, n + 1)``, where one is present, both with the start token.
+
+        Padding becomes a copy of the start token, whose state an empty history needs.
+        """
+        xp, start = self.xp, self.weights["start"]
+        tokens = xp.where(present[:, :, None], self._tokens(item_codes, clicks), start)
+        tokens = xp.concatenate([xp.broadcast_to(start, (len(tokens), 1, self.shape.dimension)), tokens], 1)
+        ones = xp.ones((len(present), 1), dtype=xp.float32)
+        return self.dropout(tokens), xp.concatenate([ones, xp.asarray(present, dtype=xp.float32)], 1)
+
+    def _newest(self, x: Array, present: Array, distances: Array, places: Places) -> Array:
+        last = self.shape.layers - 1
+        for layer in range(last):
+            x = self._after_layer(layer, x, present, distances, places)
+        normed = self._normalised(x, f"{last}.attention")
+        inputs = places.inputs(self._marked(normed, present))
+        # One place asks: its query goes through the keys' weights instead of all inputs, its attention likewise.
+        query = self._heads(normed[:, -1:] @ self._query_weights(last))
+        key_weights = self._heads(self.weights[f"{last}.key"][None])[0].swapaxes(-1, -2)
+        of_inputs = (query @ key_weights)[:, :, 0]
+        scores = of_inputs @ inputs[..., :-1].swapaxes(1, 2)
+        sums = self._attention(scores, self._biases(last, distances[-1:])[:, 0]) @ inputs
+        mean = (sums[..., :-1] / sums[..., -1:])[:, :, None]
+        attended = mean @ self._heads(self.weights[f"{last}.value"][None])[0]
+        x = self._after_attention(last, x[:, -1:], attended)
+        return self._normalised(x, "final")[:, 0]
+
+    def _after_layer(self, layer: int, x: Array, present: Array, distances: Array, places: Places) -> Array:
+        normed = self._normalised(x, f"{layer}.attention")
+        # A contiguous copy: products are faster than with a view.
+        keys = self._heads(normed @ self.weights[f"{layer}.key"]).swapaxes(-1, -2)
+        keys = keys.reshape(-1).reshape(keys.shape)
+        values = self._marked(self._heads(normed @ self.weights[f"{layer}.value"]), present[:, None])
+        keys, values = places.keys_and_values(layer, keys, values)
+        scores = self._heads(normed @ self._query_weights(layer)) @ keys
+        sums = self._attention(scores, self._biases(layer, distances)) @ values
+        return self._after_attention(layer, x, sums[..., :-1] / sums[..., -1:])
+
+    def _attention(self, scores: Array, biases: Array) -> Array:
+        """Returns weights that do not sum to 1 yet.
+
+        Clipping replaces subtracting the largest score: the start token is always there, so no sum vanishes.
+        """
         scores = self.xp.clip(scores, -_MAX_PRODUCT, _MAX_PRODUCT)
         scores += biases
-        sums = self.xp.exp(scores) @ values
-        attended = sums[..., :-1] / sums[..., -1:]
-        return attended.swapaxes(1, 2).reshape(normed.shape) @ self.weights[f"{prefix}mix"]
+        return self.xp.exp(scores)
 
-    def _transformed(self, normed: Array, prefix: str) -> Array:
+    def _after_attention(self, layer: int, x: Array, attended: Array) -> Array:
         w = self.weights
-        hidden = self._relu(normed @ w[f"{prefix}forward_in"] + w[f"{prefix}forward_in_bias"])
-        return self.dropout(hidden) @ w[f"{prefix}forward_out"] + w[f"{prefix}forward_out_bias"]
+        x = x + attended.swapaxes(1, 2).reshape(x.shape) @ w[f"{layer}.mix"]
+        normed = self._normalised(x, f"{layer}.forward")
+        hidden = self._relu(normed @ w[f"{layer}.forward_in"] + w[f"{layer}.forward_in_bias"])
+        return x + self.dropout(hidden) @ w[f"{layer}.forward_out"] + w[f"{layer}.forward_out_bias"]
+
+    def _biases(self, layer: int, distances: Array) -> Array:
+        """Returns ``float (heads, n, 1 + m)``, what is added to scores with the start token and at some distances."""
+        xp, length = self.xp, self.shape.length
+        by_distance = xp.clip(self.weights[f"{layer}.distance"], -_MAX_BIAS, _MAX_BIAS)
+        masked = xp.full((self.shape.heads, 1), _MASKED, dtype=xp.float32)
+        by_distance = xp.concatenate([by_distance, masked], 1)
+        start = xp.clip(self.weights[f"{layer}.start_bias"], -_MAX_BIAS, _MAX_BIAS)[:, None, None]
+        start = xp.broadcast_to(start, (self.shape.heads, len(distances), 1))
+        within = (distances >= 0) & (distances < length)
+        return xp.concatenate([start, by_distance[:, xp.where(within, distances, length)]], 2)
+
+    def _query_weights(self, layer: int) -> Array:
+        return self.weights[f"{layer}.query"] * (self.shape.dimension // self.shape.heads) ** -0.5
+
+    def _marked(self, x: Array, present: Array) -> Array:
+        """Returns ``x`` with a last column of 1 where present, and 0 elsewhere: weighted sums hold sums of weights."""
+        ones = self.xp.broadcast_to(present[..., None], (*x.shape[:-1], 1))
+        return self.xp.concatenate([x * ones, ones], x.ndim - 1)
 
     def _heads(self, x: Array) -> Array:
         batch, places, d = x.shape
