@@ -254,9 +254,9 @@ class Chunks:
     """Pieces of history, each read once by the network, and the rows that are predicted from its states.
 
     Attributes:
-        history: ``(C, H)``.
+        history: ``(C, length)``.
         rows: ``int64 (T,)``, positions in the list of rows, sorted by chunk.
-        places: ``int64 (T,)``, how many places of the chunk are read before the row (0..H).
+        places: ``int64 (T,)``, how many places of the chunk are read before the row (0..length).
         offsets: ``int64 (C + 1,)``: chunk ``c`` predicts ``rows[offsets[c]:offsets[c + 1]]``.
     """
 
@@ -266,19 +266,19 @@ class Chunks:
     offsets: NDArray[np.int64]
 
 
-def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int) -> Chunks:
-    """Cuts histories so that many rows share one pass of the network.
+def history_chunks(stream: Stream, rows: NDArray[np.int64], length: int, min_seen: int) -> Chunks:
+    """Cuts histories into pieces of ``length`` places, so that many rows share one pass of the network.
 
-    A chunk predicts the rows whose histories end in its newer half (or anywhere, where it begins with the user's
-    first item), so that each row (given by its position in the log) sees at least ``length / 2`` items if the user has
-    as many, and at most ``length``.
+    Each row (given by its position in the log) sees at least ``min_seen < length`` items if the user has as many, and
+    at most ``length``: a chunk predicts the rows whose histories end behind its first ``min_seen`` places, or anywhere
+    if it begins with the user's first item.
     """
     ends = stream.ends[rows]
     places = stream.places[rows]
     starts = stream.starts[places]
-    stride = max(length // 2, 1)
+    stride = length - min_seen
     seen = ends - starts
-    # Chunk 0 of a user covers histories of 0..H items, chunk k those of H + (k - 1) stride + 1 .. H + k stride.
+    # Chunk 0 of a user covers histories of 0..length items, chunk k the next stride ones after those of chunk k - 1.
     number = np.maximum(-(-(seen - length) // stride), 0)
     key = starts * (seen.max(initial=0) // stride + 2) + number
     order = np.argsort(key, kind="stable")

@@ -249,25 +249,28 @@ class SequentialResponse(BernoulliFeedback):
 
     def history_logits(self, users: IntArray, items: IntArray, history: History | None) -> FloatArray:
         """Returns what the history adds to the static logits, ``float32 (B, K)``."""
-        directions, levels = self._head(users, history)
-        logits: FloatArray = np.matmul(self._item_codes[items], directions[:, :, None])[..., 0]
-        return logits + levels[:, None]
+        return self.logits_after(self._states_of(users, history), users, items)
+
+    def logits_after(self, states: FloatArray, users: IntArray, items: IntArray) -> FloatArray:
+        """Returns the same as :meth:`history_logits`, given the states after the histories, ``(B, d)``."""
+        directions, levels = self._transformer.head(states, self._user_codes[users])
+        logits: FloatArray = np.matmul(self._item_codes[items], directions[:, :, None])[..., 0] + levels[:, None]
+        return logits
 
     def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
         """Returns click probabilities on items ``0 .. n_items - 1``, ``float32 (B, n_items)``."""
-        directions, levels = self._head(users, history)
+        states = self._states_of(users, history)
+        directions, levels = self._transformer.head(states, self._user_codes[users])
         static = self.static.logits_catalogue(users, n_items)
         return sigmoid(static + directions @ self._item_codes[:n_items].T + levels[:, None])
 
-    def _head(self, users: IntArray, history: History | None) -> tuple[FloatArray, FloatArray]:
-        """Returns ``a / sqrt(d)`` ``(B, d)`` and ``level`` ``(B,)``."""
+    def _states_of(self, users: IntArray, history: History | None) -> FloatArray:
         if history is None:
             raise DataError("a sequential response needs the users' history")
         states = self.states(history)
         if len(states) != len(users):
             raise DataError(f"the history has {len(states)} users, asked for {len(users)}")
-        directions, levels = self._transformer.head(states, self._user_codes[users])
-        return directions, levels
+        return states
 
     def states(self, history: History) -> FloatArray:
         """Returns ``float32 (B, d)``, the state after the newest item of each history."""
@@ -278,6 +281,15 @@ class SequentialResponse(BernoulliFeedback):
         states = np.empty((len(history.items), self.shape.dimension), np.float32)
         for block in _blocks(len(states), _HISTORIES_AT_ONCE):
             states[block] = _newest_state(self._transformer, self._item_codes, history.take(block), OwnPlaces())
+        return states
+
+    def states_along(self, history: HistoryWindow, n_places: int) -> FloatArray:
+        """Returns ``float32 (B, n + 1, d)``, the state before any item and after each of the first ``n`` of a window."""
+        items, clicks = history.items[:, :n_places], history.clicks[:, :n_places].astype(np.intp)
+        states = np.empty((len(items), items.shape[1] + 1, self.shape.dimension), np.float32)
+        for block in _blocks(len(items), _HISTORIES_AT_ONCE):
+            codes = self._item_codes[np.maximum(items[block], 0)]
+            states[block] = self._transformer.states(codes, clicks[block], items[block] != PADDING)
         return states
 
     def session_memory(self, batch_size: int) -> TransformerMemory:

@@ -25,13 +25,12 @@ from kuaifair_env.response.rows import (
     history_chunks,
     history_stream,
     labelled_rows,
-    windows,
 )
 from kuaifair_env.response.sequential import SequentialConfig, SequentialResponse
 from kuaifair_env.response.training import batch_size_for, fit_epochs
 from kuaifair_env.response.transformer import HistoryTransformer, TransformerShape
 
-_ROWS_AT_ONCE = 1024
+_CHUNKS_AT_ONCE = 32
 
 
 class HistoryNetwork(nn.Module):
@@ -90,8 +89,8 @@ class HistoryNetwork(nn.Module):
         """Returns what the history adds to the static logit of each row, ``(T,)``.
 
         Args:
-            items: ``(C, H)``, items of the chunks.
-            clicks: ``(C, H)``.
+            items: ``(C, n)``, items of the chunks.
+            clicks: ``(C, n)``.
             chunk: ``(T,)``, the chunk of each row.
             place: ``(T,)``, how many places of it the row sees.
             user: ``(T,)``.
@@ -122,7 +121,10 @@ class HistoryNetwork(nn.Module):
 
 
 class ChunkBatches:
-    """The ``chosen`` rows, batched by the pieces of history (of ``length`` places) that they are predicted from."""
+    """The ``chosen`` rows, batched by the pieces of history that they are predicted from.
+
+    A piece holds ``2 H`` places, so that most rows see as many as their newest place attends to, and older ones do too.
+    """
 
     def __init__(
         self,
@@ -132,12 +134,13 @@ class ChunkBatches:
         static: FactorisedResponse,
         length: int,
     ) -> None:
-        chunks = history_chunks(stream, rows.positions[chosen], length)
+        chunks = history_chunks(stream, rows.positions[chosen], 2 * length, length // 2)
         order = chosen[chunks.rows]
         users, items = rows.users[order], rows.items[order]
         self._history_items = torch.tensor(chunks.history.items).long()
         self._history_clicks = torch.tensor(chunks.history.clicks)
         self._offsets = chunks.offsets
+        self._lengths = torch.from_numpy(np.maximum.reduceat(chunks.places, chunks.offsets[:-1]))
         self._places = torch.tensor(chunks.places)
         self._users, self._items = torch.tensor(users), torch.tensor(items)
         self._clicks = torch.tensor(rows.clicks[order]).float()
@@ -148,21 +151,28 @@ class ChunkBatches:
 
     def loss(self, network: HistoryNetwork, batch: Tensor, reduction: str = "mean") -> Tensor:
         """Returns the log loss of the rows of a batch of chunks."""
+        # In groups of about the same length, so that little padding is computed.
+        groups = torch.split(batch[torch.argsort(self._lengths[batch])], _CHUNKS_AT_ONCE)
+        logits, clicks = zip(*(self._predicted(network, group) for group in groups), strict=True)
+        return functional.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(clicks), reduction=reduction)
+
+    def _predicted(self, network: HistoryNetwork, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits and clicks of the rows of some chunks."""
         chunks = batch.numpy()
         counts = self._offsets[chunks + 1] - self._offsets[chunks]
         chunk_of_row = np.repeat(np.arange(len(chunks)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = torch.from_numpy(np.repeat(self._offsets[chunks], counts) + within)
+        longest = int(self._lengths[batch].max())
         added = network(
-            self._history_items[batch],
-            self._history_clicks[batch],
+            self._history_items[batch, :longest],
+            self._history_clicks[batch, :longest],
             torch.from_numpy(chunk_of_row),
             self._places[rows],
             self._users[rows],
             self._items[rows],
         )
-        logits = self._static[rows] + added
-        return functional.binary_cross_entropy_with_logits(logits, self._clicks[rows], reduction=reduction)
+        return self._static[rows] + added, self._clicks[rows]
 
     def mean_loss(self, network: HistoryNetwork, size: int) -> float:
         """Returns the mean log loss over all rows, ``size`` chunks at a time."""
@@ -274,14 +284,17 @@ def _static_logits(model: FactorisedResponse, users: NDArray[Any], items: NDArra
 def _history_logits(
     model: SequentialResponse, rows: LabelledRows, chosen: NDArray[np.int64], stream: Stream
 ) -> FloatArray:
-    """Evaluates the model as a simulator does: each row with the window that stood before it."""
+    """Evaluates the model as a simulator does: each row after all that its state depends on."""
     added = np.empty(len(chosen), np.float32)
-    for start in range(0, len(chosen), _ROWS_AT_ONCE):
-        part = chosen[start : start + _ROWS_AT_ONCE]
-        window = windows(stream, rows.positions[part], model.shape.length)
-        added[start : start + len(part)] = model.history_logits(rows.users[part], rows.items[part][:, None], window)[
-            :, 0
-        ]
+    reach = model.shape.reach
+    chunks = history_chunks(stream, rows.positions[chosen], 2 * reach, reach)
+    for first in range(0, len(chunks.offsets) - 1, _CHUNKS_AT_ONCE):
+        part = np.arange(first, min(first + _CHUNKS_AT_ONCE, len(chunks.offsets) - 1))
+        here = slice(chunks.offsets[part[0]], chunks.offsets[part[-1] + 1])
+        chunk, places = np.repeat(part - first, np.diff(chunks.offsets)[part]), chunks.places[here]
+        states = model.states_along(chunks.history.take(part), places.max())[chunk, places]
+        row = chosen[chunks.rows[here]]
+        added[chunks.rows[here]] = model.logits_after(states, rows.users[row], rows.items[row][:, None])[:, 0]
     return added
 
 

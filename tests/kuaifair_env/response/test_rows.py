@@ -145,12 +145,13 @@ def test_windows_hold_the_last_items_before_each_row(seed, length, source):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from(["log", "context"]))
-def test_each_row_is_predicted_once_from_a_suffix_of_what_was_seen(seed, length, source):
+@given(st.integers(0, 2**31), st.integers(0, 5), st.integers(1, 5), st.sampled_from(["log", "context"]))
+def test_each_row_is_predicted_once_from_a_suffix_of_what_was_seen(seed, min_seen, stride, source):
+    length = min_seen + stride
     rng = np.random.default_rng(seed)
     log, context = short_log(rng, 4, 60), short_log(rng, 4, 25)
     rows = np.sort(rng.choice(60, 40, replace=False))
-    chunks = history_chunks(history_stream(log, context, 5, source), rows, length)
+    chunks = history_chunks(history_stream(log, context, 5, source), rows, length, min_seen)
     assert sorted(chunks.rows.tolist()) == list(range(40))
     for chunk in range(len(chunks.offsets) - 1):
         for k in range(chunks.offsets[chunk], chunks.offsets[chunk + 1]):
@@ -159,13 +160,13 @@ def test_each_row_is_predicted_once_from_a_suffix_of_what_was_seen(seed, length,
             read = list(zip(chunks.history.items[chunk, :place], chunks.history.clicks[chunk, :place], strict=True))
             assert read == seen[len(seen) - place :]
             assert place <= length
-            assert place >= min(len(seen), length - max(length // 2, 1))
+            assert place >= min(len(seen), min_seen)
 
 
 def test_chunks_share_passes():
     rng = np.random.default_rng(0)
     log = short_log(rng, 3, 300)
-    chunks = history_chunks(history_stream(log, None, 3, "log"), np.arange(300), 50)
+    chunks = history_chunks(history_stream(log, None, 3, "log"), np.arange(300), 50, 25)
     assert len(chunks.offsets) - 1 <= 3 * 4
 
 
