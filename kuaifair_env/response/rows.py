@@ -239,16 +239,6 @@ def history_stream(log: InteractionLog, context: InteractionLog | None, n_users:
     )
 
 
-def windows(stream: Stream, rows: NDArray[np.int64], length: int) -> HistoryWindow:
-    """Returns the last ``length`` items before each of some rows of the log, as a simulator would hand them over."""
-    starts = stream.starts[stream.places[rows]]
-    places = stream.ends[rows][:, None] - length + np.arange(length)
-    present = places >= starts[:, None]
-    places = np.where(present, places, 0)
-    items = np.where(present, stream.items[places], PADDING).astype(np.int32)
-    return HistoryWindow(items, stream.clicks[places] & present)
-
-
 @dataclass(frozen=True)
 class Chunks:
     """Pieces of history, each read once by the network, and the rows that are predicted from its states.

@@ -284,7 +284,7 @@ class SequentialResponse(BernoulliFeedback):
         return states
 
     def states_along(self, history: HistoryWindow, n_places: int) -> FloatArray:
-        """Returns ``float32 (B, n + 1, d)``, the state before any item and after each of the first ``n`` of a window."""
+        """Returns ``float32 (B, n + 1, d)``, the states at the start and after each of the first ``n`` places."""
         items, clicks = history.items[:, :n_places], history.clicks[:, :n_places].astype(np.intp)
         states = np.empty((len(items), items.shape[1] + 1, self.shape.dimension), np.float32)
         for block in _blocks(len(items), _HISTORIES_AT_ONCE):

@@ -15,9 +15,8 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.errors import DataError
 from kuaifair_env.response import InputConfig, NegativeSampling, SplitConfig
-from kuaifair_env.response.base import PADDING
 from kuaifair_env.response.inputs import response_inputs
-from kuaifair_env.response.rows import history_chunks, history_stream, labelled_rows, rate_correction, windows
+from kuaifair_env.response.rows import history_chunks, history_stream, labelled_rows, rate_correction
 
 
 def random_log(rows=20_000, users=50, items=40, seed=0, positives_only=False):
@@ -132,19 +131,6 @@ def seen_before(log, context, row, source):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from(["log", "context"]))
-def test_windows_hold_the_last_items_before_each_row(seed, length, source):
-    rng = np.random.default_rng(seed)
-    log, context = short_log(rng, 4, 30), short_log(rng, 4, 25)
-    window = windows(history_stream(log, context, 5, source), np.arange(30), length)
-    for row in range(30):
-        seen = seen_before(log, context, row, source)[-length:]
-        padded = [(PADDING, False)] * (length - len(seen)) + seen
-        assert window.items[row].tolist() == [item for item, _ in padded]
-        assert window.clicks[row].tolist() == [click for _, click in padded]
-
-
-@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.integers(0, 5), st.integers(1, 5), st.sampled_from(["log", "context"]))
 def test_each_row_is_predicted_once_from_a_suffix_of_what_was_seen(seed, min_seen, stride, source):
     length = min_seen + stride
@@ -172,10 +158,10 @@ def test_chunks_share_passes():
 
 def test_without_context_the_first_row_sees_nothing():
     log = InteractionLog.sorted(np.array([0, 1]), np.array([5, 6]), np.array([1, 0]))
-    window = windows(history_stream(log, None, 2, "log"), np.arange(2), 3)
-    assert (window.items == PADDING).all()
+    stream = history_stream(log, None, 2, "log")
+    np.testing.assert_array_equal(history_chunks(stream, np.arange(2), 3, 1).places, [0, 0])
     with pytest.raises(IndexError):
-        windows(history_stream(log, None, 2, "log"), np.array([2]), 3)
+        history_chunks(stream, np.array([2]), 3, 1)
 
 
 def tiny():

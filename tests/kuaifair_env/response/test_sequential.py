@@ -357,6 +357,23 @@ def test_the_fit_finds_a_mood_that_only_the_history_shows(history_dependent_mode
     json.dumps(report, allow_nan=False)
 
 
+def test_held_out_rows_are_evaluated_after_all_that_stood_before_them():
+    from kuaifair_env.response.rows import NegativeSampling, history_stream, labelled_rows
+    from kuaifair_env.response.sequential_fit import _history_logits
+
+    data, model = history_dependent_data(30, 80), random_model(items=30)
+    log, context = data.train, data.train.take(np.arange(0, 2400, 7))
+    rows = labelled_rows(log, 30, STATIC.split, NegativeSampling(), 0)
+    chosen = rows.where("report")
+    logits = _history_logits(model, rows, chosen, history_stream(log, context, 30, "log"))
+    for row, logit in zip(chosen, logits, strict=True):
+        user = rows.users[row]
+        earlier = log.take((log.users == user) & (np.arange(len(log)) < rows.positions[row]))
+        before = context.take(context.users == user)
+        window = joined(*(HistoryWindow(part.items[None], part.clicks[None]) for part in (before, earlier)))
+        assert model.history_logits(user[None], rows.items[row][None, None], window) == pytest.approx(logit, abs=1e-5)
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
     data = history_dependent_data(80, 30)
     brief = replace(QUICK, dropout=0.1, max_epochs=1)
