@@ -77,7 +77,8 @@ class TransformerMemory:
     def __init__(self, transformer: HistoryTransformer, item_codes: FloatArray, batch_size: int) -> None:
         shape = transformer.shape
         width = shape.dimension // shape.heads
-        self._transformer, self._item_codes = transformer, item_codes
+        self._transformer, self._item_codes = transformer, item_codes.view()
+        self._item_codes.setflags(write=False)  # checkpoints hold what can change
         self.next = 0
         sizes, places = (shape.layers - 1, batch_size, shape.heads), shape.length + _ITEMS_AT_ONCE
         self.keys = np.zeros((*sizes, width, places), np.float32)

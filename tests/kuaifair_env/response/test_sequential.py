@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from helpers import small_world
 
 from kuaifair_env import seeding
-from kuaifair_env.abandonment import TemperFairness
+from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.drift import TasteDrift
@@ -230,6 +231,26 @@ def test_within_a_session_users_answer_to_all_that_they_saw(wrap, initial_histor
             simulator.reset(finished)
         for row in finished:
             seen[row] = simulator.history(np.array([row]))
+
+
+def test_sessions_that_are_restored_go_on_as_they_would_have():
+    world = replace(small_world(n_users=30, n_items=20, history_length=9), response=random_model())
+    slates = np.argsort(np.random.default_rng(2).random((6, 4, 20)), axis=2)[:, :, :7]
+
+    def simulator():
+        source = RandomUsers(world.users, seeding.stream_keys(0, 4))
+        return SessionSimulator(world, 4, source, max_len=6, slate_size=7, leave=NeverLeave())
+
+    first, second = simulator(), simulator()
+    first.reset(np.arange(4))
+    for slate in slates[:3]:
+        first.step(slate)
+    state = deepcopy(first.state())
+    assert set(state["memory"]) == {"keys", "values", "inputs", "next", "states"}
+    second.restore(state)
+    for slate in slates[3:]:
+        np.testing.assert_array_equal(first.expected_catalogue(), second.expected_catalogue())
+        np.testing.assert_array_equal(first.step(slate).feedback, second.step(slate).feedback)
 
 
 def test_users_without_tastes_do_not_drift():
