@@ -110,7 +110,7 @@ def serve(
             ``gym.make_vec``, ``make_sb3``, also within wrappers of Stable-Baselines3 whose running statistics may stay
             as they are (``VecDSRM``).
         users: Raw ids of the users to serve; None takes the 80 % of the world's users that a hash of their ids chooses
-            (:func:`~kuaifair_env.splits.serving_split`).
+            (:func:`~kuaifair_env.splits.serving_split`). Of the other 20 % those who are served are not evaluated on.
         sessions: Number of sessions that are counted.
         order: Which order the users come in; different numbers give unrelated orders.
         seed: Seed of the sessions' randomness, which is the same in every order.
@@ -132,6 +132,8 @@ def serve(
         TypeError: If the environment's sessions cannot be played as one batch, or the agent is no policy.
         ValueError: If a number is not valid, or the agent was trained on other observations or actions.
     """
+    from kuaifair_env.serving_sb3 import check_n_envs, parameters_hash, serve_learning
+
     if sessions < 1 or order < 0 or checkpoint_every < 1:
         raise ValueError(
             f"need at least 1 session, an order of at least 0, and at least 1 session between checkpoints, got "
@@ -140,18 +142,18 @@ def serve(
     played_env = _one_batch(played(env, n_envs))
     policy = getattr(agent, "__self__", agent)
     check_agent(policy, played_env)
+    own_batch = played_env.own_batch
     served, others = _users(played_env.world, users)
     learning, reason = _kind(agent, learn)
     if learning == "gradient":
-        from kuaifair_env.serving_sb3 import check_algorithm
-
-        check_algorithm(cast(Any, agent), played_env.own_batch.batch_size)
+        check_n_envs(cast(Any, agent), own_batch.batch_size)
     source = ServedUsers(played_env.world, served, sessions, order, seed)
     settings = ServingSettings(
         world=str(played_env.world.fingerprint),
-        config=played_env.own_batch.config.describe(),
+        config=own_batch.config.describe(),
         agent=getattr(agent, "__name__", type(agent).__name__),
         agent_seed=getattr(policy, "seed", None),
+        agent_hash=parameters_hash(policy),
         learning=learning,
         reason=reason,
         users=len(served),
@@ -159,7 +161,7 @@ def serve(
         sessions=sessions,
         order=order,
         seed=seed,
-        n_envs=played_env.own_batch.batch_size,
+        n_envs=own_batch.batch_size,
     )
     checkpoints = None
     if folder is not None:
@@ -178,13 +180,11 @@ def serve(
         if checkpoints is not None:
             service.keep(checkpoints, checkpoint_every)
         if learning == "gradient":
-            from kuaifair_env.serving_sb3 import serve_learning
-
             serve_learning(cast(Any, agent), service, seed, order)
         elif learning == "posterior":
             _serve_learning(cast(LearnsWhileServing, agent), service)
         else:
-            _serve_frozen(agent, service)
+            _serve_frozen(agent, service, own_batch)
         sessions_served = service.totals.result(seed)
     result = ServingResult(settings, sessions_served, before, evaluated())
     if folder is not None and checkpoints is not None:
@@ -249,14 +249,14 @@ def _serve_learning(agent: LearnsWhileServing, service: Service) -> None:
     _play(actor, service, False, agent.learn, agent.save_served, agent.load_served)
 
 
-def _serve_frozen(agent: Any, service: Service) -> None:
+def _serve_frozen(agent: Any, service: Service, own_batch: SessionBatch) -> None:
     def nothing(_: Any) -> None:
         return None
 
     actor = Actor(agent, deterministic=True)
     with (
         inference_mode(getattr(agent, "__self__", agent)),
-        binding(agent, actor, [service.batch], service.batch) as reads_masks,
+        binding(agent, actor, [service.batch], own_batch) as reads_masks,
     ):
         _play(actor, service, reads_masks, nothing, nothing, nothing)
 

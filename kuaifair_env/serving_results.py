@@ -37,6 +37,7 @@ class ServingSettings:
         config: How sessions ran, JSON-able.
         agent: Name of the agent's class, or of the function.
         agent_seed: The agent's own seed, where it has one.
+        agent_hash: Hash of the networks with which it began.
         learning: How it learned.
         reason: Why it learned nothing; empty where it did.
         users: Number of users to serve.
@@ -51,6 +52,7 @@ class ServingSettings:
     config: dict[str, Any]
     agent: str
     agent_seed: int | None
+    agent_hash: str
     learning: Learning
     reason: str
     users: int
@@ -301,7 +303,7 @@ def _check_alike(results: Sequence[ServingResult]) -> None:
     first = asdict(results[0].settings)
     for result in results[1:]:
         for name, value in asdict(result.settings).items():
-            if name not in ("order", "agent_seed") and value != first[name]:
+            if name not in ("order", "agent_seed", "agent_hash") and value != first[name]:
                 raise ValueError(
                     f"services that differ in {name} cannot be taken together: {first[name]!r} and {value!r}"
                 )

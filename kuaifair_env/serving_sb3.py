@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,17 @@ if TYPE_CHECKING:
 _MODEL, _REPLAY = "model.zip", "replay.npz"
 
 
-def check_algorithm(model: BaseAlgorithm, n_envs: int) -> None:
+def parameters_hash(policy: Any) -> str:
+    """Returns a hash of the parameters of an algorithm's networks; of nothing else, where there are none."""
+    digest = hashlib.sha256()
+    if isinstance(policy, BaseAlgorithm):
+        for name, value in policy.policy.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.cpu().numpy()).data if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def check_n_envs(model: BaseAlgorithm, n_envs: int) -> None:
     """Checks that an algorithm learns from as many sessions at a time as it is to serve.
 
     Raises:

@@ -31,8 +31,9 @@ from kuaifair_env.origins import Source
 from kuaifair_env.simulator import Repeats
 
 if TYPE_CHECKING:
-    from hrl_policies.study import RunConfig
+    from hrl_policies.study import RunConfig, StoredRun
     from hrl_policies.study.serving import Build
+    from hrl_policies.worlds import WorldPair
     from kuaifair_env.serving_results import ServingResult, ServingSummary
 
 _FIGURES = {"r_cum": "R_cum", "len": "Len", "r_each": "R_each", "ad": "AD", "violation_rate": "violation rate"}
@@ -47,7 +48,10 @@ _COLUMNS = {
 
 def serve(
     context: typer.Context,
-    agent: Annotated[str, typer.Argument(help="A finished run folder, or the name of a control.")],
+    agents: Annotated[
+        list[str],
+        typer.Argument(help="A finished run folder (or several that differ in their seed), or the name of a control."),
+    ],
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that are served in each order.")] = 20_000,
     orders: Annotated[int, typer.Option(min=1, help="In how many orders of the users.")] = 5,
     order: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
@@ -77,37 +81,35 @@ def serve(
     """Let an agent serve the users of a test world, all once before any comes again, and learn from what it sees.
 
     A control of the zoo needs --env; a run folder says where it was trained. Each order of the users starts from the
-    same agent; intervals are over orders. Ctrl-C, or a kill, loses no more than what was served since the last
-    checkpoint: the same command goes on, to the same numbers.
+    same agent; intervals are over orders, and over seeds where several runs are given. Ctrl-C, or a kill, loses no more
+    than what was served since the last checkpoint: the same command goes on, to the same numbers.
 
     Example: kuaifair serve session-quota --env KuaiFair-Toy-v0 --sessions 2000
 
-    Example: kuaifair serve runs/a2c-11 --orders 3
+    Example: kuaifair serve runs/a2c-11 runs/a2c-12 runs/a2c-13
     """
     from hrl_policies.study import run_folder, single_threaded
-    from hrl_policies.study.runner import worlds_of
-    from hrl_policies.study.serving import ServingPlan, serve_in_orders, trained_agent, untrained_agent, write_serving
+    from hrl_policies.study.serving import ServingPlan, serve_in_orders, write_serving
     from hrl_policies.zoo import method
     from kuaifair_env.evaluation import DEFAULT_SEED
 
     command = str(context.obj)
     single_threaded()
-    build: Build
-    if Path(agent).is_dir():
-        if any(value is not None for value in (env, max_len, leave, repeats, source, env_settings)) or allow_partial:
+    given = {"max_len": max_len, "leave": None if leave is None else leave_option(leave), "repeats": repeats}
+    world = {"source": source, "allow_partial": allow_partial or None}
+    tables = (data, test_data, items_data, columns)
+    if all(Path(agent).is_dir() for agent in agents):
+        if env is not None or env_settings or _given(given | world):
             raise ValueError("a run folder says in which environment it was trained; leave those options out")
-        stored, worlds = open_run(Path(agent), data, test_data, items_data, columns, data_dir)
-        config = stored.config
-        build = trained_agent(stored, worlds, n_envs)
+        opened = [open_run(Path(agent), *tables, data_dir) for agent in agents]
+        configs, builds = _of_runs(opened, n_envs)
+    elif len(agents) > 1:
+        raise ValueError(f"give one control, or run folders that differ in their seed; got {', '.join(agents)}")
+    elif env is None:
+        raise ValueError("give --env with the name of a control (see `kuaifair envs`), or a finished run folder")
     else:
-        if env is None:
-            raise ValueError("give --env with the name of a control (see `kuaifair envs`), or a finished run folder")
-        register_own_data(env, data, test_data, items_data, columns, None)
-        given = {"max_len": max_len, "leave": None if leave is None else leave_option(leave), "repeats": repeats}
-        world = {"source": source, "allow_partial": allow_partial or None}
-        config = _planned(agent, env, given, world, env_settings)
-        worlds = worlds_of(config, None, data_dir)
-        build = untrained_agent(config, worlds, n_envs)
+        register_own_data(env, *tables, None)
+        configs, builds = _of_control(_planned(agents[0], env, given, world, env_settings), data_dir, n_envs)
     plan = ServingPlan(
         orders=tuple(range(order, order + orders)),
         sessions=sessions,
@@ -116,16 +118,34 @@ def serve(
         n_envs=n_envs,
         learn=not frozen,
     )
-    name = run_folder(config)
+    name = run_folder(configs[0])
     folder = output or Path("serving") / (name.with_name(f"{name.name}-frozen") if frozen else name)
+    results: list[ServingResult] = []
     try:
-        results = serve_in_orders(build, plan, folder, progress=progress)
+        for config, build in zip(configs, builds, strict=True):
+            place = folder / f"seed-{config.seed}" if len(configs) > 1 else folder
+            results += serve_in_orders(build, plan, place, progress=progress)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted; what was served is in {folder}. Go on with: {command}")
         raise typer.Exit(INTERRUPTED) from None
-    summary = write_serving(folder, method(config.method).title, results, command)
-    _show(results, summary, method(config.method).title)
+    title = method(configs[0].method).title
+    _show(results, write_serving(folder, title, results, command), title)
     typer.echo(f"Results, curve and picture: {folder}")
+
+
+def _of_runs(opened: list[tuple[StoredRun, WorldPair]], n_envs: int) -> tuple[list[RunConfig], list[Build]]:
+    from hrl_policies.study.serving import same_but_for_seeds, trained_agent
+
+    configs = [run.config for run, _ in opened]
+    same_but_for_seeds(configs)
+    return configs, [trained_agent(run, worlds, n_envs) for run, worlds in opened]
+
+
+def _of_control(config: RunConfig, data_dir: Path | None, n_envs: int) -> tuple[list[RunConfig], list[Build]]:
+    from hrl_policies.study.runner import worlds_of
+    from hrl_policies.study.serving import untrained_agent
+
+    return [config], [untrained_agent(config, worlds_of(config, None, data_dir), n_envs)]
 
 
 def _planned(
@@ -159,7 +179,7 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
         *(column.format(count=min(settings.sessions, FIRST_AND_LAST)) for column in columns.values()),
         title=f"{title} in {data['name']} ({data['origin']} data), Max Len {served.config['max_len']}",
         caption=f"{settings.sessions:,} sessions of {settings.users:,} users, {settings.n_envs} at a time; learning: "
-        f"{learning}. {summary.orders} orders; ± is half the 95 % interval over orders.",
+        f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}; ± is half the 95 % interval over them.",
     )
     for figure, name in _FIGURES.items():
         table.add_row(name, *(_cell(summary, prefix + figure) for prefix in columns))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrl_policies.study.config import RunConfig
+from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import build_policy, load_policy, purifier_of
 from hrl_policies.study.store import StoredRun, write_json, write_table
@@ -82,6 +82,23 @@ def untrained_agent(config: RunConfig, worlds: WorldPair, n_envs: int) -> Build:
     return build
 
 
+def same_but_for_seeds(configs: Sequence[RunConfig]) -> None:
+    """Checks that runs may be summed up as seeds of one method.
+
+    Raises:
+        ValueError: If they differ in more than their seed, or two have the same.
+    """
+    for config in configs[1:]:
+        if replace(config, seed=configs[0].seed) != configs[0]:
+            raise ValueError(
+                f"runs that serve together differ in their seed alone; here are {run_folder(configs[0])} and "
+                f"{run_folder(config)}"
+            )
+    seeds = [config.seed for config in configs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"two of the runs have the same seed; got {seeds}")
+
+
 def serve_in_orders(build: Build, plan: ServingPlan, folder: Path, *, progress: bool = False) -> list[ServingResult]:
     """Has an agent serve in every order; what a stopped process has done is taken from the folder.
 
@@ -121,7 +138,7 @@ def write_serving(folder: Path, title: str, results: Sequence[ServingResult], co
     Args:
         folder: Where to.
         title: Name of the agent in the picture.
-        results: One service for each order.
+        results: One service for each order, and for each seed of the agent.
         command: What was typed.
     """
     summary = ServingSummary.of(results)
@@ -134,6 +151,7 @@ def write_serving(folder: Path, title: str, results: Sequence[ServingResult], co
         "world": served.world,
         "config": served.config,
         "orders": [result.settings.order for result in results],
+        "agent_seeds": [result.settings.agent_seed for result in results],
         "sessions": len(results[0]),
         "means": dict(summary.means),
         "half_widths": {name: half for name, half in summary.half_widths.items() if half == half},
@@ -159,7 +177,8 @@ def _sessions_like_its_own(
     return sessions if fair is None else FairSessions(sessions, fair.fair_coef)
 
 
-def _curve_rows(result: ServingResult) -> list[Mapping[str, float]]:
+def _curve_rows(result: ServingResult) -> list[Mapping[str, Any]]:
     curve = result.curve()
     rows = zip(*(column.tolist() for column in curve.values()), strict=True)
-    return [{"order": result.settings.order} | dict(zip(curve, row, strict=True)) for row in rows]
+    which = {"order": result.settings.order, "agent_seed": result.settings.agent_seed}
+    return [which | dict(zip(curve, row, strict=True)) for row in rows]

@@ -61,7 +61,12 @@ def interrupted_at(call: int, function: Any) -> Any:
     return interrupted
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
+SLOW = ("dnair", "sac4ir")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETTINGS]
+)
 def test_methods_learn_while_they_serve_and_go_on_after_a_stop(name, tmp_path, monkeypatch):
     whole, sessions = agent_and_sessions(name)
     before = [parameter.clone() for parameter in whole.policy.parameters()]
@@ -120,7 +125,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     assert code == 0, err
     words = " ".join(out.split())
     for text in ("SessionQuota in small (own data), Max Len 8", "R_cum", "40 sessions of 12 users, 4 at a time", "±",
-                 "frozen (it has nothing to learn with while serving)", "3 orders"):  # fmt: skip
+                 "frozen (it has nothing to learn with while serving)", "Orders: 3, seeds: 1"):  # fmt: skip
         assert text in words
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["orders"] == [0, 1, 2]
@@ -130,7 +135,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     with (tmp_path / "out/curve.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert {row["order"] for row in rows} == {"0", "1", "2"}
-    assert rows[0].keys() == {"order", "sessions", "r_cum", "len", "r_each", "ad", "violation_rate"}
+    assert rows[0].keys() == {"order", "agent_seed", "sessions", "r_cum", "len", "r_each", "ad", "violation_rate"}
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
     written = (tmp_path / "out/summary.json").read_bytes()
     assert kuaifair(*command)[0] == 0
@@ -149,6 +154,23 @@ def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path
     assert "frozen (asked to learn nothing)" in " ".join(out.split())
     assert json.loads((tmp_path / "frozen/summary.json").read_text())["orders"] == [4]
     assert (tmp_path / "serving/KuaiFair-Toy-v0/a2c-len30-k10-seed11/order-0/result.json").exists()
+    assert kuaifair(*train[:-3], "-o", "other", "--no-progress", "--seed", "12")[0] == 0
+    code, out, err = kuaifair("serve", "run", "other", *SERVE, "--orders", "2", "-o", "both")
+    assert code == 0, err
+    assert "Orders: 2, seeds: 2" in " ".join(out.split())
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert summary["agent_seeds"] == [11, 11, 12, 12]
+    assert summary["half_widths"]["r_cum"] > 0
+    code, _, err = kuaifair("serve", "run", "run", *SERVE)
+    assert code == 2
+    assert "two of the runs have the same seed" in err
+    code, _, err = kuaifair("serve", "run", "session-quota", *SERVE)
+    assert code == 2
+    assert "give one control, or run folders" in err
+    (tmp_path / "run/model.zip").write_bytes((tmp_path / "other/model.zip").read_bytes())
+    code, _, err = kuaifair("serve", "run", *SERVE, "--orders", "1")
+    assert code == 2
+    assert "belongs to another run: agent_hash was" in err
 
 
 @pytest.mark.parametrize(

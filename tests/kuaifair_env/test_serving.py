@@ -241,6 +241,31 @@ def test_nothing_of_the_world_reaches_an_agent_but_what_it_is_shown():
     assert env.get_attr("world")[0] is KNOWN
 
 
+class Peeking(A2C):
+    """Asks its environment for what users like when it begins to learn."""
+
+    def _setup_learn(self, *arguments: Any, **named: Any) -> Any:
+        env = self.get_env()
+        for ask in (
+            lambda: env.unwrapped.world.response.expected_catalogue(np.arange(2), 3),
+            lambda: env.get_attr("world")[0].data.test.clicks,
+            lambda: env.unwrapped.batch.simulator.expected_catalogue(),
+            lambda: env.unwrapped.batch.world.tolerated_shares,
+        ):
+            with pytest.raises(HiddenTruthError, match="agents are not told"):
+                ask()
+        self.peeked = True
+        return super()._setup_learn(*arguments, **named)
+
+
+def test_algorithms_learn_in_a_world_without_its_truth():
+    env = vec_env(KNOWN, 8, EMBEDDING)
+    model = algorithm(Peeking, vec_env(KNOWN, 8, EMBEDDING), n_steps=4, **SMALL)
+    serve(model, env, sessions=20)
+    assert model.peeked
+    assert env.world is KNOWN
+
+
 def test_who_is_privileged_sees_the_truth():
     result = serve(Oracle(), vec_env(KNOWN), sessions=40, evaluate_others=False)
     blind = serve(FirstItems(), vec_env(KNOWN), sessions=40, evaluate_others=False)
@@ -424,6 +449,27 @@ def test_a_service_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path):
             assert torch.equal(one, two)
         assert agent.num_timesteps == whole_agent.num_timesteps > 80
         assert result.settings.learning == "gradient"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"repeats": "forbid"}, {"leave": "personal"}, {"leave": "category"}, {"leave": "strict", "slate_size": 2}],
+)
+def test_sessions_of_every_kind_go_on_after_a_stop(settings, tmp_path):
+    world, config = small_world(), replace(CONFIG, **settings)
+    whole = serve(ItemCounts(), vec_env(world, 8, config), sessions=60, evaluate_others=False)
+    options: dict[str, Any] = {"sessions": 60, "folder": tmp_path, "checkpoint_every": 8, "evaluate_others": False}
+    with pytest.raises(KeyboardInterrupt):
+        serve(ItemCounts(), Stops(vec_env(world, 8, config), 13), **options)
+    assert list(tmp_path.glob("checkpoint-*"))
+    assert same_sessions(serve(ItemCounts(), vec_env(world, 8, config), **options).served, whole.served)
+
+
+def test_a_service_may_be_shorter_than_there_are_places():
+    agent = ItemCounts()
+    result = serve(agent, vec_env(KNOWN, 8), sessions=3, evaluate_others=False)
+    assert len(result) == 3
+    assert all(step.live.sum() <= 3 for step in agent.steps)
 
 
 def test_a_finished_service_is_read_again(tmp_path):
