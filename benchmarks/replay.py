@@ -152,10 +152,10 @@ def main() -> None:
     page = [
         f"# Logged answers only: {PARTIAL['kuairand']}",
         "",
-        "Each user is shown, in slates of five and once at most, the items that the platform showed this user at random, "
-        "and answers what was logged. *Clicks* are those of a session; R_cum, in mean clicks per slate, is a fifth of "
-        "them. Brackets: 95 % bootstrap intervals over users; differences are paired. † knows answers or tolerances: a "
-        "bound, not a method.",
+        "Each user is shown, in slates of five and once at most, the items that the platform showed this user at "
+        "random, and answers what was logged. *Clicks* are those of a session; R_cum, in mean clicks per slate, is a "
+        "fifth of them. Brackets: 95 % bootstrap intervals over users; differences are paired. † knows answers or "
+        "tolerances: a bound, not a method.",
         "",
         *(line for part in PARTS for line in table(pairs[part.worlds], part)),
         "## Notes",
@@ -164,10 +164,10 @@ def main() -> None:
         f"candidates, items with at least 20 random exposures. {described['rows_of_other_items']:,} of "
         f"{described['logged_rows']:,} random rows are of other items and left out; "
         f"{described['repeated_rows_dropped']} repeat a pair.",
-        "- `PriorAndMean`: shrunken log-odds of the training log plus 5 times the mean of clicked embeddings, the ranking "
-        "of a trial outside this library.",
-        "- The click scorer of the other controls learns from the training log of users who are not held out, some of whom "
-        "are among everybody. Nothing but † reads a random row before it is shown.",
+        "- `PriorAndMean`: shrunken log-odds of the training log plus 5 times the mean of clicked embeddings, the "
+        "ranking of a trial outside this library.",
+        "- The click scorer of the other controls learns from the training log of users who are not held out, some of "
+        "whom are among everybody. Nothing but † reads a random row before it is shown.",
         "- QualityOracle ranks by an item's mean over everybody who was shown it, the current user among them.",
         "- Made by: python benchmarks/replay.py --data DATA --results docs/results. One session for each user; nothing "
         "is left to chance but the slates of random controls, and nothing depends on the machine.",
