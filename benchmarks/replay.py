@@ -33,6 +33,7 @@ from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.splits import EVALUATION_USERS
 
 K = 5
 BATCH_SIZE = 256
@@ -74,18 +75,26 @@ class Part:
         title: What it is about.
         leave: Leave rule.
         max_len: Max Len.
+        n_users: Number of users to evaluate on; None takes all.
     """
 
     worlds: str
     title: str
     leave: str
     max_len: int
+    n_users: int | None = None
 
 
 PARTS = (
     Part("kuairand-replay-all", "Everybody with 30 candidates, 20 answers each", "never", 4),
-    Part("kuairand-replay-all", "Everybody with 30 candidates, who may leave", "temper", 30),
-    Part("kuairand-replay", "The users of the environment id: held out, with 5 candidates", "temper", 30),
+    Part("kuairand-replay-all", "Everybody with 30 candidates, who may leave", "temper", 30, EVALUATION_USERS),
+    Part(
+        "kuairand-replay",
+        "The users of the environment id: held out, with 5 candidates",
+        "temper",
+        30,
+        EVALUATION_USERS,
+    ),
 )
 
 
@@ -98,14 +107,15 @@ def results(pair: WorldPair, part: Part) -> Iterator[tuple[str, EvaluationResult
         title = method(name).title + (" †" if method(name).privileged else "")
         policies[title] = build_policy(plan_run(name, pair.name, session=session), pair)
     for title in sorted(policies, key=lambda title: title in ("QualityOracle †", "Oracle †")):
-        yield title, evaluate(policies[title], env, ranking=True)
+        print(title, flush=True)
+        yield title, evaluate(policies[title], env, n_users=part.n_users, ranking=True)
 
 
 def table(pair: WorldPair, part: Part) -> list[str]:
     """Returns a table with its heading and notes."""
     found = dict(results(pair, part))
     clicks = {title: K * result.sessions.return_ for title, result in found.items()}
-    lines = [f"### {part.title}: leave={part.leave}, Max Len {part.max_len}", "", HEADER]
+    lines = [f"### {part.title}; leave={part.leave}, Max Len {part.max_len}", "", HEADER]
     for title in ["Random", *(title for title in found if title != "Random")]:
         result = found[title]
         more = "" if title == "Random" else _cell(mean_interval(clicks[title] - clicks["Random"]), sign=True)
@@ -115,12 +125,11 @@ def table(pair: WorldPair, part: Part) -> list[str]:
             f"| {engagement.length:.2f} | {result.ndcg:.3f} | {fairness.absolute_difference:.3f} "
             f"| {fairness.violation_rate:.3f} |"
         )
-        print(lines[-1], flush=True)
     own = pair.test.user_candidates.counts[pair.test.users]  # type: ignore[union-attr]
     lines += [
         "",
-        f"{len(own):,} users with {own.min()} to {own.max()} candidates each, {own.mean():.1f} on average; "
-        f"fingerprint {pair.test.fingerprint}.",
+        f"{len(own):,} users with {own.min()} to {own.max()} candidates each, {own.mean():.1f} on average, of whom "
+        f"{len(clicks['Random']):,} are evaluated; fingerprint {pair.test.fingerprint}.",
     ]
     if part.leave == "never":
         lines[-1] += f" Best possible, counted in the log: {_best_possible(pair.test, part.max_len):.3f} clicks."
