@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
-from studies import CONTROLS, ERROR, MAX_LENS, SEEDS
+from studies import CONTROLS, ERROR, MAX_LENS, OWN, SEEDS
 
 from hrl_policies.cli.study import report
+from hrl_policies.study.config import plan_run
 from hrl_policies.study.report import (
     ReportFigure,
     limits,
@@ -220,6 +221,19 @@ def test_the_summary_names_methods_controls_seeds_and_users(page):
     assert "runs 12 finished, 1 interrupted, 1 failed" in words
     assert "trained methods A2C controls Random, QuotaGreedy, Oracle †" in words
     assert "Max Len 8, 30 repeats allow training seeds 11, 15, 19 evaluated on 15 held-out users" in words
+
+
+def test_a_method_that_needs_repeats_has_an_empty_row_where_they_are_forbidden(runs, tmp_path):
+    random = next(run for run in runs if run.config.method == "random")
+    allowed = random.config.session
+    forbidden = replace(random, config=replace(random.config, session=replace(allowed, repeats="forbid")))
+    bcq = replace(random, config=plan_run("bcq-discrete", OWN, session=allowed))
+    page = Page(text_of(tmp_path / "report.html", [random, forbidden, bcq]))
+    (card,) = [one for one in page.all("article") if page.inside(one, "tbody")]
+    rows = [page.inside(group, "tr")[0].text.split() for group in page.inside(card, "tbody")]
+    assert [row[0].removesuffix("control") for row in rows if "forbid" in row] == ["Random", "BCQ,"]
+    assert set(rows[-1][rows[-1].index("forbid") + 1 : -1]) == {"—"} and rows[-1][-1] == "0"
+    assert "BCQ, discrete needs repeats: it does not know what was shown before." in card.text
 
 
 def test_a_store_without_a_finished_run_has_a_report_too(report_store, runs, tmp_path):
