@@ -114,7 +114,7 @@ def table_of(rows: dict[tuple[str, float, int], dict[str, float]], title: str) -
                     *(f"{of_seeds[:, place].mean():.{2 if place == 1 else 3}f}" for place in (1, 2, 3)),
                 )
             )
-    header = ("gamma", "who sees the clock", "R_cum", "more than without", "seeds", "Len", "R_each", "viol.")
+    header = ("gamma", "who sees the clock", "R_cum", "more than without", "seeds with more", "Len", "R_each", "viol.")
     return ResultTable(title, header, tuple(lines))
 
 
