@@ -200,8 +200,8 @@ def main() -> None:
         *(accuracy_row(scale) for scale in (0.25, 0.5, 1.0, 2.0, 3.0)),
         "",
         "Ratio: to a (256, 64) x (64, 10,728) product on the same thread, timed in between. Farthest from the mode: "
-        "largest difference of an item's own log-odds from the converged posterior in float64. Exact means by "
-        f"quadrature, over {len(COUNTS)} counts of clicks and shows and five base log-odds, or 20 draws of eight items.",
+        "largest difference of an item's own log-odds from the converged posterior in float64. Exact means "
+        f"by quadrature, over {len(COUNTS)} counts of clicks and shows and 5 base log-odds, or 20 sets of eight items.",
         "",
         f"Made by: `python benchmarks/belief_costs.py` ({machine()}).",
     ]

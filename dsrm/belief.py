@@ -32,6 +32,7 @@ BELIEFS = Family("kuaifair-belief", 1, "belief")
 
 _EMBEDDING_TOLERANCE = 1e-3
 _STEPS_PER_UPDATE = 5
+_MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
 _SESSIONS_REMEMBERED = 200
 """Over how many sessions own scales are estimated: they shrink as the shared part learns what the log misjudges."""
 _PRIOR_PARAMETERS = 1.0
@@ -263,7 +264,9 @@ class SessionBeliefs:
         """Hands on what the slates that followed the last :meth:`logits` say about what all users share.
 
         An answer ``y`` that was predicted with probability ``p`` observes the shared term with precision
-        ``h = p (1 - p)`` at its mean + ``(y - p) / h``: the own part is taken as known before the answer.
+        ``h = p (1 - p)`` at its mean + ``(y - p) / h``: the own part is taken as known before the answer. Where that
+        would be a step of more than four, as for clicks on what nobody was thought to click, the precision is raised
+        until it is four; a Gaussian knows nothing of how the curvature changes on the way.
 
         Args:
             items: ``int64 (B, K)``.
@@ -272,8 +275,9 @@ class SessionBeliefs:
             done: ``bool (B,)``, sessions that have ended.
         """
         probability = torch.sigmoid((self._base + self._own_part).gather(1, items)[live])
-        weights = (probability * (1.0 - probability)).clamp(min=1e-6)
-        values = self._belief.shared.mean[items[live]] + (clicks[live].to(weights.dtype) - probability) / weights
+        surprise = clicks[live].to(probability.dtype) - probability
+        weights = torch.maximum(probability * (1.0 - probability), surprise.abs() / _MAX_STEP).clamp(min=_MIN_WEIGHT)
+        values = self._belief.shared.mean[items[live]] + surprise / weights
         ended = torch.nonzero(live & done)[:, 0]
         if len(ended):
             self._belief.learn_scales(self.own.moments(ended), len(ended))

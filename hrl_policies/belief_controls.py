@@ -22,9 +22,11 @@ from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.served_sessions import ServedStep
+from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
 
-NOISE = 0.5
+NOISE: dict[Repeats, float] = {"allow": 0.5, "forbid": 0.3}
+"""Where no item comes back within a session, a draw that misleads costs more than it teaches."""
 
 
 class BeliefQuota(GreedyCTR):
@@ -38,13 +40,13 @@ class BeliefQuota(GreedyCTR):
 
     Args:
         scorer: The click model.
-        noise: Spread of the draws in posterior standard deviations.
+        noise: Spread of the draws in posterior standard deviations; None takes :data:`NOISE`.
         seed: Seed of the draws.
         scales: Where the scales of the belief begin.
     """
 
     def __init__(
-        self, scorer: ClickScorer, *, noise: float = NOISE, seed: int = 0, scales: BeliefScales | None = None
+        self, scorer: ClickScorer, *, noise: float | None = None, seed: int = 0, scales: BeliefScales | None = None
     ) -> None:
         super().__init__(scorer)
         self.seed = seed
@@ -95,7 +97,8 @@ class BeliefQuota(GreedyCTR):
         """See :class:`~hrl_policies.controls.Control`."""
         logits = self._sessions.logits(converged=self._take_evidence(batch))
         if self._explores:
-            logits += self._noise * self.belief.shared.deviation * self._draws
+            noise = NOISE[batch.config.repeats] if self._noise is None else self._noise
+            logits += noise * self.belief.shared.deviation * self._draws
         return best_slates(logits.numpy(), batch.world.groups.popular, fair_counts_now(batch), batch.simulator.allowed)
 
     def learn(self, step: ServedStep) -> None:
@@ -167,7 +170,7 @@ class ItemQuota(BeliefQuota):
         seed: Seed of the draws.
     """
 
-    def __init__(self, scorer: ClickScorer, *, noise: float = NOISE, seed: int = 0) -> None:
+    def __init__(self, scorer: ClickScorer, *, noise: float | None = None, seed: int = 0) -> None:
         super().__init__(scorer, noise=noise, seed=seed, scales=BeliefScales(own=OwnScales(0.0, 0.0, 0.0)))
 
     def _items(self, world: World) -> BeliefItems:

@@ -363,6 +363,20 @@ def test_a_belief_without_columns_and_own_part_counts_clicks_of_items():
     assert belief.own_scales == scales.own
 
 
+def test_answers_against_all_expectation_do_not_let_scales_diverge():
+    belief = Belief(items_of().without_columns(), BeliefScales(own=OwnScales(0.0, 0.0, 0.0)))
+    sessions = SessionBeliefs(belief, 1)
+    sessions.start(torch.arange(1), torch.full((1, 60), -6.0))
+    everybody = torch.ones(1, dtype=torch.bool)
+    rng = np.random.default_rng(0)
+    for step in range(300):
+        logits = sessions.logits()
+        shown = torch.from_numpy(rng.permutation(30)[:10] if step < 290 else np.arange(30, 40))[None]
+        sessions.learn(shown, torch.from_numpy(rng.random((1, 10)) < 0.9), everybody, ~everybody)
+    assert (logits[0, :30] - np.log(9)).abs().max() < 1.5
+    assert belief.scales.shared.offset < 10
+
+
 def test_a_saved_belief_goes_on_to_the_same_numbers(tmp_path):
     own, shared = OwnScales(0.3, 0.3, 0.3), np.linspace(-1, 1, 60)
     one, two = Belief(items_of()), Belief(items_of())
