@@ -153,8 +153,7 @@ def _two_dimensions(scale: float, seed: int) -> tuple[float, float]:
 def _posterior(
     features: Tensor, base: Tensor, shows: np.ndarray | list[int], clicks: np.ndarray | list[int], scales: OwnScales
 ) -> OwnLevel:
-    level = OwnLevel(features, 1)
-    level.start(torch.arange(1), scales)
+    level = OwnLevel(features, 1, scales)
     for item, (shown, clicked) in enumerate(zip(shows, clicks, strict=True)):
         for answer in range(shown):
             level.observe(torch.arange(1), torch.tensor([[item]]), torch.tensor([[answer < clicked]]))

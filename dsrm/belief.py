@@ -31,7 +31,7 @@ from kuaifair_env.world import World
 BELIEFS = Family("kuaifair-belief", 1, "belief")
 
 _EMBEDDING_TOLERANCE = 1e-3
-_STEPS_PER_UPDATE = 5
+_STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
 _MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
 _SESSIONS_REMEMBERED = 200
 """Over how many sessions own scales are estimated: they shrink as the shared part learns what the log misjudges."""
@@ -111,8 +111,9 @@ class Belief:
     Attributes:
         items: The items.
         shared: The shared level.
-        own_scales: Prior of the own part of sessions that start now.
+        own_scales: Scales of the own part, of running sessions too.
         sessions: Sessions learned from.
+        steps: Steps learned from.
         course: The scales after each update of the shared level.
     """
 
@@ -131,7 +132,7 @@ class Belief:
         self.course: list[ScalesThen] = [ScalesThen(0, self._first)]
         self._squares = torch.zeros(3, dtype=torch.float64)
         self._determined = torch.zeros(3, dtype=torch.float64)
-        self._steps = 0
+        self.steps = 0
 
     @property
     def scales(self) -> BeliefScales:
@@ -141,20 +142,24 @@ class Belief:
     def learn(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
         """Takes a step's observations of shared terms; see :meth:`SharedLevel.add`. Each fifth step moves the level."""
         self.shared.add(items, weights, values)
-        self._steps += 1
-        if self._steps % _STEPS_PER_UPDATE == 0:
+        self.steps += 1
+        if self.steps % _STEPS_PER_UPDATE == 0:
             self.shared.update()
             self.course.append(ScalesThen(self.sessions, self.scales))
 
-    def learn_scales(self, moments: OwnMoments, sessions: int) -> None:
-        """Re-estimates the own scales with what some finished sessions say of them."""
+    def remember(self, moments: OwnMoments, sessions: int) -> None:
+        """Takes what some finished sessions say about the own scales; older ones count less."""
         memory = (1.0 - 1.0 / _SESSIONS_REMEMBERED) ** sessions
         self._squares = memory * self._squares + moments.squares
         self._determined = memory * self._determined + moments.determined
         self.sessions += sessions
+
+    def reestimate(self, running: OwnMoments) -> None:
+        """Moves the own scales by a step of the marginal likelihood's fixed point, over past and running sessions."""
         first = self._first.own
         squares = torch.tensor([first.intercept, first.taste, first.offset], dtype=torch.float64) ** 2
-        estimate = (self._squares + _PRIOR_PARAMETERS * squares) / (self._determined + _PRIOR_PARAMETERS)
+        numerator = self._squares + running.squares + _PRIOR_PARAMETERS * squares
+        estimate = numerator / (self._determined + running.determined + _PRIOR_PARAMETERS)
         self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
 
     def save(self, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -179,7 +184,7 @@ class Belief:
         settings = {
             "data_hash": self.items.data_hash,
             "sessions": self.sessions,
-            "steps": self._steps,
+            "steps": self.steps,
             "scales": asdict(self.scales),
             "course": [[then.sessions, asdict(then.scales)] for then in self.course],
         }
@@ -206,7 +211,7 @@ class Belief:
                 for sessions, scales in take_setting(path, settings, "course")
             ]
             scales = _scales(take_setting(path, settings, "scales"))
-            self.sessions, self._steps = (int(take_setting(path, settings, name)) for name in ("sessions", "steps"))
+            self.sessions, self.steps = (int(take_setting(path, settings, name)) for name in ("sessions", "steps"))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a whole belief ({error})") from error
         self.course, self._first, self.own_scales = course, course[0].scales, scales.own
@@ -226,7 +231,9 @@ class SessionBeliefs:
     def __init__(self, belief: Belief, n_sessions: int) -> None:
         self._belief = belief
         embeddings = torch.from_numpy(belief.items.embeddings)
-        self.own = OwnLevel(torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions)
+        self.own = OwnLevel(
+            torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions, belief.own_scales
+        )
         self._prior = torch.zeros(n_sessions, len(embeddings))
         self._base = self._prior
         self._own_part = self._prior
@@ -239,7 +246,7 @@ class SessionBeliefs:
             prior: ``float32 (n, N)``, log-odds of a click at the session's start, from the training log.
         """
         self._prior[rows] = prior
-        self.own.start(rows, self._belief.own_scales)
+        self.own.start(rows)
 
     def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
         """Adds answers to slates that an agent showed; see :meth:`OwnLevel.observe`."""
@@ -278,10 +285,13 @@ class SessionBeliefs:
         surprise = clicks[live].to(probability.dtype) - probability
         weights = torch.maximum(probability * (1.0 - probability), surprise.abs() / _MAX_STEP).clamp(min=_MIN_WEIGHT)
         values = self._belief.shared.mean[items[live]] + surprise / weights
-        ended = torch.nonzero(live & done)[:, 0]
+        ended, running = (torch.nonzero(live & over)[:, 0] for over in (done, ~done))
         if len(ended):
-            self._belief.learn_scales(self.own.moments(ended), len(ended))
+            self._belief.remember(self.own.moments(ended), len(ended))
         self._belief.learn(items[live].reshape(-1), weights.reshape(-1), values.reshape(-1))
+        if self._belief.steps % _STEPS_PER_SCALES == 0 and len(running):
+            self._belief.reestimate(self.own.moments(running))
+            self.own.rescale(self._belief.own_scales)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
@@ -289,7 +299,7 @@ class SessionBeliefs:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
-        self.own.restore(tensors)
+        self.own.restore(tensors, self._belief.own_scales)
         self._prior = tensors["prior"].clone()
 
 

@@ -15,7 +15,7 @@ _MIN_PRECISION = 1e-6
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 
 
-def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, start: Tensor) -> Tensor:
+def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float, start: Tensor) -> Tensor:
     """Returns the posterior modes of offsets given everything else.
 
     An offset's mode ``x`` solves ``x = variance (clicks - shows sigmoid(logits + x))``, whose right-hand side falls in
@@ -25,28 +25,28 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: 
         logits: ``(B, M)``, log-odds without the offsets.
         shows: ``(B, M)``, how often each item was shown.
         clicks: ``(B, M)``, how often it was clicked.
-        variances: ``(B, 1)``, prior variances.
+        variance: Of the prior.
         start: ``(B, M)``, where to begin.
     """
-    low, high = variances * (clicks - shows), variances * clicks
+    low, high = variance * (clicks - shows), variance * clicks
     tolerance = torch.finfo(logits.dtype).eps ** 0.5  # of a step that is quadratic: what is left is its square
     offsets = start
     for _ in range(_OFFSET_STEPS):
         previous = offsets.clamp(low, high)
         probability = torch.sigmoid(logits + previous)
-        slope = variances * shows * probability
+        slope = variance * shows * probability
         offsets = previous - (previous - high + slope) / (1.0 + slope * (1.0 - probability))
         if ((offsets - previous).abs() - tolerance * previous.abs()).max() <= tolerance:
             return offsets.clamp(low, high)
-    return _bracketed_offsets(logits, shows, clicks, variances, tolerance)
+    return _bracketed_offsets(logits, shows, clicks, variance, tolerance)
 
 
-def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances: Tensor, tolerance: float) -> Tensor:
+def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float, tolerance: float) -> Tensor:
     """Returns what :func:`posterior_offsets` does by Newton's method in brackets, halved where it is slow."""
-    low, high = variances * (clicks - shows), variances * clicks
+    low, high = variance * (clicks - shows), variance * clicks
     upper, offsets, last_change = high, (low + high) / 2, high - low
     for _ in range(_MAX_OFFSET_STEPS):
-        slope = variances * shows * torch.sigmoid(logits + offsets)
+        slope = variance * shows * torch.sigmoid(logits + offsets)
         excess = offsets - upper + slope
         low, high = torch.where(excess < 0, offsets, low), torch.where(excess > 0, offsets, high)
         moved = offsets - excess / (1.0 + slope * torch.sigmoid(-logits - offsets))
@@ -58,9 +58,9 @@ def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variances:
     return offsets
 
 
-def linear_weights(curvatures: Tensor, variances: Tensor) -> Tensor:
+def linear_weights(curvatures: Tensor, variance: float) -> Tensor:
     """Returns the precision with which items speak of the linear part: 1 / (1 / curvature + variance)."""
-    return curvatures / (1.0 + variances * curvatures)
+    return curvatures / (1.0 + variance * curvatures)
 
 
 def matched_sites(

@@ -9,7 +9,7 @@ matrix to invert has ``d + 1`` rows whatever the number of shown items.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from dsrm.item_sites import linear_weights, matched_sites, posterior_offsets
 
 _FIRST_WIDTH = 32
 _OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
-_OF_SESSIONS = ("_slots", "_counts", "_widths", "_variances", "_means", "_inverses", "_ages")
+_OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages")
 _WARM_STEPS, _MAX_STEPS = 8, 100
 _CLOSE = 0.005
 """Log-odds that warm steps may leave between a posterior and its mode."""
@@ -78,6 +78,10 @@ class OwnLevel:
     Args:
         features: ``(N, d + 1)``, a column of ones and unit item embeddings; its dtype is computed in.
         n_sessions: Number of sessions ``B``.
+        scales: Of the priors, the same for all sessions.
+
+    Attributes:
+        scales: Of the priors now.
     """
 
     _items: Tensor
@@ -88,18 +92,16 @@ class OwnLevel:
     _offsets: Tensor
     _curvatures: Tensor
 
-    def __init__(self, features: Tensor, n_sessions: int) -> None:
+    def __init__(self, features: Tensor, n_sessions: int, scales: OwnScales | None = None) -> None:
         n_items, size = features.shape
         self._features = features
         self._slots = torch.full((n_sessions, n_items), -1, dtype=torch.int32)
         self._counts = torch.zeros(n_sessions, dtype=torch.int64)
-        self._widths = features.new_zeros(n_sessions, size)
-        self._variances = features.new_zeros(n_sessions, 1)
+        self._set_scales(OwnScales() if scales is None else scales)
         self._means = features.new_zeros(n_sessions, size)
         self._inverses = torch.eye(size, dtype=features.dtype).repeat(n_sessions, 1, 1)
         self._ages = torch.zeros(n_sessions, dtype=torch.int64)
         self._allocate(_FIRST_WIDTH)
-        self.start(torch.arange(n_sessions), OwnScales())
 
     def _allocate(self, width: int) -> None:
         """Makes room for ``width`` different items in each session; what there is stays."""
@@ -113,23 +115,28 @@ class OwnLevel:
                 larger[:, : before.shape[1]] = before
             setattr(self, name, larger)
 
-    def start(self, rows: Tensor, scales: OwnScales) -> None:
-        """Starts new sessions: no evidence, and priors of the given scales.
+    def _set_scales(self, scales: OwnScales) -> None:
+        self.scales = scales
+        self._widths = torch.full_like(self._features[0], scales.taste)
+        self._widths[0] = scales.intercept
+        self._variance = scales.offset**2
 
-        Args:
-            rows: ``int64 (n,)``, which sessions.
-            scales: Of their priors, for the whole of the session.
-        """
+    def start(self, rows: Tensor) -> None:
+        """Starts new sessions, without evidence, in the given rows, ``int64 (n,)``."""
         self._slots[rows] = -1
         self._counts[rows] = 0
-        self._widths[rows] = scales.taste
-        self._widths[rows, 0] = scales.intercept
-        self._variances[rows] = scales.offset**2
         self._means[rows] = 0.0
         self._inverses[rows] = torch.eye(self._means.shape[1], dtype=self._means.dtype)
         self._ages[rows] = 0
         for name in _OF_ITEMS:
             getattr(self, name)[rows] = 0
+
+    def rescale(self, scales: OwnScales) -> None:
+        """Gives the priors of all sessions other scales; posteriors move with the next :meth:`update`."""
+        before = self._widths
+        self._set_scales(scales)
+        self._means *= before / self._widths.clamp(min=_TINY)
+        self._rebuild(torch.arange(len(self._counts)), max(int(self._counts.max()), 1))
 
     def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
         """Adds answers to what is known; posteriors move with the next :meth:`update`.
@@ -151,7 +158,7 @@ class OwnLevel:
         self._items[places, slots] = items
         self._rows[places, slots] = self._features[items]
         # A new item's prediction starts at the posterior before its answer.
-        scaled = (self._widths[rows] * self._means[rows])[:, None, :]
+        scaled = (self._widths * self._means[rows])[:, None, :]
         self._linear[places, slots] = (self._features[items] * scaled).sum(-1)
         self._shows[places, slots] += 1
         self._clicks[places, slots] += clicks.to(self._clicks.dtype)
@@ -185,17 +192,17 @@ class OwnLevel:
         shown = shows > 0
         precisions, own = self._curvatures[:, :width].clone(), self._linear[:, :width] + self._offsets[:, :width]
         shifts = precisions * own + clicks - shows * torch.sigmoid(prior + own)
-        scaled = features * self._widths[:, None, :]
+        scaled = features * self._widths
         for sweep in range(sweeps + 1):
             self._curvatures[:, :width] = precisions
             self._rebuild(torch.arange(len(shows)), width)
-            remaining = 1.0 / (1.0 + self._variances * precisions)
+            remaining = 1.0 / (1.0 + self._variance * precisions)
             self._means = (((shifts * remaining)[:, None, :] @ scaled) @ self._inverses)[:, 0]
             linear = self._predicted(features, self._means)
-            offsets = self._variances * remaining * (shifts - precisions * linear)
+            offsets = self._variance * remaining * (shifts - precisions * linear)
             if sweep == sweeps:
                 break
-            spread = remaining**2 * ((scaled @ self._inverses) * scaled).sum(-1) + self._variances * remaining
+            spread = remaining**2 * ((scaled @ self._inverses) * scaled).sum(-1) + self._variance * remaining
             spread = torch.where(shown & (spread > _TINY), spread, 1.0)
             matched = matched_sites(prior, shows, clicks, linear + offsets, spread, precisions, shifts)
             precisions, shifts = (torch.where(shown, site, 0.0) for site in matched)
@@ -216,24 +223,23 @@ class OwnLevel:
         Returns:
             ``(B, n)``.
         """
-        scaled = self._features[items] * self._widths[:, None, :]
+        scaled = self._features[items] * self._widths
         linear = ((scaled @ self._inverses) * scaled).sum(-1)
         slots = self._slots.gather(1, items).to(torch.int64)
         curvatures = self._curvatures.gather(1, slots.clamp(min=0))
-        remaining = 1.0 / (1.0 + self._variances * torch.where(slots < 0, 0.0, curvatures))
-        return remaining**2 * linear + self._variances * remaining
+        remaining = 1.0 / (1.0 + self._variance * torch.where(slots < 0, 0.0, curvatures))
+        return remaining**2 * linear + self._variance * remaining
 
     def moments(self, rows: Tensor) -> OwnMoments:
         """Returns what the sessions in some rows say about the scales of their priors."""
         width = max(int(self._counts[rows].max()), 1)
-        squares = (self._widths[rows] * self._means[rows]) ** 2
+        squares = (self._widths * self._means[rows]) ** 2
         determined = 1.0 - self._inverses[rows].diagonal(dim1=1, dim2=2)
-        variances = self._variances[rows]
-        remaining = 1.0 / (1.0 + variances * self._curvatures[rows, :width])
-        scaled = self._rows[rows, :width] * self._widths[rows, None, :]
+        remaining = 1.0 / (1.0 + self._variance * self._curvatures[rows, :width])
+        scaled = self._rows[rows, :width] * self._widths
         linear = ((scaled @ self._inverses[rows]) * scaled).sum(-1)
         # The variance of an offset is what its own evidence leaves, and what the linear part adds to that.
-        offsets = 1.0 - remaining - (1.0 - remaining) ** 2 * linear / variances.clamp(min=_TINY)
+        offsets = 1.0 - remaining - (1.0 - remaining) ** 2 * linear / max(self._variance, _TINY)
         shown = torch.arange(width) < self._counts[rows, None]
         sums = [
             [squares[:, 0].sum(), squares[:, 1:].sum(), (self._offsets[rows] ** 2).sum()],
@@ -245,8 +251,9 @@ class OwnLevel:
         """Returns all that is known of the current sessions, by name; :meth:`restore` takes it."""
         return {name.removeprefix("_"): getattr(self, name) for name in _OF_SESSIONS + _OF_ITEMS if name != "_rows"}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+    def restore(self, tensors: Mapping[str, Tensor], scales: OwnScales) -> None:
+        """Takes what :meth:`tensors` returned, and the scales then, for as many sessions over the same items."""
+        self._set_scales(scales)
         for name in (*_OF_SESSIONS, *_OF_ITEMS):
             if name != "_rows":
                 setattr(self, name, tensors[name.removeprefix("_")].clone())
@@ -258,10 +265,10 @@ class OwnLevel:
         shows, clicks, features = self._shows[:, :width], self._clicks[:, :width], self._rows[:, :width]
         prior = base.gather(1, self._items[:, :width])
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
-        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width])
+        offsets = posterior_offsets(prior + linear, shows, clicks, self._variance, self._offsets[:, :width])
         value = self._objective(prior + linear + offsets, shows, clicks, offsets, self._means)
         tolerance = torch.finfo(value.dtype).eps
-        enough = torch.full_like(value, tolerance) if exact else _CLOSE**2 / self._prior_variances()
+        enough = tolerance if exact else _CLOSE**2 / (sum(scale**2 for scale in astuple(self.scales)) + _TINY)
         last_gain = torch.full_like(value, _TINY)
         for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
@@ -278,7 +285,7 @@ class OwnLevel:
             length = torch.ones_like(value)[:, None]
             for _ in range(_MAX_HALVINGS):
                 moved = linear + length * along
-                moved_offsets = posterior_offsets(prior + moved, shows, clicks, self._variances, offsets)
+                moved_offsets = posterior_offsets(prior + moved, shows, clicks, self._variance, offsets)
                 means = self._means + length * direction
                 reached = self._objective(prior + moved + moved_offsets, shows, clicks, moved_offsets, means)
                 worse = reached < value - 4 * tolerance * (1.0 + value.abs())
@@ -298,10 +305,6 @@ class OwnLevel:
             probability = torch.sigmoid(prior + linear + offsets)
             self._follow_curvature(shows * probability * (1.0 - probability), exact)
 
-    def _prior_variances(self) -> Tensor:
-        """Returns ``(B,)``, the variance of ``b_u + w_u . e_i + delta_ui`` without evidence."""
-        return self._widths[:, 0] ** 2 + self._widths[:, 1:2].sum(1) ** 2 + self._variances[:, 0] + _TINY
-
     def _predicted(self, features: Tensor, means: Tensor) -> Tensor:
         """Returns ``(B, width)``, the linear part of standardised ``means`` for the shown items."""
         # A product with rows in front is twice as fast as one with columns behind.
@@ -309,7 +312,7 @@ class OwnLevel:
 
     def _objective(self, logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
         """Returns ``(B,)``, the log posterior up to a constant."""
-        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * self._variances.clamp(min=_TINY))
+        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * max(self._variance, _TINY))
         return fit.sum(1) - (means**2).sum(1) / 2
 
     def _follow_curvature(self, curvatures: Tensor, exact: bool) -> None:
@@ -320,11 +323,11 @@ class OwnLevel:
             known.copy_(curvatures)
             self._rebuild(torch.arange(len(known)), width)
             return
-        change = linear_weights(curvatures, self._variances) - linear_weights(known, self._variances)
+        change = linear_weights(curvatures, self._variance) - linear_weights(known, self._variance)
         places = change.abs().topk(min(_CHANGED_ITEMS, width), dim=1).indices
         known.scatter_(1, places, curvatures.gather(1, places))
         change = change.gather(1, places)[..., None]
-        scaled = self._rows[torch.arange(len(known))[:, None], places] * self._widths[:, None, :]
+        scaled = self._rows[torch.arange(len(known))[:, None], places] * self._widths
         # Woodbury's identity for A + U' diag(c) U, in a form that allows c of either sign, and 0.
         solved = scaled @ self._inverses
         inner = torch.eye(places.shape[1], dtype=change.dtype) + change * (solved @ scaled.mT)
@@ -336,8 +339,8 @@ class OwnLevel:
             self._rebuild(old, width)
 
     def _rebuild(self, rows: Tensor, width: int) -> None:
-        scaled = self._rows[rows, :width] * self._widths[rows, None, :]
-        weights = linear_weights(self._curvatures[rows, :width], self._variances[rows])
+        scaled = self._rows[rows, :width] * self._widths
+        weights = linear_weights(self._curvatures[rows, :width], self._variance)
         precision = (scaled * weights[..., None]).mT @ scaled
         precision += torch.eye(precision.shape[1], dtype=precision.dtype)
         self._inverses[rows] = torch.cholesky_inverse(torch.linalg.cholesky(precision))

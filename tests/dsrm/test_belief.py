@@ -32,8 +32,7 @@ def level_with(
     features: Tensor, base: Tensor, shows: np.ndarray, clicks: np.ndarray, scales: OwnScales, seed: int = 0
 ) -> OwnLevel:
     """Posteriors given ``shows`` and ``clicks (B, N)``, taken in slates in a random order."""
-    level = OwnLevel(features, len(shows))
-    level.start(torch.arange(len(shows)), scales)
+    level = OwnLevel(features, len(shows), scales)
     rng = np.random.default_rng(seed)
     for row in range(len(shows)):
         answers = [
@@ -119,9 +118,7 @@ def test_a_few_warm_steps_after_each_slate_stay_close_to_the_mode(scales, repeat
     rng = np.random.default_rng(1)
     n_items, rows = 400, torch.arange(4)
     features = features_of(n_items, 16, dtype=torch.float32)
-    warm, exact = OwnLevel(features, 4), OwnLevel(features.double(), 4)
-    for level in (warm, exact):
-        level.start(rows, scales)
+    warm, exact = OwnLevel(features, 4, scales), OwnLevel(features.double(), 4, scales)
     base = torch.from_numpy(rng.normal(size=(4, n_items)))
     taste = 1.5 * rng.normal(size=(4, 17)) @ features.numpy().T.astype(np.float64)
     order = np.argsort(rng.random((4, n_items)), axis=1)
@@ -160,10 +157,21 @@ def test_without_evidence_the_posterior_is_the_prior_and_a_session_starts_anew()
     level.update(base)
     assert (level.logits()[0] == 0).all()
     assert level.logits()[1, 3] > level.logits()[1].abs()[torch.arange(20) != 3].max()
-    level.start(torch.tensor([1]), WIDE)
+    level.start(torch.tensor([1]))
     level.update(base)
     assert (level.logits() == 0).all()
-    assert level.variances(items)[1, :-2].numpy() == pytest.approx(27.0)
+
+
+def test_other_scales_in_the_middle_give_the_posterior_of_these_scales():
+    rng = np.random.default_rng(2)
+    features, base = features_of(30, 8), torch.from_numpy(rng.normal(size=(2, 30)))
+    shows, clicks = evidence("once", rng, 2, 30)
+    one, two = (level_with(features, base, shows, clicks, scales) for scales in (OwnScales(), WIDE))
+    one.rescale(WIDE)
+    one.update(base)
+    assert torch.allclose(one.logits(), two.logits(), atol=0.01)
+    one.converge(base)
+    assert torch.allclose(one.logits(), two.logits(), atol=1e-6)
 
 
 @pytest.mark.parametrize("wide", [1.0, 1e3])
@@ -171,13 +179,12 @@ def test_without_evidence_the_posterior_is_the_prior_and_a_session_starts_anew()
 def test_offsets_solve_their_equation_from_any_start(wide, shows):
     logits, share = torch.meshgrid(torch.linspace(-9, 9, 19), torch.linspace(0, 1, 11), indexing="ij")
     logits, clicks = logits.double(), (share * shows).round().double()
-    variances = torch.full((19, 1), wide, dtype=torch.float64)
     for start in (-50.0, 0.0, 50.0):
         offsets = posterior_offsets(
-            logits, torch.full_like(clicks, shows), clicks, variances, torch.full_like(clicks, start)
+            logits, torch.full_like(clicks, shows), clicks, wide, torch.full_like(clicks, start)
         )
-        answer = variances * (clicks - shows * torch.sigmoid(logits + offsets))
-        slope = 1 + variances * shows * torch.sigmoid(logits + offsets) * torch.sigmoid(-logits - offsets)
+        answer = wide * (clicks - shows * torch.sigmoid(logits + offsets))
+        slope = 1 + wide * shows * torch.sigmoid(logits + offsets) * torch.sigmoid(-logits - offsets)
         assert ((offsets - answer).abs() / slope).max() < 1e-6
 
 
