@@ -352,3 +352,18 @@ def test_histories_in_mapped_files_are_read_where_they_lie(tmp_path, monkeypatch
         tracemalloc.stop()
         played.append(np.stack(observations))
     np.testing.assert_array_equal(*played)
+
+
+def test_draws_of_a_session_follow_from_its_key_and_step_whenever_it_starts():
+    rng = np.random.default_rng(3)
+    draws = seeding.SessionDraws(4, 3)
+    keys, steps = np.zeros(4, np.uint64), np.zeros(4, np.int64)
+    starting = np.arange(4)
+    for _ in range(40):
+        keys[starting] = rng.integers(2**63, size=len(starting), dtype=np.uint64)
+        steps[starting] = 0
+        draws.start(starting, keys[starting])
+        counters = (1 + 3 * steps[:, None] + np.arange(3)).astype(np.uint64)
+        np.testing.assert_array_equal(draws.of_step(steps), seeding.uniforms(keys[:, None], counters))
+        steps += 1
+        starting = np.flatnonzero(rng.random(4) < 0.2)
