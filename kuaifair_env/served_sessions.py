@@ -60,6 +60,8 @@ class ServedUsers:
 
     Attributes:
         ids: Raw ids of the users.
+        order: Which order.
+        seed: Seed of the sessions' randomness.
         started: Sessions handed out so far; may be set to go on with an earlier service.
     """
 
@@ -68,8 +70,11 @@ class ServedUsers:
         self.ids = world.data.users.ids[self._users]
         self._keys = world.data.users.keys[self._users].astype(np.uint64)
         self._sessions = sessions
-        self._order = np.asarray([seeding.stream_key(order)], np.uint64)
-        self._seed = np.asarray([seeding.stream_key(seed)], np.uint64)
+        self.order, self.seed = order, seed
+        self._order_key, self._seed_key = (
+            np.asarray([seeding.stream_key(number)], np.uint64) for number in (order, seed)
+        )
+        self._passes: dict[int, NDArray[np.int64]] = {}
         self.started = 0
 
     def __len__(self) -> int:
@@ -80,14 +85,18 @@ class ServedUsers:
         numbers = self.started + np.arange(len(rows))
         self.started += len(rows)
         visits, places = np.divmod(numbers, len(self._users))
-        users = np.concatenate([self._pass(visit)[places[visits == visit]] for visit in np.unique(visits)])
-        keys = seeding.derive(seeding.derive(self._seed, users), visits)
+        users = np.concatenate([self._pass(visit)[places[visits == visit]] for visit in np.unique(visits).tolist()])
+        keys = seeding.derive(seeding.derive(self._seed_key, users), visits)
         return Sessions(users, keys, np.where(numbers < self._sessions, numbers, -1))
 
     def _pass(self, visit: int) -> NDArray[np.int64]:
-        """Returns the users in the order of their visit of this number."""
-        words = seeding.mix(seeding.derive(self._order, visit), self._keys)
-        return self._users[np.argsort(words, kind="stable")]
+        """Returns the users in the order of their visit of this number; the last two are kept."""
+        if visit not in self._passes:
+            words = seeding.mix(seeding.derive(self._order_key, visit), self._keys)
+            users = self._users[np.argsort(words, kind="stable")]
+            self._passes = {number: kept for number, kept in self._passes.items() if number == visit - 1}
+            self._passes[visit] = users
+        return self._passes[visit]
 
 
 class Service:

@@ -132,7 +132,7 @@ def serve(
         TypeError: If the environment's sessions cannot be played as one batch, or the agent is no policy.
         ValueError: If a number is not valid, or the agent was trained on other observations or actions.
     """
-    from kuaifair_env.serving_sb3 import check_n_envs, parameters_hash, serve_learning
+    from kuaifair_env.serving_sb3 import check_n_envs, serve_learning
 
     if sessions < 1 or order < 0 or checkpoint_every < 1:
         raise ValueError(
@@ -140,48 +140,33 @@ def serve(
             f"{sessions}, {order} and {checkpoint_every}"
         )
     played_env = _one_batch(played(env, n_envs))
-    policy = getattr(agent, "__self__", agent)
-    check_agent(policy, played_env)
     own_batch = played_env.own_batch
+    check_agent(getattr(agent, "__self__", agent), played_env)
     served, others = _users(played_env.world, users)
-    learning, reason = _kind(agent, learn)
-    if learning == "gradient":
-        check_n_envs(cast(Any, agent), own_batch.batch_size)
     source = ServedUsers(played_env.world, served, sessions, order, seed)
-    settings = ServingSettings(
-        world=str(played_env.world.fingerprint),
-        config=own_batch.config.describe(),
-        agent=getattr(agent, "__name__", type(agent).__name__),
-        agent_seed=getattr(policy, "seed", None),
-        agent_hash=parameters_hash(policy),
-        learning=learning,
-        reason=reason,
-        users=len(served),
-        users_hash=hashlib.sha256(source.ids.tobytes()).hexdigest()[:16],
-        sessions=sessions,
-        order=order,
-        seed=seed,
-        n_envs=own_batch.batch_size,
-    )
+    settings = _settings(agent, source, own_batch, learn)
+    if settings.learning == "gradient":
+        check_n_envs(cast(Any, agent), own_batch.batch_size)
     checkpoints = None
     if folder is not None:
+        checkpoints = CheckpointFolder(Path(folder), asdict(settings))
         stored = stored_result(folder, settings)
         if stored is not None:
+            checkpoints.remove()
             return stored
-        checkpoints = CheckpointFolder(Path(folder), asdict(settings))
 
     def evaluated() -> EvaluationResult | None:
         if not evaluate_others or not len(others):
             return None
         return evaluate(agent, env, others, seed=seed, n_envs=n_envs, progress=progress)
 
-    before = None if learning == "frozen" else evaluated()
-    with _sessions_of(played_env, source, policy, progress) as service:
+    before = None if settings.learning == "frozen" else evaluated()
+    with _sessions_of(played_env, source, agent, progress) as service:
         if checkpoints is not None:
             service.keep(checkpoints, checkpoint_every)
-        if learning == "gradient":
-            serve_learning(cast(Any, agent), service, seed, order)
-        elif learning == "posterior":
+        if settings.learning == "gradient":
+            serve_learning(cast(Any, agent), service)
+        elif settings.learning == "posterior":
             _serve_learning(cast(LearnsWhileServing, agent), service)
         else:
             _serve_frozen(agent, service, own_batch)
@@ -191,6 +176,29 @@ def serve(
         result.save(folder)
         checkpoints.remove()
     return result
+
+
+def _settings(agent: Any, source: ServedUsers, batch: SessionBatch, learn: bool) -> ServingSettings:
+    """Returns what a service of an agent is, by which its checkpoints and its result are told from others'."""
+    from kuaifair_env.serving_sb3 import parameters_hash
+
+    policy = getattr(agent, "__self__", agent)
+    learning, reason = _kind(agent, learn)
+    return ServingSettings(
+        world=str(batch.world.fingerprint),
+        config=batch.config.describe(),
+        agent=getattr(agent, "__name__", type(agent).__name__),
+        agent_seed=getattr(policy, "seed", None),
+        agent_hash=parameters_hash(policy),
+        learning=learning,
+        reason=reason,
+        users=len(source.ids),
+        users_hash=hashlib.sha256(source.ids.tobytes()).hexdigest()[:16],
+        sessions=len(source),
+        order=source.order,
+        seed=source.seed,
+        n_envs=batch.batch_size,
+    )
 
 
 def _one_batch(env: PlayedEnv) -> PlayedVecEnv:
@@ -236,7 +244,7 @@ def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: b
         playing_sessions_of(env, source) as batches,
         tqdm(total=len(source), unit="session", disable=not progress, leave=False) as bar,
     ):
-        shown = shown_to(agent, batches[0])
+        shown = shown_to(getattr(agent, "__self__", agent), batches[0])
         bottom = env.layers[-1]
         bottom.play(shown)
         bottom.world = shown.world

@@ -43,7 +43,7 @@ def check_n_envs(model: BaseAlgorithm, n_envs: int) -> None:
         )
 
 
-def serve_learning(model: BaseAlgorithm, service: Service, seed: int, order: int) -> None:
+def serve_learning(model: BaseAlgorithm, service: Service) -> None:
     """Serves all sessions, learning as in ``model.learn(..., reset_num_timesteps=False)``.
 
     Sessions that are not counted, at the end, are learned from as well. The last rollout may end unlearned.
@@ -51,7 +51,7 @@ def serve_learning(model: BaseAlgorithm, service: Service, seed: int, order: int
     """
     before = model.get_env()
     model.set_env(service.env.vec_env)
-    entropy = [seed, order, model.seed or 0]
+    entropy = [service.source.seed, service.source.order, model.seed or 0]
     model.set_random_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
     # No service is longer; learning rates that fall do so over this number.
     steps = (len(service.source) + service.n_envs) * service.batch.config.max_len

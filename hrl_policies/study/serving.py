@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import build_policy, load_policy, purifier_of
-from hrl_policies.study.store import StoredRun, write_json, write_table
+from hrl_policies.study.store import StoredRun, versions, write_json, write_table
 from hrl_policies.worlds import WorldPair, purified_sessions
 from hrl_policies.zoo import method
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -145,6 +145,7 @@ def write_serving(folder: Path, title: str, results: Sequence[ServingResult], co
     served = results[0].served
     content = {
         "command": command,
+        "versions": versions(),
         "agent": title,
         "learning": results[0].settings.learning,
         "reason": results[0].settings.reason,

@@ -87,6 +87,19 @@ def test_methods_learn_while_they_serve_and_go_on_after_a_stop(name, tmp_path, m
         assert torch.equal(one, two)
 
 
+def test_a_belief_goes_on_after_a_stop(tmp_path, monkeypatch):
+    agent, sessions = agent_and_sessions("belief-quota")
+    expected = serve(agent, sessions, sessions=80)
+    assert expected.settings.learning == "posterior"
+    options: dict[str, Any] = {"sessions": 80, "folder": tmp_path, "checkpoint_every": 8}
+    agent, sessions = agent_and_sessions("belief-quota")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Service, "record_step", interrupted_at(50, Service.record_step))
+        serve(agent, sessions, **options)
+    agent, sessions = agent_and_sessions("belief-quota")
+    assert serve(agent, sessions, **options).summary() == expected.summary()
+
+
 @pytest.mark.parametrize(("name", "reason"), [("bcq", "transitions alone"), ("session-quota", "nothing to learn with")])
 def test_methods_that_cannot_learn_while_serving_are_frozen(name, reason):
     pair = small_pair()
