@@ -15,8 +15,10 @@ from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.simulator import SessionSimulator
 from kuaifair_env.world import World
 
-# What of a simulator says how users answer, or who comes next.
-_HIDDEN_OF_SIMULATOR = ("expected_catalogue", "source")
+# What says how users answer or would answer, and who comes next.
+_OF_SIMULATOR = frozenset(("expected_catalogue", "source", "step", "reset", "state", "restore"))
+_OF_SESSIONS = frozenset(("take_sessions_from", "chosen_sessions", "step", "reset", "state", "restore"))
+_OF_PLAYED_SESSIONS = frozenset(("take_sessions_from", "state", "restore"))
 
 
 def world_for_agents(world: World) -> World:
@@ -40,9 +42,15 @@ def world_for_agents(world: World) -> World:
 def sessions_for_agents(batch: SessionBatch) -> SessionBatch:
     """Returns running sessions without the truth of their world; they go on with those that are given.
 
-    Everything that agents are told is there: users, slates, feedback, clicks, masks, temper, the settings.
+    Everything that agents are told is there: users, slates, feedback, clicks, masks, temper, the settings. They are
+    there to be looked at: nothing can be shown to users.
     """
-    return cast(SessionBatch, _SessionsForAgents(batch))
+    return cast(SessionBatch, _SessionsForAgents(batch, _OF_SESSIONS))
+
+
+def played_by_agents(batch: SessionBatch) -> SessionBatch:
+    """Returns the same for environments that agents hold, which show slates (:func:`sessions_for_agents`)."""
+    return cast(SessionBatch, _SessionsForAgents(batch, _OF_PLAYED_SESSIONS))
 
 
 class _Hidden:
@@ -101,21 +109,23 @@ class _SimulatorForAgents:
         self.world = world
 
     def __getattr__(self, name: str) -> Any:
-        if name in _HIDDEN_OF_SIMULATOR or name.startswith("_"):
-            _Hidden("how users respond and who comes next").__getattr__(name)
-        return getattr(self._simulator, name)
+        return _looked_up(self._simulator, name, _OF_SIMULATOR)
 
 
 class _SessionsForAgents:
-    def __init__(self, batch: SessionBatch) -> None:
-        self._batch = batch
+    def __init__(self, batch: SessionBatch, hidden: frozenset[str]) -> None:
+        self._batch, self._hidden = batch, hidden
         self.world = world_for_agents(batch.world)
         self.simulator = _SimulatorForAgents(batch.simulator, self.world)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            _Hidden("how users respond").__getattr__(name)
-        return getattr(self._batch, name)
+        return _looked_up(self._batch, name, self._hidden)
 
     def seed(self, keys: seeding.Keys, rows: IntArray | None = None) -> None:
         """Does nothing: which sessions come is not for agents to say."""
+
+
+def _looked_up(owner: Any, name: str, hidden: frozenset[str]) -> Any:
+    if name in hidden or name.startswith("_"):
+        _Hidden("how users respond and who comes next").__getattr__(name)
+    return getattr(owner, name)

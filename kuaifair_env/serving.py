@@ -25,6 +25,7 @@ from kuaifair_env.adapters import (
     played,
     playing_sessions_of,
 )
+from kuaifair_env.agent_view import played_by_agents
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.checkpoints import CheckpointFolder
 from kuaifair_env.evaluation import (
@@ -245,9 +246,10 @@ def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: b
         tqdm(total=len(source), unit="session", disable=not progress, leave=False) as bar,
     ):
         shown = shown_to(getattr(agent, "__self__", agent), batches[0])
-        bottom = env.layers[-1]
-        bottom.play(shown)
-        bottom.world = shown.world
+        if shown is not batches[0]:
+            bottom = env.layers[-1]
+            bottom.play(played_by_agents(batches[0]))
+            bottom.world = shown.world
         yield Service(env, batches[0], shown, source, bar)
 
 

@@ -150,6 +150,9 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     assert {row["order"] for row in rows} == {"0", "1", "2"}
     assert rows[0].keys() == {"order", "agent_seed", "sessions", "r_cum", "len", "r_each", "ad", "violation_rate"}
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = kuaifair("serve", "random", *TOY, *SERVE, "--orders", "1", "--users", "10,30", "-o", "few")
+    assert code == 0, err
+    assert "40 sessions of 2 users" in " ".join(out.split())
     written = (tmp_path / "out/summary.json").read_bytes()
     assert kuaifair(*command)[0] == 0
     assert (tmp_path / "out/summary.json").read_bytes() == written

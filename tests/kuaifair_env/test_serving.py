@@ -217,6 +217,10 @@ class Curious(ItemCounts):
             lambda: batch.simulator.world.response.table,
             lambda: batch.simulator.expected_catalogue(),
             lambda: batch.simulator.source.next(np.arange(2)),
+            lambda: batch.simulator.state()["leave"],
+            lambda: batch.simulator.step(np.zeros((8, 4), np.int64)),
+            lambda: batch.step(np.zeros((8, 4), np.int64)),
+            lambda: batch.chosen_sessions(np.arange(1), [{}]),
             lambda: batch.simulator._leave,
             lambda: batch._observer,
         ):
@@ -235,7 +239,7 @@ KNOWN = replace(KNOWN, true_preference=(np.zeros((50, 2), np.float32), np.zeros(
 def test_nothing_of_the_world_reaches_an_agent_but_what_it_is_shown():
     env = vec_env(KNOWN)
     serve(Curious(), env, sessions=10)
-    assert Curious.asked == 12 * 5, "evaluated before, bound back, served, evaluated after, bound back"
+    assert Curious.asked == 16 * 5, "evaluated before, bound back, served, evaluated after, bound back"
     assert env.world is KNOWN
     assert env.batch.world is KNOWN
     assert env.get_attr("world")[0] is KNOWN
@@ -251,6 +255,7 @@ class Peeking(A2C):
             lambda: env.get_attr("world")[0].data.test.clicks,
             lambda: env.unwrapped.batch.simulator.expected_catalogue(),
             lambda: env.unwrapped.batch.world.tolerated_shares,
+            lambda: env.unwrapped.batch.state(),
         ):
             with pytest.raises(HiddenTruthError, match="agents are not told"):
                 ask()
