@@ -76,13 +76,12 @@ class BeliefItems:
     features: FloatArray
 
     @classmethod
-    def of_world(cls, world: World, with_features: bool = False) -> BeliefItems:
+    def of_world(cls, world: World) -> BeliefItems:
         """Reads the items of a world; its response and its test log are not read."""
         n_items = world.n_items
         embeddings = world.embeddings[:n_items] if world.item_term is None else world.embeddings[:n_items, :-1]
-        features = _standardised(world) if with_features else np.zeros((n_items, 0), np.float32)
         ids = world.data.items.keys[:n_items]
-        return cls(world.data.data_hash, ids, unit_rows(embeddings), world.exposures, features)
+        return cls(world.data.data_hash, ids, unit_rows(embeddings), world.exposures, _standardised(world))
 
     def without_columns(self) -> BeliefItems:
         """Returns the items without embeddings and features: each then is known by its offset alone."""
@@ -144,7 +143,7 @@ class Belief:
         self.shared.add(items, weights, values)
         self.steps += 1
         if self.steps % _STEPS_PER_UPDATE == 0:
-            self.shared.update()
+            self.shared.update(reestimate=self.steps % _STEPS_PER_SCALES == 0)
             self.course.append(ScalesThen(self.sessions, self.scales))
 
     def remember(self, moments: OwnMoments, sessions: int) -> None:
@@ -154,7 +153,7 @@ class Belief:
         self._determined = memory * self._determined + moments.determined
         self.sessions += sessions
 
-    def reestimate(self, running: OwnMoments) -> None:
+    def reestimate_own(self, running: OwnMoments) -> None:
         """Moves the own scales by a step of the marginal likelihood's fixed point, over past and running sessions."""
         first = self._first.own
         squares = torch.tensor([first.intercept, first.taste, first.offset], dtype=torch.float64) ** 2
@@ -290,7 +289,7 @@ class SessionBeliefs:
             self._belief.remember(self.own.moments(ended), len(ended))
         self._belief.learn(items[live].reshape(-1), weights.reshape(-1), values.reshape(-1))
         if self._belief.steps % _STEPS_PER_SCALES == 0 and len(running):
-            self._belief.reestimate(self.own.moments(running))
+            self._belief.reestimate_own(self.own.moments(running))
             self.own.rescale(self._belief.own_scales)
 
     def tensors(self) -> dict[str, Tensor]:
