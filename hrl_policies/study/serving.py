@@ -59,7 +59,7 @@ def trained_agent(run: StoredRun, worlds: WorldPair, n_envs: int) -> Build:
 
     def build() -> tuple[Any, VecEnv]:
         policy = load_policy(replace(run, config=config), worlds)
-        return policy, _sessions_like_its_own(policy, config, worlds, purifier, n_envs)
+        return policy, sessions_like_its_own(policy, config, worlds, purifier, n_envs)
 
     return build
 
@@ -164,10 +164,18 @@ def write_serving(folder: Path, title: str, results: Sequence[ServingResult], co
     return summary
 
 
-def _sessions_like_its_own(
+def sessions_like_its_own(
     policy: Any, config: RunConfig, worlds: WorldPair, purifier: StatePurifier | None, n_envs: int
 ) -> VecEnv:
-    """Returns sessions of the test world with the purifier and the reward that an agent was trained with."""
+    """Returns sessions of the test world with the purifier and the reward that an agent was trained with.
+
+    Args:
+        policy: The agent, over its training sessions.
+        config: Its run.
+        worlds: The run's worlds.
+        purifier: The run's purifier.
+        n_envs: Concurrent sessions.
+    """
     from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 
     from hrl_policies.hrl_ppo.rewards import FairSessions

@@ -23,7 +23,7 @@ import hrl_policies.study.runner as runner
 from hrl_policies.study import plan_run
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import build_policy
-from hrl_policies.study.serving import _sessions_like_its_own
+from hrl_policies.study.serving import sessions_like_its_own
 from kuaifair_env import serve
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.served_sessions import Service
@@ -46,7 +46,7 @@ def agent_and_sessions(name: str) -> tuple[Any, Any]:
     agent = build_policy(config, pair)
     if isinstance(agent, BaseAlgorithm):
         agent.learn(64)
-    return agent, _sessions_like_its_own(agent, config, pair, None, 4)
+    return agent, sessions_like_its_own(agent, config, pair, None, 4)
 
 
 def interrupted_at(call: int, function: Any) -> Any:
@@ -106,7 +106,7 @@ def test_methods_that_cannot_learn_while_serving_are_frozen(name, reason):
     overrides = None if name == "session-quota" else {"data.transitions": 100}
     config = plan_run(name, "small", total_steps=4, n_envs=4, overrides=overrides, session=SESSION)
     agent = build_policy(config, pair)
-    result = serve(agent, _sessions_like_its_own(agent, config, pair, None, 4), sessions=10, evaluate_others=False)
+    result = serve(agent, sessions_like_its_own(agent, config, pair, None, 4), sessions=10, evaluate_others=False)
     assert result.settings.learning == "frozen"
     assert reason in result.settings.reason
 
@@ -116,7 +116,7 @@ def test_purified_agents_are_shown_purified_states():
     config = plan_run("a2c", "small", total_steps=64, n_envs=4, overrides={"n_steps": 4}, session=SESSION)
     purifier = WindowPurifier()
     agent = build_policy(config, pair, purifier)
-    sessions = _sessions_like_its_own(agent, config, pair, purifier, 4)
+    sessions = sessions_like_its_own(agent, config, pair, purifier, 4)
     assert serve(agent, sessions, sessions=20).settings.learning == "gradient"
 
 
