@@ -24,7 +24,7 @@ from worlds import PARTIAL, argument_parser, open_worlds, short_name, write_page
 
 from hrl_policies.study import check_study, read_study, run_study, single_threaded
 from hrl_policies.study.labels import ORIGINS, PRIVILEGED_NOTE, Task, Variant
-from hrl_policies.study.results import Comparison, EvaluatedRun, comparisons, world_notes
+from hrl_policies.study.results import Comparison, EvaluatedRun, comparisons, figure_interval, world_notes
 from hrl_policies.study.spec import SessionSettings, StudySpec
 from hrl_policies.study.statistics import Interval, mean_interval
 from hrl_policies.study.store import stored_runs
@@ -153,7 +153,7 @@ def control_table(by_variant: Mapping[str, Comparison], title: str) -> ResultTab
         rows=tuple(rows),
         notes=(
             *(f"{', '.join(names).capitalize()}: {note}" for note, names in variants_of_note.items()),
-            "Brackets: 95 % bootstrap intervals over users. viol.: share of slates that the leave rule punishes; "
+            "Brackets: 95 % intervals over users. viol.: share of slates that the leave rule punishes; "
             "formula: the Len that follows from R_each and viol.",
             PRIVILEGED_NOTE,
         ),
@@ -162,7 +162,7 @@ def control_table(by_variant: Mapping[str, Comparison], title: str) -> ResultTab
 
 
 def _cells(run: EvaluatedRun) -> tuple[Cell, ...]:
-    earned = Measured.of_interval(run.users.interval("r_cum"), 2)
+    earned = Measured.of_interval(figure_interval([run], "r_cum"), 2)
     length, formula = (Measured(run.summary[name], 2) for name in ("len", "len_predicted"))
     return earned, length, formula, Measured(run.summary["violation_rate"])
 

@@ -16,6 +16,7 @@ from kuaifair_env.checkpoints import check_identity
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult
 from kuaifair_env.files import atomic_path, file_hash, write_text_atomically
+from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 
 Learning = Literal["posterior", "gradient", "frozen"]
@@ -23,7 +24,6 @@ Learning = Literal["posterior", "gradient", "frozen"]
 
 FIRST_AND_LAST = 1_000
 _CURVE_POINTS, _MIN_PART = 40, 50
-_CONFIDENCE = 0.95
 _FORMAT, _VERSION = "kuaifair-serving", 1
 _RESULT, _SESSIONS = "result.json", "sessions.npz"
 
@@ -242,14 +242,15 @@ class ServingSummary:
     def of(cls, results: Sequence[ServingResult]) -> ServingSummary:
         """Returns the summary of services of one method, each in another order or with another seed of the agent.
 
-        The interval is Student's over the runs, with as many degrees of freedom as the rarer of orders and seeds allows
-        where both vary: the variance of the mean is that of the means of the orders plus that of the means of the
-        seeds, which is too wide rather than too narrow. It assumes that orders (and seeds) are drawn independently and
-        that their means are about normal. World, users and the random numbers of sessions are the same in all runs,
-        so it says nothing of other users or other worlds.
+        The interval is Student's for other orders, and other seeds where these vary. Where every seed served in every
+        order, it is that of :func:`kuaifair_env.intervals.crossed_mean`; where each order has seeds of its own, or each
+        seed orders, that over the means of the orders, or of the seeds. It assumes that orders (and seeds) are drawn
+        independently and that their means are about normal. World, users and the random numbers of sessions are the
+        same in all runs, so it says nothing of other users or other worlds.
 
         Raises:
-            ValueError: If there are no services, or two that cannot be compared.
+            ValueError: If there are no services, two that cannot be compared, or seeds and orders that are neither
+                crossed nor nested.
         """
         if not results:
             raise ValueError("there are no services to sum up")
@@ -263,7 +264,7 @@ class ServingSummary:
         orders, seeds = ([key[part] for key in keys] for part in (0, 1))
         return cls(
             means={name: float(value.mean()) for name, value in values.items()},
-            half_widths={name: _half_width(value, [orders, seeds]) for name, value in values.items()},
+            half_widths={name: _half_width(value, seeds, orders) for name, value in values.items()},
             runs=len(results),
             orders=len(set(orders)),
             seeds=len(set(seeds)),
@@ -309,16 +310,29 @@ def _check_alike(results: Sequence[ServingResult]) -> None:
                 )
 
 
-def _half_width(values: NDArray[np.float64], factors: Sequence[Sequence[Any]]) -> float:
-    """Returns the half width of the 95 % interval of a mean of runs that differ in one or two factors."""
-    from scipy.stats import t
-
-    variances, freedom = [], []
-    for factor in factors:
-        groups = [float(values[[key == level for key in factor]].mean()) for level in dict.fromkeys(factor)]
-        if len(groups) > 1:
-            variances.append(float(np.var(groups, ddof=1)) / len(groups))
-            freedom.append(len(groups) - 1)
-    if not variances:
+def _half_width(values: NDArray[np.float64], seeds: Sequence[Any], orders: Sequence[Any]) -> float:
+    """Returns the half width of the 95 % interval of a mean of services; NaN for one."""
+    if len(values) < 2:
         return float("nan")
-    return float(t.ppf(0.5 + _CONFIDENCE / 2, min(freedom)) * np.sqrt(sum(variances)))
+    return crossed_mean(_units(values, seeds, orders)).half_width()
+
+
+def _units(values: NDArray[np.float64], seeds: Sequence[Any], orders: Sequence[Any]) -> NDArray[np.float64]:
+    """Returns a table of services by seed and order, or one row of what is independent where these are not crossed.
+
+    Orders of which each has seeds of its own are independent by their means, and so are seeds with orders of their own.
+
+    Raises:
+        ValueError: If some seeds share an order and others do not.
+    """
+    first_seeds, first_orders = list(dict.fromkeys(seeds)), list(dict.fromkeys(orders))
+    if len(values) == len(first_seeds) * len(first_orders):
+        by_key = dict(zip(zip(seeds, orders, strict=True), values, strict=True))
+        return np.asarray([[by_key[seed, order] for order in first_orders] for seed in first_seeds])
+    for inner, outer, levels in ((seeds, orders, first_orders), (orders, seeds, first_seeds)):
+        if len(set(inner)) == len(values) and len(levels) > 1:
+            return np.asarray([[values[[key == level for key in outer]].mean() for level in levels]])
+    raise ValueError(
+        f"{len(values)} services of {len(first_seeds)} seeds in {len(first_orders)} orders: either serve every seed in "
+        "every order, or give each service an order, or a seed, of its own"
+    )

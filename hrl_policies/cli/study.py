@@ -153,7 +153,7 @@ def tables(
         Path | None, typer.Option("--output", "-o", help="Folder for the files (default STORE/tables).")
     ] = None,
 ) -> None:
-    """Print or write the paper's Tables 1 to 4, paired differences with Holm's correction, and scores over all worlds.
+    """Print or write the paper's Tables 1 to 4, differences with Holm's correction, and scores over all worlds.
 
     Example: kuaifair study tables runs --format latex --compare paper --base dsrm-hrl
     """

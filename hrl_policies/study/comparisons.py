@@ -1,9 +1,9 @@
-"""Comparisons of methods: paired differences with corrected p-values, and scores over worlds and horizons."""
+"""Comparisons of methods: differences with corrected p-values, and scores over worlds and horizons."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,23 +12,28 @@ from numpy.typing import NDArray
 from hrl_policies.study.labels import LOWER_CONTROL, UPPER_CONTROL, Task, Variant
 from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import (
-    Interval,
     holm,
     interquartile_mean,
-    mean_interval,
-    paired_difference,
+    interval_of,
     probability_of_improvement,
     sign_flip_test,
     stratified_interval,
     win_rate,
 )
 from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, Span
+from kuaifair_env.intervals import Estimate, crossed_difference
 
 Values = NDArray[np.float64]
 Runs = Sequence[EvaluatedRun]
 
 _FIGURES = {"r_cum": "R_cum", "len": "Len"}
-_DIFFERENCE_RESAMPLES, _SCORE_RESAMPLES = 4_000, 10_000
+_SCORE_RESAMPLES = 10_000
+_SIGNIFICANCE = 0.05
+_MIN_TEST_SEEDS = 4
+"""With three seeds, nothing shows whether their results are normal, on which a t-test then rests."""
+
+_MIN_TEST_USERS = 6
+"""Sign flips of fewer never give a p-value of 0.05."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +42,56 @@ class Difference:
 
     Attributes:
         figure: ``"r_cum"`` or ``"len"``.
-        interval: Mean difference with its interval over seeds and users (users alone for one pair of runs).
-        p_value: Of no difference: exact sign flips over seeds (over users for one pair of runs).
-        seeds: Number of pairs of seeds.
+        estimate: Mean difference over all seeds of both methods and over users, with its variance.
+        seeds: Number of runs of the base and of the other.
+        learners: Whether the base, and the other, was trained: its runs differ in a training seed.
+        p_value: Of no difference, or None where no test can be made.
     """
 
     task: Task
     other: Variant
     figure: str
-    interval: Interval
-    p_value: float
-    seeds: int
+    estimate: Estimate
+    seeds: tuple[int, int]
+    learners: tuple[bool, bool]
+    p_value: float | None
+
+    @property
+    def min_seeds(self) -> int | None:
+        """Number of training seeds of the method that has fewer; None between two controls."""
+        return min((n for n, learns in zip(self.seeds, self.learners, strict=True) if learns), default=None)
+
+    @property
+    def seeds_text(self) -> str:
+        """Numbers of training seeds, such as ``"10, 5"``; a control that was run once has none."""
+        return ", ".join(
+            str(n) if learns or n > 1 else "control" for n, learns in zip(self.seeds, self.learners, strict=True)
+        )
+
+    @property
+    def why_untested(self) -> str:
+        """Why there is no p-value; empty where there is one."""
+        if self.p_value is not None:
+            return ""
+        if self.min_seeds is None:
+            return f"No test, as there are fewer than {_MIN_TEST_USERS} users"
+        if self.min_seeds == 1:
+            return "No interval and no test, as one of the methods was trained with a single seed"
+        return f"No test, as one of the methods was trained with fewer than {_MIN_TEST_SEEDS} seeds"
+
+    def measured(self) -> Measured:
+        """Returns the difference with its 95 % interval; a single training seed says nothing of others: none."""
+        if self.min_seeds == 1:
+            return Measured(self.estimate.value, 2, sign=True)
+        return Measured.of_interval(interval_of(self.estimate), 2, sign=True)
 
 
 def differences(comparison: Comparison, base: str) -> list[Difference]:
     """Compares a method with every other one, on every task and in both figures.
 
-    The same users met the same random numbers under every method, so users are paired. Seeds are paired by number,
-    which only says which runs to subtract; a control, which is run once, stands against each seed of the other. Methods
-    that have no seed in common on a task are not compared there.
+    The same users met the same random numbers under every method, so users are paired. Training seeds of two methods
+    are independent, whatever their numbers, and all count; a control that was run once has none. See
+    :func:`kuaifair_env.intervals.crossed_difference`.
 
     Args:
         comparison: Runs under one set of conditions.
@@ -64,16 +100,21 @@ def differences(comparison: Comparison, base: str) -> list[Difference]:
     Raises:
         ValueError: If the base was not run.
     """
+    own = comparison.find(base)
     return [
         _difference(task, other, first, second, figure)
-        for task, other, first, second in _pairs(comparison, comparison.find(base))
-        if _comparable(first, second)
+        for task in comparison.tasks
+        for other in comparison.variants
+        if other != own and (first := comparison.cell(task, own)) and (second := comparison.cell(task, other))
         for figure in _FIGURES
     ]
 
 
 def difference_table(comparison: Comparison, base: str, command: str) -> ResultTable | None:
-    """Returns the paired differences to a base, with p-values adjusted for all of them together (Holm).
+    """Returns the differences to a base, with p-values adjusted for all of them together (Holm).
+
+    Where a difference is not shown, the table says which would have been (see ``Estimate.detectable``): at the level
+    that Holm's correction leaves to it.
 
     Arguments are those of :func:`differences`, and the command that makes these numbers again; None is returned if
     there is nothing to compare the base with.
@@ -84,82 +125,64 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
     all_differences = differences(comparison, base)
     if not all_differences:
         return None
-    adjusted = holm(np.asarray([one.p_value for one in all_differences]))
+    tested = [one for one in all_differences if one.p_value is not None]
+    adjusted = holm(np.asarray([one.p_value for one in tested], np.float64))
+    adjusted_of = {id(one): float(p) for one, p in zip(tested, adjusted, strict=True)}
+    remaining = sum(p > _SIGNIFICANCE for p in adjusted_of.values())
     rows: defaultdict[tuple[Task, Variant], list[Cell]] = defaultdict(list)
-    for one, p_adjusted in zip(all_differences, adjusted, strict=True):
-        gap = Measured.of_interval(one.interval, 2, sign=True)
-        p_values = (Measured(one.p_value, 4), Measured(float(p_adjusted), 4))
-        rows[one.task, one.other] += [gap, *p_values, str(one.seeds)]
+    for one in all_differences:
+        p_adjusted = adjusted_of.get(id(one))
+        cells: list[Cell] = [one.measured(), MISSING, MISSING, MISSING, one.seeds_text]
+        if one.p_value is not None and p_adjusted is not None:
+            cells[1:3] = Measured(one.p_value, 4), Measured(p_adjusted, 4)
+            if p_adjusted > _SIGNIFICANCE:
+                cells[3] = Measured(one.estimate.detectable(_SIGNIFICANCE / remaining), 2)
+        rows[one.task, one.other] += cells
     own = comparison.find(base)
+    titles = ["difference", "p", "p, Holm", "detectable", "seeds"]
     return ResultTable(
         title=comparison.titled(f"{own.title} minus each other method"),
-        header=("world", "Max Len", "repeats", "method", *(["difference", "p", "p, Holm", "seeds"] * len(_FIGURES))),
+        header=("world", "Max Len", "repeats", "method", *(titles * len(_FIGURES))),
         rows=tuple(
             (task.world_title, str(task.max_len), task.repeats, variant.title, *cells)
             for (task, variant), cells in rows.items()
         ),
         notes=(
             *world_notes(comparison.runs),
-            "difference: mean over seeds and users, with its 95 % bootstrap interval: seeds are resampled, then users; "
-            "users alone where there is one pair of runs. Users and random numbers are the same under every method.",
-            "p: of no difference, two-sided, by exact sign flips over seeds (users where there is one pair of runs). "
-            "n seeds never give less than 2 / 2^n, three never less than 0.25. The bootstrap interval of few seeds is "
-            "too short; where the two disagree, trust p.",
-            f"p, Holm: adjusted for all {len(all_differences)} comparisons of this table. A control is run once and "
-            "stands against each seed of the other.",
-            *_notes_on_unpaired(comparison, own),
+            "difference: mean over all training seeds of both methods and over users, with its 95 % interval for other "
+            "seeds and other users. Seeds of two methods are independent; users and random numbers are the same under "
+            "every method. Student's interval with Satterthwaite's degrees of freedom.",
+            "p: of no difference, two-sided, by the same estimate; between two controls by sign flips over users.",
+            f"p, Holm: adjusted for the {len(tested)} tests of this table.",
+            "detectable: where p, Holm is above 0.05, the true difference that so many seeds and users would have "
+            "shown with probability 0.8, given the spread of these runs. Any smaller difference may be there.",
+            f"seeds: of {own.title}, of the other; a control is run once.",
+            *_notes_on_untested(all_differences),
             f"Made by: {command}",
         ),
-        spans=tuple(Span(title, 4) for title in _FIGURES.values()),
+        spans=tuple(Span(title, len(titles)) for title in _FIGURES.values()),
     )
 
 
-def _pairs(comparison: Comparison, own: Variant) -> Iterator[tuple[Task, Variant, Runs, Runs]]:
-    """Yields every other method that was run on a task of the base, with the runs of both, the base's first."""
-    for task in comparison.tasks:
-        for other in comparison.variants:
-            first, second = comparison.cell(task, own), comparison.cell(task, other)
-            if other != own and first and second:
-                yield task, other, first, second
-
-
-def _comparable(first: Runs, second: Runs) -> bool:
-    return _is_single_control(first) or _is_single_control(second) or bool(common_seeds((first, second)))
-
-
-def _is_single_control(runs: Runs) -> bool:
-    """Returns whether there is no training seed to pair: a control, which is run once."""
-    return len(runs) == 1 and not runs[0].variant.learns
-
-
-def _notes_on_unpaired(comparison: Comparison, own: Variant) -> list[str]:
-    names = [
-        f"{other.title} ({task.world_title}, {task.session_title})"
-        for task, other, first, second in _pairs(comparison, own)
-        if not _comparable(first, second)
-    ]
-    return [f"Not compared, as no training seed is common: {', '.join(names)}."] if names else []
+def _notes_on_untested(all_differences: Sequence[Difference]) -> list[str]:
+    names: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for one in all_differences:
+        if one.p_value is None:
+            names[one.why_untested][f"{one.other.title} ({one.task.world_title}, {one.task.session_title})"] = None
+    return [f"{reason}: {', '.join(methods)}." for reason, methods in names.items()]
 
 
 def _difference(task: Task, other: Variant, first: Runs, second: Runs, figure: str) -> Difference:
-    a, b = _paired_values(first, second, figure)
-    if len(a) == 1:
-        gaps = (a - b)[0]
-        interval = mean_interval(gaps, resamples=_DIFFERENCE_RESAMPLES)
-    else:
-        gaps = (a - b).mean(axis=1)
-        interval = paired_difference(a, b, resamples=_DIFFERENCE_RESAMPLES)
-    return Difference(task, other, figure, interval, sign_flip_test(gaps), len(a))
-
-
-def _paired_values(first: Runs, second: Runs, figure: str) -> tuple[Values, Values]:
-    """Returns two tables ``(S, U)`` of the same seeds and users."""
-    if _is_single_control(first) or _is_single_control(second):
-        a, b = np.broadcast_arrays(_user_values(first, figure), _user_values(second, figure))
-        return a, b
-    seeds = common_seeds((first, second))
-    a, b = (_user_values([run for run in runs if run.seed in seeds], figure) for runs in (first, second))
-    return a, b
+    a, b = _user_values(first, figure), _user_values(second, figure)
+    estimate = crossed_difference(a, b)
+    learners = first[0].variant.learns, second[0].variant.learns
+    seeds = [len(table) for table, learns in zip((a, b), learners, strict=True) if learns]
+    p_value: float | None = None
+    if not seeds and len(a) == len(b) == 1:
+        p_value = sign_flip_test((a - b)[0]) if a.shape[1] >= _MIN_TEST_USERS else None
+    elif min(seeds, default=_MIN_TEST_SEEDS) >= _MIN_TEST_SEEDS:
+        p_value = estimate.p_value()
+    return Difference(task, other, figure, estimate, (len(a), len(b)), learners, p_value)
 
 
 def _user_values(runs: Runs, figure: str) -> Values:

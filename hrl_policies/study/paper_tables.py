@@ -19,8 +19,8 @@ import numpy as np
 
 from hrl_policies.study import labels
 from hrl_policies.study.labels import PROPOSED, Task, Variant, session_title, world_title
-from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
-from hrl_policies.study.statistics import Interval, stratified_interval, student_interval
+from hrl_policies.study.results import Comparison, EvaluatedRun, figure_interval, world_notes
+from hrl_policies.study.statistics import stratified_interval, student_interval
 from hrl_policies.study.tables import COLUMNS, MISSING, Cell, Column, Measured, ResultTable, Span
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
@@ -34,7 +34,6 @@ PAPER_EPISODES = 20_000
 """Training sessions behind the paper's Table 4, as it counts them."""
 
 _FIGURES = ("len", "len_floor", "len_ceiling", "r_each", "r_cum", "ad", "violation_rate")
-_SHARES = ("r_each", "ad", "violation_rate")
 _RESAMPLES = 10_000
 
 
@@ -220,21 +219,17 @@ def _figure_cells(runs: Sequence[EvaluatedRun], columns: Sequence[Column], avera
 def _figure_cell(runs: Sequence[EvaluatedRun], column: Column, average: Average) -> Measured:
     """Returns a figure of one method on one task with its 95 % interval.
 
-    Over training seeds: Student's interval of the mean, or the bootstrap interval of the interquartile mean. Of one
-    run: the bootstrap interval over users. Where a figure cannot leave [0, 1], neither does its interval.
+    For other training seeds and users, of one run for other users alone; around an interquartile mean over seeds, for
+    other seeds alone.
     """
     values = np.asarray([run.summary[column.figure] for run in runs], np.float64)
     if not column.interval:
         return Measured(float(values.mean()), column.digits)
-    if len(runs) == 1:
-        over_users = runs[0].users.interval(column.figure)
-        interval = Interval(float(values[0]), over_users.low, over_users.high, over_users.level)
-    elif average == "iqm":
-        interval = stratified_interval(values[:, None], resamples=_RESAMPLES)
-    else:
-        interval = student_interval(values)
-    lowest, highest = (0.0, 1.0) if column.figure in _SHARES else (-np.inf, np.inf)
-    return Measured(interval.estimate, column.digits, max(interval.low, lowest), min(interval.high, highest))
+    if len(runs) == 1 or average == "mean":
+        interval = figure_interval(runs, column.figure)
+        return Measured(float(values.mean()), column.digits, interval.low, interval.high)
+    interval = stratified_interval(values[:, None], resamples=_RESAMPLES)
+    return Measured.of_interval(interval, column.digits)
 
 
 def _published_cells(row: PublishedResult | None, columns: Sequence[Column]) -> list[Cell]:
@@ -263,16 +258,16 @@ def _figures_notes(
     command: str,
 ) -> tuple[str, ...]:
     records = [run.record for run in runs]
-    over_seeds = (
-        "interquartile mean over training seeds (below four, the mean), and its bootstrap interval"
+    brackets = (
+        "interquartile mean over training seeds (below four, the mean), with the bootstrap interval for other seeds"
         if average == "iqm"
-        else "mean over training seeds, and its Student interval"
+        else "mean over training seeds, with the interval for other seeds and other users"
     )
     notes = [
         *world_notes(runs),
         *labels.training_notes(records),
-        f"Brackets: 95 % intervals. Several seeds: {over_seeds}. One run: bootstrap over users. "
-        "A claim is a difference with its interval: see the table of differences.",
+        f"Brackets: 95 % intervals. Several seeds: {brackets}. One run: for other users. Rates: Wilson's interval, "
+        "inside [0, 1]. A claim is a difference with its interval: see the table of differences.",
         *labels.method_notes(records),
         "viol.: share of slates that the leave rule punishes, which is what ends sessions; AD is not.",
     ]

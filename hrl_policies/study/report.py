@@ -270,7 +270,7 @@ def _limit_of_seeds(learners: Sequence[StoredRun]) -> str:
             "At least one trained method has a single training seed: its row has no interval, and a difference between "
             "two such rows may be the randomness of training."
         )
-    text = "± is half the 95 % Student interval of the mean over training seeds, of which a row has at least"
+    text = "± and brackets are 95 % intervals of the mean for other training seeds, of which a row has at least"
     return f"{text} {min_seeds}" + (": so few give wide intervals." if min_seeds < _WIDE_INTERVALS_BELOW else ".")
 
 

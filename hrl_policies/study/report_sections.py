@@ -114,7 +114,7 @@ def _result_section(
     span = (min(lengths), max(lengths)) if known else None
 
     def seed_row(record: RunRecord) -> ReportRow:
-        figures: list[Cell] = [column.mean([record.summary[column.figure]]) for column in columns]
+        figures: list[Cell] = [column.mean([record.summary[column.figure]], record.users) for column in columns]
         cells = [f"seed {record.config.seed}", "", *figures, ""]
         return ReportRow(tuple(cells), anchor_of[id(record)], mark=_length_mark([record], span))
 

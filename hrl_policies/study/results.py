@@ -19,16 +19,17 @@ from hrl_policies.study.labels import (
     evaluation_note,
     session_conditions,
 )
-from hrl_policies.study.statistics import Interval, bootstrap, ratio_interval
+from hrl_policies.study.statistics import Interval, interval_of, linearised_ratio, rate_interval
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.data.schema import IdArray
 from kuaifair_env.fingerprint import WorldFingerprint
+from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
 
 Values = NDArray[np.float64]
 
-_RESAMPLES = 2_000
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,33 @@ class UserSums:
             raise ValueError(f"users have a {' and a '.join(sums)} of their own, but no {figure!r}")
         return np.asarray(sums[figure] / self.sessions)
 
-    def interval(self, figure: str, resamples: int = _RESAMPLES) -> Interval:
-        """Returns a headline figure with its bootstrap interval over users.
+    def values(self, figure: str) -> Values:
+        """Returns one value for each user, ``(U,)``, whose mean is a headline figure (see ``linearised_ratio``).
 
         Args:
-            figure: ``"len"``, ``"r_each"``, ``"r_cum"``, ``"ad"`` or ``"violation_rate"``.
-            resamples: Number of resamples.
+            figure: ``"len"``, ``"r_each"``, ``"r_cum"``, ``"violation_rate"`` or ``"ad"``.
 
         Raises:
-            ValueError: If the figure is another, or there is one user only.
+            ValueError: If the figure is another.
         """
-        ratios = {
+        if figure == "ad":
+            gaps = signed_gap(linearised_ratio(self.popular, self.steps))
+            return np.asarray(gaps * np.copysign(1.0, gaps.mean()))
+        sums = {
             "len": (self.steps, self.sessions),
             "r_each": (self.reward, self.steps),
             "r_cum": (self.reward, self.sessions),
             "violation_rate": (self.violations, self.steps),
         }
-        if figure in ratios:
-            return ratio_interval(*ratios[figure], resamples=resamples)
-        if figure == "ad":
+        if figure not in sums:
+            raise ValueError(f"no interval over users is known for {figure!r}; choose {', '.join(sums)} or ad")
+        return linearised_ratio(*sums[figure])
 
-            def pooled_gap(popular: Values, steps: Values) -> Values:
-                return signed_gap(popular.sum(axis=-1) / steps.sum(axis=-1))
-
-            return folded(bootstrap(pooled_gap, self.popular, self.steps, resamples=resamples))
-        raise ValueError(f"no interval over users is known for {figure!r}; choose {', '.join(ratios)} or ad")
+    def is_rate(self, figure: str) -> bool:
+        """Returns whether a figure cannot leave [0, 1]; R_each can where rewards are sums or watch ratios."""
+        if figure == "r_each":
+            return bool(((self.reward >= 0.0) & (self.reward <= self.steps)).all())
+        return figure in ("violation_rate", "ad")
 
 
 @dataclass(frozen=True)
@@ -215,14 +218,32 @@ class Comparison:
         return variant
 
 
-def folded(signed: Interval) -> Interval:
-    """Returns the interval of a size, such as AD, from that of the signed quantity.
+def figure_interval(runs: Sequence[EvaluatedRun], figure: str) -> Interval:
+    """Returns the mean of a headline figure over training seeds and users, with its 95 % interval.
 
-    Resampling the size itself would be biased near 0, where every resample lies on the same side.
+    The interval is for other seeds and other users, of one run for other users alone: Student's with the variance of
+    :func:`kuaifair_env.intervals.crossed_mean`, and for rates :func:`rate_interval`, which stays inside [0, 1].
+
+    Args:
+        runs: One method's, one for each seed, on the same users.
+        figure: See :meth:`UserSums.values`.
+    """
+    table = np.stack([run.users.values(figure) for run in runs])
+    if figure == "ad" and len(runs) == 1 and np.ptp(table) > _ROUNDING:
+        return folded(interval_of(crossed_mean(table)))
+    if all(run.users.is_rate(figure) for run in runs):
+        return rate_interval(table)
+    return interval_of(crossed_mean(table))
+
+
+def folded(signed: Interval) -> Interval:
+    """Returns the interval of a size that is at most 1, such as AD, from that of the signed quantity.
+
+    An interval of the size itself would be biased near 0, where every user pulls it to the same side.
     """
     ends = abs(signed.low), abs(signed.high)
     low = 0.0 if signed.low <= 0.0 <= signed.high else min(ends)
-    return Interval(abs(signed.estimate), low, max(ends), signed.level)
+    return Interval(abs(signed.estimate), min(low, 1.0), min(max(ends), 1.0), signed.level)
 
 
 def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:

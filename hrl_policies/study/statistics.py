@@ -1,9 +1,11 @@
 """Intervals and tests for results over seeds and users.
 
-Bootstrap intervals are percentile intervals with a seed of their own, so the same results always give the same
-interval. Resample the units that were drawn at random: users where one agent met many users, seeds where training was
-repeated, both where both vary. Sessions of one user are not independent: sum or average them to one value per user
-first.
+Training seeds and users are drawn at random, and both vary: :func:`kuaifair_env.intervals.crossed_difference` compares
+two methods over them. Rates have intervals inside [0, 1] (:func:`rate_interval`). Sessions of one user are not
+independent: sum or average them to one value per user first.
+
+Bootstrap intervals have a seed of their own, so the same results always give the same interval; percentile intervals
+are for many units, as of ten they hold the truth nine times in ten and not nineteen in twenty.
 
 Sources: Efron, 1979 (bootstrap); Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice", NeurIPS 2021 (interquartile mean, stratified bootstrap, probability of improvement, performance profiles);
@@ -18,7 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
+
+from kuaifair_env.intervals import Estimate, crossed_mean
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., Values]
@@ -47,7 +51,7 @@ class Interval:
         return (self.high - self.low) / 2.0
 
 
-def student_interval(values: NDArray[Any], *, level: float = 0.95) -> Interval:
+def student_interval(values: NDArray[Any], *, level: float = _LEVEL) -> Interval:
     """Returns the mean of independent units with Student's interval.
 
     Args:
@@ -59,9 +63,7 @@ def student_interval(values: NDArray[Any], *, level: float = 0.95) -> Interval:
     """
     units = _finite(values, 1)
     _check_two(len(units), "units")
-    n, mean = len(units), float(units.mean())
-    half = float(stdtrit(n - 1, (1.0 + level) / 2.0) * np.std(units, ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half, level)
+    return interval_of(crossed_mean(units[None]), level=level)
 
 
 def bootstrap(
@@ -98,58 +100,86 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95, resamples: int =
     return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 
 
-def ratio_interval(numerators: NDArray[Any], denominators: NDArray[Any], *, resamples: int = 10_000) -> Interval:
-    """Returns a ratio of sums with its 95 % interval, such as R_each from each user's reward and steps.
+def interval_of(estimate: Estimate, *, level: float = _LEVEL) -> Interval:
+    """Returns Student's interval of an estimate."""
+    half = estimate.half_width(level)
+    return Interval(estimate.value, estimate.value - half, estimate.value + half, level)
+
+
+def linearised_ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Values:
+    """Returns the ratio of two sums over units plus what each unit adds to it, to first order.
+
+    The mean of the returned values is the ratio, and their variance over n is that of the ratio (delta method): a
+    ratio, such as violations over slates, can so be treated as a mean over users, however many slates each has seen.
 
     Args:
         numerators: ``(n,)`` one sum for each unit.
         denominators: ``(n,)`` positive.
-        resamples: Number of resamples.
 
     Raises:
-        ValueError: A denominator that is not positive, or see :func:`bootstrap`.
+        ValueError: A denominator that is not positive, arrays of different size, or values that are not finite.
     """
-    if not (np.asarray(denominators) > 0).all():
+    above, below = _finite(numerators, 1), _finite(denominators, 1)
+    if len(above) != len(below):
+        raise ValueError(f"need columns of one size, got sizes {[len(above), len(below)]}")
+    if not (below > 0).all():
         raise ValueError("denominators must be positive")
-
-    def ratio(above: Values, below: Values) -> Values:
-        return np.asarray(above.sum(axis=-1) / below.sum(axis=-1))
-
-    return bootstrap(ratio, numerators, denominators, resamples=resamples)
+    ratio = above.sum() / below.sum()
+    return np.asarray(ratio + (above - ratio * below) / below.mean())
 
 
-def paired_difference(
-    first: NDArray[Any], second: NDArray[Any], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Returns the mean of ``first - second`` over training seeds and users, by a hierarchical bootstrap.
+def rate_interval(table: NDArray[Any], units: int | None = None, *, level: float = _LEVEL) -> Interval:
+    """Returns a rate with an interval that stays inside [0, 1]: Wilson's, for units that are not single trials.
 
-    Seeds are resampled first, then users. Evaluation users are the same for every seed, and a user who favours one
-    method favours it under every seed, so one resample of the users serves all seeds of a resample; users drawn anew
-    within each seed would give intervals that are too short.
+    Wilson's interval holds every rate ``p`` with ``|rate - p| <= t sqrt(p (1 - p) / n)``. Here ``n`` is the effective
+    number of trials, ``rate (1 - rate) / variance``, by the variance of :func:`crossed_mean`; so slates of one user
+    need not be independent, nor users under one training seed. ``t`` is Student's quantile, with fewer degrees of
+    freedom where few users make up the rate (kurtosis of what users add).
+
+    Where all units agree, there is no variance to go by. A rate of exactly 0 or 1 then has a one-sided bound: what
+    ``units`` independent trials without exception leave possible. Any other has Wilson's interval of ``units`` trials.
 
     Args:
-        first: ``(S, U)`` results of one method for S training seeds and U users.
-        second: ``(S, U)`` results of the other method for the same seeds and users.
+        table: ``(S, U)`` values whose mean is the rate: S training seeds on U users (see :func:`linearised_ratio`), S
+            seeds alone ``(S, 1)``, or U users alone ``(1, U)``.
+        units: Number of users behind the rate; None takes U.
         level: Coverage.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Raises:
-        ValueError: Shapes differ, fewer than two seeds or users, or values that are not finite.
+        ValueError: A mean outside [0, 1], a single number, or values that are not finite.
+
+    Source: Wilson, 1927; Korn and Graubard, 1998 (effective number of trials).
     """
-    a, b = _finite(first, 2), _finite(second, 2)
-    if a.shape != b.shape:
-        raise ValueError(f"both methods need the same seeds and users, got shapes {a.shape} and {b.shape}")
-    difference = a - b
-    n_seeds, n_users = difference.shape
-    _check_two(n_seeds, "seeds (with one seed, use mean_interval on the users' differences)")
-    _check_two(n_users, "users")
+    values = _finite(table, 2)
+    estimate = crossed_mean(values)
+    rate, trials = estimate.value, float(units or values.shape[1])
+    if not -_ROUNDING <= rate <= 1.0 + _ROUNDING:
+        raise ValueError(f"a rate lies in [0, 1], got {rate:g}")
+    rate = min(max(rate, 0.0), 1.0)
+    if min(rate, 1.0 - rate) <= _ROUNDING:
+        bound = 1.0 - (1.0 - level) ** (1.0 / trials)
+        return Interval(rate, max(rate - bound, 0.0), min(rate + bound, 1.0), level)
+    quantile = float(ndtri((1.0 + level) / 2.0))
+    if estimate.variance > _ROUNDING**2:
+        trials = rate * (1.0 - rate) / estimate.variance
+        quantile = float(stdtrit(_rate_freedom(values, estimate), (1.0 + level) / 2.0))
+    shrunk = quantile**2 / trials
+    centre = (rate + shrunk / 2.0) / (1.0 + shrunk)
+    half = quantile * np.sqrt(rate * (1.0 - rate) / trials + shrunk / (4.0 * trials)) / (1.0 + shrunk)
+    return Interval(rate, max(float(centre - half), 0.0), min(float(centre + half), 1.0), level)
 
-    def draw(rows: int, rng: np.random.Generator) -> Values:
-        seed_weights, user_weights = (_resample_weights(rows, n, rng) for n in (n_seeds, n_users))
-        return np.asarray(((seed_weights @ difference) * user_weights).sum(axis=1))
 
-    return _interval(float(difference.mean()), draw, n_users, level, resamples, seed)
+def _rate_freedom(table: Values, estimate: Estimate) -> float:
+    """Returns degrees of freedom that take account of users who add far more to a rate than others do."""
+    pooled = table.mean(axis=0) if table.shape[1] > 1 else table[:, 0]
+    squares = (pooled - pooled.mean()) ** 2
+    if not squares.any():
+        return estimate.freedom
+    kurtosis = float((squares**2).mean() / squares.mean() ** 2)
+    part = float(pooled.var(ddof=1)) / len(pooled)
+    # A variance of n values with this kurtosis varies as one of so many normal values does.
+    of_users = 2.0 * len(pooled) / max(kurtosis - 1.0, _ROUNDING) * (estimate.variance / part) ** 2
+    return min(estimate.freedom, of_users)
 
 
 def interquartile_mean(scores: NDArray[Any]) -> Values:
@@ -286,12 +316,11 @@ def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int 
     """Returns the two-sided p-value of a mean difference of 0, by flipping signs (Fisher, 1935).
 
     If neither method is better, each difference might as well have had the other sign. Up to 16 differences all
-    sign patterns are counted, so the value is exact, and never below ``2 / 2^n``: with three seeds no difference is
-    significant at 0.05, however large.
+    sign patterns are counted, so the value is exact, and never below ``2 / 2^n``: with fewer than six no difference
+    is significant at 0.05, however large. Training seeds of two methods are no pairs, and need another test.
 
     Args:
-        differences: ``(n,)`` differences of independent units: one number for each training seed, or for each user
-            where both methods were run once.
+        differences: ``(n,)`` paired differences of independent units, such as users whom two controls met.
         draws: Random sign patterns for more than 16 differences.
         seed: Seed of these patterns.
 
@@ -346,12 +375,6 @@ def _chunks(resamples: int, size: int) -> list[int]:
     """Returns numbers of resamples that add up to all of them, each small enough to be held in memory."""
     step = max(1, _CHUNK // size)
     return [min(step, resamples - start) for start in range(0, resamples, step)]
-
-
-def _resample_weights(rows: int, n: int, rng: np.random.Generator) -> Values:
-    """Returns ``(rows, n)``: the share of each of n units in a resample of n."""
-    cells = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-    return np.bincount(cells.ravel(), minlength=rows * n).reshape(rows, n) / n
 
 
 def _resample_within_tasks(table: Values, rows: int, rng: np.random.Generator) -> Values:

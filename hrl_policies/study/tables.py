@@ -20,7 +20,7 @@ import numpy as np
 from hrl_policies.study import labels
 from hrl_policies.study.config import unusual_settings
 from hrl_policies.study.labels import RunRecord, Variant
-from hrl_policies.study.statistics import Interval, student_interval
+from hrl_policies.study.statistics import Interval, rate_interval, student_interval
 from hrl_policies.study.store import write_table
 from kuaifair_env.abandonment import leave_rule, rule_text
 from kuaifair_env.fingerprint import WorldFingerprint
@@ -309,30 +309,44 @@ class Column:
         figure: Name in ``EvaluationResult.summary``.
         digits: Decimal places.
         interval: Whether the mean over seeds is given an interval.
+        rate: Whether the figure cannot leave [0, 1]; then neither does its interval.
     """
 
     title: str
     figure: str
     digits: int = 3
     interval: bool = True
+    rate: bool = False
 
-    def mean(self, values: Sequence[float]) -> Measured:
-        """Returns the mean over training seeds; ``±`` is half its 95 % Student interval, given from two seeds on."""
-        half = student_interval(np.asarray(values)).half_width if self.interval and len(values) > 1 else None
-        return Measured(float(np.mean(values)), self.digits, spread=half)
+    def mean(self, values: Sequence[float], users: int) -> Measured:
+        """Returns the mean over training seeds, from two seeds on with its 95 % interval.
+
+        That is Student's, of which ``±`` is half; a rate has both ends of Wilson's (:func:`rate_interval`).
+
+        Args:
+            values: One for each seed.
+            users: Number of users behind each value.
+        """
+        mean = float(np.mean(values))
+        if not self.interval or len(values) < 2:
+            return Measured(mean, self.digits)
+        if self.rate:
+            interval = rate_interval(np.asarray(values)[:, None], users)
+            return Measured(mean, self.digits, interval.low, interval.high)
+        return Measured(mean, self.digits, spread=student_interval(np.asarray(values)).half_width)
 
 
 COLUMNS = (
     Column("Len", "len", 2),
     Column("R_each", "r_each"),
     Column("R_cum", "r_cum", 2),
-    Column("AD", "ad"),
-    Column("viol.", "violation_rate"),
+    Column("AD", "ad", rate=True),
+    Column("viol.", "violation_rate", rate=True),
     Column("formula", "len_predicted", 2, interval=False),
     Column("floor", "len_floor", 2, interval=False),
     Column("ceil.", "len_ceiling", 2, interval=False),
     Column("gap", "signed_gap", interval=False),
-    Column("cov.", "coverage", interval=False),
+    Column("cov.", "coverage", rate=True),
 )
 """The paper's four figures, what ends sessions, what the length formula says of them, and what AD hides."""
 
@@ -341,8 +355,8 @@ def result_tables(records: Sequence[RunRecord], command: str) -> list[ResultTabl
     """Returns a table for each world and way of running sessions, methods in the order of the zoo.
 
     Rows with repeats forbidden stand below those with repeats allowed; that of a method which needs repeats is empty.
-    A cell is the mean over training seeds; ``±`` is half the 95 % Student interval of that mean, given where there are
-    at least two seeds. ``command`` is the one that makes these numbers again.
+    A cell is the mean over training seeds, with its interval where there are at least two (:meth:`Column.mean`).
+    ``command`` is the one that makes these numbers again.
 
     Raises:
         ValueError: If there are no runs, or runs of one table were evaluated differently.
@@ -426,7 +440,7 @@ def result_table(records: Sequence[RunRecord], command: str) -> ResultTable:
                 variant.title,
                 repeats,
                 *(
-                    column.mean([record.summary[column.figure] for record in group]) if group else MISSING
+                    column.mean([record.summary[column.figure] for record in group], first.users) if group else MISSING
                     for column in columns
                 ),
                 str(len(group)),
@@ -471,7 +485,10 @@ def write_records(path: str | Path, records: Sequence[RunRecord]) -> None:
 
 def _notes(records: Sequence[RunRecord], command: str) -> tuple[str, ...]:
     first = records[0]
-    remark = " ± is half the 95 % Student interval of the mean over training seeds; controls are run once."
+    remark = (
+        " ± is half the 95 % Student interval of the mean for other training seeds, on these users; brackets are "
+        "Wilson's interval, for rates. Controls are run once."
+    )
     notes = [
         labels.data_note(first),
         labels.evaluation_note(first),

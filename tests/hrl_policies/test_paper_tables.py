@@ -1,16 +1,14 @@
 """Tables 1 to 4 from run folders, number by number, and the paper's own figures.
 
-Paired differences and scores from run folders, against sums by hand and enumeration.
+Differences and scores from run folders, against sums by hand.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 from studies import LIKE_THE_PAPERS, MAX_LENS, OWN, pairs, runs_of
 
 from hrl_policies.study.comparisons import (
@@ -34,12 +32,13 @@ from hrl_policies.study.paper_tables import (
     published_result,
     world_table,
 )
-from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, folded
-from hrl_policies.study.statistics import Interval, holm, ratio_interval, stratified_interval
+from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, figure_interval, folded
+from hrl_policies.study.statistics import Interval, holm, linearised_ratio, rate_interval, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
 from hrl_policies.study.tables import MISSING, Measured
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.intervals import crossed_difference, crossed_mean
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling, normalised_length
 
 TWIN, SMALL = "KuaiRecTwin (own)", "small (own)"
@@ -56,7 +55,7 @@ def cell(table, row, column, world=TWIN, max_len=None, repeats="allowed"):
 def test_sums_of_users_give_back_every_headline_figure(comparison):
     for run in comparison.runs:
         for figure in ("len", "r_each", "r_cum", "ad", "violation_rate"):
-            found = run.users.interval(figure, resamples=50)
+            found = figure_interval([run], figure)
             assert found.estimate == pytest.approx(run.record.summary[figure], abs=1e-9)
             assert found.low - 1e-12 <= found.estimate <= found.high + 1e-12
 
@@ -92,15 +91,20 @@ def test_sessions_of_one_user_are_one_unit():
     with pytest.raises(ValueError, match="no 'ad'"):
         sums.per_session("ad")
     with pytest.raises(ValueError, match="'gini'"):
-        sums.interval("gini")
+        sums.values("gini")
 
 
-def test_a_cell_is_the_mean_over_seeds_with_students_interval(runs, comparison):
+def test_a_cell_is_the_mean_over_seeds_with_its_interval_for_other_seeds_and_users(runs, comparison):
     table = overall_table(comparison, "x")
-    lengths = [run.summary["len"] for run in runs_of(runs, "a2c")]
-    low, high = stats.t.interval(0.95, 2, np.mean(lengths), stats.sem(lengths))
+    lengths = np.stack([EvaluatedRun.of_run(run).users.per_session("len") for run in runs_of(runs, "a2c")])
+    expected = crossed_mean(lengths)
     found = cell(table, "A2C", "Len", max_len=30)
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(lengths), low, high))
+    assert found.value == pytest.approx(np.mean([run.summary["len"] for run in runs_of(runs, "a2c")]))
+    ends = found.value - expected.half_width(), found.value + expected.half_width()
+    assert (found.low, found.high) == pytest.approx(ends)
+    # Users are a sample as well: the interval over seeds alone is shorter.
+    over_seeds = crossed_mean(lengths.mean(axis=1)[:, None])
+    assert expected.variance > over_seeds.variance
     assert cell(table, "A2C", "seeds", max_len=30) == "3"
     shares = cell(table, "A2C", "viol.", max_len=30)
     assert 0.0 <= shares.low <= shares.value <= shares.high <= 1.0
@@ -109,7 +113,7 @@ def test_a_cell_is_the_mean_over_seeds_with_students_interval(runs, comparison):
 def test_a_control_has_its_interval_over_users(runs, comparison):
     (run,) = runs_of(runs, "random")
     users = EvaluatedRun.of_run(run).users
-    expected = ratio_interval(users.reward, users.steps, resamples=2_000)
+    expected = rate_interval(linearised_ratio(users.reward, users.steps)[None])
     found = cell(overall_table(comparison, "x"), "Random", "R_each", max_len=30)
     assert (found.value, found.low, found.high) == pytest.approx((run.summary["r_each"], expected.low, expected.high))
     assert found.low < found.value < found.high
@@ -406,7 +410,7 @@ def test_worlds_are_matched_to_the_papers_by_name():
 TWIN = "KuaiRecTwin (own)"
 
 
-def test_differences_pair_users_and_seeds(runs, comparison):
+def test_differences_pair_users_and_count_every_seed(runs, comparison):
     found = differences(comparison, "a2c")
     task = Task(LIKE_THE_PAPERS, 30, "allow", "small", "own")
     to_hrl = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "hrl", "r_cum"))
@@ -414,33 +418,83 @@ def test_differences_pair_users_and_seeds(runs, comparison):
     def earned(run):
         return EvaluatedRun.of_run(run).users.per_session("r_cum")
 
-    gaps = [(earned(a) - earned(b)).mean() for a, b in zip(runs_of(runs, "a2c"), runs_of(runs, "hrl"), strict=True)]
-    assert to_hrl.interval.estimate == pytest.approx(np.mean(gaps))
-    flips = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=3)]
-    assert to_hrl.p_value == pytest.approx(np.mean(np.asarray(flips) >= abs(sum(gaps)) - 1e-12))
-    assert to_hrl.seeds == 3
+    first, second = (np.stack([earned(run) for run in runs_of(runs, name)]) for name in ("a2c", "hrl"))
+    assert to_hrl.estimate.value == pytest.approx(first.mean() - second.mean())
+    assert to_hrl.estimate == crossed_difference(first, second)
+    assert (to_hrl.seeds, to_hrl.seeds_text) == ((3, 3), "3, 3")
     (control,) = runs_of(runs, "random")
     to_random = next(one for one in found if (one.task, one.other.method, one.figure) == (task, "random", "r_cum"))
     expected = np.mean([(earned(run) - earned(control)).mean() for run in runs_of(runs, "a2c")])
-    assert to_random.interval.estimate == pytest.approx(expected)
+    assert to_random.estimate.value == pytest.approx(expected)
+    assert to_random.seeds_text == "3, control"
     assert len(found) == 2 * (2 * 5 + 2 * 3)
 
 
-def test_controls_are_compared_over_users(comparison):
+def test_controls_are_compared_over_users(comparison, monkeypatch):
     one = next(one for one in differences(comparison, "quota-greedy") if one.other.method == "random")
-    assert one.seeds == 1 and one.p_value < 0.01 and one.interval.low > 0
+    assert one.seeds == (1, 1) and one.p_value < 0.01 and one.measured().low > 0
+    assert one.seeds_text == "control, control"
+    monkeypatch.setattr("hrl_policies.study.comparisons._MIN_TEST_USERS", 16)
+    untested = next(one for one in differences(comparison, "quota-greedy") if one.other.method == "random")
+    assert untested.p_value is None and "fewer than 16 users" in untested.why_untested
 
 
-def test_all_p_values_of_a_table_are_corrected_together(comparison):
+def with_more_seeds(runs):
+    """Adds a fourth and a fifth seed of A2C, which did as its first and second did, and a fourth of HRL."""
+    fourth, fifth = (
+        [
+            replace(run, config=replace(run.config, seed=run.config.seed + 100))
+            for run in runs
+            if run.config.seed == seed
+        ]
+        for seed in (11, 15)
+    )
+    trained = [run for run in fourth if run.config.method in ("a2c", "hrl")]
+    return [*runs, *trained, *(run for run in fifth if run.config.method == "a2c")]
+
+
+def test_three_seeds_have_an_interval_and_no_test(comparison):
+    table = difference_table(comparison, "a2c", "x")
+    header = table.full_header()
+    for title in (": p", "p, Holm", "detectable"):
+        assert {row[place] for place in _places(header, title) for row in table.rows} == {MISSING}
+    assert all(row[place].low is not None for place in _places(header, ": difference") for row in table.rows)
+    (note,) = [note for note in table.notes if note.startswith("No test")]
+    assert "fewer than 4 seeds" in note and f"HRL ({TWIN}, Max Len 30, repeats allowed)" in note
+    assert "p, Holm: adjusted for the 0 tests of this table." in table.notes
+
+
+def test_all_p_values_of_a_table_are_corrected_together(runs):
+    (comparison,) = comparisons(with_more_seeds(runs))
     table = difference_table(comparison, "a2c", "x")
     found = differences(comparison, "a2c")
+    assert {one.seeds_text for one in found} == {"5, 5", "5, 4", "5, control"}
     header = table.full_header()
     raw = [row[place] for place in _places(header, ": p") for row in table.rows]
     adjusted = [row[place] for place in _places(header, "p, Holm") for row in table.rows]
-    assert sorted(one.value for one in raw) == pytest.approx(sorted(one.p_value for one in found))
+    assert sorted(one.value for one in raw) == pytest.approx(sorted(one.estimate.p_value() for one in found))
     assert [one.value for one in adjusted] == pytest.approx(holm(np.asarray([one.value for one in raw])).tolist())
-    assert any(f"all {len(found)} comparisons" in note for note in table.notes)
+    assert any(f"the {len(found)} tests" in note for note in table.notes)
     assert str(table.rows[0][4])[0] in "+-"
+
+
+def test_where_nothing_is_shown_the_table_says_what_would_have_been(runs):
+    (comparison,) = comparisons(with_more_seeds(runs))
+    table = difference_table(comparison, "a2c", "x")
+    found = {(one.task, one.other, one.figure): one for one in differences(comparison, "a2c")}
+    p_values = [one.p_value for one in found.values()]
+    nulls = {key for key, p in zip(found, holm(np.asarray(p_values)), strict=True) if p > 0.05}
+    assert 0 < len(nulls) < len(found)
+    header = table.full_header()
+    cells = [row[place] for place in _places(header, "detectable") for row in table.rows]
+    assert sum(one != MISSING for one in cells) == len(nulls)
+    expected = [found[key].estimate.detectable(0.05 / len(nulls)) for key in nulls]
+    assert sorted(one.value for one in cells if one != MISSING) == pytest.approx(sorted(expected))
+    # What would have been shown four times in five is more than what would just have been.
+    for key in nulls:
+        estimate = found[key].estimate
+        assert abs(estimate.value) <= estimate.half_width(1 - 0.05 / len(nulls))
+        assert estimate.detectable(0.05 / len(nulls)) >= estimate.half_width(1 - 0.05 / len(nulls))
 
 
 def _places(header, ending):
@@ -455,15 +509,24 @@ def test_a_base_that_was_not_run_is_named_with_those_that_were(runs, comparison)
     assert "differences" not in study_tables(runs)
 
 
-def test_seeds_without_a_match_are_not_compared(runs):
-    a2c = [run for run in runs_of(runs, "a2c") if run.config.seed == 11]
-    hrl = [run for run in runs_of(runs, "hrl") if run.config.seed == 15]
-    (found,) = comparisons([*a2c, *hrl])
-    assert differences(found, "a2c") == [] and difference_table(found, "a2c", "x") is None
+def test_methods_need_no_seed_in_common(runs):
+    a2c = [run for run in runs_of(runs, "a2c") if run.config.seed in (11, 15)]
+    hrl = [run for run in runs_of(runs, "hrl") if run.config.seed == 19]
     (found,) = comparisons([*a2c, *hrl, *runs_of(runs, "random")])
-    assert {one.other.method for one in differences(found, "a2c")} == {"random"}
-    notes = difference_table(found, "a2c", "x").notes
-    assert f"Not compared, as no training seed is common: HRL ({TWIN}, Max Len 30, repeats allowed)." in notes
+    (to_random, _, to_hrl, _) = differences(found, "a2c")
+    assert to_random.measured().low is not None
+    assert to_hrl.seeds_text == "2, 1"
+    earned = [np.mean([run.summary["r_cum"] for run in group]) for group in (a2c, hrl)]
+    assert to_hrl.estimate.value == pytest.approx(earned[0] - earned[1])
+
+
+def test_a_single_training_seed_has_no_interval_and_no_test(runs):
+    hrl = [run for run in runs_of(runs, "hrl") if run.config.seed == 19]
+    (found,) = comparisons([*runs_of(runs, "a2c"), *hrl])
+    table = difference_table(found, "a2c", "x")
+    assert str(table.rows[0][4]) == f"{table.rows[0][4].value:+.2f}" and table.rows[0][5] == MISSING
+    names = f"HRL ({TWIN}, Max Len 30, repeats allowed)"
+    assert f"No interval and no test, as one of the methods was trained with a single seed: {names}." in table.notes
 
 
 def test_scores_are_nothing_at_the_floor_and_one_at_the_fair_control(comparison):

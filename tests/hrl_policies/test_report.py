@@ -29,6 +29,7 @@ from hrl_policies.study.report import (
     write_report,
 )
 from hrl_policies.study.report_sections import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
+from hrl_policies.study.statistics import rate_interval
 from hrl_policies.study.store import all_runs, failed_runs
 from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
@@ -121,8 +122,12 @@ def test_a_row_holds_mean_and_student_interval_over_the_seeds_and_every_seed_bel
     cells, seeds = results(page, max_len)["A2C"]
     for title, figure, digits in (("Len", "len", 2), ("R_cum", "r_cum", 2), ("viol.", "violation_rate", 3)):
         values = [summary[figure] for summary in own]
-        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        assert cells[title].text.strip() == f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+        if figure == "violation_rate":
+            rate = rate_interval(np.asarray(values)[:, None], 15)
+            shown = f"[{rate.low:.{digits}f}, {rate.high:.{digits}f}]"
+        else:
+            shown = f"± {stats.t.ppf(0.975, len(values) - 1) * stats.sem(values):.{digits}f}"
+        assert cells[title].text.strip() == f"{np.mean(values):.{digits}f} {shown}"
         assert float(cells[title].attrs["data-value"]) == pytest.approx(np.mean(values), rel=1e-8)
     assert cells["seeds"].text == "3"
     links = [page.inside(row, "a")[0] for row in seeds]

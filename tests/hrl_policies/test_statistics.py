@@ -17,11 +17,11 @@ from hrl_policies.study.statistics import (
     bootstrap,
     holm,
     interquartile_mean,
+    linearised_ratio,
     mean_interval,
-    paired_difference,
     performance_profile,
     probability_of_improvement,
-    ratio_interval,
+    rate_interval,
     sign_flip_test,
     stratified_interval,
     student_interval,
@@ -54,23 +54,6 @@ def test_mean_interval_is_scipys(level):
     assert mine.estimate == pytest.approx(lengths.mean())
     assert mine.level == level
     close(mine, reference.low, reference.high, within=0.06)
-
-
-def test_ratio_interval_is_scipys():
-    rng = np.random.default_rng(2)
-    steps = rng.integers(5, 30, 60)
-    rewards = steps * rng.beta(5, 2, 60)
-    reference = stats.bootstrap(
-        (rewards, steps),
-        lambda r, n, axis: r.sum(axis) / n.sum(axis),
-        paired=True,
-        n_resamples=20_000,
-        method="percentile",
-        rng=3,
-    ).confidence_interval
-    mine = ratio_interval(rewards, steps, resamples=20_000)
-    assert mine.estimate == pytest.approx(rewards.sum() / steps.sum())
-    close(mine, reference.low, reference.high, within=0.002)
 
 
 def test_any_statistic_can_be_bootstrapped():
@@ -117,54 +100,84 @@ def test_intervals_move_and_stretch_with_the_values(scores, scale, shift):
     assert moved.high == pytest.approx(scale * plain.high + shift, abs=1e-6)
 
 
-# --- paired differences -------------------------------------------------------------------------------------
+# --- rates --------------------------------------------------------------------------------------------------
 
 
-def simulated_difference(rng, seeds=12, users=60, seed_sd=0.3, user_sd=1.0, noise_sd=0.3):
-    """Differences around 0: what seeds, users and chance contribute."""
-    return (
-        rng.normal(0, seed_sd, (seeds, 1))
-        + rng.normal(0, user_sd, (1, users))
-        + rng.normal(0, noise_sd, (seeds, users))
-    )
+def test_a_linearised_ratio_is_the_ratio_with_the_variance_of_the_jackknife():
+    rng = np.random.default_rng(2)
+    slates = rng.integers(5, 30, 400).astype(float)
+    punished = rng.binomial(slates.astype(int), 0.2).astype(float)
+    found = linearised_ratio(punished, slates)
+    assert found.mean() == pytest.approx(punished.sum() / slates.sum())
+    without = (punished.sum() - punished) / (slates.sum() - slates)
+    jackknife = 399 / 400 * ((without - without.mean()) ** 2).sum()
+    assert found.var(ddof=1) / 400 == pytest.approx(jackknife, rel=0.02)
 
 
-def test_paired_intervals_hold_the_truth_where_users_favour_a_method_under_every_seed():
-    rng = np.random.default_rng(9)
-    hits = 0
-    for _ in range(200):
-        interval = paired_difference(
-            simulated_difference(rng),
-            np.zeros((12, 60)),
-            resamples=300,
-            seed=int(rng.integers(1 << 30)),
-        )
-        hits += interval.low <= 0.0 <= interval.high
-    assert hits / 200 >= 0.88
+def test_of_single_trials_a_rate_has_wilsons_interval():
+    """Scipy's, but for Student's quantile and n - 1 in place of n, which many users make equal."""
+    trials = np.zeros(20_000)
+    trials[:6_000] = 1.0
+    reference = stats.binomtest(6_000, 20_000).proportion_ci(method="wilson")
+    found = rate_interval(trials[None])
+    assert found.estimate == pytest.approx(0.3)
+    close(found, reference.low, reference.high, within=2e-6)
 
 
-def test_pairing_removes_what_users_and_seeds_share():
-    rng = np.random.default_rng(4)
-    base = 10 * simulated_difference(rng, user_sd=3.0)
-    better = base + 0.2 + rng.normal(0, 0.1, base.shape)
-    interval = paired_difference(better, base, resamples=2000)
-    assert interval.estimate == pytest.approx(0.2, abs=0.02)
-    assert interval.low > 0.0
-    assert paired_difference(base, better, resamples=2000).high < 0
+def test_slates_of_one_user_do_not_count_as_independent():
+    """Each user's slates, seen ten times over, tell no more than once."""
+    users = np.random.default_rng(1).binomial(1, 0.2, 300).astype(float)
+    once = rate_interval(linearised_ratio(users, np.ones(300))[None])
+    ten_times = rate_interval(linearised_ratio(10 * users, np.full(300, 10.0))[None])
+    assert (ten_times.low, ten_times.high) == pytest.approx((once.low, once.high))
 
 
-def test_difference_of_two_seeds_and_two_users_by_enumeration():
-    """Each resample draws two seeds, and two users who serve both seeds."""
-    first = np.array([[1.0, 2.1], [4.3, 8.9]])
-    pairs = list(itertools.product(range(2), repeat=2))
-    means = [np.mean(first[np.ix_(seeds, users)]) for seeds in pairs for users in pairs]
-    tail = 2.5 / 16  # between the steps of the distribution
-    interval = paired_difference(first, np.zeros((2, 2)), level=1 - 2 * tail, resamples=20_000)
-    assert interval.estimate == pytest.approx(first.mean())
-    low, high = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
-    close(interval, low, high, within=1e-9)
-    whole = paired_difference(first, np.zeros((2, 2)), level=0.9999, resamples=20_000)
-    close(whole, 1.0, 8.9, within=1e-9)
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.0, 0.0, 0.0149), (1.0, 0.9851, 1.0)])
+def test_a_rate_without_exception_has_a_one_sided_bound(rate, low, high):
+    """By the rule of three: 3 / 200; with so large a rate, 200 users show no exception once in twenty times."""
+    found = rate_interval(np.full((3, 200), rate))
+    assert found.estimate == rate
+    close(found, low, high, within=1e-4)
+    assert pytest.approx(0.05, abs=5e-4) == (1 - 0.0149) ** 200
+
+
+def test_a_rate_in_which_all_users_agree_is_still_not_certain():
+    reference = stats.binomtest(50, 100).proportion_ci(method="wilson")
+    found = rate_interval(np.full((1, 100), 0.5))
+    close(found, reference.low, reference.high, within=1e-9)
+    alike = rate_interval(np.full((3, 1), 0.5), units=100)
+    assert (alike.low, alike.high) == (found.low, found.high)
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(0, 1)))
+def test_a_rates_interval_lies_inside_zero_and_one_and_is_never_empty(table):
+    found = rate_interval(table)
+    assert 0.0 <= found.low <= found.estimate <= found.high <= 1.0
+    assert found.high > found.low
+
+
+def share_of_intervals_that_hold(repetitions, rate, clustering, users=200):
+    """How often the interval of a rate holds it: users with 5 to 15 slates each, and rates of their own (beta)."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(repetitions):
+        slates = rng.integers(5, 16, users)
+        alpha, beta = (share * (1 - clustering) / clustering for share in (rate, 1 - rate))
+        punished = rng.binomial(slates, rng.beta(alpha, beta, users))
+        found = rate_interval(linearised_ratio(punished, slates)[None])
+        held += found.low <= rate <= found.high
+    return held / repetitions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("clustering", [0.1, 0.3, 0.9])
+def test_a_rates_interval_holds_it_as_often_as_it_says(rate, clustering):
+    assert 0.93 <= share_of_intervals_that_hold(2_000, rate, clustering) <= 0.97
+
+
+def test_a_rare_rates_interval_holds_it_where_few_users_make_it_up():
+    assert 0.93 <= share_of_intervals_that_hold(1_000, 0.01, 0.3) <= 0.97
 
 
 # --- runs over tasks ----------------------------------------------------------------------------------------
@@ -234,11 +247,10 @@ def test_half_the_width_of_an_interval():
         (lambda: mean_interval(np.ones(3), level=1.0), "level"),
         (lambda: mean_interval(np.ones(3), resamples=0), "resamples"),
         (lambda: bootstrap(np.mean), "columns"),
-        (lambda: ratio_interval(np.ones(3), np.ones(2)), "one size"),
-        (lambda: ratio_interval(np.ones(2), np.array([1.0, 0.0])), "positive"),
-        (lambda: paired_difference(np.ones((2, 3)), np.ones((2, 2))), "same seeds and users"),
-        (lambda: paired_difference(np.ones((1, 3)), np.ones((1, 3))), "mean_interval"),
-        (lambda: paired_difference(np.ones((3, 1)), np.ones((3, 1))), "two users"),
+        (lambda: linearised_ratio(np.ones(3), np.ones(2)), "one size"),
+        (lambda: linearised_ratio(np.ones(2), np.array([1.0, 0.0])), "positive"),
+        (lambda: rate_interval(np.full((2, 3), 1.5)), "lies in"),
+        (lambda: rate_interval(np.ones((1, 1))), "two units"),
         (lambda: stratified_interval(np.ones((1, 3))), "two seeds"),
         (lambda: probability_of_improvement(np.ones((2, 3)), np.ones((2, 2))), "same tasks"),
         (lambda: probability_of_improvement(np.ones((2, 3)), np.ones((1, 3))), "seeds of each method"),

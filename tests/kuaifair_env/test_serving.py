@@ -24,6 +24,7 @@ from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate
 from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
+from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.served_sessions import ServedUsers
@@ -324,20 +325,31 @@ def test_services_in_several_orders_are_summed_up_with_a_students_interval():
         ServingSummary.of([results[0], other])
 
 
-def test_the_interval_over_orders_and_seeds_covers_the_mean():
+def test_the_interval_over_orders_and_seeds_is_that_of_two_crossed_factors():
     rng = np.random.default_rng(0)
     result = serve(FirstItems(), vec_env(KNOWN), sessions=5, evaluate_others=False)
-    covered = 0
-    for _ in range(400):
-        of_order, of_seed = rng.normal(size=5), rng.normal(size=5)
-        runs = [
-            _Fixed(result, order, seed, of_order[order] + of_seed[seed] + rng.normal())
-            for order in range(5)
-            for seed in range(5)
-        ]
-        summary = ServingSummary.of(runs)  # type: ignore[arg-type]
-        covered += abs(summary.means["r_cum"]) <= summary.half_widths["r_cum"]
-    assert covered >= 0.93 * 400
+    table = rng.normal(size=(3, 1)) + rng.normal(size=5) + rng.normal(size=(3, 5))
+    services = [_Fixed(result, order, seed, table[seed, order]) for order in range(5) for seed in range(3)]
+    rng.shuffle(services)
+    summary = ServingSummary.of(services)  # type: ignore[arg-type]
+    assert summary.half_widths["r_cum"] == pytest.approx(crossed_mean(table).half_width())
+    assert (summary.runs, summary.orders, summary.seeds) == (15, 5, 3)
+
+
+def test_services_that_are_not_crossed_are_independent_by_orders_or_by_seeds():
+    result = serve(FirstItems(), vec_env(KNOWN), sessions=5, evaluate_others=False)
+    values = np.random.default_rng(1).normal(size=6)
+
+    def half_width(keys):
+        services = [_Fixed(result, order, seed, value) for (order, seed), value in zip(keys, values, strict=True)]
+        return ServingSummary.of(services).half_widths["r_cum"]  # type: ignore[arg-type]
+
+    of_pairs = values.reshape(3, 2).mean(axis=1)
+    assert half_width([(n, n) for n in range(6)]) == pytest.approx(crossed_mean(values[None]).half_width())
+    for keys in ([(n // 2, n) for n in range(6)], [(n, n // 2) for n in range(6)]):
+        assert half_width(keys) == pytest.approx(crossed_mean(of_pairs[None]).half_width())
+    with pytest.raises(ValueError, match="every seed in every order"):
+        half_width([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)])
 
 
 class _Fixed:
