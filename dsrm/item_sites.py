@@ -28,16 +28,17 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: f
         variance: Of the prior.
         start: ``(B, M)``, where to begin.
     """
-    low, high = variance * (clicks - shows), variance * clicks
     tolerance = torch.finfo(logits.dtype).eps ** 0.5  # of a step that is quadratic: what is left is its square
-    offsets = start
+    most, high = variance * shows, variance * clicks
+    low, offsets = high - most, start
     for _ in range(_OFFSET_STEPS):
-        previous = offsets.clamp(low, high)
-        probability = torch.sigmoid(logits + previous)
-        slope = variance * shows * probability
-        offsets = previous - (previous - high + slope) / (1.0 + slope * (1.0 - probability))
-        if ((offsets - previous).abs() - tolerance * previous.abs()).max() <= tolerance:
-            return offsets.clamp(low, high)
+        offsets = offsets.clamp(low, high)
+        probability = torch.sigmoid(logits + offsets)
+        slope = most * probability
+        change = (offsets - high).add_(slope).div_((1.0 - probability).mul_(slope).add_(1.0))
+        offsets = offsets.sub_(change)
+        if change.abs_().max() <= tolerance:
+            return offsets
     return _bracketed_offsets(logits, shows, clicks, variance, tolerance)
 
 

@@ -135,7 +135,7 @@ class OwnLevel:
         """Gives the priors of all sessions other scales; posteriors move with the next :meth:`update`."""
         before = self._widths
         self._set_scales(scales)
-        self._means *= before / self._widths.clamp(min=_TINY)
+        self._means *= torch.where(self._widths > 0, before / self._widths.clamp(min=_TINY), 0.0)
         self._rebuild(torch.arange(len(self._counts)), max(int(self._counts.max()), 1))
 
     def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
@@ -235,15 +235,14 @@ class OwnLevel:
         width = max(int(self._counts[rows].max()), 1)
         squares = (self._widths * self._means[rows]) ** 2
         determined = 1.0 - self._inverses[rows].diagonal(dim1=1, dim2=2)
-        remaining = 1.0 / (1.0 + self._variance * self._curvatures[rows, :width])
-        scaled = self._rows[rows, :width] * self._widths
-        linear = ((scaled @ self._inverses[rows]) * scaled).sum(-1)
         # The variance of an offset is what its own evidence leaves, and what the linear part adds to that.
-        offsets = 1.0 - remaining - (1.0 - remaining) ** 2 * linear / max(self._variance, _TINY)
-        shown = torch.arange(width) < self._counts[rows, None]
+        gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[rows, :width])
+        features = self._rows[rows, :width]
+        added = (features * gains[..., None] ** 2).mT @ features * self._inverses[rows]
+        added = (added @ self._widths) @ self._widths / max(self._variance, _TINY)
         sums = [
             [squares[:, 0].sum(), squares[:, 1:].sum(), (self._offsets[rows] ** 2).sum()],
-            [determined[:, 0].sum(), determined[:, 1:].sum(), (offsets * shown).sum()],
+            [determined[:, 0].sum(), determined[:, 1:].sum(), gains.sum() - added.sum()],
         ]
         return OwnMoments(*torch.tensor(sums, dtype=torch.float64))
 
