@@ -31,24 +31,26 @@ def features_of(n_items: int, dimension: int, seed: int = 0, dtype: torch.dtype 
 def level_with(
     features: Tensor, base: Tensor, shows: np.ndarray, clicks: np.ndarray, scales: OwnScales, seed: int = 0
 ) -> OwnLevel:
-    """Posteriors given ``shows`` and ``clicks (B, N)``, taken in slates in a random order."""
+    """Posteriors given ``shows`` and ``clicks (B, N)``, taken each item once in a slate, in a random order."""
     level = OwnLevel(features, len(shows), scales)
     rng = np.random.default_rng(seed)
     for row in range(len(shows)):
-        answers = [
-            (item, answer < clicks[row, item]) for item in range(shows.shape[1]) for answer in range(shows[row, item])
-        ]
-        for place in rng.permutation(len(answers)):
-            item, click = answers[place]
-            level.observe(torch.tensor([row]), torch.tensor([[item]]), torch.tensor([[click]]))
+        answers = [rng.permutation(shown) < clicked for shown, clicked in zip(shows[row], clicks[row], strict=True)]
+        for turn in rng.permutation(shows[row].max()):
+            items = rng.permutation(np.flatnonzero(shows[row] > turn))
+            clicked = torch.tensor([[bool(answers[item][turn]) for item in items]])
+            level.observe(torch.tensor([row]), torch.from_numpy(items)[None], clicked)
     level.converge(base)
     return level
 
 
 def dense_posterior(
     features: Tensor, base: np.ndarray, shows: np.ndarray, clicks: np.ndarray, scales: OwnScales
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mode and Laplace variances of every item's own part, by Newton's method over all parameters at once."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Design matrix, mode and Laplace covariance of all parameters at once, by Newton's method.
+
+    Parameters are standardised: an intercept, the tastes, and an offset for each item.
+    """
     n_items, size = features.shape
     widths = np.r_[scales.intercept, np.full(size - 1, scales.taste)]
     design = np.column_stack([features.numpy() * widths, scales.offset * np.eye(n_items)])
@@ -67,7 +69,9 @@ def dense_posterior(
         while loss(point - length * step) > loss(point) + 1e-12 and length > 1e-9:
             length /= 2
         point = point - length * step
-    return design @ point, np.einsum("ij,jk,ik->i", design, np.linalg.inv(hessian), design)
+        if np.abs(step).max() < 1e-11:
+            break
+    return design, point, np.linalg.inv(hessian)
 
 
 def evidence(kind: str, rng: np.random.Generator, rows: int, n_items: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +79,7 @@ def evidence(kind: str, rng: np.random.Generator, rows: int, n_items: int) -> tu
     for row in shows:
         row[rng.permutation(n_items)[: n_items // 2]] = 1
     if kind == "many":
-        shows[:, :3] = 400
+        shows[:, :3] = 100
     if kind == "repeats":
         shows *= rng.integers(1, 30, shows.shape)
     likes = rng.random(shows.shape) < 0.5
@@ -87,7 +91,7 @@ def evidence(kind: str, rng: np.random.Generator, rows: int, n_items: int) -> tu
 
 @pytest.mark.parametrize("kind", ["once", "repeats", "many", "all clicks"])
 @pytest.mark.parametrize("scales", [OwnScales(), OwnScales(0.5, 0.5, 0.0), OwnScales(0.0, 0.0, 2.0), WIDE])
-def test_mode_and_spread_are_those_of_a_dense_newton_method(kind, scales):
+def test_mode_spread_and_moments_are_those_of_a_dense_newton_method(kind, scales):
     rng = np.random.default_rng(3)
     features = features_of(30, 8)
     shows, clicks = evidence(kind, rng, 2, 30)
@@ -95,9 +99,18 @@ def test_mode_and_spread_are_those_of_a_dense_newton_method(kind, scales):
     level = level_with(features, torch.from_numpy(base), shows, clicks, scales)
     everything = torch.arange(30).expand(2, -1)
     for row in range(2):
-        mode, variances = dense_posterior(features, base[row], shows[row], clicks[row], scales)
-        assert level.logits()[row].numpy() == pytest.approx(mode, abs=1e-6)
+        design, mode, covariance = dense_posterior(features, base[row], shows[row], clicks[row], scales)
+        variances = np.einsum("ij,jk,ik->i", design, covariance, design)
+        assert level.logits()[row].numpy() == pytest.approx(design @ mode, abs=1e-6)
         assert level.variances(everything)[row].numpy() == pytest.approx(variances, abs=1e-6)
+        moments = level.moments(torch.tensor([row]))
+        of_prior = 1.0 - np.diag(covariance)
+        shown = 9 + np.flatnonzero(shows[row])
+        squares = (mode * np.r_[scales.intercept, np.full(8, scales.taste), np.full(30, scales.offset)]) ** 2
+        groups = (slice(0, 1), slice(1, 9), shown)
+        assert moments.squares.numpy() == pytest.approx([squares[group].sum() for group in groups], abs=1e-6)
+        determined = [of_prior[group].sum() for group in groups[: 3 if scales.offset else 2]]
+        assert moments.determined.numpy()[: len(determined)] == pytest.approx(determined, abs=1e-6)
 
 
 @pytest.mark.parametrize("dimension", [8, 64, 256])
@@ -108,8 +121,8 @@ def test_single_precision_finds_the_mode_too(dimension):
     base = rng.normal(size=(2, 60))
     level = level_with(features.float(), torch.from_numpy(base).float(), shows, clicks, OwnScales())
     for row in range(2):
-        mode, _ = dense_posterior(features, base[row], shows[row], clicks[row], OwnScales())
-        assert level.logits()[row].numpy() == pytest.approx(mode, abs=1e-4)
+        design, mode, _ = dense_posterior(features, base[row], shows[row], clicks[row], OwnScales())
+        assert level.logits()[row].numpy() == pytest.approx(design @ mode, abs=1e-4)
 
 
 @pytest.mark.parametrize("scales", [OwnScales(), OwnScales(0.5, 0.5, 0.5), WIDE])
@@ -232,9 +245,9 @@ def test_matched_moments_are_those_of_brute_force_however_wide_the_prior(scale):
 
 @pytest.mark.parametrize(("scale", "tolerance"), [(0.5, 0.005), (1.0, 0.01), (3.0, 0.06)])
 def test_matched_moments_of_several_items_are_close_to_brute_force(scale, tolerance):
-    grid = np.linspace(-8 * scale, 8 * scale, 601)
+    grid = np.linspace(-8 * scale, 8 * scale, 321)
     intercepts, tastes = np.meshgrid(grid, grid, indexing="ij")
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         side = rng.choice([-1.0, 1.0], size=8)
         shows, base = rng.integers(1, 8, 8), 2.0 * rng.normal(size=8)
@@ -328,13 +341,13 @@ def test_shared_level_learns_what_all_users_share_and_own_scales_shrink():
     for seed in range(3):
         belief = Belief(items_of())
         shared = np.random.default_rng(seed).normal(size=60)
-        for block in range(10):
+        for block in range(6):
             serve_sessions(belief, 50, 100 * seed + block, OwnScales(0.1, 0.1, 0.1), shared)
         correlations.append(np.corrcoef(belief.shared.mean.numpy(), shared)[0, 1])
         scales.append((belief.own_scales.taste, belief.own_scales.offset))
     assert np.mean(correlations) > 0.9
     assert (np.mean(scales, axis=0) < (0.5, 0.5)).all()
-    assert belief.sessions == 500
+    assert belief.sessions == 300
     assert all(before.sessions <= after.sessions for before, after in pairwise(belief.course))
     assert belief.course[-1].scales.own == belief.own_scales
 
