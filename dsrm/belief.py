@@ -11,7 +11,7 @@ platform leaves unclicked says something else than what a user skips of an agent
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,14 +138,6 @@ class Belief:
         """The scales now."""
         return BeliefScales(self.own_scales, self.shared.scales)
 
-    def learn(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
-        """Takes a step's observations of shared terms; see :meth:`SharedLevel.add`. Each fifth step moves the level."""
-        self.shared.add(items, weights, values)
-        self.steps += 1
-        if self.steps % _STEPS_PER_UPDATE == 0:
-            self.shared.update(reestimate=self.steps % _STEPS_PER_SCALES == 0)
-            self.course.append(ScalesThen(self.sessions, self.scales))
-
     def remember(self, moments: OwnMoments, sessions: int) -> None:
         """Takes what some finished sessions say about the own scales; older ones count less."""
         memory = (1.0 - 1.0 / _SESSIONS_REMEMBERED) ** sessions
@@ -153,13 +145,20 @@ class Belief:
         self._determined = memory * self._determined + moments.determined
         self.sessions += sessions
 
-    def reestimate_own(self, running: OwnMoments) -> None:
-        """Moves the own scales by a step of the marginal likelihood's fixed point, over past and running sessions."""
-        first = self._first.own
-        squares = torch.tensor([first.intercept, first.taste, first.offset], dtype=torch.float64) ** 2
-        numerator = self._squares + running.squares + _PRIOR_PARAMETERS * squares
-        estimate = numerator / (self._determined + running.determined + _PRIOR_PARAMETERS)
-        self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
+    def move(self, running: OwnMoments | None) -> None:
+        """Moves the shared level to the posterior of all answers so far, and maybe the scales.
+
+        Args:
+            running: What running sessions say about the own scales; scales of both levels then move by a step of the
+                marginal likelihood's fixed point. None leaves them as they are.
+        """
+        self.shared.update(reestimate=running is not None)
+        if running is not None:
+            first = torch.tensor(astuple(self._first.own), dtype=torch.float64) ** 2
+            numerator = self._squares + running.squares + _PRIOR_PARAMETERS * first
+            estimate = numerator / (self._determined + running.determined + _PRIOR_PARAMETERS)
+            self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
+        self.course.append(ScalesThen(self.sessions, self.scales))
 
     def save(self, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes the belief to one safetensors file, atomically.
@@ -272,7 +271,8 @@ class SessionBeliefs:
         An answer ``y`` that was predicted with probability ``p`` observes the shared term with precision
         ``h = p (1 - p)`` at its mean + ``(y - p) / h``: the own part is taken as known before the answer. Where that
         would be a step of more than four, as for clicks on what nobody was thought to click, the precision is raised
-        until it is four; a Gaussian knows nothing of how the curvature changes on the way.
+        until it is four; a Gaussian knows nothing of how the curvature changes on the way. Each fifth step moves the
+        shared level, each tenth the scales.
 
         Args:
             items: ``int64 (B, K)``.
@@ -287,9 +287,13 @@ class SessionBeliefs:
         ended, running = (torch.nonzero(live & over)[:, 0] for over in (done, ~done))
         if len(ended):
             self._belief.remember(self.own.moments(ended), len(ended))
-        self._belief.learn(items[live].reshape(-1), weights.reshape(-1), values.reshape(-1))
-        if self._belief.steps % _STEPS_PER_SCALES == 0 and len(running):
-            self._belief.reestimate_own(self.own.moments(running))
+        self._belief.shared.add(items[live].reshape(-1), weights.reshape(-1), values.reshape(-1))
+        self._belief.steps += 1
+        if self._belief.steps % _STEPS_PER_UPDATE:
+            return
+        rescales = self._belief.steps % _STEPS_PER_SCALES == 0 and len(running) > 0
+        self._belief.move(self.own.moments(running) if rescales else None)
+        if rescales:
             self.own.rescale(self._belief.own_scales)
 
     def tensors(self) -> dict[str, Tensor]:
