@@ -178,11 +178,15 @@ class SlateActions:
 
 
 def _refuse_repeated(slates: NDArray[np.int64]) -> None:
-    ordered = slates.copy()
+    ordered = slates.astype(np.int32)
     ordered.sort(axis=1)
-    repeated = ordered[:, 1:] == ordered[:, :-1]
-    if np.count_nonzero(repeated):
-        row = int(np.argwhere(repeated)[0, 0])
+    in_a_line = ordered.ravel()
+    if not np.count_nonzero(in_a_line[1:] == in_a_line[:-1]):
+        return
+    # What is equal may be the last item of one slate and the first of the next.
+    repeated = np.argwhere(ordered[:, 1:] == ordered[:, :-1])
+    if len(repeated):
+        row = int(repeated[0, 0])
         raise ValueError(
             f"slate {slates[row].tolist()} of session {row} holds an item twice; duplicates='replace' fills it up"
         )

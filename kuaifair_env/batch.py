@@ -202,7 +202,7 @@ _STEP_INFOS = ("popular_share", "disparity", "temper", "violation")
 def step_infos(outcome: Outcome, batch: SessionBatch) -> dict[str, NDArray[Any]]:
     """Returns what ``infos`` say of a step of all sessions: rows of items and clicks, raw ids of items and users."""
     infos = {name: getattr(outcome, name) for name in _SLATE_INFOS + _STEP_INFOS}
-    return infos | {"item_ids": batch.item_ids[outcome.items], "user_id": batch.user_ids}
+    return infos | {"item_ids": batch.item_ids.take(outcome.items), "user_id": batch.user_ids}
 
 
 def step_info(outcome: Outcome, batch: SessionBatch, row: int) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def step_info(outcome: Outcome, batch: SessionBatch, row: int) -> dict[str, Any]
     info = {name: getattr(outcome, name)[row] for name in _SLATE_INFOS}
     for name in _STEP_INFOS:
         info[name] = getattr(outcome, name).item(row)
-    info["item_ids"] = batch.item_ids[info["items"]]
+    info["item_ids"] = batch.item_ids.take(info["items"])
     info["user_id"] = batch.user_id(row)
     return info
 
@@ -366,7 +366,7 @@ class SessionBatch:
     @property
     def user_ids(self) -> IdArray:
         """``(B,)``, raw ids of the current users."""
-        return self._ids_of_users[self.simulator.users]
+        return self._ids_of_users.take(self.simulator.users)
 
     def user_id(self, row: int) -> Any:
         """Returns the raw id of one session's user, a plain number or text."""
@@ -449,17 +449,17 @@ def _candidates_shown(items: NDArray[np.int32], counts: NDArray[np.int64], n_ite
         ``int64 (n, C)``, as :func:`~kuaifair_env.metrics.gini_of_sessions` reads them.
     """
     n = len(counts)
-    sessions = np.arange(n).repeat(counts)
     # 32 bits are sorted twice as fast.
     first: NDArray[Any] = n_items * np.arange(n, dtype=np.int32 if n * n_items < 2**31 else np.int64)
     # A number for each candidate of each session; sessions stay together when they are sorted.
     showings = items + first.repeat(counts)
     showings.sort()
-    is_last = np.ones(len(showings), np.bool_)
-    np.not_equal(showings[1:], showings[:-1], out=is_last[:-1])
-    ends = is_last.nonzero()[0]
-    times = ends + 1
-    times[1:] -= times[:-1].copy()
-    most = int(times.max())
-    exactly = np.bincount(sessions.take(ends) * most + times - 1, minlength=n * most).reshape(n, most)
+    is_first = np.empty(len(showings) + 1, np.bool_)
+    is_first[0] = is_first[-1] = True
+    np.not_equal(showings[1:], showings[:-1], out=is_first[1:-1])
+    begins = is_first.nonzero()[0]
+    times = begins[1:] - begins[:-1]
+    most = int(np.maximum.reduce(times))
+    sessions = showings.take(begins[:-1]) // n_items
+    exactly = np.bincount(sessions * most + times - 1, minlength=n * most).reshape(n, most)
     return np.add.accumulate(exactly[:, ::-1], axis=1)[:, ::-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +35,8 @@ class SessionHistories:
 
     def of(self, rows: IntArray) -> SessionHistories:
         """Returns a copy of the histories of the given sessions as they are now."""
-        some = copy(self)
-        some._places = self._places.take(rows, axis=0)
+        some = object.__new__(SessionHistories)
+        vars(some).update(vars(self), _places=self._places.take(rows, axis=0))
         return some
 
     def start(self, rows: IntArray, log: HistoryWindow) -> None:
@@ -53,9 +51,8 @@ class SessionHistories:
 
     def append(self, items: NDArray[np.int64], clicks: BoolArray) -> None:
         """Appends a slate to each session, ``(B, K)`` each."""
-        places = items + items + clicks
-        end = self._end + places.shape[1]
-        self._places[:, self._end : end] = places
+        end = self._end + self._slate_size
+        np.add(items + items, clicks, out=self._places[:, self._end : end], casting="same_kind")
         self._end = end % self._places.shape[1]
 
     def shown(self, slates: IntArray) -> NDArray[np.int32]:

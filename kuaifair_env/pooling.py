@@ -117,7 +117,7 @@ class ClickPool:
         return totals[1:] - totals[:-1]
 
     def slate_sums(self, window: HistoryWindow, slate_size: int) -> NDArray[np.int32]:
-        """Returns :meth:`sums` over each ``K`` places of windows of ``H``, ``int32 (B, H / K, d + 1)``.
+        """Returns :meth:`sums` up to each ``K``-th place of windows of ``H``, ``int32 (B, H / K, d + 1)``.
 
         Where ``K`` does not divide ``H``, one more entry is the sum over the places that are left.
         """
@@ -125,6 +125,7 @@ class ClickPool:
         whole, shape = self.length - rest, (len(window.items) * slates, slate_size)
         sums = self.sums(window.items[:, :whole].reshape(shape), window.clicks[:, :whole].reshape(shape))
         sums = sums.reshape(len(window.items), slates, self.width)
+        np.add.accumulate(sums, axis=1, out=sums)
         if not rest:
             return sums
         last = self.sums(window.items[:, whole:], window.clicks[:, whole:])
@@ -138,8 +139,8 @@ class ClickPool:
 
     def divide(self, sums: NDArray[np.int32]) -> FloatArray:
         """Returns means, ``float32 (B, d)``, of what :meth:`sums` returned."""
-        divisors = self._divisors.take(sums[:, -1:])
-        means: FloatArray = np.divide(sums[:, :-1], divisors, dtype=np.float32, casting="same_kind")
+        means: FloatArray = sums[:, :-1].astype(np.float32)
+        means /= self._divisors.take(sums[:, -1:])
         return means
 
 
@@ -157,18 +158,24 @@ class _LogSums:
         if self._sums is None:
             return self._pool.slate_sums(self._log.take(users), self._slate_size)
         blocks = users // _USERS_AT_ONCE
-        for block in np.unique(blocks[~self._known[blocks]]).tolist():
+        known = self._known.take(blocks)
+        if np.count_nonzero(known) < len(known):
+            self._add(np.unique(blocks[~known]))
+        return self._sums.take(users, axis=0)
+
+    def _add(self, blocks: IntArray) -> None:
+        assert self._sums is not None
+        for block in blocks.tolist():
             part = slice(block * _USERS_AT_ONCE, (block + 1) * _USERS_AT_ONCE)
             self._sums[part] = self._pool.slate_sums(self._log.take(part), self._slate_size)
             self._known[block] = True
-        return self._sums.take(users, axis=0)
 
 
 class RunningClicks:
     """The mean embedding of the clicked items in the last ``H`` places of ``B`` sessions, kept up to date.
 
-    What leaves the windows at a step is the sum over their ``K`` oldest places. The sums over ``K`` places each wait in
-    a ring for the step at which they leave.
+    A ring keeps the sums over all clicks of a session at its last ``H / K + 1`` steps; what a window holds is the
+    difference between the newest and the oldest. Sums may overflow, which leaves their differences as they are.
 
     Args:
         pool: Pools windows of ``H`` places.
@@ -180,9 +187,10 @@ class RunningClicks:
         self._pool = pool
         self._slate_size = slate_size
         full, self._rest = divmod(pool.length, slate_size)
-        self._sums = np.zeros((batch_size, pool.width), np.int32)
-        self._ring = np.zeros((full, batch_size, pool.width), np.int32)
-        self._oldest = 0
+        self._ring_size = full + 1
+        # Sums up to the start of the windows, and up to each K-th place from there.
+        self._ring = np.zeros((self._ring_size, batch_size, pool.width), np.int32)
+        self._newest = full
         # The newest places, fewer than K, which leave together with the first ones of the next slate.
         self._begun = np.zeros((batch_size, pool.width), np.int32)
 
@@ -195,29 +203,32 @@ class RunningClicks:
         self._set(rows, self._pool.slate_sums(history, self._slate_size))
 
     def _set(self, rows: IntArray, slate_sums: NDArray[np.int32]) -> None:
-        slates = len(self._ring)
-        self._ring[np.arange(self._oldest - slates, self._oldest), rows[:, None]] = slate_sums[:, :slates]
+        slates = self._ring_size - 1
+        self._ring[self._oldest, rows] = 0
+        places = np.arange(self._newest - slates + 1, self._newest + 1)
+        self._ring[places, rows[:, None]] = slate_sums[:, :slates]
         if self._rest:
             self._begun[rows] = slate_sums[:, slates]
-        self._sums[rows] = np.add.reduce(slate_sums, axis=1, dtype=np.int32)
+
+    @property
+    def _oldest(self) -> int:
+        oldest: int = (self._newest + 1) % self._ring_size
+        return oldest
 
     def append(self, items: IntArray, clicks: BoolArray) -> None:
         """Moves all windows on by slates, ``(B, K)`` each."""
         split = self._slate_size - self._rest
-        complete = self._pool.sums(items[:, :split], clicks[:, :split])
-        entering = complete
+        entering = self._pool.sums(items[:, :split], clicks[:, :split])
         if self._rest:
-            complete = complete + self._begun
+            entering += self._begun
             self._begun = self._pool.sums(items[:, split:], clicks[:, split:])
-            entering = entering + self._begun
-        if len(self._ring):
-            change = entering - self._ring[self._oldest]
-            self._ring[self._oldest] = complete
-            self._oldest = (self._oldest + 1) % len(self._ring)
-        else:
-            change = entering - complete
-        self._sums = self._sums + change
+        following = self._oldest
+        np.add(self._ring[self._newest], entering, out=self._ring[following])
+        self._newest = following
 
     def means(self, rows: IntArray | None = None) -> FloatArray:
         """Returns the means of the given sessions, or of all, ``float32 (B, d)``; zero without clicks."""
-        return self._pool.divide(self._sums if rows is None else self._sums[rows])
+        newest, oldest, begun = self._ring[self._newest], self._ring[self._oldest], self._begun
+        if rows is not None:
+            newest, oldest, begun = newest.take(rows, axis=0), oldest.take(rows, axis=0), begun.take(rows, axis=0)
+        return self._pool.divide(newest - oldest + begun if self._rest else newest - oldest)

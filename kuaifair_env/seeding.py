@@ -37,7 +37,11 @@ def stream_keys(seed: int, count: int) -> Keys:
 
 def mix(keys: Keys, counters: NDArray[np.uint64]) -> Keys:
     """Returns pseudo-random 64-bit words for (key, counter), broadcast against each other."""
-    word = keys + (counters + _ONE) * _GOLDEN
+    return _mixed(keys + (counters + _ONE) * _GOLDEN)
+
+
+def _mixed(word: Keys) -> Keys:
+    """Returns the finaliser of words, in place."""
     word ^= word >> _SHIFT_30
     word *= _MIX_1
     word ^= word >> _SHIFT_27
@@ -67,7 +71,13 @@ def id_keys(ids: NDArray[Any]) -> NDArray[np.int64]:
 
 def uniforms(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Returns uniforms in [0, 1) with 53 random bits for (key, counter), broadcast against each other."""
-    draws: NDArray[np.float64] = (mix(keys, counters) >> _SHIFT_11).astype(np.float64)
+    return _units(mix(keys, counters))
+
+
+def _units(words: Keys) -> NDArray[np.float64]:
+    """Returns the upper 53 bits of words as numbers in [0, 1); overwrites the words."""
+    words >>= _SHIFT_11
+    draws: NDArray[np.float64] = words.astype(np.float64)
     draws *= _TO_UNIT
     return draws
 
@@ -85,8 +95,9 @@ class SessionDraws:
     def __init__(self, batch_size: int, slate_size: int) -> None:
         self._keys = np.zeros(batch_size, np.uint64)
         self._slate_size = slate_size
-        counters = np.arange(1, _STEPS_AT_ONCE * slate_size + 1, dtype=np.uint64)
-        self._counters = counters.reshape(_STEPS_AT_ONCE, 1, slate_size)
+        # What mix() adds to the keys for draws 1, 2, ... of a session.
+        increments = np.arange(2, _STEPS_AT_ONCE * slate_size + 2, dtype=np.uint64) * _GOLDEN
+        self._increments = increments.reshape(_STEPS_AT_ONCE, 1, slate_size)
         self._ahead = np.zeros((_STEPS_AT_ONCE, batch_size, slate_size))
         self._next = _STEPS_AT_ONCE
 
@@ -94,13 +105,14 @@ class SessionDraws:
         """Starts sessions of the given keys in the given rows."""
         self._keys[rows] = keys
         if self._next < _STEPS_AT_ONCE:
-            self._ahead[self._next :, rows] = uniforms(keys[:, None], self._counters[: _STEPS_AT_ONCE - self._next])
+            words = keys[:, None] + self._increments[: _STEPS_AT_ONCE - self._next]
+            self._ahead[self._next :, rows] = _units(_mixed(words))
 
     def of_step(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns ``float64 (B, K)`` for one more step of all sessions, of which each took ``steps (B,)`` before."""
         if self._next == _STEPS_AT_ONCE:
-            before = (steps * self._slate_size).astype(np.uint64)
-            self._ahead = uniforms(self._keys[:, None], self._counters + before[:, None])
+            keys = self._keys + (steps * self._slate_size).astype(np.uint64) * _GOLDEN
+            self._ahead = _units(_mixed(keys[:, None] + self._increments))
             self._next = 0
         self._next += 1
         draws: NDArray[np.float64] = self._ahead[self._next - 1]

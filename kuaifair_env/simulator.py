@@ -30,6 +30,7 @@ RewardForm = Literal["mean", "sum"]
 
 _ONE = np.asarray(1)
 _USER_DRAW = np.zeros(1, np.uint64)
+_SESSIONS_AHEAD = 16
 
 
 class Sessions(NamedTuple):
@@ -65,20 +66,36 @@ class RandomUsers:
     def __init__(self, users: IntArray, keys: seeding.Keys) -> None:
         self._users = np.asarray(users, np.int64)
         self._keys = keys.copy()
-        self._drawn = np.zeros(len(keys), np.uint64)
+        self._started = np.zeros(len(keys), np.int64)
+        # The next sessions of each row, drawn for all rows at a time, and how many of them each row has started.
+        shape = len(keys), _SESSIONS_AHEAD
+        self._users_ahead, self._keys_ahead = np.zeros(shape, np.int64), np.zeros(shape, np.uint64)
+        self._used = np.full(len(keys), _SESSIONS_AHEAD)
 
     def reseed(self, rows: IntArray, keys: seeding.Keys) -> None:
         """Starts the streams of the given rows afresh, with ``uint64 (len(rows),)`` keys; the others go on."""
         self._keys[rows] = keys
-        self._drawn[rows] = 0
+        self._started[rows] = 0
+        self._used[rows] = _SESSIONS_AHEAD
 
     def next(self, rows: IntArray) -> Sessions:
         """See :class:`SessionSource`."""
-        keys = seeding.derive(self._keys[rows], self._drawn[rows])
-        self._drawn[rows] += np.uint64(1)
-        draw = seeding.uniforms(keys, _USER_DRAW)
-        users = self._users[(draw * len(self._users)).astype(np.int64)]
-        return Sessions(users, keys, np.full(len(users), -1))
+        used = self._used.take(rows)
+        if np.count_nonzero(used == _SESSIONS_AHEAD):
+            self._draw_ahead()
+            used = self._used.take(rows)
+        self._used[rows] = used + _ONE
+        self._started[rows] += _ONE
+        places = rows * _SESSIONS_AHEAD + used
+        return Sessions(self._users_ahead.take(places), self._keys_ahead.take(places), np.full(len(rows), -1))
+
+    def _draw_ahead(self) -> None:
+        """Draws the sessions that follow those that each row has started."""
+        numbers = self._started[:, None] + np.arange(_SESSIONS_AHEAD)
+        self._keys_ahead = seeding.derive(self._keys[:, None], numbers)
+        draws = seeding.uniforms(self._keys_ahead, _USER_DRAW)
+        self._users_ahead = self._users[(draws * len(self._users)).astype(np.int64)]
+        self._used[:] = 0
 
 
 class FixedSessions:

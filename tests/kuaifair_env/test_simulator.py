@@ -193,6 +193,24 @@ def test_users_are_drawn_uniformly_and_seeds_differ():
     assert not np.intersect1d(first.keys, other.keys).size
 
 
+def test_a_row_draws_the_same_sessions_whatever_the_other_rows_do():
+    keys = seeding.stream_keys(3, 4)
+    numbers = np.arange(60, dtype=np.uint64)
+    expected = seeding.derive(keys[:, None], numbers)
+    users = (seeding.uniforms(expected, np.zeros(1, np.uint64)) * 10).astype(int)
+    source = RandomUsers(np.arange(10), keys)
+    rng, started = np.random.default_rng(0), np.zeros(4, int)
+    while started.max() < 59:
+        rows = np.flatnonzero(rng.random(4) < (0.2, 0.5, 0.5, 0.9))
+        if rng.random() < 0.05:
+            source.reseed(np.asarray([1]), keys[[1]])
+            started[1] = 0
+        sessions = source.next(rows)
+        np.testing.assert_array_equal(sessions.keys, expected[rows, started[rows]])
+        np.testing.assert_array_equal(sessions.users, users[rows, started[rows]])
+        started[rows] += 1
+
+
 def test_uniforms_are_uniform_and_the_stream_is_pinned():
     keys = seeding.stream_keys(7, 200)
     draws = seeding.uniforms(keys[:, None], np.arange(500, dtype=np.uint64))
