@@ -289,7 +289,7 @@ def score_table(comparison: Comparison, base: str | None, command: str) -> Resul
     if own is not None:
         notes.append(
             f"P(base better): how likely a run of {own.title} scores above one of the method, averaged over tasks, "
-            "a tie counting one half, with its 95 % bootstrap interval (Agarwal et al., NeurIPS 2021)."
+            "a tie counting one half (Agarwal et al., NeurIPS 2021), with Newcombe's 95 % interval."
         )
     return ResultTable(
         title=comparison.titled("Scores over worlds and horizons"),

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri, stdtrit
 
 from kuaifair_env.intervals import Estimate, crossed_mean
 
@@ -195,6 +196,8 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
 def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Interval:
     """Returns the IQM of all runs with its 95 % interval, resampling seeds within tasks (Agarwal et al., 2021).
 
+    Percentiles of a bootstrap of ten seeds are too narrow; these are moved outwards (see :func:`expanded_level`).
+
     Args:
         scores: ``(S, T)`` normalised scores of S seeds on T tasks (data set and horizon).
         resamples: Number of resamples.
@@ -209,19 +212,38 @@ def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Int
         return interquartile_mean(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
 
     estimate = float(interquartile_mean(table.reshape(1, -1))[0])
-    return _interval(estimate, draw, table.size, _LEVEL, resamples)
+    low, high = _percentiles(draw, table.size, expanded_level(table), resamples)
+    return Interval(estimate, float(low), float(high), _LEVEL)
 
 
-def probability_of_improvement(first: NDArray[Any], second: NDArray[Any], *, resamples: int = 2_000) -> Interval:
+def expanded_level(scores: NDArray[Any]) -> float:
+    """Returns the level at which a percentile bootstrap of few seeds covers about .95 (Hesterberg, 2015).
+
+    A bootstrap leaves out that a variance of S seeds has S - 1 degrees of freedom, and that it is estimated: with
+    Student's quantile ``t`` in place of the normal one, its level is that of ``sqrt(S / (S - 1)) t`` normal standard
+    errors. Degrees of freedom of several tasks are Satterthwaite's.
+
+    Args:
+        scores: ``(S, T)`` scores of S seeds on T tasks.
+    """
+    n_seeds = len(scores)
+    variances = scores.var(axis=0, ddof=1)
+    squares = float((variances**2).sum())
+    freedom = (n_seeds - 1) * (float(variances.sum()) ** 2 / squares if squares > 0.0 else 1.0)
+    return 1.0 - 2.0 * float(ndtr(-np.sqrt(n_seeds / (n_seeds - 1)) * stdtrit(freedom, (1.0 + _LEVEL) / 2.0)))
+
+
+def probability_of_improvement(first: NDArray[Any], second: NDArray[Any]) -> Interval:
     """Returns the probability that a run of one method beats a run of the other, P(X > Y), averaged over tasks.
 
-    Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half; seeds of either method
-    are resampled within each task, for a 95 % interval (Agarwal et al., 2021).
+    Within a task it is Mann and Whitney's U over the number of pairs, a tie counting one half (Agarwal et al., 2021).
+    The 95 % interval holds every probability ``p`` from which U is no further than Student's quantile times the
+    standard error that it has at ``p`` (Newcombe, 2006, method 5): it stays inside [0, 1], and where every run of one
+    method beats every run of the other it says how few these are, which a bootstrap does not.
 
     Args:
         first: ``(S, T)`` scores of one method for S seeds on T tasks.
         second: ``(S', T)`` scores of the other method.
-        resamples: Number of resamples.
 
     Raises:
         ValueError: Different tasks, fewer than two seeds, or values that are not finite.
@@ -230,11 +252,18 @@ def probability_of_improvement(first: NDArray[Any], second: NDArray[Any], *, res
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"both methods need the same tasks, got {x.shape[1]} and {y.shape[1]}")
     _check_two(min(len(x), len(y)), "seeds of each method")
+    share = float(win_rate(x, y))
+    quantile = float(stdtrit((len(x) + len(y) - 2) * x.shape[1], (1.0 + _LEVEL) / 2.0))
 
-    def draw(rows: int, rng: np.random.Generator) -> Values:
-        return win_rate(_resample_within_tasks(x, rows, rng), _resample_within_tasks(y, rows, rng))
+    def beyond(p: float) -> float:
+        """Returns by how much p is further from the share than the quantile allows."""
+        more = ((len(x) + len(y)) / 2.0 - 1.0) * ((1.0 - p) / (2.0 - p) + p / (1.0 + p))
+        variance = p * (1.0 - p) * (1.0 + more) / (x.size * len(y))
+        return abs(share - p) - quantile * float(np.sqrt(variance))
 
-    return _interval(float(win_rate(x, y)), draw, x.size * len(y), _LEVEL, resamples)
+    low = 0.0 if share < _ROUNDING else brentq(beyond, 0.0, share - _ROUNDING)
+    high = 1.0 if share > 1.0 - _ROUNDING else brentq(beyond, share + _ROUNDING, 1.0)
+    return Interval(share, low, high, _LEVEL)
 
 
 def win_rate(x: Values, y: Values) -> Values:

@@ -15,6 +15,7 @@ from scipy import stats
 from hrl_policies.study.statistics import (
     Interval,
     bootstrap,
+    expanded_level,
     holm,
     interquartile_mean,
     linearised_ratio,
@@ -201,11 +202,36 @@ def test_stratified_interval_resamples_within_tasks():
     assert stratified_interval(agreeing, resamples=500) == Interval(10.0, 10.0, 10.0, 0.95)
 
 
+def test_percentiles_of_few_seeds_are_moved_outwards():
+    """Of one task, to as many normal standard errors as Student's interval has, over the bootstrap's own."""
+    ends = stats.norm.isf((1 - expanded_level(np.arange(10.0)[:, None])) / 2)
+    assert ends == pytest.approx(np.sqrt(10 / 9) * stats.t.isf(0.025, 9))
+    # Two tasks of one spread have twice the degrees of freedom; one that never varies has none to add.
+    spread = np.arange(10.0)[:, None]
+    twice, once = (expanded_level(np.concatenate([spread, other], axis=1)) for other in (spread + 5, 0 * spread))
+    assert stats.norm.isf((1 - twice) / 2) == pytest.approx(np.sqrt(10 / 9) * stats.t.isf(0.025, 18))
+    assert once == pytest.approx(expanded_level(spread))
+    assert expanded_level(np.arange(2_000.0)[:, None]) == pytest.approx(0.95, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "tasks"), [(5, 1), (10, 1), (5, 4), (10, 4)])
+def test_stratified_intervals_hold_the_mean_about_as_often_as_they_say(seeds, tasks):
+    """The interquartile mean of few seeds is one of few values, so no interval holds it exactly as often."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2_000):
+        found = stratified_interval(rng.normal(size=(seeds, tasks)), resamples=400)
+        held += found.low <= 0.0 <= found.high
+    assert 0.92 <= held / 2_000 <= 0.98
+
+
 def test_stratified_interval_of_one_task_is_scipys():
     scores = np.random.default_rng(8).normal(size=12)
     reference = stats.bootstrap(
         (scores,),
         lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+        confidence_level=expanded_level(scores[:, None]),
         n_resamples=20_000,
         method="percentile",
         rng=2,
@@ -227,9 +253,27 @@ def test_probability_of_improvement_is_mann_whitneys_u():
 
 def test_certain_and_undecided_improvement():
     low, high = np.arange(5.0)[:, None], np.arange(5.0, 10.0)[:, None]
-    assert probability_of_improvement(high, low) == Interval(1.0, 1.0, 1.0, 0.95)
+    certain, never = probability_of_improvement(high, low), probability_of_improvement(low, high)
+    assert (certain.estimate, certain.high) == (1.0, 1.0) and (never.estimate, never.low) == (0.0, 0.0)
+    # Of 25 pairs, though not independent ones, each won: no more than Wilson's interval of as many trials allows.
+    assert 0.5 < certain.low < stats.binomtest(25, 25).proportion_ci(method="wilson").low
+    assert never.high == pytest.approx(1 - certain.low)
     tied = probability_of_improvement(np.ones((4, 1)), np.ones((4, 1)))
-    assert tied == Interval(0.5, 0.5, 0.5, 0.95)
+    assert tied.estimate == 0.5 and tied.low == pytest.approx(1 - tied.high) and tied.low < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(10, 10), (10, 5), (5, 5)])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_improvement_intervals_hold_the_probability_as_often_as_they_say(seeds, shift):
+    """A percentile bootstrap holds it in .6 to .9 of these studies."""
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(shift / np.sqrt(2))
+    held = 0
+    for _ in range(2_000):
+        found = probability_of_improvement(rng.normal(shift, 1.0, (seeds[0], 1)), rng.normal(size=(seeds[1], 1)))
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / 2_000 <= 0.99
 
 
 def test_half_the_width_of_an_interval():
@@ -373,14 +417,14 @@ def metrics(library):
 def test_published_answers_of_the_reference_library_come_out():
     assert interquartile_mean(X.ravel()) == 1.5
     assert interquartile_mean(Y.ravel()) == 2.0
-    assert probability_of_improvement(X, Y, resamples=10).estimate == pytest.approx(1 / 3)
+    assert probability_of_improvement(X, Y).estimate == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("scores", [X, Y, LARGE, np.random.default_rng(0).gamma(2.0, 1.0, (7, 6))])
 def test_estimates_are_the_reference_librarys(metrics, scores):
     assert interquartile_mean(scores.ravel()) == pytest.approx(metrics.aggregate_iqm(scores))
     other = scores[::-1] * 1.1
-    assert probability_of_improvement(scores, other, resamples=10).estimate == pytest.approx(
+    assert probability_of_improvement(scores, other).estimate == pytest.approx(
         metrics.probability_of_improvement(scores, other)
     )
 
@@ -388,7 +432,10 @@ def test_estimates_are_the_reference_librarys(metrics, scores):
 def test_stratified_interval_is_the_reference_librarys(library, metrics):
     np.random.seed(0)  # noqa: NPY002  (the library draws from numpy's global generator)
     points, intervals = library.get_interval_estimates(
-        {"x": LARGE}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2_000
+        {"x": LARGE},
+        lambda x: np.array([metrics.aggregate_iqm(x)]),
+        reps=2_000,
+        confidence_interval_size=expanded_level(LARGE),
     )
     mine = stratified_interval(LARGE, resamples=20_000)
     assert mine.estimate == pytest.approx(points["x"][0])
@@ -403,7 +450,7 @@ def test_improvement_interval_is_the_reference_librarys(library, metrics):
     _, intervals = library.get_interval_estimates(
         {"x,y": [x, y]}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=200
     )
-    mine = probability_of_improvement(x, y, resamples=6_000)
+    mine = probability_of_improvement(x, y)
     low, high = intervals["x,y"][:, 0]
     assert (mine.low, mine.high) == (pytest.approx(low, abs=0.04), pytest.approx(high, abs=0.04))
 
