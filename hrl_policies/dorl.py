@@ -134,7 +134,7 @@ def learned_sessions(
     world, config = sessions_given(env, "DORL")
     if exits == "none":
         config = replace(config, leave="never")
-    sessions = KuaiFairVecEnv(replace(world, response=response), config, env.num_envs, seed=seed)
+    sessions = KuaiFairVecEnv(replace(world, response=response, randomisation=None), config, env.num_envs, seed=seed)
     return purified_like(env, PessimisticRewards(sessions, entropy, uncertainty_weight, entropy_weight))
 
 

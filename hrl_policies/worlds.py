@@ -16,7 +16,7 @@ from hrl_policies.common.click_scorer import ClickScorer
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.randomisation import varied
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.registration import make_world
 from kuaifair_env.world import World
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from dsrm.item_term import ItemTerm
     from dsrm.purifier import StatePurifier
+    from kuaifair_env.randomisation import RandomisationLike
     from kuaifair_env.settings import WorldSettings
 
 
@@ -159,20 +160,20 @@ def training_sessions(
     n_envs: int,
     seed: int,
     *,
-    taste_noise: float = 0.0,
+    randomisation: RandomisationLike = "auto",
     purifier: StatePurifier | None = None,
 ) -> VecEnv:
-    """Returns sessions of a training world whose users also have tastes of their own.
+    """Returns sessions of a training world whose users deviate from its response model.
 
     Args:
         world: The training world.
         config: How sessions run.
         n_envs: Concurrent sessions.
-        seed: Seed of sessions and tastes.
-        taste_noise: Deviation of the tastes, in log-odds; 0 leaves users as they are.
+        seed: Seed of sessions and deviations.
+        randomisation: How far users deviate; see :func:`kuaifair_env.randomised_worlds.randomised`.
         purifier: The purifier of their states.
     """
-    return purified_sessions(varied(world, taste_noise, seed), config, n_envs, session_seed(seed), purifier)
+    return purified_sessions(randomised(world, randomisation, seed), config, n_envs, session_seed(seed), purifier)
 
 
 def purified_sessions(

@@ -29,6 +29,8 @@ def world_for_agents(world: World) -> World:
     """
     given: dict[str, Any] = {field.name: getattr(world, field.name) for field in fields(world)}
     given |= {"data": _without_test_log(world.data), "response": cast(ResponseModel, _HiddenResponse(world.response))}
+    if world.randomisation is not None:
+        given["randomisation"] = _Hidden("how training users deviate")
     if world.true_preference is not None:
         given["true_preference"] = _Hidden("the true tastes of users")
     view = _WorldForAgents(**given)

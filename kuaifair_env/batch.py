@@ -270,10 +270,12 @@ class SessionBatch:
 
         Args:
             keys: ``uint64``, one key for each of the rows.
-            rows: Which rows; None takes all.
+            rows: Which rows; None takes all. Where all are seeded sessions are counted anew.
         """
         self._random_users.reseed(self._all if rows is None else rows, keys)
         self.simulator.source = self._random_users
+        if rows is None or len(rows) == self.batch_size:
+            self.simulator.started = 0
 
     def take_sessions_from(self, source: SessionSource) -> None:
         """Takes sessions from another source from now on (fixed lists for evaluation)."""
@@ -362,6 +364,14 @@ class SessionBatch:
         if len(live):
             slates[live] = self.decoder.decode(actions.take(live, axis=0), None if allowed is None else allowed[live])
         return slates
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """``int64 (B,)``, the block of shared deviations that each session started in; see ``SessionSimulator``.
+
+        Whoever learns something of all users in a randomised training world starts it anew with each block.
+        """
+        return self.simulator.blocks
 
     @property
     def user_ids(self) -> IdArray:

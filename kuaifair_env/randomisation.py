@@ -1,60 +1,275 @@
-"""Domain randomisation: a training world whose users also have tastes of their own that no log explains.
+"""Structured randomisation of training worlds: how users differ from the world's response model, in log-odds.
 
-An agent that learns in a world fitted on its own inputs finds that its inputs are never wrong, and learns to trust them
-more than feedback; users of other worlds differ. Deviations in the training world teach it to listen to the session.
+An agent that learns in a world fitted on the log that its own inputs come from finds that its inputs are never wrong,
+and learns to trust them more than feedback. So training users also have deviations of their own:
+
+- (a) shared by all users: an offset of each item, larger where the training log shows it seldom, and a vector in the
+  space of the item embeddings. The log misjudges items.
+- (b) of the session: a level and a vector. The log misjudges tastes.
+- (c) independent noise of each pair of user and item.
+
+What is shared is drawn anew for each block of sessions. Drawn for each session it would be one more part of (b), drawn
+once it would be learned by heart. Sessions are counted in the order of starting, and each keeps the block that it
+started in.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kuaifair_env import seeding
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.response.base import History, ResponseModel, SessionMemory, session_memory
+from kuaifair_env.response.base import History, ResponseModel
 from kuaifair_env.response.graded import GradedResponse
-from kuaifair_env.world import World
 
 _MIN_PROBABILITY = 1e-6
+_OFFSET_FLOOR, _OFFSET_RARE, _OFFSET_EXPOSURES = 0.35, 0.6, 50.0
+_OFFSETS, _SHARED_VECTOR, _OWN_LEVEL, _OWN_VECTOR = range(4)
+_BLOCK_LENGTHS, _BLOCKS, _SESSIONS, _PAIRS = range(4)
+_BLOCKS_AT_ONCE = 64
 
 
-class VariedResponse:
-    """Another model's click log-odds plus a deviation for each pair of user and item, fixed for good.
+@dataclass(frozen=True)
+class Randomisation:
+    """How large the deviations of training users are: standard deviations in log-odds, and lengths of blocks.
 
-    For training only: nothing is evaluated with it.
+    The defaults are wide. The log cannot show how wrong it is, since it agrees with itself: halves of it disagree by
+    far less than the log and unbiased feedback do.
 
-    Args:
-        base: The model.
-        deviation: Standard deviation of the differences, in log-odds (they are logistic).
-        seed: Seed of the differences.
+    Attributes:
+        offset: Of shared item offsets, times ``.35 + .6 / (1 + n / 50)`` for an item with ``n`` training exposures.
+        vector: Of each coordinate of the shared vector, over item embeddings of length 1.
+        own_level: Of a session's level.
+        own_vector: Of each coordinate of a session's vector.
+        noise: Of each pair of user and item.
+        min_block: Fewest sessions with the same shared deviations.
+        max_block: Most of them; the length of each block is drawn log-uniformly.
 
     Raises:
-        ValueError: If the deviation is not positive.
+        ValueError: If a standard deviation is negative or infinite, or the lengths are not ``1 <= min <= max``.
     """
 
-    def __init__(self, base: ResponseModel, deviation: float, seed: int = 0) -> None:
-        if not deviation > 0:
-            raise ValueError(f"the deviation must be positive, got {deviation}")
-        self._base = base
-        self._deviation = deviation
-        self._seed = seed
-        self._key = seeding.stream_key(seed)
-        self._scale = deviation * np.sqrt(3.0) / np.pi
+    offset: float = 1.0
+    vector: float = 1.0
+    own_level: float = 0.5
+    own_vector: float = 0.5
+    noise: float = 0.5
+    min_block: int = 64
+    max_block: int = 5_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int if "block" in field.name else (int, float)):
+                raise ValueError(f"randomisation.{field.name} must be a number, got {value!r}")
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"randomisation.{field.name} must be finite and not negative, got {value!r}")
+        if not 1 <= self.min_block <= self.max_block:
+            raise ValueError(
+                f"randomisation needs 1 <= min_block <= max_block, got {self.min_block} and {self.max_block}"
+            )
+
+    def offset_deviations(self, exposures: IntArray) -> FloatArray:
+        """Returns ``float32 (N,)``, the standard deviation of each item's shared offset, from training exposures."""
+        return (self.offset * offset_shape(exposures)).astype(np.float32)
+
+
+RandomisationLike: TypeAlias = Randomisation | Literal["auto"] | None
+"""How training worlds are randomised: with given scales, ``"auto"`` with scales from data, or not at all."""
+
+
+def offset_shape(exposures: IntArray) -> NDArray[np.float64]:
+    """Returns ``.35 + .6 / (1 + n / 50)``, ``(N,)``: how much the log misjudges items with ``n`` exposures."""
+    return _OFFSET_FLOOR + _OFFSET_RARE / (1.0 + np.asarray(exposures) / _OFFSET_EXPOSURES)
+
+
+def randomisation_setting(value: Any) -> RandomisationLike:
+    """Returns how to randomise, from a setting: ``"auto"``, ``"none"`` or None, or scales by name.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if value is None or value == "none":
+        return None
+    if value == "auto" or isinstance(value, Randomisation):
+        return value  # type: ignore[no-any-return]
+    names = [field.name for field in fields(Randomisation)]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"randomisation must be auto, none, or numbers by name ({', '.join(names)}), got {value!r}")
+    unknown = [str(name) for name in value if name not in names]
+    if unknown:
+        raise ValueError(f"randomisation has no {', '.join(unknown)}; it has {', '.join(names)}")
+    return Randomisation(**value)
+
+
+def describe_setting(randomisation: RandomisationLike) -> Any:
+    """Returns a setting as :func:`randomisation_setting` reads it, JSON-able."""
+    return asdict(randomisation) if isinstance(randomisation, Randomisation) else randomisation
+
+
+@dataclass(frozen=True)
+class WorldRandomisation:
+    """The randomisation of one training world.
+
+    Attributes:
+        scales: How large the deviations are.
+        seed: Seed of the deviations and of the lengths of the blocks.
+    """
+
+    scales: Randomisation
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Returns everything, JSON-able."""
+        return {**asdict(self.scales), "seed": self.seed}
+
+
+class SessionBlocks:
+    """Which sessions have the same shared deviations: blocks whose lengths are log-uniform, from a seed.
+
+    Args:
+        randomisation: Bounds of the lengths, and the seed.
+    """
+
+    def __init__(self, randomisation: WorldRandomisation) -> None:
+        scales = randomisation.scales
+        self._key = seeding.derive(np.asarray([seeding.stream_key(randomisation.seed)], np.uint64), _BLOCK_LENGTHS)
+        self._min, self._ratio = scales.min_block, (scales.max_block + 1) / scales.min_block
+        self._ends = np.zeros(0, np.int64)
+
+    def of_sessions(self, numbers: IntArray) -> NDArray[np.int64]:
+        """Returns the blocks of sessions, both ``int64 (n,)``, from 0 on."""
+        while not len(self._ends) or self._ends[-1] <= numbers.max(initial=0):
+            places = np.arange(len(self._ends), len(self._ends) + _BLOCKS_AT_ONCE, dtype=np.uint64)
+            lengths = (self._min * self._ratio ** seeding.uniforms(self._key, places)).astype(np.int64)
+            last = self._ends[-1] if len(self._ends) else 0
+            self._ends = np.concatenate([self._ends, last + np.cumsum(lengths)])
+        return np.searchsorted(self._ends, numbers, side="right")
+
+
+class SessionRandomisation:
+    """The deviations of ``B`` running sessions.
+
+    Draws follow from the seed and the block (a), the session's key (b), or user and item (c), and from nothing else.
+
+    Args:
+        randomisation: Of the training world.
+        directions: ``float32 (N, d)``, embeddings of the candidates, of length 1.
+        exposures: ``int (N,)``, how often the training log shows each candidate.
+        batch_size: Number of sessions ``B``.
+
+    Attributes:
+        blocks: ``int64 (B,)``, the block in which each session started.
+    """
+
+    def __init__(
+        self, randomisation: WorldRandomisation, directions: FloatArray, exposures: IntArray, batch_size: int
+    ) -> None:
+        self._scales = randomisation.scales
+        self._directions = directions.view()
+        self._deviations = self._scales.offset_deviations(exposures)
+        for array in (self._directions, self._deviations):
+            array.setflags(write=False)  # checkpoints hold what can change
+        self._key = np.uint64(seeding.stream_key(randomisation.seed))
+        self._session_blocks = SessionBlocks(randomisation)
+        self._shared: dict[int, FloatArray] = {}
+        self.blocks = np.zeros(batch_size, np.int64)
+        self._levels = np.zeros(batch_size, np.float32)
+        self._vectors = np.zeros((batch_size, self._directions.shape[1]), np.float32)
+        self._pair_keys = np.zeros(batch_size, np.uint64)
+
+    def reset(self, rows: IntArray, users: IntArray, keys: seeding.Keys, numbers: IntArray) -> None:
+        """Starts sessions in the given rows.
+
+        Args:
+            rows: ``int (n,)``.
+            users: ``int (n,)``, user rows.
+            keys: ``uint64 (n,)``, stream keys of the sessions.
+            numbers: ``int (n,)``, how many sessions started before each.
+        """
+        self.blocks[rows] = self._session_blocks.of_sessions(numbers)
+        own = seeding.derive(keys ^ self._stream(_SESSIONS), 0)
+        self._levels[rows] = self._scales.own_level * seeding.row_normals(own, 1, _OWN_LEVEL)[:, 0]
+        vectors = seeding.row_normals(own, self._vectors.shape[1], _OWN_VECTOR)
+        self._vectors[rows] = np.float32(self._scales.own_vector) * vectors
+        self._pair_keys[rows] = seeding.derive(self._stream(_PAIRS), users)
+        oldest = self.blocks.min()
+        self._shared = {block: shared for block, shared in self._shared.items() if block >= oldest}
+
+    def response(self, base: ResponseModel) -> ResponseModel:
+        """Returns what the users of all sessions do, given a model of what they do without deviations.
+
+        The model is asked for all ``B`` sessions, in order.
+        """
+        if isinstance(base, GradedResponse):  # its means are shares, which have log-odds
+            return base.over(RandomisedResponse(base.inner, self))
+        return RandomisedResponse(base, self)
+
+    def of_items(self, items: IntArray) -> FloatArray:
+        """Returns the deviations of ``items (B, K)``, ``float32 (B, K)`` in log-odds."""
+        total = np.empty(items.shape, np.float32)
+        for block in set(self.blocks.tolist()):
+            rows = self.blocks == block
+            total[rows] = self._of_block(block)[items[rows]]
+        total += self._levels[:, None]
+        total += np.matmul(self._directions[items], self._vectors[:, :, None])[..., 0]
+        return self._with_noise(total, items)
+
+    def of_catalogue(self, n_items: int) -> FloatArray:
+        """Returns the deviations of items ``0 .. n_items - 1``, ``float32 (B, n_items)`` in log-odds."""
+        total = self._vectors @ self._directions[:n_items].T + self._levels[:, None]
+        for block in set(self.blocks.tolist()):
+            total[self.blocks == block] += self._of_block(block)[:n_items]
+        return self._with_noise(total, np.arange(n_items)[None, :])
+
+    def _of_block(self, block: int) -> FloatArray:
+        """Returns ``float32 (N,)``, what is shared in a block."""
+        if block not in self._shared:
+            key = seeding.derive(self._stream(_BLOCKS), block)
+            offsets = seeding.row_normals(key, len(self._deviations), _OFFSETS)[0]
+            vector = seeding.row_normals(key, self._directions.shape[1], _SHARED_VECTOR)[0]
+            self._shared[block] = self._deviations * offsets + self._directions @ (
+                np.float32(self._scales.vector) * vector
+            )
+        return self._shared[block]
+
+    def _with_noise(self, total: FloatArray, items: IntArray) -> FloatArray:
+        if self._scales.noise:
+            total += np.float32(self._scales.noise) * seeding.normals(self._pair_keys[:, None], items.astype(np.uint64))
+        return total
+
+    def _stream(self, number: int) -> seeding.Keys:
+        return seeding.derive(np.full(1, self._key), number)
+
+
+class RandomisedResponse:
+    """A response model whose users deviate from another's as running sessions say.
+
+    Args:
+        base: The other model.
+        sessions: The deviations of the sessions whose users it is asked for, all of them in order.
+    """
+
+    def __init__(self, base: ResponseModel, sessions: SessionRandomisation) -> None:
+        self._base, self._sessions = base, sessions
         self.n_users, self.n_items = base.n_users, base.n_items
         self.uses_history = base.uses_history
 
     def expected(self, users: IntArray, items: IntArray, history: History | None = None) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
-        return self._varied(users, np.asarray(items), self._base.expected(users, items, history))
+        return _deviating(self._base.expected(users, items, history), self._sessions.of_items(items))
 
-    def session_memory(self, batch_size: int) -> SessionMemory | None:
-        """See :func:`kuaifair_env.response.base.session_memory`."""
-        return session_memory(self._base, batch_size)
+    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
+        """See :class:`~kuaifair_env.response.base.ResponseModel`."""
+        return _deviating(self._base.expected_catalogue(users, n_items, history), self._sessions.of_catalogue(n_items))
 
-    def feedback(self, expected: FloatArray, uniforms: Any) -> FloatArray:
+    def feedback(self, expected: FloatArray, uniforms: NDArray[np.float64]) -> FloatArray:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
         return self._base.feedback(expected, uniforms)
 
@@ -62,14 +277,13 @@ class VariedResponse:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
         return self._base.clicked(feedback)
 
-    def rearranged(self, items: IntArray) -> VariedResponse:
-        """See :class:`~kuaifair_env.response.base.ResponseModel`; deviations are drawn anew."""
-        return VariedResponse(self._base.rearranged(items), self._deviation, self._seed)
+    def rearranged(self, items: IntArray) -> RandomisedResponse:
+        """Refuses: running sessions have one catalogue.
 
-    def expected_catalogue(self, users: IntArray, n_items: int, history: History | None = None) -> FloatArray:
-        """See :class:`~kuaifair_env.response.base.ResponseModel`."""
-        items = np.arange(n_items)[None, :]
-        return self._varied(users, items, self._base.expected_catalogue(users, n_items, history))
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("what users of running sessions do cannot be rearranged; rearrange the world's own model")
 
     def save(self, path: str | Path) -> None:
         """Refuses to save; the base model is what can be saved.
@@ -77,40 +291,21 @@ class VariedResponse:
         Raises:
             ValueError: Always.
         """
-        raise ValueError("a varied response model is not saved; save the model that it is based on")
+        raise ValueError("what users of running sessions do is not saved; save the world's own model")
 
     def describe(self) -> dict[str, Any]:
         """See :class:`~kuaifair_env.response.base.ResponseModel`."""
-        return {
-            "kind": "varied",
-            "deviation": self._deviation,
-            "seed": self._seed,
-            "base": self._base.describe(),
-        }
-
-    def _varied(self, users: IntArray, items: IntArray, expected: FloatArray) -> FloatArray:
-        keys = seeding.derive(np.full(len(users), self._key, np.uint64), np.asarray(users))
-        draws = np.clip(
-            seeding.uniforms(keys[:, None], items.astype(np.uint64)), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
-        )
-        probabilities = np.clip(expected, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY).astype(np.float64)
-        odds = probabilities / (1 - probabilities) * (draws / (1 - draws)) ** self._scale
-        return np.asarray(odds / (1 + odds), np.float32)
+        return {"kind": "randomised", "base": self._base.describe()}
 
 
-def varied(world: World, deviation: float, seed: int = 0) -> World:
-    """Returns a training world whose users also have tastes of their own; the same world for a deviation of 0.
+def unit_directions(embeddings: FloatArray) -> FloatArray:
+    """Returns item embeddings ``(N, d)`` scaled to length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.where(lengths > 0, lengths, 1.0), np.float32)
 
-    For ``deviation`` and ``seed`` see :class:`VariedResponse`.
 
-    Raises:
-        ValueError: If it is the test world.
-    """
-    if not deviation:
-        return world
-    if world.split != "train":
-        raise ValueError("only training worlds are varied: evaluation is among users whose tastes are not invented")
-    response = world.response
-    if isinstance(response, GradedResponse):  # its means are shares, which have log-odds
-        return replace(world, response=response.over(VariedResponse(response.inner, deviation, seed)))
-    return replace(world, response=VariedResponse(response, deviation, seed))
+def _deviating(expected: FloatArray, deviations: FloatArray) -> FloatArray:
+    """Returns probabilities moved by deviations in log-odds."""
+    probabilities = np.clip(expected, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY).astype(np.float64)
+    odds_against = (1 - probabilities) / probabilities * np.exp(-deviations, dtype=np.float64)
+    return np.asarray(1 / (1 + odds_against), np.float32)

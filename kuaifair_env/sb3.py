@@ -94,6 +94,11 @@ class KuaiFairVecEnv(FixedSettings, VecEnv):
         ]
         return self.batch.observe()
 
+    def count_sessions_from(self, started: int) -> None:
+        """Goes on with the count of sessions, by which blocks of a randomised world go, as if so many had started."""
+        self._apply_seeds()  # which would start the count anew later on
+        self.batch.simulator.started = started
+
     def play(self, batch: SessionBatch) -> None:
         """Plays the sessions of another batch of ``num_envs`` from the next reset on, instead of random users."""
         self.batch = batch

@@ -128,6 +128,13 @@ def row_keys(rows: NDArray[np.float32], seed: int) -> Keys:
     return derive(folded, 0) ^ stream_key(seed)
 
 
+def normals(keys: Keys, counters: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Returns standard normal draws for (key, counter), float32, broadcast against each other."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri(uniforms(keys, counters) + _HALF_STEP), np.float32)
+
+
 def row_normals(keys: Keys, size: int, stream: int | NDArray[Any] = 0) -> NDArray[np.float32]:
     """Returns ``float32 (B, size)`` standard normal draws from one of the streams of each of ``B`` rows.
 
@@ -136,8 +143,4 @@ def row_normals(keys: Keys, size: int, stream: int | NDArray[Any] = 0) -> NDArra
         size: Draws of each row.
         stream: Number of the stream, the same for all rows or ``int (B,)``.
     """
-    from scipy.special import ndtri
-
-    streams = derive(keys, stream)
-    draws = uniforms(streams[:, None], np.arange(size, dtype=np.uint64))
-    return np.asarray(ndtri(draws + _HALF_STEP), np.float32)
+    return normals(derive(keys, stream)[:, None], np.arange(size, dtype=np.uint64))

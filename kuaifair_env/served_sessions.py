@@ -33,6 +33,9 @@ class ServedStep:
         done: ``bool (B,)``, sessions that the step ended; another one has started in their place.
         live: ``bool (B,)``, sessions that are counted. Others fill up the end of a service and are not to be learned
             from.
+        blocks: ``int64 (B,)``, block of the shared deviations of the sessions that were shown a slate. What was learned
+            of all users holds for one block alone; blocks are numbered in the order of starting, and all are 0 in
+            worlds that are not randomised (:mod:`kuaifair_env.randomisation`).
     """
 
     users: NDArray[np.int64]
@@ -42,6 +45,7 @@ class ServedStep:
     steps: NDArray[np.int64]
     done: BoolArray
     live: BoolArray
+    blocks: NDArray[np.int64]
 
 
 class ServedUsers:
@@ -181,6 +185,7 @@ class Service:
         """Notes the sessions that the next step will show slates to."""
         self._before = self.totals.before_step(self._none_over)
         self._steps = self.batch.simulator.steps.copy()
+        self._blocks = self.batch.blocks.copy()
 
     def record_step(self, done: BoolArray) -> ServedStep:
         """Records the step that was just taken and returns it; ``done (B,)`` says which sessions it ended."""
@@ -197,4 +202,5 @@ class Service:
             steps=self._steps,
             done=np.asarray(done, np.bool_),
             live=self._before.listed,
+            blocks=self._blocks,
         )

@@ -19,6 +19,7 @@ from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.histories import SessionHistories
 from kuaifair_env.pooling import RunningClicks
+from kuaifair_env.randomisation import SessionRandomisation
 from kuaifair_env.response.base import History, HistoryWindow, ResponseModel, session_memory
 from kuaifair_env.response.logged import UserItems
 from kuaifair_env.world import World
@@ -190,6 +191,9 @@ class SessionSimulator:
         leave: When a user leaves.
 
     The other arguments are those of :class:`~kuaifair_env.batch.SessionConfig`.
+
+    Attributes:
+        started: Sessions started so far; the blocks of a randomised training world go by it.
     """
 
     def __init__(
@@ -219,11 +223,14 @@ class SessionSimulator:
         self._ones = np.ones(slate_size)
         self.users = np.zeros(batch_size, np.int64)
         self.numbers = np.full(batch_size, -1, np.int64)
+        self.started = 0
         self.steps = np.zeros(batch_size, np.int64)
         self.left = np.zeros(batch_size, np.bool_)
         self._leave = leave.bind(batch_size, slate_size, max_len, world)
         self._popular = world.groups.popular.astype(np.float64)
         self._drift = None if drift is None else TasteDrift(world, batch_size, drift)
+        self._randomisation = _session_randomisation(world, batch_size)
+        self._unrandomised_blocks = np.zeros(batch_size, np.int64)
         self._log = world.initial_history
         self._from_log = initial_history == "log"
         self._histories = SessionHistories(batch_size, slate_size, max_len, world.history_length)
@@ -238,6 +245,14 @@ class SessionSimulator:
     def temper(self) -> NDArray[np.float64]:
         """``float64 (B,)``, patience left."""
         return self._leave.temper
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """``int64 (B,)``, the block of shared deviations that each session started in.
+
+        All are 0 where the world is not randomised (:mod:`kuaifair_env.randomisation`).
+        """
+        return self._unrandomised_blocks if self._randomisation is None else self._randomisation.blocks
 
     @property
     def allowed(self) -> BoolArray | None:
@@ -297,6 +312,9 @@ class SessionSimulator:
         self._leave.reset(rows, users)
         if self._drift is not None:
             self._drift.reset(rows, users, keys)
+        if self._randomisation is not None:
+            self._randomisation.reset(rows, users, keys, self.started + np.arange(len(rows)))
+        self.started += len(rows)
         window = self._log.take(users) if self._from_log else HistoryWindow.empty(len(rows), self.world.history_length)
         self._histories.start(rows, window)
         if self._response_memory is not None:
@@ -356,14 +374,17 @@ class SessionSimulator:
 
     def _parts(self) -> dict[str, Any]:
         parts = {"sessions": self, "leave": self._leave, "drift": self._drift, "memory": self._response_memory}
-        parts |= {"histories": self._histories, "draws": self._draws}
+        parts |= {"histories": self._histories, "draws": self._draws, "randomisation": self._randomisation}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _response_now(self) -> tuple[ResponseModel, NDArray[np.int64]]:
         """Returns what users do now, and their rows there."""
-        if self._drift is None:
-            return self.world.response, self.users
-        return self._drift.response(self.users), self._rows
+        response, users = self.world.response, self.users
+        if self._drift is not None:
+            response, users = self._drift.response(users), self._rows
+        if self._randomisation is not None:
+            response = self._randomisation.response(response)
+        return response, users
 
     def _history_for_response(self) -> History | None:
         if self._response_memory is not None:
@@ -379,6 +400,14 @@ class SessionSimulator:
         self._histories.append(items, clicks)
         if self._allowed is not None:
             self._allowed[self._rows[:, None], items] = False
+
+
+def _session_randomisation(world: World, batch_size: int) -> SessionRandomisation | None:
+    if world.randomisation is None:
+        return None
+    n_items = world.n_items
+    directions = world.item_directions[:n_items]
+    return SessionRandomisation(world.randomisation, directions, world.exposures, batch_size)
 
 
 def _check_settings(

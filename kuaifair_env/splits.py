@@ -16,7 +16,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import IdArray
 
 # One salt a split; two splits with the same salt would choose the same users.
-HELD_OUT, FOLDS, EVALUATION, CALIBRATION, EARLY_STOPPING, SERVING = 0, 1, 2, 5, 7, 8
+HELD_OUT, FOLDS, EVALUATION, CALIBRATION, EARLY_STOPPING, SERVING, HALVES = 0, 1, 2, 5, 7, 8, 9
 
 CALIBRATION_SHARE = 0.1
 EVALUATION_USERS = 1_000

@@ -18,6 +18,7 @@ from kuaifair_env.embeddings import item_embeddings
 from kuaifair_env.errors import DataError
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.pooling import ClickPool
+from kuaifair_env.randomisation import WorldRandomisation, unit_directions
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.logged import LoggedResponse, UserItems
 from kuaifair_env.splits import held_out_users
@@ -72,6 +73,8 @@ class World:
         item_term: ``float32 (M,)``, estimated log-odds of a click on every item under random exposure, if agents are
             given one (see ``dsrm.item_term``); the embeddings then hold it as their last coordinate.
         encoder: Makes the observed states; None takes the mean embedding of the clicked items.
+        randomisation: How what users do in sessions departs from ``response``, in training worlds alone (see
+            :func:`kuaifair_env.randomised_worlds.randomised`); None for not at all.
     """
 
     split: Split
@@ -85,6 +88,7 @@ class World:
     true_preference: tuple[FloatArray, FloatArray] | None = None
     item_term: FloatArray | None = None
     encoder: StateEncoder | None = None
+    randomisation: WorldRandomisation | None = None
 
     def __post_init__(self) -> None:
         items = len(self.data.items)
@@ -113,6 +117,10 @@ class World:
             )
         if len(self.initial_history.items) != len(self.data.users):
             raise DataError("initial_history needs one row for each user of the data set")
+        if self.randomisation is not None and self.split != "train":
+            raise DataError(
+                "only training worlds are randomised: agents are evaluated among users whose tastes are not invented"
+            )
 
     def __repr__(self) -> str:
         provenance = self.data.provenance
@@ -140,7 +148,8 @@ class World:
                 self.history_length,
                 described.get("kind"),
                 None if self.encoder is None else type(self.encoder).__name__,
-            ],
+            ]
+            + ([] if self.randomisation is None else [self.randomisation.describe()]),
         }
         vectors = [self.embeddings[spread(self.n_items, STORED)]]
         if self.encoder is not None:
@@ -152,6 +161,11 @@ class World:
     def dimension(self) -> int:
         """Size ``d`` of an item embedding and of the observed state."""
         return int(self.embeddings.shape[1])
+
+    @property
+    def item_directions(self) -> FloatArray:
+        """``float32 (M, d)``, item embeddings scaled to length 1, without the item term if they hold one."""
+        return unit_directions(self.embeddings if self.item_term is None else self.embeddings[:, :-1])
 
     @cached_property
     def click_pool(self) -> ClickPool:
@@ -236,7 +250,7 @@ class World:
             "popularity_source": self.groups.source,
             "data": self.data.provenance.as_dict() | {"hash": self.data.data_hash},
             "response": self.response.describe(),
-        }
+        } | ({} if self.randomisation is None else {"randomisation": self.randomisation.describe()})
 
 
 def initial_history(log: InteractionLog, n_users: int, length: int) -> HistoryWindow:

@@ -65,6 +65,12 @@ def train(
         int | None, typer.Option(min=1, help="Training steps over all sessions, instead of the method's own.")
     ] = None,
     n_envs: Annotated[int | None, typer.Option(min=1, help="Concurrent training sessions.")] = None,
+    randomisation: Annotated[
+        str,
+        typer.Option(
+            help="How far training users deviate: 'auto', 'none', or scales such as '{offset: 1, own_vector: 0.3}'."
+        ),
+    ] = "auto",
     max_len: MaxLen = 30,
     slate_size: Annotated[int | None, typer.Option(min=1, help="Items per slate (default 10; 5 in replays).")] = None,
     leave: Leave = "temper",
@@ -118,6 +124,7 @@ def train(
     Example: kuaifair train --method a2c --env MyShop-v0 --data log.csv --columns user=customer,item=sku
     """
     from hrl_policies import study, zoo
+    from hrl_policies.common.yaml_files import parse_yaml
     from hrl_policies.study.runner import open_worlds
     from hrl_policies.worlds import cached_purifier
 
@@ -151,6 +158,7 @@ def train(
         ),
         "total_steps": steps,
         "n_envs": n_envs,
+        "randomisation": parse_yaml(randomisation, "--randomisation"),
         "overrides": zoo.parse_overrides(settings or []),
         "world_settings": {
             **_world_settings(data_settings(source, allow_partial, positive, feedback, clip), response, taste),

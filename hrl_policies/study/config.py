@@ -15,6 +15,7 @@ from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
+from kuaifair_env.randomisation import RandomisationLike, describe_setting, randomisation_setting
 from kuaifair_env.settings import DEFAULTS
 from kuaifair_env.splits import EVALUATION_USERS
 
@@ -71,7 +72,8 @@ class RunConfig:
         evaluation_seed: Seed of the randomness of those sessions, the same for all methods.
         purifier: What purifies the observed states, in training and in evaluation; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
-        taste_noise: Deviation of training users' further tastes, in log-odds (``kuaifair_env.randomisation``).
+        randomisation: How far users of the training world deviate from its response model
+            (``kuaifair_env.randomisation``), with the training seed; None for controls.
         variant: What tells this run from others of its method in a study, such as ``"learning_rate=0.001"``; tables
             and folders show it, results do not depend on it.
     """
@@ -91,7 +93,7 @@ class RunConfig:
     evaluation_seed: int = DEFAULT_SEED
     purifier: PurifierIdentity | None = None
     item_term: str = ""
-    taste_noise: float = 0.0
+    randomisation: RandomisationLike = None
     variant: str = ""
 
     def __post_init__(self) -> None:
@@ -107,8 +109,6 @@ class RunConfig:
                 f"{self.method} trains: total_steps and n_envs must be at least 1, "
                 f"got {self.total_steps} and {self.n_envs}"
             )
-        if not self.taste_noise >= 0:
-            raise ValueError(f"taste_noise is not negative, got {self.taste_noise}")
         if spec.purifier and self.purifier is None:
             raise ValueError(
                 f"{self.method} learns on purified states: name a purifier, PurifierIdentity.of_file(PATH), as "
@@ -132,6 +132,7 @@ class RunConfig:
             "hyperparameters": dict(self.hyperparameters),
             "users": None if self.users is None else list(self.users),
             "purifier": None if self.purifier is None else asdict(self.purifier),
+            "randomisation": describe_setting(self.randomisation),
         }
 
     @classmethod
@@ -149,6 +150,7 @@ class RunConfig:
                     "session": _session_config(content["session"]),
                     "users": None if users is None else tuple(users),
                     "purifier": None if purifier is None else PurifierIdentity(**purifier),
+                    "randomisation": randomisation_setting(content["randomisation"]),
                 }
             )
         except (KeyError, TypeError) as error:
@@ -171,17 +173,18 @@ def plan_run(
     evaluation_seed: int = DEFAULT_SEED,
     purifier: PurifierIdentity | None = None,
     item_term: str = "",
-    taste_noise: float | None = None,
+    randomisation: Any = "auto",
     settings: MethodSettings | None = None,
     variant: str = "",
 ) -> RunConfig:
     """Returns the configuration of a run with the zoo's settings, some of them replaced.
 
     What is not described here is as in :class:`RunConfig`: ``session`` (its action mode is replaced by the method's),
-    and ``total_steps``, ``n_envs`` and ``taste_noise`` instead of the zoo's numbers. ``overrides`` are hyperparameters
-    by (dotted) name (see :func:`hrl_policies.zoo.overridden`). ``settings`` stand instead of the zoo's
-    (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first. Evaluation plays 1,000 users where
-    neither ``users`` nor ``n_users`` is given.
+    and ``total_steps`` and ``n_envs`` instead of the zoo's numbers. ``randomisation`` is what
+    :func:`kuaifair_env.randomisation.randomisation_setting` reads; controls, which do not train, have none.
+    ``overrides`` are hyperparameters by (dotted) name (see :func:`hrl_policies.zoo.overridden`). ``settings`` stand
+    instead of the zoo's (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first. Evaluation plays
+    1,000 users where neither ``users`` nor ``n_users`` is given.
 
     Raises:
         ValueError: If a name or number is not valid.
@@ -214,7 +217,7 @@ def plan_run(
         n_envs=settings.n_envs if n_envs is None else n_envs,
         total_steps=settings.total_steps if total_steps is None else total_steps,
         hyperparameters=overridden(settings.hyperparameters, overrides or {}),
-        taste_noise=settings.noise_for(item_term) if taste_noise is None else taste_noise,
+        randomisation=randomisation_setting(randomisation),
     )
 
 

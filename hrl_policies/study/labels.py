@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kuaifair_env.abandonment import leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import EvaluationResult
 from kuaifair_env.fingerprint import WorldFingerprint
+from kuaifair_env.randomisation import describe_setting
 from kuaifair_env.simulator import Repeats
 
 ORIGINS = {
@@ -288,7 +290,11 @@ def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
         variant = Variant(record.config.method)
         steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
     listed = ", ".join(f"{variant.spec.title} {count:,}" for variant, count in steps.items())
-    return [f"Trained in the training world with seeds {seeds}; steps: {listed}.{remark}"]
+    settings = dict.fromkeys(json.dumps(describe_setting(record.config.randomisation) or "none") for record in trained)
+    randomised = ", ".join(setting.strip('"') for setting in settings)
+    return [
+        f"Trained in the training world with seeds {seeds}; its randomisation: {randomised}; steps: {listed}.{remark}"
+    ]
 
 
 def repeats_notes(variants: Iterable[Variant], repeats: Iterable[Repeats]) -> list[str]:

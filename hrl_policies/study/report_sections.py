@@ -218,7 +218,7 @@ def run_sections(
             anchors[run.folder],
             run.folder.absolute().relative_to(root).as_posix(),
             axis_top(rewards[run.config.world, run.config.session.max_len]),
-            worlds[_as_json(run.provenance)].anchor,
+            worlds[_as_json(_worlds_of(run))].anchor,
             software[_as_json(run.versions)].anchor,
         )
         for run in runs
@@ -341,7 +341,7 @@ def _settings(run: StoredRun) -> Pairs:
         ("policy", config.policy),
         ("training sessions at once", str(config.n_envs)),
         ("training steps", f"{run.steps_done:,} of {config.total_steps:,}"),
-        ("taste noise", f"{config.taste_noise:g}"),
+        *_flat({"randomisation": run.provenance.get("randomisation") or "none"}),
     )
     return (
         *(trained if Variant.of_config(config).learns else ()),
@@ -368,7 +368,7 @@ def _provenance(run: StoredRun, name: str) -> Pairs:
 
 def shared_worlds(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
     """Returns every pair of worlds once, by its provenance as JSON."""
-    different = {_as_json(run.provenance): run.provenance for run in runs}
+    different = {_as_json(_worlds_of(run)): _worlds_of(run) for run in runs}
     return {text: _worlds(pair, f"worlds-{number}") for number, (text, pair) in enumerate(different.items(), 1)}
 
 
@@ -387,6 +387,11 @@ def shared_software(runs: Sequence[StoredRun]) -> dict[str, SharedFacts]:
         )
         for number, (text, stored) in enumerate(different.items(), 1)
     }
+
+
+def _worlds_of(run: StoredRun) -> dict[str, Any]:
+    """Returns the provenance of a run's worlds; how training sessions depart from them differs from run to run."""
+    return {name: part for name, part in run.provenance.items() if name != "randomisation"}
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

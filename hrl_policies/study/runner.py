@@ -35,6 +35,7 @@ from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.origins import OwnOrigin
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.registration import ENVIRONMENTS, register_origin
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def resume(
 ) -> RunResult:
     """Goes on with an interrupted run.
 
-    Model, optimisers and replay buffer are as they were; running sessions and random streams are new, so a resumed
+    Model, optimisers and replay buffer are as they were, and the training world's blocks of shared deviations go on;
+    running sessions and random streams are new, so a resumed
     run is a valid run but not, byte for byte, the one that would have been. ``result.json`` says that it was resumed.
 
     Args:
@@ -255,7 +257,12 @@ def build_policy(
     env = None
     if spec.learns:
         env = training_sessions(
-            worlds.train, config.session, config.n_envs, config.seed, taste_noise=config.taste_noise, purifier=purifier
+            worlds.train,
+            config.session,
+            config.n_envs,
+            config.seed,
+            randomisation=config.randomisation,
+            purifier=purifier,
         )
     policy = spec.build(BuildContext(worlds, config.session, seed, env, config.policy, config.hyperparameters))
     if env is not None:
@@ -371,11 +378,21 @@ def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
     return partial(
         write_contents,
         config=run.config,
-        provenance=run.worlds.describe(),
+        provenance=_run_provenance(run),
         curve=run.curve,
         save_model=save,
         purifier=run.purifier_file,
     )
+
+
+def _run_provenance(run: _Run) -> dict[str, Any]:
+    """Returns the descriptions of both worlds, and how training sessions depart from the training world."""
+    described = run.worlds.describe()
+    if run.config.randomisation is None:
+        return described
+    sessions = randomised(run.worlds.train, run.config.randomisation, run.config.seed)
+    assert sessions.randomisation is not None
+    return described | {"randomisation": sessions.randomisation.describe()}
 
 
 def _load_purifier(config: RunConfig, path: str | Path | None) -> tuple[StatePurifier | None, bytes | None]:

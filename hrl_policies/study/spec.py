@@ -34,6 +34,7 @@ from kuaifair_env.actions import Duplicates
 from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError
 from kuaifair_env.metrics.fairness import DisparityMode
+from kuaifair_env.randomisation import describe_setting, randomisation_setting
 from kuaifair_env.registration import session_config
 from kuaifair_env.settings import WorldSettings
 from kuaifair_env.simulator import InitialHistory, Repeats, RewardForm
@@ -180,12 +181,19 @@ class SessionSettings(_Model):
         return self.model_dump(exclude_none=True)
 
 
+def _randomisation(value: Any) -> Any:
+    return describe_setting(randomisation_setting(value))
+
+
+RandomisationSetting = Annotated[Any, AfterValidator(_randomisation)]
+
+
 class TrainingSettings(_Model):
     """What a sweep may say of training; see :class:`~hrl_policies.study.config.RunConfig`."""
 
     total_steps: Count = 1
     n_envs: Count = 1
-    taste_noise: Annotated[float, Field(strict=True, ge=0.0)] = 0.0
+    randomisation: RandomisationSetting = "auto"
 
 
 SESSION_PARAMETERS = tuple(SessionSettings.model_fields)
@@ -210,6 +218,8 @@ class StudySpec(_Model):
         n_users: Number of held-out users to evaluate on; None takes 1,000, or all.
         episodes_per_user: Sessions of each.
         steps: Training steps of every method that learns; None takes the zoo's.
+        randomisation: How far users of the training world deviate, for every method that learns: ``"auto"``,
+            ``"none"``, or scales by name (:class:`kuaifair_env.randomisation.Randomisation`).
         session: How sessions run.
         item_term: Mode of the item term that all agents and controls are given; empty for none.
         purifiers: Every method without a purifier of its own is run with each of these modes; empty is without.
@@ -230,6 +240,7 @@ class StudySpec(_Model):
     n_users: Annotated[int, Field(strict=True, ge=2)] | None = None
     episodes_per_user: Count = 1
     steps: Count | None = None
+    randomisation: RandomisationSetting = "auto"
     session: SessionSettings = SessionSettings()
     item_term: str = ""
     purifiers: Annotated[tuple[PurifierMode, ...], AfterValidator(_not_empty), AfterValidator(_distinct)] = ("",)
@@ -352,6 +363,7 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
                 "purifier": PurifierIdentity(purifier) if purifier else None,
                 "item_term": spec.item_term,
                 "variant": ", ".join(text for text in (entry.label or _settings_text(entry.set), shown) if text),
+                "randomisation": spec.randomisation,
                 **steps,
                 **training,
             }

@@ -16,11 +16,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
-from hrl_policies.study.store import MODEL, CurveRow
+from hrl_policies.study.store import MODEL, CurveRow, read_json, write_json
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.metrics import signed_gap
+from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.sb3_files import restore_parameters, restore_replay_buffer, save_replay_buffer
 
 REPLAY = "replay.npz"
+SESSIONS = "sessions.json"
 _POINTS = 50
 
 
@@ -149,8 +152,11 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def save_checkpoint(model: Any, folder: Path) -> None:
-    """Writes ``model.zip`` and, for off-policy methods, the replay buffer as plain arrays."""
+    """Writes ``model.zip``, how many sessions have started, and off-policy replay buffers as plain arrays."""
     save_model(model, folder)
+    sessions = _sessions_of(model)
+    if sessions is not None:
+        write_json(folder / SESSIONS, {"started": sessions.batch.simulator.started})
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
         save_replay_buffer(buffer, folder / REPLAY)
@@ -164,6 +170,19 @@ def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
     """
     restore_parameters(model, folder / MODEL)
     model.num_timesteps = steps_done
+    sessions = _sessions_of(model)
+    if sessions is not None:
+        try:
+            started = int(read_json(folder / SESSIONS)["started"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder / SESSIONS} does not say how many sessions have started") from error
+        sessions.count_sessions_from(started)
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
         restore_replay_buffer(buffer, folder / REPLAY)
+
+
+def _sessions_of(model: Any) -> KuaiFairVecEnv | None:
+    """Returns the sessions that a model learns from, or None if it learns from none of this library."""
+    env = model.get_env()
+    return env.unwrapped if env is not None and isinstance(env.unwrapped, KuaiFairVecEnv) else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import NotRequired, Unpack
 
     from dsrm.purifier import StatePurifier
+    from kuaifair_env.randomisation import RandomisationLike
     from kuaifair_env.settings import Settings
 
 ENTRY_POINT_GROUP = "kuaifair.methods"
@@ -234,19 +235,21 @@ def make_training_env(
     n_envs: int | None = None,
     seed: int = 0,
     purifier: StatePurifier | str | Path | None = None,
+    randomisation: RandomisationLike = "auto",
     **settings: Unpack[Settings],
 ) -> VecEnv:
     """Makes the sessions that a method learns from, with all that belongs to the method.
 
-    That is its action and observation mode, the tastes of their own that its training users have
-    (:mod:`kuaifair_env.randomisation`) and its purifier, which is pretrained on first use and then cached.
+    That is its action and observation mode and its purifier, which is pretrained on first use and then cached. The
+    training world is randomised as for every method (:mod:`kuaifair_env.randomisation`).
 
     Args:
         method_name: Name in the zoo, such as ``"dsrm-hrl"``.
         env_id: A registered id, such as ``"KuaiFair-Toy-v0"``.
         n_envs: Concurrent sessions; None takes the method's number.
-        seed: Seed of sessions and tastes.
+        seed: Seed of sessions and deviations.
         purifier: A purifier, or its file, instead of the method's.
+        randomisation: How far training users deviate; None leaves them as they are.
         **settings: Other settings of world and sessions; see :class:`kuaifair_env.registration.Settings`.
 
     Raises:
@@ -260,7 +263,7 @@ def make_training_env(
         config,
         shipped.n_envs if n_envs is None else n_envs,
         seed,
-        taste_noise=shipped.taste_noise,
+        randomisation=randomisation,
         purifier=_purifier(spec, world, purifier),
     )
 
@@ -275,7 +278,7 @@ def make_evaluation_env(
 ) -> VecEnv:
     """Makes sessions of the test world, observed as the method observes in training; for ``kuaifair_env.evaluate``.
 
-    Arguments and errors are those of :func:`make_training_env`; users have no tastes besides the test world's.
+    Arguments and errors are those of :func:`make_training_env`; test worlds are never randomised.
     """
     spec = method(method_name)
     given = {**_modes(spec), **settings}

@@ -25,9 +25,8 @@ Settings come from the YAML files in ``hyperparameters``, from a file of the use
 What a section of ``worlds`` does not name is as in all worlds.
 
 The section ``search`` says what may be tuned. Only hyperparameters that the file sets can be searched, and the value
-that it sets must lie in the space: the shipped settings are the first trial. Steps, sessions and the taste noise of
-training users cannot be searched: the first two are the budget, and the last is there for worlds other than the one in
-which validation users are evaluated.
+that it sets must lie in the space: the shipped settings are the first trial. Steps and sessions, which are the budget,
+cannot be searched, nor can the randomisation of the training world, which is the same for every method.
 
 A file may say ``like: OTHER``, and then holds only what differs from that method's. It inherits OTHER's search space,
 except what it sets itself, which is what tells the two methods apart; ``NAME: null`` takes a line out.
@@ -261,10 +260,6 @@ class MethodSettings:
         policy: Name of the policy class.
         n_envs: Concurrent training sessions.
         total_steps: Training steps, counted over all sessions (one slate shown is one step).
-        taste_noise: Deviation of the tastes that training users have besides the training world's, in log-odds; see
-            ``kuaifair_env.randomisation``.
-        calibrated_taste_noise: The same where the item term was calibrated on unbiased feedback, so that scores are
-            less wrong; None takes ``taste_noise``.
         hyperparameters: Arguments of the algorithm.
         search: Where to look for better ones; see the module. Empty if nobody said.
     """
@@ -272,8 +267,6 @@ class MethodSettings:
     policy: str = "MlpPolicy"
     n_envs: int = 64
     total_steps: int = 0
-    taste_noise: float = 0.0
-    calibrated_taste_noise: float | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     search: SearchSpace = field(default_factory=dict)
 
@@ -284,11 +277,6 @@ class MethodSettings:
             "hyperparameters": dict(self.hyperparameters),
             "search": {name: dimension.as_dict() for name, dimension in self.search.items()},
         }
-
-    def noise_for(self, item_term: str) -> float:
-        """Returns the deviation of tastes under an item term (its mode; empty for none)."""
-        calibrated = self.calibrated_taste_noise
-        return calibrated if item_term == "unbiased" and calibrated is not None else self.taste_noise
 
 
 def read_settings(path: str | Path, world: str = "") -> MethodSettings:
@@ -317,11 +305,8 @@ def shipped_worlds(name: str) -> list[str]:
     return sorted({*inherited, *file.worlds})
 
 
-_Noise = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
 class _WorldSection(BaseModel):
-    """What a file may say of one world; policy class, noise of tastes and search space belong to the method."""
+    """What a file may say of one world; policy class and search space belong to the method."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -333,8 +318,6 @@ class _WorldSection(BaseModel):
 class _SettingsFile(_WorldSection):
     like: str | None = None
     policy: str = ""
-    taste_noise: _Noise = 0.0
-    calibrated_taste_noise: _Noise | None = None
     search: dict[str, Any] = {}
     worlds: dict[str, _WorldSection] = {}
 

@@ -198,6 +198,6 @@ def response_with_tastes(response: ResponseModel) -> TasteResponse:
     if not isinstance(response, TasteResponse):
         raise DataError(
             f"{type(response).__name__} has no vectors of users' tastes that could drift; twins' test worlds and "
-            "response='factorised' have, without taste noise"
+            "response='factorised' have"
         )
     return response

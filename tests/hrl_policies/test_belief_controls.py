@@ -64,7 +64,9 @@ class Sessions:
             np.testing.assert_array_equal(slate, slates)
         outcome = self.batch.step(slates)
         live = np.ones(len(slates), np.bool_)
-        step = ServedStep(users, outcome.items, outcome.clicks, outcome.feedback, steps, outcome.done, live)
+        step = ServedStep(
+            users, outcome.items, outcome.clicks, outcome.feedback, steps, outcome.done, live, self.batch.blocks
+        )
         for one in (control, *others) if learn else ():
             one.learn(step)
         if len(self.batch.finished):

@@ -324,7 +324,6 @@ def test_one_method_is_shown_whole(kuaifair):
         METHODS["dsrm-hrl"].sees,
         "purifier profile",
         "total_steps 150000",
-        "taste_noise 2.0",
         "hierarchy.weights quota",
         "learning_rate 0.0001 to 0.01, log",
         "n_epochs 1 to 8, whole numbers",

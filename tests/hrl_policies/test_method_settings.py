@@ -334,7 +334,7 @@ def test_a_settings_file_of_ones_own_may_be_like_a_shipped_one(tmp_path):
         ("- a\n- b\n", "mine.yml: must be a group of settings by name, got ['a', 'b']"),
         ("n_envs: 2\nn_envs: 3\n", "the key 'n_envs' is given twice"),
         ("policy: [", "not valid YAML"),
-        ("polici: MlpPolicy\n", "polici is unknown; there are calibrated_taste_noise, hyperparameters, like"),
+        ("polici: MlpPolicy\n", "polici is unknown; there are hyperparameters, like"),
         ("1: 2\npolici: MlpPolicy\n", "mine.yml:\n- 1 must be a name\n- polici is unknown"),
         (
             "like: ppo\nhyperparameters:\n",
@@ -344,7 +344,6 @@ def test_a_settings_file_of_ones_own_may_be_like_a_shipped_one(tmp_path):
         ("like: ppo\nsearch: 5\n", "mine.yml: search must be a group of settings by name, got 5"),
         ("n_envs: x\n", "n_envs must be a valid integer, got 'x'"),
         ("total_steps: -4\n", "total_steps must be greater than or equal to 0, got -4"),
-        ("taste_noise: loud\n", "taste_noise must be a valid number, got 'loud'"),
         ("policy: 3\n", "policy must be a valid string, got 3"),
         ("like: a3c\n", "no hyperparameters for method 'a3c'"),
         (

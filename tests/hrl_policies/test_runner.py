@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.randomisation import Randomisation, SessionBlocks
 
 FILES = {
     "config.json",
@@ -94,7 +95,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, confi
 
 
 def test_the_curve_counts_every_training_session_once(tmp_path):
-    result = train(a2c(total_steps=6_000), small_pair(0.5))
+    result = train(a2c(total_steps=6_000, randomisation="none"), small_pair(0.5))
     curve = result.curve
     assert [row["steps"] for row in curve] == sorted({row["steps"] for row in curve})
     assert all(row["sessions"] >= 50 for row in curve[:-1])
@@ -166,6 +167,26 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     steps = [row["steps"] for row in stored.curve]
     assert steps == sorted(steps) and steps[-1] <= stored.steps_done
     assert evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair()).summary() == stored.summary
+
+
+def test_a_resumed_run_goes_on_in_the_block_that_it_was_in(tmp_path):
+    config = replace(a2c(), randomisation=Randomisation(min_block=6, max_block=9))
+    stopped = train(config, interrupted_pair(at=40), output=tmp_path / "run")
+    before = stopped.policy.get_env().batch.simulator.started
+    assert before > 30
+    from hrl_policies.study.runner import build_policy
+
+    fresh = build_policy(config, small_pair(), seed_shift=stopped.steps_done)
+    training.restore_checkpoint(fresh, tmp_path / "run.partial", stopped.steps_done)
+    blocks = SessionBlocks(fresh.get_env().world.randomisation)
+    env = fresh.get_env()
+    env.reset()
+    np.testing.assert_array_equal(env.batch.blocks, blocks.of_sessions(before + np.arange(config.n_envs)))
+    done = resume(tmp_path / "run.partial", small_pair())
+    assert done.policy.get_env().batch.simulator.started > before
+    stored = load_run(tmp_path / "run")
+    assert stored.config.as_dict() == config.as_dict()
+    assert stored.provenance["randomisation"] == {**asdict(config.randomisation), "seed": config.seed}
 
 
 def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):

@@ -122,8 +122,8 @@ def test_missing_settings_and_wrong_forms_are_named():
         ({"methods": [{"name": "a2c", "set": {"n_stepz": 1}}]}, "a2c cannot be built with n_stepz=1"),
         ({"sweep": {"n_envs": [0]}}, "sweep.n_envs must be greater than or equal to 1, got 0"),
         (
-            {"sweep": {"taste_noise": [-0.5]}},
-            "sweep.taste_noise must be greater than or equal to 0, got -0.5",
+            {"sweep": {"randomisation": [{"noise": -0.5}]}},
+            "sweep.randomisation: randomisation.noise must be finite and not negative, got -0.5",
         ),
         ({"worlds": [TOY], "session": {"slate_size": 601}}, f"{TOY} has at most 600 candidates"),
     ],

@@ -59,12 +59,14 @@ def test_a_method_gets_its_modes_purifier_and_randomised_training_users(ips):
     bottom = env.unwrapped
     assert (bottom.config.action_mode, bottom.config.observation_mode) == ("slate", "history")
     assert env.num_envs == 64
-    assert bottom.world.split == "train" and bottom.world.response.describe()["deviation"] == 2.0
+    assert bottom.world.split == "train" and bottom.world.randomisation.seed == 3
+    assert make_training_env("a2c", TOY, seed=3).world.randomisation == bottom.world.randomisation
+    assert make_training_env("a2c", TOY, randomisation=None).world.randomisation is None
     test = make_evaluation_env("dsrm-hrl", TOY, n_envs=5, max_len=50)
     assert isinstance(test, VecDSRM) and (test.num_envs, test.unwrapped.config.max_len) == (5, 50)
     assert test.unwrapped.world.split == "test"
     assert asked == [("train", "profile")] * 2, "the purifier of the test world is that of the training world"
-    assert "deviation" not in test.unwrapped.world.response.describe()
+    assert test.unwrapped.world.randomisation is None
 
 
 def test_a_method_without_a_purifier_sees_states_as_they_are(ips):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ import hrl_policies.zoo.registry as registry
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli.main import main
-from hrl_policies.study import PurifierIdentity, plan_run, train
+from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, train
 from hrl_policies.zoo import (
     METHODS,
     BuildContext,
@@ -34,6 +35,7 @@ from hrl_policies.zoo import (
 )
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.observations import state_of
+from kuaifair_env.randomisation import Randomisation
 
 HIERARCHICAL = [
     "dsrm-hrl",
@@ -252,17 +254,16 @@ def test_a_method_of_ones_own_is_a_decorated_function():
         register_method("a2c", title="", family="", reference="", kind="control", action_mode="slate", sees="")(build)
 
 
-def test_training_users_deviate_less_where_scores_are_calibrated():
-    settings = load_settings("dsrm-hrl")
-    assert settings.noise_for("") == settings.noise_for("features") == 2.0
-    assert settings.noise_for("unbiased") == 0.5
-    assert load_settings("a2c").noise_for("unbiased") == 0.0
-    assert load_settings("dsrm-hrl-literal").noise_for("unbiased") == 0.0
-    session = SessionConfig()
-    noises = [
-        plan_run("hrl", "KuaiFair-Toy-v0", session=session, item_term=term).taste_noise for term in ("", "unbiased")
-    ]
-    assert noises == [2.0, 0.5]
+def test_training_users_deviate_alike_for_every_method_that_learns():
+    purifier = PurifierIdentity("profile", "0" * 16)
+    for name, spec in METHODS.items():
+        run = plan_run(name, "KuaiFair-Toy-v0", purifier=purifier if spec.purifier else None)
+        assert run.randomisation == ("auto" if spec.learns else None)
+        assert RunConfig.from_dict(json.loads(json.dumps(run.as_dict()))).as_dict() == run.as_dict()
+    own = plan_run("a2c", "KuaiFair-Toy-v0", randomisation={"offset": 0.5})
+    assert own.randomisation == Randomisation(offset=0.5)
+    assert RunConfig.from_dict(json.loads(json.dumps(own.as_dict()))).randomisation == own.randomisation
+    assert plan_run("a2c", "KuaiFair-Toy-v0", randomisation="none").randomisation is None
 
 
 def test_single_threaded_holds_for_blas_too():

@@ -25,6 +25,8 @@ from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
 from kuaifair_env.intervals import crossed_mean
+from kuaifair_env.randomisation import Randomisation
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.served_sessions import ServedUsers
@@ -480,6 +482,22 @@ def test_sessions_of_every_kind_go_on_after_a_stop(settings, tmp_path):
         serve(ItemCounts(), Stops(vec_env(world, 8, config), 13), **options)
     assert list(tmp_path.glob("checkpoint-*"))
     assert same_sessions(serve(ItemCounts(), vec_env(world, 8, config), **options).served, whole.served)
+
+
+def test_a_service_in_a_randomised_training_world_says_which_block_sessions_are_of_and_goes_on_after_a_stop(tmp_path):
+    scales = Randomisation(min_block=10, max_block=20)
+    world = randomised(replace(small_world(), split="train"), scales)
+    whole_agent, agent = ItemCounts(), ItemCounts()
+    whole = serve(whole_agent, vec_env(world, 8), sessions=60, evaluate_others=False)
+    options: dict[str, Any] = {"sessions": 60, "folder": tmp_path, "checkpoint_every": 8, "evaluate_others": False}
+    with pytest.raises(KeyboardInterrupt):
+        serve(ItemCounts(), Stops(vec_env(world, 8), 20), **options)
+    assert same_sessions(serve(agent, vec_env(world, 8), **options).served, whole.served)
+    blocks = np.stack([step.blocks for step in whole_agent.steps])
+    assert blocks.min() == 0 and 3 <= blocks.max() <= 7
+    later = np.diff(blocks, axis=0)
+    assert (later >= 0).all() and not later[~np.stack([step.done for step in whole_agent.steps])[:-1]].any()
+    np.testing.assert_array_equal(np.stack([step.blocks for step in agent.steps]), blocks[-len(agent.steps) :])
 
 
 def test_a_service_may_be_shorter_than_there_are_places():

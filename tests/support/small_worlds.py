@@ -109,6 +109,7 @@ class Interrupting(TableResponse):
 def interrupted_pair(at: int) -> WorldPair:
     """The small worlds, in which training is interrupted."""
     pair = small_pair()
-    train = replace(pair.train, response=Interrupting(pair.train.response.table, at + 1))
-    assert train.fingerprint, "which asks users once"
+    # The fingerprints of the world and of the randomised one ask users once each.
+    train = replace(pair.train, response=Interrupting(pair.train.response.table, at + 2))
+    assert train.fingerprint
     return replace(pair, train=train)

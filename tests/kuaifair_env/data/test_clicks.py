@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from twin_measures import PANEL
 
+from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.data.clicks import kuairand_clicks, kuairec_clicks, parse_positive
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.randomisation import VariedResponse, varied
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.response.fitting import fit_response, load_response
 from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.response.known import ObservedResponse, TwinResponse
@@ -162,9 +163,12 @@ def test_graded_feedback_has_the_mean_and_the_clicks_of_its_log(config, tmp_path
     assert feedback.std() == pytest.approx(log.feedback.std(), rel=0.1)
     assert response.clicked(feedback).mean() == pytest.approx(log.clicks.mean(), rel=0.1)
     world = build_world(twin.data, "train", response)
-    other = varied(world, 0.5).response
-    assert isinstance(other.inner, VariedResponse)
-    assert other.expected(log.users[:9], log.items[:9, None]).max() <= largest
+    batch = SessionBatch(randomised(world), SessionConfig(action_mode="slate"), 4)
+    batch.reset(np.arange(4))
+    expected_catalogue = batch.simulator.expected_catalogue()
+    assert expected_catalogue.max() <= largest
+    plain = response.expected_catalogue(batch.simulator.users, world.n_items)
+    assert np.abs(expected_catalogue - plain).mean() > 0.02 * largest
     path = tmp_path / "graded.safetensors"
     response.save(path)
     loaded = load_response(path)

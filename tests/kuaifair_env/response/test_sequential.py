@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import small_world
+from scipy.special import expit, logit
 
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import NeverLeave, TemperFairness
@@ -16,7 +17,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.randomisation import varied
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.response import (
     FactorisedConfig,
     FactorisedResponse,
@@ -195,8 +196,8 @@ def test_a_row_of_a_memory_does_not_depend_on_the_other_rows():
 def wrapped(world, wrap):
     """The world with a response model around, or made from, its history-dependent one."""
     response = world.response
-    if wrap == "varied":
-        return varied(replace(world, split="train"), 1.0)
+    if wrap == "randomised":
+        return randomised(replace(world, split="train"))
     if wrap == "graded":
         spread = np.linspace(0.2, 1.0, 4, dtype=np.float32)[None, :]
         response = GradedResponse(response, 2.0, 1.0, np.zeros(0, np.float32), spread)
@@ -205,7 +206,7 @@ def wrapped(world, wrap):
     return replace(world, response=response)
 
 
-@pytest.mark.parametrize("wrap", ["plain", "varied", "graded", "rearranged"])
+@pytest.mark.parametrize("wrap", ["plain", "randomised", "graded", "rearranged"])
 @pytest.mark.parametrize("initial_history", ["log", "empty"])
 def test_within_a_session_users_answer_to_all_that_they_saw(wrap, initial_history):
     world = wrapped(replace(small_world(n_users=30, n_items=20, history_length=9), response=random_model()), wrap)
@@ -216,11 +217,19 @@ def test_within_a_session_users_answer_to_all_that_they_saw(wrap, initial_histor
     simulator.reset(np.arange(5))
     rng = np.random.default_rng(2)
     seen = [simulator.history(np.array([row])) for row in range(5)]
+    # Users of a randomised world deviate throughout a session by the same log-odds.
+    deviations = np.zeros((5, 20)) if wrap != "randomised" else np.full((5, 20), np.nan)
     for _ in range(15):
         now = simulator.expected_catalogue()
         for row, whole in enumerate(seen):
-            expected = world.response.expected_catalogue(simulator.users[row : row + 1], 20, whole)
-            np.testing.assert_allclose(now[row], expected[0], atol=1e-5)
+            expected = world.response.expected_catalogue(simulator.users[row : row + 1], 20, whole)[0]
+            if np.isnan(deviations[row]).any():
+                deviations[row] = logit(now[row]) - logit(expected)
+                assert np.abs(deviations[row]).mean() > 0.2
+            scale = 2.0 if wrap == "graded" else 1.0
+            np.testing.assert_allclose(
+                now[row] / scale, expit(logit(expected.astype(float) / scale) + deviations[row]), atol=1e-5
+            )
         outcome = simulator.step(np.argsort(rng.random((5, 20)), axis=1)[:, :5])
         seen = [
             joined(whole, HistoryWindow(outcome.items[row : row + 1], outcome.clicks[row : row + 1]))
@@ -231,6 +240,7 @@ def test_within_a_session_users_answer_to_all_that_they_saw(wrap, initial_histor
             simulator.reset(finished)
         for row in finished:
             seen[row] = simulator.history(np.array([row]))
+            deviations[row] = 0.0 if wrap != "randomised" else np.nan
 
 
 def test_sessions_that_are_restored_go_on_as_they_would_have():
@@ -387,12 +397,14 @@ def test_held_out_rows_are_evaluated_after_all_that_stood_before_them():
     rows = labelled_rows(log, 30, STATIC.split, NegativeSampling(), 0)
     chosen = rows.where("report")
     logits = _history_logits(model, rows, chosen, history_stream(log, context, 30, "log"))
-    for row, logit in zip(chosen, logits, strict=True):
+    for row, expected in zip(chosen, logits, strict=True):
         user = rows.users[row]
         earlier = log.take((log.users == user) & (np.arange(len(log)) < rows.positions[row]))
         before = context.take(context.users == user)
         window = joined(*(HistoryWindow(part.items[None], part.clicks[None]) for part in (before, earlier)))
-        assert model.history_logits(user[None], rows.items[row][None, None], window) == pytest.approx(logit, abs=1e-5)
+        assert model.history_logits(user[None], rows.items[row][None, None], window) == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
