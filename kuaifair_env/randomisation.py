@@ -298,12 +298,6 @@ class RandomisedResponse:
         return {"kind": "randomised", "base": self._base.describe()}
 
 
-def unit_directions(embeddings: FloatArray) -> FloatArray:
-    """Returns item embeddings ``(N, d)`` scaled to length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return np.asarray(embeddings / np.where(lengths > 0, lengths, 1.0), np.float32)
-
-
 def _deviating(expected: FloatArray, deviations: FloatArray) -> FloatArray:
     """Returns probabilities moved by deviations in log-odds."""
     probabilities = np.clip(expected, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY).astype(np.float64)

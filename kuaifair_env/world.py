@@ -14,11 +14,11 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, PopularitySource, groups_of
 from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, InteractionLog, Split
-from kuaifair_env.embeddings import item_embeddings
+from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.pooling import ClickPool
-from kuaifair_env.randomisation import WorldRandomisation, unit_directions
+from kuaifair_env.randomisation import WorldRandomisation
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.logged import LoggedResponse, UserItems
 from kuaifair_env.splits import held_out_users
@@ -165,7 +165,7 @@ class World:
     @property
     def item_directions(self) -> FloatArray:
         """``float32 (M, d)``, item embeddings scaled to length 1, without the item term if they hold one."""
-        return unit_directions(self.embeddings if self.item_term is None else self.embeddings[:, :-1])
+        return unit_rows(self.embeddings if self.item_term is None else self.embeddings[:, :-1])
 
     @cached_property
     def click_pool(self) -> ClickPool:

@@ -73,7 +73,7 @@ class RunConfig:
         purifier: What purifies the observed states, in training and in evaluation; None leaves them as they are.
         item_term: Mode of the item term that the worlds hold (see ``dsrm.item_term``); empty for none.
         randomisation: How far users of the training world deviate from its response model
-            (``kuaifair_env.randomisation``), with the training seed; None for controls.
+            (``kuaifair_env.randomisation``), with the training seed; None for methods that play no sessions there.
         variant: What tells this run from others of its method in a study, such as ``"learning_rate=0.001"``; tables
             and folders show it, results do not depend on it.
     """
@@ -181,7 +181,7 @@ def plan_run(
 
     What is not described here is as in :class:`RunConfig`: ``session`` (its action mode is replaced by the method's),
     and ``total_steps`` and ``n_envs`` instead of the zoo's numbers. ``randomisation`` is what
-    :func:`kuaifair_env.randomisation.randomisation_setting` reads; controls, which do not train, have none.
+    :func:`kuaifair_env.randomisation.randomisation_setting` reads; methods that do not learn online have none.
     ``overrides`` are hyperparameters by (dotted) name (see :func:`hrl_policies.zoo.overridden`). ``settings`` stand
     instead of the zoo's (:func:`hrl_policies.zoo.read_settings`); what is given besides goes first. Evaluation plays
     1,000 users where neither ``users`` nor ``n_users`` is given.
@@ -217,7 +217,7 @@ def plan_run(
         n_envs=settings.n_envs if n_envs is None else n_envs,
         total_steps=settings.total_steps if total_steps is None else total_steps,
         hyperparameters=overridden(settings.hyperparameters, overrides or {}),
-        randomisation=randomisation_setting(randomisation),
+        randomisation=randomisation_setting(randomisation) if spec.kind == "online" else None,
     )
 
 

@@ -290,11 +290,11 @@ def training_notes(records: Sequence[RunRecord], remark: str = "") -> list[str]:
         variant = Variant(record.config.method)
         steps[variant] = max(steps.get(variant, 0), record.config.total_steps)
     listed = ", ".join(f"{variant.spec.title} {count:,}" for variant, count in steps.items())
-    settings = dict.fromkeys(json.dumps(describe_setting(record.config.randomisation) or "none") for record in trained)
+    online = [record for record in trained if method(record.config.method).kind == "online"]
+    settings = dict.fromkeys(json.dumps(describe_setting(record.config.randomisation) or "none") for record in online)
     randomised = ", ".join(setting.strip('"') for setting in settings)
-    return [
-        f"Trained in the training world with seeds {seeds}; its randomisation: {randomised}; steps: {listed}.{remark}"
-    ]
+    how = f"; its randomisation: {randomised}" if randomised else ""
+    return [f"Trained in the training world with seeds {seeds}{how}; steps: {listed}.{remark}"]
 
 
 def repeats_notes(variants: Iterable[Variant], repeats: Iterable[Repeats]) -> list[str]:

@@ -218,7 +218,7 @@ class StudySpec(_Model):
         n_users: Number of held-out users to evaluate on; None takes 1,000, or all.
         episodes_per_user: Sessions of each.
         steps: Training steps of every method that learns; None takes the zoo's.
-        randomisation: How far users of the training world deviate, for every method that learns: ``"auto"``,
+        randomisation: How far users of the training world deviate, for every method that learns online: ``"auto"``,
             ``"none"``, or scales by name (:class:`kuaifair_env.randomisation.Randomisation`).
         session: How sessions run.
         item_term: Mode of the item term that all agents and controls are given; empty for none.
@@ -372,9 +372,11 @@ def planned_arguments(spec: StudySpec) -> Iterator[dict[str, Any]]:
 def sweeps(entry: StudyMethod, parameter: str) -> bool:
     """Returns whether a swept parameter concerns a method: whether there is something to set.
 
-    Settings of sessions and worlds concern all methods, training settings those that learn, and a hyperparameter those
-    methods whose settings, the zoo's or the study's, name it.
+    Settings of sessions and worlds concern all methods, training settings those that learn, randomisation those that
+    learn in sessions, and a hyperparameter those methods whose settings, the zoo's or the study's, name it.
     """
+    if parameter == "randomisation":
+        return method(entry.name).kind == "online"
     of_all = parameter in ENVIRONMENT_PARAMETERS
     if of_all or not method(entry.name).learns:
         return of_all

@@ -258,7 +258,7 @@ def test_training_users_deviate_alike_for_every_method_that_learns():
     purifier = PurifierIdentity("profile", "0" * 16)
     for name, spec in METHODS.items():
         run = plan_run(name, "KuaiFair-Toy-v0", purifier=purifier if spec.purifier else None)
-        assert run.randomisation == ("auto" if spec.learns else None)
+        assert run.randomisation == ("auto" if spec.kind == "online" else None)
         assert RunConfig.from_dict(json.loads(json.dumps(run.as_dict()))).as_dict() == run.as_dict()
     own = plan_run("a2c", "KuaiFair-Toy-v0", randomisation={"offset": 0.5})
     assert own.randomisation == Randomisation(offset=0.5)
