@@ -118,10 +118,10 @@ def table(pair: WorldPair, part: Part) -> list[str]:
     lines = [f"### {part.title}; leave={part.leave}, Max Len {part.max_len}", "", HEADER]
     for title in ["Random", *(title for title in found if title != "Random")]:
         result = found[title]
-        more = "" if title == "Random" else _cell(mean_interval(clicks[title] - clicks["Random"]), sign=True)
+        more = "" if title == "Random" else cell(mean_interval(clicks[title] - clicks["Random"]), sign=True)
         engagement, fairness = result.engagement, result.fairness
         lines.append(
-            f"| {title} | {_cell(mean_interval(clicks[title]))} | {more} | {engagement.cumulative_reward:.3f} "
+            f"| {title} | {cell(mean_interval(clicks[title]))} | {more} | {engagement.cumulative_reward:.3f} "
             f"| {engagement.length:.2f} | {result.ndcg:.3f} | {fairness.absolute_difference:.3f} "
             f"| {fairness.violation_rate:.3f} |"
         )
@@ -132,11 +132,11 @@ def table(pair: WorldPair, part: Part) -> list[str]:
         f"{len(clicks['Random']):,} are evaluated; fingerprint {pair.test.fingerprint}.",
     ]
     if part.leave == "never":
-        lines[-1] += f" Best possible, counted in the log: {_best_possible(pair.test, part.max_len):.3f} clicks."
+        lines[-1] += f" Best possible, counted in the log: {best_possible(pair.test, part.max_len):.3f} clicks."
     return [*lines, ""]
 
 
-def _best_possible(world: World, max_len: int) -> float:
+def best_possible(world: World, max_len: int) -> float:
     """Returns the mean number of clicks in the best slates of a session that nobody leaves."""
     lists = world.user_candidates
     assert lists is not None
@@ -144,7 +144,7 @@ def _best_possible(world: World, max_len: int) -> float:
     return float(np.minimum(clicks, K * np.minimum(lists.counts[world.users] // K, max_len)).mean())
 
 
-def _cell(interval: Interval, sign: bool = False) -> str:
+def cell(interval: Interval, sign: bool = False) -> str:
     form = "+.2f" if sign else ".2f"
     return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
