@@ -13,15 +13,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from replay import PRIOR_EXPOSURES, WEIGHT, K, PriorAndMean, best_possible, cell
+from replay import PRIOR_EXPOSURES, WEIGHT, K, PriorAndMean, best_possible
 from torch import Tensor
-from worlds import PARTIAL, open_worlds, write_page
+from worlds import PARTIAL, cell, open_worlds, write_page
 
 from dsrm.belief import BeliefItems
 from dsrm.own_level import OwnLevel, OwnScales
@@ -30,7 +31,7 @@ from hrl_policies.belief_controls import BeliefQuota, ItemQuota
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import RandomSlates
 from hrl_policies.study import single_threaded
-from hrl_policies.study.statistics import mean_interval
+from hrl_policies.study.statistics import Interval, mean_interval
 from hrl_policies.worlds import WorldPair
 from kuaifair_env import EpisodeRecords, SessionConfig, World, evaluate, serve
 from kuaifair_env.data.schema import InteractionLog
@@ -40,9 +41,10 @@ from kuaifair_env.sb3 import KuaiFairVecEnv
 
 FIRST_ROWS, MIN_ROWS = 10, 16
 COUNTS = (3, 5, 10)
-OWN_TASTE = (0.25, 0.5, 1.0)
+OWN_TASTE = (0.5, 1.0)
 ROUNDS = 40
 N_ENVS, MAX_LEN = 64, 4
+LEVEL = 0.95
 
 Scores = NDArray[np.float32]
 
@@ -85,7 +87,7 @@ class RandomRows:
             log.take(~np.isin(log.users, world.users)),
         )
 
-    def auc(self, scores: Scores) -> WithinUserAUC:
+    def auc(self, scores: NDArray[np.floating[Any]]) -> WithinUserAUC:
         """Returns how well scores ``(U, N)``, or ``(N,)``, rank each user's later rows."""
         users, items = self.later.users, self.later.items
         return within_user_auc(users, self.later.clicks, scores[items] if scores.ndim == 1 else scores[users, items])
@@ -177,15 +179,10 @@ def auc_table(world: World, rows: RandomRows) -> list[str]:
     found = rankings(world, rows)
     lines = ["| ranking by | AUC | more than the second row |", "|---|---:|---:|"]
     for name, auc in found.items():
-        more = "" if name == CLICKED_MEAN else cell3(*auc.gain_over(found[CLICKED_MEAN]), sign=True)
-        lines.append(f"| {name} | {cell3(auc.mean, auc.interval())} | {more} |")
+        gain, of_gain = auc.gain_over(found[CLICKED_MEAN])
+        more = "" if name == CLICKED_MEAN else cell(Interval(gain, *of_gain, LEVEL), sign=True, decimals=3)
+        lines.append(f"| {name} | {cell(Interval(auc.mean, *auc.interval(), LEVEL), decimals=3)} | {more} |")
     return lines
-
-
-def cell3(estimate: float, interval: tuple[float, float], sign: bool = False) -> str:
-    """Returns a number with its interval, three decimals each."""
-    form = "+.3f" if sign else ".3f"
-    return f"{estimate:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 class WithoutFeatures(BeliefQuota):
@@ -274,8 +271,8 @@ def main() -> None:
         "",
         "- Brackets: 95 % bootstrap intervals over users; differences are paired. They hold the orders fixed, and a "
         "service's users share what was learned, so that they say nothing of another stream of users.",
-        f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the world of "
-        f"real answers {pair.test.fingerprint}.",
+        f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the world "
+        f"of real answers {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/real_rows.py --data DATA --orders {arguments.orders} --results docs/results.",
     ]
     write_page(arguments.results, "real_rows_kuairand.md", "\n".join(page))

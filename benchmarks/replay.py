@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import PARTIAL, open_worlds, write_page
+from worlds import PARTIAL, cell, open_worlds, write_page
 
 from hrl_policies.controls import Control
 from hrl_policies.study import plan_run
 from hrl_policies.study.runner import build_policy, single_threaded
-from hrl_policies.study.statistics import Interval, mean_interval
+from hrl_policies.study.statistics import mean_interval
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls, method
 from kuaifair_env import EvaluationResult, SessionConfig, World, evaluate
@@ -142,11 +142,6 @@ def best_possible(world: World, max_len: int) -> float:
     assert lists is not None
     clicks = world.response.expected_catalogue(world.users, world.n_items).sum(axis=1)
     return float(np.minimum(clicks, K * np.minimum(lists.counts[world.users] // K, max_len)).mean())
-
-
-def cell(interval: Interval, sign: bool = False) -> str:
-    form = "+.2f" if sign else ".2f"
-    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def main() -> None:

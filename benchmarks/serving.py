@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from worlds import argument_parser, open_worlds, short_name, write_page
+from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 from dsrm.belief import ScalesThen
 from hrl_policies.belief_controls import BeliefQuota
@@ -28,7 +28,7 @@ from hrl_policies.study import plan_run, single_threaded
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import train
 from hrl_policies.study.serving import Build, ServingPlan, serve_in_orders, trained_agent, untrained_agent
-from hrl_policies.study.statistics import Interval, mean_interval, student_interval
+from hrl_policies.study.statistics import mean_interval, student_interval
 from hrl_policies.study.store import load_run
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
@@ -84,7 +84,7 @@ def users_of(pair: WorldPair) -> tuple[int | str, ...]:
 def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
     """Trains a method if it learns, has it serve in every order, and evaluates it as it was."""
     config = plan_run(name, pair.name, session=SessionConfig(repeats=arguments.repeats), total_steps=arguments.steps)
-    folder = arguments.store / short_name(pair.name) / arguments.repeats / name
+    folder = arguments.store / short_name(arguments.world) / arguments.repeats / name
     if method(name).learns:
         run = folder / "run"
         if not run.exists():
@@ -159,10 +159,10 @@ def frozen_table(found: Sequence[Services]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found:
-        more = "" if one.name == LOW else _interval(mean_interval(rewards[one.name] - rewards[LOW]), sign=True)
-        fairness = one.frozen.fairness
+        more = "" if one.name == LOW else cell(mean_interval(rewards[one.name] - rewards[LOW]), sign=True)
+        engagement, fairness = one.frozen.engagement, one.frozen.fairness
         lines.append(
-            f"| {one.title} | {_interval(mean_interval(rewards[one.name]))} | {more} | {one.frozen.engagement.length:.2f} "
+            f"| {one.title} | {cell(mean_interval(rewards[one.name]))} | {more} | {engagement.length:.2f} "
             f"| {fairness.absolute_difference:.3f} | {fairness.violation_rate:.3f} "
             f"| {(rewards[one.name].mean() - low) / (high - low):.2f} |"
         )
@@ -189,12 +189,7 @@ def _others(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _over_orders(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
-    return f"{values[0]:.2f}" if len(values) < 2 else _interval(student_interval(values))
-
-
-def _interval(interval: Interval, sign: bool = False) -> str:
-    form = "+.2f" if sign else ".2f"
-    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{values[0]:.2f}" if len(values) < 2 else cell(student_interval(values))
 
 
 def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, picture: str) -> str:
@@ -204,7 +199,11 @@ def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, pictu
     belief = next((one for one in found if one.name == "belief-quota"), None)
     trained = ", ".join(f"{one.title} {one.steps:,}" for one in learning)
     course = (
-        ["### Scales that empirical Bayes chose while serving: BeliefQuota, mean over orders", "", *course_table(belief)]
+        [
+            "### Scales that empirical Bayes chose while serving: BeliefQuota, mean over orders",
+            "",
+            *course_table(belief),
+        ]
         if belief
         else []
     )
@@ -234,12 +233,12 @@ def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, pictu
             "",
             "## Notes",
             "",
-            f"- {USERS:,} users of the test world (`numpy.random.default_rng(5).permutation(world.users)[:1000]`), once "
-            f"each, {N_ENVS} at a time; Max Len 30, K 10, repeats {arguments.repeats}.",
+            f"- {USERS:,} users of the test world (`numpy.random.default_rng(5).permutation(world.users)[:1000]`), "
+            f"once each, {N_ENVS} at a time; Max Len 30, K 10, repeats {arguments.repeats}.",
             f"- Trained with the zoo's settings, seed 11, one seed, for so many steps: {trained or 'nobody'}. One seed "
             "says nothing about how much seeds differ: the interval is over orders alone.",
-            f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
-            f"world {pair.test.fingerprint}.",
+            f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
+            f"test world {pair.test.fingerprint}.",
             f"- Made by: python benchmarks/serving.py {arguments.world} --repeats {arguments.repeats} --orders "
             f"{arguments.orders} --methods {' '.join(one.name for one in found)}"
             f"{f' --steps {arguments.steps}' if arguments.steps else ''} --data DATA --store STORE --results "
@@ -263,14 +262,10 @@ def main() -> None:
     for name in names:
         print(name, flush=True)
         found.append(services(name, pair, arguments))
-    stem = f"serving_{short_name(pair.name).replace(' ', '_')}_{arguments.repeats}"
+    stem = f"serving_{short_name(arguments.world)}_{arguments.repeats}"
     if arguments.results is not None:
-        draw_serving(arguments.results / f"{stem}.png", _curves(found))
+        draw_serving(arguments.results / f"{stem}.png", {one.title: one.serving for one in found})
     write_page(arguments.results, f"{stem}.md", page(pair, found, arguments, f"{stem}.png"))
-
-
-def _curves(found: Sequence[Services]) -> dict[str, Sequence[ServingResult]]:
-    return {one.title: one.serving for one in found}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
 
+from hrl_policies.study.statistics import Interval
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data import InteractionData
 from kuaifair_env.embeddings import cached_embeddings
@@ -104,6 +105,12 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 def short_name(world: str) -> str:
     """Returns how files call a world: ``KuaiFair-KuaiRandTwin-v0`` is ``kuairandtwin``."""
     return world.removeprefix("KuaiFair-").removesuffix("-v0").lower()
+
+
+def cell(interval: Interval, *, sign: bool = False, decimals: int = 2) -> str:
+    """Returns an estimate with its interval as a cell of a table; ``sign`` has positive numbers begin with +."""
+    form = f"{'+' if sign else ''}.{decimals}f"
+    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def write_page(results: Path | None, name: str, text: str) -> None:
