@@ -391,11 +391,15 @@ def leave_rule(rule: LeaveRuleLike, parameters: Mapping[str, Any] | None = None)
     return _with_parameters(rule, describe_rule(rule)["rule"], parameters) if parameters else rule
 
 
+def plain_number(value: Any) -> Any:
+    """Returns a NumPy number as a Python number, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def describe_rule(rule: LeaveRule) -> dict[str, Any]:
     """Returns a rule as a mapping, JSON-able; :func:`leave_rule` reads it unless the rule is of one's own."""
     own: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in own.items()}
-    return {"rule": type(rule).__name__} | plain
+    return {"rule": type(rule).__name__} | {name: plain_number(value) for name, value in own.items()}
 
 
 def rule_text(rule: LeaveRule) -> str:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
-from kuaifair_env.abandonment import LEAVE_RULES, RULE_PARAMETERS, LeaveRuleLike, describe_rule, leave_rule
+from kuaifair_env.abandonment import (
+    LEAVE_RULES,
+    RULE_PARAMETERS,
+    LeaveRuleLike,
+    describe_rule,
+    leave_rule,
+    plain_number,
+)
 from kuaifair_env.actions import ActionMode, Duplicates, action_decoder
 from kuaifair_env.checkpoints import set_attributes
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
@@ -86,9 +93,9 @@ class SessionConfig:
     def __post_init__(self) -> None:
         for name in ("max_len", "slate_size"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, (int, np.integer)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if self.drift is not None and not (isinstance(self.drift, Real) and 0 < self.drift < float("inf")):
+        if self.drift is not None and not _is_positive(self.drift):
             raise ValueError(f"drift must be a positive number of slates, or None, got {self.drift!r}")
         if not isinstance(self.session_clock, bool):
             raise ValueError(f"session_clock must be True or False, got {self.session_clock!r}")
@@ -127,7 +134,8 @@ class SessionConfig:
     def describe(self) -> dict[str, Any]:
         """Returns all settings, JSON-able; the leave rule spelled out."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return settings | {"slate_size": self.items_per_slate, "leave": describe_rule(leave_rule(self.leave))}
+        settings |= {"slate_size": self.items_per_slate, "leave": describe_rule(leave_rule(self.leave))}
+        return {name: plain_number(value) for name, value in settings.items()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -427,6 +435,10 @@ class SessionBatch:
             coverage=candidates_shown[:, 0] / n_items,
             left=self.simulator.left[rows],
         )
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < float("inf")
 
 
 def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | None, int | None]:

@@ -62,8 +62,9 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
 
     ## Episode end
 
-    ``terminated``: the user left (see :class:`kuaifair_env.abandonment.TemperFairness`). ``truncated``: ``max_len``
-    steps were taken and the user is still there, which the default rule does not allow.
+    ``terminated``: the user left (see :class:`kuaifair_env.abandonment.TemperFairness`). ``truncated``: the user is
+    still there, and ``max_len`` steps were taken, which the default rule does not allow, or (in replays) the user has
+    fewer candidates left than fill a slate.
 
     ## Info
 
@@ -187,7 +188,8 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         """Returns what the user saw, newest last, with a leading axis of 1.
 
         Args:
-            length: How many places; None takes the log context and the whole session, ``H + max_len K`` places.
+            length: How many places, padded at the front where there are fewer; None takes the log context and the
+                whole session, ``H + max_len K`` places.
         """
         return self.batch.history_window(length)
 

@@ -125,18 +125,18 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     # In the order of the defaults, so that equal settings meet the same entry of the cache.
     chosen = _WORLD_DEFAULTS | {name: value for name, value in settings.items() if name in _WORLD_DEFAULTS}
     replayed = ENVIRONMENTS[env_id].replay and chosen["split"] == "test"
-    chosen["min_candidates"] = _checked_min_candidates(chosen["min_candidates"]) if replayed else None
+    least = chosen.pop("min_candidates")
+    chosen["min_candidates"] = (REPLAY_SLATE_SIZE if least is None else least) if replayed else None
+    for name in ("embedding_dim", "history_length", "min_candidates"):
+        _check_whole_number(name, chosen[name])
     world = _cached_world(source, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
 
 
-def _checked_min_candidates(number: Any) -> int:
-    if number is None:
-        return REPLAY_SLATE_SIZE
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"min_candidates must be a whole number of at least 1, got {number!r}")
-    return int(number)
+def _check_whole_number(name: str, number: Any) -> None:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
 
 
 def need_environment(env_id: str) -> None:

@@ -264,9 +264,19 @@ class SessionSimulator:
 
         Args:
             rows: Which sessions; None takes all.
-            length: How many places; None takes the log context and the whole session, ``H + max_len K`` places.
+            length: How many places, padded at the front where there are fewer; None takes the log context and the
+                whole session, ``H + max_len K`` places.
+
+        Raises:
+            ValueError: If ``length`` is negative.
         """
-        return self._histories.last(self._histories.length if length is None else length, rows)
+        longest = self._histories.length
+        if length is None:
+            return self._histories.last(longest, rows)
+        if length < 0:
+            raise ValueError(f"a history has no {length} places; give a length of at least 0, or None for all")
+        window = self._histories.last(min(length, longest), rows)
+        return window if length <= longest else window.last(length)
 
     def clicked_means(self, rows: IntArray | None = None) -> FloatArray:
         """Returns the mean embedding of the clicked items in the last ``H`` places, ``float32 (B, d)``.

@@ -211,14 +211,17 @@ class HierarchicalPPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if self.slot_credit and not isinstance(self.observation_space, spaces.Dict):
-            raise ValueError("slot_credit needs the window: make the environment with observation_mode='history'")
         world = None if self.env is None else world_beneath(self.env)
         if self.env is not None:
             if world is None:
                 raise TypeError(
                     "HierarchicalPPO reads items and popularity groups off a KuaiFair environment; "
                     f"{type(self.env.unwrapped).__name__} has no world"
+                )
+            if self.env.get_attr("config", indices=0)[0].repeats == "forbid":
+                raise ValueError(
+                    "HierarchicalPPO draws slates without looking at what was shown; make the environment with "
+                    "repeats='allow'"
                 )
             self.policy_kwargs.setdefault("dimension", world.dimension)
             self.purified = is_purified(self.env)
@@ -235,6 +238,8 @@ class HierarchicalPPO(OnPolicyAlgorithm):
                 **self.policy_kwargs,
             ),
         ).to(self.device)
+        if self.slot_credit:
+            self._check_window()
         if world is not None:
             scorer = ClickScorer.fit(world) if self._click_scorer == "fit" else self._click_scorer
             self.policy.table.fill(world, scorer)
@@ -246,6 +251,17 @@ class HierarchicalPPO(OnPolicyAlgorithm):
         if self.verbose and self.env is not None:
             hint = "" if self.purified else " (states are not purified; dsrm.VecDSRM around the sessions does it)"
             print(f"{self!r}{hint}")
+
+    def _check_window(self) -> None:
+        """Checks that observations hold the clicks on the slate just shown, which ``slot_credit`` reads."""
+        if not isinstance(self.observation_space, spaces.Dict):
+            raise ValueError("slot_credit needs the window: make the environment with observation_mode='history'")
+        slate_size, places = self.policy.slate_size, cast(Any, self.observation_space["history_clicks"]).shape[0]
+        if places < slate_size:
+            raise ValueError(
+                f"slot_credit needs windows of at least {slate_size} places, a slate's items, got {places}; "
+                f"make the environment with history_length={slate_size}"
+            )
 
     def _setup_learn(
         self,

@@ -70,10 +70,15 @@ class HistoryWindow:
         return HistoryWindow(self.items[rows], self.clicks[rows])
 
     def last(self, length: int | None) -> HistoryWindow:
-        """Returns the last ``length`` places, or all."""
-        if length is None or length >= self.items.shape[1]:
+        """Returns the last ``length`` places, padded at the front where there are fewer; None returns all."""
+        if length is None:
             return self
-        return HistoryWindow(self.items[:, -length:], self.clicks[:, -length:])
+        n, width = self.items.shape
+        if length <= width:
+            return HistoryWindow(self.items[:, width - length :], self.clicks[:, width - length :])
+        padding = HistoryWindow.empty(n, length - width)
+        items = np.concatenate([padding.items, self.items], axis=1)
+        return HistoryWindow(items, np.concatenate([padding.clicks, self.clicks], axis=1))
 
     @classmethod
     def empty(cls, n: int, length: int) -> HistoryWindow:

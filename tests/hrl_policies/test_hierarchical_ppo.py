@@ -818,6 +818,10 @@ def test_environments_that_do_not_fit_are_refused():
         agent({"memory": True}, env=sessions(observation_mode="state"))
     with pytest.raises(ValueError, match="observation_mode='history'"):
         agent(env=sessions(observation_mode="state"), slot_credit=1.0)
+    with pytest.raises(ValueError, match=f"slot_credit needs windows of at least {K} places.*history_length={K}"):
+        agent(env=sessions(world=replace(PARITY, initial_history=PARITY.initial_history.last(K - 1))), slot_credit=1.0)
+    with pytest.raises(ValueError, match="repeats='allow'"):
+        agent(env=sessions(repeats="forbid", max_len=2))
     with pytest.raises(TypeError, match="has no world"):
         agent(env=gym.make("CartPole-v1"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from dataclasses import replace
@@ -338,10 +339,20 @@ def test_a_bad_reset_mask_is_a_clear_error(mask, message):
         KuaiFairVectorEnv(WORLD, SLATES, 3).reset(options={"reset_mask": mask})
 
 
-@pytest.mark.parametrize("settings", [{"max_len": 8.5}, {"slate_size": "5"}, {"leave": 5}])
+@pytest.mark.parametrize(
+    "settings", [{"max_len": 8.5}, {"max_len": True}, {"slate_size": "5"}, {"leave": 5}, {"drift": True}]
+)
 def test_settings_of_the_wrong_type_are_clear_errors(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         KuaiFairEnv(WORLD, SessionConfig(**settings))
+
+
+def test_settings_may_be_numpy_numbers():
+    config = SessionConfig(max_len=np.int64(4), slate_size=np.int32(5), drift=np.float32(15), leave="never")
+    assert (
+        json.loads(json.dumps(config.describe()))
+        == SessionConfig(max_len=4, slate_size=5, drift=15.0, leave="never").describe()
+    )
 
 
 def test_truncation_bootstraps_from_the_terminal_observation():

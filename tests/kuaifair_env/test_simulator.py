@@ -285,9 +285,9 @@ def test_histories_and_states_are_those_of_everything_shown(
         outcome = sim.step(items)
         for row in range(batch_size):
             everything[row] += zip(items[row].tolist(), outcome.clicks[row].tolist(), strict=True)
-        for length in (None, 1, history_length, whole - 1):
+        for length in (None, 1, history_length, whole - 1, whole + 3):
             window = sim.history(length=length)
-            expected = [([(-1, False)] * whole + seen)[-(length or whole) :] for seen in everything]
+            expected = [([(-1, False)] * (whole + 3) + seen)[-(length or whole) :] for seen in everything]
             np.testing.assert_array_equal(window.items, np.asarray(expected)[..., 0])
             np.testing.assert_array_equal(window.clicks, np.asarray(expected)[..., 1])
         # Bitwise: running sums are exact.
@@ -296,6 +296,7 @@ def test_histories_and_states_are_those_of_everything_shown(
         some = rng.permutation(batch_size)[: batch_size // 2]
         np.testing.assert_array_equal(sim.clicked_means(some), states[some])
         np.testing.assert_array_equal(sim.history(some).items, sim.history().items[some])
+        np.testing.assert_array_equal(sim.history().last(whole + 3).items, sim.history(length=whole + 3).items)
         shown = sim.shown(np.arange(batch_size))
         for row in range(batch_size):
             slates = [item for item, _ in everything[row][len(start(row)) :]]
@@ -331,6 +332,13 @@ def test_restored_sessions_go_on_with_their_histories_and_states():
         np.testing.assert_array_equal(again.clicked_means(), sim.clicked_means())
         items = random_slates(rng, 4, 5)
         np.testing.assert_array_equal(again.step(items).clicks, sim.step(items).clicks)
+
+
+def test_a_window_of_no_places_is_empty_and_one_of_fewer_a_clear_error():
+    sim = simulator()
+    assert sim.history(length=0).items.shape == sim.history().last(0).items.shape == (4, 0)
+    with pytest.raises(ValueError, match="-1 places"):
+        sim.history(length=-1)
 
 
 def test_a_window_wider_than_the_state_is_pooled_over_is_refused():
