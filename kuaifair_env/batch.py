@@ -438,7 +438,7 @@ class SessionBatch:
 
 
 def _is_positive(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < float("inf")
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < float("inf")
 
 
 def _checked_options(options: Mapping[str, Any], world: World) -> tuple[int | None, int | None]:
