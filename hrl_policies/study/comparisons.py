@@ -152,7 +152,7 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
             "difference: mean over all training seeds of both methods and over users, with its 95 % interval for other "
             "seeds and other users. Seeds of two methods are independent; users and random numbers are the same under "
             "every method. Student's interval with Satterthwaite's degrees of freedom.",
-            "p: of no difference, two-sided, by the same estimate; between two controls by sign flips over users.",
+            "p: of no difference, two-sided, by the same t; between two controls by sign flips over users.",
             f"p, Holm: adjusted for the {len(tested)} tests of this table.",
             "detectable: where p, Holm is above 0.05, the true difference that so many seeds and users would have "
             "shown with probability 0.8, given the spread of these runs. Any smaller difference may be there.",
@@ -249,7 +249,7 @@ def all_scores(comparison: Comparison) -> list[Scores]:
     return [one for one in (length_scores(comparison), reward_scores(comparison)) if one is not None and one.by_variant]
 
 
-def common_seeds(groups: Sequence[Runs]) -> list[int]:
+def _common_seeds(groups: Sequence[Runs]) -> list[int]:
     """Returns the training seeds that all groups of runs have, increasing."""
     return sorted(set.intersection(*({run.seed for run in group} for group in groups))) if groups else []
 
@@ -325,7 +325,7 @@ def _score_tables(comparison: Comparison, score: Callable[[EvaluatedRun], float]
     for variant in comparison.variants:
         groups = [comparison.cell(task, variant) for task in comparison.tasks]
         by_seed = [{run.seed: score(run) for run in group} for group in groups]
-        seeds = common_seeds(groups)
+        seeds = _common_seeds(groups)
         if seeds:
             tables[variant] = np.asarray([[scores[seed] for scores in by_seed] for seed in seeds])
     return tables
