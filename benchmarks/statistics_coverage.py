@@ -199,8 +199,8 @@ def power_table(repetitions: int) -> ResultTable:
         header=("what varies", "seeds", "median", "how often it is shown"),
         rows=tuple(rows),
         notes=(
-            f"At 0.05, for a nominal power of 0.8. {repetitions:,} studies a row. Of few seeds the median of an estimated "
-            "variance lies below the variance, and the median difference is too small by up to a fifteenth.",
+            f"At 0.05, for a nominal power of 0.8. {repetitions:,} studies a row. Of few seeds the median of an "
+            "estimated variance lies below the variance, and the median difference is too small by up to a fifteenth.",
         ),
     )
 
