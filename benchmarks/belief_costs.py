@@ -51,6 +51,10 @@ class Clock:
         spent, product = np.mean(self.times) / per, np.mean(self._products)
         return f"{spent:.2f} | {spent / product:.2f}"
 
+    def product(self) -> float:
+        """Returns the mean time of the product."""
+        return float(np.mean(self._products))
+
 
 def _milliseconds(call: Callable[[], object]) -> float:
     start = time.process_time()
@@ -72,7 +76,7 @@ def own_level_row(shows: int, dimension: int, n_sessions: int, n_items: int = IT
     base = torch.randn(n_sessions, n_items, generator=generator)
     truth = base + torch.randn(n_sessions, dimension + 1, generator=generator) @ features.T
     order = torch.rand(n_sessions, n_items, generator=generator).argsort(dim=1)
-    observing, updating, scoring, distance = Clock(), Clock(), Clock(), 0.0
+    observing, updating, scoring, rescaling, distance = Clock(), Clock(), Clock(), Clock(), 0.0
     rows, checked = torch.arange(n_sessions), torch.arange(min(CHECKED, n_sessions))
     steps = shows // SLATE
     for step in range(steps):
@@ -85,6 +89,8 @@ def own_level_row(shows: int, dimension: int, n_sessions: int, n_items: int = IT
             (scoring, warm.logits),
         ):
             clock.time(call) if timed else call()
+        if timed and step % 10 == 0:
+            rescaling.time(lambda: (warm.moments(rows), warm.rescale(warm.scales)))
         exact.observe(checked, items[checked], clicks[checked])
         if timed and step % 5 == 0:
             padded = torch.zeros(CHECKED, n_items, dtype=torch.float64)
@@ -93,7 +99,7 @@ def own_level_row(shows: int, dimension: int, n_sessions: int, n_items: int = IT
             distance = max(distance, float((exact.logits() - warm.logits()[checked].double())[checked].abs().max()))
     return (
         f"| {n_sessions} | {shows} | {dimension} | {n_items:,} | {observing.row()} | {updating.row()} | "
-        f"{scoring.row()} | {distance:.4f} |"
+        f"{scoring.row()} | {rescaling.row(10)} | {distance:.4f} |"
     )
 
 
@@ -103,11 +109,11 @@ def shared_level_row(n_items: int, dimension: int, n_features: int = 0) -> str:
     columns = item_features(n_items, dimension + n_features, generator)
     level = SharedLevel(columns, dimension, torch.full((n_items,), 0.5), SharedScales())
     clock = Clock()
-    for _ in range(STEPS):
+    for update in range(STEPS):
         items = torch.randint(n_items, (5 * SESSIONS * SLATE,), generator=generator)
         level.add(torch.arange(n_items), torch.full((n_items,), 0.1), torch.randn(n_items, generator=generator))
         level.add(items, torch.full(items.shape, 0.2), torch.randn(items.shape, generator=generator))
-        clock.time(level.update)
+        clock.time(lambda update=update: level.update(reestimate=update % 2 == 0))
     return f"| {n_items:,} | {dimension} | {n_features} | {clock.row()} | {clock.row(5)} |"
 
 
@@ -176,12 +182,15 @@ def main() -> None:
         + [(SHOWS, dimension, SESSIONS) for dimension in (8, 256)]
         + [(SHOWS, DIMENSION, n_sessions) for n_sessions in (1, 256)]
     )
+    alone = Clock()
+    for _ in range(100):
+        alone.time(lambda: None)
     lines = [
         "### Own level, per step of all sessions",
         "",
         "| sessions | shows | d | items | evidence added, ms | ratio | posterior moved, ms | ratio | items scored, ms "
-        "| ratio | farthest from the mode |",
-        "|---:|" + "---:|" * 10,
+        "| ratio | scales (every tenth), ms | ratio | farthest from the mode |",
+        "|---:|" + "---:|" * 12,
         *(own_level_row(*size) for size in sizes),
         *(own_level_row(SHOWS, DIMENSION, SESSIONS, n_items) for n_items in (1_000, 100_000)),
         "",
@@ -202,7 +211,7 @@ def main() -> None:
         "largest difference of an item's own log-odds from the converged posterior in float64. Exact means "
         f"by quadrature, over {len(COUNTS)} counts of clicks and shows and 5 base log-odds, or 20 sets of eight items.",
         "",
-        f"Made by: `python benchmarks/belief_costs.py` ({machine()}).",
+        f"Made by: `python benchmarks/belief_costs.py` ({machine()}); the product took {alone.product():.1f} ms.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)
