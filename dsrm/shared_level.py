@@ -65,7 +65,7 @@ class SharedLevel:
     """
 
     def __init__(self, columns: Tensor, n_embedding: int, deviations: Tensor, scales: SharedScales) -> None:
-        n_items, size = columns.shape
+        size = columns.shape[1]
         self._columns = columns
         self._deviations = deviations
         self._first = scales
@@ -74,10 +74,14 @@ class SharedLevel:
             "features": slice(1 + n_embedding, size),
         }
         self.scales = scales
-        self.weights = torch.zeros(n_items, dtype=torch.float64)
-        self.values = torch.zeros(n_items, dtype=torch.float64)
-        self.mean = columns.new_zeros(n_items)
-        self.deviation = deviations * scales.offset
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Goes back to the prior with the scales of now."""
+        self.weights = torch.zeros(len(self._columns), dtype=torch.float64)
+        self.values = torch.zeros(len(self._columns), dtype=torch.float64)
+        self.mean = self._columns.new_zeros(len(self._columns))
+        self.deviation = self._deviations * self.scales.offset
 
     def add(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
         """Adds Gaussian observations of items' shared terms.

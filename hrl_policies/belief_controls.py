@@ -38,6 +38,8 @@ class BeliefQuota(GreedyCTR):
     Where it may explore (``deterministic=False``, as in serving) each session ranks by a draw of the items' shared
     offsets (Thompson sampling) whose spread is ``noise`` times that of the posterior.
 
+    In a randomised training world the shared level starts anew with each block (:mod:`kuaifair_env.randomisation`).
+
     Args:
         scorer: The click model.
         noise: Spread of the draws in posterior standard deviations; None takes :data:`NOISE`.
@@ -55,6 +57,7 @@ class BeliefQuota(GreedyCTR):
         self._generator = torch.Generator().manual_seed(seed)
         self._belief: Belief | None = None
         self._explores = False
+        self._block = 0
 
     def bind(self, batch: SessionBatch) -> None:
         """See :class:`~hrl_policies.controls.Control`; what was learned of the items stays.
@@ -103,22 +106,28 @@ class BeliefQuota(GreedyCTR):
 
     def learn(self, step: ServedStep) -> None:
         """Learns what the answers to the last slates say about the items; see ``LearnsWhileServing``."""
-        items, clicks, live, done = (
-            torch.from_numpy(array) for array in (step.items, step.clicks, step.live, step.done)
-        )
-        self._sessions.learn(items, clicks, live, done)
+        block = int(step.blocks.max())
+        if block != self._block:
+            # What was predicted of this step's answers rests on what was learned in the last block.
+            self._block = block
+            self.belief.shared.start_anew()
+            return
+        live = step.live & (step.blocks == block)
+        self._sessions.learn(*(torch.from_numpy(array) for array in (step.items, step.clicks, live, step.done)))
 
     def save_served(self, path: Path) -> None:
         """Writes what was learned, the running sessions and the random generator; see ``LearnsWhileServing``."""
         tensors = {f"session.{name}": tensor for name, tensor in self._sessions.tensors().items()}
         tensors |= {"generator": self._generator.get_state(), "draws": self._draws}
         tensors |= {"steps": torch.from_numpy(self._steps), "users": torch.from_numpy(self._users)}
+        tensors["block"] = torch.tensor(self._block)
         self.belief.save(path, tensors)
 
     def load_served(self, path: Path) -> None:
         """Takes the place of what :meth:`save_served` wrote; see ``LearnsWhileServing``."""
         tensors = self.belief.load(path)
         self._generator.set_state(tensors["generator"])
+        self._block = int(tensors["block"])
         self._draws, self._steps, self._users = tensors["draws"], tensors["steps"].numpy(), tensors["users"].numpy()
         of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
         self._sessions.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})

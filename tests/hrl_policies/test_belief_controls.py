@@ -18,6 +18,8 @@ from hrl_policies.controls import QuotaGreedy
 from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate, serve
 from kuaifair_env.agent_view import sessions_for_agents
 from kuaifair_env.batch import SessionBatch
+from kuaifair_env.randomisation import Randomisation
+from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
@@ -119,6 +121,30 @@ def test_a_session_taken_up_in_the_middle_is_read_from_its_window(world, scorer)
         sessions.step(early, learn=False)
     late.bind(sessions.shown)
     assert torch.allclose(logits(early, sessions.shown), logits(late, sessions.shown), atol=2e-3)
+
+
+def test_what_was_learned_of_all_users_starts_anew_with_each_block(scorer, world, tmp_path):
+    scales = Randomisation(min_block=9, max_block=9)
+    sessions = Sessions(randomised(replace(world, split="train"), scales), n_sessions=6)
+    control = BeliefQuota(scorer)
+    control.bind(sessions.shown)
+    shared, blocks = control.belief.shared, sessions.batch.blocks
+    while blocks.max() == 0:
+        sessions.step(control)
+    assert shared.weights.sum() > 0
+    sessions.step(control)
+    assert (shared.weights == 0).all() and (shared.mean == 0).all(), "the first step of the block is not learned from"
+    before = blocks.copy()
+    sessions.step(control)
+    shown = sessions.batch.outcome.items
+    seen = torch.nonzero(shared.weights)[:, 0].tolist()
+    assert 0 < (before == 1).sum() < 6 and set(seen) == set(shown[before == 1].ravel().tolist())
+    control.save_served(tmp_path / "belief")
+    again = BeliefQuota(scorer)
+    again.bind(sessions.shown)
+    again.load_served(tmp_path / "belief")
+    sessions.step(control, again)
+    assert torch.equal(again.belief.shared.weights, shared.weights)
 
 
 def test_another_evaluation_in_between_changes_nothing_that_follows(world, scorer):
