@@ -107,14 +107,19 @@ class ClickPool:
             clicked = np.where(clicks, items, _NO_CLICK)
             sums: NDArray[np.int32] = np.add.reduce(self._table.take(clicked, axis=0), axis=1, dtype=np.int32)
             return sums
-        # Adds up all clicks of all rows; the sum of a row is what lies between its ends, overflow or not.
+        totals = self._totals(items, clicks, np.arange(0, n * length + 1, length))
+        return totals[1:] - totals[:-1]
+
+    def _totals(self, items: IntArray, clicks: BoolArray, edges: IntArray) -> NDArray[np.int32]:
+        """Returns the sums over all clicks before the given places of all rows, one row after the other.
+
+        They may overflow, which leaves their differences as they are.
+        """
         places = clicks.ravel().nonzero()[0]
-        ends = places.searchsorted(np.arange(0, n * length + 1, length))
         totals = np.zeros((len(places) + 1, self.width), np.int32)
         self._table.take(items.ravel().take(places), axis=0, out=totals[1:], mode="clip")
         np.add.accumulate(totals, axis=0, out=totals)
-        totals = totals.take(ends, axis=0)
-        return totals[1:] - totals[:-1]
+        return totals.take(places.searchsorted(edges), axis=0)
 
     def slate_sums(self, window: HistoryWindow, slate_size: int) -> NDArray[np.int32]:
         """Returns :meth:`sums` up to each ``K``-th place of windows of ``H``, ``int32 (B, H / K, d + 1)``.
@@ -122,14 +127,13 @@ class ClickPool:
         Where ``K`` does not divide ``H``, one more entry is the sum over the places that are left.
         """
         slates, rest = divmod(self.length, slate_size)
-        whole, shape = self.length - rest, (len(window.items) * slates, slate_size)
-        sums = self.sums(window.items[:, :whole].reshape(shape), window.clicks[:, :whole].reshape(shape))
-        sums = sums.reshape(len(window.items), slates, self.width)
-        np.add.accumulate(sums, axis=1, out=sums)
-        if not rest:
-            return sums
-        last = self.sums(window.items[:, whole:], window.clicks[:, whole:])
-        return np.concatenate([sums, last[:, None]], axis=1)
+        edges = [place * slate_size for place in range(slates + 1)] + [self.length] * (rest > 0)
+        begins = self.length * np.arange(len(window.items))
+        totals = self._totals(window.items, window.clicks, begins[:, None] + edges)
+        sums = totals[:, 1:] - totals[:, :1]
+        if rest and slates:
+            sums[:, -1] -= sums[:, -2]
+        return sums
 
     def log_sums(self, users: IntArray, slate_size: int) -> NDArray[np.int32]:
         """Returns :meth:`slate_sums` of the windows from which sessions of users ``(B,)`` start."""
