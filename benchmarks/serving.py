@@ -22,20 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
-from dsrm.belief import ScalesThen
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.study import plan_run, single_threaded
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import train
-from hrl_policies.study.serving import Build, ServingPlan, serve_in_orders, trained_agent, untrained_agent
+from hrl_policies.study.serving import trained_agent, untrained_agent
 from hrl_policies.study.statistics import mean_interval, student_interval
 from hrl_policies.study.store import load_run
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method
-from kuaifair_env import EvaluationResult, ServingResult, SessionConfig, evaluate
+from kuaifair_env import EvaluationResult, ServingResult, SessionConfig, evaluate, serve
 from kuaifair_env.files import write_text_atomically
 
-CONTROLS = ("quota-greedy", "session-quota", "item-quota", "belief-quota", "quality-oracle", "oracle")
+CONTROLS = ("quota-greedy", "session-quota", "item-quota", "belief-quota", "oracle")
 LEARNS_NOTHING = ("quota-greedy", "session-quota", "quality-oracle", "oracle")
 LOW, HIGH = "quota-greedy", "oracle"
 USERS, N_ENVS = 1_000, 64
@@ -93,34 +92,24 @@ def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
     else:
         build = untrained_agent(config, pair, N_ENVS)
     users = users_of(pair)
-    orders = (0,) if name in LEARNS_NOTHING else tuple(range(arguments.orders))
-    results, course = [], []
-    for order in orders:
-        agents: list[Any] = []
-        plan = ServingPlan((order,), USERS, users, n_envs=N_ENVS)
-        results += serve_in_orders(_remembering(build, agents), plan, folder)
-        course.append(_course(agents[0], folder / f"order-{order}" / COURSE))
-    agent, env = build()
-    frozen = evaluate(agent, env, users)
-    return Services(name, results, frozen, config.total_steps, [part for part in course if part])
-
-
-def _remembering(build: Build, agents: list[Any]) -> Build:
-    def build_and_remember() -> Any:
+    results, courses = [], []
+    for order in (0,) if name in LEARNS_NOTHING else range(arguments.orders):
         agent, env = build()
-        agents.append(agent)
-        return agent, env
+        place = folder / f"order-{order}"
+        served = serve(agent, env, users, USERS, order=order, n_envs=N_ENVS, evaluate_others=order == 0, folder=place)
+        print(f"{name} order {order}: {served.served.engagement.cumulative_reward:.3f}", flush=True)
+        results.append(served)
+        if isinstance(agent, BeliefQuota):
+            courses.append(course_of(agent, place / COURSE))
+    agent, env = build()
+    frozen = results[0].served if name in LEARNS_NOTHING else evaluate(agent, env, users)
+    return Services(name, results, frozen, config.total_steps, courses)
 
-    return build_and_remember
 
-
-def _course(agent: Any, path: Path) -> list[dict[str, Any]]:
+def course_of(agent: BeliefQuota, path: Path) -> list[dict[str, Any]]:
     """Returns the scales of a belief while serving, from the agent that served or from where they were kept."""
-    if not isinstance(agent, BeliefQuota):
-        return []
     if not path.exists():
-        course: Sequence[ScalesThen] = agent.belief.course
-        rows = [{"sessions": then.sessions, **asdict(then.scales)} for then in course]
+        rows = [{"sessions": then.sessions, **asdict(then.scales)} for then in agent.belief.course]
         write_text_atomically(path, json.dumps(rows))
     stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return stored
@@ -183,9 +172,8 @@ def course_table(one: Services) -> list[str]:
 
 
 def _others(rows: Sequence[Mapping[str, float]]) -> str:
-    """Returns R_cum on users whom the service did not meet, mean over orders; one number for who learns nothing."""
-    names = [name for name in ("before_r_cum", "after_r_cum") if name in rows[0]]
-    return ", ".join(f"{np.mean([row[name] for row in rows]):.2f}" for name in names)
+    """Returns R_cum on users whom the first service did not meet; one number for who learns nothing."""
+    return ", ".join(f"{rows[0][name]:.2f}" for name in ("before_r_cum", "after_r_cum") if name in rows[0])
 
 
 def _over_orders(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
@@ -219,7 +207,7 @@ def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, pictu
             *serving_table(found),
             "",
             "Brackets: Student's 95 % interval over orders of the users. Agents that learn nothing do the same in "
-            "every order, so that one is played.",
+            "every order, so that one is played. Other users: those whom the service does not meet, first order.",
             "",
             f"![Curves over sessions served]({picture})",
             "",
