@@ -41,7 +41,7 @@ from kuaifair_env.sb3 import KuaiFairVecEnv
 
 FIRST_ROWS, MIN_ROWS = 10, 16
 COUNTS = (3, 5, 10)
-OWN_TASTE = (0.5, 1.0)
+OWN_TASTE = (0.25, 0.5, 1.0)
 ROUNDS = 40
 N_ENVS, MAX_LEN = 64, 4
 LEVEL = 0.95

@@ -59,14 +59,14 @@ class Services:
         serving: One service for each order.
         frozen: The method as it was before it served, evaluated on the same users.
         steps: Training steps; 0 of a control.
-        course: Scales of the belief while serving, for each order; empty where there is no belief.
+        courses: Scales of the belief while serving, for each order; empty where there is no belief.
     """
 
     name: str
     serving: Sequence[ServingResult]
     frozen: EvaluationResult
     steps: int
-    course: Sequence[Sequence[Mapping[str, Any]]]
+    courses: Sequence[Sequence[Mapping[str, Any]]]
 
     @property
     def title(self) -> str:
@@ -93,7 +93,7 @@ def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
         build = untrained_agent(config, pair, N_ENVS)
     users = users_of(pair)
     results, courses = [], []
-    for order in (0,) if name in LEARNS_NOTHING else range(arguments.orders):
+    for order in range(_orders(name, arguments)):
         agent, env = build()
         place = folder / f"order-{order}"
         served = serve(agent, env, users, USERS, order=order, n_envs=N_ENVS, evaluate_others=order == 0, folder=place)
@@ -104,6 +104,13 @@ def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
     agent, env = build()
     frozen = results[0].served if name in LEARNS_NOTHING else evaluate(agent, env, users)
     return Services(name, results, frozen, config.total_steps, courses)
+
+
+def _orders(name: str, arguments: Namespace) -> int:
+    if name in LEARNS_NOTHING:
+        return 1
+    orders: int = arguments.trained_orders if method(name).learns else arguments.orders
+    return orders
 
 
 def course_of(agent: BeliefQuota, path: Path) -> list[dict[str, Any]]:
@@ -164,7 +171,7 @@ def course_table(one: Services) -> list[str]:
     for sessions in COURSE_AT:
         then = [
             next((row for row in course[1:] if row["sessions"] >= sessions), course[-1]) if sessions else course[0]
-            for course in one.course
+            for course in one.courses
         ]
         cells = [np.mean([row[level][name] for row in then]) for level, name in SCALES.values()]
         lines.append(f"| {sessions:,} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
@@ -180,59 +187,59 @@ def _over_orders(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
     return f"{values[0]:.2f}" if len(values) < 2 else cell(student_interval(values))
 
 
+def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> list[str]:
+    """Returns what the tables rest on: users, training, data, and the command."""
+    data = pair.test.data
+    names, steps = " ".join(one.name for one in found), f" --steps {arguments.steps}" if arguments.steps else ""
+    trained = ", ".join(f"{one.title} {one.steps:,}" for one in found if one.steps)
+    of_training = [
+        f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
+        "One seed says nothing about how much seeds differ: intervals are over orders alone.",
+    ]
+    return [
+        f"- {USERS:,} users of the test world (`numpy.random.default_rng(5).permutation(world.users)[:1000]`), once "
+        f"each, {N_ENVS} at a time; Max Len 30, K 10, repeats {arguments.repeats}.",
+        *(of_training if trained else []),
+        f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
+        f"world {pair.test.fingerprint}.",
+        f"- Made by: python benchmarks/serving.py {arguments.world} --repeats {arguments.repeats} --orders "
+        f"{arguments.orders} --trained-orders {arguments.trained_orders} --methods {names}{steps} --data DATA --store "
+        "STORE --results docs/results.",
+    ]
+
+
 def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, picture: str) -> str:
     """Returns the page of a world."""
-    data = pair.test.data
-    learning = [one for one in found if one.steps]
-    belief = next((one for one in found if one.name == "belief-quota"), None)
-    trained = ", ".join(f"{one.title} {one.steps:,}" for one in learning)
-    course = (
-        [
-            "### Scales that empirical Bayes chose while serving: BeliefQuota, mean over orders",
-            "",
-            *course_table(belief),
-        ]
-        if belief
-        else []
-    )
-    return "\n".join(
-        [
-            f"# Serving: {pair.name}, repeats {arguments.repeats}",
-            "",
-            "*Share of the way*: from QuotaGreedy to the Oracle, both measured in the same run. † knows answers: a "
-            "bound, not a method.",
-            "",
-            "### Serving: what was learned is kept from session to session",
-            "",
-            *serving_table(found),
-            "",
-            "Brackets: Student's 95 % interval over orders of the users. Agents that learn nothing do the same in "
-            "every order, so that one is played. Other users: those whom the service does not meet, first order.",
-            "",
-            f"![Curves over sessions served]({picture})",
-            "",
-            "### Frozen: nothing is kept, the same users and the same agents before they served",
-            "",
-            *frozen_table(found),
-            "",
-            "Brackets: 95 % bootstrap intervals over users; differences are paired.",
-            "",
-            *course,
-            "",
-            "## Notes",
-            "",
-            f"- {USERS:,} users of the test world (`numpy.random.default_rng(5).permutation(world.users)[:1000]`), "
-            f"once each, {N_ENVS} at a time; Max Len 30, K 10, repeats {arguments.repeats}.",
-            f"- Trained with the zoo's settings, seed 11, one seed, for so many steps: {trained or 'nobody'}. One seed "
-            "says nothing about how much seeds differ: the interval is over orders alone.",
-            f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
-            f"test world {pair.test.fingerprint}.",
-            f"- Made by: python benchmarks/serving.py {arguments.world} --repeats {arguments.repeats} --orders "
-            f"{arguments.orders} --methods {' '.join(one.name for one in found)}"
-            f"{f' --steps {arguments.steps}' if arguments.steps else ''} --data DATA --store STORE --results "
-            "docs/results.",
-        ]
-    )
+    course = [line for one in found if one.courses for line in ("", f"{one.title}:", "", *course_table(one))]
+    lines = [
+        f"# Serving: {pair.name}, repeats {arguments.repeats}",
+        "",
+        "*Share of the way*: from QuotaGreedy to the Oracle, both measured in the same run. † knows answers: a bound, "
+        "not a method.",
+        "",
+        "### Serving: what was learned is kept from session to session",
+        "",
+        *serving_table(found),
+        "",
+        "Brackets: Student's 95 % interval over orders of the users. Agents that learn nothing do the same in every "
+        "order, so that one is played. Other users: those whom the service does not meet, first order.",
+        "",
+        f"![Curves over sessions served]({picture})",
+        "",
+        "### Frozen: nothing is kept, the same users and the same agents before they served",
+        "",
+        *frozen_table(found),
+        "",
+        "Brackets: 95 % bootstrap intervals over users; differences are paired.",
+        "",
+        "### Scales that empirical Bayes chose while serving, mean over orders",
+        *course,
+        "",
+        "## Notes",
+        "",
+        *notes(pair, found, arguments),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -240,7 +247,8 @@ def main() -> None:
     parser.add_argument("--repeats", choices=("allow", "forbid"), default="allow")
     parser.add_argument("--store", type=Path, required=True, help="folder for trained agents and services")
     parser.add_argument("--methods", nargs="+", default=CONTROLS, help="quota-greedy and oracle are always there")
-    parser.add_argument("--orders", type=int, default=5, help="orders of the users, of agents that learn")
+    parser.add_argument("--orders", type=int, default=5, help="orders of the users, of controls that learn")
+    parser.add_argument("--trained-orders", type=int, default=2, help="of methods that are trained")
     parser.add_argument("--steps", type=int, help="training steps; the zoo's where not given")
     arguments = parser.parse_args()
     single_threaded()
