@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtri, stdtrit
 
 from kuaifair_env.intervals import Estimate, crossed_mean
 
@@ -196,7 +196,7 @@ def interquartile_mean(scores: NDArray[Any]) -> Values:
 def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Interval:
     """Returns the IQM of all runs with its 95 % interval, resampling seeds within tasks (Agarwal et al., 2021).
 
-    Percentiles of a bootstrap of ten seeds are too narrow; these are moved outwards (see :func:`expanded_level`).
+    Percentiles of a bootstrap of ten seeds are too narrow; these are moved outwards by :func:`few_seeds_factor`.
 
     Args:
         scores: ``(S, T)`` normalised scores of S seeds on T tasks (data set and horizon).
@@ -212,16 +212,19 @@ def stratified_interval(scores: NDArray[Any], *, resamples: int = 50_000) -> Int
         return interquartile_mean(_resample_within_tasks(table, rows, rng).reshape(rows, -1))
 
     estimate = float(interquartile_mean(table.reshape(1, -1))[0])
-    low, high = _percentiles(draw, table.size, expanded_level(table), resamples)
-    return Interval(estimate, float(low), float(high), _LEVEL)
+    low, high = _percentiles(draw, table.size, _LEVEL, resamples)
+    factor = few_seeds_factor(table)
+    return Interval(
+        estimate, estimate - factor * float(estimate - low), estimate + factor * float(high - estimate), _LEVEL
+    )
 
 
-def expanded_level(scores: NDArray[Any]) -> float:
-    """Returns the level at which a percentile bootstrap of few seeds covers about .95 (Hesterberg, 2015).
+def few_seeds_factor(scores: NDArray[Any]) -> float:
+    """Returns by how much a 95 % percentile interval of few seeds is too short (Hesterberg, 2015).
 
-    A bootstrap leaves out that a variance of S seeds has S - 1 degrees of freedom, and that it is estimated: with
-    Student's quantile ``t`` in place of the normal one, its level is that of ``sqrt(S / (S - 1)) t`` normal standard
-    errors. Degrees of freedom of several tasks are Satterthwaite's.
+    A bootstrap of S seeds takes a variance for known that is estimated, and divides by S where S - 1 is unbiased. The
+    factor is ``sqrt(S / (S - 1)) t / z`` with Student's quantile and the normal one; degrees of freedom of several
+    tasks are Satterthwaite's.
 
     Args:
         scores: ``(S, T)`` scores of S seeds on T tasks.
@@ -230,7 +233,8 @@ def expanded_level(scores: NDArray[Any]) -> float:
     variances = scores.var(axis=0, ddof=1)
     squares = float((variances**2).sum())
     freedom = (n_seeds - 1) * (float(variances.sum()) ** 2 / squares if squares > 0.0 else 1.0)
-    return 1.0 - 2.0 * float(ndtr(-np.sqrt(n_seeds / (n_seeds - 1)) * stdtrit(freedom, (1.0 + _LEVEL) / 2.0)))
+    at = (1.0 + _LEVEL) / 2.0
+    return float(np.sqrt(n_seeds / (n_seeds - 1)) * stdtrit(freedom, at) / ndtri(at))
 
 
 def probability_of_improvement(first: NDArray[Any], second: NDArray[Any]) -> Interval:

@@ -15,7 +15,7 @@ from scipy import stats
 from hrl_policies.study.statistics import (
     Interval,
     bootstrap,
-    expanded_level,
+    few_seeds_factor,
     holm,
     interquartile_mean,
     linearised_ratio,
@@ -203,15 +203,25 @@ def test_stratified_interval_resamples_within_tasks():
 
 
 def test_percentiles_of_few_seeds_are_moved_outwards():
-    """Of one task, to as many normal standard errors as Student's interval has, over the bootstrap's own."""
-    ends = stats.norm.isf((1 - expanded_level(np.arange(10.0)[:, None])) / 2)
-    assert ends == pytest.approx(np.sqrt(10 / 9) * stats.t.isf(0.025, 9))
+    """Of one task, to the length of Student's interval, which the bootstrap's would have of many seeds."""
+    normal = stats.norm.isf(0.025)
+    for seeds in (2, 10):
+        factor = few_seeds_factor(np.arange(seeds)[:, None])
+        assert factor == pytest.approx(np.sqrt(seeds / (seeds - 1)) * stats.t.isf(0.025, seeds - 1) / normal)
     # Two tasks of one spread have twice the degrees of freedom; one that never varies has none to add.
     spread = np.arange(10.0)[:, None]
-    twice, once = (expanded_level(np.concatenate([spread, other], axis=1)) for other in (spread + 5, 0 * spread))
-    assert stats.norm.isf((1 - twice) / 2) == pytest.approx(np.sqrt(10 / 9) * stats.t.isf(0.025, 18))
-    assert once == pytest.approx(expanded_level(spread))
-    assert expanded_level(np.arange(2_000.0)[:, None]) == pytest.approx(0.95, abs=1e-3)
+    twice, once = (few_seeds_factor(np.concatenate([spread, other], axis=1)) for other in (spread + 5, 0 * spread))
+    assert twice == pytest.approx(np.sqrt(10 / 9) * stats.t.isf(0.025, 18) / normal)
+    assert once == pytest.approx(few_seeds_factor(spread))
+    assert few_seeds_factor(np.arange(2_000.0)[:, None]) == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_and_three_seeds_have_a_wide_interval(seeds):
+    """Nearly as Student's has (of two, the range by sqrt(2) / 1.96); their range alone holds the mean half of the time."""
+    scores = np.random.default_rng(0).normal(size=(seeds, 1))
+    found, students = stratified_interval(scores), student_interval(scores[:, 0])
+    assert found.half_width > 0.7 * students.half_width
 
 
 @pytest.mark.slow
@@ -231,14 +241,15 @@ def test_stratified_interval_of_one_task_is_scipys():
     reference = stats.bootstrap(
         (scores,),
         lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
-        confidence_level=expanded_level(scores[:, None]),
         n_resamples=20_000,
         method="percentile",
         rng=2,
     ).confidence_interval
     mine = stratified_interval(scores[:, None], resamples=20_000)
     assert mine.estimate == pytest.approx(stats.trim_mean(scores, 0.25))
-    close(mine, reference.low, reference.high, within=0.03)
+    factor = few_seeds_factor(scores[:, None])
+    ends = [mine.estimate + factor * (end - mine.estimate) for end in (reference.low, reference.high)]
+    close(mine, *ends, within=0.03)
 
 
 def test_probability_of_improvement_is_mann_whitneys_u():
@@ -435,11 +446,10 @@ def test_stratified_interval_is_the_reference_librarys(library, metrics):
         {"x": LARGE},
         lambda x: np.array([metrics.aggregate_iqm(x)]),
         reps=2_000,
-        confidence_interval_size=expanded_level(LARGE),
     )
     mine = stratified_interval(LARGE, resamples=20_000)
     assert mine.estimate == pytest.approx(points["x"][0])
-    low, high = intervals["x"][:, 0]
+    low, high = mine.estimate + few_seeds_factor(LARGE) * (intervals["x"][:, 0] - mine.estimate)
     assert (mine.low, mine.high) == (pytest.approx(low, abs=1.0), pytest.approx(high, abs=1.0))
 
 
