@@ -218,7 +218,7 @@ def test_percentiles_of_few_seeds_are_moved_outwards():
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_two_and_three_seeds_have_a_wide_interval(seeds):
-    """Nearly as Student's has (of two, the range by sqrt(2) / 1.96); their range alone holds the mean half of the time."""
+    """Nearly as Student's (of two: the range, by 1.41 / 1.96); the range alone holds the mean half of the time."""
     scores = np.random.default_rng(0).normal(size=(seeds, 1))
     found, students = stratified_interval(scores), student_interval(scores[:, 0])
     assert found.half_width > 0.7 * students.half_width
