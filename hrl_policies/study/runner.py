@@ -30,6 +30,7 @@ from hrl_policies.study.store import (
 )
 from hrl_policies.worlds import SEED_LIMIT, WorldPair, load_worlds, purified_sessions, session_seed, training_sessions
 from hrl_policies.zoo import BuildContext, method
+from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.own import OwnTables
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
@@ -134,6 +135,7 @@ def train(
     log, memory = RunLog(config), PeakMemory()
     with log.recording():
         pair = worlds_of(config, worlds, data_dir)
+        SessionBatch(pair.test, config.session, 1)  # fails before the training where sessions do not fit the test world
         loaded, content = _load_purifier(config, purifier)
         run = _Run(config, pair, loaded, content, build_policy(config, pair, loaded), [])
         return _finish(run, target, progress, log, memory)

@@ -13,7 +13,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C
 
 from hrl_policies.controls import Oracle, fair_counts
-from hrl_policies.study import check_study, plan_run, run_study, train
+from hrl_policies.study import check_study, plan_run, run_study, runner, train
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls
@@ -162,6 +162,17 @@ def test_studies_run_in_replays_and_say_what_does_not_fit(pair, tmp_path):
     spec, problems = parse_study({**content, "session": {"repeats": "allow"}})
     with pytest.raises(StudyError, match=r"users of replay answer what was logged, .* it needs 'repeats: forbid'"):
         check_study(spec, problems, worlds={"replay": pair})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"repeats": "allow"}, "repeats='forbid'"), ({"slate_size": 9}, "slates of 9"), ({"drift": 15}, "tastes")],
+)
+def test_sessions_that_the_replay_refuses_are_refused_before_any_training(pair, monkeypatch, settings, message):
+    monkeypatch.setattr(runner, "build_policy", lambda *arguments: pytest.fail("it trains"))
+    config = plan_run("a2c", "replay", seed=1, session=SessionConfig(**SESSIONS | settings), total_steps=64)
+    with pytest.raises(ValueError, match=message):
+        train(config, pair)
 
 
 def test_ids_with_a_replay_have_their_own_slates():
