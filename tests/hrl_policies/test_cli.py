@@ -176,6 +176,17 @@ def test_what_counts_as_a_click_is_chosen_and_kept_with_the_run(kuaifair, tmp_pa
         assert code == 2 and message in err
 
 
+def test_how_far_training_users_deviate_is_chosen_and_kept_with_the_run(kuaifair, small_worlds, tmp_path):
+    for number, (option, setting) in enumerate((("none", None), ("{offset: 2}", {"offset": 2.0, "noise": 0.5}))):
+        code, _, err = kuaifair(*TRAIN, "--n-users", "3", "-o", f"run{number}", "--randomisation", option)
+        assert code == 0, err
+        stored = load_run(tmp_path / f"run{number}")
+        for described in (stored.config.as_dict()["randomisation"], stored.provenance.get("randomisation")):
+            assert described is None if setting is None else described.items() >= setting.items()
+    code, _, err = kuaifair(*TRAIN, "-o", "other", "--randomisation", "{ofset: 1}")
+    assert code == 2 and "randomisation has no ofset; it has offset, vector" in err
+
+
 def test_every_setting_of_an_environment_can_be_given_and_is_kept_with_the_run(kuaifair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ["train", "-m", "random", "-e", "KuaiFair-Toy-v0", "--n-users", "20", "--no-progress"]
