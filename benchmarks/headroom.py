@@ -26,11 +26,12 @@ from hrl_policies.study import check_study, read_study, run_study, single_thread
 from hrl_policies.study.labels import ORIGINS, PRIVILEGED_NOTE, Task, Variant
 from hrl_policies.study.results import Comparison, EvaluatedRun, comparisons, figure_interval, world_notes
 from hrl_policies.study.spec import SessionSettings, StudySpec
-from hrl_policies.study.statistics import Interval, mean_interval
+from hrl_policies.study.statistics import mean_interval
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import Cell, Measured, ResultTable, Span
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.evaluation import DEFAULT_SEED
+from kuaifair_env.intervals import Interval
 from kuaifair_env.registration import make_world
 from kuaifair_env.response.fitting import ResponseKind, cached_response
 from kuaifair_env.world import World, build_world

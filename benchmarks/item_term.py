@@ -21,10 +21,11 @@ from worlds import PARTIAL, argument_parser, open_worlds, short_name, write_page
 from dsrm.item_term import ITEM_TERM_MODES
 from hrl_policies.study import evaluate_run, plan_run
 from hrl_policies.study.runner import build_policy, single_threaded
-from hrl_policies.study.statistics import Interval, mean_interval
+from hrl_policies.study.statistics import mean_interval
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.intervals import Interval
 from kuaifair_env.response import fit_response
 from kuaifair_env.splits import calibration_users
 

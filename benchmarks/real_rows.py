@@ -31,10 +31,11 @@ from hrl_policies.belief_controls import BeliefQuota, ItemQuota
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import RandomSlates
 from hrl_policies.study import single_threaded
-from hrl_policies.study.statistics import Interval, mean_interval
+from hrl_policies.study.statistics import mean_interval
 from hrl_policies.worlds import WorldPair
 from kuaifair_env import EpisodeRecords, SessionConfig, World, evaluate, serve
 from kuaifair_env.data.schema import InteractionLog
+from kuaifair_env.intervals import Interval
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.calibration import WithinUserAUC, within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv

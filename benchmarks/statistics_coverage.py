@@ -22,15 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from worlds import write_page
 
-from hrl_policies.study.statistics import (
-    holm,
-    linearised_ratio,
-    probability_of_improvement,
-    rate_interval,
-    stratified_interval,
-)
+from hrl_policies.study.statistics import holm, linearised_ratio, probability_of_improvement, stratified_interval
 from hrl_policies.study.tables import Cell, Measured, ResultTable
-from kuaifair_env.intervals import Estimate, crossed_difference, crossed_mean
+from kuaifair_env.intervals import Estimate, crossed_difference, crossed_mean, rate_interval
 
 Values = NDArray[np.float64]
 USERS = 200

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
 
-from hrl_policies.study.statistics import Interval
 from hrl_policies.worlds import WorldPair, load_worlds
 from kuaifair_env.data import InteractionData
 from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
+from kuaifair_env.intervals import Interval
 from kuaifair_env.replay import build_replay_world
 from kuaifair_env.response.fitting import cached_response
 from kuaifair_env.response.known import TwinResponse

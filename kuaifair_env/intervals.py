@@ -1,4 +1,4 @@
-"""Means over crossed random factors, such as training seeds and users, with their variances and degrees of freedom.
+"""Means over crossed random factors, such as training seeds and users, with their variances and intervals.
 
 A method that is trained with ``S`` seeds and evaluated on ``U`` users gives a table ``(S, U)``. Seeds are a sample
 of all seeds, users a sample of all users, and every seed meets the same users. The model of a table is::
@@ -10,7 +10,7 @@ the mean is then ``var(seed) / S + var(user) / U + var(rest) / (S U)``; a bootst
 out the second term.
 
 Source: Searle, Casella and McCulloch, "Variance Components", 1992 (two-way random effects); Satterthwaite, 1946, and
-Welch, 1947 (degrees of freedom of a sum of variances).
+Welch, 1947 (degrees of freedom of a sum of variances); Wilson, 1927 (intervals of rates).
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtrinc, stdtr, stdtrit
+from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit
 
 Values = NDArray[np.float64]
+
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,21 @@ class Estimate:
         """
         critical = self.quantile(1.0 - significance)
         return float(nctdtrinc(self.freedom, 1.0 - power, critical)) * math.sqrt(self.variance)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The statistic of the observed values with its interval, and the nominal coverage, such as 0.95."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2.0
 
 
 def crossed_mean(table: NDArray[Any]) -> Estimate:
@@ -105,6 +122,67 @@ def crossed_difference(first: NDArray[Any], second: NDArray[Any]) -> Estimate:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both methods need the same users, got {a.shape[1]} and {b.shape[1]}")
     return _contrast([a, b], [1.0, -1.0])
+
+
+def interval_of(estimate: Estimate, *, level: float = 0.95) -> Interval:
+    """Returns Student's interval of an estimate."""
+    half = estimate.half_width(level)
+    return Interval(estimate.value, estimate.value - half, estimate.value + half, level)
+
+
+def rate_interval(table: NDArray[Any], units: float | None = None, *, level: float = 0.95) -> Interval:
+    """Returns a rate with an interval that stays inside [0, 1]: Wilson's, for units that are not single trials.
+
+    Wilson's interval holds every rate ``p`` with ``|rate - p| <= t sqrt(p (1 - p) / n)``. Here ``n`` is the effective
+    number of trials, ``rate (1 - rate) / variance``, by the variance of :func:`crossed_mean`; so slates of one user
+    need not be independent, nor users under one training seed. ``t`` is Student's quantile, with fewer degrees of
+    freedom where few users make up the rate (kurtosis of what users add).
+
+    Where all units agree, there is no variance to go by. A rate of exactly 0 or 1 then has a one-sided bound: what
+    ``units`` independent trials without exception leave possible. Any other has Wilson's interval of ``units`` trials.
+
+    Args:
+        table: ``(S, U)`` values whose mean is the rate: S training seeds on U users (see :func:`linearised_ratio`), S
+            seeds alone ``(S, 1)``, or U users alone ``(1, U)``.
+        units: Number of users behind the rate; None takes U. With infinity, units that agree have an interval without
+            length.
+        level: Coverage.
+
+    Raises:
+        ValueError: A mean outside [0, 1], a single number, or values that are not finite.
+
+    Source: Wilson, 1927; Korn and Graubard, 1998 (effective number of trials).
+    """
+    values = _table(table)
+    estimate = crossed_mean(values)
+    rate, trials = estimate.value, float(units or values.shape[1])
+    if not -_ROUNDING <= rate <= 1.0 + _ROUNDING:
+        raise ValueError(f"a rate lies in [0, 1], got {rate:g}")
+    rate = min(max(rate, 0.0), 1.0)
+    if min(rate, 1.0 - rate) <= _ROUNDING:
+        bound = 1.0 - (1.0 - level) ** (1.0 / trials)
+        return Interval(rate, max(rate - bound, 0.0), min(rate + bound, 1.0), level)
+    quantile = float(ndtri((1.0 + level) / 2.0))
+    if estimate.variance > _ROUNDING**2:
+        trials = rate * (1.0 - rate) / estimate.variance
+        quantile = float(stdtrit(_rate_freedom(values, estimate), (1.0 + level) / 2.0))
+    shrunk = quantile**2 / trials
+    centre = (rate + shrunk / 2.0) / (1.0 + shrunk)
+    half = quantile * np.sqrt(rate * (1.0 - rate) / trials + shrunk / (4.0 * trials)) / (1.0 + shrunk)
+    return Interval(rate, max(float(centre - half), 0.0), min(float(centre + half), 1.0), level)
+
+
+def _rate_freedom(table: Values, estimate: Estimate) -> float:
+    """Returns degrees of freedom that take account of users who add far more to a rate than others do."""
+    pooled = table.mean(axis=0) if table.shape[1] > 1 else table[:, 0]
+    squares = (pooled - pooled.mean()) ** 2
+    if not squares.any():
+        return estimate.freedom
+    kurtosis = float((squares**2).mean() / squares.mean() ** 2)
+    part = float(pooled.var(ddof=1)) / len(pooled)
+    # A variance of n values with this kurtosis varies as one of so many normal values does.
+    of_users = 2.0 * len(pooled) / max(kurtosis - 1.0, _ROUNDING) * (estimate.variance / part) ** 2
+    return min(estimate.freedom, of_users)
 
 
 class _Part(NamedTuple):

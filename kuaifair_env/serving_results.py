@@ -16,7 +16,7 @@ from kuaifair_env.checkpoints import check_identity
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult
 from kuaifair_env.files import atomic_path, file_hash, write_text_atomically
-from kuaifair_env.intervals import crossed_mean
+from kuaifair_env.intervals import Interval, crossed_mean, interval_of, rate_interval
 from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 
 Learning = Literal["posterior", "gradient", "frozen"]
@@ -26,6 +26,7 @@ FIRST_AND_LAST = 1_000
 _CURVE_POINTS, _MIN_PART = 40, 50
 _FORMAT, _VERSION = "kuaifair-serving", 1
 _RESULT, _SESSIONS = "result.json", "sessions.npz"
+_RATES = ("ad", "violation_rate")
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,14 @@ class ServingSummary:
 
     Attributes:
         means: Mean of every figure of :meth:`ServingResult.summary`.
-        half_widths: Half widths of their 95 % intervals; NaN for a single run.
+        intervals: Their 95 % intervals, those of AD and violation rate inside [0, 1]; empty for a single run.
         runs: Number of services.
         orders: Number of different orders.
         seeds: Number of different seeds of the agent.
     """
 
     means: Mapping[str, float]
-    half_widths: Mapping[str, float]
+    intervals: Mapping[str, Interval]
     runs: int
     orders: int
     seeds: int
@@ -260,11 +261,11 @@ class ServingSummary:
         _check_alike(results)
         rows = [result.summary() for result in results]
         names = [name for name in rows[0] if all(name in row for row in rows)]
-        values = {name: np.asarray([row[name] for row in rows]) for name in names}
         orders, seeds = ([key[part] for key in keys] for part in (0, 1))
+        tables = {name: _units(np.asarray([row[name] for row in rows]), seeds, orders) for name in names}
         return cls(
-            means={name: float(value.mean()) for name, value in values.items()},
-            half_widths={name: _half_width(value, seeds, orders) for name, value in values.items()},
+            means={name: float(table.mean()) for name, table in tables.items()},
+            intervals={name: _interval(name, table) for name, table in tables.items() if len(rows) > 1},
             runs=len(results),
             orders=len(set(orders)),
             seeds=len(set(seeds)),
@@ -274,7 +275,7 @@ class ServingSummary:
         """Returns the figures with their intervals as text."""
         return (
             f"{self.runs} services: {self.orders} orders, {self.seeds} seeds; 95 % intervals\n"
-            f"{figures_table(self.means, self.half_widths)}"
+            f"{figures_table(self.means, self.intervals)}"
         )
 
 
@@ -292,11 +293,10 @@ def session_figures(sessions: EpisodeRecords) -> dict[str, float]:
     }
 
 
-def figures_table(figures: Mapping[str, float], half_widths: Mapping[str, float] | None = None) -> str:
-    """Returns figures as aligned lines of text, with the half widths of their intervals where these are known."""
+def figures_table(figures: Mapping[str, float], intervals: Mapping[str, Interval] | None = None) -> str:
+    """Returns figures as aligned lines of text, with their intervals where these are known."""
     width = max(map(len, figures))
-    known = {name: half for name, half in (half_widths or {}).items() if not np.isnan(half)}
-    ends = {name: f" ± {half:.4f}" for name, half in known.items()}
+    ends = {name: f"  [{interval.low:.4f}, {interval.high:.4f}]" for name, interval in (intervals or {}).items()}
     return "\n".join(f"{name:<{width}}  {value:>12.4f}{ends.get(name, '')}" for name, value in figures.items())
 
 
@@ -310,11 +310,11 @@ def _check_alike(results: Sequence[ServingResult]) -> None:
                 )
 
 
-def _half_width(values: NDArray[np.float64], seeds: Sequence[Any], orders: Sequence[Any]) -> float:
-    """Returns the half width of the 95 % interval of a mean of services; NaN for one."""
-    if len(values) < 2:
-        return float("nan")
-    return crossed_mean(_units(values, seeds, orders)).half_width()
+def _interval(name: str, table: NDArray[np.float64]) -> Interval:
+    """Returns the 95 % interval of a mean of services, which has no length where all agree; of a rate, Wilson's."""
+    if name.endswith(_RATES):
+        return rate_interval(table, units=np.inf)
+    return interval_of(crossed_mean(table))
 
 
 def _units(values: NDArray[np.float64], seeds: Sequence[Any], orders: Sequence[Any]) -> NDArray[np.float64]:

@@ -179,7 +179,7 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
         *(column.format(count=min(settings.sessions, FIRST_AND_LAST)) for column in columns.values()),
         title=f"{title} in {data['name']} ({data['origin']} data), Max Len {served.config['max_len']}",
         caption=f"{settings.sessions:,} sessions of {settings.users:,} users, {settings.n_envs} at a time; learning: "
-        f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}; ± is half the 95 % interval over them.",
+        f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}; 95 % intervals over them.",
     )
     for figure, name in _FIGURES.items():
         table.add_row(name, *(_cell(summary, prefix + figure) for prefix in columns))
@@ -187,5 +187,6 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
 
 
 def _cell(summary: ServingSummary, name: str) -> str:
-    half = summary.half_widths[name]
-    return f"{summary.means[name]:.3f}" + (f" ±{half:.3f}" if half == half else "")
+    interval = summary.intervals.get(name)
+    ends = "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{summary.means[name]:.3f}{ends}"

@@ -14,14 +14,13 @@ from hrl_policies.study.results import Comparison, EvaluatedRun, world_notes
 from hrl_policies.study.statistics import (
     holm,
     interquartile_mean,
-    interval_of,
     probability_of_improvement,
     sign_flip_test,
     stratified_interval,
     win_rate,
 )
 from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, Span
-from kuaifair_env.intervals import Estimate, crossed_difference
+from kuaifair_env.intervals import Estimate, crossed_difference, interval_of
 
 Values = NDArray[np.float64]
 Runs = Sequence[EvaluatedRun]

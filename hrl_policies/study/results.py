@@ -19,12 +19,12 @@ from hrl_policies.study.labels import (
     evaluation_note,
     session_conditions,
 )
-from hrl_policies.study.statistics import Interval, interval_of, linearised_ratio, rate_interval
+from hrl_policies.study.statistics import linearised_ratio
 from hrl_policies.study.store import StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.data.schema import IdArray
 from kuaifair_env.fingerprint import WorldFingerprint
-from kuaifair_env.intervals import crossed_mean
+from kuaifair_env.intervals import Interval, crossed_mean, interval_of, rate_interval
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
 
 Values = NDArray[np.float64]

@@ -155,7 +155,7 @@ def write_serving(folder: Path, title: str, results: Sequence[ServingResult], co
         "agent_seeds": [result.settings.agent_seed for result in results],
         "sessions": len(results[0]),
         "means": dict(summary.means),
-        "half_widths": {name: half for name, half in summary.half_widths.items() if half == half},
+        "intervals": {name: [interval.low, interval.high] for name, interval in summary.intervals.items()},
         "runs": [result.summary() for result in results],
     }
     write_json(folder / SUMMARY, content)

@@ -1,8 +1,8 @@
 """Intervals and tests for results over seeds and users.
 
 Training seeds and users are drawn at random, and both vary: :func:`kuaifair_env.intervals.crossed_difference` compares
-two methods over them. Rates have intervals inside [0, 1] (:func:`rate_interval`). Sessions of one user are not
-independent: sum or average them to one value per user first.
+two methods over them; rates have intervals inside [0, 1] (:func:`kuaifair_env.intervals.rate_interval`). Sessions of
+one user are not independent: sum or average them to one value per user first.
 
 Bootstrap intervals have a seed of their own, so the same results always give the same interval; percentile intervals
 are for many units, as of ten they hold the truth nine times in ten and not nineteen in twenty.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtrit
 
-from kuaifair_env.intervals import Estimate, crossed_mean
+from kuaifair_env.intervals import Interval, crossed_mean, interval_of
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., Values]
@@ -35,21 +35,6 @@ _CHUNK = 2_000_000
 _EXACT_UP_TO = 16
 _LEVEL = 0.95
 _ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The statistic of the observed values with its interval, and the nominal coverage, such as 0.95."""
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the length of the interval."""
-        return (self.high - self.low) / 2.0
 
 
 def student_interval(values: NDArray[Any], *, level: float = _LEVEL) -> Interval:
@@ -101,12 +86,6 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95, resamples: int =
     return bootstrap(lambda units: units.mean(axis=-1), values, level=level, resamples=resamples, seed=seed)
 
 
-def interval_of(estimate: Estimate, *, level: float = _LEVEL) -> Interval:
-    """Returns Student's interval of an estimate."""
-    half = estimate.half_width(level)
-    return Interval(estimate.value, estimate.value - half, estimate.value + half, level)
-
-
 def linearised_ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Values:
     """Returns the ratio of two sums over units plus what each unit adds to it, to first order.
 
@@ -127,60 +106,6 @@ def linearised_ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Va
         raise ValueError("denominators must be positive")
     ratio = above.sum() / below.sum()
     return np.asarray(ratio + (above - ratio * below) / below.mean())
-
-
-def rate_interval(table: NDArray[Any], units: int | None = None, *, level: float = _LEVEL) -> Interval:
-    """Returns a rate with an interval that stays inside [0, 1]: Wilson's, for units that are not single trials.
-
-    Wilson's interval holds every rate ``p`` with ``|rate - p| <= t sqrt(p (1 - p) / n)``. Here ``n`` is the effective
-    number of trials, ``rate (1 - rate) / variance``, by the variance of :func:`crossed_mean`; so slates of one user
-    need not be independent, nor users under one training seed. ``t`` is Student's quantile, with fewer degrees of
-    freedom where few users make up the rate (kurtosis of what users add).
-
-    Where all units agree, there is no variance to go by. A rate of exactly 0 or 1 then has a one-sided bound: what
-    ``units`` independent trials without exception leave possible. Any other has Wilson's interval of ``units`` trials.
-
-    Args:
-        table: ``(S, U)`` values whose mean is the rate: S training seeds on U users (see :func:`linearised_ratio`), S
-            seeds alone ``(S, 1)``, or U users alone ``(1, U)``.
-        units: Number of users behind the rate; None takes U.
-        level: Coverage.
-
-    Raises:
-        ValueError: A mean outside [0, 1], a single number, or values that are not finite.
-
-    Source: Wilson, 1927; Korn and Graubard, 1998 (effective number of trials).
-    """
-    values = _finite(table, 2)
-    estimate = crossed_mean(values)
-    rate, trials = estimate.value, float(units or values.shape[1])
-    if not -_ROUNDING <= rate <= 1.0 + _ROUNDING:
-        raise ValueError(f"a rate lies in [0, 1], got {rate:g}")
-    rate = min(max(rate, 0.0), 1.0)
-    if min(rate, 1.0 - rate) <= _ROUNDING:
-        bound = 1.0 - (1.0 - level) ** (1.0 / trials)
-        return Interval(rate, max(rate - bound, 0.0), min(rate + bound, 1.0), level)
-    quantile = float(ndtri((1.0 + level) / 2.0))
-    if estimate.variance > _ROUNDING**2:
-        trials = rate * (1.0 - rate) / estimate.variance
-        quantile = float(stdtrit(_rate_freedom(values, estimate), (1.0 + level) / 2.0))
-    shrunk = quantile**2 / trials
-    centre = (rate + shrunk / 2.0) / (1.0 + shrunk)
-    half = quantile * np.sqrt(rate * (1.0 - rate) / trials + shrunk / (4.0 * trials)) / (1.0 + shrunk)
-    return Interval(rate, max(float(centre - half), 0.0), min(float(centre + half), 1.0), level)
-
-
-def _rate_freedom(table: Values, estimate: Estimate) -> float:
-    """Returns degrees of freedom that take account of users who add far more to a rate than others do."""
-    pooled = table.mean(axis=0) if table.shape[1] > 1 else table[:, 0]
-    squares = (pooled - pooled.mean()) ** 2
-    if not squares.any():
-        return estimate.freedom
-    kurtosis = float((squares**2).mean() / squares.mean() ** 2)
-    part = float(pooled.var(ddof=1)) / len(pooled)
-    # A variance of n values with this kurtosis varies as one of so many normal values does.
-    of_users = 2.0 * len(pooled) / max(kurtosis - 1.0, _ROUNDING) * (estimate.variance / part) ** 2
-    return min(estimate.freedom, of_users)
 
 
 def interquartile_mean(scores: NDArray[Any]) -> Values:

@@ -33,12 +33,12 @@ from hrl_policies.study.paper_tables import (
     world_table,
 )
 from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, figure_interval, folded
-from hrl_policies.study.statistics import Interval, holm, linearised_ratio, rate_interval, stratified_interval
+from hrl_policies.study.statistics import holm, linearised_ratio, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
 from hrl_policies.study.tables import MISSING, Measured
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.intervals import crossed_difference, crossed_mean
+from kuaifair_env.intervals import Interval, crossed_difference, crossed_mean, rate_interval
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling, normalised_length
 
 TWIN, SMALL = "KuaiRecTwin (own)", "small (own)"

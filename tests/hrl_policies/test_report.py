@@ -29,11 +29,11 @@ from hrl_policies.study.report import (
     write_report,
 )
 from hrl_policies.study.report_sections import BOTTOM, LEFT, RIGHT, TOP, axis_top, curve_panel
-from hrl_policies.study.statistics import rate_interval
 from hrl_policies.study.store import all_runs, failed_runs
 from hrl_policies.study.tables import ResultTable
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.intervals import rate_interval
 
 VOID = {"meta", "link", "input", "img", "br"}
 DRAWN = {"path", "circle"}

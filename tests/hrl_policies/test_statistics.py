@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from hrl_policies.study.statistics import (
-    Interval,
     bootstrap,
     few_seeds_factor,
     holm,
@@ -22,11 +21,11 @@ from hrl_policies.study.statistics import (
     mean_interval,
     performance_profile,
     probability_of_improvement,
-    rate_interval,
     sign_flip_test,
     stratified_interval,
     student_interval,
 )
+from kuaifair_env.intervals import Interval, rate_interval
 
 values = st.floats(-100, 100, allow_subnormal=False)
 

@@ -317,7 +317,7 @@ def test_services_in_several_orders_are_summed_up_with_a_students_interval():
     summary = ServingSummary.of(results)
     values = np.asarray([result.summary()["r_cum"] for result in results])
     assert summary.means["r_cum"] == pytest.approx(values.mean())
-    assert summary.half_widths["r_cum"] == pytest.approx(2.776445 * values.std(ddof=1) / np.sqrt(5))
+    assert summary.intervals["r_cum"].half_width == pytest.approx(2.776445 * values.std(ddof=1) / np.sqrt(5))
     assert (summary.runs, summary.orders, summary.seeds) == (5, 5, 1)
     assert "5 services: 5 orders, 1 seeds" in summary.table()
     with pytest.raises(ValueError, match="same order and seed"):
@@ -334,7 +334,7 @@ def test_the_interval_over_orders_and_seeds_is_that_of_two_crossed_factors():
     services = [_Fixed(result, order, seed, table[seed, order]) for order in range(5) for seed in range(3)]
     rng.shuffle(services)
     summary = ServingSummary.of(services)  # type: ignore[arg-type]
-    assert summary.half_widths["r_cum"] == pytest.approx(crossed_mean(table).half_width())
+    assert summary.intervals["r_cum"].half_width == pytest.approx(crossed_mean(table).half_width())
     assert (summary.runs, summary.orders, summary.seeds) == (15, 5, 3)
 
 
@@ -344,7 +344,7 @@ def test_services_that_are_not_crossed_are_independent_by_orders_or_by_seeds():
 
     def half_width(keys):
         services = [_Fixed(result, order, seed, value) for (order, seed), value in zip(keys, values, strict=True)]
-        return ServingSummary.of(services).half_widths["r_cum"]  # type: ignore[arg-type]
+        return ServingSummary.of(services).intervals["r_cum"].half_width  # type: ignore[arg-type]
 
     of_pairs = values.reshape(3, 2).mean(axis=1)
     assert half_width([(n, n) for n in range(6)]) == pytest.approx(crossed_mean(values[None]).half_width())
@@ -354,15 +354,26 @@ def test_services_that_are_not_crossed_are_independent_by_orders_or_by_seeds():
         half_width([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 2)])
 
 
+@pytest.mark.parametrize("name", ["ad", "first_violation_rate"])
+@pytest.mark.parametrize("values", [[0.01, 0.0, 0.02, 0.0, 0.12], [0.99, 1.0, 0.97, 1.0, 0.9], [0.0] * 5, [0.3] * 5])
+def test_intervals_of_rates_stay_inside_zero_and_one(name, values):
+    """Student's would reach below 0 and above 1; orders that all agree have an interval without length, as any mean."""
+    result = serve(FirstItems(), vec_env(KNOWN), sessions=5, evaluate_others=False)
+    services = [_Fixed(result, order, 0, value, name) for order, value in enumerate(values)]
+    interval = ServingSummary.of(services).intervals[name]  # type: ignore[arg-type]
+    assert 0.0 <= interval.low <= np.mean(values) <= interval.high <= 1.0
+    assert (interval.high - interval.low > 0.01) == (len(set(values)) > 1)
+
+
 class _Fixed:
     """A service of which only one figure is known."""
 
-    def __init__(self, like: Any, order: int, seed: int, value: float) -> None:
+    def __init__(self, like: Any, order: int, seed: int, value: float, figure: str = "r_cum") -> None:
         self.settings = replace(like.settings, order=order, agent_seed=seed)
-        self._value = value
+        self._figures = {figure: value}
 
     def summary(self) -> dict[str, float]:
-        return {"r_cum": self._value}
+        return self._figures
 
 
 def test_the_environment_goes_on_where_it_was():
