@@ -46,6 +46,8 @@ OWN_TASTE = (0.25, 0.5, 1.0)
 ROUNDS = 40
 N_ENVS, MAX_LEN = 64, 4
 LEVEL = 0.95
+PRIOR = "prior + 5 x clicked mean, nothing learned"
+CLICKED_MEAN = "prior + 5 x mean of clicked embeddings"
 
 Scores = NDArray[np.float32]
 
@@ -167,9 +169,6 @@ def rankings(world: World, rows: RandomRows) -> dict[str, WithinUserAUC]:
     return found
 
 
-CLICKED_MEAN = "prior + 5 x mean of clicked embeddings"
-
-
 def without_features(items: BeliefItems) -> BeliefItems:
     """Returns items whose shared vector runs over embeddings alone."""
     return replace(items, features=np.zeros((len(items.embeddings), 0), np.float32))
@@ -194,14 +193,14 @@ class WithoutFeatures(BeliefQuota):
 
 
 SERVING: dict[str, Callable[[ClickScorer], BeliefQuota]] = {
-    "ItemQuota, serving": ItemQuota,
-    "BeliefQuota without item features, serving": WithoutFeatures,
-    "BeliefQuota, serving": BeliefQuota,
+    "ItemQuota": ItemQuota,
+    "BeliefQuota without item features": WithoutFeatures,
+    "BeliefQuota": BeliefQuota,
 }
 
 
-def services_table(pair: WorldPair, orders: int) -> list[str]:
-    """Returns the table of the world of real answers."""
+def services_tables(pair: WorldPair, orders: int) -> list[str]:
+    """Returns the tables of the world of real answers."""
     world = pair.test
     session = SessionConfig(max_len=MAX_LEN, slate_size=K, action_mode="slate", leave="never", repeats="forbid")
     env = KuaiFairVecEnv(world, session, N_ENVS, seed=0)
@@ -217,21 +216,26 @@ def services_table(pair: WorldPair, orders: int) -> list[str]:
             print(f"{make.__name__} order {order}: {clicks(results[-1].served.sessions).mean():.3f}", flush=True)
         return np.stack([clicks(result.served.sessions) for result in results])
 
-    prior = "prior + 5 x clicked mean (nothing learned)"
-    frozen = {
-        "random": RandomSlates(),
-        prior: PriorAndMean(world),
-        "ItemQuota, frozen: its prior": ItemQuota(pair.scorer),
-        "BeliefQuota, frozen": BeliefQuota(pair.scorer),
-    }
-    found = {name: clicks(evaluate(control, env).sessions)[None] for name, control in frozen.items()}
-    found |= {name: served(make) for name, make in SERVING.items()}
+    nothing_learned = {"random": RandomSlates(), PRIOR: PriorAndMean(world)}
+    frozen = {"ItemQuota: its prior": ItemQuota(pair.scorer), "BeliefQuota": BeliefQuota(pair.scorer)}
+    ends = {name: clicks(evaluate(control, env).sessions)[None] for name, control in nothing_learned.items()}
+    evaluated = {name: clicks(evaluate(control, env).sessions)[None] for name, control in frozen.items()}
+    services = {name: served(make) for name, make in SERVING.items()}
+    best = f"| best possible, counted in the log | {best_possible(world, MAX_LEN):.2f} | | |"
+    return [
+        *("### Serving in the world of real answers", "", *_clicks_table(ends | services), best, ""),
+        *("### Frozen in the world of real answers", "", *_clicks_table(ends | evaluated), best),
+    ]
+
+
+def _clicks_table(clicks: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Returns a table of clicks, ``(orders, users)`` for each agent."""
     lines = ["| agent | clicks of 20 | more than the second row | means of the orders |", "|---|---:|---:|---|"]
-    for name, values in found.items():
-        more = "" if name == prior else cell(mean_interval((values - found[prior]).mean(axis=0)), sign=True)
+    for name, values in clicks.items():
+        more = "" if name == PRIOR else cell(mean_interval((values - clicks[PRIOR]).mean(axis=0)), sign=True)
         means = ", ".join(f"{mean:.2f}" for mean in values.mean(axis=1)) if len(values) > 1 else ""
         lines.append(f"| {name} | {cell(mean_interval(values.mean(axis=0)))} | {more} | {means} |")
-    return [*lines, f"| best possible, counted in the log | {best_possible(world, MAX_LEN):.2f} | | |"]
+    return lines
 
 
 def main() -> None:
@@ -261,9 +265,7 @@ def main() -> None:
         "vector, the same for everybody and not chosen by these rows; scales of the shared level begin wide and are "
         "re-estimated from the rows that it reads.",
         "",
-        "### Services in the world of real answers",
-        "",
-        *services_table(pair, arguments.orders),
+        *services_tables(pair, arguments.orders),
         "",
         f"{len(pair.test.users):,} users with at least 30 random rows, {N_ENVS} at a time, each once; slates of {K}, "
         f"{MAX_LEN} steps, no repeats, nobody leaves. Of each user the clicks are averaged over orders before pairing.",
