@@ -3,8 +3,8 @@
     python benchmarks/serving.py kuairand --repeats allow --data DATA --store STORE --results docs/results
     python benchmarks/serving.py KuaiFair-KuaiRandTwin-v0 --repeats forbid --store STORE --results docs/results
 
-Everybody serves 1,000 users of the test world, once each, in several orders. Methods that learn are trained first, in
-the training world with the zoo's settings. What the store holds is not done again.
+Everybody serves 1,000 users of the test world, or all if there are fewer, once each, in several orders. Methods that
+learn are trained first, in the training world with the zoo's settings. What the store holds is not done again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
     for order in range(_orders(name, arguments)):
         agent, env = build()
         place = folder / f"order-{order}"
-        served = serve(agent, env, users, USERS, order=order, n_envs=N_ENVS, evaluate_others=order == 0, folder=place)
+        others = order == 0
+        served = serve(agent, env, users, len(users), order=order, n_envs=N_ENVS, evaluate_others=others, folder=place)
         print(f"{name} order {order}: {served.served.engagement.cumulative_reward:.3f}", flush=True)
         results.append(served)
         if isinstance(agent, BeliefQuota):
@@ -197,8 +198,9 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
         "One seed says nothing about how much seeds differ: intervals are over orders alone.",
     ]
     return [
-        f"- {USERS:,} users of the test world (`numpy.random.default_rng(5).permutation(world.users)[:1000]`), once "
-        f"each, {N_ENVS} at a time; Max Len 30, K 10, repeats {arguments.repeats}.",
+        f"- {len(found[0].serving[0]):,} users of the test world, "
+        f"`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`, once each, {N_ENVS} at a time; Max Len 30, "
+        f"K 10, repeats {arguments.repeats}.",
         *(of_training if trained else []),
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",
