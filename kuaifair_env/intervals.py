@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit
 
 Values = NDArray[np.float64]
 
@@ -49,10 +48,14 @@ class Estimate:
 
     def quantile(self, level: float = 0.95) -> float:
         """Returns what Student's t stays below in size with probability ``level``."""
+        from scipy.special import stdtrit
+
         return float(stdtrit(self.freedom, (1.0 + level) / 2.0))
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of a truth of 0; 1 where estimate and variance are 0, and 0 where one is."""
+        from scipy.special import stdtr
+
         if self.variance == 0.0:
             return float(self.value == 0.0)
         return 2.0 * float(stdtr(self.freedom, -abs(self.value) / math.sqrt(self.variance)))
@@ -63,6 +66,8 @@ class Estimate:
         By the noncentral t distribution, at the estimated variance: with a truth of this size the p-value is at most
         ``significance`` with probability ``power``. The variance is an estimate, and so is this.
         """
+        from scipy.special import nctdtrinc
+
         critical = self.quantile(1.0 - significance)
         return float(nctdtrinc(self.freedom, 1.0 - power, critical)) * math.sqrt(self.variance)
 
@@ -153,6 +158,8 @@ def rate_interval(table: NDArray[Any], units: float | None = None, *, level: flo
 
     Source: Wilson, 1927; Korn and Graubard, 1998 (effective number of trials).
     """
+    from scipy.special import ndtri, stdtrit
+
     values = _table(table)
     estimate = crossed_mean(values)
     rate, trials = estimate.value, float(units or values.shape[1])
