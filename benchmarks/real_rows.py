@@ -26,7 +26,7 @@ from worlds import PARTIAL, cell, open_worlds, write_page
 
 from dsrm.belief import BeliefItems
 from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
+from dsrm.shared_level import SharedLevel, SharedScales
 from hrl_policies.belief_controls import BeliefQuota, ItemQuota
 from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import RandomSlates
@@ -37,6 +37,7 @@ from kuaifair_env import EpisodeRecords, SessionConfig, World, evaluate, serve
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.intervals import Interval
 from kuaifair_env.observations import observed_states
+from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.response.calibration import WithinUserAUC, within_user_auc
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -117,7 +118,7 @@ def shared_correction(base: Tensor, rows: RandomRows, count: int, items: BeliefI
     """
     columns = torch.from_numpy(np.concatenate([items.embeddings, items.features], axis=1))
     columns = torch.cat([torch.ones(len(columns), 1), columns], dim=1)
-    deviations = offset_deviations(torch.from_numpy(items.exposures.astype(np.float32)))
+    deviations = torch.from_numpy(offset_shape(items.exposures).astype(np.float32))
     level = SharedLevel(columns, items.embeddings.shape[1], deviations, SharedScales())
     shown = torch.from_numpy(rows.items[:, :count])
     clicks = torch.from_numpy(rows.clicks[:, :count]).float().reshape(-1)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
-from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
+from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.world import World
 
 BELIEFS = Family("kuaifair-belief", 1, "belief")
@@ -35,8 +36,6 @@ _STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
 _MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
 _SESSIONS_REMEMBERED = 200
 """Over how many sessions own scales are estimated: they shrink as the shared part learns what the log misjudges."""
-_PRIOR_PARAMETERS = 1.0
-"""Weight of the first own scales when scales are re-estimated, in determined parameters."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Belief:
         self.shared = SharedLevel(
             torch.cat([torch.ones(len(columns), 1), columns], dim=1),
             items.embeddings.shape[1],
-            offset_deviations(torch.from_numpy(items.exposures.astype(np.float32))),
+            torch.from_numpy(offset_shape(items.exposures).astype(np.float32)),
             self._first.shared,
         )
         self.own_scales = self._first.own
@@ -155,8 +154,8 @@ class Belief:
         self.shared.update(reestimate=running is not None)
         if running is not None:
             first = torch.tensor(astuple(self._first.own), dtype=torch.float64) ** 2
-            numerator = self._squares + running.squares + _PRIOR_PARAMETERS * first
-            estimate = numerator / (self._determined + running.determined + _PRIOR_PARAMETERS)
+            numerator = self._squares + running.squares + PRIOR_PARAMETERS * first
+            estimate = numerator / (self._determined + running.determined + PRIOR_PARAMETERS)
             self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
         self.course.append(ScalesThen(self.sessions, self.scales))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_PRIOR_PARAMETERS = 1.0
+PRIOR_PARAMETERS = 1.0
 """Weight of the first scales when scales are re-estimated, in determined parameters."""
 
 
@@ -23,7 +23,8 @@ class SharedScales:
 
     Attributes:
         vector: Of each component of ``g`` over unit item embeddings.
-        offset: Of ``delta_i``, as a multiple of each item's deviation (see :func:`offset_deviations`).
+        offset: Of ``delta_i``, as a multiple of each item's deviation (in a
+            :class:`~dsrm.belief.Belief`, :func:`kuaifair_env.randomisation.offset_shape` of its training exposures).
         features: Of each component of ``g`` over standardised item features.
         intercept: Of ``b``.
     """
@@ -36,15 +37,6 @@ class SharedScales:
     def __post_init__(self) -> None:
         if min(self.vector, self.offset, self.features, self.intercept) < 0:
             raise ValueError(f"scales are standard deviations, not negative: {self}")
-
-
-def offset_deviations(exposures: Tensor) -> Tensor:
-    """Returns prior standard deviations of items' offsets, larger where the training log shows an item less.
-
-    Args:
-        exposures: ``(N,)``, how often each item was shown in the training log.
-    """
-    return 0.35 + 0.6 / (1.0 + exposures / 50.0)
 
 
 class SharedLevel:
@@ -146,4 +138,4 @@ class SharedLevel:
 
 
 def _scale(first: float, squares: Tensor, determined: Tensor) -> float:
-    return float(((squares + _PRIOR_PARAMETERS * first**2) / (determined + _PRIOR_PARAMETERS)).clamp(min=0).sqrt())
+    return float(((squares + PRIOR_PARAMETERS * first**2) / (determined + PRIOR_PARAMETERS)).clamp(min=0).sqrt())

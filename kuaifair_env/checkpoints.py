@@ -161,13 +161,13 @@ class CheckpointFolder:
         Raises:
             NotPlainError: If the state holds something else.
         """
-        arrays: Arrays = {}
+        arrays: dict[str, Any] = {}
         encoded = encode(dict(state), arrays, "state")
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=self.folder))
         try:
             save_agent(temporary / _AGENT)
-            np.savez(temporary / _ARRAYS, **arrays)  # type: ignore[arg-type]
+            np.savez(temporary / _ARRAYS, **arrays)
             header = {
                 "format": _FORMAT,
                 "version": _VERSION,
@@ -204,7 +204,9 @@ class CheckpointFolder:
             with np.load(path / _ARRAYS, allow_pickle=False) as stored:
                 arrays = dict(stored)
             identity, state = header["identity"], header["state"]
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except ArtifactError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a whole checkpoint ({error}); remove it and start anew") from error
         check_identity(path, identity, self._identity)
         return state, arrays, path / _AGENT

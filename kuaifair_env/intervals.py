@@ -135,7 +135,7 @@ def interval_of(estimate: Estimate, *, level: float = 0.95) -> Interval:
     return Interval(estimate.value, estimate.value - half, estimate.value + half, level)
 
 
-def rate_interval(table: NDArray[Any], units: float | None = None, *, level: float = 0.95) -> Interval:
+def rate_interval(table: NDArray[Any], units: int | None = None, *, level: float = 0.95) -> Interval:
     """Returns a rate with an interval that stays inside [0, 1]: Wilson's, for units that are not single trials.
 
     Wilson's interval holds every rate ``p`` with ``|rate - p| <= t sqrt(p (1 - p) / n)``. Here ``n`` is the effective
@@ -149,8 +149,7 @@ def rate_interval(table: NDArray[Any], units: float | None = None, *, level: flo
     Args:
         table: ``(S, U)`` values whose mean is the rate: S training seeds on U users (see :func:`linearised_ratio`), S
             seeds alone ``(S, 1)``, or U users alone ``(1, U)``.
-        units: Number of users behind the rate; None takes U. With infinity, units that agree have an interval without
-            length.
+        units: Number of users behind the rate; None takes U.
         level: Coverage.
 
     Raises:

@@ -97,8 +97,10 @@ def randomisation_setting(value: Any) -> RandomisationLike:
     """
     if value is None or value == "none":
         return None
-    if value == "auto" or isinstance(value, Randomisation):
-        return value  # type: ignore[no-any-return]
+    if value == "auto":
+        return "auto"
+    if isinstance(value, Randomisation):
+        return value
     names = [field.name for field in fields(Randomisation)]
     if not isinstance(value, Mapping):
         raise ValueError(f"randomisation must be auto, none, or numbers by name ({', '.join(names)}), got {value!r}")

@@ -27,6 +27,7 @@ _CURVE_POINTS, _MIN_PART = 40, 50
 _FORMAT, _VERSION = "kuaifair-serving", 1
 _RESULT, _SESSIONS = "result.json", "sessions.npz"
 _RATES = ("ad", "violation_rate")
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class ServingResult:
 
     def save(self, folder: str | Path) -> None:
         """Writes ``sessions.npz``, the records of all sessions, and then ``result.json``, all else."""
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, Any] = {}
         described: dict[str, Any] = {}
         for name, evaluation in (("served", self.served), ("before", self.before), ("after", self.after)):
             if evaluation is not None:
@@ -133,7 +134,7 @@ class ServingResult:
                 described[name] = _description(evaluation)
         path = Path(folder)
         with atomic_path(path / _SESSIONS) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -165,9 +166,11 @@ class ServingResult:
                 for name, described in content["evaluations"].items()
             }
             settings = ServingSettings(**content["settings"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            return cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
+        except ArtifactError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} holds no whole result of a service ({error})") from error
-        return cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
 
     def _provenance(self) -> str:
         settings = self.settings
@@ -227,7 +230,8 @@ class ServingSummary:
 
     Attributes:
         means: Mean of every figure of :meth:`ServingResult.summary`.
-        intervals: Their 95 % intervals, those of AD and violation rate inside [0, 1]; empty for a single run.
+        intervals: Their 95 % intervals, those of AD and violation rate inside [0, 1]; a figure that is the
+            same in all services has none.
         runs: Number of services.
         orders: Number of different orders.
         seeds: Number of different seeds of the agent.
@@ -265,7 +269,7 @@ class ServingSummary:
         tables = {name: _units(np.asarray([row[name] for row in rows]), seeds, orders) for name in names}
         return cls(
             means={name: float(table.mean()) for name, table in tables.items()},
-            intervals={name: _interval(name, table) for name, table in tables.items() if len(rows) > 1},
+            intervals={name: _interval(name, table) for name, table in tables.items() if np.ptp(table) > _ROUNDING},
             runs=len(results),
             orders=len(set(orders)),
             seeds=len(set(seeds)),
@@ -311,10 +315,8 @@ def _check_alike(results: Sequence[ServingResult]) -> None:
 
 
 def _interval(name: str, table: NDArray[np.float64]) -> Interval:
-    """Returns the 95 % interval of a mean of services, which has no length where all agree; of a rate, Wilson's."""
-    if name.endswith(_RATES):
-        return rate_interval(table, units=np.inf)
-    return interval_of(crossed_mean(table))
+    """Returns the 95 % interval of a mean of services: Wilson's of a rate, Student's of anything else."""
+    return rate_interval(table) if name.endswith(_RATES) else interval_of(crossed_mean(table))
 
 
 def _units(values: NDArray[np.float64], seeds: Sequence[Any], orders: Sequence[Any]) -> NDArray[np.float64]:

@@ -224,9 +224,10 @@ class World:
             raise DataError("no user ids were given; at least one is needed")
         text = self.user_ids.dtype.kind == "U"
         if ids.dtype.kind not in ("U" if text else "iu"):
+            given = ids.ravel().tolist()
+            wrong = next((user for user in given if not str(user).isdecimal()), given[0])
             raise DataError(
-                f"user ids of {self.data.provenance.name} are {'text' if text else 'integers'}, "
-                f"got {ids.ravel().tolist()[0]!r}"
+                f"user ids of {self.data.provenance.name} are {'text' if text else 'integers'}, got {wrong!r}"
             )
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         unknown = self.user_ids[rows] != ids

@@ -106,7 +106,7 @@ def serve(
     elif len(agents) > 1:
         raise ValueError(f"give one control, or run folders that differ in their seed; got {', '.join(agents)}")
     elif env is None:
-        raise ValueError("give --env with the name of a control (see `kuaifair envs`), or a finished run folder")
+        raise ValueError(f"{agents[0]} is no run folder; a control of that name needs --env (see `kuaifair envs`)")
     else:
         register_own_data(env, *tables, None)
         configs, builds = _of_control(_planned(agents[0], env, given, world, env_settings), data_dir, n_envs)
@@ -173,10 +173,13 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
     settings, served = results[0].settings, results[0].served
     data = served.world["data"]
     learning = f"{settings.learning} ({settings.reason})" if settings.reason else settings.learning
-    columns = {prefix: name for prefix, name in _COLUMNS.items() if f"{prefix}r_cum" in summary.means}
+    of_part = () if settings.sessions > FIRST_AND_LAST else ("first_", "last_")
+    columns = {
+        prefix: name for prefix, name in _COLUMNS.items() if f"{prefix}r_cum" in summary.means and prefix not in of_part
+    }
     table = Table(
         "",
-        *(column.format(count=min(settings.sessions, FIRST_AND_LAST)) for column in columns.values()),
+        *(column.format(count=FIRST_AND_LAST) for column in columns.values()),
         title=f"{title} in {data['name']} ({data['origin']} data), Max Len {served.config['max_len']}",
         caption=f"{settings.sessions:,} sessions of {settings.users:,} users, {settings.n_envs} at a time; learning: "
         f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}; 95 % intervals over them.",
@@ -188,5 +191,5 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
 
 def _cell(summary: ServingSummary, name: str) -> str:
     interval = summary.intervals.get(name)
-    ends = "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    ends = "" if interval is None else f"\n[{interval.low:.3f}, {interval.high:.3f}]"
     return f"{summary.means[name]:.3f}{ends}"

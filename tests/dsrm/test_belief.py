@@ -13,8 +13,9 @@ from torch import Tensor
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
 from dsrm.item_sites import posterior_offsets
 from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.shared_level import SharedLevel, SharedScales, offset_deviations
+from dsrm.shared_level import SharedLevel, SharedScales
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.randomisation import offset_shape
 
 WIDE = OwnScales(3.0, 3.0, 3.0)
 
@@ -272,7 +273,7 @@ def test_shared_posterior_is_that_of_the_dense_gaussian_model():
     rng = np.random.default_rng(0)
     n_items, dimension = 40, 6
     columns = features_of(n_items, dimension)
-    deviations = offset_deviations(torch.from_numpy(rng.integers(0, 500, n_items).astype(np.float64)))
+    deviations = torch.from_numpy(offset_shape(rng.integers(0, 500, n_items)))
     scales = SharedScales(vector=0.8, offset=1.3, intercept=0.6)
     level = SharedLevel(columns, dimension, deviations, scales)
     items = rng.integers(0, n_items - 10, 300)

@@ -106,8 +106,8 @@ def test_worlds_that_cannot_be_are_clear_errors():
     for embeddings in (np.full((50, 4), np.nan, np.float32), np.zeros((50, 0), np.float32)):
         with pytest.raises(DataError, match="finite"):
             build_world(data, "test", TableResponse(np.zeros((40, 50))), embeddings=embeddings)
-    for ids in (["ten"], [None, 10]):
-        with pytest.raises(DataError, match=rf"are integers, got {ids[0]!r}"):
+    for ids, wrong in ((["ten"], "'ten'"), ([None, 10], "None"), (["10", "ten"], "'ten'")):
+        with pytest.raises(DataError, match=f"are integers, got {wrong}"):
             small_world().user_rows(ids)
 
 
