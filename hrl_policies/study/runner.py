@@ -228,6 +228,8 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
         from kuaifair_env.sb3_files import restore_parameters
 
         restore_parameters(policy, run.folder / MODEL)
+        # Off-policy algorithms act at random in their first steps.
+        policy.num_timesteps = run.steps_done
     return policy
 
 

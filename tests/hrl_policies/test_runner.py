@@ -118,6 +118,14 @@ def test_a_loaded_policy_reproduces_the_stored_result(tmp_path, config):
     assert again.summary() == stored.summary
 
 
+def test_a_loaded_algorithm_that_goes_on_learning_is_past_its_first_random_steps(tmp_path):
+    config = td3()
+    train(config, small_pair(), output=tmp_path / "run")
+    stored = load_run(tmp_path / "run")
+    algorithm = load_policy(stored, small_pair())
+    assert algorithm.num_timesteps == stored.steps_done >= algorithm.learning_starts > 0
+
+
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
     from kuaifair_env.embeddings import item_embeddings
