@@ -218,7 +218,7 @@ def users_to_evaluate(world: World, users: Any = None, n_users: int | None = Non
     rows = world.user_rows(users)
     ids, counts = np.unique(np.asarray(users), return_counts=True)
     if len(ids) < len(rows):
-        raise ValueError(f"user {ids[counts > 1][0]} is named twice; for several sessions give episodes_per_user")
+        raise ValueError(f"user {ids[counts > 1][0]} is named twice; name each once (evaluate takes episodes_per_user)")
     return rows
 
 

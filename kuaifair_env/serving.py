@@ -115,12 +115,13 @@ def serve(
         sessions: Number of sessions that are counted.
         order: Which order the users come in; different numbers give unrelated orders.
         seed: Seed of the sessions' randomness, which is the same in every order.
-        n_envs: Concurrent sessions where the environment leaves it open.
+        n_envs: Concurrent sessions of Gymnasium's environments; others say themselves how many they have.
         learn: False has an agent that could learn act as it is.
         evaluate_others: Whether to evaluate on the other users, at most 1,000 of them.
         folder: Where checkpoints and then the result are kept. A service that was stopped, or killed, goes on there
             with the same call, given an agent as it was at the start, and ends with the same numbers; one that is
-            finished is read again.
+            finished is read again, and the agent stays as it is. Services are told apart by :class:`ServingSettings`:
+            of the agent, by class, seed and networks, not by its other settings.
         checkpoint_every: Sessions between checkpoints, which lie between the rollouts of an algorithm.
         progress: Whether to show progress bars.
 

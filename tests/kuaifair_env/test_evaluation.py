@@ -536,5 +536,5 @@ def test_users_are_ids_and_n_users_is_a_number():
         evaluate(SameSlate(range(5)), env, users=few, n_users=3)
     with pytest.raises(ValueError, match="n_users"):
         evaluate(SameSlate(range(5)), env, users=5)
-    with pytest.raises(ValueError, match=f"user {few[0]} is named twice"):
+    with pytest.raises(ValueError, match=f"user {few[0]} is named twice; name each once"):
         evaluate(SameSlate(range(5)), env, users=[few[0], few[1], few[0]])

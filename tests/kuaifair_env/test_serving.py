@@ -28,6 +28,7 @@ from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.ranking import top_k
+from kuaifair_env.response import FactorisedResponse, SequentialResponse, TransformerShape
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.served_sessions import ServedUsers
 from kuaifair_env.serving_results import ServingResult, ServingSummary, session_figures
@@ -503,6 +504,36 @@ def test_a_service_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path):
 def test_sessions_of_every_kind_go_on_after_a_stop(settings, tmp_path):
     world, config = small_world(), replace(CONFIG, **settings)
     whole = serve(ItemCounts(), vec_env(world, 8, config), sessions=60, evaluate_others=False)
+    options: dict[str, Any] = {"sessions": 60, "folder": tmp_path, "checkpoint_every": 8, "evaluate_others": False}
+    with pytest.raises(KeyboardInterrupt):
+        serve(ItemCounts(), Stops(vec_env(world, 8, config), 13), **options)
+    assert list(tmp_path.glob("checkpoint-*"))
+    assert same_sessions(serve(ItemCounts(), vec_env(world, 8, config), **options).served, whole.served)
+
+
+def tastes_of_two_dimensions() -> FactorisedResponse:
+    rng = np.random.default_rng(0)
+    vectors, items = rng.standard_normal((40, 2)), rng.standard_normal((50, 2))
+    return FactorisedResponse(0.0, np.zeros(40), np.zeros(50), vectors, items)
+
+
+def clicks_that_depend_on_what_was_shown() -> SequentialResponse:
+    rng = np.random.default_rng(1)
+    shape = TransformerShape(dimension=8, heads=2, layers=1, hidden=16, length=12)
+    codes = [rng.normal(size=(n, shape.dimension)).astype(np.float32) for n in (50, 40)]
+    weights = {name: rng.normal(0, 0.6, size).astype(np.float32) for name, size in shape.weight_shapes().items()}
+    return SequentialResponse(tastes_of_two_dimensions(), shape, *codes, weights, {})
+
+
+@pytest.mark.parametrize(
+    ("response", "settings"), [(tastes_of_two_dimensions, {"drift": 2}), (clicks_that_depend_on_what_was_shown, {})]
+)
+def test_users_who_change_within_a_session_go_on_after_a_stop(response, settings, tmp_path):
+    """Drifted tastes, and what was shown so far, belong to the running sessions."""
+    world, config = replace(small_world(0.5), response=response()), replace(CONFIG, **settings)
+    whole = serve(ItemCounts(), vec_env(world, 8, config), sessions=60, evaluate_others=False)
+    still = serve(ItemCounts(), vec_env(replace(world, response=tastes_of_two_dimensions())), sessions=60)
+    assert not same_sessions(whole.served, still.served)
     options: dict[str, Any] = {"sessions": 60, "folder": tmp_path, "checkpoint_every": 8, "evaluate_others": False}
     with pytest.raises(KeyboardInterrupt):
         serve(ItemCounts(), Stops(vec_env(world, 8, config), 13), **options)
