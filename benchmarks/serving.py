@@ -196,8 +196,7 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
     of_training = [
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
         "One seed says nothing about how much seeds differ: intervals are over orders alone.",
-        "- An algorithm that is read from its run folder counts its steps anew: one with `learning_starts` (TD3: "
-        "6,400) acts at random for as long, and its replay buffer begins empty.",
+        "- A run folder holds no replay buffer: that of TD3 begins empty.",
     ]
     return [
         f"- {len(found[0].serving[0]):,} users of the test world, "
