@@ -231,12 +231,12 @@ def _kind(agent: Any, learn: bool) -> tuple[Learning, str]:
     """Returns how an agent learns while it serves, and why not if it does not."""
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    kinds: dict[type, Learning] = {BaseAlgorithm: "gradient", LearnsWhileServing: "posterior"}
-    for kind, learning in kinds.items():
-        if isinstance(agent, kind):
-            reason = str(getattr(agent, "frozen_while_serving", "")) if learn else "asked to learn nothing"
-            return ("frozen", reason) if reason else (learning, "")
-    return "frozen", "it has nothing to learn with while serving"
+    if not isinstance(agent, (BaseAlgorithm, LearnsWhileServing)):
+        return "frozen", "it has nothing to learn with while serving"
+    reason = str(getattr(agent, "frozen_while_serving", "")) if learn else "asked to learn nothing"
+    if reason:
+        return "frozen", reason
+    return "gradient" if isinstance(agent, BaseAlgorithm) else "posterior", ""
 
 
 @contextmanager

@@ -177,12 +177,13 @@ def _show(results: list[ServingResult], summary: ServingSummary, title: str) -> 
     columns = {
         prefix: name for prefix, name in _COLUMNS.items() if f"{prefix}r_cum" in summary.means and prefix not in of_part
     }
+    intervals = "; 95 % intervals over them" if summary.intervals else ""
     table = Table(
         "",
         *(column.format(count=FIRST_AND_LAST) for column in columns.values()),
         title=f"{title} in {data['name']} ({data['origin']} data), Max Len {served.config['max_len']}",
         caption=f"{settings.sessions:,} sessions of {settings.users:,} users, {settings.n_envs} at a time; learning: "
-        f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}; 95 % intervals over them.",
+        f"{learning}. Orders: {summary.orders}, seeds: {summary.seeds}{intervals}.",
     )
     for figure, name in _FIGURES.items():
         table.add_row(name, *(_cell(summary, prefix + figure) for prefix in columns))

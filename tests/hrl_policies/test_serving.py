@@ -138,7 +138,8 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     assert code == 0, err
     words = " ".join(out.split())
     for text in ("SessionQuota in small (own data), Max Len 8", "R_cum", "40 sessions of 12 users, 4 at a time",
-                 "frozen (it has nothing to learn with while serving)", "Orders: 3, seeds: 1"):  # fmt: skip
+                 "frozen (it has nothing to learn with while serving)",
+                 "Orders: 3, seeds: 1; 95 % intervals over them."):  # fmt: skip
         assert text in words
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["orders"] == [0, 1, 2]
@@ -153,6 +154,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     code, out, err = kuaifair("serve", "random", *TOY, *SERVE, "--orders", "1", "--users", "10,30", "-o", "few")
     assert code == 0, err
     assert "40 sessions of 2 users" in " ".join(out.split())
+    assert "intervals" not in out, "one order has none"
     written = (tmp_path / "out/summary.json").read_bytes()
     assert kuaifair(*command)[0] == 0
     assert (tmp_path / "out/summary.json").read_bytes() == written
