@@ -28,23 +28,15 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402  (threads are set before numpy loads)
+from env_speed import USERS, synthetic_world  # noqa: E402
 
 from kuaifair_env import World, seeding  # noqa: E402
 from kuaifair_env.abandonment import leave_rule  # noqa: E402
-from kuaifair_env.data import (  # noqa: E402
-    Catalogue,
-    FeatureTable,
-    InteractionData,
-    InteractionLog,
-    Provenance,
-    Users,
-    groups_of,
-)
 from kuaifair_env.response import FactorisedResponse, SequentialResponse, TransformerShape  # noqa: E402
+from kuaifair_env.response.base import HistoryWindow  # noqa: E402
 from kuaifair_env.simulator import RandomUsers, SessionSimulator  # noqa: E402
-from kuaifair_env.world import initial_history  # noqa: E402
 
-USERS, ITEMS, FACTORS, SLATE, MAX_LEN = 7_176, 10_728, 32, 10, 20
+ITEMS, SLATE, MAX_LEN = 10_728, 10, 20
 SHAPE = TransformerShape(dimension=128, heads=4, layers=2, hidden=128, length=100)
 
 
@@ -55,44 +47,22 @@ class ReadingWindows(SequentialResponse):
         """Returns None: the simulator hands over windows."""
 
 
-def random_response(kind: type[SequentialResponse]) -> SequentialResponse:
+def random_response(kind: type[SequentialResponse], static: FactorisedResponse) -> SequentialResponse:
     """Returns a model whose numbers are random, the same for both kinds."""
     rng = np.random.default_rng(2)
-    static = FactorisedResponse(
-        -1.5,
-        rng.normal(0, 0.5, USERS),
-        rng.normal(0, 0.5, ITEMS),
-        rng.normal(0, 0.2, (USERS, FACTORS)),
-        rng.normal(0, 0.2, (ITEMS, FACTORS)),
-    )
     codes = [rng.normal(size=(size, SHAPE.dimension)).astype(np.float32) for size in (ITEMS, USERS)]
     weights = {name: rng.normal(0, 0.1, size).astype(np.float32) for name, size in SHAPE.weight_shapes().items()}
     return kind(static, SHAPE, *codes, weights)
 
 
-def random_world() -> World:
-    """Returns a world of KuaiRec's size whose numbers are random, with the history-dependent model."""
+def random_world(kind: type[SequentialResponse]) -> World:
+    """Returns a world of KuaiRec's size whose numbers are random, with a history-dependent model."""
     rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(USERS), SHAPE.length)
-    items = (ITEMS * rng.beta(0.5, 2.0, len(users))).astype(np.int64)
-    log = InteractionLog.sorted(users, items, rng.random(len(users)) < 0.45)
-    data = InteractionData(
-        Users(np.arange(USERS), FeatureTable.empty(USERS)),
-        Catalogue(np.arange(ITEMS), FeatureTable.empty(ITEMS), np.zeros((ITEMS, 0), np.bool_)),
-        log,
-        log,
-        Provenance("benchmark", "own"),
-    )
-    return World(
-        split="test",
-        data=data,
-        n_items=ITEMS,
-        groups=groups_of(data),
-        embeddings=rng.normal(size=(ITEMS, 8)).astype(np.float32),
-        response=random_response(SequentialResponse),
-        users=np.arange(USERS),
-        initial_history=initial_history(log, USERS, SHAPE.length),
-    )
+    shape = USERS, SHAPE.length
+    histories = HistoryWindow(rng.integers(ITEMS, size=shape, dtype=np.int32), rng.random(shape) < 0.45)
+    world = synthetic_world(ITEMS, dimension=8, histories=histories)
+    assert isinstance(world.response, FactorisedResponse)
+    return replace(world, response=random_response(kind, world.response))
 
 
 def stepping(world: World, leave: str, batch_size: int) -> Callable[[], int]:
@@ -133,8 +103,7 @@ def rate(step: Callable[[], int]) -> float:
 
 
 def main() -> None:
-    world = random_world()
-    windows = replace(world, response=random_response(ReadingWindows))
+    world, windows = random_world(SequentialResponse), random_world(ReadingWindows)
     steps = {"product": product()}
     for leave in ("temper", "never"):
         for batch in arguments.batches:

@@ -154,7 +154,9 @@ class RunConfig:
                 }
             )
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"this is not the configuration of a run: {error}") from error
+            raise ArtifactError(
+                f"this is not the configuration of a run of this version ({error}); train it again"
+            ) from error
 
 
 def plan_run(

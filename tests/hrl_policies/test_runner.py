@@ -126,6 +126,12 @@ def test_a_loaded_algorithm_that_goes_on_learning_is_past_its_first_random_steps
     assert algorithm.num_timesteps == stored.steps_done >= algorithm.learning_starts > 0
 
 
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do():
+    earlier = {name: value for name, value in a2c().as_dict().items() if name != "randomisation"}
+    with pytest.raises(ArtifactError, match=r"of this version .*randomisation.*; train it again"):
+        RunConfig.from_dict(earlier)
+
+
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
     from kuaifair_env.embeddings import item_embeddings

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from kuaifair_env import (
-    ENVIRONMENTS,
     DataError,
     InteractionData,
     LeftOutWarning,
@@ -20,22 +19,9 @@ from kuaifair_env import (
     make_world,
     register_world,
 )
-from kuaifair_env.data.cache import CACHE_VARIABLE
 from kuaifair_env.response import fit_response
 
 SETTINGS = {"embedding_dim": 4, "max_len": 4, "slate_size": 4}
-
-
-@pytest.fixture
-def registry(monkeypatch, tmp_path):
-    """Ids that a test registers are gone after it, and so is what was fitted."""
-    before, known = dict(ENVIRONMENTS), set(gym.registry)
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    yield ENVIRONMENTS
-    ENVIRONMENTS.clear()
-    ENVIRONMENTS.update(before)
-    for env_id in set(gym.registry) - known:
-        del gym.registry[env_id]
 
 
 def shop(seed: int, rows: int = 1_500) -> pd.DataFrame:

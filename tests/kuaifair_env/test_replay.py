@@ -13,7 +13,6 @@ from helpers import small_data
 from official_files import write_kuairand
 
 from kuaifair_env import (
-    ENVIRONMENTS,
     DataError,
     KuaiFairEnv,
     KuaiFairVectorEnv,
@@ -66,18 +65,6 @@ def data():
 def world(data):
     """All items are candidates, and all users have sessions who were shown at least 5."""
     return build_replay_world(data, candidates=np.arange(N_ITEMS), users=np.arange(N_USERS))
-
-
-@pytest.fixture
-def registry(monkeypatch, tmp_path):
-    """Ids that a test registers are gone after it, and so is what was fitted."""
-    before, known = dict(ENVIRONMENTS), set(gym.registry)
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    yield ENVIRONMENTS
-    ENVIRONMENTS.clear()
-    ENVIRONMENTS.update(before)
-    for env_id in set(gym.registry) - known:
-        del gym.registry[env_id]
 
 
 # ---------------------------------------------------------------- the logged response
