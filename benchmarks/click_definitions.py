@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec, write_page
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import Oracle, QualityOracle, QuotaGreedy, RandomSlates
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.tables import ResultTable

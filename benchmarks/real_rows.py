@@ -25,10 +25,10 @@ from torch import Tensor
 from worlds import PARTIAL, cell, open_worlds, write_page
 
 from dsrm.belief import BeliefItems
+from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.shared_level import SharedLevel, SharedScales
 from hrl_policies.belief_controls import BeliefQuota, ItemQuota
-from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import RandomSlates
 from hrl_policies.study import single_threaded
 from hrl_policies.study.statistics import mean_interval

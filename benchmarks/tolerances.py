@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from worlds import open_worlds, write_page
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import GreedyCTR, MeanToleranceQuota, QuotaGreedy, ToleranceQuota, best_slates
 from hrl_policies.study import single_threaded
 from hrl_policies.study.statistics import mean_interval

@@ -29,7 +29,7 @@ from kuaifair_env.files import Family, load_artifact, save_artifact, take_settin
 from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.world import World
 
-BELIEFS = Family("kuaifair-belief", 1, "belief")
+BELIEFS = Family("kuaifair-belief", 2, "belief")
 
 _EMBEDDING_TOLERANCE = 1e-3
 _STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
@@ -172,6 +172,7 @@ class Belief:
             "values": self.shared.values.numpy(),
             "mean": self.shared.mean.numpy(),
             "deviation": self.shared.deviation.numpy(),
+            "coefficients": self.shared.coefficients.numpy(),
             "squares": self._squares.numpy(),
             "determined": self._determined.numpy(),
             "ids": self.items.ids,
@@ -196,6 +197,7 @@ class Belief:
         _, arrays, settings = load_artifact(path, "two-level", BELIEFS)
         shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
         shapes |= dict.fromkeys(("ids", "weights", "values", "mean", "deviation"), (None,))
+        shapes["coefficients"] = (self.shared.coefficients.shape[0],)
         arrays = take_tensors(path, arrays, shapes | {"squares": (3,), "determined": (3,)})
         ids, embeddings, features = (arrays[name] for name in ("ids", "embeddings", "features"))
         saved = BeliefItems(take_setting(path, settings, "data_hash"), ids, embeddings, self.items.exposures, features)

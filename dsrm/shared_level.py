@@ -52,6 +52,7 @@ class SharedLevel:
         scales: Of the priors now.
         mean: ``(N,)``, posterior mean of ``b + g . x_i + delta_i``.
         deviation: ``(N,)``, posterior standard deviation of the offset given all else.
+        coefficients: ``(p,)``, posterior mean of ``b`` and ``g``, in the order of the columns.
         weights: ``float64 (N,)``, summed precisions of the observations of each item.
         values: ``float64 (N,)``, summed precision times observation.
     """
@@ -73,6 +74,7 @@ class SharedLevel:
         self.weights = torch.zeros(len(self._columns), dtype=torch.float64)
         self.values = torch.zeros(len(self._columns), dtype=torch.float64)
         self.mean = self._columns.new_zeros(len(self._columns))
+        self.coefficients = self._columns.new_zeros(self._columns.shape[1])
         self.deviation = self._deviations * self.scales.offset
 
     def add(self, items: Tensor, weights: Tensor, values: Tensor) -> None:
@@ -103,7 +105,8 @@ class SharedLevel:
         precision += torch.eye(len(widths), dtype=dtype)
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
         standard = covariance @ (scaled.T @ (values * remaining))
-        linear = self._columns @ (widths * standard)
+        self.coefficients = widths * standard
+        linear = self._columns @ self.coefficients
         offsets = variances * remaining * (values - weights * linear[seen])
         self.mean = linear.index_add(0, seen, offsets)
         self.deviation = self._deviations * self.scales.offset
@@ -118,10 +121,11 @@ class SharedLevel:
             )
 
     def restore(self, scales: SharedScales, first: SharedScales, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what another level had: its scales, and ``weights``, ``values``, ``mean`` and ``deviation`` by name."""
+        """Takes what another level had: its scales, and its tensors by name."""
         self.scales, self._first = scales, first
         self.weights, self.values = tensors["weights"], tensors["values"]
         self.mean, self.deviation = tensors["mean"], tensors["deviation"]
+        self.coefficients = tensors["coefficients"]
 
     def _reestimated(self, squares: Tensor, determined: Tensor, of_offsets: Tensor, offsets: Tensor) -> SharedScales:
         values = {"offset": _scale(self._first.offset, of_offsets, offsets)} | {

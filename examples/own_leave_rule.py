@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kuaifair_env
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import GreedyCTR, QuotaGreedy
 from kuaifair_env.abandonment import BoundLeaveRule, LeaveDecision, WorldFacts
 from kuaifair_env.data.schema import IntArray

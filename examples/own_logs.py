@@ -18,7 +18,7 @@ from stable_baselines3 import A2C
 
 import kuaifair_env
 from dsrm import VecDSRM, load_purifier
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.worlds import cached_purifier
 

@@ -15,9 +15,9 @@ from gymnasium import spaces
 
 import kuaifair_env
 from dsrm import DSRMObservationWrapper, MismatchError
+from dsrm.click_scorer import ClickScorer
 from dsrm.probe_data import probe_set
 from dsrm.probes import probe, purified_states, report_table
-from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import QuotaGreedy
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.response.base import HistoryWindow

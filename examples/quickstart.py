@@ -10,7 +10,7 @@ import torch
 from stable_baselines3 import A2C
 
 import kuaifair_env
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import QuotaGreedy
 
 

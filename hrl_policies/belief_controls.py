@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
+from dsrm.belief import Belief, BeliefItems, BeliefScales
+from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnScales
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.session_evidence import SessionEvidence
 from hrl_policies.controls import GreedyCTR, best_slates, fair_counts_now
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.observations import observed_states
-from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.served_sessions import ServedStep
 from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
@@ -73,9 +72,7 @@ class BeliefQuota(GreedyCTR):
             raise ValueError(
                 "this control holds a belief about other items than those of these sessions; use a new one"
             )
-        self._sessions = SessionBeliefs(self._belief, batch.batch_size)
-        self._steps = np.full(batch.batch_size, -1)
-        self._users = np.full(batch.batch_size, -1)
+        self._evidence = SessionEvidence(self._belief, self._scorer, batch)
         self._draws = torch.zeros(batch.batch_size, batch.world.n_items)
 
     @property
@@ -98,7 +95,11 @@ class BeliefQuota(GreedyCTR):
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
         """See :class:`~hrl_policies.controls.Control`."""
-        logits = self._sessions.logits(converged=self._take_evidence(batch))
+        begun = self._evidence.begin()
+        if self._explores and len(begun):
+            shape = (len(begun), batch.world.n_items)
+            self._draws[torch.from_numpy(begun)] = torch.randn(shape, generator=self._generator)
+        logits = self._evidence.beliefs.logits(converged=self._evidence.take())
         if self._explores:
             noise = NOISE[batch.config.repeats] if self._noise is None else self._noise
             logits += noise * self.belief.shared.deviation * self._draws
@@ -113,13 +114,11 @@ class BeliefQuota(GreedyCTR):
             self.belief.shared.start_anew()
             return
         live = step.live & (step.blocks == block)
-        self._sessions.learn(*(torch.from_numpy(array) for array in (step.items, step.clicks, live, step.done)))
+        self._evidence.beliefs.learn(*(torch.from_numpy(array) for array in (step.items, step.clicks, live, step.done)))
 
     def save_served(self, path: Path) -> None:
         """Writes what was learned, the running sessions and the random generator; see ``LearnsWhileServing``."""
-        tensors = {f"session.{name}": tensor for name, tensor in self._sessions.tensors().items()}
-        tensors |= {"generator": self._generator.get_state(), "draws": self._draws}
-        tensors |= {"steps": torch.from_numpy(self._steps), "users": torch.from_numpy(self._users)}
+        tensors = self._evidence.tensors() | {"generator": self._generator.get_state(), "draws": self._draws}
         tensors["block"] = torch.tensor(self._block)
         self.belief.save(path, tensors)
 
@@ -128,44 +127,11 @@ class BeliefQuota(GreedyCTR):
         tensors = self.belief.load(path)
         self._generator.set_state(tensors["generator"])
         self._block = int(tensors["block"])
-        self._draws, self._steps, self._users = tensors["draws"], tensors["steps"].numpy(), tensors["users"].numpy()
-        of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
-        self._sessions.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})
+        self._draws = tensors["draws"]
+        self._evidence.restore(tensors)
 
     def _items(self, world: World) -> BeliefItems:
         return BeliefItems.of_world(world)
-
-    def _take_evidence(self, batch: SessionBatch) -> bool:
-        """Adds what each session showed since the last call, and returns whether any was taken up in the middle."""
-        simulator = batch.simulator
-        steps, users = simulator.steps, simulator.users
-        same = users == self._users
-        begun = np.flatnonzero(~(same & ((steps == self._steps) | ((steps == self._steps + 1) & (steps > 0)))))
-        if len(begun):
-            self._start(begun, batch)
-            self._steps[begun], self._users[begun] = 0, users[begun]
-        behind = steps - self._steps
-        n_slates, slate_size = int(behind.max()), simulator.slate_size
-        window = batch.history_window(n_slates * slate_size)
-        shape = (len(steps), n_slates, slate_size)
-        items, clicks = window.items.reshape(shape).astype(np.int64), window.clicks.reshape(shape)
-        for back in range(n_slates, 0, -1):
-            rows = np.flatnonzero(behind >= back)
-            shown, clicked = torch.from_numpy(items[rows, -back]), torch.from_numpy(clicks[rows, -back])
-            self._sessions.observe(torch.from_numpy(rows), shown, clicked)
-        self._steps = steps.copy()
-        return n_slates > 1
-
-    def _start(self, rows: NDArray[np.int64], batch: SessionBatch) -> None:
-        world = batch.world
-        window = world.initial_history.take(batch.simulator.users[rows])
-        if batch.config.initial_history == "empty":
-            window = HistoryWindow(np.full_like(window.items, PADDING), np.zeros_like(window.clicks))
-        prior = torch.from_numpy(self._scorer.score(observed_states(world, window)))
-        places = torch.from_numpy(rows)
-        self._sessions.start(places, prior)
-        if self._explores:
-            self._draws[places] = torch.randn(prior.shape, generator=self._generator)
 
 
 class ItemQuota(BeliefQuota):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from kuaifair_env import seeding
 from kuaifair_env.abandonment import LeaveRuleLike, TemperFairness, leave_rule
 from kuaifair_env.batch import SessionBatch

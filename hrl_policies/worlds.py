@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError, DataError

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.sessions import AlgorithmArguments, is_purified
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
 from hrl_policies.hrl_ppo.rewards import (

@@ -18,7 +18,7 @@ from kuaifair_env.observations import state_of
 from kuaifair_env.world import World
 
 if TYPE_CHECKING:
-    from hrl_policies.common.click_scorer import ClickScorer
+    from dsrm.click_scorer import ClickScorer
 
 ManagerKind = Literal["learned", "constant", "flat"]
 WeightForm = Literal["simplex", "paper", "her4if", "quota"]

@@ -12,8 +12,8 @@ import torch
 from helpers import small_world
 
 from dsrm.belief import BeliefScales
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.belief_controls import BeliefQuota, ItemQuota
-from hrl_policies.common.click_scorer import ClickScorer
 from hrl_policies.controls import QuotaGreedy
 from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate, serve
 from kuaifair_env.agent_view import sessions_for_agents
@@ -78,7 +78,7 @@ class Sessions:
 
 def logits(control: BeliefQuota, batch: SessionBatch) -> torch.Tensor:
     control.predict(batch.observe(), deterministic=True)
-    return control._sessions.logits(converged=True)
+    return control._evidence.beliefs.logits(converged=True)
 
 
 @pytest.mark.parametrize("repeats", ["allow", "forbid"])
@@ -167,7 +167,7 @@ def test_what_the_platform_showed_before_the_session_counts_only_through_the_sta
     with_skips, without = Sessions(world), Sessions(other)
     for control, sessions in ((one, with_skips), (two, without)):
         control.bind(sessions.shown)
-        assert not control._sessions.own.variances(torch.zeros(6, 1, dtype=torch.int64)).isnan().any()
+        assert not control._evidence.beliefs.own.variances(torch.zeros(6, 1, dtype=torch.int64)).isnan().any()
     assert torch.equal(logits(one, with_skips.shown), logits(two, without.shown))
 
 

@@ -11,7 +11,7 @@ from helpers import small_world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.controls import (
     GreedyCTR,
     MeanToleranceQuota,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo import HierarchySettings
 from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas

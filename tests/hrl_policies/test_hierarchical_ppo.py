@@ -26,7 +26,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import DSRMObservationWrapper, VecDSRM
-from hrl_policies.common.click_scorer import ClickScorer
+from dsrm.click_scorer import ClickScorer
 from hrl_policies.hrl_ppo import (
     LITERAL,
     HierarchicalPolicy,

@@ -9,7 +9,7 @@ import pytest
 from helpers import TableResponse, small_world
 from sklearn.metrics import roc_auc_score
 
-from hrl_policies.common.click_scorer import ClickScorer, states_before
+from dsrm.click_scorer import ClickScorer, states_before
 from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import DataError

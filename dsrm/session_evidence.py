@@ -1,0 +1,90 @@
+"""Beliefs about the users of a batch of sessions, kept up to date with what the sessions show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsrm.belief import Belief, SessionBeliefs
+from dsrm.click_scorer import ClickScorer
+from kuaifair_env.batch import SessionBatch
+from kuaifair_env.data.schema import IntArray
+from kuaifair_env.observations import observed_states
+from kuaifair_env.response.base import PADDING, HistoryWindow
+
+_COUNTERS = ("steps", "users")
+
+
+class SessionEvidence:
+    """Hands what running sessions showed to the beliefs about their users, each slate once.
+
+    The prior of a session is the click scorer at its start. A session that is taken up in its middle is read from its
+    window.
+
+    Args:
+        belief: What all sessions share.
+        scorer: The click model.
+        batch: The sessions.
+
+    Attributes:
+        beliefs: About the users of the sessions.
+    """
+
+    def __init__(self, belief: Belief, scorer: ClickScorer, batch: SessionBatch) -> None:
+        self.beliefs = SessionBeliefs(belief, batch.batch_size)
+        self._scorer = scorer
+        self._batch = batch
+        self._steps = np.full(batch.batch_size, -1)
+        self._users = np.full(batch.batch_size, -1)
+
+    def begin(self) -> NDArray[np.int64]:
+        """Starts the beliefs about users whose session began since the last call, and returns their rows."""
+        simulator = self._batch.simulator
+        steps, users = simulator.steps, simulator.users
+        same = users == self._users
+        begun = np.flatnonzero(~(same & ((steps == self._steps) | ((steps == self._steps + 1) & (steps > 0)))))
+        if len(begun):
+            self.beliefs.start(torch.from_numpy(begun), torch.from_numpy(self._scorer.score(self._states(begun))))
+            self._steps[begun], self._users[begun] = 0, users[begun]
+        return begun
+
+    def take(self) -> bool:
+        """Adds what each session showed since the last call, and returns whether any was behind by several slates."""
+        simulator = self._batch.simulator
+        steps, slate_size = simulator.steps, simulator.slate_size
+        behind = steps - self._steps
+        n_slates = int(behind.max())
+        window = self._batch.history_window(n_slates * slate_size)
+        shape = (len(steps), n_slates, slate_size)
+        items, clicks = window.items.reshape(shape).astype(np.int64), window.clicks.reshape(shape)
+        for back in range(n_slates, 0, -1):
+            rows = np.flatnonzero(behind >= back)
+            shown, clicked = torch.from_numpy(items[rows, -back]), torch.from_numpy(clicks[rows, -back])
+            self.beliefs.observe(torch.from_numpy(rows), shown, clicked)
+        self._steps = steps.copy()
+        return n_slates > 1
+
+    def context(self, rows: IntArray) -> HistoryWindow:
+        """Returns what the log shows of the users of some rows before their session."""
+        window = self._batch.world.initial_history.take(self._batch.simulator.users[rows])
+        if self._batch.config.initial_history == "empty":
+            return HistoryWindow(np.full_like(window.items, PADDING), np.zeros_like(window.clicks))
+        return window
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
+        counters = {"steps": torch.from_numpy(self._steps), "users": torch.from_numpy(self._users)}
+        return counters | {f"session.{name}": tensor for name, tensor in self.beliefs.tensors().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+        self._steps, self._users = (tensors[name].numpy() for name in _COUNTERS)
+        of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
+        self.beliefs.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})
+
+    def _states(self, rows: IntArray) -> NDArray[np.float32]:
+        return observed_states(self._batch.world, self.context(rows))
