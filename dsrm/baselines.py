@@ -16,6 +16,7 @@ from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
 from dsrm.model import DenoiserPurifier, TrainedDenoiser
 from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
 from kuaifair_env import seeding
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors
 from kuaifair_env.observations import StateObserver
@@ -66,14 +67,14 @@ class NoisePurifier(BasePurifier):
         seed: Seed; the noise of a state follows from the seed and the state's bytes.
 
     Raises:
-        ValueError: If the scale is negative or not finite.
+        ValueError: If the scale is negative or not finite, or the seed not a whole number.
     """
 
     kind = "noise"
 
     def __init__(self, scale: float, seed: int = 0) -> None:
-        if not np.isfinite(scale) or scale < 0:
-            raise ValueError(f"the scale of the noise must be a number of at least 0, got {scale}")
+        need_number("[0, inf)", scale=scale)
+        need_whole(0, seed=seed)
         self._scale = float(scale)
         self._seed = int(seed)
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dsrm.encoder import window_tensors
 from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
 from dsrm.targets import logged_users, sample_windows
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import Tensors
@@ -61,10 +62,10 @@ class ClickModelConfig:
     def __post_init__(self) -> None:
         if self.loss not in DENOISING_LOSSES:
             raise ValueError(f"loss must be one of {DENOISING_LOSSES}, got {self.loss!r}")
-        if min(self.dimension, self.steps, self.batch_size) < 1:
-            raise ValueError("dimension, steps and batch_size must be at least 1")
-        if not 0.0 <= self.drop_rate < 1.0:
-            raise ValueError(f"drop_rate must lie in [0, 1), got {self.drop_rate}")
+        need_whole(1, dimension=self.dimension, steps=self.steps, batch_size=self.batch_size)
+        need_whole(0, seed=self.seed)
+        need_number("(0, inf)", learning_rate=self.learning_rate)
+        need_number("[0, 1)", drop_rate=self.drop_rate)
 
     def drop_rate_at(self, step: int) -> float:
         """Returns T-CE's drop rate after a number of steps; it rises linearly over the first half of them."""

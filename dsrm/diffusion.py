@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kuaifair_env import seeding
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 
 ScheduleKind = Literal["linear", "cosine", "vp"]
@@ -52,10 +53,9 @@ class NoiseSchedule:
         """Makes a schedule of a kind with ``K`` noise levels.
 
         Raises:
-            ValueError: If the kind is unknown or there is no level.
+            ValueError: If the kind is unknown or the number of levels is not a whole number of at least 1.
         """
-        if levels < 1:
-            raise ValueError(f"a schedule needs at least 1 level, got {levels}")
+        need_whole(1, levels=levels)
         if kind == "linear":
             betas = np.linspace(*_LINEAR_BETAS, levels)
         elif kind == "cosine":
@@ -116,8 +116,8 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
-        if min(self.state_size, self.condition_size, self.width, self.blocks) < 1:
-            raise ValueError("sizes of a denoiser must be at least 1")
+        need_whole(1, state_size=self.state_size, condition_size=self.condition_size)
+        need_whole(1, width=self.width, blocks=self.blocks)
 
 
 class Denoiser(nn.Module):
@@ -247,10 +247,13 @@ class SamplerConfig:
             raise ValueError(f"sampler must be one of {get_args(SamplerKind)}, got {self.kind!r}")
         if self.start not in get_args(Start):
             raise ValueError(f"start must be one of {get_args(Start)}, got {self.start!r}")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
-        if self.steps < 1 or self.samples < 1 or self.clip <= 0 or self.guidance < 0:
-            raise ValueError("steps and samples are at least 1, clip is positive, guidance at least 0")
+        need_whole(1, steps=self.steps, samples=self.samples)
+        need_whole(0, seed=self.seed)
+        if self.level is not None:
+            need_whole(1, level=self.level)
+        need_number("[0, 1]", eta=self.eta)
+        need_number("[0, inf)", guidance=self.guidance)
+        need_number("(0, inf)", clip=self.clip)
 
     @classmethod
     def posterior(cls, levels: int, samples: int) -> SamplerConfig:

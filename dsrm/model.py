@@ -23,6 +23,7 @@ from dsrm.diffusion import (
     posterior_spread,
 )
 from dsrm.purifier import WorldKey, WorldPurifier, load_purifier, save_purifier, state_space
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import ArtifactError
@@ -42,6 +43,8 @@ _MIN_SPREAD = 1e-3
 _MAX_LOG_SPREAD = 5.0
 _SPREAD_WEIGHT = 0.1
 _VALIDATION_SHARE = 10
+_SPREAD_SHARE = 4
+"""A batch has a spread for every fourth state."""
 _NAMES = tuple(f"student.{name}.{layer}" for layer in range(3) for name in ("weight", "bias"))
 
 
@@ -120,6 +123,7 @@ class DSRMConfig:
     def __post_init__(self) -> None:
         if self.output not in get_args(Output):
             raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
+        need_whole(1, levels=self.levels)
 
 
 class DenoiserPurifier(WorldPurifier):
@@ -295,7 +299,7 @@ class DistillationConfig:
     """How a student is trained.
 
     Attributes:
-        conditions: Number of conditions that the teacher is asked for.
+        conditions: Number of conditions that the teacher is asked for; a tenth of them is not trained on.
         width: Width of its two hidden layers.
         steps: Optimizer steps.
         batch_size: Conditions of a step.
@@ -307,6 +311,12 @@ class DistillationConfig:
     steps: int = 5_000
     batch_size: int = 512
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        need_whole(2, conditions=self.conditions)
+        need_whole(1, width=self.width, steps=self.steps)
+        need_whole(_SPREAD_SHARE, batch_size=self.batch_size)
+        need_number("(0, inf)", learning_rate=self.learning_rate)
 
 
 class Student:
@@ -389,7 +399,7 @@ def distil(
         for _ in range(config.steps):
             yield (
                 torch.randint(len(inputs) - validation_rows, (config.batch_size,), generator=generator),
-                torch.randint(len(log_spreads), (config.batch_size // 4,), generator=generator),
+                torch.randint(len(log_spreads), (config.batch_size // _SPREAD_SHARE,), generator=generator),
             )
 
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from dsrm.item_sites import linear_weights, matched_sites, posterior_offsets
+from kuaifair_env.checks import need_number
 
 _FIRST_WIDTH = 32
 _OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
@@ -48,8 +49,7 @@ class OwnScales:
     offset: float = 0.7
 
     def __post_init__(self) -> None:
-        if min(self.intercept, self.taste, self.offset) < 0:
-            raise ValueError(f"scales are standard deviations, not negative: {self}")
+        need_number("[0, inf)", intercept=self.intercept, taste=self.taste, offset=self.offset)
 
 
 class OwnMoments(NamedTuple):

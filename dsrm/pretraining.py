@@ -51,6 +51,7 @@ from dsrm.training import (
     top_heavy_objective,
     train_denoiser,
 )
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import HistoryWindow
@@ -113,6 +114,14 @@ class PretrainConfig:
             raise ValueError(f"mode must be one of {MODES}, got {self.mode!r}")
         if self.target not in get_args(Target):
             raise ValueError(f"target must be one of {get_args(Target)}, got {self.target!r}")
+        if self.schedule not in (None, *get_args(ScheduleKind)):
+            raise ValueError(f"schedule must be one of {get_args(ScheduleKind)} or None, got {self.schedule!r}")
+        if self.prediction not in (None, *get_args(Prediction)):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)} or None, got {self.prediction!r}")
+        need_whole(0, seed=self.seed)
+        need_whole(1, levels=self.levels, width=self.width, blocks=self.blocks, denoiser_steps=self.denoiser_steps)
+        need_number("[0, 1]", exclude_share=self.exclude_share)
+        need_number("(0, 1)", calibration_share=self.calibration_share)
 
     @property
     def learned_target(self) -> str:

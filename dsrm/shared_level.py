@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kuaifair_env.checks import need_number
+
 PRIOR_PARAMETERS = 1.0
 """Weight of the first scales when scales are re-estimated, in determined parameters."""
 
@@ -35,8 +37,8 @@ class SharedScales:
     intercept: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.vector, self.offset, self.features, self.intercept) < 0:
-            raise ValueError(f"scales are standard deviations, not negative: {self}")
+        need_number("[0, inf)", vector=self.vector, offset=self.offset)
+        need_number("[0, inf)", features=self.features, intercept=self.intercept)
 
 
 class SharedLevel:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsrm.purifier import ConditionBuilder
 from kuaifair_env.abandonment import NeverLeave
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
@@ -47,8 +48,9 @@ class WindowSettings:
     policy_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.policy_share <= 1.0:
-            raise ValueError(f"policy_share must lie in [0, 1], got {self.policy_share}")
+        need_whole(1, min_length=self.min_length)
+        need_whole(self.min_length, max_length=self.max_length)
+        need_number("[0, 1]", policy_share=self.policy_share)
 
 
 class WindowSource:

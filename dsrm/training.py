@@ -17,6 +17,7 @@ from dsrm.baselines import regress
 from dsrm.diffusion import Denoiser, denoising_loss
 from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.targets import Examples, ExampleSource
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, load_artifact, save_artifact
@@ -60,11 +61,11 @@ class TrainingConfig:
     validation_examples: int = 10_000
 
     def __post_init__(self) -> None:
-        counts = (self.rounds, self.examples, self.epochs, self.batch_size, self.patience)
-        if min(counts) < 1 or self.validation_examples < 1:
-            raise ValueError("rounds, examples, epochs, batch size and patience must be at least 1")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        need_whole(1, rounds=self.rounds, examples=self.examples, epochs=self.epochs, batch_size=self.batch_size)
+        need_whole(1, patience=self.patience, validation_examples=self.validation_examples)
+        need_number("(0, inf)", learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        need_number("[0, inf)", weight_decay=self.weight_decay)
+        need_number("[0, 1)", ema_decay=self.ema_decay)
 
 
 Objective = Callable[[Denoiser, Tensor, Tensor, float, torch.Generator], Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from kuaifair_env.abandonment import (
 )
 from kuaifair_env.actions import ActionMode, Duplicates, action_decoder
 from kuaifair_env.checkpoints import set_attributes
+from kuaifair_env.checks import need_whole
 from kuaifair_env.data.schema import BoolArray, IdArray, IntArray
 from kuaifair_env.histories import SessionHistories
 from kuaifair_env.metrics import gini_of_sessions, signed_gap, slate_disparity
@@ -91,10 +92,8 @@ class SessionConfig:
     drift: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_len", "slate_size"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        sizes = {"max_len": self.max_len, "slate_size": self.slate_size}
+        need_whole(1, **{name: size for name, size in sizes.items() if size is not None})
         if self.drift is not None and not _is_positive(self.drift):
             raise ValueError(f"drift must be a positive number of slates, or None, got {self.drift!r}")
         if not isinstance(self.session_clock, bool):

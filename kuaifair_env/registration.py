@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +14,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.checks import need_whole
 from kuaifair_env.data.dataset import FrameSettings, InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
 from kuaifair_env.data.schema import Split
@@ -127,16 +127,11 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     replayed = ENVIRONMENTS[env_id].replay and chosen["split"] == "test"
     least = chosen.pop("min_candidates")
     chosen["min_candidates"] = (REPLAY_SLATE_SIZE if least is None else least) if replayed else None
-    for name in ("embedding_dim", "history_length", "min_candidates"):
-        _check_whole_number(name, chosen[name])
+    sizes = ("embedding_dim", "history_length", "min_candidates")
+    need_whole(1, **{name: chosen[name] for name in sizes if chosen[name] is not None})
     world = _cached_world(source, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
-
-
-def _check_whole_number(name: str, number: Any) -> None:
-    if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
 
 
 def need_environment(env_id: str) -> None:

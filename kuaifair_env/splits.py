@@ -6,12 +6,11 @@ one split says nothing about another.
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env import seeding
+from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import IdArray
 
@@ -58,8 +57,7 @@ def calibration_users(data: InteractionData, share: float = CALIBRATION_SHARE) -
     Raises:
         ValueError: If the share is not within (0, 1), or no user is left.
     """
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    need_number("(0, 1)", share=share)
     tested = data.test.user_rows()
     free = np.setdiff1d(tested, held_out_users(data))
     count = min(round(share * len(tested)), len(free))
@@ -78,10 +76,7 @@ def evaluation_users(user_ids: IdArray, count: int = EVALUATION_USERS) -> IdArra
     Raises:
         ValueError: If ``count`` is not a whole number of at least 1.
     """
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise ValueError(f"the number of users to evaluate on must be a whole number, got {count!r}")
-    if count < 1:
-        raise ValueError(f"need at least 1 user to evaluate on, got {count}")
+    need_whole(1, count=count)
     return np.asarray(user_ids[chosen_users(user_ids, count, EVALUATION)])
 
 
