@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
+from dsrm.preference import ClosedForm, Evidence, Moments, PreferenceModel
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
@@ -225,26 +226,34 @@ class SessionBeliefs:
     Args:
         belief: What all sessions share.
         n_sessions: Number of sessions ``B``.
+        preference: Which distribution users' own parts have, given evidence.
     """
 
-    def __init__(self, belief: Belief, n_sessions: int) -> None:
+    def __init__(self, belief: Belief, n_sessions: int, preference: PreferenceModel | None = None) -> None:
         self._belief = belief
+        self._preference = ClosedForm() if preference is None else preference
         embeddings = torch.from_numpy(belief.items.embeddings)
         self.own = OwnLevel(
             torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions, belief.own_scales
         )
         self._prior = torch.zeros(n_sessions, len(embeddings))
+        self._contexts = torch.zeros(n_sessions, 0)
         self._base = self._prior
         self._own_part = self._prior
 
-    def start(self, rows: Tensor, prior: Tensor) -> None:
+    def start(self, rows: Tensor, prior: Tensor, contexts: Tensor | None = None) -> None:
         """Starts new sessions.
 
         Args:
             rows: ``int64 (n,)``.
             prior: ``float32 (n, N)``, log-odds of a click at the session's start, from the training log.
+            contexts: ``float32 (n, c)``, what the log shows of the users, for models that read it.
         """
         self._prior[rows] = prior
+        if contexts is not None:
+            if not self._contexts.shape[1]:
+                self._contexts = torch.zeros(len(self._contexts), contexts.shape[1])
+            self._contexts[rows] = contexts
         self.own.start(rows)
 
     def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
@@ -263,8 +272,16 @@ class SessionBeliefs:
             self.own.converge(self._base)
         else:
             self.own.update(self._base)
-        self._own_part = self.own.logits()
+        self._own_part = self.own.logits_at(self.moments().means)
         return self._base + self._own_part
+
+    def evidence(self) -> Evidence:
+        """Returns what is known about the users, as of the last :meth:`logits`."""
+        return Evidence(self._contexts, self.own.means, self.own.covariances, self.own.widths)
+
+    def moments(self) -> Moments:
+        """Returns mean and spread of the users' own parts, as of the last :meth:`logits`."""
+        return self._preference.moments(self.evidence())
 
     def learn(self, items: Tensor, clicks: Tensor, live: Tensor, done: Tensor) -> None:
         """Hands on what the slates that followed the last :meth:`logits` say about what all users share.
@@ -299,12 +316,12 @@ class SessionBeliefs:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
-        return self.own.tensors() | {"prior": self._prior}
+        return self.own.tensors() | {"prior": self._prior, "contexts": self._contexts}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
         self.own.restore(tensors, self._belief.own_scales)
-        self._prior = tensors["prior"].clone()
+        self._prior, self._contexts = tensors["prior"].clone(), tensors["contexts"].clone()
 
 
 def _scales(of_file: Mapping[str, Any]) -> BeliefScales:

@@ -214,6 +214,35 @@ class OwnLevel:
         width = int(self._counts.max())
         return own.scatter_add_(1, self._items[:, :width], self._offsets[:, :width])
 
+    @property
+    def widths(self) -> Tensor:
+        """``(d + 1,)``, standard deviations of the priors of ``b_u`` and ``w_u``."""
+        return self._widths
+
+    @property
+    def means(self) -> Tensor:
+        """``(B, d + 1)``, posterior modes of ``b_u`` and ``w_u``, in units of the prior's standard deviations."""
+        return self._means
+
+    @property
+    def covariances(self) -> Tensor:
+        """``(B, d + 1, d + 1)``, posterior covariances of ``b_u`` and ``w_u``, in the same units."""
+        return self._inverses
+
+    def logits_at(self, preferences: Tensor) -> Tensor:
+        """Returns ``(B, N)``, the posterior mode of ``b_u + w_u . e_i + delta_ui`` given ``b_u`` and ``w_u``.
+
+        Args:
+            preferences: ``(B, d + 1)``, ``b_u`` and ``w_u`` in log-odds.
+        """
+        own = preferences @ self._features.T
+        width = max(int(self._counts.max()), 1)
+        # An offset explains the share of an answer that the linear part leaves.
+        gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[:, :width])
+        items = self._items[:, :width]
+        offsets = self._offsets[:, :width] - gains * (own.gather(1, items) - self._linear[:, :width])
+        return own.scatter_add_(1, items, torch.where(self._shows[:, :width] > 0, offsets, 0.0))
+
     def variances(self, items: Tensor) -> Tensor:
         """Returns posterior variances of ``b_u + w_u . e_i + delta_ui``.
 

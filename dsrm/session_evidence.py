@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsrm.belief import Belief, SessionBeliefs
 from dsrm.click_scorer import ClickScorer
+from dsrm.preference import LogContexts, PreferenceModel
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.observations import observed_states
@@ -29,13 +30,17 @@ class SessionEvidence:
         belief: What all sessions share.
         scorer: The click model.
         batch: The sessions.
+        preference: Which distribution users' own parts have, given evidence.
 
     Attributes:
         beliefs: About the users of the sessions.
     """
 
-    def __init__(self, belief: Belief, scorer: ClickScorer, batch: SessionBatch) -> None:
-        self.beliefs = SessionBeliefs(belief, batch.batch_size)
+    def __init__(
+        self, belief: Belief, scorer: ClickScorer, batch: SessionBatch, preference: PreferenceModel | None = None
+    ) -> None:
+        self.beliefs = SessionBeliefs(belief, batch.batch_size, preference)
+        self._contexts = None if preference is None else LogContexts(batch.world)
         self._scorer = scorer
         self._batch = batch
         self._steps = np.full(batch.batch_size, -1)
@@ -48,7 +53,10 @@ class SessionEvidence:
         same = users == self._users
         begun = np.flatnonzero(~(same & ((steps == self._steps) | ((steps == self._steps + 1) & (steps > 0)))))
         if len(begun):
-            self.beliefs.start(torch.from_numpy(begun), torch.from_numpy(self._scorer.score(self._states(begun))))
+            window = self.context(begun)
+            prior = torch.from_numpy(self._scorer.score(observed_states(self._batch.world, window)))
+            contexts = None if self._contexts is None else torch.from_numpy(self._contexts.summarise(window))
+            self.beliefs.start(torch.from_numpy(begun), prior, contexts)
             self._steps[begun], self._users[begun] = 0, users[begun]
         return begun
 
@@ -85,6 +93,3 @@ class SessionEvidence:
         self._steps, self._users = (tensors[name].numpy() for name in _COUNTERS)
         of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
         self.beliefs.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})
-
-    def _states(self, rows: IntArray) -> NDArray[np.float32]:
-        return observed_states(self._batch.world, self.context(rows))

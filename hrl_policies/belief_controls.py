@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnScales
+from dsrm.preference import PreferenceModel
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.controls import GreedyCTR, best_slates, fair_counts_now
 from kuaifair_env.batch import SessionBatch
@@ -44,12 +45,20 @@ class BeliefQuota(GreedyCTR):
         noise: Spread of the draws in posterior standard deviations; None takes :data:`NOISE`.
         seed: Seed of the draws.
         scales: Where the scales of the belief begin.
+        preference: Which distribution users' own parts have, given evidence; None takes the closed form.
     """
 
     def __init__(
-        self, scorer: ClickScorer, *, noise: float | None = None, seed: int = 0, scales: BeliefScales | None = None
+        self,
+        scorer: ClickScorer,
+        *,
+        noise: float | None = None,
+        seed: int = 0,
+        scales: BeliefScales | None = None,
+        preference: PreferenceModel | None = None,
     ) -> None:
         super().__init__(scorer)
+        self._preference = preference
         self.seed = seed
         self._noise = noise
         self._scales = scales
@@ -72,7 +81,7 @@ class BeliefQuota(GreedyCTR):
             raise ValueError(
                 "this control holds a belief about other items than those of these sessions; use a new one"
             )
-        self._evidence = SessionEvidence(self._belief, self._scorer, batch)
+        self._evidence = SessionEvidence(self._belief, self._scorer, batch, self._preference)
         self._draws = torch.zeros(batch.batch_size, batch.world.n_items)
 
     @property

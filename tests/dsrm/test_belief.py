@@ -411,3 +411,24 @@ def test_a_saved_belief_goes_on_to_the_same_numbers(tmp_path):
     assert one.course == two.course
     with pytest.raises(ArtifactError, match="other items"):
         Belief(items_of(61)).load(tmp_path / "belief.safetensors")
+
+
+def test_offsets_take_what_other_preferences_leave_unexplained():
+    rng = np.random.default_rng(3)
+    features = torch.from_numpy(np.c_[np.ones(20), rng.normal(size=(20, 4))])
+    level = OwnLevel(features, 2, OwnScales(0.6, 0.8, 0.7))
+    rows = torch.arange(2)
+    for _ in range(5):
+        items = torch.from_numpy(np.stack([rng.choice(20, 6, replace=False) for _ in range(2)]))
+        level.observe(rows, items, torch.from_numpy(rng.random((2, 6)) < 0.4))
+    base = torch.from_numpy(rng.normal(size=(2, 20)))
+    level.converge(base)
+    modes = level.widths * level.means
+    torch.testing.assert_close(level.logits_at(modes), level.logits())
+
+    other = modes + 0.01 * torch.from_numpy(rng.normal(size=(2, 5)))
+    shows = torch.zeros(2, 20, dtype=torch.float64).scatter_add_(1, level._items, level._shows)
+    clicks = torch.zeros(2, 20, dtype=torch.float64).scatter_add_(1, level._items, level._clicks)
+    linear = other @ features.T
+    offsets = posterior_offsets(base + linear, shows, clicks, 0.7**2, torch.zeros_like(linear))
+    torch.testing.assert_close(level.logits_at(other), linear + offsets, atol=1e-4, rtol=0)

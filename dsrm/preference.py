@@ -1,0 +1,134 @@
+"""What an agent believes about users' clean preferences, given the log before a session and the session's answers.
+
+A user's clean preference ``s*`` is ``(b_u, w_u)``: by how much the user clicks more than predicted, and on items with
+such embeddings. A :class:`PreferenceModel` is a distribution of it given an :class:`Evidence`, which holds all that is
+known: the observed state ``s~`` of the paper, refined to clicked, skipped and shown items, and what the session's own
+answers say. Its mean is the purified state ``s^``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsrm.purifier import STATISTICS, ConditionBuilder
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.pooling import mean_embeddings
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.world import World
+
+
+def context_size(dimension: int) -> int:
+    """Returns the size of a log context, ``3 d + 10``, for embeddings of size ``d``."""
+    return 3 * dimension + 3 + len(STATISTICS)
+
+
+class LogContexts:
+    """Summarises what the log shows of users before their sessions.
+
+    A summary holds the mean unit embeddings of the clicked, the skipped and the shown items, how many there were of
+    each (``log(1 + n)``), and the popularity statistics of :data:`dsrm.purifier.STATISTICS`.
+
+    Args:
+        world: Its tables of items are read; both worlds of a pair give the same summaries.
+    """
+
+    def __init__(self, world: World) -> None:
+        embeddings = world.embeddings if world.item_term is None else world.embeddings[:, :-1]
+        self._units = unit_rows(embeddings)
+        self._builder = ConditionBuilder.of_world(world)
+
+    @property
+    def size(self) -> int:
+        """Numbers in a summary."""
+        return context_size(self._units.shape[1])
+
+    def summarise(self, window: HistoryWindow) -> FloatArray:
+        """Returns ``float32 (B, 3 d + 10)`` for the log windows of ``B`` users."""
+        clicked = window.clicks.astype(np.float32)
+        shown = (window.items >= 0).astype(np.float32)
+        sorts = (clicked, shown - clicked, shown)
+        means = [mean_embeddings(self._units, window.items, sort) for sort in sorts]
+        counts = np.log1p(np.stack([sort.sum(axis=1) for sort in sorts], axis=1))
+        return np.concatenate([*means, counts, self._builder.statistics(window)], axis=1)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known about the users of ``B`` sessions.
+
+    What the session's answers say is held as the posterior that they give under a normal prior with mean zero, in units
+    of the prior's standard deviations; entries are ``b_u`` and then ``w_u``.
+
+    Attributes:
+        contexts: ``float32 (B, 3 d + 10)``, see :class:`LogContexts`.
+        means: ``float32 (B, d + 1)``, mode of that posterior.
+        covariances: ``float32 (B, d + 1, d + 1)``, its covariance.
+        scales: ``float32 (d + 1,)``, standard deviations of the prior, in log-odds.
+    """
+
+    contexts: Tensor
+    means: Tensor
+    covariances: Tensor
+    scales: Tensor
+
+    @property
+    def deviations(self) -> Tensor:
+        """``float32 (B, d + 1)``, standard deviations of that posterior, in units of the prior's."""
+        return self.covariances.diagonal(dim1=1, dim2=2).sqrt()
+
+    def take(self, rows: Tensor) -> Evidence:
+        """Returns the evidence of some of the sessions."""
+        return Evidence(self.contexts[rows], self.means[rows], self.covariances[rows], self.scales)
+
+
+class Moments(NamedTuple):
+    """Means and standard deviations of clean preferences, both ``float32 (B, d + 1)`` in log-odds: ``b_u``, ``w_u``."""
+
+    means: Tensor
+    deviations: Tensor
+
+
+class PreferenceModel(Protocol):
+    """A distribution of users' clean preferences given evidence.
+
+    Attributes:
+        kind: Name of the sort of model, under which files hold it.
+    """
+
+    kind: str
+
+    def moments(self, evidence: Evidence) -> Moments:
+        """Returns mean and spread of the clean preference of each session's user."""
+        ...
+
+    def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
+        """Returns draws of the clean preferences, ``float32 (count, B, d + 1)`` in log-odds, the same for a seed."""
+        ...
+
+
+class ClosedForm:
+    """The posterior under a normal prior with mean zero, the same for everybody: the session's answers alone."""
+
+    kind = "closed-form"
+
+    def moments(self, evidence: Evidence) -> Moments:
+        """See :class:`PreferenceModel`."""
+        return Moments(evidence.scales * evidence.means, evidence.scales * evidence.deviations)
+
+    def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
+        """See :class:`PreferenceModel`."""
+        return normal_samples(evidence.means, evidence.covariances, count, seed) * evidence.scales
+
+
+def normal_samples(means: Tensor, covariances: Tensor, count: int, seed: int) -> Tensor:
+    """Returns ``(count, B, n)`` draws of normal distributions with means ``(B, n)`` and covariances ``(B, n, n)``."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((count, *means.shape), generator=generator)
+    factors = torch.linalg.cholesky(covariances)
+    return means + torch.einsum("bij,nbj->nbi", factors, noise)
