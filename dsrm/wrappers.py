@@ -2,54 +2,61 @@
 
 A state is purified once, when the environment gives it, and never again in an optimizer's epochs. The last observation
 of an episode is purified too, with the window of the session that ended.
+
+What lies beneath must leave observations as they are; wrappers that normalise or stack them go on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from dsrm.purifier import StatePurifier, history_length_of, purified_space
+from dsrm.purified_observations import PurifiedRows, as_purifier, check_observed, recorded
+from dsrm.purifier import StatePurifier
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.observations import extended_space, stack_observations, state_of, take_rows, with_state
+from kuaifair_env.observations import stack_observations, take_rows
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.session_view import FixedSettings
 from kuaifair_env.vector_env import KuaiFairVectorEnv
-from kuaifair_env.world import World
-
-_STATE = "state"
 
 
-class DSRMObservationWrapper(FixedSettings, gym.Wrapper[Any, Any, Any, Any]):
+class DSRMObservationWrapper(FixedSettings, RecordConstructorArgs, gym.Wrapper[Any, Any, Any, Any]):
     """Purifies the observations of a single KuaiFair environment.
 
     In ``state`` mode the observation is the purified state; in ``history`` mode the entry ``state`` is.
+    ``gym.make(env.spec)`` makes the same environment again; its specification can be written as JSON
+    (``env.spec.to_json()``) where the purifier was given as a path.
 
     Args:
-        env: A KuaiFair environment, wrapped or not; wrappers below must leave observations as they are.
-        dsrm: The purifier.
+        env: A KuaiFair environment, wrapped or not.
+        purifier: The purifier, or the path of its file.
 
     Raises:
+        ArtifactError: If the file is missing or damaged.
         MismatchError: If the purifier was made for another world.
-        TypeError: If the environment is not a KuaiFair environment.
+        TypeError: If the environment is not a KuaiFair environment, or a wrapper beneath changes observations.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], dsrm: StatePurifier) -> None:
-        super().__init__(env)
+    def __init__(self, env: gym.Env[Any, Any], purifier: StatePurifier | str | Path) -> None:
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, purifier=recorded(purifier))
+        gym.Wrapper.__init__(self, env)
         unwrapped = env.unwrapped
         if not isinstance(unwrapped, KuaiFairEnv):
             raise TypeError(f"DSRMObservationWrapper needs a KuaiFair environment, got {type(unwrapped).__name__}")
-        self._sessions = unwrapped
-        self._observations = _PurifiedObservations(dsrm, env.observation_space, unwrapped.world)
+        check_observed(env, unwrapped.world, unwrapped.config, DSRMObservationWrapper)
+        self.purifier = as_purifier(purifier)
+        self._observations = PurifiedRows(
+            self.purifier, env.observation_space, unwrapped.world, unwrapped.history_window
+        )
         self.observation_space = self._observations.space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -63,8 +70,7 @@ class DSRMObservationWrapper(FixedSettings, gym.Wrapper[Any, Any, Any, Any]):
         return self._purify(observation), reward, terminated, truncated, info
 
     def _purify(self, observation: Any) -> Any:
-        window = self._sessions.history_window(self._observations.length)
-        return self._observations.purify_each([observation], window)[0]
+        return take_rows(self._observations.purify(stack_observations([observation])), 0)
 
 
 class DSRMVectorWrapper(FixedSettings, VectorWrapper):
@@ -72,14 +78,15 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
 
     Args:
         env: A KuaiFair vector environment.
-        dsrm: The purifier.
+        purifier: The purifier, or the path of its file.
 
     Raises:
+        ArtifactError: If the file is missing or damaged.
         MismatchError: If the purifier was made for another world.
-        TypeError: If the environment is not a KuaiFair vector environment.
+        TypeError: If the environment is not a KuaiFair vector environment, or a wrapper beneath changes observations.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], dsrm: StatePurifier) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], purifier: StatePurifier | str | Path) -> None:
         super().__init__(env)
         unwrapped = env.unwrapped
         if not isinstance(unwrapped, KuaiFairVectorEnv):
@@ -87,8 +94,12 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
                 f"DSRMVectorWrapper needs a KuaiFair vector environment, got {type(unwrapped).__name__}; make one "
                 "with gym.make_vec(id, n, vectorization_mode='vector_entry_point')"
             )
+        check_observed(env, unwrapped.world, unwrapped.config, DSRMVectorWrapper)
+        self.purifier = as_purifier(purifier)
         self._sessions = unwrapped
-        self._observations = _PurifiedObservations(dsrm, env.single_observation_space, unwrapped.world)
+        self._observations = PurifiedRows(
+            self.purifier, env.single_observation_space, unwrapped.world, unwrapped.history_window
+        )
         self.single_observation_space = self._observations.space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, env.num_envs)
 
@@ -98,7 +109,7 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
         """Starts sessions; see ``KuaiFairVectorEnv.reset``."""
         # The base class only knows one seed for all; KuaiFair's environments take one for each row as well.
         observations, info = self.env.reset(seed=cast(Any, seed), options=options)
-        return self._observations.purify(observations, self._windows()), info
+        return self._observations.purify(observations), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Shows slates; see ``KuaiFairVectorEnv.step``. ``final_obs`` is purified too."""
@@ -108,13 +119,10 @@ class DSRMVectorWrapper(FixedSettings, VectorWrapper):
             assert window is not None
             ended = np.flatnonzero(info["_final_obs"])
             final = info["final_obs"].copy()
-            for row, last in zip(ended, self._observations.purify_each(final[ended], window), strict=True):
+            for row, last in zip(ended, self._observations.purify_last(final[ended], window), strict=True):
                 final[row] = last
             info["final_obs"] = final
-        return self._observations.purify(observations, self._windows()), reward, terminated, truncated, info
-
-    def _windows(self) -> HistoryWindow:
-        return self._sessions.history_window(self._observations.length)
+        return self._observations.purify(observations), reward, terminated, truncated, info
 
 
 class VecDSRM(FixedSettings, VecEnvWrapper):
@@ -124,25 +132,27 @@ class VecDSRM(FixedSettings, VecEnvWrapper):
     environments (``make_vec_env``, ``DummyVecEnv``, ``SubprocVecEnv``).
 
     Args:
-        venv: The environment; wrappers below must leave observations as they are (``VecNormalize`` goes on top).
-        dsrm: The purifier.
+        venv: The environment.
+        purifier: The purifier, or the path of its file.
 
     Raises:
+        ArtifactError: If the file is missing or damaged.
         MismatchError: If the purifier was made for another world.
-        TypeError: If there are no KuaiFair sessions beneath.
+        TypeError: If there are no KuaiFair sessions beneath, or a wrapper beneath changes observations.
     """
 
-    def __init__(self, venv: VecEnv, dsrm: StatePurifier) -> None:
+    def __init__(self, venv: VecEnv, purifier: StatePurifier | str | Path) -> None:
         world = world_beneath(venv)
         if world is None:
             raise TypeError(f"VecDSRM needs KuaiFair sessions beneath, got {type(venv.unwrapped).__name__}")
-        self.dsrm = dsrm
-        self._observations = _PurifiedObservations(dsrm, venv.observation_space, world)
+        check_observed(venv, world, venv.get_attr("config", indices=0)[0], VecDSRM)
+        self.purifier = as_purifier(purifier)
+        self._observations = PurifiedRows(self.purifier, venv.observation_space, world, self._windows)
         super().__init__(venv, self._observations.space)
 
     def reset(self) -> Any:
         """Starts sessions."""
-        return self._observations.purify(self.venv.reset(), self._windows())
+        return self._observations.purify(self.venv.reset())
 
     def step_wait(self) -> VecEnvStepReturn:
         """Shows slates; ``terminal_observation`` is purified too."""
@@ -150,16 +160,16 @@ class VecDSRM(FixedSettings, VecEnvWrapper):
         ended = np.flatnonzero(done)
         if len(ended):
             last = [infos[row]["terminal_observation"] for row in ended]
-            purified = self._observations.purify_each(last, self._finished_windows(ended))
+            purified = self._observations.purify_last(last, self._finished_windows(ended))
             for row, observation in zip(ended, purified, strict=True):
                 infos[row]["terminal_observation"] = observation
-        return self._observations.purify(observations, self._windows()), reward, done, infos
+        return self._observations.purify(observations), reward, done, infos
 
-    def _windows(self) -> HistoryWindow:
+    def _windows(self, length: int | None) -> HistoryWindow:
         sessions = self.venv.unwrapped
         if isinstance(sessions, KuaiFairVecEnv):
-            return sessions.history_window(self._observations.length)
-        return HistoryWindow.concatenate(self.venv.env_method("history_window", self._observations.length))
+            return sessions.history_window(length)
+        return HistoryWindow.concatenate(self.venv.env_method("history_window", length))
 
     def _finished_windows(self, rows: IntArray) -> HistoryWindow:
         sessions = self.venv.unwrapped
@@ -167,36 +177,3 @@ class VecDSRM(FixedSettings, VecEnvWrapper):
             assert sessions.batch.finished_window is not None
             return sessions.batch.finished_window
         return HistoryWindow.concatenate(self.venv.get_attr("finished_window", indices=rows.tolist()))
-
-
-class _PurifiedObservations:
-    """Puts purified states in the place of observed ones, be the observations arrays or dicts.
-
-    What follows the observed state (the session clock) follows the purified one as it is.
-
-    Attributes:
-        space: Space of a purified observation.
-        length: How many places of what users saw the purifier takes; None for all.
-    """
-
-    def __init__(self, dsrm: StatePurifier, space: spaces.Space[Any], world: World) -> None:
-        if isinstance(space, spaces.Dict) and _STATE not in space.spaces:
-            raise TypeError(f"the observation has no entry '{_STATE}' to purify, only {sorted(space.spaces)}")
-        self._dsrm = dsrm
-        self.length = history_length_of(dsrm, world)
-        self._dimension = world.dimension
-        observed = state_of(space)
-        low, high = observed.low[world.dimension :], observed.high[world.dimension :]
-        self.space: spaces.Space[Any] = with_state(space, extended_space(purified_space(dsrm, world), low, high))
-
-    def purify(self, observations: Any, window: HistoryWindow) -> Any:
-        """Returns a batch of observations with purified states; of the windows, only the last places are read."""
-        states = state_of(observations)
-        observed, added = states[:, : self._dimension], states[:, self._dimension :]
-        purified = self._dsrm.purify(observed, window.last(self.length))
-        return with_state(observations, np.concatenate([purified, added], axis=1) if added.shape[1] else purified)
-
-    def purify_each(self, observations: Sequence[Any], window: HistoryWindow) -> list[Any]:
-        """Returns single observations with purified states, purified as one batch."""
-        purified = self.purify(stack_observations(observations), window)
-        return [take_rows(purified, row) for row in range(len(observations))]

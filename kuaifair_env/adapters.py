@@ -199,7 +199,7 @@ class PlayedVecEnv(PlayedEnv):
     def __init__(self, env: VecEnv) -> None:
         self.vec_env = env
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.layers = _layers(env)
+        self.layers = layers_of(env)
         self.over = np.zeros(env.num_envs, np.bool_)
 
     def reset(self) -> Any:
@@ -224,7 +224,7 @@ class _PlayedVectorEnv(PlayedEnv):
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self._env = env
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self.layers = _layers(env)
+        self.layers = layers_of(env)
         self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.over = np.zeros(env.num_envs, np.bool_)
 
@@ -261,7 +261,7 @@ def played(env: Any, n_envs: int) -> PlayedEnv:
 
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
-    layers = _layers(env)
+    layers = layers_of(env)
     _check_sessions(layers)
     bottom = layers[-1]
     if not isinstance(bottom, KuaiFairVecEnv) and not any(_changes(layer) for layer in layers):
@@ -271,9 +271,17 @@ def played(env: Any, n_envs: int) -> PlayedEnv:
     return _PlayedVectorEnv(env) if isinstance(env, VectorEnv) else PlayedVecEnv(DummyVecEnv([lambda: env]))
 
 
+def layers_of(env: Any) -> list[Any]:
+    """Returns an environment, and everything that it wraps or holds, from the outside in."""
+    attributes = getattr(env, "__dict__", {})
+    beneath = attributes.get("venv", attributes.get("env"))
+    inside = attributes.get("envs", []) if beneath is None else [beneath]
+    return [env, *(layer for part in inside for layer in layers_of(part))]
+
+
 def changing_wrappers(env: gym.Env[Any, Any]) -> list[str]:
     """Returns the class names of the wrappers around a single environment that may change what it says or takes."""
-    return [type(layer).__name__ for layer in _layers(env) if _changes(layer)]
+    return [type(layer).__name__ for layer in layers_of(env) if _changes(layer)]
 
 
 @contextmanager
@@ -331,14 +339,6 @@ def check_agent(agent: Any, env: PlayedEnv) -> None:
             "the agent was trained on normalised observations, and these are not; wrap the environment in VecNormalize "
             "with the statistics of training (obs_rms)"
         )
-
-
-def _layers(env: Any) -> list[Any]:
-    """Returns an environment, and everything that it wraps or holds, from the outside in."""
-    attributes = getattr(env, "__dict__", {})
-    beneath = attributes.get("venv", attributes.get("env"))
-    inside = attributes.get("envs", []) if beneath is None else [beneath]
-    return [env, *(layer for part in inside for layer in _layers(part))]
 
 
 def _holds_sessions(layer: Any) -> bool:

@@ -94,7 +94,7 @@ def purified_like(env: VecEnv, sessions: VecEnv) -> VecEnv:
     purifiers = []
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecDSRM):
-            purifiers.append(env.dsrm)
+            purifiers.append(env.purifier)
         env = env.venv
     for purifier in reversed(purifiers):
         sessions = VecDSRM(sessions, purifier)

@@ -194,7 +194,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         "max_transitions": data.transitions,
         "seed": data.seed,
     }
-    purifier = env.dsrm if isinstance(env, VecDSRM) else None
+    purifier = env.purifier if isinstance(env, VecDSRM) else None
     return log_transitions(context.worlds.train, config.action_mode, validated(LogReading, reading, "data"), purifier)
 
 

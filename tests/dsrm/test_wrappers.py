@@ -7,21 +7,25 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FrameStackObservation, NormalizeObservation, TransformObservation
+from gymnasium.wrappers import vector as vector_wrappers
 from helpers import small_world
 from purifiers import WindowPurifier
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
-from dsrm.purifier import MismatchError
+from dsrm.purifier import MismatchError, save_purifier
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -115,7 +119,7 @@ def test_each_state_is_purified_once_per_step_whatever_the_optimiser_does():
     env = vec(4)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=5, device="cpu").learn(64)
     collected = 64 + 4
-    ended = env.dsrm.rows - collected
+    ended = env.purifier.rows - collected
     # What is beyond one purification per state are the last states of the sessions that ended.
     assert 0 < ended <= 64 / 2
 
@@ -238,6 +242,96 @@ def test_a_wrong_world_or_environment_is_an_error_that_says_so():
         VecDSRM(DummyVecEnv([lambda: gym.make("CartPole-v1")]), WindowPurifier())
     with pytest.raises(TypeError, match="needs a KuaiFair vector environment"):
         DSRMVectorWrapper(gym.make_vec("CartPole-v1", 2), WindowPurifier())
+
+
+def transformed(env):
+    return TransformObservation(env, lambda state: state + 1, env.observation_space)
+
+
+BENEATH_SINGLE = {
+    "NormalizeObservation": NormalizeObservation,
+    "TransformObservation": transformed,
+    "FrameStackObservation": lambda env: FrameStackObservation(env, 2),
+}
+BENEATH_VEC = {"VecNormalize": VecNormalize, "VecFrameStack": lambda env: VecFrameStack(env, 2)}
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, session_clock=True)], ids=["plain", "clock"])
+@pytest.mark.parametrize("name", BENEATH_SINGLE)
+def test_a_wrapper_beneath_that_changes_what_the_purifier_reads_is_refused(name, config):
+    changing = BENEATH_SINGLE[name]
+    with pytest.raises(TypeError, match=rf"put it on top: {name}\(DSRMObservationWrapper\(env, purifier\)\)"):
+        DSRMObservationWrapper(changing(KuaiFairEnv(WORLD, config)), IPSPurifier())
+    with pytest.raises(TypeError, match=rf"{name} beneath VecDSRM"):
+        VecDSRM(DummyVecEnv([lambda: changing(KuaiFairEnv(WORLD, config))]), IPSPurifier())
+    changing(DSRMObservationWrapper(KuaiFairEnv(WORLD, config), IPSPurifier())).reset(seed=1)
+
+
+@pytest.mark.parametrize("name", BENEATH_VEC)
+def test_the_same_holds_for_wrappers_of_stable_baselines3(name):
+    changing = BENEATH_VEC[name]
+    with pytest.raises(TypeError, match=rf"put it on top: {name}\(VecDSRM\(env, purifier\)\)"):
+        VecDSRM(changing(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0)), IPSPurifier())
+    changing(VecDSRM(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0), IPSPurifier())).reset()
+
+
+def test_what_leaves_observations_as_they_are_may_lie_beneath():
+    env = VecNormalize(VecMonitor(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=3)), norm_obs=False)
+    np.testing.assert_array_equal(VecDSRM(env, WindowPurifier()).reset(), vec(2).reset())
+
+
+def test_vector_wrappers_beneath_and_second_purifiers_are_refused():
+    def vector():
+        return KuaiFairVectorEnv(WORLD, CONFIG, 2, AutoresetMode.NEXT_STEP)
+
+    with pytest.raises(TypeError, match=r"put it on top: NormalizeObservation\(DSRMVectorWrapper"):
+        DSRMVectorWrapper(vector_wrappers.NormalizeObservation(vector()), IPSPurifier())
+    for twice in (
+        lambda: DSRMObservationWrapper(single(), IPSPurifier()),
+        lambda: DSRMVectorWrapper(purified_by(IPSPurifier()), IPSPurifier()),
+        lambda: VecDSRM(VecMonitor(vec(2)), IPSPurifier()),
+        lambda: VecDSRM(DummyVecEnv([single]), IPSPurifier()),
+    ):
+        with pytest.raises(TypeError, match=r"purified by .* already.*use\s+one purifier alone"):
+            twice()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("purifiers") / "noise.safetensors"
+    save_purifier(NoisePurifier(0.5), path)
+    return path
+
+
+def test_a_path_does_for_a_purifier(saved):
+    config, rows = CONFIG, 2
+    by_object, by_path = (
+        [
+            DSRMObservationWrapper(KuaiFairEnv(WORLD, config), purifier).reset(seed=3)[0],
+            DSRMVectorWrapper(KuaiFairVectorEnv(WORLD, config, rows), purifier).reset(seed=3)[0],
+            VecDSRM(KuaiFairVecEnv(WORLD, config, rows, seed=3), purifier).reset(),
+        ]
+        for purifier in (NoisePurifier(0.5), str(saved))
+    )
+    for given, read in zip(by_object, by_path, strict=True):
+        np.testing.assert_array_equal(given, read)
+    with pytest.raises(ArtifactError, match=r"nowhere\.safetensors is not a file"):
+        VecDSRM(KuaiFairVecEnv(WORLD, config, rows), "nowhere.safetensors")
+
+
+def test_a_specification_makes_the_purified_environment_again(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    env = DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0", max_len=3), saved.name)
+    text = env.spec.to_json()
+    monkeypatch.chdir("/")
+    for again in (gym.make(env.spec), gym.make(EnvSpec.from_json(text))):
+        assert isinstance(again, DSRMObservationWrapper) and again.observation_space == env.observation_space
+        np.testing.assert_array_equal(again.reset(seed=4)[0], env.reset(seed=4)[0])
+        slate = env.action_space.sample()
+        np.testing.assert_array_equal(again.step(slate)[0], env.step(slate)[0])
+    purifier = NoisePurifier(0.5)
+    held = gym.make(DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0"), purifier).spec)
+    assert held.get_wrapper_attr("purifier") is purifier
 
 
 def test_the_space_is_the_purifiers_and_the_rest_of_a_dict_stays():

@@ -55,7 +55,7 @@ def ips(tmp_path, monkeypatch):
 def test_a_method_gets_its_modes_purifier_and_randomised_training_users(ips):
     _, asked = ips
     env = make_training_env("dsrm-hrl", TOY, seed=3)
-    assert isinstance(env, VecDSRM) and env.dsrm.describe()["kind"] == "ips"
+    assert isinstance(env, VecDSRM) and env.purifier.describe()["kind"] == "ips"
     bottom = env.unwrapped
     assert (bottom.config.action_mode, bottom.config.observation_mode) == ("slate", "history")
     assert env.num_envs == 64
@@ -78,7 +78,7 @@ def test_a_method_without_a_purifier_sees_states_as_they_are(ips):
     assert not asked
     for purifier in (path, str(path), IPSPurifier()):
         for make in (make_training_env, make_evaluation_env):
-            assert make("a2c", TOY, n_envs=2, purifier=purifier).dsrm.describe()["kind"] == "ips"
+            assert make("a2c", TOY, n_envs=2, purifier=purifier).purifier.describe()["kind"] == "ips"
 
 
 def test_unknown_names_are_refused():

@@ -1,0 +1,138 @@
+"""Purified states in the place of observed ones, in observations of every form, and what may lie beneath a purifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorObservationWrapper
+from stable_baselines3.common.vec_env import VecNormalize
+
+from dsrm.purifier import StatePurifier, history_length_of, load_purifier, purified_space
+from kuaifair_env.adapters import layers_of
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.observations import (
+    OBSERVED,
+    extended_space,
+    observer,
+    stack_observations,
+    state_of,
+    take_rows,
+    with_state,
+)
+from kuaifair_env.response.base import HistoryWindow
+from kuaifair_env.world import World
+
+_STATE = "state"
+
+Windows = Callable[[int | None], HistoryWindow]
+"""Returns what the users of all sessions saw, in so many places."""
+
+
+def as_purifier(purifier: StatePurifier | str | Path) -> StatePurifier:
+    """Returns a purifier, read from its file where a path is given.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    return load_purifier(purifier) if isinstance(purifier, (str, Path)) else purifier
+
+
+def recorded(purifier: StatePurifier | str | Path) -> StatePurifier | str:
+    """Returns what an environment's specification says of a purifier: itself, or the full path of its file."""
+    return str(Path(purifier).absolute()) if isinstance(purifier, (str, Path)) else purifier
+
+
+def check_observed(env: Any, world: World, config: SessionConfig, purifying: type) -> None:
+    """Checks that an environment shows what its sessions show, for a purifier to read.
+
+    Args:
+        env: KuaiFair sessions in any form, with wrappers around them.
+        world: Their world.
+        config: Their settings.
+        purifying: Class of the wrapper that purifies.
+
+    Raises:
+        TypeError: If a wrapper changes observations, or purifies them already; says what to do.
+    """
+    own = observer(config.observation_mode, world, config.session_clock).space
+    # From the inside out: the first one that changes something is named.
+    for layer in reversed(layers_of(env)):
+        if isinstance(layer, (gym.Env, VectorEnv)) or hasattr(layer, "observation_space"):
+            _check_layer(layer, own, purifying)
+
+
+def _check_layer(layer: Any, own: spaces.Space[Any], purifying: type) -> None:
+    space = getattr(layer, "single_observation_space", layer.observation_space)
+    states = getattr(state_of(space), "states", OBSERVED) if _has_state(space) else OBSERVED
+    if states != OBSERVED:
+        raise TypeError(
+            f"the states beneath {purifying.__name__} are {states} already, and a purifier reads observed ones; use "
+            "one purifier alone"
+        )
+    if space != own or _transforms(layer):
+        name = type(layer).__name__
+        raise TypeError(
+            f"{name} beneath {purifying.__name__} changes the observations that a purifier reads; put it on top: "
+            f"{name}({purifying.__name__}(env, purifier))"
+        )
+
+
+def _transforms(layer: Any) -> bool:
+    """Says whether a wrapper changes observations whose space may stay as it is."""
+    if isinstance(layer, VecNormalize):
+        return layer.norm_obs
+    return isinstance(layer, (gym.ObservationWrapper, VectorObservationWrapper))
+
+
+def _has_state(space: spaces.Space[Any]) -> bool:
+    return not isinstance(space, spaces.Dict) or _STATE in space.spaces
+
+
+class PurifiedRows:
+    """Purifies observations row by row: each state with the window behind it, in batches of any kind.
+
+    What follows the observed state (the session clock) follows the purified one as it is.
+
+    Args:
+        purifier: The purifier.
+        space: Space of an observation.
+        world: The world of the sessions.
+        windows: What the users of all sessions saw.
+
+    Attributes:
+        space: Space of a purified observation.
+    """
+
+    def __init__(self, purifier: StatePurifier, space: spaces.Space[Any], world: World, windows: Windows) -> None:
+        self._purifier = purifier
+        self._length = history_length_of(purifier, world)
+        self._windows = windows
+        self._dimension = world.dimension
+        observed = state_of(space)
+        low, high = observed.low[world.dimension :], observed.high[world.dimension :]
+        self.space: spaces.Space[Any] = with_state(space, extended_space(purified_space(purifier, world), low, high))
+
+    def purify(self, observations: Any) -> Any:
+        """Returns the observations of all sessions, now, with purified states."""
+        return self._purified(observations, self._windows(self._length))
+
+    def purify_last(self, observations: Sequence[Any], window: HistoryWindow) -> list[Any]:
+        """Returns last observations of sessions that ended with purified states.
+
+        Args:
+            observations: The last observations.
+            window: What the users of these sessions saw.
+        """
+        purified = self._purified(stack_observations(observations), window)
+        return [take_rows(purified, row) for row in range(len(observations))]
+
+    def _purified(self, observations: Any, window: HistoryWindow) -> Any:
+        states = state_of(observations)
+        observed, added = states[:, : self._dimension], states[:, self._dimension :]
+        purified = self._purifier.purify(observed, window.last(self._length))
+        return with_state(observations, np.concatenate([purified, added], axis=1) if added.shape[1] else purified)
