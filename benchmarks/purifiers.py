@@ -54,7 +54,7 @@ SAMPLERS = {
     "profile, one DDPM sample": SamplerConfig("ddpm", 20, start="noise"),
     "profile, mean of 8 samples": SamplerConfig("ddim", 10, eta=1.0, start="noise", samples=8),
     "profile, guidance 1": SamplerConfig("ddim", 5, guidance=1.0),
-    "profile, from the state": SamplerConfig("ddim", 5, start="state", level=10),
+    "profile, from the state": SamplerConfig("ddim", 5, start="state", level=50),
 }
 WINDOWS = {"log": "last logged", "short": "short (last five exposures)", "policy": "policy-made"}
 COLUMNS = {

@@ -20,6 +20,7 @@ ScheduleKind = Literal["linear", "cosine", "vp"]
 Prediction = Literal["epsilon", "sample", "velocity"]
 SamplerKind = Literal["ddpm", "ddim", "dpm++"]
 Start = Literal["zero", "noise", "state"]
+Spacing = Literal["level", "log-snr"]
 
 _LINEAR_BETAS = (1e-4, 0.02)
 _VP_BETAS = (0.1, 10.0)
@@ -29,7 +30,11 @@ _TIME_FREQUENCIES = 16
 _TIME_SIZE = 64
 _MAX_PERIOD = 10_000.0
 _STREAMS_PER_SAMPLE = 10_000
-_POSTERIOR_STEPS = 10
+_POSTERIOR_STEPS = 16
+_MAX_SIGNAL = 0.01
+"""Largest ``abar`` of a level whose states pass for noise."""
+_MIN_HALF_LOG_SNR = -3.0
+"""What is noisier says next to nothing of the clean state: one step crosses it."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,11 @@ class NoiseSchedule:
         noisier, cleaner = self.alphas_bar[high], self.alphas_bar[low]
         return float((1.0 - cleaner) / (1.0 - noisier) * (1.0 - noisier / cleaner))
 
-    def steps(self, start: int, count: int) -> NDArray[np.int64]:
-        """Returns the levels that a solver visits in ``count`` even steps from level ``start`` down to 0, inclusive.
+    def steps(self, start: int, count: int, spacing: Spacing = "level") -> NDArray[np.int64]:
+        """Returns the levels that a solver visits in ``count`` steps from level ``start`` down to 0, inclusive.
+
+        The steps are even in the level, or in the logarithm of the ratio of signal to noise, which spends them where
+        clean states take shape.
 
         Raises:
             ValueError: If the start is no level, or there are more steps than levels.
@@ -91,7 +99,31 @@ class NoiseSchedule:
             raise ValueError(f"a solver starts at a level from 1 to {self.levels}, got {start}")
         if not 1 <= count <= start:
             raise ValueError(f"from level {start} there are 1 to {start} steps, got {count}")
-        return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
+        if spacing == "level":
+            return np.round(np.linspace(start, 0, count + 1)).astype(np.int64)
+        signal = self.alphas_bar[start:0:-1]
+        half_log_snr = 0.5 * np.log(signal / (1.0 - signal))
+        even = np.linspace(max(half_log_snr[0], _MIN_HALF_LOG_SNR), half_log_snr[-1], count)
+        levels = np.round(np.interp(even, half_log_snr, np.arange(start, 0, -1)))
+        levels[0] = start
+        # Where levels lie wide apart the nearest ones coincide: each step moves down, and leaves room for the rest.
+        number = np.arange(count)
+        levels = np.minimum.accumulate(np.maximum(levels, count - number) + number) - number
+        return np.append(levels, 0).astype(np.int64)
+
+    def need_noise(self, level: int) -> None:
+        """Checks that states at a level are as good as noise, so that a sampler may start there without a state.
+
+        Raises:
+            ValueError: If the level keeps more than 1 % of the clean state's variance.
+        """
+        signal = self.alphas_bar[level]
+        if signal > _MAX_SIGNAL:
+            raise ValueError(
+                f"a sampler can start at noise only where nothing else is left, but level {level} of a {self.kind} "
+                f"schedule of {self.levels} levels keeps {100 * signal:.0f} % of the state's variance; take "
+                "schedule='cosine' or 'vp' (or 500 levels of 'linear') and the last level, or start='state'"
+            )
 
 
 @dataclass(frozen=True)
@@ -227,6 +259,8 @@ class SamplerConfig:
             ``"state"`` (the observed state, noised to the level at which the solver starts).
         level: Noise level at which the solver starts; None is the noisiest.
         guidance: ``w`` of classifier-free guidance, ``(1 + w) eps_c - w eps_null`` (Ho and Salimans, 2022).
+        spacing: Levels that are visited: evenly spaced in ``"level"``, or in ``"log-snr"``, the logarithm of the ratio
+            of signal to noise.
         samples: Number of samples that are averaged.
         clip: Clean states are clipped to this many standard deviations.
         seed: Seed of the noise.
@@ -238,6 +272,7 @@ class SamplerConfig:
     start: Start = "zero"
     level: int | None = None
     guidance: float = 0.0
+    spacing: Spacing = "level"
     samples: int = 1
     clip: float = 5.0
     seed: int = 0
@@ -247,6 +282,8 @@ class SamplerConfig:
             raise ValueError(f"sampler must be one of {get_args(SamplerKind)}, got {self.kind!r}")
         if self.start not in get_args(Start):
             raise ValueError(f"start must be one of {get_args(Start)}, got {self.start!r}")
+        if self.spacing not in get_args(Spacing):
+            raise ValueError(f"spacing must be one of {get_args(Spacing)}, got {self.spacing!r}")
         need_whole(1, steps=self.steps, samples=self.samples)
         need_whole(0, seed=self.seed)
         if self.level is not None:
@@ -257,8 +294,12 @@ class SamplerConfig:
 
     @classmethod
     def posterior(cls, levels: int, samples: int) -> SamplerConfig:
-        """Returns how samples of the posterior of the clean state are drawn: ancestral steps from noise."""
-        return cls(steps=min(_POSTERIOR_STEPS, levels), eta=1.0, start="noise", samples=samples)
+        """Returns how samples of the posterior of the clean state are drawn: second-order steps from noise.
+
+        With an exact denoiser their spread is within 2 % of the posterior's, where the least noisy level is finer than
+        the posterior. Ancestral steps draw too narrowly (Bao et al., "Analytic-DPM", ICLR 2022): 15 to 35 % with ten.
+        """
+        return cls("dpm++", min(_POSTERIOR_STEPS, levels), start="noise", spacing="log-snr", samples=samples)
 
     @property
     def random(self) -> bool:
@@ -270,7 +311,8 @@ class Sampler:
     """Draws clean states by the reverse process (paper eq. 3).
 
     Raises:
-        ValueError: If the schedule has fewer levels than ``config`` asks for.
+        ValueError: If the schedule has fewer levels than ``config`` asks for, or the sampler starts at noise, but from
+            a level that keeps much of the state.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: NoiseSchedule, config: SamplerConfig) -> None:
@@ -278,7 +320,9 @@ class Sampler:
         self._denoiser = denoiser
         self._schedule = schedule
         start = schedule.levels if config.level is None else config.level
-        self._levels = schedule.steps(start, config.steps)
+        self._levels = schedule.steps(start, config.steps, config.spacing)
+        if config.start != "state":
+            schedule.need_noise(start)
         eta = 1.0 if config.kind == "ddpm" else config.eta
         if config.kind == "dpm++":
             self._steps = _solver_steps(schedule, self._levels.tolist())

@@ -170,7 +170,7 @@ class DSRM(DenoiserPurifier):
         report: Training losses and provenance, JSON-able.
 
     Raises:
-        ValueError: If there is neither a student nor a sampler.
+        ValueError: If there is neither a student nor a sampler, or the sampler does not fit the noise schedule.
     """
 
     kind = "diffusion"
@@ -187,9 +187,12 @@ class DSRM(DenoiserPurifier):
         super().__init__(config, key, denoiser, report, clip)
         self._student = student
         self._sampler: Sampler | None = None
+        self._spread_sampler: Sampler | None = None
         self._raw_student: Student | None = None
         if config.sampler is not None:
             self._sampler = self._make_sampler(config.sampler)
+            if config.output == "state+spread":
+                self._spread_sampler = self._posterior_sampler(SPREAD_SAMPLES)
         elif student is not None:
             self._raw_student = student.folded(denoiser.condition, denoiser.state)
         else:
@@ -222,8 +225,9 @@ class DSRM(DenoiserPurifier):
         purified = np.clip(purified, self._low, self._high)
         if self.config.output == "state":
             return purified
-        if spread is None:
-            spread = posterior_spread(self._draw_posterior(conditions, states, SPREAD_SAMPLES))
+        if self._spread_sampler is not None:
+            spread = posterior_spread(self._spread_sampler.samples(*self._standardise(conditions, states)).numpy())
+        assert spread is not None
         return np.concatenate([purified, np.minimum(spread, _MAX_SPREAD)[:, None]], axis=1)
 
     def conditions(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
@@ -237,8 +241,12 @@ class DSRM(DenoiserPurifier):
             states: ``float32 (B, d)``, observed states ``s~``.
             window: The windows behind them.
             samples: Number of draws.
+
+        Raises:
+            ValueError: If the noisiest level keeps much of the state, as that of the ``paper`` mode does.
         """
-        drawn = self._draw_posterior(self.conditions(states, window), states, samples)
+        conditions = self.conditions(states, window)
+        drawn = self._posterior_sampler(samples).samples(*self._standardise(conditions, states)).numpy()
         return self._denoiser.state.inverse_transform(drawn)
 
     def save(self, path: str | Path) -> None:
@@ -278,10 +286,8 @@ class DSRM(DenoiserPurifier):
         other._builder, other._ids = self._builder, self._ids
         return other
 
-    def _draw_posterior(self, conditions: FloatArray, states: FloatArray, samples: int) -> FloatArray:
-        """Returns samples from noise, ``float32 (samples, B, d)``, standardised."""
-        sampler = self._make_sampler(SamplerConfig.posterior(self.config.levels, samples))
-        return sampler.samples(*self._standardise(conditions, states)).numpy()
+    def _posterior_sampler(self, samples: int) -> Sampler:
+        return self._make_sampler(SamplerConfig.posterior(self.config.levels, samples))
 
     def _make_sampler(self, config: SamplerConfig) -> Sampler:
         schedule = NoiseSchedule.make(self.config.schedule, self.config.levels)

@@ -58,6 +58,9 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 
+_RICH_MODES = ("profile", "unbiased", "paired")
+"""Diffusion models on rich conditions, whose states are drawn from noise."""
+_LEVELS, _LITERAL_LEVELS = 100, 20
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
 _NOISE_WINDOWS = 4_096
@@ -81,7 +84,8 @@ class PretrainConfig:
         target: Whose target the regression control learns.
         seed: Seed of weights, examples and batches.
         schedule: Kind of noise schedule; None is ``"cosine"``, and ``"linear"`` in ``paper`` mode.
-        levels: Noise levels ``K``.
+        levels: Noise levels ``K``; None is 100, and 20 in ``paper`` mode. The least noisy of few levels is too noisy
+            for samples of a narrow posterior.
         prediction: What the denoiser predicts; None is the velocity, and the noise in ``paper`` mode. A network that
             predicts the clean state gives as good a mean, but a posterior that is far too narrow.
         width: Width of the network.
@@ -98,7 +102,7 @@ class PretrainConfig:
     target: Target = "profile"
     seed: int = 0
     schedule: ScheduleKind | None = None
-    levels: int = 20
+    levels: int | None = None
     prediction: Prediction | None = None
     width: int = 256
     blocks: int = 3
@@ -119,9 +123,20 @@ class PretrainConfig:
         if self.prediction not in (None, *get_args(Prediction)):
             raise ValueError(f"prediction must be one of {get_args(Prediction)} or None, got {self.prediction!r}")
         need_whole(0, seed=self.seed)
-        need_whole(1, levels=self.levels, width=self.width, blocks=self.blocks, denoiser_steps=self.denoiser_steps)
+        need_whole(1, width=self.width, blocks=self.blocks, denoiser_steps=self.denoiser_steps)
+        if self.levels is not None:
+            need_whole(1, levels=self.levels)
         need_number("[0, 1]", exclude_share=self.exclude_share)
         need_number("(0, 1)", calibration_share=self.calibration_share)
+        if self.mode in _RICH_MODES:
+            schedule = self.noise_schedule()
+            schedule.need_noise(schedule.levels)
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """Returns the noise schedule of a diffusion model with these settings."""
+        if self.mode == "paper":
+            return NoiseSchedule.make(self.schedule or "linear", self.levels or _LITERAL_LEVELS)
+        return NoiseSchedule.make(self.schedule or "cosine", self.levels or _LEVELS)
 
     @property
     def learned_target(self) -> str:
@@ -199,7 +214,7 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     """Trains a diffusion model: on rich conditions and with a student, or the paper's literal one."""
     literal = config.mode == "paper"
     size = world.dimension
-    schedule = NoiseSchedule.make(config.schedule or ("linear" if literal else "cosine"), config.levels)
+    schedule = config.noise_schedule()
     prediction = config.prediction or ("epsilon" if literal else "velocity")
     shape = DenoiserConfig(size, size if literal else condition_size(size), prediction, config.width, config.blocks)
     objective = denoising_objective if literal else top_heavy_objective
@@ -216,10 +231,10 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     model = DSRMConfig(
         mode=config.mode,
         schedule=schedule.kind,
-        levels=config.levels,
+        levels=schedule.levels,
         denoiser=shape,
         conditioning="state" if literal else "rich",
-        sampler=SamplerConfig(kind="ddpm", steps=config.levels, start="state") if literal else None,
+        sampler=SamplerConfig(kind="ddpm", steps=schedule.levels, start="state") if literal else None,
     )
     return DSRM(model, WorldKey.of_world(world), trained, student, report)
 

@@ -53,7 +53,9 @@ def pretrain(
     ] = "profile",
     target: Annotated[Target, typer.Option(help="What --mode regression learns.")] = "profile",
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
-    levels: Annotated[int, typer.Option(min=1, help="Noise levels K.")] = 20,
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Noise levels K; 100, and 20 in paper mode, where nothing is said.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training at most.")] = None,
     examples: Annotated[int | None, typer.Option(min=100, help="Windows of a round.")] = None,
     item_term: ItemTerm = None,

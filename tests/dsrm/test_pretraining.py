@@ -170,6 +170,20 @@ def test_samplers_and_the_spread_can_be_chosen_afterwards(purifiers):
     assert drawn.std(axis=0).mean() > 0
 
 
+def test_a_schedule_that_ends_before_noise_is_for_the_paper_s_mode_alone(purifiers):
+    # 20 linear levels keep .82 of a state: a profile drawn from pure noise there would be noise.
+    for mode in ("profile", "unbiased", "paired"):
+        with pytest.raises(ValueError, match="keeps 82 % of the state's variance"):
+            PretrainConfig(mode, schedule="linear", levels=20)
+        PretrainConfig(mode, schedule="linear", levels=500)
+    PretrainConfig("paper", schedule="linear", levels=20)
+    literal = purifiers["paper"]
+    with pytest.raises(ValueError, match="keeps 82 % of the state's variance"):
+        literal.posterior(STATES[:4], WINDOW.take(np.arange(4)))
+    with pytest.raises(ValueError, match="keeps 82 % of the state's variance"):
+        literal.with_output("state+spread")
+
+
 def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(purifiers, tmp_path, monkeypatch):
     save_purifier(purifiers["profile"], tmp_path / "whole")
     checkpoint = tmp_path / "half"
