@@ -277,7 +277,6 @@ def _train(
         make_network,
         objective,
         source,
-        world.data,
         config.training,
         seed=config.seed,
         label=config.mode,

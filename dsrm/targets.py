@@ -18,10 +18,12 @@ from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import FloatArray, IntArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.errors import DataError
 from kuaifair_env.observations import StateObserver, observed_states
 from kuaifair_env.ranking import top_k
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.simulator import FixedSessions, SessionSimulator
+from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World, windows_before
 
 _MIN_LENGTH, _MAX_LENGTH = 5, 50
@@ -194,23 +196,40 @@ class ExampleSource(Protocol):
     users: NDArray[np.int64]
     """``int64``, increasing: users who have what the target needs."""
 
+    def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Divides the users into those to learn from and a tenth on whom training is stopped early."""
+        ...
+
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
         """Draws one example for each of the given users, who may repeat."""
         ...
 
 
-class _WindowTargets:
-    """Base class of targets that come with the conditions of windows.
+class _Targets:
+    """Base class of targets that come with windows.
 
     Args:
         world: The training world.
         windows: Which windows.
     """
 
+    users: NDArray[np.int64]
+
     def __init__(self, world: World, windows: WindowSettings) -> None:
         self._world = world
-        self._builder = ConditionBuilder.of_world(world)
         self._windows = WindowSource(world, windows)
+
+    def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See :class:`ExampleSource`."""
+        return early_stopping_split(self._world.data, self.users)
+
+
+class _WindowTargets(_Targets):
+    """Base class of targets that come with the conditions of windows."""
+
+    def __init__(self, world: World, windows: WindowSettings) -> None:
+        super().__init__(world, windows)
+        self._builder = ConditionBuilder.of_world(world)
 
     def _examples(self, window: HistoryWindow, targets: FloatArray) -> Examples:
         return Examples(self._builder.build(observed_states(self._world, window), window), targets)
@@ -236,12 +255,11 @@ class ProfileTargets(_WindowTargets):
         return self._examples(window, self._positives.outside(window, users, exclude & logged))
 
 
-class LiteralTargets:
+class LiteralTargets(_Targets):
     """The paper's own choice: target and condition are the observed state (eq. 2, 7); its optimum is the identity."""
 
     def __init__(self, world: World, windows: WindowSettings) -> None:
-        self._world = world
-        self._windows = WindowSource(world, windows)
+        super().__init__(world, windows)
         self.users = logged_users(world)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
@@ -261,6 +279,9 @@ class UnbiasedTargets(_WindowTargets):
         world: The training world.
         windows: Which windows.
         calibration: User rows whose test log may be read; they must never be evaluated.
+
+    Raises:
+        DataError: If fewer than two of them click three times there: one to learn from, one to stop by.
     """
 
     def __init__(self, world: World, windows: WindowSettings, calibration: IntArray) -> None:
@@ -274,6 +295,11 @@ class UnbiasedTargets(_WindowTargets):
         self.users = np.intersect1d(
             np.intersect1d(calibration, world.users), np.flatnonzero(clicked.counts >= _MIN_POSITIVES)
         )
+        if len(self.users) < 2:
+            raise DataError(
+                f"only {len(self.users)} of {len(calibration)} calibration users click {_MIN_POSITIVES} times in the "
+                "test log; unbiased targets need 2: raise calibration_share"
+            )
         profiles = PooledPositives(builder, world.data.train, n_users).of_users(world.users)
         self._targets = np.zeros((n_users, builder.dimension), np.float32)
         self._targets[self.users] = clicked.of_users(self.users) - shown.of_users(self.users) + profiles.mean(axis=0)
@@ -290,14 +316,26 @@ class MixedTargets:
     def __init__(self, unbiased: UnbiasedTargets, profile: ProfileTargets) -> None:
         self._unbiased = unbiased
         self._profile = profile
-        self.users = profile.users
+        self.users = np.union1d(unbiased.users, profile.users)
+
+    def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See :class:`ExampleSource`; there are calibration users among both."""
+        users, validation_users = self._unbiased.split()
+        profiled, validation_profiled = self._profile.split()
+        # A user of both belongs where the calibration users' split says.
+        return (
+            np.union1d(users, np.setdiff1d(profiled, self._unbiased.users)),
+            np.union1d(validation_users, np.setdiff1d(validation_profiled, self._unbiased.users)),
+        )
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
-        """See :class:`ExampleSource`; unbiased examples are of calibration users, whoever was asked for."""
-        is_unbiased = rng.random(len(users)) < _UNBIASED_SHARE
-        calibration = rng.choice(self._unbiased.users, int(is_unbiased.sum()))
-        unbiased = self._unbiased.draw(calibration, rng)
-        profile = self._profile.draw(np.asarray(users)[~is_unbiased], rng)
+        """Draws as many examples as there are given users, of the users among them who have what a target needs."""
+        calibration = np.intersect1d(users, self._unbiased.users)
+        profiled = np.intersect1d(users, self._profile.users)
+        share = 0.0 if len(calibration) == 0 else 1.0 if len(profiled) == 0 else _UNBIASED_SHARE
+        n_unbiased = rng.binomial(len(users), share)
+        unbiased = self._unbiased.draw(rng.choice(calibration, n_unbiased), rng)
+        profile = self._profile.draw(rng.choice(profiled, len(users) - n_unbiased), rng)
         return Examples(
             np.concatenate([unbiased.conditions, profile.conditions]),
             np.concatenate([unbiased.targets, profile.targets]),

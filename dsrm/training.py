@@ -18,11 +18,9 @@ from dsrm.diffusion import Denoiser, denoising_loss
 from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.targets import Examples, ExampleSource
 from kuaifair_env.checks import need_number, need_whole
-from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import Family, load_artifact, save_artifact
 from kuaifair_env.response.training import Trainer, cosine_decay
-from kuaifair_env.splits import early_stopping_split
 
 CHECKPOINTS = Family("kuaifair-pretraining", 2, "pretraining checkpoint")
 
@@ -103,7 +101,6 @@ def train_denoiser(
     make_network: Callable[[], Denoiser],
     objective: Objective,
     source: ExampleSource,
-    data: InteractionData,
     config: TrainingConfig,
     *,
     seed: int,
@@ -113,10 +110,9 @@ def train_denoiser(
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a denoiser from the start, or from the checkpoint where there is one.
 
-    A tenth of the users of the ``source`` (rows of ``data``) is kept aside for early stopping. A round's examples and
-    batches follow from seed and round, so that training can go on after any round and gives the same weights.
-    ``checkpoint`` is written after each round and removed at the end; ``label`` names the training in it, and in the
-    progress bar.
+    A tenth of the users of the ``source`` is kept aside for early stopping. A round's examples and batches follow from
+    seed and round, so that training can go on after any round and gives the same weights. ``checkpoint`` is written
+    after each round and removed at the end; ``label`` names the training in it, and in the progress bar.
 
     Returns:
         The network with the averaged weights of the best round, and a JSON-able report of users, losses and settings.
@@ -127,7 +123,7 @@ def train_denoiser(
     """
     from tqdm import tqdm
 
-    users, validation_users = early_stopping_split(data, source.users)
+    users, validation_users = source.split()
     rounds = _Rounds(objective, source, users, validation_users, config, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -21,11 +21,11 @@ from dsrm.pretraining import PretrainConfig, example_source, noise_like, pretrai
 from dsrm.probe_data import KINDS, SHORT, draw_counts_and_rates, draw_states, probe_set
 from dsrm.probes import RAW, probe, purified_states, report_table
 from dsrm.purifier import MODES, load_purifier, propensity_weights, save_purifier
-from dsrm.targets import sample_windows
-from kuaifair_env.errors import ArtifactError
+from dsrm.targets import UnbiasedTargets, sample_windows
+from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.calibration import within_user_auc
-from kuaifair_env.splits import calibration_users, early_stopping_split, held_out_users
+from kuaifair_env.splits import calibration_users, held_out_users
 
 TRAIN, TEST = taste_worlds()
 WINDOW = TEST.initial_history.take(TEST.users)
@@ -216,9 +216,37 @@ def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_evaluat
     for mode in ("profile", "paper", "paired", "unbiased"):
         source = example_source(TRAIN, quick_config(mode))
         assert np.intersect1d(source.users, held_out).size == 0
-        users, validation_users = early_stopping_split(TRAIN.data, source.users)
+        users, validation_users = source.split()
+        np.testing.assert_array_equal(np.union1d(users, validation_users), source.users)
         assert np.intersect1d(users, validation_users).size == 0
         assert 0 < len(validation_users) < len(users)
+
+
+@pytest.mark.parametrize("mode", ["unbiased", "regression"])
+def test_unbiased_training_stops_by_users_whose_unbiased_feedback_it_was_not_trained_on(mode, monkeypatch):
+    draws: list[set[int]] = []
+    draw = UnbiasedTargets.draw
+
+    def noted(self, users, rng):
+        draws.append(set(users.tolist()))
+        return draw(self, users, rng)
+
+    monkeypatch.setattr(UnbiasedTargets, "draw", noted)
+    pretrain(TRAIN, quick_config(mode, target="unbiased", calibration_share=0.45))
+    # The first round's examples are drawn, then the validation users', then those of the other rounds.
+    first, validation, *others = draws[:4]
+    trained_on = first.union(*others)
+    assert len(others) == 2 and len(trained_on) > 20
+    assert validation and not validation & trained_on
+
+
+def test_a_calibration_user_is_needed_on_each_side_of_early_stopping():
+    source = example_source(TRAIN, quick_config("unbiased", calibration_share=0.02))
+    calibration = calibration_users(TRAIN.data, 0.02)
+    for users in source.split():
+        assert np.intersect1d(users, calibration).size
+    with pytest.raises(DataError, match=r"only 1 of 1 calibration users .* raise calibration_share"):
+        example_source(TRAIN, quick_config("unbiased", calibration_share=0.002))
 
 
 def test_only_the_unbiased_modes_read_the_test_log(purifiers):
