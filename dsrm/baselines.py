@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
 from dsrm.model import DenoiserPurifier, TrainedDenoiser
@@ -18,7 +17,7 @@ from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound,
 from kuaifair_env import seeding
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.files import Tensors
+from kuaifair_env.files import Tensors, parse_as, take_tensors
 from kuaifair_env.observations import StateObserver
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
@@ -92,6 +91,11 @@ class NoisePurifier(BasePurifier):
         """See :class:`~dsrm.purifier.BasePurifier`."""
         return {"scale": self._scale, "seed": self._seed}
 
+    @classmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> NoisePurifier:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return cls(parse_as(float, settings["scale"]), parse_as(int, settings["seed"]))
+
 
 class LinearDebiasPurifier(WorldPurifier):
     """Takes out of states the one direction from which popularity can best be read linearly.
@@ -152,8 +156,9 @@ class LinearDebiasPurifier(WorldPurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> LinearDebiasPurifier:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        key = TypeAdapter(WorldKey).validate_python(settings["world"])
-        return cls(key, tensors["direction"], tensors["mean"], settings["report"])
+        key = parse_as(WorldKey, settings["world"])
+        take_tensors(tensors, dict.fromkeys(("direction", "mean"), (key.dimension,)))
+        return cls(key, tensors["direction"], tensors["mean"], parse_as(dict[str, Any], settings["report"]))
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ class RegressionPurifier(DenoiserPurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> RegressionPurifier:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        config = TypeAdapter(RegressionConfig).validate_python(settings["config"])
+        config = parse_as(RegressionConfig, settings["config"])
         denoiser = TrainedDenoiser.restore(regression_network(config.denoiser), tensors)
-        key = TypeAdapter(WorldKey).validate_python(settings["world"])
-        return cls(config, key, denoiser, settings["report"])
+        key = parse_as(WorldKey, settings["world"])
+        return cls(config, key, denoiser, parse_as(dict[str, Any], settings["report"]))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +19,7 @@ from dsrm.targets import logged_users, sample_windows
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError
-from kuaifair_env.files import Tensors
+from kuaifair_env.files import Tensors, parse_as
 from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors
@@ -189,11 +188,11 @@ class ClickDenoiser(WorldPurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ClickDenoiser:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        config = ClickModelConfig(**settings["config"])
+        config = parse_as(ClickModelConfig, settings["config"])
         model = ClickModel(len(tensors["item_ids"]), config.dimension)
         load_network(model, tensors)
-        key = TypeAdapter(WorldKey).validate_python(settings["world"])
-        return cls(config, key, tensors["item_ids"], model, settings["report"])
+        key = parse_as(WorldKey, settings["world"])
+        return cls(config, key, tensors["item_ids"], model, parse_as(dict[str, Any], settings["report"]))
 
 
 def train_click_model(world: World, config: ClickModelConfig, progress: bool = False) -> ClickModel:

@@ -18,15 +18,15 @@ from dsrm.training import show_round
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import item_embeddings, separated
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import Family, load_artifact, save_artifact
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import Family, open_artifact, parse_as, save_artifact, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors
 from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World, windows_before
 
 EncoderKind = Literal["mean", "transformer"]
-ENCODERS = Family("kuaifair-encoder", 2, "state encoder")
+ENCODERS = Family("kuaifair-encoder", 3, "state encoder", "train it again (kuaifair encode)")
 
 _LAYERS, _HEADS, _FEED_FORWARD = 3, 4, 64
 _MAX_STATE = 8.0
@@ -195,16 +195,15 @@ class Encoder:
         Raises:
             ArtifactError: If the file is missing, damaged or foreign.
         """
-        _, tensors, settings = load_artifact(path, family=ENCODERS)
-        try:
-            config = EncoderConfig(**settings["config"])
+        with open_artifact(path, family=ENCODERS) as (_, tensors, settings):
+            config, report = parse_as(EncoderConfig, settings["config"]), parse_as(dict[str, Any], settings["report"])
+            parse_as(str, report["data_hash"])
             history_length = len(tensors["network.position"]) if config.kind == "transformer" else 0
             start, features = tensors["network.ids.weight"], tensors["network.features"]
+            take_tensors(tensors, {"item_ids": (len(start),)})
             network = EncoderNetwork(config, start, features, history_length)
             load_network(network, tensors)
-            return cls(config, network, tensors["item_ids"], settings["report"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"{path} is not a whole encoder ({error})") from error
+            return cls(config, network, tensors["item_ids"], report)
 
 
 def pretrain_encoder(world: World, config: EncoderConfig | None = None, progress: bool = False) -> Encoder:

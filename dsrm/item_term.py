@@ -18,8 +18,7 @@ from dsrm.purifier import MismatchError
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import separated, unit_rows
-from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import Family, Tensors, load_artifact, save_artifact
+from kuaifair_env.files import Family, Tensors, open_artifact, parse_as, save_artifact, take_tensors
 from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
 from kuaifair_env.world import World
@@ -28,7 +27,7 @@ Vector = NDArray[np.float64]
 
 ItemTermMode = Literal["log", "ips", "features", "unbiased"]
 ITEM_TERM_MODES: tuple[ItemTermMode, ...] = get_args(ItemTermMode)
-ITEM_TERMS = Family("kuaifair-item-term", 1, "item term")
+ITEM_TERMS = Family("kuaifair-item-term", 2, "item term", "fit it again (dsrm.fit_item_term)")
 
 _PRIOR_ROWS = 20.0
 _USER_PRIOR_ROWS = 10.0
@@ -87,11 +86,13 @@ class ItemTerm:
         Raises:
             ArtifactError: If the file is missing, damaged or foreign.
         """
-        mode, tensors, settings = load_artifact(path, family=ITEM_TERMS)
-        try:
-            return cls(item_term_mode(mode), tensors["item_ids"], tensors["values"], **settings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is not a whole item term ({error})") from error
+        with open_artifact(path, family=ITEM_TERMS) as (mode, tensors, settings):
+            (items,) = take_tensors(tensors, {"item_ids": (None,)})["item_ids"].shape
+            values = take_tensors(tensors, {"values": (items,)})["values"]
+            similarity, provenance = settings["similarity"], parse_as(dict[str, Any], settings["provenance"])
+            parse_as(str, provenance["data_hash"])
+            slope = None if similarity is None else parse_as(float, similarity)
+            return cls(item_term_mode(mode), tensors["item_ids"], values, slope, provenance)
 
 
 def item_term_mode(name: str) -> ItemTermMode:

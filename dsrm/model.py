@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from gymnasium import spaces
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dsrm.diffusion import (
@@ -27,7 +26,7 @@ from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import Tensors
+from kuaifair_env.files import Tensors, parse_as, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
 from kuaifair_env.world import World
@@ -90,6 +89,9 @@ class TrainedDenoiser:
     def restore(cls, network: Denoiser, tensors: Tensors) -> TrainedDenoiser:
         """Fills a network of the same shape with what :meth:`tensors` returned."""
         load_network(network, tensors)
+        config, names = network.config, ("mean", "deviation")
+        take_tensors(tensors, {f"condition.{name}": (config.condition_size,) for name in names})
+        take_tensors(tensors, {f"state.{name}": (config.state_size,) for name in names})
         return cls(
             network.eval(),
             Standardiser(tensors["condition.mean"], tensors["condition.deviation"]),
@@ -275,11 +277,11 @@ class DSRM(DenoiserPurifier):
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> DSRM:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        config = TypeAdapter(DSRMConfig).validate_python(settings["config"])
+        config = parse_as(DSRMConfig, settings["config"])
         network = Denoiser(config.denoiser, NoiseSchedule.make(config.schedule, config.levels))
         denoiser = TrainedDenoiser.restore(network, tensors)
-        key = TypeAdapter(WorldKey).validate_python(settings["world"])
-        return cls(config, key, denoiser, Student.restore(tensors), settings["report"])
+        key = parse_as(WorldKey, settings["world"])
+        return cls(config, key, denoiser, Student.restore(tensors), parse_as(dict[str, Any], settings["report"]))
 
     def _with(self, config: DSRMConfig) -> DSRM:
         other = DSRM(config, self.key, self._denoiser, self._student, self.report)
@@ -334,12 +336,14 @@ class Student:
         weights: Weight and bias of each of three layers, ``float32``; the last layer has ``d + 1`` outputs.
 
     Raises:
-        ValueError: If there are more or fewer weights.
+        ValueError: If there are more or fewer weights, or a bias does not fit its weight.
     """
 
     def __init__(self, weights: list[FloatArray]) -> None:
         if len(weights) != len(_NAMES):
             raise ValueError(f"a student has {len(_NAMES)} weights, got {len(weights)}")
+        if any(bias.shape != weight.shape[1:] for weight, bias in zip(weights[::2], weights[1::2], strict=True)):
+            raise ValueError("the biases of a student are as long as its weights are wide")
         self._weights = [np.ascontiguousarray(weight, np.float32) for weight in weights]
 
     def __call__(self, condition: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -18,7 +18,7 @@ from kuaifair_env import seeding
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, KuaiFairError
-from kuaifair_env.files import Family, Tensors, file_hash, load_artifact, save_artifact
+from kuaifair_env.files import Family, Tensors, file_hash, open_artifact, save_artifact
 from kuaifair_env.observations import StateObserver, StateSpace
 from kuaifair_env.pooling import embedding_sums, mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
@@ -44,7 +44,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 Target = Literal["profile", "unbiased", "paired"]
 """Targets that the regression control learns."""
 
-PURIFIERS = Family("kuaifair-purifier", 3, "state purifier")
+PURIFIERS = Family("kuaifair-purifier", 4, "state purifier", "pretrain it again (kuaifair pretrain)")
 
 _EMBEDDING_TOLERANCE = 1e-3
 _PROPENSITY_EXPONENT, _CLIP_QUANTILE = 0.5, 0.95
@@ -58,7 +58,6 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
-    "belief": ("dsrm.belief_purifier", "BeliefPurifier"),
 }
 
 STATISTICS = (
@@ -405,15 +404,12 @@ def load_purifier(path: str | Path) -> StatePurifier:
     Raises:
         ArtifactError: If the file is missing, truncated, altered, foreign or of another version.
     """
-    kind, tensors, settings = load_artifact(path, family=PURIFIERS)
-    if kind not in _CLASSES:
-        raise ArtifactError(f"{path} holds a purifier of the unknown kind '{kind}'")
-    module, name = _CLASSES[kind]
-    purifier_class: type[BasePurifier] = getattr(import_module(module), name)
-    try:
+    with open_artifact(path, family=PURIFIERS) as (kind, tensors, settings):
+        if kind not in _CLASSES:
+            raise ValueError(f"the kind '{kind}' is unknown; known are {', '.join(_CLASSES)}")
+        module, name = _CLASSES[kind]
+        purifier_class: type[BasePurifier] = getattr(import_module(module), name)
         return purifier_class.restore(tensors, settings)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{path} is not a whole purifier of kind '{kind}' ({error})") from error
 
 
 def purifier_hash(path: str | Path) -> str:

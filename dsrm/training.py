@@ -19,10 +19,10 @@ from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.targets import Examples, ExampleSource
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import Family, load_artifact, save_artifact
+from kuaifair_env.files import Family, open_artifact, save_artifact
 from kuaifair_env.response.training import Trainer, cosine_decay
 
-CHECKPOINTS = Family("kuaifair-pretraining", 2, "pretraining checkpoint")
+CHECKPOINTS = Family("kuaifair-pretraining", 3, "pretraining checkpoint", "remove it, and training begins anew")
 
 _TRAINING_STREAM, _VALIDATION_STREAM = 11, 12
 _VALIDATION_DRAW = 13
@@ -142,12 +142,13 @@ def train_denoiser(
     identity = {"label": label, "seed": seed, "config": asdict(config), **counts}
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
-        _, tensors, settings = load_artifact(path, "checkpoint", CHECKPOINTS)
-        if settings.get("identity") != identity:
-            raise ArtifactError(
-                f"{path} is the checkpoint of another training; remove it, or give the settings that it was made with"
-            )
-        trainer.restore(tensors, settings["progress"])
+        with open_artifact(path, "checkpoint", CHECKPOINTS) as (_, tensors, settings):
+            if settings["identity"] != identity:
+                raise ArtifactError(
+                    f"{path} is the checkpoint of another training; remove it, or give the settings that it was made "
+                    "with"
+                )
+            trainer.restore(tensors, settings["progress"])
     bar = tqdm(total=config.rounds, initial=trainer.rounds, desc=f"pretrain {label}", disable=not progress)
 
     def after_round(trainer: Trainer[Denoiser]) -> None:

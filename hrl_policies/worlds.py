@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from dsrm.click_scorer import ClickScorer
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.progress import announce_rebuilt
 from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.registration import make_world
 from kuaifair_env.world import World
@@ -145,7 +145,7 @@ def cached_purifier(
             load_purifier(path)
             return path
         except ArtifactError as error:
-            warnings.warn(f"the purifier is made again: {error}", stacklevel=2)
+            announce_rebuilt(error)
             path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig(mode=mode, seed=seed)

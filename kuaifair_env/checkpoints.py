@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import file_hash
+from kuaifair_env.files import file_hash, fits_checksum, whole, with_checksum
 
 Arrays = dict[str, NDArray[Any]]
 
-_FORMAT, _VERSION = "kuaifair-checkpoint", 1
+START_ANEW = "remove it and start anew"
+
+_FORMAT, _VERSION = "kuaifair-checkpoint", 2
 _STATE, _ARRAYS = "state.json", "arrays.npz"
 _AGENT = "agent"
 _PREFIX = "checkpoint-"
@@ -175,7 +177,7 @@ class CheckpointFolder:
                 "files": {path: file_hash(temporary / path) for path in _files(temporary)},
                 "state": encoded,
             }
-            (temporary / _STATE).write_text(json.dumps(header), encoding="utf-8")
+            (temporary / _STATE).write_text(json.dumps(with_checksum(header)), encoding="utf-8")
             older = self._complete()
             temporary.rename(self.folder / f"{_PREFIX}{number:09d}")
         except BaseException:
@@ -194,22 +196,20 @@ class CheckpointFolder:
         if not complete:
             return None
         path = complete[-1]
-        try:
+        with whole(path, "checkpoint", START_ANEW):
             header = json.loads((path / _STATE).read_text(encoding="utf-8"))
             if (header["format"], header["version"]) != (_FORMAT, _VERSION):
-                raise ArtifactError(f"{path} is no checkpoint that this version reads; remove it and start anew")
-            damaged = [name for name, digest in header["files"].items() if file_hash(path / name) != digest]
-            if damaged:
-                raise ArtifactError(f"{path / damaged[0]} was altered after it was written; remove {path}")
+                raise ArtifactError(f"{path} is no checkpoint that this version reads; {START_ANEW}")
+            hashes = {_STATE: fits_checksum(header)} | {
+                name: file_hash(path / name) == digest for name, digest in header["files"].items()
+            }
+            for name, fits in hashes.items():
+                if not fits:
+                    raise ArtifactError(f"{path / name} was altered after it was written; remove {path}")
             with np.load(path / _ARRAYS, allow_pickle=False) as stored:
                 arrays = dict(stored)
-            identity, state = header["identity"], header["state"]
-        except ArtifactError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is not a whole checkpoint ({error}); remove it and start anew") from error
-        check_identity(path, identity, self._identity)
-        return state, arrays, path / _AGENT
+            check_identity(path, header["identity"], self._identity)
+            return header["state"], arrays, path / _AGENT
 
     def remove(self) -> None:
         """Removes all checkpoints, whole or not."""

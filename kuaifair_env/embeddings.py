@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,16 +12,18 @@ from kuaifair_env import seeding
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, Catalogue, FloatArray, IdArray, InteractionLog
-from kuaifair_env.errors import DataError
-from kuaifair_env.files import atomic_path
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import Family, open_artifact, save_artifact, take_tensors
 from kuaifair_env.neighbours import rows_with_neighbours
-from kuaifair_env.progress import announce
+from kuaifair_env.progress import announce, announce_rebuilt
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 EMBEDDING_DIM = 64
+EMBEDDINGS = Family("kuaifair-embeddings", 1, "table of item embeddings", "remove it, and it is made anew")
 
+_KIND = "items"
 _VERSION = 3
 _DECIMALS = 5
 _MIN_DISTANCE = 0.02
@@ -131,21 +132,24 @@ def unit_rows(vectors: NDArray[Floats]) -> NDArray[Floats]:
 
 
 def cached_embeddings(data: InteractionData, dimension: int, folder: str | Path | None = None) -> FloatArray:
-    """Returns :func:`item_embeddings` of a data set's training log from a cache folder, or from the default one."""
-    name = f"{data.data_hash}-{data.contents_hash}-embeddings{dimension}-v{_VERSION}.npy"
+    """Returns :func:`item_embeddings` of a data set's training log from a cache folder, or from the default one.
+
+    What the cache holds is compared with its checksum; a damaged file is made again, which one line on stderr says.
+    """
+    identity = {"data": data.data_hash, "contents": data.contents_hash, "dimension": dimension, "version": _VERSION}
+    name = f"{data.data_hash}-{data.contents_hash}-embeddings{dimension}-v{_VERSION}.safetensors"
     path = cache_dir(folder) / "embeddings" / name
     if path.exists():
         try:
-            embeddings = np.load(path, allow_pickle=False)
-            if embeddings.dtype == np.float32 and embeddings.shape == (len(data.items), dimension):
-                return np.asarray(embeddings)
-        except (OSError, ValueError, EOFError):
-            pass
-        warnings.warn(f"{path} is damaged; it is made again", stacklevel=2)
+            with open_artifact(path, _KIND, EMBEDDINGS) as (_, tensors, settings):
+                if settings != identity:
+                    raise ValueError("its items are others")
+                return take_tensors(tensors, {"embeddings": (len(data.items), dimension)})["embeddings"]
+        except ArtifactError as error:
+            announce_rebuilt(error)
     announce(f"embedding the {len(data.items):,} items of {data.provenance.name}")
     embeddings = item_embeddings(data.train, len(data.users), data.items, dimension)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, embeddings, allow_pickle=False)
+    save_artifact(path, _KIND, {"embeddings": embeddings}, identity, EMBEDDINGS)
     return embeddings
 
 

@@ -1,7 +1,8 @@
 """Files: checksums, writes that are whole or not there, artifacts (tensors and settings in one file), and figures.
 
-An artifact is a safetensors file whose header holds a format, a version, a kind, JSON settings and a checksum. Nothing
-that is loaded can execute code, and a file that is not what it should be ends in an ``ArtifactError``.
+An artifact is a safetensors file whose header holds a format, a version, a kind, JSON settings and a checksum of all of
+these and of the tensors. Nothing that is loaded can execute code, and a file that is not what it should be ends in an
+``ArtifactError`` with its name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,22 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, NDArray[Any]]
 
+Shape = TypeVar("Shape")
+
 _HEADER = "kuaifair"
+_CHECKSUM = "sha256"
+# What unfit content makes this library and those beneath it raise.
+_MISFITS = (
+    ArithmeticError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _DPI = 150
 # What the figure writers would add: the library's name and version, and the time.
 _OMITTED: dict[str, dict[str, None]] = {
@@ -96,14 +113,16 @@ class Family:
         format: How the header calls it.
         version: Raised whenever older files can no longer be read.
         title: What messages call one of its files.
+        remedy: What messages say about a file that cannot be used.
     """
 
     format: str
     version: int
     title: str
+    remedy: str = "make it anew"
 
 
-RESPONSES = Family("kuaifair-response", 1, "response model")
+RESPONSES = Family("kuaifair-response", 2, "response model", "fit it again")
 
 
 def save_artifact(
@@ -124,89 +143,139 @@ def save_artifact(
     if target.is_dir():
         raise ArtifactError(f"{target} is a folder; give the name of a file, such as model.safetensors")
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    header = {
-        "format": family.format,
-        "version": family.version,
-        "kind": kind,
-        "sha256": _digest(arrays),
-        "settings": dict(settings),
-    }
-    content = save(arrays, metadata={_HEADER: json.dumps(header, allow_nan=False)})
+    header = {"format": family.format, "version": family.version, "kind": kind, "settings": dict(settings)}
+    text = json.dumps(with_checksum(header, arrays), allow_nan=False)
+    content = save(arrays, metadata={_HEADER: text})
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
 
 
-def load_artifact(
+@contextmanager
+def open_artifact(
     path: str | Path, kind: str | None = None, family: Family = RESPONSES
-) -> tuple[str, Tensors, dict[str, Any]]:
-    """Returns the kind, tensors and settings that :func:`save_artifact` wrote; ``kind`` None takes any.
+) -> Iterator[tuple[str, Tensors, dict[str, Any]]]:
+    """Gives the kind, tensors and settings that :func:`save_artifact` wrote; ``kind`` None takes any.
+
+    The checksum covers all of them, so that what is given is what was saved. An error that the body raises because the
+    content does not fit becomes an ``ArtifactError`` with the file's name; see :func:`whole`.
 
     Raises:
-        ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind.
+        ArtifactError: If the file is missing, truncated, altered, foreign, of another version or another kind, or does
+            not fit.
     """
     source = Path(path)
-    header, tensors = _read(source, family)
-    if kind is not None and header["kind"] != kind:
-        raise ArtifactError(f"{source} holds a {family.title} of kind '{header['kind']}', not '{kind}'")
-    if header["sha256"] != _digest(tensors):
-        raise ArtifactError(f"{source} was altered after it was saved: its checksum does not fit its content")
-    return header["kind"], tensors, header["settings"]
+    if not source.is_file():
+        raise ArtifactError(f"{source} is not a file; a {family.title} is one .safetensors file")
+    with whole(source, family.title, family.remedy):
+        header, tensors = _read(source, family)
+        if kind is not None and header["kind"] != kind:
+            raise ArtifactError(f"{source} holds a {family.title} of kind '{header['kind']}', not '{kind}'")
+        yield header["kind"], tensors, header["settings"]
 
 
-def artifact_kind(path: str | Path, family: Family = RESPONSES) -> str:
-    """Returns the kind of a saved model, reading the header alone.
+@contextmanager
+def whole(source: str | Path, title: str, remedy: str) -> Iterator[None]:
+    """Turns what the body raises over a file that is damaged or does not fit into an error that names the file.
+
+    Args:
+        source: The file or folder that the body reads.
+        title: What it should be, such as ``"state purifier"``.
+        remedy: What its owner can do.
 
     Raises:
-        ArtifactError: If the file is missing, no safetensors file, foreign or of another version.
+        ArtifactError: Instead of any error of a library beneath.
     """
-    return str(_read(Path(path), family, header_only=True)[0]["kind"])
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+    except _MISFITS as error:
+        raise ArtifactError(f"{source} is not a whole {title} ({_problem(error)}); {remedy}") from error
 
 
-def take_tensors(source: str | Path, tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]) -> Tensors:
-    """Returns the tensors of a file if they are those that a model needs: name -> shape, None for any size.
+def parse_as(shape: type[Shape], content: Any) -> Shape:
+    """Returns JSON-able content as a type, such as a dataclass; numbers, texts and lists do not become each other.
 
     Raises:
-        ArtifactError: If a tensor is missing, of another shape, or holds NaN or infinity.
+        ValueError: If it does not fit.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape).validate_json(json.dumps(content), strict=True)
+
+
+def take_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]) -> Tensors:
+    """Returns tensors if they are those that a model needs: name -> shape, None for any size.
+
+    Raises:
+        ValueError: If a tensor is missing or of another shape.
     """
     for name, shape in shapes.items():
         if name not in tensors:
-            raise ArtifactError(f"{source} lacks the tensor '{name}'")
-        tensor = tensors[name]
-        fits = len(shape) == tensor.ndim and all(
-            want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
-        )
-        if not fits:
-            raise ArtifactError(f"{source}: tensor '{name}' has shape {tensor.shape}, expected {shape}")
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise ArtifactError(f"{source}: tensor '{name}' holds NaN or infinity")
+            raise ValueError(f"it lacks the tensor '{name}'")
+        actual = tensors[name].shape
+        if len(shape) != len(actual) or any(want not in (None, got) for want, got in zip(shape, actual, strict=True)):
+            raise ValueError(f"tensor '{name}' has shape {actual}, expected {shape}")
     return tensors
 
 
-def take_setting(source: str | Path, settings: Mapping[str, Any], name: str) -> Any:
-    """Returns one setting of a file.
-
-    Raises:
-        ArtifactError: If it is missing.
-    """
-    if name not in settings:
-        raise ArtifactError(f"{source} lacks the setting '{name}'")
-    return settings[name]
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """Returns tensors under names that begin with a prefix."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _read(source: Path, family: Family, header_only: bool = False) -> tuple[dict[str, Any], Tensors]:
+def without_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """Returns the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def with_checksum(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Any]:
+    """Returns JSON-able content as it is read back, with a checksum of it and of tensors under ``"sha256"``."""
+    read_back: dict[str, Any] = json.loads(json.dumps(content))
+    return read_back | {_CHECKSUM: _digest(read_back, tensors or {})}
+
+
+def fits_checksum(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]] | None = None) -> bool:
+    """Returns whether content and tensors are what :func:`with_checksum` took."""
+    covered = {name: value for name, value in content.items() if name != _CHECKSUM}
+    return bool(content.get(_CHECKSUM) == _digest(covered, tensors or {}))
+
+
+def _problem(error: BaseException) -> str:
+    """Returns what an error says in one line."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        mistake = error.errors(include_url=False)[0]
+        return ": ".join(filter(None, [".".join(map(str, mistake["loc"])), mistake["msg"]]))
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read(source: Path, family: Family) -> tuple[dict[str, Any], Tensors]:
     from safetensors import SafetensorError, safe_open
 
-    if not source.is_file():
-        raise ArtifactError(f"{source} is not a file; a {family.title} is one .safetensors file")
     try:
         with safe_open(source, framework="numpy") as stream:
             header = _header(source, stream.metadata(), family)
-            names = [] if header_only else list(stream.keys())
-            return header, {name: stream.get_tensor(name) for name in names}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (it is no dict)  # noqa: SIM118 (no dict)
     except SafetensorError as error:
         raise ArtifactError(
-            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else"
+            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else: "
+            f"{family.remedy}"
         ) from error
+    if not fits_checksum(header, tensors):
+        raise ArtifactError(
+            f"{source} was altered after it was saved: its checksum does not fit its content; {family.remedy}"
+        )
+    json.dumps(header, allow_nan=False)  # refuses NaN
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise ArtifactError(f"{source}: tensor '{name}' holds NaN or infinity; {family.remedy}")
+    return header, tensors
 
 
 def _header(source: Path, metadata: Mapping[str, str] | None, family: Family) -> dict[str, Any]:
@@ -214,21 +283,22 @@ def _header(source: Path, metadata: Mapping[str, str] | None, family: Family) ->
         raise ArtifactError(f"{source} is a safetensors file, but not a {family.title} of KuaiFair")
     try:
         header = json.loads(metadata[_HEADER])
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"{source}: its header is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{source}: its header is not JSON ({error}); {family.remedy}") from error
     if not isinstance(header, dict) or header.get("format") != family.format:
         raise ArtifactError(f"{source} is a KuaiFair file, but not a {family.title}")
     if header.get("version") != family.version:
         raise ArtifactError(
-            f"{source} is of version {header.get('version')}, this release reads version {family.version}; make it anew"
+            f"{source} is of version {header.get('version')}, this release reads version {family.version}; "
+            f"{family.remedy}"
         )
     if not isinstance(header.get("kind"), str) or not isinstance(header.get("settings"), dict):
-        raise ArtifactError(f"{source}: its header lacks kind or settings")
+        raise ArtifactError(f"{source}: its header lacks kind or settings; {family.remedy}")
     return header
 
 
-def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
+def _digest(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         digest.update(f"{name}:{tensor.dtype.str}:{tensor.shape};".encode())

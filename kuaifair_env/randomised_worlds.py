@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +11,16 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.schema import FloatArray, IdArray, IntArray, InteractionLog
-from kuaifair_env.errors import DataError
-from kuaifair_env.files import write_text_atomically
+from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import Family, open_artifact, parse_as, save_artifact
+from kuaifair_env.progress import announce_rebuilt
 from kuaifair_env.randomisation import Randomisation, RandomisationLike, WorldRandomisation, offset_shape
 from kuaifair_env.splits import HALVES, chosen_users, user_hashes
 from kuaifair_env.world import World
 
+SCALES = Family("kuaifair-scales", 1, "file of scales", "remove it, and they are measured again")
+
+_KIND = "randomisation"
 _VERSION = 1
 _PRIOR_ROWS = 20.0
 _MIN_INFORMATION = 1.0
@@ -61,16 +63,16 @@ def estimated_randomisation(world: World, folder: str | Path | None = None) -> R
     """
     directions = world.item_directions
     key = hashlib.sha256(f"{world.data.data_hash} {_VERSION}".encode() + directions.round(4).tobytes())
-    path = cache_dir(folder) / "responses" / f"randomisation-{key.hexdigest()[:16]}.json"
+    path = cache_dir(folder) / "responses" / f"randomisation-{key.hexdigest()[:16]}.safetensors"
     if path.exists():
         try:
-            return Randomisation(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            warnings.warn(f"{path} is damaged and made again ({error})", stacklevel=2)
+            with open_artifact(path, _KIND, SCALES) as (_, _, settings):
+                return parse_as(Randomisation, settings)
+        except ArtifactError as error:
+            announce_rebuilt(error)
     measured = log_disagreement(world.data.train, world.data.users.ids, directions)
     scales = at_least(measured, Randomisation())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(asdict(scales)))
+    save_artifact(path, _KIND, {}, asdict(scales), SCALES)
     return scales
 
 

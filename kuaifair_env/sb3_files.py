@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import whole
 
 _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -28,12 +29,12 @@ def restore_parameters(model: Any, path: Path) -> None:
     try:
         _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
         model.set_parameters(parameters, exact_match=True, device="cpu")
+        for name, value in (variables or {}).items():
+            if value is not None:
+                recursive_setattr(model, f"{name}.data", value.data)
     except Exception as error:
-        # SB3, torch and zipfile raise a dozen different types here.
+        # SB3, torch, zipfile and pickle raise a dozen different types here.
         raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
-    for name, value in (variables or {}).items():
-        if value is not None:
-            recursive_setattr(model, f"{name}.data", value.data)
 
 
 def save_replay_buffer(buffer: Any, path: Path) -> None:
@@ -49,14 +50,11 @@ def restore_replay_buffer(buffer: Any, path: Path) -> None:
     Raises:
         ArtifactError: If the file is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            filled = len(arrays["rewards"])
-            for name, array in _buffer_arrays(buffer).items():
-                array[:filled] = arrays[name]
-            buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is missing or damaged: {error}") from error
+    with whole(path, "replay buffer", "train again"), np.load(path, allow_pickle=False) as arrays:
+        filled = len(arrays["rewards"])
+        for name, array in _buffer_arrays(buffer).items():
+            array[:filled] = arrays[name]
+        buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
 
 
 def _buffer_arrays(buffer: Any) -> dict[str, NDArray[Any]]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from kuaifair_env import seeding
 from kuaifair_env.adapters import PlayedVecEnv
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.checkpoints import CheckpointFolder, decode, random_states, restore_random_states
+from kuaifair_env.checkpoints import START_ANEW, CheckpointFolder, decode, random_states, restore_random_states
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.evaluation import SessionTotals
+from kuaifair_env.files import whole
 from kuaifair_env.simulator import Sessions
 from kuaifair_env.world import World
 
@@ -155,7 +156,6 @@ class Service:
             "sessions": self.batch.state(),
             "totals": self.totals.state(),
             "random": random_states(),
-            "wrappers": [wrapper.served_state() for wrapper in self.env.learning_wrappers],
             "agent": agent_state(),
         }
         self._checkpoints.write(self.finished, state, save_agent)
@@ -166,20 +166,22 @@ class Service:
         Args:
             load_agent: Reads the agent's file.
             present: The agent's present state; tensors and generators in it are set in place.
+
+        Raises:
+            ArtifactError: If the checkpoint is damaged, or another service's.
         """
         stored = None if self._checkpoints is None else self._checkpoints.read()
         if stored is None:
             return None
         encoded, arrays, path = stored
-        state = decode(encoded, arrays, {"agent": present})
-        self.source.started = state["started"]
-        self.batch.restore(state["sessions"])
-        self.totals.restore(state["totals"])
-        for wrapper, of_wrapper in zip(self.env.learning_wrappers, state["wrappers"], strict=True):
-            wrapper.restore_served(of_wrapper)
-        load_agent(path)
-        restore_random_states(state["random"])
-        self.finished = state["finished"]
+        with whole(path.parent, "checkpoint", START_ANEW):
+            state = decode(encoded, arrays, {"agent": present})
+            self.source.started = state["started"]
+            self.batch.restore(state["sessions"])
+            self.totals.restore(state["totals"])
+            load_agent(path)
+            restore_random_states(state["random"])
+            self.finished = state["finished"]
         self._due = self.finished + self._every
         self._bar.update(self.finished)
         return state["agent"]

@@ -15,17 +15,24 @@ from kuaifair_env.batch import EpisodeRecords
 from kuaifair_env.checkpoints import check_identity
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult
-from kuaifair_env.files import atomic_path, file_hash, write_text_atomically
+from kuaifair_env.files import (
+    atomic_path,
+    file_hash,
+    fits_checksum,
+    parse_as,
+    whole,
+    with_checksum,
+    write_text_atomically,
+)
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of, rate_interval
 from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 
-Learning = Literal["posterior", "gradient", "gradient and posterior", "frozen"]
-"""How an agent learns while it serves: a posterior (its own, or the belief of a wrapper), gradient steps of its
-algorithm, both, or not at all."""
+Learning = Literal["posterior", "gradient", "frozen"]
+"""How an agent learns while it serves: its own posterior, gradient steps of its algorithm, or not at all."""
 
 FIRST_AND_LAST = 1_000
 _CURVE_POINTS, _MIN_PART = 40, 50
-_FORMAT, _VERSION = "kuaifair-serving", 1
+_FORMAT, _VERSION = "kuaifair-serving", 2
 _RESULT, _SESSIONS = "result.json", "sessions.npz"
 _RATES = ("ad", "violation_rate")
 _ROUNDING = 1e-9
@@ -144,7 +151,7 @@ class ServingResult:
             "evaluations": described,
             "sessions": file_hash(path / _SESSIONS),
         }
-        write_text_atomically(path / _RESULT, json.dumps(content, indent=1))
+        write_text_atomically(path / _RESULT, json.dumps(with_checksum(content), indent=1))
 
     @classmethod
     def load(cls, folder: str | Path) -> ServingResult:
@@ -154,10 +161,12 @@ class ServingResult:
             ArtifactError: If it is missing or damaged, or of another version.
         """
         path = Path(folder)
-        try:
+        with whole(path, "result of a service", "remove it and serve again"):
             content = json.loads((path / _RESULT).read_text(encoding="utf-8"))
             if (content["format"], content["version"]) != (_FORMAT, _VERSION):
                 raise ArtifactError(f"{path / _RESULT} is no result that this version reads; serve again")
+            if not fits_checksum(content):
+                raise ArtifactError(f"{path / _RESULT} was altered after it was written; serve again")
             if file_hash(path / _SESSIONS) != content["sessions"]:
                 raise ArtifactError(f"{path / _SESSIONS} was altered after it was written; serve again")
             with np.load(path / _SESSIONS, allow_pickle=False) as stored:
@@ -166,12 +175,8 @@ class ServingResult:
                 name: _evaluation(described, _records(arrays, f"{name}."))
                 for name, described in content["evaluations"].items()
             }
-            settings = ServingSettings(**content["settings"])
+            settings = parse_as(ServingSettings, content["settings"])
             return cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
-        except ArtifactError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} holds no whole result of a service ({error})") from error
 
     def _provenance(self) -> str:
         settings = self.settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +19,13 @@ if TYPE_CHECKING:
 _MODEL, _REPLAY = "model.zip", "replay.npz"
 
 
-def parameters_hash(policy: Any, beliefs: Sequence[Any] = ()) -> str:
-    """Returns a hash of the parameters of an algorithm's networks, if there are any, and of what wrappers believe."""
+def parameters_hash(policy: Any) -> str:
+    """Returns a hash of the parameters of an algorithm's networks; of nothing else, where there are none."""
     digest = hashlib.sha256()
-    tensors = policy.policy.state_dict() if isinstance(policy, BaseAlgorithm) else {}
-    arrays = [(name, value.cpu().numpy()) for name, value in tensors.items()]
-    for belief in beliefs:
-        arrays += belief.tensors().items()
-    for name, array in arrays:
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).data if array.size else b"")
+    if isinstance(policy, BaseAlgorithm):
+        for name, value in policy.policy.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.cpu().numpy()).data if value.numel() else b"")
     return digest.hexdigest()[:16]
 
 

@@ -10,10 +10,18 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 os.environ.setdefault("KUAIFAIR_QUIET", "1")
 
-from hypothesis import settings  # noqa: E402  (the threads above come first)
+import pytest  # noqa: E402  (the threads above come first)
+from hypothesis import settings  # noqa: E402
 
 # A shell ignores Ctrl-C for commands that it runs in the background, and Python then installs no handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("fixed")
+
+
+@pytest.fixture
+def rebuilt(monkeypatch, capsys):
+    """Returns the lines on stderr about damaged entries of the cache since the last call."""
+    monkeypatch.delenv("KUAIFAIR_QUIET")
+    return lambda: [line for line in capsys.readouterr().err.splitlines() if "damaged entry of the cache" in line]

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,7 +26,8 @@ from numpy.typing import NDArray
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, NegativeSampling, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import file_hash, folder_size, remove_stale
+from kuaifair_env.files import file_hash, fits_checksum, folder_size, remove_stale, whole, with_checksum
+from kuaifair_env.progress import announce_rebuilt
 
 CACHE_VARIABLE = "KUAIFAIR_CACHE"
 """Environment variable that moves the cache folder."""
@@ -36,8 +36,9 @@ CacheKind = Literal["data", "responses", "embeddings", "purifiers", "downloads"]
 """Folders of the cache: data sets and twins, fitted models, item embeddings, purifiers, official archives."""
 
 FORMAT = "kuaifair-data"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+_TITLE, _REMEDY = "data set", "delete the folder and build it again"
 
 _LOG_KINDS = {
     "users": "<i4",
@@ -114,12 +115,8 @@ def load_data(folder: str | Path, hashed_up_to: float = float("inf")) -> Interac
     """
     target = Path(folder)
     manifest = read_manifest(target)
-    try:
+    with whole(target, _TITLE, _REMEDY):
         return _assemble(target, manifest, hashed_up_to)
-    except ArtifactError:
-        raise
-    except (DataError, KeyError, TypeError, ValueError, OSError, EOFError) as error:
-        raise ArtifactError(f"{target} is damaged ({error}); delete the folder and build it again") from error
 
 
 def cached(
@@ -129,8 +126,8 @@ def cached(
 ) -> InteractionData:
     """Returns the data set of a key from the cache, building and storing it on first use.
 
-    A damaged or foreign entry is rebuilt with a warning. Processes that build the same entry at once do not
-    harm each other: each writes its own copy, the first to finish is kept, and the entry appears whole.
+    A damaged or foreign entry is rebuilt, which one line on stderr says. Processes that build the same entry at once
+    do not harm each other: each writes its own copy, the first to finish is kept, and the entry appears whole.
 
     Args:
         key_parts: Everything that determines the data, JSON-able; ``"name"`` also names the folder.
@@ -148,7 +145,7 @@ def cached(
         try:
             return load_data(target, _ALWAYS_HASHED)
         except ArtifactError as error:
-            warnings.warn(f"cache entry rebuilt: {error}", stacklevel=2)
+            announce_rebuilt(error)
             _set_aside(target)
     data = build()
     _store(data, target, key_parts, keep_existing=True)
@@ -216,23 +213,22 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Returns the checked manifest of a stored data set.
 
     Raises:
-        ArtifactError: When it is missing, unreadable, or not of this format and version.
+        ArtifactError: When it is missing, unreadable, altered, or not of this format and version.
     """
     path = Path(folder) / MANIFEST
-    try:
+    if not path.exists():
+        raise ArtifactError(f"{folder} holds no data set: {MANIFEST} is missing")
+    with whole(path, "manifest", _REMEDY):
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder} holds no data set: {MANIFEST} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON ({error}); the data set is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not the manifest of a KuaiFair data set")
-    if manifest.get("version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format version {manifest.get('version')}, this release reads {FORMAT_VERSION}; "
-            "delete the folder and build it again"
-        )
-    return manifest
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise ArtifactError(f"{path} is not the manifest of a KuaiFair data set")
+        if manifest.get("version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format version {manifest.get('version')}, this release reads {FORMAT_VERSION}; {_REMEDY}"
+            )
+        if not fits_checksum(manifest):
+            raise ArtifactError(f"{path} was altered after it was written; {_REMEDY}")
+        return manifest
 
 
 def _arrays_of(data: InteractionData) -> dict[str, NDArray[Any]]:
@@ -286,7 +282,7 @@ def _write(data: InteractionData, folder: Path, key: Mapping[str, Any]) -> None:
         "arrays": files,
     }
     try:
-        text = json.dumps(manifest, indent=1, allow_nan=False)
+        text = json.dumps(with_checksum(manifest), indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"report, provenance and cache key must be JSON-able: {error}") from error
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -332,7 +328,7 @@ def _assemble(folder: Path, manifest: Mapping[str, Any], hashed_up_to: float) ->
 def _open_array(folder: Path, name: str, entry: Mapping[str, Any], hashed_up_to: float) -> NDArray[Any]:
     path = folder / f"{name}.npy"
     if path.stat().st_size <= hashed_up_to and file_hash(path) != entry["sha256"]:
-        raise ArtifactError(f"{path} is damaged: its SHA-256 is not the recorded one; delete {folder}")
+        raise ArtifactError(f"{path} is damaged: its SHA-256 is not the recorded one; {_REMEDY}")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.dtype.str != _kind(name, array) or list(array.shape) != entry["shape"]:
         raise ArtifactError(f"{path} holds {array.dtype.str} {array.shape}, not what {MANIFEST} says")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import Tensors, open_artifact, save_artifact
 
 # Arrays, since a small ufunc takes twice as long with a scalar.
 _ZERO, _ONE, _LARGEST = (np.asarray(number, np.float32) for number in (0.0, 1.0, 80.0))
@@ -161,6 +163,43 @@ class ResponseModel(Protocol):
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes, fit report and provenance, JSON-able."""
         ...
+
+
+class StoredResponse(ABC):
+    """Base class of response models that one safetensors file holds, each under the ``kind`` of its class."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def tensors(self) -> Tensors:
+        """Returns the arrays of the model by name."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Returns the JSON-able part of the model."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> Self:
+        """Makes a model from what :meth:`tensors` and :meth:`settings` returned.
+
+        Raises:
+            ValueError: If something does not fit; KeyError or TypeError, if something is missing or of another type.
+        """
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to one safetensors file, atomically."""
+        save_artifact(path, self.kind, self.tensors(), self.settings())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: If the file is missing, damaged, foreign, of another version or another kind.
+        """
+        with open_artifact(path, cls.kind) as (_, tensors, settings):
+            return cls.restore(tensors, settings)
 
 
 @runtime_checkable

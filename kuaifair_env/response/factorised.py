@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,11 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import FloatArray, IntArray, NegativeSampling
 from kuaifair_env.errors import DataError
-from kuaifair_env.files import Tensors, load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import BernoulliFeedback, History, sigmoid_of_negated
+from kuaifair_env.files import Tensors, parse_as, take_tensors
+from kuaifair_env.response.base import BernoulliFeedback, History, StoredResponse, sigmoid_of_negated
 from kuaifair_env.response.inputs import InputConfig
 from kuaifair_env.response.rows import SplitConfig
 
-_KIND = "factorised"
 _SAFE_LOGIT = 80.0
 _ROWS_AT_ONCE = 65_536
 _ZERO = np.asarray(0)
@@ -66,7 +64,7 @@ class FactorisedConfig:
     patience: int = 3
 
 
-class FactorisedResponse(BernoulliFeedback):
+class FactorisedResponse(BernoulliFeedback, StoredResponse):
     """Click probability ``sigmoid(mu + a_u + b_i + <p_u, q_i>)``.
 
     ``a_u``, ``b_i``, ``p_u`` and ``q_i`` are effective: whatever a fit takes from ids and features (``p_u + P x_u``,
@@ -87,6 +85,7 @@ class FactorisedResponse(BernoulliFeedback):
         DataError: If shapes do not fit or a number is NaN or infinite.
     """
 
+    kind = "factorised"
     uses_history = False
 
     def __init__(
@@ -249,35 +248,21 @@ class FactorisedResponse(BernoulliFeedback):
             "personal_share": personal / total if total else 0.0,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model to one safetensors file, atomically."""
-        save_artifact(path, _KIND, *self.parts())
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"users": self._users, "items": self._items}
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"offset": self._offset, "report": self._report}
 
     @classmethod
-    def load(cls, path: str | Path) -> FactorisedResponse:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
-        """
-        _, tensors, settings = load_artifact(path, _KIND)
-        return cls.from_parts(path, tensors, settings)
-
-    def parts(self) -> tuple[Tensors, dict[str, Any]]:
-        """Returns the tensors and settings that the model consists of, for saving it inside another one."""
-        return {"users": self._users, "items": self._items}, {"offset": self._offset, "report": self._report}
-
-    @classmethod
-    def from_parts(cls, source: str | Path, tensors: Tensors, settings: Mapping[str, Any]) -> FactorisedResponse:
-        """Puts together what :meth:`parts` took apart, tensors and settings of the file ``source``.
-
-        Raises:
-            ArtifactError: If something is missing, does not fit, or is not finite.
-        """
-        users = take_tensors(source, tensors, {"users": (None, None)})["users"]
-        items = take_tensors(source, tensors, {"items": (None, users.shape[1])})["items"]
-        offset = float(take_setting(source, settings, "offset"))
-        return cls._of_tables(offset, users, items, take_setting(source, settings, "report"))
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> FactorisedResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        users = take_tensors(tensors, {"users": (None, None)})["users"]
+        items = take_tensors(tensors, {"items": (None, users.shape[1])})["items"]
+        offset = parse_as(float, settings["offset"])
+        return cls._of_tables(offset, users, items, parse_as(dict[str, Any], settings["report"]))
 
     @classmethod
     def _of_tables(
@@ -288,7 +273,7 @@ class FactorisedResponse(BernoulliFeedback):
         report: Mapping[str, Any],
         item_length: float | None = None,
     ) -> FactorisedResponse:
-        model = object.__new__(cls)
+        model = cls.__new__(cls)
         model._offset, model._users, model._items, model._report = offset, users, items, dict(report)
         model._finish(item_length)
         return model
@@ -296,7 +281,7 @@ class FactorisedResponse(BernoulliFeedback):
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes and the fit report, JSON-able."""
         return {
-            "kind": _KIND,
+            "kind": self.kind,
             "users": self.n_users,
             "items": self.n_items,
             "factors": self._users.shape[1] - 2,

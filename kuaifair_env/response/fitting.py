@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -14,8 +12,8 @@ from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Split
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import artifact_kind
-from kuaifair_env.progress import announce
+from kuaifair_env.files import open_artifact
+from kuaifair_env.progress import announce, announce_rebuilt
 from kuaifair_env.response.base import ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.graded import GradedResponse, click_from, rounded_log
@@ -26,7 +24,15 @@ from kuaifair_env.response.sequential import SequentialConfig, SequentialRespons
 ResponseKind = Literal["auto", "observed", "factorised", "sequential"]
 FittedResponse: TypeAlias = ObservedResponse | FactorisedResponse | SequentialResponse | GradedResponse
 
-_FIT_VERSION = 6
+_CLASSES = (
+    GradedResponse,
+    LoggedResponse,
+    ObservedResponse,
+    FactorisedResponse,
+    SequentialResponse,
+    TwinResponse,
+)
+_FIT_VERSION = 7
 _SEED = {"train": 101, "test": 202}
 _FULL = 0.95
 
@@ -164,18 +170,12 @@ def load_response(path: str | Path) -> ResponseModel:
     Raises:
         ArtifactError: If the file is corrupt, foreign, of another version or of an unknown kind.
     """
-    loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
-        "graded": GradedResponse.load,
-        "logged": LoggedResponse.load,
-        "observed": ObservedResponse.load,
-        "factorised": FactorisedResponse.load,
-        "sequential": SequentialResponse.load,
-        "twin": TwinResponse.load,
-    }
-    kind = artifact_kind(path)
-    if kind not in loaders:
-        raise ArtifactError(f"{path} holds a response model of unknown kind '{kind}'; known are {', '.join(loaders)}")
-    return loaders[kind](path)
+    with open_artifact(path) as (kind, tensors, settings):
+        classes = {response_class.kind: response_class for response_class in _CLASSES}
+        if kind not in classes:
+            raise ValueError(f"the kind '{kind}' is unknown; known are {', '.join(classes)}")
+        response: ResponseModel = classes[kind].restore(tensors, settings)
+        return response
 
 
 def cached_response(
@@ -191,7 +191,7 @@ def cached_response(
         try:
             return load_response(path)
         except ArtifactError as error:
-            warnings.warn(f"the response model is fitted again: {error}", stacklevel=2)
+            announce_rebuilt(error)
     announce(f"fitting what users of {data.provenance.name} answer in the {split} world (kept in {cache_dir(folder)})")
     response = fit_response(data, split, kind)
     response.save(path)

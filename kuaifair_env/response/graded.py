@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import artifact_kind, load_artifact, save_artifact, take_setting, take_tensors
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
 from kuaifair_env.response.base import (
     History,
     ResponseModel,
     SessionMemory,
+    StoredResponse,
     response_with_tastes,
     session_memory,
 )
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.known import TwinResponse
 
-_KIND = "graded"
+_INNER = "inner."
+_INNER_CLASSES: dict[str, type[FactorisedResponse | TwinResponse]] = {
+    response_class.kind: response_class for response_class in (FactorisedResponse, TwinResponse)
+}
 _BINS, _LEVELS = 16, 256
 _MAX_ROWS = 500_000
 _BLOCK = 1 << 16
 _ANY_FEEDBACK = 1e-6
 
 
-class GradedResponse:
+class GradedResponse(StoredResponse):
     """Feedback between 0 and a largest value, whose mean another model gives.
 
     Around its mean, feedback is spread as in a log: rows are grouped by expected feedback, and a session's uniform
@@ -47,6 +49,8 @@ class GradedResponse:
         quantiles: ``float32 (G, L)``, quantiles of each group's feedback.
         report: What the model was made from, JSON-able; None leaves that to ``inner``.
     """
+
+    kind = "graded"
 
     def __init__(
         self,
@@ -139,47 +143,45 @@ class GradedResponse:
         """Returns the same model for the catalogue ``old_items[items]``."""
         return self.over(self.inner.rearranged(items))
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model, with the model of its means inside, to one safetensors file, atomically."""
-        with tempfile.TemporaryDirectory() as folder:
-            inner = Path(folder) / "inner.safetensors"
-            self.inner.save(inner)
-            content = np.frombuffer(inner.read_bytes(), np.uint8)
-        tensors: dict[str, NDArray[Any]] = {"edges": self._edges, "quantiles": self._quantiles, "inner": content}
-        save_artifact(
-            path, _KIND, tensors, {"largest": self.largest, "click_from": self.click_from, "report": self._report}
-        )
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        own: Tensors = {"edges": self._edges, "quantiles": self._quantiles}
+        return own | with_prefix(self._stored_inner.tensors(), _INNER)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        inner = self._stored_inner
+        return {
+            "largest": self.largest,
+            "click_from": self.click_from,
+            "report": self._report,
+            "inner": {"kind": inner.kind, "settings": inner.settings()},
+        }
 
     @classmethod
-    def load(cls, path: str | Path) -> GradedResponse:
-        """Reads what :meth:`save` wrote.
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> GradedResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        take_tensors(tensors, {"edges": (None,), "quantiles": (None, None)})
+        edges, quantiles = tensors["edges"], tensors["quantiles"]
+        if len(edges) + 1 != len(quantiles):
+            raise ValueError(f"{len(quantiles)} groups need one edge less, got {len(edges)}")
+        largest, click_from = (parse_as(float, settings[name]) for name in ("largest", "click_from"))
+        report = parse_as(dict[str, Any], settings["report"])
+        inner_class = _INNER_CLASSES[settings["inner"]["kind"]]
+        inner = inner_class.restore(without_prefix(tensors, _INNER), settings["inner"]["settings"])
+        return cls(inner, largest, click_from, edges, quantiles, report)
 
-        Raises:
-            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
-        """
-        _, tensors, settings = load_artifact(path, _KIND)
-        take_tensors(path, tensors, {"edges": (None,), "quantiles": (None, None), "inner": (None,)})
-        names = ("largest", "click_from", "report")
-        largest, click_from, report = (take_setting(path, settings, name) for name in names)
-        if len(tensors["edges"]) + 1 != len(tensors["quantiles"]):
-            raise ArtifactError(f"{path}: {len(tensors['quantiles'])} groups need one edge less")
-        loaders: dict[str, Callable[[str | Path], ResponseModel]] = {
-            "factorised": FactorisedResponse.load,
-            "twin": TwinResponse.load,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            content = Path(folder) / "inner.safetensors"
-            content.write_bytes(tensors["inner"].tobytes())
-            kind = artifact_kind(content)
-            if kind not in loaders:
-                raise ArtifactError(f"{path} holds a model of kind '{kind}' inside; known are {', '.join(loaders)}")
-            inner = loaders[kind](content)
-        return cls(inner, largest, click_from, tensors["edges"], tensors["quantiles"], report)
+    @property
+    def _stored_inner(self) -> FactorisedResponse | TwinResponse:
+        """The model of the means; others than these cannot be saved."""
+        if not isinstance(self.inner, FactorisedResponse | TwinResponse):
+            raise ValueError(f"a graded response around a {type(self.inner).__name__} cannot be saved")
+        return self.inner
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, bounds, and the report on the means, JSON-able."""
         return {
-            "kind": _KIND,
+            "kind": self.kind,
             "largest": self.largest,
             "click_from": self.click_from,
             "users": self.n_users,

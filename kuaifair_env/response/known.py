@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -13,14 +12,13 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import BernoulliFeedback, History, sigmoid
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
+from kuaifair_env.response.base import BernoulliFeedback, History, StoredResponse, sigmoid
 
 if TYPE_CHECKING:
     from kuaifair_env.synthetic.truth import ClickChoice, TwinTruth
 
-_KIND = "observed"
 _OUTSIDE = -1
 
 Mode = Literal["click", "watch_ratio"]
@@ -50,7 +48,7 @@ def observed_block(log: InteractionLog) -> Block:
     return Block(users, items, float(distinct / (len(users) * len(items))))
 
 
-class ObservedResponse:
+class ObservedResponse(StoredResponse):
     """Feedback from a matrix of observed cells; the same pair always answers the same.
 
     ``mode="click"``: feedback 0 or 1; a 1 is a click. ``mode="watch_ratio"``: feedback is the log's graded feedback
@@ -72,6 +70,7 @@ class ObservedResponse:
         report: What was counted while building, JSON-able.
     """
 
+    kind = "observed"
     uses_history = False
 
     def __init__(
@@ -206,34 +205,26 @@ class ObservedResponse:
         """
         return self.expected(users, np.arange(n_items)[None, :])
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model to one safetensors file, atomically."""
-        save_artifact(
-            path,
-            _KIND,
-            {"matrix": self._matrix, "user_places": self._user_places, "item_places": self._item_places},
-            {"mode": self._mode, "threshold": self._threshold, "report": self._report},
-        )
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"matrix": self._matrix, "user_places": self._user_places, "item_places": self._item_places}
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"mode": self._mode, "threshold": self._threshold, "report": self._report}
 
     @classmethod
-    def load(cls, path: str | Path) -> ObservedResponse:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
-        """
-        _, tensors, settings = load_artifact(path, _KIND)
-        take_tensors(path, tensors, {"matrix": (None, None), "user_places": (None,), "item_places": (None,)})
-        mode, threshold, report = (take_setting(path, settings, name) for name in ("mode", "threshold", "report"))
-        try:
-            return cls(tensors["matrix"], tensors["user_places"], tensors["item_places"], mode, threshold, report)
-        except ValueError as error:
-            raise ArtifactError(f"{path}: {error}") from error
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ObservedResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        take_tensors(tensors, {"matrix": (None, None), "user_places": (None,), "item_places": (None,)})
+        threshold, report = parse_as(float, settings["threshold"]), parse_as(dict[str, Any], settings["report"])
+        matrix, users, items = (tensors[name] for name in ("matrix", "user_places", "item_places"))
+        return cls(matrix, users, items, settings["mode"], threshold, report)
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, mode, sizes and what was counted, JSON-able."""
         return {
-            "kind": _KIND,
+            "kind": self.kind,
             "mode": self._mode,
             "click_from": 1.0 if self._mode == "click" else self._threshold,
             "users": self.n_users,
@@ -278,12 +269,13 @@ def _fill(
     return matrix, count
 
 
-KIND = "twin"
-_CHOICE = "choice."
+_TRUTH = ("user_vectors", "item_vectors", "item_effects", "user_effects", "herding", "popularity")
+_CHOICE = ("given_click", "otherwise", "item_scores", "user_scores")
+_CHOICE_PREFIX = "choice."
 _CHOICE_WEIGHTS = ("taste_weight", "herding_weight")
 
 
-class TwinResponse(BernoulliFeedback):
+class TwinResponse(BernoulliFeedback, StoredResponse):
     """Clicks by the true distribution of a twin; the history does not matter.
 
     Where feedback is graded, this is expected feedback over the largest that there can be, for
@@ -296,6 +288,7 @@ class TwinResponse(BernoulliFeedback):
         provenance: What the truth belongs to, JSON-able, such as ``twin.data.provenance.as_dict()``.
     """
 
+    kind = "twin"
     uses_history = False
 
     def __init__(self, truth: TwinTruth, conformity: float = 0.0, provenance: Mapping[str, Any] | None = None) -> None:
@@ -363,59 +356,45 @@ class TwinResponse(BernoulliFeedback):
         """Returns the same users for the catalogue ``old_items[items]``."""
         return TwinResponse(self.truth.rearranged(items), self.conformity, self.provenance)
 
-    def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, atomically."""
-        tensors = asdict(self.truth)
-        choice = tensors.pop("choice") or {}
-        weights = {name: choice.pop(name) for name in _CHOICE_WEIGHTS if name in choice}
-        tensors |= {_CHOICE + name: tensor for name, tensor in choice.items()}
-        settings = {
-            "choice": weights,
-            "taste_strength": tensors.pop("taste_strength"),
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        own: Tensors = {name: getattr(self.truth, name) for name in _TRUTH}
+        choice = {} if self.truth.choice is None else {name: getattr(self.truth.choice, name) for name in _CHOICE}
+        return own | with_prefix(choice, _CHOICE_PREFIX)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        choice = self.truth.choice
+        return {
+            "choice": None if choice is None else {name: getattr(choice, name) for name in _CHOICE_WEIGHTS},
+            "taste_strength": self.truth.taste_strength,
             "conformity": self.conformity,
             "provenance": self.provenance,
         }
-        save_artifact(path, KIND, tensors, settings)
 
     @classmethod
-    def load(cls, path: str | Path) -> TwinResponse:
-        """Reads what :meth:`save` wrote.
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> TwinResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        from kuaifair_env.synthetic.truth import SCORE_GRID, ClickChoice, TwinTruth  # needs scipy
 
-        Raises:
-            ArtifactError: If the file is missing, damaged or something else.
-        """
-        _, tensors, settings = load_artifact(path, KIND)
-        users, dimensions = np.shape(tensors.get("user_vectors", np.zeros((0, 0))))
-        items = len(tensors.get("item_effects", ()))
-        own: dict[str, tuple[int | None, ...]] = {
-            "user_vectors": (users, dimensions),
-            "item_vectors": (items, dimensions),
-            "item_effects": (items,),
-            "user_effects": (users,),
-            "herding": (users,),
-            "popularity": (items,),
-        }
-        choices = {"given_click": (items,), "otherwise": (None,), "item_scores": (items,), "user_scores": (users,)}
-        weights = settings.get("choice") or {}
-        of_choice = {_CHOICE + name: shape for name, shape in choices.items()} if weights else {}
-        take_tensors(path, tensors, own | of_choice)
-        strength = take_setting(path, settings, "taste_strength")
-        conformity = take_setting(path, settings, "conformity")
-        if not all(isinstance(value, (int, float)) for value in (strength, conformity, *weights.values())):
-            raise ArtifactError(f"{path}: taste_strength, conformity and weights must be numbers")
-        from kuaifair_env.synthetic.truth import ClickChoice, TwinTruth  # needs scipy
-
+        users, dimensions = take_tensors(tensors, {"user_vectors": (None, None)})["user_vectors"].shape
+        (items,) = take_tensors(tensors, {"item_effects": (None,)})["item_effects"].shape
+        take_tensors(tensors, {"item_vectors": (items, dimensions), "popularity": (items,)})
+        take_tensors(tensors, dict.fromkeys(("user_effects", "herding"), (users,)))
         choice = None
-        if weights:
-            tables: Mapping[str, Any] = {name: tensors[_CHOICE + name] for name in choices}
-            choice = ClickChoice(**tables, **weights)
-        truth = TwinTruth(**{name: tensors[name] for name in own}, taste_strength=float(strength), choice=choice)
-        return cls(truth, float(conformity), settings.get("provenance"))
+        if settings["choice"] is not None:
+            tables: Any = without_prefix(tensors, _CHOICE_PREFIX)
+            take_tensors(tables, {"given_click": (items,), "item_scores": (items,), "user_scores": (users,)})
+            take_tensors(tables, {"otherwise": SCORE_GRID.shape})
+            choice = ClickChoice(**(tables | parse_as(dict[str, float], settings["choice"])))
+        strength, conformity = (parse_as(float, settings[name]) for name in ("taste_strength", "conformity"))
+        truth = TwinTruth(**{name: tensors[name] for name in _TRUTH}, taste_strength=strength, choice=choice)
+        return cls(truth, conformity, parse_as(dict[str, Any], settings["provenance"]))
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes and strengths, JSON-able."""
         return {
-            "kind": KIND,
+            "kind": self.kind,
             "users": self.n_users,
             "items": self.n_items,
             "taste_strength": self.truth.taste_strength,

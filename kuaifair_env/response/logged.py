@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import History
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import Tensors, parse_as, take_tensors
+from kuaifair_env.response.base import History, StoredResponse
 from kuaifair_env.response.graded import click_from
 
-_KIND = "logged"
 _CLICK = 0.5
 
 
@@ -58,7 +57,7 @@ class UserItems:
         return self.items[self.offsets[users][:, None] + steps]
 
 
-class LoggedResponse:
+class LoggedResponse(StoredResponse):
     """Feedback looked up in a log; pairs of user and item that the log does not hold have none.
 
     What the log says is what happens: nothing is modelled, and nothing depends on the session. Of a pair that was
@@ -75,6 +74,7 @@ class LoggedResponse:
         report: What was counted while building, JSON-able.
     """
 
+    kind = "logged"
     uses_history = False
 
     def __init__(
@@ -182,35 +182,26 @@ class LoggedResponse:
         counts = np.bincount(self.pairs.items, minlength=self.n_items)
         return (totals / np.maximum(counts, 1))[:n_items].astype(np.float32)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the feedback to one safetensors file, atomically."""
-        tensors: dict[str, NDArray[Any]] = {
-            "offsets": self.pairs.offsets,
-            "items": self.pairs.items,
-            "feedback": self._feedback,
-        }
-        settings = {"n_items": self.n_items, "click_from": self._click_from, "report": self._report}
-        save_artifact(path, _KIND, tensors, settings)
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"offsets": self.pairs.offsets, "items": self.pairs.items, "feedback": self._feedback}
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        return {"n_items": self.n_items, "click_from": self._click_from, "report": self._report}
 
     @classmethod
-    def load(cls, path: str | Path) -> LoggedResponse:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
-        """
-        _, tensors, settings = load_artifact(path, _KIND)
-        take_tensors(path, tensors, {"offsets": (None,), "items": (None,), "feedback": (None,)})
-        n_items, limit, report = (take_setting(path, settings, name) for name in ("n_items", "click_from", "report"))
-        try:
-            return cls(UserItems(tensors["offsets"], tensors["items"]), tensors["feedback"], n_items, limit, report)
-        except DataError as error:
-            raise ArtifactError(f"{path}: {error}") from error
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> LoggedResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        take_tensors(tensors, {"offsets": (None,), "items": (None,), "feedback": (None,)})
+        n_items, click_from = parse_as(int, settings["n_items"]), parse_as(float, settings["click_from"])
+        report = parse_as(dict[str, Any], settings["report"])
+        return cls(UserItems(tensors["offsets"], tensors["items"]), tensors["feedback"], n_items, click_from, report)
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes and what was counted, JSON-able."""
         return {
-            "kind": _KIND,
+            "kind": self.kind,
             "click_from": self._click_from,
             "users": self.n_users,
             "items": self.n_items,

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
-from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import load_artifact, save_artifact, take_setting, take_tensors
-from kuaifair_env.response.base import PADDING, BernoulliFeedback, History, HistoryWindow, sigmoid
+from kuaifair_env.errors import DataError
+from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
+from kuaifair_env.response.base import PADDING, BernoulliFeedback, History, HistoryWindow, StoredResponse, sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.rows import HistorySource
 from kuaifair_env.response.transformer import HistoryTransformer, OwnPlaces, Places, TransformerShape
 
-_KIND = "sequential"
+_STATIC, _WEIGHTS = "static.", "weights."
 _VERSION = 2  # of what the weights mean
 _SESSIONS_AT_ONCE, _HISTORIES_AT_ONCE = 32, 8  # their attention scores fit a processor's cache
 _ITEMS_AT_ONCE = 16  # at most, in a memory
@@ -177,7 +176,7 @@ def _newest_state(
     return state
 
 
-class SequentialResponse(BernoulliFeedback):
+class SequentialResponse(BernoulliFeedback, StoredResponse):
     """Click probability ``sigmoid(static(u, i) + <a(history, u), e_i> / sqrt(d) + level(history, u))``.
 
     ``static`` is a factor model of what is known without the history. A token of the history is the item's encoding
@@ -202,6 +201,7 @@ class SequentialResponse(BernoulliFeedback):
         DataError: If shapes do not fit or a weight is NaN or infinite.
     """
 
+    kind = "sequential"
     uses_history = True
 
     def __init__(
@@ -308,46 +308,36 @@ class SequentialResponse(BernoulliFeedback):
             self._report,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model to one safetensors file, atomically."""
-        static, static_settings = self.static.parts()
-        tensors = {"item_codes": self._item_codes, "user_codes": self._user_codes}
-        tensors |= {f"weights.{name}": weight for name, weight in self._weights.items()}
-        tensors |= {f"static.{name}": tensor for name, tensor in static.items()}
-        settings = {"version": _VERSION, "shape": asdict(self.shape), "static": static_settings, "report": self._report}
-        save_artifact(path, _KIND, tensors, settings)
+    def tensors(self) -> Tensors:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        own: Tensors = {"item_codes": self._item_codes, "user_codes": self._user_codes}
+        weights = with_prefix(self._weights, _WEIGHTS)
+        return own | weights | with_prefix(self.static.tensors(), _STATIC)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        shape, static = asdict(self.shape), self.static.settings()
+        return {"version": _VERSION, "shape": shape, "static": static, "report": self._report}
 
     @classmethod
-    def load(cls, path: str | Path) -> SequentialResponse:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: If the file is corrupt, foreign, of another version or another kind.
-        """
-        _, tensors, settings = load_artifact(path, _KIND)
-        take_tensors(path, tensors, {"item_codes": (None, None), "user_codes": (None, None)})
-        if settings.get("version") != _VERSION:
-            raise ArtifactError(f"{path} holds a history-dependent model of an earlier kind of attention; fit it anew")
-        static = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("static.")}
-        weights = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
-        try:
-            return cls(
-                FactorisedResponse.from_parts(path, static, take_setting(path, settings, "static")),
-                TransformerShape(**take_setting(path, settings, "shape")),
-                tensors["item_codes"],
-                tensors["user_codes"],
-                weights,
-                take_setting(path, settings, "report"),
-            )
-        except ArtifactError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"{path}: {error}") from error
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> SequentialResponse:
+        """See :class:`~kuaifair_env.response.base.StoredResponse`."""
+        take_tensors(tensors, {"item_codes": (None, None), "user_codes": (None, None)})
+        if settings["version"] != _VERSION:
+            raise ValueError("its model of histories has an earlier kind of attention")
+        return cls(
+            FactorisedResponse.restore(without_prefix(tensors, _STATIC), settings["static"]),
+            parse_as(TransformerShape, settings["shape"]),
+            tensors["item_codes"],
+            tensors["user_codes"],
+            without_prefix(tensors, _WEIGHTS),
+            parse_as(dict[str, Any], settings["report"]),
+        )
 
     def describe(self) -> dict[str, Any]:
         """Returns kind, sizes and the fit report, JSON-able."""
         return {
-            "kind": _KIND,
+            "kind": self.kind,
             "users": self.n_users,
             "items": self.n_items,
             "shape": asdict(self.shape),

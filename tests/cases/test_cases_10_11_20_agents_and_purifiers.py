@@ -60,11 +60,10 @@ def test_case_11_guidance_must_be_finite(guidance):
         SamplerConfig(guidance=guidance)
 
 
-@pytest.mark.xfail(strict=True, reason="errors of the library beneath come through")
 @pytest.mark.parametrize("damage", ["key of the hash", "deeply nested JSON", "bfloat16 tensor", "float8 tensor"])
 def test_case_20_a_damaged_purifier_file_is_named(damage, tmp_path):
     path = tmp_path / "x.safetensors"
-    save_purifier(IPSPurifier(0.5, 0.9), path)
+    save_purifier(IPSPurifier(), path)
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     meta = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["kuaifair"])
@@ -77,5 +76,5 @@ def test_case_20_a_damaged_purifier_file_is_named(damage, tmp_path):
     text = "[" * 100_000 if damage == "deeply nested JSON" else json.dumps(meta)
     header = json.dumps({"__metadata__": {"kuaifair": text}, **tensors}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + body)
-    with pytest.raises(ArtifactError, match=r"x\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"x\.safetensors.*kuaifair pretrain"):
         load_purifier(path)

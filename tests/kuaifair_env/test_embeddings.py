@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from helpers import small_data
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from kuaifair_env import neighbours
 from kuaifair_env.actions import EmbeddingActions
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog
-from kuaifair_env.embeddings import _co_exposure, cached_embeddings, item_embeddings, separated, unit_rows
+from kuaifair_env.embeddings import EMBEDDINGS, _co_exposure, cached_embeddings, item_embeddings, separated, unit_rows
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import open_artifact
 from kuaifair_env.neighbours import rows_with_neighbours
 from kuaifair_env.registration import ENVIRONMENTS, make_world
 
@@ -237,6 +240,40 @@ def test_what_is_cached_belongs_to_these_rows_and_features(tmp_path):
     np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), embeddings)
     before, after = unit_rows(embeddings)[[30, 4, 17]], unit_rows(cached_embeddings(shuffled, 4, tmp_path))[:3]
     np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-2)
+
+
+def test_damaged_embeddings_are_made_again_and_never_used(tmp_path, rebuilt):
+    data = small_data()
+    right = cached_embeddings(data, 4, tmp_path)
+    (path,) = (tmp_path / "embeddings").iterdir()
+    content = path.read_bytes()
+    other = bytearray(content)
+    other[-2] ^= 1  # still a number, and another one
+    cached_embeddings(data, 5, tmp_path)
+    (of_another,) = set((tmp_path / "embeddings").iterdir()) - {path}
+    damaged = [b"", content[:40], content[:-8], bytes(other), b"\x93NUMPY" + content[6:], of_another.read_bytes()]
+    for damage in [*damaged, content.replace(b'"dimension\\": 4', b'"dimension\\": 5')]:
+        assert damage != content
+        path.write_bytes(damage)
+        np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), right)
+        (line,) = rebuilt()
+        assert str(path) in line
+        assert path.read_bytes() == content
+    np.testing.assert_array_equal(cached_embeddings(data, 4, tmp_path), right)
+    assert not rebuilt()
+
+
+def test_processes_that_embed_the_same_items_at_once_do_not_harm_each_other(tmp_path):
+    data = small_data()
+    with ThreadPoolExecutor(4) as pool:
+        tables = [pool.submit(cached_embeddings, data, 4, tmp_path) for _ in range(8)]
+        while not all(table.done() for table in tables):
+            for path in (tmp_path / "embeddings").glob("[!.]*"):
+                with open_artifact(path, "items", EMBEDDINGS) as (_, tensors, _):
+                    assert tensors["embeddings"].shape == (len(data.items), 4)
+    for table in tables:
+        np.testing.assert_array_equal(table.result(), tables[0].result())
+    assert [path.suffix for path in (tmp_path / "embeddings").iterdir()] == [".safetensors"]
 
 
 def test_rounding_errors_of_users_without_factors_are_no_direction():

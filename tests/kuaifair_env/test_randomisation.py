@@ -16,6 +16,7 @@ from kuaifair_env.agent_view import sessions_for_agents
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.errors import DataError, HiddenTruthError
+from kuaifair_env.files import save_artifact
 from kuaifair_env.randomisation import (
     Randomisation,
     SessionBlocks,
@@ -24,7 +25,7 @@ from kuaifair_env.randomisation import (
     offset_shape,
     randomisation_setting,
 )
-from kuaifair_env.randomised_worlds import at_least, estimated_randomisation, log_disagreement, randomised
+from kuaifair_env.randomised_worlds import SCALES, at_least, estimated_randomisation, log_disagreement, randomised
 from kuaifair_env.response.base import sigmoid
 from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.response.graded import GradedResponse
@@ -336,15 +337,21 @@ def test_a_log_agrees_with_itself_so_that_scales_are_at_least_the_wide_ones(tmp_
     assert at_least(replace(NOTHING, vector=3.0), Randomisation()) == replace(Randomisation(), vector=3.0)
 
 
-def test_estimated_scales_are_kept_and_damaged_files_made_again(tmp_path):
+def test_estimated_scales_are_kept_and_damaged_files_made_again(tmp_path, rebuilt):
     world = training_world()
     scales = estimated_randomisation(world, tmp_path)
     (path,) = (tmp_path / "responses").iterdir()
-    path.write_text(json.dumps(asdict(replace(scales, offset=7.0))))
+    save_artifact(path, "randomisation", {}, asdict(replace(scales, offset=7.0)), SCALES)
     assert estimated_randomisation(world, tmp_path).offset == 7.0
-    path.write_text("{")
-    with pytest.warns(UserWarning, match="is damaged and made again"):
+    assert not rebuilt()
+    for content in (b"", b"{", path.read_bytes().replace(b"7.0", b"7.5")):
+        path.write_bytes(content)
         assert estimated_randomisation(world, tmp_path) == scales
+        (line,) = rebuilt()
+        assert str(path) in line
+    save_artifact(path, "randomisation", {}, {"offset": "wide"}, SCALES)
+    assert estimated_randomisation(world, tmp_path) == scales
+    assert len(rebuilt()) == 1
 
 
 def test_the_truth_is_not_read_for_the_scales(tmp_path):

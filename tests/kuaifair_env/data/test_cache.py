@@ -5,8 +5,7 @@ import json
 import multiprocessing
 import os
 import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from kuaifair_env.data import (
 from kuaifair_env.data.cache import MANIFEST, cache_entries, cached_entries, entry_folder, remove_entries
 from kuaifair_env.data.published import KUAIRAND
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import with_checksum
 
 
 def assert_same(one: InteractionData, two: InteractionData) -> None:
@@ -124,12 +124,33 @@ def damage(folder: Path, how: str) -> None:
         array.write_bytes((folder / "test.items.npy").read_bytes())
     elif how == "half manifest":
         manifest.write_text(manifest.read_text()[:100])
+    elif how == "nested manifest":
+        manifest.write_text("[" * 100_000)
     else:
-        content.update({"version": {"version": 999}, "format": {"format": "x"}, "keys": {"arrays": {}}}[how])
-        manifest.write_text(json.dumps(content))
+        changes = {
+            "version": {"version": 999},
+            "format": {"format": "x"},
+            "hash": {"data_hash": "0" * 16},
+            "no checksum": {"sha256": None},
+        }
+        manifest.write_text(
+            json.dumps(content | changes[how] if how in changes else with_checksum(content | MISFITS[how]))
+        )
 
 
-DAMAGES = ["flip", "truncate", "remove", "pickle", "swap", "half manifest", "version", "format", "keys"]
+MISFITS: dict[str, dict[str, object]] = {
+    "no arrays": {"arrays": {}},
+    "list of arrays": {"arrays": []},
+    "names that are none": {"feature_names": None},
+    "text for a number": {"negatives": {"per_positive": "many"}},
+    "no provenance": {"provenance": []},
+}
+"""Manifests with a checksum that is right, but of other content than data sets have."""
+
+DAMAGES = [
+    *("flip", "truncate", "remove", "pickle", "swap", "half manifest", "nested manifest"),
+    *("version", "format", "hash", "no checksum", *MISFITS),
+]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -141,15 +162,15 @@ def test_damage_is_noticed(tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, how: str) -> None:
+def test_a_damaged_entry_is_rebuilt_and_said_to_be(tmp_path: Path, how: str, rebuilt: Callable[[], list[str]]) -> None:
     key = {"name": "Test Set", "seed": 0}
     cached(key, make_data, tmp_path)
     damage(entry_folder(key, tmp_path), how)
-    with pytest.warns(UserWarning, match="rebuilt"):
-        assert_same(cached(key, make_data, tmp_path), make_data())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(cached(key, lambda: pytest.fail("built again"), tmp_path), make_data())
+    assert_same(cached(key, make_data, tmp_path), make_data())
+    (line,) = rebuilt()
+    assert str(tmp_path) in line
+    assert_same(cached(key, lambda: pytest.fail("built again"), tmp_path), make_data())
+    assert not rebuilt()
 
 
 def test_rows_take_little_space_and_come_back_as_they_were(tmp_path: Path) -> None:

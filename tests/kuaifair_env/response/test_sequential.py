@@ -17,6 +17,7 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
 from kuaifair_env.drift import TasteDrift
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import open_artifact, save_artifact
 from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.response import (
     FactorisedConfig,
@@ -303,24 +304,19 @@ def test_a_saved_model_comes_back_equal(tmp_path):
 
 
 def test_a_file_that_lacks_a_weight_is_refused(tmp_path):
-    from kuaifair_env.files import load_artifact, save_artifact
-
     random_model().save(tmp_path / "s")
-    _, tensors, settings = load_artifact(tmp_path / "s")
-    del tensors["weights.0.query"]
-    save_artifact(tmp_path / "s", "sequential", tensors, settings)
+    with open_artifact(tmp_path / "s") as (_, tensors, settings):
+        del tensors["weights.0.query"]
+        save_artifact(tmp_path / "s", "sequential", tensors, settings)
     with pytest.raises(ArtifactError, match=r"weight '0\.query' must have shape"):
         load_response(tmp_path / "s")
 
 
 def test_a_file_of_another_kind_of_attention_is_refused(tmp_path):
-    from kuaifair_env.files import load_artifact, save_artifact
-
     random_model().save(tmp_path / "s")
-    _, tensors, settings = load_artifact(tmp_path / "s")
-    del settings["version"]
-    save_artifact(tmp_path / "s", "sequential", tensors, settings)
-    with pytest.raises(ArtifactError, match="fit it anew"):
+    with open_artifact(tmp_path / "s") as (_, tensors, settings):
+        save_artifact(tmp_path / "s", "sequential", tensors, settings | {"version": 1})
+    with pytest.raises(ArtifactError, match=r"an earlier kind of attention.*fit it again"):
         load_response(tmp_path / "s")
 
 

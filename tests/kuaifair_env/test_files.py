@@ -1,0 +1,137 @@
+"""Artifacts: what is loaded is what was saved, or there is an error that names the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from damage import try_damaged_bytes, try_foreign_files, try_wrong_settings, try_wrong_tensors
+
+from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import RESPONSES, Family, open_artifact, save_artifact
+from kuaifair_env.response import (
+    FactorisedResponse,
+    LoggedResponse,
+    ObservedResponse,
+    SequentialResponse,
+    load_response,
+)
+from kuaifair_env.response.graded import GradedResponse
+from kuaifair_env.response.known import TwinResponse
+from kuaifair_env.response.logged import UserItems
+from kuaifair_env.response.transformer import TransformerShape
+from kuaifair_env.synthetic.truth import SCORE_GRID, ClickChoice, TwinTruth
+
+CAKES = Family("kuaifair-cake", 2, "cake", "bake it again")
+
+
+def table(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def factorised():
+    return FactorisedResponse(-0.5, table(6), table(5), table(6, 2), table(5, 2), {"rows": 3})
+
+
+def twin(choice=False):
+    chosen = ClickChoice(table(5), np.zeros(len(SCORE_GRID), np.float32), table(5), table(6), 0.5, 0.1)
+    truth = TwinTruth(table(6, 2), table(5, 2), table(5), table(6), table(6), table(5), 1.5, chosen if choice else None)
+    return TwinResponse(truth, 0.25, {"name": "tiny"})
+
+
+def sequential():
+    shape = TransformerShape(dimension=8, heads=1, layers=1, hidden=4, length=4)
+    weights = {name: table(*size) for name, size in shape.weight_shapes().items()}
+    return SequentialResponse(factorised(), shape, table(5, 8), table(6, 8), weights, {"note": 1})
+
+
+def graded(inner):
+    return GradedResponse(inner, 5.0, 1.0, np.asarray([1.0], np.float32), np.ones((2, 4), np.float32), {"rows": 3})
+
+
+def observed():
+    places = np.asarray([0, 1, -1], np.int32)
+    return ObservedResponse(np.ones((2, 2), np.float32), places, places, "watch_ratio", 1.0, {"rows": 4})
+
+
+def logged():
+    return LoggedResponse(UserItems(np.asarray([0, 2, 3]), np.asarray([0, 3, 1])), table(3), 4, 0.5, {"rows": 3})
+
+
+RESPONSE_MODELS = {
+    "factorised": factorised,
+    "twin": twin,
+    "twin with a choice": lambda: twin(choice=True),
+    "sequential": sequential,
+    "graded around factors": lambda: graded(factorised()),
+    "graded around a twin": lambda: graded(twin()),
+    "observed": observed,
+    "logged": logged,
+}
+
+
+@pytest.fixture(params=RESPONSE_MODELS)
+def response_file(request, tmp_path):
+    path = tmp_path / "model.safetensors"
+    RESPONSE_MODELS[request.param]().save(path)
+    return path
+
+
+def test_every_bit_of_a_file_counts(tmp_path):
+    """Each byte altered, and each length: an error that names the file and says what to do, or what was saved."""
+    path = tmp_path / "cake.safetensors"
+    tensors = {"layers": table(2), "candles": np.asarray([7])}
+    save_artifact(path, "sponge", tensors, {"eggs": 3, "icing": {"sugar": 0.5}}, CAKES)
+    whole = path.read_bytes()
+    changed = [whole[:size] for size in range(0, len(whole), 5)]
+    changed += [whole[:n] + bytes([whole[n] ^ 1 << n % 8]) + whole[n + 1 :] for n in range(len(whole))]
+    refused = 0
+    for content in changed:
+        path.write_bytes(content)
+        try:
+            with open_artifact(path, "sponge", CAKES) as (_, loaded, settings):
+                assert settings == {"eggs": 3, "icing": {"sugar": 0.5}}
+                assert all(np.array_equal(loaded[name], tensors[name]) for name in tensors)
+        except ArtifactError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 0.95 * len(changed)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "cake.safetensors"
+    save_artifact(path, "sponge", {}, {}, CAKES)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(ArtifactError, match=r"cake\.safetensors cannot be read: Permission denied"):
+        open_artifact(path, family=CAKES).__enter__()
+
+
+def test_errors_of_who_reads_name_the_file_and_what_to_do(tmp_path):
+    path = tmp_path / "cake.safetensors"
+    save_artifact(path, "sponge", {}, {"eggs": "three"}, CAKES)
+    with (
+        pytest.raises(
+            ArtifactError, match=r"cake\.safetensors is not a whole cake \(it lacks 'sugar'\); bake it again"
+        ),
+        open_artifact(path, family=CAKES) as (_, _, settings),
+    ):
+        settings["sugar"]
+
+
+def test_what_json_does_not_hold_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        save_artifact(tmp_path / "cake", "sponge", {}, {"eggs": float("nan")}, CAKES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_responses_are_refused(response_file):
+    try_damaged_bytes(response_file, RESPONSES, load_response, 20)
+    try_foreign_files(response_file, RESPONSES, load_response)
+
+
+def test_responses_of_other_content_are_refused(response_file):
+    try_wrong_settings(response_file, RESPONSES, load_response, ["choice"])
+    try_wrong_tensors(response_file, RESPONSES, load_response)
