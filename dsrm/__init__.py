@@ -20,6 +20,7 @@ from dsrm.purifier import (
 
 if TYPE_CHECKING:
     from dsrm.baselines import IdentityPurifier, IPSPurifier, LinearDebiasPurifier, NoisePurifier, RegressionPurifier
+    from dsrm.belief_purifier import BeliefPurifier
     from dsrm.diffusion import SamplerConfig
     from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
     from dsrm.model import DSRM, DSRMConfig
@@ -28,11 +29,21 @@ if TYPE_CHECKING:
     from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 
 # torch takes seconds to import; modules that need it are imported when one of their names is used.
-_TORCH_MODULES = ("baselines", "diffusion", "encoder", "model", "pretraining", "training", "wrappers")
+_TORCH_MODULES = (
+    "baselines",
+    "belief_purifier",
+    "diffusion",
+    "encoder",
+    "model",
+    "pretraining",
+    "training",
+    "wrappers",
+)
 
 __all__ = [
     "DSRM",
     "MODES",
+    "BeliefPurifier",
     "ConditionBuilder",
     "DSRMConfig",
     "DSRMObservationWrapper",

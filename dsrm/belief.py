@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,23 @@ from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import Family, open_artifact, parse_as, save_artifact, take_tensors
+from kuaifair_env.files import (
+    Family,
+    Tensors,
+    open_artifact,
+    parse_as,
+    save_artifact,
+    take_tensors,
+    with_prefix,
+    without_prefix,
+)
 from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.world import World
 
 BELIEFS = Family("kuaifair-belief", 3, "belief", "serve again")
 
 _ALSO = "also."
+_OF_SHARED = ("weights", "values", "mean", "deviation", "coefficients")
 _EMBEDDING_TOLERANCE = 1e-3
 _STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
 _MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
@@ -114,6 +124,7 @@ class Belief:
         own_scales: Scales of the own part, of running sessions too.
         sessions: Sessions learned from.
         steps: Steps learned from.
+        block: Block of a randomised world that the shared level is about (:mod:`kuaifair_env.randomisation`).
         course: The scales after each update of the shared level.
     """
 
@@ -133,11 +144,17 @@ class Belief:
         self._squares = torch.zeros(3, dtype=torch.float64)
         self._determined = torch.zeros(3, dtype=torch.float64)
         self.steps = 0
+        self.block = 0
 
     @property
     def scales(self) -> BeliefScales:
         """The scales now."""
         return BeliefScales(self.own_scales, self.shared.scales)
+
+    def start_block(self, block: int) -> None:
+        """Starts the shared level anew, with the scales of now, for another block of a randomised world."""
+        self.block = block
+        self.shared.start_anew()
 
     def remember(self, moments: OwnMoments, sessions: int) -> None:
         """Takes what some finished sessions say about the own scales; older ones count less."""
@@ -168,27 +185,8 @@ class Belief:
             path: The file.
             tensors: What else to keep in it, by name.
         """
-        arrays = {_ALSO + name: tensor.numpy() for name, tensor in (tensors or {}).items()}
-        arrays |= {
-            "weights": self.shared.weights.numpy(),
-            "values": self.shared.values.numpy(),
-            "mean": self.shared.mean.numpy(),
-            "deviation": self.shared.deviation.numpy(),
-            "coefficients": self.shared.coefficients.numpy(),
-            "squares": self._squares.numpy(),
-            "determined": self._determined.numpy(),
-            "ids": self.items.ids,
-            "embeddings": self.items.embeddings,
-            "features": self.items.features,
-        }
-        settings = {
-            "data_hash": self.items.data_hash,
-            "sessions": self.sessions,
-            "steps": self.steps,
-            "scales": asdict(self.scales),
-            "course": [[then.sessions, asdict(then.scales)] for then in self.course],
-        }
-        save_artifact(path, "two-level", arrays, settings, BELIEFS)
+        also = with_prefix({name: tensor.numpy() for name, tensor in (tensors or {}).items()}, _ALSO)
+        save_artifact(path, "two-level", also | self.tensors(), self.settings(), BELIEFS)
 
     def load(self, path: str | Path) -> dict[str, Tensor]:
         """Takes the place of what :meth:`save` wrote, and returns what else was kept in the file.
@@ -197,23 +195,58 @@ class Belief:
             ArtifactError: If the file is missing, damaged, foreign, or a belief about other items.
         """
         with open_artifact(path, "two-level", BELIEFS) as (_, arrays, settings):
-            shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
-            take_tensors(arrays, shapes | {"ids": (None,), "squares": (3,), "determined": (3,)})
-            of_items = {name: arrays[name] for name in ("ids", "embeddings", "features")}
-            if not self.items.same_as(replace(self.items, data_hash=settings["data_hash"], **of_items)):
-                raise ArtifactError(f"{path} holds a belief about other items than these, or with other columns")
-            of_level = ("weights", "values", "mean", "deviation", "coefficients")
-            take_tensors(arrays, {name: tuple(getattr(self.shared, name).shape) for name in of_level})
-            scales = parse_as(BeliefScales, settings["scales"])
-            course = [ScalesThen(*entry) for entry in parse_as(list[tuple[int, BeliefScales]], settings["course"])]
-            first = course[0].scales
-            sessions, steps = (parse_as(int, settings[name]) for name in ("sessions", "steps"))
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            self.restore(arrays, settings, path)
+        return {name: torch.from_numpy(array) for name, array in without_prefix(arrays, _ALSO).items()}
+
+    def tensors(self) -> Tensors:
+        """Returns what was learned, and the items that it is about, as arrays by name."""
+        return {
+            **{name: getattr(self.shared, name).numpy() for name in _OF_SHARED},
+            "squares": self._squares.numpy(),
+            "determined": self._determined.numpy(),
+            "ids": self.items.ids,
+            "embeddings": self.items.embeddings,
+            "features": self.items.features,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the JSON-able rest of what was learned."""
+        return {
+            "data_hash": self.items.data_hash,
+            "sessions": self.sessions,
+            "steps": self.steps,
+            "block": self.block,
+            "scales": asdict(self.scales),
+            "course": [[then.sessions, asdict(then.scales)] for then in self.course],
+        }
+
+    def restore(self, tensors: Tensors, settings: Mapping[str, Any], source: str | Path) -> None:
+        """Takes the place of what :meth:`tensors` and :meth:`settings` returned.
+
+        Args:
+            tensors: The arrays.
+            settings: The rest.
+            source: Where they come from, for messages.
+
+        Raises:
+            ArtifactError: If the belief is about other items.
+            ValueError: If something is missing or does not fit; nothing has changed then.
+        """
+        shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
+        take_tensors(tensors, shapes | {"ids": (None,), "squares": (3,), "determined": (3,)})
+        of_items = {name: tensors[name] for name in ("ids", "embeddings", "features")}
+        if not self.items.same_as(replace(self.items, data_hash=settings["data_hash"], **of_items)):
+            raise ArtifactError(f"{source} holds a belief about other items than these, or with other columns")
+        take_tensors(tensors, {name: tuple(getattr(self.shared, name).shape) for name in _OF_SHARED})
+        scales = parse_as(BeliefScales, settings["scales"])
+        course = [ScalesThen(*entry) for entry in parse_as(list[tuple[int, BeliefScales]], settings["course"])]
+        first = course[0].scales
+        counters = [parse_as(int, settings[name]) for name in ("sessions", "steps", "block")]
+        learned = {name: torch.from_numpy(tensors[name].copy()) for name in (*_OF_SHARED, "squares", "determined")}
         self.course, self._first, self.own_scales = course, first, scales.own
-        self.sessions, self.steps = sessions, steps
-        self.shared.restore(scales.shared, first.shared, tensors)
-        self._squares, self._determined = tensors["squares"], tensors["determined"]
-        return {name.removeprefix(_ALSO): tensor for name, tensor in tensors.items() if name.startswith(_ALSO)}
+        self.sessions, self.steps, self.block = counters
+        self.shared.restore(scales.shared, first.shared, learned)
+        self._squares, self._determined = learned["squares"], learned["determined"]
 
 
 class SessionBeliefs:
@@ -235,7 +268,8 @@ class SessionBeliefs:
         self._prior = torch.zeros(n_sessions, len(embeddings))
         self._contexts = torch.zeros(n_sessions, 0)
         self._base = self._prior
-        self._own_part = self._prior
+        self._moments = Moments(torch.zeros_like(self.own.means), self.own.widths.expand_as(self.own.means))
+        self._own_part: Tensor | None = None
 
     def start(self, rows: Tensor, prior: Tensor, contexts: Tensor | None = None) -> None:
         """Starts new sessions.
@@ -256,31 +290,58 @@ class SessionBeliefs:
         """Adds answers to slates that an agent showed; see :meth:`OwnLevel.observe`."""
         self.own.observe(rows, items, clicks)
 
-    def logits(self, converged: bool = False) -> Tensor:
-        """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item.
+    def update(self, converged: bool = False) -> Moments:
+        """Moves what is known of the users to all evidence so far.
 
         Args:
             converged: Whether own posteriors are moved all the way to their modes; otherwise they move by a few steps
                 from where they were, which is enough after each single slate.
+
+        Returns:
+            Mean and spread of the users' own parts.
         """
         self._base = self._prior + self._belief.shared.mean
         if converged:
             self.own.converge(self._base)
         else:
             self.own.update(self._base)
-        self._own_part = self.own.logits_at(self.moments().means)
-        return self._base + self._own_part
+        self._moments, self._own_part = self._preference.moments(self.evidence()), None
+        return self._moments
+
+    def logits(self, converged: bool = False) -> Tensor:
+        """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item; see :meth:`update`."""
+        self.update(converged)
+        return self._predicted()
+
+    def refresh(self, rows: Tensor) -> Moments:
+        """Does what :meth:`update` does for sessions that were started since, and leaves the others as they are.
+
+        Args:
+            rows: ``int64 (n,)``, the rows of these sessions, of which there is no evidence yet.
+        """
+        self._base[rows] = self._prior[rows] + self._belief.shared.mean
+        fresh = self._preference.moments(self.evidence().take(rows))
+        for ours, theirs in zip(self._moments, fresh, strict=True):
+            ours[rows] = theirs
+        self._own_part = None
+        return self._moments
 
     def evidence(self) -> Evidence:
-        """Returns what is known about the users, as of the last :meth:`logits`."""
+        """Returns what is known about the users, as of the last :meth:`update`."""
         return Evidence(self._contexts, self.own.means, self.own.covariances, self.own.widths)
 
     def moments(self) -> Moments:
-        """Returns mean and spread of the users' own parts, as of the last :meth:`logits`."""
-        return self._preference.moments(self.evidence())
+        """Returns mean and spread of the users' own parts, as of the last :meth:`update`."""
+        return self._moments
+
+    def _predicted(self) -> Tensor:
+        """Returns ``(B, N)``, the log-odds of a click as of the last :meth:`update`."""
+        if self._own_part is None:
+            self._own_part = self.own.logits_at(self._moments.means)
+        return self._base + self._own_part
 
     def learn(self, items: Tensor, clicks: Tensor, live: Tensor, done: Tensor) -> None:
-        """Hands on what the slates that followed the last :meth:`logits` say about what all users share.
+        """Hands on what the slates that followed the last :meth:`update` say about what all users share.
 
         An answer ``y`` that was predicted with probability ``p`` observes the shared term with precision
         ``h = p (1 - p)`` at its mean + ``(y - p) / h``: the own part is taken as known before the answer. Where that
@@ -294,7 +355,7 @@ class SessionBeliefs:
             live: ``bool (B,)``, sessions to learn from.
             done: ``bool (B,)``, sessions that have ended.
         """
-        probability = torch.sigmoid((self._base + self._own_part).gather(1, items)[live])
+        probability = torch.sigmoid(self._predicted().gather(1, items)[live])
         surprise = clicks[live].to(probability.dtype) - probability
         weights = torch.maximum(probability * (1.0 - probability), surprise.abs() / _MAX_STEP).clamp(min=_MIN_WEIGHT)
         values = self._belief.shared.mean[items[live]] + surprise / weights
@@ -312,12 +373,16 @@ class SessionBeliefs:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
-        return self.own.tensors() | {"prior": self._prior, "contexts": self._contexts}
+        moments = {f"moments.{name}": tensor for name, tensor in self._moments._asdict().items()}
+        return self.own.tensors() | moments | {"prior": self._prior, "contexts": self._contexts}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+        """Takes what :meth:`tensors` returned, for as many sessions over the same items, with what was shared then."""
         self.own.restore(tensors, self._belief.own_scales)
         self._prior, self._contexts = tensors["prior"].clone(), tensors["contexts"].clone()
+        self._base = self._prior + self._belief.shared.mean
+        self._moments = Moments(*(tensors[f"moments.{name}"].clone() for name in Moments._fields))
+        self._own_part = None
 
 
 def _alike(one: FloatArray, two: FloatArray) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from dsrm.purifier import StatePurifier, history_length_of, load_purifier, purified_space
 from kuaifair_env.adapters import layers_of
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import IntArray
 from kuaifair_env.observations import (
     OBSERVED,
     extended_space,
@@ -28,9 +29,6 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
 _STATE = "state"
-
-Windows = Callable[[int | None], HistoryWindow]
-"""Returns what the users of all sessions saw, in so many places."""
 
 
 def as_purifier(purifier: StatePurifier | str | Path) -> StatePurifier:
@@ -93,8 +91,35 @@ def _has_state(space: spaces.Space[Any]) -> bool:
     return not isinstance(space, spaces.Dict) or _STATE in space.spaces
 
 
-class PurifiedRows:
-    """Purifies observations row by row: each state with the window behind it, in batches of any kind.
+class SessionObservations(Protocol):
+    """Puts purified states in the place of observed ones, be observations arrays or dicts.
+
+    Attributes:
+        space: Space of a purified observation.
+    """
+
+    space: spaces.Space[Any]
+
+    def started(self, observations: Any) -> Any:
+        """Returns the observations of all sessions, purified, after some or all were started."""
+        ...
+
+    def stepped(self, observations: Any, learns: bool) -> Any:
+        """Returns the observations of all sessions, purified, after a step.
+
+        Args:
+            observations: What the environment shows; of sessions that the step ended and replaced, the next ones.
+            learns: Whether to learn from the step, for purifiers that can.
+        """
+        ...
+
+    def last(self, observations: Sequence[Any], rows: IntArray) -> list[Any]:
+        """Returns the last observations, purified, of the sessions in some rows, which the last step ended."""
+        ...
+
+
+class PurifiedRows(SessionObservations):
+    """Purifies observations row by row: each state with the window behind it.
 
     What follows the observed state (the session clock) follows the purified one as it is.
 
@@ -102,33 +127,37 @@ class PurifiedRows:
         purifier: The purifier.
         space: Space of an observation.
         world: The world of the sessions.
-        windows: What the users of all sessions saw.
-
-    Attributes:
-        space: Space of a purified observation.
+        windows: Returns what the users of all sessions saw, in so many places.
+        finished_windows: Returns what the users saw whose sessions, in the given rows, the last step ended.
     """
 
-    def __init__(self, purifier: StatePurifier, space: spaces.Space[Any], world: World, windows: Windows) -> None:
+    def __init__(
+        self,
+        purifier: StatePurifier,
+        space: spaces.Space[Any],
+        world: World,
+        windows: Callable[[int | None], HistoryWindow],
+        finished_windows: Callable[[IntArray], HistoryWindow],
+    ) -> None:
         self._purifier = purifier
         self._length = history_length_of(purifier, world)
-        self._windows = windows
+        self._windows, self._finished_windows = windows, finished_windows
         self._dimension = world.dimension
         observed = state_of(space)
         low, high = observed.low[world.dimension :], observed.high[world.dimension :]
-        self.space: spaces.Space[Any] = with_state(space, extended_space(purified_space(purifier, world), low, high))
+        self.space = with_state(space, extended_space(purified_space(purifier, world), low, high))
 
-    def purify(self, observations: Any) -> Any:
-        """Returns the observations of all sessions, now, with purified states."""
+    def started(self, observations: Any) -> Any:
+        """See :class:`SessionObservations`."""
         return self._purified(observations, self._windows(self._length))
 
-    def purify_last(self, observations: Sequence[Any], window: HistoryWindow) -> list[Any]:
-        """Returns last observations of sessions that ended with purified states.
+    def stepped(self, observations: Any, learns: bool) -> Any:
+        """See :class:`SessionObservations`."""
+        return self.started(observations)
 
-        Args:
-            observations: The last observations.
-            window: What the users of these sessions saw.
-        """
-        purified = self._purified(stack_observations(observations), window)
+    def last(self, observations: Sequence[Any], rows: IntArray) -> list[Any]:
+        """See :class:`SessionObservations`."""
+        purified = self._purified(stack_observations(observations), self._finished_windows(rows))
         return [take_rows(purified, row) for row in range(len(observations))]
 
     def _purified(self, observations: Any, window: HistoryWindow) -> Any:

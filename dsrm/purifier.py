@@ -58,6 +58,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "tce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
+    "belief": ("dsrm.belief_purifier", "BeliefPurifier"),
 }
 
 STATISTICS = (

@@ -13,11 +13,9 @@ from dsrm.belief import Belief, SessionBeliefs
 from dsrm.click_scorer import ClickScorer
 from dsrm.preference import LogContexts, PreferenceModel
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.data.schema import IntArray
+from kuaifair_env.data.schema import BoolArray, IntArray
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import PADDING, HistoryWindow
-
-_COUNTERS = ("steps", "users")
 
 
 class SessionEvidence:
@@ -34,6 +32,8 @@ class SessionEvidence:
 
     Attributes:
         beliefs: About the users of the sessions.
+        states: ``float32 (B, d)``, the observed states ``s~`` at the sessions' start.
+        steps: ``int64 (B,)``, slates of each session that were taken.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class SessionEvidence:
         self._contexts = None if preference is None else LogContexts(batch.world)
         self._scorer = scorer
         self._batch = batch
-        self._steps = np.full(batch.batch_size, -1)
+        self._belief = belief
+        self.states = np.zeros((batch.batch_size, batch.world.dimension), np.float32)
+        self.steps = np.full(batch.batch_size, -1)
         self._users = np.full(batch.batch_size, -1)
 
     def begin(self) -> NDArray[np.int64]:
@@ -51,20 +53,21 @@ class SessionEvidence:
         simulator = self._batch.simulator
         steps, users = simulator.steps, simulator.users
         same = users == self._users
-        begun = np.flatnonzero(~(same & ((steps == self._steps) | ((steps == self._steps + 1) & (steps > 0)))))
+        begun = np.flatnonzero(~(same & ((steps == self.steps) | ((steps == self.steps + 1) & (steps > 0)))))
         if len(begun):
             window = self.context(begun)
-            prior = torch.from_numpy(self._scorer.score(observed_states(self._batch.world, window)))
+            self.states[begun] = observed_states(self._batch.world, window)
+            prior = torch.from_numpy(self._scorer.score(self.states[begun]))
             contexts = None if self._contexts is None else torch.from_numpy(self._contexts.summarise(window))
             self.beliefs.start(torch.from_numpy(begun), prior, contexts)
-            self._steps[begun], self._users[begun] = 0, users[begun]
+            self.steps[begun], self._users[begun] = 0, users[begun]
         return begun
 
     def take(self) -> bool:
         """Adds what each session showed since the last call, and returns whether any was behind by several slates."""
         simulator = self._batch.simulator
         steps, slate_size = simulator.steps, simulator.slate_size
-        behind = steps - self._steps
+        behind = steps - self.steps
         n_slates = int(behind.max())
         window = self._batch.history_window(n_slates * slate_size)
         shape = (len(steps), n_slates, slate_size)
@@ -73,8 +76,38 @@ class SessionEvidence:
             rows = np.flatnonzero(behind >= back)
             shown, clicked = torch.from_numpy(items[rows, -back]), torch.from_numpy(clicks[rows, -back])
             self.beliefs.observe(torch.from_numpy(rows), shown, clicked)
-        self._steps = steps.copy()
+        self.steps = steps.copy()
         return n_slates > 1
+
+    def take_step(self, rows: IntArray) -> None:
+        """Adds what the last step of the batch showed in some rows, be their sessions over, or replaced already."""
+        outcome = self._batch.outcome
+        assert outcome is not None
+        items, clicks = (torch.from_numpy(array[rows]) for array in (outcome.items, outcome.clicks))
+        self.beliefs.observe(torch.from_numpy(rows), items, clicks)
+        self.steps[rows] += 1
+
+    def learn(
+        self, items: NDArray[np.int64], clicks: BoolArray, live: BoolArray, done: BoolArray, blocks: NDArray[np.int64]
+    ) -> None:
+        """Hands on what the answers to slates say about what all users share; see :meth:`SessionBeliefs.learn`.
+
+        In a randomised training world the shared level starts anew with each block.
+
+        Args:
+            items: ``int64 (B, K)``.
+            clicks: ``bool (B, K)``.
+            live: ``bool (B,)``, sessions to learn from.
+            done: ``bool (B,)``, sessions that have ended.
+            blocks: ``int64 (B,)``, the block of each session.
+        """
+        block = int(blocks.max())
+        if block != self._belief.block:
+            # What was predicted of these answers rests on what was learned in the last block.
+            self._belief.start_block(block)
+            return
+        arrays = (items, clicks, live & (blocks == block), done)
+        self.beliefs.learn(*(torch.from_numpy(array) for array in arrays))
 
     def context(self, rows: IntArray) -> HistoryWindow:
         """Returns what the log shows of the users of some rows before their session."""
@@ -85,11 +118,12 @@ class SessionEvidence:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
-        counters = {"steps": torch.from_numpy(self._steps), "users": torch.from_numpy(self._users)}
+        arrays = {"steps": self.steps, "users": self._users, "states": self.states}
+        counters = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return counters | {f"session.{name}": tensor for name, tensor in self.beliefs.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
-        self._steps, self._users = (tensors[name].numpy() for name in _COUNTERS)
+        self.steps, self._users, self.states = (tensors[name].numpy().copy() for name in ("steps", "users", "states"))
         of_sessions = {name: tensor for name, tensor in tensors.items() if name.startswith("session.")}
         self.beliefs.restore({name.removeprefix("session."): tensor for name, tensor in of_sessions.items()})

@@ -65,7 +65,6 @@ class BeliefQuota(GreedyCTR):
         self._generator = torch.Generator().manual_seed(seed)
         self._belief: Belief | None = None
         self._explores = False
-        self._block = 0
 
     def bind(self, batch: SessionBatch) -> None:
         """See :class:`~hrl_policies.controls.Control`; what was learned of the items stays.
@@ -116,26 +115,17 @@ class BeliefQuota(GreedyCTR):
 
     def learn(self, step: ServedStep) -> None:
         """Learns what the answers to the last slates say about the items; see ``LearnsWhileServing``."""
-        block = int(step.blocks.max())
-        if block != self._block:
-            # What was predicted of this step's answers rests on what was learned in the last block.
-            self._block = block
-            self.belief.shared.start_anew()
-            return
-        live = step.live & (step.blocks == block)
-        self._evidence.beliefs.learn(*(torch.from_numpy(array) for array in (step.items, step.clicks, live, step.done)))
+        self._evidence.learn(step.items, step.clicks, step.live, step.done, step.blocks)
 
     def save_served(self, path: Path) -> None:
         """Writes what was learned, the running sessions and the random generator; see ``LearnsWhileServing``."""
         tensors = self._evidence.tensors() | {"generator": self._generator.get_state(), "draws": self._draws}
-        tensors["block"] = torch.tensor(self._block)
         self.belief.save(path, tensors)
 
     def load_served(self, path: Path) -> None:
         """Takes the place of what :meth:`save_served` wrote; see ``LearnsWhileServing``."""
         tensors = self.belief.load(path)
         self._generator.set_state(tensors["generator"])
-        self._block = int(tensors["block"])
         self._draws = tensors["draws"]
         self._evidence.restore(tensors)
 

@@ -28,10 +28,10 @@ _UNCHANGING = {
     *("PassiveEnvChecker", "OrderEnforcing", "RecordEpisodeStatistics", "Monitor", "VecMonitor"),
     *("DummyVecEnv", "SyncVectorEnv"),
 }
-# Flags of wrappers that keep running statistics: those of Stable-Baselines3 and of Gymnasium.
-_UPDATING = ("training", "_update_running_mean")
+# Flags of wrappers that keep running statistics, or learn: those of Stable-Baselines3, of Gymnasium, and of dsrm.
+_UPDATING = ("training", "_update_running_mean", "learns")
 # What wrappers keep state in, besides arrays and containers.
-_STATEFUL = {"StackedObservations", "RunningMeanStd"}
+_STATEFUL = {"StackedObservations", "RunningMeanStd", "BeliefObservations"}
 
 
 class Policy(Protocol):
@@ -54,6 +54,26 @@ class BindsEnvironment(Protocol):
 
     def bind(self, batch: SessionBatch) -> None:
         """Tells the policy which sessions its observations will come from."""
+        ...
+
+
+class LearningWrapper(Protocol):
+    """A wrapper that learns of all users from the sessions that it shows agents: ``dsrm.VecDSRM`` with a belief.
+
+    Attributes:
+        belief: What it has learned; None in wrappers of the class that learn nothing.
+        learns: Whether it goes on learning.
+    """
+
+    belief: Any
+    learns: bool
+
+    def served_state(self) -> dict[str, Any]:
+        """Returns all that is known, of all users and of running sessions, as arrays and numbers."""
+        ...
+
+    def restore_served(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`served_state` returned."""
         ...
 
 
@@ -169,6 +189,11 @@ class PlayedEnv(Protocol):
     def world(self) -> World:
         """The world of the sessions."""
         return self.own_batch.world
+
+    @property
+    def learning_wrappers(self) -> list[LearningWrapper]:
+        """The wrappers around the sessions that may learn while they are served."""
+        return [layer for layer in self.layers if vars(layer).get("belief") is not None]
 
     @property
     def own_batch(self) -> SessionBatch:

@@ -381,6 +381,14 @@ class SessionBatch:
         return self.simulator.blocks
 
     @property
+    def counted(self) -> BoolArray:
+        """``bool (B,)``, sessions on the list of who is evaluated or served; all where there is no list.
+
+        Others fill up the end of an evaluation or a service.
+        """
+        return (self.simulator.numbers >= 0) | (self.simulator.source is self._random_users)
+
+    @property
     def user_ids(self) -> IdArray:
         """``(B,)``, raw ids of the current users."""
         return self._ids_of_users.take(self.simulator.users)

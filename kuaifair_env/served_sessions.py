@@ -156,6 +156,7 @@ class Service:
             "sessions": self.batch.state(),
             "totals": self.totals.state(),
             "random": random_states(),
+            "wrappers": [wrapper.served_state() for wrapper in self.env.learning_wrappers],
             "agent": agent_state(),
         }
         self._checkpoints.write(self.finished, state, save_agent)
@@ -179,6 +180,8 @@ class Service:
             self.source.started = state["started"]
             self.batch.restore(state["sessions"])
             self.totals.restore(state["totals"])
+            for wrapper, of_wrapper in zip(self.env.learning_wrappers, state["wrappers"], strict=True):
+                wrapper.restore_served(of_wrapper)
             load_agent(path)
             restore_random_states(state["random"])
             self.finished = state["finished"]

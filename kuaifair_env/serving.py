@@ -105,18 +105,18 @@ def serve(
 
     Args:
         agent: What serves. A :class:`LearnsWhileServing` goes on learning, and so does an algorithm of
-            Stable-Baselines3, in place, as in its own ``learn``; anything else that ``evaluate`` takes acts and learns
-            nothing.
+            Stable-Baselines3, in place, as in its own ``learn``; anything else that ``evaluate`` takes, such as the
+            ``predict`` of an algorithm, acts and learns nothing.
         env: KuaiFair sessions as ``evaluate`` takes them, if they can be played as one batch: ``gym.make``,
             ``gym.make_vec``, ``make_sb3``, also within wrappers of Stable-Baselines3 whose running statistics may stay
-            as they are (``VecDSRM``).
+            as they are (``VecDSRM``). A belief in one of them goes on learning whatever the agent does.
         users: Raw ids of the users to serve; None takes the 80 % of the world's users that a hash of their ids chooses
             (:func:`~kuaifair_env.splits.serving_split`). Of the other 20 % those who are served are not evaluated on.
         sessions: Number of sessions that are counted.
         order: Which order the users come in; different numbers give unrelated orders.
         seed: Seed of the sessions' randomness, which is the same in every order.
         n_envs: Concurrent sessions of Gymnasium's environments; others say themselves how many they have.
-        learn: False has an agent that could learn act as it is.
+        learn: False has an agent that could learn act as it is, and a belief around the sessions stay as it is.
         evaluate_others: Whether to evaluate on the other users, at most 1,000 of them.
         folder: Where checkpoints and then the result are kept. A service that was stopped, or killed, goes on there
             with the same call, given an agent as it was at the start, and ends with the same numbers; one that is
@@ -146,8 +146,9 @@ def serve(
     check_agent(getattr(agent, "__self__", agent), played_env)
     served, others = _users(played_env.world, users)
     source = ServedUsers(played_env.world, served, sessions, order, seed)
-    settings = _settings(agent, source, own_batch, learn)
-    if settings.learning == "gradient":
+    kind, reason = _kind(agent, learn)
+    settings = _settings(agent, source, played_env, *_learning(kind, reason, played_env, learn))
+    if kind == "gradient":
         check_n_envs(cast(Any, agent), own_batch.batch_size)
     checkpoints = None
     if folder is not None:
@@ -163,12 +164,12 @@ def serve(
         return evaluate(agent, env, others, seed=seed, n_envs=n_envs, progress=progress)
 
     before = None if settings.learning == "frozen" else evaluated()
-    with _sessions_of(played_env, source, agent, progress) as service:
+    with _sessions_of(played_env, source, agent, learn, progress) as service:
         if checkpoints is not None:
             service.keep(checkpoints, checkpoint_every)
-        if settings.learning == "gradient":
+        if kind == "gradient":
             serve_learning(cast(Any, agent), service)
-        elif settings.learning == "posterior":
+        elif kind == "posterior":
             _serve_learning(cast(LearnsWhileServing, agent), service)
         else:
             _serve_frozen(agent, service, own_batch)
@@ -180,18 +181,17 @@ def serve(
     return result
 
 
-def _settings(agent: Any, source: ServedUsers, batch: SessionBatch, learn: bool) -> ServingSettings:
+def _settings(agent: Any, source: ServedUsers, env: PlayedVecEnv, learning: Learning, reason: str) -> ServingSettings:
     """Returns what a service of an agent is, by which its checkpoints and its result are told from others'."""
     from kuaifair_env.serving_sb3 import parameters_hash
 
-    policy = getattr(agent, "__self__", agent)
-    learning, reason = _kind(agent, learn)
+    policy, batch = getattr(agent, "__self__", agent), env.own_batch
     return ServingSettings(
         world=str(batch.world.fingerprint),
         config=batch.config.describe(),
         agent=getattr(agent, "__name__", type(agent).__name__),
         agent_seed=getattr(policy, "seed", None),
-        agent_hash=parameters_hash(policy),
+        agent_hash=parameters_hash(policy, [wrapper.belief for wrapper in env.learning_wrappers]),
         learning=learning,
         reason=reason,
         users=len(source.ids),
@@ -227,6 +227,13 @@ def _users(world: World, users: Any) -> tuple[NDArray[np.int64], Any]:
     return rows, evaluation_users(others, EVALUATION_USERS) if len(others) else others
 
 
+def _learning(kind: Learning, reason: str, env: PlayedVecEnv, learn: bool) -> tuple[Learning, str]:
+    """Returns how an agent and the wrappers around its sessions learn, and why not if they do not."""
+    if not learn or not env.learning_wrappers:
+        return kind, reason
+    return ("gradient and posterior" if kind == "gradient" else "posterior"), ""
+
+
 def _kind(agent: Any, learn: bool) -> tuple[Learning, str]:
     """Returns how an agent learns while it serves, and why not if it does not."""
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -240,8 +247,11 @@ def _kind(agent: Any, learn: bool) -> tuple[Learning, str]:
 
 
 @contextmanager
-def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: bool) -> Iterator[Service]:
-    """Has an environment play the sessions of a service, hides their truth, and puts everything back afterwards."""
+def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, learn: bool, progress: bool) -> Iterator[Service]:
+    """Has an environment play the sessions of a service, hides their truth, and puts everything back afterwards.
+
+    What wrappers learn stays.
+    """
     with (
         playing_sessions_of(env, source) as batches,
         tqdm(total=len(source), unit="session", disable=not progress, leave=False) as bar,
@@ -251,6 +261,8 @@ def _sessions_of(env: PlayedVecEnv, source: ServedUsers, agent: Any, progress: b
             bottom = env.layers[-1]
             bottom.play(played_by_agents(batches[0]))
             bottom.world = shown.world
+        for wrapper in env.learning_wrappers:
+            wrapper.learns = learn
         yield Service(env, batches[0], shown, source, bar)
 
 

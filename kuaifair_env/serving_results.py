@@ -27,8 +27,9 @@ from kuaifair_env.files import (
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of, rate_interval
 from kuaifair_env.metrics import Engagement, FairnessReport, engagement
 
-Learning = Literal["posterior", "gradient", "frozen"]
-"""How an agent learns while it serves: its own posterior, gradient steps of its algorithm, or not at all."""
+Learning = Literal["posterior", "gradient", "gradient and posterior", "frozen"]
+"""How an agent learns while it serves: a posterior (its own, or the belief of a wrapper), gradient steps of its
+algorithm, both, or not at all."""
 
 FIRST_AND_LAST = 1_000
 _CURVE_POINTS, _MIN_PART = 40, 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 _MODEL, _REPLAY = "model.zip", "replay.npz"
 
 
-def parameters_hash(policy: Any) -> str:
-    """Returns a hash of the parameters of an algorithm's networks; of nothing else, where there are none."""
+def parameters_hash(policy: Any, beliefs: Sequence[Any] = ()) -> str:
+    """Returns a hash of the parameters of an algorithm's networks, if there are any, and of what wrappers believe."""
     digest = hashlib.sha256()
-    if isinstance(policy, BaseAlgorithm):
-        for name, value in policy.policy.state_dict().items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value.cpu().numpy()).data if value.numel() else b"")
+    tensors = policy.policy.state_dict() if isinstance(policy, BaseAlgorithm) else {}
+    arrays = [(name, value.cpu().numpy()) for name, value in tensors.items()]
+    for belief in beliefs:
+        arrays += belief.tensors().items()
+    for name, array in arrays:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data if array.size else b"")
     return digest.hexdigest()[:16]
 
 
