@@ -165,6 +165,8 @@ def training_sessions(
 ) -> VecEnv:
     """Returns sessions of a training world whose users deviate from its response model.
 
+    Where the purifier is a belief it learns what all users of a block share, as while serving.
+
     Args:
         world: The training world.
         config: How sessions run.
@@ -173,13 +175,18 @@ def training_sessions(
         randomisation: How far users deviate; see :func:`kuaifair_env.randomised_worlds.randomised`.
         purifier: The purifier of their states.
     """
-    return purified_sessions(randomised(world, randomisation, seed), config, n_envs, session_seed(seed), purifier)
+    from dsrm.wrappers import VecDSRM
+
+    env = purified_sessions(randomised(world, randomisation, seed), config, n_envs, session_seed(seed), purifier)
+    if isinstance(env, VecDSRM):
+        env.learns = env.belief is not None
+    return env
 
 
 def purified_sessions(
     world: World, config: SessionConfig, n_envs: int, seed: int, purifier: StatePurifier | None
 ) -> VecEnv:
-    """Returns sessions of a world, with purified states if there is a purifier."""
+    """Returns sessions of a world, with purified states if there is a purifier; nothing is learned in them."""
     from dsrm.wrappers import VecDSRM
     from kuaifair_env.sb3 import KuaiFairVecEnv
 

@@ -189,7 +189,7 @@ def _settings(agent: Any, source: ServedUsers, env: PlayedVecEnv, learning: Lear
     return ServingSettings(
         world=str(batch.world.fingerprint),
         config=batch.config.describe(),
-        agent=getattr(agent, "__name__", type(agent).__name__),
+        agent=getattr(policy, "__name__", type(policy).__name__),
         agent_seed=getattr(policy, "seed", None),
         agent_hash=parameters_hash(policy, [wrapper.belief for wrapper in env.learning_wrappers]),
         learning=learning,

@@ -56,6 +56,9 @@ def serve(
     orders: Annotated[int, typer.Option(min=1, help="In how many orders of the users.")] = 5,
     order: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     frozen: Annotated[bool, typer.Option("--frozen", help="Act, but learn nothing.")] = False,
+    fixed_weights: Annotated[
+        bool, typer.Option("--fixed-weights", help="Keep an agent's networks; only a belief that it sees learns.")
+    ] = False,
     users: Annotated[
         str | None, typer.Option(help="Raw ids of the users to serve, 3,7,12, instead of 80 % of the test world's.")
     ] = None,
@@ -117,9 +120,11 @@ def serve(
         seed=DEFAULT_SEED if seed is None else seed,
         n_envs=n_envs,
         learn=not frozen,
+        gradients=not fixed_weights,
     )
     name = run_folder(configs[0])
-    folder = output or Path("serving") / (name.with_name(f"{name.name}-frozen") if frozen else name)
+    how = "-frozen" if frozen else "-fixed-weights" if fixed_weights else ""
+    folder = output or Path("serving") / name.with_name(name.name + how)
     results: list[ServingResult] = []
     try:
         for config, build in zip(configs, builds, strict=True):

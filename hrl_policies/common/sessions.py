@@ -6,7 +6,14 @@ from typing import TypedDict, cast
 
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    is_vecenv_wrapped,
+    unwrap_vec_wrapper,
+)
 
 from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
 from kuaifair_env.adapters import changing_wrappers
@@ -90,15 +97,9 @@ def is_purified(env: VecEnv) -> bool:
 
 
 def purified_like(env: VecEnv, sessions: VecEnv) -> VecEnv:
-    """Returns sessions within the purifiers that are around an environment."""
-    purifiers = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecDSRM):
-            purifiers.append(env.purifier)
-        env = env.venv
-    for purifier in reversed(purifiers):
-        sessions = VecDSRM(sessions, purifier)
-    return sessions
+    """Returns sessions within the purifier that is around an environment, if there is one, as far as it has learned."""
+    around = unwrap_vec_wrapper(env, VecDSRM)
+    return sessions if around is None else VecDSRM(sessions, around.learned(), learns=around.learns)
 
 
 def allowed_items(env: VecEnv) -> BoolArray | None:

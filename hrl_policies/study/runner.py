@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from hrl_policies.study.config import PurifierIdentity, RunConfig
 from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.store import (
+    BELIEF,
     MODEL,
     PARTIAL,
     PURIFIER,
@@ -174,7 +175,8 @@ def resume(
             register_data_of(stored)
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_worlds(stored, pair)
-        loaded, content = _load_purifier(stored.config, path / PURIFIER)
+        _, content = _load_purifier(stored.config, path / PURIFIER)
+        loaded = purifier_of(stored)
         policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
         restore_checkpoint(policy, path, stored.steps_done)
         run = _Run(stored.config, pair, loaded, content, policy, stored.curve, stored.steps_done)
@@ -234,12 +236,21 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
 
 
 def purifier_of(run: StoredRun) -> StatePurifier | None:
-    """Returns the purifier of a run folder, or None.
+    """Returns the purifier of a run folder, with what it learned in training, or None.
 
     Raises:
         ArtifactError: If it is missing or damaged.
     """
-    return _load_purifier(run.config, run.folder / PURIFIER)[0]
+    purifier = _load_purifier(run.config, run.folder / PURIFIER)[0]
+    path = run.folder / BELIEF
+    if purifier is None or not path.exists():
+        return purifier
+    from dsrm.purifier import load_purifier
+
+    learned = load_purifier(path)
+    if learned.describe() != purifier.describe():
+        raise ArtifactError(f"{path} is not what the run's purifier learned; the folder holds files of two runs")
+    return learned
 
 
 def build_policy(
@@ -416,7 +427,7 @@ def _load_purifier(config: RunConfig, path: str | Path | None) -> tuple[StatePur
 def _learn(run: _Run, progress: bool) -> bool:
     """Trains; returns whether it was interrupted."""
     from hrl_policies.common.offline import OfflineAlgorithm
-    from hrl_policies.study.training import LossCurveCallback, SessionCurveCallback, stops_cleanly
+    from hrl_policies.study.training import LossCurveCallback, SessionCurveCallback, purifying_wrapper, stops_cleanly
 
     config, model = run.config, run.policy
     steps = config.total_steps - run.steps_done
@@ -428,6 +439,9 @@ def _learn(run: _Run, progress: bool) -> bool:
     with stops_cleanly(callback):
         model.learn(steps, callback=callback, log_interval=None, reset_num_timesteps=run.steps_done == 0)
     run.curve, run.steps_done = callback.curve, int(model.num_timesteps)
+    around = purifying_wrapper(model)
+    if around is not None:
+        run.purifier = around.learned()
     return callback.stop_requested
 
 

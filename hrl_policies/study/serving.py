@@ -40,6 +40,8 @@ class ServingPlan:
         seed: Seed of the sessions' randomness.
         n_envs: Concurrent sessions.
         learn: Whether agents that can learn do.
+        gradients: Whether algorithms of Stable-Baselines3 change their networks. Without, what learns are beliefs
+            around their sessions.
     """
 
     orders: tuple[int, ...] = tuple(range(ORDERS))
@@ -48,6 +50,7 @@ class ServingPlan:
     seed: int = DEFAULT_SEED
     n_envs: int = 64
     learn: bool = True
+    gradients: bool = True
 
 
 def trained_agent(run: StoredRun, worlds: WorldPair, n_envs: int) -> Build:
@@ -116,7 +119,7 @@ def serve_in_orders(build: Build, plan: ServingPlan, folder: Path, *, progress: 
         agent, env = build()
         results.append(
             serve(
-                agent,
+                agent if plan.gradients else agent.predict,
                 env,
                 plan.users,
                 plan.sessions,

@@ -2,8 +2,8 @@
 
 A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
 ``timing.json``, ``log.txt``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and
-``purifier.safetensors`` where states were purified. An interrupted run is called ``NAME.partial`` and holds
-``progress.json`` (and ``replay.npz``) instead of results.
+``purifier.safetensors`` where states were purified, with ``belief.safetensors`` where the purifier learned in training.
+An interrupted run is called ``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``) instead of results.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from kuaifair_env.files import write_text_atomically
 FORMAT = 3
 MODEL = "model.zip"
 PURIFIER = "purifier.safetensors"
+BELIEF = "belief.safetensors"
+"""The same purifier with what it learned of all users, for agents whose state is a belief."""
 PARTIAL = ".partial"
 FAILED = ".failed"
 LOG = "log.txt"

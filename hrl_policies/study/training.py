@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 from tqdm import tqdm
 
-from hrl_policies.study.store import MODEL, CurveRow, read_json, write_json
+from dsrm.wrappers import VecDSRM
+from hrl_policies.study.store import BELIEF, MODEL, CurveRow, read_json, write_json
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.metrics import signed_gap
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -147,12 +149,21 @@ def stops_cleanly(callback: LearningCurveCallback) -> Iterator[None]:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Writes ``model.zip`` in Stable-Baselines3's own format."""
+    """Writes ``model.zip`` in Stable-Baselines3's own format, and ``belief.safetensors`` where it sees a belief."""
     model.save(folder / MODEL)
+    around = purifying_wrapper(model)
+    if around is not None and around.belief is not None:
+        around.save(folder / BELIEF)
+
+
+def purifying_wrapper(model: Any) -> VecDSRM | None:
+    """Returns what purifies the states that a model learns on, or None."""
+    env = model.get_env()
+    return None if env is None else unwrap_vec_wrapper(env, VecDSRM)
 
 
 def save_checkpoint(model: Any, folder: Path) -> None:
-    """Writes ``model.zip``, how many sessions have started, and off-policy replay buffers as plain arrays."""
+    """Writes what :func:`save_model` does, how many sessions have started, and replay buffers as plain arrays."""
     save_model(model, folder)
     sessions = _sessions_of(model)
     if sessions is not None:

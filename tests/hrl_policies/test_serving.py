@@ -20,12 +20,25 @@ from small_worlds import small_pair
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import hrl_policies.study.runner as runner
-from hrl_policies.study import plan_run
+from dsrm.belief import BeliefScales
+from dsrm.belief_purifier import BeliefPurifier
+from dsrm.own_level import OwnScales
+from dsrm.purifier import save_purifier
+from hrl_policies.study import (
+    PurifierIdentity,
+    evaluate_run,
+    load_policy,
+    load_run,
+    plan_run,
+    purifier_of,
+    train,
+)
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.serving import sessions_like_its_own
 from kuaifair_env import serve
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.served_sessions import Service
 
 OFF_POLICY = {"learning_starts": 16, "batch_size": 16, "buffer_size": 200}
@@ -129,6 +142,43 @@ def small_worlds(monkeypatch, tmp_path):
 
 SERVE = ["--sessions", "40", "--n-envs", "4", "--no-progress"]
 TOY = ["--env", "KuaiFair-Toy-v0"]
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifair, tmp_path):
+    save_purifier(BeliefPurifier.closed_form(small_pair().train), "prior.safetensors")
+    session = ["--max-len", "4", "--slate-size", "3", "--steps", "320", "--n-envs", "8", "--no-progress"]
+    purified = ["--purifier", "prior.safetensors", "--set", "n_steps=4"]
+    code, _, err = kuaifair("train", "-m", "a2c", *TOY, *session, *purified, "-o", "run")
+    assert code == 0, err
+    assert {"model.zip", "purifier.safetensors", "belief.safetensors"} <= {path.name for path in Path("run").iterdir()}
+    assert load_run("run").config.purifier.name == "belief"
+    learned = purifier_of(load_run("run")).belief(small_pair().test)
+    # What was learned of a block of the randomised training world stays there.
+    assert learned.sessions > 40 and not learned.shared.weights.any()
+    config, pair = load_run("run").config, small_pair(name="KuaiFair-Toy-v0")
+    again = evaluate_run(config, load_policy(load_run("run"), pair), pair, purifier_of(load_run("run")))
+    assert again.summary() == pytest.approx(load_run("run").summary)
+    learnings = {"--frozen": "frozen", "--fixed-weights": "posterior", "--progress": "gradient and posterior"}
+    for option, learning in learnings.items():
+        folder = f"out{len(learning)}"
+        code, _, err = kuaifair("serve", "run", *SERVE, option, "--orders", "2", "-o", folder)
+        assert code == 0, err
+        summary = json.loads(Path(folder, "summary.json").read_text())
+        assert (summary["learning"], summary["sessions"]) == (learning, 40)
+
+
+def test_a_run_folder_with_anothers_belief_is_refused(tmp_path):
+    pair = small_pair()
+    prior, other = (tmp_path / f"{name}.safetensors" for name in ("prior", "other"))
+    save_purifier(BeliefPurifier.closed_form(pair.train), prior)
+    save_purifier(BeliefPurifier.closed_form(pair.train, BeliefScales(OwnScales(taste=0.3))), other)
+    identity = PurifierIdentity.of_file(prior)
+    config = plan_run("a2c", "small", total_steps=64, n_envs=4, purifier=identity, session=SESSION)
+    train(config, pair, purifier=prior, output=tmp_path / "run")
+    other.replace(tmp_path / "run/belief.safetensors")
+    with pytest.raises(ArtifactError, match="files of two runs"):
+        purifier_of(load_run(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("small_worlds")
