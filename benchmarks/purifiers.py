@@ -45,6 +45,8 @@ MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "tce": lambda seed: PretrainConfig(mode="tce", seed=seed),
     "rce": lambda seed: PretrainConfig(mode="rce", seed=seed),
     "bod": lambda seed: PretrainConfig(mode="bod", seed=seed),
+    "cdae": lambda seed: PretrainConfig(mode="cdae", seed=seed),
+    "diffrec": lambda seed: PretrainConfig(mode="diffrec", seed=seed),
     "unbiased*": lambda seed: PretrainConfig(mode="unbiased", seed=seed),
     "regression unbiased*": lambda seed: PretrainConfig(mode="regression", target="unbiased", seed=seed),
 }

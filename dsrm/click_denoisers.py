@@ -114,7 +114,51 @@ class ClickModel(nn.Module):
         return weights
 
 
-class ClickDenoiser(WorldPurifier):
+class ItemModelPurifier(WorldPurifier):
+    """Base class of purifiers with a network that has a row for each item.
+
+    Args:
+        config: Settings of the network.
+        key: The world that it was trained on.
+        item_ids: ``int64 (M,)``, the items' keys (raw ids, or hashes of text) in the order of the network's rows.
+        model: The trained network.
+        report: Provenance, JSON-able.
+    """
+
+    def __init__(
+        self, config: Any, key: WorldKey, item_ids: NDArray[np.int64], model: nn.Module, report: Mapping[str, Any]
+    ) -> None:
+        super().__init__(key, report)
+        self.config = config
+        self._item_ids = item_ids
+        self._model = model.eval().requires_grad_(False)
+
+    def bind(self, world: World) -> spaces.Box:
+        """See :class:`~dsrm.purifier.StatePurifier`."""
+        space = super().bind(world)
+        if not np.array_equal(self._item_ids, world.data.items.keys):
+            raise MismatchError("the click model knows the items in another order; train it for these candidates")
+        return space
+
+    def tensors(self) -> Tensors:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return network_tensors(self._model) | {"item_ids": self._item_ids}
+
+    @classmethod
+    def untrained(cls, items: int, settings: Mapping[str, Any]) -> tuple[Any, nn.Module]:
+        """Returns the configuration with given settings, and an untrained network of it for so many items."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ItemModelPurifier:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        config, model = cls.untrained(len(tensors["item_ids"]), settings["config"])
+        load_network(model, tensors)
+        key = parse_as(WorldKey, settings["world"])
+        return cls(config, key, tensors["item_ids"], model, parse_as(dict[str, Any], settings["report"]))
+
+
+class ClickDenoiser(ItemModelPurifier):
     """The weighted mean embedding of the clicked items, ``s^ = sum_j w_j e_j / sum_j w_j``.
 
     * T-CE: ``w_j`` is 0 for the clicks of a window with the largest loss, a share ``eps_max`` of them, else 1.
@@ -130,6 +174,9 @@ class ClickDenoiser(WorldPurifier):
         report: Provenance, JSON-able.
     """
 
+    config: ClickModelConfig
+    _model: ClickModel
+
     def __init__(
         self,
         config: ClickModelConfig,
@@ -138,11 +185,8 @@ class ClickDenoiser(WorldPurifier):
         model: ClickModel,
         report: Mapping[str, Any],
     ) -> None:
-        super().__init__(key, report)
+        super().__init__(config, key, item_ids, model, report)
         self.kind = config.loss
-        self.config = config
-        self._item_ids = item_ids
-        self._model = model.eval().requires_grad_(False)
 
     @classmethod
     def fit(cls, world: World, config: ClickModelConfig, progress: bool = False) -> ClickDenoiser:
@@ -155,13 +199,6 @@ class ClickDenoiser(WorldPurifier):
         }
         model = train_click_model(world, config, progress)
         return cls(config, WorldKey.of_world(world), world.data.items.keys, model, report)
-
-    def bind(self, world: World) -> spaces.Box:
-        """See :class:`~dsrm.purifier.StatePurifier`."""
-        space = super().bind(world)
-        if not np.array_equal(self._item_ids, world.data.items.keys):
-            raise MismatchError("the click model knows the items in another order; train it for these candidates")
-        return space
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
@@ -181,18 +218,11 @@ class ClickDenoiser(WorldPurifier):
             weights = self._model.logits(users, items).sigmoid() ** _RCE_EXPONENT
         return (weights * clicks).numpy()
 
-    def tensors(self) -> Tensors:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        return network_tensors(self._model) | {"item_ids": self._item_ids}
-
     @classmethod
-    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ClickDenoiser:
-        """See :class:`~dsrm.purifier.BasePurifier`."""
-        config = parse_as(ClickModelConfig, settings["config"])
-        model = ClickModel(len(tensors["item_ids"]), config.dimension)
-        load_network(model, tensors)
-        key = parse_as(WorldKey, settings["world"])
-        return cls(config, key, tensors["item_ids"], model, parse_as(dict[str, Any], settings["report"]))
+    def untrained(cls, items: int, settings: Mapping[str, Any]) -> tuple[ClickModelConfig, ClickModel]:
+        """See :class:`ItemModelPurifier`."""
+        config = parse_as(ClickModelConfig, settings)
+        return config, ClickModel(items, config.dimension)
 
 
 def train_click_model(world: World, config: ClickModelConfig, progress: bool = False) -> ClickModel:

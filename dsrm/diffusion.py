@@ -161,7 +161,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("level_features", _sinusoids(schedule.levels), persistent=False)
+        self.register_buffer("level_features", level_sinusoids(schedule.levels), persistent=False)
         alphas_bar = torch.tensor(schedule.alphas_bar, dtype=torch.float32)
         self.register_buffer("alphas_bar", alphas_bar, persistent=False)
         width = config.width
@@ -238,7 +238,7 @@ class _Block(nn.Module):
         return hidden + change
 
 
-def _sinusoids(levels: int) -> Tensor:
+def level_sinusoids(levels: int) -> Tensor:
     """Returns sines and cosines of the levels ``0 .. K``, ``(K + 1, 32)`` (Vaswani et al., NeurIPS 2017)."""
     frequencies = torch.exp(-math.log(_MAX_PERIOD) * torch.arange(_TIME_FREQUENCIES) / _TIME_FREQUENCIES)
     # Levels are spread over a fixed range, so that few and many levels look alike.

@@ -20,6 +20,7 @@ from dsrm.baselines import (
     regression_network,
 )
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
+from dsrm.click_vectors import CDAEConfig, ClickVectorPurifier, DiffRecConfig
 from dsrm.diffusion import (
     Denoiser,
     DenoiserConfig,
@@ -79,8 +80,8 @@ class PretrainConfig:
 
     Attributes:
         mode: ``"profile"`` (the method), ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
-            ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a heuristic denoiser: ``"tce"``, ``"rce"``,
-            ``"bod"``.
+            ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a denoiser of the related work: ``"tce"``,
+            ``"rce"``, ``"bod"``, ``"cdae"``, ``"diffrec"``.
         target: Whose target the regression control learns.
         seed: Seed of weights, examples and batches.
         schedule: Kind of noise schedule; None is ``"cosine"``, and ``"linear"`` in ``paper`` mode.
@@ -95,7 +96,7 @@ class PretrainConfig:
         windows: Which windows to learn from.
         exclude_share: How often a window's own positives are left out of a profile.
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
-        denoiser_steps: Optimizer steps of the heuristic denoisers' click model.
+        denoiser_steps: Optimizer steps of the click models of the related work; CDAE and DiffRec may stop earlier.
     """
 
     mode: Mode = "profile"
@@ -178,6 +179,10 @@ def pretrain(
     if config.mode == "tce" or config.mode == "rce" or config.mode == "bod":
         click_model = ClickModelConfig(config.mode, steps=config.denoiser_steps, seed=config.seed)
         return ClickDenoiser.fit(world, click_model, progress)
+    if config.mode == "cdae":
+        return ClickVectorPurifier.fit(world, CDAEConfig(steps=config.denoiser_steps, seed=config.seed), progress)
+    if config.mode == "diffrec":
+        return ClickVectorPurifier.fit(world, DiffRecConfig(steps=config.denoiser_steps, seed=config.seed), progress)
     if config.mode == "linear_debias":
         return _fit_linear_debias(world, config)
     if config.mode == "regression":

@@ -37,6 +37,8 @@ Mode = Literal[
     "tce",
     "rce",
     "bod",
+    "cdae",
+    "diffrec",
 ]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """How purifiers are made; see :class:`dsrm.pretraining.PretrainConfig`."""
@@ -59,6 +61,8 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
     "belief": ("dsrm.belief_purifier", "BeliefPurifier"),
+    "cdae": ("dsrm.click_vectors", "ClickVectorPurifier"),
+    "diffrec": ("dsrm.click_vectors", "ClickVectorPurifier"),
 }
 
 STATISTICS = (

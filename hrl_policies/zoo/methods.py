@@ -359,6 +359,8 @@ _TABLE: tuple[MethodSpec, ...] = (
     _hierarchical("hrl+tce", "HRL + T-CE", f"{_PAPER}, on states denoised by T-CE", purifier="tce"),
     _hierarchical("hrl+rce", "HRL + R-CE", f"{_PAPER}, on states denoised by R-CE", purifier="rce"),
     _hierarchical("hrl+bod", "HRL + BOD", f"{_PAPER}, on states denoised by BOD", purifier="bod"),
+    _hierarchical("hrl+cdae", "HRL + CDAE", f"{_PAPER}, on states denoised by CDAE", purifier="cdae"),
+    _hierarchical("hrl+diffrec", "HRL + DiffRec", f"{_PAPER}, on states denoised by DiffRec", purifier="diffrec"),
     _hierarchical("dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half"),
     _hierarchical("dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window"),
     _hierarchical("dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state"),

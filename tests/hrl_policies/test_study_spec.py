@@ -342,7 +342,7 @@ def test_shipped_studies_hold_the_papers_systems_and_all_controls(name):
     assert not problems
     names = [entry.name for entry in spec.methods]
     published = ["a2c", "td3", "bcq", "mofir", "dorl", "dnair", "sac4ir", "dsrm-hrl"]
-    ablation = ["flat", "hrl", "hrl+tce", "hrl+rce", "hrl+bod"]
+    ablation = ["flat", "hrl", "hrl+tce", "hrl+rce", "hrl+bod", "hrl+cdae", "hrl+diffrec"]
     assert names == [*published, *ablation, *controls()]
     assert spec.max_lens == (30, 50) and spec.seeds == (11, 15, 19)
     missing = [entry for entry in names if entry not in METHODS]

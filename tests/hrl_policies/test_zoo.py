@@ -43,6 +43,8 @@ HIERARCHICAL = [
     "hrl+tce",
     "hrl+rce",
     "hrl+bod",
+    "hrl+cdae",
+    "hrl+diffrec",
     "dsrm-hrl-constant",
     "dsrm-hrl-no-memory",
     "dsrm-hrl-query",
