@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.click_scorer import ClickScorer, ScorerReport
-from dsrm.preference import ClosedForm, Moments, PreferenceModel
+from dsrm.preference import ClosedForm, Moments, PreferenceModel, restore_preference
 from dsrm.purified_observations import SessionObservations
 from dsrm.purifier import BasePurifier, MismatchError, WorldKey, purified_space
 from dsrm.session_evidence import SessionEvidence
@@ -38,7 +38,7 @@ LOG_DEVIATIONS = (-10.0, 3.0)
 """Bounds of log spreads. The smallest spread changes no probability by more than 1.2e-5, the largest is that of
 :data:`LOG_ODDS`."""
 
-_BELIEF, _SCORER = "belief.", "scorer."
+_BELIEF, _SCORER, _PREFERENCE = "belief.", "scorer.", "preference."
 _OF_SCORER = ("item_scores", "directions")
 _NOTHING_LEARNED: tuple[Tensors, dict[str, Any]] = ({}, {})
 
@@ -157,7 +157,7 @@ class BeliefPurifier(BasePurifier):
         """See :class:`~dsrm.purifier.BasePurifier`."""
         return {
             "scorer": asdict(self.scorer.report),
-            "preference": {"kind": self.preference.kind},
+            "preference": {"kind": self.preference.kind, **self.preference.settings()},
             "scales": asdict(self.scales),
             "world": asdict(self.key),
             "report": self.report,
@@ -167,19 +167,22 @@ class BeliefPurifier(BasePurifier):
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.purifier.BasePurifier`."""
         of_scorer = {name: getattr(self.scorer, name) for name in _OF_SCORER}
-        return with_prefix(of_scorer, _SCORER) | with_prefix(self._learned[0], _BELIEF)
+        of_preference = with_prefix(self.preference.tensors(), _PREFERENCE)
+        return with_prefix(of_scorer, _SCORER) | of_preference | with_prefix(self._learned[0], _BELIEF)
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> BeliefPurifier:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        of_scorer, learned = (without_prefix(tensors, prefix) for prefix in (_SCORER, _BELIEF))
+        of_scorer, of_preference, learned = (
+            without_prefix(tensors, prefix) for prefix in (_SCORER, _PREFERENCE, _BELIEF)
+        )
         directions = take_tensors(of_scorer, {"directions": (None, None)})["directions"]
         take_tensors(of_scorer, {"item_scores": directions.shape[1:]})
-        if settings["preference"]["kind"] != ClosedForm.kind:
-            raise ValueError(f"there is no preference model called {settings['preference']['kind']!r}")
+        described = parse_as(dict[str, Any], settings["preference"])
+        preference = restore_preference(described.pop("kind"), of_preference, described)
         return cls(
             ClickScorer(of_scorer["item_scores"], directions, parse_as(ScorerReport, settings["scorer"])),
-            ClosedForm(),
+            preference,
             parse_as(BeliefScales, settings["scales"]),
             parse_as(WorldKey, settings["world"]),
             parse_as(dict[str, Any], settings["report"]),

@@ -8,8 +8,10 @@ answers say. Its mean is the purified state ``s^``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +20,18 @@ from torch import Tensor
 from dsrm.purifier import STATISTICS, ConditionBuilder
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.files import Tensors
 from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
+
+_CLASSES: dict[str, tuple[str, str]] = {
+    "closed-form": ("dsrm.preference", "ClosedForm"),
+    "gaussian": ("dsrm.preference_mixture", "MixturePreference"),
+    "mixture": ("dsrm.preference_mixture", "MixturePreference"),
+    "regression": ("dsrm.preference_networks", "RegressionPreference"),
+    "diffusion": ("dsrm.preference_networks", "DiffusionPreference"),
+}
 
 
 def context_size(dimension: int) -> int:
@@ -111,6 +122,14 @@ class PreferenceModel(Protocol):
         """Returns draws of the clean preferences, ``float32 (count, B, d + 1)`` in log-odds, the same for a seed."""
         ...
 
+    def settings(self) -> dict[str, Any]:
+        """Returns what a file holds of the model besides arrays, JSON-able."""
+        ...
+
+    def tensors(self) -> Tensors:
+        """Returns its arrays by name."""
+        ...
+
 
 class ClosedForm:
     """The posterior under a normal prior with mean zero, the same for everybody: the session's answers alone."""
@@ -124,6 +143,32 @@ class ClosedForm:
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`PreferenceModel`."""
         return normal_samples(evidence.means, evidence.covariances, count, seed) * evidence.scales
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`PreferenceModel`."""
+        return {}
+
+    def tensors(self) -> Tensors:
+        """See :class:`PreferenceModel`."""
+        return {}
+
+    @classmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> ClosedForm:
+        """Makes the model from what :meth:`tensors` and :meth:`settings` returned."""
+        return cls()
+
+
+def restore_preference(kind: str, tensors: Tensors, settings: Mapping[str, Any]) -> PreferenceModel:
+    """Makes a model of some kind from what its ``tensors`` and ``settings`` returned.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    if kind not in _CLASSES:
+        raise ValueError(f"a preference model is one of {', '.join(_CLASSES)}, not {kind!r}")
+    module, name = _CLASSES[kind]
+    model: PreferenceModel = getattr(import_module(module), name).restore(tensors, settings)
+    return model
 
 
 def normal_samples(means: Tensor, covariances: Tensor, count: int, seed: int) -> Tensor:

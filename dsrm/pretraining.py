@@ -19,7 +19,10 @@ from dsrm.baselines import (
     RegressionPurifier,
     regression_network,
 )
+from dsrm.belief import BeliefScales
+from dsrm.belief_purifier import BeliefPurifier
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
+from dsrm.click_scorer import ClickScorer
 from dsrm.click_vectors import CDAEConfig, ClickVectorPurifier, DiffRecConfig
 from dsrm.diffusion import (
     Denoiser,
@@ -32,7 +35,9 @@ from dsrm.diffusion import (
     posterior_spread,
 )
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
-from dsrm.purifier import MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
+from dsrm.preference_networks import StudentConfig
+from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
+from dsrm.purifier import BELIEF_MODES, MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
 from dsrm.targets import (
     ExampleSource,
     LiteralTargets,
@@ -59,8 +64,14 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 
-_RICH_MODES = ("profile", "unbiased", "paired")
+_RICH_MODES = ("belief", "profile", "unbiased", "paired")
 """Diffusion models on rich conditions, whose states are drawn from noise."""
+_PREFERENCES: dict[str, PreferenceKind] = {
+    "belief": "diffusion",
+    "gaussian": "gaussian",
+    "mixture": "mixture",
+    "belief_regression": "regression",
+}
 _LEVELS, _LITERAL_LEVELS = 100, 20
 _SPREAD_CONDITIONS = 5_000
 _DEBIAS_WINDOWS = 40_000
@@ -79,7 +90,9 @@ class PretrainConfig:
     the identity. The schedule and the prediction of this mode can be changed, as can those of the others.
 
     Attributes:
-        mode: ``"profile"`` (the method), ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
+        mode: ``"belief"``, a posterior over the user's clean preference by diffusion, or one of its controls:
+            ``"closed_form"``, ``"gaussian"``, ``"mixture"``, ``"belief_regression"``. Of purifiers of single states
+            ``"profile"``, ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
             ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a denoiser of the related work: ``"tce"``,
             ``"rce"``, ``"bod"``, ``"cdae"``, ``"diffrec"``.
         target: Whose target the regression control learns.
@@ -92,7 +105,8 @@ class PretrainConfig:
         width: Width of the network.
         blocks: Number of its residual blocks.
         training: Rounds, batches, optimizer.
-        distillation: The student's training.
+        distillation: Training of the student of a purifier of single states.
+        student: Training of the student of a posterior over preferences.
         windows: Which windows to learn from.
         exclude_share: How often a window's own positives are left out of a profile.
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
@@ -109,6 +123,7 @@ class PretrainConfig:
     blocks: int = 3
     training: TrainingConfig = field(default_factory=TrainingConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     windows: WindowSettings = field(default_factory=WindowSettings)
     exclude_share: float = 0.5
     calibration_share: float = CALIBRATION_SHARE
@@ -170,6 +185,8 @@ def pretrain(
     config = PretrainConfig() if config is None else config
     if world.split != "train":
         raise ValueError("purifiers are pretrained in the training world; the test world stays unseen")
+    if config.mode in BELIEF_MODES:
+        return _fit_belief(world, config, checkpoint, progress)
     if config.mode == "identity":
         return IdentityPurifier()
     if config.mode == "ips":
@@ -188,6 +205,38 @@ def pretrain(
     if config.mode == "regression":
         return _train_regression(world, config, checkpoint, progress)
     return _train_dsrm(world, config, checkpoint, progress)
+
+
+def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> BeliefPurifier:
+    """Fits the distribution of users' clean preferences, given all that is known of them."""
+    scorer = ClickScorer.fit(world)
+    provenance = {
+        "mode": config.mode,
+        "seed": config.seed,
+        "data": world.data.provenance.as_dict(),
+        "test_log": "unread",
+    }
+    key = WorldKey.of_world(world)
+    if config.mode == "closed_form":
+        return BeliefPurifier(scorer, None, BeliefScales(), key, provenance)
+    schedule = config.noise_schedule()
+    fitted = fit_preference(
+        world,
+        scorer,
+        PreferenceConfig(
+            _PREFERENCES[config.mode],
+            config.seed,
+            schedule.kind,
+            schedule.levels,
+            config.width,
+            config.blocks,
+            config.training,
+            config.student,
+        ),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return BeliefPurifier(scorer, fitted.model, BeliefScales(own=fitted.scales), key, provenance | fitted.report)
 
 
 def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePurifier:

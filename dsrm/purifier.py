@@ -25,6 +25,11 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
 Mode = Literal[
+    "belief",
+    "closed_form",
+    "gaussian",
+    "mixture",
+    "belief_regression",
     "profile",
     "paper",
     "unbiased",
@@ -42,6 +47,9 @@ Mode = Literal[
 ]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """How purifiers are made; see :class:`dsrm.pretraining.PretrainConfig`."""
+
+BELIEF_MODES: tuple[Mode, ...] = ("belief", "closed_form", "gaussian", "mixture", "belief_regression")
+"""Those whose purifiers follow sessions; see :class:`dsrm.belief_purifier.BeliefPurifier`."""
 
 Target = Literal["profile", "unbiased", "paired"]
 """Targets that the regression control learns."""

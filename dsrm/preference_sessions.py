@@ -1,0 +1,298 @@
+"""Sessions of users whose clean preferences are known by construction, from which preference models learn.
+
+A user's click on item ``i`` has the log-odds ``prior_ui + b_u + w_u . e_i + delta_ui`` that beliefs assume. Tastes are
+those that the training world's users have beyond the click scorer, at sizes that the log cannot show:
+
+- the log's model shrinks tastes and mistakes some users for others: tastes are scaled up, in part replaced by normal
+  noise, and half of the time they are another user's than the one whose log is seen;
+- as far as the items are not known yet, what the log misjudges about them for everybody looks like a taste too. From
+  session to session that share is anything from none (while serving) to all (frozen).
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsrm.click_scorer import ClickScorer
+from dsrm.own_level import OwnLevel, OwnScales
+from dsrm.preference import Evidence, LogContexts
+from dsrm.targets import Examples
+from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.observations import observed_states
+from kuaifair_env.randomisation import Randomisation
+from kuaifair_env.randomised_worlds import estimated_randomisation
+from kuaifair_env.ranking import top_k
+from kuaifair_env.response.base import PADDING, HistoryWindow
+from kuaifair_env.splits import early_stopping_split
+from kuaifair_env.world import World
+
+_MAX_USERS, _MAX_ITEMS, _USERS_AT_ONCE = 6_000, 1_500, 500
+_RIDGE, _MIN_PROBABILITY = 1.0, 1e-4
+_SESSIONS, _MOMENTS, _POOL_SIZE = 128, 8, 512
+_SLATE_SIZE, _MAX_STEPS = 10, 30
+_OWN_TASTE_SHARE, _EMPTY_LOG_SHARE, _UNSEEN_SHARE = 0.5, 0.05, 0.5
+_FROZEN_SHARE, _SERVING_SHARE = 0.3, 0.4
+_SCALE_ERROR = 0.2
+
+
+@dataclass(frozen=True)
+class LoggedPreferences:
+    """Preferences that the training world's users have beyond the click scorer and what all users share.
+
+    Attributes:
+        users: ``int64 (U,)``, increasing user rows.
+        levels: ``float32 (U,)``, ``b_u``.
+        tastes: ``float32 (U, d)``, ``w_u``.
+    """
+
+    users: NDArray[np.int64]
+    levels: FloatArray
+    tastes: FloatArray
+
+    @classmethod
+    def of_world(cls, world: World, scorer: ClickScorer, seed: int = 0) -> LoggedPreferences:
+        """Projects what a response model says about users on the embeddings of the items, by ridge regression.
+
+        Args:
+            world: The training world, or a test world whose truth is to be compared with; its response is read.
+            scorer: The click model.
+            seed: Seed of the choice of users and items where there are many.
+        """
+        rng = np.random.default_rng([seed, 5])
+        users = np.sort(rng.permutation(world.users)[:_MAX_USERS])
+        items = rng.permutation(world.n_items)[:_MAX_ITEMS]
+        surprises = np.concatenate(
+            [
+                _log_odds_beyond(world, scorer, users[first : first + _USERS_AT_ONCE], items)
+                for first in range(0, len(users), _USERS_AT_ONCE)
+            ]
+        )
+        surprises -= surprises.mean(axis=0)
+        columns = item_columns(world)[items].astype(np.float64)
+        precision = columns.T @ columns + _RIDGE * np.eye(columns.shape[1])
+        preferences = np.linalg.solve(precision, columns.T @ surprises.T).T.astype(np.float32)
+        return cls(users, preferences[:, 0], preferences[:, 1:])
+
+
+def item_columns(world: World) -> FloatArray:
+    """Returns ``float32 (N, d + 1)``: ones and unit embeddings of the candidates."""
+    embeddings = world.embeddings[: world.n_items]
+    units = unit_rows(embeddings if world.item_term is None else embeddings[:, :-1])
+    return np.concatenate([np.ones((len(units), 1), np.float32), units], axis=1)
+
+
+def _log_odds_beyond(world: World, scorer: ClickScorer, users: IntArray, items: IntArray) -> NDArray[np.float64]:
+    """Returns by how much the response's log-odds exceed the click scorer's, ``(users, items)``."""
+    window = world.initial_history.take(users)
+    shown = np.broadcast_to(items, (len(users), len(items)))
+    probability = np.clip(world.response.expected(users, shown, window), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    prior = scorer.score(observed_states(world, window))[:, items]
+    return np.asarray(np.log(probability / (1.0 - probability)), np.float64) - prior
+
+
+@dataclass(frozen=True)
+class KnownPreferences:
+    """Evidence about sessions' users, and the clean preferences ``(b_u, w_u)``, ``float32 (n, d + 1)`` in log-odds."""
+
+    evidence: Evidence
+    preferences: Tensor
+
+
+class PreferenceSessions:
+    """Draws sessions of any length under a mixture of policies: an :class:`~dsrm.targets.ExampleSource`.
+
+    Slates rank a pool of candidates by the prior, by the belief, by noise, or by mixtures of them; every other batch
+    shows no item twice.
+
+    Args:
+        world: The training world.
+        scorer: The click model.
+        randomisation: Sizes of what the log misjudges; None estimates them from the world's log.
+
+    Attributes:
+        users: ``int64``, increasing rows of the users whose logs and tastes are known.
+        scales: Of the own level before anything is known of the items.
+        taste: Root mean square of the components of ``w_u`` in the log's model.
+
+    Raises:
+        ValueError: If the world is not a training world.
+    """
+
+    def __init__(self, world: World, scorer: ClickScorer, randomisation: Randomisation | None = None) -> None:
+        if world.split != "train":
+            raise ValueError("preference models learn in the training world; the test world stays unseen")
+        self._world, self._scorer = world, scorer
+        self._misjudged = estimated_randomisation(world) if randomisation is None else randomisation
+        self._logged = LoggedPreferences.of_world(world, scorer)
+        self._contexts = LogContexts(world)
+        self._columns = torch.from_numpy(item_columns(world))
+        self._offset_deviations = self._misjudged.offset_deviations(world.exposures)
+        self.taste = float(np.sqrt((self._logged.tastes**2).mean()))
+        self.users = self._logged.users
+        self.scales = self._scales(max(self.taste, self._misjudged.own_vector), 1.0)
+
+    def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See :class:`~dsrm.targets.ExampleSource`."""
+        return early_stopping_split(self._world.data, self.users)
+
+    def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
+        """See :class:`~dsrm.targets.ExampleSource`; targets are whitened, see :func:`whitened`."""
+        batches = self.known(users, rng)
+        conditions = [features_of(batch.evidence).numpy() for batch in batches]
+        targets = [whitened(batch.evidence, batch.preferences).numpy() for batch in batches]
+        return Examples(np.concatenate(conditions)[: len(users)], np.concatenate(targets)[: len(users)])
+
+    def known(self, users: IntArray, rng: np.random.Generator) -> list[KnownPreferences]:
+        """Draws at least as many examples as ``users (n,)``, several from each session, in batches."""
+        per_batch = _SESSIONS * _MOMENTS
+        batches = -(-len(users) // per_batch)
+        played = np.resize(np.asarray(users), batches * _SESSIONS).reshape(batches, _SESSIONS)
+        return [self._play(batch, number % 2 == 0, rng) for number, batch in enumerate(played)]
+
+    def population(self, users: IntArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Draws log contexts ``float32 (n, c)`` and clean preferences ``(n, d + 1)`` of ``users (n,)``, no sessions.
+
+        Preferences are in units of the prior's scales.
+        """
+        contexts, preferences = [], []
+        for batch in np.array_split(np.asarray(users), max(1, len(users) // _SESSIONS)):
+            drawn = self._draw(rng)
+            contexts.append(self._contexts.summarise(self._windows(batch, rng)))
+            scales = np.full(self._columns.shape[1], drawn.scales.taste, np.float32)
+            scales[0] = drawn.scales.intercept
+            preferences.append(self._preferences(batch, drawn, rng) / scales)
+        return np.concatenate(contexts), np.concatenate(preferences)
+
+    def _scales(self, taste: float, unknown: float) -> OwnScales:
+        """Returns scales of the own level where a share of what the log misjudges about the items is not known."""
+        misjudged = self._misjudged
+        of_offsets = float(np.sqrt((self._offset_deviations**2).mean()))
+        level = float(np.sqrt((self._logged.levels**2).mean()))
+        return OwnScales(
+            intercept=float(np.hypot(level, misjudged.own_level)),
+            taste=float(np.hypot(taste, unknown * misjudged.vector)),
+            offset=float(np.hypot(misjudged.noise, unknown * of_offsets)),
+        )
+
+    def _draw(self, rng: np.random.Generator) -> _Conditions:
+        """Draws how large tastes are, how much of the items is unknown, and scales that are nearly right."""
+        kind = rng.random()
+        unknown = 1.0 if kind < _FROZEN_SHARE else 0.0 if kind < _FROZEN_SHARE + _SERVING_SHARE else float(rng.random())
+        taste = self.taste * (max(self._misjudged.own_vector, self.taste) / self.taste) ** float(rng.random())
+        errors = np.exp(_SCALE_ERROR * rng.standard_normal(3))
+        scales = (
+            scale * float(error) for scale, error in zip(astuple(self._scales(taste, unknown)), errors, strict=True)
+        )
+        return _Conditions(taste, unknown, OwnScales(*scales))
+
+    def _windows(self, users: IntArray, rng: np.random.Generator) -> HistoryWindow:
+        """Returns what the log shows of users; of some, nothing."""
+        window = self._world.initial_history.take(users)
+        empty = rng.random((len(users), 1)) < _EMPTY_LOG_SHARE
+        return HistoryWindow(np.where(empty, PADDING, window.items).astype(np.int32), window.clicks & ~empty)
+
+    def _play(self, users: IntArray, repeats: bool, rng: np.random.Generator) -> KnownPreferences:
+        drawn, window = self._draw(rng), self._windows(users, rng)
+        preferences = torch.from_numpy(self._preferences(users, drawn, rng))
+        pool = np.sort(rng.permutation(self._world.n_items)[:_POOL_SIZE])
+        prior = self._scorer.score(observed_states(self._world, window))[:, pool]
+        columns = self._columns[torch.from_numpy(pool)]
+        deviations = np.hypot(self._misjudged.noise, drawn.unknown * self._offset_deviations[pool])
+        offsets = rng.standard_normal(prior.shape, np.float32) * deviations.astype(np.float32)
+        truth = torch.from_numpy(prior + offsets) + preferences @ columns.T
+        moments = set(rng.choice(_MAX_STEPS + 1, _MOMENTS, replace=False).tolist())
+        if rng.random() < _UNSEEN_SHARE:  # before anything was shown
+            moments = {*sorted(moments)[1:], 0}
+        own = OwnLevel(columns, len(users), drawn.scales)
+        policy = _Policy(len(users), rng)
+        found: list[Evidence] = []
+        contexts = torch.from_numpy(self._contexts.summarise(window))
+        shown = np.zeros(prior.shape, np.bool_)
+        for step in range(max(moments) + 1):
+            if step in moments:
+                found.append(Evidence(contexts, own.means.clone(), own.covariances.clone(), own.widths))
+            scores = policy.scores(prior, own.logits().numpy() if step else np.zeros_like(prior), rng)
+            slate = top_k(scores if repeats else np.where(shown, np.float32(-np.inf), scores), _SLATE_SIZE)
+            np.put_along_axis(shown, slate, True, axis=1)
+            items = torch.from_numpy(np.asarray(slate, np.int64))
+            clicks = torch.from_numpy(rng.random(items.shape, np.float32)) < torch.sigmoid(truth.gather(1, items))
+            own.observe(torch.arange(len(users)), items, clicks)
+            own.update(torch.from_numpy(prior))
+        evidence = Evidence(
+            torch.cat([some.contexts for some in found]),
+            torch.cat([some.means for some in found]),
+            torch.cat([some.covariances for some in found]),
+            own.widths,
+        )
+        return KnownPreferences(evidence, preferences.repeat(len(found), 1))
+
+    def _preferences(self, users: IntArray, drawn: _Conditions, rng: np.random.Generator) -> FloatArray:
+        """Draws what is to be inferred, ``float32 (n, d + 1)`` in log-odds."""
+        logged, misjudged = self._logged, self._misjudged
+        rows = np.searchsorted(logged.users, users)
+        others = rng.integers(len(logged.users), size=len(rows))
+        tastes = logged.tastes[np.where(rng.random(len(rows)) < _OWN_TASTE_SHARE, rows, others)] / self.taste
+        noise_share = rng.random((len(rows), 1))
+        noise = rng.standard_normal(tastes.shape)
+        tastes = drawn.taste * (np.sqrt(1.0 - noise_share) * tastes + np.sqrt(noise_share) * noise)
+        tastes += drawn.unknown * misjudged.vector * rng.standard_normal(tastes.shape)
+        levels = logged.levels[rows] + misjudged.own_level * rng.standard_normal(len(rows))
+        return np.concatenate([levels[:, None], tastes], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """What a batch of sessions has in common: size of tastes, unknown share of the items, scales of the own level."""
+
+    taste: float
+    unknown: float
+    scales: OwnScales
+
+
+class _Policy:
+    """Which slates each session is shown: weights of prior, belief and noise."""
+
+    def __init__(self, n_sessions: int, rng: np.random.Generator) -> None:
+        kinds = rng.integers(4, size=(n_sessions, 1))
+        self._prior = (kinds > 0).astype(np.float32)
+        self._belief = (kinds > 1).astype(np.float32)
+        self._noise = np.where(kinds == 3, 1.0, 0.1).astype(np.float32)
+
+    def scores(self, prior: FloatArray, own: FloatArray, rng: np.random.Generator) -> FloatArray:
+        noise = rng.standard_normal(prior.shape, np.float32)
+        return np.asarray(self._prior * prior + self._belief * own + self._noise * noise, np.float32)
+
+
+def features_of(evidence: Evidence) -> Tensor:
+    """Returns what networks read of evidence, ``float32 (B, 5 d + 14)``: context, posterior, and scales of the prior.
+
+    The posterior is given by its mode and the logarithms of its standard deviations, the prior's scales by logarithms.
+    """
+    scales = evidence.scales[:2].log().expand(len(evidence.means), 2)
+    return torch.cat([evidence.contexts, evidence.means, evidence.deviations.log(), scales], dim=1)
+
+
+def whitened(evidence: Evidence, preferences: Tensor) -> Tensor:
+    """Returns by how much preferences differ from the closed form, in units in which it is standard normal.
+
+    Args:
+        evidence: Of ``B`` sessions.
+        preferences: ``float32 (B, d + 1)`` in log-odds.
+    """
+    factors = torch.linalg.cholesky(evidence.covariances)
+    differences = preferences / evidence.scales - evidence.means
+    solved: Tensor = torch.linalg.solve_triangular(factors, differences[..., None], upper=False)
+    return solved[..., 0]
+
+
+def unwhitened(evidence: Evidence, whitened_preferences: Tensor) -> Tensor:
+    """Undoes :func:`whitened`, also for ``(n, B, d + 1)`` draws."""
+    factors = torch.linalg.cholesky(evidence.covariances)
+    moved = torch.einsum("bij,...bj->...bi", factors, whitened_preferences)
+    return (evidence.means + moved) * evidence.scales
