@@ -186,7 +186,7 @@ class BeliefPurifier(BasePurifier):
             parse_as(BeliefScales, settings["scales"]),
             parse_as(WorldKey, settings["world"]),
             parse_as(dict[str, Any], settings["report"]),
-            (learned, settings["learned"]),
+            (learned, parse_as(dict[str, Any], settings["learned"])),
         )
 
 

@@ -239,8 +239,7 @@ def with_checksum(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
 
 def fits_checksum(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]] | None = None) -> bool:
     """Returns whether content and tensors are what :func:`with_checksum` took."""
-    covered = {name: value for name, value in content.items() if name != _CHECKSUM}
-    return bool(content.get(_CHECKSUM) == _digest(covered, tensors or {}))
+    return bool(content.get(_CHECKSUM) == _digest(content, tensors or {}))
 
 
 def _problem(error: BaseException) -> str:
@@ -298,7 +297,8 @@ def _header(source: Path, metadata: Mapping[str, str] | None, family: Family) ->
 
 
 def _digest(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    covered = {name: value for name, value in content.items() if name != _CHECKSUM}
+    digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         digest.update(f"{name}:{tensor.dtype.str}:{tensor.shape};".encode())

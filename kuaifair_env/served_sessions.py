@@ -16,7 +16,7 @@ from kuaifair_env.batch import SessionBatch
 from kuaifair_env.checkpoints import START_ANEW, CheckpointFolder, decode, random_states, restore_random_states
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.evaluation import SessionTotals
-from kuaifair_env.files import whole
+from kuaifair_env.files import parse_as, whole
 from kuaifair_env.simulator import Sessions
 from kuaifair_env.world import World
 
@@ -177,17 +177,18 @@ class Service:
         encoded, arrays, path = stored
         with whole(path.parent, "checkpoint", START_ANEW):
             state = decode(encoded, arrays, {"agent": present})
-            self.source.started = state["started"]
+            self.source.started = parse_as(int, state["started"])
             self.batch.restore(state["sessions"])
             self.totals.restore(state["totals"])
             for wrapper, of_wrapper in zip(self.env.learning_wrappers, state["wrappers"], strict=True):
                 wrapper.restore_served(of_wrapper)
             load_agent(path)
             restore_random_states(state["random"])
-            self.finished = state["finished"]
+            self.finished = parse_as(int, state["finished"])
+            agent_state = state["agent"]
         self._due = self.finished + self._every
         self._bar.update(self.finished)
-        return state["agent"]
+        return agent_state
 
     def expect_step(self) -> None:
         """Notes the sessions that the next step will show slates to."""

@@ -13,7 +13,6 @@ from typing import Any
 from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
 from kuaifair_env.randomisation import RandomisationLike, describe_setting, randomisation_setting
 from kuaifair_env.settings import DEFAULTS
@@ -140,23 +139,18 @@ class RunConfig:
         """Reads what :meth:`as_dict` wrote.
 
         Raises:
-            ArtifactError: If keys are missing or unknown.
+            KeyError: If something is missing; TypeError or ValueError, if something is unknown or of another type.
         """
-        try:
-            purifier, users = content.get("purifier"), content["users"]
-            return cls(
-                **{
-                    **content,
-                    "session": _session_config(content["session"]),
-                    "users": None if users is None else tuple(users),
-                    "purifier": None if purifier is None else PurifierIdentity(**purifier),
-                    "randomisation": randomisation_setting(content["randomisation"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"this is not the configuration of a run of this version ({error}); train it again"
-            ) from error
+        purifier, users = content.get("purifier"), content["users"]
+        return cls(
+            **{
+                **content,
+                "session": _session_config(content["session"]),
+                "users": None if users is None else tuple(users),
+                "purifier": None if purifier is None else PurifierIdentity(**purifier),
+                "randomisation": randomisation_setting(content["randomisation"]),
+            }
+        )
 
 
 def plan_run(
@@ -227,13 +221,11 @@ def _session_config(content: Mapping[str, Any]) -> SessionConfig:
     """Reads what ``SessionConfig.describe`` wrote.
 
     Raises:
-        ArtifactError: If keys are unknown, or the leave rule is not one of this library.
+        ValueError: If the leave rule is not one of this library.
     """
     name = content["leave"].get("rule")
     if name not in LEAVE_RULES:
-        raise ArtifactError(
-            f"the run used a leave rule {name!r}, which is none of this version's and cannot be rebuilt from its file"
-        )
+        raise ValueError(f"its leave rule {name!r} is none of this version's and cannot be rebuilt from its file")
     return SessionConfig(**content)
 
 

@@ -20,9 +20,10 @@ from hrl_policies.study.labels import (
     session_conditions,
 )
 from hrl_policies.study.statistics import linearised_ratio
-from hrl_policies.study.store import StoredRun
+from hrl_policies.study.store import SESSION_TABLE, StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
 from kuaifair_env.data.schema import IdArray
+from kuaifair_env.files import whole
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of, rate_interval
 from kuaifair_env.metrics import length_floor_and_ceiling, signed_gap
@@ -120,7 +121,12 @@ class EvaluatedRun:
         Raises:
             ArtifactError: If it was interrupted, or its files are damaged.
         """
-        return cls(run, RunRecord.of_run(run), UserSums.of_sessions(run.sessions()))
+        record, sessions = RunRecord.of_run(run), run.sessions()
+        played = record.users * record.config.episodes_per_user
+        with whole(run.folder / SESSION_TABLE, "table of sessions", "train it again"):
+            if len(sessions) != played:
+                raise ValueError(f"it holds {len(sessions)} sessions, and {played} were played")
+            return cls(run, record, UserSums.of_sessions(sessions))
 
     @property
     def seed(self) -> int:

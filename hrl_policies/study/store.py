@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from hrl_policies.study.config import RunConfig
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import write_text_atomically
+from kuaifair_env.files import parse_as, whole, write_text_atomically
 
 FORMAT = 3
 MODEL = "model.zip"
+SESSION_TABLE = "sessions.csv"
 PURIFIER = "purifier.safetensors"
 BELIEF = "belief.safetensors"
 """The same purifier with what it learned of all users, for agents whose state is a belief."""
@@ -54,8 +56,52 @@ _PACKAGES = (
     "sb3-contrib",
 )
 
+_TRAIN_AGAIN = "train it again"
+
 CurveRow = dict[str, float]
 RunState = Literal["done", "failed", "missing"]
+
+
+class _Fingerprint(BaseModel):
+    id: str
+    parts: dict[str, str]
+    response: list[float]
+    embeddings: list[float]
+
+
+class _Data(BaseModel):
+    name: str
+    origin: str
+    hash: str
+    settings: dict[str, Any] = {}
+
+
+class _World(BaseModel):
+    data: _Data
+    candidates: int
+    response: dict[str, Any]
+    fingerprint: _Fingerprint
+
+
+class _Provenance(BaseModel):
+    """What is read of ``provenance.json``."""
+
+    train: _World
+    test: _World
+
+
+class _Result(BaseModel):
+    """What is read of ``result.json``."""
+
+    steps_done: int
+    users: int
+    summary: dict[str, float]
+
+
+class _Progress(BaseModel):
+    """What is read of ``progress.json``."""
+
+    steps_done: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +150,7 @@ class StoredRun:
 
     def sessions(self) -> list[dict[str, Any]]:
         """Returns the per-session records of the evaluation, one dict each; raw user ids may be text."""
-        return read_table(self.folder / "sessions.csv", ids=("user_id",))
+        return read_table(self.folder / SESSION_TABLE, ids=("user_id",))
 
 
 @contextmanager
@@ -184,7 +230,7 @@ def write_run(
         (temporary / LOG).write_text(log, encoding="utf-8", newline="\n")
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
         rows = zip(*(column.tolist() for column in sessions.values()), strict=True)
-        write_table(temporary / "sessions.csv", [dict(zip(sessions, row, strict=True)) for row in rows])
+        write_table(temporary / SESSION_TABLE, [dict(zip(sessions, row, strict=True)) for row in rows])
 
 
 def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: int) -> None:
@@ -220,16 +266,25 @@ def load_run(folder: str | Path) -> StoredRun:
     version = (result or progress).get("format")
     if version != FORMAT:
         raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
-    return StoredRun(
-        folder=path,
-        config=RunConfig.from_dict(read_json(path / "config.json")),
-        provenance=read_json(path / "provenance.json"),
-        versions=read_json(path / "versions.json"),
-        result=result,
-        curve=read_table(path / _CURVE) if (path / _CURVE).exists() else [],
-        steps_done=int(result.get("steps_done", 0) if result else progress["steps_done"]),
-        timing=read_json(path / "timing.json") if result else {},
-    )
+    with whole(path / "result.json", "result of a run", _TRAIN_AGAIN):
+        steps_done = parse_as(_Result, result).steps_done if result else 0
+    with whole(path / "progress.json", "state of a run", _TRAIN_AGAIN):
+        steps_done = steps_done if result else parse_as(_Progress, progress).steps_done
+    provenance = read_json(path / "provenance.json")
+    with whole(path / "provenance.json", "provenance of a run", _TRAIN_AGAIN):
+        parse_as(_Provenance, provenance)
+    config = read_json(path / "config.json")
+    with whole(path / "config.json", "configuration of a run of this version", _TRAIN_AGAIN):
+        return StoredRun(
+            folder=path,
+            config=RunConfig.from_dict(config),
+            provenance=provenance,
+            versions=read_json(path / "versions.json"),
+            result=result,
+            curve=read_table(path / _CURVE, columns=("steps",)) if (path / _CURVE).exists() else [],
+            steps_done=steps_done,
+            timing=read_json(path / "timing.json") if result else {},
+        )
 
 
 def stored_runs(store: str | Path) -> list[StoredRun]:
@@ -357,15 +412,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If the file is missing or damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is damaged: it does not hold an object")
-    return content
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; this is not a whole run folder")
+    with whole(path, "JSON object", _TRAIN_AGAIN):
+        return parse_as(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -378,22 +428,26 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text_atomically(path, stream.getvalue())
 
 
-def read_table(path: Path, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_table(path: Path, ids: Sequence[str] = (), columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Reads a CSV of numbers (booleans count as 0 and 1) and, in the columns named ``ids``, of raw ids.
+
+    ``columns`` are those that a table needs, if it has any.
 
     Raises:
         ArtifactError: If the file is missing or holds something else.
     """
-    try:
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; this is not a whole run folder")
+    with whole(path, "table of numbers", _TRAIN_AGAIN):
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+        for name in columns:
+            if reader.fieldnames and name not in reader.fieldnames:
+                raise ValueError(f"it lacks the column '{name}'")
         as_text = {name for name in ids if not all(_INTEGER.fullmatch(row[name]) for row in rows)}
         read = dict.fromkeys(ids, int) | dict.fromkeys(as_text, str)
         return [{name: read.get(name, _number)(text) for name, text in row.items()} for row in rows]
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing; this is not a whole run folder") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from error
 
 
 def _number(text: str) -> float:

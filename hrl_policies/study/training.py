@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dsrm.wrappers import VecDSRM
 from hrl_policies.study.store import BELIEF, MODEL, CurveRow, read_json, write_json
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import parse_as, whole
 from kuaifair_env.metrics import signed_gap
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.sb3_files import restore_parameters, restore_replay_buffer, save_replay_buffer
@@ -183,11 +183,8 @@ def restore_checkpoint(model: Any, folder: Path, steps_done: int) -> None:
     model.num_timesteps = steps_done
     sessions = _sessions_of(model)
     if sessions is not None:
-        try:
-            started = int(read_json(folder / SESSIONS)["started"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{folder / SESSIONS} does not say how many sessions have started") from error
-        sessions.count_sessions_from(started)
+        with whole(folder / SESSIONS, "count of sessions", "train again"):
+            sessions.count_sessions_from(parse_as(int, read_json(folder / SESSIONS)["started"]))
     buffer = getattr(model, "replay_buffer", None)
     if isinstance(model, OffPolicyAlgorithm) and buffer is not None:
         restore_replay_buffer(buffer, folder / REPLAY)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.files import whole
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +125,7 @@ class TrialJournal:
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
-        try:
+        with whole(path, "journal of trials", "choose another output folder"):
             storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
             study: optuna.Study = self._optuna.create_study(
                 storage=storage,
@@ -133,9 +134,7 @@ class TrialJournal:
                 pruner=self._optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path} is damaged: {error}") from error
-        return study
+            return study
 
     def _check_plan(self, path: Path, plan: Mapping[str, Any]) -> None:
         stored = self._study.user_attrs.get(_PLAN)

@@ -39,7 +39,7 @@ from hrl_policies.zoo import MethodSettings, learners, load_settings, method, ov
 from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.files import write_text_atomically
+from kuaifair_env.files import parse_as, whole, write_text_atomically
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
@@ -420,22 +420,22 @@ def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationR
     path = folder / CONFIRMATION
     if not path.exists():
         return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            runs = [
-                ConfirmationRun(
-                    side="found" if row["settings"] == "found" else "start",
-                    values=json.loads(row["values"]),
-                    steps=int(row["steps"]),
-                    seed=int(row["seed"]),
-                    score=float(row[CRITERION]),
-                    seconds=float(row["seconds"]),
-                )
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; remove it, and its runs are made again") from error
-    return {run.identity: run for run in runs}
+    with (
+        whole(path, "table of runs", "remove it, and its runs are made again"),
+        path.open(encoding="utf-8", newline="") as stream,
+    ):
+        runs = [
+            ConfirmationRun(
+                side="found" if row["settings"] == "found" else "start",
+                values=parse_as(dict[str, Any], json.loads(row["values"])),
+                steps=int(row["steps"]),
+                seed=int(row["seed"]),
+                score=float(row[CRITERION]),
+                seconds=float(row["seconds"]),
+            )
+            for row in csv.DictReader(stream)
+        ]
+        return {run.identity: run for run in runs}
 
 
 def _confirmation_comment(result: Confirmation) -> list[str]:

@@ -19,7 +19,7 @@ from small_worlds import interrupted_pair, small_pair, taste_worlds
 import hrl_policies.study.runner as runner
 import kuaifair_env.registration as registration
 from dsrm import encoder
-from dsrm.baselines import IPSPurifier
+from dsrm.baselines import IPSPurifier, NoisePurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli import purifiers
 from hrl_policies.cli.main import main
@@ -439,6 +439,32 @@ def test_bad_input_around_purifiers_is_explained_without_a_traceback(kuaifair, t
     assert words in out + err
     assert "Traceback" not in out + err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("worlds_of_taste", "small_worlds")
+@pytest.mark.parametrize("damage", ["one bit", "half", "nothing in it", "a folder"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("probe", "FILE", *ENV),
+        ("pretrain", *ENV, "--mode", "noise", "--like", "FILE", "-o", "x"),
+        (*TRAIN, "--purifier", "FILE"),
+    ],
+    ids=["probe", "pretrain", "train"],
+)
+def test_a_damaged_purifier_is_one_sentence(kuaifair, tmp_path, monkeypatch, arguments, damage):
+    monkeypatch.setenv("COLUMNS", "300")
+    path = tmp_path / "noise.safetensors"
+    save_purifier(NoisePurifier(0.25), path)
+    content = path.read_bytes()
+    if damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"one bit": content.replace(b"0.25", b"0.35"), "half": content[:200]}.get(damage, b""))
+    code, _, err = kuaifair(*("noise.safetensors" if argument == "FILE" else argument for argument in arguments))
+    (sentence,) = err.splitlines()
+    assert code == 2 and sentence.startswith("error: ") and "noise.safetensors" in sentence
 
 
 @pytest.mark.usefixtures("small_worlds")

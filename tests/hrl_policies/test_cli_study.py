@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,28 @@ def test_bad_input_about_finished_runs_is_explained(kuaifair, store, tmp_path, m
     (tmp_path / "empty").mkdir()
     code, _, err = kuaifair("study", *(store if argument == "STORE" else argument for argument in arguments))
     assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("study tables runs", "result.json"),
+        ("study tables runs", "sessions.csv"),
+        ("study report runs", "config.json"),
+        ("study figures runs", "provenance.json"),
+        ("evaluate runs/run", "config.json"),
+        ("serve runs/run", "result.json"),
+    ],
+)
+def test_a_damaged_run_is_one_sentence(kuaifair, store, tmp_path, monkeypatch, command, name):
+    monkeypatch.chdir(tmp_path)
+    (run,) = (store / OWN).glob("a2c-len30-*-seed11")
+    shutil.copytree(run, tmp_path / "runs/run")
+    path = tmp_path / "runs/run" / name
+    path.write_bytes(path.read_bytes()[:20])
+    code, _, err = kuaifair(*command.split())
+    (sentence,) = err.splitlines()
+    assert code == 2 and sentence.startswith("error: ") and name in sentence
 
 
 def test_worlds_are_made_again_only_if_their_data_are_the_same(store):

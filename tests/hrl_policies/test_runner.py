@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from damage import wrong_contents
 from small_worlds import interrupted_pair, small_pair
 
 import hrl_policies.study.progress as progress
@@ -29,6 +30,7 @@ from hrl_policies.study import (
 )
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.progress import PeakMemory
+from hrl_policies.study.results import EvaluatedRun
 from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
@@ -126,10 +128,13 @@ def test_a_loaded_algorithm_that_goes_on_learning_is_past_its_first_random_steps
     assert algorithm.num_timesteps == stored.steps_done >= algorithm.learning_starts > 0
 
 
-def test_a_run_of_an_earlier_version_is_refused_with_what_to_do():
-    earlier = {name: value for name, value in a2c().as_dict().items() if name != "randomisation"}
-    with pytest.raises(ArtifactError, match=r"of this version .*randomisation.*; train it again"):
-        RunConfig.from_dict(earlier)
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    train(plan_run("random", "small"), small_pair(), output=tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    earlier = {name: value for name, value in json.loads(path.read_text()).items() if name != "randomisation"}
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(ArtifactError, match=r"config\.json .*of this version .*randomisation.*; train it again"):
+        load_run(tmp_path / "run")
 
 
 def test_agents_learn_what_pays():
@@ -308,12 +313,53 @@ def test_pickled_settings_in_a_model_file_are_never_read(tmp_path, monkeypatch):
     load_policy(load_run(tmp_path / "run"), small_pair())
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json", "provenance.json"])
-def test_damaged_json_is_refused(tmp_path, name):
-    train(plan_run("random", "small"), small_pair(), output=tmp_path / "run")
-    (tmp_path / "run" / name).write_text("{")
-    with pytest.raises(ArtifactError, match=name):
-        load_run(tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run, which tests leave as it was."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(a2c(total_steps=128), small_pair(), output=folder)
+    return folder
+
+
+NAMES = ["config.json", "result.json", "provenance.json", "versions.json", "timing.json"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "sessions.csv", "learning_curve.csv"])
+def test_damaged_files_of_a_run_are_named(finished, name):
+    path = finished / name
+    content = path.read_bytes()
+    cut = content[: content.rfind(b"\n", 0, -1) + 1] + b"7"
+    for damage in (b"{", b"\xff\xfe\0", b"[" * 100_000, b"[]", b'"text"', b"a,b\n1\n", cut):
+        path.write_bytes(damage)
+        with pytest.raises(ArtifactError, match=name):
+            EvaluatedRun.of_run(load_run(finished))
+    path.unlink()
+    if name != "learning_curve.csv":  # which controls do not have
+        with pytest.raises(ArtifactError, match=r"result\.json" if name == "result.json" else name):
+            EvaluatedRun.of_run(load_run(finished))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_a_run_with_other_content_are_refused_or_taken(finished, name):
+    path = finished / name
+    content = path.read_text()
+    for wrong, *_ in wrong_contents(json.loads(content)):
+        path.write_text(json.dumps(wrong))
+        try:
+            EvaluatedRun.of_run(load_run(finished))
+        except ArtifactError as error:
+            assert str(finished) in str(error)
+    path.write_text(content)
+
+
+def test_a_table_that_lacks_sessions_is_refused(finished):
+    path = finished / "sessions.csv"
+    content = path.read_text()
+    path.write_text("\n".join(content.splitlines()[:-3]) + "\n")
+    with pytest.raises(ArtifactError, match=r"sessions\.csv .*it holds \d+ sessions, and \d+ were played"):
+        EvaluatedRun.of_run(load_run(finished))
+    path.write_text(content)
 
 
 def test_configurations_survive_json():

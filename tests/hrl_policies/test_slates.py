@@ -368,6 +368,20 @@ def test_a_checkpoint_without_the_columns_is_refused(tmp_path):
         restore_checkpoint(slate_td3(), tmp_path, 40)
 
 
+@pytest.mark.parametrize("name", ["replay.npz", "model.zip", "sessions.json"])
+def test_damaged_checkpoints_are_refused(tmp_path, name):
+    save_checkpoint(slate_td3().learn(20), tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    altered = bytearray(content)
+    altered[len(content) // 3] ^= 4
+    damaged = [b"", b"{", content[: len(content) // 2], b"\0" * len(content)]
+    for damage in damaged if name == "sessions.json" else [*damaged, bytes(altered)]:
+        path.write_bytes(damage)
+        with pytest.raises(ArtifactError, match=name):
+            restore_checkpoint(slate_td3(), tmp_path, 20)
+
+
 def test_a_full_buffer_forgets_the_oldest_step():
     model = slate_td3(buffer_size=40).learn(80)
     buffer = model.replay_buffer

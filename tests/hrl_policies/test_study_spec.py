@@ -87,6 +87,7 @@ def test_all_mistakes_are_named_in_one_message():
         "random is a control: it has neither hyperparameters nor steps",
         "'sweep' names 'momentum', which no method of this study has",
         "sweep.slate_size must be greater than or equal to 1, got 0",
+        "'session': slate_size must be a whole number of at least 1, got 0",
         "'world_settings' holds 'planet'",
         f"'world_settings' do not fit {TOY}: {TOY} is synthetic, there are no real files behind it",
         "there is no file or folder /there/is/no/such/folder",
@@ -96,9 +97,9 @@ def test_all_mistakes_are_named_in_one_message():
     assert len(found) == len(expected), "\n".join(found)
     for problem, beginning in zip(found, expected, strict=True):
         assert problem.startswith(beginning), problem
-    with pytest.raises(StudyError, match=r"plan.yml has 18 problems:\n- methods.4 ") as error:
+    with pytest.raises(StudyError, match=r"plan.yml has 19 problems:\n- methods.4 ") as error:
         check_study(*parse_study(content), where="plan.yml")
-    assert str(error.value).count("\n- ") == 18
+    assert str(error.value).count("\n- ") == len(expected)
 
 
 def test_missing_settings_and_wrong_forms_are_named():

@@ -181,7 +181,7 @@ def test_a_folder_belongs_to_one_search(world, quick, tmp_path):
     with pytest.raises(ArtifactError, match="holds no search"):
         tune(PLAN, world, 1, tmp_path / "other")
     (tmp_path / "search/trials.jsonl").write_text("no journal\n{}\n")
-    with pytest.raises(ArtifactError, match="is damaged"):
+    with pytest.raises(ArtifactError, match="is not a whole journal of trials"):
         tune(PLAN, world, 1, tmp_path / "search")
 
 
@@ -354,7 +354,7 @@ def test_an_interrupted_confirmation_goes_on_and_a_damaged_one_is_refused(world,
     assert len(confirm(search, world, 4).runs) == 8 and len(fake.runs) == 8
     path = tmp_path / "search/confirmation.csv"
     path.write_text(path.read_text().replace("seed", "sowing"))
-    with pytest.raises(ArtifactError, match=r"confirmation\.csv is damaged"):
+    with pytest.raises(ArtifactError, match=r"confirmation\.csv is not a whole table of runs"):
         confirm(search, world, 3)
 
 

@@ -24,6 +24,7 @@ from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate
 from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
+from kuaifair_env.files import with_checksum
 from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.randomised_worlds import randomised
@@ -574,7 +575,11 @@ def test_a_finished_service_is_read_again(tmp_path):
     with pytest.raises(ArtifactError, match="another run: order was 0 there and is 1 here"):
         serve(ItemCounts(), vec_env(world), sessions=20, order=1, folder=tmp_path)
     (tmp_path / "sessions.npz").write_bytes(b"")
-    with pytest.raises(ArtifactError, match="altered"):
+    with pytest.raises(ArtifactError, match=r"sessions\.npz was altered"):
+        ServingResult.load(tmp_path)
+    content = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").write_text(content.replace('"order": 0', '"order": 1'))
+    with pytest.raises(ArtifactError, match=r"result\.json was altered"):
         ServingResult.load(tmp_path)
     for junk in (b"\xff\xfe\x00", b"[]", b"{}"):
         (tmp_path / "result.json").write_bytes(junk)
@@ -591,11 +596,23 @@ def test_checkpoints_of_other_services_and_damaged_ones_are_refused(tmp_path):
         serve(ItemCounts(), Stops(vec_env(world), 30), **options)
     with pytest.raises(ArtifactError, match="seed was 2603 there and is 5 here"):
         serve(ItemCounts(), vec_env(world), seed=5, **options)
-    next(tmp_path.glob("checkpoint-*/arrays.npz")).write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match="altered"):
-        serve(ItemCounts(), vec_env(world), **options)
     state = next(tmp_path.glob("checkpoint-*/state.json"))
     header = json.loads(state.read_text())
+    entries = header["state"]["dict"]
+    more = header["state"] | {"dict": entries | {"finished": entries["finished"] + 1}}
+    state.write_text(json.dumps(header | {"state": more}))
+    with pytest.raises(ArtifactError, match=r"state\.json was altered"):
+        serve(ItemCounts(), vec_env(world), **options)
+    misfits = [{}, [], {"dict": {}}, {"tensor": "state"}, {"array": "nowhere"}, {"generator": {"dict": {}}}]
+    misfits += [{"dict": entries | {name: {"list": []}}} for name in entries if name != "agent"]
+    for misfit in misfits:
+        state.write_text(json.dumps(with_checksum(header | {"state": misfit})))
+        with pytest.raises(ArtifactError, match=r"checkpoint-\d+ is not a whole checkpoint"):
+            serve(ItemCounts(), vec_env(world), **options)
+    next(tmp_path.glob("checkpoint-*/arrays.npz")).write_bytes(b"nothing")
+    state.write_text(json.dumps(header))
+    with pytest.raises(ArtifactError, match=r"arrays\.npz was altered"):
+        serve(ItemCounts(), vec_env(world), **options)
     for junk in (b"\xff\xfe\x00", b"[]", json.dumps(header | {"files": []}).encode()):
         state.write_bytes(junk)
         with pytest.raises(ArtifactError, match="not a whole checkpoint"):

@@ -110,22 +110,27 @@ def try_wrong_settings(path: Path, family: Family, load: Load, optional: Sequenc
     """
     whole = path.read_bytes()
     kind, tensors, settings = contents(path, family)
-    for place, old in _entries(settings):
-        for new in (_REMOVED, *_WRONG):
-            if new is not _REMOVED and type(new) is type(old):
-                continue
-            save_artifact(path, kind, tensors, _replaced(settings, place, new), family)
-            damage = f"settings {'.'.join(map(str, place))} {'removed' if new is _REMOVED else f'= {new!r}'}"
-            number_for_number = isinstance(old, int | float) and isinstance(new, int | float)
-            allowed = place[0] in optional and None in (old, new)
-            if len(place) == 1 and not number_for_number and not allowed:
-                needs_error(load, path, damage)
-                continue
-            try:
-                load(path)
-            except ArtifactError as error:
-                assert str(path) in str(error), damage
+    for wrong, place, old, new in wrong_contents(settings):
+        save_artifact(path, kind, tensors, wrong, family)
+        damage = f"settings {place}: {new!r} for {old!r}"
+        number_for_number = isinstance(old, int | float) and isinstance(new, int | float)
+        allowed = place[0] in optional and None in (old, new)
+        if len(place) == 1 and not number_for_number and not allowed:
+            needs_error(load, path, damage)
+            continue
+        try:
+            load(path)
+        except ArtifactError as error:
+            assert str(path) in str(error), damage
     path.write_bytes(whole)
+
+
+def wrong_contents(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[Any, ...], Any, Any]]:
+    """Yields JSON content with one entry taken away or of another type: all of it, the place, old and new value."""
+    for place, old in _entries(content):
+        for new in (_REMOVED, *_WRONG):
+            if new is _REMOVED or type(new) is not type(old):
+                yield _replaced(content, place, new), place, old, new
 
 
 def try_wrong_tensors(path: Path, family: Family, load: Load) -> None:
