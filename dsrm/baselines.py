@@ -197,7 +197,7 @@ class RegressionPurifier(DenoiserPurifier):
 
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
-        conditions = self._denoiser.condition.transform(self.builder.build(states, window))
+        conditions = self._denoiser.condition.transform(self.rich_conditions(states, window))
         with torch.inference_mode():
             predicted = regress(self._denoiser.network, torch.from_numpy(conditions)).numpy()
         return np.clip(self._denoiser.state.inverse_transform(predicted), self._low, self._high)

@@ -37,7 +37,7 @@ Output = Literal["state", "state+spread"]
 SPREAD_SAMPLES = 8
 _MIN_DEVIATION = 1e-4
 _MAX_SPREAD = 10.0
-_STUDENT_CLIP = 5.0
+_STUDENT_CLIP, _CONDITION_CLIP = 5.0, 5.0
 _MIN_SPREAD = 1e-3
 _MAX_LOG_SPREAD = 5.0
 _SPREAD_WEIGHT = 0.1
@@ -129,7 +129,7 @@ class DSRMConfig:
 
 
 class DenoiserPurifier(WorldPurifier):
-    """Base class of purifiers that a trained network makes; states are clipped to what it was trained on.
+    """Base class of purifiers that a trained network makes; input and output are clipped to what it was trained on.
 
     Args:
         config: What it is.
@@ -148,6 +148,15 @@ class DenoiserPurifier(WorldPurifier):
         self._denoiser = denoiser
         self._low = denoiser.state.mean - clip * denoiser.state.deviation
         self._high = denoiser.state.mean + clip * denoiser.state.deviation
+        self._condition_low = denoiser.condition.mean - _CONDITION_CLIP * denoiser.condition.deviation
+        self._condition_high = denoiser.condition.mean + _CONDITION_CLIP * denoiser.condition.deviation
+
+    def rich_conditions(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
+        """Returns the conditions of states and windows, ``float32 (B, c)``, not standardised.
+
+        They are clipped to what training knew: of a session longer than any there a network would make anything.
+        """
+        return np.clip(self.builder.build(states, window), self._condition_low, self._condition_high)
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""
@@ -234,7 +243,7 @@ class DSRM(DenoiserPurifier):
 
     def conditions(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """Returns the conditions of states and windows, ``float32 (B, c)``, not standardised."""
-        return states if self.config.conditioning == "state" else self.builder.build(states, window)
+        return states if self.config.conditioning == "state" else self.rich_conditions(states, window)
 
     def posterior(self, states: FloatArray, window: HistoryWindow, samples: int = SPREAD_SAMPLES) -> FloatArray:
         """Returns plausible clean states, ``float32 (samples, B, d)``, drawn by the diffusion model from noise.
@@ -379,7 +388,12 @@ class Student:
 
 
 def distil(
-    conditions: FloatArray, states: FloatArray, spreads: FloatArray, config: DistillationConfig, seed: int
+    conditions: FloatArray,
+    states: FloatArray,
+    spreads: FloatArray,
+    config: DistillationConfig,
+    seed: int,
+    progress: bool = False,
 ) -> tuple[Student, float]:
     """Trains a student to give the states and spreads of a teacher.
 
@@ -389,11 +403,14 @@ def distil(
         spreads: ``float32 (m,)``, the teacher's spreads for the first ``m <= n`` of them.
         config: How to train.
         seed: Seed of weights and batches.
+        progress: Whether to show a progress bar.
 
     Returns:
         The student, and the mean cosine between its states and the teacher's on the last tenth of the conditions,
         which it was not trained on.
     """
+    from tqdm import tqdm
+
     inputs, targets = torch.from_numpy(conditions), torch.from_numpy(states)
     log_spreads = torch.from_numpy(spreads).clamp(min=_MIN_SPREAD).log()
     validation_rows = max(len(conditions) // _VALIDATION_SHARE, 1)
@@ -403,10 +420,14 @@ def distil(
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        # The spread starts at its mean, from which it differs little.
+        layers[-1].weight[-1] = 0.0
+        layers[-1].bias[-1] = log_spreads.mean()
     network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(config.steps):
+        for _ in tqdm(range(config.steps), desc="distil the student", disable=not progress):
             yield (
                 torch.randint(len(inputs) - validation_rows, (config.batch_size,), generator=generator),
                 torch.randint(len(log_spreads), (config.batch_size // _SPREAD_SHARE,), generator=generator),

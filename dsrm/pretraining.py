@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,7 +73,9 @@ _PREFERENCES: dict[str, PreferenceKind] = {
     "belief_regression": "regression",
 }
 _LEVELS, _LITERAL_LEVELS = 100, 20
-_SPREAD_CONDITIONS = 5_000
+_EXAMPLES_PER_USER = 60
+"""Examples of a round where a user has one clean state: more of few users are learned by heart within the round."""
+_SPREAD_CONDITIONS, _SPREAD_BATCH = 5_000, 250
 _DEBIAS_WINDOWS = 40_000
 _NOISE_WINDOWS = 4_096
 _NOISE_SCALE = 0.1
@@ -165,8 +167,9 @@ def pretrain(
 ) -> StatePurifier:
     """Makes a purifier from the training world's log.
 
-    Training users only; a tenth of them is kept aside for early stopping. The test log is read in ``unbiased`` mode
-    alone, and then of declared calibration users alone.
+    Training users only; a tenth of them is kept aside for early stopping, and the weights of the best round are kept
+    (``best_round`` of the report). Where a user has one clean state (profiles and unbiased targets) a round has at most
+    60 examples a user. The test log is read in ``unbiased`` mode alone, and then of declared calibration users alone.
 
     Args:
         world: The training world.
@@ -279,8 +282,8 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
         rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
         examples = source.draw(rng.choice(source.users, config.distillation.conditions), rng)
         conditions = trained.condition.transform(examples.conditions)
-        states, spreads = _teach(trained, schedule, conditions)
-        student, cosine = distil(conditions, states, spreads, config.distillation, config.seed)
+        states, spreads = _teach(trained, schedule, conditions, progress)
+        student, cosine = distil(conditions, states, spreads, config.distillation, config.seed, progress)
         report["student_cosine"] = round(cosine, 5)
     model = DSRMConfig(
         mode=config.mode,
@@ -327,11 +330,15 @@ def _train(
     progress: bool,
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a network on the users of a source, and reports what was read."""
+    training = config.training
+    if config.learned_target in ("profile", "unbiased"):
+        examples = min(training.examples, _EXAMPLES_PER_USER * len(source.users))
+        training = replace(training, examples=examples)
     trained, report = train_denoiser(
         make_network,
         objective,
         source,
-        config.training,
+        training,
         seed=config.seed,
         label=config.mode,
         checkpoint=checkpoint,
@@ -355,17 +362,25 @@ def _test_log_read(world: World, config: PretrainConfig) -> str:
     return f"{rows:,} rows of {len(users):,} calibration users, who are never evaluated"
 
 
-def _teach(denoiser: TrainedDenoiser, schedule: NoiseSchedule, conditions: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _teach(
+    denoiser: TrainedDenoiser, schedule: NoiseSchedule, conditions: FloatArray, progress: bool
+) -> tuple[FloatArray, FloatArray]:
     """Returns the posterior mean of standardised conditions, and the posterior's spread of the first ones.
 
     One evaluation at the noisiest level, where nothing of the noisy state is left, is the posterior mean; more
     deterministic steps move on towards a mode.
     """
+    from tqdm import tqdm
+
     network, size = denoiser.network, denoiser.network.config.state_size
     condition = torch.from_numpy(conditions)
     mean = Sampler(network, schedule, SamplerConfig(steps=1))
     posterior = Sampler(network, schedule, SamplerConfig.posterior(schedule.levels, SPREAD_SAMPLES))
     # The first part of a condition is the observed state, to which the noise of a row belongs.
     states = mean.sample(condition, condition[:, :size])
-    few = condition[:_SPREAD_CONDITIONS]
-    return states.numpy(), posterior_spread(posterior.samples(few, few[:, :size]).numpy())
+    few = torch.split(condition[:_SPREAD_CONDITIONS], _SPREAD_BATCH)
+    spreads = [
+        posterior_spread(posterior.samples(rows, rows[:, :size]).numpy())
+        for rows in tqdm(few, desc="sample the posterior", disable=not progress)
+    ]
+    return states.numpy(), np.concatenate(spreads)

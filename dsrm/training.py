@@ -36,7 +36,7 @@ class TrainingConfig:
 
     Attributes:
         rounds: Most rounds of fresh examples.
-        examples: Examples of a round.
+        examples: Examples of a round; fewer where the users are few (see :func:`dsrm.pretrain`).
         epochs: Passes over the examples of a round.
         batch_size: Examples of an optimizer step.
         learning_rate: First learning rate of AdamW; it falls to zero along a cosine over all rounds.
@@ -166,6 +166,7 @@ def train_denoiser(
             patience=config.patience,
             callback=after_round,
         )
+        bar.total = trainer.rounds
     if path is not None:
         path.unlink(missing_ok=True)
     report = counts | trainer.report() | {"training": asdict(config)}
@@ -173,8 +174,9 @@ def train_denoiser(
 
 
 def show_round(bar: Any, trainer: Trainer[Any]) -> None:
-    """Moves a tqdm bar of rounds on, and shows the last losses beside it."""
-    bar.set_postfix(loss=f"{trainer.losses[-1]:.4f}", validation=f"{trainer.validation_losses[-1]:.4f}")
+    """Moves a tqdm bar of rounds on, and shows the last losses and the best round so far beside it."""
+    losses = {"loss": f"{trainer.losses[-1]:.4f}", "validation": f"{trainer.validation_losses[-1]:.4f}"}
+    bar.set_postfix(**losses, best_round=trainer.best_round)
     bar.update()
 
 

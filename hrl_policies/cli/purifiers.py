@@ -124,7 +124,7 @@ def _report(purifier: StatePurifier, output: Path, digest: str, seconds: float) 
         ("users", report.get("training_users")),
         ("held out for early stopping", report.get("validation_users")),
         ("test log", report.get("test_log")),
-        ("rounds (best)", f"{report['rounds']} ({report['best_round']})" if "rounds" in report else None),
+        ("rounds", f"{report['rounds']}; round {report['best_round']} is kept" if "rounds" in report else None),
         ("validation loss", min(report["validation_losses"]) if "validation_losses" in report else None),
         ("student against teacher, cosine", report.get("student_cosine")),
         ("popularity R^2 of the direction", report.get("popularity_r2")),

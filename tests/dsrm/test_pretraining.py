@@ -252,6 +252,23 @@ def test_a_calibration_user_is_needed_on_each_side_of_early_stopping():
         example_source(TRAIN, quick_config("unbiased", calibration_share=0.002))
 
 
+def test_a_round_of_few_users_is_short_lest_it_learns_them_by_heart():
+    few = dataclasses.replace(TRAIN, users=TRAIN.users[:5])
+    for mode, examples in (("profile", 60 * 5), ("paper", 400)):
+        report = pretrain(few, quick_config(mode)).describe()["report"]
+        assert quick_config().training.examples == 400
+        assert report["training"]["examples"] == examples
+        assert report["best_round"] == 1 + np.argmin(report["validation_losses"])
+
+
+def test_bars_say_which_round_is_best_and_end_when_the_purifier_is_made(capfd):
+    pretrain(TRAIN, quick_config(), progress=True)
+    shown = capfd.readouterr().err
+    full = {line.split(":")[0]: line for line in shown.replace("\r", "\n").splitlines() if "100%" in line}
+    assert list(full) == ["pretrain profile", "sample the posterior", "distil the student"]
+    assert "best_round=3" in full["pretrain profile"]
+
+
 def test_only_the_unbiased_modes_read_the_test_log(purifiers):
     blind = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, test=TRAIN.data.test.take(np.arange(1))))
     for mode in ("profile", "paper", "paired"):
