@@ -274,6 +274,8 @@ class BeliefStates:
         closed_form = isinstance(purifier.preference, ClosedForm)
         self._evidence = SessionEvidence(belief, purifier.scorer, batch, None if closed_form else purifier.preference)
         self._similarity = _similarity_coefficient(purifier.scorer, batch.world)
+        space = belief_space(self._dimension)
+        self._low, self._high = space.low, space.high
         n_sessions = batch.batch_size
         self._over = np.ones(n_sessions, np.bool_)
         self._counted = np.zeros(n_sessions, np.bool_)
@@ -336,9 +338,7 @@ class BeliefStates:
             entries[:, d + 1 : 2 * d + 1], entries[:, 2 * d + 1] = np.log(deviations[:, 1:]), np.log(deviations[:, 0])
         entries[:, 2 * d + 2 : 3 * d + 2], entries[:, 3 * d + 2] = shared[1 : d + 1], shared[0]
         entries[:, 3 * d + 3] = self._evidence.steps[rows] / self.batch.config.max_len
-        space = belief_space(d)
-        clipped: FloatArray = np.clip(entries, space.low, space.high)
-        return clipped
+        return np.clip(entries, self._low, self._high, out=entries)
 
 
 def belief_space(dimension: int) -> spaces.Box:
