@@ -89,17 +89,21 @@ class BeliefPurifier(BasePurifier):
         self._learned = learned
 
     @classmethod
-    def closed_form(cls, world: World, scales: BeliefScales | None = None) -> BeliefPurifier:
-        """Returns the purifier of a world whose users' own parts have the closed form; fits the click scorer.
+    def closed_form(
+        cls, world: World, scales: BeliefScales | None = None, scorer: ClickScorer | None = None
+    ) -> BeliefPurifier:
+        """Returns the purifier of a world whose users' own parts have the closed form.
 
         Args:
             world: A training world; its training log is read.
             scales: Where the scales of the belief begin; None takes wide ones.
+            scorer: The click scorer (``WorldPair.scorer`` where there is an item term); None fits one.
         """
         provenance = world.data.provenance
         report = {"mode": cls.kind, "data": asdict(provenance), "test_log": "unread"}
         scales = BeliefScales() if scales is None else scales
-        return cls(ClickScorer.fit(world), ClosedForm(), scales, WorldKey.of_world(world), report)
+        fitted = ClickScorer.fit(world) if scorer is None else scorer
+        return cls(fitted, ClosedForm(), scales, WorldKey.of_world(world), report)
 
     def bind(self, world: World) -> spaces.Box:
         """See :class:`~dsrm.purifier.StatePurifier`."""

@@ -21,6 +21,7 @@ from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.env_checker import check_env as check_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
+from dsrm.baselines import IdentityPurifier
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
 from dsrm.own_level import OwnLevel, OwnScales
@@ -28,6 +29,7 @@ from dsrm.purifier import MismatchError, load_purifier, save_purifier
 from dsrm.session_evidence import SessionEvidence
 from dsrm.shared_level import SharedScales
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
+from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
@@ -297,6 +299,32 @@ def test_purifiers_are_saved_with_and_without_what_they_learned(tmp_path):
         states = [VecDSRM(KuaiFairVecEnv(TEST, CONFIG, 4, seed=1), which).reset() for which in (given, path)]
         np.testing.assert_array_equal(*states)
     assert env.belief.sessions > 0 and not purifier().belief(TEST).sessions
+
+
+def test_every_form_is_saved_and_loaded_alike(tmp_path):
+    path = tmp_path / "belief.safetensors"
+    vector = DSRMVectorWrapper(KuaiFairVectorEnv(TEST, CONFIG, 3), purifier(), learns=True)
+    for env, inner in ((single(learns=True), KuaiFairEnv(TEST, CONFIG)), (vector, KuaiFairVectorEnv(TEST, CONFIG, 3))):
+        env.reset(seed=1)
+        for _ in range(15):
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if np.ndim(terminated) == 0 and (terminated or truncated):
+                env.reset()
+        env.save(path)
+        again = type(env).load(path, inner, learns=True)
+        assert again.learns and again.belief.sessions == env.belief.sessions > 0
+        np.testing.assert_array_equal(again.belief.shared.coefficients, env.belief.shared.coefficients)
+    with pytest.raises(ValueError, match="learns=True is for beliefs"):
+        VecDSRM(KuaiFairVecEnv(TEST, CONFIG, 2), IdentityPurifier(), learns=True)
+
+
+def test_an_item_term_is_no_part_of_the_users_vector():
+    pair = WorldPair("taste", TRAIN, TEST).given_mode("log")
+    given = BeliefPurifier.closed_form(pair.train, scorer=pair.scorer)
+    env = VecDSRM(KuaiFairVecEnv(pair.test, CONFIG, 2, seed=0), given)
+    assert env.reset().shape == (2, 3 * D + 4) and pair.test.dimension == D + 1
+    states = env.step(np.ones((2, D + 1), np.float32))[0]
+    assert env.observation_space.contains(states[0])
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,26 @@ def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifa
         assert code == 0, err
         summary = json.loads(Path(folder, "summary.json").read_text())
         assert (summary["learning"], summary["sessions"]) == (learning, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("dsrm-hrl", ON_POLICY),
+        ("dnair", OFF_POLICY),
+        ("bcq", {"data.transitions": 100, "data.source": "env_behaviour"}),
+    ],
+)
+def test_methods_of_every_kind_take_a_belief(name, overrides, tmp_path):
+    pair = small_pair()
+    save_purifier(BeliefPurifier.closed_form(pair.train), tmp_path / "prior.safetensors")
+    identity, session = PurifierIdentity.of_file(tmp_path / "prior.safetensors"), SessionConfig(max_len=6, slate_size=3)
+    config = plan_run(name, "small", total_steps=64, n_envs=4, overrides=overrides, purifier=identity, session=session)
+    assert train(config, pair, purifier=tmp_path / "prior.safetensors").complete
+    if name == "bcq":
+        from_log = replace(config, hyperparameters=config.hyperparameters | {"data": {"transitions": 100}})
+        with pytest.raises(TypeError, match="not from the log"):
+            train(from_log, pair, purifier=tmp_path / "prior.safetensors")
 
 
 def test_a_run_folder_with_anothers_belief_is_refused(tmp_path):
