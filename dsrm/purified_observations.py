@@ -72,12 +72,18 @@ def _check_layer(layer: Any, own: spaces.Space[Any], purifying: type) -> None:
             f"the states beneath {purifying.__name__} are {states} already, and a purifier reads observed ones; use "
             "one purifier alone"
         )
-    if space != own or _transforms(layer):
-        name = type(layer).__name__
+    if space == own and not _transforms(layer):
+        return
+    name = type(layer).__name__
+    if not {"env", "venv"} & set(vars(layer)):
         raise TypeError(
-            f"{name} beneath {purifying.__name__} changes the observations that a purifier reads; put it on top: "
-            f"{name}({purifying.__name__}(env, purifier))"
+            f"a wrapper around the single environments in {name} changes the observations that a purifier reads; wrap "
+            "each of them in DSRMObservationWrapper first, and put the other wrapper on top"
         )
+    raise TypeError(
+        f"{name} beneath {purifying.__name__} changes the observations that a purifier reads; put it on top: "
+        f"{name}({purifying.__name__}(env, purifier))"
+    )
 
 
 def _transforms(layer: Any) -> bool:

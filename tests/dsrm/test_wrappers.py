@@ -18,7 +18,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
 from dsrm.purifier import MismatchError, save_purifier
@@ -273,6 +273,15 @@ def test_the_same_holds_for_wrappers_of_stable_baselines3(name):
     with pytest.raises(TypeError, match=rf"put it on top: {name}\(VecDSRM\(env, purifier\)\)"):
         VecDSRM(changing(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0)), IPSPurifier())
     changing(VecDSRM(KuaiFairVecEnv(WORLD, CONFIG, 2, seed=0), IPSPurifier())).reset()
+
+
+def test_wrappers_in_other_processes_are_refused_too():
+    env = SubprocVecEnv([lambda: FrameStackObservation(KuaiFairEnv(WORLD, CONFIG), 2)], start_method="fork")
+    try:
+        with pytest.raises(TypeError, match="around the single environments in SubprocVecEnv"):
+            VecDSRM(env, IPSPurifier())
+    finally:
+        env.close()
 
 
 def test_what_leaves_observations_as_they_are_may_lie_beneath():
