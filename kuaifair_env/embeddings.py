@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 EMBEDDING_DIM = 64
+MAX_DIMENSION = 4_096
+"""Memory grows with its square; what a dimension exceeds the rank of the click matrix by holds ids alone."""
+
 EMBEDDINGS = Family("kuaifair-embeddings", 1, "table of item embeddings", "remove it, and it is made anew")
 
 _KIND = "items"
@@ -75,12 +78,12 @@ def item_embeddings(
         ``float32 (M, d)`` of length ``sqrt(d)``, so that components are of order one.
 
     Raises:
-        DataError: If the log has no clicks, or the dimension is below 1 or too small to tell the items apart.
+        DataError: If the log has no clicks, or the dimension is below 1, above :data:`MAX_DIMENSION`, or too small to
+            tell the items apart.
     """
     if not log.clicks.any():
         raise DataError("the training log has no clicks; embeddings need positive feedback")
-    if dimension < 1:
-        raise DataError(f"embeddings need a dimension of at least 1, got {dimension}")
+    need_dimension(dimension)
     factors = _click_factors(log, n_users, len(items), dimension, seed)
     vectors = _predicted(_design(log, items, factors), factors)
     trust = (factors.clicks / (factors.clicks + _PRIOR_CLICKS))[:, None]
@@ -88,6 +91,19 @@ def item_embeddings(
     vectors += trust * factors.items
     vectors += _ID_WEIGHT * _id_directions(items.ids, dimension)
     return separated(vectors, items.ids)
+
+
+def need_dimension(dimension: int) -> None:
+    """Checks the size of an embedding.
+
+    Raises:
+        DataError: If it is below 1 or above :data:`MAX_DIMENSION`.
+    """
+    if not 1 <= dimension <= MAX_DIMENSION:
+        raise DataError(
+            f"embeddings have at least 1 dimension and at most {MAX_DIMENSION:,}, got {dimension}: embedding_dim in "
+            "gym.make and make_world, dimension in item_embeddings"
+        )
 
 
 def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArray:

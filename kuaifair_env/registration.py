@@ -18,7 +18,7 @@ from kuaifair_env.checks import need_whole
 from kuaifair_env.data.dataset import FrameSettings, InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES, OwnTables
 from kuaifair_env.data.schema import Split
-from kuaifair_env.embeddings import cached_embeddings
+from kuaifair_env.embeddings import cached_embeddings, need_dimension
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.origins import DataSource, OfficialOrigin, Origin, OwnOrigin, Source, TwinOrigin
 from kuaifair_env.replay import REPLAY_SESSIONS, REPLAY_SLATE_SIZE, build_replay_world
@@ -129,6 +129,7 @@ def make_world(env_id: str, **settings: Unpack[WorldSettings]) -> World:
     chosen["min_candidates"] = (REPLAY_SLATE_SIZE if least is None else least) if replayed else None
     sizes = ("embedding_dim", "history_length", "min_candidates")
     need_whole(1, **{name: chosen[name] for name in sizes if chosen[name] is not None})
+    need_dimension(chosen["embedding_dim"])
     world = _cached_world(source, **chosen)
     encoder = settings.get("encoder")
     return world if encoder is None else encoder.encoded(world)
@@ -211,7 +212,8 @@ def register_world(
 ) -> None:
     """Registers an environment id of one's own data, for ``gym.make`` and wherever else ids are taken.
 
-    Nothing is fitted now: that happens when the first world of the id is made. Files are read then too, frames at once.
+    Nothing is fitted now: that happens when the first world of the id is made. Files are read then too; now their
+    headers are checked. Frames are read at once.
     The id is known in this process; studies tell their workers, and runs remember the files. Registering the same again
     changes nothing.
 
@@ -232,7 +234,7 @@ def register_world(
         **settings: See :meth:`~kuaifair_env.data.dataset.InteractionData.from_frames`.
 
     Raises:
-        DataError: If files are missing, or frames hold what they must not.
+        DataError: If files are missing or lack columns, or frames hold what they must not.
         ValueError: If the id belongs to this library or to other data, or settings do not go together.
     """
     if isinstance(data, tuple):

@@ -167,7 +167,7 @@ SETTINGS: tuple[Setting, ...] = (
         0.0,
         "Twins: share of the training world's conformity that users of the test world have; an error elsewhere.",
     ),
-    _world("embedding_dim", "integer", EMBEDDING_DIM, "Size d of item embeddings, states and actions."),
+    _world("embedding_dim", "integer", EMBEDDING_DIM, "Size d of item embeddings, states and actions, at most 4,096."),
     _world("history_length", "integer", HISTORY_LENGTH, "Places H in a history window."),
     _world(
         "popularity",

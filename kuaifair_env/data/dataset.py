@@ -175,17 +175,9 @@ class InteractionData:
                 training log.
         """
         from kuaifair_env.data.frames import FrameReading, read_frames  # needs pandas
-        from kuaifair_env.data.tables import LogColumns
 
-        if positive is not None and len(positive) != 1:
-            raise DataError(f"positive names one column and the value from which it is a click, got {positive!r}")
-        reading = FrameReading(
-            LogColumns.of(columns),
-            None if positive is None else next(iter(positive.items())),
-            drop_duplicates,
-            "train" if positives_only is True else positives_only or None,
-            negatives_per_positive,
-            negatives_seed,
+        reading = FrameReading.of(
+            columns, positive, drop_duplicates, positives_only, negatives_per_positive, negatives_seed
         )
         logs = {"train": train, "test": test}
         return cls(*read_frames(logs, items, users, reading, name=name, provenance=provenance))

@@ -38,6 +38,8 @@ from kuaifair_env.errors import DataError
 
 PositivesOnly = Literal["train", "test", "both"]
 
+_NAME_IDS = "; name your columns with columns={'user': ..., 'item': ...}"
+
 
 @dataclass(frozen=True)
 class FrameReading:
@@ -69,6 +71,32 @@ class FrameReading:
                 "a test log of clicks only says nothing of what users did not like: say how many non-clicks are drawn "
                 "for each click, such as negatives_per_positive=4; every result of the test world depends on it"
             )
+
+    @classmethod
+    def of(
+        cls,
+        columns: LogColumns | Mapping[str, str] | None = None,
+        positive: Mapping[str, float] | None = None,
+        drop_duplicates: bool | None = None,
+        positives_only: PositivesOnly | bool = False,
+        negatives_per_positive: float | None = None,
+        negatives_seed: int = 0,
+    ) -> FrameReading:
+        """Returns how frames are read by the arguments of :meth:`InteractionData.from_frames`.
+
+        Raises:
+            DataError: If they do not go together.
+        """
+        if positive is not None and len(positive) != 1:
+            raise DataError(f"positive names one column and the value from which it is a click, got {positive!r}")
+        return cls(
+            LogColumns.of(columns),
+            None if positive is None else next(iter(positive.items())),
+            drop_duplicates,
+            "train" if positives_only is True else positives_only or None,
+            negatives_per_positive,
+            negatives_seed,
+        )
 
     def lists_clicks_only(self, which: str) -> bool:
         """Whether a log is declared to list clicks only."""
@@ -131,6 +159,25 @@ def read_frames(
         told = f"{len(train):,} training and {len(test):,} test rows"
         provenance = Provenance(name, "own", told, files, reading.describe())
     return people, catalogue, train, test, provenance, report, reading.negatives
+
+
+def check_columns(
+    logs: Mapping[str, pd.DataFrame], items: pd.DataFrame | None, users: pd.DataFrame | None, reading: FrameReading
+) -> None:
+    """Checks that frames, which may be empty, have the columns that :func:`read_frames` needs.
+
+    Raises:
+        DataError: If one lacks a column.
+    """
+    names = reading.columns
+    for which, log in logs.items():
+        for name in (names.user, names.item):
+            _column(log, name, f"{which} log", _NAME_IDS)
+        _feedback_column(log, reading, which)
+    _check_named_columns(names, list(logs.values()), items)
+    for frame, name, where in ((items, names.item, "items frame"), (users, names.user, "users frame")):
+        if frame is not None:
+            _column(frame, name, where, _NAME_IDS)
 
 
 def _check_named_columns(names: LogColumns, logs: Sequence[pd.DataFrame], items: pd.DataFrame | None) -> None:
@@ -203,7 +250,7 @@ class _IdKinds:
 
 
 def _ids(frame: pd.DataFrame, name: str, where: str) -> IdArray:
-    series = _column(frame, name, where, "; name your columns with columns={'user': ..., 'item': ...}")
+    series = _column(frame, name, where, _NAME_IDS)
     missing = series.isna().to_numpy()
     if missing.any():
         raise DataError(f"the {where} has no id in row {_first(missing)}", column=name)
@@ -250,8 +297,8 @@ def _mixed_ids(series: pd.Series[Any], name: str, where: str) -> IdArray:
         raise DataError(f"an id of the {where} does not fit 64 signed bits", column=name) from None
 
 
-def _numbers(frame: pd.DataFrame, name: str, where: str, hint: str = "") -> NDArray[np.float64]:
-    series = _column(frame, name, where, hint)
+def _numbers(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.float64]:
+    series = _column(frame, name, where)
     if not (types.is_bool_dtype(series) or types.is_numeric_dtype(series)):
         raise DataError(f"feedback must be 0 or 1, or numbers; the {where} holds {series.iloc[0]!r}", column=name)
     return series.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -273,32 +320,41 @@ def _watch_ratios(frame: pd.DataFrame, name: str, where: str) -> NDArray[np.floa
     return values
 
 
+def _feedback_column(frame: pd.DataFrame, reading: FrameReading, which: str) -> str | None:
+    """Returns the column that says what is a click, which must be there; None for a log of clicks that needs none."""
+    name, hint = (
+        reading.columns.click,
+        (
+            "; name it with columns={'click': ...}, give positive={column: threshold}, or "
+            "positives_only for a log that lists clicks only"
+        ),
+    )
+    if reading.positive is not None:
+        name, hint = reading.positive[0], ""
+    elif reading.lists_clicks_only(which) and name not in frame.columns:
+        return None
+    _column(frame, name, f"{which} log", hint)
+    return name
+
+
 def _clicks(frame: pd.DataFrame, reading: FrameReading, which: str) -> BoolArray:
     """Returns which rows are clicks, and checks that a log holds what it is declared to hold."""
-    where, name = f"{which} log", reading.columns.click
-    declared = reading.lists_clicks_only(which)
+    where, declared = f"{which} log", reading.lists_clicks_only(which)
+    column = _feedback_column(frame, reading, which)
+    if column is None:
+        return np.ones(len(frame), np.bool_)
+    values = _numbers(frame, column, where)
     if reading.positive is not None:
-        column, threshold = reading.positive
-        values = _numbers(frame, column, where)
         if np.isnan(values).any():
             raise DataError(f"row {_first(np.isnan(values))} of the {where} has no value", column=column)
-        clicks = np.asarray(values >= threshold)
-    elif declared and name not in frame.columns:
-        return np.ones(len(frame), np.bool_)
+        clicks = np.asarray(values >= reading.positive[1])
     else:
-        values = _numbers(
-            frame,
-            name,
-            where,
-            "; name it with columns={'click': ...}, give positive={column: threshold}, or "
-            "positives_only for a log that lists clicks only",
-        )
         wrong = (values != 0) & (values != 1)
         if wrong.any():
             raise DataError(
                 f"feedback must be 0 or 1; row {_first(wrong)} of the {where} has {values[wrong][0]} "
                 "(for ratings or watch ratios give positive={column: threshold})",
-                column=name,
+                column=column,
             )
         clicks = np.asarray(values == 1)
     if not clicks.any():

@@ -16,6 +16,15 @@ MIN_TEST_EXPOSURES = 20
 TABLES = ("data", "test", "items", "users")
 """Fields of :class:`OwnTables` that name files."""
 
+_READING = (
+    "columns",
+    "positive",
+    "drop_duplicates",
+    "positives_only",
+    "negatives_per_positive",
+    "negatives_seed",
+)
+
 
 @dataclass(frozen=True)
 class OwnTables:
@@ -77,8 +86,11 @@ class OwnTables:
     def resolved(self, folder: str | Path = ".") -> OwnTables:
         """Returns the same with absolute paths; relative ones start from a folder.
 
+        Of the files their headers are read: a column that is missing is an error here already.
+
         Raises:
-            DataError: If a file is missing.
+            DataError: If a file is missing or lacks a column that is read.
+            ValueError: If the log cannot be split in this way.
         """
         files: dict[str, str] = {}
         for name in TABLES:
@@ -89,7 +101,9 @@ class OwnTables:
             if not path.is_file():
                 raise DataError(f"there is no such file for '{name}'", file=path)
             files[name] = str(path)
-        return OwnTables.from_dict({**self.as_dict(), **files})
+        resolved = OwnTables.from_dict({**self.as_dict(), **files})
+        resolved._check_columns()
+        return resolved
 
     def load(self, name: str) -> InteractionData:
         """Reads the data set; its provenance says where the tables lie.
@@ -97,20 +111,7 @@ class OwnTables:
         Raises:
             DataError: If the tables cannot be read; see ``InteractionData.from_frames``.
         """
-        settings: dict[str, Any] = {
-            "name": name,
-            "columns": self.columns,
-            **{
-                setting: getattr(self, setting)
-                for setting in (
-                    "positive",
-                    "positives_only",
-                    "negatives_per_positive",
-                    "negatives_seed",
-                    "drop_duplicates",
-                )
-            },
-        }
+        settings: dict[str, Any] = {"name": name, **self._reading()}
         if self.test is None:
             split: dict[str, Any] = {"split": self.split, "test_share": self.test_share}
             data = InteractionData.from_log(self.data, self.items, self.users, **split, **settings)
@@ -118,3 +119,19 @@ class OwnTables:
             data = InteractionData.from_frames(self.data, self.test, self.items, self.users, **settings)
         stored = {**data.provenance.settings, "tables": self.as_dict()}
         return replace(data, provenance=replace(data.provenance, settings=stored))
+
+    def _reading(self) -> dict[str, Any]:
+        """Returns how frames are read, as keywords of ``InteractionData.from_frames``."""
+        return {name: getattr(self, name) for name in _READING}
+
+    def _check_columns(self) -> None:
+        from kuaifair_env.data.frames import FrameReading, check_columns  # needs pandas
+        from kuaifair_env.data.tables import check_split, read_header
+
+        reading = FrameReading.of(**self._reading())
+        headers = {name: read_header(path) for name in TABLES if (path := getattr(self, name)) is not None}
+        log = headers["data"]
+        if self.test is None:
+            check_split(log, self.split, self.test_share, reading.columns)
+        logs = {"train": log, "test": headers.get("test", log)}
+        check_columns(logs, headers.get("items"), headers.get("users"), reading)

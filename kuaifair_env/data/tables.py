@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -23,6 +24,7 @@ SplitRule = Literal["time", "user"]
 _INTEGER = r"-?(?:0|[1-9]\d{0,17})"
 _SEPARATORS = ("\t", ",", ";")
 _PARQUET = (".parquet", ".pq")
+_NO_TIME = "the log has no column of times to split by; name it with columns={'time': ...}"
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,10 @@ def read_table(path: str | Path, text_columns: tuple[str, ...] = ()) -> pd.DataF
         DataError: If the file is missing or cannot be read.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError("there is no such file", file=file)
-    try:
+    with _table_errors(file):
         if file.suffix.lower() in _PARQUET:
             return pd.read_parquet(file)
-        # The fast parser reads a line of any separator as one field of the header.
-        (first_line,) = pd.read_csv(file, sep="\x00", nrows=0, encoding="utf-8-sig").columns
-        separator = max(_SEPARATORS, key=first_line.count)
-        header = pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns
+        header, separator = _text_header(file)
         return pd.read_csv(
             file,
             sep=separator,
@@ -132,6 +129,38 @@ def read_table(path: str | Path, text_columns: tuple[str, ...] = ()) -> pd.DataF
             keep_default_na=False,
             na_values={name: [""] if name in text_columns else sorted(MISSING_WORDS) for name in header},
         )
+
+
+def read_header(path: str | Path) -> pd.DataFrame:
+    """Reads the columns of what :func:`read_table` reads, without its rows.
+
+    Raises:
+        DataError: If the file is missing or cannot be read.
+    """
+    file = Path(path).expanduser()
+    with _table_errors(file):
+        if file.suffix.lower() in _PARQUET:
+            from pyarrow.parquet import read_schema
+
+            return pd.DataFrame(columns=read_schema(file).names)
+        return pd.DataFrame(columns=_text_header(file)[0])
+
+
+def _text_header(file: Path) -> tuple[pd.Index[Any], str]:
+    """Returns the columns of a text file, and what separates them."""
+    # The fast parser reads a line of any separator as one field of the header.
+    (first_line,) = pd.read_csv(file, sep="\x00", nrows=0, encoding="utf-8-sig").columns
+    separator = max(_SEPARATORS, key=first_line.count)
+    return pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns, separator
+
+
+@contextmanager
+def _table_errors(file: Path) -> Iterator[None]:
+    """Turns what reading a table raises into errors that name the file."""
+    if not file.is_file():
+        raise DataError("there is no such file", file=file)
+    try:
+        yield
     except ImportError as error:
         raise DataError(
             "reading Parquet needs pyarrow: pip install 'kuaifair[parquet]', or write the table as CSV", file=file
@@ -162,23 +191,18 @@ def split_log(
         DataError: If there is no time to split by, or a part would be empty.
         ValueError: If the rule or the share is not valid.
     """
-    if rule not in get_args(SplitRule):
-        raise ValueError(f"a log is split by one of {get_args(SplitRule)}, got {rule!r}")
-    if not 0 < share < 1:
-        raise ValueError(f"the test log's share must lie between 0 and 1, got {share}")
     names = LogColumns.of(columns)
     frames, _ = read_tables({"train": log}, names)
     frame = frames["train"]
+    check_split(frame, rule, share, names)
     moments = _moments(frame, names)
     if rule == "time":
         if moments is None:
-            raise DataError("the log has no column of times to split by; name it with columns={'time': ...}")
+            raise DataError(_NO_TIME)
         known = np.sort(moments[moments >= 0])
         first = known[min(int(np.ceil(len(known) * (1 - share))), len(known) - 1)]
         tested = moments >= first
     else:
-        if names.user not in frame.columns:
-            raise DataError("the log has no such column", column=names.user)
         table = pd.DataFrame({"user": frame[names.user].to_numpy(), "moment": np.arange(len(frame))})
         if moments is not None:
             table["moment"] = moments
@@ -191,10 +215,31 @@ def split_log(
     return frame[~tested], frame[tested]
 
 
+def check_split(frame: pd.DataFrame, rule: str, share: float, names: LogColumns) -> None:
+    """Checks that a log, which may be an empty frame, can be split by a rule.
+
+    Raises:
+        DataError: If it lacks the column to split by.
+        ValueError: If the rule or the share is not valid.
+    """
+    if rule not in get_args(SplitRule):
+        raise ValueError(f"a log is split by one of {get_args(SplitRule)}, got {rule!r}")
+    if not 0 < share < 1:
+        raise ValueError(f"the test log's share must lie between 0 and 1, got {share}")
+    if rule == "time" and _time_of(frame, names) is None:
+        raise DataError(_NO_TIME)
+    if rule == "user" and names.user not in frame.columns:
+        raise DataError("the log has no such column", column=names.user)
+
+
+def _time_of(frame: pd.DataFrame, names: LogColumns) -> str | None:
+    used = {names.user, names.item, names.click, names.watch_ratio}
+    return time_column(frame, names.time, used, "log")[0]
+
+
 def _moments(frame: pd.DataFrame, names: LogColumns) -> NDArray[np.int64] | None:
     """Returns the rank of each row's time among all times, -1 where it is missing, or None without times."""
-    used = {names.user, names.item, names.click, names.watch_ratio}
-    column, _ = time_column(frame, names.time, used, "log")
+    column = _time_of(frame, names)
     times = None if column is None else read_times(frame[column], "log")
     if times is None:
         return None

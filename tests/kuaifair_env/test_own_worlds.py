@@ -103,6 +103,58 @@ def test_nothing_is_fitted_at_registration_and_the_same_may_be_registered_again(
         make_world("MyShop-v1")
 
 
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        (
+            {"user_id": "customer"},
+            {},
+            r"'user_id'.*no such column; it has: customer, item_id, .*columns={'user'",
+        ),
+        ({"item_id": "sku"}, {}, r"column 'item_id'.*no such column"),
+        ({"click": "clicked"}, {}, r"column 'click'.*columns={'click': \.\.\.}"),
+        ({"date": "rank"}, {}, "no column of times to split by"),
+        ({}, {"columns": {"time": "when"}}, "no column of times to split by"),
+        ({}, {"columns": {"time": "when"}, "split": "user"}, "column 'when'.*no log has the column"),
+        ({}, {"columns": {"user": "customer"}}, "column 'customer'.*no such column"),
+        ({}, {"columns": {"buyer": "customer"}}, "columns has no 'buyer'"),
+        ({}, {"columns": {"tags": "genres"}}, "column 'genres'.*no items frame"),
+        ({}, {"positive": {"rating": 4.0}}, "column 'rating'.*no such column"),
+        ({}, {"positive": {"rating": 4.0, "stars": 3.0}}, "positive names one column"),
+        ({}, {"positives_only": "test"}, "negatives_per_positive=4"),
+        ({}, {"test_share": 1.0}, "must lie between 0 and 1"),
+        ({}, {"split": "item"}, "a log is split by one of"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_columns_of_files_are_checked_when_they_are_registered(registry, tmp_path, changes, settings, message, ending):
+    log = shop(0, 30).rename(columns=changes)
+    write = {".csv": log.to_csv, ".parquet": log.to_parquet}[ending]
+    write(tmp_path / f"log{ending}", index=False)
+    with pytest.raises(ValueError, match=message):
+        register_world("MyShop-v0", tmp_path / f"log{ending}", **settings)
+    assert "MyShop-v0" not in registry
+
+
+@pytest.mark.parametrize("name", ["test", "items", "users"])
+def test_columns_of_every_file_are_checked(registry, tmp_path, name):
+    files = {"data": tmp_path / "log.csv", name: tmp_path / f"{name}.csv"}
+    shop(0, 30).to_csv(files["data"], index=False)
+    pd.DataFrame({"size": [1, 2]}).to_csv(files[name], index=False)
+    settings = {} if name == "test" else {"split": "user"}
+    with pytest.raises(DataError, match=f"the {name} (log|frame) has no such column; it has: size"):
+        register_world("MyShop-v0", **files, **settings)
+    (tmp_path / "nothing.csv").write_text("")
+    with pytest.raises(DataError, match=r"nothing\.csv: cannot be read as a table"):
+        register_world("MyShop-v0", **(files | {name: tmp_path / "nothing.csv"}), **settings)
+
+
+def test_a_log_of_clicks_needs_no_column_of_clicks_to_be_registered(registry, tmp_path):
+    shop(0, 30).drop(columns="click").to_csv(tmp_path / "log.csv", index=False)
+    register_world("MyShop-v0", tmp_path / "log.csv", positives_only="both", negatives_per_positive=4.0, split="user")
+    assert "MyShop-v0" in registry
+
+
 def test_files_say_where_they_lie_and_one_log_is_split(registry, tmp_path):
     shop(0).to_csv(tmp_path / "log.tsv", index=False, sep="\t")
     register_world("MyShop-v0", tmp_path / "log.tsv", split="user", test_share=0.3, min_test_exposures=3)

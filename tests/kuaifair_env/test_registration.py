@@ -267,6 +267,7 @@ def test_files_that_appear_later_are_seen(monkeypatch, no_files, toy_for_all, tm
         (TOY, {"conformity": 0.5, "split": "test", "response": "factorised"}, "split='test' with response='auto'"),
         (TOY, {"embedding_dim": 0}, "at least 1, got 0"),
         (TOY, {"embedding_dim": 1}, "embedding_dim="),
+        (TOY, {"embedding_dim": 100_000}, "at most 4,096, got 100000: embedding_dim"),
         (TOY, {"embedding_dim": 2.5}, "embedding_dim must be a whole number of at least 1, got 2.5"),
         (TOY, {"history_length": 0}, "history_length must be a whole number of at least 1, got 0"),
         (TOY, {"history_length": 2.5}, "history_length"),
