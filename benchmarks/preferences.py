@@ -1,0 +1,278 @@
+"""Preference models on the same evidence: log loss, ranking and coverage; writes preferences_WORLD.md and .csv.
+
+    python benchmarks/preferences.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
+    python benchmarks/preferences.py kuairand --data ../shared/data --store STORE --results docs/results
+
+What is known of a user is the same for all models, and so are the items whose answers they predict. Seeds that the
+store holds are not trained again; the page is made of all that it holds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from preference_page import page_of, table_of_numbers
+from preference_tasks import (
+    BELIEF,
+    CLOSED,
+    FROZEN,
+    MODELS,
+    NONE,
+    RANDOM,
+    SERVED,
+    TRUTH,
+    WIDE,
+    Predicted,
+    PredictionTask,
+    Setting,
+    expected_auc,
+    expected_log_loss,
+    fitted_tasks,
+    item_columns,
+    real_tasks,
+    served_belief,
+    task_name,
+)
+from torch import Tensor
+from worlds import argument_parser, open_worlds, short_name, write_page
+
+from dsrm.belief import BeliefItems
+from dsrm.preference import ClosedForm, Evidence, PreferenceModel
+from dsrm.preference_sessions import LoggedPreferences, PreferenceSessions
+from dsrm.preference_training import PreferenceConfig, fit_preference
+from dsrm.pretraining import PretrainConfig
+from dsrm.targets import Examples
+from hrl_policies.study import single_threaded
+from hrl_policies.worlds import WorldPair
+from kuaifair_env.data.schema import IntArray
+from kuaifair_env.files import write_text_atomically
+
+FIXED, FURTHER = "fixed", "further"
+SAMPLES, LEVEL = 64, 0.8
+HELD_OUT_EXAMPLES, PER_BATCH, PER_TASK, RANDOM_ITEMS = 8_192, 50, 100, 40
+COVERAGE_TASKS = ((RANDOM, 0), (RANDOM, 50), (RANDOM, 200), (BELIEF, 50), (BELIEF, 200))
+
+Tasks = Mapping[str, list[PredictionTask]]
+Results = dict[str, NDArray[Any]]
+
+
+class RememberedSessions(PreferenceSessions):
+    """Sessions of which those for the same random numbers are played once: all models of a seed learn from the same."""
+
+    def __init__(self, pair: WorldPair) -> None:
+        super().__init__(pair.train, pair.scorer)
+        self._drawn: dict[str, Examples] = {}
+
+    def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
+        """See :class:`~dsrm.targets.ExampleSource`."""
+        key = f"{rng.bit_generator.state} {len(users)} {np.asarray(users).tobytes().hex()}"
+        if key not in self._drawn:
+            self._drawn[key] = super().draw(users, rng)
+        return self._drawn[key]
+
+    def forget(self) -> None:
+        """Drops what was drawn."""
+        self._drawn.clear()
+
+
+def trained_models(source: RememberedSessions, seed: int) -> dict[str, PreferenceModel]:
+    """Returns the models of a seed by their names, trained as :func:`dsrm.pretrain` does."""
+    defaults = PretrainConfig(mode="belief", seed=seed)
+    schedule = defaults.noise_schedule()
+    models: dict[str, PreferenceModel] = {}
+    for kind in MODELS:
+        config = PreferenceConfig(
+            kind,
+            seed,
+            schedule.kind,
+            schedule.levels,
+            defaults.width,
+            defaults.blocks,
+            defaults.training,
+            defaults.student,
+        )
+        fitted = fit_preference(source, config)
+        print(f"seed {seed}, {kind}: {fitted.report}", flush=True)
+        models[kind] = fitted.model
+    source.forget()
+    return models
+
+
+def measured(task: PredictionTask, predicted: Predicted, label: str) -> Results:
+    """Returns each user's log loss and within-user AUC under the name of a task and a model."""
+    return {
+        f"{label}|log loss": expected_log_loss(task, predicted.probabilities),
+        f"{label}|AUC": expected_auc(task, predicted.means),
+    }
+
+
+def fixed_results(tasks: Tasks, columns: Tensor) -> Results:
+    """Returns what predictions without a training seed are worth, the users of each task, and how many rows each has."""
+    results: Results = {}
+    for name, (task, *others) in tasks.items():
+        nothing = task.without_answers(columns)
+        results[f"{name}|users"], results[f"{name}|rows"] = task.users, task.asked.sum(1).numpy()
+        results |= measured(task, nothing, f"{name}|{NONE}")
+        plain = expected_log_loss(task, torch.sigmoid(nothing.means))
+        results[f"{name}|{NONE}|log loss without spread"] = plain
+        for label, each in ((CLOSED, [task]), (WIDE, others)):
+            for one in each:
+                predicted = one.predicted(ClosedForm().moments(one.evidence), columns)
+                results |= measured(one, predicted, f"{name}|{label}")
+        if ((task.truth > 0) & (task.truth < 1)).any():
+            results |= measured(task, Predicted(torch.logit(task.truth, 1e-6), torch.zeros(())), f"{name}|{TRUTH}")
+    return results
+
+
+def results_of(models: Mapping[str, PreferenceModel], tasks: Tasks, columns: Tensor) -> Results:
+    """Returns what the models of one seed are worth in every task."""
+    results: Results = {}
+    for name, (task, *_) in tasks.items():
+        for kind, model in models.items():
+            results |= measured(task, task.predicted(model.moments(task.evidence), columns), f"{name}|{kind}")
+    return results
+
+
+def coverage(model: PreferenceModel, evidence: Evidence, preferences: Tensor, columns: Tensor) -> NDArray[np.float64]:
+    """Returns how often 80 % intervals of draws hold ``b``, components of ``w``, and log-odds of random items.
+
+    Args:
+        model: Gives the draws.
+        evidence: What it knows.
+        preferences: ``float32 (B, d + 1)``, the truth.
+        columns: ``(N, d + 1)``: ones and unit embeddings.
+    """
+    draws = model.samples(evidence, SAMPLES, seed=0)
+    items = torch.randint(len(columns), (RANDOM_ITEMS,), generator=torch.Generator().manual_seed(0))
+    features = columns[items].T
+    of_components = _held(draws, preferences)
+    of_items = _held(draws @ features, preferences @ features)
+    return np.asarray([of_components[:, 0].mean(), of_components[:, 1:].mean(), of_items.mean()])
+
+
+def _held(draws: Tensor, truth: Tensor) -> NDArray[np.float64]:
+    """Says which values lie between two order statistics of their draws that hold 80 % of further draws on average."""
+    count = len(draws)
+    tail = (1.0 - LEVEL) / 2.0 * (count + 1)  # Weibull's positions: quantiles of the sample are too narrow
+    shares = torch.tensor([tail - 1.0, count - tail]) / (count - 1)
+    low, high = torch.quantile(draws, shares, dim=0)
+    return ((truth > low) & (truth < high)).double().numpy()
+
+
+def coverage_results(
+    models: Mapping[str, PreferenceModel],
+    source: PreferenceSessions,
+    tasks: Tasks,
+    logged: LoggedPreferences,
+    columns: Tensor,
+    seed: int,
+) -> Results:
+    """Returns coverage by name: in sessions like those of the training, of users kept out, and in the test world."""
+    rng = np.random.default_rng([seed, 31])
+    known = source.known(rng.choice(source.split()[1], HELD_OUT_EXAMPLES), rng)
+    rows = [torch.from_numpy(rng.permutation(len(batch.preferences))[:PER_BATCH]) for batch in known]
+    results = {}
+    for kind, model in {CLOSED: ClosedForm(), **models}.items():
+        of_batches = [
+            coverage(model, batch.evidence.take(some), batch.preferences[some], columns)
+            for batch, some in zip(known, rows, strict=True)
+        ]
+        results[f"coverage|held-out users|{kind}"] = np.mean(of_batches, axis=0)
+        for policy, shows in COVERAGE_TASKS:
+            name = task_name(SERVED, policy, shows)
+            task = tasks[name][0]
+            some = torch.from_numpy(rng.permutation(len(task.users))[:PER_TASK])
+            places = np.searchsorted(logged.users, task.users[some.numpy()])
+            truth = np.concatenate([logged.levels[places, None], logged.tastes[places]], axis=1)
+            evidence = task.evidence.take(some)
+            results[f"coverage|{name}|{kind}"] = coverage(model, evidence, torch.from_numpy(truth), columns)
+    return results
+
+
+def all_tasks(pair: WorldPair, source: PreferenceSessions, store: Path) -> Tasks:
+    """Plays all sessions of the fitted test world, and reads the real random rows if there are some."""
+    served = served_belief(pair, store / "served.safetensors")
+    tasks: dict[str, list[PredictionTask]] = {}
+    for regime, belief in ((FROZEN, None), (SERVED, served)):
+        for policy in (RANDOM, BELIEF):
+            tasks |= dict(fitted_tasks(Setting(pair, regime, policy, source.scales, belief)))
+    if has_real_rows(pair):
+        tasks |= dict(real_tasks(pair, source.scales))
+    return tasks
+
+
+def has_real_rows(pair: WorldPair) -> bool:
+    """Says whether the test log holds real random exposures."""
+    return pair.name.startswith("partial KuaiRand")
+
+
+def run_seeds(pair: WorldPair, seeds: list[int], store: Path) -> None:
+    """Trains and measures the models of all seeds that a store does not hold."""
+    missing = [seed for seed in seeds if not (store / f"seed-{seed}.npz").exists()]
+    if not missing:
+        return
+    source = RememberedSessions(pair)
+    columns = item_columns(BeliefItems.of_world(pair.test))
+    tasks = all_tasks(pair, source, store)
+    further = dict(real_tasks(pair, source.scales, further=True)) if has_real_rows(pair) else {}
+    for name, some in ((FIXED, tasks), (f"{FURTHER}-{FIXED}", further)):
+        save_results(store / f"{name}.npz", fixed_results(some, columns))
+    logged = LoggedPreferences.of_world(pair.test, pair.scorer)
+    for seed in missing:
+        models = trained_models(source, seed)
+        save_results(store / f"{FURTHER}-seed-{seed}.npz", results_of(models, further, columns))
+        results = results_of(models, tasks, columns)
+        results |= coverage_results(models, source, tasks, logged, columns, seed)
+        save_results(store / f"seed-{seed}.npz", results)
+
+
+def save_results(path: Path, results: Results) -> None:
+    """Writes arrays to a file, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    np.savez(unfinished, **results)
+    unfinished.replace(path)
+
+
+def stored(store: Path, prefix: str) -> tuple[Results, dict[int, Results]]:
+    """Returns the results without a training seed, and those of every seed, from a store."""
+
+    def read(path: Path) -> Results:
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    paths = {int(path.stem.rpartition("-")[2]): path for path in store.glob(f"{prefix}seed-*.npz")}
+    return read(store / f"{prefix}{FIXED}.npz"), {seed: read(paths[seed]) for seed in sorted(paths)}
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--store", type=Path, required=True, help="folder of what was measured, by world and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="training seeds")
+    parser.add_argument("--final-check", action="store_true", help="show the rows of further users instead")
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = open_worlds(arguments.world, arguments.data)
+    stem = short_name(arguments.world)
+    store = arguments.store / stem
+    run_seeds(pair, arguments.seeds, store)
+    fixed, seeds = stored(store, f"{FURTHER}-" if arguments.final_check else "")
+    name = f"preferences_{stem}" + ("_further_users" if arguments.final_check else "")
+    data = " --data DATA" if arguments.data else ""
+    option = " --final-check" if arguments.final_check else ""
+    command = f"python benchmarks/preferences.py {arguments.world}{data} --store STORE{option} --results docs/results"
+    if arguments.results is not None:
+        write_text_atomically(arguments.results / f"{name}.csv", table_of_numbers(fixed, seeds))
+    write_page(arguments.results, f"{name}.md", page_of(pair, fixed, seeds, command))
+
+
+if __name__ == "__main__":
+    main()
