@@ -248,12 +248,12 @@ def _notes(
     if FROZEN in regimes:
         lines += [
             f"- {users} users of the test world, one session each: slates of 10, nobody leaves. Columns: who chose the "
-            f"slates, and shows so far. What is predicted are {CANDIDATES} random candidates of each session; log loss "
-            "and AUC are expectations under the world's own probabilities.",
-            f"- *{FROZEN}*: what all users share is at its prior, and own scales are those of the training. *{SERVED}*: "
+            f"slates, and shows so far. What is predicted are {CANDIDATES} random candidates of each session; log "
+            "loss and AUC are expectations under the world's own probabilities.",
+            f"- *{FROZEN}*: what all users share is at its prior, own scales are those of the training. *{SERVED}*: "
             f"BeliefQuota has served {SERVED_SESSIONS:,} sessions of other users of the test world, and own scales are "
             "those that it re-estimated. Nothing that was served depends on the models compared.",
-            f"- *{NONE}*: click scorer and shared part, with the prior's spread. *{WIDE}*: what BeliefQuota starts with.",
+            f"- *{NONE}*: click scorer and shared part, with the prior's spread. *{WIDE}*: where BeliefQuota starts.",
         ]
     if REAL in regimes:
         counts = ", ".join(
@@ -282,8 +282,8 @@ def _notes(
         "that would have been shown with probability .8, given the spread of these runs.",
         *(
             [
-                "- Coverage: 80 % intervals from 64 draws. Held-out users: sessions drawn as in training, of users kept "
-                "out of it, where truth is known by construction. Test world: against a projection of the world's "
+                "- Coverage: 80 % intervals from 64 draws. Held-out users: sessions drawn as in training, of users "
+                "kept out of it, where truth is known by construction. Test world: against a projection of the world's "
                 f"log-odds beyond scorer and shared mean, {SERVED}; the model is wrong there in more than its spread.",
             ]
             if FROZEN in regimes

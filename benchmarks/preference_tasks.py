@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -20,7 +22,6 @@ from real_rows import FIRST_ROWS, ROUNDS, RandomRows, shared_correction
 from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales
-from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.preference import ClosedForm, Evidence, LogContexts, Moments
 from dsrm.session_evidence import SessionEvidence
@@ -45,7 +46,7 @@ RANDOM, BELIEF, NOBODY = "random slates", "BeliefQuota", "nothing shown"
 ROWS = "random rows"
 NONE, CLOSED, WIDE = "nothing known of the user", "closed form", "closed form, scales of belief-quota"
 TRUTH = "the world's own probabilities"
-MODELS = ("gaussian", "mixture", "regression", "diffusion")
+MODELS: Final = ("gaussian", "mixture", "regression", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ def real_tasks(pair: WorldPair, scales: OwnScales, further: bool = False) -> Ite
     known = _observed(OwnLevel(columns, len(items), scales), items[:, :FIRST_ROWS], clicks[:, :FIRST_ROWS])
     above = _estimated_scales(known, corrected, belief_items, scales)
     for regime, base, all_scales in ((REAL, prior, (scales, OwnScales())), (SHARED, corrected, (above,))):
-        for first, last in zip(STAGES[:-1], STAGES[1:], strict=True):
+        for first, last in pairwise(STAGES):
             if regime == SHARED and first < FIRST_ROWS:
                 continue
             some = np.flatnonzero(items[:, first] >= 0)

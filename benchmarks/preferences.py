@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -44,6 +45,7 @@ from preference_tasks import (
 from torch import Tensor
 from worlds import argument_parser, open_worlds, short_name, write_page
 
+from dsrm import preference_training
 from dsrm.belief import BeliefItems
 from dsrm.preference import ClosedForm, Evidence, PreferenceModel
 from dsrm.preference_sessions import LoggedPreferences, PreferenceSessions
@@ -69,6 +71,7 @@ class RememberedSessions(PreferenceSessions):
 
     def __init__(self, pair: WorldPair) -> None:
         super().__init__(pair.train, pair.scorer)
+        self.world, self.scorer = pair.train, pair.scorer
         self._drawn: dict[str, Examples] = {}
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
@@ -87,19 +90,12 @@ def trained_models(source: RememberedSessions, seed: int) -> dict[str, Preferenc
     """Returns the models of a seed by their names, trained as :func:`dsrm.pretrain` does."""
     defaults = PretrainConfig(mode="belief", seed=seed)
     schedule = defaults.noise_schedule()
+    size, training = (defaults.width, defaults.blocks), (defaults.training, defaults.student)
     models: dict[str, PreferenceModel] = {}
     for kind in MODELS:
-        config = PreferenceConfig(
-            kind,
-            seed,
-            schedule.kind,
-            schedule.levels,
-            defaults.width,
-            defaults.blocks,
-            defaults.training,
-            defaults.student,
-        )
-        fitted = fit_preference(source, config)
+        config = PreferenceConfig(kind, seed, schedule.kind, schedule.levels, *size, *training)
+        with mock.patch.object(preference_training, "PreferenceSessions", lambda *_: source):
+            fitted = fit_preference(source.world, source.scorer, config)
         print(f"seed {seed}, {kind}: {fitted.report}", flush=True)
         models[kind] = fitted.model
     source.forget()
@@ -115,7 +111,7 @@ def measured(task: PredictionTask, predicted: Predicted, label: str) -> Results:
 
 
 def fixed_results(tasks: Tasks, columns: Tensor) -> Results:
-    """Returns what predictions without a training seed are worth, the users of each task, and how many rows each has."""
+    """Returns what predictions without a training seed are worth, each task's users, and how many rows each has."""
     results: Results = {}
     for name, (task, *others) in tasks.items():
         nothing = task.without_answers(columns)
@@ -164,7 +160,7 @@ def _held(draws: Tensor, truth: Tensor) -> NDArray[np.float64]:
     tail = (1.0 - LEVEL) / 2.0 * (count + 1)  # Weibull's positions: quantiles of the sample are too narrow
     shares = torch.tensor([tail - 1.0, count - tail]) / (count - 1)
     low, high = torch.quantile(draws, shares, dim=0)
-    return ((truth > low) & (truth < high)).double().numpy()
+    return np.asarray(((truth > low) & (truth < high)).double())
 
 
 def coverage_results(
@@ -238,7 +234,7 @@ def save_results(path: Path, results: Results) -> None:
     """Writes arrays to a file, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished-{path.name}")
-    np.savez(unfinished, **results)
+    np.savez(unfinished, **results)  # type: ignore[arg-type]
     unfinished.replace(path)
 
 
