@@ -76,7 +76,8 @@ class Measurements:
 
     def coverage(self, sessions: str, model: str) -> Values:
         """Returns ``(S, 3)``: coverage of ``b``, of components of ``w``, of log-odds."""
-        return np.stack([results[f"coverage|{sessions}|{model}"] for results in self.seeds.values()])
+        key = f"coverage|{sessions}|{model}"
+        return np.stack([results[key] for results in self.seeds.values() if key in results])
 
     @property
     def coverage_sessions(self) -> list[str]:
@@ -141,7 +142,6 @@ def page_of(pair: WorldPair, fixed: Results, seeds: Mapping[int, Results], comma
 
 def table_of_numbers(fixed: Results, seeds: Mapping[int, Results]) -> str:
     """Returns all means as CSV: one row per seed, task, model and measure."""
-    measurements = Measurements(fixed, seeds)
     lines = ["seed,regime,policy,shows,model,measure,value"]
     for seed, results in [("", fixed), *((str(seed), results) for seed, results in seeds.items())]:
         alone = Measurements({**fixed, **results} if seed else fixed, {})
@@ -153,11 +153,10 @@ def table_of_numbers(fixed: Results, seeds: Mapping[int, Results]) -> str:
                 assert table is not None
                 regime, policy, shows = split_name(sessions)
                 lines.append(f'{seed},{regime},{policy},{shows},"{model}",{metric},{table.mean():.6f}')
-    for sessions in measurements.coverage_sessions:
-        for model in (CLOSED, *MODELS):
-            for seed, row in zip(seeds, measurements.coverage(sessions, model), strict=True):
-                place = ",".join(map(str, split_name(sessions))) if ", " in sessions else f"{sessions},,"
-                measures = zip(("b", "w", "log-odds"), row, strict=True)
+            elif sessions == "coverage":
+                name, model = rest
+                place = ",".join(map(str, split_name(name))) if ", " in name else f"{name},,"
+                measures = zip(("b", "w", "log-odds"), results[key], strict=True)
                 lines += [f'{seed},{place},"{model}",coverage of {what},{value:.6f}' for what, value in measures]
     return "\n".join(lines) + "\n"
 
@@ -272,12 +271,14 @@ def _notes(
                 f"- Users: those with at least 16 random rows among {FURTHER_USERS:,} who are not held out, chosen by "
                 "a hash of their ids. Nothing was chosen by these rows."
             )
+    fitted = [seed for seed, results in measurements.seeds.items() if any("|mixture|" in key for key in results)]
+    mixtures = "" if len(fitted) == len(measurements.seeds) else f" (mixture: {', '.join(map(str, fitted))})"
     return [
         *lines,
         "- Predictive probabilities: MacKay's formula on mean and variance of the log-odds; correlations are those of "
         "the closed form, spreads those of each model.",
-        f"- Training seeds of the models: {', '.join(map(str, measurements.seeds))}. Models of a seed learn from the "
-        "same sessions. Intervals and p-values: seeds and users crossed (Student, Satterthwaite), users paired.",
+        f"- Training seeds of the models: {', '.join(map(str, measurements.seeds))}{mixtures}. Models of a seed learn "
+        "from the same sessions. Intervals and p-values: seeds and users crossed (Student), users paired.",
         f"- p, Holm: adjusted for the {len(all_differences)} comparisons of this page. Detectable: the true difference "
         "that would have been shown with probability .8, given the spread of these runs.",
         *(

@@ -59,7 +59,7 @@ from kuaifair_env.files import write_text_atomically
 
 FIXED, FURTHER = "fixed", "further"
 SAMPLES, LEVEL = 64, 0.8
-HELD_OUT_EXAMPLES, PER_BATCH, PER_TASK, RANDOM_ITEMS = 8_192, 50, 100, 40
+HELD_OUT_EXAMPLES, PER_BATCH, PER_TASK, RANDOM_ITEMS = 4_096, 100, 100, 40
 COVERAGE_TASKS = ((RANDOM, 0), (RANDOM, 50), (RANDOM, 200), (BELIEF, 50), (BELIEF, 200))
 
 Tasks = Mapping[str, list[PredictionTask]]
@@ -86,13 +86,15 @@ class RememberedSessions(PreferenceSessions):
         self._drawn.clear()
 
 
-def trained_models(source: RememberedSessions, seed: int) -> dict[str, PreferenceModel]:
-    """Returns the models of a seed by their names, trained as :func:`dsrm.pretrain` does."""
+def trained_models(source: RememberedSessions, seed: int, mixture: bool) -> dict[str, PreferenceModel]:
+    """Returns the models of a seed by their names, trained as :func:`dsrm.pretrain` does; the mixture takes longest."""
     defaults = PretrainConfig(mode="belief", seed=seed)
     schedule = defaults.noise_schedule()
     size, training = (defaults.width, defaults.blocks), (defaults.training, defaults.student)
     models: dict[str, PreferenceModel] = {}
     for kind in MODELS:
+        if kind == "mixture" and not mixture:
+            continue
         config = PreferenceConfig(kind, seed, schedule.kind, schedule.levels, *size, *training)
         with mock.patch.object(preference_training, "PreferenceSessions", lambda *_: source):
             fitted = fit_preference(source.world, source.scorer, config)
@@ -210,7 +212,7 @@ def has_real_rows(pair: WorldPair) -> bool:
     return pair.name.startswith("partial KuaiRand")
 
 
-def run_seeds(pair: WorldPair, seeds: list[int], store: Path) -> None:
+def run_seeds(pair: WorldPair, seeds: list[int], mixtures: int, store: Path) -> None:
     """Trains and measures the models of all seeds that a store does not hold."""
     missing = [seed for seed in seeds if not (store / f"seed-{seed}.npz").exists()]
     if not missing:
@@ -223,7 +225,7 @@ def run_seeds(pair: WorldPair, seeds: list[int], store: Path) -> None:
         save_results(store / f"{name}.npz", fixed_results(some, columns))
     logged = LoggedPreferences.of_world(pair.test, pair.scorer)
     for seed in missing:
-        models = trained_models(source, seed)
+        models = trained_models(source, seed, seed < mixtures)
         save_results(store / f"{FURTHER}-seed-{seed}.npz", results_of(models, further, columns))
         results = results_of(models, tasks, columns)
         results |= coverage_results(models, source, tasks, logged, columns, seed)
@@ -253,13 +255,14 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--store", type=Path, required=True, help="folder of what was measured, by world and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="training seeds")
+    parser.add_argument("--mixtures", type=int, default=10, help="seeds from 0 on for which a mixture is fitted too")
     parser.add_argument("--final-check", action="store_true", help="show the rows of further users instead")
     arguments = parser.parse_args()
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
     stem = short_name(arguments.world)
     store = arguments.store / stem
-    run_seeds(pair, arguments.seeds, store)
+    run_seeds(pair, arguments.seeds, arguments.mixtures, store)
     fixed, seeds = stored(store, f"{FURTHER}-" if arguments.final_check else "")
     name = f"preferences_{stem}" + ("_further_users" if arguments.final_check else "")
     data = " --data DATA" if arguments.data else ""
