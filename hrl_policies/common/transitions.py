@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kuaifair_env.actions import SlateSpace
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.files import whole
 
 if TYPE_CHECKING:
     import torch
@@ -184,25 +185,22 @@ class LoggedTransitions:
         space = dataset.observation_space
         if not isinstance(space, spaces.Box):
             raise DataError(f"{source}: offline methods learn from vectors, but observations are {space}")
-        try:
-            episodes = list(dataset.iterate_episodes())
-        except (ValueError, OSError, KeyError) as error:
-            raise ArtifactError(f"the episodes of the Minari data set {source} cannot be read: {error}") from error
-        if not episodes:
+        with whole(source, "Minari data set", "make it or download it again"):
+            columns = [_columns(episode) for episode in dataset.iterate_episodes()]
+            stored = json.loads(metadata.get(_PROVENANCE, "null"))
+        if not columns:
             raise DataError(f"{source} holds no episodes; offline methods need at least one transition")
-        columns = [_columns(episode) for episode in episodes]
         joined = {name: np.concatenate([episode[name] for episode in columns]) for name in columns[0]}
         actions = dataset.action_space
         if metadata.get(_SLATES):
             actions = SlateSpace(int(actions.nvec[0]), len(actions.nvec))
         joined["actions"] = joined["actions"].astype(np.float32 if isinstance(actions, spaces.Box) else np.int64)
-        stored = metadata.get(_PROVENANCE)
         provenance = {"source": "minari", "dataset_id": metadata.get("dataset_id", str(source))}
         return cls(
             **joined,
             observation_space=spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32),
             action_space=actions,
-            provenance=provenance if stored is None else json.loads(stored),
+            provenance=provenance if stored is None else stored,
         )
 
 

@@ -384,11 +384,24 @@ def test_minari_sets_of_others_are_read(minari):
         LoggedTransitions.from_minari("nowhere/set-v0")
 
 
+@pytest.mark.parametrize("damage", ["cut", "emptied", "provenance"])
+def test_damaged_minari_sets_are_named(minari, tmp_path, damage):
+    log_transitions(small_pair().train, "item", LogReading(slate_size=1)).to_minari(tmp_path / "set")
+    (data,) = (tmp_path / "set").rglob("*.hdf5")
+    (about,) = (tmp_path / "set").rglob("metadata.json")
+    if damage == "provenance":
+        about.write_text(about.read_text().replace('"{', '"{{'))
+    else:
+        data.write_bytes(data.read_bytes()[: 2_000 if damage == "cut" else 0])
+    with pytest.raises(ArtifactError, match=str(tmp_path / "set")):
+        LoggedTransitions.from_minari(tmp_path / "set")
+
+
 def test_minari_sets_without_data_are_refused(minari, tmp_path):
     spaces_of = {"observation_space": spaces.Box(0, 1, (1,)), "action_space": spaces.Discrete(2)}
     storage = minari.dataset.minari_storage.MinariStorage.new(tmp_path / "set", data_format="hdf5", **spaces_of)
     storage.update_metadata({"dataset_id": "empty/set-v0", "minari_version": minari.__version__})
-    with pytest.raises(ArtifactError, match=r"episodes of the Minari data set .* cannot be read"):
+    with pytest.raises(ArtifactError, match=r"set cannot be read: Unable to"):
         LoggedTransitions.from_minari(tmp_path / "set")
     storage.update_episodes([])
     with pytest.raises(DataError, match="holds no episodes"):
