@@ -24,7 +24,7 @@ EMBEDDING_DIM = 64
 MAX_DIMENSION = 4_096
 """Memory grows with its square; what a dimension exceeds the rank of the click matrix by holds ids alone."""
 
-EMBEDDINGS = Family("kuaifair-embeddings", 1, "table of item embeddings", "remove it, and it is made anew")
+EMBEDDINGS = Family("kuaifair-embeddings", 1, "table of item embeddings", "it has to be made anew")
 
 _KIND = "items"
 _VERSION = 3

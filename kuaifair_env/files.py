@@ -263,7 +263,7 @@ def _read(source: Path, family: Family) -> tuple[dict[str, Any], Tensors]:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (it is no dict)  # noqa: SIM118 (no dict)
     except SafetensorError as error:
         raise ArtifactError(
-            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else: "
+            f"{source} is not a whole safetensors file ({error}); it was cut short, altered, or is something else; "
             f"{family.remedy}"
         ) from error
     if not fits_checksum(header, tensors):

@@ -18,7 +18,7 @@ from kuaifair_env.randomisation import Randomisation, RandomisationLike, WorldRa
 from kuaifair_env.splits import HALVES, chosen_users, user_hashes
 from kuaifair_env.world import World
 
-SCALES = Family("kuaifair-scales", 1, "file of scales", "remove it, and they are measured again")
+SCALES = Family("kuaifair-scales", 1, "file of scales", "they have to be measured again")
 
 _KIND = "randomisation"
 _VERSION = 1

@@ -38,7 +38,7 @@ CacheKind = Literal["data", "responses", "embeddings", "purifiers", "downloads"]
 FORMAT = "kuaifair-data"
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-_TITLE, _REMEDY = "data set", "delete the folder and build it again"
+_TITLE, _REMEDY = "data set", "it has to be built again"
 
 _LOG_KINDS = {
     "users": "<i4",
