@@ -15,16 +15,19 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsrm.purifier import STATISTICS, ConditionBuilder
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.embeddings import unit_rows
-from kuaifair_env.files import Tensors
+from kuaifair_env.files import Tensors, parse_as, take_tensors
 from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
+_RIDGE = 100.0
+_MIN_UNEXPLAINED, _TINY = 0.1, 1e-6
 _CLASSES: dict[str, tuple[str, str]] = {
     "closed-form": ("dsrm.preference", "ClosedForm"),
     "gaussian": ("dsrm.preference_mixture", "MixturePreference"),
@@ -96,6 +99,66 @@ class Evidence:
     def take(self, rows: Tensor) -> Evidence:
         """Returns the evidence of some of the sessions."""
         return Evidence(self.contexts[rows], self.means[rows], self.covariances[rows], self.scales)
+
+
+@dataclass(frozen=True)
+class LevelPrior:
+    """A normal prior of the level ``b_u`` whose mean is linear in the log context, which shows how much a user clicks.
+
+    Attributes:
+        coefficients: ``float32 (c + 1,)``, intercept first.
+        explained: Standard deviation of the means, in log-odds: of the variance of levels this much is not left.
+    """
+
+    coefficients: FloatArray
+    explained: float
+
+    @classmethod
+    def fit(cls, contexts: FloatArray, levels: FloatArray) -> LevelPrior:
+        """Fits a ridge regression of levels ``(n,)`` in log-odds on contexts ``(n, c)``."""
+        coefficients = ridge_coefficients(contexts, levels).astype(np.float32)
+        return cls(coefficients, float(np.std(contexts @ coefficients[1:])))
+
+    def of(self, evidence: Evidence) -> tuple[Tensor, float]:
+        """Returns means ``(B,)`` and the standard deviation, both in units of the evidence's scale of levels."""
+        scale = float(evidence.scales[0])
+        coefficients = torch.from_numpy(self.coefficients)
+        means = (evidence.contexts @ coefficients[1:] + coefficients[0]) / max(scale, _TINY)
+        return means, max(1.0 - (self.explained / max(scale, _TINY)) ** 2, _MIN_UNEXPLAINED) ** 0.5
+
+    def applied(self, evidence: Evidence) -> Evidence:
+        """Returns evidence whose posterior has this prior of the level in the place of that with mean zero."""
+        means, deviation = self.of(evidence)
+        precision = 1.0 / deviation**2
+        # The prior differs in one entry, so that the posterior's covariance changes by rank one.
+        column = evidence.covariances[:, :, 0]
+        remaining = 1.0 / (1.0 + (precision - 1.0) * column[:, :1])
+        gain = (precision - 1.0) * remaining
+        covariances = evidence.covariances - (gain * column)[:, :, None] * column[:, None, :]
+        pull = precision * remaining * means[:, None] - gain * evidence.means[:, :1]
+        return Evidence(evidence.contexts, evidence.means + pull * column, covariances, evidence.scales)
+
+
+def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float = _RIDGE) -> NDArray[np.float64]:
+    """Returns intercept and slopes of a ridge regression on standardised contexts, ``(c + 1,)`` or ``(c + 1, n)``."""
+    from sklearn.linear_model import Ridge
+
+    mean, deviation = contexts.mean(axis=0, dtype=np.float64), contexts.std(axis=0, dtype=np.float64)
+    deviation = np.where(deviation > _TINY, deviation, 1.0)
+    ridge = Ridge(penalty).fit((contexts - mean) / deviation, targets)
+    slopes = (ridge.coef_ / deviation).T
+    return np.concatenate([[ridge.intercept_ - mean @ slopes], slopes])
+
+
+def level_settings(level: LevelPrior) -> dict[str, float]:
+    """Returns what a file holds of a prior of levels besides its coefficients."""
+    return {"explained": level.explained}
+
+
+def level_prior(tensors: Tensors, settings: Mapping[str, Any]) -> LevelPrior:
+    """Makes a prior of levels from the tensor ``level`` and :func:`level_settings`."""
+    take_tensors(tensors, {"level": (None,)})
+    return LevelPrior(tensors["level"], parse_as(float, settings["explained"]))
 
 
 class Moments(NamedTuple):

@@ -1,7 +1,8 @@
-"""Preference models in closed form with a fitted prior that depends on the log: a normal distribution, or a mixture.
+"""Preference models in closed form with a fitted prior that reads the log: a normal distribution, or a mixture.
 
-In units of the prior's scales a clean preference given the log context ``c`` is ``sum_k p_k N(W_k [1, c], S_k)``. What
-a session's answers say is normal, so that the posterior is a mixture of normals too.
+The level has a normal prior whose mean the log shows (:class:`~dsrm.preference.LevelPrior`). A taste is what the log
+predicts plus a draw of a mixture of normals, plus, as far as the items are not known yet, normal noise. What a
+session's answers say is normal, so that the posterior is a mixture of normals too.
 """
 
 from __future__ import annotations
@@ -12,110 +13,70 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dsrm.model import Standardiser
-from dsrm.preference import Evidence, Moments
-from kuaifair_env.files import Tensors, take_tensors
+from dsrm.preference import Evidence, LevelPrior, Moments, level_prior, level_settings
+from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.files import Tensors, parse_as, take_tensors
 
-_CLIP = 5.0
-_RIDGE, _MIN_VARIANCE = 50.0, 0.01
-_MAX_ROUNDS, _ENOUGH = 25, 1e-2
-
-Array = NDArray[np.float64]
+_MIN_VARIANCE = 0.01
+_MAX_ROUNDS, _ENOUGH = 100, 1e-3
 
 
 @dataclass(frozen=True)
-class FittedMixture:
-    """A mixture of ``k`` normal distributions whose means are linear in standardised contexts.
+class TastePrior:
+    """What tastes are before a session, in log-odds: what the log predicts, and a mixture of normals about it.
 
     Attributes:
-        weights: ``float64 (k,)``, sum 1.
-        coefficients: ``float64 (k, c + 1, d + 1)``, ``W_k``.
-        covariances: ``float64 (k, d + 1, d + 1)``, ``S_k``.
-        context: How contexts are standardised.
+        slopes: ``float32 (c + 1, d)``, predicted taste; intercept first.
+        size: Typical root mean square of the components of tastes, in log-odds.
+        weights: ``float32 (k,)`` of the parts, sum 1.
+        means: ``float32 (k, d)``, in units of ``size``.
+        covariances: ``float32 (k, d, d)``, in units of its square.
     """
 
-    weights: Array
-    coefficients: Array
-    covariances: Array
-    context: Standardiser
+    slopes: FloatArray
+    size: float
+    weights: FloatArray
+    means: FloatArray
+    covariances: FloatArray
 
     @classmethod
-    def fit(cls, contexts: NDArray[np.float32], preferences: NDArray[np.float32], k: int, seed: int) -> FittedMixture:
-        """Fits a mixture by expectation maximisation.
+    def fit(cls, slopes: FloatArray, size: float, tastes: FloatArray, parts: int, seed: int) -> TastePrior:
+        """Fits the mixture to ``float32 (n, d)`` tastes in units of ``size``, by expectation maximisation."""
+        mixture = _mixture(parts, seed).fit(tastes.astype(np.float64))
+        arrays = (mixture.weights_, mixture.means_, mixture.covariances_)
+        return cls(slopes, size, *(array.astype(np.float32) for array in arrays))
 
-        Args:
-            contexts: ``float32 (n, c)``.
-            preferences: ``float32 (n, d + 1)``, in units of the prior's standard deviations.
-            k: Number of parts; 1 is a linear regression.
-            seed: Seed of the parts that it begins with, which are clusters of what a linear regression leaves.
-        """
-        from sklearn.cluster import KMeans
+    def log_density(self, tastes: FloatArray) -> float:
+        """Returns the mean log density of ``(n, d)`` tastes in units of ``size``."""
+        from scipy.stats import multivariate_normal
 
-        context = Standardiser.fit(contexts)
-        design = _design(contexts, context)
-        targets = np.asarray(preferences, np.float64)
-        mixture = cls._of_memberships(design, targets, np.ones((len(targets), 1)), context)
-        if k == 1:
-            return mixture
-        left = targets - design @ mixture.coefficients[0]
-        memberships = np.eye(k)[KMeans(k, n_init=1, random_state=seed).fit_predict(left)]
-        before = -np.inf
-        for _ in range(_MAX_ROUNDS):
-            mixture = cls._of_memberships(design, targets, memberships, context)
-            densities = mixture._log_densities(design, targets)
-            total = np.logaddexp.reduce(densities, axis=1)
-            memberships = np.exp(densities - total[:, None])
-            if total.mean() - before < _ENOUGH:
-                break
-            before = total.mean()
-        return mixture
+        parts = zip(self.weights, self.means, self.covariances, strict=True)
+        densities = [np.log(weight) + multivariate_normal(mean, cov).logpdf(tastes) for weight, mean, cov in parts]
+        return float(np.logaddexp.reduce(densities, axis=0).mean())
 
-    @classmethod
-    def _of_memberships(cls, design: Array, targets: Array, memberships: Array, context: Standardiser) -> FittedMixture:
-        coefficients, covariances = [], []
-        ridge = _RIDGE * np.eye(design.shape[1])
-        for share in memberships.T:
-            weighted = design * share[:, None]
-            solved = np.linalg.solve(weighted.T @ design + ridge, weighted.T @ targets)
-            left = targets - design @ solved
-            covariance = (left * share[:, None]).T @ left / share.sum()
-            coefficients.append(solved)
-            covariances.append(covariance + _MIN_VARIANCE * np.eye(len(covariance)))
-        return cls(memberships.mean(axis=0), np.stack(coefficients), np.stack(covariances), context)
 
-    def _log_densities(self, design: Array, targets: Array) -> Array:
-        """Returns ``(n, k)``, log of weight times density."""
-        columns = []
-        for weight, solved, covariance in zip(self.weights, self.coefficients, self.covariances, strict=True):
-            factor = np.linalg.cholesky(covariance)
-            standard = np.linalg.solve(factor, (targets - design @ solved).T)
-            columns.append(np.log(weight) - (standard**2).sum(axis=0) / 2 - np.log(factor.diagonal()).sum())
-        return np.stack(columns, axis=1)
+def _mixture(parts: int, seed: int) -> Any:
+    from sklearn.mixture import GaussianMixture
 
-    def log_likelihood(self, contexts: NDArray[np.float32], preferences: NDArray[np.float32]) -> float:
-        """Returns the mean log density of preferences, up to a constant that depends on their size alone."""
-        densities = self._log_densities(_design(contexts, self.context), np.asarray(preferences, np.float64))
-        return float(np.logaddexp.reduce(densities, axis=1).mean())
+    return GaussianMixture(parts, reg_covar=_MIN_VARIANCE, max_iter=_MAX_ROUNDS, tol=_ENOUGH, random_state=seed)
 
 
 class MixturePreference:
-    """The posterior under a fitted mixture; with one part ``gaussian``, the fitted normal prior.
+    """The posterior under a fitted prior: ``gaussian`` where it has one part, else ``mixture``.
 
     Args:
-        fitted: The prior.
+        level: The prior of levels.
+        taste: The prior of tastes.
     """
 
-    def __init__(self, fitted: FittedMixture) -> None:
-        self.fitted = fitted
-        self.kind = "gaussian" if len(fitted.weights) == 1 else "mixture"
-        self._log_weights = torch.from_numpy(np.log(fitted.weights)).float()
-        self._coefficients = torch.from_numpy(fitted.coefficients).float()
-        inverses = np.linalg.inv(fitted.covariances)
-        self._precisions = torch.from_numpy(inverses).float()
-        self._log_determinants = torch.from_numpy(np.linalg.slogdet(fitted.covariances)[1]).float()
+    def __init__(self, level: LevelPrior, taste: TastePrior) -> None:
+        self.level, self.taste = level, taste
+        self.kind = "gaussian" if len(taste.weights) == 1 else "mixture"
+        self._slopes, self._log_weights, self._means, self._covariances = (
+            torch.from_numpy(array) for array in (taste.slopes, np.log(taste.weights), taste.means, taste.covariances)
+        )
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
@@ -137,43 +98,56 @@ class MixturePreference:
         return samples
 
     def parts(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the posterior's weights ``(B, k)``, means ``(B, k, n)`` and covariances ``(B, k, n, n)``."""
-        design = torch.from_numpy(_design(evidence.contexts.numpy(), self.fitted.context)).float()
-        prior_means = torch.einsum("bc,kcn->bkn", design, self._coefficients)
+        """Returns the posterior's weights ``(B, k)``, means ``(B, k, n)`` and covariances ``(B, k, n, n)``.
+
+        They are in units of the evidence's scales.
+        """
+        prior_means, prior_covariances = self._prior(evidence)
+        prior_precisions = torch.linalg.inv(prior_covariances)
         # What the answers say alone: the closed form without its prior.
         inverses = torch.linalg.inv(evidence.covariances)
         shifts = (inverses @ evidence.means[..., None])[..., 0]
-        likelihood = inverses - torch.eye(inverses.shape[1])
-        precisions = likelihood[:, None] + self._precisions
+        precisions = (inverses - torch.eye(inverses.shape[1]))[:, None] + prior_precisions
         covariances = torch.linalg.inv(precisions)
-        pulls = (self._precisions @ prior_means[..., None])[..., 0] + shifts[:, None]
+        prior_pulls = (prior_precisions @ prior_means[..., None])[..., 0]
+        pulls = prior_pulls + shifts[:, None]
         means = (covariances @ pulls[..., None])[..., 0]
-        prior_fit = (prior_means * (self._precisions @ prior_means[..., None])[..., 0]).sum(-1)
-        fit = (means * pulls).sum(-1) - prior_fit - torch.logdet(precisions) - self._log_determinants
+        fit = (means * pulls).sum(-1) - (prior_means * prior_pulls).sum(-1)
+        fit = fit - torch.logdet(precisions) - torch.logdet(prior_covariances)
         return torch.softmax(self._log_weights + fit / 2, dim=1), means, (covariances + covariances.mT) / 2
+
+    def _prior(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Returns means ``(B, k, n)`` and covariances ``(k, n, n)`` before the session, in units of the scales."""
+        k, d = self._means.shape
+        scale = evidence.scales[1]
+        # As scales are wider than tastes the rest is what the log misjudges about the items, for everybody.
+        share = min(1.0, (self.taste.size / float(scale)) ** 2)
+        predicted = evidence.contexts @ self._slopes[1:] + self._slopes[0]
+        level, deviation = self.level.of(evidence)
+        means = torch.empty(len(predicted), k, d + 1)
+        means[..., 0] = level[:, None]
+        means[..., 1:] = (predicted / scale)[:, None] + share**0.5 * self._means
+        covariances = torch.zeros(k, d + 1, d + 1)
+        covariances[:, 0, 0] = deviation**2
+        covariances[:, 1:, 1:] = share * self._covariances + (1.0 - share) * torch.eye(d)
+        return means, covariances
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return {}
+        return {"size": self.taste.size, **level_settings(self.level)}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        fitted = self.fitted
-        arrays = {"weights": fitted.weights, "coefficients": fitted.coefficients, "covariances": fitted.covariances}
-        return arrays | {"context.mean": fitted.context.mean, "context.deviation": fitted.context.deviation}
+        names = ("slopes", "weights", "means", "covariances")
+        return {name: getattr(self.taste, name) for name in names} | {"level": self.level.coefficients}
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> MixturePreference:
         """Makes the model from what :meth:`tensors` and :meth:`settings` returned."""
-        take_tensors(tensors, {"weights": (None,), "coefficients": (None, None, None)})
-        parts, inputs, outputs = tensors["coefficients"].shape
-        shapes = {"weights": (parts,), "covariances": (parts, outputs, outputs)}
-        shapes |= dict.fromkeys(("context.mean", "context.deviation"), (inputs - 1,))
+        take_tensors(tensors, {"means": (None, None)})
+        k, d = tensors["means"].shape
+        shapes: dict[str, tuple[int | None, ...]] = {"slopes": (None, d), "weights": (k,), "covariances": (k, d, d)}
         take_tensors(tensors, shapes)
-        context = Standardiser(tensors["context.mean"], tensors["context.deviation"])
-        return cls(FittedMixture(tensors["weights"], tensors["coefficients"], tensors["covariances"], context))
-
-
-def _design(contexts: NDArray[np.float32], context: Standardiser) -> Array:
-    standard = np.clip(context.transform(contexts), -_CLIP, _CLIP)
-    return np.concatenate([np.ones((len(standard), 1)), standard], axis=1)
+        arrays = (tensors[name] for name in ("weights", "means", "covariances"))
+        taste = TastePrior(tensors["slopes"], parse_as(float, settings["size"]), *arrays)
+        return cls(level_prior(tensors, settings), taste)

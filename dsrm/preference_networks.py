@@ -1,7 +1,8 @@
 """Preference models that are trained networks: the diffusion posterior (DSRM, mode ``belief``), and regression.
 
 Both see the same evidence and learn by how much a clean preference differs from the closed form, in coordinates in
-which the closed form's posterior is standard normal. Where preferences are normal there is nothing to learn.
+which the closed form's posterior is standard normal, the user's level taken from the log. Where preferences are normal
+there is nothing to learn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from dsrm.baselines import regress, regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, Sampler, SamplerConfig, ScheduleKind
 from dsrm.model import Standardiser, TrainedDenoiser
-from dsrm.preference import Evidence, Moments, normal_samples
+from dsrm.preference import Evidence, LevelPrior, Moments, level_prior, level_settings, normal_samples
 from dsrm.preference_sessions import KnownPreferences, features_of, unwhitened
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
@@ -66,17 +67,22 @@ class DiffusionPreference:
     Args:
         denoiser: Trained on whitened preferences.
         schedule: Noise levels.
+        level: Of the closed form that it starts from.
         student: Gives mean and spread in one evaluation; None evaluates the diffusion model itself.
     """
 
     kind = "diffusion"
 
-    def __init__(self, denoiser: TrainedDenoiser, schedule: NoiseSchedule, student: Student | None) -> None:
-        self.denoiser, self._schedule, self.student = denoiser, schedule, student
+    def __init__(
+        self, denoiser: TrainedDenoiser, schedule: NoiseSchedule, level: LevelPrior, student: Student | None
+    ) -> None:
+        self.denoiser, self._schedule, self.level, self.student = denoiser, schedule, level, student
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return self.own_moments(evidence) if self.student is None else self.student.moments(evidence)
+        if self.student is None:
+            return self.own_moments(evidence)
+        return self.student.moments(self.level.applied(evidence))
 
     def own_moments(self, evidence: Evidence, samples: int = _TEACHER_SAMPLES) -> Moments:
         """Returns mean and spread as the diffusion model itself gives them; the spread is that of some draws."""
@@ -87,21 +93,28 @@ class DiffusionPreference:
 
         It is one evaluation at the noisiest level, where nothing of the noisy preference is left.
         """
-        return unwhitened(evidence, self._whitened(evidence, SamplerConfig(steps=1))[0])
+        levelled = self.level.applied(evidence)
+        return unwhitened(levelled, self._whitened(levelled, SamplerConfig(steps=1))[0])
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`; draws of a row follow from seed and evidence alone."""
         config = SamplerConfig.posterior(self._schedule.levels, count)
-        return unwhitened(evidence, self._whitened(evidence, replace(config, seed=seed)))
+        levelled = self.level.applied(evidence)
+        return unwhitened(levelled, self._whitened(levelled, replace(config, seed=seed)))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         schedule = _ScheduleSettings(self._schedule.kind, self._schedule.levels)
-        return {"denoiser": asdict(self.denoiser.network.config), "schedule": list(schedule)}
+        return {
+            "denoiser": asdict(self.denoiser.network.config),
+            "schedule": list(schedule),
+            **level_settings(self.level),
+        }
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return self.denoiser.tensors() | ({} if self.student is None else self.student.tensors())
+        of_student = {} if self.student is None else self.student.tensors()
+        return self.denoiser.tensors() | of_student | {"level": self.level.coefficients}
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> DiffusionPreference:
@@ -110,7 +123,7 @@ class DiffusionPreference:
         schedule = NoiseSchedule.make(of_schedule.kind, of_schedule.levels)
         network = Denoiser(parse_as(DenoiserConfig, settings["denoiser"]), schedule)
         denoiser = TrainedDenoiser.restore(network, tensors)
-        return cls(denoiser, schedule, Student.restore(tensors, denoiser.condition))
+        return cls(denoiser, schedule, level_prior(tensors, settings), Student.restore(tensors, denoiser.condition))
 
     def _whitened(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
         sampler = Sampler(self.denoiser.network, self._schedule, config)
@@ -122,48 +135,54 @@ class RegressionPreference:
     """The mean of clean preferences by least squares, with the closed form's spread times a factor.
 
     Args:
-        denoiser: A network of the diffusion model's own architecture with a single level.
+        denoiser: A network of the diffusion model's own architecture with a single noise level.
+        level: Of the closed form that it starts from.
         spread: ``float32 (d + 1,)``, standard deviations of what it leaves unexplained of whitened preferences.
     """
 
     kind = "regression"
 
-    def __init__(self, denoiser: TrainedDenoiser, spread: FloatArray) -> None:
-        self._denoiser = denoiser
+    def __init__(self, denoiser: TrainedDenoiser, level: LevelPrior, spread: FloatArray) -> None:
+        self._denoiser, self._level = denoiser, level
         self._spread = torch.from_numpy(np.asarray(spread, np.float32))
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        factors = torch.linalg.cholesky(evidence.covariances)
-        deviations = ((factors * self._spread) ** 2).sum(-1).sqrt()
-        return Moments(self._mean(evidence), evidence.scales * deviations)
+        levelled = self._level.applied(evidence)
+        deviations = (self._factors(levelled) ** 2).sum(-1).sqrt()
+        return Moments(self._mean(levelled), evidence.scales * deviations)
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        factors = torch.linalg.cholesky(evidence.covariances) * self._spread
-        zero = torch.zeros_like(evidence.means)
-        noise = normal_samples(zero, factors @ factors.mT, count, seed)
-        return self._mean(evidence) + noise * evidence.scales
+        levelled = self._level.applied(evidence)
+        factors = self._factors(levelled)
+        noise = normal_samples(torch.zeros_like(evidence.means), factors @ factors.mT, count, seed)
+        return self._mean(levelled) + noise * evidence.scales
+
+    def _factors(self, levelled: Evidence) -> Tensor:
+        factors: Tensor = torch.linalg.cholesky(levelled.covariances)
+        return factors * self._spread
 
     @torch.no_grad()
-    def _mean(self, evidence: Evidence) -> Tensor:
-        conditions = _standardised(features_of(evidence), self._denoiser.condition)
-        return unwhitened(evidence, _restored(regress(self._denoiser.network, conditions), self._denoiser.state))
+    def _mean(self, levelled: Evidence) -> Tensor:
+        conditions = _standardised(features_of(levelled), self._denoiser.condition)
+        return unwhitened(levelled, _restored(regress(self._denoiser.network, conditions), self._denoiser.state))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return {"denoiser": asdict(self._denoiser.network.config)}
+        return {"denoiser": asdict(self._denoiser.network.config), **level_settings(self._level)}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return self._denoiser.tensors() | {"spread": self._spread.numpy()}
+        return self._denoiser.tensors() | {"spread": self._spread.numpy(), "level": self._level.coefficients}
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> RegressionPreference:
         """Makes the model from what :meth:`tensors` and :meth:`settings` returned."""
         shape = parse_as(DenoiserConfig, settings["denoiser"])
         take_tensors(tensors, {"spread": (shape.state_size,)})
-        return cls(TrainedDenoiser.restore(regression_network(shape), tensors), tensors["spread"])
+        denoiser = TrainedDenoiser.restore(regression_network(shape), tensors)
+        return cls(denoiser, level_prior(tensors, settings), tensors["spread"])
 
 
 class Student:
@@ -182,7 +201,7 @@ class Student:
 
     @torch.no_grad()
     def moments(self, evidence: Evidence) -> Moments:
-        """See :class:`~dsrm.preference.PreferenceModel`."""
+        """Returns mean and spread for evidence with the teacher's prior of levels."""
         shifts, log_ratios = self._network(_standardised(features_of(evidence), self._condition)).chunk(2, dim=1)
         deviations = evidence.scales * evidence.deviations
         means = evidence.scales * evidence.means + deviations * shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
@@ -247,13 +266,13 @@ def distil_preference(
     condition = teacher.denoiser.condition
     inputs, shifts, variances = [], [], []
     for number, batch in enumerate(tqdm(sessions, "ask the teacher", disable=not progress)):
-        evidence = batch.evidence
+        evidence = teacher.level.applied(batch.evidence)
         closed = evidence.scales * evidence.deviations
         inputs.append(_standardised(features_of(evidence), condition))
-        shifts.append((teacher.own_means(evidence) - evidence.scales * evidence.means) / closed)
+        shifts.append((teacher.own_means(batch.evidence) - evidence.scales * evidence.means) / closed)
         # Draws cost as much as a hundred means.
         if (number + 1 - len(sessions)) % _SPREAD_SHARE == 0:
-            variances.append((teacher.own_moments(evidence).deviations / closed) ** 2)
+            variances.append((teacher.own_moments(batch.evidence).deviations / closed) ** 2)
         else:
             variances.append(torch.full_like(closed, torch.nan))
     features, shift, variance = torch.cat(inputs), torch.cat(shifts), torch.cat(variances)

@@ -3,8 +3,8 @@
 A user's click on item ``i`` has the log-odds ``prior_ui + b_u + w_u . e_i + delta_ui`` that beliefs assume. Tastes are
 those that the training world's users have beyond the click scorer, at sizes that the log cannot show:
 
-- the log's model shrinks tastes and mistakes some users for others: tastes are scaled up, in part replaced by normal
-  noise, and half of the time they are another user's than the one whose log is seen;
+- the log's model shrinks tastes and mistakes users for others: tastes are scaled up, in part replaced by normal noise,
+  and mostly they are another user's than the one whose log is seen;
 - as far as the items are not known yet, what the log misjudges about them for everybody looks like a taste too. From
   session to session that share is anything from none (while serving) to all (frozen).
 """
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.preference import Evidence, LogContexts
+from dsrm.preference import Evidence, LevelPrior, LogContexts, ridge_coefficients
+from dsrm.shared_level import SharedScales
 from dsrm.targets import Examples
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
@@ -34,9 +35,15 @@ from kuaifair_env.world import World
 
 _MAX_USERS, _MAX_ITEMS, _USERS_AT_ONCE = 6_000, 1_500, 500
 _RIDGE, _MIN_PROBABILITY = 1.0, 1e-4
-_SESSIONS, _MOMENTS, _POOL_SIZE = 128, 8, 512
+_SESSIONS, _MOMENTS, _POOL_SIZE = 128, 16, 512
 _SLATE_SIZE, _MAX_STEPS = 10, 30
-_OWN_TASTE_SHARE, _EMPTY_LOG_SHARE, _UNSEEN_SHARE = 0.5, 0.05, 0.5
+_EMPTY_LOG_SHARE, _UNSEEN_SHARE = 0.05, 0.5
+_TRUE_SHARE = 0.125
+"""Share of the taste beyond the click scorer that the log's model predicts and that users have, as measured in a twin
+that no result is reported of."""
+_MEAN_ROOT = 2.0 / 3.0
+"""Mean of the square root of a uniform number, by which noise shrinks tastes."""
+_SHARED_LEVEL = SharedScales().intercept
 _FROZEN_SHARE, _SERVING_SHARE = 0.3, 0.4
 _SCALE_ERROR = 0.2
 
@@ -117,6 +124,7 @@ class PreferenceSessions:
 
     Attributes:
         users: ``int64``, increasing rows of the users whose logs and tastes are known.
+        level: What users' logs say about their levels.
         scales: Of the own level before anything is known of the items.
         taste: Root mean square of the components of ``w_u`` in the log's model.
 
@@ -135,17 +143,24 @@ class PreferenceSessions:
         self._offset_deviations = self._misjudged.offset_deviations(world.exposures)
         self.taste = float(np.sqrt((self._logged.tastes**2).mean()))
         self.users = self._logged.users
-        self.scales = self._scales(max(self.taste, self._misjudged.own_vector), 1.0)
+        self.level = self._level_prior()
+        self.scales = self._scales(self.size, 1.0)
+
+    @property
+    def dimension(self) -> int:
+        """Size ``d`` of the items' embeddings."""
+        return self._columns.shape[1] - 1
 
     def split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See :class:`~dsrm.targets.ExampleSource`."""
         return early_stopping_split(self._world.data, self.users)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
-        """See :class:`~dsrm.targets.ExampleSource`; targets are whitened, see :func:`whitened`."""
+        """See :class:`~dsrm.targets.ExampleSource`; targets are whitened (:func:`whitened`), given users' logs too."""
         batches = self.known(users, rng)
-        conditions = [features_of(batch.evidence).numpy() for batch in batches]
-        targets = [whitened(batch.evidence, batch.preferences).numpy() for batch in batches]
+        evidence = [self.level.applied(batch.evidence) for batch in batches]
+        conditions = [features_of(some).numpy() for some in evidence]
+        targets = [whitened(some, batch.preferences).numpy() for some, batch in zip(evidence, batches, strict=True)]
         return Examples(np.concatenate(conditions)[: len(users)], np.concatenate(targets)[: len(users)])
 
     def known(self, users: IntArray, rng: np.random.Generator) -> list[KnownPreferences]:
@@ -155,19 +170,27 @@ class PreferenceSessions:
         played = np.resize(np.asarray(users), batches * _SESSIONS).reshape(batches, _SESSIONS)
         return [self._play(batch, number % 2 == 0, rng) for number, batch in enumerate(played)]
 
-    def population(self, users: IntArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Draws log contexts ``float32 (n, c)`` and clean preferences ``(n, d + 1)`` of ``users (n,)``, no sessions.
+    def tastes(self, users: IntArray, rng: np.random.Generator) -> FloatArray:
+        """Draws users' own tastes, ``float32 (n, d)`` of ``users (n,)``, in units of their size."""
+        rows = np.searchsorted(self._logged.users, users)
+        noise_share = rng.random((len(rows), 1))
+        noise = rng.standard_normal((len(rows), self.dimension))
+        tastes = self._logged.tastes[rows] / self.taste
+        return np.asarray(np.sqrt(1.0 - noise_share) * tastes + np.sqrt(noise_share) * noise, np.float32)
 
-        Preferences are in units of the prior's scales.
-        """
-        contexts, preferences = [], []
-        for batch in np.array_split(np.asarray(users), max(1, len(users) // _SESSIONS)):
-            drawn = self._draw(rng)
-            contexts.append(self._contexts.summarise(self._windows(batch, rng)))
-            scales = np.full(self._columns.shape[1], drawn.scales.taste, np.float32)
-            scales[0] = drawn.scales.intercept
-            preferences.append(self._preferences(batch, drawn, rng) / scales)
-        return np.concatenate(contexts), np.concatenate(preferences)
+    @property
+    def size(self) -> float:
+        """Root mean square of the components of tastes over all sessions, in log-odds."""
+        largest = max(self._misjudged.own_vector, self.taste)
+        # Sizes are log-uniform between these two.
+        spread = 2.0 * np.log(largest / self.taste)
+        return float(np.sqrt((largest**2 - self.taste**2) / spread)) if spread > 0 else largest
+
+    def predicted_tastes(self) -> FloatArray:
+        """Returns ``float32 (c + 1, d)``, a regression of tastes in log-odds on log contexts; intercept first."""
+        users, _ = self.split()
+        tastes = self._logged.tastes[np.searchsorted(self.users, users)]
+        return (_TRUE_SHARE * ridge_coefficients(self._summaries(users), tastes)).astype(np.float32)
 
     def _scales(self, taste: float, unknown: float) -> OwnScales:
         """Returns scales of the own level where a share of what the log misjudges about the items is not known."""
@@ -175,10 +198,18 @@ class PreferenceSessions:
         of_offsets = float(np.sqrt((self._offset_deviations**2).mean()))
         level = float(np.sqrt((self._logged.levels**2).mean()))
         return OwnScales(
-            intercept=float(np.hypot(level, misjudged.own_level)),
+            intercept=float(np.sqrt(level**2 + misjudged.own_level**2 + (unknown * _SHARED_LEVEL) ** 2)),
             taste=float(np.hypot(taste, unknown * misjudged.vector)),
             offset=float(np.hypot(misjudged.noise, unknown * of_offsets)),
         )
+
+    def _level_prior(self) -> LevelPrior:
+        """Fits the prior of levels to the users who are not kept for validation."""
+        users, _ = self.split()
+        return LevelPrior.fit(self._summaries(users), self._logged.levels[np.searchsorted(self.users, users)])
+
+    def _summaries(self, users: IntArray) -> FloatArray:
+        return self._contexts.summarise(self._world.initial_history.take(users))
 
     def _draw(self, rng: np.random.Generator) -> _Conditions:
         """Draws how large tastes are, how much of the items is unknown, and scales that are nearly right."""
@@ -236,13 +267,11 @@ class PreferenceSessions:
         """Draws what is to be inferred, ``float32 (n, d + 1)`` in log-odds."""
         logged, misjudged = self._logged, self._misjudged
         rows = np.searchsorted(logged.users, users)
-        others = rng.integers(len(logged.users), size=len(rows))
-        tastes = logged.tastes[np.where(rng.random(len(rows)) < _OWN_TASTE_SHARE, rows, others)] / self.taste
-        noise_share = rng.random((len(rows), 1))
-        noise = rng.standard_normal(tastes.shape)
-        tastes = drawn.taste * (np.sqrt(1.0 - noise_share) * tastes + np.sqrt(noise_share) * noise)
+        own = rng.random(len(rows)) < min(1.0, _TRUE_SHARE * self.taste / (_MEAN_ROOT * drawn.taste))
+        tastes = drawn.taste * self.tastes(np.where(own, users, rng.choice(logged.users, len(rows))), rng)
         tastes += drawn.unknown * misjudged.vector * rng.standard_normal(tastes.shape)
-        levels = logged.levels[rows] + misjudged.own_level * rng.standard_normal(len(rows))
+        spread = np.hypot(misjudged.own_level, drawn.unknown * _SHARED_LEVEL)
+        levels = logged.levels[rows] + spread * rng.standard_normal(len(rows))
         return np.concatenate([levels[:, None], tastes], axis=1).astype(np.float32)
 
 

@@ -10,19 +10,17 @@ import numpy as np
 import torch
 
 from dsrm.baselines import regression_network
-from dsrm.click_scorer import ClickScorer
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind
 from dsrm.own_level import OwnScales
 from dsrm.preference import PreferenceModel, context_size
-from dsrm.preference_mixture import FittedMixture, MixturePreference
+from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.preference_networks import DiffusionPreference, RegressionPreference, StudentConfig, distil_preference
 from dsrm.preference_sessions import PreferenceSessions, whitened
 from dsrm.training import TrainingConfig, regression_objective, top_heavy_objective, train_denoiser
-from kuaifair_env.world import World
 
 PreferenceKind = Literal["diffusion", "gaussian", "mixture", "regression"]
 
-_PARTS = (2, 4)
+_PARTS = (2, 4, 8)
 _MAX_POPULATION, _HELD_OUT = 20_000, 8_000
 _DISTILLATION_STREAM, _HELD_OUT_STREAM, _POPULATION_STREAM = 21, 22, 23
 
@@ -62,8 +60,7 @@ class FittedPreference:
 
 
 def fit_preference(
-    world: World,
-    scorer: ClickScorer,
+    source: PreferenceSessions,
     config: PreferenceConfig,
     *,
     checkpoint: str | Path | None = None,
@@ -72,23 +69,20 @@ def fit_preference(
     """Fits a preference model to sessions in which clean preferences are known.
 
     Args:
-        world: The training world.
-        scorer: The click model.
+        source: The sessions.
         config: Which model, and how.
         checkpoint: See :func:`dsrm.pretrain`; networks alone are checkpointed.
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: If the world is not a training world.
         ArtifactError: If the checkpoint is damaged or of another training.
     """
-    source = PreferenceSessions(world, scorer)
     if config.kind == "gaussian" or config.kind == "mixture":
         model, report = _fit_mixture(source, config)
     elif config.kind == "regression":
-        model, report = _train_regression(world, source, config, checkpoint, progress)
+        model, report = _train_regression(source, config, checkpoint, progress)
     else:
-        model, report = _train_diffusion(world, source, config, checkpoint, progress)
+        model, report = _train_diffusion(source, config, checkpoint, progress)
     return FittedPreference(model, source.scales, {"taste": source.taste, **report})
 
 
@@ -96,19 +90,20 @@ def _fit_mixture(source: PreferenceSessions, config: PreferenceConfig) -> tuple[
     """Fits normal distributions, as many as held-out users ask for; one for ``gaussian``."""
     users, held_out = source.split()
     rng = np.random.default_rng([config.seed, _POPULATION_STREAM])
-    contexts, preferences = source.population(rng.choice(users, min(config.training.examples, _MAX_POPULATION)), rng)
-    others = source.population(rng.choice(held_out, min(config.training.examples, _HELD_OUT)), rng)
+    tastes = source.tastes(rng.choice(users, min(config.training.examples, _MAX_POPULATION)), rng)
+    others = source.tastes(rng.choice(held_out, min(config.training.examples, _HELD_OUT)), rng)
+    slopes = source.predicted_tastes()
     sizes = (1,) if config.kind == "gaussian" else _PARTS
-    fitted = [FittedMixture.fit(contexts, preferences, size, config.seed) for size in sizes]
-    densities = [mixture.log_likelihood(*others) for mixture in fitted]
+    fitted = [TastePrior.fit(slopes, source.size, tastes, size, config.seed) for size in sizes]
+    densities = [taste.log_density(others) for taste in fitted]
     report = {"log_density": {str(size): round(density, 3) for size, density in zip(sizes, densities, strict=True)}}
-    return MixturePreference(fitted[int(np.argmax(densities))]), report
+    return MixturePreference(source.level, fitted[int(np.argmax(densities))]), report
 
 
 def _train_regression(
-    world: World, source: PreferenceSessions, config: PreferenceConfig, checkpoint: str | Path | None, progress: bool
+    source: PreferenceSessions, config: PreferenceConfig, checkpoint: str | Path | None, progress: bool
 ) -> tuple[PreferenceModel, dict[str, Any]]:
-    shape = _shape(world, config, "sample")
+    shape = _shape(source, config, "sample")
     trained, report = train_denoiser(
         lambda: regression_network(shape),
         regression_objective,
@@ -119,21 +114,21 @@ def _train_regression(
         checkpoint=checkpoint,
         progress=progress,
     )
-    without_spread = RegressionPreference(trained, np.ones(shape.state_size, np.float32))
+    without_spread = RegressionPreference(trained, source.level, np.ones(shape.state_size, np.float32))
     rng = np.random.default_rng([config.seed, _HELD_OUT_STREAM])
-    unexplained = [
-        whitened(batch.evidence, batch.preferences)
-        - whitened(batch.evidence, without_spread.moments(batch.evidence).means)
-        for batch in source.known(rng.choice(source.split()[1], min(config.training.examples, _HELD_OUT)), rng)
-    ]
-    return RegressionPreference(trained, torch.cat(unexplained).std(dim=0).numpy()), report
+    unexplained = []
+    for batch in source.known(rng.choice(source.split()[1], min(config.training.examples, _HELD_OUT)), rng):
+        levelled = source.level.applied(batch.evidence)
+        means = without_spread.moments(batch.evidence).means
+        unexplained.append(whitened(levelled, batch.preferences) - whitened(levelled, means))
+    return RegressionPreference(trained, source.level, torch.cat(unexplained).std(dim=0).numpy()), report
 
 
 def _train_diffusion(
-    world: World, source: PreferenceSessions, config: PreferenceConfig, checkpoint: str | Path | None, progress: bool
+    source: PreferenceSessions, config: PreferenceConfig, checkpoint: str | Path | None, progress: bool
 ) -> tuple[PreferenceModel, dict[str, Any]]:
     schedule = NoiseSchedule.make(config.schedule, config.levels)
-    shape = _shape(world, config, "velocity")
+    shape = _shape(source, config, "velocity")
     trained, report = train_denoiser(
         lambda: Denoiser(shape, schedule),
         top_heavy_objective,
@@ -146,12 +141,14 @@ def _train_diffusion(
     )
     rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
     sessions = source.known(rng.choice(source.split()[0], config.student.examples), rng)
-    teacher = DiffusionPreference(trained, schedule, None)
+    teacher = DiffusionPreference(trained, schedule, source.level, None)
     student, error = distil_preference(teacher, sessions, config.student, config.seed, progress)
-    return DiffusionPreference(trained, schedule, student), report | {"distillation": asdict(error)}
+    return DiffusionPreference(trained, schedule, source.level, student), report | {"distillation": asdict(error)}
 
 
-def _shape(world: World, config: PreferenceConfig, prediction: Literal["sample", "velocity"]) -> DenoiserConfig:
-    dimension = world.dimension - (world.item_term is not None)
+def _shape(
+    source: PreferenceSessions, config: PreferenceConfig, prediction: Literal["sample", "velocity"]
+) -> DenoiserConfig:
+    dimension = source.dimension
     inputs = context_size(dimension) + 2 * (dimension + 1) + 2
     return DenoiserConfig(dimension + 1, inputs, prediction, config.width, config.blocks)

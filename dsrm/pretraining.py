@@ -36,6 +36,7 @@ from dsrm.diffusion import (
 )
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
 from dsrm.preference_networks import StudentConfig
+from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
 from dsrm.purifier import BELIEF_MODES, MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
 from dsrm.targets import (
@@ -224,8 +225,7 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
         return BeliefPurifier(scorer, None, BeliefScales(), key, provenance)
     schedule = config.noise_schedule()
     fitted = fit_preference(
-        world,
-        scorer,
+        PreferenceSessions(world, scorer),
         PreferenceConfig(
             _PREFERENCES[config.mode],
             config.seed,

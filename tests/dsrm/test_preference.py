@@ -14,8 +14,16 @@ from dsrm.belief_purifier import BeliefPurifier
 from dsrm.click_scorer import ClickScorer
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
 from dsrm.model import Standardiser, TrainedDenoiser
-from dsrm.preference import ClosedForm, Evidence, LogContexts, PreferenceModel, context_size, restore_preference
-from dsrm.preference_mixture import FittedMixture, MixturePreference
+from dsrm.preference import (
+    ClosedForm,
+    Evidence,
+    LevelPrior,
+    LogContexts,
+    PreferenceModel,
+    context_size,
+    restore_preference,
+)
+from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.preference_networks import DiffusionPreference, StudentConfig, distil_preference
 from dsrm.preference_sessions import KnownPreferences, PreferenceSessions, features_of, unwhitened, whitened
 from dsrm.pretraining import pretrain
@@ -29,6 +37,7 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 MODES = 1.5
+LEVEL = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 0.0)
 SEEDS = (0, 1, 2)
 
 
@@ -45,16 +54,18 @@ def evidence(n: int, dimension: int, seed: int = 0, spread: float = 0.5) -> Evid
     )
 
 
-def fitted(dimension: int, parts: int, seed: int = 0) -> FittedMixture:
+def fitted(dimension: int, parts: int, seed: int = 0) -> MixturePreference:
     rng = np.random.default_rng(seed)
     size = context_size(dimension)
-    covariances = np.stack([np.diag(rng.uniform(0.2, 1.0, dimension + 1)) for _ in range(parts)])
-    return FittedMixture(
-        rng.dirichlet(np.ones(parts)),
-        rng.normal(size=(parts, size + 1, dimension + 1)) * 0.3,
-        covariances,
-        Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32)),
+    covariances = np.stack([np.diag(rng.uniform(0.2, 1.0, dimension)) for _ in range(parts)])
+    taste = TastePrior(
+        (0.2 * rng.normal(size=(size + 1, dimension)) / size**0.5).astype(np.float32),
+        0.5,
+        rng.dirichlet(np.ones(parts)).astype(np.float32),
+        rng.normal(size=(parts, dimension)).astype(np.float32),
+        covariances.astype(np.float32),
     )
+    return MixturePreference(LevelPrior((0.1 * rng.normal(size=size + 1)).astype(np.float32), 0.4), taste)
 
 
 class TwoTastes:
@@ -112,7 +123,7 @@ def trained(seed: int) -> DiffusionPreference:
         checkpoint=None,
         progress=False,
     )
-    return DiffusionPreference(denoiser, schedule, None)
+    return DiffusionPreference(denoiser, schedule, LEVEL, None)
 
 
 def test_whitened_preferences_are_standard_normal_where_the_closed_form_is_right():
@@ -123,20 +134,47 @@ def test_whitened_preferences_are_standard_normal_where_the_closed_form_is_right
     torch.testing.assert_close(torch.cov(white.T), torch.eye(4), atol=0.08, rtol=0)
 
 
+def test_a_prior_of_the_level_is_bayes_theorem():
+    known = evidence(6, 3)
+    rng = np.random.default_rng(1)
+    level = LevelPrior((0.1 * rng.normal(size=context_size(3) + 1)).astype(np.float32), 0.5)
+    levelled = level.applied(known)
+    precision = 0.7**2 / (0.7**2 - 0.5**2)
+    for row in range(6):
+        covariance, mean = known.covariances[row].double().numpy(), known.means[row].double().numpy()
+        prior_mean = (level.coefficients[0] + level.coefficients[1:] @ known.contexts[row].numpy()) / 0.7
+        posterior = np.linalg.inv(covariance) - np.eye(4) + np.diag([precision, 1.0, 1.0, 1.0])
+        pull = np.linalg.solve(covariance, mean)
+        pull[0] += precision * prior_mean
+        np.testing.assert_allclose(levelled.covariances[row], np.linalg.inv(posterior), atol=1e-4)
+        np.testing.assert_allclose(levelled.means[row], np.linalg.solve(posterior, pull), atol=1e-4)
+
+
+def test_levels_are_read_off_the_log():
+    rng = np.random.default_rng(0)
+    contexts = rng.normal(size=(2_000, 5)).astype(np.float32)
+    contexts[:, 4] = 1.0
+    levels = 1.0 + 2.0 * contexts[:, 1] + 0.5 * rng.normal(size=2_000)
+    prior = LevelPrior.fit(contexts, levels)
+    np.testing.assert_allclose(prior.coefficients[:5], [1.0, 0.0, 2.0, 0.0, 0.0], atol=0.15)
+    assert prior.explained == pytest.approx(2.0, abs=0.15)
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_posterior_of_a_mixture_is_that_of_bayes_theorem(parts):
-    known, mixture = evidence(5, 1), fitted(1, parts)
-    model = MixturePreference(mixture)
+    known, model = evidence(5, 1), fitted(1, parts)
     assert model.kind == ("gaussian" if parts == 1 else "mixture")
     moments = model.moments(known)
+    taste, share = model.taste, (0.5 / 0.7) ** 2
     grid = np.stack(np.meshgrid(np.linspace(-6, 6, 301), np.linspace(-6, 6, 301), indexing="ij"), axis=-1)
     for row in range(5):
-        design = np.r_[1.0, known.contexts[row].numpy()]
-        prior = sum(
-            weight * multivariate_normal(design @ coefficients, covariance).pdf(grid)
-            for weight, coefficients, covariance in zip(
-                mixture.weights, mixture.coefficients, mixture.covariances, strict=True
-            )
+        context = np.r_[1.0, known.contexts[row].numpy()]
+        level = norm(context @ model.level.coefficients / 0.7, np.sqrt(1.0 - (0.4 / 0.7) ** 2)).pdf(grid[..., 0])
+        predicted = context @ taste.slopes[:, 0] / 0.7
+        of_parts = zip(taste.weights, taste.means[:, 0], taste.covariances[:, 0, 0], strict=True)
+        prior = level * sum(
+            weight * norm(predicted + share**0.5 * mean, np.sqrt(share * variance + 1.0 - share)).pdf(grid[..., 1])
+            for weight, mean, variance in of_parts
         )
         likelihood = multivariate_normal(known.means[row], known.covariances[row]).pdf(grid)
         likelihood /= multivariate_normal(np.zeros(2), np.eye(2)).pdf(grid)
@@ -150,17 +188,14 @@ def test_the_posterior_of_a_mixture_is_that_of_bayes_theorem(parts):
     torch.testing.assert_close(draws.std(0), moments.deviations, atol=0.05, rtol=0)
 
 
-def test_a_mixture_is_found_in_preferences_that_are_one():
+def test_two_kinds_of_taste_are_found():
     rng = np.random.default_rng(0)
-    contexts = rng.normal(size=(6_000, context_size(1))).astype(np.float32)
-    kinds = rng.integers(2, size=6_000)
-    preferences = rng.normal(size=(6_000, 2)) * 0.3
-    preferences[:, 1] += np.where(kinds == 1, contexts[:, 0], -2.0)
-    train, test = slice(0, 4_000), slice(4_000, None)
-    one, two = (FittedMixture.fit(contexts[train], preferences[train].astype(np.float32), k, seed=0) for k in (1, 2))
-    densities = [mixture.log_likelihood(contexts[test], preferences[test].astype(np.float32)) for mixture in (one, two)]
-    assert densities[1] > densities[0] + 0.5
-    np.testing.assert_allclose(sorted(two.weights), [0.5, 0.5], atol=0.06)
+    tastes = 0.3 * rng.normal(size=(6_000, 3)) + np.where(rng.integers(2, size=(6_000, 1)) == 1, 1.0, -1.0)
+    train, test = tastes[:4_000].astype(np.float32), tastes[4_000:].astype(np.float32)
+    slopes = np.zeros((11, 3), np.float32)
+    one, two = (TastePrior.fit(slopes, 1.0, train, parts, seed=0) for parts in (1, 2))
+    assert two.log_density(test) > one.log_density(test) + 0.5
+    np.testing.assert_allclose(two.weights, 0.5, atol=0.06)
 
 
 @pytest.mark.slow
@@ -202,14 +237,15 @@ def tiny_networks(dimension: int) -> DiffusionPreference:
     network = Denoiser(DenoiserConfig(dimension + 1, size, "velocity", width=16, blocks=1), schedule)
     condition = Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32))
     state = Standardiser(np.zeros(dimension + 1, np.float32), np.ones(dimension + 1, np.float32))
-    teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, None)
+    level = LevelPrior(np.full(context_size(dimension) + 1, 0.01, np.float32), 0.4)
+    teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, level, None)
     sessions = [KnownPreferences(evidence(20, dimension, seed), torch.zeros(20, dimension + 1)) for seed in range(2)]
     student, _ = distil_preference(teacher, sessions, StudentConfig(steps=2, width=8, batch_size=8), seed=0)
-    return DiffusionPreference(teacher.denoiser, schedule, student)
+    return DiffusionPreference(teacher.denoiser, schedule, level, student)
 
 
 def models(dimension: int) -> list[PreferenceModel]:
-    parts = [MixturePreference(fitted(dimension, k)) for k in (1, 2)]
+    parts = [fitted(dimension, k) for k in (1, 2)]
     return [ClosedForm(), *parts, tiny_networks(dimension)]
 
 
