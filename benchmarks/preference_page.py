@@ -284,8 +284,8 @@ def _notes(
         *(
             [
                 "- Coverage: 80 % intervals from 64 draws. Held-out users: sessions drawn as in training, of users "
-                "kept out of it, where truth is known by construction. Test world: against a projection of the world's "
-                f"log-odds beyond scorer and shared mean, {SERVED}; the model is wrong there in more than its spread.",
+                "kept out of it, where truth is known by construction. Test world: against the regression of the "
+                f"world's log-odds beyond scorer and shared mean, {SERVED}, which holds what is wrong with both.",
             ]
             if FROZEN in regimes
             else []

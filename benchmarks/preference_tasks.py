@@ -39,6 +39,7 @@ from kuaifair_env.splits import chosen_users, evaluation_users
 USERS, SERVED_SESSIONS, N_ENVS, BATCH = 800, 1_000, 64, 256
 SHOWS, CANDIDATES, K = (0, 10, 50, 100, 200), 100, 10
 STAGES = (0, 10, 20, 50, 100)
+MIN_PROBABILITY = 1e-4
 FURTHER_USERS, FURTHER_SALT = 1_500, 16
 FROZEN, SERVED = "frozen", "above the shared level"
 REAL, SHARED = "real rows", "real rows above a shared correction"
@@ -266,6 +267,23 @@ def _played(setting: Setting, users: IntArray, items: Tensor) -> Iterator[tuple[
         if shows < max(SHOWS):
             actions, _ = control.predict(batch.observe(), deterministic=True)
             batch.step(actions)
+
+
+def true_preferences(pair: WorldPair, belief: Path, scales: OwnScales) -> Tensor:
+    """Returns ``float32 (B, d + 1)``, what the test world's users like beyond scorer and shared mean.
+
+    It is the ridge regression of their log-odds on the columns of the own level.
+    """
+    world = pair.test
+    users = users_of(world)[0]
+    served = Setting(pair, SERVED, BELIEF, scales, belief).beliefs()[0]
+    window = world.initial_history.take(users)
+    probabilities = torch.from_numpy(world.response.expected_catalogue(users, world.n_items, window))
+    prior = torch.from_numpy(pair.scorer.score(observed_states(world, window)))
+    own = torch.logit(probabilities, MIN_PROBABILITY) - prior - served.shared.mean
+    columns = item_columns(served.items)
+    precision = columns.T @ columns + torch.eye(columns.shape[1])
+    return torch.linalg.solve(precision, columns.T @ own.T).T
 
 
 def real_tasks(pair: WorldPair, scales: OwnScales, further: bool = False) -> Iterator[tuple[str, list[PredictionTask]]]:

@@ -41,6 +41,7 @@ from preference_tasks import (
     real_tasks,
     served_belief,
     task_name,
+    true_preferences,
 )
 from torch import Tensor
 from worlds import argument_parser, open_worlds, short_name, write_page
@@ -48,7 +49,7 @@ from worlds import argument_parser, open_worlds, short_name, write_page
 from dsrm import preference_training
 from dsrm.belief import BeliefItems
 from dsrm.preference import ClosedForm, Evidence, PreferenceModel
-from dsrm.preference_sessions import LoggedPreferences, PreferenceSessions
+from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_training import PreferenceConfig, fit_preference
 from dsrm.pretraining import PretrainConfig
 from dsrm.targets import Examples
@@ -57,7 +58,7 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.data.schema import IntArray
 from kuaifair_env.files import write_text_atomically
 
-FIXED, FURTHER = "fixed", "further"
+FIXED, FURTHER, BELIEF_FILE = "fixed", "further", "served.safetensors"
 SAMPLES, LEVEL = 64, 0.8
 HELD_OUT_EXAMPLES, PER_BATCH, PER_TASK, RANDOM_ITEMS = 4_096, 100, 100, 40
 COVERAGE_TASKS = ((RANDOM, 0), (RANDOM, 50), (RANDOM, 200), (BELIEF, 50), (BELIEF, 200))
@@ -169,14 +170,24 @@ def coverage_results(
     models: Mapping[str, PreferenceModel],
     source: PreferenceSessions,
     tasks: Tasks,
-    logged: LoggedPreferences,
+    preferences: Tensor,
     columns: Tensor,
     seed: int,
 ) -> Results:
-    """Returns coverage by name: in sessions like those of the training, of users kept out, and in the test world."""
+    """Returns coverage by name: in sessions like those of the training, of users kept out, and in the test world.
+
+    Args:
+        models: Of one seed.
+        source: Draws sessions.
+        tasks: Of the test world.
+        preferences: ``float32 (B, d + 1)``, what their users' own parts are above the shared level.
+        columns: ``(N, d + 1)``: ones and unit embeddings.
+        seed: Of the models.
+    """
     rng = np.random.default_rng([seed, 31])
     known = source.known(rng.choice(source.split()[1], HELD_OUT_EXAMPLES), rng)
     rows = [torch.from_numpy(rng.permutation(len(batch.preferences))[:PER_BATCH]) for batch in known]
+    users = torch.from_numpy(rng.permutation(len(preferences))[:PER_TASK])
     results = {}
     for kind, model in {CLOSED: ClosedForm(), **models}.items():
         of_batches = [
@@ -186,18 +197,14 @@ def coverage_results(
         results[f"coverage|held-out users|{kind}"] = np.mean(of_batches, axis=0)
         for policy, shows in COVERAGE_TASKS:
             name = task_name(SERVED, policy, shows)
-            task = tasks[name][0]
-            some = torch.from_numpy(rng.permutation(len(task.users))[:PER_TASK])
-            places = np.searchsorted(logged.users, task.users[some.numpy()])
-            truth = np.concatenate([logged.levels[places, None], logged.tastes[places]], axis=1)
-            evidence = task.evidence.take(some)
-            results[f"coverage|{name}|{kind}"] = coverage(model, evidence, torch.from_numpy(truth), columns)
+            evidence = tasks[name][0].evidence.take(users)
+            results[f"coverage|{name}|{kind}"] = coverage(model, evidence, preferences[users], columns)
     return results
 
 
 def all_tasks(pair: WorldPair, source: PreferenceSessions, store: Path) -> Tasks:
     """Plays all sessions of the fitted test world, and reads the real random rows if there are some."""
-    served = served_belief(pair, store / "served.safetensors")
+    served = served_belief(pair, store / BELIEF_FILE)
     tasks: dict[str, list[PredictionTask]] = {}
     for regime, belief in ((FROZEN, None), (SERVED, served)):
         for policy in (RANDOM, BELIEF):
@@ -223,12 +230,12 @@ def run_seeds(pair: WorldPair, seeds: list[int], mixtures: int, store: Path) -> 
     further = dict(real_tasks(pair, source.scales, further=True)) if has_real_rows(pair) else {}
     for name, some in ((FIXED, tasks), (f"{FURTHER}-{FIXED}", further)):
         save_results(store / f"{name}.npz", fixed_results(some, columns))
-    logged = LoggedPreferences.of_world(pair.test, pair.scorer)
+    preferences = true_preferences(pair, store / BELIEF_FILE, source.scales)
     for seed in missing:
         models = trained_models(source, seed, seed < mixtures)
         save_results(store / f"{FURTHER}-seed-{seed}.npz", results_of(models, further, columns))
         results = results_of(models, tasks, columns)
-        results |= coverage_results(models, source, tasks, logged, columns, seed)
+        results |= coverage_results(models, source, tasks, preferences, columns, seed)
         save_results(store / f"seed-{seed}.npz", results)
 
 
