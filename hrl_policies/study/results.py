@@ -19,6 +19,7 @@ from hrl_policies.study.labels import (
     evaluation_note,
     session_conditions,
 )
+from hrl_policies.study.records import TRAIN_AGAIN
 from hrl_policies.study.statistics import linearised_ratio
 from hrl_policies.study.store import SESSION_TABLE, StoredRun
 from kuaifair_env.abandonment import TemperFairness, leave_rule
@@ -123,7 +124,7 @@ class EvaluatedRun:
         """
         record, sessions = RunRecord.of_run(run), run.sessions()
         played = record.users * record.config.episodes_per_user
-        with whole(run.folder / SESSION_TABLE, "table of sessions", "train it again"):
+        with whole(run.folder / SESSION_TABLE, "table of sessions", TRAIN_AGAIN):
             if len(sessions) != played:
                 raise ValueError(f"it holds {len(sessions)} sessions, and {played} were played")
             return cls(run, record, UserSums.of_sessions(sessions))

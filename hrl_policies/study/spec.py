@@ -27,7 +27,7 @@ from pydantic import (
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validation_problems
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run
-from hrl_policies.study.store import read_json, write_json
+from hrl_policies.study.records import read_json, write_json
 from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
 from kuaifair_env.actions import Duplicates

@@ -8,12 +8,9 @@ An interrupted run is called ``NAME.partial`` and holds ``progress.json`` (and `
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import platform
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,8 +24,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from hrl_policies.study.config import RunConfig
+from hrl_policies.study.records import TRAIN_AGAIN, read_json, read_table, write_json, write_table
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import parse_as, whole, write_text_atomically
+from kuaifair_env.files import parse_as, whole
 
 FORMAT = 3
 MODEL = "model.zip"
@@ -41,7 +39,6 @@ FAILED = ".failed"
 LOG = "log.txt"
 TRACEBACK = "traceback.txt"
 
-_INTEGER = re.compile(r"0|-?[1-9]\d*")
 _CURVE = "learning_curve.csv"
 _LOCK = ".lock"
 _PACKAGES = (
@@ -55,8 +52,6 @@ _PACKAGES = (
     "stable-baselines3",
     "sb3-contrib",
 )
-
-_TRAIN_AGAIN = "train it again"
 
 CurveRow = dict[str, float]
 RunState = Literal["done", "failed", "missing"]
@@ -266,15 +261,15 @@ def load_run(folder: str | Path) -> StoredRun:
     version = (result or progress).get("format")
     if version != FORMAT:
         raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
-    with whole(path / "result.json", "result of a run", _TRAIN_AGAIN):
+    with whole(path / "result.json", "result of a run", TRAIN_AGAIN):
         steps_done = parse_as(_Result, result).steps_done if result else 0
-    with whole(path / "progress.json", "state of a run", _TRAIN_AGAIN):
+    with whole(path / "progress.json", "state of a run", TRAIN_AGAIN):
         steps_done = steps_done if result else parse_as(_Progress, progress).steps_done
     provenance = read_json(path / "provenance.json")
-    with whole(path / "provenance.json", "provenance of a run", _TRAIN_AGAIN):
+    with whole(path / "provenance.json", "provenance of a run", TRAIN_AGAIN):
         parse_as(_Provenance, provenance)
     config = read_json(path / "config.json")
-    with whole(path / "config.json", "configuration of a run of this version", _TRAIN_AGAIN):
+    with whole(path / "config.json", "configuration of a run of this version", TRAIN_AGAIN):
         return StoredRun(
             folder=path,
             config=RunConfig.from_dict(config),
@@ -399,59 +394,6 @@ def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
             name = path.name[1:].removesuffix(".tmp").rpartition(".")[0].removesuffix(FAILED)
             if str(parent / name) in known:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically, with sorted keys, so that equal content gives equal bytes."""
-    write_text_atomically(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        ArtifactError: If the file is missing or damaged.
-    """
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; this is not a whole run folder")
-    with whole(path, "JSON object", _TRAIN_AGAIN):
-        return parse_as(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-
-
-def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV atomically; numbers keep all their digits, and what a row does not have is left empty."""
-    stream = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomically(path, stream.getvalue())
-
-
-def read_table(path: Path, ids: Sequence[str] = (), columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Reads a CSV of numbers (booleans count as 0 and 1) and, in the columns named ``ids``, of raw ids.
-
-    ``columns`` are those that a table needs, if it has any.
-
-    Raises:
-        ArtifactError: If the file is missing or holds something else.
-    """
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; this is not a whole run folder")
-    with whole(path, "table of numbers", _TRAIN_AGAIN):
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-        for name in columns:
-            if reader.fieldnames and name not in reader.fieldnames:
-                raise ValueError(f"it lacks the column '{name}'")
-        as_text = {name for name in ids if not all(_INTEGER.fullmatch(row[name]) for row in rows)}
-        read = dict.fromkeys(ids, int) | dict.fromkeys(as_text, str)
-        return [{name: read.get(name, _number)(text) for name, text in row.items()} for row in rows]
-
-
-def _number(text: str) -> float:
-    return {"True": 1.0, "False": 0.0}[text] if text in ("True", "False") else float(text)
 
 
 def check_same_config(stored: StoredRun, config: RunConfig) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from hrl_policies.study import labels
 from hrl_policies.study.config import unusual_settings
 from hrl_policies.study.labels import RunRecord, Variant
+from hrl_policies.study.records import write_table
 from hrl_policies.study.statistics import student_interval
-from hrl_policies.study.store import write_table
 from kuaifair_env.abandonment import leave_rule, rule_text
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.intervals import Interval, rate_interval

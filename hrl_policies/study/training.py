@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 from tqdm import tqdm
 
 from dsrm.wrappers import VecDSRM
-from hrl_policies.study.store import BELIEF, MODEL, CurveRow, read_json, write_json
+from hrl_policies.study.records import read_json, write_json
+from hrl_policies.study.store import BELIEF, MODEL, CurveRow
 from kuaifair_env.files import parse_as, whole
 from kuaifair_env.metrics import signed_gap
 from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -31,8 +31,8 @@ import yaml
 from tqdm import tqdm
 
 from hrl_policies.study.config import PurifierIdentity, plan_run
+from hrl_policies.study.records import write_table
 from hrl_policies.study.runner import train
-from hrl_policies.study.store import write_table
 from hrl_policies.study.trials import Proposal, TrialJournal, TrialRecord
 from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden

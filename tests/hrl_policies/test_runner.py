@@ -30,8 +30,8 @@ from hrl_policies.study import (
 )
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.progress import PeakMemory
+from hrl_policies.study.records import read_table
 from hrl_policies.study.results import EvaluatedRun
-from hrl_policies.study.store import read_table
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
