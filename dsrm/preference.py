@@ -27,7 +27,7 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
 _RIDGE = 100.0
-_MIN_UNEXPLAINED, _TINY = 0.1, 1e-6
+_TINY = 1e-6
 _CLASSES: dict[str, tuple[str, str]] = {
     "closed-form": ("dsrm.preference", "ClosedForm"),
     "gaussian": ("dsrm.preference_mixture", "MixturePreference"),
@@ -107,24 +107,34 @@ class LevelPrior:
 
     Attributes:
         coefficients: ``float32 (c + 1,)``, intercept first.
-        explained: Standard deviation of the means, in log-odds: of the variance of levels this much is not left.
+        explained: Standard deviation of the means, in log-odds: by as much the context narrows a wider scale.
+        unexplained: Least standard deviation of levels given the context, in log-odds.
     """
 
     coefficients: FloatArray
     explained: float
+    unexplained: float
 
     @classmethod
-    def fit(cls, contexts: FloatArray, levels: FloatArray) -> LevelPrior:
-        """Fits a ridge regression of levels ``(n,)`` in log-odds on contexts ``(n, c)``."""
+    def fit(cls, contexts: FloatArray, levels: FloatArray, misjudged: float = 0.0) -> LevelPrior:
+        """Fits a ridge regression of levels ``(n,)`` in log-odds on contexts ``(n, c)``.
+
+        Args:
+            contexts: Of users.
+            levels: Of the same users in the log's model.
+            misjudged: Standard deviation of what the log misjudges of single users, in log-odds.
+        """
         coefficients = ridge_coefficients(contexts, levels).astype(np.float32)
-        return cls(coefficients, float(np.std(contexts @ coefficients[1:])))
+        means = contexts @ coefficients[1:] + coefficients[0]
+        return cls(coefficients, float(means.std()), float(np.hypot((levels - means).std(), misjudged)))
 
     def of(self, evidence: Evidence) -> tuple[Tensor, float]:
         """Returns means ``(B,)`` and the standard deviation, both in units of the evidence's scale of levels."""
         scale = float(evidence.scales[0])
         coefficients = torch.from_numpy(self.coefficients)
         means = (evidence.contexts @ coefficients[1:] + coefficients[0]) / max(scale, _TINY)
-        return means, max(1.0 - (self.explained / max(scale, _TINY)) ** 2, _MIN_UNEXPLAINED) ** 0.5
+        variance = max(scale**2 - self.explained**2, self.unexplained**2)
+        return means, variance**0.5 / max(scale, _TINY)
 
     def applied(self, evidence: Evidence) -> Evidence:
         """Returns evidence whose posterior has this prior of the level in the place of that with mean zero."""
@@ -152,13 +162,14 @@ def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float
 
 def level_settings(level: LevelPrior) -> dict[str, float]:
     """Returns what a file holds of a prior of levels besides its coefficients."""
-    return {"explained": level.explained}
+    return {"explained": level.explained, "unexplained": level.unexplained}
 
 
 def level_prior(tensors: Tensors, settings: Mapping[str, Any]) -> LevelPrior:
     """Makes a prior of levels from the tensor ``level`` and :func:`level_settings`."""
     take_tensors(tensors, {"level": (None,)})
-    return LevelPrior(tensors["level"], parse_as(float, settings["explained"]))
+    deviations = (parse_as(float, settings[name]) for name in ("explained", "unexplained"))
+    return LevelPrior(tensors["level"], *deviations)
 
 
 class Moments(NamedTuple):

@@ -206,7 +206,8 @@ class PreferenceSessions:
     def _level_prior(self) -> LevelPrior:
         """Fits the prior of levels to the users who are not kept for validation."""
         users, _ = self.split()
-        return LevelPrior.fit(self._summaries(users), self._logged.levels[np.searchsorted(self.users, users)])
+        levels = self._logged.levels[np.searchsorted(self.users, users)]
+        return LevelPrior.fit(self._summaries(users), levels, self._misjudged.own_level)
 
     def _summaries(self, users: IntArray) -> FloatArray:
         return self._contexts.summarise(self._world.initial_history.take(users))

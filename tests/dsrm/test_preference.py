@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 MODES = 1.5
-LEVEL = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 0.0)
+LEVEL = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 0.0, 1.0)
 SEEDS = (0, 1, 2)
 
 
@@ -65,7 +67,7 @@ def fitted(dimension: int, parts: int, seed: int = 0) -> MixturePreference:
         rng.normal(size=(parts, dimension)).astype(np.float32),
         covariances.astype(np.float32),
     )
-    return MixturePreference(LevelPrior((0.1 * rng.normal(size=size + 1)).astype(np.float32), 0.4), taste)
+    return MixturePreference(LevelPrior((0.1 * rng.normal(size=size + 1)).astype(np.float32), 0.4, 0.5), taste)
 
 
 class TwoTastes:
@@ -137,7 +139,7 @@ def test_whitened_preferences_are_standard_normal_where_the_closed_form_is_right
 def test_a_prior_of_the_level_is_bayes_theorem():
     known = evidence(6, 3)
     rng = np.random.default_rng(1)
-    level = LevelPrior((0.1 * rng.normal(size=context_size(3) + 1)).astype(np.float32), 0.5)
+    level = LevelPrior((0.1 * rng.normal(size=context_size(3) + 1)).astype(np.float32), 0.5, 0.1)
     levelled = level.applied(known)
     precision = 0.7**2 / (0.7**2 - 0.5**2)
     for row in range(6):
@@ -158,6 +160,16 @@ def test_levels_are_read_off_the_log():
     prior = LevelPrior.fit(contexts, levels)
     np.testing.assert_allclose(prior.coefficients[:5], [1.0, 0.0, 2.0, 0.0, 0.0], atol=0.15)
     assert prior.explained == pytest.approx(2.0, abs=0.15)
+    assert prior.unexplained == pytest.approx(0.5, abs=0.1)
+    known = evidence(2, 1)
+    narrow = dataclasses.replace(known, scales=torch.full((2,), 0.1))
+    for some, deviation in (
+        (known, 0.5),
+        (dataclasses.replace(known, scales=torch.full((2,), 2.5)), 1.5),
+        (narrow, 0.5),
+    ):
+        of_context = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 2.0, 0.5)
+        assert of_context.of(some)[1] * float(some.scales[0]) == pytest.approx(deviation, abs=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -237,7 +249,7 @@ def tiny_networks(dimension: int) -> DiffusionPreference:
     network = Denoiser(DenoiserConfig(dimension + 1, size, "velocity", width=16, blocks=1), schedule)
     condition = Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32))
     state = Standardiser(np.zeros(dimension + 1, np.float32), np.ones(dimension + 1, np.float32))
-    level = LevelPrior(np.full(context_size(dimension) + 1, 0.01, np.float32), 0.4)
+    level = LevelPrior(np.full(context_size(dimension) + 1, 0.01, np.float32), 0.4, 0.5)
     teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, level, None)
     sessions = [KnownPreferences(evidence(20, dimension, seed), torch.zeros(20, dimension + 1)) for seed in range(2)]
     student, _ = distil_preference(teacher, sessions, StudentConfig(steps=2, width=8, batch_size=8), seed=0)
