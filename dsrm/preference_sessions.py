@@ -300,12 +300,14 @@ class _Policy:
 
 
 def features_of(evidence: Evidence) -> Tensor:
-    """Returns what networks read of evidence, ``float32 (B, 5 d + 14)``: context, posterior, and scales of the prior.
+    """Returns what networks read of evidence, ``float32 (B, 2 d + 4)``: the posterior and the scales of its prior.
 
-    The posterior is given by its mode and the logarithms of its standard deviations, the prior's scales by logarithms.
+    They are the posterior's mode, the logarithms of its standard deviations, and the logarithms of the prior's scales.
+    The log context is left to the prior of the level: networks that read all of it learn by heart what the log's model
+    says of its users, and are worse for users that they have not seen.
     """
     scales = evidence.scales[:2].log().expand(len(evidence.means), 2)
-    return torch.cat([evidence.contexts, evidence.means, evidence.deviations.log(), scales], dim=1)
+    return torch.cat([evidence.means, evidence.deviations.log(), scales], dim=1)
 
 
 def whitened(evidence: Evidence, preferences: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from dsrm.baselines import regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind
 from dsrm.own_level import OwnScales
-from dsrm.preference import PreferenceModel, context_size
+from dsrm.preference import PreferenceModel
 from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.preference_networks import DiffusionPreference, RegressionPreference, StudentConfig, distil_preference
 from dsrm.preference_sessions import PreferenceSessions, whitened
@@ -150,5 +150,5 @@ def _shape(
     source: PreferenceSessions, config: PreferenceConfig, prediction: Literal["sample", "velocity"]
 ) -> DenoiserConfig:
     dimension = source.dimension
-    inputs = context_size(dimension) + 2 * (dimension + 1) + 2
+    inputs = 2 * (dimension + 1) + 2
     return DenoiserConfig(dimension + 1, inputs, prediction, config.width, config.blocks)

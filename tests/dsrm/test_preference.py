@@ -113,7 +113,7 @@ def exact_taste(known: KnownPreferences) -> Tensor:
 
 def trained(seed: int) -> DiffusionPreference:
     schedule = NoiseSchedule.make("cosine", 100)
-    shape = DenoiserConfig(2, context_size(1) + 6, "velocity", width=64, blocks=2)
+    shape = DenoiserConfig(2, 6, "velocity", width=64, blocks=2)
     config = TrainingConfig(rounds=3, examples=20_000, validation_examples=2_000)
     denoiser, _ = train_denoiser(
         lambda: Denoiser(shape, schedule),
@@ -244,7 +244,7 @@ def test_a_student_gives_mean_and_spread_of_its_teacher():
 
 
 def tiny_networks(dimension: int) -> DiffusionPreference:
-    size = context_size(dimension) + 2 * dimension + 4
+    size = 2 * dimension + 4
     schedule = NoiseSchedule.make("cosine", 20)
     network = Denoiser(DenoiserConfig(dimension + 1, size, "velocity", width=16, blocks=1), schedule)
     condition = Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32))
