@@ -325,9 +325,9 @@ class DistillationConfig:
 
     conditions: int = 30_000
     width: int = 256
-    steps: int = 5_000
-    batch_size: int = 512
-    learning_rate: float = 1e-3
+    steps: int = 3_000
+    batch_size: int = 256
+    learning_rate: float = 3e-3
 
     def __post_init__(self) -> None:
         need_whole(2, conditions=self.conditions)
