@@ -23,7 +23,8 @@ from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
 from dsrm.click_scorer import ClickScorer
-from dsrm.click_vectors import CDAEConfig, ClickVectorPurifier, DiffRecConfig
+from dsrm.click_vector_purifier import ClickVectorPurifier
+from dsrm.click_vectors import CDAEConfig, DiffRecConfig
 from dsrm.diffusion import (
     Denoiser,
     DenoiserConfig,

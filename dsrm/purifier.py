@@ -69,8 +69,8 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
     "belief": ("dsrm.belief_purifier", "BeliefPurifier"),
-    "cdae": ("dsrm.click_vectors", "ClickVectorPurifier"),
-    "diffrec": ("dsrm.click_vectors", "ClickVectorPurifier"),
+    "cdae": ("dsrm.click_vector_purifier", "ClickVectorPurifier"),
+    "diffrec": ("dsrm.click_vector_purifier", "ClickVectorPurifier"),
 }
 
 STATISTICS = (

@@ -11,18 +11,8 @@ from helpers import small_world
 from small_worlds import taste_worlds
 from torch.nn import functional
 
-from dsrm.click_vectors import (
-    CDAE,
-    CDAEConfig,
-    ClickVectorPurifier,
-    DiffRec,
-    DiffRecConfig,
-    ImportanceLevels,
-    NoiseVariances,
-    click_vectors,
-    top_weights,
-    train_click_vectors,
-)
+from dsrm.click_vector_purifier import ClickVectorPurifier, click_vectors, top_weights, train_click_vectors
+from dsrm.click_vectors import CDAE, CDAEConfig, DiffRec, DiffRecConfig, ImportanceLevels, NoiseVariances
 from dsrm.purifier import load_purifier, save_purifier
 from kuaifair_env.errors import DataError
 from kuaifair_env.observations import observed_states
