@@ -1,0 +1,357 @@
+"""R_cum of preference models under one quota rule, frozen and serving; writes preference_services_WORLD.md and .csv.
+
+    python benchmarks/preference_services.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
+    python benchmarks/preference_services.py kuairand --data DATA --store STORE --results docs/results
+
+All rows are BeliefQuota and differ in what it believes of users alone. The users are those of serving.py; training seed
+``n`` serves them in order ``n``, and so do rows without a training seed. What the store holds is not done again; models
+that it lacks are trained as :func:`dsrm.pretrain` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+from numpy.typing import NDArray
+from preferences import RememberedSessions
+from serving import N_ENVS, USERS, users_of
+from torch import Tensor
+from worlds import argument_parser, cell, open_worlds, short_name, write_page
+
+from dsrm import load_purifier, save_purifier
+from dsrm.belief import BeliefScales
+from dsrm.belief_purifier import BeliefPurifier
+from dsrm.own_level import OwnScales
+from dsrm.preference import Evidence, Moments, PreferenceModel
+from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
+from dsrm.pretraining import PretrainConfig
+from dsrm.purifier import WorldKey
+from hrl_policies.belief_controls import BeliefQuota
+from hrl_policies.study import single_threaded
+from hrl_policies.study.statistics import holm
+from hrl_policies.worlds import WorldPair, purified_sessions
+from kuaifair_env import ServingResult, SessionConfig, serve
+from kuaifair_env.files import file_hash, write_text_atomically
+from kuaifair_env.intervals import Estimate, crossed_mean, interval_of
+from kuaifair_env.serving_results import session_figures
+from kuaifair_env.simulator import Repeats
+
+FROZEN, SERVING = "frozen", "serving"
+NOTHING = OwnScales(0.0, 0.0, 0.0)
+SIGNIFICANCE = 0.05
+FIGURES = ("r_cum", "len", "ad", "violation_rate")
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the tables believes of users.
+
+    Attributes:
+        kind: The model; None is the closed form.
+        scales: Scales of the belief; None takes those that the model was fitted with.
+        form: What is made of the model: its mean, or draws (while serving alone); or nothing but its scales.
+    """
+
+    kind: PreferenceKind | None
+    scales: BeliefScales | None = None
+    form: Literal["mean", "draws", "scales"] = "mean"
+
+
+CLOSED, RESCALED, GAUSSIAN = "closed form", "closed form, fitted scales", "gaussian"
+ROWS: Mapping[str, Row] = {
+    "none": Row(None, BeliefScales(own=NOTHING)),
+    CLOSED: Row(None, BeliefScales()),
+    RESCALED: Row("gaussian", form="scales"),
+    GAUSSIAN: Row("gaussian"),
+    "mixture": Row("mixture"),
+    "regression": Row("regression"),
+    "diffusion": Row("diffusion"),
+    "diffusion, wide scales": Row("diffusion", BeliefScales()),
+    "diffusion, sampled": Row("diffusion", form="draws"),
+}
+BASES = (CLOSED, RESCALED, GAUSSIAN)
+
+
+class Sampled:
+    """A preference model whose means are single draws, another one at each call: Thompson sampling of preferences.
+
+    Args:
+        model: The model.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, model: PreferenceModel, seed: int) -> None:
+        self.kind = model.kind
+        self._model = model
+        self._rng = np.random.default_rng(seed)
+
+    def moments(self, evidence: Evidence) -> Moments:
+        """See :class:`~dsrm.preference.PreferenceModel`."""
+        return Moments(
+            self.samples(evidence, 1, int(self._rng.integers(2**31)))[0], self._model.moments(evidence).deviations
+        )
+
+    def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
+        """See :class:`~dsrm.preference.PreferenceModel`."""
+        return self._model.samples(evidence, count, seed)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~dsrm.preference.PreferenceModel`."""
+        return self._model.settings()
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """See :class:`~dsrm.preference.PreferenceModel`."""
+        return self._model.tensors()
+
+
+class Models:
+    """Fitted models of a world by kind and seed, each a file of the store; those it lacks are trained.
+
+    Args:
+        pair: The worlds.
+        folder: Where the files are.
+    """
+
+    def __init__(self, pair: WorldPair, folder: Path) -> None:
+        self._pair, self._folder = pair, folder
+        self._source: RememberedSessions | None = None
+
+    def path(self, kind: PreferenceKind, seed: int) -> Path:
+        """Returns where a purifier that holds the model is."""
+        return self._folder / f"{kind}-seed-{seed}.safetensors"
+
+    def load(self, kind: PreferenceKind, seed: int) -> BeliefPurifier:
+        """Returns a purifier that holds the model, trained now if there is none."""
+        path = self.path(kind, seed)
+        if not path.exists():
+            save_purifier(self._trained(kind, seed), path)
+        purifier = load_purifier(path)
+        assert isinstance(purifier, BeliefPurifier)
+        return purifier
+
+    def _trained(self, kind: PreferenceKind, seed: int) -> BeliefPurifier:
+        if self._source is None:
+            self._source = RememberedSessions(self._pair)
+        defaults = PretrainConfig(mode="belief", seed=seed)
+        schedule = defaults.noise_schedule()
+        config = PreferenceConfig(
+            kind,
+            seed,
+            schedule.kind,
+            schedule.levels,
+            defaults.width,
+            defaults.blocks,
+            defaults.training,
+            defaults.student,
+        )
+        fitted = fit_preference(self._source, config)
+        key, scales = WorldKey.of_world(self._pair.train), BeliefScales(own=fitted.scales)
+        return BeliefPurifier(self._pair.scorer, fitted.model, scales, key, fitted.report)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What one row did in one regime.
+
+    Attributes:
+        results: By training seed, which is the order of the users too.
+    """
+
+    results: Mapping[int, ServingResult]
+
+    def minus(self, other: Services) -> Values:
+        """Returns ``(S, U)`` differences of R_cum by seed and user."""
+        seeds = sorted(self.results.keys() & other.results.keys())
+        return np.stack([_rewards(self.results[seed]) - _rewards(other.results[seed]) for seed in seeds])
+
+    def figures(self) -> dict[str, float]:
+        """Returns means over seeds."""
+        rows = [session_figures(result.served.sessions) for result in self.results.values()]
+        return {name: float(np.mean([row[name] for row in rows])) for name in FIGURES}
+
+
+Panel = Mapping[tuple[str, str], Services]
+"""Services by regime and row."""
+
+
+def _rewards(result: ServingResult) -> Values:
+    sessions = result.served.sessions
+    return sessions.return_[np.argsort(sessions.user_ids)].astype(np.float64)
+
+
+def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
+    """Has all rows play the same users, frozen and serving; returns what they did by regime and row."""
+    store = arguments.store / short_name(arguments.world)
+    models = Models(pair, store / "models")
+    env = purified_sessions(pair.test, SessionConfig(action_mode="slate", repeats=repeats), N_ENVS, 0, None)
+    users = users_of(pair)
+    results: dict[tuple[str, str], dict[int, ServingResult]] = {}
+    for seed in arguments.seeds:
+        for regime, name in product((FROZEN, SERVING), arguments.rows):
+            row = ROWS[name]
+            if row.form == "draws" and (regime == FROZEN or seed not in arguments.seeds[: arguments.sampled_seeds]):
+                continue
+            purifier = None if row.kind is None else models.load(row.kind, seed)
+            order = seed if regime == SERVING else 0  # every order of the users gives the same, frozen
+            code = order if row.kind is None else f"{seed}-{file_hash(models.path(row.kind, seed))[:12]}"
+            result = serve(
+                agent_of(row, purifier, pair, order),
+                env,
+                users,
+                len(users),
+                order=order,
+                n_envs=N_ENVS,
+                learn=regime == SERVING,
+                evaluate_others=False,
+                folder=store / "services" / repeats / regime / name / f"{code}",
+            )
+            reward = result.served.engagement.cumulative_reward
+            print(f"repeats {repeats}, seed {seed}, {regime}, {name}: {reward:.3f}", flush=True)
+            results.setdefault((regime, name), {})[seed] = result
+    return {key: Services(found) for key, found in results.items()}
+
+
+def agent_of(row: Row, purifier: BeliefPurifier | None, pair: WorldPair, seed: int) -> BeliefQuota:
+    """Returns the quota rule with what a row believes of users."""
+    if purifier is None:
+        return BeliefQuota(pair.scorer, seed=seed, scales=row.scales)
+    scales = purifier.scales if row.scales is None else row.scales
+    if row.form == "scales":
+        return BeliefQuota(pair.scorer, seed=seed, scales=scales)
+    preference = Sampled(purifier.preference, seed) if row.form == "draws" else purifier.preference
+    return BeliefQuota(pair.scorer, seed=seed, scales=scales, preference=preference)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row minus another in R_cum; ``adjusted`` is Holm's p-value."""
+
+    estimate: Estimate
+    adjusted: float
+
+    @property
+    def cell(self) -> str:
+        """The difference as a cell of a table, in bold type where it is significant."""
+        text = cell(interval_of(self.estimate), sign=True)
+        return f"**{text}**" if self.adjusted <= SIGNIFICANCE else text
+
+
+Panels = Mapping[Repeats, Panel]
+Key = tuple[Repeats, str, str, str]
+
+
+def differences(panels: Panels) -> dict[Key, Difference]:
+    """Returns differences to both bases by repeats, regime, row and base; p-values are adjusted for all together."""
+    estimates: dict[Key, Estimate] = {}
+    for repeats, panel in panels.items():
+        for (regime, name), services in panel.items():
+            for base in BASES:
+                if name == base or (name in BASES and (repeats, regime, base, name) in estimates):
+                    continue
+                estimates[repeats, regime, name, base] = crossed_mean(services.minus(panel[regime, base]))
+    adjusted = holm(np.asarray([estimate.p_value() for estimate in estimates.values()])).tolist()
+    return {key: Difference(estimate, p) for (key, estimate), p in zip(estimates.items(), adjusted, strict=True)}
+
+
+def table(panel: Panel, repeats: Repeats, regime: str, all_differences: Mapping[Key, Difference]) -> list[str]:
+    """Returns the table of a regime."""
+    bases = " | ".join(f"minus {base} | p, Holm" for base in BASES)
+    lines = [
+        f"| users' own part | seeds | R_cum | {bases} | Len | AD | violation rate |",
+        "|---|" + "---:|" * (5 + 2 * len(BASES)),
+    ]
+    for name in ROWS:
+        if (regime, name) not in panel:
+            continue
+        services = panel[regime, name]
+        figures = services.figures()
+        cells = []
+        for base in BASES:
+            difference = all_differences.get((repeats, regime, name, base))
+            cells += ["", ""] if difference is None else [difference.cell, f"{difference.adjusted:.4f}"]
+        lines.append(
+            f"| {name} | {len(services.results)} | {figures['r_cum']:.2f} | {' | '.join(cells)} | {figures['len']:.2f} "
+            f"| {figures['ad']:.3f} | {figures['violation_rate']:.3f} |"
+        )
+    return lines
+
+
+def table_of_numbers(panels: Panels) -> str:
+    """Returns figures of all services as CSV."""
+    lines = [f"repeats,regime,row,seed,{','.join(FIGURES)}"]
+    for repeats, panel in panels.items():
+        for (regime, name), services in panel.items():
+            for seed, result in services.results.items():
+                figures = session_figures(result.served.sessions)
+                numbers = ",".join(f"{figures[figure]:.4f}" for figure in FIGURES)
+                lines.append(f'{repeats},{regime},"{name}",{seed},{numbers}')
+    return "\n".join(lines) + "\n"
+
+
+def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
+    """Returns the page of a world."""
+    all_differences = differences(panels)
+    lines = [f"# Preference models under one quota rule: {pair.name}", ""]
+    for repeats, panel in panels.items():
+        for regime in (FROZEN, SERVING):
+            lines += [f"## Repeats {repeats}, {regime}", "", *table(panel, repeats, regime, all_differences), ""]
+    data = pair.test.data
+    option = " --data DATA" if arguments.data else ""
+    return "\n".join(
+        [
+            *lines,
+            "## Notes",
+            "",
+            "- Every row is BeliefQuota; rows differ in the distribution of users' own parts given evidence. *none*: "
+            f"users have no own part. *{CLOSED}*: `BeliefScales()`, which is the zoo's `belief-quota`; *fitted "
+            "scales*: those of the models, which allow for the level of everybody's clicks being unknown. Models begin "
+            "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Sampled*: each slate "
+            "follows from one draw of the diffusion posterior instead of its mean (Thompson sampling of preferences).",
+            f"- {len(users_of(pair)):,} users of the test world, those of benchmarks/serving.py "
+            f"(`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`), once each, {N_ENVS} at a time; Max "
+            "Len 30, K 10. Frozen: nothing is learned of all users, slates are deterministic. Serving: what all users "
+            "share goes on being learned from session to session.",
+            "- Training seed `n` serves in order `n` of the users; rows without a training seed serve in the same "
+            "orders, and play once where they are frozen.",
+            "- Differences are paired by seed and order, and by user; brackets: 95 % intervals (Student), seeds and "
+            "users crossed, as sessions of a user have the same random numbers in every order. p, Holm: adjusted for "
+            f"the {len(all_differences)} differences of this page; bold where it is at most {SIGNIFICANCE}.",
+            f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
+            f"test world {pair.test.fingerprint}.",
+            f"- Made by: python benchmarks/preference_services.py {arguments.world}{option} --seeds "
+            f"{' '.join(map(str, arguments.seeds))} --sampled-seeds {arguments.sampled_seeds} --store STORE --results "
+            "docs/results.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--store", type=Path, required=True, help="folder of models and services, by world")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="training seeds, and orders")
+    parser.add_argument("--sampled-seeds", type=int, default=3, help="how many of them draw preferences, which is slow")
+    parser.add_argument("--repeats", nargs="+", choices=get_args(Repeats), default=get_args(Repeats))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    arguments = parser.parse_args()
+    single_threaded()
+    pair = open_worlds(arguments.world, arguments.data)
+    panels = {repeats: serve_all(pair, arguments, repeats) for repeats in arguments.repeats}
+    stem = f"preference_services_{short_name(arguments.world)}"
+    if arguments.results is not None:
+        write_text_atomically(arguments.results / f"{stem}.csv", table_of_numbers(panels))
+    write_page(arguments.results, f"{stem}.md", page(pair, panels, arguments))
+
+
+if __name__ == "__main__":
+    main()
