@@ -22,19 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from preferences import RememberedSessions
+from preference_models import Models
 from serving import N_ENVS, USERS, users_of
 from torch import Tensor
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
-from dsrm import load_purifier, save_purifier
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
 from dsrm.own_level import OwnScales
 from dsrm.preference import Evidence, Moments, PreferenceModel
-from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
-from dsrm.pretraining import PretrainConfig
-from dsrm.purifier import WorldKey
+from dsrm.preference_training import PreferenceKind
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.study import single_threaded
 from hrl_policies.study.statistics import holm
@@ -113,51 +110,6 @@ class Sampled:
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         return self._model.tensors()
-
-
-class Models:
-    """Fitted models of a world by kind and seed, each a file of the store; those it lacks are trained.
-
-    Args:
-        pair: The worlds.
-        folder: Where the files are.
-    """
-
-    def __init__(self, pair: WorldPair, folder: Path) -> None:
-        self._pair, self._folder = pair, folder
-        self._source: RememberedSessions | None = None
-
-    def path(self, kind: PreferenceKind, seed: int) -> Path:
-        """Returns where a purifier that holds the model is."""
-        return self._folder / f"{kind}-seed-{seed}.safetensors"
-
-    def load(self, kind: PreferenceKind, seed: int) -> BeliefPurifier:
-        """Returns a purifier that holds the model, trained now if there is none."""
-        path = self.path(kind, seed)
-        if not path.exists():
-            save_purifier(self._trained(kind, seed), path)
-        purifier = load_purifier(path)
-        assert isinstance(purifier, BeliefPurifier)
-        return purifier
-
-    def _trained(self, kind: PreferenceKind, seed: int) -> BeliefPurifier:
-        if self._source is None:
-            self._source = RememberedSessions(self._pair)
-        defaults = PretrainConfig(mode="belief", seed=seed)
-        schedule = defaults.noise_schedule()
-        config = PreferenceConfig(
-            kind,
-            seed,
-            schedule.kind,
-            schedule.levels,
-            defaults.width,
-            defaults.blocks,
-            defaults.training,
-            defaults.student,
-        )
-        fitted = fit_preference(self._source, config)
-        key, scales = WorldKey.of_world(self._pair.train), BeliefScales(own=fitted.scales)
-        return BeliefPurifier(self._pair.scorer, fitted.model, scales, key, fitted.report)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.preference import ClosedForm, Evidence, LogContexts, Moments
+from dsrm.preference_training import PreferenceKind
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.controls import Control, RandomSlates
@@ -47,7 +47,7 @@ RANDOM, BELIEF, NOBODY = "random slates", "BeliefQuota", "nothing shown"
 ROWS = "random rows"
 NONE, CLOSED, WIDE = "nothing known of the user", "closed form", "closed form, scales of belief-quota"
 TRUTH = "the world's own probabilities"
-MODELS: Final = ("gaussian", "mixture", "regression", "diffusion")
+MODELS: tuple[PreferenceKind, ...] = ("gaussian", "mixture", "regression", "diffusion")
 
 
 @dataclass(frozen=True)

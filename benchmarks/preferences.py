@@ -13,13 +13,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from preference_models import Models
 from preference_page import page_of, table_of_numbers
 from preference_tasks import (
     BELIEF,
@@ -46,16 +46,11 @@ from preference_tasks import (
 from torch import Tensor
 from worlds import argument_parser, open_worlds, short_name, write_page
 
-from dsrm import preference_training
 from dsrm.belief import BeliefItems
 from dsrm.preference import ClosedForm, Evidence, PreferenceModel
 from dsrm.preference_sessions import PreferenceSessions
-from dsrm.preference_training import PreferenceConfig, fit_preference
-from dsrm.pretraining import PretrainConfig
-from dsrm.targets import Examples
 from hrl_policies.study import single_threaded
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.data.schema import IntArray
 from kuaifair_env.files import write_text_atomically
 
 FIXED, FURTHER, BELIEF_FILE = "fixed", "further", "served.safetensors"
@@ -65,44 +60,6 @@ COVERAGE_TASKS = ((RANDOM, 0), (RANDOM, 50), (RANDOM, 200), (BELIEF, 50), (BELIE
 
 Tasks = Mapping[str, list[PredictionTask]]
 Results = dict[str, NDArray[Any]]
-
-
-class RememberedSessions(PreferenceSessions):
-    """Sessions of which those for the same random numbers are played once: all models of a seed learn from the same."""
-
-    def __init__(self, pair: WorldPair) -> None:
-        super().__init__(pair.train, pair.scorer)
-        self.world, self.scorer = pair.train, pair.scorer
-        self._drawn: dict[str, Examples] = {}
-
-    def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
-        """See :class:`~dsrm.targets.ExampleSource`."""
-        key = f"{rng.bit_generator.state} {len(users)} {np.asarray(users).tobytes().hex()}"
-        if key not in self._drawn:
-            self._drawn[key] = super().draw(users, rng)
-        return self._drawn[key]
-
-    def forget(self) -> None:
-        """Drops what was drawn."""
-        self._drawn.clear()
-
-
-def trained_models(source: RememberedSessions, seed: int, mixture: bool) -> dict[str, PreferenceModel]:
-    """Returns the models of a seed by their names, trained as :func:`dsrm.pretrain` does; the mixture takes longest."""
-    defaults = PretrainConfig(mode="belief", seed=seed)
-    schedule = defaults.noise_schedule()
-    size, training = (defaults.width, defaults.blocks), (defaults.training, defaults.student)
-    models: dict[str, PreferenceModel] = {}
-    for kind in MODELS:
-        if kind == "mixture" and not mixture:
-            continue
-        config = PreferenceConfig(kind, seed, schedule.kind, schedule.levels, *size, *training)
-        with mock.patch.object(preference_training, "PreferenceSessions", lambda *_: source):
-            fitted = fit_preference(source.world, source.scorer, config)
-        print(f"seed {seed}, {kind}: {fitted.report}", flush=True)
-        models[kind] = fitted.model
-    source.forget()
-    return models
 
 
 def measured(task: PredictionTask, predicted: Predicted, label: str) -> Results:
@@ -224,7 +181,8 @@ def run_seeds(pair: WorldPair, seeds: list[int], mixtures: int, store: Path) -> 
     missing = [seed for seed in seeds if not (store / f"seed-{seed}.npz").exists()]
     if not missing:
         return
-    source = RememberedSessions(pair)
+    trained = Models(pair, store / "models")
+    source = trained.source
     columns = item_columns(BeliefItems.of_world(pair.test))
     tasks = all_tasks(pair, source, store)
     further = dict(real_tasks(pair, source.scales, further=True)) if has_real_rows(pair) else {}
@@ -232,7 +190,8 @@ def run_seeds(pair: WorldPair, seeds: list[int], mixtures: int, store: Path) -> 
         save_results(store / f"{name}.npz", fixed_results(some, columns))
     preferences = true_preferences(pair, store / BELIEF_FILE, source.scales)
     for seed in missing:
-        models = trained_models(source, seed, seed < mixtures)
+        kinds = [kind for kind in MODELS if kind != "mixture" or seed < mixtures]
+        models = {kind: trained.load(kind, seed).preference for kind in kinds}
         save_results(store / f"{FURTHER}-seed-{seed}.npz", results_of(models, further, columns))
         results = results_of(models, tasks, columns)
         results |= coverage_results(models, source, tasks, preferences, columns, seed)
