@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from helpers import small_world
+from purifiers import quick_config
 from sb3_contrib import RecurrentPPO
 from small_worlds import taste_worlds
 from stable_baselines3 import A2C, PPO, SAC, TD3
@@ -25,6 +26,7 @@ from dsrm.baselines import IdentityPurifier
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
 from dsrm.own_level import OwnLevel, OwnScales
+from dsrm.pretraining import pretrain
 from dsrm.purifier import MismatchError, load_purifier, save_purifier
 from dsrm.session_evidence import SessionEvidence
 from dsrm.shared_level import SharedScales
@@ -205,6 +207,28 @@ def test_what_all_users_share_is_learned_as_a_belief_that_is_fed_by_hand():
     assert np.abs(states[:, 2 * D + 2 : 3 * D + 3]).max() > 0.05
     np.testing.assert_array_equal(states[0, 3 * D + 2], env.belief.shared.coefficients[0])
     assert vec(8).belief.sessions == 0
+
+
+def test_states_hold_the_moments_of_preference_models_that_read_the_log(tmp_path):
+    given = pretrain(TRAIN, quick_config("gaussian"))
+    assert isinstance(given, BeliefPurifier)
+    save_purifier(given, tmp_path / "belief.safetensors")
+    env = VecDSRM(KuaiFairVecEnv(TEST, CONFIG, 4, seed=3), tmp_path / "belief.safetensors")
+    raw = KuaiFairVecEnv(TEST, CONFIG, 4, seed=3)
+    evidence = SessionEvidence(given.belief(TEST), given.scorer, raw.batch, given.preference)
+    states, ended = env.reset(), 0
+    raw.reset()
+    for choice in actions(4, 12):
+        evidence.begin()
+        means, deviations = (array.numpy() for array in evidence.beliefs.update(converged=evidence.take()))
+        predicted = given.scorer.report.coefficients["similarity"] * unit_rows(evidence.states)
+        np.testing.assert_allclose(states[:, :D], predicted + means[:, 1:], atol=CLOSE)
+        np.testing.assert_allclose(states[:, D], means[:, 0], atol=CLOSE)
+        np.testing.assert_allclose(states[:, D + 1 : 2 * D + 1], np.log(deviations[:, 1:]), atol=2 * CLOSE)
+        np.testing.assert_allclose(states[:, 2 * D + 1], np.log(deviations[:, 0]), atol=2 * CLOSE)
+        states = env.step(choice)[0]
+        ended += raw.step(choice)[2].sum()
+    assert ended >= 4
 
 
 def test_in_a_randomised_world_the_shared_level_starts_anew_with_each_block():
