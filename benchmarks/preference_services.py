@@ -209,7 +209,8 @@ def differences(panels: Panels) -> dict[Key, Difference]:
     for repeats, panel in panels.items():
         for (regime, name), services in panel.items():
             for base in BASES:
-                if name == base or (name in BASES and (repeats, regime, base, name) in estimates):
+                compared = name in BASES and (repeats, regime, base, name) in estimates
+                if name == base or compared or (regime, base) not in panel:
                     continue
                 estimates[repeats, regime, name, base] = crossed_mean(services.minus(panel[regime, base]))
     adjusted = holm(np.asarray([estimate.p_value() for estimate in estimates.values()])).tolist()
