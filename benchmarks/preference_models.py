@@ -79,7 +79,10 @@ class Models:
             self._seed = seed
         defaults = PretrainConfig(mode="belief", seed=seed)
         schedule = defaults.noise_schedule()
-        size, training = (defaults.width, defaults.blocks), (defaults.training, defaults.student)
+        size, training = (
+            (defaults.network_width, defaults.network_blocks),
+            (defaults.rounds_and_batches, defaults.student),
+        )
         config = PreferenceConfig(kind, seed, schedule.kind, schedule.levels, *size, *training)
         fitted = fit_preference(self.source, config)
         key, scales = WorldKey.of_world(self._pair.train), BeliefScales(own=fitted.scales)

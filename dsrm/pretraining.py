@@ -106,9 +106,9 @@ class PretrainConfig:
             for samples of a narrow posterior.
         prediction: What the denoiser predicts; None is the velocity, and the noise in ``paper`` mode. A network that
             predicts the clean state gives as good a mean, but a posterior that is far too narrow.
-        width: Width of the network.
-        blocks: Number of its residual blocks.
-        training: Rounds, batches, optimizer.
+        width: Width of the network; None is 256, and 192 for beliefs.
+        blocks: Number of its residual blocks; None is 3, and 2 for beliefs.
+        training: Rounds, batches, optimizer; None is the default, with four rounds for beliefs.
         distillation: Training of the student of a purifier of single states.
         student: Training of the student of a posterior over preferences.
         windows: Which windows to learn from.
@@ -123,9 +123,9 @@ class PretrainConfig:
     schedule: ScheduleKind | None = None
     levels: int | None = None
     prediction: Prediction | None = None
-    width: int = 256
-    blocks: int = 3
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    width: int | None = None
+    blocks: int | None = None
+    training: TrainingConfig | None = None
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     windows: WindowSettings = field(default_factory=WindowSettings)
@@ -143,7 +143,10 @@ class PretrainConfig:
         if self.prediction not in (None, *get_args(Prediction)):
             raise ValueError(f"prediction must be one of {get_args(Prediction)} or None, got {self.prediction!r}")
         need_whole(0, seed=self.seed)
-        need_whole(1, width=self.width, blocks=self.blocks, denoiser_steps=self.denoiser_steps)
+        for name in ("width", "blocks"):
+            if getattr(self, name) is not None:
+                need_whole(1, **{name: getattr(self, name)})
+        need_whole(1, denoiser_steps=self.denoiser_steps)
         if self.levels is not None:
             need_whole(1, levels=self.levels)
         need_number("[0, 1]", exclude_share=self.exclude_share)
@@ -151,6 +154,21 @@ class PretrainConfig:
         if self.mode in _RICH_MODES:
             schedule = self.noise_schedule()
             schedule.need_noise(schedule.levels)
+
+    @property
+    def network_width(self) -> int:
+        """Width of the network."""
+        return self.width or (192 if self.mode in BELIEF_MODES else 256)
+
+    @property
+    def network_blocks(self) -> int:
+        """Number of the network's residual blocks."""
+        return self.blocks or (2 if self.mode in BELIEF_MODES else 3)
+
+    @property
+    def rounds_and_batches(self) -> TrainingConfig:
+        """How the network is trained."""
+        return self.training or (TrainingConfig(rounds=4) if self.mode in BELIEF_MODES else TrainingConfig())
 
     def noise_schedule(self) -> NoiseSchedule:
         """Returns the noise schedule of a diffusion model with these settings."""
@@ -232,9 +250,9 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
             config.seed,
             schedule.kind,
             schedule.levels,
-            config.width,
-            config.blocks,
-            config.training,
+            config.network_width,
+            config.network_blocks,
+            config.rounds_and_batches,
             config.student,
         ),
         checkpoint=checkpoint,
@@ -274,7 +292,9 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
     size = world.dimension
     schedule = config.noise_schedule()
     prediction = config.prediction or ("epsilon" if literal else "velocity")
-    shape = DenoiserConfig(size, size if literal else condition_size(size), prediction, config.width, config.blocks)
+    shape = DenoiserConfig(
+        size, size if literal else condition_size(size), prediction, config.network_width, config.network_blocks
+    )
     objective = denoising_objective if literal else top_heavy_objective
     source = example_source(world, config)
     trained, report = _train(world, source, config, lambda: Denoiser(shape, schedule), objective, checkpoint, progress)
@@ -300,7 +320,9 @@ def _train_dsrm(world: World, config: PretrainConfig, checkpoint: str | Path | N
 def _train_regression(
     world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool
 ) -> RegressionPurifier:
-    shape = DenoiserConfig(world.dimension, condition_size(world.dimension), "sample", config.width, config.blocks)
+    shape = DenoiserConfig(
+        world.dimension, condition_size(world.dimension), "sample", config.network_width, config.network_blocks
+    )
     source = example_source(world, config)
     trained, report = _train(
         world, source, config, lambda: regression_network(shape), regression_objective, checkpoint, progress
@@ -331,7 +353,7 @@ def _train(
     progress: bool,
 ) -> tuple[TrainedDenoiser, dict[str, Any]]:
     """Trains a network on the users of a source, and reports what was read."""
-    training = config.training
+    training = config.rounds_and_batches
     if config.learned_target in ("profile", "unbiased"):
         examples = min(training.examples, _EXAMPLES_PER_USER * len(source.users))
         training = replace(training, examples=examples)

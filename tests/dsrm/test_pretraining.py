@@ -256,7 +256,7 @@ def test_a_round_of_few_users_is_short_lest_it_learns_them_by_heart():
     few = dataclasses.replace(TRAIN, users=TRAIN.users[:5])
     for mode, examples in (("profile", 60 * 5), ("paper", 400)):
         report = pretrain(few, quick_config(mode)).describe()["report"]
-        assert quick_config().training.examples == 400
+        assert quick_config().rounds_and_batches.examples == 400
         assert report["training"]["examples"] == examples
         assert report["best_round"] == 1 + np.argmin(report["validation_losses"])
 
