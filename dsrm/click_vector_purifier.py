@@ -24,21 +24,21 @@ from kuaifair_env.response.training import Trainer
 from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World
 
-_VALIDATION_STREAM, _AVERAGE_STREAM = 19, 20
-_VALIDATION_USERS, _AVERAGE_USERS = 2_000, 4_096
+_VALIDATION_STREAM = 19
+_VALIDATION_USERS = 2_000
 _CHECK_EVERY = 50
 _PATIENCE = 6
 _RECALL_AT = 20
 
 
 class ClickVectorPurifier(ItemModelPurifier):
-    """The mean embedding of the items that the denoised click vector holds more of than other users' do.
+    """The mean embedding of the items of which the denoised click vector holds more than that of an empty one does.
 
     The observed state is the window's click vector, divided by its sum, times the item embeddings. The purified state
     is the same of the denoised vector, so that it lies in the same space and has about the same size. A denoised vector
-    says something of every item, and most of the popular ones, whoever the user is; so the average over training users
-    is taken away first, and ``top`` items are kept: :func:`top_weights`, which have no jump where two items change
-    places. A window without clicks gives the zero state.
+    says something of every item, and most of the popular ones, whoever the user is; so what the model makes of an empty
+    vector is taken away first, and ``top`` items are kept: :func:`top_weights`, which have no jump where two items
+    change places. A window without clicks gives the zero state.
 
     Args:
         config: Of the model.
@@ -61,6 +61,8 @@ class ClickVectorPurifier(ItemModelPurifier):
     ) -> None:
         super().__init__(config, key, item_ids, model, report)
         self.kind = config.kind
+        with torch.inference_mode():
+            self._of_nobody = self._model.reconstruct(torch.zeros(1, len(item_ids)))
 
     @classmethod
     def fit(cls, world: World, config: AnyClickVectorConfig, progress: bool = False) -> ClickVectorPurifier:
@@ -73,7 +75,7 @@ class ClickVectorPurifier(ItemModelPurifier):
     def purify(self, states: FloatArray, window: HistoryWindow) -> FloatArray:
         """See :class:`~dsrm.purifier.StatePurifier`."""
         vectors = click_vectors(window, len(self._item_ids))
-        weights = top_weights(self._model.reconstruct(vectors) - self._model.average, self.config.top)
+        weights = top_weights(self._model.reconstruct(vectors) - self._of_nobody, self.config.top)
         weights *= vectors.any(dim=1, keepdim=True)
         purified: FloatArray = (weights @ torch.from_numpy(self.builder.embeddings)).numpy()
         return purified
@@ -156,10 +158,6 @@ def train_click_vectors(
             patience=_PATIENCE,
             callback=lambda trainer: show_round(bar, trainer),
         )
-    some = np.random.default_rng([config.seed, _AVERAGE_STREAM]).choice(users, _AVERAGE_USERS)
-    with torch.inference_mode():
-        means = [best.reconstruct(_dense(clicks[part])).mean(dim=0) for part in np.split(some, 16)]
-        best.average.copy_(torch.stack(means).mean(dim=0))
     counts = {"training_users": len(users), "validation_users": len(validation_users)}
     return best, counts | trainer.report()
 

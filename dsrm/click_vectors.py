@@ -108,20 +108,7 @@ AnyClickVectorConfig: TypeAlias = CDAEConfig | DiffRecConfig
 
 
 class ClickVectorNetwork(nn.Module):
-    """Base class of networks that reconstruct click vectors.
-
-    Args:
-        items: Number of items ``M``.
-
-    Attributes:
-        average: ``(M,)``, mean reconstruction of training users; zero until the network is trained.
-    """
-
-    average: Tensor
-
-    def __init__(self, items: int) -> None:
-        super().__init__()
-        self.register_buffer("average", torch.zeros(items))
+    """Base class of networks that reconstruct click vectors."""
 
     def reconstruct(self, vectors: Tensor) -> Tensor:
         """Returns a score of every item, ``(B, M)``, for click vectors ``(B, M)`` of zeros and ones."""
@@ -145,7 +132,7 @@ class CDAE(ClickVectorNetwork):
     """
 
     def __init__(self, items: int, config: CDAEConfig) -> None:
-        super().__init__(items)
+        super().__init__()
         self.config = config
         self.encoder = nn.Linear(items, config.hidden)
         self.decoder = nn.Linear(config.hidden, items)
@@ -255,7 +242,7 @@ class DiffRec(ClickVectorNetwork):
     level_weights: Tensor
 
     def __init__(self, items: int, config: DiffRecConfig) -> None:
-        super().__init__(items)
+        super().__init__()
         self.config = config
         self.noise = NoiseVariances.linear(config.levels, config.noise_scale, config.min_noise, config.max_noise)
         weights = self.noise.elbo_weights() if config.elbo_weights else np.ones(config.levels, np.float32)
