@@ -48,8 +48,12 @@ class Clock:
 
     def row(self, per: int = 1) -> str:
         """Returns the mean time, over ``per`` steps, and its ratio to the product, as cells of a table."""
-        spent, product = np.mean(self.times) / per, np.mean(self._products)
-        return f"{spent:.2f} | {spent / product:.2f}"
+        return f"{np.mean(self.times) / per:.2f} | {self.ratio / per:.2f}"
+
+    @property
+    def ratio(self) -> float:
+        """Ratio of the mean time to that of the product."""
+        return float(np.mean(self.times) / np.mean(self._products))
 
     def product(self) -> float:
         """Returns the mean time of the product."""

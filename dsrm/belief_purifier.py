@@ -277,7 +277,7 @@ class BeliefStates:
         self._dimension = belief.items.embeddings.shape[1]
         closed_form = isinstance(purifier.preference, ClosedForm)
         self._evidence = SessionEvidence(belief, purifier.scorer, batch, None if closed_form else purifier.preference)
-        self._similarity = _similarity_coefficient(purifier.scorer, batch.world)
+        self._similarity = similarity_coefficient(purifier.scorer, batch.world)
         space = belief_space(self._dimension)
         self._low, self._high = space.low, space.high
         n_sessions = batch.batch_size
@@ -357,7 +357,7 @@ def _dimension(world: World) -> int:
     return world.dimension - (world.item_term is not None)
 
 
-def _similarity_coefficient(scorer: ClickScorer, world: World) -> np.float32:
+def similarity_coefficient(scorer: ClickScorer, world: World) -> np.float32:
     """Returns the log-odds of a click per unit of similarity between state and item."""
     units = unit_rows(world.embeddings[: world.n_items])
     return np.float32(np.einsum("nd,dn->", units, scorer.directions) / len(units))

@@ -93,14 +93,18 @@ class DiffusionPreference:
 
         It is one evaluation at the noisiest level, where nothing of the noisy preference is left.
         """
-        levelled = self.level.applied(evidence)
-        return unwhitened(levelled, self._whitened(levelled, SamplerConfig(steps=1))[0])
+        return self.drawn(evidence, SamplerConfig(steps=1))[0]
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`; draws of a row follow from seed and evidence alone."""
-        config = SamplerConfig.posterior(self._schedule.levels, count)
+        return self.drawn(evidence, replace(SamplerConfig.posterior(self._schedule.levels, count), seed=seed))
+
+    def drawn(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
+        """Returns draws of the clean preferences by some sampler, ``float32 (samples, B, d + 1)`` in log-odds."""
         levelled = self.level.applied(evidence)
-        return unwhitened(levelled, self._whitened(levelled, replace(config, seed=seed)))
+        sampler = Sampler(self.denoiser.network, self._schedule, config)
+        draws = sampler.samples(_standardised(features_of(levelled), self.denoiser.condition), levelled.means)
+        return unwhitened(levelled, _restored(draws, self.denoiser.state))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
@@ -124,11 +128,6 @@ class DiffusionPreference:
         network = Denoiser(parse_as(DenoiserConfig, settings["denoiser"]), schedule)
         denoiser = TrainedDenoiser.restore(network, tensors)
         return cls(denoiser, schedule, level_prior(tensors, settings), Student.restore(tensors, denoiser.condition))
-
-    def _whitened(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
-        sampler = Sampler(self.denoiser.network, self._schedule, config)
-        draws = sampler.samples(_standardised(features_of(evidence), self.denoiser.condition), evidence.means)
-        return _restored(draws, self.denoiser.state)
 
 
 class RegressionPreference:

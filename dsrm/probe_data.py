@@ -150,12 +150,18 @@ def _level(world: World, builder: ConditionBuilder, users: NDArray[np.int64]) ->
     return np.asarray((total / np.maximum(count, 1))[users])
 
 
-def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatArray], seed: int = 0) -> None:
+def draw_states(
+    path: str | Path,
+    probes: ProbeSet,
+    states: Mapping[str, FloatArray],
+    seed: int = 0,
+    popularity: str = "mean log-popularity of clicks",
+) -> None:
     """Draws states by t-SNE, one row by popularity and one by interest (paper Fig. 4).
 
     Shades follow the popularity of what was clicked; interests have markers and shades of their own, so that the
     picture reads without colour. Each of the ``states``, ``float32 (n, d)`` by name, has a column; ``seed`` chooses the
-    points and starts t-SNE.
+    points and starts t-SNE; ``popularity`` says what the probe set's popularity is.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -170,7 +176,7 @@ def draw_states(path: str | Path, probes: ProbeSet, states: Mapping[str, FloatAr
         points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
         shades = upper.scatter(*points.T, c=probes.popularity[rows], cmap="cividis", s=7, linewidths=0)
         upper.set_title(f"{name}: by popularity")
-        figure.colorbar(shades, ax=upper, label="mean log-popularity of clicks")
+        figure.colorbar(shades, ax=upper, label=popularity)
         _scatter_by_interest(lower, points, probes.interest[rows])
         lower.set_title(f"{name}: by interest")
         for axis in (upper, lower):
