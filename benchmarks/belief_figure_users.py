@@ -42,7 +42,7 @@ SLATE = 10
 SHOWN_USERS, SLATES = 700, 10
 MIN_CLICKS, MIN_ITEMS, MIN_USERS = 5, 20, 20
 NEIGHBOURS, GROUPS = 15, 5
-STEPS, SAMPLES, EXAMPLES, PER_BATCH, CLOCKED, REPEATED = (1, 2, 5, 10, 20, 50, 100), 32, 16_384, 24, 64, 5
+STEPS, SAMPLES, EXAMPLES, PER_BATCH, CLOCKED, REPEATED = (1, 2, 5, 10, 20, 50, 100), 24, 12_288, 32, 64, 5
 SOLVERS = {
     "second order (DPM-Solver++)": SamplerConfig.posterior(STEPS[-1], SAMPLES),
     "ancestral (eq. 3)": SamplerConfig("ddpm", start="noise", samples=SAMPLES),

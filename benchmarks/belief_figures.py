@@ -67,7 +67,7 @@ MODES = {"gaussian": PretrainConfig(mode="gaussian")} | {
 }
 N_ENVS = 64
 MIN_EXPOSURES = 50
-POPULAR = (0, 2, 4, 5, 6, 8, 10)
+POPULAR = (0, 2, 5, 8, 10)
 PLAYERS = 300
 
 
