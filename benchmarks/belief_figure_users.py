@@ -24,6 +24,7 @@ from dsrm.diffusion import SamplerConfig
 from dsrm.preference import ClosedForm, Evidence, PreferenceModel
 from dsrm.preference_networks import DiffusionPreference
 from dsrm.preference_sessions import PreferenceSessions
+from dsrm.preference_training import PreferenceKind
 from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.controls import best_slates, fair_counts_now
@@ -72,7 +73,7 @@ def played_evidence(pair: WorldPair, belief: Belief, users: IntArray) -> tuple[F
 
 
 def states_of_users(
-    pair: WorldPair, models: Mapping[str, BeliefPurifier], belief: Belief
+    pair: WorldPair, models: Mapping[PreferenceKind, BeliefPurifier], belief: Belief
 ) -> tuple[ProbeSet, dict[str, FloatArray]]:
     """Returns labels of users, and their states before and after purification.
 

@@ -2,7 +2,7 @@
 
     python benchmarks/belief_figures.py kuairand --data ../shared/data --store STORE --results docs/results
 
-What the store holds (trained models, the belief that served) is not made again.
+What the store holds is not made again; its models and the belief that served are those of preferences.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from belief_figure_users import (
     states_of_users,
 )
 from numpy.typing import NDArray
+from preference_models import Models
 from preference_tasks import SERVED_SESSIONS, item_columns, served_belief, users_of
+from preferences import BELIEF_FILE
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 import dsrm
@@ -44,9 +46,8 @@ from dsrm.belief_purifier import BeliefPurifier
 from dsrm.click_scorer import ClickScorer
 from dsrm.preference import PreferenceModel
 from dsrm.preference_networks import DiffusionPreference
-from dsrm.pretraining import PretrainConfig
+from dsrm.preference_training import PreferenceKind
 from dsrm.probe_data import draw_states
-from dsrm.training import TrainingConfig
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.controls import GreedyCTR, best_slates, item_quality
 from hrl_policies.study import single_threaded
@@ -62,27 +63,11 @@ from kuaifair_env.observations import observed_states
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import evaluation_users
 
-MODES = {"gaussian": PretrainConfig(mode="gaussian")} | {
-    "diffusion": PretrainConfig(mode="belief", width=192, blocks=2, training=TrainingConfig(rounds=4))
-}
+MODELS: tuple[PreferenceKind, ...] = ("gaussian", "diffusion")
 N_ENVS = 64
 MIN_EXPOSURES = 50
 POPULAR = (0, 2, 5, 8, 10)
 PLAYERS = 300
-
-
-def purifiers(pair: WorldPair, store: Path) -> dict[str, BeliefPurifier]:
-    """Returns the trained purifiers by name, from the store where they are there."""
-    found = {}
-    for name, config in MODES.items():
-        path = store / f"{name}.safetensors"
-        if not path.exists():
-            store.mkdir(parents=True, exist_ok=True)
-            dsrm.save_purifier(dsrm.pretrain(pair.train, config), path)
-        purifier = dsrm.load_purifier(path)
-        assert isinstance(purifier, BeliefPurifier)
-        found[name] = purifier
-    return found
 
 
 @dataclass(frozen=True)
@@ -239,7 +224,7 @@ class FixedBeliefQuota(BeliefQuota):
 Evaluations = Mapping[str, Sequence[EvaluationResult]]
 
 
-def evaluations(pair: WorldPair, models: Mapping[str, BeliefPurifier], served: Path) -> Evaluations:
+def evaluations(pair: WorldPair, models: Mapping[PreferenceKind, BeliefPurifier], served: Path) -> Evaluations:
     """Evaluates the same rule with every share of popular items on every kind of state."""
     world, scorer = pair.test, pair.scorer
     items = BeliefItems.of_world(world)
@@ -301,6 +286,18 @@ def draw_evaluations(path: Path, found: Evaluations, about: str) -> None:
     save_figure(figure, path, about)
 
 
+def described(models: Mapping[PreferenceKind, BeliefPurifier], fitted: Models) -> str:
+    """Returns kinds, sizes and training of models."""
+    texts = []
+    for name, model in models.items():
+        text = f"{name} (hash {dsrm.purifier_hash(fitted.path(name, 0))}"
+        if isinstance(model.preference, DiffusionPreference):
+            network = model.preference.denoiser.network.config
+            text += f", width {network.width}, {network.blocks} blocks, {model.report['rounds']} rounds"
+        texts.append(text + ")")
+    return ", ".join(texts)
+
+
 def page(
     world: str,
     pair: WorldPair,
@@ -308,6 +305,7 @@ def page(
     tables: Mapping[int, Sequence[str]],
     means: Sequence[str],
     users: tuple[int, int],
+    models: str,
 ) -> str:
     """Returns the page.
 
@@ -318,6 +316,7 @@ def page(
         tables: Rows of their tables.
         means: Rows about means without draws.
         users: How many are drawn in figure 4, and how many of them have a known interest.
+        models: What they are.
     """
     provenance, twin = pair.test.data.provenance, pair.test.true_preference is not None
     unbiased = (
@@ -403,8 +402,8 @@ def page(
         "|---|---:|",
         *means,
         "",
-        f"Made by: `python benchmarks/belief_figures.py {world} --store STORE --results docs/results`. Models: "
-        "`gaussian` with its defaults, `belief` with width 192, 2 blocks, at most 4 rounds; seed 0.",
+        f"Made by: `python benchmarks/belief_figures.py {world} --store STORE --results docs/results`. Models, "
+        f"seed 0: {models}.",
     ]
     return "\n".join(lines)
 
@@ -418,10 +417,11 @@ def main() -> None:
     short = short_name(arguments.world)
     store = arguments.store / short
     folder = store if arguments.results is None else arguments.results
-    models = purifiers(pair, store)
+    fitted = Models(pair, store / "models")
+    models = {kind: fitted.load(kind, seed=0) for kind in MODELS}
     diffusion = models["diffusion"].preference
     assert isinstance(diffusion, DiffusionPreference)
-    served = served_belief(pair, store / "served.safetensors")
+    served = served_belief(pair, store / BELIEF_FILE)
     provenance = pair.test.data.provenance
     about = f"{provenance.name} ({provenance.origin}), hash {pair.test.data.data_hash}"
     pictures = {number: folder / f"belief_figure_{number}_{short}.png" for number in (2, 3, 4, 6)}
@@ -447,7 +447,7 @@ def main() -> None:
     }
     further = [f"| {name} | {cell(student_interval(errors), decimals=3)} |" for name, errors in means.items()]
     users = len(probes), int((probes.interest >= 0).sum())
-    text = page(arguments.world, pair, pictures, tables, further, users)
+    text = page(arguments.world, pair, pictures, tables, further, users, described(models, fitted))
     write_page(arguments.results, f"belief_figures_{short}.md", text)
 
 
