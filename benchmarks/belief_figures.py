@@ -66,7 +66,7 @@ from kuaifair_env.splits import evaluation_users
 MODELS: tuple[PreferenceKind, ...] = ("gaussian", "diffusion")
 N_ENVS = 64
 MIN_EXPOSURES = 50
-POPULAR = (0, 2, 5, 8, 10)
+POPULAR = (0, 2, 4, 5, 6, 8, 10)
 PLAYERS = 300
 
 
