@@ -231,9 +231,14 @@ def main() -> None:
     run_seeds(pair, arguments.seeds, arguments.mixtures, store)
     fixed, seeds = stored(store, f"{FURTHER}-" if arguments.final_check else "")
     name = f"preferences_{stem}" + ("_further_users" if arguments.final_check else "")
-    data = " --data DATA" if arguments.data else ""
-    option = " --final-check" if arguments.final_check else ""
-    command = f"python benchmarks/preferences.py {arguments.world}{data} --store STORE{option} --results docs/results"
+    options = "".join(
+        [
+            " --data DATA" if arguments.data else "",
+            f" --mixtures {arguments.mixtures}" if arguments.mixtures < parser.get_default("mixtures") else "",
+            " --final-check" if arguments.final_check else "",
+        ]
+    )
+    command = f"python benchmarks/preferences.py {arguments.world}{options} --store STORE --results docs/results"
     if arguments.results is not None:
         write_text_atomically(arguments.results / f"{name}.csv", table_of_numbers(fixed, seeds))
     write_page(arguments.results, f"{name}.md", page_of(pair, fixed, seeds, command))
