@@ -51,6 +51,11 @@ CONTROLS = {"quota-greedy": 1, "belief-quota": 3, "oracle": 1}
 SETTINGS = {"frozen": "frozen", "posterior": "serving, networks as they are", "both": "serving, networks learn"}
 """What is learned; beliefs learn in both services."""
 N_ENVS, PASSES, FIRST_AND_LAST = 64, 6, 160
+SIGNIFICANT = 0.05
+DIFFUSION = (
+    " Diffusion: pretrained once for all seeds, `PretrainConfig(mode='belief', width=192, blocks=2, "
+    "training=TrainingConfig(rounds=4))`."
+)
 RUN, SERVED = "run", "result.json"
 FIGURES = ("r_cum", "len", "violation_rate", "first", "last")
 
@@ -170,7 +175,8 @@ def stored(store: Path) -> Results:
         last = "both" if agent.state else "posterior"
         for folder in sorted((one for one in folders if (one / last / SERVED).exists()), key=lambda one: int(one.name)):
             for setting, result in results_of(folder).items():
-                results.setdefault((agent, setting), {})[int(folder.name)] = result
+                if agent.state or setting != "frozen" or folder.name == "0":
+                    results.setdefault((agent, setting), {})[int(folder.name)] = result
     return results
 
 
@@ -182,7 +188,7 @@ def rewards(of_seeds: Mapping[int, Result]) -> NDArray[np.float64]:
 def settings_table(results: Results) -> list[str]:
     """Returns what every agent did in every setting."""
     lines = [
-        "| setting | agent | seeds | R_cum | Len | violation rate | first 160 sessions | last 160 |",
+        "| setting | agent | seeds, orders | R_cum | Len | violation rate | first 160 sessions | last 160 |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for setting, title in SETTINGS.items():
@@ -229,7 +235,22 @@ def claims_table(results: Results) -> list[str]:
             f"| {method(name).title} | {SETTINGS[setting]} | {STATES[first]} | {STATES[second]} | {difference} "
             f"| {'< 0.001' if p < 0.001 else f'{p:.3f}'} |"
         )
+    lines += [
+        "",
+        f"{(adjusted <= SIGNIFICANT).sum()} of {len(adjusted)} differences are shown: p at most {SIGNIFICANT}.",
+    ]
     return lines
+
+
+def against_quota(results: Results) -> str:
+    """Returns a sentence on how agents and QuotaGreedy compare, frozen."""
+    quota = rewards(results[Agent("quota-greedy"), "frozen"])
+    gaps = [
+        f"{agent.title} {cell(interval_of(crossed_difference(rewards(seeds), quota)), sign=True)}"
+        for (agent, setting), seeds in results.items()
+        if agent.state and setting == "frozen"
+    ]
+    return f"Frozen, more than QuotaGreedy, which learns nothing by reinforcement: {'; '.join(gaps)}."
 
 
 def csv_of(results: Results) -> str:
@@ -268,23 +289,26 @@ def page(results: Results, pair: WorldPair, arguments: Namespace) -> str:
         "",
         "Brackets: 95 % intervals, seeds independent, users paired. P-values are adjusted by Holm over all rows.",
         "",
+        against_quota(results),
+        "",
         "## Notes",
         "",
-        f"- Training: {arguments.steps:,} steps in the randomised training world, {N_ENVS} sessions at a time, repeats "
-        f"allowed, Max Len 30, K 10; training seeds from 0 on: {seeds}. Settings are the zoo's, the same for all "
-        "states, but for "
-        + "; ".join(f"{method(name).title}: {values}" for name, values in OVERRIDES.items() if values)
+        f"- Training: {arguments.steps:,} steps (the zoo: 500,000) in the randomised training world, {N_ENVS} sessions "
+        f"at a time, repeats allowed, Max Len 30, K 10; training seeds from 0 on: {seeds}. Settings are the zoo's, the "
+        "same for all states; changes: "
+        + "; ".join(f"{method(name).title}: {OVERRIDES[name] or 'none'}" for name in n_seeds)
         + ". They were chosen on held-out users of the training world.",
         "- Observed state: with the session clock, which beliefs hold too. A belief learns the shared level while "
-        "agents are trained, anew in each block of the randomised world. Diffusion: pretrained once for all seeds, "
-        "`PretrainConfig(mode='belief', width=192, blocks=2, training=TrainingConfig(rounds=4))`.",
+        "agents are trained, anew in each block of the randomised world."
+        + (DIFFUSION if any(agent.state == "belief" for agent, _ in results) else ""),
         f"- Frozen: {len(pair.test.users)} held-out users, one session each. Serving: {len(served)} of them, {PASSES} "
         "sessions each, order of the users by the training seed. Networks that learn explore; those that do not act "
         "deterministically. Controls serve in the orders from 0 on.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/belief_agents.py {arguments.world} --seeds {arguments.seeds} --steps "
-        f"{arguments.steps} --store STORE --results docs/results",
+        f"{arguments.steps} --algorithms {' '.join(arguments.algorithms)} --states {' '.join(arguments.states)} "
+        "--store STORE --results docs/results",
     ]
     return "\n".join(lines)
 
