@@ -166,8 +166,8 @@ def by_user(user_ids: Any, rewards: Any) -> NDArray[np.float64]:
     return np.bincount(places, np.asarray(rewards, np.float64)) / np.bincount(places, minlength=len(users))
 
 
-def stored(store: Path) -> Results:
-    """Returns what all agents did, of every seed of which the store holds all."""
+def stored(store: Path, seeds: int) -> Results:
+    """Returns what all agents did, of every one of the first seeds of which the store holds all."""
     results: Results = {}
     agents = [Agent(name, state) for name in ALGORITHMS for state in STATES] + [Agent(name) for name in CONTROLS]
     for agent in agents:
@@ -175,7 +175,7 @@ def stored(store: Path) -> Results:
         last = "both" if agent.state else "posterior"
         for folder in sorted((one for one in folders if (one / last / SERVED).exists()), key=lambda one: int(one.name)):
             for setting, result in results_of(folder).items():
-                if agent.state or setting != "frozen" or folder.name == "0":
+                if int(folder.name) < (seeds if agent.state else 1 if setting == "frozen" else CONTROLS[agent.method]):
                     results.setdefault((agent, setting), {})[int(folder.name)] = result
     return results
 
@@ -275,7 +275,7 @@ def page(results: Results, pair: WorldPair, arguments: Namespace) -> str:
     n_seeds = {agent.method: len(seeds) for (agent, _), seeds in results.items() if agent.state}
     seeds = ", ".join(f"{method(name).title} {number}" for name, number in n_seeds.items())
     lines = [
-        f"# A2C and PPO with and without a belief as their state: {pair.name}",
+        f"# {' and '.join(method(name).title for name in n_seeds)} with and without a belief as state: {pair.name}",
         "",
         "## What they did",
         "",
@@ -331,7 +331,7 @@ def main() -> None:
     for name, orders in CONTROLS.items():
         for order in range(orders):
             play_control(pair, name, order, arguments.store)
-    results = stored(arguments.store)
+    results = stored(arguments.store, arguments.seeds)
     stem = f"belief_agents_{short_name(arguments.world)}"
     if arguments.results is not None:
         write_text_atomically(arguments.results / f"{stem}.csv", csv_of(results))
