@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -77,6 +77,9 @@ ROWS: Mapping[str, Row] = {
     "diffusion, wide scales": Row("diffusion", BeliefScales()),
     "diffusion, sampled": Row("diffusion", form="draws"),
 }
+FEW = ("mixture", "diffusion, wide scales", "diffusion, sampled")
+"""Rows that take longest, or are there to show that something does not work: played for the first seeds alone."""
+
 BASES = (CLOSED, RESCALED, GAUSSIAN)
 
 
@@ -152,11 +155,12 @@ def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
     for seed in arguments.seeds:
         for regime, name in product((FROZEN, SERVING), arguments.rows):
             row = ROWS[name]
-            if row.form == "draws" and (regime == FROZEN or seed not in arguments.seeds[: arguments.sampled_seeds]):
+            few = name in FEW and seed not in arguments.seeds[: arguments.few]
+            if few or (row.form == "draws" and regime == FROZEN):
                 continue
             purifier = None if row.kind is None else models.load(row.kind, seed)
             order = seed if regime == SERVING else 0  # every order of the users gives the same, frozen
-            code = order if row.kind is None else f"{seed}-{file_hash(models.path(row.kind, seed))[:12]}"
+            place = store / "services" / repeats / regime / name / f"{order}{_code(row, purifier, seed, models)}"
             result = serve(
                 agent_of(row, purifier, pair, order),
                 env,
@@ -166,12 +170,21 @@ def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
                 n_envs=N_ENVS,
                 learn=regime == SERVING,
                 evaluate_others=False,
-                folder=store / "services" / repeats / regime / name / f"{code}",
+                folder=place,
             )
             reward = result.served.engagement.cumulative_reward
             print(f"repeats {repeats}, seed {seed}, {regime}, {name}: {reward:.3f}", flush=True)
             results.setdefault((regime, name), {})[seed] = result
     return {key: Services(found) for key, found in results.items()}
+
+
+def _code(row: Row, purifier: BeliefPurifier | None, seed: int, models: Models) -> str:
+    """Returns what tells services of a row in the same order apart: the model, or its scales where no more is used."""
+    if purifier is None or row.kind is None:
+        return ""
+    if row.form == "scales":
+        return "".join(f"-{scale:.6f}" for scale in astuple(purifier.scales.own))
+    return f"-{seed}-{file_hash(models.path(row.kind, seed))[:12]}"
 
 
 def agent_of(row: Row, purifier: BeliefPurifier | None, pair: WorldPair, seed: int) -> BeliefQuota:
@@ -283,7 +296,7 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
             f"test world {pair.test.fingerprint}.",
             f"- Made by: python benchmarks/preference_services.py {arguments.world}{option} --seeds "
-            f"{' '.join(map(str, arguments.seeds))} --sampled-seeds {arguments.sampled_seeds} --store STORE --results "
+            f"{' '.join(map(str, arguments.seeds))} --few {arguments.few} --store STORE --results "
             "docs/results.",
         ]
     )
@@ -293,7 +306,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--store", type=Path, required=True, help="folder of models and services, by world")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="training seeds, and orders")
-    parser.add_argument("--sampled-seeds", type=int, default=3, help="how many of them draw preferences, which is slow")
+    parser.add_argument("--few", type=int, default=2, help=f"how many of them are for {', '.join(FEW)}")
     parser.add_argument("--repeats", nargs="+", choices=get_args(Repeats), default=get_args(Repeats))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     arguments = parser.parse_args()
