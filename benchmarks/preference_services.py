@@ -152,30 +152,40 @@ def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
     env = purified_sessions(pair.test, SessionConfig(action_mode="slate", repeats=repeats), N_ENVS, 0, None)
     users = users_of(pair)
     results: dict[tuple[str, str], dict[int, ServingResult]] = {}
-    for seed in arguments.seeds:
-        for regime, name in product((FROZEN, SERVING), arguments.rows):
-            row = ROWS[name]
-            few = name in FEW and seed not in arguments.seeds[: arguments.few]
-            if few or (row.form == "draws" and regime == FROZEN):
-                continue
-            purifier = None if row.kind is None else models.load(row.kind, seed)
-            order = seed if regime == SERVING else 0  # every order of the users gives the same, frozen
-            place = store / "services" / repeats / regime / name / f"{order}{_code(row, purifier, seed, models)}"
-            result = serve(
-                agent_of(row, purifier, pair, order),
-                env,
-                users,
-                len(users),
-                order=order,
-                n_envs=N_ENVS,
-                learn=regime == SERVING,
-                evaluate_others=False,
-                folder=place,
-            )
-            reward = result.served.engagement.cumulative_reward
-            print(f"repeats {repeats}, seed {seed}, {regime}, {name}: {reward:.3f}", flush=True)
-            results.setdefault((regime, name), {})[seed] = result
+    for seed, regime, name in _planned(arguments):
+        row = ROWS[name]
+        if arguments.only_stored and row.kind is not None and not models.path(row.kind, seed).exists():
+            continue
+        purifier = None if row.kind is None else models.load(row.kind, seed)
+        order = seed if regime == SERVING else 0  # every order of the users gives the same, frozen
+        place = store / "services" / repeats / regime / name / f"{order}{_code(row, purifier, seed, models)}"
+        if arguments.only_stored and not (place / "result.json").exists():
+            continue
+        result = serve(
+            agent_of(row, purifier, pair, order),
+            env,
+            users,
+            len(users),
+            order=order,
+            n_envs=N_ENVS,
+            learn=regime == SERVING,
+            evaluate_others=False,
+            folder=place,
+        )
+        reward = result.served.engagement.cumulative_reward
+        print(f"repeats {repeats}, seed {seed}, {regime}, {name}: {reward:.3f}", flush=True)
+        results.setdefault((regime, name), {})[seed] = result
     return {key: Services(found) for key, found in results.items()}
+
+
+def _planned(arguments: Namespace) -> list[tuple[int, str, str]]:
+    """Returns seeds, regimes and rows to play; draws are for serving, where exploring may pay."""
+    return [
+        (seed, regime, name)
+        for seed, regime, name in product(arguments.seeds, (FROZEN, SERVING), arguments.rows)
+        if (name not in FEW or seed in arguments.seeds[: arguments.few])
+        and not (ROWS[name].form == "draws" and regime == FROZEN)
+    ]
 
 
 def _code(row: Row, purifier: BeliefPurifier | None, seed: int, models: Models) -> str:
@@ -200,16 +210,18 @@ def agent_of(row: Row, purifier: BeliefPurifier | None, pair: WorldPair, seed: i
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus another in R_cum; ``adjusted`` is Holm's p-value."""
+    """A row minus another in R_cum, and Holm's p-value; None where one seed is all there is."""
 
     estimate: Estimate
-    adjusted: float
+    adjusted: float | None
 
     @property
-    def cell(self) -> str:
-        """The difference as a cell of a table, in bold type where it is significant."""
+    def cells(self) -> list[str]:
+        """The difference and its p-value as cells of a table; without further seeds there is nothing to test."""
+        if self.adjusted is None:
+            return [f"{self.estimate.value:+.2f}", ""]
         text = cell(interval_of(self.estimate), sign=True)
-        return f"**{text}**" if self.adjusted <= SIGNIFICANCE else text
+        return [f"**{text}**" if self.adjusted <= SIGNIFICANCE else text, f"{self.adjusted:.4f}"]
 
 
 Panels = Mapping[Repeats, Panel]
@@ -217,17 +229,22 @@ Key = tuple[Repeats, str, str, str]
 
 
 def differences(panels: Panels) -> dict[Key, Difference]:
-    """Returns differences to both bases by repeats, regime, row and base; p-values are adjusted for all together."""
-    estimates: dict[Key, Estimate] = {}
+    """Returns differences to all bases by repeats, regime, row and base; p-values are adjusted for all together."""
+    estimates, tested = {}, []
     for repeats, panel in panels.items():
-        for (regime, name), services in panel.items():
-            for base in BASES:
-                compared = name in BASES and (repeats, regime, base, name) in estimates
-                if name == base or compared or (regime, base) not in panel:
-                    continue
-                estimates[repeats, regime, name, base] = crossed_mean(services.minus(panel[regime, base]))
-    adjusted = holm(np.asarray([estimate.p_value() for estimate in estimates.values()])).tolist()
-    return {key: Difference(estimate, p) for (key, estimate), p in zip(estimates.items(), adjusted, strict=True)}
+        for (regime, name), base in product(panel, BASES):
+            key, other = (repeats, regime, name, base), panel.get((regime, base))
+            if name == base or other is None or (repeats, regime, base, name) in estimates:
+                continue
+            if not panel[regime, name].results.keys() & other.results.keys():
+                continue
+            table = panel[regime, name].minus(other)
+            estimates[key] = crossed_mean(table)
+            if len(table) > 1:
+                tested.append(key)
+    adjusted = holm(np.asarray([estimates[key].p_value() for key in tested])).tolist()
+    p_values = dict(zip(tested, adjusted, strict=True))
+    return {key: Difference(estimate, p_values.get(key)) for key, estimate in estimates.items()}
 
 
 def table(panel: Panel, repeats: Repeats, regime: str, all_differences: Mapping[Key, Difference]) -> list[str]:
@@ -245,7 +262,7 @@ def table(panel: Panel, repeats: Repeats, regime: str, all_differences: Mapping[
         cells = []
         for base in BASES:
             difference = all_differences.get((repeats, regime, name, base))
-            cells += ["", ""] if difference is None else [difference.cell, f"{difference.adjusted:.4f}"]
+            cells += ["", ""] if difference is None else difference.cells
         lines.append(
             f"| {name} | {len(services.results)} | {figures['r_cum']:.2f} | {' | '.join(cells)} | {figures['len']:.2f} "
             f"| {figures['ad']:.3f} | {figures['violation_rate']:.3f} |"
@@ -272,6 +289,7 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
     for repeats, panel in panels.items():
         for regime in (FROZEN, SERVING):
             lines += [f"## Repeats {repeats}, {regime}", "", *table(panel, repeats, regime, all_differences), ""]
+    tested = sum(difference.adjusted is not None for difference in all_differences.values())
     data = pair.test.data
     option = " --data DATA" if arguments.data else ""
     return "\n".join(
@@ -292,7 +310,8 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             "orders, and play once where they are frozen.",
             "- Differences are paired by seed and order, and by user; brackets: 95 % intervals (Student), seeds and "
             "users crossed, as sessions of a user have the same random numbers in every order. p, Holm: adjusted for "
-            f"the {len(all_differences)} differences of this page; bold where it is at most {SIGNIFICANCE}.",
+            f"the {tested} tested differences of this page; bold where it is at most {SIGNIFICANCE}. Where a row has "
+            "one seed nothing says how much orders and seeds vary: the difference stands alone.",
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
             f"test world {pair.test.fingerprint}.",
             f"- Made by: python benchmarks/preference_services.py {arguments.world}{option} --seeds "
@@ -307,6 +326,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="folder of models and services, by world")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="training seeds, and orders")
     parser.add_argument("--few", type=int, default=2, help=f"how many of them are for {', '.join(FEW)}")
+    parser.add_argument("--only-stored", action="store_true", help="play nothing, make the page of what there is")
     parser.add_argument("--repeats", nargs="+", choices=get_args(Repeats), default=get_args(Repeats))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     arguments = parser.parse_args()
