@@ -291,7 +291,7 @@ def draw_samplers(path: Path, found: Sampled, times: Mapping[int, Clock], closed
             axis.set_title(title, fontsize=8)
     axes[0].axhspan(0.75, 0.85, color="0.9", zorder=0)
     axes[2].axhline(closed_form, color="0.4", linewidth=1.0, label="closed form")
-    axes[2].set_ylim(0.0, None)
+    axes[2].set_ylim(0.0, 1.3 * closed_form)
     axes[3].plot(STEPS, [clock.ratio for clock in times.values()], "k.-")
     axes[3].set_title("cost of a draw for 64 users,\nin matrix products", fontsize=8)
     for axis in axes:
