@@ -34,7 +34,7 @@ from kuaifair_env.splits import early_stopping_split
 from kuaifair_env.world import World
 
 _MAX_USERS, _MAX_ITEMS, _USERS_AT_ONCE = 6_000, 1_500, 500
-_RIDGE, _MIN_PROBABILITY = 1.0, 1e-4
+_RIDGE, _MIN_PROBABILITY, _MIN_TASTE = 1.0, 1e-4, 1e-3
 _SESSIONS, _MOMENTS, _POOL_SIZE = 128, 16, 512
 _SLATE_SIZE, _MAX_STEPS = 10, 30
 _EMPTY_LOG_SHARE, _UNSEEN_SHARE = 0.05, 0.5
@@ -141,7 +141,7 @@ class PreferenceSessions:
         self._contexts = LogContexts(world)
         self._columns = torch.from_numpy(item_columns(world))
         self._offset_deviations = self._misjudged.offset_deviations(world.exposures)
-        self.taste = float(np.sqrt((self._logged.tastes**2).mean()))
+        self.taste = max(float(np.sqrt((self._logged.tastes**2).mean())), _MIN_TASTE)
         self.users = self._logged.users
         self.level = self._level_prior()
         self.scales = self._scales(self.size, 1.0)
@@ -241,7 +241,7 @@ class PreferenceSessions:
         moments = set(rng.choice(_MAX_STEPS + 1, _MOMENTS, replace=False).tolist())
         if rng.random() < _UNSEEN_SHARE:  # before anything was shown
             moments = {*sorted(moments)[1:], 0}
-        own = OwnLevel(columns, len(users), drawn.scales)
+        own, slate_size = OwnLevel(columns, len(users), drawn.scales), min(_SLATE_SIZE, len(pool))
         policy = _Policy(len(users), rng)
         found: list[Evidence] = []
         contexts = torch.from_numpy(self._contexts.summarise(window))
@@ -250,7 +250,7 @@ class PreferenceSessions:
             if step in moments:
                 found.append(Evidence(contexts, own.means.clone(), own.covariances.clone(), own.widths))
             scores = policy.scores(prior, own.logits().numpy() if step else np.zeros_like(prior), rng)
-            slate = top_k(scores if repeats else np.where(shown, np.float32(-np.inf), scores), _SLATE_SIZE)
+            slate = top_k(scores if repeats else np.where(shown, np.float32(-np.inf), scores), slate_size)
             np.put_along_axis(shown, slate, True, axis=1)
             items = torch.from_numpy(np.asarray(slate, np.int64))
             clicks = torch.from_numpy(rng.random(items.shape, np.float32)) < torch.sigmoid(truth.gather(1, items))

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import small_world
 from purifiers import quick_config
 from scipy.stats import multivariate_normal, norm
 from small_worlds import taste_worlds
@@ -328,6 +329,13 @@ def test_sessions_know_what_their_users_prefer():
     np.testing.assert_array_equal(draws[0].targets, draws[1].targets)
     with pytest.raises(ValueError, match="training world"):
         PreferenceSessions(test_world, scorer)
+
+
+def test_users_without_tastes_have_preferences_too():
+    world = dataclasses.replace(small_world(0.4), split="train")
+    sessions = PreferenceSessions(world, ClickScorer.fit(world))
+    examples = sessions.draw(sessions.users, np.random.default_rng(0))
+    assert np.isfinite(examples.conditions).all() and np.isfinite(examples.targets).all()
 
 
 @pytest.mark.parametrize("mode", BELIEF_MODES)
