@@ -96,7 +96,7 @@ class DiffRecConfig(ClickVectorConfig):
         super().__post_init__()
         need_whole(1, levels=self.levels)
         need_number("[0, 1)", dropout=self.dropout)
-        need_number("(0, inf)", noise_scale=self.noise_scale, min_noise=self.min_noise)
+        need_number("(0, inf)", noise_scale=self.noise_scale, min_noise=self.min_noise, max_noise=self.max_noise)
         if not self.min_noise < self.max_noise < 1.0 / self.noise_scale:
             raise ValueError(
                 f"need min_noise < max_noise < 1 / noise_scale, got {self.min_noise}, {self.max_noise} and "

@@ -17,6 +17,7 @@ from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.preference_networks import DiffusionPreference, RegressionPreference, StudentConfig, distil_preference
 from dsrm.preference_sessions import PreferenceSessions, whitened
 from dsrm.training import TrainingConfig, regression_objective, top_heavy_objective, train_denoiser
+from kuaifair_env.checks import need_whole
 
 PreferenceKind = Literal["diffusion", "gaussian", "mixture", "regression"]
 
@@ -48,6 +49,10 @@ class PreferenceConfig:
     blocks: int
     training: TrainingConfig
     student: StudentConfig
+
+    def __post_init__(self) -> None:
+        need_whole(0, seed=self.seed)
+        need_whole(1, levels=self.levels, width=self.width, blocks=self.blocks)
 
 
 @dataclass(frozen=True)

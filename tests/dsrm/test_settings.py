@@ -13,12 +13,25 @@ import dsrm
 from dsrm.click_denoisers import ClickModelConfig
 from dsrm.diffusion import DenoiserConfig
 from dsrm.model import DistillationConfig, DSRMConfig
+from dsrm.preference_networks import StudentConfig
+from dsrm.preference_training import PreferenceConfig
 from dsrm.pretraining import PretrainConfig
 from dsrm.targets import WindowSettings
+from dsrm.training import TrainingConfig
 
 REQUIRED: dict[type, dict[str, Any]] = {
     ClickModelConfig: {"loss": "tce"},
     DenoiserConfig: {"state_size": 3, "condition_size": 3},
+    PreferenceConfig: {
+        "kind": "diffusion",
+        "seed": 0,
+        "schedule": "cosine",
+        "levels": 5,
+        "width": 4,
+        "blocks": 1,
+        "training": TrainingConfig(),
+        "student": StudentConfig(),
+    },
     DSRMConfig: {"mode": "profile", "schedule": "cosine", "levels": 5, "denoiser": DenoiserConfig(3, 3)},
 }
 OPTIONAL_WHOLE = int | None
