@@ -138,15 +138,26 @@ class LevelPrior:
 
     def applied(self, evidence: Evidence) -> Evidence:
         """Returns evidence whose posterior has this prior of the level in the place of that with mean zero."""
-        means, deviation = self.of(evidence)
-        precision = 1.0 / deviation**2
         # The prior differs in one entry, so that the posterior's covariance changes by rank one.
         column = evidence.covariances[:, :, 0]
-        remaining = 1.0 / (1.0 + (precision - 1.0) * column[:, :1])
-        gain = (precision - 1.0) * remaining
+        gain, pull = self._change(evidence)
         covariances = evidence.covariances - (gain * column)[:, :, None] * column[:, None, :]
-        pull = precision * remaining * means[:, None] - gain * evidence.means[:, :1]
         return Evidence(evidence.contexts, evidence.means + pull * column, covariances, evidence.scales)
+
+    def marginals(self, evidence: Evidence) -> Moments:
+        """Returns mode and standard deviations of :meth:`applied`, in units of the evidence's scales."""
+        column = evidence.covariances[:, :, 0]
+        gain, pull = self._change(evidence)
+        variances = evidence.covariances.diagonal(dim1=1, dim2=2) - gain * column * column
+        return Moments(evidence.means + pull * column, variances.sqrt())
+
+    def _change(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Returns how much of the level's column is taken off the covariance, and put on the mode, ``(B, 1)`` each."""
+        means, deviation = self.of(evidence)
+        precision = 1.0 / deviation**2
+        remaining = 1.0 / (1.0 + (precision - 1.0) * evidence.covariances[:, :1, 0])
+        gain = (precision - 1.0) * remaining
+        return gain, precision * remaining * means[:, None] - gain * evidence.means[:, :1]
 
 
 def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float = _RIDGE) -> NDArray[np.float64]:

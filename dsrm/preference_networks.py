@@ -19,7 +19,7 @@ from dsrm.baselines import regress, regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, Sampler, SamplerConfig, ScheduleKind
 from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.preference import Evidence, LevelPrior, Moments, level_prior, level_settings, normal_samples
-from dsrm.preference_sessions import KnownPreferences, features_of, unwhitened
+from dsrm.preference_sessions import KnownPreferences, features_of, joined_features, unwhitened
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
@@ -82,7 +82,7 @@ class DiffusionPreference:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         if self.student is None:
             return self.own_moments(evidence)
-        return self.student.moments(self.level.applied(evidence))
+        return self.student.moments(*self.level.marginals(evidence), evidence.scales)
 
     def own_moments(self, evidence: Evidence, samples: int = _TEACHER_SAMPLES) -> Moments:
         """Returns mean and spread as the diffusion model itself gives them; the spread is that of some draws."""
@@ -199,11 +199,18 @@ class Student:
         self._condition = condition
 
     @torch.no_grad()
-    def moments(self, evidence: Evidence) -> Moments:
-        """Returns mean and spread for evidence with the teacher's prior of levels."""
-        shifts, log_ratios = self._network(_standardised(features_of(evidence), self._condition)).chunk(2, dim=1)
-        deviations = evidence.scales * evidence.deviations
-        means = evidence.scales * evidence.means + deviations * shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
+    def moments(self, means: Tensor, deviations: Tensor, scales: Tensor) -> Moments:
+        """Returns mean and spread in log-odds.
+
+        Args:
+            means: ``float32 (B, d + 1)``, mode of the closed form with the teacher's prior of levels.
+            deviations: ``float32 (B, d + 1)``, its standard deviations; both in units of the scales.
+            scales: ``float32 (d + 1,)``, of the prior, in log-odds.
+        """
+        features = _standardised(joined_features(means, deviations, scales), self._condition)
+        shifts, log_ratios = self._network(features).chunk(2, dim=1)
+        deviations = scales * deviations
+        means = scales * means + deviations * shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
         return Moments(means, deviations * log_ratios.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp())
 
     def tensors(self) -> Tensors:

@@ -306,8 +306,12 @@ def features_of(evidence: Evidence) -> Tensor:
     The log context is left to the prior of the level: networks that read all of it learn by heart what the log's model
     says of its users, and are worse for users that they have not seen.
     """
-    scales = evidence.scales[:2].log().expand(len(evidence.means), 2)
-    return torch.cat([evidence.means, evidence.deviations.log(), scales], dim=1)
+    return joined_features(evidence.means, evidence.deviations, evidence.scales)
+
+
+def joined_features(means: Tensor, deviations: Tensor, scales: Tensor) -> Tensor:
+    """Returns the features of a posterior's mode and standard deviations, ``(B, d + 1)``, under a prior's scales."""
+    return torch.cat([means, deviations.log(), scales[:2].log().expand(len(means), 2)], dim=1)
 
 
 def whitened(evidence: Evidence, preferences: Tensor) -> Tensor:

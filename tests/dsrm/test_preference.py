@@ -151,6 +151,9 @@ def test_a_prior_of_the_level_is_bayes_theorem():
         pull[0] += precision * prior_mean
         np.testing.assert_allclose(levelled.covariances[row], np.linalg.inv(posterior), atol=1e-4)
         np.testing.assert_allclose(levelled.means[row], np.linalg.solve(posterior, pull), atol=1e-4)
+    modes, deviations = level.marginals(known)
+    torch.testing.assert_close(modes, levelled.means)
+    torch.testing.assert_close(deviations, levelled.deviations)
 
 
 def test_levels_are_read_off_the_log():
@@ -237,7 +240,7 @@ def test_a_student_gives_mean_and_spread_of_its_teacher():
     sessions = [TwoTastes().known(512, rng) for _ in range(16)]
     student, error = distil_preference(model, sessions, StudentConfig(steps=1_500, width=64), seed=0)
     known = TwoTastes().known(500, rng).evidence
-    teacher, learned = model.own_moments(known, 64), student.moments(known)
+    teacher, learned = model.own_moments(known, 64), student.moments(*model.level.marginals(known), known.scales)
     far = ((learned.means - teacher.means) / teacher.deviations).square().mean().sqrt()
     assert far < 0.25
     assert error.means == pytest.approx(float(far), abs=0.1)
