@@ -185,23 +185,27 @@ def rewards(of_seeds: Mapping[int, Result]) -> NDArray[np.float64]:
     return np.stack([of_seeds[seed].rewards for seed in sorted(of_seeds)])
 
 
-def settings_table(results: Results) -> list[str]:
-    """Returns what every agent did in every setting."""
-    lines = [
-        "| setting | agent | seeds, orders | R_cum | Len | violation rate | first 160 sessions | last 160 |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+def setting_tables(results: Results) -> list[str]:
+    """Returns a table of what every agent did for each setting."""
+    lines = []
     for setting, title in SETTINGS.items():
+        lines += [
+            f"### {title[0].upper()}{title[1:]}",
+            "",
+            "| agent | seeds, orders | R_cum | Len | violation rate | first 160 sessions | last 160 |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
         for (agent, of), seeds in results.items():
             if of == setting:
                 length, violations, first, last = (_mean(seeds, name) for name in FIGURES[1:])
                 mean = cell(interval_of(crossed_mean(rewards(seeds))))
                 number = len(seeds) if agent.state or len(seeds) > 1 else ""
                 lines.append(
-                    f"| {title} | {agent.title} | {number} | {mean} | {length:.2f} | {violations:.3f} "
+                    f"| {agent.title} | {number} | {mean} | {length:.2f} | {violations:.3f} "
                     f"| {_shown(first)} | {_shown(last)} |"
                 )
-    return lines
+        lines.append("")
+    return lines[:-1]
 
 
 def _mean(seeds: Mapping[int, Result], figure: str) -> float:
@@ -212,7 +216,7 @@ def _shown(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.2f}"
 
 
-def claims_table(results: Results) -> list[str]:
+def claims_tables(results: Results) -> list[str]:
     """Returns differences between states under one algorithm in one setting, with p-values by Holm over all of them."""
     pairs = (("closed_form", "observed"), ("belief", "observed"), ("belief", "closed_form"))
     methods = dict.fromkeys(agent.method for agent, _ in results if agent.state)
@@ -228,13 +232,23 @@ def claims_table(results: Results) -> list[str]:
         for name, setting, first, second in compared
     ]
     adjusted = holm(np.asarray([estimate.p_value() for estimate in estimates]))
-    lines = ["| algorithm | setting | state | minus | difference of R_cum | p, Holm |", "|---|---|---|---|---:|---:|"]
-    for (name, setting, first, second), estimate, p in zip(compared, estimates, adjusted, strict=True):
-        difference = cell(interval_of(estimate), sign=True)
-        lines.append(
-            f"| {method(name).title} | {SETTINGS[setting]} | {STATES[first]} | {STATES[second]} | {difference} "
-            f"| {'< 0.001' if p < 0.001 else f'{p:.3f}'} |"
-        )
+    lines = []
+    for setting, title in SETTINGS.items():
+        lines += [
+            f"### {title[0].upper()}{title[1:]}: differences",
+            "",
+            "| algorithm | state | minus | difference of R_cum | p, Holm |",
+            "|---|---|---|---:|---:|",
+        ]
+        for (name, of, first, second), estimate, p in zip(compared, estimates, adjusted, strict=True):
+            if of == setting:
+                difference = cell(interval_of(estimate), sign=True)
+                lines.append(
+                    f"| {method(name).title} | {STATES[first]} | {STATES[second]} | {difference} "
+                    f"| {'< 0.001' if p < 0.001 else f'{p:.3f}'} |"
+                )
+        lines.append("")
+    lines.pop()
     lines += [
         "",
         f"{(adjusted <= SIGNIFICANT).sum()} of {len(adjusted)} differences are shown: p at most {SIGNIFICANT}.",
@@ -279,13 +293,13 @@ def page(results: Results, pair: WorldPair, arguments: Namespace) -> str:
         "",
         "## What they did",
         "",
-        *settings_table(results),
+        *setting_tables(results),
         "",
         "Brackets: 95 % intervals over training seeds and users, crossed. † knows answers: a bound, not a method.",
         "",
         "## Differences",
         "",
-        *claims_table(results),
+        *claims_tables(results),
         "",
         "Brackets: 95 % intervals, seeds independent, users paired. P-values are adjusted by Holm over all rows.",
         "",

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from dsrm.baselines import regress, regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, Sampler, SamplerConfig, ScheduleKind
-from dsrm.model import Standardiser, TrainedDenoiser
+from dsrm.model import DistillationConfig, Standardiser, TrainedDenoiser
 from dsrm.preference import Evidence, LevelPrior, Moments, level_prior, level_settings, normal_samples
 from dsrm.preference_sessions import KnownPreferences, features_of, joined_features, unwhitened
-from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
 from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
@@ -31,29 +30,8 @@ _TEACHER_SAMPLES, _SPREAD_SHARE = 16, 4
 _VALIDATION_SHARE = 10
 
 
-@dataclass(frozen=True)
-class StudentConfig:
-    """How a student of the diffusion posterior is trained.
-
-    Attributes:
-        examples: Number of evidences that the teacher is asked for; of a quarter of them for the spread too.
-        width: Width of its two hidden layers.
-        steps: Optimizer steps.
-        batch_size: Evidences of a step.
-        learning_rate: First learning rate of Adam; it falls to zero along a cosine.
-    """
-
-    examples: int = 16_000
-    width: int = 192
-    steps: int = 3_000
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        need_whole(2, examples=self.examples)
-        need_whole(1, width=self.width, steps=self.steps)
-        need_whole(_SPREAD_SHARE, batch_size=self.batch_size)
-        need_number("(0, inf)", learning_rate=self.learning_rate)
+STUDENT = DistillationConfig(conditions=16_000, width=192, steps=3_000, batch_size=512, learning_rate=1e-3)
+"""How a student is trained. The teacher is asked for its spread in a quarter of the conditions."""
 
 
 class _ScheduleSettings(NamedTuple):
@@ -254,7 +232,7 @@ class DistillationError:
 def distil_preference(
     teacher: DiffusionPreference,
     sessions: Sequence[KnownPreferences],
-    config: StudentConfig,
+    config: DistillationConfig,
     seed: int,
     progress: bool = False,
 ) -> tuple[Student, DistillationError]:

@@ -11,10 +11,11 @@ import torch
 
 from dsrm.baselines import regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind
+from dsrm.model import DistillationConfig
 from dsrm.own_level import OwnScales
 from dsrm.preference import PreferenceModel
 from dsrm.preference_mixture import MixturePreference, TastePrior
-from dsrm.preference_networks import DiffusionPreference, RegressionPreference, StudentConfig, distil_preference
+from dsrm.preference_networks import DiffusionPreference, RegressionPreference, distil_preference
 from dsrm.preference_sessions import PreferenceSessions, whitened
 from dsrm.training import TrainingConfig, regression_objective, top_heavy_objective, train_denoiser
 from kuaifair_env.checks import need_whole
@@ -48,7 +49,7 @@ class PreferenceConfig:
     width: int
     blocks: int
     training: TrainingConfig
-    student: StudentConfig
+    student: DistillationConfig
 
     def __post_init__(self) -> None:
         need_whole(0, seed=self.seed)
@@ -145,7 +146,7 @@ def _train_diffusion(
         progress=progress,
     )
     rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
-    sessions = source.known(rng.choice(source.split()[0], config.student.examples), rng)
+    sessions = source.known(rng.choice(source.split()[0], config.student.conditions), rng)
     teacher = DiffusionPreference(trained, schedule, source.level, None)
     student, error = distil_preference(teacher, sessions, config.student, config.seed, progress)
     return DiffusionPreference(trained, schedule, source.level, student), report | {"distillation": asdict(error)}

@@ -36,7 +36,7 @@ from dsrm.diffusion import (
     posterior_spread,
 )
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
-from dsrm.preference_networks import StudentConfig
+from dsrm.preference_networks import STUDENT
 from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
 from dsrm.purifier import BELIEF_MODES, MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
@@ -127,7 +127,7 @@ class PretrainConfig:
     blocks: int | None = None
     training: TrainingConfig | None = None
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
+    student: DistillationConfig = STUDENT
     windows: WindowSettings = field(default_factory=WindowSettings)
     exclude_share: float = 0.5
     calibration_share: float = CALIBRATION_SHARE

@@ -16,7 +16,7 @@ from torch import Tensor
 from dsrm.belief_purifier import BeliefPurifier
 from dsrm.click_scorer import ClickScorer
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
-from dsrm.model import Standardiser, TrainedDenoiser
+from dsrm.model import DistillationConfig, Standardiser, TrainedDenoiser
 from dsrm.preference import (
     ClosedForm,
     Evidence,
@@ -27,7 +27,7 @@ from dsrm.preference import (
     restore_preference,
 )
 from dsrm.preference_mixture import MixturePreference, TastePrior
-from dsrm.preference_networks import DiffusionPreference, StudentConfig, distil_preference
+from dsrm.preference_networks import DiffusionPreference, distil_preference
 from dsrm.preference_sessions import KnownPreferences, PreferenceSessions, features_of, unwhitened, whitened
 from dsrm.pretraining import pretrain
 from dsrm.purifier import BELIEF_MODES, load_purifier, save_purifier
@@ -240,7 +240,9 @@ def test_a_student_gives_mean_and_spread_of_its_teacher():
     model = trained(0)
     rng = np.random.default_rng(5)
     sessions = [TwoTastes().known(512, rng) for _ in range(16)]
-    student, error = distil_preference(model, sessions, StudentConfig(steps=1_500, width=64), seed=0)
+    student, error = distil_preference(
+        model, sessions, DistillationConfig(steps=1_500, width=64, batch_size=512, learning_rate=1e-3), seed=0
+    )
     known = TwoTastes().known(500, rng).evidence
     teacher, learned = model.own_moments(known, 64), student.moments(*model.level.marginals(known), known.scales)
     far = ((learned.means - teacher.means) / teacher.deviations).square().mean().sqrt()
@@ -258,7 +260,7 @@ def tiny_networks(dimension: int) -> DiffusionPreference:
     level = LevelPrior(np.full(context_size(dimension) + 1, 0.01, np.float32), 0.4, 0.5)
     teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, level, None)
     sessions = [KnownPreferences(evidence(20, dimension, seed), torch.zeros(20, dimension + 1)) for seed in range(2)]
-    student, _ = distil_preference(teacher, sessions, StudentConfig(steps=2, width=8, batch_size=8), seed=0)
+    student, _ = distil_preference(teacher, sessions, DistillationConfig(steps=2, width=8, batch_size=8), seed=0)
     return DiffusionPreference(teacher.denoiser, schedule, level, student)
 
 

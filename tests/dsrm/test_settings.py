@@ -13,7 +13,6 @@ import dsrm
 from dsrm.click_denoisers import ClickModelConfig
 from dsrm.diffusion import DenoiserConfig
 from dsrm.model import DistillationConfig, DSRMConfig
-from dsrm.preference_networks import StudentConfig
 from dsrm.preference_training import PreferenceConfig
 from dsrm.pretraining import PretrainConfig
 from dsrm.targets import WindowSettings
@@ -30,7 +29,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
         "width": 4,
         "blocks": 1,
         "training": TrainingConfig(),
-        "student": StudentConfig(),
+        "student": DistillationConfig(),
     },
     DSRMConfig: {"mode": "profile", "schedule": "cosine", "levels": 5, "denoiser": DenoiserConfig(3, 3)},
 }

@@ -8,7 +8,6 @@ import numpy as np
 from gymnasium import spaces
 
 from dsrm.model import DistillationConfig
-from dsrm.preference_networks import StudentConfig
 from dsrm.pretraining import PretrainConfig
 from dsrm.purifier import MismatchError, Mode, state_space
 from dsrm.targets import WindowSettings
@@ -44,7 +43,7 @@ def quick_config(mode: Mode = "profile", **settings: Any) -> PretrainConfig:
         "width": 16,
         "blocks": 1,
         "distillation": DistillationConfig(conditions=500, width=16, steps=20),
-        "student": StudentConfig(examples=500, width=16, steps=20),
+        "student": DistillationConfig(conditions=500, width=16, steps=20),
         "windows": WindowSettings(policy_share=0.1),
         "denoiser_steps": 10,
     }
