@@ -361,9 +361,7 @@ def page(
         "session. Served: with the shared level of Figure 2, which met none of these users. Only the state differs "
         "within a column, so that AD does not. The last column is paired by users.",
         "",
-        f"| R_cum by popular share | {shares} | 50%: gain over the observed state |",
-        "|---|" + "---:|" * (len(POPULAR) + 1),
-        *tables[3],
+        *_by_protocol(tables[3], f"{shares} | 50%: gain over the observed state |"),
         "",
         "## Figure 4: states before and after purification",
         "",
@@ -406,6 +404,17 @@ def page(
         f"seed 0: {models}.",
     ]
     return "\n".join(lines)
+
+
+def _by_protocol(rows: Sequence[str], columns: str) -> list[str]:
+    """Returns the rows of Figure 3 as one table of frozen states, and one of those with a shared level that served."""
+    served = [row for row in rows if ", served" in row]
+    frozen = [row for row in rows if row not in served]
+    lines = []
+    for name, some in (("frozen", frozen), ("after a service", served)):
+        heading = f"| R_cum by popular share, {name} | {columns}"
+        lines += [heading, "|---|" + "---:|" * (len(POPULAR) + 1), *some, ""]
+    return lines[:-1]
 
 
 def main() -> None:
