@@ -23,7 +23,8 @@ from dsrm.diffusion import Denoiser, DenoiserConfig
 from dsrm.model import Standardiser, TrainedDenoiser
 from dsrm.preference import ClosedForm, Evidence, LevelPrior, PreferenceModel, context_size
 from dsrm.preference_mixture import MixturePreference, TastePrior
-from dsrm.preference_networks import DiffusionPreference, RegressionPreference, Student, student_network
+from dsrm.preference_networks import DiffusionPreference, RegressionPreference
+from dsrm.preference_student import Student, student_network
 from dsrm.pretraining import PretrainConfig, regression_network
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
@@ -40,19 +41,20 @@ def models() -> dict[str, PreferenceModel]:
     size, context = DIMENSION + 1, context_size(DIMENSION)
     config = PretrainConfig(mode="belief")
     schedule, inputs = config.noise_schedule(), 2 * size + 2
-    shape = DenoiserConfig(size, inputs, "velocity", config.network_width, config.network_blocks)
+    shape = DenoiserConfig(DIMENSION, inputs, "velocity", config.network_width, config.network_blocks)
     condition = Standardiser(np.zeros(inputs, np.float32), np.ones(inputs, np.float32))
-    state = Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32))
+    state = Standardiser(np.zeros(DIMENSION, np.float32), np.ones(DIMENSION, np.float32))
     level = LevelPrior(np.zeros(context + 1, np.float32), 0.4, 0.5)
+    normal = MixturePreference(level, _taste(1))
     student = Student(student_network(inputs, config.student.width, 2 * size), condition)
     denoiser = TrainedDenoiser(Denoiser(shape, schedule).eval(), condition, state)
     least_squares = TrainedDenoiser(regression_network(shape).eval(), condition, state)
-    with_student, alone = (DiffusionPreference(denoiser, schedule, level, net) for net in (student, None))
+    with_student, alone = (DiffusionPreference(denoiser, schedule, normal, 1.0, net) for net in (student, None))
     return {
         "closed form": ClosedForm(),
-        "gaussian": MixturePreference(level, _taste(1)),
+        "gaussian": normal,
         "mixture of 8": MixturePreference(level, _taste(8)),
-        "regression": RegressionPreference(least_squares, level, np.ones(size, np.float32)),
+        "regression": RegressionPreference(least_squares, normal, 1.0, np.ones(DIMENSION, np.float32)),
         "diffusion: student": with_student,
         "diffusion: alone": alone,
     }

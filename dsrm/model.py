@@ -38,6 +38,7 @@ SPREAD_SAMPLES = 8
 _MIN_DEVIATION = 1e-4
 _MAX_SPREAD = 10.0
 _STUDENT_CLIP, _CONDITION_CLIP = 5.0, 5.0
+_CLIP = 6.0
 _MIN_SPREAD = 1e-3
 _MAX_LOG_SPREAD = 5.0
 _SPREAD_WEIGHT = 0.1
@@ -64,6 +65,11 @@ class Standardiser:
     def transform(self, rows: FloatArray) -> FloatArray:
         """Returns standardised rows."""
         return (rows - self.mean) / self.deviation
+
+    def clipped(self, rows: Tensor) -> Tensor:
+        """Returns standardised rows, at most six standard deviations from the mean."""
+        standardised = (rows - torch.from_numpy(self.mean)) / torch.from_numpy(self.deviation)
+        return standardised.clamp_(-_CLIP, _CLIP)
 
     def inverse_transform(self, rows: FloatArray) -> FloatArray:
         """Undoes :meth:`transform`."""

@@ -27,6 +27,7 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
 
 _RIDGE = 100.0
+_SHOWN_COUNT = -len(STATISTICS) - 1
 _TINY = 1e-6
 _CLASSES: dict[str, tuple[str, str]] = {
     "closed-form": ("dsrm.preference", "ClosedForm"),
@@ -128,36 +129,15 @@ class LevelPrior:
         means = contexts @ coefficients[1:] + coefficients[0]
         return cls(coefficients, float(means.std()), float(np.hypot((levels - means).std(), misjudged)))
 
-    def of(self, evidence: Evidence) -> tuple[Tensor, float]:
-        """Returns means ``(B,)`` and the standard deviation, both in units of the evidence's scale of levels."""
-        scale = float(evidence.scales[0])
-        coefficients = torch.from_numpy(self.coefficients)
-        means = (evidence.contexts @ coefficients[1:] + coefficients[0]) / max(scale, _TINY)
+    def means(self, evidence: Evidence) -> Tensor:
+        """Returns the means, ``float32 (B,)``, in units of the evidence's scale of levels."""
+        predicted = predicted_from(evidence.contexts, torch.from_numpy(self.coefficients))
+        return predicted / max(float(evidence.scales[0]), _TINY)
+
+    def deviation(self, scale: float) -> float:
+        """Returns the standard deviation in units of a scale of levels."""
         variance = max(scale**2 - self.explained**2, self.unexplained**2)
-        return means, variance**0.5 / max(scale, _TINY)
-
-    def applied(self, evidence: Evidence) -> Evidence:
-        """Returns evidence whose posterior has this prior of the level in the place of that with mean zero."""
-        # The prior differs in one entry, so that the posterior's covariance changes by rank one.
-        column = evidence.covariances[:, :, 0]
-        gain, pull = self._change(evidence)
-        covariances = evidence.covariances - (gain * column)[:, :, None] * column[:, None, :]
-        return Evidence(evidence.contexts, evidence.means + pull * column, covariances, evidence.scales)
-
-    def marginals(self, evidence: Evidence) -> Moments:
-        """Returns mode and standard deviations of :meth:`applied`, in units of the evidence's scales."""
-        column = evidence.covariances[:, :, 0]
-        gain, pull = self._change(evidence)
-        variances = evidence.covariances.diagonal(dim1=1, dim2=2) - gain * column * column
-        return Moments(evidence.means + pull * column, variances.sqrt())
-
-    def _change(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Returns how much of the level's column is taken off the covariance, and put on the mode, ``(B, 1)`` each."""
-        means, deviation = self.of(evidence)
-        precision = 1.0 / deviation**2
-        remaining = 1.0 / (1.0 + (precision - 1.0) * evidence.covariances[:, :1, 0])
-        gain = (precision - 1.0) * remaining
-        return gain, precision * remaining * means[:, None] - gain * evidence.means[:, :1]
+        return float(variance**0.5 / max(scale, _TINY))
 
 
 def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float = _RIDGE) -> NDArray[np.float64]:
@@ -169,6 +149,18 @@ def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float
     ridge = Ridge(penalty).fit((contexts - mean) / deviation, targets)
     slopes = (ridge.coef_ / deviation).T
     return np.concatenate([[ridge.intercept_ - mean @ slopes], slopes])
+
+
+def predicted_from(contexts: Tensor, coefficients: Tensor) -> Tensor:
+    """Returns what a regression on log contexts predicts, ``(B,)`` or ``(B, n)``: zero for users without a log.
+
+    Args:
+        contexts: ``float32 (B, c)``, see :class:`LogContexts`.
+        coefficients: ``float32 (c + 1,)`` or ``(c + 1, n)``, intercept first.
+    """
+    predicted = contexts @ coefficients[1:] + coefficients[0]
+    has_log = contexts[:, _SHOWN_COUNT] > 0
+    return torch.where(has_log if predicted.ndim == 1 else has_log[:, None], predicted, 0.0)
 
 
 def level_settings(level: LevelPrior) -> dict[str, float]:

@@ -1,42 +1,48 @@
 """Preference models that are trained networks: the diffusion posterior (DSRM, mode ``belief``), and regression.
 
-Both see the same evidence and learn by how much a clean preference differs from the closed form, in coordinates in
-which the closed form's posterior is standard normal, the user's level taken from the log. Where preferences are normal
-there is nothing to learn.
+Both see the same evidence and learn by how much a clean taste differs from what a fitted normal prior says
+(``gaussian``), in coordinates in which that posterior is standard normal: where tastes are normal there is nothing to
+learn. What they have learned counts as far as it holds for users that they were not trained on. The level stays
+normal: it is one number, whose prior the log shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrm.baselines import regress, regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, Sampler, SamplerConfig, ScheduleKind
-from dsrm.model import DistillationConfig, Standardiser, TrainedDenoiser
-from dsrm.preference import Evidence, LevelPrior, Moments, level_prior, level_settings, normal_samples
-from dsrm.preference_sessions import KnownPreferences, features_of, joined_features, unwhitened
+from dsrm.model import TrainedDenoiser
+from dsrm.preference import Evidence, Moments, normal_samples
+from dsrm.preference_mixture import MixturePreference
+from dsrm.preference_sessions import features_of, unwhitened
+from dsrm.preference_student import Student
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
-from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
+from kuaifair_env.files import Tensors, parse_as, take_tensors
 
-_CLIP = 6.0
-_MAX_SHIFT, _MAX_LOG_RATIO = 5.0, 2.0
-_TEACHER_SAMPLES, _SPREAD_SHARE = 16, 4
-_VALIDATION_SHARE = 10
-
-
-STUDENT = DistillationConfig(conditions=16_000, width=192, steps=3_000, batch_size=512, learning_rate=1e-3)
-"""How a student is trained. The teacher is asked for its spread in a quarter of the conditions."""
+_TEACHER_SAMPLES = 16
 
 
 class _ScheduleSettings(NamedTuple):
     kind: ScheduleKind
     levels: int
+
+
+def fitted_reliance(means: Tensor, tastes: Tensor) -> float:
+    """Returns how far predicted means are to be relied on: their share, in [0, 1], that predicts best in least squares.
+
+    Args:
+        means: ``float32 (n, d)``, whitened, as a network predicts them for users it was not trained on.
+        tastes: ``float32 (n, d)``, of these users.
+    """
+    product, square = float((means * tastes).sum()), float((means * means).sum())
+    return min(max(product / square, 0.0), 1.0) if square > 0 else 0.0
 
 
 class DiffusionPreference:
@@ -45,33 +51,46 @@ class DiffusionPreference:
     Args:
         denoiser: Trained on whitened preferences.
         schedule: Noise levels.
-        level: Of the closed form that it starts from.
+        prior: The fitted normal that it starts from.
+        reliance: How far its mean is relied on, in [0, 1].
         student: Gives mean and spread in one evaluation; None evaluates the diffusion model itself.
     """
 
     kind = "diffusion"
 
     def __init__(
-        self, denoiser: TrainedDenoiser, schedule: NoiseSchedule, level: LevelPrior, student: Student | None
+        self,
+        denoiser: TrainedDenoiser,
+        schedule: NoiseSchedule,
+        prior: MixturePreference,
+        reliance: float = 1.0,
+        student: Student | None = None,
     ) -> None:
-        self.denoiser, self._schedule, self.level, self.student = denoiser, schedule, level, student
+        self.denoiser, self._schedule, self.prior, self.reliance = denoiser, schedule, prior, reliance
+        self.student = student
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        if self.student is None:
-            return self.own_moments(evidence)
-        return self.student.moments(*self.level.marginals(evidence), evidence.scales)
+        return self.own_moments(evidence) if self.student is None else self.student.moments(self.prior, evidence)
 
     def own_moments(self, evidence: Evidence, samples: int = _TEACHER_SAMPLES) -> Moments:
         """Returns mean and spread as the diffusion model itself gives them; the spread is that of some draws."""
         return Moments(self.own_means(evidence), self.samples(evidence, samples, 0).std(dim=0))
 
     def own_means(self, evidence: Evidence) -> Tensor:
-        """Returns the mean as the diffusion model itself gives it, ``float32 (B, d + 1)`` in log-odds.
+        """Returns the mean as the diffusion model itself gives it, ``float32 (B, d + 1)`` in log-odds."""
+        normal = self.prior.normal(evidence)
+        return unwhitened(normal, _with_levels(self.reliance * self.whitened_means(normal)))
+
+    def whitened_means(self, normal: Evidence) -> Tensor:
+        """Returns by how much means of tastes differ from the fitted normal's, whitened, ``float32 (B, d)``.
 
         It is one evaluation at the noisiest level, where nothing of the noisy preference is left.
+
+        Args:
+            normal: What the fitted normal says.
         """
-        return self.drawn(evidence, SamplerConfig(steps=1))[0]
+        return self._draws(normal, SamplerConfig(steps=1))[0]
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`; draws of a row follow from seed and evidence alone."""
@@ -79,24 +98,28 @@ class DiffusionPreference:
 
     def drawn(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
         """Returns draws of the clean preferences by some sampler, ``float32 (samples, B, d + 1)`` in log-odds."""
-        levelled = self.level.applied(evidence)
+        normal = self.prior.normal(evidence)
+        draws, means = self._draws(normal, config), self.whitened_means(normal)
+        generator = torch.Generator().manual_seed(config.seed)
+        levels = torch.randn(len(draws), 1, generator=generator).expand(draws.shape[:-1])
+        return unwhitened(normal, _with_levels(draws - means + self.reliance * means, levels))
+
+    def _draws(self, normal: Evidence, config: SamplerConfig) -> Tensor:
         sampler = Sampler(self.denoiser.network, self._schedule, config)
-        draws = sampler.samples(_standardised(features_of(levelled), self.denoiser.condition), levelled.means)
-        return unwhitened(levelled, _restored(draws, self.denoiser.state))
+        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), normal.means[:, 1:])
+        return _restored(draws, self.denoiser)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         schedule = _ScheduleSettings(self._schedule.kind, self._schedule.levels)
-        return {
-            "denoiser": asdict(self.denoiser.network.config),
-            "schedule": list(schedule),
-            **level_settings(self.level),
-        }
+        denoiser = asdict(self.denoiser.network.config)
+        own = {"denoiser": denoiser, "schedule": list(schedule), "reliance": self.reliance}
+        return own | self.prior.settings()
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         of_student = {} if self.student is None else self.student.tensors()
-        return self.denoiser.tensors() | of_student | {"level": self.level.coefficients}
+        return self.denoiser.tensors() | of_student | self.prior.tensors()
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> DiffusionPreference:
@@ -105,53 +128,62 @@ class DiffusionPreference:
         schedule = NoiseSchedule.make(of_schedule.kind, of_schedule.levels)
         network = Denoiser(parse_as(DenoiserConfig, settings["denoiser"]), schedule)
         denoiser = TrainedDenoiser.restore(network, tensors)
-        return cls(denoiser, schedule, level_prior(tensors, settings), Student.restore(tensors, denoiser.condition))
+        prior, reliance = MixturePreference.restore(tensors, settings), parse_as(float, settings["reliance"])
+        return cls(denoiser, schedule, prior, reliance, Student.restore(tensors))
 
 
 class RegressionPreference:
-    """The mean of clean preferences by least squares, with the closed form's spread times a factor.
+    """The mean of clean preferences by least squares, with the fitted normal's spread times a factor.
 
     Args:
         denoiser: A network of the diffusion model's own architecture with a single noise level.
-        level: Of the closed form that it starts from.
-        spread: ``float32 (d + 1,)``, standard deviations of what it leaves unexplained of whitened preferences.
+        prior: The fitted normal that it starts from.
+        reliance: How far its mean is relied on, in [0, 1].
+        spread: ``float32 (d,)``, standard deviations of what it leaves unexplained of whitened tastes.
     """
 
     kind = "regression"
 
-    def __init__(self, denoiser: TrainedDenoiser, level: LevelPrior, spread: FloatArray) -> None:
-        self._denoiser, self._level = denoiser, level
-        self._spread = torch.from_numpy(np.asarray(spread, np.float32))
+    def __init__(
+        self, denoiser: TrainedDenoiser, prior: MixturePreference, reliance: float, spread: FloatArray
+    ) -> None:
+        self._denoiser, self._prior, self._reliance = denoiser, prior, reliance
+        self._spread = torch.from_numpy(np.concatenate([np.ones(1), spread]).astype(np.float32))
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        levelled = self._level.applied(evidence)
-        deviations = (self._factors(levelled) ** 2).sum(-1).sqrt()
-        return Moments(self._mean(levelled), evidence.scales * deviations)
+        normal = self._prior.normal(evidence)
+        deviations = (self._factors(normal) ** 2).sum(-1).sqrt()
+        return Moments(self._mean(normal), evidence.scales * deviations)
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        levelled = self._level.applied(evidence)
-        factors = self._factors(levelled)
+        normal = self._prior.normal(evidence)
+        factors = self._factors(normal)
         noise = normal_samples(torch.zeros_like(evidence.means), factors @ factors.mT, count, seed)
-        return self._mean(levelled) + noise * evidence.scales
+        return self._mean(normal) + noise * evidence.scales
 
-    def _factors(self, levelled: Evidence) -> Tensor:
-        factors: Tensor = torch.linalg.cholesky(levelled.covariances)
+    def whitened_means(self, normal: Evidence) -> Tensor:
+        """See :meth:`DiffusionPreference.whitened_means`."""
+        conditions = self._denoiser.condition.clipped(features_of(normal))
+        return _restored(regress(self._denoiser.network, conditions), self._denoiser)
+
+    def _factors(self, normal: Evidence) -> Tensor:
+        factors: Tensor = torch.linalg.cholesky(normal.covariances)
         return factors * self._spread
 
     @torch.no_grad()
-    def _mean(self, levelled: Evidence) -> Tensor:
-        conditions = _standardised(features_of(levelled), self._denoiser.condition)
-        return unwhitened(levelled, _restored(regress(self._denoiser.network, conditions), self._denoiser.state))
+    def _mean(self, normal: Evidence) -> Tensor:
+        return unwhitened(normal, _with_levels(self._reliance * self.whitened_means(normal)))
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return {"denoiser": asdict(self._denoiser.network.config), **level_settings(self._level)}
+        denoiser = asdict(self._denoiser.network.config)
+        return {"denoiser": denoiser, "reliance": self._reliance, **self._prior.settings()}
 
     def tensors(self) -> Tensors:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return self._denoiser.tensors() | {"spread": self._spread.numpy(), "level": self._level.coefficients}
+        return self._denoiser.tensors() | {"spread": self._spread[1:].numpy()} | self._prior.tensors()
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> RegressionPreference:
@@ -159,144 +191,16 @@ class RegressionPreference:
         shape = parse_as(DenoiserConfig, settings["denoiser"])
         take_tensors(tensors, {"spread": (shape.state_size,)})
         denoiser = TrainedDenoiser.restore(regression_network(shape), tensors)
-        return cls(denoiser, level_prior(tensors, settings), tensors["spread"])
+        prior, reliance = MixturePreference.restore(tensors, settings), parse_as(float, settings["reliance"])
+        return cls(denoiser, prior, reliance, tensors["spread"])
 
 
-class Student:
-    """A small network that gives mean and spread of a diffusion posterior in one evaluation.
-
-    It says by how much they differ from the closed form's, in the closed form's standard deviations, entry by entry.
-
-    Args:
-        network: ``(B, c) -> (B, 2 (d + 1))``: shifts of the means, and logarithms of ratios of deviations.
-        condition: How features are standardised.
-    """
-
-    def __init__(self, network: nn.Sequential, condition: Standardiser) -> None:
-        self._network = network.eval()
-        self._condition = condition
-
-    @torch.no_grad()
-    def moments(self, means: Tensor, deviations: Tensor, scales: Tensor) -> Moments:
-        """Returns mean and spread in log-odds.
-
-        Args:
-            means: ``float32 (B, d + 1)``, mode of the closed form with the teacher's prior of levels.
-            deviations: ``float32 (B, d + 1)``, its standard deviations; both in units of the scales.
-            scales: ``float32 (d + 1,)``, of the prior, in log-odds.
-        """
-        features = _standardised(joined_features(means, deviations, scales), self._condition)
-        shifts, log_ratios = self._network(features).chunk(2, dim=1)
-        deviations = scales * deviations
-        means = scales * means + deviations * shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
-        return Moments(means, deviations * log_ratios.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp())
-
-    def tensors(self) -> Tensors:
-        """Returns the weights by name; standardisation is that of the teacher."""
-        return with_prefix(network_tensors(self._network), "student.")
-
-    @classmethod
-    def restore(cls, tensors: Tensors, condition: Standardiser) -> Student | None:
-        """Returns the student whose :meth:`tensors` are among the given ones, None where there are none of them."""
-        own = without_prefix(tensors, "student.")
-        if not own:
-            return None
-        take_tensors(own, {"network.0.weight": (None, len(condition.mean)), "network.4.bias": (None,)})
-        width, inputs = own["network.0.weight"].shape
-        network = student_network(inputs, width, len(own["network.4.bias"]))
-        load_network(network, own)
-        return cls(network, condition)
+def _with_levels(tastes: Tensor, levels: Tensor | None = None) -> Tensor:
+    """Returns whitened preferences of whitened tastes ``(..., d)`` and levels ``(...)``, which are 0 if None."""
+    first = torch.zeros(tastes.shape[:-1]) if levels is None else levels
+    return torch.cat([first[..., None], tastes], dim=-1)
 
 
-def student_network(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Returns a network with two hidden layers that begins as the closed form."""
-    last = nn.Linear(width, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
-
-
-@dataclass(frozen=True)
-class DistillationError:
-    """How far a student is from its teacher, on sessions that it was not trained on.
-
-    Attributes:
-        means: Root mean square difference of the means, in the teacher's standard deviations.
-        deviations: Median of the ratio of standard deviations, student to teacher.
-    """
-
-    means: float
-    deviations: float
-
-
-def distil_preference(
-    teacher: DiffusionPreference,
-    sessions: Sequence[KnownPreferences],
-    config: DistillationConfig,
-    seed: int,
-    progress: bool = False,
-) -> tuple[Student, DistillationError]:
-    """Trains a student to give a diffusion posterior's mean and spread.
-
-    Args:
-        teacher: The diffusion model.
-        sessions: Batches of evidence to learn from; the last tenth is kept to measure the error.
-        config: How to train.
-        seed: Seed of weights and batches.
-        progress: Whether to show a progress bar.
-    """
-    from tqdm import tqdm
-
-    condition = teacher.denoiser.condition
-    inputs, shifts, variances = [], [], []
-    for number, batch in enumerate(tqdm(sessions, "ask the teacher", disable=not progress)):
-        evidence = teacher.level.applied(batch.evidence)
-        closed = evidence.scales * evidence.deviations
-        inputs.append(_standardised(features_of(evidence), condition))
-        shifts.append((teacher.own_means(batch.evidence) - evidence.scales * evidence.means) / closed)
-        # Draws cost as much as a hundred means.
-        if (number + 1 - len(sessions)) % _SPREAD_SHARE == 0:
-            variances.append((teacher.own_moments(batch.evidence).deviations / closed) ** 2)
-        else:
-            variances.append(torch.full_like(closed, torch.nan))
-    features, shift, variance = torch.cat(inputs), torch.cat(shifts), torch.cat(variances)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = student_network(features.shape[1], config.width, 2 * shift.shape[1])
-    generator = torch.Generator().manual_seed(seed)
-    known = len(features) - len(features) // _VALIDATION_SHARE
-    spread_rows = torch.nonzero(variance[:known, 0].isfinite())[:, 0]
-
-    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in tqdm(range(config.steps), "distil", disable=not progress):
-            rows = torch.randint(known, (config.batch_size,), generator=generator)
-            of_spread = torch.randint(len(spread_rows), (config.batch_size // _SPREAD_SHARE,), generator=generator)
-            yield rows, spread_rows[of_spread]
-
-    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        rows, of_spread = batch
-        moved = network(features[rows])[:, : shift.shape[1]]
-        log_ratios = network(features[of_spread])[:, shift.shape[1] :]
-        # A normal likelihood, whose optimum is the mean of noisy variances.
-        spread_loss = (log_ratios + variance[of_spread] * (-2.0 * log_ratios).exp() / 2.0).mean()
-        total: Tensor = ((moved - shift[rows]) ** 2).mean() + spread_loss
-        return total
-
-    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
-    Trainer(network, optimizer, schedule=cosine_decay(config.steps)).fit(batches, loss, rounds=1)
-    network.eval()
-    with torch.inference_mode():
-        moved, log_ratios = network(features[known:]).chunk(2, dim=1)
-        deviations = torch.where(variance[known:].isfinite(), variance[known:].sqrt(), log_ratios.exp())
-        far = ((moved - shift[known:]) / deviations).square().mean().sqrt()
-        ratio = (log_ratios.exp() / variance[known:].sqrt()).nanmedian()
-    return Student(network, condition), DistillationError(round(float(far), 4), round(float(ratio), 4))
-
-
-def _standardised(features: Tensor, standardiser: Standardiser) -> Tensor:
-    mean, deviation = torch.from_numpy(standardiser.mean), torch.from_numpy(standardiser.deviation)
-    return ((features - mean) / deviation).clamp_(-_CLIP, _CLIP)
-
-
-def _restored(states: Tensor, standardiser: Standardiser) -> Tensor:
+def _restored(states: Tensor, denoiser: TrainedDenoiser) -> Tensor:
+    standardiser = denoiser.state
     return states * torch.from_numpy(standardiser.deviation) + torch.from_numpy(standardiser.mean)

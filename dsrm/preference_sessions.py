@@ -21,6 +21,7 @@ from torch import Tensor
 from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.preference import Evidence, LevelPrior, LogContexts, ridge_coefficients
+from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.shared_level import SharedScales
 from dsrm.targets import Examples
 from kuaifair_env.data.schema import FloatArray, IntArray
@@ -46,6 +47,7 @@ _MEAN_ROOT = 2.0 / 3.0
 _SHARED_LEVEL = SharedScales().intercept
 _FROZEN_SHARE, _SERVING_SHARE = 0.3, 0.4
 _SCALE_ERROR = 0.2
+_POPULATION, _POPULATION_STREAM = 20_000, 23
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class PreferenceSessions:
         users: ``int64``, increasing rows of the users whose logs and tastes are known.
         level: What users' logs say about their levels.
         scales: Of the own level before anything is known of the items.
+        normal: The fitted normal prior of levels and tastes.
         taste: Root mean square of the components of ``w_u`` in the log's model.
 
     Raises:
@@ -145,6 +148,7 @@ class PreferenceSessions:
         self.users = self._logged.users
         self.level = self._level_prior()
         self.scales = self._scales(self.size, 1.0)
+        self.normal = self.fitted_prior(1)
 
     @property
     def dimension(self) -> int:
@@ -156,11 +160,13 @@ class PreferenceSessions:
         return early_stopping_split(self._world.data, self.users)
 
     def draw(self, users: IntArray, rng: np.random.Generator) -> Examples:
-        """See :class:`~dsrm.targets.ExampleSource`; targets are whitened (:func:`whitened`), given users' logs too."""
+        """See :class:`~dsrm.targets.ExampleSource`; targets are tastes, whitened by the fitted normal."""
         batches = self.known(users, rng)
-        evidence = [self.level.applied(batch.evidence) for batch in batches]
+        evidence = [self.normal.normal(batch.evidence) for batch in batches]
         conditions = [features_of(some).numpy() for some in evidence]
-        targets = [whitened(some, batch.preferences).numpy() for some, batch in zip(evidence, batches, strict=True)]
+        targets = [
+            whitened(some, batch.preferences)[:, 1:].numpy() for some, batch in zip(evidence, batches, strict=True)
+        ]
         return Examples(np.concatenate(conditions)[: len(users)], np.concatenate(targets)[: len(users)])
 
     def known(self, users: IntArray, rng: np.random.Generator) -> list[KnownPreferences]:
@@ -186,7 +192,13 @@ class PreferenceSessions:
         spread = 2.0 * np.log(largest / self.taste)
         return float(np.sqrt((largest**2 - self.taste**2) / spread)) if spread > 0 else largest
 
-    def predicted_tastes(self) -> FloatArray:
+    def fitted_prior(self, parts: int, seed: int = 0) -> MixturePreference:
+        """Fits a prior of levels and tastes, a mixture of so many normals, to the users not kept for validation."""
+        rng = np.random.default_rng([seed, _POPULATION_STREAM])
+        tastes = self.tastes(rng.choice(self.split()[0], _POPULATION), rng)
+        return MixturePreference(self.level, TastePrior.fit(self._predicted_tastes(), self.size, tastes, parts, seed))
+
+    def _predicted_tastes(self) -> FloatArray:
         """Returns ``float32 (c + 1, d)``, a regression of tastes in log-odds on log contexts; intercept first."""
         users, _ = self.split()
         tastes = self._logged.tastes[np.searchsorted(self.users, users)]
@@ -300,11 +312,11 @@ class _Policy:
 
 
 def features_of(evidence: Evidence) -> Tensor:
-    """Returns what networks read of evidence, ``float32 (B, 2 d + 4)``: the posterior and the scales of its prior.
+    """Returns what networks read of evidence, ``float32 (B, 2 d + 4)``: a posterior and the scales of its prior.
 
-    They are the posterior's mode, the logarithms of its standard deviations, and the logarithms of the prior's scales.
-    The log context is left to the prior of the level: networks that read all of it learn by heart what the log's model
-    says of its users, and are worse for users that they have not seen.
+    They are its means, the logarithms of its standard deviations, and the logarithms of the scales. The log context is
+    left to the fitted normal: networks that read all of it learn by heart what the log's model says of its users, and
+    are worse for users that they have not seen.
     """
     return joined_features(evidence.means, evidence.deviations, evidence.scales)
 
@@ -315,7 +327,7 @@ def joined_features(means: Tensor, deviations: Tensor, scales: Tensor) -> Tensor
 
 
 def whitened(evidence: Evidence, preferences: Tensor) -> Tensor:
-    """Returns by how much preferences differ from the closed form, in units in which it is standard normal.
+    """Returns by how much preferences differ from a posterior's mean, in units in which it is standard normal.
 
     Args:
         evidence: Of ``B`` sessions.

@@ -8,22 +8,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsrm.baselines import regression_network
 from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule, ScheduleKind
 from dsrm.model import DistillationConfig
 from dsrm.own_level import OwnScales
 from dsrm.preference import PreferenceModel
-from dsrm.preference_mixture import MixturePreference, TastePrior
-from dsrm.preference_networks import DiffusionPreference, RegressionPreference, distil_preference
+from dsrm.preference_networks import DiffusionPreference, RegressionPreference, fitted_reliance
 from dsrm.preference_sessions import PreferenceSessions, whitened
+from dsrm.preference_student import distil_preference
 from dsrm.training import TrainingConfig, regression_objective, top_heavy_objective, train_denoiser
 from kuaifair_env.checks import need_whole
 
 PreferenceKind = Literal["diffusion", "gaussian", "mixture", "regression"]
 
 _PARTS = (2, 4, 8)
-_MAX_POPULATION, _HELD_OUT = 20_000, 8_000
+_HELD_OUT = 16_000
 _DISTILLATION_STREAM, _HELD_OUT_STREAM, _POPULATION_STREAM = 21, 22, 23
 
 
@@ -94,16 +95,16 @@ def fit_preference(
 
 def _fit_mixture(source: PreferenceSessions, config: PreferenceConfig) -> tuple[PreferenceModel, dict[str, Any]]:
     """Fits normal distributions, as many as held-out users ask for; one for ``gaussian``."""
-    users, held_out = source.split()
     rng = np.random.default_rng([config.seed, _POPULATION_STREAM])
-    tastes = source.tastes(rng.choice(users, min(config.training.examples, _MAX_POPULATION)), rng)
-    others = source.tastes(rng.choice(held_out, min(config.training.examples, _HELD_OUT)), rng)
-    slopes = source.predicted_tastes()
-    sizes = (1,) if config.kind == "gaussian" else _PARTS
-    fitted = [TastePrior.fit(slopes, source.size, tastes, size, config.seed) for size in sizes]
-    densities = [taste.log_density(others) for taste in fitted]
+    others = source.tastes(rng.choice(source.split()[1], min(config.training.examples, _HELD_OUT)), rng)
+    if config.kind == "gaussian":
+        fitted = [source.normal]
+    else:
+        fitted = [source.fitted_prior(parts, config.seed) for parts in _PARTS]
+    densities = [prior.taste.log_density(others) for prior in fitted]
+    sizes = [len(prior.taste.weights) for prior in fitted]
     report = {"log_density": {str(size): round(density, 3) for size, density in zip(sizes, densities, strict=True)}}
-    return MixturePreference(source.level, fitted[int(np.argmax(densities))]), report
+    return fitted[int(np.argmax(densities))], report
 
 
 def _train_regression(
@@ -120,14 +121,11 @@ def _train_regression(
         checkpoint=checkpoint,
         progress=progress,
     )
-    without_spread = RegressionPreference(trained, source.level, np.ones(shape.state_size, np.float32))
-    rng = np.random.default_rng([config.seed, _HELD_OUT_STREAM])
-    unexplained = []
-    for batch in source.known(rng.choice(source.split()[1], min(config.training.examples, _HELD_OUT)), rng):
-        levelled = source.level.applied(batch.evidence)
-        means = without_spread.moments(batch.evidence).means
-        unexplained.append(whitened(levelled, batch.preferences) - whitened(levelled, means))
-    return RegressionPreference(trained, source.level, torch.cat(unexplained).std(dim=0).numpy()), report
+    plain = RegressionPreference(trained, source.normal, 1.0, np.ones(shape.state_size, np.float32))
+    means, tastes = _held_out(source, config, plain)
+    reliance = fitted_reliance(means, tastes)
+    spread = (tastes - reliance * means).std(dim=0).numpy()
+    return RegressionPreference(trained, source.normal, reliance, spread), report | {"reliance": reliance}
 
 
 def _train_diffusion(
@@ -145,11 +143,26 @@ def _train_diffusion(
         checkpoint=checkpoint,
         progress=progress,
     )
+    reliance = fitted_reliance(*_held_out(source, config, DiffusionPreference(trained, schedule, source.normal)))
+    teacher = DiffusionPreference(trained, schedule, source.normal, reliance)
     rng = np.random.default_rng([config.seed, _DISTILLATION_STREAM])
     sessions = source.known(rng.choice(source.split()[0], config.student.conditions), rng)
-    teacher = DiffusionPreference(trained, schedule, source.level, None)
     student, error = distil_preference(teacher, sessions, config.student, config.seed, progress)
-    return DiffusionPreference(trained, schedule, source.level, student), report | {"distillation": asdict(error)}
+    model = DiffusionPreference(trained, schedule, source.normal, reliance, student)
+    return model, report | {"reliance": reliance, "distillation": asdict(error)}
+
+
+def _held_out(
+    source: PreferenceSessions, config: PreferenceConfig, model: DiffusionPreference | RegressionPreference
+) -> tuple[Tensor, Tensor]:
+    """Returns predicted means and tastes of users whom networks were not trained on, whitened, ``float32 (n, d)``."""
+    rng = np.random.default_rng([config.seed, _HELD_OUT_STREAM])
+    means, tastes = [], []
+    for batch in source.known(rng.choice(source.split()[1], min(config.training.examples, _HELD_OUT)), rng):
+        normal = source.normal.normal(batch.evidence)
+        means.append(model.whitened_means(normal).detach())
+        tastes.append(whitened(normal, batch.preferences)[:, 1:])
+    return torch.cat(means), torch.cat(tastes)
 
 
 def _shape(
@@ -157,4 +170,4 @@ def _shape(
 ) -> DenoiserConfig:
     dimension = source.dimension
     inputs = 2 * (dimension + 1) + 2
-    return DenoiserConfig(dimension + 1, inputs, prediction, config.width, config.blocks)
+    return DenoiserConfig(dimension, inputs, prediction, config.width, config.blocks)

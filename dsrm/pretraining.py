@@ -36,8 +36,8 @@ from dsrm.diffusion import (
     posterior_spread,
 )
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
-from dsrm.preference_networks import STUDENT
 from dsrm.preference_sessions import PreferenceSessions
+from dsrm.preference_student import STUDENT
 from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
 from dsrm.purifier import BELIEF_MODES, MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
 from dsrm.targets import (
@@ -108,7 +108,7 @@ class PretrainConfig:
             predicts the clean state gives as good a mean, but a posterior that is far too narrow.
         width: Width of the network; None is 256, and 192 for beliefs.
         blocks: Number of its residual blocks; None is 3, and 2 for beliefs.
-        training: Rounds, batches, optimizer; None is the default, with four rounds for beliefs.
+        training: Rounds, batches, optimizer; None is the default, with three rounds for beliefs.
         distillation: Training of the student of a purifier of single states.
         student: Training of the student of a posterior over preferences.
         windows: Which windows to learn from.
@@ -168,7 +168,7 @@ class PretrainConfig:
     @property
     def rounds_and_batches(self) -> TrainingConfig:
         """How the network is trained."""
-        return self.training or (TrainingConfig(rounds=4) if self.mode in BELIEF_MODES else TrainingConfig())
+        return self.training or (TrainingConfig(rounds=3) if self.mode in BELIEF_MODES else TrainingConfig())
 
     def noise_schedule(self) -> NoiseSchedule:
         """Returns the noise schedule of a diffusion model with these settings."""

@@ -27,10 +27,11 @@ from dsrm.preference import (
     restore_preference,
 )
 from dsrm.preference_mixture import MixturePreference, TastePrior
-from dsrm.preference_networks import DiffusionPreference, distil_preference
+from dsrm.preference_networks import DiffusionPreference, fitted_reliance
 from dsrm.preference_sessions import KnownPreferences, PreferenceSessions, features_of, unwhitened, whitened
+from dsrm.preference_student import distil_preference
 from dsrm.pretraining import pretrain
-from dsrm.purifier import BELIEF_MODES, load_purifier, save_purifier
+from dsrm.purifier import BELIEF_MODES, STATISTICS, load_purifier, save_purifier
 from dsrm.targets import Examples
 from dsrm.training import TrainingConfig, top_heavy_objective, train_denoiser
 from dsrm.wrappers import VecDSRM
@@ -40,7 +41,6 @@ from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 MODES = 1.5
-LEVEL = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 0.0, 1.0)
 SEEDS = (0, 1, 2)
 
 
@@ -49,8 +49,9 @@ def evidence(n: int, dimension: int, seed: int = 0, spread: float = 0.5) -> Evid
     rng = np.random.default_rng(seed)
     factors = rng.normal(size=(n, dimension + 1, 4 * dimension)) * spread
     precisions = np.eye(dimension + 1) + factors @ factors.transpose(0, 2, 1)
+    contexts = np.abs(rng.normal(size=(n, context_size(dimension))))
     return Evidence(
-        torch.from_numpy(rng.normal(size=(n, context_size(dimension)))).float(),
+        torch.from_numpy(contexts).float(),
         torch.from_numpy(rng.normal(size=(n, dimension + 1))).float(),
         torch.from_numpy(np.linalg.inv(precisions)).float(),
         torch.full((dimension + 1,), 0.7),
@@ -71,6 +72,21 @@ def fitted(dimension: int, parts: int, seed: int = 0) -> MixturePreference:
     return MixturePreference(LevelPrior((0.1 * rng.normal(size=size + 1)).astype(np.float32), 0.4, 0.5), taste)
 
 
+def standard(dimension: int) -> MixturePreference:
+    """The prior of the closed form: normal, mean zero."""
+    size = context_size(dimension) + 1
+    return MixturePreference(
+        LevelPrior(np.zeros(size, np.float32), 0.0, 0.0),
+        TastePrior(
+            np.zeros((size, dimension), np.float32),
+            1.0,
+            np.ones(1, np.float32),
+            np.zeros((1, dimension), np.float32),
+            np.eye(dimension, dtype=np.float32)[None],
+        ),
+    )
+
+
 class TwoTastes:
     """Users like one kind of items or the other: ``b`` is normal, ``w`` is near -1.5 or near 1.5."""
 
@@ -81,7 +97,7 @@ class TwoTastes:
 
     def draw(self, users: np.ndarray, rng: np.random.Generator) -> Examples:
         known = self.known(len(users), rng)
-        return Examples(features_of(known.evidence).numpy(), whitened(known.evidence, known.preferences).numpy())
+        return Examples(features_of(known.evidence).numpy(), whitened(known.evidence, known.preferences)[:, 1:].numpy())
 
     def known(self, n: int, rng: np.random.Generator) -> KnownPreferences:
         tastes = MODES * rng.choice([-1.0, 1.0], n) + 0.3 * rng.normal(size=n)
@@ -114,7 +130,7 @@ def exact_taste(known: KnownPreferences) -> Tensor:
 
 def trained(seed: int) -> DiffusionPreference:
     schedule = NoiseSchedule.make("cosine", 100)
-    shape = DenoiserConfig(2, 6, "velocity", width=64, blocks=2)
+    shape = DenoiserConfig(1, 6, "velocity", width=64, blocks=2)
     config = TrainingConfig(rounds=3, examples=20_000, validation_examples=2_000)
     denoiser, _ = train_denoiser(
         lambda: Denoiser(shape, schedule),
@@ -126,7 +142,7 @@ def trained(seed: int) -> DiffusionPreference:
         checkpoint=None,
         progress=False,
     )
-    return DiffusionPreference(denoiser, schedule, LEVEL, None)
+    return DiffusionPreference(denoiser, schedule, standard(1))
 
 
 def test_whitened_preferences_are_standard_normal_where_the_closed_form_is_right():
@@ -137,23 +153,43 @@ def test_whitened_preferences_are_standard_normal_where_the_closed_form_is_right
     torch.testing.assert_close(torch.cov(white.T), torch.eye(4), atol=0.08, rtol=0)
 
 
-def test_a_prior_of_the_level_is_bayes_theorem():
-    known = evidence(6, 3)
-    rng = np.random.default_rng(1)
-    level = LevelPrior((0.1 * rng.normal(size=context_size(3) + 1)).astype(np.float32), 0.5, 0.1)
-    levelled = level.applied(known)
-    precision = 0.7**2 / (0.7**2 - 0.5**2)
-    for row in range(6):
-        covariance, mean = known.covariances[row].double().numpy(), known.means[row].double().numpy()
-        prior_mean = (level.coefficients[0] + level.coefficients[1:] @ known.contexts[row].numpy()) / 0.7
-        posterior = np.linalg.inv(covariance) - np.eye(4) + np.diag([precision, 1.0, 1.0, 1.0])
-        pull = np.linalg.solve(covariance, mean)
-        pull[0] += precision * prior_mean
-        np.testing.assert_allclose(levelled.covariances[row], np.linalg.inv(posterior), atol=1e-4)
-        np.testing.assert_allclose(levelled.means[row], np.linalg.solve(posterior, pull), atol=1e-4)
-    modes, deviations = level.marginals(known)
-    torch.testing.assert_close(modes, levelled.means)
-    torch.testing.assert_close(deviations, levelled.deviations)
+def test_a_few_gradient_steps_give_the_means_of_a_normal_prior():
+    known = evidence(20, 6)
+    prior = fitted(6, 1)
+    exact = prior.normal(known)
+    misses = [
+        ((prior.means(known, steps) - exact.means) / exact.deviations).square().mean().sqrt() for steps in (0, 2, 9)
+    ]
+    assert misses[1] < 0.2 * misses[0]
+    assert misses[2] < 1e-3
+
+
+def test_the_mean_and_covariance_of_a_mixture_are_those_of_its_draws():
+    known = evidence(2, 3)
+    mixture = fitted(3, 3)
+    normal, draws = mixture.normal(known), mixture.samples(known, 40_000, seed=0) / known.scales
+    torch.testing.assert_close(draws.mean(dim=0), normal.means, atol=0.02, rtol=0)
+    for row in range(2):
+        torch.testing.assert_close(torch.cov(draws[:, row].T), normal.covariances[row], atol=0.02, rtol=0)
+
+
+def test_a_log_that_is_empty_says_nothing():
+    known, prior = evidence(4, 3), fitted(3, 1)
+    contexts = known.contexts.clone()
+    contexts[:2, context_size(3) - len(STATISTICS) - 1] = 0.0
+    contexts[2:, context_size(3) - len(STATISTICS) - 1] = 1.0
+    means = prior.level.means(dataclasses.replace(known, contexts=contexts))
+    assert (means[:2] == 0).all() and (means[2:] != 0).all()
+
+
+def test_networks_are_relied_on_as_far_as_held_out_users_show():
+    rng = torch.Generator().manual_seed(0)
+    truth, noise, signal = torch.randn(3, 5_000, 4, generator=rng)
+    assert fitted_reliance(signal, 0.5 * signal + truth) == pytest.approx(0.5, abs=0.05)
+    assert fitted_reliance(noise, signal) < 0.05
+    assert fitted_reliance(signal, 3.0 * signal) == 1.0
+    assert fitted_reliance(signal, -signal) == 0.0
+    assert fitted_reliance(torch.zeros(3, 4), truth[:3]) == 0.0
 
 
 def test_levels_are_read_off_the_log():
@@ -165,15 +201,9 @@ def test_levels_are_read_off_the_log():
     np.testing.assert_allclose(prior.coefficients[:5], [1.0, 0.0, 2.0, 0.0, 0.0], atol=0.15)
     assert prior.explained == pytest.approx(2.0, abs=0.15)
     assert prior.unexplained == pytest.approx(0.5, abs=0.1)
-    known = evidence(2, 1)
-    narrow = dataclasses.replace(known, scales=torch.full((2,), 0.1))
-    for some, deviation in (
-        (known, 0.5),
-        (dataclasses.replace(known, scales=torch.full((2,), 2.5)), 1.5),
-        (narrow, 0.5),
-    ):
+    for scale, deviation in ((0.1, 0.5), (0.7, 0.5), (2.5, 1.5)):
         of_context = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 2.0, 0.5)
-        assert of_context.of(some)[1] * float(some.scales[0]) == pytest.approx(deviation, abs=1e-5)
+        assert of_context.deviation(scale) * scale == pytest.approx(deviation, abs=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -244,7 +274,7 @@ def test_a_student_gives_mean_and_spread_of_its_teacher():
         model, sessions, DistillationConfig(steps=1_500, width=64, batch_size=512, learning_rate=1e-3), seed=0
     )
     known = TwoTastes().known(500, rng).evidence
-    teacher, learned = model.own_moments(known, 64), student.moments(*model.level.marginals(known), known.scales)
+    teacher, learned = model.own_moments(known, 64), student.moments(model.prior, known)
     far = ((learned.means - teacher.means) / teacher.deviations).square().mean().sqrt()
     assert far < 0.25
     assert error.means == pytest.approx(float(far), abs=0.1)
@@ -254,14 +284,14 @@ def test_a_student_gives_mean_and_spread_of_its_teacher():
 def tiny_networks(dimension: int) -> DiffusionPreference:
     size = 2 * dimension + 4
     schedule = NoiseSchedule.make("cosine", 20)
-    network = Denoiser(DenoiserConfig(dimension + 1, size, "velocity", width=16, blocks=1), schedule)
+    network = Denoiser(DenoiserConfig(dimension, size, "velocity", width=16, blocks=1), schedule)
     condition = Standardiser(np.zeros(size, np.float32), np.ones(size, np.float32))
-    state = Standardiser(np.zeros(dimension + 1, np.float32), np.ones(dimension + 1, np.float32))
-    level = LevelPrior(np.full(context_size(dimension) + 1, 0.01, np.float32), 0.4, 0.5)
-    teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, level, None)
+    state = Standardiser(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
+    prior = fitted(dimension, 1)
+    teacher = DiffusionPreference(TrainedDenoiser(network, condition, state), schedule, prior, 0.3)
     sessions = [KnownPreferences(evidence(20, dimension, seed), torch.zeros(20, dimension + 1)) for seed in range(2)]
     student, _ = distil_preference(teacher, sessions, DistillationConfig(steps=2, width=8, batch_size=8), seed=0)
-    return DiffusionPreference(teacher.denoiser, schedule, level, student)
+    return DiffusionPreference(teacher.denoiser, schedule, prior, teacher.reliance, student)
 
 
 def models(dimension: int) -> list[PreferenceModel]:
