@@ -26,7 +26,6 @@ from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import save_purifier
-from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run, single_threaded
 from hrl_policies.study.runner import train
 from hrl_policies.study.serving import Build, trained_agent, untrained_agent
@@ -52,10 +51,7 @@ SETTINGS = {"frozen": "frozen", "posterior": "serving, networks as they are", "b
 """What is learned; beliefs learn in both services."""
 N_ENVS, PASSES, FIRST_AND_LAST = 64, 6, 160
 SIGNIFICANT = 0.05
-DIFFUSION = (
-    " Diffusion: pretrained once for all seeds, `PretrainConfig(mode='belief', width=192, blocks=2, "
-    "training=TrainingConfig(rounds=4))`."
-)
+DIFFUSION = " Diffusion: pretrained once for all seeds, `PretrainConfig(mode='belief')`."
 RUN, SERVED = "run", "result.json"
 FIGURES = ("r_cum", "len", "violation_rate", "first", "last")
 
@@ -95,8 +91,7 @@ def purifier_file(pair: WorldPair, state: str, folder: Path) -> Path:
     path = folder / f"{state}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        config = PretrainConfig(mode=state, width=192, blocks=2, training=TrainingConfig(rounds=4))  # type: ignore[arg-type]
-        save_purifier(pretrain(pair.train, config), path)
+        save_purifier(pretrain(pair.train, PretrainConfig(mode=state)), path)  # type: ignore[arg-type]
     return path
 
 
