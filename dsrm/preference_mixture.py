@@ -99,6 +99,13 @@ class MixturePreference:
 
     def normal(self, evidence: Evidence) -> Evidence:
         """Returns evidence that holds mean and covariance of this posterior in the place of the closed form's."""
+        if self.kind == "gaussian":
+            change = self._prior_change(evidence)
+            covariances = torch.linalg.solve(
+                torch.eye(len(change)) + evidence.covariances @ change, evidence.covariances
+            )
+            means = evidence.means + _times(covariances, self._pull(evidence, change))
+            return Evidence(evidence.contexts, means, (covariances + covariances.mT) / 2, evidence.scales)
         weights, means, covariances = self.parts(evidence)
         mean = (weights[..., None] * means).sum(1)
         around = means - mean[:, None]
@@ -111,14 +118,9 @@ class MixturePreference:
         No matrix is inverted for a session: a step multiplies each covariance once. In the worlds of this library two
         steps leave less than .005 standard deviations.
         """
-        scales = (float(evidence.scales[0]), float(evidence.scales[1]))
-        if self._change is None or self._change[0] != scales:
-            precision = torch.linalg.inv(self._prior_covariances(*scales)[0])
-            self._change = scales, precision - torch.eye(len(precision))
-        change = self._change[1]
-        # The mean moves by C y where (I + M C) y = r: symmetric in the scalar product of the covariance C.
-        prior_means = self._prior_means(evidence)[:, 0]
-        residual = prior_means + (prior_means - evidence.means) @ change
+        # The means move by C y where (I + M C) y is the pull: symmetric in the scalar product of the covariance C.
+        change = self._prior_change(evidence)
+        residual = self._pull(evidence, change)
         direction, carried = residual, _times(evidence.covariances, residual)
         along, size = carried, (residual * carried).sum(1, keepdim=True)
         means = evidence.means
@@ -133,6 +135,19 @@ class MixturePreference:
                 ratio = size / before.clamp_min(_SMALLEST)
                 direction, along = torch.addcmul(residual, ratio, direction), torch.addcmul(carried, ratio, along)
         return means
+
+    def _prior_change(self, evidence: Evidence) -> Tensor:
+        """Returns the precision of the one part's prior minus that of the closed form's, ``(d + 1, d + 1)``."""
+        scales = (float(evidence.scales[0]), float(evidence.scales[1]))
+        if self._change is None or self._change[0] != scales:
+            precision = torch.linalg.inv(self._prior_covariances(*scales)[0])
+            self._change = scales, precision - torch.eye(len(precision))
+        return self._change[1]
+
+    def _pull(self, evidence: Evidence, change: Tensor) -> Tensor:
+        """Returns what, times the posterior's covariance, moves the closed form's means, ``(B, d + 1)``."""
+        prior_means = self._prior_means(evidence)[:, 0]
+        return prior_means + (prior_means - evidence.means) @ change
 
     def parts(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the posterior's weights ``(B, k)``, means ``(B, k, n)`` and covariances ``(B, k, n, n)``.

@@ -90,7 +90,7 @@ class DiffusionPreference:
         Args:
             normal: What the fitted normal says.
         """
-        return self._draws(normal, SamplerConfig(steps=1))[0]
+        return self._draws(normal, SamplerConfig(steps=1), normal.means)[0]
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`; draws of a row follow from seed and evidence alone."""
@@ -99,14 +99,15 @@ class DiffusionPreference:
     def drawn(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
         """Returns draws of the clean preferences by some sampler, ``float32 (samples, B, d + 1)`` in log-odds."""
         normal = self.prior.normal(evidence)
-        draws, means = self._draws(normal, config), self.whitened_means(normal)
+        draws, means = self._draws(normal, config, evidence.means), self.whitened_means(normal)
         generator = torch.Generator().manual_seed(config.seed)
         levels = torch.randn(len(draws), 1, generator=generator).expand(draws.shape[:-1])
         return unwhitened(normal, _with_levels(draws - means + self.reliance * means, levels))
 
-    def _draws(self, normal: Evidence, config: SamplerConfig) -> Tensor:
+    def _draws(self, normal: Evidence, config: SamplerConfig, keys: Tensor) -> Tensor:
+        # Noise follows from the bits of keys, so that they must not depend on what else is in the batch.
         sampler = Sampler(self.denoiser.network, self._schedule, config)
-        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), normal.means[:, 1:])
+        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), keys[:, 1:])
         return _restored(draws, self.denoiser)
 
     def settings(self) -> dict[str, Any]:

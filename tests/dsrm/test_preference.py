@@ -206,6 +206,13 @@ def test_levels_are_read_off_the_log():
         assert of_context.deviation(scale) * scale == pytest.approx(deviation, abs=1e-5)
 
 
+def test_one_part_takes_a_short_way_to_the_same_posterior():
+    known, prior = evidence(20, 6), fitted(6, 1)
+    normal, (_, means, covariances) = prior.normal(known), prior.parts(known)
+    torch.testing.assert_close(normal.means, means[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(normal.covariances, covariances[:, 0], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_posterior_of_a_mixture_is_that_of_bayes_theorem(parts):
     known, model = evidence(5, 1), fitted(1, parts)
