@@ -11,7 +11,7 @@ those that the training world's users have beyond the click scorer, at sizes tha
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -224,16 +224,13 @@ class PreferenceSessions:
     def _summaries(self, users: IntArray) -> FloatArray:
         return self._contexts.summarise(self._world.initial_history.take(users))
 
-    def _draw(self, rng: np.random.Generator) -> _Conditions:
-        """Draws how large tastes are, how much of the items is unknown, and scales that are nearly right."""
+    def _draw(self, n_sessions: int, rng: np.random.Generator) -> _Conditions:
+        """Draws how large tastes are, how much of the items is unknown, and by how much each session differs."""
         kind = rng.random()
         unknown = 1.0 if kind < _FROZEN_SHARE else 0.0 if kind < _FROZEN_SHARE + _SERVING_SHARE else float(rng.random())
         taste = self.taste * (max(self._misjudged.own_vector, self.taste) / self.taste) ** float(rng.random())
-        errors = np.exp(_SCALE_ERROR * rng.standard_normal(3))
-        scales = (
-            scale * float(error) for scale, error in zip(astuple(self._scales(taste, unknown)), errors, strict=True)
-        )
-        return _Conditions(taste, unknown, OwnScales(*scales))
+        errors = np.exp(_SCALE_ERROR * rng.standard_normal((2, n_sessions, 1)))
+        return _Conditions(taste, unknown, self._scales(taste, unknown), *errors.astype(np.float32))
 
     def _windows(self, users: IntArray, rng: np.random.Generator) -> HistoryWindow:
         """Returns what the log shows of users; of some, nothing."""
@@ -242,13 +239,13 @@ class PreferenceSessions:
         return HistoryWindow(np.where(empty, PADDING, window.items).astype(np.int32), window.clicks & ~empty)
 
     def _play(self, users: IntArray, repeats: bool, rng: np.random.Generator) -> KnownPreferences:
-        drawn, window = self._draw(rng), self._windows(users, rng)
+        drawn, window = self._draw(len(users), rng), self._windows(users, rng)
         preferences = torch.from_numpy(self._preferences(users, drawn, rng))
         pool = np.sort(rng.permutation(self._world.n_items)[:_POOL_SIZE])
         prior = self._scorer.score(observed_states(self._world, window))[:, pool]
         columns = self._columns[torch.from_numpy(pool)]
         deviations = np.hypot(self._misjudged.noise, drawn.unknown * self._offset_deviations[pool])
-        offsets = rng.standard_normal(prior.shape, np.float32) * deviations.astype(np.float32)
+        offsets = drawn.offset_errors * rng.standard_normal(prior.shape, np.float32) * deviations.astype(np.float32)
         truth = torch.from_numpy(prior + offsets) + preferences @ columns.T
         moments = set(rng.choice(_MAX_STEPS + 1, _MOMENTS, replace=False).tolist())
         if rng.random() < _UNSEEN_SHARE:  # before anything was shown
@@ -285,16 +282,26 @@ class PreferenceSessions:
         tastes += drawn.unknown * misjudged.vector * rng.standard_normal(tastes.shape)
         spread = np.hypot(misjudged.own_level, drawn.unknown * _SHARED_LEVEL)
         levels = logged.levels[rows] + spread * rng.standard_normal(len(rows))
-        return np.concatenate([levels[:, None], tastes], axis=1).astype(np.float32)
+        return np.concatenate([levels[:, None], drawn.taste_errors * tastes], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class _Conditions:
-    """What a batch of sessions has in common: size of tastes, unknown share of the items, scales of the own level."""
+    """Of a batch of sessions: size of tastes, unknown share of the items, scales, and by what they err in a session.
+
+    Attributes:
+        taste: Root mean square of the components of tastes, in log-odds.
+        unknown: Share of what the log misjudges about the items that is not known yet.
+        scales: Of the own level.
+        taste_errors: ``float32 (n, 1)``, by how much tastes of a session are larger.
+        offset_errors: ``float32 (n, 1)``, by how much its offsets are.
+    """
 
     taste: float
     unknown: float
     scales: OwnScales
+    taste_errors: FloatArray
+    offset_errors: FloatArray
 
 
 class _Policy:
