@@ -31,7 +31,17 @@ _PREDICTION_SEED = 0
 
 
 class ActionModel(nn.Module):
-    """``G_omega(s)``: a conditional variational autoencoder of logged actions."""
+    """``G_omega(s)``: a conditional variational autoencoder of logged actions, scaled to unit variance.
+
+    An error of 1/8 of that variance weighs as much as the information that would mend it: with ``R`` nats for each
+    coordinate, ``exp(-2 R) + R / 4`` is least there. Unscaled queries, with components of about ``1 / sqrt(d)``, would
+    be decoded to their mean, whatever the latent.
+
+    Attributes:
+        limit: ``float32 ()``, largest component of a scaled action.
+    """
+
+    limit: Tensor
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], latent_size: int) -> None:
         super().__init__()
@@ -39,10 +49,9 @@ class ActionModel(nn.Module):
         self.encoder = nn.Sequential(*create_mlp(state_size + action_size, last, list(hidden)), nn.ReLU())
         self.mean = nn.Linear(last, latent_size)
         self.log_std = nn.Linear(last, latent_size)
-        self.decoder = nn.Sequential(
-            *create_mlp(state_size + latent_size, action_size, list(net_arch), squash_output=True)
-        )
+        self.decoder = nn.Sequential(*create_mlp(state_size + latent_size, action_size, list(net_arch)))
         self.latent_size = latent_size
+        self.register_buffer("limit", torch.ones(()))
 
     def forward(self, states: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns reconstructed actions, means and deviations of ``z``; ``noise`` is standard normal."""
@@ -51,9 +60,9 @@ class ActionModel(nn.Module):
         return self.decode(states, mean + std * noise), mean, std
 
     def decode(self, states: Tensor, latents: Tensor) -> Tensor:
-        """Returns ``(B, m)`` actions in ``[-1, 1]``."""
+        """Returns ``(B, m)`` actions within the limit."""
         actions: Tensor = self.decoder(torch.cat([states, latents], dim=1))
-        return actions
+        return self.limit * (actions / self.limit).tanh()
 
     def likely(self, states: Tensor, latents: Tensor) -> Tensor:
         """Decodes latents clipped to ``[-0.5, 0.5]``, which gives actions that the log makes likely."""
@@ -68,17 +77,17 @@ class ActionModel(nn.Module):
 
 
 class Perturbation(nn.Module):
-    """``xi_phi(s, a)``: moves an action by at most ``Phi`` in each coordinate, and keeps it in ``[-1, 1]``."""
+    """``xi_phi(s, a)``: moves a scaled action by at most ``Phi`` in each coordinate, and keeps it within its limit."""
 
     def __init__(self, state_size: int, action_size: int, net_arch: Sequence[int], bound: float) -> None:
         super().__init__()
         self.net = nn.Sequential(*create_mlp(state_size + action_size, action_size, list(net_arch), squash_output=True))
         self.bound = bound
 
-    def forward(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Returns the moved actions, ``(B, m)``."""
+    def forward(self, states: Tensor, actions: Tensor, limit: Tensor) -> Tensor:
+        """Returns the moved actions, ``(B, m)``; ``limit`` is that of :class:`ActionModel`."""
         moved: Tensor = actions + self.bound * self.net(torch.cat([states, actions], dim=1))
-        return moved.clamp(-1.0, 1.0)
+        return torch.clamp(moved, -limit, limit)
 
 
 class BCQPolicy(BasePolicy):
@@ -94,7 +103,7 @@ class BCQPolicy(BasePolicy):
         net_arch: Hidden layers of critics and perturbation.
         action_net_arch: Hidden layers of the generative model.
         latent_size: Size of its latent; None takes twice the action's.
-        perturbation: ``Phi``.
+        perturbation: ``Phi``, in root mean square deviations of a component of logged actions.
         samples: Actions among which a prediction chooses.
 
     Raises:
@@ -144,8 +153,16 @@ class BCQPolicy(BasePolicy):
         self.register_buffer("latents", torch.randn(samples, self.latent_size, generator=fixed))
         self.latents: Tensor
 
+    def scale(self, actions: Tensor) -> None:
+        """Takes as unit of all networks the root mean square deviation of a component of ``actions (n, m)``.
+
+        Actions that are all the same stay as they are.
+        """
+        deviation = actions.std(dim=0, correction=0).square().mean().sqrt()
+        self.vae.limit.copy_(torch.where(deviation > 0, 1.0 / deviation, 1.0))
+
     def propose(self, states: Tensor, latents: Tensor, target: bool = False) -> Tensor:
-        """Returns decoded and perturbed actions.
+        """Returns decoded and perturbed actions, scaled as networks see them.
 
         Args:
             states: ``(B, d)``.
@@ -153,7 +170,7 @@ class BCQPolicy(BasePolicy):
             target: Whether the target network perturbs.
         """
         actions = self.vae.likely(states, latents)
-        moved: Tensor = (self.actor_target if target else self.actor)(states, actions)
+        moved: Tensor = (self.actor_target if target else self.actor)(states, actions, self.vae.limit)
         return moved
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
@@ -164,7 +181,7 @@ class BCQPolicy(BasePolicy):
         actions = self.propose(repeated, latents.repeat(len(states), 1))
         values = self.critic.q1_forward(repeated, actions).view(len(states), self.samples)
         best = values.argmax(dim=1)
-        return actions.view(len(states), self.samples, -1)[torch.arange(len(states)), best]
+        return actions.view(len(states), self.samples, -1)[torch.arange(len(states)), best] / self.vae.limit
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -249,7 +266,8 @@ class BCQ(OfflineAlgorithm):
     A generative model proposes actions that the log makes likely, a perturbation moves them a little towards larger
     values, and critics only evaluate such actions. The target of a transition is
     ``r + gamma (1 - terminated) max_n [lambda min_j Q'_j + (1 - lambda) max_j Q'_j]`` over ``n`` proposals; truncated
-    sessions are bootstrapped. Defaults are those of the article and of the authors' code.
+    sessions are bootstrapped. Defaults are those of the article and of the authors' code. All networks see actions
+    scaled to unit variance, in the first transitions that are set.
 
     Args:
         policy: ``"BCQPolicy"`` (``"MlpPolicy"`` is the same) or a subclass of it, which takes ``policy_kwargs``.
@@ -289,6 +307,15 @@ class BCQ(OfflineAlgorithm):
         self.minimum_weight, self.target_samples = minimum_weight, target_samples
         super().__init__(policy, env, transitions, learning_rate=learning_rate, batch_size=batch_size, **kwargs)
 
+    def set_transitions(self, transitions: LoggedTransitions) -> None:
+        """See :class:`~hrl_policies.common.offline.OfflineAlgorithm`."""
+        super().set_transitions(transitions)
+        assert self._tensors is not None
+        # Networks that have learned keep their unit.
+        if not self._n_updates:
+            self.policy.scale(self._tensors.actions)
+        self._tensors = self._tensors._replace(actions=self._tensors.actions * self.policy.vae.limit)
+
     def _update(self, batch: TensorBatch, noise: torch.Generator) -> Mapping[str, float]:
         policy = self.policy
         states = batch.observations.flatten(1)
@@ -303,7 +330,7 @@ class BCQ(OfflineAlgorithm):
 
         with torch.no_grad():
             proposed = policy.vae.likely(states, self._standard_normal(latent, noise))
-        actor_loss = -policy.critic.q1_forward(states, policy.actor(states, proposed)).mean()
+        actor_loss = -policy.critic.q1_forward(states, policy.actor(states, proposed, policy.vae.limit)).mean()
         minimize(policy.actor_optimizer, actor_loss)
 
         polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), self.tau)

@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
-from stable_baselines3.td3.policies import Actor, TD3Policy
+from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Unpack
@@ -29,6 +29,7 @@ from typing_extensions import Unpack
 from hrl_policies.common.sessions import OffPolicyArguments, purified_like, sessions_given
 from hrl_policies.common.slates import SlateReplayBuffer, SlateReplaySamples, executed_slates, state_space
 from hrl_policies.preference_front import preference_front, preference_grid
+from hrl_policies.unit_norm import UnitNormActor, directions
 from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import evaluation_users
@@ -37,12 +38,8 @@ OBJECTIVES = ("clicks", "tail_share")
 """The two components of rewards, preferences and values."""
 
 
-class ConditionedActor(Actor):
-    """``mu(s, w)``, a unit vector; its features hold the preference too.
-
-    The items that a query shows depend on its direction alone. A tanh, as in DDPG, saturates in a corner of the box
-    within a few updates, where its gradient vanishes for every preference.
-    """
+class ConditionedActor(UnitNormActor):
+    """``mu(s, w)``, a unit vector; its features hold the preference too."""
 
     def forward(self, obs: Tensor, preferences: Tensor) -> Tensor:  # type: ignore[override]
         """Returns unit vectors ``(B, d)`` for states and preferences ``(B, 2)``."""
@@ -51,7 +48,10 @@ class ConditionedActor(Actor):
 
 
 class VectorCritics(BaseModel):
-    """One critic or two, each ``Q(s, a, w)`` in two dimensions; arguments as ``ContinuousCritic``'s."""
+    """One critic or two, each ``Q(s, a, w)`` in two dimensions; arguments as ``ContinuousCritic``'s.
+
+    They see the direction of an action alone, with components of order one as the state's.
+    """
 
     features_extractor: BaseFeaturesExtractor
     optimizer: torch.optim.Optimizer
@@ -80,7 +80,7 @@ class VectorCritics(BaseModel):
     def forward(self, obs: Tensor, actions: Tensor, preferences: Tensor) -> Tensor:
         """Returns values ``(critics, B, 2)``."""
         features = self.extract_features(obs, self.features_extractor)
-        inputs = torch.cat([features, actions, preferences], dim=1)
+        inputs = torch.cat([features, directions(actions), preferences], dim=1)
         return torch.stack([network(inputs) for network in self.networks])
 
 
@@ -125,11 +125,8 @@ class PreferencePolicy(TD3Policy):
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> ConditionedActor:
         """Returns a new actor."""
         settings = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        actor = ConditionedActor(**settings | {"features_dim": settings["features_dim"] + len(OBJECTIVES)})
-        size = cast(spaces.Box, self.action_space).shape[0]
-        layers = create_mlp(actor.features_dim, size, actor.net_arch, actor.activation_fn)
-        actor.mu = nn.Sequential(*layers)
-        return actor.to(self.device)
+        settings["features_dim"] += len(OBJECTIVES)
+        return ConditionedActor(**settings).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> VectorCritics:  # type: ignore[override]
         """Returns new critics."""

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from hrl_policies.common.transitions import LoggedTransitions
 
 
-def sb3_algorithm(algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None) -> Any:
+def sb3_algorithm(
+    algorithm: Any, context: BuildContext, hyperparameters: Mapping[str, Any] | None = None, policy: Any = None
+) -> Any:
     """Builds an SB3 algorithm over the training sessions.
 
     Args:
         algorithm: Its class.
         context: What to build from.
         hyperparameters: Instead of the context's.
+        policy: Class of the policy, where the algorithm does not know it by the context's name.
 
     Raises:
         ValueError: If it does not know one of the hyperparameters.
@@ -37,7 +40,7 @@ def sb3_algorithm(algorithm: Any, context: BuildContext, hyperparameters: Mappin
     if unknown:
         raise ValueError(f"{algorithm.__name__} has no hyperparameter {', '.join(sorted(unknown))}")
     try:
-        return algorithm(context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
+        return algorithm(policy or context.policy, context.env, seed=context.seed, device="cpu", verbose=0, **settings)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{algorithm.__name__} refuses its hyperparameters: {error}") from error
 
@@ -84,16 +87,26 @@ def build_item_quota(context: BuildContext) -> Any:
 
 
 def build_td3(context: BuildContext) -> Any:
-    """Builds Stable-Baselines3's TD3; ``action_noise_std`` becomes Gaussian exploration noise."""
+    """Builds Stable-Baselines3's TD3.
+
+    ``action_noise_std`` becomes Gaussian exploration noise. With ``UnitNormPolicy`` all noise is given by its length,
+    beside an action's 1: ``action_noise`` is the largest of exploration (``QueryNoise``), ``target_policy_noise`` and
+    ``target_noise_clip`` are divided by ``sqrt(d)``.
+    """
     from stable_baselines3 import TD3
     from stable_baselines3.common.noise import NormalActionNoise
 
-    hyperparameters = dict(context.hyperparameters)
+    hyperparameters, size = dict(context.hyperparameters), context.worlds.train.dimension
+    if context.policy == "UnitNormPolicy":
+        from hrl_policies.unit_norm import QueryNoise, UnitNormPolicy
+
+        hyperparameters["action_noise"] = QueryNoise(size, float(hyperparameters["action_noise"]))
+        for name in ("target_policy_noise", "target_noise_clip"):
+            hyperparameters[name] = float(hyperparameters[name]) / size**0.5
+        return sb3_algorithm(TD3, context, hyperparameters, UnitNormPolicy)
     deviation = hyperparameters.pop("action_noise_std", None)
     if deviation is not None:
-        size = context.worlds.train.dimension
-        noise = NormalActionNoise(np.zeros(size), np.full(size, float(deviation)))
-        hyperparameters["action_noise"] = noise
+        hyperparameters["action_noise"] = NormalActionNoise(np.zeros(size), np.full(size, float(deviation)))
     return sb3_algorithm(TD3, context, hyperparameters)
 
 
@@ -237,6 +250,8 @@ _FEEDBACK = "observed states, items shown and their feedback in the training wor
 _WINDOW = (
     "observed states, windows and rewards of the training world, the training log's click scorer, popularity groups"
 )
+_WORLD_MODEL = "training log, user and item features, observed states, the leave rule; no response of either world"
+_FEEDBACK_AND_GROUPS = "observed states, items shown and their clicks in the training world, popularity groups"
 _SB3 = "Stable-Baselines3"
 _SAC4IR = "Shi et al., Maximum entropy policy for long-term fairness, IEEE TSC 17(3), 2024"
 _DNAIR = "Shi et al., Relieving popularity bias in interactive recommendation, ACM TOIS 42(2), 2023"
@@ -262,6 +277,14 @@ _TABLE: tuple[MethodSpec, ...] = (
         "td3", "TD3",
         f"Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018; {_SB3}",
         build_td3, family="off-policy",
+    ),
+    _query_agent(
+        "a2c-literature", "A2C, literature", "the same with Stable-Baselines3's settings",
+        _algorithm("stable_baselines3", "A2C"), family="on-policy",
+    ),
+    _query_agent(
+        "td3-literature", "TD3, literature", "the same with its authors' policy and settings", build_td3,
+        family="off-policy",
     ),
     _query_agent(
         "ppo", "PPO", f"Schulman et al., Proximal policy optimization algorithms, 2017; {_SB3}",
@@ -380,14 +403,14 @@ _TABLE: tuple[MethodSpec, ...] = (
         "recommendation, SIGIR 2023",
         _algorithm("hrl_policies.dorl", "DORL"), family="model-based", kind="offline",
         action_mode="embedding",
-        sees="training log, user and item features, observed states, the leave rule; no response of either world",
+        sees=_WORLD_MODEL,
     ),
     _query_agent(
         "mofir", "MOFIR",
         "Ge et al., Toward Pareto efficient fairness-utility trade-off in recommendation through "
         "reinforcement learning, WSDM 2022",
         _algorithm("hrl_policies.mofir", "MOFIR"), family="off-policy",
-        sees="observed states, items shown and their clicks in the training world, popularity groups",
+        sees=_FEEDBACK_AND_GROUPS,
     ),
     MethodSpec(
         "bcq", "BCQ", "Fujimoto et al., Off-policy deep reinforcement learning without exploration, ICML 2019",
@@ -398,6 +421,19 @@ _TABLE: tuple[MethodSpec, ...] = (
         "Fujimoto et al., Benchmarking batch deep reinforcement learning algorithms, 2019; slates are the top K",
         build_discrete_bcq, family="offline", kind="offline", action_mode="slate", sees=_OFFLINE,
         needs_repeats="it does not know what was shown before",
+    ),
+    MethodSpec(
+        "dorl-literature", "DORL, literature", "the same with the discount of its authors",
+        _algorithm("hrl_policies.dorl", "DORL"), family="model-based", kind="offline", action_mode="embedding",
+        sees=_WORLD_MODEL,
+    ),
+    _query_agent(
+        "mofir-literature", "MOFIR, literature", "the same with common settings of DDPG",
+        _algorithm("hrl_policies.mofir", "MOFIR"), family="off-policy", sees=_FEEDBACK_AND_GROUPS,
+    ),
+    MethodSpec(
+        "bcq-literature", "BCQ, literature", "the same with its authors' networks and settings",
+        build_bcq, family="offline", kind="offline", action_mode="embedding", sees=_OFFLINE,
     ),
 )  # fmt: skip
 

@@ -73,6 +73,50 @@ def test_the_action_model_s_loss_is_its_evidence_bound():
     torch.testing.assert_close(policy.vae.loss(states, actions, noise), expected)
 
 
+def queries(count: int = 2_000, dimension: int = 16, length: float = 1.0) -> LoggedTransitions:
+    """Logged queries, directions that the state does not tell, so that a latent must."""
+    rng = np.random.default_rng(0)
+    actions, states = rng.standard_normal((2, count, dimension)).astype(np.float32)
+    actions *= length / np.linalg.norm(actions, axis=1, keepdims=True)
+    ends = np.ones(count, np.bool_)
+    wide, box = spaces.Box(-9, 9, (dimension,)), spaces.Box(-1, 1, (dimension,))
+    return LoggedTransitions(states, actions, np.zeros(count, np.float32), states, ends, ~ends, wide, box)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_action_model_tells_queries_apart_though_their_components_are_small(seed):
+    """Queries have length 1. A model that decodes their mean errs by all of their variance, and draws do not differ."""
+    data = queries()
+    nets = {"net_arch": [8], "action_net_arch": [48, 48]}
+    model = BCQ(
+        "BCQPolicy", None, data, learning_rate=5e-3, target_samples=1, policy_kwargs=nets, seed=seed, device="cpu"
+    )
+    model.learn(300, log_interval=None)
+    states, logged = torch.from_numpy(data.observations[:500]), torch.from_numpy(data.actions[:500])
+    vae, noise = model.policy.vae, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        decoded, _, _ = vae(states, logged * vae.limit, torch.randn(500, vae.latent_size, generator=noise))
+        draws = torch.stack([vae.likely(states, torch.randn(500, vae.latent_size, generator=noise)) for _ in range(20)])
+    error = (decoded / vae.limit - logged).square().mean() / logged.var(dim=0).mean()
+    assert error < 0.75
+    assert (draws / vae.limit).std(dim=0).mean() > 0.15 * logged.std(dim=0).mean()
+
+
+def test_networks_see_actions_of_unit_variance_and_keep_their_unit(tmp_path):
+    data = queries(200, 8)
+    model = BCQ("BCQPolicy", None, data, policy_kwargs=SMALL, batch_size=16, seed=0, device="cpu")
+    deviation = model._tensors.actions.std(dim=0, correction=0)
+    assert float(deviation.square().mean()) == pytest.approx(1.0, abs=1e-4)
+    model.learn(2)
+    model.set_transitions(queries(200, 8, length=0.5))
+    assert float(model._tensors.actions.square().mean()) == pytest.approx(0.25, abs=0.01)
+    model.save(tmp_path / "model")
+    again = BCQ.load(tmp_path / "model", device="cpu")
+    assert torch.equal(again.policy.vae.limit, model.policy.vae.limit)
+    again.set_transitions(data)
+    torch.testing.assert_close(again._tensors.actions, torch.from_numpy(data.actions) * model.policy.vae.limit)
+
+
 def test_proposals_stay_within_phi_of_the_log_s_likely_actions():
     policy = made("bcq").policy
     with torch.no_grad():
@@ -83,7 +127,7 @@ def test_proposals_stay_within_phi_of_the_log_s_likely_actions():
     decoded = policy.vae.decode(states, latents.clamp(-0.5, 0.5))
     moved = policy.propose(states, latents)
     assert (moved - decoded).abs().max() <= 0.05 + 1e-6
-    assert (moved - decoded).abs().max() > 0.049 and moved.abs().max() <= 1.0
+    assert (moved - decoded).abs().max() > 0.049 and moved.abs().max() <= policy.vae.limit
 
 
 def test_targets_are_the_softened_minimum_of_the_best_proposal():
@@ -116,7 +160,7 @@ def test_an_action_is_the_best_of_the_proposals_and_depends_on_its_own_state():
         repeated = state.expand(5, -1)
         proposals = policy.propose(repeated, policy.latents)
         best = policy.critic.q1_forward(repeated, proposals)[:, 0].argmax()
-        np.testing.assert_allclose(action, proposals[best].detach().numpy(), atol=1e-6)
+        np.testing.assert_allclose(action, (proposals[best] / policy.vae.limit).detach().numpy(), atol=1e-6)
     free = [model.predict(states, deterministic=False)[0] for _ in range(2)]
     assert not np.array_equal(*free)
 
@@ -142,7 +186,7 @@ def test_learning_never_touches_the_environment(name):
     model.learn(5)
     assert model.num_timesteps == model._n_updates == 5
     changed = [name for name, value in parameters(model).items() if not torch.equal(value, before[name])]
-    untrained = {"latents", "embeddings"}
+    untrained = {"latents", "embeddings", "vae.limit"}
     assert set(before) - set(changed) == untrained & set(before)
 
 

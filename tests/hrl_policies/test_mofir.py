@@ -147,7 +147,8 @@ def test_targets_are_those_of_a_computation_by_hand(twin):
             after = batch.next_observations[of : of + 1]
             action = model.actor_target(after, w[None])
             values = [
-                network(torch.cat([after, action, w[None]], dim=1))[0] for network in model.critic_target.networks
+                network(torch.cat([after, 8**0.5 * action, w[None]], dim=1))[0]
+                for network in model.critic_target.networks
             ]
         assert len(values) == 1 + twin
         value = min(values, key=lambda one: float(one @ w))

@@ -64,13 +64,14 @@ SMALL = {
 
 def test_the_zoo_holds_what_the_readme_names():
     assert learners() == [
-        *("a2c", "td3", "ppo", "sac", "recurrent-ppo", "tqc"),
+        *("a2c", "td3", "a2c-literature", "td3-literature", "ppo", "sac", "recurrent-ppo", "tqc"),
         *DISCRETE,
         *HIERARCHICAL,
         "a2c+fair",
         "dorl",
         "mofir",
         *OFFLINE,
+        *("dorl-literature", "mofir-literature", "bcq-literature"),
     ]
     assert controls() == [
         "random",

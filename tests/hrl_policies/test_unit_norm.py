@@ -1,0 +1,71 @@
+"""Actors and critics of directions: what they are by hand, and that plain TD3 and DDPG learn with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from small_worlds import ENDS, front_pair
+from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.policies import ContinuousCritic
+
+from hrl_policies.unit_norm import UnitNormPolicy, directions
+from kuaifair_env.batch import SessionConfig
+from kuaifair_env.evaluation import evaluate
+from kuaifair_env.sb3 import KuaiFairVecEnv
+
+D = 64
+NEVER = SessionConfig(slate_size=6, leave="never", max_len=10)
+
+
+def policy() -> UnitNormPolicy:
+    torch.manual_seed(0)
+    return UnitNormPolicy(spaces.Box(-5, 5, (10,)), spaces.Box(-1, 1, (D,)), lambda _: 1e-3, net_arch=[32])
+
+
+def test_actions_have_length_one_and_their_gradient_does_not_vanish():
+    made, states = policy(), torch.randn(20, 10)
+    for scale in (1.0, 100.0):
+        with torch.no_grad():
+            made.actor.mu[-1].weight.mul_(scale)
+        actions = made.actor(states)
+        torch.testing.assert_close(actions.norm(dim=1), torch.ones(20))
+        # A tanh of outputs a hundred times as large has hardly a gradient left; a direction has that of its angle.
+        (gradient,) = torch.autograd.grad(actions[:, 0].sum(), made.actor.mu[-1].weight)
+        assert scale * gradient.norm() > 0.5
+
+
+def test_critics_see_directions_with_components_of_order_one():
+    made, states, actions = policy(), torch.randn(20, 10), 0.1 * torch.randn(20, D)
+    assert float(directions(actions).square().mean()) == pytest.approx(1.0)
+    plain = ContinuousCritic(**made._update_features_extractor(made.critic_kwargs, None))
+    plain.load_state_dict(made.critic.state_dict())
+    scaled = D**0.5 * actions / actions.norm(dim=1, keepdim=True)
+    for value, expected in zip(made.critic(states, actions), plain(states, scaled), strict=True):
+        torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(made.critic.q1_forward(states, 3.0 * actions), plain.q1_forward(states, scaled))
+
+
+@pytest.mark.parametrize("algorithm", [TD3, DDPG])
+def test_they_learn_within_stable_baselines3_what_pays(algorithm, tmp_path):
+    """The best slates hold popular items alone, which are clicked in 9 cases of 10; random ones earn .42."""
+    pair, noise = front_pair(), NormalActionNoise(np.zeros(8), np.full(8, 0.2))
+    for seed in (0, 1, 2):
+        agent = algorithm(
+            UnitNormPolicy,
+            KuaiFairVecEnv(pair.train, NEVER, 16, seed=seed),
+            learning_starts=320,
+            gamma=0.5,
+            batch_size=64,
+            action_noise=noise,
+            policy_kwargs={"net_arch": [32, 32]},
+            seed=seed,
+            device="cpu",
+        ).learn(3_200)
+        found = evaluate(agent, KuaiFairVecEnv(pair.test, NEVER, 16, seed=1)).engagement.reward_per_step
+        assert found > ENDS[0][0] - 0.1, seed
+    agent.save(tmp_path / "agent")
+    again, seen = algorithm.load(tmp_path / "agent", device="cpu"), agent.get_env().reset()
+    np.testing.assert_array_equal(again.predict(seen)[0], agent.predict(seen)[0])
