@@ -11,7 +11,6 @@ from dsrm.item_term import ItemTerm, fit_item_term, with_item_term
 from dsrm.purifier import (
     MODES,
     ConditionBuilder,
-    MismatchError,
     StatePurifier,
     load_purifier,
     purifier_hash,
@@ -54,7 +53,6 @@ __all__ = [
     "IdentityPurifier",
     "ItemTerm",
     "LinearDebiasPurifier",
-    "MismatchError",
     "NoisePurifier",
     "PretrainConfig",
     "RegressionPurifier",

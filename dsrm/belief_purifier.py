@@ -20,11 +20,12 @@ from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.click_scorer import ClickScorer, ScorerReport
 from dsrm.preference import ClosedForm, Moments, PreferenceModel, restore_preference
 from dsrm.purified_observations import SessionObservations
-from dsrm.purifier import BasePurifier, MismatchError, WorldKey, purified_space
+from dsrm.purifier import BasePurifier, WorldKey, purified_space
 from dsrm.session_evidence import SessionEvidence
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.errors import MismatchError
 from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, without_prefix
 from kuaifair_env.observations import with_state
 from kuaifair_env.response.base import HistoryWindow

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsrm.encoder import window_tensors
-from dsrm.purifier import MismatchError, WorldKey, WorldPurifier
+from dsrm.purifier import WorldKey, WorldPurifier
 from dsrm.targets import logged_users, sample_windows
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
-from kuaifair_env.errors import DataError
+from kuaifair_env.errors import DataError, MismatchError
 from kuaifair_env.files import Tensors, parse_as
 from kuaifair_env.pooling import mean_embeddings
 from kuaifair_env.response.base import HistoryWindow

@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsrm.purifier import MismatchError
 from dsrm.training import show_round
 from kuaifair_env.checks import need_number, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import item_embeddings, separated
-from kuaifair_env.errors import DataError
+from kuaifair_env.errors import DataError, MismatchError
 from kuaifair_env.files import Family, open_artifact, parse_as, save_artifact, take_tensors
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.response.training import Trainer, load_network, network_tensors

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dsrm.purifier import MismatchError
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import separated, unit_rows
+from kuaifair_env.errors import MismatchError
 from kuaifair_env.files import Family, Tensors, open_artifact, parse_as, save_artifact, take_tensors
 from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users

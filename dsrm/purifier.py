@@ -14,10 +14,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from kuaifair_env import seeding
+from kuaifair_env.catalogue import ids_hash, same_sums, signed_sum
 from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.data.schema import BoolArray, FloatArray
-from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.errors import ArtifactError, MismatchError
 from kuaifair_env.files import Family, Tensors, file_hash, open_artifact, save_artifact
 from kuaifair_env.observations import StateObserver, StateSpace
 from kuaifair_env.pooling import embedding_sums, mean_embeddings
@@ -56,7 +56,6 @@ Target = Literal["profile", "unbiased", "paired"]
 
 PURIFIERS = Family("kuaifair-purifier", 4, "state purifier", "pretrain it again (kuaifair pretrain)")
 
-_EMBEDDING_TOLERANCE = 1e-3
 _PROPENSITY_EXPONENT, _CLIP_QUANTILE = 0.5, 0.95
 _CLASSES: dict[str, tuple[str, str]] = {
     "identity": ("dsrm.baselines", "IdentityPurifier"),
@@ -83,10 +82,6 @@ STATISTICS = (
     "mean_feedback",
 )
 """The statistics of a window that a condition holds, in this order."""
-
-
-class MismatchError(KuaiFairError, ValueError):
-    """A purifier or encoder was made for another world: other data, catalogue or embeddings."""
 
 
 @runtime_checkable
@@ -173,7 +168,8 @@ def purified_space(purifier: StatePurifier, world: World) -> StateSpace:
         return space
     description = purifier.describe()
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return StateSpace(space.low, space.high, space.shape, f"purified by {description.get('kind')} {digest}")
+    states = f"purified by {description.get('kind')} {digest}"
+    return StateSpace(space.low, space.high, space.shape, states, world.catalogue)
 
 
 def observed_bound(world: World) -> float:
@@ -192,8 +188,7 @@ class WorldKey:
         items: Number of items ``M``.
         items_hash: Hash of the item ids, in increasing order.
         dimension: Size ``d`` of an embedding.
-        fingerprint: ``d`` numbers, the sum of all embeddings with signs that follow from the item ids. It changes with
-            any embedding, but not with the order of the items.
+        fingerprint: ``d`` numbers that change with any embedding; see :func:`~kuaifair_env.catalogue.signed_sum`.
     """
 
     data_name: str
@@ -213,9 +208,9 @@ class WorldKey:
             provenance.origin,
             world.data.data_hash,
             len(world.data.items),
-            _ids_hash(world.data.items.keys),
+            ids_hash(np.sort(world.data.items.keys)),
             world.dimension,
-            tuple(float(f"{value:.6g}") for value in _fingerprint(world)),
+            tuple(float(f"{value:.6g}") for value in signed_sum(world.data.items.keys, world.embeddings)),
         )
 
     def check(self, world: World) -> None:
@@ -240,8 +235,7 @@ class WorldKey:
                     f"the purifier was made for {what} {expected}, but this environment has {actual}; pretrain one for "
                     "this environment (kuaifair pretrain)"
                 )
-        scale = max(float(np.abs(self.fingerprint).max()), 1.0)
-        if np.abs(np.subtract(self.fingerprint, now.fingerprint)).max() > _EMBEDDING_TOLERANCE * scale:
+        if not same_sums(self.fingerprint, now.fingerprint):
             raise MismatchError(
                 "the purifier was made for other item embeddings (same catalogue, same dimension, other vectors); "
                 "use the encoder that it was trained with, or pretrain one for these"
@@ -387,17 +381,6 @@ class WorldPurifier(BasePurifier):
         """See :class:`BasePurifier`."""
         world = None if self.key is None else asdict(self.key)
         return {"config": asdict(self.config), "world": world, "report": self.report}
-
-
-def _ids_hash(ids: NDArray[np.int64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.sort(ids), "<i8").tobytes()).hexdigest()[:16]
-
-
-def _fingerprint(world: World) -> NDArray[np.float64]:
-    words = seeding.mix(world.data.items.keys.astype(np.uint64), np.zeros(1, np.uint64))
-    signs = np.where((words & np.uint64(1)).astype(np.bool_), 1.0, -1.0)
-    total: NDArray[np.float64] = signs @ world.embeddings.astype(np.float64)
-    return np.asarray(total / np.sqrt(len(signs)))
 
 
 def save_purifier(purifier: StatePurifier, path: str | Path) -> None:

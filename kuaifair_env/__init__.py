@@ -15,7 +15,7 @@ from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError, MismatchError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.origins import IncompleteDataWarning, TwinFallbackWarning
 from kuaifair_env.registration import (
@@ -59,6 +59,7 @@ __all__ = [
     "LearnsWhileServing",
     "LeaveRule",
     "LeftOutWarning",
+    "MismatchError",
     "NeverLeave",
     "ServedStep",
     "ServingResult",

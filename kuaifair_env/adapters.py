@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from kuaifair_env.batch import SessionBatch
+from kuaifair_env.catalogue import check_catalogues
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.simulator import SessionSource
 from kuaifair_env.world import World
@@ -349,8 +350,10 @@ def check_agent(agent: Any, env: PlayedEnv) -> None:
         env: What it is to act in.
 
     Raises:
+        MismatchError: If it was trained on other items.
         ValueError: If observations or actions are others, or only the agent's are normalised.
     """
+    check_catalogues(getattr(agent, "observation_space", None), env.observation_space)
     for what in ("observation_space", "action_space"):
         own, given = getattr(agent, what, None), getattr(env, what)
         if isinstance(own, spaces.Space) and own != given:

@@ -46,3 +46,7 @@ class HiddenTruthError(KuaiFairError):
 
 class ArtifactError(KuaiFairError, ValueError):
     """A saved model, cache or run is corrupt, foreign, or of another version."""
+
+
+class MismatchError(ArtifactError):
+    """An agent, purifier or encoder was made for another world: other data, catalogue or embeddings."""

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from kuaifair_env.catalogue import Catalogue, catalogue_of
 from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.simulator import SessionSimulator
@@ -36,17 +37,25 @@ class StateSpace(spaces.Box):
         high: Largest value.
         shape: ``(d,)``.
         states: What the states are: ``"observed"``, or how they were purified.
+        catalogue: The items behind them; None says nothing of them, and equals any.
     """
 
-    def __init__(self, low: Any, high: Any, shape: Sequence[int], states: str = OBSERVED) -> None:
+    def __init__(
+        self, low: Any, high: Any, shape: Sequence[int], states: str = OBSERVED, catalogue: Catalogue | None = None
+    ) -> None:
         super().__init__(low, high, tuple(shape), np.float32)
         self.states = states
+        self.catalogue = catalogue
 
     def __repr__(self) -> str:
-        return f"StateSpace({self.low.min():.6g}, {self.high.max():.6g}, {self.shape}, {self.states!r})"
+        items = "" if self.catalogue is None else f", {self.catalogue}"
+        return f"StateSpace({self.low.min():.6g}, {self.high.max():.6g}, {self.shape}, {self.states!r}{items})"
 
     def __eq__(self, other: object, /) -> bool:
-        return super().__eq__(other) and getattr(other, "states", self.states) == self.states
+        if not super().__eq__(other) or getattr(other, "states", self.states) != self.states:
+            return False
+        there = catalogue_of(other)
+        return self.catalogue is None or there is None or not self.catalogue.difference(there)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -54,7 +63,7 @@ class StateSpace(spaces.Box):
 @batch_space.register(StateSpace)
 def _batch_state_space(space: StateSpace, n: int = 1) -> StateSpace:
     low, high = (np.repeat(bound[None], n, axis=0) for bound in (space.low, space.high))
-    return StateSpace(low, high, low.shape, space.states)
+    return StateSpace(low, high, low.shape, space.states, space.catalogue)
 
 
 def observed_states(world: World, window: HistoryWindow) -> FloatArray:
@@ -89,7 +98,7 @@ class StateObserver:
         self._world = world
         norms = np.sqrt(np.einsum("nd,nd->n", world.embeddings, world.embeddings))
         bound = float(max(norms.max(), 1e-6)) * 1.001 if world.encoder is None else world.encoder.bound
-        self.space = StateSpace(-bound, bound, (world.dimension,))
+        self.space = StateSpace(-bound, bound, (world.dimension,), catalogue=world.catalogue)
 
     def observe(self, simulator: SessionSimulator, rows: IntArray | None = None) -> FloatArray:
         """Returns the states of the given sessions, or of all, ``float32 (B, d)``."""
@@ -205,7 +214,7 @@ def with_state(observation: Any, state: Any) -> Any:
 def extended_space(states: StateSpace, low: FloatArray, high: FloatArray) -> StateSpace:
     """Returns a space of states with more components at the end, of the given bounds."""
     lows, highs = np.concatenate([states.low, low]), np.concatenate([states.high, high])
-    return StateSpace(lows, highs, lows.shape, states.states)
+    return StateSpace(lows, highs, lows.shape, states.states, states.catalogue)
 
 
 def stack_observations(observations: Sequence[Any]) -> Any:

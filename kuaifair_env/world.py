@@ -16,6 +16,7 @@ from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, Popula
 from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
+from kuaifair_env.catalogue import Catalogue
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.pooling import ClickPool
 from kuaifair_env.randomisation import WorldRandomisation
@@ -156,6 +157,12 @@ class World:
             vectors.append(self.encoder.encode(self.initial_history.take(self.users[spread(len(self.users), STORED)])))
         response = response_probes(self.response, self.users, self.n_items, self.initial_history, self.user_candidates)
         return WorldFingerprint.of_parts(parts, response, embedding_probes(*vectors))
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The candidates as agents know them, who carry it in the space of their states; the same in both worlds."""
+        keys = self.data.items.keys[: self.n_items]
+        return Catalogue.of_items(self.data.provenance.name, keys, self.embeddings[: self.n_items])
 
     @property
     def dimension(self) -> int:

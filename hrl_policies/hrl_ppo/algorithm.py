@@ -48,15 +48,18 @@ class LiteralArguments(TypedDict):
 
     hierarchy: dict[str, Any]
     click_scorer: None
+    ratio: RatioKind
     slot_credit: float
 
 
 LITERAL: LiteralArguments = {
     "hierarchy": {"weights": "paper", "memory": False},
     "click_scorer": None,
+    "ratio": "slate",
     "slot_credit": 0.0,
 }
-"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, one advantage a slate."""
+"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, one ratio and one advantage
+a slate."""
 
 
 class HierarchicalPPO(OnPolicyAlgorithm):

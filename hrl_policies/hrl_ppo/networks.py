@@ -33,6 +33,13 @@ _HER4IF_DEVIATION = 0.1
 # Adam moves each parameter by about the learning rate a step, and these two have a long way to go.
 _MEMORY_RATE = 10.0
 _MIN_WEIGHT = 1e-3
+# The weights w_acc and w_fair that softplus starts from (``weights="paper"``). With both terms standardised among the
+# candidates, half of them popular, the prices of the groups lie 2 w_fair apart, and the log-odds of a popular slot are
+# -2 h w_fair / w_acc, where h = 1.5 is the hazard rate of the normal at the best 10 of 64. The gradient of the popular
+# share p = sigmoid(-3 w_fair) by x_fair, 3 p (1 - p) sigmoid(x_fair), is largest at w_fair = 0.45, and that by x_acc is
+# of the same size there. Both at softplus(0) = 0.69, over terms standardised in the catalogue, showed no popular item
+# whatever the manager tried.
+_START_WEIGHTS = (1.0, 0.45)
 
 
 class HierarchySettings(BaseModel):
@@ -42,7 +49,8 @@ class HierarchySettings(BaseModel):
         manager: ``"learned"`` (``pi_h``, eq. 5), ``"constant"`` (the same weights always; if it ties with the learned
             one, the hierarchy is unsupported) or ``"flat"`` (one global weight, learned by the worker's own PPO).
         weights: How the manager's action ``x`` becomes weights ``z = (w_acc, w_fair)`` of eq. 6. ``"simplex"``:
-            ``w_fair = sigmoid(x)``, ``w_acc = 1 - w_fair``. ``"paper"``: both by softplus. ``"her4if"``: Gaussian
+            ``w_fair = sigmoid(x)``, ``w_acc = 1 - w_fair``. ``"paper"``: both by softplus, from 1 and 0.2 on, for
+            accuracy and popularity in one unit, standard deviations among the candidates. ``"her4if"``: Gaussian
             around a softmax, rectified, and multiplied to the probabilities of popular and long-tail items.
             ``"quota"``: ``x`` is the number of popular items, and the price ``w_fair`` of eq. 6 is the one that makes
             the slate meet it exactly: eq. 5 as a constraint, solved for each slate, not as a penalty whose knife-edge
@@ -282,6 +290,9 @@ class Manager(nn.Module):
         inputs = state_size + CONTEXT + GROUPS
         outputs = self.counts if settings.weights == "quota" else settings.action_size
         self.actor = _mlp(inputs, settings.width, outputs, gain=0.01)
+        if settings.weights == "paper":
+            with torch.no_grad():
+                cast(nn.Linear, self.actor[-1]).bias.copy_(paper_start())
         self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
         self.log_deviation = nn.Parameter(torch.full((settings.action_size,), math.log(settings.start_deviation)))
 
@@ -340,7 +351,8 @@ class Worker(nn.Module):
         if settings.memory:
             self.slow_memory = nn.Parameter(torch.zeros(2))
         if settings.manager == "flat":
-            self.global_action = nn.Parameter(torch.zeros(settings.action_size))
+            start = paper_start() if settings.weights == "paper" else torch.zeros(settings.action_size)
+            self.global_action = nn.Parameter(start)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.start_temperature)))
         self.critic = _mlp(inputs, settings.width, 1, gain=1.0)
         self.cost_critic = _mlp(inputs, settings.width, 1, gain=1.0)
@@ -413,6 +425,9 @@ class Worker(nn.Module):
             popular: ``bool (B, C)``.
         """
         form = self.settings.weights
+        if form == "paper":
+            popularity_scale = mean_and_deviation(popularity)
+            popularity = (popularity - popularity_scale[:, :1]) / popularity_scale[:, 1:]
         if form == "quota":
             return scores / self.temperature
         chosen = self.global_action.expand(len(scores), -1) if self.settings.manager == "flat" else actions
@@ -441,6 +456,20 @@ def omegas(actions: Tensor, form: str) -> tuple[Tensor, Tensor]:
         return 1.0 - fairness, fairness
     weights = nn.functional.softplus(actions)
     return weights[:, 0], weights[:, 1]
+
+
+def paper_start() -> Tensor:
+    """Returns the ``x`` whose softplus are the weights that ``weights="paper"`` starts from, ``float32 (2,)``."""
+    return torch.tensor(_START_WEIGHTS).expm1().log()
+
+
+def mean_and_deviation(values: Tensor) -> Tensor:
+    """Returns mean and standard deviation of each row of ``(B, C)``, ``float32 (B, 2)``."""
+    mean = values.mean(dim=1, keepdim=True)
+    # torch.std takes several times as long as the norm.
+    norm = torch.linalg.vector_norm(values - mean, dim=1, keepdim=True)
+    deviation = (norm / math.sqrt(max(values.shape[1] - 1, 1))).clamp_min(1e-6)
+    return torch.cat([mean, deviation], dim=1)
 
 
 def _normal(mean: Tensor, deviation: Tensor) -> torch.distributions.Distribution:

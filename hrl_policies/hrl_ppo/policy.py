@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
 from hrl_policies.common.yaml_files import validated
-from hrl_policies.hrl_ppo.networks import HierarchySettings, ItemTable, Manager, Observed, Worker, omegas
+from hrl_policies.hrl_ppo.networks import (
+    HierarchySettings,
+    ItemTable,
+    Manager,
+    Observed,
+    Worker,
+    mean_and_deviation,
+    omegas,
+)
 from kuaifair_env.observations import stack_observations, state_of
 
 _ADAM_EPSILON = 1e-5
@@ -145,10 +153,11 @@ class HierarchicalPolicy(BasePolicy):
         """
         observed = Observed(observation, self.table)
         accuracy = self.worker.catalogue_accuracy(observed, self.table)
-        scale = _mean_and_deviation(accuracy)
+        scale = mean_and_deviation(accuracy)
         n_candidates = self.hierarchy.candidates
         candidates = self.table.best_candidates(accuracy, n_candidates)
-        group_scores = self.table.group_scores(accuracy.gather(1, candidates), n_candidates)
+        candidate_accuracy = accuracy.gather(1, candidates)
+        group_scores = self.table.group_scores(candidate_accuracy, n_candidates)
         manager_features = torch.cat(
             [observed.state, observed.context, (group_scores - scale[:, :1]) / scale[:, 1:]], dim=1
         )
@@ -159,6 +168,8 @@ class HierarchicalPolicy(BasePolicy):
             decided, steps_left = manager_state.steps_left <= 0, manager_state.steps_left
             actions = torch.where(decided[:, None], actions, manager_state.actions)
         worker_features = torch.cat([observed.state, observed.context, actions], dim=1)
+        if self.hierarchy.weights == "paper":
+            scale = mean_and_deviation(candidate_accuracy)
         window_counts = accuracy.new_zeros(*candidates.shape, 2)
         if observed.window is not None and self.hierarchy.memory:
             window_counts = observed.window.counts(candidates)
@@ -294,11 +305,3 @@ class HierarchicalPolicy(BasePolicy):
             "hierarchy": self.hierarchy.model_dump(),
             "dimension": self.dimension,
         }
-
-
-def _mean_and_deviation(accuracy: Tensor) -> Tensor:
-    mean = accuracy.mean(dim=1, keepdim=True)
-    # torch.std takes several times as long as the norm.
-    norm = torch.linalg.vector_norm(accuracy - mean, dim=1, keepdim=True)
-    deviation = (norm / math.sqrt(max(accuracy.shape[1] - 1, 1))).clamp_min(1e-6)
-    return torch.cat([mean, deviation], dim=1)

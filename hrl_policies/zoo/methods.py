@@ -390,7 +390,7 @@ _TABLE: tuple[MethodSpec, ...] = (
     _hierarchical("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega"),
     _hierarchical("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair"),
     _hierarchical(
-        "dsrm-hrl-literal", "DSRM-HRL, literal", f"{_PAPER}, equations 4 to 6 to the letter",
+        "paper", "DSRM-HRL, to the letter", f"{_PAPER}, equations 4 to 6 to the letter",
         sees=f"{_OBSERVED}, {_GROUPS}", observation_mode="state",
     ),
     _query_agent(

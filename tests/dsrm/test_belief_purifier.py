@@ -27,7 +27,8 @@ from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.pretraining import pretrain
-from dsrm.purifier import MismatchError, load_purifier, save_purifier
+from dsrm.purifier import load_purifier, save_purifier
+from kuaifair_env.errors import MismatchError
 from dsrm.session_evidence import SessionEvidence
 from dsrm.shared_level import SharedScales
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM

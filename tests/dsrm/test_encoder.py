@@ -20,7 +20,7 @@ from dsrm.item_term import (
     with_item_term,
     without_item_term,
 )
-from dsrm.purifier import MismatchError
+from kuaifair_env.errors import MismatchError
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig

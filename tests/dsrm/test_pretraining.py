@@ -13,6 +13,7 @@ from purifiers import quick_config
 from small_worlds import taste_worlds
 
 import dsrm
+import kuaifair_env
 from dsrm import training
 from dsrm.baselines import IdentityPurifier
 from dsrm.diffusion import SamplerConfig
@@ -98,11 +99,11 @@ def test_another_world_is_refused_with_what_differs(purifiers):
     flipped = dataclasses.replace(TEST, embeddings=-TEST.embeddings)
     shorter = dataclasses.replace(TEST, embeddings=TEST.embeddings[:, :6].copy())
     for mode in ("profile", "regression", "linear_debias", "tce"):
-        with pytest.raises(dsrm.MismatchError, match="other item embeddings"):
+        with pytest.raises(kuaifair_env.MismatchError, match="other item embeddings"):
             purifiers[mode].bind(flipped)
-        with pytest.raises(dsrm.MismatchError, match="states of dimension 8, but this environment has 6"):
+        with pytest.raises(kuaifair_env.MismatchError, match="states of dimension 8, but this environment has 6"):
             purifiers[mode].bind(shorter)
-        with pytest.raises(dsrm.MismatchError, match=r"catalogue of 120 items.* 50 items"):
+        with pytest.raises(kuaifair_env.MismatchError, match=r"catalogue of 120 items.* 50 items"):
             purifiers[mode].bind(small_world(0.4))
 
 

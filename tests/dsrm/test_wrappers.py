@@ -21,7 +21,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
-from dsrm.purifier import MismatchError, save_purifier
+from dsrm.purifier import save_purifier
+from kuaifair_env.errors import MismatchError
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv

@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from dsrm import DSRMObservationWrapper, VecDSRM
 from dsrm.click_scorer import ClickScorer
+from hrl_policies import make_training_env
 from hrl_policies.hrl_ppo import (
     LITERAL,
     HierarchicalPolicy,
@@ -148,8 +149,8 @@ def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
     assert policy.hierarchy == HierarchySettings(weights="quota", worker="strict", memory=True)
 
 
-def test_the_literal_preset_is_the_zoo_s_dsrm_hrl_literal():
-    shipped = load_settings("dsrm-hrl-literal").hyperparameters
+def test_the_literal_preset_is_the_zoo_s_paper():
+    shipped = load_settings("paper").hyperparameters
     model = HierarchicalPPO("HierarchicalPolicy", sessions(observation_mode="state"), **LITERAL, seed=1, device="cpu")
     assert model.policy.hierarchy == HierarchySettings(**shipped["hierarchy"])
     others = {name: value for name, value in shipped.items() if name not in ("hierarchy", "click_scorer")}
@@ -157,6 +158,64 @@ def test_the_literal_preset_is_the_zoo_s_dsrm_hrl_literal():
     assert shipped["click_scorer"] is None and (model.policy.table.prior == 0).all()
     changed = HierarchicalPPO("HierarchicalPolicy", sessions(), **LITERAL, fair_coef=0.5, device="cpu")
     assert changed.fair_coef == 0.5
+
+
+def literal(seed: int, **settings) -> HierarchicalPPO:
+    """The paper's letter over one rollout of a world whose popular items are as similar to states as the others."""
+    world = small_world(0.5, n_items=400, seed=seed)
+    embeddings = np.random.default_rng(seed).normal(size=(400, 8)).astype(np.float32)
+    env = sessions(64, seed, replace(world, embeddings=embeddings), slate_size=10, observation_mode="state")
+    model = HierarchicalPPO("HierarchicalPolicy", env, **LITERAL, seed=seed, device="cpu", **settings)
+    roll(model)
+    return model
+
+
+def level_gradients(model: HierarchicalPPO) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients of the objectives of the manager's actor and of the worker over a rollout."""
+    policy, (samples,) = model.policy, batches(model, 10_000)
+    manager, _ = policy.evaluate_manager_actions(samples.manager_features, samples.manager_actions)
+    worker, _ = policy.evaluate_worker_actions(samples)
+    objectives = (
+        (manager, samples.advantages[:, MANAGER], policy.manager.actor.parameters()),
+        (worker.sum(1), samples.advantages[:, ENGAGEMENT], [policy.worker.log_temperature]),
+    )
+    return tuple(
+        torch.cat([part.flatten() for part in torch.autograd.grad((log_probs * model._normalized(a)).mean(), list(p))])
+        for log_probs, a, p in objectives
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_manager_of_the_paper_s_letter_starts_alive(seed):
+    """What it tries shows in slates, and where fairness counts it moves towards cheaper popularity, as far as the worker."""
+    model = literal(seed, fair_coef=10.0)
+    (samples,) = batches(model, 10_000)
+    shares = model.policy.table.popular[model.policy.table.place][samples.slates].float().mean(1)
+    w_acc, w_fair = torch.nn.functional.softplus(samples.manager_actions).T
+    price = w_fair / w_acc
+    cheap, dear = shares[price < price.quantile(0.25)].mean(), shares[price > price.quantile(0.75)].mean()
+    assert cheap > 2 * dear > 0
+    manager, worker = level_gradients(model)
+    assert manager.norm() > 0.5 * worker.norm()
+    # The last of the actor's parameters is the bias of x_fair: fewer than half of the items shown are popular.
+    assert shares.mean() < 0.4 and manager[-1] < 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_paper_s_letter_learns_what_popularity_should_cost_in_the_toy_s_training_world(seed):
+    """Long-tail items fill four fifths of its first slates; it learns to charge less for popular ones."""
+    env = make_training_env("hrl", "KuaiFair-Toy-v0", n_envs=64, seed=seed)
+    model = HierarchicalPPO("HierarchicalPolicy", env, **LITERAL, seed=seed, device="cpu")
+
+    def price() -> float:
+        w_acc, w_fair = torch.nn.functional.softplus(model.rollout_buffer.manager_actions()).T
+        return float((w_fair / w_acc).mean())
+
+    model.learn(64 * model.n_steps)
+    start = price()
+    model.learn(40_000, reset_num_timesteps=False)
+    assert price() < 0.9 * start
 
 
 def test_the_click_scorer_is_fitted_to_the_training_log_once(tmp_path, monkeypatch):
@@ -646,7 +705,8 @@ def test_a_flat_agent_weighs_the_same_for_everybody(form):
         return ((logits[:, 0] - logits[:, 1]) * policy.worker.temperature).detach()
 
     start = prices()
-    expected = 0.5 if form == "simplex" else np.log(2)
+    # Two items of unequal popularity lie 1 apart in it, and sqrt(2) standard deviations.
+    expected = 0.5 if form == "simplex" else 0.45 * np.sqrt(2)
     np.testing.assert_allclose(start, expected, rtol=1e-5)
     before = weights(model, "manager")
     model.learn(256)

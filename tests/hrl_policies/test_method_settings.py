@@ -234,7 +234,7 @@ def test_what_tells_a_method_from_the_one_it_is_like_is_not_searched():
     assert "fair_coef" in base
     # FLAT is the agent without a fairness reward and without a manager; a search must not turn it into another method.
     assert set(base) - set(load_settings("flat").search) == {"fair_coef", "manager_gamma"}
-    assert "slot_credit" not in load_settings("dsrm-hrl-literal").search
+    assert "slot_credit" not in load_settings("paper").search
 
 
 def test_a_search_section_goes_to_and_fro():

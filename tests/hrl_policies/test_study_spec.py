@@ -342,7 +342,7 @@ def test_shipped_studies_hold_the_papers_systems_and_all_controls(name):
     spec, problems = read_study(name.removesuffix("_quick"), quick=name.endswith("_quick"))
     assert not problems
     names = [entry.name for entry in spec.methods]
-    published = ["a2c", "td3", "bcq", "mofir", "dorl", "dnair", "sac4ir", "dsrm-hrl"]
+    published = ["a2c", "td3", "bcq", "mofir", "dorl", "dnair", "sac4ir", "dsrm-hrl", "paper"]
     ablation = ["flat", "hrl", "hrl+tce", "hrl+rce", "hrl+bod", "hrl+cdae", "hrl+diffrec"]
     assert names == [*published, *ablation, *controls()]
     assert spec.max_lens == (30, 50) and spec.seeds == (11, 15, 19)

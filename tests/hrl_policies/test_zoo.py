@@ -50,7 +50,7 @@ HIERARCHICAL = [
     "dsrm-hrl-query",
     "flat",
     "flat+fair",
-    "dsrm-hrl-literal",
+    "paper",
 ]
 OFFLINE = ["bcq", "bcq-discrete"]
 DISCRETE = ["sac4ir", "sac4ir-kuaisim", "dnair", "dnair-kuaisim"]
