@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from typing_extensions import Unpack
 
-from hrl_policies.common.sessions import AlgorithmArguments, purified_like, sessions_given
+from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems, purified_like, sessions_given
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.world_model import (
     MAX_VARIANCE,
@@ -274,7 +274,7 @@ class A2CArguments(AlgorithmArguments, total=False):
     policy_kwargs: dict[str, Any] | None
 
 
-class DORL(A2C):
+class DORL(AmongItsItems, A2C):
     """Offline, model-based A2C, which fits a world model to the training log and learns in it.
 
     ``learn`` never resets or steps the environment: it takes users, histories, items, settings and spaces from it, fits

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from hrl_policies.common.sessions import OffPolicyArguments, purified_like, sessions_given
+from hrl_policies.common.sessions import AmongItsItems, OffPolicyArguments, purified_like, sessions_given
 from hrl_policies.common.slates import SlateReplayBuffer, SlateReplaySamples, executed_slates, state_space
 from hrl_policies.preference_front import preference_front, preference_grid
 from hrl_policies.unit_norm import UnitNormActor, directions
@@ -195,7 +195,7 @@ SelfMOFIR = TypeVar("SelfMOFIR", bound="MOFIR")
 _PREFERENCE = "preference"
 
 
-class MOFIR(TD3):
+class MOFIR(AmongItsItems, TD3):
     """Preference-conditioned DDPG over queries, with the reward ``(mean clicks, long-tail share)`` of a slate.
 
     Each session draws a preference ``w ~ Dirichlet(1, 1)``. An update evaluates every transition by the preference it

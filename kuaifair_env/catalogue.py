@@ -42,7 +42,7 @@ class Catalogue:
         return cls(data_name, len(keys), ids_hash(keys), tuple(float(f"{value:.6g}") for value in total))
 
     def __str__(self) -> str:
-        return f"{self.n_items:,} items of {self.data_name} (ids {self.ids})"
+        return f"{self.n_items:,} items of {self.data_name} (ids {self.ids}, embeddings {self.embeddings[0]:+.3f})"
 
     def difference(self, other: Catalogue) -> str:
         """Returns how another catalogue differs, in words; the empty string if it is the same."""

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kuaifair_env.catalogue import Catalogue
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.own import MIN_TEST_EXPOSURES
 from kuaifair_env.data.popularity import POPULAR_SHARE, PopularityGroups, PopularitySource, groups_of
 from kuaifair_env.data.schema import BoolArray, FloatArray, IdArray, IntArray, InteractionLog, Split
 from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
-from kuaifair_env.catalogue import Catalogue
 from kuaifair_env.fingerprint import STORED, WorldFingerprint, embedding_probes, response_probes, spread
 from kuaifair_env.pooling import ClickPool
 from kuaifair_env.randomisation import WorldRandomisation

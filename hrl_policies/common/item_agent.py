@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hrl_policies.common.sessions import OffPolicyArguments, allowed_items
+from hrl_policies.common.sessions import AmongItsItems, OffPolicyArguments, allowed_items
 from hrl_policies.common.slates import (
     ExecutedSlates,
     SlateDistribution,
@@ -234,7 +234,7 @@ class ItemAgentArguments(OffPolicyArguments, total=False):
     _init_setup_model: bool
 
 
-class ItemAgent(OffPolicyAlgorithm):
+class ItemAgent(AmongItsItems, OffPolicyAlgorithm):
     """An off-policy algorithm whose actions are items: KuaiFair sessions, or any environment with ``Discrete`` actions.
 
     Under ``repeats="forbid"`` items that a session has seen are masked when slates are chosen, in training and, once

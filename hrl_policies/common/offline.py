@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -19,8 +18,9 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 from typing_extensions import Unpack
 
-from hrl_policies.common.sessions import AlgorithmArguments
+from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems
 from hrl_policies.common.transitions import LoggedTransitions, scaled_actions
+from kuaifair_env.catalogue import check_catalogues
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
@@ -58,7 +58,7 @@ class OfflineArguments(AlgorithmArguments, total=False):
     _init_setup_model: bool
 
 
-class OfflineAlgorithm(BaseAlgorithm):
+class OfflineAlgorithm(AmongItsItems):
     """Base of algorithms that learn from :class:`LoggedTransitions` alone; one timestep is one gradient step.
 
     Training never touches the environment, which only provides spaces, and sessions for callbacks that evaluate. The
@@ -158,12 +158,14 @@ class OfflineAlgorithm(BaseAlgorithm):
         """Sets what to learn from; a loaded model needs it before it can learn on.
 
         Raises:
+            MismatchError: If they are of other items.
             ValueError: If the transitions' spaces are not those of the algorithm.
         """
         if transitions.observation_space.shape != self.observation_space.shape:
             raise ValueError(
                 f"transitions observe {transitions.observation_space}, the algorithm {self.observation_space}"
             )
+        check_catalogues(self.observation_space, transitions.observation_space)
         self._check_actions(transitions)
         self.transitions = transitions
         actions = scaled_actions(transitions.actions, transitions.action_space)

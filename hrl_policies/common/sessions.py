@@ -1,11 +1,13 @@
-"""What algorithms are given: arguments by Stable-Baselines3's names, and the sessions beneath a ``VecEnv``."""
+"""What algorithms are given: arguments by Stable-Baselines3's names, the sessions beneath a ``VecEnv``, their items."""
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecEnv,
@@ -18,10 +20,13 @@ from stable_baselines3.common.vec_env import (
 from dsrm.wrappers import DSRMObservationWrapper, VecDSRM
 from kuaifair_env.adapters import changing_wrappers
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.catalogue import check_catalogues
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World
+
+SelfAmongItsItems = TypeVar("SelfAmongItsItems", bound="AmongItsItems")
 
 
 class AlgorithmArguments(TypedDict, total=False):
@@ -54,6 +59,37 @@ class OffPolicyArguments(AlgorithmArguments, total=False):
     tau: float
     train_freq: int | tuple[int, str]
     gradient_steps: int
+
+
+class AmongItsItems(BaseAlgorithm):
+    """Base of the algorithms of this library, which say so where an environment has other items than they know.
+
+    Stable-Baselines3 refuses such an environment as well, since its states are others, and prints both spaces.
+    """
+
+    @classmethod
+    def load(cls: type[SelfAmongItsItems], path: Any, env: GymEnv | None = None, **kwargs: Any) -> SelfAmongItsItems:  # type: ignore[override]
+        """Loads an agent; see Stable-Baselines3.
+
+        Raises:
+            MismatchError: If the environment's items are not those that the agent was trained on.
+            ValueError: If the environment's spaces are others.
+        """
+        try:
+            return super().load(path, env, **kwargs)
+        except ValueError:
+            if env is not None:
+                check_catalogues(super().load(path, **kwargs).observation_space, env.observation_space)
+            raise
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Sets the environment; see Stable-Baselines3.
+
+        Raises:
+            MismatchError: If its items are not those that the agent was trained on.
+        """
+        check_catalogues(self.observation_space, env.observation_space)
+        super().set_env(env, force_reset)
 
 
 def sessions_given(env: VecEnv, agent: str) -> tuple[World, SessionConfig]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from typing_extensions import Unpack
 
 from dsrm.click_scorer import ClickScorer
-from hrl_policies.common.sessions import AlgorithmArguments, is_purified
+from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems, is_purified
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
 from hrl_policies.hrl_ppo.rewards import (
     COST,
@@ -58,11 +58,11 @@ LITERAL: LiteralArguments = {
     "ratio": "slate",
     "slot_credit": 0.0,
 }
-"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, one ratio and one advantage
-a slate."""
+"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory; ratio and advantage are those
+of slates."""
 
 
-class HierarchicalPPO(OnPolicyAlgorithm):
+class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
     """A manager that weighs accuracy against fairness and a worker that ranks, each with a PPO of its own.
 
     Nothing trainable is shared ("gradient separation"): parameters, critics, optimisers, advantages, learning rates and

@@ -28,7 +28,6 @@ from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.pretraining import pretrain
 from dsrm.purifier import load_purifier, save_purifier
-from kuaifair_env.errors import MismatchError
 from dsrm.session_evidence import SessionEvidence
 from dsrm.shared_level import SharedScales
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
@@ -36,7 +35,7 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, MismatchError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.observations import observed_states, state_of
 from kuaifair_env.randomisation import Randomisation

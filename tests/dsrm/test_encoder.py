@@ -20,14 +20,13 @@ from dsrm.item_term import (
     with_item_term,
     without_item_term,
 )
-from kuaifair_env.errors import MismatchError
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, MismatchError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.calibration import within_user_auc

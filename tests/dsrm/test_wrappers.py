@@ -22,11 +22,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from dsrm.baselines import IdentityPurifier, IPSPurifier, NoisePurifier
 from dsrm.purifier import save_purifier
-from kuaifair_env.errors import MismatchError
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, MismatchError
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv

@@ -187,7 +187,7 @@ def level_gradients(model: HierarchicalPPO) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_manager_of_the_paper_s_letter_starts_alive(seed):
-    """What it tries shows in slates, and where fairness counts it moves towards cheaper popularity, as far as the worker."""
+    """What it tries shows in slates, and where fairness counts its gradient is towards a lower price of popularity."""
     model = literal(seed, fair_coef=10.0)
     (samples,) = batches(model, 10_000)
     shares = model.policy.table.popular[model.policy.table.place][samples.slates].float().mean(1)

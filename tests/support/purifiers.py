@@ -10,9 +10,9 @@ from gymnasium import spaces
 from dsrm.model import DistillationConfig
 from dsrm.pretraining import PretrainConfig
 from dsrm.purifier import Mode, state_space
-from kuaifair_env.errors import MismatchError
 from dsrm.targets import WindowSettings
 from dsrm.training import TrainingConfig
+from kuaifair_env.errors import MismatchError
 
 
 class WindowPurifier:
