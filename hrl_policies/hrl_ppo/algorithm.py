@@ -58,8 +58,8 @@ LITERAL: LiteralArguments = {
     "ratio": "slate",
     "slot_credit": 0.0,
 }
-"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory; ratio and advantage are those
-of slates."""
+"""The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, ratio and advantage of
+slates."""
 
 
 class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
