@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,24 +160,30 @@ class ClickScorer:
             similarity: Calibrated log-odds per unit of similarity, or None.
         """
         assert world.item_term is not None
-        term = world.item_term[: world.n_items].astype(np.float64)
         units = unit_rows(world.embeddings[: world.n_items])
         if similarity is None:
-            table = _item_table(world.data.train, _learning_users(world), world, world.embeddings[:, :-1]).fixed[
-                : world.n_items
-            ]
-            rate, popularity = table.T
-            scaled = rate.mean() + (term - term.mean()) * rate.std() / max(float(term.std()), 1e-6)
-            names = fitted.report.coefficients
-            items = fitted.report.intercept + names["click_rate"] * scaled + names["popularity"] * popularity
-            similarity = names["similarity"]
+            items = fitted.with_click_rates(world, world.item_term).item_scores
+            similarity = fitted.report.coefficients["similarity"]
         else:
-            items = term
-        return cls(
-            item_scores=np.asarray(items, np.float32),
-            directions=np.ascontiguousarray((units * np.float32(similarity)).T),
-            report=fitted.report,
-        )
+            items = world.item_term[: world.n_items]
+        directions = np.ascontiguousarray((units * np.float32(similarity)).T)
+        return cls(np.asarray(items, np.float32), directions, fitted.report)
+
+    def with_click_rates(self, world: World, rates: FloatArray) -> ClickScorer:
+        """Returns this scorer with other estimates in the place of the log's click rates, on their scale.
+
+        Args:
+            world: The world that the scorer was fitted in.
+            rates: ``float32 (M,)``, log-odds of a click, such as :attr:`dsrm.item_term.ItemTerm.values`.
+        """
+        embeddings = world.embeddings if world.item_term is None else world.embeddings[:, :-1]
+        table = _item_table(world.data.train, _learning_users(world), world, embeddings).fixed[: world.n_items]
+        rate, popularity = table.T
+        given = rates[: world.n_items].astype(np.float64)
+        scaled = rate.mean() + (given - given.mean()) * rate.std() / max(float(given.std()), 1e-6)
+        coefficients = self.report.coefficients
+        items = self.report.intercept + coefficients["click_rate"] * scaled + coefficients["popularity"] * popularity
+        return replace(self, item_scores=np.asarray(items, np.float32))
 
 
 def states_before(
