@@ -23,10 +23,12 @@ from dsrm.preference import Evidence, Moments, normal_samples
 from dsrm.preference_mixture import MixturePreference
 from dsrm.preference_sessions import features_of, unwhitened
 from dsrm.preference_student import Student
+from kuaifair_env import seeding
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors, parse_as, take_tensors
 
 _TEACHER_SAMPLES = 16
+_LEVEL_STREAM = 1_000_000
 
 
 class _ScheduleSettings(NamedTuple):
@@ -74,8 +76,10 @@ class DiffusionPreference:
         return self.own_moments(evidence) if self.student is None else self.student.moments(self.prior, evidence)
 
     def own_moments(self, evidence: Evidence, samples: int = _TEACHER_SAMPLES) -> Moments:
-        """Returns mean and spread as the diffusion model itself gives them; the spread is that of some draws."""
-        return Moments(self.own_means(evidence), self.samples(evidence, samples, 0).std(dim=0))
+        """Returns mean and spread as the diffusion model itself gives them; the spread of tastes is that of draws."""
+        deviations = self.samples(evidence, samples, 0).std(dim=0)
+        deviations[:, 0] = evidence.scales[0] * self.prior.normal(evidence).deviations[:, 0]
+        return Moments(self.own_means(evidence), deviations)
 
     def own_means(self, evidence: Evidence) -> Tensor:
         """Returns the mean as the diffusion model itself gives it, ``float32 (B, d + 1)`` in log-odds."""
@@ -90,7 +94,7 @@ class DiffusionPreference:
         Args:
             normal: What the fitted normal says.
         """
-        return self._draws(normal, SamplerConfig(steps=1), normal.means)[0]
+        return self._draws(normal, SamplerConfig(steps=1), normal.means[:, 1:])[0]
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`; draws of a row follow from seed and evidence alone."""
@@ -99,15 +103,18 @@ class DiffusionPreference:
     def drawn(self, evidence: Evidence, config: SamplerConfig) -> Tensor:
         """Returns draws of the clean preferences by some sampler, ``float32 (samples, B, d + 1)`` in log-odds."""
         normal = self.prior.normal(evidence)
-        draws, means = self._draws(normal, config, evidence.means), self.whitened_means(normal)
-        generator = torch.Generator().manual_seed(config.seed)
-        levels = torch.randn(len(draws), 1, generator=generator).expand(draws.shape[:-1])
+        # Noise follows from bits that do not depend on what else is in the batch, and differ before anything was shown.
+        known = evidence.means[:, 1:] + evidence.contexts[:, : evidence.means.shape[1] - 1]
+        draws, means = self._draws(normal, config, known), self.whitened_means(normal)
+        keys = seeding.row_keys(known.numpy(), config.seed)
+        levels = torch.stack(
+            [torch.from_numpy(seeding.row_normals(keys, 1, _LEVEL_STREAM + number)) for number in range(len(draws))]
+        )[..., 0]
         return unwhitened(normal, _with_levels(draws - means + self.reliance * means, levels))
 
-    def _draws(self, normal: Evidence, config: SamplerConfig, keys: Tensor) -> Tensor:
-        # Noise follows from the bits of keys, so that they must not depend on what else is in the batch.
+    def _draws(self, normal: Evidence, config: SamplerConfig, observed: Tensor) -> Tensor:
         sampler = Sampler(self.denoiser.network, self._schedule, config)
-        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), keys[:, 1:])
+        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), observed)
         return _restored(draws, self.denoiser)
 
     def settings(self) -> dict[str, Any]:

@@ -328,6 +328,16 @@ def test_rows_do_not_depend_on_their_batch():
     torch.testing.assert_close(diffusion.samples(known, 3, seed=7)[:, 2], alone[:, 0], atol=1e-4, rtol=1e-4)
 
 
+def test_draws_of_different_users_are_independent():
+    known = evidence(400, 4)
+    draws = tiny_networks(4).samples(known, 8, seed=0) / known.scales
+    normal = fitted(4, 1).normal(known)
+    levels = (draws[..., 0] - normal.means[:, 0]) / normal.deviations[:, 0]
+    assert levels.mean().abs() < 0.05
+    assert levels.mean(dim=1).abs().max() < 0.25
+    assert levels.std() == pytest.approx(1.0, abs=0.05)
+
+
 def test_models_come_back_from_their_arrays():
     known = evidence(3, 4)
     for model in models(4):
