@@ -35,11 +35,22 @@ from dsrm.diffusion import (
     ScheduleKind,
     posterior_spread,
 )
+from dsrm.item_term import fit_item_term
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
 from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_student import STUDENT
 from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
-from dsrm.purifier import BELIEF_MODES, MODES, ConditionBuilder, Mode, StatePurifier, Target, WorldKey, condition_size
+from dsrm.purifier import (
+    BELIEF_MODES,
+    MODES,
+    ConditionBuilder,
+    ItemQuality,
+    Mode,
+    StatePurifier,
+    Target,
+    WorldKey,
+    condition_size,
+)
 from dsrm.targets import (
     ExampleSource,
     LiteralTargets,
@@ -115,6 +126,9 @@ class PretrainConfig:
         exclude_share: How often a window's own positives are left out of a profile.
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
         denoiser_steps: Optimizer steps of the click models of the related work; CDAE and DiffRec may stop earlier.
+        item_quality: By what beliefs judge items before a session: ``"log"``, their click rates in the training log, or
+            ``"features"``, an estimate that item features help (:func:`dsrm.fit_item_term`), for a log that is wrong
+            about items it has seldom shown.
     """
 
     mode: Mode = "profile"
@@ -132,6 +146,7 @@ class PretrainConfig:
     exclude_share: float = 0.5
     calibration_share: float = CALIBRATION_SHARE
     denoiser_steps: int = 1_500
+    item_quality: ItemQuality = "log"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -142,6 +157,10 @@ class PretrainConfig:
             raise ValueError(f"schedule must be one of {get_args(ScheduleKind)} or None, got {self.schedule!r}")
         if self.prediction not in (None, *get_args(Prediction)):
             raise ValueError(f"prediction must be one of {get_args(Prediction)} or None, got {self.prediction!r}")
+        if self.item_quality not in get_args(ItemQuality):
+            raise ValueError(f"item_quality must be one of {get_args(ItemQuality)}, got {self.item_quality!r}")
+        if self.item_quality != "log" and self.mode not in BELIEF_MODES:
+            raise ValueError(f"item_quality is for beliefs ({', '.join(BELIEF_MODES)}); {self.mode} judges no items")
         need_whole(0, seed=self.seed)
         for name in ("width", "blocks"):
             if getattr(self, name) is not None:
@@ -230,11 +249,19 @@ def pretrain(
     return _train_dsrm(world, config, checkpoint, progress)
 
 
+def _click_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:
+    scorer = ClickScorer.fit(world)
+    if item_quality == "log":
+        return scorer
+    return scorer.with_click_rates(world, fit_item_term(world, "features").of(world.data))
+
+
 def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> BeliefPurifier:
     """Fits the distribution of users' clean preferences, given all that is known of them."""
-    scorer = ClickScorer.fit(world)
+    scorer = _click_scorer(world, config.item_quality)
     provenance = {
         "mode": config.mode,
+        "item_quality": config.item_quality,
         "seed": config.seed,
         "data": world.data.provenance.as_dict(),
         "test_log": "unread",

@@ -52,6 +52,8 @@ BELIEF_MODES: tuple[Mode, ...] = ("belief", "closed_form", "gaussian", "mixture"
 """Those whose purifiers follow sessions; see :class:`dsrm.belief_purifier.BeliefPurifier`."""
 
 Target = Literal["profile", "unbiased", "paired"]
+
+ItemQuality = Literal["log", "features"]
 """Targets that the regression control learns."""
 
 PURIFIERS = Family("kuaifair-purifier", 4, "state purifier", "pretrain it again (kuaifair pretrain)")

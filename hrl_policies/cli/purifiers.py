@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dsrm.purifier import Mode, Target
+from dsrm.purifier import ItemQuality, Mode, Target
 from hrl_policies.cli import (
     AllowPartial,
     Clip,
@@ -58,6 +58,9 @@ def pretrain(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training at most.")] = None,
     examples: Annotated[int | None, typer.Option(min=100, help="Windows of a round.")] = None,
+    item_quality: Annotated[
+        ItemQuality, typer.Option(help="Beliefs: judge items by click rates, or by their features too.")
+    ] = "log",
     item_term: ItemTerm = None,
     like: Annotated[
         Path | None, typer.Option(help="--mode noise: as much noise as this purifier moves states.")
@@ -92,7 +95,6 @@ def pretrain(
     from dsrm.pretraining import PretrainConfig, noise_like
     from dsrm.pretraining import pretrain as fit
     from dsrm.purifier import load_purifier, purifier_hash, save_purifier
-    from dsrm.training import TrainingConfig
     from hrl_policies.study import single_threaded
 
     single_threaded()
@@ -103,9 +105,10 @@ def pretrain(
     if like is not None:
         purifier = noise_like(load_purifier(like), world, seed)
     else:
-        sizes = {"rounds": rounds, "examples": examples}
-        training = replace(TrainingConfig(), **{name: size for name, size in sizes.items() if size is not None})
-        config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, training=training)
+        config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, item_quality=item_quality)
+        sizes = {name: size for name, size in (("rounds", rounds), ("examples", examples)) if size is not None}
+        if sizes:
+            config = replace(config, training=replace(config.rounds_and_batches, **sizes))
         checkpoint = output.with_name(output.name + _CHECKPOINT)
         purifier = fit(world, config, checkpoint=checkpoint, progress=progress)
     save_purifier(purifier, output)

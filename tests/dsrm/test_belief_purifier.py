@@ -25,14 +25,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMoni
 from dsrm.baselines import IdentityPurifier
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
+from dsrm.item_term import fit_item_term
 from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.pretraining import pretrain
+from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import load_purifier, save_purifier
 from dsrm.session_evidence import SessionEvidence
 from dsrm.shared_level import SharedScales
 from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.popularity import log_popularity
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, MismatchError
@@ -436,3 +438,21 @@ def test_another_belief_at_the_start_is_another_service(tmp_path):
     other = BeliefPurifier.closed_form(TRAIN, BeliefScales(shared=SharedScales(offset=0.2)))
     with pytest.raises(ArtifactError, match="agent_hash"):
         serve(policy, VecDSRM(KuaiFairVecEnv(TEST, CONFIG, 8, seed=0), other), sessions=20, folder=tmp_path)
+
+
+def test_beliefs_judge_items_by_their_features_too():
+    world = taste_worlds()[0]
+    of_log, of_features = (
+        pretrain(world, PretrainConfig(mode="closed_form", item_quality=quality)).scorer
+        for quality in ("log", "features")
+    )
+    np.testing.assert_array_equal(of_log.directions, of_features.directions)
+    term = fit_item_term(world, "features").of(world.data)[: world.n_items]
+    # Popularity keeps its part, and the estimate takes the place of the click rate.
+    coefficients = of_log.report.coefficients
+    popularity = log_popularity(world.exposures)[: world.n_items]
+    popularity = (popularity - popularity.mean()) / popularity.std()
+    rest = of_features.item_scores - coefficients["popularity"] * popularity
+    assert np.corrcoef(rest, np.sign(coefficients["click_rate"]) * term)[0, 1] > 0.99
+    with pytest.raises(ValueError, match="item_quality is for beliefs"):
+        PretrainConfig(mode="profile", item_quality="features")
