@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -16,21 +17,26 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
 
+if TYPE_CHECKING:
+    from dsrm.purifier import Mode
+
 DEMO_ENV = "KuaiFair-Toy-v0"
 DEMO_MAX_LEN = 30
 DEMO_FIGURE = "kuaifair-demo.png"
-DEMO_STEPS = {"a2c": 200_000, "dsrm-hrl": 40_000}
-# Method, whether its states are purified, and what the table says of it.
-DEMO_ROWS = (
-    ("random", False, "ten items at random"),
-    ("greedy-ctr", False, "likeliest clicks, fair or not"),
-    ("a2c", False, "learns by reinforcement"),
-    ("a2c", True, "the same on states purified by DSRM"),
-    ("quota-greedy", False, "half popular items, half not; no reinforcement"),
-    ("session-quota", False, "the same, remembers the session's clicks"),
-    ("dsrm-hrl", True, "the paper's method, on purified states"),
-    ("oracle", False, "knows every user's taste: the most to win"),
-)
+DEMO_METHOD = "dsrm-hrl"
+DEMO_STEPS = {"a2c": 200_000, "hrl": 40_000, DEMO_METHOD: 40_000}
+DEMO_ROWS = {
+    "random": "ten items at random",
+    "greedy-ctr": "likeliest clicks, fair or not",
+    "a2c": "learns by reinforcement",
+    "quota-greedy": "half popular items, half not; no reinforcement",
+    "session-quota": "the same, remembers the session's clicks",
+    "belief-quota": "best fair slate by a belief about the user; no reinforcement",
+    "hrl": "two levels that learn by reinforcement",
+    DEMO_METHOD: "the paper's method: the same on purified states",
+    "oracle": "knows every user's taste: the most to win",
+}
+"""Methods in the order of the table, and what it says of them."""
 _COLUMNS = {
     "len": ("Len", 1, "slates until a user leaves", "more"),
     "r_each": ("R_each", 3, "clicks a slate, as a share of its items", "more"),
@@ -46,7 +52,8 @@ test world, where clicks follow true taste. A minute, or two on a slow machine."
 _READING = """[bold]What this shows[/bold]
 - The whole job runs: two worlds, purification, training, evaluation, and the controls that a claim has to beat.
 - Unequal slates end sessions: the fewer violations, the longer users stay, whatever the method.
-- QuotaGreedy and SessionQuota learn nothing by reinforcement. An agent is worth something only where it beats them.
+- QuotaGreedy, SessionQuota and BeliefQuota learn nothing by reinforcement. An agent is worth something only where it \
+beats them.
 [bold]What it does not show[/bold]
 - Nothing about real users: the world is synthetic and tiny.
 - Nothing about which agent is better: one training seed and short training. docs/results has seeds and intervals."""
@@ -71,21 +78,21 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
         _ = worlds.scorer
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
         folder = output or Path(scratch)
-        with _phase(console, 2, "pretraining DSRM, which purifies states, on the training log", progress):
+        with _phase(console, 2, "pretraining what purifies states, on the training log", progress):
             purifier = _pretrained(worlds, seed, folder)
         identity = PurifierIdentity.of_file(purifier)
         records = []
-        for number, (name, purified, _) in enumerate(DEMO_ROWS, 3):
+        for number, name in enumerate(DEMO_ROWS, 3):
             config = plan_run(
                 name,
                 DEMO_ENV,
                 seed=seed,
                 session=SessionConfig(max_len=DEMO_MAX_LEN),
                 total_steps=(steps or DEMO_STEPS[name]) if method(name).learns else None,
-                purifier=identity if purified else None,
+                purifier=identity if method(name).purifier else None,
             )
             task = f"training for {config.total_steps:,} steps and evaluating" if config.total_steps else "evaluating"
-            with _phase(console, number, f"{task} {_title(name, purified)}", progress):
+            with _phase(console, number, f"{task} {method(name).title}", progress):
                 result = run_study(
                     [config], folder, {DEMO_ENV: worlds}, purifiers={identity: purifier}, retry_failed=True
                 )
@@ -99,6 +106,7 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
     console.print(f"Figure: {figure}", soft_wrap=True)
     if output is not None:
         console.print(f"Run folders: {output}", soft_wrap=True)
+    console.print(_standing({record.config.method: record.summary["r_cum"] for record in records}), soft_wrap=True)
     return records
 
 
@@ -115,25 +123,42 @@ def _phase(console: Console, number: int, task: str, moving: bool) -> Iterator[N
 
 
 def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
-    """Pretrains DSRM, far more briefly than the library does by itself, unless the folder holds it."""
+    """Pretrains the method's purifier, far more briefly than the library does by itself, unless the folder holds it."""
     from dsrm.model import DistillationConfig
     from dsrm.pretraining import PretrainConfig, pretrain
     from dsrm.purifier import save_purifier
     from dsrm.training import TrainingConfig
 
-    path = folder / "profile.safetensors"
+    mode = cast("Mode", method(DEMO_METHOD).purifier)
+    path = folder / f"{mode}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         training = TrainingConfig(rounds=2, examples=20_000, validation_examples=3_000)
         distillation = DistillationConfig(steps=600)
-        config = PretrainConfig(mode="profile", seed=seed, training=training, distillation=distillation)
+        config = PretrainConfig(mode=mode, seed=seed, training=training, distillation=distillation)
         save_purifier(pretrain(worlds.train, config), path)
     return path
 
 
-def _title(name: str, purified: bool) -> str:
-    own = method(name)
-    return f"{own.title}, purified" if purified and not own.purifier else own.title
+def _standing(r_cum: Mapping[str, float]) -> str:
+    """Returns where the method stands among those that do not know users' tastes, in a line."""
+    own = r_cum[DEMO_METHOD]
+    others = sorted(set(r_cum) - {DEMO_METHOD, "oracle"}, key=r_cum.__getitem__)
+    sides = {
+        "behind": [name for name in others if r_cum[name] > own],
+        "level with": [name for name in others if r_cum[name] == own],
+        "ahead of": [name for name in others if r_cum[name] < own],
+    }
+    told = {
+        side: ", ".join(f"{method(name).title} ({r_cum[name]:.2f})" for name in names)
+        for side, names in sides.items()
+        if names
+    }
+    places = "; ".join(f"{side} {names}" for side, names in told.items())
+    return (
+        f"[bold]{method(DEMO_METHOD).title} stands[/bold] at R_cum {own:.2f}, one seed: {places}; "
+        f"the Oracle has {r_cum['oracle']:.2f}."
+    )
 
 
 def _table(records: list[RunRecord]) -> Table:
@@ -141,7 +166,7 @@ def _table(records: list[RunRecord]) -> Table:
     for column in table.columns[1:-1]:
         column.justify = "right"
         column.no_wrap = True
-    for record, (name, purified, meaning) in zip(records, DEMO_ROWS, strict=True):
+    for record, (name, meaning) in zip(records, DEMO_ROWS.items(), strict=True):
         figures = (f"{record.summary[key]:.{digits}f}" for key, (_, digits, _, _) in _COLUMNS.items())
-        table.add_row(_title(name, purified), *figures, meaning)
+        table.add_row(method(name).title, *figures, meaning)
     return table

@@ -479,12 +479,26 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     assert code == 0, err
     names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│") and line[2] != " "]
     assert names == [
-        "Random", "GreedyCTR", "A2C", "A2C, purified", "QuotaGreedy", "SessionQuota", "DSRM-HRL", "Oracle",
+        "Random", "GreedyCTR", "A2C", "QuotaGreedy", "SessionQuota", "BeliefQuota", "HRL", "DSRM-HRL", "Oracle",
     ]  # fmt: skip
     for column in ("Len", "R_each", "R_cum", "AD", "violations"):
         assert f"\n{column}: " in out
-    for number in range(1, 11):
-        assert f"\n({number} of 10) " in out
+    for number in range(1, 12):
+        assert f"\n({number} of 11) " in out
+    scores = {
+        cells[1].strip(): float(cells[4])
+        for line in out.splitlines()
+        if (cells := line.split("│"))[1:2] and cells[1].strip() in names
+    }
+    last = out.splitlines()[-1]
+    assert last.startswith(f"DSRM-HRL stands at R_cum {scores['DSRM-HRL']:.2f}, one seed: ")
+    assert last.endswith(f"the Oracle has {scores['Oracle']:.2f}.")
+    for name in set(names) - {"DSRM-HRL", "Oracle"}:
+        assert f"{name} ({scores[name]:.2f})" in last
+        if scores[name] != scores["DSRM-HRL"]:
+            side = "behind" if scores[name] > scores["DSRM-HRL"] else "ahead of"
+            (part,) = [part for part in last.split("; ") if f"{name} (" in part]
+            assert side in part
     assert "What it does not show" in out
     assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == len(names)
     assert (tmp_path / "kept/kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")
