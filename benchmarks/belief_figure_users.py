@@ -27,7 +27,7 @@ from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_training import PreferenceKind
 from dsrm.probe_data import ProbeSet, probe_set
 from dsrm.session_evidence import SessionEvidence
-from hrl_policies.controls import best_slates, fair_counts_now
+from hrl_policies.controls import best_slates
 from hrl_policies.study.figures import grid, legend_beside, looks
 from hrl_policies.study.statistics import student_interval
 from hrl_policies.worlds import WorldPair
@@ -35,6 +35,7 @@ from kuaifair_env import SessionConfig, World
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
+from kuaifair_env.fair_counts import fair_counts_now
 from kuaifair_env.files import save_figure
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.simulator import FixedSessions

@@ -5,7 +5,7 @@
 World: the KuaiRec twin with its whole catalogue as candidates, slates of 10, Max Len 30, 64 concurrent sessions, one
 thread. The methods take turns, a tenth of the sessions each, so that a machine whose speed drifts slows all of them
 alike; ratios are medians over the turns. Seconds are processor time of the one thread, which other work on the machine
-does not lengthen. The purifier is trained briefly: its quality does not change its cost.
+does not lengthen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
-from dsrm.training import TrainingConfig
 from hrl_policies.study import PurifierIdentity, plan_run
 from hrl_policies.study.runner import build_policy, single_threaded
 from hrl_policies.study.store import machine
@@ -67,10 +66,10 @@ def whole_catalogue(n_items: int | None) -> WorldPair:
     return WorldPair("KuaiRec twin", replace(train, users=rest), replace(train, split="test", users=held))
 
 
-def brief_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, StatePurifier]:
-    """Trains a profile purifier for one round."""
-    path = folder / "profile.safetensors"
-    save_purifier(pretrain(pair.train, PretrainConfig(mode="profile", training=TrainingConfig(rounds=1))), path)
+def own_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, StatePurifier]:
+    """Makes DSRM-HRL's purifier: a belief that shows candidates."""
+    path = folder / "candidates.safetensors"
+    save_purifier(pretrain(pair.train, PretrainConfig(mode="candidates")), path)
     return PurifierIdentity.of_file(path), load_purifier(path)
 
 
@@ -121,7 +120,7 @@ def main() -> None:
     single_threaded()
     pair = whole_catalogue(arguments.items)
     with TemporaryDirectory() as folder:
-        identity, purifier = brief_purifier(pair, Path(folder))
+        identity, purifier = own_purifier(pair, Path(folder))
         models = {name: model_of(name, pair, identity, purifier) for name in METHODS}
         spent = turns_of(models, arguments.sessions)
     text = page(spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS")

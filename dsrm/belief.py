@@ -37,9 +37,16 @@ from kuaifair_env.files import (
     without_prefix,
 )
 from kuaifair_env.randomisation import offset_shape
+from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
 
 BELIEFS = Family("kuaifair-belief", 3, "belief", "serve again")
+
+NOISE: dict[Repeats, float] = {"allow": 0.5, "forbid": 0.3}
+"""Spread of Thompson sampling's draws of item offsets while serving, in posterior standard deviations.
+
+Where no item comes back within a session, a draw that misleads costs more than it teaches.
+"""
 
 _ALSO = "also."
 _OF_SHARED = ("weights", "values", "mean", "deviation", "coefficients")
@@ -249,6 +256,26 @@ class Belief:
         self._squares, self._determined = learned["squares"], learned["determined"]
 
 
+class LogitParts(NamedTuple):
+    """What log-odds of a click are made of, each ``float32 (B, n)``.
+
+    Attributes:
+        prior: What the training log predicts at the session's start.
+        shared: Posterior mean of what all users share about the item.
+        shared_deviation: Its spread.
+        taste: ``w_u . e_i`` at the posterior mean.
+        offset: Posterior mean of ``delta_ui``.
+        deviation: Posterior standard deviation of the user's own part.
+    """
+
+    prior: Tensor
+    shared: Tensor
+    shared_deviation: Tensor
+    taste: Tensor
+    offset: Tensor
+    deviation: Tensor
+
+
 class SessionBeliefs:
     """The beliefs about the users of ``B`` concurrent sessions.
 
@@ -261,7 +288,7 @@ class SessionBeliefs:
     def __init__(self, belief: Belief, n_sessions: int, preference: PreferenceModel | None = None) -> None:
         self._belief = belief
         self._preference = ClosedForm() if preference is None else preference
-        embeddings = torch.from_numpy(belief.items.embeddings)
+        self._embeddings = embeddings = torch.from_numpy(belief.items.embeddings)
         self.own = OwnLevel(
             torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions, belief.own_scales
         )
@@ -313,6 +340,24 @@ class SessionBeliefs:
         self.update(converged)
         return self._predicted()
 
+    def explain(self, items: Tensor) -> LogitParts:
+        """Returns what the log-odds of a click on some items are made of, as of the last :meth:`update`.
+
+        Args:
+            items: ``int64 (B, n)``.
+        """
+        preferences = self._moments.means
+        own = self._own().gather(1, items)
+        taste = torch.einsum("bd,bnd->bn", preferences[:, 1:], self._embeddings[items])
+        return LogitParts(
+            self._prior.gather(1, items),
+            self._belief.shared.mean[items],
+            self._belief.shared.deviation[items],
+            taste,
+            own - preferences[:, :1] - taste,
+            self.own.variances(items).clamp(min=0.0).sqrt(),
+        )
+
     def refresh(self, rows: Tensor) -> Moments:
         """Does what :meth:`update` does for sessions that were started since, and leaves the others as they are.
 
@@ -336,9 +381,13 @@ class SessionBeliefs:
 
     def _predicted(self) -> Tensor:
         """Returns ``(B, N)``, the log-odds of a click as of the last :meth:`update`."""
+        return self._base + self._own()
+
+    def _own(self) -> Tensor:
+        """Returns ``(B, N)``, the own part of the log-odds as of the last :meth:`update`."""
         if self._own_part is None:
             self._own_part = self.own.logits_at(self._moments.means)
-        return self._base + self._own_part
+        return self._own_part
 
     def learn(self, items: Tensor, clicks: Tensor, live: Tensor, done: Tensor) -> None:
         """Hands on what the slates that followed the last :meth:`update` say about what all users share.

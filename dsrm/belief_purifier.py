@@ -235,7 +235,7 @@ class BeliefObservations(SessionObservations):
             self._running = BeliefStates(self._purifier, self.belief, batch)
         return self._running
 
-    def started(self, observations: Any) -> Any:
+    def started(self, observations: Any, learns: bool) -> Any:
         """See :class:`~dsrm.purified_observations.SessionObservations`."""
         return with_state(observations, self.running.start())
 
@@ -263,8 +263,8 @@ class BeliefObservations(SessionObservations):
         self.running.restore(state["running"])
 
 
-class BeliefStates:
-    """The states of ``B`` running sessions, as :class:`BeliefPurifier` lists their entries.
+class RunningBeliefs:
+    """What is known of ``B`` running sessions, and what all users share of it.
 
     Args:
         purifier: The purifier.
@@ -279,13 +279,55 @@ class BeliefStates:
         closed_form = isinstance(purifier.preference, ClosedForm)
         self._evidence = SessionEvidence(belief, purifier.scorer, batch, None if closed_form else purifier.preference)
         self._similarity = similarity_coefficient(purifier.scorer, batch.world)
-        space = belief_space(self._dimension)
-        self._low, self._high = space.low, space.high
         n_sessions = batch.batch_size
         self._over = np.ones(n_sessions, np.bool_)
         self._counted = np.zeros(n_sessions, np.bool_)
         self._blocks = np.zeros(n_sessions, np.int64)
-        self._states = np.zeros((n_sessions, 3 * self._dimension + 4), np.float32)
+
+    def note_begun(self, rows: NDArray[np.int64]) -> None:
+        """Notes which sessions began, ``int64 (n,)``: whether they are counted, and their block."""
+        self._over[rows] = False
+        self._counted[rows], self._blocks[rows] = self.batch.counted[rows], self.batch.blocks[rows]
+
+    def learn(self) -> None:
+        """Learns what the last step says about what all users share, before the step itself is taken."""
+        outcome = self.batch.outcome
+        assert outcome is not None
+        done = np.zeros_like(self._over)
+        done[self.batch.finished] = True
+        live = self._counted & ~self._over
+        if live.any():
+            self._evidence.learn(outcome.items, outcome.clicks, live, done, self._blocks)
+
+    def own(self) -> dict[str, Any]:
+        """Returns what is known of the running sessions besides the evidence, as arrays by name."""
+        return {"over": self._over, "counted": self._counted, "blocks": self._blocks}
+
+    def tensors(self) -> dict[str, Any]:
+        """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
+        return {"own": self.own(), "evidence": self._evidence.tensors()}
+
+    def restore(self, tensors: Mapping[str, Any]) -> None:
+        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
+        for name, array in self.own().items():
+            array[...] = tensors["own"][name]
+        self._evidence.restore(tensors["evidence"])
+
+
+class BeliefStates(RunningBeliefs):
+    """The states of ``B`` running sessions, as :class:`BeliefPurifier` lists their entries.
+
+    Args:
+        purifier: The purifier.
+        belief: What all sessions share.
+        batch: The sessions.
+    """
+
+    def __init__(self, purifier: BeliefPurifier, belief: Belief, batch: SessionBatch) -> None:
+        super().__init__(purifier, belief, batch)
+        space = belief_space(self._dimension)
+        self._low, self._high = space.low, space.high
+        self._states = np.zeros((batch.batch_size, 3 * self._dimension + 4), np.float32)
 
     def start(self) -> FloatArray:
         """Starts the beliefs about users whose session has begun, and returns the states of all, ``float32 (B, n)``."""
@@ -294,22 +336,11 @@ class BeliefStates:
             return self._states.copy()
         if beliefs.own.scales != self._belief.own_scales:
             beliefs.own.rescale(self._belief.own_scales)
-        self._over[begun] = False
-        self._counted[begun], self._blocks[begun] = self.batch.counted[begun], self.batch.blocks[begun]
+        self.note_begun(begun)
         rows = torch.from_numpy(begun)
         moments = beliefs.update() if len(begun) == len(self._over) else beliefs.refresh(rows)
         self._states[begun] = self._entries(begun, moments)
         return self._states.copy()
-
-    def learn(self) -> None:
-        """Learns what the last step says about what all users share; before :meth:`step`."""
-        outcome = self.batch.outcome
-        assert outcome is not None
-        done = np.zeros_like(self._over)
-        done[self.batch.finished] = True
-        live = self._counted & ~self._over
-        if live.any():
-            self._evidence.learn(outcome.items, outcome.clicks, live, done, self._blocks)
 
     def step(self) -> FloatArray:
         """Takes what the last step showed, and returns the states that it led to, of sessions that it ended too."""
@@ -320,16 +351,9 @@ class BeliefStates:
         self._states[shown] = self._entries(shown, moments)
         return self._states.copy()
 
-    def tensors(self) -> dict[str, Any]:
-        """Returns all that is known of the running sessions, by name; :meth:`restore` takes it."""
-        own = {name: getattr(self, f"_{name}") for name in ("over", "counted", "blocks", "states")}
-        return {"own": own, "evidence": self._evidence.tensors()}
-
-    def restore(self, tensors: Mapping[str, Any]) -> None:
-        """Takes what :meth:`tensors` returned, for as many sessions over the same items."""
-        for name, array in tensors["own"].items():
-            setattr(self, f"_{name}", array.copy())
-        self._evidence.restore(tensors["evidence"])
+    def own(self) -> dict[str, Any]:
+        """See :class:`RunningBeliefs`."""
+        return super().own() | {"states": self._states}
 
     def _entries(self, rows: NDArray[np.int64], moments: Moments) -> FloatArray:
         """Returns the states of the sessions in some rows; beliefs list ``b`` first, states last."""

@@ -243,6 +243,20 @@ class OwnLevel:
         offsets = self._offsets[:, :width] - gains * (own.gather(1, items) - self._linear[:, :width])
         return own.scatter_add_(1, items, torch.where(self._shows[:, :width] > 0, offsets, 0.0))
 
+    def answers(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns how often items were shown in each session, and clicked, both ``(B, n)``.
+
+        Args:
+            items: ``int64 (B, n)``.
+        """
+        slots = self._slots.gather(1, items).to(torch.int64)
+        places = slots.clamp(min=0)
+        return tuple(torch.where(slots < 0, 0.0, counts.gather(1, places)) for counts in (self._shows, self._clicks))  # type: ignore[return-value]
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Returns how many items each session showed, and how many of these were clicked, both ``(B,)``."""
+        return self._shows.sum(1), self._clicks.sum(1)
+
     def variances(self, items: Tensor) -> Tensor:
         """Returns posterior variances of ``b_u + w_u . e_i + delta_ui``.
 

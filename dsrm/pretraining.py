@@ -21,6 +21,7 @@ from dsrm.baselines import (
 )
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
+from dsrm.candidates import CandidatePurifier
 from dsrm.click_denoisers import ClickDenoiser, ClickModelConfig
 from dsrm.click_scorer import ClickScorer
 from dsrm.click_vector_purifier import ClickVectorPurifier
@@ -106,8 +107,8 @@ class PretrainConfig:
 
     Attributes:
         mode: ``"belief"``, a posterior over the user's clean preference by diffusion, or one of its controls:
-            ``"closed_form"``, ``"gaussian"``, ``"mixture"``, ``"belief_regression"``. Of purifiers of single states
-            ``"profile"``, ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
+            ``"closed_form"``, ``"candidates"``, ``"gaussian"``, ``"mixture"``, ``"belief_regression"``. Of purifiers of
+            single states ``"profile"``, ``"paper"``, ``"unbiased"``, ``"paired"``, or a control: ``"regression"``,
             ``"linear_debias"``, ``"ips"``, ``"identity"``, ``"noise"``, or a denoiser of the related work: ``"tce"``,
             ``"rce"``, ``"bod"``, ``"cdae"``, ``"diffrec"``.
         target: Whose target the regression control learns.
@@ -267,8 +268,9 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
         "test_log": "unread",
     }
     key = WorldKey.of_world(world)
-    if config.mode == "closed_form":
-        return BeliefPurifier(scorer, None, BeliefScales(), key, provenance)
+    if config.mode in ("closed_form", "candidates"):
+        kind = BeliefPurifier if config.mode == "closed_form" else CandidatePurifier
+        return kind(scorer, None, BeliefScales(), key, provenance)
     schedule = config.noise_schedule()
     fitted = fit_preference(
         PreferenceSessions(world, scorer),

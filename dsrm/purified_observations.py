@@ -106,8 +106,13 @@ class SessionObservations(Protocol):
 
     space: spaces.Space[Any]
 
-    def started(self, observations: Any) -> Any:
-        """Returns the observations of all sessions, purified, after some or all were started."""
+    def started(self, observations: Any, learns: bool) -> Any:
+        """Returns the observations of all sessions, purified, after some or all were started.
+
+        Args:
+            observations: What the environment shows.
+            learns: Whether the next step will be learned from, for purifiers that can.
+        """
         ...
 
     def stepped(self, observations: Any, learns: bool) -> Any:
@@ -153,13 +158,13 @@ class PurifiedRows(SessionObservations):
         low, high = observed.low[world.dimension :], observed.high[world.dimension :]
         self.space = with_state(space, extended_space(purified_space(purifier, world), low, high))
 
-    def started(self, observations: Any) -> Any:
+    def started(self, observations: Any, learns: bool) -> Any:
         """See :class:`SessionObservations`."""
         return self._purified(observations, self._windows(self._length))
 
     def stepped(self, observations: Any, learns: bool) -> Any:
         """See :class:`SessionObservations`."""
-        return self.started(observations)
+        return self.started(observations, learns)
 
     def last(self, observations: Sequence[Any], rows: IntArray) -> list[Any]:
         """See :class:`SessionObservations`."""

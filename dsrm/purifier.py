@@ -27,6 +27,7 @@ from kuaifair_env.world import World
 Mode = Literal[
     "belief",
     "closed_form",
+    "candidates",
     "gaussian",
     "mixture",
     "belief_regression",
@@ -48,7 +49,7 @@ Mode = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 """How purifiers are made; see :class:`dsrm.pretraining.PretrainConfig`."""
 
-BELIEF_MODES: tuple[Mode, ...] = ("belief", "closed_form", "gaussian", "mixture", "belief_regression")
+BELIEF_MODES: tuple[Mode, ...] = ("belief", "closed_form", "candidates", "gaussian", "mixture", "belief_regression")
 """Those whose purifiers follow sessions; see :class:`dsrm.belief_purifier.BeliefPurifier`."""
 
 Target = Literal["profile", "unbiased", "paired"]
@@ -70,6 +71,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "rce": ("dsrm.click_denoisers", "ClickDenoiser"),
     "bod": ("dsrm.click_denoisers", "ClickDenoiser"),
     "belief": ("dsrm.belief_purifier", "BeliefPurifier"),
+    "candidates": ("dsrm.candidates", "CandidatePurifier"),
     "cdae": ("dsrm.click_vector_purifier", "ClickVectorPurifier"),
     "diffrec": ("dsrm.click_vector_purifier", "ClickVectorPurifier"),
 }

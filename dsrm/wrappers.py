@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from dsrm.belief import Belief
 from dsrm.belief_purifier import BeliefObservations, BeliefPurifier, HasBatch
+from dsrm.candidates import CandidateObservations, CandidatePurifier
 from dsrm.purified_observations import PurifiedRows, SessionObservations, as_purifier, check_observed, recorded
 from dsrm.purifier import StatePurifier, save_purifier
 from kuaifair_env.data.schema import IntArray
@@ -136,7 +137,7 @@ class DSRMObservationWrapper(Purifying, RecordConstructorArgs, gym.Wrapper[Any, 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts a session; see ``KuaiFairEnv.reset``."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return take_rows(self._observations.started(stack_observations([observation])), 0), info
+        return take_rows(self._observations.started(stack_observations([observation]), self.learns), 0), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Shows a slate; see ``KuaiFairEnv.step``."""
@@ -182,7 +183,7 @@ class DSRMVectorWrapper(Purifying, VectorWrapper):
         """Starts sessions; see ``KuaiFairVectorEnv.reset``."""
         # The base class only knows one seed for all; KuaiFair's environments take one for each row as well.
         observations, info = self.env.reset(seed=cast(Any, seed), options=options)
-        return self._observations.started(observations), info
+        return self._observations.started(observations, self.learns), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Shows slates; see ``KuaiFairVectorEnv.step``. ``final_obs`` is purified too."""
@@ -238,7 +239,7 @@ class VecDSRM(Purifying, VecEnvWrapper):
 
     def reset(self) -> Any:
         """Starts sessions."""
-        return self._observations.started(self.venv.reset())
+        return self._observations.started(self.venv.reset(), self.learns)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Shows slates; ``terminal_observation`` is purified too."""
@@ -260,6 +261,8 @@ class VecDSRM(Purifying, VecEnvWrapper):
 
 def _of_batch(purifier: StatePurifier, space: Any, sessions: HasBatch) -> SessionObservations:
     """Returns the purified observations of an environment that plays one batch of sessions."""
+    if isinstance(purifier, CandidatePurifier):
+        return CandidateObservations(purifier, sessions)
     if isinstance(purifier, BeliefPurifier):
         return BeliefObservations(purifier, space, sessions)
 

@@ -1,8 +1,8 @@
-"""DSRM-HRL: train both levels on purified states, save, load, and evaluate beside HRL and two controls.
+"""DSRM-HRL: train both levels from a belief on, save, load, and evaluate beside HRL and two controls.
 
 Run: python examples/train_dsrm_hrl.py [training steps]
 
-``kuaifair train --method dsrm-hrl`` does the same with run folders and resuming. HRL is the same agent on states as
+``kuaifair train --method dsrm-hrl`` does the same with run folders and resuming. HRL reads states as
 they are; QuotaGreedy and SessionQuota learn nothing by reinforcement.
 """
 
@@ -25,18 +25,18 @@ ENV = "KuaiFair-Toy-v0"
 def main(steps: int = 100_000) -> None:
     single_threaded()
     print(f"{'method':<14}{'Len':>7}{'R_each':>9}{'R_cum':>8}{'viol.':>8}")
-    for method in ("dsrm-hrl", "hrl"):
-        agent = trained(method, steps)
+    for method, policy in (("dsrm-hrl", "RankingPolicy"), ("hrl", "HierarchicalPolicy")):
+        agent = trained(method, policy, steps)
         report(agent.method, agent, make_evaluation_env(method, ENV))
     scorer = ClickScorer.fit(kuaifair_env.make_world(ENV, split="train"))
     for control in (QuotaGreedy(scorer), SessionQuota(scorer)):
         report(type(control).__name__, control, make_evaluation_env("hrl", ENV))
 
 
-def trained(method: str, steps: int) -> HierarchicalPPO:
+def trained(method: str, policy: str, steps: int) -> HierarchicalPPO:
     """Trains an agent, and returns it as its file gives it back."""
-    # The sessions bring what belongs to the method: for DSRM-HRL a purifier, pretrained on first use and then cached.
-    agent = HierarchicalPPO("HierarchicalPolicy", make_training_env(method, ENV, seed=11), seed=11, device="cpu")
+    # The sessions bring what belongs to the method: for DSRM-HRL the candidates of a belief.
+    agent = HierarchicalPPO(policy, make_training_env(method, ENV, seed=11), seed=11, device="cpu")
     agent.learn(steps)
     with tempfile.TemporaryDirectory() as folder:
         agent.save(Path(folder) / "agent.zip")

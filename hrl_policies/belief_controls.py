@@ -13,20 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsrm.belief import Belief, BeliefItems, BeliefScales
+from dsrm.belief import NOISE, Belief, BeliefItems, BeliefScales
 from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnScales
 from dsrm.preference import PreferenceModel
 from dsrm.session_evidence import SessionEvidence
-from hrl_policies.controls import GreedyCTR, best_slates, fair_counts_now
+from hrl_policies.controls import GreedyCTR, best_slates
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.fair_counts import fair_counts_now
 from kuaifair_env.served_sessions import ServedStep
-from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
-
-NOISE: dict[Repeats, float] = {"allow": 0.5, "forbid": 0.3}
-"""Where no item comes back within a session, a draw that misleads costs more than it teaches."""
 
 
 class BeliefQuota(GreedyCTR):
@@ -42,7 +39,7 @@ class BeliefQuota(GreedyCTR):
 
     Args:
         scorer: The click model.
-        noise: Spread of the draws in posterior standard deviations; None takes :data:`NOISE`.
+        noise: Spread of the draws in posterior standard deviations; None takes :data:`dsrm.belief.NOISE`.
         seed: Seed of the draws.
         scales: Where the scales of the belief begin.
         preference: Which distribution users' own parts have, given evidence; None takes the closed form.

@@ -32,7 +32,7 @@ _UNCHANGING = {
 # Flags of wrappers that keep running statistics, or learn: those of Stable-Baselines3, of Gymnasium, and of dsrm.
 _UPDATING = ("training", "_update_running_mean", "learns")
 # What wrappers keep state in, besides arrays and containers.
-_STATEFUL = {"StackedObservations", "RunningMeanStd", "BeliefObservations"}
+_STATEFUL = {"StackedObservations", "RunningMeanStd", "BeliefObservations", "CandidateObservations"}
 
 
 class Policy(Protocol):

@@ -33,7 +33,7 @@ DEMO_ROWS = {
     "session-quota": "the same, remembers the session's clicks",
     "belief-quota": "best fair slate by a belief about the user; no reinforcement",
     "hrl": "two levels that learn by reinforcement",
-    DEMO_METHOD: "the paper's method: the same on purified states",
+    DEMO_METHOD: "the paper's method: two levels that start at the belief",
     "oracle": "knows every user's taste: the most to win",
 }
 """Methods in the order of the table, and what it says of them."""

@@ -4,6 +4,7 @@ from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution
 from hrl_policies.hrl_ppo.algorithm import LITERAL, HierarchicalPPO
 from hrl_policies.hrl_ppo.networks import HierarchySettings
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
+from hrl_policies.hrl_ppo.ranking import RankingPolicy, RankingSettings
 
 __all__ = [
     "LITERAL",
@@ -11,5 +12,7 @@ __all__ = [
     "HierarchicalPolicy",
     "HierarchySettings",
     "QuotaSlateDistribution",
+    "RankingPolicy",
+    "RankingSettings",
     "SlateDistribution",
 ]

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, TypedDict, TypeVar, cast, get_args
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,7 +21,10 @@ from typing_extensions import Unpack
 
 from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems, is_purified
-from hrl_policies.hrl_ppo.policy import HierarchicalPolicy, ManagerState
+from hrl_policies.common.slates import executed_slates
+from hrl_policies.hrl_ppo.levels import ManagerState, TwoLevelPolicy
+from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
+from hrl_policies.hrl_ppo.ranking import RankingPolicy
 from hrl_policies.hrl_ppo.rewards import (
     COST,
     ENGAGEMENT,
@@ -31,11 +33,11 @@ from hrl_policies.hrl_ppo.rewards import (
     HierarchicalRolloutBuffer,
     HierarchicalRolloutBufferSamples,
     fairness_reward,
-    newest_clicks,
 )
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.observations import reached_observations, take_rows
 from kuaifair_env.sb3 import world_beneath
+from kuaifair_env.world import World
 
 SelfHierarchicalPPO = TypeVar("SelfHierarchicalPPO", bound="HierarchicalPPO")
 RatioKind = Literal["per_slot", "slate", "mean"]
@@ -50,6 +52,7 @@ class LiteralArguments(TypedDict):
     click_scorer: None
     ratio: RatioKind
     slot_credit: float
+    fair_coef: float
 
 
 LITERAL: LiteralArguments = {
@@ -57,6 +60,7 @@ LITERAL: LiteralArguments = {
     "click_scorer": None,
     "ratio": "slate",
     "slot_credit": 0.0,
+    "fair_coef": 0.1,
 }
 """The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, ratio and advantage of
 slates."""
@@ -112,13 +116,16 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         TypeError: If the environment is not a KuaiFair environment.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"HierarchicalPolicy": HierarchicalPolicy}
-    policy: HierarchicalPolicy  # type: ignore[assignment]
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "RankingPolicy": RankingPolicy,
+        "HierarchicalPolicy": HierarchicalPolicy,
+    }
+    policy: TwoLevelPolicy  # type: ignore[assignment]
     stateful_parts: ClassVar[tuple[str, ...]] = ("_fairness",)
 
     def __init__(
         self,
-        policy: str | type[HierarchicalPolicy],
+        policy: str | type[TwoLevelPolicy],
         env: GymEnv | str,
         *,
         hierarchy: Mapping[str, Any] | None = None,
@@ -141,7 +148,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         ratio: RatioKind = "per_slot",
         slot_credit: float = 1.0,
         fair: FairKind = "slate_ad",
-        fair_coef: float = 0.1,
+        fair_coef: float = 0.0,
         constraint: ConstraintKind = "none",
         ad_bound: float = 0.3,
         cost_limit: float = 0.05,
@@ -200,11 +207,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
             self._setup_model()
 
     def __repr__(self) -> str:
-        hierarchy = self.policy.hierarchy
-        return (
-            f"{type(self).__name__}({self.method}, manager={hierarchy.manager!r}, weights={hierarchy.weights!r}, "
-            f"worker={hierarchy.worker!r}, memory={hierarchy.memory})"
-        )
+        return f"{type(self).__name__}({self.method}, {self.policy.forms()})"
 
     @property
     def method(self) -> str:
@@ -221,18 +224,19 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
                     "HierarchicalPPO reads items and popularity groups off a KuaiFair environment; "
                     f"{type(self.env.unwrapped).__name__} has no world"
                 )
-            if self.env.get_attr("config", indices=0)[0].repeats == "forbid":
-                raise ValueError(
-                    "HierarchicalPPO draws slates without looking at what was shown; make the environment with "
-                    "repeats='allow'"
-                )
-            self.policy_kwargs.setdefault("dimension", world.dimension)
             self.purified = is_purified(self.env)
+            if issubclass(self.policy_class, HierarchicalPolicy):
+                if self.env.get_attr("config", indices=0)[0].repeats == "forbid":
+                    raise ValueError(
+                        "HierarchicalPolicy draws slates without looking at what was shown; make the environment with "
+                        "repeats='allow', or take RankingPolicy"
+                    )
+                self.policy_kwargs.setdefault("dimension", world.dimension)
         self.manager_lr_schedule = FloatSchedule(
             self.learning_rate if self.manager_learning_rate is None else self.manager_learning_rate
         )
         self.policy = cast(
-            HierarchicalPolicy,
+            TwoLevelPolicy,
             self.policy_class(
                 self.observation_space,
                 self.action_space,
@@ -241,12 +245,9 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
                 **self.policy_kwargs,
             ),
         ).to(self.device)
-        if self.slot_credit:
-            self._check_window()
         if world is not None:
-            scorer = ClickScorer.fit(world) if self._click_scorer == "fit" else self._click_scorer
-            self.policy.table.fill(world, scorer)
-        # The scorer is in the policy's table now and is saved with it: a loaded agent fits none.
+            self.policy.read_items(world, self._click_scorer)
+        # What the policy read of it is saved with the policy: a loaded agent fits none.
         self._click_scorer = None
         self.multiplier = torch.tensor(float(self.start_multiplier))
         self._minibatch_rng = np.random.default_rng(self.seed)
@@ -254,17 +255,6 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         if self.verbose and self.env is not None:
             hint = "" if self.purified else " (states are not purified; dsrm.VecDSRM around the sessions does it)"
             print(f"{self!r}{hint}")
-
-    def _check_window(self) -> None:
-        """Checks that observations hold the clicks on the slate just shown, which ``slot_credit`` reads."""
-        if not isinstance(self.observation_space, spaces.Dict):
-            raise ValueError("slot_credit needs the window: make the environment with observation_mode='history'")
-        slate_size, places = self.policy.slate_size, cast(Any, self.observation_space["history_clicks"]).shape[0]
-        if places < slate_size:
-            raise ValueError(
-                f"slot_credit needs windows of at least {slate_size} places, a slate's items, got {places}; "
-                f"make the environment with history_length={slate_size}"
-            )
 
     def _setup_learn(
         self,
@@ -282,16 +272,16 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
             self.env.seed(int(sequence.generate_state(1)[0]))
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if starts_sessions:
-            popularity = self.policy.table.popularity[self.policy.table.place].cpu().numpy()
+            world = self._world()
             self._fairness = fairness_reward(
-                self.fair, self._popular(), popularity, self.n_envs, self.policy.slate_size
+                self.fair, world.groups.popular, world.exposures, self.n_envs, self.policy.slate_size
             )
         return result
 
-    def _popular(self) -> NDArray[np.bool_]:
-        """Returns the popular group in the environment's order of items, ``bool (N,)``."""
-        popular: NDArray[np.bool_] = self.policy.table.popular[self.policy.table.place].cpu().numpy()
-        return popular
+    def _world(self) -> World:
+        """Returns the world of the sessions."""
+        assert self.env is not None
+        return cast(World, world_beneath(self.env))
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -307,7 +297,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         buffer.reset()
         self._fairness.start_rollout()
-        popular = self._popular()
+        popular = self._world().groups.popular
         manager_state: ManagerState | None = None
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
@@ -326,12 +316,12 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
             buffer.add(
                 actions,
                 rewards=self._level_rewards(rewards, fair, cost),
-                clicks=newest_clicks(reached, self.policy.slate_size) if self.slot_credit else None,
+                feedback=executed_slates(env, infos).feedback if self.slot_credit else None,
                 dones=dones,
                 final_values=self._final_values(infos, reached, dones),
             )
             self._fairness.end_sessions(dones)
-            if self.policy.hierarchy.interval > 1:
+            if self.policy.interval > 1:
                 over = torch.from_numpy(dones).to(self.device)
                 manager_state = ManagerState(actions.manager_actions, actions.steps_left.masked_fill(over, 0))
             self._last_obs = cast(Any, new_obs)
@@ -352,7 +342,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         progress = self._current_progress_remaining
         update_learning_rate(self.policy.worker_optimizer, self.lr_schedule(progress))
         update_learning_rate(self.policy.manager_optimizer, self.manager_lr_schedule(progress))
-        worker_learns, manager_learns = True, self.policy.hierarchy.manager == "learned"
+        worker_learns, manager_learns = True, self.policy.manager_learns
         records: Records = {}
         for _ in range(self.n_epochs):
             for samples in buffer.get(self.batch_size, self._minibatch_rng):
@@ -381,7 +371,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
     ) -> NDArray[np.float32]:
         """Returns the rewards of manager and engagement, and the cost, ``float32 (B, 3)``."""
         shaped = reward + self.fair_coef * fair
-        own = shaped if self.policy.hierarchy.manager == "flat" else reward
+        own = shaped if self.policy.flat else reward
         return np.stack([shaped, own, cost.astype(np.float32)], axis=1).astype(np.float32)
 
     def _final_values(self, infos: list[dict[str, Any]], reached: Any, dones: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -396,10 +386,9 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         return values
 
     def _update_worker(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        log_probs, entropy = self.policy.evaluate_worker_actions(samples)
-        old_log_probs = samples.worker_log_probs
+        log_probs, entropy, engagement, cost = self.policy.evaluate_worker(samples.actions)
+        old_log_probs = samples.actions.worker_log_probs
         advantage = self._normalized(samples.advantages[:, ENGAGEMENT])
-        engagement, cost = self.policy.worker.values(samples.worker_features)
         value_loss = functional.mse_loss(engagement, samples.returns[:, ENGAGEMENT])
         if self.constraint == "lagrange":
             cost_advantage = samples.advantages[:, COST]
@@ -419,14 +408,13 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         )
 
     def _update_manager(self, samples: HierarchicalRolloutBufferSamples, records: Records) -> bool:
-        rows = samples.decided
+        rows = samples.actions.decided
         if not bool(rows.any()):
             return True
-        features = samples.manager_features[rows]
-        log_probs, entropy = self.policy.evaluate_manager_actions(features, samples.manager_actions[rows])
+        log_probs, entropy, values = self.policy.evaluate_manager(samples.actions, rows)
         advantage = self._normalized(samples.advantages[rows, MANAGER])
-        value_loss = functional.mse_loss(self.policy.manager.value(features), samples.returns[rows, MANAGER])
-        log_ratio = log_probs - samples.manager_log_probs[rows]
+        value_loss = functional.mse_loss(values, samples.returns[rows, MANAGER])
+        log_ratio = log_probs - samples.actions.manager_log_probs[rows]
         return self._update_level(
             "manager", log_ratio, advantage, value_loss, entropy.mean(), self.manager_ent_coef, records
         )

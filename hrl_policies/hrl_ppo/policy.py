@@ -1,20 +1,19 @@
-"""The policy of ``HierarchicalPPO``: both levels, their optimisers, ``predict``."""
+"""Manager and worker over states and windows: the paper's forms, and earlier ones of this library."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, state_space
+from dsrm.click_scorer import ClickScorer
+from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, slate_shape, state_space
 from hrl_policies.common.yaml_files import validated
+from hrl_policies.hrl_ppo.levels import LevelActions, ManagerState, TwoLevelPolicy
 from hrl_policies.hrl_ppo.networks import (
     HierarchySettings,
     ItemTable,
@@ -24,66 +23,31 @@ from hrl_policies.hrl_ppo.networks import (
     mean_and_deviation,
     omegas,
 )
-from kuaifair_env.observations import stack_observations, state_of
-
-_ADAM_EPSILON = 1e-5
-
-
-class ManagerState(NamedTuple):
-    """The manager's last actions, which hold for several steps; what a recurrent policy keeps in its LSTM states.
-
-    Attributes:
-        actions: ``float32 (B, size)``.
-        steps_left: ``int64 (B,)``, for how many more steps they hold.
-    """
-
-    actions: Tensor
-    steps_left: Tensor
+from kuaifair_env.world import World
 
 
 @dataclass(frozen=True)
-class HierarchicalActions:
+class HierarchicalActions(LevelActions):
     """The actions of both levels for a batch of observations, with what is needed to evaluate them again.
 
     Attributes:
-        slates: ``int64 (B, K)``, the environment's items.
-        slots: ``int64 (B, K)``, places of those among the candidates.
+        slots: ``int64 (B, K)``, places of the slate's items among the candidates.
         candidates: ``int64 (B, C)``, in the table's own order.
         window_counts: ``float32 (B, C, 2)``, clicks and skips of the candidates in the window.
         scale: ``float32 (B, 2)``, mean and deviation by which accuracy was standardised.
         manager_features: ``float32 (B, F_h)``.
         worker_features: ``float32 (B, F_l)``; holds ``x``.
-        manager_actions: ``float32 (B, size)``, the manager's ``x``.
-        decided: ``bool (B,)``, whether the manager decided now; elsewhere its last action holds.
-        steps_left: ``int64 (B,)``, for how many more steps the manager's actions hold.
-        manager_log_probs: ``float32 (B,)``.
-        worker_log_probs: ``float32 (B, K)``, one for each slot.
-        values: ``float32 (B, 3)``, ``V_h``, ``V_l``, ``V_c``.
-        entropies: ``float32 (B,)``, of the worker's first slot.
     """
 
-    slates: Tensor
     slots: Tensor
     candidates: Tensor
     window_counts: Tensor
     scale: Tensor
     manager_features: Tensor
     worker_features: Tensor
-    manager_actions: Tensor
-    decided: Tensor
-    steps_left: Tensor
-    manager_log_probs: Tensor
-    worker_log_probs: Tensor
-    values: Tensor
-    entropies: Tensor
-
-    @property
-    def manager_state(self) -> ManagerState:
-        """What the manager's next actions depend on."""
-        return ManagerState(self.manager_actions, self.steps_left)
 
 
-class HierarchicalPolicy(BasePolicy):
+class HierarchicalPolicy(TwoLevelPolicy):
     """Manager and worker over slates.
 
     An observation becomes a slate in :meth:`act`: the worker scores all items at the state, the best of both groups
@@ -104,6 +68,9 @@ class HierarchicalPolicy(BasePolicy):
         ValueError: If a setting is not valid, or the spaces are not those above.
     """
 
+    manager: Manager
+    worker: Worker
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -114,42 +81,44 @@ class HierarchicalPolicy(BasePolicy):
         manager_lr_schedule: Schedule | None = None,
         use_sde: bool = False,
     ) -> None:
-        super().__init__(observation_space, action_space, squash_output=False)
-        if use_sde:
-            raise ValueError("slates are discrete; there is no state-dependent exploration of them")
-        if not isinstance(action_space, spaces.MultiDiscrete):
-            raise ValueError(
-                f"HierarchicalPPO shows slates; make the environment with action_mode='slate' (got {action_space})"
-            )
+        super().__init__(observation_space, action_space, use_sde)
         self.hierarchy = validated(HierarchySettings, hierarchy or {}, "hierarchy")
-        self.slate_size, items = len(action_space.nvec), int(action_space.nvec[0])
+        items, self.slate_size = slate_shape(action_space)
         if self.hierarchy.memory and not isinstance(observation_space, spaces.Dict):
             raise ValueError("memory=True needs the window: make the environment with observation_mode='history'")
         self.state_size = int(state_space(observation_space).shape[0])
         self.dimension = self.state_size if dimension is None else dimension
         self.table = ItemTable(items, self.dimension, self.slate_size)
-        self.manager = Manager(self.hierarchy, self.state_size, self.slate_size)
-        self.worker = Worker(self.hierarchy, self.state_size, self.table)
-        manager_rate = lr_schedule if manager_lr_schedule is None else manager_lr_schedule
-        self.manager_optimizer = torch.optim.Adam(self.manager.parameters(), lr=manager_rate(1), eps=_ADAM_EPSILON)
-        self.worker_optimizer = torch.optim.Adam(self.worker.parameters(), lr=lr_schedule(1), eps=_ADAM_EPSILON)
-        # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
-        self.optimizer = self.worker_optimizer
+        self._make_levels(
+            Manager(self.hierarchy, self.state_size, self.slate_size),
+            Worker(self.hierarchy, self.state_size, self.table),
+            lr_schedule,
+            manager_lr_schedule,
+        )
 
-    def level(self, name: Literal["manager", "worker"]) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Returns the networks of a level and their optimiser."""
-        return (self.manager, self.manager_optimizer) if name == "manager" else (self.worker, self.worker_optimizer)
+    @property
+    def interval(self) -> int:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        return self.hierarchy.interval
+
+    @property
+    def manager_learns(self) -> bool:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        return self.hierarchy.manager == "learned"
+
+    @property
+    def flat(self) -> bool:  # type: ignore[override]
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        return self.hierarchy.manager == "flat"
+
+    def read_items(self, world: World, scorer: ClickScorer | Literal["fit"] | None) -> None:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        self.table.fill(world, ClickScorer.fit(world) if scorer == "fit" else scorer)
 
     def act(
         self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
     ) -> HierarchicalActions:
-        """Returns the actions of both levels.
-
-        Args:
-            observation: A batch, as the environment gives it.
-            deterministic: Whether both levels take what is likeliest.
-            manager_state: The manager's last actions; None lets it decide everywhere.
-        """
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
         observed = Observed(observation, self.table)
         accuracy = self.worker.catalogue_accuracy(observed, self.table)
         scale = mean_and_deviation(accuracy)
@@ -192,66 +161,19 @@ class HierarchicalPolicy(BasePolicy):
             entropies=distribution.entropy(),
         )
 
-    def evaluate_worker_actions(self, actions: HierarchicalActions) -> tuple[Tensor, Tensor]:
-        """Returns log-probabilities of slots ``(B, K)`` and entropies ``(B,)`` under the present worker.
-
-        The manager's ``x`` is data here, out of the worker's features: no gradient of the worker reaches the manager.
-        """
+    def evaluate_worker(self, actions: HierarchicalActions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`; ``x`` is among the worker's features."""
         distribution = self._slate_distribution(
             actions.worker_features, actions.candidates, actions.window_counts, actions.scale
         )
-        return distribution.slot_log_probs(actions.slots), distribution.entropy()
+        values = self.worker.values(actions.worker_features)
+        return distribution.slot_log_probs(actions.slots), distribution.entropy(), *values
 
-    def evaluate_manager_actions(self, features: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log-probabilities and entropies ``(B,)`` of the manager's actions under the present manager."""
-        return self.manager.evaluate_actions(features, self.table.feasible, actions)
-
-    def predict_values(self, observation: Any) -> Tensor:
-        """Returns ``V_h``, ``V_l`` and ``V_c`` of a batch, ``float32 (B, 3)``."""
-        return self.act(observation, deterministic=True).values
-
-    def forward(self, observation: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns slates, the values of both levels, and the log-probability of both actions together."""
-        actions = self.act(observation, deterministic)
-        return actions.slates, actions.values, actions.manager_log_probs + actions.worker_log_probs.sum(dim=1)
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.int64], tuple[NDArray[Any], ...] | None]:
-        """Returns slates for one observation or a batch.
-
-        Where the manager's action holds for several steps it travels in ``state``, as a recurrent policy's does:
-        actions ``(B, size)`` and steps left ``(B,)``.
-
-        Args:
-            observation: One observation or a batch.
-            state: The state that the last call returned; None at the start.
-            episode_start: ``bool (B,)``, where a session begins.
-            deterministic: Whether to take what is likeliest.
-        """
-        self.set_training_mode(False)
-        single = np.ndim(state_of(observation)) == 1
-        batch = stack_observations([observation]) if single else observation
-        with torch.inference_mode():
-            actions = self.act(batch, deterministic, self._manager_state(state, episode_start))
-        if self.hierarchy.interval > 1:
-            state = tuple(tensor.cpu().numpy() for tensor in actions.manager_state)
-        slates = actions.slates.cpu().numpy()
-        return (slates[0] if single else slates), state
-
-    def _manager_state(
-        self, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[np.bool_] | None
-    ) -> ManagerState | None:
-        if state is None or self.hierarchy.interval == 1:
-            return None
-        actions, steps_left = (torch.as_tensor(array, device=self.table.units.device) for array in state)
-        if episode_start is not None:
-            steps_left = steps_left.masked_fill(torch.as_tensor(episode_start, device=steps_left.device).bool(), 0)
-        return ManagerState(actions, steps_left)
+    def evaluate_manager(self, actions: HierarchicalActions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        features = actions.manager_features[rows]
+        evaluated = self.manager.evaluate_actions(features, self.table.feasible, actions.manager_actions[rows])
+        return *evaluated, self.manager.value(features)
 
     def _manager_actions(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         """Returns the manager's actions as if it decided everywhere, and their log-probabilities."""
@@ -274,12 +196,14 @@ class HierarchicalPolicy(BasePolicy):
             return QuotaSlateDistribution(logits, popular, count, self.slate_size)
         return SlateDistribution(logits, self.slate_size)
 
-    def diagnostics(self, manager_actions: Tensor) -> dict[str, float]:
-        """Returns what the manager asked for and what the worker has learned, by name, for the logger.
+    def forms(self) -> str:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        chosen = self.hierarchy
+        names = ("manager", "weights", "worker", "memory")
+        return ", ".join(f"{name}={getattr(chosen, name)!r}" for name in names)
 
-        Args:
-            manager_actions: ``float32 (n, size)``, of a rollout.
-        """
+    def diagnostics(self, manager_actions: Tensor) -> dict[str, float]:
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
         values = {"temperature": self.worker.temperature}
         if self.hierarchy.memory:
             values["memory_click"], values["memory_skip"] = self.worker.memory
@@ -292,9 +216,6 @@ class HierarchicalPolicy(BasePolicy):
         for name, value in varying.items():
             values |= {f"{name}_mean": value.mean(), f"{name}_std": value.std()}
         return {name: float(value.detach()) for name, value in values.items()}
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self.act(observation, deterministic).slates
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

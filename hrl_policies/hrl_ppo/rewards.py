@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor
 
-from hrl_policies.hrl_ppo.policy import HierarchicalActions
+from hrl_policies.hrl_ppo.levels import LevelActions
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.metrics import gini, signed_gap, slate_disparity
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -184,15 +184,17 @@ MANAGER, ENGAGEMENT, COST = range(3)
 
 
 @dataclass(frozen=True)
-class HierarchicalRolloutBufferSamples(HierarchicalActions):
+class HierarchicalRolloutBufferSamples:
     """Some steps of a rollout, as tensors: actions as they were taken, and what they were worth.
 
     Attributes:
+        actions: Of both levels.
         advantages: ``float32 (n, 3)``, of manager, engagement and cost.
         returns: ``float32 (n, 3)``.
-        slot_credit: ``float32 (n, K)``, each slot's click less the slate's mean; ``(n, 0)`` if not known.
+        slot_credit: ``float32 (n, K)``, each slot's feedback less the slate's mean; ``(n, 0)`` if not wanted.
     """
 
+    actions: LevelActions
     advantages: Tensor
     returns: Tensor
     slot_credit: Tensor
@@ -209,7 +211,7 @@ class HierarchicalRolloutBuffer:
 
     def reset(self) -> None:
         """Forgets everything."""
-        self._tensors: dict[str, list[Tensor]] = {field.name: [] for field in fields(HierarchicalActions)}
+        self._actions: list[LevelActions] = []
         shape = (self.buffer_size, self.n_envs)
         self.values = np.zeros((*shape, 3), np.float32)
         self.rewards = np.zeros((*shape, 3), np.float32)
@@ -226,10 +228,10 @@ class HierarchicalRolloutBuffer:
 
     def add(
         self,
-        actions: HierarchicalActions,
+        actions: LevelActions,
         *,
         rewards: FloatArray,
-        clicks: FloatArray | None,
+        feedback: FloatArray | None,
         dones: BoolArray,
         final_values: FloatArray,
     ) -> None:
@@ -238,16 +240,15 @@ class HierarchicalRolloutBuffer:
         Args:
             actions: Actions of both levels.
             rewards: ``float32 (B, 3)``, of manager, engagement and cost.
-            clicks: ``float32 (B, K)`` on the slots, or None if nobody knows.
+            feedback: ``float32 (B, K)`` on the slots, or None if it is not wanted.
             dones: ``bool (B,)``, whether the session ended.
             final_values: ``float32 (B, 3)``, values to go on with where a session was cut off, else 0.
         """
-        for name, steps in self._tensors.items():
-            steps.append(getattr(actions, name))
-        if clicks is not None:
+        self._actions.append(actions)
+        if feedback is not None:
             if self.pos == 0:
-                self.slot_credit = np.zeros((self.buffer_size, *clicks.shape), np.float32)
-            self.slot_credit[self.pos] = clicks - clicks.mean(axis=1, keepdims=True)
+                self.slot_credit = np.zeros((self.buffer_size, *feedback.shape), np.float32)
+            self.slot_credit[self.pos] = feedback - feedback.mean(axis=1, keepdims=True)
         self.values[self.pos] = actions.values.cpu().numpy()
         self.decided[self.pos] = actions.decided.cpu().numpy()
         self.rewards[self.pos], self.dones[self.pos] = rewards, dones
@@ -273,14 +274,18 @@ class HierarchicalRolloutBuffer:
             )  # fmt: skip
         self.returns = self.advantages + self.values
         total = self.buffer_size * self.n_envs
-        self._flat = {name: torch.cat(steps) for name, steps in self._tensors.items()}
+        kind = type(self._actions[0])
+        self._flat_actions = kind(
+            **{field.name: torch.cat([getattr(step, field.name) for step in self._actions]) for field in fields(kind)}
+        )
+        self._flat: dict[str, Tensor] = {}
         for name in ("advantages", "returns", "slot_credit"):
             array = getattr(self, name)
             self._flat[name] = torch.from_numpy(array.reshape(total, *array.shape[2:])).to(self.device)
 
     def manager_actions(self) -> Tensor:
         """Returns the manager's actions of all steps, ``(T * B, size)``."""
-        return self._flat["manager_actions"]
+        return self._flat_actions.manager_actions
 
     def get(self, batch_size: int, rng: np.random.Generator) -> Iterator[HierarchicalRolloutBufferSamples]:
         """Returns all steps once, in random order."""
@@ -288,7 +293,11 @@ class HierarchicalRolloutBuffer:
         order = torch.from_numpy(rng.permutation(total)).to(self.device)
         for low in range(0, total, batch_size):
             rows = order[low : low + batch_size]
-            yield HierarchicalRolloutBufferSamples(**{name: steps[rows] for name, steps in self._flat.items()})
+            actions = self._flat_actions
+            drawn = {field.name: getattr(actions, field.name)[rows] for field in fields(actions)}
+            yield HierarchicalRolloutBufferSamples(
+                type(actions)(**drawn), **{name: steps[rows] for name, steps in self._flat.items()}
+            )
 
 
 def advantages(
@@ -333,10 +342,3 @@ def advantages(
         segment_reward = np.where(here, 0.0, segment_reward)
         segment_discount = np.where(here, 1.0, segment_discount)
     return result
-
-
-def newest_clicks(observation: object, slate_size: int) -> NDArray[np.float32] | None:
-    """Returns the clicks on the slate just shown, the newest of the window, ``float32 (B, K)``; None without one."""
-    if not isinstance(observation, dict) or "history_clicks" not in observation:
-        return None
-    return np.asarray(observation["history_clicks"][:, -slate_size:], np.float32)

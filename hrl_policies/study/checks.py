@@ -283,10 +283,16 @@ def _trial_problems(spec: StudySpec) -> Iterator[str]:
 
 
 def _build_problems(trial: Mapping[str, Any], worlds: WorldPair) -> Iterator[str]:
+    from dsrm.candidates import CandidatePurifier
     from hrl_policies.study.runner import build_policy
 
     try:
-        build_policy(plan_run(**trial), worlds)
+        config = plan_run(**trial)
+        # Candidates alone are no states, which any other purifier leaves as they are or makes larger.
+        ranks = config.purifier is not None and config.purifier.name == CandidatePurifier.kind
+        build_policy(
+            config, worlds, CandidatePurifier.closed_form(worlds.train, scorer=worlds.scorer) if ranks else None
+        )
     except (ValueError, TypeError, AssertionError) as error:
         yield f"{trial['method_name']} cannot be built with {trial['variant']}: {error}"
 

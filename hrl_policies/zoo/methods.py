@@ -264,6 +264,11 @@ _hierarchical = partial(
     MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate", sees=_WINDOW,
     observation_mode="history", purifier="profile", needs_repeats="it draws slates without looking at what was shown",
 )  # fmt: skip
+_from_belief = partial(
+    MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate",
+    purifier="candidates",
+    sees="what belief-quota sees, rewards of the training world, and when temper falls",
+)  # fmt: skip
 
 _build_sac4ir = _algorithm("hrl_policies.sac4ir", "SAC4IR")
 _build_dnair = _algorithm("hrl_policies.dnair", "DNaIR")
@@ -377,16 +382,14 @@ _TABLE: tuple[MethodSpec, ...] = (
         "dnair-kuaisim", "DNaIR (KuaiSim)", f"{_DNAIR}; its group's version for KuaiSim", _build_dnair,
         sees=f"{_FEEDBACK}, exposure and quality in the training log",
     ),
-    _hierarchical("dsrm-hrl", "DSRM-HRL", f"{_PAPER}; with quotas and session memory"),
+    _from_belief("dsrm-hrl", "DSRM-HRL", f"{_PAPER}; from a belief on, with quotas"),
     _hierarchical("hrl", "HRL", f"{_PAPER}, without purification", purifier=""),
     _hierarchical("hrl+tce", "HRL + T-CE", f"{_PAPER}, on states denoised by T-CE", purifier="tce"),
     _hierarchical("hrl+rce", "HRL + R-CE", f"{_PAPER}, on states denoised by R-CE", purifier="rce"),
     _hierarchical("hrl+bod", "HRL + BOD", f"{_PAPER}, on states denoised by BOD", purifier="bod"),
     _hierarchical("hrl+cdae", "HRL + CDAE", f"{_PAPER}, on states denoised by CDAE", purifier="cdae"),
     _hierarchical("hrl+diffrec", "HRL + DiffRec", f"{_PAPER}, on states denoised by DiffRec", purifier="diffrec"),
-    _hierarchical("dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half"),
-    _hierarchical("dsrm-hrl-no-memory", "DSRM-HRL, no memory", "a worker that cannot count clicks in the window"),
-    _hierarchical("dsrm-hrl-query", "DSRM-HRL, free query", "a worker that may move away from the state"),
+    _from_belief("dsrm-hrl-constant", "DSRM-HRL, constant z", "a manager that always asks for half"),
     _hierarchical("flat", "FLAT", f"{_PAPER}: one PPO on purified states, one global omega"),
     _hierarchical("flat+fair", "FLAT + fairness", "FLAT rewarded with r + lambda Fair"),
     _hierarchical(

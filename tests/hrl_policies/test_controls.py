@@ -22,16 +22,13 @@ from hrl_policies.controls import (
     SessionQuota,
     ToleranceQuota,
     best_slates,
-    fair_counts,
-    fair_counts_now,
     item_quality,
     nearest_to_half,
-    tolerated_counts_now,
-    users_tolerance,
 )
 from kuaifair_env import KuaiFairEnv, SessionConfig, evaluate
 from kuaifair_env.abandonment import NeverLeave, TemperFairness
 from kuaifair_env.batch import SessionBatch
+from kuaifair_env.fair_counts import fair_counts, fair_counts_now, tolerated_counts_now, users_tolerance
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 

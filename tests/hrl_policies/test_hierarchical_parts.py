@@ -15,7 +15,7 @@ from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo import HierarchySettings
 from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas
-from hrl_policies.hrl_ppo.rewards import advantages, fairness_reward, newest_clicks
+from hrl_policies.hrl_ppo.rewards import advantages, fairness_reward
 from kuaifair_env.metrics import gini
 
 T, B = 24, 5
@@ -118,13 +118,6 @@ def test_only_the_value_at_decisions_counts():
     before = steps.advantages(decided)
     steps.values = np.where(decided, steps.values, 99.0).astype(np.float32)
     np.testing.assert_array_equal(steps.advantages(decided), before)
-
-
-def test_clicks_of_a_slate_are_the_newest_of_the_window():
-    clicks = np.arange(12).reshape(2, 6) % 3 == 0
-    found = newest_clicks({"history_clicks": clicks}, 2)
-    np.testing.assert_array_equal(found, clicks[:, 4:])
-    assert newest_clicks(np.zeros((2, 3)), 2) is None
 
 
 POPULAR = np.array([True, True, True, False, False, False, False, False, False, False])

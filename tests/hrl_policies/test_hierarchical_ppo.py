@@ -34,6 +34,7 @@ from hrl_policies.hrl_ppo import (
     HierarchicalPPO,
     HierarchySettings,
     QuotaSlateDistribution,
+    RankingSettings,
 )
 from hrl_policies.hrl_ppo.rewards import COST, ENGAGEMENT, MANAGER
 from hrl_policies.zoo import load_settings
@@ -141,10 +142,13 @@ def defaults(function):
 
 def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
     shipped = dict(load_settings("dsrm-hrl").hyperparameters)
-    hierarchy = HierarchySettings(**shipped.pop("hierarchy"))
-    assert hierarchy == HierarchySettings()
+    assert RankingSettings(**shipped.pop("hierarchy")) == RankingSettings()
     taken = defaults(HierarchicalPPO.__init__)
     assert shipped == {name: taken[name] for name in shipped}
+
+
+def test_the_defaults_of_the_policy_over_windows_are_the_zoo_s_hrl():
+    assert HierarchySettings(**load_settings("hrl").hyperparameters["hierarchy"]) == HierarchySettings()
     policy = HierarchicalPPO("HierarchicalPolicy", sessions(), device="cpu").policy
     assert policy.hierarchy == HierarchySettings(weights="quota", worker="strict", memory=True)
 
@@ -156,7 +160,7 @@ def test_the_literal_preset_is_the_zoo_s_paper():
     others = {name: value for name, value in shipped.items() if name not in ("hierarchy", "click_scorer")}
     assert others == {name: getattr(model, name) for name in others}
     assert shipped["click_scorer"] is None and (model.policy.table.prior == 0).all()
-    changed = HierarchicalPPO("HierarchicalPolicy", sessions(), **LITERAL, fair_coef=0.5, device="cpu")
+    changed = HierarchicalPPO("HierarchicalPolicy", sessions(), **(LITERAL | {"fair_coef": 0.5}), device="cpu")
     assert changed.fair_coef == 0.5
 
 
@@ -173,8 +177,8 @@ def literal(seed: int, **settings) -> HierarchicalPPO:
 def level_gradients(model: HierarchicalPPO) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the gradients of the objectives of the manager's actor and of the worker over a rollout."""
     policy, (samples,) = model.policy, batches(model, 10_000)
-    manager, _ = policy.evaluate_manager_actions(samples.manager_features, samples.manager_actions)
-    worker, _ = policy.evaluate_worker_actions(samples)
+    manager, _, _ = policy.evaluate_manager(samples.actions, samples.actions.decided)
+    worker, _, _, _ = policy.evaluate_worker(samples.actions)
     objectives = (
         (manager, samples.advantages[:, MANAGER], policy.manager.actor.parameters()),
         (worker.sum(1), samples.advantages[:, ENGAGEMENT], [policy.worker.log_temperature]),
@@ -190,8 +194,8 @@ def test_the_manager_of_the_paper_s_letter_starts_alive(seed):
     """What it tries shows in slates, and where fairness counts its gradient is towards a lower price of popularity."""
     model = literal(seed, fair_coef=10.0)
     (samples,) = batches(model, 10_000)
-    shares = model.policy.table.popular[model.policy.table.place][samples.slates].float().mean(1)
-    w_acc, w_fair = torch.nn.functional.softplus(samples.manager_actions).T
+    shares = model.policy.table.popular[model.policy.table.place][samples.actions.slates].float().mean(1)
+    w_acc, w_fair = torch.nn.functional.softplus(samples.actions.manager_actions).T
     price = w_fair / w_acc
     cheap, dear = shares[price < price.quantile(0.25)].mean(), shares[price > price.quantile(0.75)].mean()
     assert cheap > 2 * dear > 0
@@ -591,19 +595,19 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
     model = trained(hierarchy)
     rollout = roll(model)
     for batch in batches(model, 100):
-        logs, _ = model.policy.evaluate_worker_actions(batch)
-        np.testing.assert_allclose((logs - batch.worker_log_probs).detach().exp(), 1, atol=1e-5)
-        assert logs.shape == (len(batch.slots), K) and (logs < 1e-6).all()
-        if model.policy.hierarchy.manager == "learned":
-            rows = batch.decided
-            found, _ = model.policy.evaluate_manager_actions(batch.manager_features[rows], batch.manager_actions[rows])
-            np.testing.assert_allclose((found - batch.manager_log_probs[rows]).detach().exp(), 1, atol=1e-5)
+        actions = batch.actions
+        logs, _, values, cost = model.policy.evaluate_worker(actions)
+        np.testing.assert_allclose((logs - actions.worker_log_probs).detach().exp(), 1, atol=1e-5)
+        assert logs.shape == (len(actions.slots), K) and (logs < 1e-6).all()
+        if model.policy.manager_learns:
+            rows = actions.decided
+            found, _, _ = model.policy.evaluate_manager(actions, rows)
+            np.testing.assert_allclose((found - actions.manager_log_probs[rows]).detach().exp(), 1, atol=1e-5)
         np.testing.assert_allclose(batch.advantages.isfinite(), True)
-    values, cost = model.policy.worker.values(batch.worker_features)
     stored = batch.returns - batch.advantages
     np.testing.assert_allclose(values.detach(), stored[:, ENGAGEMENT], atol=1e-4)
     np.testing.assert_allclose(cost.detach(), stored[:, COST], atol=1e-4)
-    found = model.policy.manager.value(batch.manager_features).detach()
+    found = model.policy.manager.value(actions.manager_features).detach()
     np.testing.assert_allclose(found, stored[:, MANAGER], atol=1e-4)
     assert rollout.full
 
@@ -611,7 +615,8 @@ def test_right_after_a_rollout_all_ratios_are_one(hierarchy):
 def shown(model):
     """The slates of the last rollout, as the environment's items, ``(T, B, K)``."""
     rollout, table = model.rollout_buffer, model.policy.table
-    places = rollout._flat["candidates"].gather(1, rollout._flat["slots"])
+    actions = rollout._flat_actions
+    places = actions.candidates.gather(1, actions.slots)
     return table.order[places].numpy().reshape(rollout.buffer_size, rollout.n_envs, -1)
 
 
@@ -876,10 +881,6 @@ def test_environments_that_do_not_fit_are_refused():
         agent(env=sessions(action_mode="item", slate_size=1))
     with pytest.raises(ValueError, match="observation_mode='history'"):
         agent({"memory": True}, env=sessions(observation_mode="state"))
-    with pytest.raises(ValueError, match="observation_mode='history'"):
-        agent(env=sessions(observation_mode="state"), slot_credit=1.0)
-    with pytest.raises(ValueError, match=f"slot_credit needs windows of at least {K} places.*history_length={K}"):
-        agent(env=sessions(world=replace(PARITY, initial_history=PARITY.initial_history.last(K - 1))), slot_credit=1.0)
     with pytest.raises(ValueError, match="repeats='allow'"):
         agent(env=sessions(repeats="forbid", max_len=2))
     with pytest.raises(TypeError, match="has no world"):

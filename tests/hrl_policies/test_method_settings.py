@@ -229,8 +229,8 @@ def test_every_choice_and_every_end_of_the_shipped_spaces_is_accepted(name):
 
 
 def test_what_tells_a_method_from_the_one_it_is_like_is_not_searched():
-    base = load_settings("dsrm-hrl").search
-    assert load_settings("hrl").search == base
+    base = load_settings("hrl").search
+    assert load_settings("hrl+tce").search == base
     assert "fair_coef" in base
     # FLAT is the agent without a fairness reward and without a manager; a search must not turn it into another method.
     assert set(base) - set(load_settings("flat").search) == {"fair_coef", "manager_gamma"}

@@ -388,10 +388,10 @@ def test_published_cumulative_reward_is_len_times_reward_up_to_twelve_percent():
 
 def test_methods_of_the_zoo_find_their_published_rows():
     task = Task("mine", 30, "allow", "KuaiRec", "real")
-    row = published_result(task, Variant("dsrm-hrl", "profile"), 30)
+    row = published_result(task, Variant("dsrm-hrl", "candidates"), 30)
     assert row is not None and row.means == {"len": 26.6, "r_each": 0.917, "r_cum": 23.752, "ad": 0.008}
     assert row.spreads["len"] == 0.816
-    assert published_result(task, Variant("dsrm-hrl", "profile"), 40) is None
+    assert published_result(task, Variant("dsrm-hrl", "candidates"), 40) is None
     assert published_result(task, Variant("dsrm-hrl", "ips"), 30) is None
     assert published_result(task, Variant("quota-greedy"), 30) is None
     named = {Variant(name, spec.purifier).paper_name for name, spec in METHODS.items()} - {None}

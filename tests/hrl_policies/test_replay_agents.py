@@ -12,7 +12,7 @@ from logged_worlds import logged_data
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C
 
-from hrl_policies.controls import Oracle, fair_counts
+from hrl_policies.controls import Oracle
 from hrl_policies.study import check_study, plan_run, run_study, runner, train
 from hrl_policies.study.spec import StudyError, parse_study, planned_runs
 from hrl_policies.worlds import WorldPair
@@ -20,6 +20,7 @@ from hrl_policies.zoo import controls
 from kuaifair_env import SessionConfig, build_world, evaluate
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.embeddings import item_embeddings
+from kuaifair_env.fair_counts import fair_counts
 from kuaifair_env.replay import build_replay_world
 from kuaifair_env.sb3 import KuaiFairVecEnv
 

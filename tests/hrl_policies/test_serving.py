@@ -172,7 +172,7 @@ def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifa
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("dsrm-hrl", ON_POLICY),
+        ("flat", ON_POLICY),
         ("dnair", OFF_POLICY),
         ("bcq", {"data.transitions": 100, "data.source": "env_behaviour"}),
     ],

@@ -290,14 +290,14 @@ def test_methods_with_labels_purifiers_and_steps_of_their_own():
         purifiers=["none", "ips"],
     )
     runs = planned_runs(spec)
-    ips, identity, profile = (PurifierIdentity(mode) for mode in ("ips", "identity", "profile"))
+    ips, identity, candidates = (PurifierIdentity(mode) for mode in ("ips", "identity", "candidates"))
     assert [(run.variant, run.purifier, run.total_steps) for run in runs] == [
         ("", None, 99),
         ("", ips, 99),
         ("slow, careful", None, 7),
         ("slow, careful", ips, 7),
         ("", identity, 99),
-        ("", profile, 99),
+        ("", candidates, 99),
     ]
     assert runs[2].hyperparameters["learning_rate"] == 1e-4
     assert run_folder(runs[1]).name == "a2c+ips-len10-k10-seed3"

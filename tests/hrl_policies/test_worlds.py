@@ -32,6 +32,7 @@ from hrl_policies.study import (
 )
 from hrl_policies.study.runner import purifier_of
 from hrl_policies.worlds import cached_purifier, load_worlds, session_seed
+from hrl_policies.zoo import load_settings
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import evaluate
 
@@ -54,7 +55,7 @@ def ips(tmp_path, monkeypatch):
 
 def test_a_method_gets_its_modes_purifier_and_randomised_training_users(ips):
     _, asked = ips
-    env = make_training_env("dsrm-hrl", TOY, seed=3)
+    env = make_training_env("flat", TOY, seed=3)
     assert isinstance(env, VecDSRM) and env.purifier.describe()["kind"] == "ips"
     bottom = env.unwrapped
     assert (bottom.config.action_mode, bottom.config.observation_mode) == ("slate", "history")
@@ -62,7 +63,7 @@ def test_a_method_gets_its_modes_purifier_and_randomised_training_users(ips):
     assert bottom.world.split == "train" and bottom.world.randomisation.seed == 3
     assert make_training_env("a2c", TOY, seed=3).world.randomisation == bottom.world.randomisation
     assert make_training_env("a2c", TOY, randomisation=None).world.randomisation is None
-    test = make_evaluation_env("dsrm-hrl", TOY, n_envs=5, max_len=50)
+    test = make_evaluation_env("flat", TOY, n_envs=5, max_len=50)
     assert isinstance(test, VecDSRM) and (test.num_envs, test.unwrapped.config.max_len) == (5, 50)
     assert test.unwrapped.world.split == "test"
     assert asked == [("train", "profile")] * 2, "the purifier of the test world is that of the training world"
@@ -97,17 +98,19 @@ def test_conformity_is_a_setting_of_the_test_world_alone():
 def test_an_agent_over_these_sessions_is_the_zoo_s(ips):
     """The same class, the same sessions, the same seeds: the same weights and the same evaluation."""
     path, _ = ips
-    own = HierarchicalPPO("HierarchicalPolicy", make_training_env("dsrm-hrl", TOY, n_envs=8, seed=5), seed=5)
+    sessions = make_training_env("flat", TOY, n_envs=8, seed=5)
+    settings = load_settings("flat").hyperparameters | {"click_scorer": "fit"}
+    own = HierarchicalPPO("HierarchicalPolicy", sessions, seed=5, **settings)
     own.env.seed(session_seed(5))
     own.learn(512)
     config = plan_run(
-        "dsrm-hrl", TOY, seed=5, total_steps=512, n_envs=8, n_users=20, purifier=PurifierIdentity.of_file(path)
+        "flat", TOY, seed=5, total_steps=512, n_envs=8, n_users=20, purifier=PurifierIdentity.of_file(path)
     )
     result = train(config, purifier=path)
     for name, tensor in result.policy.policy.state_dict().items():
         assert torch.equal(tensor, own.policy.state_dict()[name]), name
     users = np.unique(result.evaluation.sessions.user_ids)
-    again = evaluate(own, make_evaluation_env("dsrm-hrl", TOY), users, seed=config.evaluation_seed, episodes_per_user=1)
+    again = evaluate(own, make_evaluation_env("flat", TOY), users, seed=config.evaluation_seed, episodes_per_user=1)
     assert again.summary() == pytest.approx(result.evaluation.summary())
 
 

@@ -15,8 +15,11 @@ from small_worlds import small_pair
 
 import hrl_policies.zoo.registry as registry
 from dsrm.baselines import IPSPurifier
+from dsrm.candidates import CandidatePurifier
 from dsrm.purifier import save_purifier
+from dsrm.wrappers import VecDSRM
 from hrl_policies.cli.main import main
+from hrl_policies.hrl_ppo import HierarchicalPolicy, RankingPolicy
 from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, train
 from hrl_policies.zoo import (
     METHODS,
@@ -46,8 +49,6 @@ HIERARCHICAL = [
     "hrl+cdae",
     "hrl+diffrec",
     "dsrm-hrl-constant",
-    "dsrm-hrl-no-memory",
-    "dsrm-hrl-query",
     "flat",
     "flat+fair",
     "paper",
@@ -120,7 +121,8 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
     if method(name).purifier:
         with pytest.raises(ValueError, match="learns on purified states"):
             plan_run(name, "small")
-        save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
+        own = CandidatePurifier.closed_form(small_pair().train) if method(name).purifier == "candidates" else None
+        save_purifier(own or IPSPurifier(), tmp_path / "p.safetensors")
         purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
     config = plan_run(
         name, "small", total_steps=32, n_envs=4, overrides={"n_steps": 8, "batch_size": 16}, purifier=purifier
@@ -128,12 +130,11 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
     result = train(config, small_pair(), purifier=purifier and tmp_path / "p.safetensors")
     assert result.steps_done >= 32
     assert result.evaluation.config["action_mode"] == "slate"
-    assert result.policy.policy.hierarchy.memory == (
-        config.session.observation_mode == "history" and "no-memory" not in name
-    )
+    form = RankingPolicy if method(name).purifier == "candidates" else HierarchicalPolicy
+    assert isinstance(result.policy.policy, form)
 
 
-@pytest.mark.parametrize("name", ["td3", "sac4ir", "dnair", "dsrm-hrl", "flat", "dorl", "mofir"])
+@pytest.mark.parametrize("name", ["td3", "sac4ir", "dnair", "hrl", "flat", "dorl", "mofir"])
 def test_agents_of_every_kind_learn_with_the_session_clock_on_purified_states(name, tmp_path):
     save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
     purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
@@ -176,6 +177,8 @@ def test_shipped_settings_are_what_the_algorithm_takes(name):
 
     pair = small_pair()
     env = KuaiFairVecEnv(pair.train, config.session, config.n_envs, seed=0)
+    if spec.purifier == "candidates":
+        env = VecDSRM(env, CandidatePurifier.closed_form(pair.train))
     model = method(name).build(BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters))
     assert model.gamma == settings.hyperparameters["gamma"]
 

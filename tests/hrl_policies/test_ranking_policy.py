@@ -1,0 +1,379 @@
+"""DSRM-HRL over candidates: it starts at the belief, keeps to the leave rule by construction, and learns from there."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_world
+
+from dsrm import VecDSRM
+from dsrm.candidates import CANDIDATE_FEATURES, COUNT_FEATURES, SESSION_FEATURES, CandidatePurifier
+from dsrm.tolerance_belief import ToleranceBelief
+from hrl_policies.belief_controls import BeliefQuota
+from hrl_policies.hrl_ppo import HierarchicalPPO
+from hrl_policies.worlds import purified_sessions, training_sessions
+from kuaifair_env import SessionConfig, evaluate, serve
+from kuaifair_env.agent_view import sessions_for_agents
+from kuaifair_env.sb3 import KuaiFairVecEnv
+
+K = 4
+# Users love every third item, which the log does not tell.
+WORLD = small_world(np.tile(np.where(np.arange(50) % 3 == 1, 0.85, 0.1), (40, 1)))
+TRAIN = replace(WORLD, split="train")
+POPULAR = WORLD.groups.popular
+REPEATS = ("allow", "forbid")
+SMALL = {"n_steps": 8, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+PURIFIER = CandidatePurifier.closed_form(TRAIN)
+
+
+def config(**settings) -> SessionConfig:
+    return SessionConfig(**({"max_len": 8, "slate_size": K, "action_mode": "slate"} | settings))
+
+
+def sessions(n: int = 10, world=WORLD, purifier=PURIFIER, seed: int = 0, **settings) -> VecDSRM:
+    return purified_sessions(world, config(**settings), n, seed, purifier)
+
+
+def agent(n: int = 8, seed: int = 0, hierarchy=None, settings=None, **session) -> HierarchicalPPO:
+    env = training_sessions(TRAIN, config(**session), n, seed, purifier=PURIFIER)
+    given = SMALL | {"seed": seed} | (settings or {})
+    return HierarchicalPPO("RankingPolicy", env, hierarchy=hierarchy, **given)
+
+
+def belief_quota() -> BeliefQuota:
+    return BeliefQuota(PURIFIER.scorer)
+
+
+# Start ----------------------------------------------------------------------------------------------------------
+
+
+def played_beside(model: HierarchicalPPO, env: VecDSRM, control: BeliefQuota, n_steps: int) -> None:
+    """Plays what the agent shows, and checks at each step that the control would show the same, in the same order."""
+    observation = env.reset()
+    control.bind(sessions_for_agents(env.unwrapped.batch))
+    for _ in range(n_steps):
+        slates, _ = model.predict(observation, deterministic=True)
+        np.testing.assert_array_equal(slates, control.predict(env.unwrapped.batch.observe(), deterministic=True)[0])
+        observation, _, _, _ = env.step(slates)
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+@pytest.mark.parametrize("leave", ["temper", "strict", "never"])
+def test_untrained_it_shows_the_slates_of_belief_quota(repeats, leave):
+    played_beside(agent(repeats=repeats, leave=leave), sessions(repeats=repeats, leave=leave), belief_quota(), 20)
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_untrained_it_shows_the_slates_of_belief_quota_after_a_service(repeats):
+    control = belief_quota()
+    serve(control, KuaiFairVecEnv(WORLD, config(repeats=repeats), 10, seed=0), sessions=120, evaluate_others=False)
+    assert control.belief.steps > 20
+    learned = sessions(repeats=repeats, purifier=PURIFIER.with_learned(control.belief, WORLD))
+    played_beside(agent(repeats=repeats), learned, control, 12)
+
+
+def test_while_serving_the_belief_around_an_agent_learns_what_that_of_the_control_does():
+    """Without exploration, since their draws differ."""
+    model, control = agent(), belief_quota()
+    env = sessions()
+    played = KuaiFairVecEnv(WORLD, config(), 10, seed=0)
+    control._noise = 0.0
+    env.learns = True
+    env._observations.running._noise = 0.0
+    observation, _ = env.reset(), played.reset()
+    control.bind(sessions_for_agents(played.batch))
+    for _ in range(25):
+        slates, _ = model.predict(observation, deterministic=True)
+        before = played.batch.simulator.steps.copy(), played.batch.blocks.copy()
+        expected, _ = control.predict(played.batch.observe(), deterministic=True)
+        np.testing.assert_array_equal(slates, expected)
+        observation, _, done, _ = env.step(slates)
+        played.step(expected)
+        outcome = played.batch.outcome
+        live = np.ones(10, np.bool_)
+        control._evidence.learn(outcome.items, outcome.clicks, live, done, before[1])
+        np.testing.assert_array_equal(env.belief.shared.mean, control.belief.shared.mean)
+    assert env.belief.steps == control.belief.steps > 20
+
+
+# Observations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_observations_lie_in_their_space_and_name_the_best_items_that_may_be_shown(repeats):
+    env = sessions(repeats=repeats, max_len=12)
+    observation = env.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(13):
+        for row in range(env.num_envs):
+            assert env.observation_space.contains({name: part[row] for name, part in observation.items()})
+        candidates, features = observation["candidates"], observation["features"]
+        present = candidates >= 0
+        masks = env.unwrapped.batch.action_masks()
+        for row in range(env.num_envs):
+            shown = candidates[row][present[row]]
+            assert len(set(shown)) == len(shown) and masks[row][shown].all()
+            for group in (POPULAR, ~POPULAR):
+                in_group = group[shown]
+                assert in_group.sum() == min((masks[row] & group).sum(), 32)
+                logits = features[row][present[row]][in_group][:, 0]
+                assert (np.diff(logits) <= 0).all()
+        np.testing.assert_array_equal(
+            features[..., CANDIDATE_FEATURES.index("popular")][present], POPULAR[candidates[present]]
+        )
+        slates = np.stack([rng.choice(np.flatnonzero(mask), K, replace=False) for mask in masks])
+        observation, _, _, _ = env.step(slates)
+
+
+def test_features_say_what_a_session_showed():
+    env = sessions(leave="never")
+    env.reset()
+    slates = np.tile(np.arange(K), (env.num_envs, 1))
+    clicks = np.zeros((env.num_envs, 50))
+    for step in range(3):
+        observation, _, _, _ = env.step(slates)
+        np.add.at(clicks, (np.arange(env.num_envs)[:, None], slates), env.unwrapped.batch.outcome.clicks)
+        state = dict(zip(SESSION_FEATURES, observation["state"].T, strict=True))
+        np.testing.assert_allclose(state["clock"], (step + 1) / 8, rtol=1e-6)
+        np.testing.assert_allclose(state["click_rate"], clicks.sum(axis=1) / (K * (step + 1)), rtol=1e-5)
+        np.testing.assert_allclose(state["last_share"], POPULAR[slates].mean(axis=1), rtol=1e-6)
+    features = dict(zip(CANDIDATE_FEATURES, np.moveaxis(observation["features"], 2, 0), strict=True))
+    candidates = observation["candidates"]
+    of_candidates = np.take_along_axis(clicks, candidates, axis=1)
+    np.testing.assert_allclose(np.expm1(features["clicks"]), of_candidates, atol=1e-4)
+    np.testing.assert_allclose(np.expm1(features["skips"]), np.isin(candidates, slates) * 3 - of_candidates, atol=1e-4)
+    whole = features["prior"] + features["shared"] + features["taste"] + features["offset"]
+    level = observation["state"][:, [SESSION_FEATURES.index("level")]]
+    np.testing.assert_allclose(features["logit"], whole + level, atol=1e-4)
+
+
+def test_an_agent_knows_no_single_items_and_acts_with_another_catalogue():
+    model = agent()
+    names = {name for name, _ in model.policy.named_parameters()} | {name for name, _ in model.policy.named_buffers()}
+    assert all(50 not in tensor.shape for tensor in model.policy.state_dict().values()) and names
+    other = small_world(np.random.default_rng(3).random((40, 45)), n_items=45, seed=3)
+    env = sessions(world=other, purifier=CandidatePurifier.closed_form(replace(other, split="train")))
+    slates, _ = model.predict(env.reset(), deterministic=True)
+    assert slates.shape == (10, K) and slates.max() < 45
+
+
+# Slates ---------------------------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_slates_are_exact():
+    """Against Plackett and Luce's product within each group, written out, for every count that may be asked for."""
+    model = agent(leave="never", hierarchy={"start_temperature": 1.0})
+    policy = model.policy
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    observation = sessions(leave="never").reset()
+    with torch.no_grad():
+        actions = policy.act(observation)
+    logits = policy.worker.logits(actions.features, actions.session, actions.present).detach()
+    logits = logits / policy.worker.temperature.detach()
+    manager = policy.manager.logits(actions.session, actions.numbers, actions.worths).log_softmax(dim=1).detach()
+    popular = POPULAR[observation["candidates"]] & (observation["candidates"] >= 0)
+    tail = ~POPULAR[observation["candidates"]] & (observation["candidates"] >= 0)
+    for row in range(10):
+        asked = int(actions.manager_actions[row, 0])
+        assert float(actions.manager_log_probs[row]) == pytest.approx(float(manager[row, asked]), abs=1e-5)
+        slots = actions.slots[row].tolist()
+        expected = 0.0
+        for members, chosen in ((popular[row], slots[:asked]), (tail[row], slots[asked:])):
+            left = set(np.flatnonzero(members).tolist())
+            for place in chosen:
+                weights = {other: float(logits[row, other].exp()) for other in left}
+                expected += np.log(weights[place] / sum(weights.values()))
+                left.remove(place)
+        assert float(actions.worker_log_probs[row].sum()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_probabilities_of_all_slates_sum_to_one():
+    """Three popular candidates and four others: 3 2 1 0 popular items of a slate of two, in any order."""
+    policy = agent(slate_size=2, leave="never").policy
+    n = 7
+    popular = torch.tensor([[True] * 3 + [False] * 4])
+    logits = torch.randn(1, n, generator=torch.Generator().manual_seed(1))
+    for asked in (0, 1, 2):
+        distribution = policy._slate_distribution(logits, popular, torch.tensor([asked]))
+        slates = [
+            (*first, *second)
+            for first in itertools.permutations(range(3), asked)
+            for second in itertools.permutations(range(3, n), 2 - asked)
+        ]
+        total = sum(float(distribution.log_prob(torch.tensor([slate])).exp()) for slate in slates)
+        assert total == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("leave", ["temper", "strict"])
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_slates_keep_to_the_bound_and_never_repeat_where_that_is_forbidden(leave, repeats):
+    model = agent(repeats=repeats, leave=leave, max_len=12)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    for deterministic in (True, False):
+        env = sessions(repeats=repeats, leave=leave, max_len=12)
+        observation = env.reset()
+        seen = [set() for _ in range(env.num_envs)]
+        for _ in range(30):
+            slates, _ = model.predict(observation, deterministic=deterministic)
+            for row, slate in enumerate(slates):
+                assert len(set(slate)) == K
+                assert repeats == "allow" or not seen[row] & set(slate)
+                seen[row] |= set(slate)
+            # Groups run out of items before sessions end: only then is there no slate inside the bound.
+            inside = observation["counts"][:, 2, 0] > 0
+            observation, _, done, _ = env.step(slates)
+            assert not env.unwrapped.batch.outcome.violation[inside].any()
+            for row in np.flatnonzero(done):
+                seen[row] = set()
+
+
+def test_a_constant_manager_asks_for_the_same_number_where_it_may():
+    model = agent(hierarchy={"manager": "constant", "constant": 2}, leave="never")
+    slates, _ = model.predict(sessions(leave="never").reset())
+    assert (POPULAR[slates].sum(axis=1) == 2).all()
+    outside = agent(hierarchy={"manager": "constant", "constant": 4})
+    slates, _ = outside.predict(sessions().reset())
+    assert (POPULAR[slates].sum(axis=1) == 2).all(), "of four items the bound allows two alone"
+    with pytest.raises(ValueError, match="at most the slate size 4"):
+        agent(hierarchy={"manager": "constant", "constant": 5})
+
+
+def test_an_action_holds_for_its_interval():
+    model = agent(hierarchy={"interval": 3}, leave="never")
+    env, state, counts = sessions(leave="never"), None, []
+    observation, starts = env.reset(), np.ones(10, np.bool_)
+    for _ in range(7):
+        slates, state = model.predict(observation, state, starts)
+        counts.append(POPULAR[slates].sum(axis=1))
+        observation, _, starts, _ = env.step(slates)
+    np.testing.assert_array_equal(counts[:3], np.tile(counts[0], (3, 1)))
+    np.testing.assert_array_equal(counts[3:6], np.tile(counts[3], (3, 1)))
+
+
+# Learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_right_after_a_rollout_all_ratios_are_one(repeats):
+    model = agent(repeats=repeats).learn(64)
+    _, callback = model._setup_learn(1_000, None, reset_num_timesteps=False)
+    callback.on_training_start({}, {})
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    for batch in model.rollout_buffer.get(50, np.random.default_rng(0)):
+        actions = batch.actions
+        logs, _, engagement, _ = model.policy.evaluate_worker(actions)
+        np.testing.assert_allclose((logs - actions.worker_log_probs).detach().exp(), 1, atol=1e-4)
+        np.testing.assert_allclose(engagement.detach(), actions.values[:, 1], atol=1e-5)
+        logs, _, value = model.policy.evaluate_manager(actions, actions.decided)
+        np.testing.assert_allclose((logs - actions.manager_log_probs).detach().exp(), 1, atol=1e-4)
+        np.testing.assert_allclose(value.detach(), actions.values[:, 0], atol=1e-5)
+
+
+def test_no_gradient_of_one_level_enters_the_other():
+    model = agent().learn(64)
+    batch = next(iter(model.rollout_buffer.get(50, np.random.default_rng(0))))
+    for update, level, other in (
+        (model._update_worker, model.policy.worker, model.policy.manager),
+        (model._update_manager, model.policy.manager, model.policy.worker),
+    ):
+        model.policy.zero_grad(set_to_none=True)
+        update(batch, {})
+        assert any(parameter.grad is not None for parameter in level.parameters())
+        assert all(parameter.grad is None for parameter in other.parameters())
+
+
+def test_a_loaded_agent_acts_as_the_saved_one_bit_by_bit(tmp_path):
+    model = agent(settings={"learning_rate": 0.01}).learn(128)
+    model.save(tmp_path / "agent.zip")
+    loaded = HierarchicalPPO.load(tmp_path / "agent.zip", device="cpu")
+    observation = sessions().reset()
+    one, two = (each.predict(observation, deterministic=True)[0] for each in (model, loaded))
+    assert one.tobytes() == two.tobytes()
+    one, two = (each.policy.act(observation, deterministic=True) for each in (model, loaded))
+    assert torch.equal(one.manager_log_probs, two.manager_log_probs) and torch.equal(one.values, two.values)
+
+
+def test_a_service_that_was_stopped_goes_on_with_the_same_numbers(tmp_path):
+    whole = serve(agent(n=10), sessions(), sessions=60, evaluate_others=False)
+
+    class StoppedError(Exception):
+        pass
+
+    stopped = sessions()
+    step_wait, calls = stopped.step_wait, itertools.count()
+
+    def failing():
+        if next(calls) == 26:
+            raise StoppedError
+        return step_wait()
+
+    stopped.step_wait = failing
+    with pytest.raises(StoppedError):
+        serve(agent(n=10), stopped, sessions=60, evaluate_others=False, folder=tmp_path, checkpoint_every=10)
+    again = serve(agent(n=10), sessions(), sessions=60, evaluate_others=False, folder=tmp_path, checkpoint_every=10)
+    np.testing.assert_array_equal(again.served.sessions.return_, whole.served.sessions.return_)
+
+
+def test_an_evaluation_leaves_what_was_learned_and_the_running_sessions_as_they_were():
+    model = agent().learn(64)
+    before = model.env.belief.shared.mean.clone()
+    observation = {name: part.copy() for name, part in model.env._observations.running._shown.items()}
+    one = evaluate(model, model.env, episodes_per_user=1)
+    two = evaluate(model, model.env, episodes_per_user=1)
+    np.testing.assert_array_equal(one.sessions.return_, two.sessions.return_)
+    assert torch.equal(before, model.env.belief.shared.mean)
+    for name, part in model.env._observations.running._shown.items():
+        np.testing.assert_array_equal(part, observation[name])
+
+
+# Tolerance ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tolerated_share_follows_from_what_was_punished():
+    """A user who tolerates .35 is shown shares of .8 (punished), .5 (not) and .1 (not, since it is .25 away)."""
+    belief = ToleranceBelief(SessionConfig(leave="personal", action_mode="slate", slate_size=10), 1)
+    belief.start(np.arange(1), np.asarray([0.5], np.float32))
+    for share in (0.8, 0.5, 0.1):
+        belief.observe(np.asarray([share]), np.asarray([abs(share - 0.35) >= 0.3]))
+    risks = belief.risks()[0]
+    # What is left lies between .2 and .4, so that two to four popular items are safe and eight or more are not.
+    assert (risks[2:5] < 0.02).all() and (risks[[0, 8, 9, 10]] > 0.9)[1:].all() and 0.02 < risks[6] < 0.98
+
+
+def test_nothing_is_inferred_where_the_bound_is_known():
+    belief = ToleranceBelief(SessionConfig(action_mode="slate", slate_size=10), 3)
+    belief.start(np.arange(3), np.full(3, 0.5, np.float32))
+    belief.observe(np.full(3, 0.9), np.ones(3, np.bool_))
+    assert not belief.risks().any()
+    assert COUNT_FEATURES == ("allowed", "risk")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_manager_learns_what_users_do_not_tolerate(seed):
+    """The best items are popular, and users leave early who are shown nothing else."""
+    appeal = np.where(POPULAR, 0.7, 0.5)
+    world = replace(small_world(np.tile(appeal, (40, 1))), split="train")
+    purifier = CandidatePurifier.closed_form(world)
+    env = purified_sessions(world, config(leave="personal", max_len=12), 16, seed, purifier)
+    model = HierarchicalPPO(
+        "RankingPolicy", env, n_steps=24, batch_size=192, n_epochs=8, seed=seed, device="cpu",
+        manager_learning_rate=0.02, slot_credit=0.0, fair_coef=0.0, target_kl=None,
+    )  # fmt: skip
+    # It starts where nothing is known of what a punished slate costs.
+    torch.nn.init.zeros_(model.policy.manager.price)
+    test = purified_sessions(world, config(leave="personal", max_len=12), 20, 0, purifier)
+    before = evaluate(model, test, episodes_per_user=2)
+    model.learn(24 * 16 * 12)
+    after = evaluate(model, test, episodes_per_user=2)
+    assert before.sessions.violation_rate.mean() > 0.5
+    assert after.sessions.violation_rate.mean() < 0.35
+    assert after.sessions.return_.mean() > before.sessions.return_.mean() + 0.3
