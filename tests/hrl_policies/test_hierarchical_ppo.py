@@ -169,7 +169,7 @@ def literal(seed: int, **settings) -> HierarchicalPPO:
     world = small_world(0.5, n_items=400, seed=seed)
     embeddings = np.random.default_rng(seed).normal(size=(400, 8)).astype(np.float32)
     env = sessions(64, seed, replace(world, embeddings=embeddings), slate_size=10, observation_mode="state")
-    model = HierarchicalPPO("HierarchicalPolicy", env, **LITERAL, seed=seed, device="cpu", **settings)
+    model = HierarchicalPPO("HierarchicalPolicy", env, **(LITERAL | settings), seed=seed, device="cpu")
     roll(model)
     return model
 
