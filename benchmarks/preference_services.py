@@ -29,9 +29,12 @@ from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
+from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnScales
 from dsrm.preference import Evidence, Moments, PreferenceModel
 from dsrm.preference_training import PreferenceKind
+from dsrm.pretraining import fitted_scorer
+from dsrm.purifier import ItemQuality
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.study import single_threaded
 from hrl_policies.study.statistics import holm
@@ -58,11 +61,13 @@ class Row:
         kind: The model; None is the closed form.
         scales: Scales of the belief; None takes those that the model was fitted with.
         form: What is made of the model: its mean, or draws (while serving alone); or nothing but its scales.
+        item_quality: By what items are judged before a session; see :class:`dsrm.PretrainConfig`.
     """
 
     kind: PreferenceKind | None
     scales: BeliefScales | None = None
     form: Literal["mean", "draws", "scales"] = "mean"
+    item_quality: ItemQuality = "log"
 
 
 CLOSED, RESCALED, GAUSSIAN = "closed form", "closed form, fitted scales", "gaussian"
@@ -70,6 +75,8 @@ ROWS: Mapping[str, Row] = {
     "none": Row(None, BeliefScales(own=NOTHING)),
     CLOSED: Row(None, BeliefScales()),
     RESCALED: Row("gaussian", form="scales"),
+    "closed form, item features": Row(None, BeliefScales(), item_quality="features"),
+    "closed form, fitted scales, item features": Row("gaussian", form="scales", item_quality="features"),
     GAUSSIAN: Row("gaussian"),
     "mixture": Row("mixture"),
     "regression": Row("regression"),
@@ -151,6 +158,7 @@ def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
     models = Models(pair, store / "models")
     env = purified_sessions(pair.test, SessionConfig(action_mode="slate", repeats=repeats), N_ENVS, 0, None)
     users = users_of(pair)
+    scorers = {quality: fitted_scorer(pair.train, quality) for quality in get_args(ItemQuality)}
     results: dict[tuple[str, str], dict[int, ServingResult]] = {}
     for seed, regime, name in _planned(arguments):
         row = ROWS[name]
@@ -162,7 +170,7 @@ def serve_all(pair: WorldPair, arguments: Namespace, repeats: Repeats) -> Panel:
         if arguments.only_stored and not (place / "result.json").exists():
             continue
         result = serve(
-            agent_of(row, purifier, pair, order),
+            agent_of(row, purifier, scorers[row.item_quality], order),
             env,
             users,
             len(users),
@@ -197,15 +205,15 @@ def _code(row: Row, purifier: BeliefPurifier | None, seed: int, models: Models) 
     return f"-{seed}-{file_hash(models.path(row.kind, seed))[:12]}"
 
 
-def agent_of(row: Row, purifier: BeliefPurifier | None, pair: WorldPair, seed: int) -> BeliefQuota:
+def agent_of(row: Row, purifier: BeliefPurifier | None, scorer: ClickScorer, seed: int) -> BeliefQuota:
     """Returns the quota rule with what a row believes of users."""
     if purifier is None:
-        return BeliefQuota(pair.scorer, seed=seed, scales=row.scales)
+        return BeliefQuota(scorer, seed=seed, scales=row.scales)
     scales = purifier.scales if row.scales is None else row.scales
     if row.form == "scales":
-        return BeliefQuota(pair.scorer, seed=seed, scales=scales)
+        return BeliefQuota(scorer, seed=seed, scales=scales)
     preference = Sampled(purifier.preference, seed) if row.form == "draws" else purifier.preference
-    return BeliefQuota(pair.scorer, seed=seed, scales=scales, preference=preference)
+    return BeliefQuota(scorer, seed=seed, scales=scales, preference=preference)
 
 
 @dataclass(frozen=True)
@@ -300,7 +308,9 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             "- Every row is BeliefQuota; rows differ in the distribution of users' own parts given evidence. *none*: "
             f"users have no own part. *{CLOSED}*: `BeliefScales()`, which is the zoo's `belief-quota`; *fitted "
             "scales*: those of the models, which allow for the level of everybody's clicks being unknown. Models begin "
-            "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Sampled*: each slate "
+            "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Item features*: items "
+            "are judged before a session by an estimate from the training log that features help, not by click rates "
+            "alone (`item_quality`). *Sampled*: each slate "
             "follows from one draw of the diffusion posterior instead of its mean (Thompson sampling of preferences).",
             f"- {len(users_of(pair)):,} users of the test world, those of benchmarks/serving.py "
             f"(`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`), once each, {N_ENVS} at a time; Max "

@@ -250,7 +250,8 @@ def pretrain(
     return _train_dsrm(world, config, checkpoint, progress)
 
 
-def _click_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:
+def fitted_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:
+    """Fits the click scorer of beliefs in the training world; see :class:`PretrainConfig`."""
     scorer = ClickScorer.fit(world)
     if item_quality == "log":
         return scorer
@@ -259,7 +260,7 @@ def _click_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:
 
 def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> BeliefPurifier:
     """Fits the distribution of users' clean preferences, given all that is known of them."""
-    scorer = _click_scorer(world, config.item_quality)
+    scorer = fitted_scorer(world, config.item_quality)
     provenance = {
         "mode": config.mode,
         "item_quality": config.item_quality,
