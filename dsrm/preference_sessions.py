@@ -12,6 +12,7 @@ those that the training world's users have beyond the click scorer, at sizes tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -128,7 +129,6 @@ class PreferenceSessions:
         users: ``int64``, increasing rows of the users whose logs and tastes are known.
         level: What users' logs say about their levels.
         scales: Of the own level before anything is known of the items.
-        normal: The fitted normal prior of levels and tastes.
         taste: Root mean square of the components of ``w_u`` in the log's model.
 
     Raises:
@@ -148,7 +148,6 @@ class PreferenceSessions:
         self.users = self._logged.users
         self.level = self._level_prior()
         self.scales = self._scales(self.size, 1.0)
-        self.normal = self.fitted_prior(1)
 
     @property
     def dimension(self) -> int:
@@ -191,6 +190,11 @@ class PreferenceSessions:
         # Sizes are log-uniform between these two.
         spread = 2.0 * np.log(largest / self.taste)
         return float(np.sqrt((largest**2 - self.taste**2) / spread)) if spread > 0 else largest
+
+    @cached_property
+    def normal(self) -> MixturePreference:
+        """The fitted normal prior of levels and tastes."""
+        return self.fitted_prior(1)
 
     def fitted_prior(self, parts: int, seed: int = 0) -> MixturePreference:
         """Fits a prior of levels and tastes, a mixture of so many normals, to the users not kept for validation."""

@@ -129,7 +129,7 @@ class PretrainConfig:
         denoiser_steps: Optimizer steps of the click models of the related work; CDAE and DiffRec may stop earlier.
         item_quality: By what beliefs judge items before a session: ``"log"``, their click rates in the training log, or
             ``"features"``, an estimate that item features help (:func:`dsrm.fit_item_term`), for a log that is wrong
-            about items it has seldom shown.
+            about items it has seldom shown; None is ``"features"`` for candidates and ``"log"`` for states.
     """
 
     mode: Mode = "profile"
@@ -147,7 +147,7 @@ class PretrainConfig:
     exclude_share: float = 0.5
     calibration_share: float = CALIBRATION_SHARE
     denoiser_steps: int = 1_500
-    item_quality: ItemQuality = "log"
+    item_quality: ItemQuality | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -158,9 +158,9 @@ class PretrainConfig:
             raise ValueError(f"schedule must be one of {get_args(ScheduleKind)} or None, got {self.schedule!r}")
         if self.prediction not in (None, *get_args(Prediction)):
             raise ValueError(f"prediction must be one of {get_args(Prediction)} or None, got {self.prediction!r}")
-        if self.item_quality not in get_args(ItemQuality):
-            raise ValueError(f"item_quality must be one of {get_args(ItemQuality)}, got {self.item_quality!r}")
-        if self.item_quality != "log" and self.mode not in BELIEF_MODES:
+        if self.item_quality not in (None, *get_args(ItemQuality)):
+            raise ValueError(f"item_quality must be one of {get_args(ItemQuality)} or None, got {self.item_quality!r}")
+        if self.item_quality == "features" and self.mode not in BELIEF_MODES:
             raise ValueError(f"item_quality is for beliefs ({', '.join(BELIEF_MODES)}); {self.mode} judges no items")
         need_whole(0, seed=self.seed)
         for name in ("width", "blocks"):
@@ -174,6 +174,11 @@ class PretrainConfig:
         if self.mode in _RICH_MODES:
             schedule = self.noise_schedule()
             schedule.need_noise(schedule.levels)
+
+    @property
+    def judges_items_by(self) -> ItemQuality:
+        """By what beliefs judge items."""
+        return self.item_quality or ("features" if self.mode == "candidates" else "log")
 
     @property
     def network_width(self) -> int:
@@ -260,21 +265,23 @@ def fitted_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:
 
 def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | None, progress: bool) -> BeliefPurifier:
     """Fits the distribution of users' clean preferences, given all that is known of them."""
-    scorer = fitted_scorer(world, config.item_quality)
+    scorer = fitted_scorer(world, config.judges_items_by)
     provenance = {
         "mode": config.mode,
-        "item_quality": config.item_quality,
+        "item_quality": config.judges_items_by,
         "seed": config.seed,
         "data": world.data.provenance.as_dict(),
         "test_log": "unread",
     }
     key = WorldKey.of_world(world)
-    if config.mode in ("closed_form", "candidates"):
-        kind = BeliefPurifier if config.mode == "closed_form" else CandidatePurifier
-        return kind(scorer, None, BeliefScales(), key, provenance)
+    if config.mode == "closed_form":
+        return BeliefPurifier(scorer, None, BeliefScales(), key, provenance)
+    sessions = PreferenceSessions(world, scorer)
+    if config.mode == "candidates":
+        return CandidatePurifier(scorer, None, BeliefScales(own=sessions.scales), key, provenance)
     schedule = config.noise_schedule()
     fitted = fit_preference(
-        PreferenceSessions(world, scorer),
+        sessions,
         PreferenceConfig(
             _PREFERENCES[config.mode],
             config.seed,

@@ -59,8 +59,11 @@ def pretrain(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of training at most.")] = None,
     examples: Annotated[int | None, typer.Option(min=100, help="Windows of a round.")] = None,
     item_quality: Annotated[
-        ItemQuality, typer.Option(help="Beliefs: judge items by click rates, or by their features too.")
-    ] = "log",
+        ItemQuality | None,
+        typer.Option(
+            help="Beliefs: judge items by click rates, or by their features too. [default: features for candidates]"
+        ),
+    ] = None,
     item_term: ItemTerm = None,
     like: Annotated[
         Path | None, typer.Option(help="--mode noise: as much noise as this purifier moves states.")
