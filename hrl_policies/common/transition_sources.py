@@ -23,7 +23,7 @@ from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import DataError
-from kuaifair_env.observations import StateObserver, observed_states, reached_observations
+from kuaifair_env.observations import StateObserver, extended_space, observed_states, reached_observations
 from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World, windows_before
@@ -48,6 +48,8 @@ class LogReading(BaseModel):
         max_transitions: Whole sessions are drawn at random until there are at most this many transitions; None takes
             all.
         seed: Seed of that draw.
+        session_clock: Whether states end with the session clock, as in sessions that have one: slates before this one
+            since the cut, by ``L``.
 
     Raises:
         ValueError: If a setting is not valid.
@@ -61,6 +63,7 @@ class LogReading(BaseModel):
     action_items: ActionItems = "clicked"
     max_transitions: int | None = None
     seed: int = 0
+    session_clock: bool = False
 
     @model_validator(mode="after")
     def _need_session(self) -> LogReading:
@@ -107,6 +110,10 @@ def log_transitions(
     clicks = log.clicks[rows]
     space = action_decoder(action_mode, world.embeddings[: world.n_items], settings.slate_size).space
     observations, following, observation_space = _states(world, slates, settings.slate_size, purifier)
+    if settings.session_clock:
+        observation_space = extended_space(observation_space, np.zeros(1, np.float32), np.ones(1, np.float32))
+        observations = _clocked(observations, slates.steps / settings.session_length)
+        following = _clocked(following, (slates.steps + 1) / settings.session_length)
     return LoggedTransitions(
         observations=observations,
         actions=_actions(world, log.items[rows], clicks, action_mode, settings.action_items),
@@ -131,10 +138,14 @@ def log_transitions(
 
 @dataclass(frozen=True)
 class _Slates:
-    """Slates by the log row that they start at, in its order; ``dropped`` counts those that are no actions."""
+    """Slates by the log row that they start at, in its order; ``dropped`` counts those that are no actions.
+
+    ``steps`` counts the slates of the session before each, those that are no actions too.
+    """
 
     starts: NDArray[np.int64]
     users: NDArray[np.int64]
+    steps: NDArray[np.int64]
     terminated: BoolArray
     truncated: BoolArray
     dropped: int
@@ -165,12 +176,18 @@ def _cut(world: World, reading: LogReading, as_item_ids: bool) -> _Slates:
     selected = valid
     if reading.max_transitions is not None:
         selected = valid & _in_drawn_sessions(session, valid, reading.max_transitions, reading.seed)
+    steps = (slate_of_user % length)[selected]
     starts, users, session, last = starts[selected], users[selected], session[selected], last[selected]
     # A slate whose successor was dropped ends the record of its session.
     followed = np.zeros(len(starts), np.bool_)
     followed[:-1] = (np.diff(starts) == size) & (np.diff(session) == 0)
     terminated = last & (reading.session_end == "terminated")
-    return _Slates(starts, users, terminated, ~followed & ~terminated, int((~valid).sum()))
+    return _Slates(starts, users, steps, terminated, ~followed & ~terminated, int((~valid).sum()))
+
+
+def _clocked(states: FloatArray, clock: NDArray[np.float64]) -> FloatArray:
+    """Returns states ``(n, d)`` with a clock ``(n,)`` as one more component."""
+    return np.concatenate([states, clock[:, None].astype(np.float32)], axis=1)
 
 
 def _valid(log: InteractionLog, starts: NDArray[np.int64], size: int, n_items: int) -> BoolArray:

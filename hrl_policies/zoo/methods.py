@@ -195,8 +195,6 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         else:
             policy, behaviour = _controls().RandomSlates(seed=data.seed), {"seed": data.seed}
         return collect_transitions(policy, env, data.transitions, data.seed, behaviour=behaviour)
-    if config.session_clock:
-        raise ValueError("logged transitions have no session clock; set source: env_behaviour, or session_clock=False")
     size = 1 if data.exposures == "single" else config.items_per_slate
     whole = config.max_len * (config.items_per_slate // size)
     reading = {
@@ -206,6 +204,7 @@ def offline_transitions(context: BuildContext, data: OfflineData) -> LoggedTrans
         "action_items": data.action_items,
         "max_transitions": data.transitions,
         "seed": data.seed,
+        "session_clock": config.session_clock,
     }
     purifier = env.purifier if isinstance(env, VecDSRM) else None
     return log_transitions(context.worlds.train, config.action_mode, validated(LogReading, reading, "data"), purifier)

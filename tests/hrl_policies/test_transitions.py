@@ -129,6 +129,19 @@ def test_sessions_are_cut_where_they_are_declared_to_be(end):
     np.testing.assert_array_equal(data.next_observations[2], data.observations[3])
 
 
+def test_logged_sessions_have_the_clock_of_sessions_that_are_played():
+    pair = small_pair()
+    plain = log_transitions(pair.train, reading=LogReading(slate_size=7, session_length=3))
+    data = log_transitions(pair.train, reading=LogReading(slate_size=7, session_length=3, session_clock=True))
+    np.testing.assert_array_equal(data.observations[:, :-1], plain.observations)
+    for rows in data.sessions:
+        steps = np.arange(rows.stop - rows.start)
+        np.testing.assert_allclose(data.observations[rows, -1], steps / 3)
+        np.testing.assert_allclose(data.next_observations[rows, -1], (steps + 1) / 3)
+    played = KuaiFairVecEnv(pair.train, SessionConfig(slate_size=7, max_len=3, session_clock=True), 1)
+    assert data.observation_space == played.observation_space
+
+
 def test_embedding_actions_point_at_what_was_clicked_or_else_shown():
     embeddings = np.asarray([[3, 0], [0, 4], [0, 0], [-1, 1]], np.float32)
     items = np.asarray([[0, 1], [0, 1], [2, 2], [0, 3]])
