@@ -23,7 +23,7 @@ from kuaifair_env.adapters import Actor, BindsEnvironment, Policy
 from kuaifair_env.data.schema import BoolArray, FloatArray, InteractionLog
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.errors import DataError
-from kuaifair_env.observations import StateObserver, extended_space, observed_states, reached_observations
+from kuaifair_env.observations import StateObserver, StateSpace, extended_space, observed_states, reached_observations
 from kuaifair_env.pooling import embedding_sums
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
 from kuaifair_env.world import World, windows_before
@@ -208,7 +208,7 @@ def _in_drawn_sessions(session: NDArray[np.int64], valid: BoolArray, limit: int,
 
 def _states(
     world: World, slates: _Slates, size: int, purifier: StatePurifier | None
-) -> tuple[FloatArray, FloatArray, spaces.Box]:
+) -> tuple[FloatArray, FloatArray, StateSpace]:
     """Returns the states before and after each slate, and their space."""
     space = StateObserver(world).space if purifier is None else purified_space(purifier, world)
     log = world.data.train
