@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -77,6 +77,15 @@ def build_belief_quota(context: BuildContext) -> Any:
     from hrl_policies.belief_controls import BeliefQuota
 
     return BeliefQuota(context.worlds.scorer, seed=context.seed)
+
+
+def build_belief_quota_of_features(context: BuildContext) -> Any:
+    """Builds the control that does what DSRM-HRL does before it is trained."""
+    from dsrm.pretraining import PretrainConfig, pretrain
+    from hrl_policies.belief_controls import BeliefQuota
+
+    start = cast(Any, pretrain(context.worlds.train, PretrainConfig(mode="candidates")))
+    return BeliefQuota(start.scorer, seed=context.seed, scales=start.scales)
 
 
 def build_item_quota(context: BuildContext) -> Any:
@@ -353,6 +362,13 @@ _TABLE: tuple[MethodSpec, ...] = (
         "belief-quota", "BeliefQuota", "best fair slate by a belief about user and items, in closed form",
         build_belief_quota,
         sees=f"training log, feedback of the session, and of all users while serving, {_GROUPS}, {_BOUND}",
+    ),
+    _control(
+        "belief-quota-features", "BeliefQuota, items by features",
+        "the same with items judged by their features too: DSRM-HRL before its training",
+        build_belief_quota_of_features,
+        sees="training log, item features, feedback of the session, and of all users while serving, "
+        f"{_GROUPS}, {_BOUND}",
     ),
     _control(
         "quality-oracle", "QualityOracle", "best fair slate by true mean appeal",

@@ -85,6 +85,7 @@ def test_the_zoo_holds_what_the_readme_names():
         "session-quota",
         "item-quota",
         "belief-quota",
+        "belief-quota-features",
         "quality-oracle",
         "oracle",
     ]
