@@ -78,7 +78,7 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
         _ = worlds.scorer
     with tempfile.TemporaryDirectory(prefix="kuaifair-demo-") as scratch:
         folder = output or Path(scratch)
-        with _phase(console, 2, "pretraining what purifies states, on the training log", progress):
+        with _phase(console, 2, "fitting what the method believes at first to the training log", progress):
             purifier = _pretrained(worlds, seed, folder)
         identity = PurifierIdentity.of_file(purifier)
         records = []
@@ -123,20 +123,15 @@ def _phase(console: Console, number: int, task: str, moving: bool) -> Iterator[N
 
 
 def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
-    """Pretrains the method's purifier, far more briefly than the library does by itself, unless the folder holds it."""
-    from dsrm.model import DistillationConfig
+    """Makes the method's purifier, unless the folder holds it."""
     from dsrm.pretraining import PretrainConfig, pretrain
     from dsrm.purifier import save_purifier
-    from dsrm.training import TrainingConfig
 
     mode = cast("Mode", method(DEMO_METHOD).purifier)
     path = folder / f"{mode}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        training = TrainingConfig(rounds=2, examples=20_000, validation_examples=3_000)
-        distillation = DistillationConfig(steps=600)
-        config = PretrainConfig(mode=mode, seed=seed, training=training, distillation=distillation)
-        save_purifier(pretrain(worlds.train, config), path)
+        save_purifier(pretrain(worlds.train, PretrainConfig(mode=mode, seed=seed)), path)
     return path
 
 

@@ -19,7 +19,7 @@ from small_worlds import interrupted_pair, small_pair, taste_worlds
 import hrl_policies.study.runner as runner
 import kuaifair_env.registration as registration
 from dsrm import encoder
-from dsrm.baselines import IPSPurifier, NoisePurifier
+from dsrm.baselines import NoisePurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli import purifiers
 from hrl_policies.cli.main import main
@@ -472,9 +472,6 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     import hrl_policies.cli.demo as demo
 
     monkeypatch.setattr(demo, "load_worlds", lambda env_id: small_pair(name=env_id))
-    (tmp_path / "kept").mkdir()
-    # The folder's purifier is used; pretraining one takes a while.
-    save_purifier(IPSPurifier(), tmp_path / "kept/profile.safetensors")
     code, out, err = kuaifair("demo", "--steps", "128", "--output", "kept", "--no-progress")
     assert code == 0, err
     names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│") and line[2] != " "]
