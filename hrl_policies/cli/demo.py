@@ -137,6 +137,7 @@ def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
 
 def _standing(r_cum: Mapping[str, float]) -> str:
     """Returns where the method stands among those that do not know users' tastes, in a line."""
+    r_cum = {name: round(value, 2) for name, value in r_cum.items()}  # as the table shows them
     own = r_cum[DEMO_METHOD]
     others = sorted(set(r_cum) - {DEMO_METHOD, "oracle"}, key=r_cum.__getitem__)
     sides = {
