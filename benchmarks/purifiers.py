@@ -7,12 +7,13 @@
 
 A world is an environment id, one of the two partial data sets, or with ``--conformity`` a twin whose users click what
 is popular more than the data sets' do: a world in which there is much to purify. Purifiers that the store holds are not
-made again.
+made again. Pages of some modes alone are called ``..._selected``.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -132,9 +133,11 @@ def main() -> None:
         stem += f"_conformity{arguments.conformity:g}_{arguments.taste}"
         options = f" --conformity {arguments.conformity:g} --taste {arguments.taste}"
     if arguments.modes != list(MADE):
-        options += f" --modes {' '.join(arguments.modes)}"
+        options += " --modes " + shlex.join(arguments.modes)
     store = arguments.store / stem
     store.mkdir(parents=True, exist_ok=True)
+    if arguments.modes != list(MADE):
+        stem += "_selected"
     reports: dict[str, list[ProbeReport]] = {kind: [] for kind in WINDOWS}
     for seed in arguments.seeds:
         purifiers = made(pair, store, seed, arguments.modes)
@@ -148,7 +151,8 @@ def main() -> None:
         f"{reports['log'][0].users} held-out users; mean over seeds of values and of both ends of the 95 % bootstrap "
         "intervals over users. * reads the test log of declared calibration users, who are not among those probed."
     )
-    command = f"python benchmarks/purifiers.py {arguments.world}{options} --store STORE --results RESULTS"
+    seeds = "" if len(arguments.seeds) == 3 else f" --seeds {' '.join(map(str, arguments.seeds))}"
+    command = f"python benchmarks/purifiers.py {arguments.world}{options}{seeds} --store STORE --results RESULTS"
     tables = [table(found, f"{title}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
     text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
     write_page(arguments.results, f"purification_{stem}.md", text)
