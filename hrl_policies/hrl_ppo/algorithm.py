@@ -20,7 +20,7 @@ from torch.nn import functional
 from typing_extensions import Unpack
 
 from dsrm.click_scorer import ClickScorer
-from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems, is_purified
+from hrl_policies.common.sessions import AlgorithmArguments, AmongItsItems, allowed_items, is_purified
 from hrl_policies.common.slates import executed_slates
 from hrl_policies.hrl_ppo.levels import ManagerState, TwoLevelPolicy
 from hrl_policies.hrl_ppo.policy import HierarchicalPolicy
@@ -34,6 +34,7 @@ from hrl_policies.hrl_ppo.rewards import (
     HierarchicalRolloutBufferSamples,
     fairness_reward,
 )
+from kuaifair_env.batch import SessionBatch
 from kuaifair_env.metrics import slate_disparity, violates
 from kuaifair_env.observations import reached_observations, take_rows
 from kuaifair_env.sb3 import world_beneath
@@ -226,11 +227,6 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
                 )
             self.purified = is_purified(self.env)
             if issubclass(self.policy_class, HierarchicalPolicy):
-                if self.env.get_attr("config", indices=0)[0].repeats == "forbid":
-                    raise ValueError(
-                        "HierarchicalPolicy draws slates without looking at what was shown; make the environment with "
-                        "repeats='allow', or take RankingPolicy"
-                    )
                 self.policy_kwargs.setdefault("dimension", world.dimension)
         self.manager_lr_schedule = FloatSchedule(
             self.learning_rate if self.manager_learning_rate is None else self.manager_learning_rate
@@ -249,6 +245,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
             self.policy.read_items(world, self._click_scorer)
         # What the policy read of it is saved with the policy: a loaded agent fits none.
         self._click_scorer = None
+        self._bound: SessionBatch | None = None
         self.multiplier = torch.tensor(float(self.start_multiplier))
         self._minibatch_rng = np.random.default_rng(self.seed)
         self.rollout_buffer = cast(Any, HierarchicalRolloutBuffer(self.n_steps, self.n_envs, self.device))
@@ -302,7 +299,8 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
             with torch.inference_mode():
-                actions = self.policy.act(self._last_obs, manager_state=manager_state)
+                allowed = self.policy.masks(allowed_items(env)) if self.policy.reads_masks else None
+                actions = self.policy.act(self._last_obs, manager_state=manager_state, allowed=allowed)
             slates = actions.slates.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(slates)
             self.num_timesteps += env.num_envs
@@ -365,6 +363,26 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
     ) -> SelfHierarchicalPPO:
         """Trains both levels; see Stable-Baselines3."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def bind(self, batch: SessionBatch) -> None:
+        """Takes the sessions whose observations :meth:`predict` will get, so that it shows what may be shown there."""
+        self._bound = batch
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], tuple[NDArray[Any], ...] | None]:
+        """Returns slates; see :meth:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy.predict`.
+
+        Without ``action_masks`` those of the sessions given to :meth:`bind` hold.
+        """
+        if action_masks is None and self._bound is not None and self.policy.reads_masks:
+            action_masks = self._bound.simulator.allowed
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _level_rewards(
         self, reward: NDArray[np.float32], fair: NDArray[np.float32], cost: NDArray[np.bool_]
@@ -470,7 +488,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["manager_lr_schedule", "multiplier", "_fairness", "_minibatch_rng"]
+        own = ["manager_lr_schedule", "multiplier", "_fairness", "_minibatch_rng", "_bound"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class TwoLevelPolicy(BasePolicy):
         worker: The worker's networks.
         slate_size: Items ``K`` of a slate.
         flat: Whether there is one level alone, which earns the fairness reward too.
+        reads_masks: Whether it must be told which items may be shown.
 
     Raises:
         ValueError: If the actions are not slates.
@@ -87,6 +88,7 @@ class TwoLevelPolicy(BasePolicy):
     worker: nn.Module
     slate_size: int
     flat = False
+    reads_masks = True
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], use_sde: bool) -> None:
         super().__init__(observation_space, action_space, squash_output=False)
@@ -120,7 +122,11 @@ class TwoLevelPolicy(BasePolicy):
 
     @abstractmethod
     def act(
-        self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
+        self,
+        observation: Any,
+        deterministic: bool = False,
+        manager_state: ManagerState | None = None,
+        allowed: Tensor | None = None,
     ) -> LevelActions:
         """Returns the actions of both levels.
 
@@ -128,6 +134,7 @@ class TwoLevelPolicy(BasePolicy):
             observation: A batch, as the environment gives it.
             deterministic: Whether both levels take what is likeliest.
             manager_state: The manager's last actions; None lets it decide everywhere.
+            allowed: ``bool (B, N)``, items that may be shown, for policies that read masks; None allows all.
         """
 
     @abstractmethod
@@ -187,6 +194,7 @@ class TwoLevelPolicy(BasePolicy):
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
+        action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], tuple[NDArray[Any], ...] | None]:
         """Returns slates for one observation or a batch.
 
@@ -198,16 +206,26 @@ class TwoLevelPolicy(BasePolicy):
             state: The state that the last call returned; None at the start.
             episode_start: ``bool (B,)``, where a session begins.
             deterministic: Whether to take what is likeliest.
+            action_masks: ``bool (B, N)``, items that may be shown; or such masks once for each slot, ``(B, K N)``.
         """
         self.set_training_mode(False)
         single = np.ndim(state_of(observation)) == 1
         batch = stack_observations([observation]) if single else observation
         with torch.inference_mode():
-            actions = self.act(batch, deterministic, self._manager_state(state, episode_start))
+            actions = self.act(
+                batch, deterministic, self._manager_state(state, episode_start), self.masks(action_masks)
+            )
         if self.interval > 1:
             state = tuple(tensor.cpu().numpy() for tensor in actions.manager_state)
         slates = actions.slates.cpu().numpy()
         return (slates[0] if single else slates), state
+
+    def masks(self, action_masks: NDArray[np.bool_] | None) -> Tensor | None:
+        """Returns action masks as :meth:`act` takes them; see :meth:`predict`."""
+        if action_masks is None or not self.reads_masks:
+            return None
+        n_items = int(cast(spaces.MultiDiscrete, self.action_space).nvec[0])
+        return torch.as_tensor(np.atleast_2d(action_masks)[:, :n_items], device=self.device)
 
     def _manager_state(
         self, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[np.bool_] | None

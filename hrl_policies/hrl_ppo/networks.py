@@ -301,7 +301,7 @@ class Manager(nn.Module):
 
         Args:
             features: ``(B, inputs)``.
-            feasible: ``bool (K + 1,)``, numbers of popular items that both groups can fill.
+            feasible: ``bool (B, K + 1)``, numbers of popular items that both groups can fill.
         """
         mean = self.actor(features)
         if self.settings.weights == "quota":

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor
 
 from dsrm.click_scorer import ClickScorer
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, slate_shape, state_space
+from hrl_policies.common.slates import MASKED, QuotaSlateDistribution, SlateDistribution, slate_shape, state_space
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo.levels import LevelActions, ManagerState, TwoLevelPolicy
 from hrl_policies.hrl_ppo.networks import (
@@ -33,16 +33,20 @@ class HierarchicalActions(LevelActions):
     Attributes:
         slots: ``int64 (B, K)``, places of the slate's items among the candidates.
         candidates: ``int64 (B, C)``, in the table's own order.
+        present: ``bool (B, C)``, whether each may be shown.
         window_counts: ``float32 (B, C, 2)``, clicks and skips of the candidates in the window.
         scale: ``float32 (B, 2)``, mean and deviation by which accuracy was standardised.
+        feasible: ``bool (B, K + 1)``, numbers of popular items that the candidates can fill.
         manager_features: ``float32 (B, F_h)``.
         worker_features: ``float32 (B, F_l)``; holds ``x``.
     """
 
     slots: Tensor
     candidates: Tensor
+    present: Tensor
     window_counts: Tensor
     scale: Tensor
+    feasible: Tensor
     manager_features: Tensor
     worker_features: Tensor
 
@@ -116,20 +120,31 @@ class HierarchicalPolicy(TwoLevelPolicy):
         self.table.fill(world, ClickScorer.fit(world) if scorer == "fit" else scorer)
 
     def act(
-        self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
+        self,
+        observation: Any,
+        deterministic: bool = False,
+        manager_state: ManagerState | None = None,
+        allowed: Tensor | None = None,
     ) -> HierarchicalActions:
         """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
         observed = Observed(observation, self.table)
         accuracy = self.worker.catalogue_accuracy(observed, self.table)
         scale = mean_and_deviation(accuracy)
         n_candidates = self.hierarchy.candidates
-        candidates = self.table.best_candidates(accuracy, n_candidates)
+        if allowed is None:
+            candidates = self.table.best_candidates(accuracy, n_candidates)
+            present = torch.ones_like(candidates, dtype=torch.bool)
+        else:
+            allowed = allowed[:, self.table.order]
+            candidates = self.table.best_candidates(torch.where(allowed, accuracy, MASKED), n_candidates)
+            present = allowed.gather(1, candidates)
         candidate_accuracy = accuracy.gather(1, candidates)
         group_scores = self.table.group_scores(candidate_accuracy, n_candidates)
         manager_features = torch.cat(
             [observed.state, observed.context, (group_scores - scale[:, :1]) / scale[:, 1:]], dim=1
         )
-        actions, manager_log_probs = self._manager_actions(manager_features, deterministic)
+        feasible = self._feasible(candidates, present)
+        actions, manager_log_probs = self._manager_actions(manager_features, feasible, deterministic)
         decided = torch.ones(len(actions), dtype=torch.bool, device=actions.device)
         steps_left = torch.zeros(len(actions), dtype=torch.int64, device=actions.device)
         if manager_state is not None:
@@ -141,15 +156,17 @@ class HierarchicalPolicy(TwoLevelPolicy):
         window_counts = accuracy.new_zeros(*candidates.shape, 2)
         if observed.window is not None and self.hierarchy.memory:
             window_counts = observed.window.counts(candidates)
-        distribution = self._slate_distribution(worker_features, candidates, window_counts, scale)
+        distribution = self._slate_distribution(worker_features, candidates, present, window_counts, scale)
         slots = distribution.mode() if deterministic else distribution.sample()
         engagement, cost = self.worker.values(worker_features)
         return HierarchicalActions(
             slates=self.table.order[candidates.gather(1, slots)],
             slots=slots,
             candidates=candidates,
+            present=present,
             window_counts=window_counts,
             scale=scale,
+            feasible=feasible,
             manager_features=manager_features,
             worker_features=worker_features,
             manager_actions=actions,
@@ -164,7 +181,7 @@ class HierarchicalPolicy(TwoLevelPolicy):
     def evaluate_worker(self, actions: HierarchicalActions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`; ``x`` is among the worker's features."""
         distribution = self._slate_distribution(
-            actions.worker_features, actions.candidates, actions.window_counts, actions.scale
+            actions.worker_features, actions.candidates, actions.present, actions.window_counts, actions.scale
         )
         values = self.worker.values(actions.worker_features)
         return distribution.slot_log_probs(actions.slots), distribution.entropy(), *values
@@ -172,27 +189,42 @@ class HierarchicalPolicy(TwoLevelPolicy):
     def evaluate_manager(self, actions: HierarchicalActions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
         features = actions.manager_features[rows]
-        evaluated = self.manager.evaluate_actions(features, self.table.feasible, actions.manager_actions[rows])
+        evaluated = self.manager.evaluate_actions(features, actions.feasible[rows], actions.manager_actions[rows])
         return *evaluated, self.manager.value(features)
 
-    def _manager_actions(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+    def _feasible(self, candidates: Tensor, present: Tensor) -> Tensor:
+        """Says which numbers of popular items the candidates can fill, ``bool (B, K + 1)``."""
+        low, high = self._count_limits(candidates, present)
+        counts = torch.arange(self.slate_size + 1, device=candidates.device)
+        return (counts >= low[:, None]) & (counts <= high[:, None])
+
+    def _count_limits(self, candidates: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the smallest and the largest number of popular items that the candidates can fill, ``(B,)`` each."""
+        popular = (self.table.popular[candidates] & present).sum(1)
+        return self.slate_size - (present.sum(1) - popular), popular
+
+    def _manager_actions(self, features: Tensor, feasible: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         """Returns the manager's actions as if it decided everywhere, and their log-probabilities."""
         if self.hierarchy.manager == "learned":
-            return self.manager.act(features, self.table.feasible, deterministic)
+            return self.manager.act(features, feasible, deterministic)
         constant = self.hierarchy.constant if self.hierarchy.manager == "constant" else 0.0
         actions = features.new_full((len(features), self.hierarchy.action_size), constant)
         return actions, features.new_zeros(len(features))
 
     def _slate_distribution(
-        self, features: Tensor, candidates: Tensor, window_counts: Tensor, scale: Tensor
+        self, features: Tensor, candidates: Tensor, present: Tensor, window_counts: Tensor, scale: Tensor
     ) -> SlateDistribution | QuotaSlateDistribution:
         actions = features[:, features.shape[1] - self.hierarchy.action_size :]
         accuracy = self.worker.accuracy(features, candidates, window_counts, self.table)
         accuracy = (accuracy - scale[:, :1]) / scale[:, 1:]
         popular = self.table.popular[candidates]
         logits = self.worker.logits(accuracy, actions, self.table.popularity[candidates], popular)
+        logits = torch.where(present, logits, MASKED)
         if self.hierarchy.weights == "quota":
-            count = actions[:, 0].round().to(torch.int64).clamp(0, self.slate_size)
+            low, high = self._count_limits(candidates, present)
+            # What a constant manager asks for, and what holds for several steps, may be more than is left of a group.
+            count = torch.minimum(torch.maximum(actions[:, 0].round().to(torch.int64), low.clamp_min(0)), high)
+            count = count.clamp_max(self.slate_size)
             return QuotaSlateDistribution(logits, popular, count, self.slate_size)
         return SlateDistribution(logits, self.slate_size)
 

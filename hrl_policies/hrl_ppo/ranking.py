@@ -185,6 +185,7 @@ class RankingPolicy(TwoLevelPolicy):
 
     manager: CountRanker
     worker: CandidateRanker
+    reads_masks = False
 
     def __init__(
         self,
@@ -224,9 +225,13 @@ class RankingPolicy(TwoLevelPolicy):
         return self.settings.manager == "learned"
 
     def act(
-        self, observation: Any, deterministic: bool = False, manager_state: ManagerState | None = None
+        self,
+        observation: Any,
+        deterministic: bool = False,
+        manager_state: ManagerState | None = None,
+        allowed: Tensor | None = None,
     ) -> RankingActions:
-        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
+        """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`; candidates may all be shown."""
         candidates, features, session, counts = (
             torch.as_tensor(observation[name], device=self.device)
             for name in ("candidates", "features", "state", "counts")
@@ -240,8 +245,8 @@ class RankingPolicy(TwoLevelPolicy):
         steps_left = torch.zeros(len(asked), dtype=torch.int64, device=self.device)
         if manager_state is not None:
             kept = manager_state.actions[:, 0].to(torch.int64)
-            allowed = worths.gather(1, kept[:, None])[:, 0] > MASKED / 2
-            decided, steps_left = (manager_state.steps_left <= 0) | ~allowed, manager_state.steps_left
+            possible = worths.gather(1, kept[:, None])[:, 0] > MASKED / 2
+            decided, steps_left = (manager_state.steps_left <= 0) | ~possible, manager_state.steps_left
             asked = torch.where(decided, asked, kept)
         distribution = self._slate_distribution(logits, popular, asked)
         slots = distribution.mode() if deterministic else distribution.sample()

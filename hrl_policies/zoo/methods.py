@@ -270,7 +270,7 @@ _control = partial(MethodSpec, family="control", kind="control", action_mode="sl
 _item_ranker = partial(MethodSpec, family="fairness", kind="online", action_mode="slate")
 _hierarchical = partial(
     MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate", sees=_WINDOW,
-    observation_mode="history", purifier="profile", needs_repeats="it draws slates without looking at what was shown",
+    observation_mode="history", purifier="profile",
 )  # fmt: skip
 _from_belief = partial(
     MethodSpec, build=build_hierarchical, family="hierarchical", kind="online", action_mode="slate",

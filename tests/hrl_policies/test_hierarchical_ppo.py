@@ -686,6 +686,18 @@ def test_a_group_that_is_too_small_is_never_asked_for_more():
     np.testing.assert_array_equal(popular, found.manager_actions[:, 0])
 
 
+@pytest.mark.parametrize("hierarchy", COMBINATIONS, ids=IDS)
+def test_items_never_come_again_where_that_is_forbidden(hierarchy):
+    """Eight slates of six of fifty items: each group runs out before the session ends."""
+    model = agent(hierarchy, env=sessions(repeats="forbid", leave="never", max_len=8), n_steps=16)
+    roll(model)
+    for batch in batches(model, 100):
+        logs, _, _, _ = model.policy.evaluate_worker(batch.actions)
+        np.testing.assert_allclose((logs - batch.actions.worker_log_probs).detach().exp(), 1, atol=1e-5)
+    result = evaluate(model, sessions(10, repeats="forbid", leave="never", max_len=8), episodes_per_user=1)
+    assert (result.sessions.length == 8).all()
+
+
 def test_a_constant_manager_never_changes():
     model = agent({"manager": "constant", "constant": 0.8})
     before = weights(model, "manager")
@@ -881,8 +893,6 @@ def test_environments_that_do_not_fit_are_refused():
         agent(env=sessions(action_mode="item", slate_size=1))
     with pytest.raises(ValueError, match="observation_mode='history'"):
         agent({"memory": True}, env=sessions(observation_mode="state"))
-    with pytest.raises(ValueError, match="repeats='allow'"):
-        agent(env=sessions(repeats="forbid", max_len=2))
     with pytest.raises(TypeError, match="has no world"):
         agent(env=gym.make("CartPole-v1"))
 
