@@ -95,12 +95,16 @@ def build_item_quota(context: BuildContext) -> Any:
     return ItemQuota(context.worlds.scorer, seed=context.seed)
 
 
+_TARGET_CLIP = 2.5
+"""Largest noise of target actions, in deviations."""
+
+
 def build_td3(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's TD3.
 
-    ``action_noise_std`` becomes Gaussian exploration noise. With ``UnitNormPolicy`` all noise is given by its length,
-    beside an action's 1: ``action_noise`` is the largest of exploration (``QueryNoise``), ``target_policy_noise`` and
-    ``target_noise_clip`` are divided by ``sqrt(d)``.
+    ``action_noise_std`` becomes Gaussian exploration noise. With ``UnitNormPolicy`` noise is given by its length, beside
+    an action's 1: ``exploration_noise`` is the largest of ``QueryNoise``, ``target_noise`` that of target actions, clipped
+    at 2.5 deviations.
     """
     from stable_baselines3 import TD3
     from stable_baselines3.common.noise import NormalActionNoise
@@ -109,9 +113,10 @@ def build_td3(context: BuildContext) -> Any:
     if context.policy == "UnitNormPolicy":
         from hrl_policies.unit_norm import QueryNoise, UnitNormPolicy
 
-        hyperparameters["action_noise"] = QueryNoise(size, float(hyperparameters["action_noise"]))
-        for name in ("target_policy_noise", "target_noise_clip"):
-            hyperparameters[name] = float(hyperparameters[name]) / size**0.5
+        deviation = float(hyperparameters.pop("target_noise")) / size**0.5
+        hyperparameters["target_policy_noise"] = deviation
+        hyperparameters["target_noise_clip"] = _TARGET_CLIP * deviation
+        hyperparameters["action_noise"] = QueryNoise(size, float(hyperparameters.pop("exploration_noise")))
         return sb3_algorithm(TD3, context, hyperparameters, UnitNormPolicy)
     deviation = hyperparameters.pop("action_noise_std", None)
     if deviation is not None:

@@ -170,7 +170,7 @@ def test_a_study_plans_the_runs_that_one_would_plan_by_hand():
 
 
 def test_a_sweep_concerns_the_methods_that_have_the_parameter():
-    sweep = {"gamma": [0.9, 0.99], "slate_size": [5, 10], "action_noise": [0.1, 0.2]}
+    sweep = {"gamma": [0.9, 0.99], "slate_size": [5, 10], "exploration_noise": [0.1, 0.2]}
     runs = planned_runs(study(methods=["a2c", "td3", "random"], seeds=[3], sweep=sweep))
     count = {name: sum(run.method == name for run in runs) for name in ("a2c", "td3", "random")}
     assert count == {"a2c": 4, "td3": 8, "random": 2}
@@ -178,9 +178,9 @@ def test_a_sweep_concerns_the_methods_that_have_the_parameter():
     assert {run.variant for run in runs if run.method == "random"} == {""}
     assert len({run_folder(run) for run in runs}) == len(runs)
     td3 = next(run for run in runs if run.method == "td3" and run.session.slate_size == 5)
-    assert td3.hyperparameters["action_noise"] == 0.1
+    assert td3.hyperparameters["exploration_noise"] == 0.1
     name = run_folder(td3).name
-    assert name.startswith("td3-gamma=0.9-action_noise=0.1-") and name.endswith("-len10-k5-seed3")
+    assert name.startswith("td3-gamma=0.9-exploration_noise=0.1-") and name.endswith("-len10-k5-seed3")
 
 
 def test_sessions_of_another_kind_have_folders_of_their_own():
