@@ -102,9 +102,9 @@ _TARGET_CLIP = 2.5
 def build_td3(context: BuildContext) -> Any:
     """Builds Stable-Baselines3's TD3.
 
-    ``action_noise_std`` becomes Gaussian exploration noise. With ``UnitNormPolicy`` noise is given by its length, beside
-    an action's 1: ``exploration_noise`` is the largest of ``QueryNoise``, ``target_noise`` that of target actions, clipped
-    at 2.5 deviations.
+    ``action_noise_std`` becomes Gaussian exploration noise. With ``UnitNormPolicy`` noise is given by its length,
+    beside an action's 1: ``exploration_noise`` is the largest of ``QueryNoise``, ``target_noise`` that of target
+    actions, clipped at 2.5 deviations.
     """
     from stable_baselines3 import TD3
     from stable_baselines3.common.noise import NormalActionNoise
