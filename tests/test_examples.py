@@ -213,12 +213,12 @@ def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, 
     changes = {"methods": short, "steps": 256, "seeds": (11,), "max_lens": (30,), "n_users": 20}
     small = spec.model_copy(update=changes)
     result = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
-    # Repeats allowed and forbidden; hrl needs repeats.
-    assert len(result.records) == 7 and not result.failures
+    # Repeats allowed and forbidden.
+    assert len(result.records) == 8 and not result.failures
     out = capsys.readouterr().out
     assert "QuotaGreedy" in out and "Made by: python examples/reproduce_paper.py quick" in out
     tables = (tmp_path / "paper/tables.md").read_bytes()
     again = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
-    assert len(again.records) == 7 and (tmp_path / "paper/tables.md").read_bytes() == tables
+    assert len(again.records) == 8 and (tmp_path / "paper/tables.md").read_bytes() == tables
     with pytest.raises(SystemExit, match="say quick or full"):
         module.main("huge")
