@@ -137,8 +137,7 @@ def fit_item_term(
     shown, clicked = _counts(training, len(data.items))
     log_odds = smoothed_logits(shown, clicked)
     corrected = user_corrected_logits(training, len(data.users), len(data.items))
-    columns = [data.items.features.values, data.items.tags, np.log1p(shown)[:, None]]
-    features = np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
+    features = _feature_columns(data, shown)
     similarity = None
     if mode == "log":
         values = log_odds
@@ -224,6 +223,27 @@ def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector,
 
     ``logits`` are the log-odds from the log, unreliable where an item was hardly ``shown``.
     """
+    predicted = _cross_predicted(features, logits, shown, seed)
+    trust = shown / (shown + 5 * _PRIOR_ROWS)
+    return trust * logits + (1.0 - trust) * predicted
+
+
+def explained_share(world: World, seed: int = 0) -> float:
+    """Returns which share of the variance of items' log-odds in the training log their features explain.
+
+    Items are predicted by trees that have not seen them, and count by their exposures.
+
+    Args:
+        world: Either world of a pair; users of the test world take no part.
+        seed: Seed of trees and folds.
+    """
+    features, logits, shown = _of_training_log(world)
+    weights = np.minimum(shown, _MAX_WEIGHT)
+    unexplained = np.average((logits - _cross_predicted(features, logits, shown, seed)) ** 2, weights=weights)
+    return float(1.0 - unexplained / np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
+
+
+def _cross_predicted(features: NDArray[np.float64], logits: Vector, shown: Vector, seed: int) -> Vector:
     fold = np.random.default_rng(seed).permutation(len(logits)) % _FOLDS
     predicted = np.empty(len(logits))
     for number in range(_FOLDS):
@@ -232,8 +252,21 @@ def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector,
         weights = np.minimum(shown[inside], _MAX_WEIGHT)
         model = _trees(seed).fit(features[inside], logits[inside], sample_weight=weights)
         predicted[outside] = model.predict(features[outside])
-    trust = shown / (shown + 5 * _PRIOR_ROWS)
-    return trust * logits + (1.0 - trust) * predicted
+    return predicted
+
+
+def _of_training_log(world: World) -> tuple[NDArray[np.float64], Vector, Vector]:
+    """Returns item features, log-odds corrected for who saw the item, and exposures, all items of the data."""
+    data = world.data
+    training = data.train.take(~np.isin(data.train.users, held_out_users(data)))
+    shown, _ = _counts(training, len(data.items))
+    corrected = user_corrected_logits(training, len(data.users), len(data.items))
+    return _feature_columns(data, shown), corrected, shown
+
+
+def _feature_columns(data: InteractionData, shown: Vector) -> NDArray[np.float64]:
+    columns = [data.items.features.values, data.items.tags, np.log1p(shown)[:, None]]
+    return np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
 def shrunk_rates(

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMoni
 from dsrm.baselines import IdentityPurifier
 from dsrm.belief import Belief, BeliefItems, BeliefScales
 from dsrm.belief_purifier import LOG_DEVIATIONS, LOG_ODDS, BeliefPurifier
-from dsrm.item_term import fit_item_term
+from dsrm.item_term import explained_share, fit_item_term
 from dsrm.own_level import OwnLevel, OwnScales
 from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import load_purifier, save_purifier
@@ -456,3 +456,15 @@ def test_beliefs_judge_items_by_their_features_too():
     assert np.corrcoef(rest, np.sign(coefficients["click_rate"]) * term)[0, 1] > 0.99
     with pytest.raises(ValueError, match="item_quality is for beliefs"):
         PretrainConfig(mode="profile", item_quality="features")
+
+
+def test_candidates_judge_items_by_features_that_explain_the_log():
+    world = make_world("KuaiFair-Toy-v0", split="train")
+    assert explained_share(world) < 0.1  # the toy's features are noise
+    assert pretrain(world, PretrainConfig(mode="candidates")).report["item_quality"] == "log"
+    # Now a feature is each item's own click rate.
+    log, items = world.data.train, world.data.items
+    shown, clicked = (np.bincount(log.items, weights, len(items)) for weights in (None, log.clicks))
+    rates = np.column_stack([(clicked + 1.0) / (shown + 2.0)] * 2).astype(np.float32)
+    telling = replace(items, features=replace(items.features, values=rates, names=("rate", "again")))
+    assert explained_share(replace(world, data=replace(world.data, items=telling))) > 0.5
