@@ -10,8 +10,9 @@ from small_worlds import ENDS, front_pair
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.utils import set_random_seed
 
-from hrl_policies.unit_norm import UnitNormPolicy, directions
+from hrl_policies.unit_norm import QueryNoise, UnitNormPolicy, directions
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -46,6 +47,16 @@ def test_critics_see_directions_with_components_of_order_one():
     for value, expected in zip(made.critic(states, actions), plain(states, scaled), strict=True):
         torch.testing.assert_close(value, expected)
     torch.testing.assert_close(made.critic.q1_forward(states, 3.0 * actions), plain.q1_forward(states, scaled))
+
+
+def test_noise_has_no_mean_and_every_length_up_to_the_largest():
+    set_random_seed(0)
+    draws = np.stack([QueryNoise(D, 1.5)() for _ in range(2_000)])
+    lengths = np.linalg.norm(draws, axis=1)
+    assert np.abs(draws.mean(axis=0)).max() < 0.02
+    np.testing.assert_allclose(np.quantile(lengths, [0.1, 0.5, 0.9]), [0.15, 0.75, 1.35], atol=0.1)
+    with pytest.raises(ValueError, match="must not be negative"):
+        QueryNoise(D, -1.0)
 
 
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
