@@ -333,9 +333,9 @@ def test_one_method_is_shown_whole(kuaifair):
     for text in (
         METHODS["dsrm-hrl"].reference,
         METHODS["dsrm-hrl"].sees,
-        "purifier profile",
+        "purifier candidates",
         "total_steps 150000",
-        "hierarchy.weights quota",
+        "hierarchy.manager learned",
         "learning_rate 0.0001 to 0.01, log",
         "n_epochs 1 to 8, whole numbers",
         "slot_credit one of 0.0, 0.5, 1.0",
