@@ -61,7 +61,7 @@ class Row:
         kind: The model; None is the closed form.
         scales: Scales of the belief; None takes those that the model was fitted with.
         form: What is made of the model: its mean, or draws (while serving alone); or nothing but its scales.
-        item_quality: By what items are judged before a session; see :class:`dsrm.PretrainConfig`.
+        item_quality: From what the quality of items is estimated; see :class:`dsrm.PretrainConfig`.
     """
 
     kind: PreferenceKind | None
@@ -309,7 +309,7 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             f"users have no own part. *{CLOSED}*: `BeliefScales()`, which is the zoo's `belief-quota`; *fitted "
             "scales*: those of the models, which allow for the level of everybody's clicks being unknown. Models begin "
             "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Item features*: items "
-            "are judged before a session by an estimate from the training log that features help, not by click rates "
+            "are estimated before a session from the training log and their features, not from click rates "
             "alone (`item_quality`). *Sampled*: each slate "
             "follows from one draw of the diffusion posterior instead of its mean (Thompson sampling of preferences).",
             f"- {len(users_of(pair)):,} users of the test world, those of benchmarks/serving.py "

@@ -128,11 +128,11 @@ class PretrainConfig:
         exclude_share: How often a window's own positives are left out of a profile.
         calibration_share: Share of the test log's users who are calibration users (``unbiased`` only).
         denoiser_steps: Optimizer steps of the click models of the related work; CDAE and DiffRec may stop earlier.
-        item_quality: By what beliefs judge items before a session: ``"log"``, their click rates in the training log, or
+        item_quality: From what beliefs estimate items before a session: ``"log"``, click rates in the training log, or
             ``"features"``, an estimate that item features help (:func:`dsrm.fit_item_term`), for a log that is wrong
             about items it has seldom shown. None is ``"log"`` for states; for candidates it is ``"features"`` where
             these explain at least a third of what the training log says of items they have not seen
-            (:func:`dsrm.item_term.explained_share`), which is .7 in partial KuaiRand-Pure and at most .12 in twins.
+            (:func:`dsrm.item_term.explained_share`).
     """
 
     mode: Mode = "profile"
@@ -164,7 +164,7 @@ class PretrainConfig:
         if self.item_quality not in (None, *get_args(ItemQuality)):
             raise ValueError(f"item_quality must be one of {get_args(ItemQuality)} or None, got {self.item_quality!r}")
         if self.item_quality == "features" and self.mode not in BELIEF_MODES:
-            raise ValueError(f"item_quality is for beliefs ({', '.join(BELIEF_MODES)}); {self.mode} judges no items")
+            raise ValueError(f"item_quality is for beliefs ({', '.join(BELIEF_MODES)}); {self.mode} estimates no items")
         need_whole(0, seed=self.seed)
         for name in ("width", "blocks"):
             if getattr(self, name) is not None:

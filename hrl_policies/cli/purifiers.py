@@ -61,7 +61,7 @@ def pretrain(
     item_quality: Annotated[
         ItemQuality | None,
         typer.Option(
-            help="Beliefs: judge items by click rates, or by their features too. [default: features for candidates]"
+            help="Beliefs: how good items are, by click rates or by features too; candidates choose by the log."
         ),
     ] = None,
     item_term: ItemTerm = None,
