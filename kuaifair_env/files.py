@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from kuaifair_env.errors import ArtifactError
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 Tensors = dict[str, NDArray[Any]]
 
 Shape = TypeVar("Shape")
+
+LOCK = ".lock"
+"""File that a process holds while it works on a folder."""
 
 _HEADER = "kuaifair"
 _CHECKSUM = "sha256"
@@ -87,6 +91,26 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     """Writes UTF-8 text to ``path`` with :func:`atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def locked_folder(folder: Path, work: str) -> Iterator[None]:
+    """Keeps a second process out of a folder; the system lets go of the lock when its holder dies.
+
+    Args:
+        folder: The folder, made if it is not there.
+        work: What is done there, for the message.
+
+    Raises:
+        ArtifactError: If another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(f"another process works on the {work} in {folder}; wait for it, or stop it") from None
+    with lock:
+        yield
 
 
 def remove_stale(folder: str | Path, prefix: str, age: float = 86_400.0) -> None:

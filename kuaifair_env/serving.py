@@ -36,6 +36,7 @@ from kuaifair_env.evaluation import (
     shown_to,
     users_to_evaluate,
 )
+from kuaifair_env.files import locked_folder
 from kuaifair_env.served_sessions import ServedStep, ServedUsers, Service
 from kuaifair_env.serving_results import Learning, ServingResult, ServingSettings, stored_result
 from kuaifair_env.splits import EVALUATION_USERS, evaluation_users, serving_split
@@ -129,7 +130,7 @@ def serve(
         Sessions in the order of starting, figures, and provenance.
 
     Raises:
-        ArtifactError: If the folder holds another service, or a damaged one.
+        ArtifactError: If the folder holds another service, or a damaged one, or another process serves there.
         DataError: If a user is unknown.
         TypeError: If the environment's sessions cannot be played as one batch, or the agent is no policy.
         ValueError: If a number is not valid, or the agent was trained on other observations or actions.
@@ -150,33 +151,34 @@ def serve(
     settings = _settings(agent, source, played_env, *_learning(kind, reason, played_env, learn))
     if kind == "gradient":
         check_n_envs(cast(Any, agent), own_batch.batch_size)
-    checkpoints = None
-    if folder is not None:
-        checkpoints = CheckpointFolder(Path(folder), asdict(settings))
-        stored = stored_result(folder, settings)
-        if stored is not None:
-            checkpoints.remove()
-            return stored
 
     def evaluated() -> EvaluationResult | None:
         if not evaluate_others or not len(others):
             return None
         return evaluate(agent, env, others, seed=seed, n_envs=n_envs, progress=progress)
 
-    before = None if settings.learning == "frozen" else evaluated()
-    with _sessions_of(played_env, source, agent, learn, progress) as service:
-        if checkpoints is not None:
-            service.keep(checkpoints, checkpoint_every)
-        if kind == "gradient":
-            serve_learning(cast(Any, agent), service)
-        elif kind == "posterior":
-            _serve_learning(cast(LearnsWhileServing, agent), service)
-        else:
-            _serve_frozen(agent, service, own_batch)
-        sessions_served = service.totals.result(seed)
-    result = ServingResult(settings, sessions_served, before, evaluated())
-    if folder is not None and checkpoints is not None:
-        result.save(folder)
+    def served_from(checkpoints: CheckpointFolder | None) -> ServingResult:
+        before = None if settings.learning == "frozen" else evaluated()
+        with _sessions_of(played_env, source, agent, learn, progress) as service:
+            if checkpoints is not None:
+                service.keep(checkpoints, checkpoint_every)
+            if kind == "gradient":
+                serve_learning(cast(Any, agent), service)
+            elif kind == "posterior":
+                _serve_learning(cast(LearnsWhileServing, agent), service)
+            else:
+                _serve_frozen(agent, service, own_batch)
+            sessions_served = service.totals.result(seed)
+        return ServingResult(settings, sessions_served, before, evaluated())
+
+    if folder is None:
+        return served_from(None)
+    with locked_folder(Path(folder), "service"):
+        checkpoints = CheckpointFolder(Path(folder), asdict(settings))
+        result = stored_result(folder, settings)
+        if result is None:
+            result = served_from(checkpoints)
+            result.save(folder)
         checkpoints.remove()
     return result
 

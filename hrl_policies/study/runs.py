@@ -22,12 +22,11 @@ from hrl_policies.study.store import (
     reason_of,
     remove_leftovers,
     state_of,
-    study_lock,
     write_failure,
 )
 from hrl_policies.worlds import WorldPair, cached_purifier
 from kuaifair_env.errors import KuaiFairError
-from kuaifair_env.files import atomic_path
+from kuaifair_env.files import atomic_path, locked_folder
 from kuaifair_env.registration import own_origins, register_origin
 
 _MAX_WORLDS = 2
@@ -103,7 +102,7 @@ def run_study(
     for name, run in by_name.items():
         if run.purifier is not None and run.purifier.hash and run.purifier not in files:
             raise ValueError(f"{name} needs the file of the purifier {run.purifier.name!r}")
-    with study_lock(root):
+    with locked_folder(root, "study"):
         remove_leftovers(root, by_name)
         if retry_failed:
             for name in by_name:

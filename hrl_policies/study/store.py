@@ -20,7 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from hrl_policies.study.config import RunConfig
@@ -40,7 +39,6 @@ LOG = "log.txt"
 TRACEBACK = "traceback.txt"
 
 _CURVE = "learning_curve.csv"
-_LOCK = ".lock"
 _PACKAGES = (
     "kuaifair",
     "numpy",
@@ -321,22 +319,6 @@ def _folders_with(store: str | Path, name: str) -> list[Path]:
         for path in sorted(root.rglob(name))
         if not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
-
-
-@contextmanager
-def study_lock(store: Path) -> Iterator[None]:
-    """Keeps a second study process out of a store; the system lets go of the lock when its holder dies.
-
-    Raises:
-        ArtifactError: If another process works on the store.
-    """
-    store.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(store / _LOCK).acquire(blocking=False)
-    except Timeout:
-        raise ArtifactError(f"another process works on the study in {store}; wait for it, or stop it") from None
-    with lock:
-        yield
 
 
 def state_of(folder: Path) -> RunState:

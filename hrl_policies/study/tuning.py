@@ -39,7 +39,7 @@ from hrl_policies.zoo import MethodSettings, learners, load_settings, method, ov
 from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.files import parse_as, whole, write_text_atomically
+from kuaifair_env.files import LOCK, locked_folder, parse_as, whole, write_text_atomically
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
@@ -158,7 +158,7 @@ def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, pro
         progress: Whether to show progress bars.
 
     Raises:
-        ArtifactError: If the folder holds something else, or another search.
+        ArtifactError: If the folder holds something else, or another search, or another process searches there.
         DataError: If the world is not a training world, or has too few users.
         KuaiFairError: If Optuna is not installed.
         ValueError: If a setting is not valid.
@@ -167,9 +167,19 @@ def tune(plan: TuningPlan, world: World, trials: int, output: str | Path, *, pro
     if trials < 1:
         raise ValueError(f"need at least 1 trial, got {trials}")
     folder = Path(output)
-    if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder / JOURNAL).exists() and (not folder.is_dir() or _holds_files(folder)):
         raise ArtifactError(f"{folder} exists already and holds no search; choose another output folder")
     pair = validation_pair(world, plan.world)
+    with locked_folder(folder, "search"):
+        return _search(plan, world, pair, trials, folder, progress)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Says whether there is anything in a folder but a lock, which a search that never began may have left."""
+    return any(path.name != LOCK for path in folder.iterdir())
+
+
+def _search(plan: TuningPlan, world: World, pair: WorldPair, trials: int, folder: Path, progress: bool) -> TuningResult:
     settings = plan.settings
     first = {name: setting(settings.hyperparameters, name) for name in settings.search}
     journal = TrialJournal(folder / JOURNAL, _identity(plan, world), settings.search, first, plan.seed)
@@ -373,7 +383,7 @@ def confirm(search: TuningResult, world: World, seeds: int = 3, *, progress: boo
         The comparison; None if the settings that the search started from were never beaten.
 
     Raises:
-        ArtifactError: If the folder holds a damaged table of runs.
+        ArtifactError: If the folder holds a damaged table of runs, or another process works there.
         KeyboardInterrupt: If interrupted; finished runs are kept.
         ValueError: If there are no seeds, or a run diverges.
     """
@@ -381,11 +391,12 @@ def confirm(search: TuningResult, world: World, seeds: int = 3, *, progress: boo
     if not runs:
         return None
     pair = validation_pair(world, search.plan.world)
-    purifier = search_purifier(search.plan, pair, search.folder, progress)
-    finished = _read_confirmation(search.folder)
-    for place, run in enumerate(runs):
-        runs[place] = finished.get(run.identity) or confirmation_run(search, run, pair, purifier, progress)
-        _write_confirmation(search, [run for run in runs if run.score is not None])
+    with locked_folder(search.folder, "search"):
+        purifier = search_purifier(search.plan, pair, search.folder, progress)
+        finished = _read_confirmation(search.folder)
+        for place, run in enumerate(runs):
+            runs[place] = finished.get(run.identity) or confirmation_run(search, run, pair, purifier, progress)
+            _write_confirmation(search, [run for run in runs if run.score is not None])
     result = Confirmation(search, runs)
     _write_settings(search, CONFIRMED, result.settings, world, _confirmation_comment(result))
     return result

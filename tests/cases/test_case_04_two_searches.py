@@ -24,7 +24,6 @@ def wait_for_trials(folder, process, count):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a search takes no lock and declares running trials dead")
 def test_case_04_a_second_search_in_a_folder_is_refused_and_leaves_the_first_alone(tmp_path):
     folder = tmp_path / "search"
     first = start(folder, 10_000)

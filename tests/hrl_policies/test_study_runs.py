@@ -38,11 +38,12 @@ from hrl_policies.study.progress import (
 )
 from hrl_policies.study.runs import FailedRunsError, run_study
 from hrl_policies.study.spec import parse_study, planned_runs, read_study_file, write_study
-from hrl_policies.study.store import state_of, study_lock
+from hrl_policies.study.store import state_of
 from hrl_policies.study.tables import result_tables
 from hrl_policies.zoo import METHODS
 from hrl_policies.zoo.registry import controls
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import locked_folder
 
 COMMAND = "kuaifair study run small.yml"
 
@@ -175,7 +176,7 @@ def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):
         write_study(copied, study(seeds=[5], n_users=7), COMMAND)
     content, command = read_study_file(copied)
     assert parse_study(content) == (spec, []) and command == COMMAND
-    with study_lock(copied), pytest.raises(ArtifactError, match="another process works on the study"):
+    with locked_folder(copied, "study"), pytest.raises(ArtifactError, match="another process works on the study"):
         run(spec, copied)
     with pytest.raises(ArtifactError, match="is not the folder of a study"):
         read_study_file(copied / "small")

@@ -7,7 +7,7 @@ import pytest
 from damage import try_damaged_bytes, try_foreign_files, try_wrong_settings, try_wrong_tensors
 
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import RESPONSES, Family, open_artifact, save_artifact
+from kuaifair_env.files import RESPONSES, Family, locked_folder, open_artifact, save_artifact
 from kuaifair_env.response import (
     FactorisedResponse,
     LoggedResponse,
@@ -135,3 +135,11 @@ def test_damaged_responses_are_refused(response_file):
 def test_responses_of_other_content_are_refused(response_file):
     try_wrong_settings(response_file, RESPONSES, load_response, ["choice"])
     try_wrong_tensors(response_file, RESPONSES, load_response)
+
+
+def test_a_folder_is_locked_for_others_until_its_holder_is_done(tmp_path):
+    busy = pytest.raises(ArtifactError, match=r"another process works on the search in .*new; wait for it")
+    with locked_folder(tmp_path / "new", "search"), busy, locked_folder(tmp_path / "new", "search"):
+        pass
+    with locked_folder(tmp_path / "new", "search"):
+        pass
