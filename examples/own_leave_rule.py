@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kuaifair_env
-from dsrm.click_scorer import ClickScorer
-from hrl_policies.controls import GreedyCTR, QuotaGreedy
-from kuaifair_env.abandonment import BoundLeaveRule, LeaveDecision, WorldFacts
+from dsrm import ClickScorer
+from hrl_policies import GreedyCTR, QuotaGreedy
+from kuaifair_env import BoundLeaveRule, LeaveDecision, WorldFacts
 from kuaifair_env.data.schema import IntArray
 
 ENV = "KuaiFair-Toy-v0"

@@ -17,10 +17,8 @@ import pandas as pd
 from stable_baselines3 import A2C
 
 import kuaifair_env
-from dsrm import VecDSRM, load_purifier
-from dsrm.click_scorer import ClickScorer
-from hrl_policies.controls import QuotaGreedy
-from hrl_policies.worlds import cached_purifier
+from dsrm import ClickScorer, VecDSRM, load_purifier
+from hrl_policies import QuotaGreedy, cached_purifier
 
 
 def main(log: Path, items: Path | None = None, steps: int = 30_000) -> None:

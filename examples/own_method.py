@@ -17,9 +17,19 @@ from typing import Any
 import torch
 from stable_baselines3 import A2C
 
-from hrl_policies.study import RunRecord, plan_run, result_tables, single_threaded, train
-from hrl_policies.worlds import load_worlds
-from hrl_policies.zoo import BuildContext, load_settings, register_method, sb3_algorithm, search_space
+from hrl_policies import (
+    BuildContext,
+    RunRecord,
+    load_settings,
+    load_worlds,
+    plan_run,
+    register_method,
+    result_tables,
+    sb3_algorithm,
+    search_space,
+    single_threaded,
+    train,
+)
 
 ENV = "KuaiFair-Toy-v0"
 

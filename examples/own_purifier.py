@@ -14,15 +14,10 @@ import numpy as np
 from gymnasium import spaces
 
 import kuaifair_env
-from dsrm import DSRMObservationWrapper
-from dsrm.click_scorer import ClickScorer
-from dsrm.probe_data import probe_set
-from dsrm.probes import probe, purified_states, report_table
-from hrl_policies.controls import QuotaGreedy
-from kuaifair_env import MismatchError
+from dsrm import ClickScorer, DSRMObservationWrapper, probe, probe_set, purified_states, report_table
+from hrl_policies import QuotaGreedy
+from kuaifair_env import HistoryWindow, MismatchError, World
 from kuaifair_env.data.schema import FloatArray
-from kuaifair_env.response.base import HistoryWindow
-from kuaifair_env.world import World
 
 ENV = "KuaiFair-Toy-v0"
 

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kuaifair_env import DataError
 from kuaifair_env.data import InteractionData, Provenance, cached
 from kuaifair_env.data.clicks import Positive, kuairand_clicks, kuairec_clicks
-from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash
 
 KUAIRAND_FOLDER, KUAIREC_FOLDER = "kuairand_pure_partial", "kuairec_partial"

@@ -10,8 +10,8 @@ import torch
 from stable_baselines3 import A2C
 
 import kuaifair_env
-from dsrm.click_scorer import ClickScorer
-from hrl_policies.controls import QuotaGreedy
+from dsrm import ClickScorer
+from hrl_policies import QuotaGreedy
 
 
 def main(steps: int = 200_000) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hrl_policies.study import StudyResult, check_study, read_study, run_study
-from hrl_policies.study.engines import LocalEngine
+from hrl_policies import LocalEngine, StudyResult, check_study, read_study, run_study
 from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.progress import FACTOR, duration, estimate_study, progress_for
 from hrl_policies.study.spec import StudySpec, write_study

@@ -13,11 +13,15 @@ from pathlib import Path
 from stable_baselines3.common.vec_env import VecEnv
 
 import kuaifair_env
-from dsrm.click_scorer import ClickScorer
-from hrl_policies import make_evaluation_env, make_training_env
-from hrl_policies.controls import QuotaGreedy, SessionQuota
-from hrl_policies.hrl_ppo import HierarchicalPPO
-from hrl_policies.study import single_threaded
+from dsrm import ClickScorer
+from hrl_policies import (
+    HierarchicalPPO,
+    QuotaGreedy,
+    SessionQuota,
+    make_evaluation_env,
+    make_training_env,
+    single_threaded,
+)
 
 ENV = "KuaiFair-Toy-v0"
 

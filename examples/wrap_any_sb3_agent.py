@@ -15,8 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import kuaifair_env
 from dsrm import IdentityPurifier, StatePurifier, VecDSRM, load_purifier, noise_like
-from hrl_policies import worlds
-from hrl_policies.study import single_threaded
+from hrl_policies import cached_purifier, single_threaded
 
 ENV = "KuaiFair-Toy-v0"
 AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
@@ -30,7 +29,7 @@ def main(steps: int = 100_000) -> None:
     single_threaded()
     world = kuaifair_env.make_world(ENV, split="train")
     # Pretrained on the training log on first use, then cached.
-    dsrm = load_purifier(worlds.cached_purifier(world, "profile", progress=True))
+    dsrm = load_purifier(cached_purifier(world, "profile", progress=True))
     purifiers: dict[str, StatePurifier | None] = {
         "raw": None,
         "identity": IdentityPurifier(),

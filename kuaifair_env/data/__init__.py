@@ -5,13 +5,13 @@ Names that need pandas are looked up on first use, so that importing the environ
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kuaifair_env.data.cache import cache_dir, cached, load_data, save_data
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import PopularityGroups, groups_of, popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
+from kuaifair_env.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from kuaifair_env.data.kuairand import load_kuairand, read_kuairand
@@ -45,19 +45,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LogColumns": "tables",
-    "fetch": "official",
-    "find_source": "sources",
-    "load_kuairand": "kuairand",
-    "load_kuairec": "kuairec",
-    "read_kuairand": "kuairand",
-    "read_kuairec": "kuairec",
-    "split_log": "tables",
+    "kuaifair_env.data.kuairand": ("load_kuairand", "read_kuairand"),
+    "kuaifair_env.data.kuairec": ("load_kuairec", "read_kuairec"),
+    "kuaifair_env.data.official": ("fetch",),
+    "kuaifair_env.data.sources": ("find_source",),
+    "kuaifair_env.data.tables": ("LogColumns", "split_log"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name from its module on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,10 +5,10 @@ Fitting needs torch and simulating does not: the fitting functions are imported 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kuaifair_env.data.schema import NegativeSampling
+from kuaifair_env.lazy_names import lazy_names
 from kuaifair_env.response.base import PADDING, HistoryWindow, ResponseModel
 from kuaifair_env.response.factorised import FactorisedConfig, FactorisedResponse
 from kuaifair_env.response.fitting import (
@@ -55,11 +55,9 @@ __all__ = [
     "observed_block",
 ]
 
-_HOMES = {"fit_factorised": "factorised_fit", "fit_sequential": "sequential_fit"}
+_HOMES = {
+    "kuaifair_env.response.factorised_fit": ("fit_factorised",),
+    "kuaifair_env.response.sequential_fit": ("fit_sequential",),
+}
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a fitting function from its module on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
