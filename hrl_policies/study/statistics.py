@@ -94,16 +94,16 @@ def linearised_ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Va
 
     Args:
         numerators: ``(n,)`` one sum for each unit.
-        denominators: ``(n,)`` positive.
+        denominators: ``(n,)``, none negative and not all 0.
 
     Raises:
-        ValueError: A denominator that is not positive, arrays of different size, or values that are not finite.
+        ValueError: A negative denominator, only zeros, arrays of different size, or values that are not finite.
     """
     above, below = _finite(numerators, 1), _finite(denominators, 1)
     if len(above) != len(below):
         raise ValueError(f"need columns of one size, got sizes {[len(above), len(below)]}")
-    if not (below > 0).all():
-        raise ValueError("denominators must be positive")
+    if (below < 0).any() or not below.any():
+        raise ValueError("denominators must not be negative, nor all 0")
     ratio = above.sum() / below.sum()
     return np.asarray(ratio + (above - ratio * below) / below.mean())
 
