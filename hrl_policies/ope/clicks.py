@@ -121,9 +121,7 @@ def _counts(log: InteractionLog, of: IntArray, size: int) -> tuple[NDArray[np.fl
     return np.bincount(of, log.clicks, size), np.bincount(of, minlength=size).astype(np.float64)
 
 
-def _log_odds(
-    clicks: NDArray[np.float64], rows: NDArray[np.float64], mean: float | None = None
-) -> NDArray[np.float64]:
+def _log_odds(clicks: NDArray[np.float64], rows: NDArray[np.float64], mean: float | None = None) -> NDArray[np.float64]:
     """Returns log-odds of a click, shrunken towards the mean rate of all."""
     rate = clicks.sum() / max(rows.sum(), 1.0) if mean is None else mean
     rates = (clicks + _PRIOR_ROWS * rate) / (rows + _PRIOR_ROWS)

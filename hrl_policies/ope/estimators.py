@@ -1,9 +1,9 @@
 """Off-policy estimates of the click rate of a policy's first slate, from a log of items chosen at random.
 
-The log holds single items, no slates and no leaving. With users weighing as often as the log shows them, the estimand
-is ``V = sum_u n_u / n sum_i q(i | u) p(u, i)``: ``q`` is the policy's probability of an item at a place of the first slate
-drawn at random, ``p`` the user's click probability, which is taken not to depend on the slate's other items. With
-``w = q(i | u) / propensity(i)`` for each logged row, and ``c`` its click,
+The log holds single items, no slates and no leaving. A user ``u`` with ``n_u`` of its ``n`` rows weighs ``n_u / n``, and the
+estimand is ``V = sum_u n_u / n sum_i q(i | u) p(u, i)``. Here ``q`` is the policy's probability of finding an item at a
+place of the first slate drawn at random, and ``p`` the user's click probability, which is taken not to depend on the
+slate's other items. With ``w = q(i | u) / propensity(i)`` for each logged row, and ``c`` its click,
 
 * ``rejection`` accepts rows with probability ``w / max w`` and takes the click rate of those;
 * ``ips`` is the mean of ``w c``; ``snips`` is ``sum w c / sum w``;
@@ -14,8 +14,8 @@ Where slates are deterministic every weight is 0 or N / K, and ``rejection`` equ
 Intervals are over users, whose rows belong together: all four are ratios of sums over users, linearised (delta method).
 ``rejection`` and ``snips`` have Wilson's interval for rates, ``ips`` and ``dr`` Student's, cut off at 0 and 1.
 
-Source: Li et al., WSDM 2011 (replay, here rejection); Horvitz and Thompson, 1952; Swaminathan and Joachims, NeurIPS 2015
-(self-normalised); Dudik, Langford and Li, ICML 2011 (doubly robust); Kish, 1965 (effective sample size).
+Source: Li et al., WSDM 2011 (replay, here rejection); Horvitz and Thompson, 1952; Swaminathan and Joachims, NeurIPS
+2015 (self-normalised); Dudik, Langford and Li, ICML 2011 (doubly robust); Kish, 1965 (effective sample size).
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class OffPolicyResult:
             self.quantity,
             f"{self.rows:,} random rows of {self.users:,} users; {self.hits:,} show an item of the policy "
             f"({self.hit_users:,} users); effective sample size {self.effective_rows:,.0f}",
-            f"items that no row shows: {self.unsupported:.1%} of the policy's; exposures uneven by {self.unevenness:.2f}; "
-            f"rates times {self.rate_factor:g}",
+            f"items that no row shows: {self.unsupported:.1%} of the policy's; exposures uneven by "
+            f"{self.unevenness:.2f}; rates times {self.rate_factor:g}",
             f"{'estimator':<10} {'estimate':>9}  95 % interval over users",
         ]
         for name, interval in self.estimates.items():
@@ -189,9 +189,10 @@ def evaluate_on_random_log(
     n_envs: int = 256,
     progress: bool = False,
 ) -> OffPolicyResult:
-    """Estimates the click rate of a policy's first slate from the test log, whose items must have been chosen at random.
+    """Estimates the click rate of a policy's first slate from the test log, whose items must be chosen at random.
 
-    The world's response model is not read.
+    The policy is shown the start of every user's session. What the world's response model answers to its slates enters
+    no estimate.
 
     Args:
         policy: As :func:`kuaifair_env.evaluate` takes it.
@@ -332,7 +333,8 @@ def _estimate(
             raise ValueError("the doubly robust estimate needs a model of clicks: give model=, or leave 'dr' out")
         predicted = model.predict(log.users, log.items[:, None])[:, 0]
         residuals = weights * (clicks - predicted)
-        interval = interval_of(crossed_mean(weighted.ratio(slates.mean(model)[weighted.places] + residuals, ones)[None]))
+        values = slates.mean(model)[weighted.places] + residuals
+        interval = interval_of(crossed_mean(weighted.ratio(values, ones)[None]))
     factor = log.rate_factor
     low, high = max(interval.low, 0.0), min(interval.high, 1.0)
     return Interval(factor * interval.estimate, factor * low, factor * high, interval.level)
@@ -346,22 +348,22 @@ def _of_rate(values: NDArray[np.float64], weighted: _Weighted, weights: NDArray[
 def _warn_of_support(result: OffPolicyResult) -> None:
     if result.unsupported > MAX_UNSUPPORTED:
         warnings.warn(
-            f"{result.unsupported:.1%} of what the policy shows is on items that no row of the log shows; estimates are "
-            "of the rest",
+            f"{result.unsupported:.1%} of what the policy shows is on items that no row of the log shows; estimates "
+            "know nothing of these",
             SupportWarning,
             stacklevel=3,
         )
     if result.effective_rows < MIN_EFFECTIVE_ROWS:
         warnings.warn(
             f"the effective sample size is {result.effective_rows:.0f} of {result.rows:,} rows (at least "
-            f"{MIN_EFFECTIVE_ROWS:.0f} are needed for intervals that hold); take more users, larger slates or fewer items",
+            f"{MIN_EFFECTIVE_ROWS:.0f} are needed for intervals that hold); take more users, or larger slates",
             SupportWarning,
             stacklevel=3,
         )
     if result.unevenness > MAX_UNEVENNESS:
         warnings.warn(
-            f"the log shows items unevenly (coefficient of variation {result.unevenness:.2f} beyond chance) and does not "
-            "look uniformly random; give its propensities, or do not use it",
+            f"the log shows items unevenly (coefficient of variation {result.unevenness:.2f} beyond chance) and does "
+            "not look as random as its propensities say; give the true ones, or take another log",
             SupportWarning,
             stacklevel=3,
         )

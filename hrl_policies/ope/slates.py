@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from hrl_policies.ope.clicks import ClickModel
 from kuaifair_env.adapters import Actor, check_agent, inference_mode, played, playing_sessions_of
-from kuaifair_env.data.schema import FloatArray, IntArray
+from kuaifair_env.data.schema import IntArray
 from kuaifair_env.errors import DataError
 from kuaifair_env.evaluation import DEFAULT_SEED, binding
 from kuaifair_env.simulator import FixedSessions
@@ -106,7 +106,7 @@ class SlateMarginals:
 
     def __post_init__(self) -> None:
         if not np.allclose(self.table.sum(axis=1, dtype=np.float64), 1.0, atol=1e-4) or self.table.min() < 0:
-            raise ValueError("probabilities of a user's items must not be negative, and sum to 1 (divide inclusion by K)")
+            raise ValueError("probabilities of a user's items are not negative and sum to 1; divide inclusion by K")
 
     @classmethod
     def uniform(cls, users: NDArray[np.int64], n_items: int) -> SlateMarginals:
@@ -163,8 +163,8 @@ def first_slates(
     played_env = played(env, n_envs)
     if played_env.world.user_candidates is not None:
         raise DataError(
-            "in a replay world users have candidates of their own, and no first slate is the policy's; give sessions of "
-            "a world that all candidates can be shown in"
+            "in a replay world users have candidates of their own, and no first slate is the policy's; give sessions "
+            "of a world in which all candidates can be shown"
         )
     agent = getattr(policy, "__self__", policy)
     check_agent(agent, played_env)

@@ -218,8 +218,7 @@ def test_first_slates_are_those_that_sessions_begin_with():
 def test_random_slates_are_drawn_anew_for_each_sample_whatever_the_batch():
     world = small_pair().test
     few, many = (
-        first_slates(RandomSlates(seed=1), sessions(world, n_envs=n_envs), world.users, samples=5)
-        for n_envs in (3, 64)
+        first_slates(RandomSlates(seed=1), sessions(world, n_envs=n_envs), world.users, samples=5) for n_envs in (3, 64)
     )
     assert np.array_equal(few.items, many.items)
     assert few.items.shape == (len(world.users), 5, 4)
@@ -289,7 +288,7 @@ def test_few_effective_rows_and_uneven_logs_are_warned_of():
         estimate_click_rate(log, slates, ("ips",))
     texts = [str(warning.message) for warning in warned]
     assert any("effective sample size is 20 of 200" in text for text in texts)
-    assert any("does not look uniformly random" in text for text in texts)
+    assert any("does not look as random as its propensities say" in text for text in texts)
 
 
 def test_errors_say_what_is_missing():
