@@ -1,9 +1,9 @@
 """Off-policy estimates of the click rate of a policy's first slate, from a log of items chosen at random.
 
 The log holds single items, no slates and no leaving. A user ``u`` with ``n_u`` of its ``n`` rows weighs ``n_u / n``,
-and the estimand is ``V = sum_u n_u / n sum_i q(i | u) p(u, i)``. Here ``q`` is the policy's probability of finding an item at a
-place of the first slate drawn at random, and ``p`` the user's click probability, which is taken not to depend on the
-slate's other items. With ``w = q(i | u) / propensity(i)`` for each logged row, and ``c`` its click,
+and the estimand is ``V = sum_u n_u / n sum_i q(i | u) p(u, i)``. Here ``q`` is the policy's probability of finding an
+item at a place of the first slate drawn at random, and ``p`` the user's click probability, which is taken not to
+depend on the slate's other items. With ``w = q(i | u) / propensity(i)`` for each logged row, and ``c`` its click,
 
 * ``rejection`` accepts rows with probability ``w / max w`` and takes the click rate of those;
 * ``ips`` is the mean of ``w c``; ``snips`` is ``sum w c / sum w``;
