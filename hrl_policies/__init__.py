@@ -17,6 +17,7 @@ What is there:
   Stable-Baselines3;
 * controls, which learn nothing by reinforcement: :class:`QuotaGreedy`, :class:`SessionQuota`, :class:`BeliefQuota` and
   others;
+* :mod:`hrl_policies.ope`: what a policy is worth by logged answers alone, :func:`evaluate_on_random_log`;
 * :class:`FairnessCallback`: evaluates an agent of Stable-Baselines3 while it trains, and keeps the best;
 * every method by name, with source, settings and search space: :func:`all_methods`, :func:`load_settings`,
   :func:`register_method` for one of your own;
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         RankingSettings,
     )
     from hrl_policies.mofir import MOFIR
+    from hrl_policies.ope import evaluate_on_random_log
     from hrl_policies.sac4ir import SAC4IR, DiscreteSAC
     from hrl_policies.study import (
         ResultTable,
@@ -147,6 +149,7 @@ __all__ = [
     "cached_purifier",
     "check_study",
     "evaluate",
+    "evaluate_on_random_log",
     "evaluate_run",
     "load_policy",
     "load_run",
@@ -196,6 +199,7 @@ _HOMES = {
         "RankingSettings",
     ),
     "hrl_policies.mofir": ("MOFIR",),
+    "hrl_policies.ope": ("evaluate_on_random_log",),
     "hrl_policies.sac4ir": ("DiscreteSAC", "SAC4IR"),
     "hrl_policies.study": (
         "ResultTable",

@@ -118,7 +118,8 @@ class CrossFittedClicks:
 
 def _counts(log: InteractionLog, of: IntArray, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns clicks and rows of each user or item, ``float64 (size,)``."""
-    return np.bincount(of, log.clicks, size), np.bincount(of, minlength=size).astype(np.float64)
+    clicks = np.bincount(of, log.clicks.astype(np.float64), size)
+    return clicks, np.bincount(of, minlength=size).astype(np.float64)
 
 
 def _log_odds(clicks: NDArray[np.float64], rows: NDArray[np.float64], mean: float | None = None) -> NDArray[np.float64]:
