@@ -118,7 +118,7 @@ class CrossFittedClicks:
 
 def _counts(log: InteractionLog, of: IntArray, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns clicks and rows of each user or item, ``float64 (size,)``."""
-    clicks = np.bincount(of, log.clicks.astype(np.float64), size)
+    clicks = np.asarray(np.bincount(of, log.clicks, size), np.float64)
     return clicks, np.bincount(of, minlength=size).astype(np.float64)
 
 
