@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,10 +66,11 @@ class Standardiser:
         """Returns standardised rows."""
         return (rows - self.mean) / self.deviation
 
-    def clipped(self, rows: Tensor) -> Tensor:
+    def clipped(self, rows: FloatArray) -> FloatArray:
         """Returns standardised rows, at most six standard deviations from the mean."""
-        standardised = (rows - torch.from_numpy(self.mean)) / torch.from_numpy(self.deviation)
-        return standardised.clamp_(-_CLIP, _CLIP)
+        standardised = self.transform(rows)
+        np.maximum(standardised, -_CLIP, out=standardised)
+        return np.minimum(standardised, _CLIP, out=standardised)
 
     def inverse_transform(self, rows: FloatArray) -> FloatArray:
         """Undoes :meth:`transform`."""
@@ -342,6 +343,24 @@ class DistillationConfig:
         need_number("(0, inf)", learning_rate=self.learning_rate)
 
 
+def perceptron_outputs(weights: Sequence[FloatArray], inputs: FloatArray) -> FloatArray:
+    """Returns the outputs of a multilayer perceptron with rectified linear units, ``float32 (B, n)``.
+
+    Args:
+        weights: Weight ``(inputs, outputs)`` and bias of each layer, ``float32``.
+        inputs: ``float32 (B, c)``.
+    """
+    *hidden, (last, last_bias) = zip(weights[::2], weights[1::2], strict=True)
+    output = inputs
+    for weight, bias in hidden:
+        output = output @ weight
+        output += bias
+        np.maximum(output, 0.0, out=output)
+    output = output @ last
+    output += last_bias
+    return output
+
+
 class Student:
     """A multilayer perceptron in numpy: ``c -> (s^, spread)`` with rectified linear units.
 
@@ -363,14 +382,7 @@ class Student:
 
     def __call__(self, condition: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Returns states ``float32 (B, d)`` and spreads ``(B,)`` for conditions ``float32 (B, c)``."""
-        *hidden, (last, last_bias) = zip(self._weights[::2], self._weights[1::2], strict=True)
-        output = condition
-        for weight, bias in hidden:
-            output = output @ weight
-            output += bias
-            np.maximum(output, 0.0, out=output)
-        output = output @ last
-        output += last_bias
+        output = perceptron_outputs(self._weights, condition)
         spread: FloatArray = np.exp(np.minimum(output[:, -1], _MAX_LOG_SPREAD))
         return output[:, :-1], spread
 

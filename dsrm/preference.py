@@ -129,11 +129,6 @@ class LevelPrior:
         means = contexts @ coefficients[1:] + coefficients[0]
         return cls(coefficients, float(means.std()), float(np.hypot((levels - means).std(), misjudged)))
 
-    def means(self, evidence: Evidence) -> Tensor:
-        """Returns the means, ``float32 (B,)``, in units of the evidence's scale of levels."""
-        predicted = predicted_from(evidence.contexts, torch.from_numpy(self.coefficients))
-        return predicted / max(float(evidence.scales[0]), _TINY)
-
     def deviation(self, scale: float) -> float:
         """Returns the standard deviation in units of a scale of levels."""
         variance = max(scale**2 - self.explained**2, self.unexplained**2)
@@ -151,16 +146,17 @@ def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float
     return np.concatenate([[ridge.intercept_ - mean @ slopes], slopes])
 
 
-def predicted_from(contexts: Tensor, coefficients: Tensor) -> Tensor:
-    """Returns what a regression on log contexts predicts, ``(B,)`` or ``(B, n)``: zero for users without a log.
+def predicted_from(contexts: FloatArray, coefficients: FloatArray) -> FloatArray:
+    """Returns what a regression on log contexts predicts, ``float32 (B, n)``: zero for users without a log.
 
     Args:
         contexts: ``float32 (B, c)``, see :class:`LogContexts`.
-        coefficients: ``float32 (c + 1,)`` or ``(c + 1, n)``, intercept first.
+        coefficients: ``float32 (c + 1, n)``, intercept first.
     """
-    predicted = contexts @ coefficients[1:] + coefficients[0]
-    has_log = contexts[:, _SHOWN_COUNT] > 0
-    return torch.where(has_log if predicted.ndim == 1 else has_log[:, None], predicted, 0.0)
+    predicted: FloatArray = contexts @ coefficients[1:]
+    predicted += coefficients[0]
+    predicted *= contexts[:, _SHOWN_COUNT, None] > 0
+    return predicted
 
 
 def level_settings(level: LevelPrior) -> dict[str, float]:

@@ -21,7 +21,7 @@ from kuaifair_env.files import Tensors, parse_as, take_tensors
 
 _MIN_VARIANCE = 0.01
 _MAX_ROUNDS, _ENOUGH = 100, 1e-3
-_SMALLEST = 1e-12
+_TINY, _SMALLEST = 1e-6, 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class MixturePreference:
     def __init__(self, level: LevelPrior, taste: TastePrior) -> None:
         self.level, self.taste = level, taste
         self.kind = "gaussian" if len(taste.weights) == 1 else "mixture"
-        self._slopes, self._log_weights, self._means, self._covariances = (
-            torch.from_numpy(array) for array in (taste.slopes, np.log(taste.weights), taste.means, taste.covariances)
+        self._log_weights, self._covariances = (
+            torch.from_numpy(array) for array in (np.log(taste.weights), taste.covariances)
         )
-        self._change: tuple[tuple[float, float], Tensor] | None = None
+        self._one_part: _OnePart | None = None
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
@@ -100,11 +100,12 @@ class MixturePreference:
     def normal(self, evidence: Evidence) -> Evidence:
         """Returns evidence that holds mean and covariance of this posterior in the place of the closed form's."""
         if self.kind == "gaussian":
-            change = self._prior_change(evidence)
+            prior = self._prior(evidence)
+            change = torch.from_numpy(prior.change)
             covariances = torch.linalg.solve(
                 torch.eye(len(change)) + evidence.covariances @ change, evidence.covariances
             )
-            means = evidence.means + _times(covariances, self._pull(evidence, change))
+            means = evidence.means + (covariances @ torch.from_numpy(prior.pull(evidence))[..., None])[..., 0]
             return Evidence(evidence.contexts, means, (covariances + covariances.mT) / 2, evidence.scales)
         weights, means, covariances = self.parts(evidence)
         mean = (weights[..., None] * means).sum(1)
@@ -118,36 +119,35 @@ class MixturePreference:
         No matrix is inverted for a session: a step multiplies each covariance once. In the worlds of this library two
         steps leave less than .005 standard deviations.
         """
+        # Arrays, since at these sizes an operation of torch costs more to call than to carry out.
         # The means move by C y where (I + M C) y is the pull: symmetric in the scalar product of the covariance C.
-        change = self._prior_change(evidence)
-        residual = self._pull(evidence, change)
-        direction, carried = residual, _times(evidence.covariances, residual)
-        along, size = carried, (residual * carried).sum(1, keepdim=True)
-        means = evidence.means
+        prior = self._prior(evidence)
+        covariances, means = evidence.covariances.numpy(), evidence.means.numpy()
+        residual = direction = prior.pull(evidence)
+        carried = along = _times(covariances, residual)
+        size = _products(residual, carried)
         for step in range(steps):
-            applied = torch.addmm(direction, along, change)
-            moved = _times(evidence.covariances, applied)
-            length = size / (direction * moved).sum(1, keepdim=True).clamp_min_(_SMALLEST)
-            means = torch.addcmul(means, length, along)
+            applied = along @ prior.change
+            applied += direction
+            moved = _times(covariances, applied)
+            length = size / _products(direction, moved)
+            means = means + length * along
             if step + 1 < steps:
                 residual, carried = residual - length * applied, carried - length * moved
-                before, size = size, (residual * carried).sum(1, keepdim=True)
-                ratio = size / before.clamp_min(_SMALLEST)
-                direction, along = torch.addcmul(residual, ratio, direction), torch.addcmul(carried, ratio, along)
-        return means
+                before, size = size, _products(residual, carried)
+                ratio = size / before
+                direction, along = residual + ratio * direction, carried + ratio * along
+        return torch.from_numpy(means)
 
-    def _prior_change(self, evidence: Evidence) -> Tensor:
-        """Returns the precision of the one part's prior minus that of the closed form's, ``(d + 1, d + 1)``."""
-        scales = (float(evidence.scales[0]), float(evidence.scales[1]))
-        if self._change is None or self._change[0] != scales:
-            precision = torch.linalg.inv(self._prior_covariances(*scales)[0])
-            self._change = scales, precision - torch.eye(len(precision))
-        return self._change[1]
-
-    def _pull(self, evidence: Evidence, change: Tensor) -> Tensor:
-        """Returns what, times the posterior's covariance, moves the closed form's means, ``(B, d + 1)``."""
-        prior_means = self._prior_means(evidence)[:, 0]
-        return prior_means + (prior_means - evidence.means) @ change
+    def _prior(self, evidence: Evidence) -> _OnePart:
+        """Returns what does not depend on the session where there is one part."""
+        level, taste = evidence.scales[:2].tolist()
+        if self._one_part is None or self._one_part.scales != (level, taste):
+            precision = np.linalg.inv(self._prior_covariances(level, taste)[0].numpy())
+            coefficients, means = self._prior_mean_terms(level, taste)
+            change = precision - np.eye(len(precision), dtype=np.float32)
+            self._one_part = _OnePart((level, taste), change, coefficients @ precision, means[0] @ precision)
+        return self._one_part
 
     def parts(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the posterior's weights ``(B, k)``, means ``(B, k, n)`` and covariances ``(B, k, n, n)``.
@@ -171,15 +171,22 @@ class MixturePreference:
 
     def _prior_means(self, evidence: Evidence) -> Tensor:
         """Returns the means before the session, ``(B, k, n)``, in units of the scales."""
-        scale = float(evidence.scales[1])
-        levels = self.level.means(evidence)[:, None].expand(-1, len(self._means))
-        predicted = predicted_from(evidence.contexts, self._slopes) / scale
-        tastes = predicted[:, None] + self._share(scale) ** 0.5 * self._means
-        return torch.cat([levels[..., None], tastes], dim=2)
+        coefficients, means = self._prior_mean_terms(float(evidence.scales[0]), float(evidence.scales[1]))
+        return torch.from_numpy(predicted_from(evidence.contexts.numpy(), coefficients)[:, None] + means)
+
+    def _prior_mean_terms(self, level: float, taste: float) -> tuple[FloatArray, FloatArray]:
+        """Returns what the means before a session are made of, in units of the scales of levels and tastes.
+
+        They are coefficients ``(c + 1, n)`` of the log context, and means ``(k, n)`` about what these predict.
+        """
+        of_levels = self.level.coefficients[:, None] / max(level, _TINY)
+        of_parts = self._share(taste) ** 0.5 * self.taste.means
+        coefficients = np.concatenate([of_levels, self.taste.slopes / taste], axis=1)
+        return coefficients, np.pad(of_parts, ((0, 0), (1, 0)))
 
     def _prior_covariances(self, level: float, taste: float) -> Tensor:
         """Returns the covariances before the session, ``(k, n, n)``, in units of the scales of levels and tastes."""
-        k, d = self._means.shape
+        k, d = self.taste.means.shape
         share = self._share(taste)
         covariances = torch.zeros(k, d + 1, d + 1)
         covariances[:, 0, 0] = self.level.deviation(level) ** 2
@@ -211,5 +218,37 @@ class MixturePreference:
         return cls(level_prior(tensors, settings), taste)
 
 
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return torch.bmm(matrices, vectors[..., None])[..., 0]
+@dataclass(frozen=True)
+class _OnePart:
+    """What a prior of one part changes in the closed form's posterior, under scales of levels and tastes.
+
+    Attributes:
+        scales: Of levels and tastes, in log-odds.
+        change: ``float32 (d + 1, d + 1)``, its precision minus that of the closed form's prior.
+        pull_of_log: ``float32 (c + 1, d + 1)``, its precision times what the log context predicts; intercept first.
+        pull_of_all: ``float32 (d + 1,)``, its precision times its means where the log says nothing.
+    """
+
+    scales: tuple[float, float]
+    change: FloatArray
+    pull_of_log: FloatArray
+    pull_of_all: FloatArray
+
+    def pull(self, evidence: Evidence) -> FloatArray:
+        """Returns what, times the posterior's covariance, moves the closed form's means, ``float32 (B, d + 1)``."""
+        pull = predicted_from(evidence.contexts.numpy(), self.pull_of_log)
+        pull += self.pull_of_all
+        pull -= evidence.means.numpy() @ self.change
+        return pull
+
+
+def _times(matrices: FloatArray, vectors: FloatArray) -> FloatArray:
+    """Returns products ``(B, n)`` of symmetric matrices ``(B, n, n)`` and vectors ``(B, n)``."""
+    products: FloatArray = (vectors[:, None] @ matrices)[:, 0]
+    return products
+
+
+def _products(rows: FloatArray, others: FloatArray) -> FloatArray:
+    """Returns scalar products of rows, ``(B, 1)``, at least a tiny number, so that they can be divided by."""
+    products: FloatArray = np.maximum((rows[:, None] @ others[..., None])[..., 0], _SMALLEST)
+    return products

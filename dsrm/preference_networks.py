@@ -114,7 +114,7 @@ class DiffusionPreference:
 
     def _draws(self, normal: Evidence, config: SamplerConfig, observed: Tensor) -> Tensor:
         sampler = Sampler(self.denoiser.network, self._schedule, config)
-        draws = sampler.samples(self.denoiser.condition.clipped(features_of(normal)), observed)
+        draws = sampler.samples(_conditions(normal, self.denoiser), observed)
         return _restored(draws, self.denoiser)
 
     def settings(self) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class RegressionPreference:
 
     def whitened_means(self, normal: Evidence) -> Tensor:
         """See :meth:`DiffusionPreference.whitened_means`."""
-        conditions = self._denoiser.condition.clipped(features_of(normal))
-        return _restored(regress(self._denoiser.network, conditions), self._denoiser)
+        predicted = regress(self._denoiser.network, _conditions(normal, self._denoiser))
+        return _restored(predicted, self._denoiser)
 
     def _factors(self, normal: Evidence) -> Tensor:
         factors: Tensor = torch.linalg.cholesky(normal.covariances)
@@ -207,6 +207,10 @@ def _with_levels(tastes: Tensor, levels: Tensor | None = None) -> Tensor:
     """Returns whitened preferences of whitened tastes ``(..., d)`` and levels ``(...)``, which are 0 if None."""
     first = torch.zeros(tastes.shape[:-1]) if levels is None else levels
     return torch.cat([first[..., None], tastes], dim=-1)
+
+
+def _conditions(normal: Evidence, denoiser: TrainedDenoiser) -> Tensor:
+    return torch.from_numpy(denoiser.condition.clipped(features_of(normal)))
 
 
 def _restored(states: Tensor, denoiser: TrainedDenoiser) -> Tensor:

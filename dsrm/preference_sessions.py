@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.preference import Evidence, LevelPrior, LogContexts, ridge_coefficients
+from dsrm.preference import Evidence, LevelPrior, LogContexts, Moments, ridge_coefficients
 from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.shared_level import SharedScales
 from dsrm.targets import Examples
@@ -162,7 +162,7 @@ class PreferenceSessions:
         """See :class:`~dsrm.targets.ExampleSource`; targets are tastes, whitened by the fitted normal."""
         batches = self.known(users, rng)
         evidence = [self.normal.normal(batch.evidence) for batch in batches]
-        conditions = [features_of(some).numpy() for some in evidence]
+        conditions = [features_of(some) for some in evidence]
         targets = [
             whitened(some, batch.preferences)[:, 1:].numpy() for some, batch in zip(evidence, batches, strict=True)
         ]
@@ -322,19 +322,25 @@ class _Policy:
         return np.asarray(self._prior * prior + self._belief * own + self._noise * noise, np.float32)
 
 
-def features_of(evidence: Evidence) -> Tensor:
+def features_of(evidence: Evidence) -> FloatArray:
     """Returns what networks read of evidence, ``float32 (B, 2 d + 4)``: a posterior and the scales of its prior.
 
     They are its means, the logarithms of its standard deviations, and the logarithms of the scales. The log context is
     left to the fitted normal: networks that read all of it learn by heart what the log's model says of its users, and
     are worse for users that they have not seen.
     """
-    return joined_features(evidence.means, evidence.deviations, evidence.scales)
+    return joined_features(Moments(evidence.means, evidence.deviations), evidence.scales)
 
 
-def joined_features(means: Tensor, deviations: Tensor, scales: Tensor) -> Tensor:
+def joined_features(posterior: Moments, scales: Tensor) -> FloatArray:
     """Returns the features of a posterior's mode and standard deviations, ``(B, d + 1)``, under a prior's scales."""
-    return torch.cat([means, deviations.log(), scales[:2].log().expand(len(means), 2)], dim=1)
+    means, deviations = posterior.means.numpy(), posterior.deviations.numpy()
+    n_rows, size = means.shape
+    features = np.empty((n_rows, 2 * size + 2), np.float32)
+    features[:, :size] = means
+    np.log(deviations, out=features[:, size:-2])
+    features[:, -2:] = np.log(scales[:2].numpy())
+    return features
 
 
 def whitened(evidence: Evidence, preferences: Tensor) -> Tensor:

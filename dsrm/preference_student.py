@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsrm.model import DistillationConfig, Standardiser
+from dsrm.model import DistillationConfig, Standardiser, perceptron_outputs
 from dsrm.preference import Evidence, Moments
 from dsrm.preference_mixture import MixturePreference
 from dsrm.preference_sessions import KnownPreferences, joined_features
+from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors, take_tensors, with_prefix, without_prefix
 from kuaifair_env.response.training import Trainer, cosine_decay, load_network, network_tensors
 
@@ -59,8 +62,11 @@ class Student:
     def __init__(self, network: nn.Sequential, condition: Standardiser) -> None:
         self._network = network.eval()
         self._condition = condition
+        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        arrays = ((layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()) for layer in layers)
+        self._weights = list(chain.from_iterable(arrays))
+        self._bounds = np.repeat(np.array([_MAX_SHIFT, _MAX_LOG_RATIO], np.float32), layers[-1].out_features // 2)
 
-    @torch.no_grad()
     def moments(self, prior: MixturePreference, evidence: Evidence) -> Moments:
         """Returns mean and spread in log-odds.
 
@@ -69,11 +75,17 @@ class Student:
             evidence: Of ``B`` sessions.
         """
         start = _start(prior, evidence)
-        features = self._condition.clipped(joined_features(*start, evidence.scales))
-        shifts, log_ratios = self._network(features).chunk(2, dim=1)
-        means = start.means + start.deviations * shifts.clamp(-_MAX_SHIFT, _MAX_SHIFT)
-        deviations = start.deviations * log_ratios.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-        return Moments(evidence.scales * means, evidence.scales * deviations)
+        features = self._condition.clipped(joined_features(start, evidence.scales))
+        outputs = perceptron_outputs(self._weights, features)
+        np.minimum(np.maximum(outputs, -self._bounds, out=outputs), self._bounds, out=outputs)
+        scales, size = evidence.scales.numpy(), len(evidence.scales)
+        units = start.deviations.numpy() * scales
+        means, deviations = outputs[:, :size], outputs[:, size:]
+        means *= units
+        means += start.means.numpy() * scales
+        np.exp(deviations, out=deviations)
+        deviations *= units
+        return Moments(torch.from_numpy(means), torch.from_numpy(deviations))
 
     def tensors(self) -> Tensors:
         """Returns weights and standardisation by name."""
@@ -125,9 +137,9 @@ class DistillationError:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What a teacher says: features ``(n, c)``, shifts ``(n, d + 1)`` and ratios of variances, NaN where not asked."""
+    """What a teacher says: of features ``(n, c)`` shifts ``(n, d + 1)`` and ratios of variances, NaN if not asked."""
 
-    features: Tensor
+    features: FloatArray
     shifts: Tensor
     variances: Tensor
 
@@ -149,8 +161,8 @@ def distil_preference(
         progress: Whether to show a progress bar.
     """
     lessons = _asked(teacher, sessions, progress)
-    condition = Standardiser.fit(lessons.features.numpy())
-    features = condition.clipped(lessons.features)
+    condition = Standardiser.fit(lessons.features)
+    features = torch.from_numpy(condition.clipped(lessons.features))
     size = lessons.shifts.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -175,14 +187,14 @@ def _asked(teacher: Teacher, sessions: Sequence[KnownPreferences], progress: boo
         evidence = batch.evidence
         start = _start(teacher.prior, evidence)
         deviations = evidence.scales * start.deviations
-        features.append(joined_features(*start, evidence.scales))
+        features.append(joined_features(start, evidence.scales))
         shifts.append((teacher.own_means(evidence) - evidence.scales * start.means) / deviations)
         # Draws cost as much as a hundred means.
         if (number + 1 - len(sessions)) % _BATCHES_PER_SPREAD == 0:
             variances.append((teacher.own_moments(evidence).deviations / deviations) ** 2)
         else:
             variances.append(torch.full_like(deviations, torch.nan))
-    return _Lessons(torch.cat(features), torch.cat(shifts), torch.cat(variances))
+    return _Lessons(np.concatenate(features), torch.cat(shifts), torch.cat(variances))
 
 
 def _train(
