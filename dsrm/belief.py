@@ -294,9 +294,9 @@ class SessionBeliefs:
         )
         self._prior = torch.zeros(n_sessions, len(embeddings))
         self._contexts = torch.zeros(n_sessions, 0)
-        self._base = self._prior
+        self._shared_mean = belief.shared.mean
+        self._base = self._prior + self._shared_mean
         self._moments = Moments(torch.zeros_like(self.own.means), self.own.widths.expand_as(self.own.means))
-        self._own_part: Tensor | None = None
 
     def start(self, rows: Tensor, prior: Tensor, contexts: Tensor | None = None) -> None:
         """Starts new sessions.
@@ -307,6 +307,7 @@ class SessionBeliefs:
             contexts: ``float32 (n, c)``, what the log shows of the users, for models that read it.
         """
         self._prior[rows] = prior
+        self._base[rows] = prior + self._shared_mean
         if contexts is not None:
             if not self._contexts.shape[1]:
                 self._contexts = torch.zeros(len(self._contexts), contexts.shape[1])
@@ -327,18 +328,25 @@ class SessionBeliefs:
         Returns:
             Mean and spread of the users' own parts.
         """
-        self._base = self._prior + self._belief.shared.mean
+        if self._shared_mean is not self._belief.shared.mean:
+            self._shared_mean = self._belief.shared.mean
+            torch.add(self._prior, self._shared_mean, out=self._base)
         if converged:
             self.own.converge(self._base)
         else:
             self.own.update(self._base)
-        self._moments, self._own_part = self._preference.moments(self.evidence()), None
+        self._moments = self._preference.moments(self.evidence())
         return self._moments
 
-    def logits(self, converged: bool = False) -> Tensor:
-        """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item; see :meth:`update`."""
+    def logits(self, converged: bool = False, out: Tensor | None = None) -> Tensor:
+        """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item; see :meth:`update`.
+
+        Args:
+            converged: See :meth:`update`.
+            out: ``float32 (B, N)``, where to put them; None takes new memory.
+        """
         self.update(converged)
-        return self._predicted()
+        return self.own.logits_at(self._moments.means, self._base, out)
 
     def explain(self, items: Tensor) -> LogitParts:
         """Returns what the log-odds of a click on some items are made of, as of the last :meth:`update`.
@@ -347,14 +355,12 @@ class SessionBeliefs:
             items: ``int64 (B, n)``.
         """
         preferences = self._moments.means
-        own = self._own().gather(1, items)
-        taste = torch.einsum("bd,bnd->bn", preferences[:, 1:], self._embeddings[items])
         return LogitParts(
             self._prior.gather(1, items),
             self._belief.shared.mean[items],
             self._belief.shared.deviation[items],
-            taste,
-            own - preferences[:, :1] - taste,
+            self._taste(items),
+            self.own.offsets_at(items, preferences),
             self.own.variances(items).clamp(min=0.0).sqrt(),
         )
 
@@ -364,11 +370,9 @@ class SessionBeliefs:
         Args:
             rows: ``int64 (n,)``, the rows of these sessions, of which there is no evidence yet.
         """
-        self._base[rows] = self._prior[rows] + self._belief.shared.mean
         fresh = self._preference.moments(self.evidence().take(rows))
         for ours, theirs in zip(self._moments, fresh, strict=True):
             ours[rows] = theirs
-        self._own_part = None
         return self._moments
 
     def evidence(self) -> Evidence:
@@ -379,15 +383,9 @@ class SessionBeliefs:
         """Returns mean and spread of the users' own parts, as of the last :meth:`update`."""
         return self._moments
 
-    def _predicted(self) -> Tensor:
-        """Returns ``(B, N)``, the log-odds of a click as of the last :meth:`update`."""
-        return self._base + self._own()
-
-    def _own(self) -> Tensor:
-        """Returns ``(B, N)``, the own part of the log-odds as of the last :meth:`update`."""
-        if self._own_part is None:
-            self._own_part = self.own.logits_at(self._moments.means)
-        return self._own_part
+    def _taste(self, items: Tensor) -> Tensor:
+        """Returns ``w_u . e_i`` of items ``(B, n)`` as of the last :meth:`update`."""
+        return (self._embeddings[items] @ self._moments.means[:, 1:, None])[..., 0]
 
     def learn(self, items: Tensor, clicks: Tensor, live: Tensor, done: Tensor) -> None:
         """Hands on what the slates that followed the last :meth:`update` say about what all users share.
@@ -404,7 +402,9 @@ class SessionBeliefs:
             live: ``bool (B,)``, sessions to learn from.
             done: ``bool (B,)``, sessions that have ended.
         """
-        probability = torch.sigmoid(self._predicted().gather(1, items)[live])
+        preferences = self._moments.means
+        own = preferences[:, :1] + self._taste(items) + self.own.offsets_at(items, preferences)
+        probability = torch.sigmoid(self._base.gather(1, items) + own)[live]
         surprise = clicks[live].to(probability.dtype) - probability
         weights = torch.maximum(probability * (1.0 - probability), surprise.abs() / _MAX_STEP).clamp(min=_MIN_WEIGHT)
         values = self._belief.shared.mean[items[live]] + surprise / weights
@@ -429,9 +429,9 @@ class SessionBeliefs:
         """Takes what :meth:`tensors` returned, for as many sessions over the same items, with what was shared then."""
         self.own.restore(tensors, self._belief.own_scales)
         self._prior, self._contexts = tensors["prior"].clone(), tensors["contexts"].clone()
-        self._base = self._prior + self._belief.shared.mean
+        self._shared_mean = self._belief.shared.mean
+        self._base = self._prior + self._shared_mean
         self._moments = Moments(*(tensors[f"moments.{name}"].clone() for name in Moments._fields))
-        self._own_part = None
 
 
 def _alike(one: FloatArray, two: FloatArray) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dsrm.belief import NOISE, Belief
 from dsrm.belief_purifier import BeliefObservations, BeliefPurifier, HasBatch, RunningBeliefs
@@ -25,7 +26,7 @@ from kuaifair_env.fair_counts import fair_counts_now
 from kuaifair_env.ranking import top_k
 from kuaifair_env.world import World
 
-CANDIDATES_PER_GROUP = 32
+CANDIDATES_PER_GROUP = 16
 """Items of each popularity group that an agent ranks; at least a slate."""
 
 CANDIDATE_FEATURES = (
@@ -153,10 +154,14 @@ class RunningCandidates(RunningBeliefs):
         popular = world.groups.popular
         self._members = [np.flatnonzero(group) for group in (popular, ~popular)]
         self._sizes = _group_sizes(world, batch.config)
+        self._scores = torch.empty(n_sessions, world.n_items)
+        self._group_scores = [torch.empty(n_sessions, len(members)) for members in self._members]
         self._popular = np.repeat(np.asarray([True, False]), self._sizes).astype(np.float32)
         self._exposures = np.log1p(world.exposures).astype(np.float32)
         self._units = torch.from_numpy(belief.items.embeddings)
-        self._taste_items = np.linspace(0, world.n_items - 1, min(world.n_items, _TASTE_ITEMS)).round().astype(np.int64)
+        taste_items = np.linspace(0, world.n_items - 1, min(world.n_items, _TASTE_ITEMS)).round().astype(np.int64)
+        self._taste_items = torch.from_numpy(taste_items)
+        self._taste_popular = torch.from_numpy(popular[taste_items].astype(np.float32))
         self._tolerance = ToleranceBelief(batch.config, n_sessions)
         self._noise = NOISE[batch.config.repeats]
         self._draws = torch.zeros(n_sessions, world.n_items)
@@ -179,14 +184,13 @@ class RunningCandidates(RunningBeliefs):
                 # Torch's own generator, which Stable-Baselines3 seeds.
                 self._draws[torch.from_numpy(begun)] = torch.randn(len(begun), n_items)
         beliefs = self._evidence.beliefs
-        logits = beliefs.logits(converged=self._evidence.take())
+        logits = beliefs.logits(converged=self._evidence.take(), out=self._scores)
         if explores:
-            logits += self._noise * self._belief.shared.deviation * self._draws
-        scores = logits.numpy()
-        popular_taste = _popular_share(scores[:, self._taste_items], self.batch.world.groups.popular[self._taste_items])
+            logits.addcmul_(self._belief.shared.deviation, self._draws, value=self._noise)
+        popular_taste = _popular_share(logits[:, self._taste_items], self._taste_popular).numpy()
         self._tolerance.start(begun, popular_taste[begun])
         allowed = self.batch.simulator.allowed
-        candidates, values = self._best(scores, allowed)
+        candidates, values = self._best(logits, allowed)
         features = self._candidate_features(candidates, values)
         self._shown = {
             "state": self._session_features(values, popular_taste),
@@ -211,16 +215,16 @@ class RunningCandidates(RunningBeliefs):
         """See :class:`~dsrm.belief_purifier.RunningBeliefs`."""
         return super().own() | self._shown | {"draws": self._draws.numpy(), "tolerance": self._tolerance.weights}
 
-    def _best(self, scores: FloatArray, allowed: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], FloatArray]:
+    def _best(self, scores: Tensor, allowed: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], FloatArray]:
         """Returns the best items of both groups and their scores, ``(B, C)``; minus infinity where none is left."""
+        if allowed is not None:
+            scores.masked_fill_(torch.from_numpy(~allowed), -torch.inf)
         items, values = [], []
-        for members, size in zip(self._members, self._sizes, strict=True):
-            own = scores[:, members]
-            if allowed is not None:
-                own = np.where(allowed[:, members], own, np.float32(-np.inf))
-            best = top_k(own, size) if size else np.zeros((len(own), 0), np.int64)
+        for members, size, own in zip(self._members, self._sizes, self._group_scores, strict=True):
+            torch.index_select(scores, 1, torch.from_numpy(members), out=own)
+            best = top_k(own.numpy(), size) if size else np.zeros((len(own), 0), np.int64)
             items.append(members[best])
-            values.append(np.take_along_axis(own, best, axis=1))
+            values.append(np.take_along_axis(own.numpy(), best, axis=1))
         return np.concatenate(items, axis=1), np.concatenate(values, axis=1)
 
     def _candidate_features(self, candidates: NDArray[np.int64], values: FloatArray) -> FloatArray:
@@ -312,8 +316,7 @@ def _group_sizes(world: World, config: SessionConfig) -> list[int]:
     return [min(size, n_popular), min(size, world.n_items - n_popular)]
 
 
-def _popular_share(logits: FloatArray, popular: NDArray[np.bool_]) -> FloatArray:
+def _popular_share(logits: Tensor, popular: Tensor) -> Tensor:
     """Returns the popular share of expected clicks where all items are shown alike, ``float32 (B,)``."""
-    chances = torch.sigmoid(torch.from_numpy(logits)).numpy()
-    share: FloatArray = chances @ popular.astype(np.float32) / np.maximum(chances.sum(axis=1), 1e-12)
-    return share
+    chances = torch.sigmoid(logits)
+    return (chances @ popular) / chances.sum(dim=1).clamp_min(1e-12)

@@ -229,19 +229,37 @@ class OwnLevel:
         """``(B, d + 1, d + 1)``, posterior covariances of ``b_u`` and ``w_u``, in the same units."""
         return self._inverses
 
-    def logits_at(self, preferences: Tensor) -> Tensor:
+    def logits_at(self, preferences: Tensor, base: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Returns ``(B, N)``, the posterior mode of ``b_u + w_u . e_i + delta_ui`` given ``b_u`` and ``w_u``.
 
         Args:
             preferences: ``(B, d + 1)``, ``b_u`` and ``w_u`` in log-odds.
+            base: ``(B, N)``, what to add it to; None adds it to nothing.
+            out: ``(B, N)``, where to put it; None takes new memory.
         """
-        own = preferences @ self._features.T
+        base = preferences.new_zeros(1, 1) if base is None else base
+        logits = torch.addmm(base, preferences, self._features.T, out=out)
+        offsets = self._offsets_at(preferences)
+        return logits.scatter_add_(1, self._items[:, : offsets.shape[1]], offsets)
+
+    def offsets_at(self, items: Tensor, preferences: Tensor) -> Tensor:
+        """Returns ``(B, n)``, the posterior mode of ``delta_ui`` given ``b_u`` and ``w_u``.
+
+        Args:
+            items: ``int64 (B, n)``.
+            preferences: ``(B, d + 1)``, ``b_u`` and ``w_u`` in log-odds.
+        """
+        slots = self._slots.gather(1, items).to(torch.int64)
+        return torch.where(slots < 0, 0.0, self._offsets_at(preferences).gather(1, slots.clamp(min=0)))
+
+    def _offsets_at(self, preferences: Tensor) -> Tensor:
+        """Returns ``(B, width)``, the offsets of the shown items given ``b_u`` and ``w_u``; 0 where there is no item."""
         width = max(int(self._counts.max()), 1)
         # An offset explains the share of an answer that the linear part leaves.
         gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[:, :width])
-        items = self._items[:, :width]
-        offsets = self._offsets[:, :width] - gains * (own.gather(1, items) - self._linear[:, :width])
-        return own.scatter_add_(1, items, torch.where(self._shows[:, :width] > 0, offsets, 0.0))
+        linear = (preferences[:, None, :] @ self._rows[:, :width].mT)[:, 0]
+        offsets = self._offsets[:, :width] - gains * (linear - self._linear[:, :width])
+        return torch.where(self._shows[:, :width] > 0, offsets, 0.0)
 
     def answers(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Returns how often items were shown in each session, and clicked, both ``(B, n)``.
@@ -330,7 +348,8 @@ class OwnLevel:
                 moved_offsets = posterior_offsets(prior + moved, shows, clicks, self._variance, offsets)
                 means = self._means + length * direction
                 reached = self._objective(prior + moved + moved_offsets, shows, clicks, moved_offsets, means)
-                worse = reached < value - 4 * tolerance * (1.0 + value.abs())
+                # A step that would gain less than may be left is taken as it is: rounding hides what it gains.
+                worse = (gain > enough) & (reached < value - 4 * tolerance * (1.0 + value.abs()))
                 if not worse.any():
                     break
                 length = torch.where(worse[:, None], length / 2, length)

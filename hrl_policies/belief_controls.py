@@ -107,7 +107,7 @@ class BeliefQuota(GreedyCTR):
         logits = self._evidence.beliefs.logits(converged=self._evidence.take())
         if self._explores:
             noise = NOISE[batch.config.repeats] if self._noise is None else self._noise
-            logits += noise * self.belief.shared.deviation * self._draws
+            logits.addcmul_(self.belief.shared.deviation, self._draws, value=noise)
         return best_slates(logits.numpy(), batch.world.groups.popular, fair_counts_now(batch), batch.simulator.allowed)
 
     def learn(self, step: ServedStep) -> None:

@@ -11,7 +11,7 @@ import torch
 from helpers import small_world
 
 from dsrm import VecDSRM
-from dsrm.candidates import CANDIDATE_FEATURES, COUNT_FEATURES, SESSION_FEATURES, CandidatePurifier
+from dsrm.candidates import CANDIDATE_FEATURES, CANDIDATES_PER_GROUP, COUNT_FEATURES, SESSION_FEATURES, CandidatePurifier
 from dsrm.tolerance_belief import ToleranceBelief
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.hrl_ppo import HierarchicalPPO
@@ -119,7 +119,7 @@ def test_observations_lie_in_their_space_and_name_the_best_items_that_may_be_sho
             assert len(set(shown)) == len(shown) and masks[row][shown].all()
             for group in (POPULAR, ~POPULAR):
                 in_group = group[shown]
-                assert in_group.sum() == min((masks[row] & group).sum(), 32)
+                assert in_group.sum() == min((masks[row] & group).sum(), CANDIDATES_PER_GROUP)
                 logits = features[row][present[row]][in_group][:, 0]
                 assert (np.diff(logits) <= 0).all()
         np.testing.assert_array_equal(
