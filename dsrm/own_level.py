@@ -253,7 +253,7 @@ class OwnLevel:
         return torch.where(slots < 0, 0.0, self._offsets_at(preferences).gather(1, slots.clamp(min=0)))
 
     def _offsets_at(self, preferences: Tensor) -> Tensor:
-        """Returns ``(B, width)``, the offsets of the shown items given ``b_u`` and ``w_u``; 0 where there is no item."""
+        """Returns ``(B, width)``, offsets of the shown items given ``b_u`` and ``w_u``; 0 where there is no item."""
         width = max(int(self._counts.max()), 1)
         # An offset explains the share of an answer that the linear part leaves.
         gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[:, :width])

@@ -11,7 +11,13 @@ import torch
 from helpers import small_world
 
 from dsrm import VecDSRM
-from dsrm.candidates import CANDIDATE_FEATURES, CANDIDATES_PER_GROUP, COUNT_FEATURES, SESSION_FEATURES, CandidatePurifier
+from dsrm.candidates import (
+    CANDIDATE_FEATURES,
+    CANDIDATES_PER_GROUP,
+    COUNT_FEATURES,
+    SESSION_FEATURES,
+    CandidatePurifier,
+)
 from dsrm.tolerance_belief import ToleranceBelief
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.hrl_ppo import HierarchicalPPO
