@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 from rich.table import Table
 
-from hrl_policies.study import PurifierIdentity, RunRecord, plan_run, run_study
+from hrl_policies.study import PurifierIdentity, RunRecord, load_run, plan_run, run_folder, run_study
 from hrl_policies.study.figures import draw_results
+from hrl_policies.study.session_page import observe_run, write_session_page
 from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.schema import raw_id
 
 if TYPE_CHECKING:
     from dsrm.purifier import Mode
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 DEMO_ENV = "KuaiFair-Toy-v0"
 DEMO_MAX_LEN = 30
 DEMO_FIGURE = "kuaifair-demo.png"
+DEMO_PAGE = "kuaifair-demo-session.html"
 DEMO_METHOD = "dsrm-hrl"
+DEMO_BESIDE = "greedy-ctr"
+"""Whose session the page shows beside that of the method: it ignores fairness."""
 DEMO_STEPS = {"a2c": 200_000, "hrl": 40_000, DEMO_METHOD: 40_000}
 DEMO_ROWS = {
     "random": "ten items at random",
@@ -97,6 +102,7 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
                     [config], folder, {DEMO_ENV: worlds}, purifiers={identity: purifier}, retry_failed=True
                 )
                 records += result.raise_for_failures().records
+        page = _session_page(records, worlds, folder, (output or Path()) / DEMO_PAGE)
     console.print(_table(records))
     for title, _, meaning, better in _COLUMNS.values():
         console.print(f"[bold]{title}[/bold]: {meaning}; {better} is better", soft_wrap=True)
@@ -104,6 +110,7 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
     figure = (output or Path()) / DEMO_FIGURE
     draw_results(figure, records)
     console.print(f"Figure: {figure}", soft_wrap=True)
+    console.print(f"One session, slate by slate, to open in a browser: {page}", soft_wrap=True)
     if output is not None:
         console.print(f"Run folders: {output}", soft_wrap=True)
     console.print(_standing({record.config.method: record.summary["r_cum"] for record in records}), soft_wrap=True)
@@ -133,6 +140,17 @@ def _pretrained(worlds: WorldPair, seed: int, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         save_purifier(pretrain(worlds.train, PretrainConfig(mode=mode, seed=seed)), path)
     return path
+
+
+def _session_page(records: list[RunRecord], worlds: WorldPair, folder: Path, path: Path) -> Path:
+    """Writes a session of the method beside that of a method which ignores fairness, of the first user."""
+    by_method = {record.config.method: record.config for record in records}
+    configs = [by_method[name] for name in (DEMO_BESIDE, DEMO_METHOD)]
+    user, seed = raw_id(worlds.test.user_ids[0]), configs[0].evaluation_seed
+    runs = [load_run(folder / run_folder(config)) for config in configs]
+    origin = worlds.test.data.provenance.origin
+    sessions = [observe_run(run, worlds, user, seed) for run in runs]
+    return write_session_page(path, sessions, seed=seed, origin=origin, command="kuaifair demo")
 
 
 def _standing(r_cum: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ from hrl_policies.cli import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.serve import serve
+from hrl_policies.cli.show import show
 from hrl_policies.cli.study import study_app
 from kuaifair_env.data.cache import CacheKind
 from kuaifair_env.data.published import DatasetName
@@ -41,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, serve, pretrain, probe, encode, tune):
+for command in (train, evaluate, show, serve, pretrain, probe, encode, tune):
     app.command()(command)
 data_app = typer.Typer(help="Download, check, look at and delete data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")

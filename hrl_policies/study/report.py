@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hrl_policies.study import report_sections as sections
 from hrl_policies.study.labels import ORIGINS, Variant, families
+from hrl_policies.study.page_assets import asset, page_environment, page_policy
 from hrl_policies.study.store import StoredRun, reason_of
 from hrl_policies.study.tables import MISSING, Cell, Measured, ResultTable, sort_value
 from kuaifair_env.files import write_text_atomically
@@ -26,7 +25,7 @@ PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 CAPTION = ".caption.txt"
 
 _DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
-_FIGURES, _ASSETS = "figures", "report_assets"
+_FIGURES = "figures"
 
 _WIDE_INTERVALS_BELOW = 5
 _ORIGIN_LIMITS = {
@@ -166,33 +165,25 @@ def _content(runs: Sequence[StoredRun], failures: Mapping[str, str], command: st
 
 
 def _rendered(content: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from kuaifair_env import __version__
 
-    environment = Environment(
-        loader=PackageLoader("hrl_policies.study", _ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
         "sort_value": _sort_text,
         "number": _number_text,
         "uncertainty": lambda cell: cell.uncertainty if isinstance(cell, Measured) else "",
         "reason": reason_of,
     }
-    folder = resources.files("hrl_policies.study").joinpath(_ASSETS)
-    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
-    # The Content-Security-Policy: this style, this script and pictures within the file, nothing else.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = asset("style.css"), asset("report.js")
     template = environment.get_template("report.html.j2")
     return template.render(
-        content, style=style, script=script, policy=policy, version=__version__, curve=sections, origins=ORIGINS
+        content,
+        style=style,
+        script=script,
+        policy=page_policy(style, script),
+        version=__version__,
+        curve=sections,
+        origins=ORIGINS,
     )
 
 
@@ -291,7 +282,3 @@ def _number_text(cell: Cell) -> str:
     if isinstance(cell, Measured):
         return cell.number
     return "—" if cell in ("", MISSING) else cell
-
-
-def _source(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"

@@ -499,6 +499,23 @@ def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair
     assert "What it does not show" in out
     assert len(list((tmp_path / "kept").glob("KuaiFair-Toy-v0/*/result.json"))) == len(names)
     assert (tmp_path / "kept/kuaifair-demo.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "kept/kuaifair-demo-session.html").read_text(encoding="utf-8")
+    assert "<h2>GreedyCTR</h2>" in page and "<h2>DSRM-HRL</h2>" in page
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_show_writes_a_page_of_one_session_and_names_what_does_not_fit(kuaifair, tmp_path):
+    for name, options in {"greedy-ctr": [], "quota-greedy": [], "oracle": ["--max-len", "7"]}.items():
+        arguments = ["--method", name, "--env", "KuaiFair-Toy-v0", "--output", name, "--no-progress", *options]
+        assert kuaifair("train", *arguments)[0] == 0
+    code, out, err = kuaifair("show", "greedy-ctr", "--beside", "quota-greedy")
+    assert code == 0, err
+    page = next(tmp_path.glob("session-*.html"))
+    assert page.name in out and "QuotaGreedy" in page.read_text(encoding="utf-8")
+    code, _, err = kuaifair("show", "greedy-ctr", "--user", "999999")
+    assert code == 2 and err.startswith("error: user 999999 has no sessions in the test world")
+    code, _, err = kuaifair("show", "greedy-ctr", "--beside", "oracle")
+    assert code == 2 and "differ in world, Max Len" in err and len(err.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- data sets

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from small_worlds import small_pair
 
+from hrl_policies.belief_controls import BeliefQuota
+from hrl_policies.controls import GreedyCTR
 from hrl_policies.study.report import write_report
+from hrl_policies.study.session_page import observe_session, write_session_page
 from hrl_policies.study.store import all_runs, failed_runs
+from kuaifair_env import SessionConfig
+from kuaifair_env.sb3 import KuaiFairVecEnv
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -280,3 +288,50 @@ def test_everything_is_there_without_the_script(browser, address):
         assert not shown(browser, "#filter")
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.fixture(scope="module")
+def session_address(tmp_path_factory):
+    pair = small_pair(np.linspace(0.05, 0.95, 50)[None].repeat(40, 0))
+    config = SessionConfig(action_mode="slate", slate_size=5, max_len=12)
+    sessions = [
+        observe_session(
+            control(pair.scorer),
+            KuaiFairVecEnv(pair.test, config, 1, 0),
+            pair,
+            pair.test.user_ids[0],
+            title=control.__name__,
+            seed=7,
+        )
+        for control in (GreedyCTR, BeliefQuota)
+    ]
+    path = tmp_path_factory.mktemp("session") / "session.html"
+    return write_session_page(path, sessions, seed=7, origin="own", command="kuaifair show").as_uri(), sessions
+
+
+def test_the_page_of_a_session_is_played_with_keys_and_fits_a_phone(browser, session_address):
+    address, sessions = session_address
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get(address)
+    body, place = (browser.find_element("css selector", name) for name in ("body", "#place"))
+    assert place.text == "start" and not browser.find_elements("css selector", ".cards li")
+    body.send_keys(Keys.ARROW_RIGHT)
+    last = max(session.trace.steps for session in sessions)
+    assert place.text == f"slate 1 of {last}"
+    agents = browser.find_elements("css selector", ".agent")
+    assert [agent.find_element("css selector", "h2").text for agent in agents] == ["GreedyCTR", "BeliefQuota"]
+    for agent, session in zip(agents, sessions, strict=True):
+        cards = agent.find_elements("css selector", ".cards li")
+        assert [card.find_element("css selector", ".id").text for card in cards] == [
+            str(session.trace.item_ids[item]) for item in session.trace.items[0]
+        ]
+        clicked = ["clicked" in (card.get_attribute("class") or "") for card in cards]
+        assert clicked == session.trace.clicks[0].tolist()
+    body.send_keys(Keys.END)
+    assert place.text == f"slate {last} of {last}"
+    assert all("over after" in agent.text for agent in browser.find_elements("css selector", ".agent"))
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "width": 390})
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.get_log("browser") == []
