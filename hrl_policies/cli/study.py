@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -240,6 +241,35 @@ def report(
         f"Report: {written} ({len(finished)} finished, {len(runs) - len(finished)} interrupted, "
         f"{len(failures)} failed runs)"
     )
+
+
+@study_app.command()
+def verify(
+    store: _Store,
+    sample: Annotated[int, typer.Option(min=1, help="How many runs to make again, drawn at random.")] = 3,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; by default another each time.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make some runs of a store again, and say whether they come out.
+
+    With the same versions on the same platform they have to agree to the byte. With others R_cum has to lie in the 95 %
+    interval of one more training seed, or of paired sessions where the store has fewer than three seeds.
+
+    Example: kuaifair study verify studies/paper --sample 3
+    """
+    from hrl_policies.study import single_threaded
+    from hrl_policies.study.verification import verify_runs
+
+    runs = _finished_runs(store)
+    single_threaded()
+    number = secrets.randbelow(2**31) if seed is None else seed
+    typer.echo(f"{min(sample, len(runs))} of {len(runs)} runs, drawn with --seed {number}")
+    differ = 0
+    for verification in verify_runs(runs, sample, number, data_dir):
+        typer.echo(str(verification))
+        differ += not verification.agrees
+    if differ:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -208,3 +209,51 @@ def test_worlds_are_made_again_only_if_their_data_are_the_same(store):
     elsewhere = replace(runs[0], config=replace(runs[0].config, world="KuaiFair-Toy-v0"))
     with pytest.raises(ArtifactError, match=r"in a test world of fingerprint .*; here KuaiFair-Toy-v0 is .* differ"):
         worlds_of_runs([elsewhere])
+
+
+@pytest.fixture
+def verified_store(monkeypatch, tmp_path, kuaifair):
+    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    for seed in ("11", "15", "19"):
+        arguments = ["--method", "a2c", "--steps", "256", "--n-envs", "8", "--seed", seed, "--no-progress"]
+        assert kuaifair("train", "--env", "KuaiFair-Toy-v0", *arguments, "--output", tmp_path / "store" / seed)[0] == 0
+    return tmp_path / "store"
+
+
+def changed(path, **values):
+    """Writes other values into a JSON object of the file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    (content["summary"] if "summary" in content else content["packages"]).update(values)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_verify_makes_runs_again_and_says_which_do_not_come_out(kuaifair, verified_store):
+    code, out, err = kuaifair("study", "verify", verified_store, "--sample", 2, "--seed", 1)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0] == "2 of 3 runs, drawn with --seed 1" and len(lines) == 3
+    assert all(line.startswith("agrees to the byte: ") for line in lines[1:])
+
+    # A figure that was improved by hand.
+    changed(verified_store / "15" / "result.json", r_cum=99.0)
+    code, out, _ = kuaifair("study", "verify", verified_store, "--sample", 3)
+    assert code == 1
+    assert [line.split(":")[0] for line in out.splitlines()[1:]] == [
+        "agrees to the byte",
+        "DIFFERS",
+        "agrees to the byte",
+    ]
+
+
+def test_verify_compares_with_an_interval_where_versions_differ(kuaifair, verified_store):
+    for run in stored_runs(verified_store):
+        changed(run.folder / "versions.json", numpy="0.1")
+        # As if rounding had gone the other way somewhere.
+        changed(run.folder / "result.json", r_cum=run.summary["r_cum"] + 1e-6)
+    code, out, _ = kuaifair("study", "verify", verified_store)
+    assert code == 0
+    assert all("agrees within the interval" in line and "3 training seeds" in line for line in out.splitlines()[1:])
+    for folder in verified_store.iterdir():
+        changed(folder / "result.json", r_cum=1e6)
+    code, out, _ = kuaifair("study", "verify", verified_store)
+    assert code == 1 and all(line.startswith("DIFFERS") for line in out.splitlines()[1:])
