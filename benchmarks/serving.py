@@ -3,8 +3,12 @@
     python benchmarks/serving.py kuairand --repeats allow --data DATA --store STORE --results docs/results
     python benchmarks/serving.py KuaiFair-KuaiRandTwin-v0 --repeats forbid --store STORE --results docs/results
 
-Everybody serves 1,000 users of the test world, or all if there are fewer, once each, in several orders. Methods that
-learn are trained first, in the training world with the zoo's settings. What the store holds is not done again.
+    python benchmarks/serving.py kuairand --sessions 20000 --orders 3 --data DATA --store STORE --results docs/results
+
+Everybody serves 1,000 users of the test world, or all if there are fewer, once each, in several orders; or, with
+``--sessions``, 80 % of its users as often as that takes. Methods that learn are trained first, in the training world
+with the zoo's settings; those whose state is a belief serve with networks that learn, and with networks that stay. What
+the store holds is not done again.
 """
 
 from __future__ import annotations
@@ -23,13 +27,13 @@ import numpy as np
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 from hrl_policies.belief_controls import BeliefQuota
-from hrl_policies.study import plan_run, single_threaded
+from hrl_policies.study import PurifierIdentity, plan_run, single_threaded
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import train
 from hrl_policies.study.serving import trained_agent, untrained_agent
 from hrl_policies.study.statistics import mean_interval, student_interval
 from hrl_policies.study.store import load_run
-from hrl_policies.worlds import WorldPair
+from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import method
 from kuaifair_env import EvaluationResult, ServingResult, SessionConfig, evaluate, serve
 from kuaifair_env.files import write_text_atomically
@@ -56,6 +60,7 @@ class Services:
 
     Attributes:
         name: Of the method.
+        gradients: Whether its networks learn while serving, if it has any.
         serving: One service for each order.
         frozen: The method as it was before it served, evaluated on the same users.
         steps: Training steps; 0 of a control.
@@ -63,6 +68,7 @@ class Services:
     """
 
     name: str
+    gradients: bool
     serving: Sequence[ServingResult]
     frozen: EvaluationResult
     steps: int
@@ -71,7 +77,8 @@ class Services:
     @property
     def title(self) -> str:
         """Name in tables."""
-        return method(self.name).title + (" †" if method(self.name).privileged else "")
+        spec = method(self.name)
+        return spec.title + (" †" if spec.privileged else "") + ("" if self.gradients else ", networks stay")
 
 
 def users_of(pair: WorldPair) -> tuple[int | str, ...]:
@@ -80,31 +87,50 @@ def users_of(pair: WorldPair) -> tuple[int | str, ...]:
     return tuple(pair.test.data.users.ids[rows].tolist())
 
 
-def services(name: str, pair: WorldPair, arguments: Namespace) -> Services:
+def services(name: str, pair: WorldPair, arguments: Namespace, gradients: bool) -> Services:
     """Trains a method if it learns, has it serve in every order, and evaluates it as it was."""
-    config = plan_run(name, pair.name, session=SessionConfig(repeats=arguments.repeats), total_steps=arguments.steps)
+    mode = method(name).purifier
+    purifier = cached_purifier(pair.train, mode) if mode else None
+    config = plan_run(
+        name,
+        pair.name,
+        session=SessionConfig(repeats=arguments.repeats),
+        total_steps=arguments.steps,
+        purifier=PurifierIdentity.of_file(purifier) if purifier else None,
+    )
     folder = arguments.store / short_name(arguments.world) / arguments.repeats / name
     if method(name).learns:
         run = folder / "run"
         if not run.exists():
-            train(config, pair, output=run)
+            train(config, pair, purifier=purifier, output=run)
         build = trained_agent(load_run(run), pair, N_ENVS)
     else:
         build = untrained_agent(config, pair, N_ENVS)
-    users = users_of(pair)
+    evaluated_on = users_of(pair)
+    users = evaluated_on if arguments.sessions is None else None
+    sessions = arguments.sessions or len(evaluated_on)
     results, courses = [], []
     for order in range(_orders(name, arguments)):
         agent, env = build()
-        place = folder / f"order-{order}"
-        others = order == 0
-        served = serve(agent, env, users, len(users), order=order, n_envs=N_ENVS, evaluate_others=others, folder=place)
+        place = folder / f"{sessions}{'' if gradients else '-networks-stay'}" / f"order-{order}"
+        served = serve(
+            agent if gradients else agent.predict,
+            env,
+            users,
+            sessions,
+            order=order,
+            n_envs=N_ENVS,
+            evaluate_others=order == 0,
+            folder=place,
+        )
         print(f"{name} order {order}: {served.served.engagement.cumulative_reward:.3f}", flush=True)
         results.append(served)
         if isinstance(agent, BeliefQuota):
             courses.append(course_of(agent, place / COURSE))
     agent, env = build()
-    frozen = results[0].served if name in LEARNS_NOTHING else evaluate(agent, env, users)
-    return Services(name, results, frozen, config.total_steps, courses)
+    alike = name in LEARNS_NOTHING and users is not None
+    frozen = results[0].served if alike else evaluate(agent, env, evaluated_on)
+    return Services(name, gradients, results, frozen, config.total_steps, courses)
 
 
 def _orders(name: str, arguments: Namespace) -> int:
@@ -127,27 +153,34 @@ def serving_table(found: Sequence[Services]) -> list[str]:
     """Returns the table of serving."""
     by_name = {one.name: one for one in found}
     low, high = (by_name[name].serving[0].served.engagement.cumulative_reward for name in (LOW, HIGH))
+    part = _part(found)
     lines = [
-        "| agent | learning | orders | R_cum, all sessions | first 125 | last 125 | Len | AD | violation rate | "
-        "share of the way | other users, frozen: before, after |",
+        f"| agent | learning | orders | R_cum, all sessions | first {part:,} | last {part:,} | Len | AD "
+        "| violation rate | share of the way | other users, frozen: before, after |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found:
         rows = [result.summary() for result in one.serving]
-        parts = [[part["r_cum"] for part in (result.first(125), result.last(125))] for result in one.serving]
+        parts = [[figures["r_cum"] for figures in (each.first(part), each.last(part))] for each in one.serving]
         rewards = np.asarray([row["r_cum"] for row in rows])
         means = [float(np.mean([row[name] for row in rows])) for name in ("len", "ad", "violation_rate")]
-        first, last = np.mean(parts, axis=0)
+        first, last = np.asarray(parts).T
         lines.append(
-            f"| {one.title} | {one.serving[0].settings.learning} | {len(rows)} | {_over_orders(rewards)} | {first:.2f} "
-            f"| {last:.2f} | {means[0]:.2f} | {means[1]:.3f} | {means[2]:.3f} "
+            f"| {one.title} | {one.serving[0].settings.learning} | {len(rows)} | {_over_orders(rewards)} "
+            f"| {_over_orders(first)} | {_over_orders(last)} | {means[0]:.2f} | {means[1]:.3f} | {means[2]:.3f} "
             f"| {_over_orders((rewards - low) / (high - low))} | {_others(rows)} |"
         )
     return lines
 
 
+def _part(found: Sequence[Services]) -> int:
+    """Returns how many sessions the first and the last part of a service are: an eighth, 1,000 at most."""
+    return min(len(found[0].serving[0]) // 8, 1_000)
+
+
 def frozen_table(found: Sequence[Services]) -> list[str]:
     """Returns the table of frozen agents."""
+    found = [one for one in found if one.gradients]  # frozen, they are the same
     sessions = {one.name: one.frozen.sessions for one in found}
     rewards = {name: each.return_[np.argsort(each.user_ids)] for name, each in sessions.items()}
     low, high = rewards[LOW].mean(), rewards[HIGH].mean()
@@ -191,23 +224,29 @@ def _over_orders(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> list[str]:
     """Returns what the tables rest on: users, training, data, and the command."""
     data = pair.test.data
-    names, steps = " ".join(one.name for one in found), f" --steps {arguments.steps}" if arguments.steps else ""
-    trained = ", ".join(f"{one.title} {one.steps:,}" for one in found if one.steps)
+    names = " ".join(one.name for one in found if one.gradients)
+    options = f" --steps {arguments.steps}" if arguments.steps else ""
+    options += f" --sessions {arguments.sessions}" if arguments.sessions else ""
+    trained = ", ".join(f"{one.title} {one.steps:,}" for one in found if one.steps and one.gradients)
+    served = (
+        f"`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`, once each"
+        if arguments.sessions is None
+        else "the 80 % that a hash of their ids chooses, all once before any comes again"
+    )
     of_training = [
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
         "One seed says nothing about how much seeds differ: intervals are over orders alone.",
         "- A run folder holds no replay buffer: that of TD3 begins empty.",
     ]
     return [
-        f"- {len(found[0].serving[0]):,} users of the test world, "
-        f"`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`, once each, {N_ENVS} at a time; Max Len 30, "
-        f"K 10, repeats {arguments.repeats}.",
+        f"- {len(found[0].serving[0]):,} sessions of users of the test world: {served}, {N_ENVS} at a time; Max Len "
+        f"30, K 10, repeats {arguments.repeats}. Frozen: {USERS:,} users, once each.",
         *(of_training if trained else []),
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/serving.py {arguments.world} --repeats {arguments.repeats} --orders "
-        f"{arguments.orders} --trained-orders {arguments.trained_orders} --methods {names}{steps} --data DATA --store "
-        "STORE --results docs/results.",
+        f"{arguments.orders} --trained-orders {arguments.trained_orders} --methods {names}{options} --data DATA "
+        "--store STORE --results docs/results.",
     ]
 
 
@@ -229,7 +268,7 @@ def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, pictu
         "",
         f"![Curves over sessions served]({picture})",
         "",
-        "### Frozen: nothing is kept, the same users and the same agents before they served",
+        "### Frozen: nothing is kept, the same agents before they served",
         "",
         *frozen_table(found),
         "",
@@ -252,6 +291,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=CONTROLS, help="quota-greedy and oracle are always there")
     parser.add_argument("--orders", type=int, default=5, help="orders of the users, of controls that learn")
     parser.add_argument("--trained-orders", type=int, default=2, help="of methods that are trained")
+    parser.add_argument("--sessions", type=int, help="sessions of each service; by default one for each of the users")
     parser.add_argument("--steps", type=int, help="training steps; the zoo's where not given")
     arguments = parser.parse_args()
     single_threaded()
@@ -260,8 +300,11 @@ def main() -> None:
     found = []
     for name in names:
         print(name, flush=True)
-        found.append(services(name, pair, arguments))
+        found.append(services(name, pair, arguments, gradients=True))
+        if method(name).learns and method(name).purifier:
+            found.append(services(name, pair, arguments, gradients=False))
     stem = f"serving_{short_name(arguments.world)}_{arguments.repeats}"
+    stem += f"_{arguments.sessions}" if arguments.sessions else ""
     if arguments.results is not None:
         draw_serving(arguments.results / f"{stem}.png", {one.title: one.serving for one in found})
     write_page(arguments.results, f"{stem}.md", page(pair, found, arguments, f"{stem}.png"))
