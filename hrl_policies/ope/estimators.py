@@ -11,8 +11,9 @@ depend on the slate's other items. With ``w = q(i | u) / propensity(i)`` for eac
 
 Where slates are deterministic every weight is 0 or N / K, and ``rejection`` equals ``snips``.
 
-Intervals are over users, whose rows belong together: all four are ratios of sums over users, linearised (delta method).
-``rejection`` and ``snips`` have Wilson's interval for rates, ``ips`` and ``dr`` Student's, cut off at 0 and 1.
+Intervals are over users, whose rows belong together: all four are ratios of sums over users, linearised (delta method),
+with Wilson's interval for the effective number of trials and Student's quantile
+(:func:`kuaifair_env.intervals.rate_interval`).
 
 Source: Li et al., WSDM 2011 (replay, here rejection); Horvitz and Thompson, 1952; Swaminathan and Joachims, NeurIPS
 2015 (self-normalised); Dudik, Langford and Li, ICML 2011 (doubly robust); Kish, 1965 (effective sample size).
@@ -323,26 +324,27 @@ def _estimate(
     clicks, ones = log.clicks.astype(np.float64), np.ones(len(log))
     if name == "rejection":
         accepted = (np.random.default_rng(seed).random(len(log)) * weights.max() < weights).astype(np.float64)
-        interval = _of_rate(weighted.ratio(accepted * clicks, accepted), weighted, accepted)
+        values = weighted.ratio(accepted * clicks, accepted)
     elif name == "snips":
-        interval = _of_rate(weighted.ratio(weights * clicks, weights), weighted, weights)
+        values = weighted.ratio(weights * clicks, weights)
     elif name == "ips":
-        interval = interval_of(crossed_mean(weighted.ratio(weights * clicks, ones)[None]))
+        values = weighted.ratio(weights * clicks, ones)
     else:
         if model is None:
             raise ValueError("the doubly robust estimate needs a model of clicks: give model=, or leave 'dr' out")
         predicted = model.predict(log.users, log.items[:, None])[:, 0]
-        residuals = weights * (clicks - predicted)
-        values = slates.mean(model)[weighted.places] + residuals
-        interval = interval_of(crossed_mean(weighted.ratio(values, ones)[None]))
-    factor = log.rate_factor
-    low, high = max(interval.low, 0.0), min(interval.high, 1.0)
-    return Interval(factor * interval.estimate, factor * low, factor * high, interval.level)
+        values = weighted.ratio(slates.mean(model)[weighted.places] + weights * (clicks - predicted), ones)
+    interval, factor = _interval(values, len(np.unique(log.users[weights > 0]))), log.rate_factor
+    return Interval(factor * interval.estimate, factor * interval.low, factor * interval.high, interval.level)
 
 
-def _of_rate(values: NDArray[np.float64], weighted: _Weighted, weights: NDArray[np.float64]) -> Interval:
-    """Returns a rate's interval, where ``values`` are one for each user and rows weigh ``weights``."""
-    return rate_interval(values[None], len(np.unique(weighted.places[weights > 0])))
+def _interval(values: NDArray[np.float64], hit_users: int) -> Interval:
+    """Returns the mean of one value for each user with its interval."""
+    if 0.0 <= values.mean() <= 1.0:
+        return rate_interval(values[None], hit_users)
+    # Weighted means that are no rates: far too few rows.
+    student = interval_of(crossed_mean(values[None]))
+    return Interval(student.estimate, max(student.low, 0.0), min(student.high, 1.0), student.level)
 
 
 def _warn_of_support(result: OffPolicyResult) -> None:
