@@ -19,6 +19,7 @@ from rich.table import Table
 
 from hrl_policies.cli import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
+from hrl_policies.cli.ope import ope
 from hrl_policies.cli.purifiers import encode, pretrain, probe
 from hrl_policies.cli.serve import serve
 from hrl_policies.cli.show import show
@@ -42,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, show, serve, pretrain, probe, encode, tune):
+for command in (train, evaluate, ope, show, serve, pretrain, probe, encode, tune):
     app.command()(command)
 data_app = typer.Typer(help="Download, check, look at and delete data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")

@@ -381,6 +381,27 @@ def test_settings_of_one_environment_are_shown_when_asked_for(kuaifair):
     assert code == 2 and "no environment is called 'KuaiFair-Toy'; there are " in err and toy in err
 
 
+@pytest.mark.usefixtures("small_worlds")
+def test_ope_estimates_the_first_slate_from_the_log_and_warns_where_it_is_not_random(kuaifair):
+    kuaifair(*TRAIN, "--output", "run", "--max-len", "20", "--set", "n_steps=4")
+    code, out, err = kuaifair("ope", "run", "--no-progress")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines() if line.split()[0] in ("rejection", "ips", "snips", "dr")]
+    assert [row[0] for row in rows] == ["rejection", "ips", "snips", "dr"]
+    lines = [line for line in out.splitlines() if "[" in line]
+    assert len({line.index("[") for line in lines}) == 1
+    assert "900 random rows of 15 users" in out and "does not look as random" in err and "Traceback" not in err
+    code, out, _ = kuaifair("ope", "run", "--estimator", "snips", "--rate-factor", "0.5", "--no-progress")
+    assert float(out.splitlines()[-1].split()[1]) == pytest.approx(float(rows[2][1]) / 2, abs=1e-4)
+    for given, message in (
+        (("run", "--estimator", "dm"), "--estimator is one of rejection, ips, snips, dr, got dm"),
+        (("nowhere",), "no run folder nowhere"),
+        (("run", "--rate-factor", "0"), "rate_factor must lie in (0, 1], got 0"),
+    ):
+        code, _, err = kuaifair("ope", *given, "--no-progress")
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
 def test_an_unknown_method_is_explained(kuaifair):
     code, _, err = kuaifair("methods", "a3c")
     assert code == 2 and "no method is called 'a3c'; there are a2c" in err
