@@ -35,7 +35,7 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: f
         offsets = offsets.clamp(low, high)
         probability = torch.sigmoid(logits + offsets)
         slope = most * probability
-        change = (offsets - high).add_(slope).div_((1.0 - probability).mul_(slope).add_(1.0))
+        change = (offsets - high).add_(slope).div_(slope.addcmul(slope, probability, value=-1).add_(1.0))
         offsets = offsets.sub_(change)
         if change.abs_().max() <= tolerance:
             return offsets

@@ -27,6 +27,9 @@ _CLOSE = 0.005
 """Log-odds that warm steps may leave between a posterior and its mode."""
 _CONTRACTION = torch.tensor(0.1)
 _MAX_HALVINGS = 12
+_SURE_GAIN = 1 / 16
+"""Squared Newton decrement up to which a whole step gets closer to the mode (Boyd and Vandenberghe, Convex Optimization,
+9.6): rounding hides what smaller ones gain, so that they are not looked at."""
 _TINY = 1e-12
 _CHANGED_ITEMS = 12
 """Items whose curvature is brought up to date at each warm step."""
@@ -326,45 +329,58 @@ class OwnLevel:
         prior = base.gather(1, self._items[:, :width])
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
         offsets = posterior_offsets(prior + linear, shows, clicks, self._variance, self._offsets[:, :width])
-        value = self._objective(prior + linear + offsets, shows, clicks, offsets, self._means)
-        tolerance = torch.finfo(value.dtype).eps
+        tolerance = torch.finfo(linear.dtype).eps
         enough = tolerance if exact else _CLOSE**2 / (sum(scale**2 for scale in astuple(self.scales)) + _TINY)
-        last_gain = torch.full_like(value, _TINY)
+        last_gain = torch.full_like(self._widths[:1], _TINY)
         for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
-            residuals = clicks - shows * probability
+            residuals = torch.addcmul(clicks, shows, probability, value=-1)
             gradient = (residuals[:, None, :] @ features)[:, 0] * self._widths - self._means
             if exact or step == 0:
-                self._follow_curvature(shows * probability * (1.0 - probability), exact)
+                self._follow_curvature(_curvatures(shows, probability), exact)
             direction = (gradient[:, None, :] @ self._inverses)[:, 0]
             gain = (gradient * direction).sum(1)
             # The next step would gain less than this one by about as much as this one does than the last.
             near = bool((gain * torch.minimum(gain / last_gain, _CONTRACTION) <= enough).all())
             last_gain = gain.clamp(min=_TINY)
             along = self._predicted(features, direction)
-            length = torch.ones_like(value)[:, None]
-            for _ in range(_MAX_HALVINGS):
-                moved = linear + length * along
-                moved_offsets = posterior_offsets(prior + moved, shows, clicks, self._variance, offsets)
-                means = self._means + length * direction
-                reached = self._objective(prior + moved + moved_offsets, shows, clicks, moved_offsets, means)
-                # A step that would gain less than may be left is taken as it is: rounding hides what it gains.
-                worse = (gain > enough) & (reached < value - 4 * tolerance * (1.0 + value.abs()))
-                if not worse.any():
-                    break
-                length = torch.where(worse[:, None], length / 2, length)
-            else:  # within rounding of the mode
-                moved = torch.where(worse[:, None], linear, moved)
-                moved_offsets = torch.where(worse[:, None], offsets, moved_offsets)
-                means = torch.where(worse[:, None], self._means, means)
-                reached = torch.where(worse, value, reached)
-            linear, offsets, value, self._means = moved, moved_offsets, reached, means
+            far = gain > _SURE_GAIN
+            if bool(far.any()):
+                length = self._step_lengths(prior, linear, offsets, shows, clicks, direction, along, far)
+                direction, along = length * direction, length * along
+            linear, self._means = linear + along, self._means + direction
+            offsets = posterior_offsets(prior + linear, shows, clicks, self._variance, offsets)
             if near:  # what the last step left is far smaller than the step
                 break
         self._linear[:, :width], self._offsets[:, :width] = linear, offsets
         if exact:
             probability = torch.sigmoid(prior + linear + offsets)
-            self._follow_curvature(shows * probability * (1.0 - probability), exact)
+            self._follow_curvature(_curvatures(shows, probability), exact)
+
+    def _step_lengths(
+        self,
+        prior: Tensor,
+        linear: Tensor,
+        offsets: Tensor,
+        shows: Tensor,
+        clicks: Tensor,
+        direction: Tensor,
+        along: Tensor,
+        far: Tensor,
+    ) -> Tensor:
+        """Returns ``(B, 1)``, by how much of a step each session that is ``far`` from its mode gets closer to it."""
+        value = self._objective(prior + linear, shows, clicks, offsets, self._means)
+        lowest = value - 4 * torch.finfo(value.dtype).eps * (1.0 + value.abs())
+        length = torch.ones_like(value)[:, None]
+        for _ in range(_MAX_HALVINGS):
+            logits = torch.addcmul(prior + linear, length, along)
+            moved = posterior_offsets(logits, shows, clicks, self._variance, offsets)
+            reached = self._objective(logits, shows, clicks, moved, torch.addcmul(self._means, length, direction))
+            worse = far & (reached < lowest)
+            if not worse.any():
+                return length
+            length = torch.where(worse[:, None], length / 2, length)
+        return torch.where(worse[:, None], 0.0, length)  # within rounding of the mode
 
     def _predicted(self, features: Tensor, means: Tensor) -> Tensor:
         """Returns ``(B, width)``, the linear part of standardised ``means`` for the shown items."""
@@ -372,7 +388,8 @@ class OwnLevel:
         return ((self._widths * means)[:, None, :] @ features.mT)[:, 0]
 
     def _objective(self, logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
-        """Returns ``(B,)``, the log posterior up to a constant."""
+        """Returns ``(B,)``, the log posterior up to a constant, given log-odds without the offsets."""
+        logits = logits + offsets
         fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * max(self._variance, _TINY))
         return fit.sum(1) - (means**2).sum(1) / 2
 
@@ -406,3 +423,8 @@ class OwnLevel:
         precision += torch.eye(precision.shape[1], dtype=precision.dtype)
         self._inverses[rows] = torch.cholesky_inverse(torch.linalg.cholesky(precision))
         self._ages[rows] = 0
+
+
+def _curvatures(shows: Tensor, probability: Tensor) -> Tensor:
+    """Returns ``n p (1 - p)``."""
+    return shows * torch.addcmul(probability, probability, probability, value=-1)
