@@ -28,8 +28,8 @@ _CLOSE = 0.005
 _CONTRACTION = torch.tensor(0.1)
 _MAX_HALVINGS = 12
 _SURE_GAIN = 1 / 16
-"""Squared Newton decrement up to which a whole step gets closer to the mode (Boyd and Vandenberghe, Convex Optimization,
-9.6): rounding hides what smaller ones gain, so that they are not looked at."""
+"""Squared Newton decrement up to which a whole step gets closer to the mode, so that it is not checked (Boyd and
+Vandenberghe, Convex Optimization, 9.6): rounding would hide what small steps gain."""
 _TINY = 1e-12
 _CHANGED_ITEMS = 12
 """Items whose curvature is brought up to date at each warm step."""
