@@ -309,8 +309,8 @@ class DNaIR(ItemAgent):
         explore: Probability of a random item in each slot.
         learning_starts: Steps with uniformly random slates before learning starts.
         gamma: Discount.
-        policy_kwargs: See :class:`QItemPolicy`, without ``candidates`` and ``explore``.
-        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemAgent`.
+        **kwargs: See :class:`~hrl_policies.common.item_agent.ItemAgent`; ``policy_kwargs`` are those of
+            :class:`QItemPolicy`, without ``candidates`` and ``explore``.
 
     Raises:
         TypeError: If the environment is not a KuaiFair environment.

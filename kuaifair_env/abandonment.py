@@ -136,7 +136,7 @@ class TemperFairness:
     over the largest that there can be (``target``), or ``|p - t_u|`` with the share ``t_u`` that the user tolerates
     (``personal``; see :mod:`kuaifair_env.tolerance`). The temper loss is KuaiSim's (Zhao et al., 2023), the penalty
     the fairness-aware abandonment of the paper's section 5.1.1, whose numbers the paper does not give: see
-    ``docs/environments.md``.
+    ``docs/concepts/leaving.md``.
 
     Attributes:
         ad_bound: Disparity from which a slate counts as unfair (inclusive, tolerance 1e-9).

