@@ -19,6 +19,7 @@ What is there:
   others;
 * :mod:`hrl_policies.ope`: what a policy is worth by logged answers alone, :func:`evaluate_on_random_log`;
 * :class:`FairnessCallback`: evaluates an agent of Stable-Baselines3 while it trains, and keeps the best;
+* :class:`GuardCallback`: keeps what an agent learned only where it is shown to be better than the start;
 * every method by name, with source, settings and search space: :func:`all_methods`, :func:`load_settings`,
   :func:`register_method` for one of your own;
 * runs and studies: :func:`plan_run` and :func:`train`, :func:`read_study` and :func:`run_study`; tuning: :func:`tune`.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from hrl_policies.dnair import DNaIR
     from hrl_policies.dorl import DORL
     from hrl_policies.fairness_callback import FairnessCallback
+    from hrl_policies.guard import GuardCallback
     from hrl_policies.hrl_ppo import (
         LITERAL,
         HierarchicalPolicy,
@@ -115,6 +117,7 @@ __all__ = [
     "DiscreteSAC",
     "FairnessCallback",
     "GreedyCTR",
+    "GuardCallback",
     "HierarchicalPPO",
     "HierarchicalPolicy",
     "HierarchySettings",
@@ -190,6 +193,7 @@ _HOMES = {
     "hrl_policies.dnair": ("DNaIR",),
     "hrl_policies.dorl": ("DORL",),
     "hrl_policies.fairness_callback": ("FairnessCallback",),
+    "hrl_policies.guard": ("GuardCallback",),
     "hrl_policies.hrl_ppo": (
         "HierarchicalPPO",
         "HierarchicalPolicy",

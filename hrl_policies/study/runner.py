@@ -16,6 +16,7 @@ from hrl_policies.study.config import PurifierIdentity, RunConfig
 from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.store import (
     BELIEF,
+    GUARD,
     MODEL,
     PARTIAL,
     PURIFIER,
@@ -42,6 +43,7 @@ from kuaifair_env.registration import ENVIRONMENTS, register_origin
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
+    from hrl_policies.guard import GuardCallback
 
 _EVALUATION_BATCH = 256
 
@@ -77,15 +79,20 @@ class RunResult:
 
 @dataclass
 class _Run:
-    """A run while it goes on; the content of its purifier's file goes into its folder."""
+    """A run while it goes on; the content of its purifier's file goes into its folder.
+
+    ``pretrained`` is the purifier as it was before training, and ``purifier`` has what it learned.
+    """
 
     config: RunConfig
     worlds: WorldPair
+    pretrained: StatePurifier | None
     purifier: StatePurifier | None
     purifier_file: bytes | None
     policy: Any
     curve: list[CurveRow]
     steps_done: int = 0
+    guard: GuardCallback | None = None
 
 
 def single_threaded() -> None:
@@ -138,7 +145,8 @@ def train(
         pair = worlds_of(config, worlds, data_dir)
         SessionBatch(pair.test, config.session, 1)  # fails before the training where sessions do not fit the test world
         loaded, content = _load_purifier(config, purifier)
-        run = _Run(config, pair, loaded, content, build_policy(config, pair, loaded), [])
+        run = _Run(config, pair, loaded, loaded, content, build_policy(config, pair, loaded), [])
+        run.guard = _guard_of(run)
         return _finish(run, target, progress, log, memory)
 
 
@@ -175,11 +183,14 @@ def resume(
             register_data_of(stored)
         pair = worlds_of(stored.config, worlds, data_dir)
         _check_same_worlds(stored, pair)
-        _, content = _load_purifier(stored.config, path / PURIFIER)
+        pretrained, content = _load_purifier(stored.config, path / PURIFIER)
         loaded = purifier_of(stored)
         policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
         restore_checkpoint(policy, path, stored.steps_done)
-        run = _Run(stored.config, pair, loaded, content, policy, stored.curve, stored.steps_done)
+        run = _Run(stored.config, pair, pretrained, loaded, content, policy, stored.curve, stored.steps_done)
+        run.guard = _guard_of(run)
+        if run.guard is not None:
+            run.guard.load(path / GUARD)
         result = _finish(run, target, progress, log, memory)
     if result.complete:
         shutil.rmtree(path)
@@ -232,6 +243,8 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
         restore_parameters(policy, run.folder / MODEL)
         # Off-policy algorithms act at random in their first steps.
         policy.num_timesteps = run.steps_done
+        if run.result.get("guard", {}).get("kept") == "start":
+            policy.frozen_while_serving = "its guard found no gain in training, so its networks stay where they started"
     return policy
 
 
@@ -350,6 +363,9 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
     learns = method(config.method).learns
     start = time.perf_counter()
     interrupted = learns and _learn(run, progress)
+    if run.guard is not None and not interrupted:
+        # Deviations of the training world taught a belief its scales; the guard evaluated the agent without them.
+        run.purifier = run.pretrained
     training = time.perf_counter() - start
     start = time.perf_counter()
     evaluation = None
@@ -368,6 +384,10 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
         else:
             log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             timing = {"training_seconds": training, "evaluation_seconds": seconds, "peak_memory_mib": memory.mib()}
+            guarded = {}
+            if run.guard is not None:
+                guarded, timing["guard_cpu_seconds"] = {"guard": run.guard.describe()}, run.guard.seconds
+                log.lines.append(f"guard: kept {run.guard.kept}; {run.guard.evaluations}")
             result = {
                 "method": config.method,
                 "world": config.world,
@@ -378,6 +398,7 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
                 "resumed_at": resumed_at,
                 "users": len(set(evaluation.sessions.user_ids.tolist())),
                 "summary": {name: float(value) for name, value in evaluation.summary().items()},
+                **guarded,
             }
             write_run(target, contents, result, evaluation.sessions.columns(), timing, log.text())
     return RunResult(config, evaluation, run.curve, run.policy, run.steps_done, target, training, seconds)
@@ -385,11 +406,13 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
 
 def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
     """Returns what writes the files of any run; a checkpoint has the replay buffer too."""
-    save = None
+    save: Callable[[Path], None] | None = None
     if method(run.config.method).learns:
         from hrl_policies.study import training
 
         save = partial(training.save_checkpoint if checkpoint else training.save_model, run.policy)
+        if run.guard is not None:
+            save = partial(_save_guarded, run, save if checkpoint else None)
     return partial(
         write_contents,
         config=run.config,
@@ -397,6 +420,35 @@ def _contents(run: _Run, checkpoint: bool) -> Callable[[Path], None]:
         curve=run.curve,
         save_model=save,
         purifier=run.purifier_file,
+    )
+
+
+def _save_guarded(run: _Run, save_checkpoint: Callable[[Path], None] | None, folder: Path) -> None:
+    """Writes a checkpoint with the state of the guard, or the model that the guard kept."""
+    assert run.guard is not None
+    if save_checkpoint is None:
+        run.policy.save(folder / MODEL)
+        return
+    save_checkpoint(folder)
+    run.guard.save(folder / GUARD)
+
+
+def _guard_of(run: _Run) -> GuardCallback | None:
+    """Returns the guard that a run's hyperparameters name, if they name one."""
+    config = run.config
+    settings = config.hyperparameters.get("guard")
+    if settings is None:
+        return None
+    from hrl_policies.guard import guard_of_run
+
+    return guard_of_run(
+        settings,
+        run.worlds.train,
+        config.session,
+        randomisation=config.randomisation,
+        purifier=run.pretrained,
+        seed=config.seed,
+        total_steps=config.total_steps,
     )
 
 
@@ -437,7 +489,8 @@ def _learn(run: _Run, progress: bool) -> bool:
     kind = LossCurveCallback if isinstance(model, OfflineAlgorithm) else SessionCurveCallback
     callback = kind(config.total_steps, run.curve, progress, f"{config.method}, seed {config.seed}")
     with stops_cleanly(callback):
-        model.learn(steps, callback=callback, log_interval=None, reset_num_timesteps=run.steps_done == 0)
+        callbacks = [callback] if run.guard is None else [callback, run.guard]
+        model.learn(steps, callback=callbacks, log_interval=None, reset_num_timesteps=run.steps_done == 0)
     run.curve, run.steps_done = callback.curve, int(model.num_timesteps)
     around = purifying_wrapper(model)
     if around is not None:

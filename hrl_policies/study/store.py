@@ -3,7 +3,8 @@
 A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
 ``timing.json``, ``log.txt``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and
 ``purifier.safetensors`` where states were purified, with ``belief.safetensors`` where the purifier learned in training.
-An interrupted run is called ``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``) instead of results.
+An interrupted run is called ``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``, ``guard.zip``) instead of
+results.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SESSION_TABLE = "sessions.csv"
 PURIFIER = "purifier.safetensors"
 BELIEF = "belief.safetensors"
 """The same purifier with what it learned of all users, for agents whose state is a belief."""
+GUARD = "guard.zip"
+"""State of the guard of a run that is interrupted."""
 PARTIAL = ".partial"
 FAILED = ".failed"
 LOG = "log.txt"

@@ -225,14 +225,15 @@ def train_and_score(
     seed: int,
     progress: bool = False,
 ) -> float:
-    """Trains once with values by (dotted) name, and returns R_cum of the validation users."""
+    """Trains once with values by (dotted) name, and returns R_cum of the validation users; without a guard."""
+    unguarded = {"guard": None} if "guard" in load_settings(plan.method, plan.world).hyperparameters else {}
     config = plan_run(
         plan.method,
         plan.world,
         seed=seed,
         session=plan.session,
         total_steps=plan.total_steps,
-        overrides=values,
+        overrides={**values, **unguarded},
         world_settings=plan.world_settings,
         n_users=plan.n_users,
         episodes_per_user=plan.episodes_per_user,

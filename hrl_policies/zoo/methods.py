@@ -137,10 +137,13 @@ def build_fair_a2c(context: BuildContext) -> Any:
 
 
 def build_hierarchical(context: BuildContext) -> Any:
-    """Builds HierarchicalPPO; the click scorer that it would fit is that of the greedy controls, fitted once."""
+    """Builds HierarchicalPPO; the click scorer that it would fit is that of the greedy controls, fitted once.
+
+    The group ``guard`` is for whoever trains it (:class:`hrl_policies.guard.GuardSettings`).
+    """
     from hrl_policies.hrl_ppo import HierarchicalPPO
 
-    hyperparameters = dict(context.hyperparameters)
+    hyperparameters = {name: value for name, value in context.hyperparameters.items() if name != "guard"}
     if hyperparameters.get("click_scorer") == "fit":
         hyperparameters["click_scorer"] = context.worlds.scorer
     return sb3_algorithm(HierarchicalPPO, context, hyperparameters)

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from dsrm import DSRMObservationWrapper, VecDSRM
 from dsrm.click_scorer import ClickScorer
 from hrl_policies import make_training_env
+from hrl_policies.guard import GuardSettings
 from hrl_policies.hrl_ppo import (
     LITERAL,
     HierarchicalPolicy,
@@ -143,6 +144,7 @@ def defaults(function):
 def test_the_defaults_of_the_class_are_the_zoo_s_dsrm_hrl():
     shipped = dict(load_settings("dsrm-hrl").hyperparameters)
     assert RankingSettings(**shipped.pop("hierarchy")) == RankingSettings()
+    assert GuardSettings(**shipped.pop("guard")) == GuardSettings()
     taken = defaults(HierarchicalPPO.__init__)
     assert shipped == {name: taken[name] for name in shipped}
 
