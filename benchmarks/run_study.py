@@ -2,9 +2,12 @@
 
     python benchmarks/run_study.py benchmarks/studies/baselines.yml --world kuairand --data DATA
     python benchmarks/run_study.py benchmarks/studies/discount.yml --world KuaiFair-KuaiRandTwin-v0 --validation
+    python benchmarks/run_study.py benchmarks/studies/table3.yml --world KuaiFair-KuaiRandTwin-v0 --base hrl \
+        --results docs/results
 
 Where the world is an environment, ``kuaifair study run FILE`` does the same on all cores. What the store holds is not
-run again. ``kuaifair study tables`` and ``report`` make more of it.
+run again. ``kuaifair study tables`` and ``report`` make more of it. With ``--base`` a page of all rows and of their
+differences to that method is printed, and written where results go.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rich.console import Console
-from worlds import PARTIAL, TWIN_FOR_SETTINGS, open_worlds, short_name
+from worlds import PARTIAL, TWIN_FOR_SETTINGS, open_worlds, short_name, write_page
 
 from hrl_policies.study import check_study, read_study, run_study, single_threaded
-from hrl_policies.study.outputs import write_outputs
+from hrl_policies.study.outputs import study_tables, write_outputs
 from hrl_policies.study.progress import progress_for
+from hrl_policies.study.store import stored_runs
+from hrl_policies.study.tables import result_tables
 from hrl_policies.study.tuning import validation_pair
 
 
@@ -39,6 +44,8 @@ def main() -> None:
     )
     parser.add_argument("--item-term", choices=["log", "ips", "features", "unbiased"])
     parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--base", help="method that the others are compared with on a page")
+    parser.add_argument("--results", type=Path, help="folder for the page")
     parser.add_argument("--output", type=Path, help="folder of the study; studies/NAME-WORLD by default")
     arguments = parser.parse_args()
     single_threaded()
@@ -58,7 +65,14 @@ def main() -> None:
     command = f"python benchmarks/run_study.py benchmarks/studies/{arguments.study.name} --world '{arguments.world}'"
     command += " --validation" if arguments.validation else ""
     command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
+    if arguments.base:
+        command += f" --base {arguments.base}"
     write_outputs(store, result.records, result.reasons, command)
+    if arguments.base:
+        tables = study_tables(stored_runs(store), base=arguments.base, command=command)
+        differences = [table.markdown() for name, table in tables.items() if name.startswith("differences")]
+        page = [table.markdown() for table in result_tables(result.records, command)] + differences
+        write_page(arguments.results, f"{spec.name}_{short_name(arguments.world)}.md", "\n".join(page))
     print(f"Tables, figures and a report: {store}")
 
 
