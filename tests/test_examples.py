@@ -7,8 +7,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import pandas as pd
 import pytest
+import yaml
+from stable_baselines3 import A2C
+
+import kuaifair_env  # noqa: F401  (registers the ids)
+from dsrm import DSRMObservationWrapper, save_purifier
+from dsrm.baselines import IdentityPurifier
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -105,17 +112,28 @@ def test_the_readme_is_a_page_and_its_example_of_purified_states_takes_20_lines(
     ids=lambda p: p.name,
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, own_files, quick_purifiers):
+    if page.name == "rl-zoo3.md":
+        leave_what_rl_zoo3_leaves()
     names = {"__name__": "__main__"}
     for block in BLOCKS[page]:
         exec(compile(made_smaller(block), page.name, "exec"), names)
 
 
+def leave_what_rl_zoo3_leaves():
+    """Writes a purifier and an agent into the current folder, where that page has its commands put them."""
+    save_purifier(IdentityPurifier(), "purifier.safetensors")
+    env = DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0", max_len=30), "purifier.safetensors")
+    Path("logs/a2c/KuaiFair-Toy-v0_1").mkdir(parents=True)
+    A2C("MlpPolicy", env).save("logs/a2c/KuaiFair-Toy-v0_1/KuaiFair-Toy-v0.zip")
+
+
 def test_examples_that_pages_show_whole_are_tested_here():
     shown = [path for page in PAGES for path in SNIPPET.findall(page.read_text(encoding="utf-8"))]
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert len(shown) == 3
+    assert len(shown) == 4
     for path in shown:
-        assert (ROOT / path).is_file() and f'example("{Path(path).stem}")' in tests
+        called = f'example("{Path(path).stem}")' if path.endswith(".py") else Path(path).name
+        assert (ROOT / path).is_file() and called in tests
 
 
 def example(name):
@@ -275,3 +293,17 @@ def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, 
     assert len(again.records) == 8 and (tmp_path / "paper/tables.md").read_bytes() == tables
     with pytest.raises(SystemExit, match="say quick or full"):
         module.main("huge")
+
+
+def test_the_settings_for_rl_zoo3_name_a_wrapper_that_takes_them(tmp_path, monkeypatch):
+    """As rl-zoo3 does: the name is a path to import, and what stands below it are keywords."""
+    settings = yaml.safe_load((EXAMPLES / "rl_zoo3.yml").read_text(encoding="utf-8"))
+    ((env_id, hyperparameters),) = settings.items()
+    ((name, keywords),) = hyperparameters["env_wrapper"][0].items()
+    module, _, attribute = name.rpartition(".")
+    monkeypatch.chdir(tmp_path)
+    save_purifier(IdentityPurifier(), tmp_path / keywords["purifier"])
+    env = getattr(importlib.import_module(module), attribute)(gym.make(env_id, max_len=30), **keywords)
+    observation, _ = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    env.step(env.action_space.sample())
