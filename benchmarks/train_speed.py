@@ -4,8 +4,9 @@
 
 World: the KuaiRec twin with its whole catalogue as candidates, slates of 10, Max Len 30, 64 concurrent sessions, one
 thread. The methods take turns, a tenth of the sessions each, so that a machine whose speed drifts slows all of them
-alike; ratios are medians over the turns. Seconds are processor time of the one thread, which other work on the machine
-does not lengthen.
+alike; ratios are medians over the turns. Seconds are processor time of the one thread. Sessions differ in length from
+method to method, since users leave some sooner than others; hence there is a ratio for the same number of sessions and
+one for the same number of user-steps.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -43,16 +46,30 @@ PAPER = {"a2c": None, "hrl": 8_463, "dsrm-hrl": 15_909}
 """Seconds in the paper's Table 4, on other hardware and another simulator."""
 
 
+class Turn(NamedTuple):
+    """What a method spent in a turn.
+
+    Attributes:
+        seconds: Of processor time.
+        steps: User-steps.
+        sessions: Sessions that ended.
+    """
+
+    seconds: float
+    steps: int
+    sessions: int
+
+
 class StopAfterSessions(BaseCallback):
     """Ends training when a number of sessions have ended."""
 
     def __init__(self, sessions: int) -> None:
         super().__init__()
-        self.left = sessions
+        self.sessions, self.ended = sessions, 0
 
     def _on_step(self) -> bool:
-        self.left -= int(np.count_nonzero(self.locals["dones"]))
-        return self.left > 0
+        self.ended += int(np.count_nonzero(self.locals["dones"]))
+        return self.ended < self.sessions
 
 
 def whole_catalogue(n_items: int | None) -> WorldPair:
@@ -73,42 +90,56 @@ def own_purifier(pair: WorldPair, folder: Path) -> tuple[PurifierIdentity, State
     return PurifierIdentity.of_file(path), load_purifier(path)
 
 
-def turns_of(models: dict[str, BaseAlgorithm], sessions: int) -> dict[str, list[tuple[float, int]]]:
-    """Trains the models in turns; returns seconds and steps of each turn."""
-    spent: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
+def turns_of(models: dict[str, BaseAlgorithm], sessions: int) -> dict[str, list[Turn]]:
+    """Trains the models in turns."""
+    spent: dict[str, list[Turn]] = {name: [] for name in models}
     for _ in range(TURNS):
         for name, model in models.items():
+            callback = StopAfterSessions(sessions // TURNS)
             before, start = model.num_timesteps, time.process_time()
-            model.learn(10**9, StopAfterSessions(sessions // TURNS), reset_num_timesteps=False)
-            spent[name].append((time.process_time() - start, model.num_timesteps - before))
+            model.learn(10**9, callback, reset_num_timesteps=False)
+            spent[name].append(Turn(time.process_time() - start, model.num_timesteps - before, callback.ended))
     return spent
 
 
-def page(spent: dict[str, list[tuple[float, int]]], sessions: int, items: int, command: str) -> str:
+def page(spent: dict[str, list[Turn]], sessions: int, items: int, command: str) -> str:
     """Returns the page."""
-    base = np.asarray([seconds for seconds, _ in spent["hrl"]])
+    base, base_steps, base_sessions = columns(spent["hrl"])
     lines = [
         f"### Training time for {sessions:,} sessions, {items:,} candidates",
         "",
-        "| method | processor seconds | user-steps | user-steps/s | time of HRL, median [min, max] of turns | "
-        "paper, s (other hardware, other simulator) |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| method | processor seconds | sessions | user-steps a session | user-steps/s | time of HRL, a session | "
+        "time of HRL, a user-step | paper, s (other hardware, other simulator) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, turns in spent.items():
-        seconds, steps = (np.asarray(column) for column in zip(*turns, strict=True))
-        ratio = seconds / base
+        seconds, steps, ended = columns(turns)
+        a_session = ratio((seconds / ended) / (base / base_sessions))
+        a_step = ratio((seconds / steps) / (base / base_steps))
         paper = f"{PAPER[name]:,}" if PAPER[name] else ""
         lines.append(
-            f"| {method(name).title} | {seconds.sum():.0f} | {steps.sum():,} | {steps.sum() / seconds.sum():,.0f} | "
-            f"{np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}] | {paper} |"
+            f"| {method(name).title} | {seconds.sum():.0f} | {ended.sum():,.0f} | {steps.sum() / ended.sum():.1f} | "
+            f"{steps.sum() / seconds.sum():,.0f} | {a_session} | {a_step} | {paper} |"
         )
     lines += [
         "",
-        "KuaiRec twin (synthetic), slates of 10, Max Len 30, 64 concurrent sessions, seed 11, one thread.",
+        f"KuaiRec twin (synthetic), slates of 10, Max Len 30, 64 concurrent sessions, seed {SEED}, one thread. The "
+        f"methods take {TURNS} turns; ratios are medians of turns [least, largest]. Users stay longer with some "
+        "methods than with others, and what training costs goes with the steps.",
         "",
         f"Made by: `{command}` ({machine()}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def columns(turns: list[Turn]) -> NDArray[np.float64]:
+    """Returns seconds, steps and sessions of turns, ``float64 (3, turns)``."""
+    return np.asarray(turns, np.float64).T
+
+
+def ratio(ratios: NDArray[np.float64]) -> str:
+    """Returns the median of ratios and their range, for the page."""
+    return f"{np.median(ratios):.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
 def main() -> None:
@@ -123,7 +154,12 @@ def main() -> None:
         identity, purifier = own_purifier(pair, Path(folder))
         models = {name: model_of(name, pair, identity, purifier) for name in METHODS}
         spent = turns_of(models, arguments.sessions)
-    text = page(spent, arguments.sessions, pair.train.n_items, "python benchmarks/train_speed.py --results RESULTS")
+    text = page(
+        spent,
+        arguments.sessions,
+        pair.train.n_items,
+        f"python benchmarks/train_speed.py --sessions {arguments.sessions} --results RESULTS",
+    )
     print(text)
     if arguments.results:
         write_text_atomically(arguments.results / "train_speed.md", text)

@@ -266,6 +266,8 @@ class LogitParts(NamedTuple):
         taste: ``w_u . e_i`` at the posterior mean.
         offset: Posterior mean of ``delta_ui``.
         deviation: Posterior standard deviation of the user's own part.
+        shows: How often the session showed the item.
+        clicks: How often it was clicked.
     """
 
     prior: Tensor
@@ -274,6 +276,8 @@ class LogitParts(NamedTuple):
     taste: Tensor
     offset: Tensor
     deviation: Tensor
+    shows: Tensor
+    clicks: Tensor
 
 
 class SessionBeliefs:
@@ -297,6 +301,7 @@ class SessionBeliefs:
         self._shared_mean = belief.shared.mean
         self._base = self._prior + self._shared_mean
         self._moments = Moments(torch.zeros_like(self.own.means), self.own.widths.expand_as(self.own.means))
+        self._offsets = self.own.offsets_at(self._moments.means)
 
     def start(self, rows: Tensor, prior: Tensor, contexts: Tensor | None = None) -> None:
         """Starts new sessions.
@@ -336,6 +341,7 @@ class SessionBeliefs:
         else:
             self.own.update(self._base)
         self._moments = self._preference.moments(self.evidence())
+        self._offsets = self.own.offsets_at(self._moments.means)
         return self._moments
 
     def logits(self, converged: bool = False, out: Tensor | None = None) -> Tensor:
@@ -346,7 +352,8 @@ class SessionBeliefs:
             out: ``float32 (B, N)``, where to put them; None takes new memory.
         """
         self.update(converged)
-        return self.own.logits_at(self._moments.means, self._base, out)
+        logits = torch.addmm(self._base, self._moments.means, self.own.features.T, out=out)
+        return self.own.add_offsets(logits, self._offsets)
 
     def explain(self, items: Tensor) -> LogitParts:
         """Returns what the log-odds of a click on some items are made of, as of the last :meth:`update`.
@@ -354,14 +361,16 @@ class SessionBeliefs:
         Args:
             items: ``int64 (B, n)``.
         """
-        preferences = self._moments.means
+        shows, clicks, offsets = self.own.answers(items, self._offsets)
         return LogitParts(
             self._prior.gather(1, items),
             self._belief.shared.mean[items],
             self._belief.shared.deviation[items],
             self._taste(items),
-            self.own.offsets_at(items, preferences),
+            offsets,
             self.own.variances(items).clamp(min=0.0).sqrt(),
+            shows,
+            clicks,
         )
 
     def refresh(self, rows: Tensor) -> Moments:
@@ -402,8 +411,8 @@ class SessionBeliefs:
             live: ``bool (B,)``, sessions to learn from.
             done: ``bool (B,)``, sessions that have ended.
         """
-        preferences = self._moments.means
-        own = preferences[:, :1] + self._taste(items) + self.own.offsets_at(items, preferences)
+        offsets = self.own.answers(items, self._offsets).offsets
+        own = self._moments.means[:, :1] + self._taste(items) + offsets
         probability = torch.sigmoid(self._base.gather(1, items) + own)[live]
         surprise = clicks[live].to(probability.dtype) - probability
         weights = torch.maximum(probability * (1.0 - probability), surprise.abs() / _MAX_STEP).clamp(min=_MIN_WEIGHT)
@@ -432,6 +441,7 @@ class SessionBeliefs:
         self._shared_mean = self._belief.shared.mean
         self._base = self._prior + self._shared_mean
         self._moments = Moments(*(tensors[f"moments.{name}"].clone() for name in Moments._fields))
+        self._offsets = self.own.offsets_at(self._moments.means)
 
 
 def _alike(one: FloatArray, two: FloatArray) -> bool:

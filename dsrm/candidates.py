@@ -231,7 +231,6 @@ class RunningCandidates(RunningBeliefs):
         beliefs = self._evidence.beliefs
         places = torch.from_numpy(candidates)
         parts = beliefs.explain(places)
-        shows, clicks = beliefs.own.answers(places)
         taste = beliefs.moments().means[:, 1:]
         states = torch.from_numpy(unit_rows(self._evidence.states)[:, : self._dimension])
         vectors = torch.nn.functional.normalize(taste + float(self._similarity) * states, dim=1, eps=1e-6)
@@ -245,8 +244,8 @@ class RunningCandidates(RunningBeliefs):
             parts.offset.numpy(),
             parts.deviation.numpy(),
             similarity.numpy(),
-            np.log1p(clicks.numpy()),
-            np.log1p((shows - clicks).numpy()),
+            np.log1p(parts.clicks.numpy()),
+            np.log1p((parts.shows - parts.clicks).numpy()),
             np.broadcast_to(self._popular, candidates.shape),
             self._exposures[candidates],
         ]

@@ -72,6 +72,20 @@ class OwnMoments(NamedTuple):
     determined: Tensor
 
 
+class ItemAnswers(NamedTuple):
+    """What sessions answered to some items, each ``(B, n)``.
+
+    Attributes:
+        shows: How often each was shown.
+        clicks: How often it was clicked.
+        offsets: Posterior mode of ``delta_ui``.
+    """
+
+    shows: Tensor
+    clicks: Tensor
+    offsets: Tensor
+
+
 class OwnLevel:
     """Posteriors of ``B`` sessions, batched and warm-started: a step costs little more than two gradients.
 
@@ -232,31 +246,21 @@ class OwnLevel:
         """``(B, d + 1, d + 1)``, posterior covariances of ``b_u`` and ``w_u``, in the same units."""
         return self._inverses
 
-    def logits_at(self, preferences: Tensor, base: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    @property
+    def features(self) -> Tensor:
+        """``(N, d + 1)``, a column of ones and unit item embeddings."""
+        return self._features
+
+    def logits_at(self, preferences: Tensor) -> Tensor:
         """Returns ``(B, N)``, the posterior mode of ``b_u + w_u . e_i + delta_ui`` given ``b_u`` and ``w_u``.
 
         Args:
             preferences: ``(B, d + 1)``, ``b_u`` and ``w_u`` in log-odds.
-            base: ``(B, N)``, what to add it to; None adds it to nothing.
-            out: ``(B, N)``, where to put it; None takes new memory.
         """
-        base = preferences.new_zeros(1, 1) if base is None else base
-        logits = torch.addmm(base, preferences, self._features.T, out=out)
-        offsets = self._offsets_at(preferences)
-        return logits.scatter_add_(1, self._items[:, : offsets.shape[1]], offsets)
+        return self.add_offsets(preferences @ self._features.T, self.offsets_at(preferences))
 
-    def offsets_at(self, items: Tensor, preferences: Tensor) -> Tensor:
-        """Returns ``(B, n)``, the posterior mode of ``delta_ui`` given ``b_u`` and ``w_u``.
-
-        Args:
-            items: ``int64 (B, n)``.
-            preferences: ``(B, d + 1)``, ``b_u`` and ``w_u`` in log-odds.
-        """
-        slots = self._slots.gather(1, items).to(torch.int64)
-        return torch.where(slots < 0, 0.0, self._offsets_at(preferences).gather(1, slots.clamp(min=0)))
-
-    def _offsets_at(self, preferences: Tensor) -> Tensor:
-        """Returns ``(B, width)``, offsets of the shown items given ``b_u`` and ``w_u``; 0 where there is no item."""
+    def offsets_at(self, preferences: Tensor) -> Tensor:
+        """Returns ``(B, width)``, the posterior modes of ``delta_ui`` of the shown items given ``b_u`` and ``w_u``."""
         width = max(int(self._counts.max()), 1)
         # An offset explains the share of an answer that the linear part leaves.
         gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[:, :width])
@@ -264,15 +268,21 @@ class OwnLevel:
         offsets = self._offsets[:, :width] - gains * (linear - self._linear[:, :width])
         return torch.where(self._shows[:, :width] > 0, offsets, 0.0)
 
-    def answers(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns how often items were shown in each session, and clicked, both ``(B, n)``.
+    def add_offsets(self, logits: Tensor, offsets: Tensor) -> Tensor:
+        """Adds what :meth:`offsets_at` returned to ``(B, N)`` in its place."""
+        return logits.scatter_add_(1, self._items[:, : offsets.shape[1]], offsets)
+
+    def answers(self, items: Tensor, offsets: Tensor) -> ItemAnswers:
+        """Returns what the sessions answered to some items.
 
         Args:
             items: ``int64 (B, n)``.
+            offsets: ``(B, width)``, what :meth:`offsets_at` returned.
         """
         slots = self._slots.gather(1, items).to(torch.int64)
-        places = slots.clamp(min=0)
-        return tuple(torch.where(slots < 0, 0.0, counts.gather(1, places)) for counts in (self._shows, self._clicks))  # type: ignore[return-value]
+        places, shown = slots.clamp(min=0), slots >= 0
+        of_items = (self._shows, self._clicks, offsets)
+        return ItemAnswers(*(torch.where(shown, values.gather(1, places), 0.0) for values in of_items))
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Returns how many items each session showed, and how many of these were clicked, both ``(B,)``."""

@@ -110,6 +110,29 @@ class TwoLevelPolicy(BasePolicy):
         # Stable-Baselines3 saves and schedules "the" optimiser of a policy; ours are listed one by one.
         self.optimizer = self.worker_optimizer
 
+    def _hold(
+        self, actions: Tensor, manager_state: ManagerState | None, possible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keeps the manager's last actions where they still hold.
+
+        Args:
+            actions: ``float32 (B, size)``, as if it decided everywhere.
+            manager_state: Its last actions; None lets it decide everywhere.
+            possible: ``bool (B,)``, where the last action can still be carried out; None is everywhere.
+
+        Returns:
+            The actions that hold, ``bool (B,)`` where it decided, and ``int64 (B,)`` for how many more steps they hold.
+        """
+        decided = torch.ones(len(actions), dtype=torch.bool, device=actions.device)
+        steps_left = torch.full_like(decided, self.interval, dtype=torch.int64)
+        if manager_state is not None:
+            decided = manager_state.steps_left <= 0
+            if possible is not None:
+                decided = decided | ~possible
+            actions = torch.where(decided[:, None], actions, manager_state.actions)
+            steps_left = torch.where(decided, steps_left, manager_state.steps_left)
+        return actions, decided, steps_left - 1
+
     @property
     @abstractmethod
     def interval(self) -> int:

@@ -145,11 +145,7 @@ class HierarchicalPolicy(TwoLevelPolicy):
         )
         feasible = self._feasible(candidates, present)
         actions, manager_log_probs = self._manager_actions(manager_features, feasible, deterministic)
-        decided = torch.ones(len(actions), dtype=torch.bool, device=actions.device)
-        steps_left = torch.zeros(len(actions), dtype=torch.int64, device=actions.device)
-        if manager_state is not None:
-            decided, steps_left = manager_state.steps_left <= 0, manager_state.steps_left
-            actions = torch.where(decided[:, None], actions, manager_state.actions)
+        actions, decided, steps_left = self._hold(actions, manager_state)
         worker_features = torch.cat([observed.state, observed.context, actions], dim=1)
         if self.hierarchy.weights == "paper":
             scale = mean_and_deviation(candidate_accuracy)
@@ -171,7 +167,7 @@ class HierarchicalPolicy(TwoLevelPolicy):
             worker_features=worker_features,
             manager_actions=actions,
             decided=decided,
-            steps_left=torch.where(decided, self.hierarchy.interval, steps_left) - 1,
+            steps_left=steps_left,
             manager_log_probs=manager_log_probs,
             worker_log_probs=distribution.slot_log_probs(slots),
             values=torch.stack([self.manager.value(manager_features), engagement, cost], dim=1),

@@ -241,13 +241,11 @@ class RankingPolicy(TwoLevelPolicy):
         popular = features[..., _POPULAR] > 0.5
         numbers, worths = self._worths(logits, popular, counts)
         asked, manager_log_probs = self._ask(session, numbers, worths, deterministic)
-        decided = torch.ones(len(asked), dtype=torch.bool, device=self.device)
-        steps_left = torch.zeros(len(asked), dtype=torch.int64, device=self.device)
+        possible = None
         if manager_state is not None:
-            kept = manager_state.actions[:, 0].to(torch.int64)
-            possible = worths.gather(1, kept[:, None])[:, 0] > MASKED / 2
-            decided, steps_left = (manager_state.steps_left <= 0) | ~possible, manager_state.steps_left
-            asked = torch.where(decided, asked, kept)
+            possible = worths.gather(1, manager_state.actions.to(torch.int64))[:, 0] > MASKED / 2
+        manager_actions, decided, steps_left = self._hold(asked[:, None].to(torch.float32), manager_state, possible)
+        asked = manager_actions[:, 0].to(torch.int64)
         distribution = self._slate_distribution(logits, popular, asked)
         slots = distribution.mode() if deterministic else distribution.sample()
         shown = slots
@@ -256,9 +254,9 @@ class RankingPolicy(TwoLevelPolicy):
         engagement, cost = self.worker.values(session, asked / self.slate_size)
         return RankingActions(
             slates=candidates.gather(1, shown),
-            manager_actions=asked[:, None].to(torch.float32),
+            manager_actions=manager_actions,
             decided=decided,
-            steps_left=torch.where(decided, self.settings.interval, steps_left) - 1,
+            steps_left=steps_left,
             manager_log_probs=manager_log_probs,
             worker_log_probs=distribution.slot_log_probs(slots),
             values=torch.stack([self.manager.value(session, numbers), engagement, cost], dim=1),
