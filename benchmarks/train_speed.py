@@ -61,15 +61,19 @@ class Turn(NamedTuple):
 
 
 class StopAfterSessions(BaseCallback):
-    """Ends training when a number of sessions have ended."""
+    """Ends training after the update that follows the rollout in which a number of sessions have ended."""
 
     def __init__(self, sessions: int) -> None:
         super().__init__()
         self.sessions, self.ended = sessions, 0
+        self._enough = False
 
     def _on_step(self) -> bool:
         self.ended += int(np.count_nonzero(self.locals["dones"]))
-        return self.ended < self.sessions
+        return not self._enough
+
+    def _on_rollout_end(self) -> None:
+        self._enough = self.ended >= self.sessions
 
 
 def whole_catalogue(n_items: int | None) -> WorldPair:
