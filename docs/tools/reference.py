@@ -250,7 +250,7 @@ def api_pages() -> dict[str, tuple[str, str]]:
             groups[home_of(package, name)].append(name)
         # A name stands in one page; the others link to it.
         shown |= set(package.__all__)
-        introduction = plain(re.sub(r"(?m)^(    .*(?:\n(?:    .*)?)*)", code_block, inspect.getdoc(package) or ""))
+        introduction = re.sub(r"(?m)^(    .*(?:\n(?:    .*)?)*)", code_block, plain(inspect.getdoc(package) or ""))
         text = f"# {package_name}\n\n{introduction}\n"
         for home, names in sorted(groups.items()):
             text += f"\n## From {home} {{: #from-{home.replace('.', '-')} }}\n\n"
