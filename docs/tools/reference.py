@@ -31,6 +31,7 @@ PACKAGES = (
     "kuaifair_env.response",
     "dsrm",
     "hrl_policies",
+    "hrl_policies.ope",
     "hrl_policies.study",
     "hrl_policies.zoo",
 )
@@ -248,13 +249,14 @@ def api_pages() -> dict[str, tuple[str, str]]:
         groups: dict[str, list[str]] = defaultdict(list)
         for name in sorted(set(package.__all__) - shown, key=str.lower):
             groups[home_of(package, name)].append(name)
-        # A name stands in one page; the others link to it.
-        shown |= set(package.__all__)
         introduction = re.sub(r"(?m)^(    .*(?:\n(?:    .*)?)*)", code_block, plain(inspect.getdoc(package) or ""))
-        text = f"# {package_name}\n\n{introduction}\n"
+        again = [name for name in package.__all__ if name in shown]
+        text = f"# {package_name}\n\n{introduction}\n\nAll names below import from `{package_name}`."
+        text += f" So do, from pages before: {', '.join(f'`{name}`' for name in again)}.\n" if again else "\n"
         for home, names in sorted(groups.items()):
             text += f"\n## From {home} {{: #from-{home.replace('.', '-')} }}\n\n"
             text += "".join(member_text(home, name) for name in names)
+        shown |= set(package.__all__)
         pages[f"reference/{package_name}.md"] = package_name, text
     return pages
 
