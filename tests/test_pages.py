@@ -54,7 +54,7 @@ def test_every_setting_has_a_row_with_its_default():
     for setting in SETTINGS:
         meaning = setting.meaning.replace("|", "\\|")
         values = setting.values.replace("|", "\\|")
-        assert f"| `{setting.name}` | {values} | `{setting.default!r}` | {meaning} |" in page
+        assert f"| `{setting.name}` | {meaning} | {values} | `{setting.default!r}` |" in page
 
 
 def test_every_key_of_yaml_files_is_explained():
@@ -65,7 +65,7 @@ def test_every_key_of_yaml_files_is_explained():
     page = yaml_page()
     keys = [*StudySpec.model_fields, *StudyMethod.model_fields, *(field.name for field in fields(OwnTables))]
     for key in keys:
-        assert re.search(rf"^\| `{key}` \| [^|]+ \| \w[^|]+ \|$", page, re.MULTILINE), key
+        assert re.search(rf"^\| `{key}` \| \w[^|]+ \| [^|]+ \|$", page, re.MULTILINE), key
     for key in SessionSettings.model_fields:
         assert f"| `{key}` |" in page
 
@@ -126,4 +126,5 @@ def test_pages_that_the_site_lists_exist():
     listed = re.findall(r"[\w/.-]+\.md", str(configuration["nav"]))
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")}
     assert set(listed) <= pages
-    assert {page for page in pages if not page.startswith("results/")} <= set(listed)
+    unlisted = {page for page in pages if not page.startswith("results/")} - set(listed)
+    assert not unlisted, f"name them under nav in mkdocs.yml: {sorted(unlisted)}"

@@ -88,7 +88,7 @@ values. `kuaifair envs --settings` and `help(kuaifair_env.KuaiFairEnv)` show the
 """
     for part, title in parts.items():
         rows = [
-            (f"`{setting.name}`", setting.values, f"`{setting.default!r}`", setting.meaning)
+            (f"`{setting.name}`", setting.meaning, setting.values, f"`{setting.default!r}`")
             for setting in SETTINGS
             if setting.part == part
         ]
@@ -97,7 +97,7 @@ values. `kuaifair envs --settings` and `help(kuaifair_env.KuaiFairEnv)` show the
             text += (
                 "An error where the rule has no such parameter; see [When a user leaves](../concepts/leaving.md).\n\n"
             )
-        text += table(("setting", "values", "default", "meaning"), rows) + "\n"
+        text += table(("setting", "meaning", "values", "default"), rows) + "\n"
     return text
 
 
@@ -108,7 +108,7 @@ def attribute_texts(owner: type) -> dict[str, str]:
 
 
 def fields_table(owner: type) -> str:
-    """Returns a table of the fields of a pydantic model or a dataclass: key, default, meaning."""
+    """Returns a table of the fields of a pydantic model or a dataclass: key, meaning, default."""
     meaning = attribute_texts(owner)
     if issubclass(owner, BaseModel):
         found = {name: (field.default, field.default_factory) for name, field in owner.model_fields.items()}
@@ -120,8 +120,8 @@ def fields_table(owner: type) -> str:
             default = factory()
         needed = default in (MISSING, PydanticUndefined)
         shown = default.model_dump(exclude_defaults=True) if isinstance(default, BaseModel) else default
-        rows.append((f"`{name}`", "needed" if needed else f"`{shown!r}`", meaning.get(name, "")))
-    return table(("key", "default", "meaning"), rows)
+        rows.append((f"`{name}`", meaning.get(name, ""), "needed" if needed else f"`{shown!r}`"))
+    return table(("key", "meaning", "default"), rows)
 
 
 def yaml_page() -> str:
