@@ -13,16 +13,9 @@ from torch import Tensor
 from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.slates import MASKED, QuotaSlateDistribution, SlateDistribution, slate_shape, state_space
 from hrl_policies.common.yaml_files import validated
+from hrl_policies.hrl_ppo.items import ItemTable, Observed
 from hrl_policies.hrl_ppo.levels import LevelActions, ManagerState, TwoLevelPolicy
-from hrl_policies.hrl_ppo.networks import (
-    HierarchySettings,
-    ItemTable,
-    Manager,
-    Observed,
-    Worker,
-    mean_and_deviation,
-    omegas,
-)
+from hrl_policies.hrl_ppo.networks import HierarchySettings, Manager, Worker, mean_and_deviation, omegas
 from kuaifair_env.world import World
 
 

@@ -14,7 +14,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from dsrm.click_scorer import ClickScorer
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.hrl_ppo import HierarchySettings
-from hrl_policies.hrl_ppo.networks import ItemTable, Observed, Window, omegas
+from hrl_policies.hrl_ppo.items import ItemTable, Observed, Window
+from hrl_policies.hrl_ppo.networks import omegas
 from hrl_policies.hrl_ppo.rewards import advantages, fairness_reward
 from kuaifair_env.metrics import gini
 
