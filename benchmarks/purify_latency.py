@@ -88,6 +88,7 @@ def main() -> None:
         auc = f"{quality[name]['auc'].value:.4f}" if name in quality else ""
         lines.append(f"| {name} | {' | '.join(of_batches)} | {auc} |")
     raw = quality[RAW]["auc"]
+    regression = " --regression FILE" if arguments.regression else ""
     lines += [
         "",
         f"Raw state: AUC {raw.value:.4f} [{raw.interval[0]:.4f}, {raw.interval[1]:.4f}] on {len(probes)} users "
@@ -95,7 +96,8 @@ def main() -> None:
         "condition. Ratio: to a (256, 64) x (64, 10,728) product on the same thread, timed in between; medians of "
         f"{CALLS} calls, {RUNS} runs.",
         "",
-        f"Made by: `python benchmarks/purify_latency.py --env {arguments.env} --purifier FILE` ({machine()}).",
+        f"Made by: `python benchmarks/purify_latency.py --env {arguments.env} --purifier FILE{regression}` "
+        f"({machine()}); the purifier's mode is `{model.config.mode}`.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)
