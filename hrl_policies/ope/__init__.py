@@ -16,12 +16,15 @@ from hrl_policies.ope.estimators import (
     estimate_click_rate,
     evaluate_on_random_log,
 )
+from hrl_policies.ope.fqe import FittedQResult, LoggedSessions, fitted_q_evaluation, log_sessions
 from hrl_policies.ope.slates import SampledSlates, SlateDistribution, SlateMarginals, first_slates
 
 __all__ = [
     "ESTIMATORS",
     "ClickModel",
     "CrossFittedClicks",
+    "FittedQResult",
+    "LoggedSessions",
     "OffPolicyResult",
     "RandomLog",
     "SampledSlates",
@@ -32,4 +35,6 @@ __all__ = [
     "estimate_click_rate",
     "evaluate_on_random_log",
     "first_slates",
+    "fitted_q_evaluation",
+    "log_sessions",
 ]

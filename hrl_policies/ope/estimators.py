@@ -143,6 +143,8 @@ class OffPolicyResult:
         hits: Rows whose item the policy may show.
         hit_users: Users that have any.
         effective_rows: Kish's effective sample size of the weights, ``(sum w)^2 / sum w^2``.
+        mean_weight: Mean weight of the rows with its 99 % interval. It is 1 where propensities are right. Below 1 the
+            log leaves out what the policy shows, such as items that users have seen before.
         unsupported: Share of the policy's items that no row of the log shows.
         unevenness: See :attr:`RandomLog.unevenness`.
         rate_factor: What the estimates were multiplied by.
@@ -155,6 +157,7 @@ class OffPolicyResult:
     hits: int
     hit_users: int
     effective_rows: float
+    mean_weight: Interval
     unsupported: float
     unevenness: float
     rate_factor: float
@@ -165,6 +168,8 @@ class OffPolicyResult:
             self.quantity,
             f"{self.rows:,} random rows of {self.users:,} users; {self.hits:,} show an item of the policy "
             f"({self.hit_users:,} users); effective sample size {self.effective_rows:,.0f}",
+            f"mean weight {self.mean_weight.estimate:.3f} [{self.mean_weight.low:.3f}, {self.mean_weight.high:.3f}], 1 "
+            "where propensities are right",
             f"items that no row shows: {self.unsupported:.1%} of the policy's; exposures uneven by "
             f"{self.unevenness:.2f}; rates times {self.rate_factor:g}",
             f"{'estimator':<10} {'estimate':>9}  95 % interval over users",
@@ -280,6 +285,7 @@ def estimate_click_rate(
         hits=int(np.count_nonzero(weights)),
         hit_users=len(np.unique(log.users[weights > 0])),
         effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),
+        mean_weight=interval_of(crossed_mean(weighted.ratio(weights, np.ones(len(log)))[None]), level=0.99),
         unsupported=float(shares[never].sum()),
         unevenness=log.unevenness,
         rate_factor=log.rate_factor,
@@ -352,6 +358,14 @@ def _warn_of_support(result: OffPolicyResult) -> None:
         warnings.warn(
             f"{result.unsupported:.1%} of what the policy shows is on items that no row of the log shows; estimates "
             "know nothing of these",
+            SupportWarning,
+            stacklevel=3,
+        )
+    if not result.mean_weight.low <= 1.0 <= result.mean_weight.high:
+        warnings.warn(
+            f"weights have mean {result.mean_weight.estimate:.2f} [{result.mean_weight.low:.2f}, "
+            f"{result.mean_weight.high:.2f}] and not 1: for what this policy shows the log's propensities are others "
+            "(it may leave out items that users have seen); 'ips' is off by as much, 'snips' and 'dr' by less",
             SupportWarning,
             stacklevel=3,
         )

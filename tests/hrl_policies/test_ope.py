@@ -10,7 +10,7 @@ import pytest
 from helpers import small_world
 from small_worlds import small_pair
 
-from hrl_policies.controls import QuotaGreedy, RandomSlates
+from hrl_policies.controls import Control, QuotaGreedy, RandomSlates
 from hrl_policies.ope import (
     CrossFittedClicks,
     RandomLog,
@@ -21,8 +21,10 @@ from hrl_policies.ope import (
     estimate_click_rate,
     evaluate_on_random_log,
     first_slates,
+    fitted_q_evaluation,
+    log_sessions,
 )
-from kuaifair_env import SessionConfig
+from kuaifair_env import SessionConfig, evaluate
 from kuaifair_env.errors import DataError
 from kuaifair_env.replay import build_replay_world
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -275,9 +277,13 @@ def test_a_users_own_random_rows_do_not_enter_the_model_of_its_clicks():
 def test_what_the_log_does_not_show_is_warned_of():
     log = uniform_log(np.repeat(np.arange(50), 4), np.tile([0, 1, 2, 3], 50), np.tile([0, 1, 0, 1], 50), 5)
     slates = SampledSlates(np.arange(50), np.tile([3, 4], (50, 1, 1)))
-    with pytest.warns(SupportWarning, match=r"50\.0% of what the policy shows is on items that no row"):
+    with pytest.warns(SupportWarning) as warned:
         result = estimate_click_rate(log, slates, ("snips",))
+    assert "50.0% of what the policy shows is on items that no row" in str(warned[0].message)
     assert result.unsupported == pytest.approx(0.5)
+    # And of a mean weight that is not 1: of five items at 1 in 5 each, one that the policy shows never comes.
+    assert any("and not 1" in str(warning.message) for warning in warned)
+    assert result.mean_weight.estimate == pytest.approx(0.625)
 
 
 def test_few_effective_rows_and_uneven_logs_are_warned_of():
@@ -326,3 +332,71 @@ def test_in_a_replay_world_no_first_slate_is_the_policys_own():
     env = KuaiFairVecEnv(replayed, SessionConfig(action_mode="slate", slate_size=4, repeats="forbid", max_len=1), 4, 0)
     with pytest.raises(DataError, match="candidates of their own"):
         first_slates(RandomSlates(), env, replayed.users)
+
+
+# --- whole sessions -----------------------------------------------------------------------------------------
+
+
+class Mixture(Control):
+    """Each slate from one of several controls, drawn at random."""
+
+    def __init__(self, *controls, seed=0):
+        super().__init__()
+        self._controls = controls
+        self._rng = np.random.default_rng(seed)
+
+    def bind(self, batch):
+        super().bind(batch)
+        for control in self._controls:
+            control.bind(batch)
+
+    def slates(self, states, batch):
+        slates = np.stack([control.slates(states, batch) for control in self._controls])
+        return slates[self._rng.integers(len(slates), size=len(states)), np.arange(len(states))]
+
+
+def popular_and_tail():
+    """A world whose users click on popular items in 8 cases of 10, on others in 2."""
+    world = small_world()
+    chances = np.where(world.groups.popular, 0.8, 0.2)
+    world = small_world(np.tile(chances, (40, 1)))
+    return world, RandomSlates(world.groups.popular), RandomSlates(~world.groups.popular)
+
+
+def test_sessions_are_logged_whole_and_with_the_other_policys_slates():
+    world, popular, tail = popular_and_tail()
+    env = sessions(world, leave="never", max_len=5)
+    log = log_sessions(popular, tail, env, episodes_per_user=3)
+    assert len(log) == 40 * 3 * 5
+    assert np.count_nonzero(log.first) == np.count_nonzero(log.last) == 120
+    assert np.array_equal(log.features[:, 0], np.tile(np.arange(5), 120))
+    share = 7
+    assert (log.features[:, share] == 1.0).all() and (log.target_features[:, share] == 0.0).all()
+    assert log.mean_return == pytest.approx(evaluate(popular, env, episodes_per_user=3).engagement.cumulative_reward)
+
+
+def test_of_the_policy_that_played_fqe_is_what_was_logged():
+    """Residuals of a regression with an intercept add up to 0, so that the values of first steps add up to rewards."""
+    world, popular, tail = popular_and_tail()
+    log = log_sessions(Mixture(popular, tail), popular, sessions(world), episodes_per_user=3)
+    own = replace(log, target_features=log.features)
+    assert fitted_q_evaluation(own, resamples=2).interval.estimate == pytest.approx(log.mean_return, rel=1e-6)
+
+
+def test_fqe_finds_what_the_other_policy_would_earn():
+    """Nobody leaves, so that R_cum is known: five slates of .8. What was played earns half as much more as .2 does."""
+    world, popular, tail = popular_and_tail()
+    env = sessions(world, leave="never", max_len=5)
+    log = log_sessions(Mixture(popular, tail), popular, env, episodes_per_user=20)
+    result = fitted_q_evaluation(log, resamples=50)
+    assert log.mean_return == pytest.approx(2.5, abs=0.1)
+    assert result.interval.estimate == pytest.approx(4.0, abs=0.15)
+    assert result.interval.low < 4.0 < result.interval.high
+    assert result.outside < 0.05 and "fqe" in result.table()
+
+
+def test_slates_that_were_never_shown_are_warned_of():
+    world, popular, tail = popular_and_tail()
+    log = log_sessions(popular, tail, sessions(world, leave="never", max_len=3))
+    with pytest.warns(SupportWarning, match=r"100\.0% of the policy's slates are unlike"):
+        assert fitted_q_evaluation(log, resamples=2).outside == 1.0
