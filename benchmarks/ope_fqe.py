@@ -79,9 +79,10 @@ def main() -> None:
     page = [
         "# R_cum by fitted Q evaluation, in the toy",
         "",
-        f"Logged: {arguments.episodes} sessions of each of {len(world.users)} users, whole, with leaving. The behaviour "
-        "policy draws for each slate one of RandomSlates (of all items, popular ones, long-tail ones), GreedyCTR and "
-        f"QuotaGreedy. Truth: the policy's own {arguments.episodes} sessions of each user, with another seed. Brackets: "
+        f"Logged: {arguments.episodes} sessions of each of {len(world.users)} users, whole, with leaving. The "
+        "behaviour policy draws for each slate one of RandomSlates (of all items, popular ones, long-tail ones), "
+        f"GreedyCTR and QuotaGreedy. Truth: the policy's own {arguments.episodes} sessions of each user, with another "
+        "seed. Brackets: "
         "95 % by a cluster bootstrap over users.",
         "",
         "| policy | R_cum logged | fitted Q evaluation | true R_cum | error | truth inside | slates unlike the log's |",
