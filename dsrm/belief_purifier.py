@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from kuaifair_env.files import Tensors, parse_as, take_tensors, with_prefix, wit
 from kuaifair_env.observations import with_state
 from kuaifair_env.response.base import HistoryWindow
 from kuaifair_env.world import World
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LOG_ODDS = 20.0
 """Bound of means. Unit embeddings turn a component into as many log-odds at most, and probabilities of a click at 20
@@ -176,7 +179,7 @@ class BeliefPurifier(BasePurifier):
         return with_prefix(of_scorer, _SCORER) | of_preference | with_prefix(self._learned[0], _BELIEF)
 
     @classmethod
-    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> BeliefPurifier:
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> Self:
         """See :class:`~dsrm.purifier.BasePurifier`."""
         of_scorer, of_preference, learned = (
             without_prefix(tensors, prefix) for prefix in (_SCORER, _PREFERENCE, _BELIEF)

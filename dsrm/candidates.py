@@ -7,8 +7,9 @@ other catalogues.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,13 +19,17 @@ from torch import Tensor
 
 from dsrm.belief import NOISE, Belief
 from dsrm.belief_purifier import BeliefObservations, BeliefPurifier, HasBatch, RunningBeliefs
-from dsrm.tolerance_belief import ToleranceBelief
+from dsrm.tolerance_belief import ToleranceBelief, TolerancePrior, popular_share, taste_items
 from kuaifair_env.batch import SessionBatch, SessionConfig
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.fair_counts import fair_counts_now
+from kuaifair_env.files import Tensors, parse_as
 from kuaifair_env.ranking import top_k
 from kuaifair_env.world import World
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CANDIDATES_PER_GROUP = 16
 """Items of each popularity group that an agent ranks; at least a slate."""
@@ -60,8 +65,6 @@ COUNT_FEATURES = ("allowed", "risk")
 BOUND = 50.0
 """Bound of all features."""
 _NONE = -1
-_TASTE_ITEMS = 1_024
-"""Over how many items the popular share of a user's taste is taken, at most."""
 
 
 class CandidatePurifier(BeliefPurifier):
@@ -88,10 +91,29 @@ class CandidatePurifier(BeliefPurifier):
     ``popular_taste`` is the popular share of the clicks that the belief expects if all items were shown alike;
     ``last_share`` is the popular share of the last slate, half before the first.
 
-    Arguments are those of :class:`~dsrm.belief_purifier.BeliefPurifier`.
+    Arguments are those of :class:`~dsrm.belief_purifier.BeliefPurifier`, and:
+
+    Args:
+        tolerance: How tolerated popular shares lie before a session, fitted to training users; None takes a normal one.
     """  # noqa: E501
 
     kind = "candidates"
+
+    def __init__(self, *arguments: Any, tolerance: TolerancePrior | None = None) -> None:
+        super().__init__(*arguments)
+        self.tolerance = tolerance
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        return super().settings() | {"tolerance": None if self.tolerance is None else asdict(self.tolerance)}
+
+    @classmethod
+    def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> Self:
+        """See :class:`~dsrm.purifier.BasePurifier`."""
+        purifier = super().restore(tensors, settings)
+        prior = settings["tolerance"]
+        purifier.tolerance = None if prior is None else parse_as(TolerancePrior, prior)
+        return purifier
 
 
 class CandidateObservations(BeliefObservations):
@@ -101,6 +123,8 @@ class CandidateObservations(BeliefObservations):
         purifier: The purifier.
         sessions: The environment.
     """
+
+    _purifier: CandidatePurifier
 
     def __init__(self, purifier: CandidatePurifier, sessions: HasBatch) -> None:
         purifier.bind(sessions.world)
@@ -148,7 +172,7 @@ class RunningCandidates(RunningBeliefs):
         batch: The sessions.
     """
 
-    def __init__(self, purifier: BeliefPurifier, belief: Belief, batch: SessionBatch) -> None:
+    def __init__(self, purifier: CandidatePurifier, belief: Belief, batch: SessionBatch) -> None:
         super().__init__(purifier, belief, batch)
         world, n_sessions = batch.world, batch.batch_size
         popular = world.groups.popular
@@ -159,10 +183,10 @@ class RunningCandidates(RunningBeliefs):
         self._popular = np.repeat(np.asarray([True, False]), self._sizes).astype(np.float32)
         self._exposures = np.log1p(world.exposures).astype(np.float32)
         self._units = torch.from_numpy(belief.items.embeddings)
-        taste_items = np.linspace(0, world.n_items - 1, min(world.n_items, _TASTE_ITEMS)).round().astype(np.int64)
-        self._taste_items = torch.from_numpy(taste_items)
-        self._taste_popular = torch.from_numpy(popular[taste_items].astype(np.float32))
-        self._tolerance = ToleranceBelief(batch.config, n_sessions)
+        of_taste = taste_items(world.n_items)
+        self._taste_items = torch.from_numpy(of_taste)
+        self._taste_popular = torch.from_numpy(popular[of_taste].astype(np.float32))
+        self._tolerance = ToleranceBelief(batch.config, n_sessions, purifier.tolerance)
         self._noise = NOISE[batch.config.repeats]
         self._draws = torch.zeros(n_sessions, world.n_items)
         space = candidate_space(world, batch.config)
@@ -187,7 +211,7 @@ class RunningCandidates(RunningBeliefs):
         logits = beliefs.logits(converged=self._evidence.take(), out=self._scores)
         if explores:
             logits.addcmul_(self._belief.shared.deviation, self._draws, value=self._noise)
-        popular_taste = _popular_share(logits[:, self._taste_items], self._taste_popular).numpy()
+        popular_taste = popular_share(logits[:, self._taste_items], self._taste_popular).numpy()
         self._tolerance.start(begun, popular_taste[begun])
         allowed = self.batch.simulator.allowed
         candidates, values = self._best(logits, allowed)
@@ -313,9 +337,3 @@ def _group_sizes(world: World, config: SessionConfig) -> list[int]:
     n_popular = int(np.count_nonzero(world.groups.popular))
     size = max(CANDIDATES_PER_GROUP, config.items_per_slate)
     return [min(size, n_popular), min(size, world.n_items - n_popular)]
-
-
-def _popular_share(logits: Tensor, popular: Tensor) -> Tensor:
-    """Returns the popular share of expected clicks where all items are shown alike, ``float32 (B,)``."""
-    chances = torch.sigmoid(logits)
-    return (chances @ popular) / chances.sum(dim=1).clamp_min(1e-12)

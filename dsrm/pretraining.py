@@ -63,6 +63,7 @@ from dsrm.targets import (
     WindowSource,
     logged_users,
 )
+from dsrm.tolerance_belief import TolerancePrior
 from dsrm.training import (
     Objective,
     TrainingConfig,
@@ -281,7 +282,8 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
         return BeliefPurifier(scorer, None, BeliefScales(), key, provenance)
     sessions = PreferenceSessions(world, scorer)
     if config.mode == "candidates":
-        return CandidatePurifier(scorer, None, BeliefScales(own=sessions.scales), key, provenance)
+        tolerance = TolerancePrior.fit(world, scorer)
+        return CandidatePurifier(scorer, None, BeliefScales(own=sessions.scales), key, provenance, tolerance=tolerance)
     schedule = config.noise_schedule()
     fitted = fit_preference(
         sessions,

@@ -20,7 +20,7 @@ from dsrm.preference import PreferenceModel
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.controls import GreedyCTR, best_slates
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.fair_counts import fair_counts_now
 from kuaifair_env.served_sessions import ServedStep
 from kuaifair_env.world import World
@@ -108,7 +108,11 @@ class BeliefQuota(GreedyCTR):
         if self._explores:
             noise = NOISE[batch.config.repeats] if self._noise is None else self._noise
             logits.addcmul_(self.belief.shared.deviation, self._draws, value=noise)
-        return best_slates(logits.numpy(), batch.world.groups.popular, fair_counts_now(batch), batch.simulator.allowed)
+        return best_slates(logits.numpy(), batch.world.groups.popular, self.counts(batch), batch.simulator.allowed)
+
+    def counts(self, batch: SessionBatch) -> BoolArray:
+        """Returns which numbers of popular items slates may have, ``bool (K + 1,)`` or ``(B, K + 1)``."""
+        return fair_counts_now(batch)
 
     def learn(self, step: ServedStep) -> None:
         """Learns what the answers to the last slates say about the items; see ``LearnsWhileServing``."""

@@ -128,8 +128,9 @@ class CountRanker(nn.Module):
 
     A number's worth is the summed log-odds of its best slate, less a price for the chance that the user does not
     tolerate it. Where the leave rule's bound is known there is no such chance. Where users have bounds of their own the
-    price begins at one unit of log-odds for each item: a punished slate costs a step of the session, which is about
-    what a slate earns.
+    price begins at what a punished slate costs. It takes 1 of temper, and a slate of which a share ``r`` is clicked
+    takes ``2 - r``, so that more clicks save temper too: a punishment is worth ``K r / 2`` clicks. One unit of log-odds
+    is ``r (1 - r)`` clicks, which makes ``K / (2 (1 - r))`` units of it: ``K`` where half of all items are clicked.
 
     Args:
         width: Width of hidden layers.

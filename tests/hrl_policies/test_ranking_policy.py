@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_world
+from logged_worlds import logged_pair
 
 from dsrm import VecDSRM
 from dsrm.candidates import (
@@ -18,11 +19,13 @@ from dsrm.candidates import (
     SESSION_FEATURES,
     CandidatePurifier,
 )
-from dsrm.tolerance_belief import ToleranceBelief
+from dsrm.pretraining import PretrainConfig, pretrain
+from dsrm.purifier import load_purifier, save_purifier
+from dsrm.tolerance_belief import ToleranceBelief, TolerancePrior
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.hrl_ppo import HierarchicalPPO
 from hrl_policies.worlds import purified_sessions, training_sessions
-from kuaifair_env import SessionConfig, evaluate, serve
+from kuaifair_env import ArtifactError, SessionConfig, evaluate, serve
 from kuaifair_env.agent_view import sessions_for_agents
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -348,11 +351,58 @@ def test_a_tolerated_share_follows_from_what_was_punished():
     """A user who tolerates .35 is shown shares of .8 (punished), .5 (not) and .1 (not, since it is .25 away)."""
     belief = ToleranceBelief(SessionConfig(leave="personal", action_mode="slate", slate_size=10), 1)
     belief.start(np.arange(1), np.asarray([0.5], np.float32))
+    assert belief.weights.sum() == pytest.approx(1.0)
     for share in (0.8, 0.5, 0.1):
         belief.observe(np.asarray([share]), np.asarray([abs(share - 0.35) >= 0.3]))
     risks = belief.risks()[0]
     # What is left lies between .2 and .4, so that two to four popular items are safe and eight or more are not.
     assert (risks[2:5] < 0.02).all() and (risks[[0, 8, 9, 10]] > 0.9)[1:].all() and 0.02 < risks[6] < 0.98
+
+
+def test_a_prior_is_the_distribution_of_training_users_about_their_line():
+    prior = TolerancePrior(intercept=0.1, slope=0.5, deviations=(-0.04, 0.0, 0.0, 0.2))
+    shares = np.linspace(0.1, 0.9, 81)
+    weights = prior.weights(np.asarray([0.4, 0.4, 1.0], np.float32), shares)
+    assert weights.sum(axis=1) == pytest.approx([1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(weights[0], weights[1])
+    for row, mean in ((0, 0.3), (2, 0.6)):
+        for deviation, mass in ((-0.04, 0.25), (0.0, 0.5), (0.2, 0.25)):
+            near = np.abs(shares - mean - deviation) < 0.015
+            assert weights[row, near].sum() == pytest.approx(mass, abs=0.02)
+        assert (weights > 0).all()
+
+
+def test_a_prior_is_fitted_to_what_training_users_tolerate():
+    """Half of the users click popular items alone, the others all alike; the line has what the log predicts of them."""
+    popular = logged_pair(np.full((40, 50), 0.5)).train.groups.popular
+    table = np.where(np.arange(40)[:, None] % 2, np.where(popular, 0.9, 0.0), 0.5)
+    world = logged_pair(table).train
+    np.testing.assert_array_equal(world.groups.popular, popular)
+    purifier = pretrain(world, PretrainConfig(mode="candidates"))
+    prior = purifier.tolerance
+    tolerated = world.tolerated_shares[world.users]
+    assert np.std(prior.deviations) <= tolerated.std() + 1e-6
+    shares = np.linspace(0.1, 0.9, 81)
+    running = purified_sessions(world, config(leave="personal"), len(world.users), 0, purifier)
+    running.reset()
+    believed = running._observations.running._tolerance.weights @ shares
+    users = running.unwrapped.batch.simulator.users
+    # Each share by the line is that of the fit: their mean is that of the users.
+    assert believed.mean() == pytest.approx(world.tolerated_shares[users].mean(), abs=0.1)
+
+
+def test_a_purifier_keeps_its_prior_and_an_older_file_is_refused(tmp_path):
+    prior = TolerancePrior(0.1, 0.5, (-0.1, 0.0, 0.3))
+    purifier = CandidatePurifier.closed_form(TRAIN)
+    purifier.tolerance = prior
+    save_purifier(purifier, tmp_path / "candidates.safetensors")
+    assert load_purifier(tmp_path / "candidates.safetensors").tolerance == prior
+    assert PURIFIER.tolerance is None
+    settings = {name: value for name, value in purifier.settings().items() if name != "tolerance"}
+    purifier.settings = lambda: settings
+    save_purifier(purifier, tmp_path / "older.safetensors")
+    with pytest.raises(ArtifactError, match=r"older.*lacks 'tolerance'"):
+        load_purifier(tmp_path / "older.safetensors")
 
 
 def test_nothing_is_inferred_where_the_bound_is_known():
