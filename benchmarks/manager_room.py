@@ -3,9 +3,9 @@
     python benchmarks/manager_room.py kuairand --data DATA --results docs/results
     python benchmarks/manager_room.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 
-Writes manager_room_WORLD.md. All rows but QuotaGreedy and the Oracle rank by the same belief, that of DSRM-HRL's start, frozen
-(nothing is kept from session to session). They differ in how many popular items a slate has. The constant that others are
-compared with is the best one of the training world.
+Writes manager_room_WORLD.md. All rows but QuotaGreedy and the Oracle rank by the same belief, that of DSRM-HRL's start,
+frozen (nothing is kept from session to session). They differ in how many popular items a slate has. The constant that
+others are compared with is the best one of the training world.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ def table(rows: list[Row]) -> Iterator[str]:
         difference = row.rewards - first.rewards
         more = "" if row is first else cell(mean_interval(difference), sign=True)
         share = "" if row is first else f"{difference.mean() / room:+.1%}"
-        yield (
-            f"| {row.name} | {row.rewards.mean():.2f} | {more} | {share} | {row.violation_rate:.3f} | {row.length:.2f} |"
-        )
+        rest = f"{row.violation_rate:.3f} | {row.length:.2f}"
+        yield f"| {row.name} | {row.rewards.mean():.2f} | {more} | {share} | {rest} |"
 
 
 def distribution(pair: WorldPair) -> Iterator[str]:
@@ -186,8 +185,9 @@ def summary(repeats: str, rows: list[Row]) -> str:
     room = oracle.rewards.mean() - rows[0].rewards.mean()
     part = (known.rewards - rows[0].rewards).mean() / room
     return (
-        f"Repeats {repeats}: knowing every user's tolerance is worth {gains[0]} over the constant of the training world, "
-        f"{part:.1%} of the gap to the Oracle ({room:.2f}); DSRM-HRL, which infers it, has {gains[1]} before training."
+        f"Repeats {repeats}: knowing every user's tolerance is worth {gains[0]} over the constant of the training "
+        f"world, {part:.1%} of the gap to the Oracle ({room:.2f}); DSRM-HRL, which infers it, has {gains[1]} before "
+        "training."
     )
 
 
@@ -200,7 +200,8 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         sentences.append(summary(repeats, rows))
         sections += [f"## Leave rule `personal`, repeats {repeats}", "", *table(rows), ""]
     drifting = SessionConfig(action_mode="slate", drift=DRIFT)
-    drift = [f"## Drift {DRIFT:g}, repeats allow", "", *table(drift_rows(start, pair, drifting, arguments.users)), ""]
+    of_drift = drift_rows(start, pair, drifting, arguments.users)
+    drift = [f"## Drift {DRIFT:g}, repeats allow", "", *table(of_drift), ""]
     data = pair.test.data
     lines = [
         f"# What a manager can win: {pair.name}",
@@ -214,11 +215,12 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         *drift,
         "## Notes",
         "",
-        f"- {arguments.users} users of the test world, one session each, seed {SEED}, Max Len 30, K 10; 95 % bootstrap intervals over "
-        "users, differences paired. † knows what no agent is told.",
-        f"- The constant is chosen among {COUNTS[0]} to {COUNTS[-1]} on {arguments.choice_users} users of the training world.",
-        "- DSRM-HRL's prior of tolerances is fitted to training users; its belief has no forgetting factor, so that under drift "
-        "its start is BeliefQuota.",
+        f"- {arguments.users} users of the test world, one session each, seed {SEED}, Max Len 30, K 10; 95 % bootstrap "
+        "intervals over users, differences paired. † knows what no agent is told.",
+        f"- The constant is chosen among {COUNTS[0]} to {COUNTS[-1]} on {arguments.choice_users} users of the training "
+        "world.",
+        "- DSRM-HRL's prior of tolerances is fitted to training users; its belief has no forgetting factor, so that "
+        "under drift its start is BeliefQuota.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test world "
         f"{pair.test.fingerprint}.",
         f"- Made by: python benchmarks/manager_room.py {arguments.world} --users {arguments.users} --choice-users "
