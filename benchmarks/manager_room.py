@@ -221,8 +221,8 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         "world.",
         "- DSRM-HRL's prior of tolerances is fitted to training users; its belief has no forgetting factor, so that "
         "under drift its start is BeliefQuota.",
-        f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test world "
-        f"{pair.test.fingerprint}.",
+        f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
+        f"world {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/manager_room.py {arguments.world} --users {arguments.users} --choice-users "
         f"{arguments.choice_users} --data DATA --results docs/results.",
     ]
