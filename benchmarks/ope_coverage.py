@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from worlds import open_worlds, write_page
 
-from hrl_policies.controls import QuotaGreedy, RandomSlates
+from hrl_policies.controls import Control, QuotaGreedy, RandomSlates
 from hrl_policies.ope import (
     ESTIMATORS,
     CrossFittedClicks,
@@ -166,14 +166,17 @@ def main() -> None:
     single_threaded()
     warnings.simplefilter("ignore", SupportWarning)
     lines = []
-    for env_id, name in (("KuaiFair-Toy-v0", "toy"), ("KuaiFair-KuaiRandTwin-v0", "KuaiRand twin")):
-        pair = open_worlds(env_id)
-        policies = {"QuotaGreedy": QuotaGreedy(pair.scorer), "RandomSlates": RandomSlates()}
-        for title, policy in policies.items():
-            population = Population.of_world(pair, policy)
-            everybody = len(population.rows)
-            for n_users in (everybody, everybody // 10) if title == "QuotaGreedy" else (everybody,):
-                lines += rows_of(name, title, population, n_users, arguments.repetitions, arguments.seed)
+    toy, twin = open_worlds("KuaiFair-Toy-v0"), open_worlds("KuaiFair-KuaiRandTwin-v0")
+    cases: tuple[tuple[str, WorldPair, str, Control, float], ...] = (
+        ("toy", toy, "QuotaGreedy", QuotaGreedy(toy.scorer), 1.0),
+        ("toy", toy, "QuotaGreedy", QuotaGreedy(toy.scorer), 0.1),
+        ("toy", toy, "RandomSlates", RandomSlates(), 1.0),
+        ("KuaiRand twin", twin, "QuotaGreedy", QuotaGreedy(twin.scorer), 1.0),
+    )
+    for name, pair, title, policy, share in cases:
+        population = Population.of_world(pair, policy)
+        n_users = round(share * len(population.rows))
+        lines += rows_of(name, title, population, n_users, arguments.repetitions, arguments.seed)
     page = [
         "# Coverage of off-policy intervals",
         "",

@@ -47,7 +47,7 @@ class Mixture(Control):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=5, help="sessions of each user, logged and for the truth")
+    parser.add_argument("--episodes", type=int, default=3, help="sessions of each user, logged and for the truth")
     parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
     arguments = parser.parse_args()
     single_threaded()

@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from numpy.typing import NDArray
 from worlds import PARTIAL, cell, open_worlds, write_page
 
 from hrl_policies.ope import (
@@ -108,17 +107,16 @@ def policies(pair: WorldPair, steps: int, store: Path) -> Iterator[tuple[str, An
         yield title, policy, sessions_like_its_own(policy, config, pair, purifier_of(run), N_ENVS)
 
 
-def rows(pair: WorldPair, users: NDArray[np.int64], steps: int, store: Path) -> Iterator[Row]:
-    """Yields the lines of a table over the given users."""
-    world = replace(pair.test, users=users)
-    factor = rate_factor(pair)
+def rows(pair: WorldPair, steps: int, store: Path) -> Iterator[Row]:
+    """Yields the lines of the table, over the users who are held out."""
+    world, factor = pair.test, rate_factor(pair)
     log = RandomLog.of_world(world, rate_factor=factor)
     shown = np.bincount(world.data.test.items, minlength=len(world.data.items))[: world.n_items]
     by_share = replace(log, propensities=shown / shown.sum())
     listed = np.unique(log.users)
     weights = np.bincount(log.users)[listed]
     model, simulator = CrossFittedClicks.fit(world), WorldClicks(world)
-    for title, policy, env in policies(WorldPair(pair.name, pair.train, pair.test), steps, store):
+    for title, policy, env in policies(pair, steps, store):
         samples = RANDOM_SAMPLES if title == "Random" else 1
         slates: SampledSlates = first_slates(policy, env, listed, samples=samples)
         result = estimate_click_rate(log, slates, model=model)
@@ -141,8 +139,8 @@ def repeated_pairs(world: World) -> tuple[int, float]:
     return int(repeated), float(counts @ seen / world.n_items)
 
 
-def table(title: str, found: list[Row]) -> list[str]:
-    """Returns a table with its heading and notes."""
+def table(found: list[Row]) -> list[str]:
+    """Returns the table and what it sums up to."""
     result = found[0].result
     real = [row for row in found if "†" not in row.title]
     off = [row.title for row in real if not row.result.mean_weight.low <= 1.0 <= row.result.mean_weight.high]
@@ -151,13 +149,12 @@ def table(title: str, found: list[Row]) -> list[str]:
     shifts = [abs(row.uneven - row.result.estimates["dr"].estimate) for row in real]
     inside = sum("outside" not in row.line() for row in real)
     return [
-        f"### {title}",
-        "",
         HEADER,
         *(row.line() for row in found),
         "",
-        f"{result.rows:,} random rows of {result.users:,} users. Of {len(real)} policies without † the simulator lies "
-        f"inside the doubly robust interval for {inside}; correlation of both over them "
+        f"{result.rows:,} random rows of {result.users:,} held-out users, on whom nothing was trained. Of "
+        f"{len(real)} policies without † the simulator lies inside the doubly robust interval for {inside}; "
+        "correlation of both over them "
         f"{np.corrcoef(estimates, simulated)[0, 1]:.2f}, mean difference {(simulated - estimates).mean():+.3f}. "
         f"Exposures are uneven by {result.unevenness:.2f} beyond chance; with the items' shares of the log as "
         f"propensities the doubly robust estimates move by {max(shifts):.3f} at most. Policies whose mean weight is "
@@ -177,15 +174,7 @@ def main() -> None:
     warnings.simplefilter("ignore", SupportWarning)
     pair = open_worlds("kuairand", arguments.data)
     world, data = pair.test, pair.test.data
-    parts = {
-        "Held-out users, on whom nothing was trained": world.users,
-        "Everybody in the random log": data.test.user_rows(),
-    }
-    tables = [
-        line
-        for title, users in parts.items()
-        for line in table(title, list(rows(pair, users, arguments.steps, arguments.store)))
-    ]
+    tables = table(list(rows(pair, arguments.steps, arguments.store)))
     repeated, expected = repeated_pairs(world)
     page = [
         f"# First slates without a simulator: {PARTIAL['kuairand']}",
@@ -193,7 +182,8 @@ def main() -> None:
         "What is estimated: the mean click rate of the items in the *first slate* (K = 10) that a policy shows each "
         "user at the start of a session, users weighing as often as the random log shows them. The log shows single "
         "items at random: what other items of a slate do to a click, later slates, and leaving are not in it "
-        "([docs/ope.md](../ope.md)). Propensities are uniform over the candidates. All rates, the simulator's too, are "
+        "([how](../how-to/without-a-simulator.md)). Propensities are uniform over the candidates. All rates, the "
+        "simulator's too, are "
         f"times {rate_factor(pair)}, since rows of users without any random click are missing.",
         "",
         "Brackets: 95 % intervals over users (Wilson's, for the effective number of trials). *Rows that match* are the "

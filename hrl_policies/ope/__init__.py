@@ -4,7 +4,7 @@
   (rejection, inverse propensities, self-normalised ones, doubly robust).
 * :func:`fitted_q_evaluation`: R_cum of a policy, from whole sessions of another one.
 
-See docs/ope.md for what these identify, and what they do not.
+See docs/how-to/without-a-simulator.md for what these identify, and what they do not.
 """
 
 from hrl_policies.ope.clicks import ClickModel, CrossFittedClicks, WorldClicks

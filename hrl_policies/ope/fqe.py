@@ -2,9 +2,9 @@
 
 ``Q(s, A)`` is what a session earns from the slate ``A`` on, the policy choosing all later slates. It solves ``Q(s, A)
 = E[r + Q(s', pi(s'))]``, without the second term after the last slate; :func:`fitted_q_evaluation` regresses the
-right side on the left over logged steps until both agree (Le, Voloshin and Yue, ICML 2019). ``Q`` is a polynomial of
-second degree, for which the limit is in closed form (LSTD; Lagoudakis and Parr, JMLR 2003). States and slates enter
-by nine numbers (:data:`FEATURES`). Temper is hidden, but the sums of rewards and violations of a session tell it.
+right side on state and slate over logged steps, again and again until both sides agree (Le, Voloshin and Yue, ICML
+2019). ``Q`` is a polynomial of second degree in nine numbers (:data:`FEATURES`), between 0 and what the longest
+logged session could have earned. Temper is hidden, but the sums of rewards and violations of a session tell it.
 
 The policy is asked for its slate at every logged step, whose session the behaviour policy goes on with. What nine
 numbers and a polynomial do not tell is a bias, which no interval shows.
@@ -49,6 +49,8 @@ observed state, share of popular items, share of items that the session has show
 
 _SLATE_FEATURES = slice(5, 8)
 _MAX_OUTSIDE = 0.05
+_TOLERANCE = 1e-4
+_SESSIONS_AHEAD = 4
 _AVERAGE_ITEMS = 200
 
 
@@ -252,15 +254,15 @@ class _Recorder:
 
 
 def fitted_q_evaluation(
-    log: LoggedSessions, *, resamples: int = 200, penalty: float = 1.0, seed: int = 0
+    log: LoggedSessions, *, resamples: int = 50, penalty: float = 1.0, seed: int = 0
 ) -> FittedQResult:
     """Estimates R_cum of the policy to evaluate; see the module.
 
-    Where both policies are the same the estimate is exactly the mean return that was logged.
+    Where both policies are the same the estimate is the mean return that was logged.
 
     Args:
         log: Sessions of the behaviour policy.
-        resamples: Draws of users for the interval, whose standard deviation makes a normal one.
+        resamples: Draws of users for the interval, which is that of percentiles.
         penalty: Ridge penalty on standardised terms, beside the number of steps.
         seed: Seed of the draws.
 
@@ -280,8 +282,7 @@ def fitted_q_evaluation(
     for draw, of_users in enumerate([np.ones(len(users)), *draws]):
         weights = of_users[of_user].astype(np.float64)
         estimates[draw] = np.average(problem.solve(log, weights, penalty)[first], weights=weights[first])
-    half = 1.96 * float(estimates[1:].std(ddof=1))
-    estimate = float(estimates[0])
+    low, high = np.quantile(estimates[1:], [0.025, 0.975])
     slates, targets = log.features[:, _SLATE_FEATURES], log.target_features[:, _SLATE_FEATURES]
     outside = float(((targets < slates.min(axis=0)) | (targets > slates.max(axis=0))).any(axis=1).mean())
     if outside > _MAX_OUTSIDE:
@@ -292,7 +293,7 @@ def fitted_q_evaluation(
             stacklevel=2,
         )
     return FittedQResult(
-        Interval(estimate, estimate - half, estimate + half, 0.95),
+        Interval(float(estimates[0]), float(low), float(high), 0.95),
         log.mean_return,
         len(users),
         int(np.count_nonzero(first)),
@@ -331,8 +332,15 @@ class _LeastSquares:
         weighted = self.logged * weights[:, None]
         inverse = np.linalg.inv(weighted.T @ self.logged + np.diag(penalties))
         rewards = inverse @ (weighted.T @ log.rewards)
+        starts = np.flatnonzero(log.first)
+        longest = int(np.diff(np.append(starts, len(log))).max())
+        largest = longest * float(log.rewards.max())
         follows = np.flatnonzero(~log.last)
-        # Coefficients of the next step's value, by those of this step's.
-        onward = inverse @ (weighted[follows].T @ self.target[follows + 1])
-        coefficients = np.linalg.solve(np.eye(len(onward)) - onward, rewards)
-        return np.asarray(self.target @ coefficients)
+        onward, next_terms = inverse @ weighted[follows].T, self.target[follows + 1]
+        coefficients = rewards
+        for _ in range(_SESSIONS_AHEAD * longest):
+            before = coefficients
+            coefficients = rewards + onward @ np.clip(next_terms @ coefficients, 0.0, largest)
+            if np.abs(coefficients - before).max() < _TOLERANCE:
+                break
+        return np.clip(self.target @ coefficients, 0.0, largest)
