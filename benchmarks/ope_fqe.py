@@ -90,7 +90,8 @@ def main() -> None:
         *lines,
         "",
         "Errors hold a bias of the regression (nine numbers, a polynomial of second degree) that no interval shows, "
-        "and for policies far from what was logged intervals are wide: an order of magnitude, no comparison of policies.",
+        "and for policies far from what was logged intervals are wide: an order of magnitude, no comparison of "
+        "policies.",
         "",
         f"Made by: python benchmarks/ope_fqe.py --episodes {arguments.episodes} --results docs/results.",
     ]
