@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,34 @@ from worlds import PARTIAL, TWIN_FOR_SETTINGS, open_worlds, short_name, write_pa
 from hrl_policies.study import check_study, read_study, run_study, single_threaded
 from hrl_policies.study.outputs import study_tables, write_outputs
 from hrl_policies.study.progress import progress_for
-from hrl_policies.study.store import stored_runs
+from hrl_policies.study.store import StoredRun, stored_runs
 from hrl_policies.study.tables import result_tables
 from hrl_policies.study.tuning import validation_pair
+from hrl_policies.zoo import method
+
+
+def guard_table(runs: Sequence[StoredRun]) -> list[str]:
+    """Returns what the guards of runs measured and kept, as a table; nothing if no run had one."""
+    guarded = [run for run in runs if "guard" in run.result]
+    if not guarded:
+        return []
+    lines = [
+        "### What training earned, by the guard",
+        "",
+        "R_cum in validation sessions of the training world less that of the starting point, with the interval that a "
+        "gain has to show, after half of the training and at its end. Without a gain the agent ends as it started.",
+        "",
+        "| method | repeats | seed | at the start | after half | at the end | kept |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for run in guarded:
+        guard = run.result["guard"]
+        half, end = (f"{e['difference']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for e in guard["evaluations"])
+        lines.append(
+            f"| {method(run.config.method).title} | {run.config.session.repeats} | {run.config.seed} "
+            f"| {guard['start_r_cum']:.2f} | {half} | {end} | {guard['kept']} |"
+        )
+    return ["\n".join([*lines, ""])]
 
 
 def main() -> None:
@@ -72,6 +98,7 @@ def main() -> None:
         tables = study_tables(stored_runs(store), base=arguments.base, command=command)
         differences = [table.markdown() for name, table in tables.items() if name.startswith("differences")]
         page = [table.markdown() for table in result_tables(result.records, command)] + differences
+        page += guard_table(stored_runs(store))
         write_page(arguments.results, f"{spec.name}_{short_name(arguments.world)}.md", "\n".join(page))
     print(f"Tables, figures and a report: {store}")
 
