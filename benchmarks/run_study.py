@@ -7,7 +7,8 @@
 
 Where the world is an environment, ``kuaifair study run FILE`` does the same on all cores. What the store holds is not
 run again. ``kuaifair study tables`` and ``report`` make more of it. With ``--base`` a page of all rows and of their
-differences to that method is printed, and written where results go.
+differences to that method is printed, and written where results go, with a CSV of all runs. ``--stored`` makes it of
+the runs that are done, and lists those that are not.
 """
 
 from __future__ import annotations
@@ -23,11 +24,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from rich.console import Console
 from worlds import PARTIAL, TWIN_FOR_SETTINGS, open_worlds, short_name, write_page
 
-from hrl_policies.study import check_study, read_study, run_study, single_threaded
+from hrl_policies.study import (
+    RunConfig,
+    RunRecord,
+    check_study,
+    load_run,
+    read_study,
+    run_folder,
+    run_study,
+    single_threaded,
+)
 from hrl_policies.study.outputs import study_tables, write_outputs
 from hrl_policies.study.progress import progress_for
-from hrl_policies.study.store import StoredRun, stored_runs
-from hrl_policies.study.tables import result_tables
+from hrl_policies.study.store import StoredRun, state_of, stored_runs
+from hrl_policies.study.tables import result_tables, write_records
 from hrl_policies.study.tuning import validation_pair
 from hrl_policies.zoo import method
 
@@ -56,6 +66,17 @@ def guard_table(runs: Sequence[StoredRun]) -> list[str]:
     return ["\n".join([*lines, ""])]
 
 
+def list_of_missing(missing: Sequence[RunConfig]) -> list[str]:
+    """Returns which runs of the study were not made; nothing if all were."""
+    if not missing:
+        return []
+    seeds: dict[str, list[str]] = {}
+    for run in missing:
+        seeds.setdefault(f"{method(run.method).title}, repeats {run.session.repeats}", []).append(str(run.seed))
+    lines = [f"- {name}: seeds {', '.join(of_method)}" for name, of_method in seeds.items()]
+    return ["\n".join(["### Not run", "", *lines, ""])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
@@ -72,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--base", help="method that the others are compared with on a page")
     parser.add_argument("--results", type=Path, help="folder for the page")
+    parser.add_argument("--stored", action="store_true", help="run nothing: make the page of what the store holds")
     parser.add_argument("--output", type=Path, help="folder of the study; studies/NAME-WORLD by default")
     arguments = parser.parse_args()
     single_threaded()
@@ -86,20 +108,30 @@ def main() -> None:
         changes["seeds"] = tuple(arguments.seeds)
     runs = check_study(spec.model_copy(update=changes), problems, worlds={pair.name: pair})
     store = arguments.output or Path("studies") / f"{spec.name}-{short_name(arguments.world)}"
-    with progress_for(Console(), 1) as progress:
-        result = run_study(runs, store, {pair.name: pair}, callback=progress)
+    if arguments.stored:
+        names = {str(run_folder(run)): run for run in runs}
+        done = {name: run for name, run in names.items() if state_of(store / name) == "done"}
+        records = [RunRecord.of_run(load_run(store / name)) for name in done]
+        missing = [run for name, run in names.items() if name not in done]
+    else:
+        with progress_for(Console(), 1) as progress:
+            result = run_study(runs, store, {pair.name: pair}, callback=progress)
+        records, missing = result.raise_for_failures().records, []
     command = f"python benchmarks/run_study.py benchmarks/studies/{arguments.study.name} --world '{arguments.world}'"
     command += " --validation" if arguments.validation else ""
     command += f" --item-term {arguments.item_term}" if arguments.item_term else ""
     if arguments.base:
         command += f" --base {arguments.base}"
-    write_outputs(store, result.records, result.reasons, command)
+    write_outputs(store, records, {}, command)
     if arguments.base:
         tables = study_tables(stored_runs(store), base=arguments.base, command=command)
         differences = [table.markdown() for name, table in tables.items() if name.startswith("differences")]
-        page = [table.markdown() for table in result_tables(result.records, command)] + differences
-        page += guard_table(stored_runs(store))
-        write_page(arguments.results, f"{spec.name}_{short_name(arguments.world)}.md", "\n".join(page))
+        page = [table.markdown() for table in result_tables(records, command)] + differences
+        page += guard_table(stored_runs(store)) + list_of_missing(missing)
+        stem = f"{spec.name}_{short_name(arguments.world)}"
+        write_page(arguments.results, f"{stem}.md", "\n".join(page))
+        if arguments.results is not None:
+            write_records(arguments.results / f"{stem}.csv", records)
     print(f"Tables, figures and a report: {store}")
 
 

@@ -22,6 +22,7 @@ What is there:
 * :class:`GuardCallback`: keeps what an agent learned only where it is shown to be better than the start;
 * every method by name, with source, settings and search space: :func:`all_methods`, :func:`load_settings`,
   :func:`register_method` for one of your own;
+* an agent that is trained already: :func:`load_pretrained`;
 * runs and studies: :func:`plan_run` and :func:`train`, :func:`read_study` and :func:`run_study`; tuning: :func:`tune`.
 
 Importing this package imports neither torch nor Stable-Baselines3; names are looked up when they are first used. The
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     )
     from hrl_policies.mofir import MOFIR
     from hrl_policies.ope import evaluate_on_random_log
+    from hrl_policies.pretrained import PretrainedAgent, load_pretrained, pretrained_agents
     from hrl_policies.sac4ir import SAC4IR, DiscreteSAC
     from hrl_policies.study import (
         ResultTable,
@@ -129,6 +131,7 @@ __all__ = [
     "MethodSettings",
     "MethodSpec",
     "Oracle",
+    "PretrainedAgent",
     "QualityOracle",
     "QueryNoise",
     "QuotaGreedy",
@@ -155,6 +158,7 @@ __all__ = [
     "evaluate_on_random_log",
     "evaluate_run",
     "load_policy",
+    "load_pretrained",
     "load_run",
     "load_settings",
     "load_worlds",
@@ -162,6 +166,7 @@ __all__ = [
     "make_evaluation_env",
     "make_training_env",
     "plan_run",
+    "pretrained_agents",
     "read_study",
     "register_method",
     "result_tables",
@@ -204,6 +209,7 @@ _HOMES = {
     ),
     "hrl_policies.mofir": ("MOFIR",),
     "hrl_policies.ope": ("evaluate_on_random_log",),
+    "hrl_policies.pretrained": ("PretrainedAgent", "load_pretrained", "pretrained_agents"),
     "hrl_policies.sac4ir": ("DiscreteSAC", "SAC4IR"),
     "hrl_policies.study": (
         "ResultTable",

@@ -217,6 +217,10 @@ def _contrast(tables: Sequence[Values], weights: Sequence[float]) -> Estimate:
         parts += [row] if rows_vary else []
         parts.append(_Part((1.0 - rows_vary - columns_vary) * rest.variance, rest.freedom))
     variance = math.fsum(part.variance for part in parts)
+    scale = max(float(np.abs(table).max()) for table in tables)
+    if float(np.abs(pooled).max()) <= _ROUNDING * scale and variance <= (_ROUNDING * scale) ** 2:
+        # Sums in another order: a test of rounding would find a difference.
+        return Estimate(0.0, 0.0, columns.freedom)
     uncertainty = math.fsum(part.variance**2 / part.freedom for part in parts)
     freedom = variance**2 / uncertainty if uncertainty > 0.0 else columns.freedom
     return Estimate(float(pooled.mean()), variance, freedom)

@@ -31,6 +31,8 @@ def test_the_readme_holds_the_results_and_the_address_of_today():
     import readme
 
     assert readme.filled(README) == README
+    summary = (ROOT / "docs" / "results" / "summary.md").read_text(encoding="utf-8")
+    assert readme.filled(summary) == summary
     moved = readme.filled(README.replace(readme.address(), "https://example.org/elsewhere"))
     assert moved == README
 

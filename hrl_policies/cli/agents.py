@@ -315,14 +315,17 @@ def open_run(
 ) -> tuple[StoredRun, WorldPair]:
     """Reads a finished run and makes its worlds; arguments are the options of these names.
 
+    A folder may also be the name of an agent that comes with the package.
+
     Raises:
         ArtifactError: If it is no run, or its data are gone.
         ValueError: If it was interrupted.
     """
     from hrl_policies import study
+    from hrl_policies.pretrained import pretrained_folder
     from hrl_policies.study.runner import register_data_of, worlds_of
 
-    stored = study.load_run(folder)
+    stored = study.load_run(pretrained_folder(folder))
     if not stored.complete:
         raise ValueError(f"{folder} was interrupted; go on with: kuaifair train --resume {folder}")
     study.single_threaded()

@@ -54,6 +54,7 @@ class LiteralArguments(TypedDict):
     ratio: RatioKind
     slot_credit: float
     fair_coef: float
+    n_epochs: int
 
 
 LITERAL: LiteralArguments = {
@@ -62,6 +63,7 @@ LITERAL: LiteralArguments = {
     "ratio": "slate",
     "slot_credit": 0.0,
     "fair_coef": 0.1,
+    "n_epochs": 4,
 }
 """The paper's equations 4 to 6 as they stand: similarity alone, softplus weights, no memory, ratio and advantage of
 slates."""
@@ -135,7 +137,7 @@ class HierarchicalPPO(AmongItsItems, OnPolicyAlgorithm):
         manager_learning_rate: float | Schedule | None = None,
         n_steps: int = 32,
         batch_size: int = 512,
-        n_epochs: int = 4,
+        n_epochs: int = 1,
         gamma: float = 0.95,
         manager_gamma: float = 0.99,
         gae_lambda: float = 0.95,

@@ -376,6 +376,7 @@ def trained(seed: int, **hierarchy) -> HierarchicalPPO:
         click_scorer=None,
         manager_ent_coef=0.01,
         learning_rate=3e-3,
+        n_epochs=4,
         # A manager as fast as the worker settles before it knows what the worker can do, and what its choice is worth
         # now drowns in what the rest of the session brings.
         manager_learning_rate=1e-3,

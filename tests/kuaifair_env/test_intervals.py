@@ -84,6 +84,14 @@ def test_methods_that_are_the_same_do_not_differ():
     assert Estimate(0.5, 0.0, 9.0).p_value() == 0.0
 
 
+def test_methods_that_differ_by_rounding_alone_do_not_differ():
+    rewards = np.random.default_rng(0).integers(1, 9, (1, 500)) / 10
+    added = sum(np.full_like(rewards, 0.1) for _ in range(10)) * rewards  # 0.9999999999999999 of them
+    assert (added != rewards).any()
+    estimate = crossed_difference(np.repeat(added, 5, axis=0), rewards)
+    assert (estimate.value, estimate.variance, estimate.p_value()) == (0.0, 0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
