@@ -17,7 +17,8 @@ What is there:
   Stable-Baselines3;
 * controls, which learn nothing by reinforcement: :class:`QuotaGreedy`, :class:`SessionQuota`, :class:`BeliefQuota` and
   others;
-* :mod:`hrl_policies.ope`: what a policy is worth by logged answers alone, :func:`evaluate_on_random_log`;
+* :mod:`hrl_policies.ope`: what a policy is worth by logged answers alone, :func:`evaluate_on_random_log` and
+  :func:`fitted_q_evaluation`;
 * :class:`FairnessCallback`: evaluates an agent of Stable-Baselines3 while it trains, and keeps the best;
 * :class:`GuardCallback`: keeps what an agent learned only where it is shown to be better than the start;
 * every method by name, with source, settings and search space: :func:`all_methods`, :func:`load_settings`,
@@ -63,7 +64,14 @@ if TYPE_CHECKING:
         RankingSettings,
     )
     from hrl_policies.mofir import MOFIR
-    from hrl_policies.ope import evaluate_on_random_log
+    from hrl_policies.ope import (
+        RandomLog,
+        SlateMarginals,
+        estimate_click_rate,
+        evaluate_on_random_log,
+        fitted_q_evaluation,
+        log_sessions,
+    )
     from hrl_policies.pretrained import PretrainedAgent, load_pretrained, pretrained_agents
     from hrl_policies.sac4ir import SAC4IR, DiscreteSAC
     from hrl_policies.study import (
@@ -135,6 +143,7 @@ __all__ = [
     "QualityOracle",
     "QueryNoise",
     "QuotaGreedy",
+    "RandomLog",
     "RandomSlates",
     "RankingPolicy",
     "RankingSettings",
@@ -144,6 +153,7 @@ __all__ = [
     "RunRecord",
     "RunResult",
     "SessionQuota",
+    "SlateMarginals",
     "StudyError",
     "StudyResult",
     "StudySpec",
@@ -154,14 +164,17 @@ __all__ = [
     "all_methods",
     "cached_purifier",
     "check_study",
+    "estimate_click_rate",
     "evaluate",
     "evaluate_on_random_log",
     "evaluate_run",
+    "fitted_q_evaluation",
     "load_policy",
     "load_pretrained",
     "load_run",
     "load_settings",
     "load_worlds",
+    "log_sessions",
     "log_transitions",
     "make_evaluation_env",
     "make_training_env",
@@ -208,7 +221,14 @@ _HOMES = {
         "RankingSettings",
     ),
     "hrl_policies.mofir": ("MOFIR",),
-    "hrl_policies.ope": ("evaluate_on_random_log",),
+    "hrl_policies.ope": (
+        "RandomLog",
+        "SlateMarginals",
+        "estimate_click_rate",
+        "evaluate_on_random_log",
+        "fitted_q_evaluation",
+        "log_sessions",
+    ),
     "hrl_policies.pretrained": ("PretrainedAgent", "load_pretrained", "pretrained_agents"),
     "hrl_policies.sac4ir": ("DiscreteSAC", "SAC4IR"),
     "hrl_policies.study": (
