@@ -101,18 +101,17 @@ class CandidatePurifier(BeliefPurifier):
 
     def __init__(self, *arguments: Any, tolerance: TolerancePrior | None = None) -> None:
         super().__init__(*arguments)
-        self.tolerance = tolerance
+        self.tolerance = TolerancePrior.normal() if tolerance is None else tolerance
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~dsrm.purifier.BasePurifier`."""
-        return super().settings() | {"tolerance": None if self.tolerance is None else asdict(self.tolerance)}
+        return super().settings() | {"tolerance": asdict(self.tolerance)}
 
     @classmethod
     def restore(cls, tensors: Tensors, settings: Mapping[str, Any]) -> Self:
         """See :class:`~dsrm.purifier.BasePurifier`."""
         purifier = super().restore(tensors, settings)
-        prior = settings["tolerance"]
-        purifier.tolerance = None if prior is None else parse_as(TolerancePrior, prior)
+        purifier.tolerance = parse_as(TolerancePrior, settings["tolerance"])
         return purifier
 
 

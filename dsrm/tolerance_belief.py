@@ -113,18 +113,18 @@ class ToleranceBelief:
     Args:
         config: How sessions run.
         n_sessions: Number of sessions ``B``.
-        prior: The distribution of shares at a session's start; None takes a normal one.
+        prior: The distribution of shares at a session's start.
 
     Attributes:
         weights: ``float64 (B, n)``, posterior weights of the shares on the grid; sum to 1.
     """
 
-    def __init__(self, config: SessionConfig, n_sessions: int, prior: TolerancePrior | None = None) -> None:
+    def __init__(self, config: SessionConfig, n_sessions: int, prior: TolerancePrior) -> None:
         rule = leave_rule(config.leave)
         personal = isinstance(rule, TemperFairness) and rule.mode == "personal" and rule.unfair_penalty > 0
         slates = rule.window_for(config.items_per_slate) if isinstance(rule, TemperFairness) else 1
         self._informative = personal and slates == 1
-        self._prior = TolerancePrior.normal() if prior is None else prior
+        self._prior = prior
         self._shares = np.linspace(*LIMITS, _SHARES)
         self._bound = rule.ad_bound if isinstance(rule, TemperFairness) else 0.0
         counts = np.arange(config.items_per_slate + 1) / config.items_per_slate

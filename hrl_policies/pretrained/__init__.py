@@ -70,7 +70,7 @@ def pretrained_folder(name: str | Path) -> Path:
     if Path(name).is_dir():
         return Path(name)
     raise ArtifactError(
-        f"there is no pretrained agent {str(name)!r} and no folder of that name; the package has "
+        f"there is no run folder {name}, and no agent of that name comes with the package; it has "
         f"{', '.join(pretrained_agents())}"
     )
 

@@ -24,7 +24,7 @@ def test_an_agent_is_small_and_its_card_says_what_it_is(name):
 
 def test_there_is_an_agent_of_the_paper_and_other_names_are_refused(tmp_path):
     assert "dsrm-hrl-kuairandtwin" in pretrained_agents()
-    with pytest.raises(ArtifactError, match="there is no pretrained agent 'dsrm-hrl-moon' and no folder of that name"):
+    with pytest.raises(ArtifactError, match="there is no run folder dsrm-hrl-moon, and no agent of that name"):
         load_pretrained("dsrm-hrl-moon")
     with pytest.raises(ArtifactError, match="is not a run folder"):
         load_pretrained(tmp_path)

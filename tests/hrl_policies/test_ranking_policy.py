@@ -349,7 +349,9 @@ def test_an_evaluation_leaves_what_was_learned_and_the_running_sessions_as_they_
 
 def test_a_tolerated_share_follows_from_what_was_punished():
     """A user who tolerates .35 is shown shares of .8 (punished), .5 (not) and .1 (not, since it is .25 away)."""
-    belief = ToleranceBelief(SessionConfig(leave="personal", action_mode="slate", slate_size=10), 1)
+    belief = ToleranceBelief(
+        SessionConfig(leave="personal", action_mode="slate", slate_size=10), 1, TolerancePrior.normal()
+    )
     belief.start(np.arange(1), np.asarray([0.5], np.float32))
     assert belief.weights.sum() == pytest.approx(1.0)
     for share in (0.8, 0.5, 0.1):
@@ -406,7 +408,7 @@ def test_a_purifier_keeps_its_prior_and_an_older_file_is_refused(tmp_path):
 
 
 def test_nothing_is_inferred_where_the_bound_is_known():
-    belief = ToleranceBelief(SessionConfig(action_mode="slate", slate_size=10), 3)
+    belief = ToleranceBelief(SessionConfig(action_mode="slate", slate_size=10), 3, TolerancePrior.normal())
     belief.start(np.arange(3), np.full(3, 0.5, np.float32))
     belief.observe(np.full(3, 0.9), np.ones(3, np.bool_))
     assert not belief.risks().any()
