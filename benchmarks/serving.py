@@ -236,7 +236,8 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
     of_training = [
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
         "One seed says nothing about how much seeds differ: intervals are over orders alone.",
-        "- A run folder holds no replay buffer: that of TD3 begins empty.",
+        "- A run folder holds no replay buffer: that of TD3 begins empty. Where the guard of a run kept its start, "
+        "networks stay as they are in both rows.",
     ]
     return [
         f"- {len(found[0].serving[0]):,} sessions of users of the test world: {served}, {N_ENVS} at a time; Max Len "

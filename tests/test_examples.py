@@ -13,9 +13,9 @@ import pytest
 import yaml
 from stable_baselines3 import A2C
 
-import kuaifair_env  # noqa: F401  (registers the ids)
 from dsrm import DSRMObservationWrapper, save_purifier
 from dsrm.baselines import IdentityPurifier
+from kuaifair_env import ENVIRONMENTS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -71,6 +71,17 @@ def made_smaller(code):
     for pattern, replacement in SMALLER:
         code = re.sub(pattern, replacement, code)
     return code
+
+
+@pytest.fixture(autouse=True)
+def own_worlds_are_forgotten():
+    """Worlds that an example or a page registers are gone after the test."""
+    before, known = dict(ENVIRONMENTS), set(gym.registry)
+    yield
+    ENVIRONMENTS.clear()
+    ENVIRONMENTS.update(before)
+    for name in set(gym.registry) - known:
+        del gym.registry[name]
 
 
 @pytest.fixture
