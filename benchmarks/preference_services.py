@@ -308,9 +308,9 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             "- Every row is BeliefQuota; rows differ in the distribution of users' own parts given evidence. *none*: "
             f"users have no own part. *{CLOSED}*: `BeliefScales()`, which is the zoo's `belief-quota`; *fitted "
             "scales*: those of the models, which allow for the level of everybody's clicks being unknown. Models begin "
-            "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Item features*: items "
-            "are estimated before a session from the training log and their features, not from click rates "
-            "alone (`item_quality`). *Sampled*: each slate "
+            "with the scales that they were fitted with; *wide scales*: with `BeliefScales()`. *Item features*: the "
+            "quality of items is estimated before a session from the training log and their features, not from click "
+            "rates alone (`item_quality`). *Sampled*: each slate "
             "follows from one draw of the diffusion posterior instead of its mean (Thompson sampling of preferences).",
             f"- {len(users_of(pair)):,} users of the test world, those of benchmarks/serving.py "
             f"(`numpy.random.default_rng(5).permutation(world.users)[:{USERS}]`), once each, {N_ENVS} at a time; Max "
