@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import fields
@@ -14,6 +15,7 @@ import yaml
 
 from kuaifair_env import SETTINGS
 from kuaifair_env.data.own import OwnTables
+from kuaifair_env.errors import ArtifactError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def tools(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "tools"))
     yield
-    for name in ("readme", "reference", "repository"):
+    for name in ("leaderboard", "readme", "reference", "repository"):
         sys.modules.pop(name, None)
 
 
@@ -35,6 +37,40 @@ def test_the_readme_holds_the_results_and_the_address_of_today():
     assert readme.filled(summary) == summary
     moved = readme.filled(README.replace(readme.address(), "https://example.org/elsewhere"))
     assert moved == README
+
+
+def test_the_leaderboard_is_made_of_the_submitted_files():
+    import leaderboard
+
+    assert leaderboard.page() == (ROOT / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_leaderboard_keeps_protocols_apart_and_shows_strangers_texts_as_they_stand(tmp_path, monkeypatch):
+    import leaderboard
+
+    from hrl_policies.study.submission import read_submission
+
+    submitted = json.loads((leaderboard.FOLDER / "claims_kuairand.json").read_text(encoding="utf-8"))
+    frozen = submitted["results"][0] | {"title": "<b>x</b> | [y](https://z) *w*"}
+    serving = frozen | {"protocol": "serving", "orders": [0], "title": "served"}
+    monkeypatch.setattr(leaderboard, "FOLDER", tmp_path)
+    (tmp_path / "one.json").write_text(json.dumps(submitted | {"results": [frozen, serving]}), encoding="utf-8")
+    tables = leaderboard.page().split("\n## ")[1:]
+    assert [table.split(":")[0] for table in tables] == ["Frozen", "Serving"]
+    assert ["served" in table for table in tables] == [False, True] and all("PARTIAL" in table for table in tables)
+    assert "&lt;b&gt;x&lt;/b&gt; \\| \\[y\\](https://z) \\*w\\*" in tables[0]
+
+    for change in (
+        {"r_cum": [float("nan")]},
+        {"seeds": [1, 2]},
+        {"violation_rate": [1.5]},
+        {"protocol": "serving"},
+        {"title": "two\nlines"},
+        {"unknown": 1},
+    ):
+        (tmp_path / "one.json").write_text(json.dumps(submitted | {"results": [frozen | change]}), encoding="utf-8")
+        with pytest.raises(ArtifactError, match=r"one\.json is not a whole submission"):
+            read_submission(tmp_path / "one.json")
 
 
 def test_links_of_the_readme_lead_to_files_of_the_repository():

@@ -249,6 +249,9 @@ def verify(
     sample: Annotated[int, typer.Option(min=1, help="How many runs to make again, drawn at random.")] = 3,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw; by default another each time.")] = None,
     data_dir: DataDir = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="A file of `study submit`: check first that it is what the store holds.")
+    ] = None,
 ) -> None:
     """Make some runs of a store again, and say whether they come out.
 
@@ -258,8 +261,16 @@ def verify(
     Example: kuaifair study verify studies/paper --sample 3
     """
     from hrl_policies.study import single_threaded
+    from hrl_policies.study.serving import SUMMARY
+    from hrl_policies.study.submission import check_submission, read_submission
     from hrl_policies.study.verification import verify_runs
 
+    if submission is not None:
+        check_submission(read_submission(submission), store)
+        typer.echo(f"{submission} is what {store} holds")
+    if (store / SUMMARY).exists():
+        typer.echo(f"To make a service again, run the command in {store / SUMMARY}")
+        return
     runs = _finished_runs(store)
     single_threaded()
     number = secrets.randbelow(2**31) if seed is None else seed
@@ -270,6 +281,24 @@ def verify(
         differ += not verification.agrees
     if differ:
         raise typer.Exit(SOME_FAILED)
+
+
+@study_app.command()
+def submit(
+    store: _Store,
+    methods: Annotated[list[str], typer.Option("--method", help="Method to submit; repeat for several.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    link: Annotated[str, typer.Option(help="https address of the code and of this folder.")] = "",
+) -> None:
+    """Write the results of methods as one file for the leaderboard: of a study's folder, or of a service's.
+
+    Example: kuaifair study submit studies/mine --method my-method --method quota-greedy --output my-method.json
+    """
+    from hrl_policies.study.submission import submission_of, write_submission
+
+    submission = submission_of(store, methods, link)
+    write_submission(output, submission)
+    typer.echo(f"Written: {output} ({len(submission.results)} results)")
 
 
 def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig]]:

@@ -244,12 +244,16 @@ def session_conditions(session: SessionConfig) -> dict[str, Any]:
 
 def conditions(config: RunConfig) -> str:
     """Returns how a run differs from default sessions in default worlds, apart from its task; empty if not at all."""
-    usual, session = session_conditions(SessionConfig()), session_conditions(config.session)
-    unusual = {name: value for name, value in session.items() if value != usual[name]}
-    if "leave" in unusual:
-        unusual["leave"] = rule_text(leave_rule(config.session.leave))
-    parts = [f"{name} {value}" for name, value in (unusual | unusual_settings(config.world_settings)).items()]
+    unusual = unusual_session(config.session) | unusual_settings(config.world_settings)
+    parts = [f"{name} {value}" for name, value in unusual.items()]
     return ", ".join([*parts, *([f"item term '{config.item_term}'"] if config.item_term else [])])
+
+
+def unusual_session(session: SessionConfig) -> dict[str, Any]:
+    """Returns how sessions differ from default ones, apart from a task's horizon and repeats."""
+    usual = session_conditions(SessionConfig())
+    unusual = {name: value for name, value in session_conditions(session).items() if value != usual[name]}
+    return unusual | ({"leave": rule_text(leave_rule(session.leave))} if "leave" in unusual else {})
 
 
 def leave_rule_text(rule: Mapping[str, Any]) -> str:

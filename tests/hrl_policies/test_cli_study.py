@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from small_worlds import small_pair
 from studies import OWN, raising_pair
@@ -15,6 +16,7 @@ import hrl_policies.study.runner as runner
 from hrl_policies.study.engines import InProcessEngine, LocalEngine
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
+from hrl_policies.study.submission import read_submission
 from kuaifair_env.errors import ArtifactError
 
 PLAN = """
@@ -257,3 +259,34 @@ def test_verify_compares_with_an_interval_where_versions_differ(kuaifair, verifi
         changed(folder / "result.json", r_cum=1e6)
     code, out, _ = kuaifair("study", "verify", verified_store)
     assert code == 1 and all(line.startswith("DIFFERS") for line in out.splitlines()[1:])
+
+
+def test_a_submission_holds_every_seed_and_is_checked_against_its_folder(kuaifair, verified_store, tmp_path):
+    file = tmp_path / "mine.json"
+    code, out, err = kuaifair(
+        "study", "submit", verified_store, "--method", "a2c", "-o", file, "--link", "https://a.b/c"
+    )
+    assert code == 0 and "(1 results)" in out, err
+    (result,) = read_submission(file).results
+    runs = stored_runs(verified_store)
+    assert (result.seeds, result.r_cum) == ([11, 15, 19], [run.summary["r_cum"] for run in runs])
+    assert (result.protocol, result.orders, result.steps) == ("frozen", [], 256)
+    interval = result.interval("r_cum")
+    assert interval.estimate == pytest.approx(sum(result.r_cum) / 3)
+    # Student's quantile with two degrees of freedom is 4.303.
+    assert interval.half_width == pytest.approx(4.3027 * np.std(result.r_cum, ddof=1) / 3**0.5, rel=1e-4)
+
+    code, out, _ = kuaifair("study", "verify", verified_store, "--submission", file, "--sample", 1)
+    assert code == 0 and out.startswith(f"{file} is what {verified_store} holds\n1 of 3 runs")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["results"][0]["r_cum"][1] += 1.0
+    file.write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = kuaifair("study", "verify", verified_store, "--submission", file)
+    assert code and "A2C, KuaiFair-Toy-v0, 30, allow: r_cum differ from what" in err
+
+    for arguments, message in (
+        (["--method", "td3"], "holds no finished runs of td3; its methods: a2c"),
+        (["--method", "a2c", "--link", "javascript:alert(1)"], "a link is an https address"),
+    ):
+        code, _, err = kuaifair("study", "submit", verified_store, *arguments, "-o", tmp_path / "no.json")
+        assert code and message in err and not (tmp_path / "no.json").exists()

@@ -37,6 +37,7 @@ from hrl_policies.study import (
 from hrl_policies.study.curves import draw_serving
 from hrl_policies.study.runner import build_policy
 from hrl_policies.study.serving import sessions_like_its_own
+from hrl_policies.study.submission import read_submission
 from kuaifair_env import serve
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
@@ -229,6 +230,15 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     written = (tmp_path / "out/summary.json").read_bytes()
     assert kuaifair(*command)[0] == 0
     assert (tmp_path / "out/summary.json").read_bytes() == written
+
+    code, out, err = kuaifair("study", "submit", "out", "--method", "session-quota", "-o", "out.json")
+    assert code == 0, err
+    (result,) = read_submission(tmp_path / "out.json").results
+    # It learns nothing with users, and so it is frozen though it served.
+    assert (result.protocol, result.orders, result.seeds) == ("frozen", [0, 1, 2], [None] * 3)
+    assert result.r_cum == [run["r_cum"] for run in summary["runs"]] and (result.users, result.sessions) == (12, 40)
+    code, out, err = kuaifair("study", "verify", "out", "--submission", "out.json")
+    assert code == 0 and "out.json is what out holds" in out, err
 
 
 @pytest.mark.usefixtures("small_worlds")
