@@ -1,15 +1,17 @@
-"""Why intervals of users' levels are narrow: evidence at the mode (Laplace), and with moments matched.
+"""Why intervals of users' levels come out narrow, and what widens them; writes level_coverage_WORLD.md.
 
     python benchmarks/level_coverage.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 
 Sessions of users whom the fitted normal (``gaussian``) was not trained on are drawn twice from the same seeds: with the
 evidence that agents use, the mode of everything shown, and with Gaussian sites that match moments instead
-(:meth:`dsrm.own_level.OwnLevel.match_moments`), which costs several times as much.
+(:meth:`dsrm.own_level.OwnLevel.match_moments`), which costs several times as much. Agents use the mode, and levels that
+are widened by a fitted share of what answers say (:attr:`dsrm.preference.LevelPrior.widening`).
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +24,8 @@ from torch import Tensor
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 from dsrm.own_level import OwnLevel
+from dsrm.preference import PreferenceModel
+from dsrm.preference_mixture import MixturePreference
 from dsrm.preference_sessions import PreferenceSessions
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.statistics import student_interval
@@ -40,14 +44,16 @@ class MatchedLevel(OwnLevel):
         self.match_moments(base)
 
 
-def coverages(source: PreferenceSessions, level: type[OwnLevel], seed: int) -> NDArray[np.float64]:
+def coverages(
+    source: PreferenceSessions, model: PreferenceModel, level: type[OwnLevel], seed: int
+) -> NDArray[np.float64]:
     """Returns for repeats allowed and forbidden: coverage of ``b`` and ``w``, and deviation of misses of ``b``."""
     rng = np.random.default_rng([seed, 37])
     with patch("dsrm.preference_sessions.OwnLevel", level):
         batches = source.known(rng.choice(source.split()[1], ROWS), rng)
     rows = []
     for batch in batches:
-        means, deviations = source.normal.moments(batch.evidence)
+        means, deviations = model.moments(batch.evidence)
         misses = ((batch.preferences - means) / deviations).numpy()
         inside = np.abs(misses) < INSIDE
         rows.append((inside[:, 0].mean(), inside[:, 1:].mean(), misses[:, 0].std()))
@@ -59,9 +65,14 @@ def main() -> None:
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
     source = PreferenceSessions(pair.train, pair.scorer)
+    plain = MixturePreference(replace(source.level, widening=0.0), source.normal.taste)
     lines = []
-    for name, level in (("at the mode (what agents use)", OwnLevel), ("moments matched", MatchedLevel)):
-        found = np.stack([coverages(source, level, seed) for seed in SEEDS])
+    for name, model, level in (
+        ("at the mode", plain, OwnLevel),
+        ("at the mode, widened (what agents use)", source.normal, OwnLevel),
+        ("moments matched", plain, MatchedLevel),
+    ):
+        found = np.stack([coverages(source, model, level, seed) for seed in SEEDS])
         for column, repeats in enumerate(("allowed", "forbidden")):
             cells = " | ".join(cell(student_interval(values), decimals=3) for values in found[:, column].T)
             lines.append(f"| {name} | {repeats} | {cells} |")
@@ -74,7 +85,8 @@ def main() -> None:
         "",
         "Sessions like those of training, users whom the fitted normal (`gaussian`) was not trained on; "
         f"{len(SEEDS)} seeds of {ROWS:,} moments each; brackets: 95 % intervals over them. At the mode, offsets of "
-        "single items stand at theirs too, as if the answers had been given at these log-odds.",
+        "single items stand at theirs too, as if the answers had been given at these log-odds. "
+        f"Widening fitted in this world: {source.level.widening:.2f}.",
         "",
         f"Made by: `python benchmarks/level_coverage.py {arguments.world}` ({machine()}).",
     ]

@@ -29,6 +29,7 @@ from kuaifair_env.world import World
 _RIDGE = 100.0
 _SHOWN_COUNT = -len(STATISTICS) - 1
 _TINY = 1e-6
+_OF_LEVEL = ("explained", "unexplained", "widening")
 _CLASSES: dict[str, tuple[str, str]] = {
     "closed-form": ("dsrm.preference", "ClosedForm"),
     "gaussian": ("dsrm.preference_mixture", "MixturePreference"),
@@ -110,11 +111,14 @@ class LevelPrior:
         coefficients: ``float32 (c + 1,)``, intercept first.
         explained: Standard deviation of the means, in log-odds: by as much the context narrows a wider scale.
         unexplained: Least standard deviation of levels given the context, in log-odds.
+        widening: By how much posteriors of levels are wider than they come out, as a share that grows with what answers
+            say: evidence is summed up at the mode (Laplace), as if offsets of single items were known there.
     """
 
     coefficients: FloatArray
     explained: float
     unexplained: float
+    widening: float = 0.0
 
     @classmethod
     def fit(cls, contexts: FloatArray, levels: FloatArray, misjudged: float = 0.0) -> LevelPrior:
@@ -133,6 +137,20 @@ class LevelPrior:
         """Returns the standard deviation in units of a scale of levels."""
         variance = max(scale**2 - self.explained**2, self.unexplained**2)
         return float(variance**0.5 / max(scale, _TINY))
+
+    def widths(self, evidence: Evidence) -> Tensor:
+        """Returns by what standard deviations of levels are multiplied, ``float32 (B,)``: 1 before any answer."""
+        return 1.0 + self.widening * (1.0 - evidence.deviations[:, 0])
+
+    def widened(self, moments: Moments, evidence: Evidence) -> Moments:
+        """Returns moments with wider levels."""
+        moments.deviations[:, 0] *= self.widths(evidence)
+        return moments
+
+    def widened_draws(self, draws: Tensor, means: Tensor, evidence: Evidence) -> Tensor:
+        """Returns draws ``(..., B, d + 1)`` whose levels are further from their means ``(B,)``."""
+        draws[..., 0] = means + self.widths(evidence) * (draws[..., 0] - means)
+        return draws
 
 
 def ridge_coefficients(contexts: FloatArray, targets: FloatArray, penalty: float = _RIDGE) -> NDArray[np.float64]:
@@ -161,14 +179,13 @@ def predicted_from(contexts: FloatArray, coefficients: FloatArray) -> FloatArray
 
 def level_settings(level: LevelPrior) -> dict[str, float]:
     """Returns what a file holds of a prior of levels besides its coefficients."""
-    return {"explained": level.explained, "unexplained": level.unexplained}
+    return {name: getattr(level, name) for name in _OF_LEVEL}
 
 
 def level_prior(tensors: Tensors, settings: Mapping[str, Any]) -> LevelPrior:
     """Makes a prior of levels from the tensor ``level`` and :func:`level_settings`."""
     take_tensors(tensors, {"level": (None,)})
-    deviations = (parse_as(float, settings[name]) for name in ("explained", "unexplained"))
-    return LevelPrior(tensors["level"], *deviations)
+    return LevelPrior(tensors["level"], *(parse_as(float, settings[name]) for name in _OF_LEVEL))
 
 
 class Moments(NamedTuple):

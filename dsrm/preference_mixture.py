@@ -83,7 +83,8 @@ class MixturePreference:
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         normal = self.normal(evidence)
-        return Moments(evidence.scales * normal.means, evidence.scales * normal.deviations)
+        moments = Moments(evidence.scales * normal.means, evidence.scales * normal.deviations)
+        return self.level.widened(moments, evidence)
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`."""
@@ -95,7 +96,8 @@ class MixturePreference:
         noise = torch.randn((*parts.shape, means.shape[2]), generator=generator)
         drawn = means[rows, parts] + (factors @ noise[..., None])[..., 0]
         samples: Tensor = drawn.transpose(0, 1) * evidence.scales
-        return samples
+        centres = evidence.scales[0] * (weights * means[..., 0]).sum(dim=1)
+        return self.level.widened_draws(samples, centres, evidence)
 
     def normal(self, evidence: Evidence) -> Evidence:
         """Returns evidence that holds mean and covariance of this posterior in the place of the closed form's."""

@@ -73,10 +73,15 @@ class DiffusionPreference:
 
     def moments(self, evidence: Evidence) -> Moments:
         """See :class:`~dsrm.preference.PreferenceModel`."""
-        return self.own_moments(evidence) if self.student is None else self.student.moments(self.prior, evidence)
+        student = self.student
+        moments = self.own_moments(evidence) if student is None else student.moments(self.prior, evidence)
+        return self.prior.level.widened(moments, evidence)
 
     def own_moments(self, evidence: Evidence, samples: int = _TEACHER_SAMPLES) -> Moments:
-        """Returns mean and spread as the diffusion model itself gives them; the spread of tastes is that of draws."""
+        """Returns mean and spread as the diffusion model itself gives them; the spread of tastes is that of draws.
+
+        Levels are as wide as they come out, before :meth:`~dsrm.preference.LevelPrior.widened`.
+        """
         deviations = self.samples(evidence, samples, 0).std(dim=0)
         deviations[:, 0] = evidence.scales[0] * self.prior.normal(evidence).deviations[:, 0]
         return Moments(self.own_means(evidence), deviations)
@@ -110,7 +115,8 @@ class DiffusionPreference:
         levels = torch.stack(
             [torch.from_numpy(seeding.row_normals(keys, 1, _LEVEL_STREAM + number)) for number in range(len(draws))]
         )[..., 0]
-        return unwhitened(normal, _with_levels(draws - means + self.reliance * means, levels))
+        preferences = unwhitened(normal, _with_levels(draws - means + self.reliance * means, levels))
+        return self.prior.level.widened_draws(preferences, normal.scales[0] * normal.means[:, 0], evidence)
 
     def _draws(self, normal: Evidence, config: SamplerConfig, observed: Tensor) -> Tensor:
         sampler = Sampler(self.denoiser.network, self._schedule, config)
@@ -162,14 +168,16 @@ class RegressionPreference:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         normal = self._prior.normal(evidence)
         deviations = (self._factors(normal) ** 2).sum(-1).sqrt()
-        return Moments(self._mean(normal), evidence.scales * deviations)
+        moments = Moments(self._mean(normal), evidence.scales * deviations)
+        return self._prior.level.widened(moments, evidence)
 
     def samples(self, evidence: Evidence, count: int, seed: int) -> Tensor:
         """See :class:`~dsrm.preference.PreferenceModel`."""
         normal = self._prior.normal(evidence)
         factors = self._factors(normal)
         noise = normal_samples(torch.zeros_like(evidence.means), factors @ factors.mT, count, seed)
-        return self._mean(normal) + noise * evidence.scales
+        means = self._mean(normal)
+        return self._prior.level.widened_draws(means + noise * evidence.scales, means[:, 0], evidence)
 
     def whitened_means(self, normal: Evidence) -> Tensor:
         """See :meth:`DiffusionPreference.whitened_means`."""

@@ -11,12 +11,14 @@ those that the training world's users have beyond the click scorer, at sizes tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from dsrm.click_scorer import ClickScorer
@@ -49,6 +51,7 @@ _SHARED_LEVEL = SharedScales().intercept
 _FROZEN_SHARE, _SERVING_SHARE = 0.3, 0.4
 _SCALE_ERROR = 0.2
 _POPULATION, _POPULATION_STREAM = 20_000, 23
+_WIDENED_ON, _WIDENED_ON_EACH, _LEVEL_STREAM, _MAX_WIDENING = 8_192, 64, 24, 2.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,6 @@ class PreferenceSessions:
 
     Attributes:
         users: ``int64``, increasing rows of the users whose logs and tastes are known.
-        level: What users' logs say about their levels.
         scales: Of the own level before anything is known of the items.
         taste: Root mean square of the components of ``w_u`` in the log's model.
 
@@ -146,7 +148,6 @@ class PreferenceSessions:
         self._offset_deviations = self._misjudged.offset_deviations(world.exposures)
         self.taste = max(float(np.sqrt((self._logged.tastes**2).mean())), _MIN_TASTE)
         self.users = self._logged.users
-        self.level = self._level_prior()
         self.scales = self._scales(self.size, 1.0)
 
     @property
@@ -192,15 +193,28 @@ class PreferenceSessions:
         return float(np.sqrt((largest**2 - self.taste**2) / spread)) if spread > 0 else largest
 
     @cached_property
+    def level(self) -> LevelPrior:
+        """What users' logs say about their levels, fitted to the users not kept for validation, widened on those."""
+        users, others = self.split()
+        levels = self._logged.levels[np.searchsorted(self.users, users)]
+        level = LevelPrior.fit(self._summaries(users), levels, self._misjudged.own_level)
+        rng = np.random.default_rng([0, _LEVEL_STREAM])
+        batches = self.known(rng.choice(others, min(_WIDENED_ON, _WIDENED_ON_EACH * len(others))), rng)
+        return replace(level, widening=fitted_widening(MixturePreference(level, self._taste_prior(1)), batches))
+
+    @cached_property
     def normal(self) -> MixturePreference:
         """The fitted normal prior of levels and tastes."""
         return self.fitted_prior(1)
 
     def fitted_prior(self, parts: int, seed: int = 0) -> MixturePreference:
         """Fits a prior of levels and tastes, a mixture of so many normals, to the users not kept for validation."""
+        return MixturePreference(self.level, self._taste_prior(parts, seed))
+
+    def _taste_prior(self, parts: int, seed: int = 0) -> TastePrior:
         rng = np.random.default_rng([seed, _POPULATION_STREAM])
         tastes = self.tastes(rng.choice(self.split()[0], _POPULATION), rng)
-        return MixturePreference(self.level, TastePrior.fit(self._predicted_tastes(), self.size, tastes, parts, seed))
+        return TastePrior.fit(self._predicted_tastes(), self.size, tastes, parts, seed)
 
     def _predicted_tastes(self) -> FloatArray:
         """Returns ``float32 (c + 1, d)``, a regression of tastes in log-odds on log contexts; intercept first."""
@@ -218,12 +232,6 @@ class PreferenceSessions:
             taste=float(np.hypot(taste, unknown * misjudged.vector)),
             offset=float(np.hypot(misjudged.noise, unknown * of_offsets)),
         )
-
-    def _level_prior(self) -> LevelPrior:
-        """Fits the prior of levels to the users who are not kept for validation."""
-        users, _ = self.split()
-        levels = self._logged.levels[np.searchsorted(self.users, users)]
-        return LevelPrior.fit(self._summaries(users), levels, self._misjudged.own_level)
 
     def _summaries(self, users: IntArray) -> FloatArray:
         return self._contexts.summarise(self._world.initial_history.take(users))
@@ -287,6 +295,27 @@ class PreferenceSessions:
         spread = np.hypot(misjudged.own_level, drawn.unknown * _SHARED_LEVEL)
         levels = logged.levels[rows] + spread * rng.standard_normal(len(rows))
         return np.concatenate([levels[:, None], drawn.taste_errors * tastes], axis=1).astype(np.float32)
+
+
+def fitted_widening(normal: MixturePreference, sessions: Sequence[KnownPreferences]) -> float:
+    """Returns the widening of levels (:attr:`dsrm.preference.LevelPrior.widening`) under which misses are likeliest.
+
+    Args:
+        normal: A fitted normal prior without any.
+        sessions: Of users whom it was not fitted to.
+    """
+    misses, said = [], []
+    for batch in sessions:
+        means, deviations = normal.moments(batch.evidence)
+        misses.append(((batch.preferences - means) / deviations)[:, 0].numpy())
+        said.append(1.0 - batch.evidence.deviations[:, 0].numpy())
+    squares, shares = np.concatenate(misses).astype(np.float64) ** 2, np.concatenate(said).astype(np.float64)
+
+    def loss(widening: float) -> float:
+        widths = 1.0 + widening * shares
+        return float((np.log(widths) + squares / (2.0 * widths**2)).mean())
+
+    return float(minimize_scalar(loss, bounds=(0.0, _MAX_WIDENING), method="bounded").x)
 
 
 @dataclass(frozen=True)

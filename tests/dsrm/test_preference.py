@@ -29,7 +29,14 @@ from dsrm.preference import (
 )
 from dsrm.preference_mixture import MixturePreference, TastePrior
 from dsrm.preference_networks import DiffusionPreference, fitted_reliance
-from dsrm.preference_sessions import KnownPreferences, PreferenceSessions, features_of, unwhitened, whitened
+from dsrm.preference_sessions import (
+    KnownPreferences,
+    PreferenceSessions,
+    features_of,
+    fitted_widening,
+    unwhitened,
+    whitened,
+)
 from dsrm.preference_student import distil_preference
 from dsrm.pretraining import pretrain
 from dsrm.purifier import BELIEF_MODES, STATISTICS, load_purifier, save_purifier
@@ -205,6 +212,42 @@ def test_levels_are_read_off_the_log():
     for scale, deviation in ((0.1, 0.5), (0.7, 0.5), (2.5, 1.5)):
         of_context = LevelPrior(np.zeros(context_size(1) + 1, np.float32), 2.0, 0.5)
         assert of_context.deviation(scale) * scale == pytest.approx(deviation, abs=1e-5)
+
+
+def test_levels_are_widened_by_as_much_as_they_miss():
+    """Misses of levels grow with what answers say; the widening is found, and intervals hold as often as they say."""
+    found = []
+    for seed in SEEDS:
+        known, prior = evidence(6_000, 2, seed), fitted(2, 1)
+        said = 1.0 - known.deviations[:, 0]
+        means, deviations = prior.moments(known)
+        noise = torch.randn(len(said), generator=torch.Generator().manual_seed(seed))
+        levels = means[:, 0] + (1.0 + 0.4 * said) * deviations[:, 0] * noise
+        truth = torch.cat([levels[:, None], means[:, 1:]], dim=1)
+        found.append(fitted_widening(prior, [KnownPreferences(known, truth)]))
+        wider = MixturePreference(dataclasses.replace(prior.level, widening=found[-1]), prior.taste)
+        misses = (truth - wider.moments(known).means)[:, 0].abs() / wider.moments(known).deviations[:, 0]
+        assert float((misses < norm.ppf(0.9)).float().mean()) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(found) == pytest.approx(0.4, abs=0.05)
+    # Where intervals are wide enough nothing is widened.
+    assert fitted_widening(prior, [KnownPreferences(known, means + 0.5 * deviations)]) < 0.01
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_draws_are_as_wide_as_moments_say(kind):
+    known = evidence(3, 2)
+    plain = [fitted(2, 1), fitted(2, 3), tiny_networks(2)][kind]
+    before = plain.moments(known)
+    prior = plain.prior if isinstance(plain, DiffusionPreference) else plain
+    prior.level = dataclasses.replace(prior.level, widening=0.5)
+    after, draws = plain.moments(known), plain.samples(known, 4_000, seed=0)
+    torch.testing.assert_close(after.means, before.means)
+    torch.testing.assert_close(after.deviations[:, 1:], before.deviations[:, 1:])
+    widths = 1.0 + 0.5 * (1.0 - known.deviations[:, 0])
+    torch.testing.assert_close(after.deviations[:, 0], widths * before.deviations[:, 0])
+    of_normal = prior.moments(known)
+    torch.testing.assert_close(draws[..., 0].mean(dim=0), of_normal.means[:, 0], atol=0.04, rtol=0)
+    torch.testing.assert_close(draws[..., 0].std(dim=0), of_normal.deviations[:, 0], atol=0.0, rtol=0.05)
 
 
 def test_one_part_takes_a_short_way_to_the_same_posterior():
