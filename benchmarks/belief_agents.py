@@ -1,4 +1,4 @@
-"""A2C and PPO whose state is a belief about the user, or the observed one; writes belief_agents_WORLD.md and .csv.
+"""A2C and PPO whose state is a belief about the user, or the observed one; writes belief_agents_WORLD.md and .csv.gz.
 
     python benchmarks/belief_agents.py KuaiFair-Toy-v0 --store STORE --results docs/results
 
@@ -343,7 +343,7 @@ def main() -> None:
     results = stored(arguments.store, arguments.seeds)
     stem = f"belief_agents_{short_name(arguments.world)}"
     if arguments.results is not None:
-        write_text_atomically(arguments.results / f"{stem}.csv", csv_of(results))
+        write_text_atomically(arguments.results / f"{stem}.csv.gz", csv_of(results))
     write_page(arguments.results, f"{stem}.md", page(results, pair, arguments))
 
 

@@ -1,4 +1,4 @@
-"""Searches the settings of CDAE and DiffRec in a training world; writes docs/results/click_vector_search.md.
+"""Searches the settings of CDAE and DiffRec in a training world; writes a section of docs/results/tuning.md.
 
     python benchmarks/click_vector_search.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from worlds import argument_parser, open_worlds, write_page
+from worlds import argument_parser, open_worlds, write_section
 
 from dsrm.click_vector_purifier import ClickVectorPurifier
 from dsrm.click_vectors import CDAEConfig, DiffRecConfig
@@ -147,7 +147,7 @@ def section(search: Search, mode: str, trials: int, steps: int, confirmation_ste
     """Runs the search of one model and returns its part of the page."""
     results = search.trials(mode, trials, steps)
     best = int(np.argmax([score for _, score, _ in results]))
-    lines = [f"### {mode}", "", "| trial | AUC | seconds | settings |", "|---:|---:|---:|---|"]
+    lines = [f"## {mode}", "", "| trial | AUC | seconds | settings |", "|---:|---:|---:|---|"]
     for number, (config, score, seconds) in enumerate(results):
         lines.append(f"| {number} | {score:.4f} | {seconds_and_settings(mode, config, seconds)} |")
     if best == 0:
@@ -189,8 +189,8 @@ def main() -> None:
         f"{arguments.confirmation_steps}; both stop early. Other settings are the references' and were not searched."
     )
     made = f"Made by: `python benchmarks/click_vector_search.py {arguments.world} --results RESULTS` ({machine()})."
-    title = "# Settings of CDAE and DiffRec"
-    write_page(arguments.results, "click_vector_search.md", "\n\n".join([title, notes, *parts, made]))
+    title = "# Trials of CDAE and DiffRec"
+    write_section(arguments.results, "tuning.md", "\n\n".join([title, notes, *parts, made]))
 
 
 if __name__ == "__main__":

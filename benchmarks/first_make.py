@@ -1,7 +1,7 @@
 """What the first and the second ``gym.make`` of every id cost: clock, processor time, memory, and the cache.
 
     python benchmarks/first_make.py                       # every id, two threads
-    python benchmarks/first_make.py KuaiFair-Toy-v0 --threads 1 --results docs/results
+    python benchmarks/first_make.py KuaiFair-Toy-v0 --threads 1
 
 Each id starts from an empty cache in a process of its own, as after installation; the second make is another process
 with the cache of the first. Ids of real data sets are made from their twins. Clock and processor time include the
@@ -21,8 +21,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-from worlds import write_page
 
 from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.cache import CACHE_VARIABLE
@@ -50,7 +48,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ids", nargs="*", help="environment ids; all by default")
     parser.add_argument("--threads", type=int, default=2, help="threads of numerical libraries")
-    parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
     arguments = parser.parse_args()
     lines = []
     for env_id in arguments.ids or [name for name, origin in ENVIRONMENTS.items() if origin.twin]:
@@ -68,7 +65,7 @@ def main() -> None:
     )
     cores, load = os.cpu_count(), os.getloadavg()[0]
     machine = f"{platform.machine()}, {cores} cores, {arguments.threads} threads, load {load:.1f}"
-    write_page(arguments.results, "first_make_table.md", f"Machine: {machine}.\n\n{head}" + "\n".join(lines))
+    print(f"Machine: {machine}.\n\n{head}" + "\n".join(lines))
 
 
 def cost_of_make(env_id: str, cache: Path, threads: int) -> Cost:

@@ -1,4 +1,4 @@
-"""What can be won in each variant of a world, by frozen controls; writes docs/results/headroom_WORLD.md.
+"""What can be won in each variant of a world, by frozen controls; writes sections of docs/results/headroom.md.
 
     python benchmarks/headroom.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
     python benchmarks/headroom.py kuairand --data DATA --store STORE --results docs/results
@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from worlds import PARTIAL, argument_parser, open_worlds, short_name, write_page
+from worlds import PARTIAL, argument_parser, open_worlds, short_name, write_section
 
 from hrl_policies.study import check_study, read_study, run_study, single_threaded
 from hrl_policies.study.labels import ORIGINS, PRIVILEGED_NOTE, Task, Variant
@@ -185,16 +185,16 @@ def main() -> None:
         store = arguments.store / f"{short_name(arguments.world)}-{name.replace(' ', '-')}"
         by_variant[name] = run_variant(spec, variant_of(pair, kind), kind, store)
     tables = (
-        summary_table(by_variant, f"{pair.name}: what can be won"),
-        control_table(by_variant, f"{pair.name}: the controls"),
+        summary_table(by_variant, "What can be won"),
+        control_table(by_variant, "The controls"),
     )
     header = (
-        "Frozen controls: nothing is trained, and nothing kept from session to session. "
-        f"{min(spec.n_users or 0, len(pair.test.users))} held-out users, one session each, seed {DEFAULT_SEED}, "
-        f"Max Len {spec.max_lens[0]}; {ORIGINS[pair.test.data.provenance.origin]}.\n\n    {command}\n"
+        f"# {pair.name}\n\n{min(spec.n_users or 0, len(pair.test.users))} held-out users, one session each, "
+        f"seed {DEFAULT_SEED}, Max Len {spec.max_lens[0]}; {ORIGINS[pair.test.data.provenance.origin]}.\n\n"
+        f"    {command}\n"
     )
-    page = "\n".join([header, *(table.markdown() for table in tables)])
-    write_page(arguments.results, f"headroom_{short_name(arguments.world)}.md", page)
+    text = "\n".join([header, *(table.markdown().removeprefix("#") for table in tables)])
+    write_section(arguments.results, "headroom.md", text)
 
 
 if __name__ == "__main__":

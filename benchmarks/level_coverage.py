@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
-from worlds import argument_parser, cell, open_worlds, short_name, write_page
+from worlds import argument_parser, cell, open_worlds, write_section
 
 from dsrm.own_level import OwnLevel
 from dsrm.preference import PreferenceModel
@@ -90,7 +90,7 @@ def main() -> None:
         "",
         f"Made by: `python benchmarks/level_coverage.py {arguments.world}` ({machine()}).",
     ]
-    write_page(arguments.results, f"level_coverage_{short_name(arguments.world)}.md", "\n".join(page))
+    write_section(arguments.results, "preferences.md", "\n".join(page))
 
 
 if __name__ == "__main__":

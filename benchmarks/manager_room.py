@@ -3,9 +3,9 @@
     python benchmarks/manager_room.py kuairand --data DATA --results docs/results
     python benchmarks/manager_room.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 
-Writes manager_room_WORLD.md. All rows but QuotaGreedy and the Oracle rank by the same belief, that of DSRM-HRL's start,
-frozen (nothing is kept from session to session). They differ in how many popular items a slate has. The constant that
-others are compared with is the best one of the training world.
+Writes a section of manager_room.md. All rows but QuotaGreedy and the Oracle rank by the same belief, that of DSRM-HRL's
+start, frozen (nothing is kept from session to session). They differ in how many popular items a slate has. The constant
+that others are compared with is the best one of the training world.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import argument_parser, cell, open_worlds, short_name, write_page
+from worlds import argument_parser, cell, open_worlds, write_section
 
 from dsrm.candidates import CandidatePurifier
 from dsrm.purifier import load_purifier
@@ -204,7 +204,7 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
     drift = [f"## Drift {DRIFT:g}, repeats allow", "", *table(of_drift), ""]
     data = pair.test.data
     lines = [
-        f"# What a manager can win: {pair.name}",
+        f"# {pair.name}",
         "",
         *(f"{sentence}\n" for sentence in sentences),
         "## What users tolerate",
@@ -237,7 +237,7 @@ def main() -> None:
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
     start = cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
-    write_page(arguments.results, f"manager_room_{short_name(arguments.world)}.md", page(pair, start, arguments))
+    write_section(arguments.results, "manager_room.md", page(pair, start, arguments))
 
 
 if __name__ == "__main__":

@@ -115,10 +115,11 @@ def main() -> None:
     for split, world in (("training", pair.train), ("test", pair.test)):
         fronts = fronts_of(arguments.store, pair, cells, world)
         others = [(name, *place(name, pair, world)) for name in BESIDE]
-        texts.append(table(split, fronts, others).markdown())
+        picture = f"mofir_front_{split}.png"
+        texts += [table(split, fronts, others).markdown(), f"![Front in the {split} world, first seed]({picture})"]
         if arguments.results:
             draw_preference_front(
-                arguments.results / f"mofir_front_{split}.png",
+                arguments.results / picture,
                 fronts[0],
                 others,
                 title=f"MOFIR, seed {arguments.seeds[0]}, {split} world",

@@ -1,4 +1,4 @@
-"""How often intervals of off-policy estimates hold the truth, where it is known; writes ope_coverage.md.
+"""How often intervals of off-policy estimates hold the truth, where it is known; writes a section of ope_checks.md.
 
     python benchmarks/ope_coverage.py --results docs/results
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import open_worlds, write_page
+from worlds import open_worlds, write_section
 
 from hrl_policies.controls import Control, QuotaGreedy, RandomSlates
 from hrl_policies.ope import (
@@ -193,7 +193,7 @@ def main() -> None:
         f"Made by: python benchmarks/ope_coverage.py --repetitions {arguments.repetitions} --seed {arguments.seed} "
         "--results docs/results.",
     ]
-    write_page(arguments.results, "ope_coverage.md", "\n".join(page))
+    write_section(arguments.results, "ope_checks.md", "\n".join(page))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""R_cum by fitted Q evaluation beside the true R_cum, in the toy; writes ope_fqe.md.
+"""R_cum by fitted Q evaluation beside the true R_cum, in the toy; writes a section of ope_checks.md.
 
 python benchmarks/ope_fqe.py --results docs/results
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import cell, open_worlds, write_page
+from worlds import cell, open_worlds, write_section
 
 from hrl_policies.controls import Control, GreedyCTR, QuotaGreedy, RandomSlates, SessionQuota
 from hrl_policies.ope import SupportWarning, fitted_q_evaluation, log_sessions
@@ -95,7 +95,7 @@ def main() -> None:
         "",
         f"Made by: python benchmarks/ope_fqe.py --episodes {arguments.episodes} --results docs/results.",
     ]
-    write_page(arguments.results, "ope_fqe.md", "\n".join(page))
+    write_section(arguments.results, "ope_checks.md", "\n".join(page))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The estimators beside Open Bandit Pipeline's, on the same arrays; writes ope_reference.md.
+"""The estimators beside Open Bandit Pipeline's, on the same arrays; writes a section of ope_checks.md.
 
     python benchmarks/ope_reference.py --results docs/results
 
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from worlds import open_worlds, write_page
+from worlds import open_worlds, write_section
 
 from hrl_policies.controls import QuotaGreedy
 from hrl_policies.ope import CrossFittedClicks, RandomLog, SlateMarginals, estimate_click_rate, first_slates
@@ -87,7 +87,7 @@ def main() -> None:
         "",
         "Made by: python benchmarks/ope_reference.py --results docs/results, with `pip install --no-deps obp`.",
     ]
-    write_page(arguments.results, "ope_reference.md", "\n".join(page))
+    write_section(arguments.results, "ope_checks.md", "\n".join(page))
 
 
 if __name__ == "__main__":

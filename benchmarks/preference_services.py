@@ -1,4 +1,4 @@
-"""R_cum of preference models under one quota rule, frozen and serving; writes preference_services_WORLD.md and .csv.
+"""R_cum of preference models under one quota rule, frozen and serving; writes preference_services_WORLD.md and .csv.gz.
 
     python benchmarks/preference_services.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
     python benchmarks/preference_services.py kuairand --data DATA --store STORE --results docs/results
@@ -345,7 +345,7 @@ def main() -> None:
     panels = {repeats: serve_all(pair, arguments, repeats) for repeats in arguments.repeats}
     stem = f"preference_services_{short_name(arguments.world)}"
     if arguments.results is not None:
-        write_text_atomically(arguments.results / f"{stem}.csv", table_of_numbers(panels))
+        write_text_atomically(arguments.results / f"{stem}.csv.gz", table_of_numbers(panels))
     write_page(arguments.results, f"{stem}.md", page(pair, panels, arguments))
 
 

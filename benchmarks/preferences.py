@@ -1,4 +1,4 @@
-"""Preference models on the same evidence: log loss, ranking and coverage; writes preferences_WORLD.md and .csv.
+"""Preference models on the same evidence: log loss, ranking and coverage; writes preferences_WORLD.md and .csv.gz.
 
     python benchmarks/preferences.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
     python benchmarks/preferences.py kuairand --data ../shared/data --store STORE --results docs/results
@@ -240,7 +240,7 @@ def main() -> None:
     )
     command = f"python benchmarks/preferences.py {arguments.world}{options} --store STORE --results docs/results"
     if arguments.results is not None:
-        write_text_atomically(arguments.results / f"{name}.csv", table_of_numbers(fixed, seeds))
+        write_text_atomically(arguments.results / f"{name}.csv.gz", table_of_numbers(fixed, seeds))
     write_page(arguments.results, f"{name}.md", page_of(pair, fixed, seeds, command))
 
 

@@ -1,4 +1,4 @@
-"""Every purifier and control on held-out users, three seeds; writes the tables of docs/results/purification.md.
+"""Every purifier and control on held-out users; writes the sections of worlds in docs/results/purification.md.
 
     python benchmarks/purifiers.py KuaiFair-KuaiRecTwin-v0 --store runs/purifiers --results docs/results
     python benchmarks/purifiers.py kuairand --data ../shared/data --store runs/purifiers --results docs/results
@@ -7,12 +7,11 @@
 
 A world is an environment id, one of the two partial data sets, or with ``--conformity`` a twin whose users click what
 is popular more than the data sets' do: a world in which there is much to purify. Purifiers that the store holds are not
-made again. Pages of some modes alone are called ``..._selected``.
+made again. Figures of all seeds go to purification_WORLD.csv.gz.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -22,19 +21,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
-from worlds import argument_parser, open_worlds, short_name, twin_worlds, write_page
+import pandas as pd
+from worlds import argument_parser, open_worlds, short_name, twin_worlds, write_section
 
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DSRM
 from dsrm.pretraining import PretrainConfig, noise_like, pretrain
 from dsrm.probe_data import probe_set
-from dsrm.probes import RAW, ProbeReport, probe, purified_states
+from dsrm.probes import RAW, Measure, ProbeReport, probe, purified_states
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
+from hrl_policies.study.records import write_table
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.files import write_text_atomically
 
 MADE: dict[str, Callable[[int], PretrainConfig]] = {
     "profile": lambda seed: PretrainConfig(mode="profile", seed=seed),
@@ -59,7 +58,7 @@ SAMPLERS = {
     "profile, guidance 1": SamplerConfig("ddim", 5, guidance=1.0),
     "profile, from the state": SamplerConfig("ddim", 5, start="state", level=50),
 }
-WINDOWS = {"log": "last logged", "short": "short (last five exposures)", "policy": "policy-made"}
+WINDOWS = {"log": "Last logged", "short": "Short (last five exposures)", "policy": "Policy-made"}
 COLUMNS = {
     "recovery_cosine": "recovery cos",
     "recovery_mse": "recovery MSE",
@@ -95,22 +94,39 @@ def made(pair: WorldPair, store: Path, seed: int, modes: Sequence[str]) -> dict[
     return purifiers | {name: profile.with_sampler(sampler) for name, sampler in SAMPLERS.items()}
 
 
-def table(reports: list[ProbeReport], title: str) -> str:
-    """Returns the Markdown table of some seeds: mean over seeds of the value and of both ends of its interval."""
-    names = list(reports[0].measures)
-    columns = [key for key in COLUMNS if all(key in report.measures[RAW] for report in reports)]
-    lines = [f"### {title}", "", "| state | " + " | ".join(COLUMNS[key] for key in columns) + " |"]
-    lines.append("|---|" + "---|" * len(columns))
-    for name in names:
-        cells = [_cell([report.measures[name][key] for report in reports]) for key in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+def rows_of(windows: str, seed: int, report: ProbeReport) -> list[dict[str, Any]]:
+    """Returns the figures of a seed as rows: value and interval, and the same of the paired gain over the raw state."""
+    return [
+        {"windows": windows, "seed": seed, "state": state, "measure": name}
+        | measure.as_dict()
+        | _gain(measure, report.measures[RAW][name])
+        for state, measures in report.measures.items()
+        for name, measure in measures.items()
+    ]
+
+
+def _gain(measure: Measure, raw: Measure) -> dict[str, float]:
+    gain = measure.gain_over(raw)
+    return {"gain": gain.value, "gain_low": gain.interval[0], "gain_high": gain.interval[1]}
+
+
+def tables(records: pd.DataFrame) -> str:
+    """Returns the Markdown tables of records: means over seeds of the value and of both ends of its interval."""
+    lines = []
+    for kind, title in WINDOWS.items():
+        groups = records[records.windows == kind].groupby(["state", "measure"], sort=False)
+        figures = groups[["value", "low", "high"]].mean()
+        means = dict(zip(figures.index, figures.to_numpy(), strict=True))
+        states = list(dict.fromkeys(state for state, _ in means))
+        columns = [name for name in COLUMNS if (RAW, name) in means]
+        lines += [f"## {title} windows", "", f"| state | {' | '.join(COLUMNS[name] for name in columns)} |"]
+        lines.append("|---|" + "---|" * len(columns))
+        lines += [f"| {state} | {' | '.join(_cell(*means[state, name]) for name in columns)} |" for state in states]
+        lines.append("")
     return "\n".join(lines)
 
 
-def _cell(measures: list[Any]) -> str:
-    value = float(np.mean([measure.value for measure in measures]))
-    low = float(np.mean([measure.interval[0] for measure in measures]))
-    high = float(np.mean([measure.interval[1] for measure in measures]))
+def _cell(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if abs(value) < 10 else f"{value:.1f}"
 
 
@@ -136,38 +152,26 @@ def main() -> None:
         options += " --modes " + shlex.join(arguments.modes)
     store = arguments.store / stem
     store.mkdir(parents=True, exist_ok=True)
-    if arguments.modes != list(MADE):
-        stem += "_selected"
-    reports: dict[str, list[ProbeReport]] = {kind: [] for kind in WINDOWS}
+    rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         purifiers = made(pair, store, seed, arguments.modes)
-        for kind, found in reports.items():
+        for kind in WINDOWS:
             probes = probe_set(pair.test, kind, seed=seed)
-            found.append(probe(probes, purified_states(probes, pair.test, purifiers), seed))
+            rows += rows_of(kind, seed, probe(probes, purified_states(probes, pair.test, purifiers), seed))
     data = pair.test.data.provenance
-    title = data.name if arguments.conformity is None else pair.name
     notes = (
         f"Data: {data.name} ({data.origin}), hash {pair.test.data.data_hash}. Seeds {arguments.seeds}; "
-        f"{reports['log'][0].users} held-out users; mean over seeds of values and of both ends of the 95 % bootstrap "
-        "intervals over users. * reads the test log of declared calibration users, who are not among those probed."
+        f"{len(pair.test.users)} held-out users, fewer where a window is empty; mean over seeds of values and of both "
+        "ends of the 95 % bootstrap intervals over users. * reads the test log of declared calibration users, who are "
+        f"not among those probed. All figures: `purification_{stem}.csv.gz`."
     )
     seeds = "" if len(arguments.seeds) == 3 else f" --seeds {' '.join(map(str, arguments.seeds))}"
     command = f"python benchmarks/purifiers.py {arguments.world}{options}{seeds} --store STORE --results RESULTS"
-    tables = [table(found, f"{title}: {WINDOWS[kind]} windows") for kind, found in reports.items()]
-    text = "\n\n".join([*tables, notes, f"Made by: `{command}` ({machine()})."]) + "\n"
-    write_page(arguments.results, f"purification_{stem}.md", text)
+    title = data.name if arguments.conformity is None else pair.name
+    text = f"# {title}\n\n{tables(pd.DataFrame(rows))}\n{notes}\n\nMade by: `{command}` ({machine()})."
+    write_section(arguments.results, "purification.md", text)
     if arguments.results:
-        content = {kind: [report.as_dict() for report in found] for kind, found in reports.items()}
-        path = arguments.results / f"purification_{stem}.json"
-        write_text_atomically(path, json.dumps(_rounded(content), indent=1, sort_keys=True) + "\n")
-
-
-def _rounded(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _rounded(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_rounded(value) for value in content]
-    return round(content, 5) if isinstance(content, float) else content
+        write_table(arguments.results / f"purification_{stem}.csv.gz", rows)
 
 
 if __name__ == "__main__":

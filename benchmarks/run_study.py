@@ -7,8 +7,8 @@
 
 Where the world is an environment, ``kuaifair study run FILE`` does the same on all cores. What the store holds is not
 run again. ``kuaifair study tables`` and ``report`` make more of it. With ``--base`` a page of all rows and of their
-differences to that method is printed, and written where results go, with a CSV of all runs. ``--stored`` makes it of
-the runs that are done, and lists those that are not.
+differences to that method is printed, and written where results go, with all runs in a ``.csv.gz``. ``--stored`` makes
+it of the runs that are done, and lists those that are not.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main() -> None:
         stem = f"{spec.name}_{short_name(arguments.world)}"
         write_page(arguments.results, f"{stem}.md", "\n".join(page))
         if arguments.results is not None:
-            write_records(arguments.results / f"{stem}.csv", records)
+            write_records(arguments.results / f"{stem}.csv.gz", records)
     print(f"Tables, figures and a report: {store}")
 
 

@@ -1,4 +1,4 @@
-"""What a second mode of tastes would be worth if the true tastes were known; writes docs/results/taste_modes.md.
+"""What a second mode of tastes would be worth if true tastes were known; writes a section of preferences.md.
 
     python benchmarks/taste_modes.py --results docs/results
 
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from preference_tasks import PredictionTask, expected_auc, expected_log_loss, item_columns
 from torch import Tensor
-from worlds import open_worlds, twin_worlds, write_page
+from worlds import open_worlds, twin_worlds, write_section
 
 from dsrm.belief import BeliefItems
 from dsrm.own_level import OwnLevel, OwnScales
@@ -122,7 +122,7 @@ def main() -> None:
         "",
         "Made by: `python benchmarks/taste_modes.py --results docs/results`.",
     ]
-    write_page(arguments.results, "taste_modes.md", "\n".join(lines))
+    write_section(arguments.results, "preferences.md", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The record of the searches behind the shipped hyperparameters: tuning_searches_WORLD.md and tuning/WORLD/METHOD.csv.
+"""The record of the searches behind the shipped hyperparameters: a section of tuning.md, and tuning_WORLD.csv.gz.
 
     kuaifair tune METHOD --env KuaiFair-KuaiRandTwin-v0 --trials 12 --steps STEPS --confirm 3 -o runs/tuning/METHOD
     python benchmarks/tuning_record.py runs/tuning --results docs/results
 
 Every method gets 12 trials of a quarter of its training steps and, if a trial beat the shipped settings, three runs of
-all its steps for either side. STEPS of each are in the page. A folder of searches is one world's; its parts may be
+all its steps for either side. STEPS of each are in the section. A folder of searches is one world's; its parts may be
 called otherwise than their methods, where one was searched again.
 """
 
@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from worlds import short_name, write_section
+
 from hrl_policies.study import plan_run, train
+from hrl_policies.study.records import write_table
 from hrl_policies.study.tables import Cell, Measured, ResultTable
 from hrl_policies.study.tuning import CONFIRMATION, CRITERION, JOURNAL, TRIALS, validation_pair
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import METHODS, controls, method
-from kuaifair_env.files import write_text_atomically
 from kuaifair_env.registration import make_world
 
 Row = dict[str, str]
@@ -158,18 +160,15 @@ def main() -> None:
             "Made by: python benchmarks/tuning_record.py SEARCHES --results RESULTS",
         ),
     )
-    text = table.markdown()
-    print(text)
+    write_section(arguments.results, "tuning.md", table.markdown().removeprefix("##"))
     if arguments.results:
-        name = world.removeprefix("KuaiFair-").rpartition("-v")[0].lower()
-        write_text_atomically(arguments.results / f"tuning_searches_{name}.md", text + "\n")
-        target = arguments.results / "tuning" / name
-        target.mkdir(parents=True, exist_ok=True)
-        for search in searches:
-            for source in (TRIALS, CONFIRMATION):
-                if (search / source).exists():
-                    content = (search / source).read_text(encoding="utf-8")
-                    write_text_atomically(target / f"{search.name}.{source}", content)
+        records = [
+            {"search": search.name, "part": Path(source).stem, **row}
+            for search in searches
+            for source in (TRIALS, CONFIRMATION)
+            for row in rows_of(search / source)
+        ]
+        write_table(arguments.results / f"tuning_{short_name(world)}.csv.gz", records)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +119,21 @@ def write_page(results: Path | None, name: str, text: str) -> None:
     print(text)
     if results is not None:
         write_text_atomically(results / name, text.rstrip("\n") + "\n")
+
+
+def write_section(results: Path | None, page: str, text: str) -> None:
+    """Prints a section of a page that several worlds or scripts share, and writes it in place of an earlier one.
+
+    Args:
+        results: Where the page is; None prints alone.
+        page: Name of the page, which begins with its title and what all sections have in common.
+        text: The section as a page of its own, with a title by which an earlier one is found. Its headings are lowered.
+    """
+    print(text)
+    if results is None:
+        return
+    section = re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE)
+    title = section.partition("\n")[0]
+    top, *sections = re.split(r"^(?=## )", (results / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = {old.partition("\n")[0]: old.strip() for old in sections} | {title: section}
+    write_text_atomically(results / page, "\n\n".join([top.strip(), *found.values()]) + "\n")

@@ -21,7 +21,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(page for page in sorted(ROOT.glob("docs/**/*.md")) if "results" not in page.parts)]
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted(ROOT.glob("docs/**/*.md")) if "results" not in page.relative_to(ROOT).parts),
+]
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL) for page in PAGES}
 SNIPPET = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 

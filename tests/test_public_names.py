@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("kuaifair_env", "dsrm", "hrl_policies")
-PAGES = [ROOT / "README.md", *(path for path in sorted(ROOT.glob("docs/**/*.md")) if "results" not in path.parts)]
+PAGES = [
+    ROOT / "README.md",
+    *(path for path in sorted(ROOT.glob("docs/**/*.md")) if "results" not in path.relative_to(ROOT).parts),
+]
 
 
 @pytest.mark.parametrize("name", [*PACKAGES, "kuaifair_env.data", "kuaifair_env.response"])

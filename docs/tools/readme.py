@@ -2,13 +2,14 @@
 
     python docs/tools/readme.py
 
-The tables are made of docs/results/claims_kuairand.csv (frozen) and docs/results/preference_services_kuairand.csv
-(serving). The address is ``Repository`` of pyproject.toml: change it there, then run this.
+The tables are made of docs/results/claims_kuairand.csv.gz (frozen) and preference_services_kuairand.csv.gz beside
+it (serving). The address is ``Repository`` of pyproject.toml: change it there, then run this.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import re
 import statistics
@@ -19,7 +20,7 @@ from repository import ROOT, address
 from scipy.special import stdtrit
 
 README, SUMMARY = ROOT / "README.md", ROOT / "docs" / "results" / "summary.md"
-FROZEN, SERVING = (ROOT / "docs" / "results" / f"{name}_kuairand.csv" for name in ("claims", "preference_services"))
+FROZEN, SERVING = (ROOT / "docs" / "results" / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
 METHODS = {
     "oracle": "Oracle (knows each user)",
     "quality-oracle": "QualityOracle (knows each item, and no user)",
@@ -72,7 +73,7 @@ def results() -> str:
 def _figures(path: Path, row: str, wanted: dict[str, str]) -> dict[str, Figures]:
     """Returns figures of a table by column, then by row and repeats; one for each seed or order."""
     figures: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
-    with path.open(encoding="utf-8", newline="") as stream:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
         for line in csv.DictReader(stream):
             if all(line[name] == value for name, value in wanted.items()):
                 for name in ("r_cum", "violation_rate"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 from damage import try_damaged_bytes, try_foreign_files, try_wrong_settings, try_wrong_tensors
 
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import RESPONSES, Family, locked_folder, open_artifact, save_artifact
+from kuaifair_env.files import RESPONSES, Family, locked_folder, open_artifact, save_artifact, write_text_atomically
 from kuaifair_env.response import (
     FactorisedResponse,
     LoggedResponse,
@@ -143,3 +145,12 @@ def test_a_folder_is_locked_for_others_until_its_holder_is_done(tmp_path):
         pass
     with locked_folder(tmp_path / "new", "search"):
         pass
+
+
+def test_text_is_compressed_by_its_name_and_to_the_same_bytes(tmp_path):
+    text = "user,clicks\nä,1\n" * 100
+    for name in ("a.csv.gz", "b.csv.gz", "c.csv"):
+        write_text_atomically(tmp_path / name, text)
+    assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()).decode("utf-8") == text
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+    assert (tmp_path / "c.csv").read_bytes() == text.encode("utf-8")
