@@ -183,7 +183,7 @@ def draw_states(
             axis.set_xticks([])
             axis.set_yticks([])
     figure.tight_layout()
-    save_figure(figure, path)
+    save_figure(figure, path, "States by t-SNE (the paper's Fig. 4): above by popularity, below by interest.")
 
 
 def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, float]:
@@ -216,7 +216,8 @@ def draw_counts_and_rates(path: str | Path, data: InteractionData) -> dict[str, 
     title = f"{data.provenance.name} ({data.provenance.origin}), items with {_MIN_EXPOSURES} exposures or more"
     figure.suptitle(title)
     figure.tight_layout()
-    save_figure(figure, path)
+    caption = "Clicks against exposures of items: counts (the paper's Fig. 2), and rates, with regression lines."
+    save_figure(figure, path, f"{caption} Data: {title}, hash {data.data_hash}.")
     return explained
 
 

@@ -164,10 +164,15 @@ def difference_table(comparison: Comparison, base: str, command: str) -> ResultT
 
 
 def _notes_on_untested(all_differences: Sequence[Difference]) -> list[str]:
-    names: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    """Returns a note for each reason why there is no test, with the methods, and their tasks unless it is all."""
+    rows: defaultdict[Variant, dict[Task, str]] = defaultdict(dict)
     for one in all_differences:
-        if one.p_value is None:
-            names[one.why_untested][f"{one.other.title} ({one.task.world_title}, {one.task.session_title})"] = None
+        rows[one.other][one.task] = one.why_untested
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for variant, reasons in rows.items():
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            tasks = [f"{task.world_title}, {task.session_title}" for task, why in reasons.items() if why == reason]
+            names[reason].append(variant.title + (f" ({'; '.join(tasks)})" if len(tasks) < len(reasons) else ""))
     return [f"{reason}: {', '.join(methods)}." for reason, methods in names.items()]
 
 

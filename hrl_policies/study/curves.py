@@ -81,7 +81,11 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
             axis.set_ylim(-0.03, 1.03)
 
     legend = "line: mean of seeds\nband: all seeds"
-    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), (3.4, 2.7), draw, legend)
+    caption = (
+        f"Len, AD and violation rate of training sessions, Max Len {max_len} (the paper's Fig. 7), with exploration: "
+        "means of the training seeds, with bands from the lowest to the highest. Hatched: floor and ceiling of Len."
+    )
+    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), (3.4, 2.7), draw, legend, caption)
     return True
 
 
@@ -133,7 +137,10 @@ def draw_serving(path: str | Path, agents: Mapping[str, Sequence[ServingResult]]
     legend_beside(
         figure, axes, f"{data['name']}, {data['origin']} data\nMax Len {first.config['max_len']}\nband: all orders"
     )
-    save_figure(figure, path, f"{data['name']} ({data['origin']}, hash {data['hash']})")
+    caption = (
+        "R_cum, Len, AD and violation rate over sessions served: means, with bands from the lowest to the highest."
+    )
+    save_figure(figure, path, f"{caption} Data: {data['name']} ({data['origin']}), hash {data['hash']}.")
 
 
 def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
@@ -163,7 +170,10 @@ def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
         axis.set_ylabel("share of runs above")
         axis.set_ylim(-0.03, 1.03)
     legend_beside(figure, axes, f"{comparison.conditions}\n{len(comparison.tasks)} tasks\nband: 95 %")
-    save_figure(figure, path, comparison.provenance)
+    caption = (
+        "Performance profiles: the share of runs, over all tasks and training seeds, whose score is above a value."
+    )
+    save_figure(figure, path, f"{caption} {comparison.provenance}")
     return True
 
 
@@ -293,7 +303,7 @@ def draw_diffusion_steps(
             axis.set_ylabel(STEP_FIGURES[name])
         row[0].set_title(world, loc="left", fontsize=10)
     legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")
-    save_figure(figure, path)
+    save_figure(figure, path, "Figures over the number of diffusion steps: means of the seeds, which are dots.")
 
 
 def _draw_steps(axis: Axes, results: Sequence[StepResult], figure: str, label: str, look: Look) -> None:

@@ -38,9 +38,12 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 _BOUNDS = "0.55"
 _SIZE = 9
+_POINTS = "large: mean, small: seeds\nhollow: control"
 _LEGEND_WIDTH = 30
 _MARGIN = 0.15
 _EQUITY = {"ad": "1 - AD: equity between groups", "gini": "1 - Gini: equity between items"}
+# Controls that are named in the figure of Len and R_cum, with the offset of the name in points.
+_NAMED = {"quota-greedy": (16, -20), "belief-quota": (-16, 18), "oracle": (-20, -18)}
 _RAW = "raw states"
 _AGENT, _CONTROL = "#5b8db8", "#c8c8c8"
 
@@ -104,11 +107,13 @@ def draw_task_panels(
     size: tuple[float, float],
     draw: Callable[[Axes, Task, str], None],
     legend: str,
+    caption: str,
 ) -> None:
     """Draws a row of panels for each task, a panel for each figure, with one legend, and writes the file.
 
     Tasks are worlds at one horizon, ``size`` the inches of one panel (width, height); ``draw`` draws a figure of a task
-    into a panel, and the legend names the conditions of the comparison above the explanation that is given.
+    into a panel, and the legend names the conditions of the comparison above the explanation that is given. The caption
+    is kept inside the file, with the data behind the figure.
     """
     panels, axes = grid(len(tasks), len(figures), *size)
     for row, task in zip(axes, tasks, strict=True):
@@ -117,7 +122,7 @@ def draw_task_panels(
         row[0].set_title(f"{task.world_title}, {task.session_title}", loc="left", fontsize=10)
     unusual = [comparison.conditions] if comparison.conditions else []
     legend_beside(panels, axes, "\n".join([*unusual, legend]))
-    save_figure(panels, path, comparison.provenance)
+    save_figure(panels, path, f"{caption} {comparison.provenance}")
 
 
 def draw_length_bounds(axis: Axes, floors: Sequence[float], ceilings: Sequence[float]) -> None:
@@ -165,8 +170,13 @@ def draw_results(path: str | Path, records: Sequence[RunRecord]) -> None:
     left.set_xlabel("R_cum")
     right.set_xlabel("Len (line: floor and ceiling)")
     task, unusual = Task.of_record(records[0]), conditions(records[0].config)
-    figure.suptitle(", ".join([task.world_title, task.session_title, *([unusual] if unusual else [])]), fontsize=11)
-    save_figure(figure, path, data_note(records[0]))
+    title = ", ".join([task.world_title, task.session_title, *([unusual] if unusual else [])])
+    figure.suptitle(title, fontsize=11)
+    caption = (
+        f"R_cum and Len of every method in {title}: agents dark, controls light, privileged bounds hatched. Bars are "
+        "means, dots training seeds; the line across a bar of Len reaches from its floor to its ceiling."
+    )
+    save_figure(figure, path, f"{caption} {data_note(records[0])}")
 
 
 def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: int) -> bool:
@@ -206,7 +216,11 @@ def draw_purification_gain(path: str | Path, comparison: Comparison, max_len: in
         axis.set_yticks(*(_ticks(shown[task]) if figure == "len" else ([], [])))
 
     size = 3.2, 1.0 + 0.34 * max(map(len, shown.values()))
-    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), size, draw, "bar: mean, dots: seeds")
+    caption = (
+        f"Len, AD and violation rate on raw and on purified states, Max Len {max_len} (the paper's Fig. 3), of the "
+        "methods that were run on both. Lines across bars of Len are its floor and ceiling."
+    )
+    draw_task_panels(path, comparison, list(shown), list(FIGURE_TITLES), size, draw, "bar: mean, dots: seeds", caption)
     return True
 
 
@@ -269,18 +283,10 @@ def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
     tasks = comparison.tasks_at(max_len)
     if not tasks:
         return False
-    look = looks([variant.title for variant in comparison.variants])
 
     def draw(axis: Axes, task: Task, measure: str) -> None:
-        means = []
-        for variant in comparison.variants:
-            runs = comparison.cell(task, variant)
-            if not runs:
-                continue
-            points = np.asarray([(1.0 - run.summary[measure], run.summary["r_cum"]) for run in runs])
-            _draw_variant(axis, variant, points, look[variant.title])
-            if not variant.privileged:
-                means.append(points.mean(axis=0))
+        places = _draw_variants(axis, comparison, task, lambda summary: (1.0 - summary[measure], summary["r_cum"]))
+        means = [mean for variant, mean in places.items() if not variant.privileged]
         if means:
             front = np.stack(means)[pareto_front(np.stack(means))]
             axis.step(*front.T, where="pre", color="0.4", linewidth=1.0, zorder=1, label="frontier of means")
@@ -288,8 +294,39 @@ def draw_pareto(path: str | Path, comparison: Comparison, max_len: int) -> bool:
         if measure == "ad":
             axis.set_ylabel("R_cum")
 
-    legend = "large: mean, small: seeds\nhollow: control"
-    draw_task_panels(path, comparison, tasks, list(_EQUITY), (4.0, 3.3), draw, legend)
+    caption = (
+        f"R_cum against equal exposure, Max Len {max_len}: of the two groups (1 - AD, left) and of single items "
+        "(1 - Gini, right). More is better on all axes; bounds, marked †, are left out of the frontier."
+    )
+    draw_task_panels(path, comparison, tasks, list(_EQUITY), (4.0, 3.3), draw, _POINTS, caption)
+    return True
+
+
+def draw_length_and_reward(path: str | Path, comparison: Comparison, max_len: int) -> bool:
+    """Draws R_cum against Len, a panel for each world, with QuotaGreedy, BeliefQuota and the Oracle named in it.
+
+    Arguments, result and markers are those of :func:`draw_pareto`.
+    """
+    tasks = comparison.tasks_at(max_len)
+    if not tasks:
+        return False
+
+    def draw(axis: Axes, task: Task, figure: str) -> None:
+        for variant, place in _draw_variants(axis, comparison, task, lambda run: (run["len"], run[figure])).items():
+            if variant.as_shipped and variant.method in _NAMED:
+                arrow = {"arrowstyle": "-", "linewidth": 0.7}
+                offset = _NAMED[variant.method]
+                side = "left" if offset[0] > 0 else "right"
+                style: dict[str, Any] = {"textcoords": "offset points", "arrowprops": arrow, "fontsize": _SIZE - 1}
+                axis.annotate(variant.title, place, offset, horizontalalignment=side, **style)
+        axis.set_xlabel("Len")
+        axis.set_ylabel("R_cum")
+
+    caption = (
+        f"R_cum against Len, Max Len {max_len}. A method above another at the same Len earns more in each step; one to "
+        "the right of another keeps users longer. Named: the controls to beat, and the bound of what can be had."
+    )
+    draw_task_panels(path, comparison, tasks, ["r_cum"], (7.0, 3.6), draw, _POINTS, caption)
     return True
 
 
@@ -314,17 +351,33 @@ def pareto_front(points: NDArray[Any]) -> NDArray[np.int64]:
     return front[np.lexsort((table[front, 1], table[front, 0]))]
 
 
+def _draw_variants(
+    axis: Axes, comparison: Comparison, task: Task, coordinates: Callable[[Mapping[str, float]], tuple[float, float]]
+) -> dict[Variant, NDArray[np.float64]]:
+    """Draws every method that was run on a task, at coordinates of its summaries; returns their means, ``(2,)``."""
+    look = looks([variant.title for variant in comparison.variants])
+    places = {}
+    for variant in comparison.variants:
+        runs = comparison.cell(task, variant)
+        if runs:
+            points = np.asarray([coordinates(run.summary) for run in runs])
+            _draw_variant(axis, variant, points, look[variant.title])
+            places[variant] = points.mean(axis=0)
+    return places
+
+
 def _draw_variant(axis: Axes, variant: Variant, points: NDArray[np.float64], look: Look) -> None:
     learns = variant.learns
     axis.plot(
         *points.mean(axis=0),
         look.marker,
         markersize=8,
-        color=look.colour if learns else "white",
+        color=look.colour,
+        markerfacecolor=look.colour if learns else "none",
         markeredgecolor="black" if learns else look.colour,
         markeredgewidth=0.8 if learns else 1.6,
         linestyle="none",
-        zorder=3,
+        zorder=3 if learns else 4,
         label=variant.title,
     )
     if len(points) > 1:
@@ -368,7 +421,8 @@ def draw_preference_front(
     if title:
         axis.set_title(title, fontsize=10)
     data = points[0].evaluation.world["data"]
-    save_figure(figure, path, f"{data['name']} ({data['origin']}), hash {data['hash']}")
+    caption = "Clicks against the long-tail share of exposure, by the weight that the preference gives to the latter."
+    save_figure(figure, path, f"{caption} Data: {data['name']} ({data['origin']}), hash {data['hash']}.")
 
 
 def _weights(points: Sequence[FrontPoint]) -> dict[tuple[float, float], str]:

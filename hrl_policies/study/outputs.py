@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hrl_policies.study.comparisons import difference_table, score_table
 from hrl_policies.study.curves import draw_learning_curves, draw_profiles
-from hrl_policies.study.figures import draw_pareto, draw_purification_gain, draw_results
+from hrl_policies.study.figures import draw_length_and_reward, draw_pareto, draw_purification_gain, draw_results
 from hrl_policies.study.labels import PROPOSED, RunRecord
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
 from hrl_policies.study.report import stored_figures, write_report
@@ -43,7 +43,7 @@ def draw_study(
     *,
     worlds: Sequence[WorldPair] = (),
 ) -> list[Path]:
-    """Draws every figure that the runs allow: the paper's 3 and 7, the Pareto frontier, profiles and results.
+    """Draws every figure that the runs allow: the paper's 3 and 7, Len and R_cum, the frontier, profiles, results.
 
     With the worlds at hand also its Fig. 2 (clicks against exposures) and, where runs were purified, its Fig. 4 (raw
     and purified states).
@@ -85,6 +85,7 @@ def _draw_group(folder: Path, group: Comparison, ending: str) -> list[Path]:
         for name, draw in (
             ("fig_3_purification_gain", draw_purification_gain),
             ("fig_7_learning_curves", draw_learning_curves),
+            ("length_and_reward", draw_length_and_reward),
             ("pareto", draw_pareto),
         ):
             path = folder / f"{name}_len{max_len}{ending}"

@@ -126,8 +126,8 @@ def published_seconds(task: Task, variant: Variant) -> float | None:
 
 def overall_table(
     comparison: Comparison, command: str, *, average: Average = "mean", compare: bool = False
-) -> ResultTable | None:
-    """Returns the paper's Table 2: every method on its own states, controls included, without ablations.
+) -> ResultTable:
+    """Returns the paper's Table 2 with every method that was run, on whatever states, controls included.
 
     Args:
         comparison: Runs under one set of conditions.
@@ -135,14 +135,10 @@ def overall_table(
         average: Over training seeds: the mean, or the interquartile mean.
         compare: Whether to show the paper's figures beside ours.
 
-    Returns:
-        The table, or None if nothing but ablations was run.
-
     Raises:
         ValueError: If the average is unknown.
     """
-    variants = [one for one in comparison.variants if one.as_shipped and not one.is_ablation]
-    return _figures_table("Overall results", comparison, variants, command, average, compare)
+    return _figures_table("Overall results", comparison, comparison.variants, command, average, compare)
 
 
 def ablation_table(
@@ -162,13 +158,11 @@ def ablation_table(
 
 def _figures_table(
     title: str, comparison: Comparison, variants: Sequence[Variant], command: str, average: Average, compare: bool
-) -> ResultTable | None:
+) -> ResultTable:
     """Returns headline figures: rows by world and method, groups of columns by horizon and repeats."""
     if average not in ("mean", "iqm"):
         raise ValueError(f"unknown average {average!r}; choose 'mean' or 'iqm'")
     runs = [run for run in comparison.runs if run.variant in variants]
-    if not runs:
-        return None
     columns = _columns(runs)
     sessions = sorted({(task.max_len, task.repeats) for task in comparison.tasks})
     rows: list[tuple[Cell, ...]] = []

@@ -51,8 +51,8 @@ class ReportFigure:
     def of_file(cls, path: Path) -> ReportFigure:
         """Reads a picture.
 
-        Its caption is the text of ``NAME.caption.txt`` beside it, or else its name and the description that is kept
-        inside it, as :mod:`matplotlib` writes it.
+        Its caption is the text of ``NAME.caption.txt`` beside it, or the description that is kept inside it, as
+        :mod:`matplotlib` writes it; of a figure with neither it is the name.
 
         Raises:
             ValueError: If it is of a kind that reports do not hold, or damaged.
@@ -69,7 +69,7 @@ class ReportFigure:
             match = _DESCRIPTION.search(content.decode("utf-8", errors="replace")) if kind == ".svg" else None
             inside = _png_description(path) if kind == ".png" else html.unescape(match[1]).strip() if match else ""
             name = path.stem.replace("_", " ").replace("-", " ")
-            caption = f"{name[:1].upper()}{name[1:]}. {inside}".removesuffix(". ")
+            caption = inside or f"{name[:1].upper()}{name[1:]}"
         encoded = base64.b64encode(content).decode("ascii")
         return cls(f"data:{PICTURES[kind]};base64,{encoded}", caption)
 
@@ -204,8 +204,8 @@ def overview(runs: Sequence[StoredRun], failed: int) -> sections.Pairs:
     }
     facts = (
         ("runs", ", ".join(f"{number} {state}" for state, number in states.items() if number)),
-        ("trained methods", _listed(variant.title for variant in ordered if variant.learns)),
-        ("controls", _listed(variant.title for variant in ordered if not variant.learns)),
+        ("trained methods", _listed((variant.title for variant in ordered if variant.learns), "; ")),
+        ("controls", _listed((variant.title for variant in ordered if not variant.learns), "; ")),
         ("worlds", _listed(run.config.world for run in runs)),
         ("data", _listed(f"{run.provenance['test']['data']['name']} ({ORIGINS[_origin(run)]})" for run in runs)),
         ("Max Len", _listed(map(str, sorted({run.config.session.max_len for run in runs})))),
@@ -269,8 +269,8 @@ def _origin(run: StoredRun) -> str:
     return str(run.provenance["test"]["data"]["origin"])
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(dict.fromkeys(names))
 
 
 def _sort_text(cell: Cell) -> str:

@@ -76,9 +76,13 @@ class ReportTable:
     marked: str = ""
 
     @property
-    def columns(self) -> list[tuple[str, bool]]:
-        """Title of each column, and whether it holds numbers."""
-        return [(title, self.table.is_numeric(i)) for i, title in enumerate(self.table.full_header())]
+    def columns(self) -> list[tuple[str, str]]:
+        """Title of each column, and its sort: the ``name`` of the row, a ``number``, or ``text``."""
+        name = self.table.header.index("method") if "method" in self.table.header else 0
+        return [
+            (title, "name" if place == name else "number" if self.table.is_numeric(place) else "text")
+            for place, title in enumerate(self.table.header)
+        ]
 
 
 def plain_tables(tables: Sequence[ResultTable]) -> tuple[ReportTable, ...]:

@@ -229,7 +229,8 @@ def figure_interval(runs: Sequence[EvaluatedRun], figure: str) -> Interval:
     """Returns the mean of a headline figure over training seeds and users, with its 95 % interval.
 
     The interval is for other seeds and other users, of one run for other users alone: Student's with the variance of
-    :func:`kuaifair_env.intervals.crossed_mean`, and for rates :func:`rate_interval`, which stays inside [0, 1].
+    :func:`kuaifair_env.intervals.crossed_mean`, and for rates :func:`rate_interval`, which stays inside [0, 1]. AD of
+    one run has the interval that follows from that of the popular items' share of exposure.
 
     Args:
         runs: One method's, one for each seed, on the same users.
@@ -237,20 +238,22 @@ def figure_interval(runs: Sequence[EvaluatedRun], figure: str) -> Interval:
     """
     table = np.stack([run.users.values(figure) for run in runs])
     if figure == "ad" and len(runs) == 1 and np.ptp(table) > _ROUNDING:
-        return folded(interval_of(crossed_mean(table)))
+        shares = rate_interval(linearised_ratio(runs[0].users.popular, runs[0].users.steps)[None])
+        ends = signed_gap(np.asarray((shares.estimate, shares.low, shares.high)))
+        return folded(Interval(*ends.tolist(), shares.level))
     if all(run.users.is_rate(figure) for run in runs):
         return rate_interval(table)
     return interval_of(crossed_mean(table))
 
 
 def folded(signed: Interval) -> Interval:
-    """Returns the interval of a size that is at most 1, such as AD, from that of the signed quantity.
+    """Returns the interval of a size, such as AD, from that of the signed quantity.
 
     An interval of the size itself would be biased near 0, where every user pulls it to the same side.
     """
     ends = abs(signed.low), abs(signed.high)
     low = 0.0 if signed.low <= 0.0 <= signed.high else min(ends)
-    return Interval(abs(signed.estimate), min(low, 1.0), min(max(ends), 1.0), signed.level)
+    return Interval(abs(signed.estimate), low, max(ends), signed.level)
 
 
 def comparisons(runs: Sequence[StoredRun]) -> list[Comparison]:

@@ -310,7 +310,7 @@ class Column:
         figure: Name in ``EvaluationResult.summary``.
         digits: Decimal places.
         interval: Whether the mean over seeds is given an interval.
-        rate: Whether the figure cannot leave [0, 1]; then neither does its interval.
+        rate: Whether the figure is a share. R_each is one only where rewards are clicks: a mean outside [0, 1] tells.
     """
 
     title: str
@@ -322,7 +322,8 @@ class Column:
     def mean(self, values: Sequence[float], users: int) -> Measured:
         """Returns the mean over training seeds, from two seeds on with its 95 % interval.
 
-        That is Student's, of which ``±`` is half; a rate has both ends of Wilson's (:func:`rate_interval`).
+        That is Student's, of which ``±`` is half. A rate, whose values lie in [0, 1], has both ends of Wilson's, which
+        lie there too (:func:`rate_interval`).
 
         Args:
             values: One for each seed.
@@ -331,7 +332,7 @@ class Column:
         mean = float(np.mean(values))
         if not self.interval or len(values) < 2:
             return Measured(mean, self.digits)
-        if self.rate:
+        if self.rate and min(values) >= 0.0 and max(values) <= 1.0:
             interval = rate_interval(np.asarray(values)[:, None], users)
             return Measured(mean, self.digits, interval.low, interval.high)
         return Measured(mean, self.digits, spread=student_interval(np.asarray(values)).half_width)
@@ -339,7 +340,7 @@ class Column:
 
 COLUMNS = (
     Column("Len", "len", 2),
-    Column("R_each", "r_each"),
+    Column("R_each", "r_each", rate=True),
     Column("R_cum", "r_cum", 2),
     Column("AD", "ad", rate=True),
     Column("viol.", "violation_rate", rate=True),

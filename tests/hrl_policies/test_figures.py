@@ -84,12 +84,17 @@ def test_seeds_are_brought_to_the_same_steps(comparison):
 
 def test_every_figure_has_a_file_of_its_own(runs, drawn, tmp_path):
     assert set(drawn) == {
-        "fig_3_purification_gain_len8", "fig_7_learning_curves_len8", "pareto_len8", "profiles",
+        "fig_3_purification_gain_len8", "fig_7_learning_curves_len8", "length_and_reward_len8", "pareto_len8",
+        "profiles",
         f"results_{LIKE_THE_PAPERS}_len8_allow", f"results_{OWN}_len8_allow",
     }  # fmt: skip
     controls = [run for run in runs if run.config.method == "random" and run.config.world == OWN]
     written = draw_study(tmp_path, controls, ("png",))
-    names = {name for n in (8, 30) for name in (f"pareto_len{n}.png", f"results_{OWN}_len{n}_allow.png")}
+    names = {
+        name
+        for n in (8, 30)
+        for name in (f"length_and_reward_len{n}.png", f"pareto_len{n}.png", f"results_{OWN}_len{n}_allow.png")
+    }
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()} == names
     for path in written:
         width, height = size_of(path)

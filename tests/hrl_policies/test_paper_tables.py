@@ -35,7 +35,7 @@ from hrl_policies.study.paper_tables import (
 from hrl_policies.study.results import EvaluatedRun, UserSums, comparisons, figure_interval, folded
 from hrl_policies.study.statistics import holm, linearised_ratio, stratified_interval
 from hrl_policies.study.store import load_run, stored_runs
-from hrl_policies.study.tables import MISSING, Measured
+from hrl_policies.study.tables import MISSING, Measured, result_tables
 from hrl_policies.zoo import METHODS
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.intervals import Interval, crossed_difference, crossed_mean, rate_interval
@@ -119,6 +119,21 @@ def test_a_control_has_its_interval_over_users(runs, comparison):
     assert found.low < found.value < found.high
 
 
+def test_no_interval_of_a_rate_leaves_0_to_1_and_none_is_students(runs, comparison):
+    (run,) = runs_of(runs, "random")
+    users = EvaluatedRun.of_run(run).users
+    share = rate_interval(linearised_ratio(users.popular, users.steps)[None])
+    found = cell(overall_table(comparison, "x"), "Random", "AD", max_len=30)
+    assert (found.low, found.high) == pytest.approx(sorted(abs(2.0 * end - 1.0) for end in (share.low, share.high)))
+    records = [one.record for one in comparison.runs]
+    tables = [overall_table(comparison, "x"), ablation_table(comparison, "x"), *result_tables(records, "x")]
+    for table in tables:
+        for place in (n for n, title in enumerate(table.header) if title in ("R_each", "AD", "viol.", "cov.")):
+            for shown in (row[place] for row in table.rows if row[place] != MISSING):
+                assert shown.spread is None
+                assert shown.low is None or 0.0 <= shown.low <= shown.value <= shown.high <= 1.0
+
+
 def test_interquartile_means_come_with_stratified_intervals(runs, comparison):
     found = cell(overall_table(comparison, "x", average="iqm"), "A2C", "R_cum", max_len=8)
     values = np.asarray([run.summary["r_cum"] for run in runs_of(runs, "a2c", max_len=8)])
@@ -139,9 +154,9 @@ def test_floor_and_ceiling_stand_beside_len(runs, comparison):
 
 def test_worlds_are_rows_horizons_are_groups_and_methods_come_in_the_order_of_the_zoo(comparison):
     table = overall_table(comparison, "kuaifair x")
-    assert [row[:2] for row in table.rows] == [
-        (world, method) for world in (TWIN, SMALL) for method in ("A2C", "Random", "QuotaGreedy", "Oracle †")
-    ]
+    controls = ["Random", "QuotaGreedy", "Oracle †"]
+    methods = {TWIN: ["A2C", "A2C + ips", *controls, "HRL"], SMALL: ["A2C", *controls]}
+    assert [row[:2] for row in table.rows] == [(world, name) for world, names in methods.items() for name in names]
     assert [span.title for span in table.spans] == ["Max Len 8, repeats allowed", "Max Len 30, repeats allowed"]
     text = table.render("markdown")
     for part in (
@@ -177,7 +192,7 @@ def test_the_papers_figures_stand_below_ours_and_say_where_they_are_from(compari
     assert cell(table, name, "ceil.", max_len=30).value == pytest.approx(ceiling)
     assert cell(table, name, "viol.", max_len=30).value == pytest.approx(implied_violation_rate(13.433, 30, 0.62))
     assert cell(table, name, "Len", max_len=8) == MISSING
-    assert sum(PAPER in str(row[1]) for row in table.rows) == 1
+    assert [row[1] for row in table.rows if PAPER in str(row[1])] == [name, f"HRL: {PAPER}"]
     assert any("not released" in note for note in table.notes)
     assert not any(PAPER in str(row[1]) for row in overall_table(comparison, "x").rows)
 
@@ -460,8 +475,16 @@ def test_three_seeds_have_an_interval_and_no_test(comparison):
         assert {row[place] for place in _places(header, title) for row in table.rows} == {MISSING}
     assert all(row[place].low is not None for place in _places(header, ": difference") for row in table.rows)
     (note,) = [note for note in table.notes if note.startswith("No test")]
-    assert "fewer than 4 seeds" in note and f"HRL ({TWIN}, Max Len 30, repeats allowed)" in note
+    assert "fewer than 4 seeds" in note and note.endswith("A2C + ips, Random, QuotaGreedy, Oracle †, HRL.")
     assert "p, Holm: adjusted for the 0 tests of this table." in table.notes
+
+
+def test_a_method_that_is_untested_in_one_world_is_named_with_it(runs):
+    own = [run for run in runs if run.config.world == OWN]
+    (comparison,) = comparisons([*with_more_seeds(own), *(run for run in runs if run.config.world != OWN)])
+    (note,) = [one for one in difference_table(comparison, "a2c", "x").notes if one.startswith("No test")]
+    for part in (f"Random ({TWIN}, Max Len 8, repeats allowed; {TWIN}, Max Len 30, repeats allowed)", "HRL."):
+        assert part in note and SMALL not in note
 
 
 def test_all_p_values_of_a_table_are_corrected_together(runs):
@@ -525,8 +548,7 @@ def test_a_single_training_seed_has_no_interval_and_no_test(runs):
     (found,) = comparisons([*runs_of(runs, "a2c"), *hrl])
     table = difference_table(found, "a2c", "x")
     assert str(table.rows[0][4]) == f"{table.rows[0][4].value:+.2f}" and table.rows[0][5] == MISSING
-    names = f"HRL ({TWIN}, Max Len 30, repeats allowed)"
-    assert f"No interval and no test, as one of the methods was trained with a single seed: {names}." in table.notes
+    assert "No interval and no test, as one of the methods was trained with a single seed: HRL." in table.notes
 
 
 def test_scores_are_nothing_at_the_floor_and_one_at_the_fair_control(comparison):

@@ -224,7 +224,7 @@ def test_the_summary_names_methods_controls_seeds_and_users(page):
     (header,) = page.all("header")
     words = " ".join(header.text.split())
     assert "runs 12 finished, 1 interrupted, 1 failed" in words
-    assert "trained methods A2C controls Random, QuotaGreedy, Oracle †" in words
+    assert "trained methods A2C controls Random; QuotaGreedy; Oracle †" in words
     assert "Max Len 8, 30 repeats allow training seeds 11, 15, 19 evaluated on 15 held-out users" in words
 
 
@@ -340,7 +340,7 @@ def test_pictures_are_in_the_file_whole_and_an_svg_goes_before_its_png(report_st
 def test_a_caption_is_the_text_beside_a_figure_or_else_what_the_figure_says_of_itself(tmp_path, kind):
     path = tmp_path / f"fig_7_learning-curves.{kind}"
     Figure(figsize=(1, 1)).savefig(path, metadata={"Description": "Data: a <twin> & more"})
-    assert ReportFigure.of_file(path).caption == "Fig 7 learning curves. Data: a <twin> & more"
+    assert ReportFigure.of_file(path).caption == "Data: a <twin> & more"
     Figure(figsize=(1, 1)).savefig(path)
     assert ReportFigure.of_file(path).caption == "Fig 7 learning curves"
     (tmp_path / "fig_7_learning-curves.caption.txt").write_text("Own words.\n", encoding="utf-8")

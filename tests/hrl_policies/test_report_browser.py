@@ -14,6 +14,7 @@ from hrl_policies.controls import GreedyCTR
 from hrl_policies.study.report import write_report
 from hrl_policies.study.session_page import observe_session, write_session_page
 from hrl_policies.study.store import all_runs, failed_runs
+from hrl_policies.study.tables import Measured, ResultTable, Span
 from kuaifair_env import SessionConfig
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -28,6 +29,14 @@ FLAGS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--window-size=1280,900",
+)
+FURTHER = ResultTable(
+    "Overall results",
+    ("world", "method", "Len", "seeds", "Len", "seeds"),
+    tuple(
+        ("small", name, Measured(length), "3", Measured(2 * length), "3") for name, length in {"B": 9, "A": 8}.items()
+    ),
+    spans=(Span("Max Len 8", 2), Span("Max Len 30", 2)),
 )
 PHONE = {"width": 375, "height": 667, "deviceScaleFactor": 2, "mobile": True}
 
@@ -64,6 +73,7 @@ def address(report_store, tmp_path_factory):
         title="A study",
         command="kuaifair study report runs",
         figures=[figure],
+        further=[FURTHER],
         failures=failed_runs(report_store),
     )
     return path.as_uri()
@@ -138,6 +148,16 @@ def test_a_click_sorts_by_number_ascending_and_the_next_descending(page, title):
     assert [float(key) for key in column(page, table, title)] == sorted(map(float, before), reverse=True)
 
 
+def test_groups_of_columns_have_their_title_above_and_sort_too(page):
+    table = page.find_element("css selector", "#further-1").find_element("xpath", "ancestor::article//table")
+    titles = [one.text for one in table.find_elements("css selector", "th[scope=colgroup]")]
+    assert titles == ["Max Len 8", "Max Len 30"]
+    names = "tbody th.name"
+    assert [one.text for one in table.find_elements("css selector", names)] == ["B", "A"]
+    head(table, "Len").find_element("css selector", "button").click()
+    assert [one.text for one in table.find_elements("css selector", names)] == ["A", "B"]
+
+
 def test_missing_numbers_stay_last_in_both_directions(page):
     table = page.find_element("css selector", "table.runs")
     for title, number in (("R_cum", 1), ("steps", 6)):
@@ -173,7 +193,8 @@ def test_the_filter_and_the_families_hide_what_does_not_match(page):
     box.send_keys("QUOTA len 30")
     assert {one.text for one in shown(page, "tbody .expand")} == {"QuotaGreedy", "QuotaGreedy, seed 11"}
     assert page.find_element("id", "status").text == f"2 of {everything} rows shown"
-    assert len(shown(page, ".none")) == 1
+    # The other horizon's table and the further one.
+    assert len(shown(page, ".none")) == 2
     box.clear()
     box.send_keys(" ")
     assert len(shown(page, "tbody")) == everything
@@ -276,6 +297,12 @@ def test_on_a_phone_the_page_does_not_scroll_sideways_and_names_stay_in_view(pag
     assert moved > 100 and name == pytest.approx(left, abs=2)
     sheet = page.find_element("css selector", ".sheet")
     assert sheet.size["width"] <= PHONE["width"]
+    picture = page.find_element("css selector", ".picture img")
+    assert picture.size["width"] <= PHONE["width"]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    page.find_element("css selector", ".zoom").click()
+    assert picture.size["width"] > 2 * PHONE["width"]
+    assert page.execute_script("return document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_everything_is_there_without_the_script(browser, address):

@@ -42,7 +42,7 @@
   }
 
   function makeSortable(table) {
-    for (const head of table.tHead.rows[0].cells) {
+    for (const head of Array.from(table.tHead.rows).pop().cells) {
       if (head.tagName !== "TH") {
         continue;
       }
@@ -113,6 +113,11 @@
       if (button) {
         setOpen(button.closest("tbody"), button.getAttribute("aria-expanded") === "false");
       }
+    });
+  }
+  for (const picture of document.querySelectorAll(".zoom")) {
+    picture.addEventListener("click", () => {
+      picture.setAttribute("aria-pressed", String(picture.getAttribute("aria-pressed") === "false"));
     });
   }
   document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
