@@ -318,7 +318,7 @@ def draw_length_and_reward(path: str | Path, comparison: Comparison, max_len: in
                 offset = _NAMED[variant.method]
                 side = "left" if offset[0] > 0 else "right"
                 style: dict[str, Any] = {"textcoords": "offset points", "arrowprops": arrow, "fontsize": _SIZE - 1}
-                axis.annotate(variant.title, place, offset, horizontalalignment=side, **style)
+                axis.annotate(variant.title, (place[0], place[1]), offset, horizontalalignment=side, **style)
         axis.set_xlabel("Len")
         axis.set_ylabel("R_cum")
 

@@ -239,8 +239,8 @@ def figure_interval(runs: Sequence[EvaluatedRun], figure: str) -> Interval:
     table = np.stack([run.users.values(figure) for run in runs])
     if figure == "ad" and len(runs) == 1 and np.ptp(table) > _ROUNDING:
         shares = rate_interval(linearised_ratio(runs[0].users.popular, runs[0].users.steps)[None])
-        ends = signed_gap(np.asarray((shares.estimate, shares.low, shares.high)))
-        return folded(Interval(*ends.tolist(), shares.level))
+        estimate, low, high = signed_gap(np.asarray((shares.estimate, shares.low, shares.high))).tolist()
+        return folded(Interval(estimate, low, high, shares.level))
     if all(run.users.is_rate(figure) for run in runs):
         return rate_interval(table)
     return interval_of(crossed_mean(table))
