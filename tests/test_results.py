@@ -139,3 +139,13 @@ def test_purification_shows_its_records(monkeypatch):
         shown = part[part.index("### ") : part.index("\n\nData:")]
         both = (np.array(numbers.findall(text), dtype=float) for text in (shown, made))
         np.testing.assert_allclose(*both, atol=1.001e-3)  # records of five decimals were rounded once more
+
+
+def test_a_section_takes_the_place_of_the_one_of_its_title(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    write_section = runpy.run_path(str(ROOT / "benchmarks" / "worlds.py"))["write_section"]
+    (tmp_path / "a.md").write_text("# Page\n\nTop.\n", encoding="utf-8")
+    for text in ("# One\n\nold\n", "# Two\n\n## Table\n\nx", "# One\n\nnew\n\n"):
+        write_section(tmp_path, "a.md", text)
+    expected = "# Page\n\nTop.\n\n## One\n\nnew\n\n## Two\n\n### Table\n\nx\n"
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == expected

@@ -1,10 +1,8 @@
-"""Figures of curves: training sessions (the paper's Fig. 7), performance profiles, and numbers of diffusion steps."""
+"""Figures of curves: training sessions (the paper's Fig. 7), services, and performance profiles."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -219,108 +217,3 @@ def _draw_profile(axis: Axes, scores: Scores, look: Mapping[str, Look]) -> None:
         own, profile = look[variant.title], performance_profile(table, thresholds)
         axis.fill_between(thresholds, profile.low, profile.high, color=own.colour, alpha=0.15, linewidth=0, step="post")
         _draw_line(axis, thresholds, profile.share, own, variant.title, drawstyle="steps-post")
-
-
-STEP_FIGURES = FIGURE_TITLES | {"r_each": "R_each", "r_cum": "R_cum", "auc": "AUC of unbiased clicks"}
-"""Figures that may be drawn over diffusion steps, with the titles of their axes."""
-
-_BOUNDS = ("len_floor", "len_ceiling")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Figures of sessions on states that one purifier purified.
-
-    Attributes:
-        world: Title of the world, with the kind of its data.
-        levels: Noise levels K that it was trained with.
-        steps: Evaluations that its sampler takes.
-        seed: Seed of pretraining, or of training on its states.
-        figures: Figures by name; see ``STEP_FIGURES``. With ``len`` go ``len_floor`` and ``len_ceiling``.
-    """
-
-    world: str
-    levels: int
-    steps: int
-    seed: int
-    figures: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        if self.levels < 1 or self.steps < 1:
-            raise ValueError(f"levels and steps are at least 1, got {self.levels} and {self.steps}")
-        missing = [name for name in _BOUNDS if name not in self.figures]
-        if "len" in self.figures and missing:
-            raise ValueError(
-                f"a result with len needs {' and '.join(missing)} too: Len says little without its floor and ceiling"
-            )
-
-
-def draw_diffusion_steps(
-    path: str | Path, results: Sequence[StepResult], figures: Sequence[str] = ("len", "r_cum", "ad")
-) -> None:
-    """Draws figures over the number of sampler steps, a line for each number of noise levels, a row for each world.
-
-    The paper moves both together; where a study moves them apart, they have lines of their own. A line is the mean over
-    seeds, which are dots. A result that lacks a figure is left out of its panel. Len has its floor and ceiling.
-
-    Args:
-        path: File to write (``.png``, ``.svg`` or ``.pdf``).
-        results: What was measured.
-        figures: Names in ``STEP_FIGURES``, one column each.
-
-    Raises:
-        ValueError: If there are no results, or none of a world has a figure.
-    """
-    if not results:
-        raise ValueError("there are no results of diffusion steps to draw")
-    worlds = list(dict.fromkeys(result.world for result in results))
-    for name in figures:
-        if name not in STEP_FIGURES:
-            raise ValueError(f"unknown figure {name!r}; choose {', '.join(STEP_FIGURES)}")
-        for world in worlds:
-            if not any(name in result.figures for result in results if result.world == world):
-                raise ValueError(f"no result of {world} has {name!r}")
-    lines: defaultdict[str, list[StepResult]] = defaultdict(list)
-    together = all(result.levels == result.steps for result in results)
-    for result in sorted(results, key=lambda one: one.levels):
-        lines["steps = levels" if together else f"{result.levels} levels"].append(result)
-    look = looks(list(lines))
-    figure, axes = grid(len(worlds), len(figures), 3.3, 2.7)
-    for row, world in zip(axes, worlds, strict=True):
-        for axis, name in zip(row, figures, strict=True):
-            for label, line in lines.items():
-                shown = [one for one in line if one.world == world and name in one.figures]
-                _draw_steps(axis, shown, name, label, look[label])
-            own = [one for one in results if one.world == world]
-            if name == "len":
-                bounded = [one.figures for one in own if name in one.figures]
-                draw_length_bounds(axis, *([one[end] for one in bounded] for end in _BOUNDS))
-            steps = sorted({result.steps for result in own})
-            axis.set_xscale("log")
-            axis.set_xticks(steps, [str(step) for step in steps])
-            axis.minorticks_off()
-            axis.set_xlabel("diffusion steps")
-            axis.set_ylabel(STEP_FIGURES[name])
-        row[0].set_title(world, loc="left", fontsize=10)
-    legend_beside(figure, axes, "line: mean of seeds\ndots: seeds")
-    save_figure(figure, path, "Figures over the number of diffusion steps: means of the seeds, which are dots.")
-
-
-def _draw_steps(axis: Axes, results: Sequence[StepResult], figure: str, label: str, look: Look) -> None:
-    by_steps: defaultdict[int, list[float]] = defaultdict(list)
-    for result in sorted(results, key=lambda one: one.steps):
-        by_steps[result.steps].append(result.figures[figure])
-    if not by_steps:
-        return
-    axis.plot(
-        list(by_steps),
-        [float(np.mean(values)) for values in by_steps.values()],
-        color=look.colour,
-        linestyle=look.line,
-        marker=look.marker,
-        markersize=6,
-        linewidth=1.4,
-        label=label,
-    )
-    for steps, values in by_steps.items():
-        axis.plot([steps] * len(values), values, ".", color=look.colour, markersize=5, alpha=0.6)

@@ -15,8 +15,6 @@ from hypothesis.extra import numpy as hnp
 from studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
 
 from hrl_policies.study.curves import (
-    StepResult,
-    draw_diffusion_steps,
     draw_learning_curves,
     draw_profiles,
     on_common_steps,
@@ -180,61 +178,3 @@ def test_unknown_formats_are_refused_before_anything_is_written(runs, comparison
     with pytest.raises(ValueError, match=r"ends in \.png, \.svg or \.pdf"):
         draw_pareto(tmp_path / "a.jpg", comparison, 8)
     assert list(tmp_path.iterdir()) == []
-
-
-def steps_of(levels, together):
-    return [
-        StepResult(
-            "twin (twin)", level, step, seed,
-            {"len": 20.0 + seed, "r_cum": 15.0, "ad": 0.1, "len_floor": 13.0, "len_ceiling": 25.0},
-        )
-        for level in levels
-        for step in ([level] if together else [1, level])
-        for seed in (0, 1)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("together", "labels"), [(True, {"steps = levels"}), (False, {"5 levels", "500 levels"})])
-def test_diffusion_steps_have_a_line_for_each_number_of_levels(tmp_path, together, labels):
-    draw_diffusion_steps(tmp_path / "a.svg", steps_of((5, 500), together))
-    words = set(words_of(tmp_path / "a.svg"))
-    assert labels | {"floor of Len", "ceiling of Len", "diffusion steps", "twin (twin)", "500"} <= words
-
-
-def test_a_result_that_lacks_a_figure_is_left_out_of_its_panel(tmp_path):
-    first, second = steps_of((5,), together=True)
-    second = replace(second, world="real", figures={"len": 14.5, "ad": 0.2, "len_floor": 13.0, "len_ceiling": 25.0})
-    with pytest.raises(ValueError, match=r"no result of real has 'r_cum'"):
-        draw_diffusion_steps(tmp_path / "a.png", [first, second])
-    draw_diffusion_steps(tmp_path / "a.png", [first, second], ("len", "ad"))
-    assert size_of(tmp_path / "a.png")[0] > 400
-
-
-def test_results_of_diffusion_steps_have_levels_steps_and_bounds_of_len():
-    with pytest.raises(ValueError, match="at least 1"):
-        StepResult("a", 0, 1, 0, {})
-    with pytest.raises(ValueError, match="floor and ceiling"):
-        StepResult("a", 5, 1, 0, {"len": 20.0})
-
-
-def test_unknown_figures_of_diffusion_steps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no results"):
-        draw_diffusion_steps(tmp_path / "a.png", [])
-    with pytest.raises(ValueError, match="unknown figure 'speed'"):
-        draw_diffusion_steps(tmp_path / "a.png", steps_of((5,), True), ("speed",))
-
-
-def test_a_legend_of_many_methods_is_not_cut_off():
-    from hrl_policies.study.figures import grid, legend_beside
-
-    figure, axes = grid(1, 1, 4.0, 2.0)
-    for number in range(30):
-        axes[0, 0].plot([0, 1], [0, number], label=f"method {number}")
-    legend_beside(figure, axes, "a title")
-    figure.canvas.draw()
-    box = figure.legends[0].get_window_extent()
-    assert box.y0 >= 0 and box.y1 <= figure.bbox.height
-    small, panels = grid(1, 1, 4.0, 2.0)
-    panels[0, 0].plot([0, 1], [0, 1], label="one")
-    legend_beside(small, panels)
-    assert small.get_figheight() == 2.0
