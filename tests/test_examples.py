@@ -91,6 +91,7 @@ def own_worlds_are_forgotten():
 def own_files(tmp_path, monkeypatch):
     """An empty folder but for the files of a reader's own that pages name."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     log, items = example("own_logs").draw_shop(tmp_path)
     pd.read_csv(log).rename(columns={"user_id": "customer", "item_id": "sku"}).to_csv(log, index=False)
     pd.read_csv(items).rename(columns={"item_id": "sku"}).to_csv(items, index=False)
@@ -196,6 +197,18 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
     for agent in ("A2C", "PPO"):
         assert numbers[agent, "raw"] == numbers[agent, "identity"]
         assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
+
+
+@pytest.mark.parametrize("name", ["cleanrl_ppo", "skrl_ppo", "offline_d3rlpy"])
+def test_other_ways_of_learning_train_on_the_environment(name, capsys):
+    library = name.rpartition("_")[2] if name.startswith("offline") else name.partition("_")[0]
+    if library != "cleanrl":
+        pytest.importorskip(library)
+    module = example(name)
+    module.main(1_024 if name.endswith("ppo") else 20)
+    out = capsys.readouterr().out
+    rewards = [float(line.split()[1]) for line in out.splitlines() if line.startswith("r_cum")]
+    assert len(rewards) == (1 if library == "skrl" else 2) and all(0 < reward < 30 for reward in rewards)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium import Env, spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from kuaifair_env.actions import SlateSpace
@@ -125,7 +126,7 @@ class LoggedTransitions:
         buffer.pos, buffer.full = 0, True
         return buffer
 
-    def to_minari(self, target: str | Path) -> None:
+    def to_minari(self, target: str | Path, env: Env[Any, Any] | None = None) -> None:
         """Writes a Minari data set (HDF5), one episode for each session.
 
         Feedback on single items goes to ``infos["slot_rewards"]``, provenance into the data set's metadata.
@@ -133,15 +134,19 @@ class LoggedTransitions:
         Args:
             target: A Minari id such as ``"kuaifair/kuairec/log-v0"``, put where Minari keeps its data sets
                 (``MINARI_DATASETS_PATH``), or a ``Path``: the folder to make.
+            env: An environment of ``gym.make`` that the data set names as its own, for Minari's
+                ``recover_environment``; with the same observation and action spaces.
 
         Raises:
             ArtifactError: If there is a data set of that name already, or the id is not valid.
+            DataError: If the environment's spaces are others.
             KuaiFairError: If Minari is not installed.
         """
         minari = _minari()
+        spec = None if env is None else _spec_of(env, self)
         buffers = [_episode(minari, self, rows) for rows in self.sessions]
         if isinstance(target, Path):
-            _write_folder(self, buffers, target, minari.__version__)
+            _write_folder(self, buffers, target, minari.__version__, spec)
             return
         try:
             with warnings.catch_warnings():
@@ -150,6 +155,7 @@ class LoggedTransitions:
                 dataset = minari.create_dataset_from_buffers(
                     target,
                     buffers,
+                    env=spec,
                     action_space=self.action_space,
                     observation_space=self.observation_space,
                     data_format="hdf5",
@@ -304,7 +310,21 @@ def _metadata(transitions: LoggedTransitions) -> dict[str, Any]:
     }
 
 
-def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Path, version: str) -> None:
+def _spec_of(env: Env[Any, Any], transitions: LoggedTransitions) -> EnvSpec:
+    if env.spec is None:
+        raise DataError("the environment has no spec; make it with gym.make")
+    spaces_of_env = env.observation_space, env.action_space
+    if spaces_of_env != (transitions.observation_space, transitions.action_space):
+        raise DataError(
+            f"the environment observes {spaces_of_env[0]} and acts in {spaces_of_env[1]}, the transitions in "
+            f"{transitions.observation_space} and {transitions.action_space}"
+        )
+    return env.spec
+
+
+def _write_folder(
+    transitions: LoggedTransitions, buffers: list[Any], target: Path, version: str, spec: EnvSpec | None
+) -> None:
     storage = import_module("minari.dataset.minari_storage").MinariStorage
     if target.exists():
         raise ArtifactError(f"{target} exists already; choose another folder, or remove it")
@@ -315,6 +335,7 @@ def _write_folder(transitions: LoggedTransitions, buffers: list[Any], target: Pa
             temporary,
             observation_space=transitions.observation_space,
             action_space=transitions.action_space,
+            env_spec=spec,
             data_format="hdf5",
         )
         identity = {"dataset_id": f"{target.name}-v0", "minari_version": version}

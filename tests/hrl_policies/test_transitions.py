@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -23,8 +24,10 @@ from hrl_policies.common.transition_sources import (
 from hrl_policies.common.transitions import LoggedTransitions
 from hrl_policies.common.yaml_files import validated
 from hrl_policies.controls import RandomSlates
+from kuaifair_env import make_world
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.observations import StateObserver
 from kuaifair_env.sb3 import KuaiFairVecEnv
@@ -367,6 +370,29 @@ def test_minari_gives_back_what_it_was_given(minari, tmp_path, kind, by):
     assert dataset.total_episodes == len(data.sessions) and dataset.total_steps == len(data)
     with pytest.raises(ArtifactError, match=r"already|exists"):
         data.to_minari(target)
+
+
+@pytest.mark.parametrize("by", ["id", "path"])
+def test_minari_makes_the_environment_of_a_data_set_again(minari, tmp_path, by):
+    env = gym.make("KuaiFair-Toy-v0", max_len=8, action_mode="slate", slate_size=5)
+    data = log_transitions(make_world("KuaiFair-Toy-v0", split="train"), "slate", LogReading(slate_size=5))
+    target: str | Path = "kuaifair/toy/log-v0" if by == "id" else tmp_path / "log"
+    data.to_minari(target, env)
+    dataset = minari.load_dataset(target) if by == "id" else minari.MinariDataset(target)
+    again = dataset.recover_environment()
+    # Gymnasium gives to JSON and back what is in kwargs.
+    assert again.unwrapped.spec.kwargs == env.unwrapped.spec.kwargs
+    first, _ = again.reset(seed=3)
+    np.testing.assert_array_equal(first, env.reset(seed=3)[0])
+    episode = next(iter(dataset.iterate_episodes()))
+    for observation, action in zip(episode.observations, episode.actions, strict=False):
+        assert again.observation_space.contains(observation) and again.action_space.contains(action)
+    for other, message in (
+        (gym.make("KuaiFair-Toy-v0", action_mode="slate", slate_size=4), "acts in"),
+        (KuaiFairEnv(small_pair().train), "make it with gym.make"),
+    ):
+        with pytest.raises(DataError, match=message):
+            data.to_minari("kuaifair/toy/other-v0", other)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

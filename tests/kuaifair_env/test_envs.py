@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from helpers import small_world
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
@@ -20,7 +20,14 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from kuaifair_env.abandonment import NeverLeave
 from kuaifair_env.batch import SessionConfig
@@ -540,14 +547,98 @@ def test_rendering_follows_the_session():
         KuaiFairEnv(WORLD, SLATES, render_mode="human")
 
 
-def test_spaces_survive_gymnasiums_wrappers():
-    env = gym.wrappers.RecordEpisodeStatistics(KuaiFairEnv(WORLD, SLATES))
-    env.reset(seed=0)
-    done = False
+OBSERVATIONS = {"state": gym.spaces.Box, "history": gym.spaces.Dict}
+WRAPPERS = {
+    "RecordEpisodeStatistics": gym.wrappers.RecordEpisodeStatistics,
+    "TimeLimit": lambda env: gym.wrappers.TimeLimit(env, 3),
+    "FlattenObservation": gym.wrappers.FlattenObservation,
+    "NormalizeObservation": lambda env: gym.wrappers.NormalizeObservation(gym.wrappers.FlattenObservation(env)),
+    "TransformReward": lambda env: gym.wrappers.TransformReward(env, lambda reward: 2 * reward - 1),
+}
+
+
+@pytest.mark.parametrize("mode", OBSERVATIONS)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_gymnasiums_wrappers_play_the_session_of_the_env_beneath(name, mode):
+    plain = KuaiFairEnv(WORLD, replace(SLATES, observation_mode=mode))
+    env = WRAPPERS[name](KuaiFairEnv(WORLD, replace(SLATES, observation_mode=mode)))
+    assert isinstance(plain.observation_space, OBSERVATIONS[mode])
+    observation, _ = plain.reset(seed=3)
+    seen, _ = env.reset(seed=3)
+    slates, done, steps = np.random.default_rng(0).permuted(np.tile(np.arange(45), (8, 1)), axis=1)[:, :5], False, 0
     while not done:
-        *_, terminated, truncated, info = env.step(env.action_space.sample())
+        if name == "FlattenObservation":
+            np.testing.assert_array_equal(seen, gym.spaces.flatten(plain.observation_space, observation))
+        assert name == "NormalizeObservation" or env.observation_space.contains(seen)
+        observation, reward, left, cut, _ = plain.step(slates[steps])
+        seen, got, terminated, truncated, info = env.step(slates[steps])
+        steps += 1
+        assert got == pytest.approx(2 * reward - 1 if name == "TransformReward" else reward)
+        assert (terminated, truncated) == (left, cut or (name == "TimeLimit" and steps == 3))
         done = terminated or truncated
-    assert info["episode"]["l"] == info["session"]["len"]
+    assert steps == 3 if name == "TimeLimit" else steps > 3
+    if name == "RecordEpisodeStatistics":
+        assert info["episode"]["l"] == info["session"]["len"] == steps
+
+
+@pytest.mark.parametrize("mode", OBSERVATIONS)
+def test_processes_play_the_sessions_of_one_process(mode):
+    makers = [lambda: KuaiFairEnv(WORLD, replace(SLATES, observation_mode=mode))] * 2
+    apart, here = AsyncVectorEnv(makers), SyncVectorEnv(makers)
+    assert same(apart.reset(seed=5)[0], here.reset(seed=5)[0])
+    for _ in range(10):
+        actions = here.action_space.sample()
+        one, other = apart.step(actions), here.step(actions)
+        assert all(same(left, right) for left, right in zip(one[:4], other[:4], strict=True))
+    apart.close()
+
+
+VEC_WRAPPERS = {
+    "VecNormalize": lambda env, keys: VecNormalize(env, norm_reward=False, norm_obs_keys=keys),
+    "VecFrameStack": lambda env, _: VecFrameStack(env, 2),
+    "VecMonitor": lambda env, _: VecMonitor(env),
+    "VecCheckNan": lambda env, _: VecCheckNan(env, raise_exception=True),
+}
+
+
+@pytest.mark.parametrize(
+    # SB3 stacks Box alone, and a history, which is a window already, holds MultiBinary.
+    ("name", "mode"),
+    [(name, mode) for name in VEC_WRAPPERS for mode in OBSERVATIONS if (name, mode) != ("VecFrameStack", "history")],
+)
+def test_sb3s_wrappers_play_the_sessions_of_every_vec_env_beneath(name, mode):
+    config = replace(SLATES, observation_mode=mode)
+    makers = [lambda: KuaiFairEnv(WORLD, config)] * 2
+    plain = KuaiFairVecEnv(WORLD, config, 2, seed=5)
+    plain.reset()
+    keys = ["state"] if mode == "history" else None
+    beneath = (
+        KuaiFairVecEnv(WORLD, config, 2, seed=5),
+        DummyVecEnv(makers),
+        SubprocVecEnv(makers, start_method="fork"),
+    )
+    wrapped = [VEC_WRAPPERS[name](env, keys) for env in beneath]
+    for env in wrapped:
+        env.seed(5)
+        env.reset()
+    slates = np.random.default_rng(0).permuted(np.tile(np.arange(45), (3, 2, 1)), axis=2)[:, :, :5]
+    # Users have patience for three slates at least; after the first session seeds are drawn in other orders.
+    for slate in slates:
+        _, rewards, done, _ = plain.step(slate)
+        for env in wrapped:
+            observation, got, over, _ = env.step(slate)
+            np.testing.assert_allclose(got, rewards, rtol=1e-6)
+            np.testing.assert_array_equal(over, done)
+            shapes = {key: value.shape[1:] for key, value in leaves(observation).items()}
+            assert shapes == {key: space.shape for key, space in leaves(env.observation_space).items()}
+    wrapped[-1].close()
+
+
+def leaves(observation):
+    """Returns the parts of a dict of observations or spaces, or the only part."""
+    if isinstance(observation, gym.spaces.Dict):
+        return observation.spaces
+    return observation if isinstance(observation, dict) else {"state": observation}
 
 
 @pytest.mark.parametrize(("mode", "leave"), [("state", "temper"), ("history", "never")])
