@@ -406,7 +406,7 @@ def _estimate_lines(runs: Sequence[RunConfig], workers: int) -> list[str]:
         f"each, and {size(estimate.bytes)} of disk; making the worlds, once, is not counted."
     ]
     if estimate.guessed:
-        lines.append(f"Never measured, taken for the dearest of their kind: {', '.join(estimate.guessed)}.")
+        lines.append(f"Never measured, taken for the median of their kind: {', '.join(estimate.guessed)}.")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ class Estimate:
         seconds: With one worker: divide by the number of workers.
         longest: Seconds of its longest run: it takes no less, with however many workers.
         bytes: On disk.
-        guessed: Methods that were not measured, for which the dearest of their kind stands in.
+        guessed: Methods that were not measured, for which the median of their kind stands in.
     """
 
     seconds: float
@@ -136,7 +137,7 @@ def _cost_of(name: str) -> dict[str, float]:
     if name in known:
         return known[name]
     alike = [cost for other, cost in known.items() if method(other).learns == method(name).learns]
-    return {part: max(cost[part] for cost in alike) for part in alike[0]}
+    return {part: statistics.median(cost[part] for cost in alike) for part in alike[0]}
 
 
 @cache
