@@ -41,7 +41,7 @@ class SubmittedResult(BaseModel):
 
     Attributes:
         title: Name of the method in tables.
-        world: Environment id, or the name that a study gave to worlds of its own.
+        world: Environment id, or the name that a study gave to worlds of its own; of a service that of its data.
         data: Name of the data set; ``origin`` says whether it is real, partial, a twin or the author's own.
         fingerprint: That of the test world.
         protocol: ``frozen`` agents learn nothing while they are evaluated, ``serving`` ones may.
@@ -239,7 +239,7 @@ def _of_service(folder: Path) -> SubmittedResult:
         title=described["agent"]
         if settings.learning == "frozen"
         else f"{described['agent']}, learning: {settings.learning}",
-        world=settings.world,
+        world=data["name"],
         data=data["name"],
         origin=data["origin"],
         data_hash=data["hash"],

@@ -236,6 +236,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     (result,) = read_submission(tmp_path / "out.json").results
     # It learns nothing with users, and so it is frozen though it served.
     assert (result.protocol, result.orders, result.seeds) == ("frozen", [0, 1, 2], [None] * 3)
+    assert (result.world, result.origin) == ("small", "own")
     assert result.r_cum == [run["r_cum"] for run in summary["runs"]] and (result.users, result.sessions) == (12, 40)
     code, out, err = kuaifair("study", "verify", "out", "--submission", "out.json")
     assert code == 0 and "out.json is what out holds" in out, err
