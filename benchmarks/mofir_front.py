@@ -23,7 +23,8 @@ from hrl_policies.preference_front import FrontPoint, hypervolume, preference_fr
 from hrl_policies.study import STUDY_SEEDS, load_policy, load_run, plan_run, run_study
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.figures import draw_preference_front
-from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.loading import build_policy
+from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.tables import Measured, ResultTable
 from hrl_policies.worlds import WorldPair

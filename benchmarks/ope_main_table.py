@@ -33,7 +33,7 @@ from hrl_policies.ope import (
     first_slates,
 )
 from hrl_policies.study import PurifierIdentity, load_policy, load_run, plan_run, purifier_of, single_threaded, train
-from hrl_policies.study.runner import build_policy
+from hrl_policies.study.loading import build_policy
 from hrl_policies.study.serving import sessions_like_its_own
 from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import controls, method

@@ -24,7 +24,8 @@ from worlds import PARTIAL, cell, open_worlds, write_page
 
 from hrl_policies.controls import Control
 from hrl_policies.study import plan_run
-from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.loading import build_policy
+from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.statistics import mean_interval
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls, method

@@ -21,8 +21,9 @@ from typing import Any
 from dsrm.baselines import IdentityPurifier
 from hrl_policies.common.offline import OfflineAlgorithm
 from hrl_policies.study import PurifierIdentity, evaluate_run, plan_run
+from hrl_policies.study.loading import build_policy
 from hrl_policies.study.progress import calibration_seconds
-from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.training import save_model
 from hrl_policies.worlds import WorldPair, cached_purifier, load_worlds
 from hrl_policies.zoo import METHODS, load_settings, method

@@ -27,7 +27,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from dsrm.pretraining import PretrainConfig, pretrain
 from dsrm.purifier import StatePurifier, load_purifier, save_purifier
 from hrl_policies.study import PurifierIdentity, plan_run
-from hrl_policies.study.runner import build_policy, single_threaded
+from hrl_policies.study.loading import build_policy
+from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.store import machine
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import method

@@ -125,7 +125,7 @@ def train(
     """
     from hrl_policies import study, zoo
     from hrl_policies.common.yaml_files import parse_yaml
-    from hrl_policies.study.runner import open_worlds
+    from hrl_policies.study.loading import open_worlds
     from hrl_policies.worlds import cached_purifier
 
     command = str(context.obj)
@@ -323,7 +323,7 @@ def open_run(
     """
     from hrl_policies import study
     from hrl_policies.pretrained import pretrained_folder
-    from hrl_policies.study.runner import register_data_of, worlds_of
+    from hrl_policies.study.loading import register_data_of, worlds_of
 
     stored = study.load_run(pretrained_folder(folder))
     if not stored.complete:

@@ -147,7 +147,7 @@ def _of_runs(opened: list[tuple[StoredRun, WorldPair]], n_envs: int) -> tuple[li
 
 
 def _of_control(config: RunConfig, data_dir: Path | None, n_envs: int) -> tuple[list[RunConfig], list[Build]]:
-    from hrl_policies.study.runner import worlds_of
+    from hrl_policies.study.loading import worlds_of
     from hrl_policies.study.serving import untrained_agent
 
     return [config], [untrained_agent(config, worlds_of(config, None, data_dir), n_envs)]

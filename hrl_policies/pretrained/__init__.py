@@ -87,7 +87,7 @@ def load_pretrained(name: str | Path, *, data_dir: str | Path | None = None) -> 
     Raises:
         ArtifactError: If there is no such agent, its files are damaged, or its worlds are others here.
     """
-    from hrl_policies.study.runner import load_policy, purifier_of, register_data_of, worlds_of
+    from hrl_policies.study.loading import load_policy, purifier_of, register_data_of, worlds_of
     from hrl_policies.study.store import load_run
 
     folder = pretrained_folder(name)

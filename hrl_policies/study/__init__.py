@@ -8,10 +8,11 @@ process or by another engine (:mod:`hrl_policies.study.engines`). :func:`planned
 from hrl_policies.study.checks import check_study
 from hrl_policies.study.config import STUDY_SEEDS, PurifierIdentity, RunConfig, plan_run, run_folder
 from hrl_policies.study.labels import RunRecord, stored_records
+from hrl_policies.study.loading import load_policy, purifier_of
 from hrl_policies.study.outputs import draw_study, study_tables, write_tables
 from hrl_policies.study.progress import StudyCallback
 from hrl_policies.study.report import write_report
-from hrl_policies.study.runner import RunResult, evaluate_run, load_policy, purifier_of, resume, single_threaded, train
+from hrl_policies.study.runner import RunResult, evaluate_run, resume, single_threaded, train
 from hrl_policies.study.runs import StudyResult, run_study
 from hrl_policies.study.spec import StudyError, StudySpec, planned_runs, read_study
 from hrl_policies.study.store import StoredRun, load_run, stored_runs

@@ -284,7 +284,7 @@ def _trial_problems(spec: StudySpec) -> Iterator[str]:
 
 def _build_problems(trial: Mapping[str, Any], worlds: WorldPair) -> Iterator[str]:
     from dsrm.candidates import CandidatePurifier
-    from hrl_policies.study.runner import build_policy
+    from hrl_policies.study.loading import build_policy
 
     try:
         config = plan_run(**trial)

@@ -11,16 +11,14 @@ from hrl_policies.study.comparisons import difference_table, score_table
 from hrl_policies.study.curves import draw_learning_curves, draw_profiles
 from hrl_policies.study.figures import draw_length_and_reward, draw_pareto, draw_purification_gain, draw_results
 from hrl_policies.study.labels import PROPOSED, RunRecord
+from hrl_policies.study.loading import check_same_worlds, open_worlds, purifier_of, register_data_of
 from hrl_policies.study.paper_tables import Average, ablation_table, cost_table, overall_table, world_table
 from hrl_policies.study.report import stored_figures, write_report
 from hrl_policies.study.results import Comparison, comparisons
-from hrl_policies.study.runner import open_worlds, purifier_of, register_data_of
 from hrl_policies.study.store import StoredRun, all_runs, failed_runs, stored_runs
 from hrl_policies.study.tables import SUFFIXES, ResultTable, TableFormat, result_tables, write_records
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_text_atomically
-from kuaifair_env.fingerprint import WorldFingerprint
 
 if TYPE_CHECKING:
     from dsrm.purifier import StatePurifier
@@ -217,14 +215,7 @@ def worlds_of_runs(runs: Sequence[StoredRun], data_dir: str | Path | None = None
         if key not in pairs:
             register_data_of(run)
             pairs[key] = open_worlds(config.world, config.world_settings, config.item_term, data_dir)
-        before = WorldFingerprint.of_description(run.provenance["test"]["fingerprint"])
-        now = pairs[key].test.fingerprint
-        differences = now.differences(before)
-        if differences:
-            raise ArtifactError(
-                f"{run.folder} was made in a test world of fingerprint {before}; here {config.world} is {now}: "
-                f"{', '.join(differences)} differ. Point --data-dir at the same files"
-            )
+        check_same_worlds(run, pairs[key])
     return list(pairs.values())
 
 

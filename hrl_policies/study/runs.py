@@ -12,8 +12,9 @@ from typing import Any
 from hrl_policies.study.config import PurifierIdentity, RunConfig, run_folder, unusual_worlds
 from hrl_policies.study.engines import Engine, InProcessEngine, Task, WorkerPool
 from hrl_policies.study.labels import RunRecord
+from hrl_policies.study.loading import open_worlds
 from hrl_policies.study.progress import StudyCallback, work_of
-from hrl_policies.study.runner import open_worlds, partial_folder, resume, train
+from hrl_policies.study.runner import partial_folder, resume, train
 from hrl_policies.study.store import (
     check_same_config,
     forget_failure,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.curves import draw_serving
+from hrl_policies.study.loading import build_policy, load_policy, purifier_of
 from hrl_policies.study.records import write_json, write_table
-from hrl_policies.study.runner import build_policy, load_policy, purifier_of
 from hrl_policies.study.store import StoredRun, versions
 from hrl_policies.worlds import WorldPair, purified_sessions
 from hrl_policies.zoo import method

@@ -17,8 +17,8 @@ import torch
 from dsrm.belief import Belief, BeliefItems
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.study.labels import ORIGINS
+from hrl_policies.study.loading import load_policy, purifier_of
 from hrl_policies.study.page_assets import asset, page_environment, page_policy
-from hrl_policies.study.runner import load_policy, purifier_of
 from hrl_policies.study.store import StoredRun
 from hrl_policies.worlds import WorldPair, purified_sessions
 from hrl_policies.zoo import method

@@ -246,7 +246,7 @@ def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: in
 
 
 def load_run(folder: str | Path) -> StoredRun:
-    """Reads a run folder, finished or interrupted. The model stays on disk; see ``runner.load_policy``.
+    """Reads a run folder, finished or interrupted. The model stays on disk; see ``loading.load_policy``.
 
     Raises:
         ArtifactError: If the folder does not hold a run, or one of another format.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hrl_policies.study.runner import register_data_of, train
+from hrl_policies.study.loading import register_data_of
+from hrl_policies.study.runner import train
 from hrl_policies.study.store import PURIFIER, StoredRun, load_run, versions
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.intervals import crossed_mean, interval_of

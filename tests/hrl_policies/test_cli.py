@@ -16,7 +16,7 @@ import official_files as official
 import pytest
 from small_worlds import interrupted_pair, small_pair, taste_worlds
 
-import hrl_policies.study.runner as runner
+import hrl_policies.study.loading as loading
 import kuaifair_env.registration as registration
 from dsrm import encoder
 from dsrm.baselines import NoisePurifier
@@ -49,7 +49,7 @@ TRAIN = [
 @pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     monkeypatch.chdir(tmp_path)
 
 
@@ -280,12 +280,12 @@ def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
         pair = interrupted_pair(at=10)
         return type(pair)(env_id, pair.train, pair.test)
 
-    monkeypatch.setattr(runner, "load_worlds", worlds)
+    monkeypatch.setattr(loading, "load_worlds", worlds)
     code, out, _ = kuaifair(*TRAIN, "-o", "run", "--set", "n_steps=4")
     assert code == 130 and "after 80 of 256 steps" in out and "--resume run.partial" in out
     code, _, err = kuaifair("evaluate", "run.partial")
     assert code == 2 and "was interrupted" in err
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     code, out, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
     assert code == 0, err
     assert load_run(tmp_path / "run").result["resumed_at"] == 80

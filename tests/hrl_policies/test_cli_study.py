@@ -12,7 +12,7 @@ from small_worlds import small_pair
 from studies import OWN, raising_pair
 
 import hrl_policies.study.engines as engines
-import hrl_policies.study.runner as runner
+import hrl_policies.study.loading as loading
 from hrl_policies.study.engines import InProcessEngine, LocalEngine
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
@@ -33,7 +33,7 @@ RUN = ["study", "run", "plan.yml", "--output", "store"]
 @pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one, and the pool for this process."""
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     monkeypatch.setattr(engines, "LocalEngine", lambda count: LocalEngine(count) and InProcessEngine())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.yml").write_text(PLAN)
@@ -73,14 +73,14 @@ def test_run_status_and_resume(kuaifair, tmp_path):
 
 @pytest.mark.usefixtures("small_worlds")
 def test_failed_runs_end_with_a_code_and_a_way_on(kuaifair, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: raising_pair(env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: raising_pair(env_id))
     code, out, err = kuaifair(*RUN)
     assert code == 1 and "Traceback" not in err
     assert out.count("RuntimeError: the users went home") >= 4
     assert "try again with: kuaifair study resume store --retry-failed" in out
     code, out, _ = kuaifair("study", "status", "store")
     assert "0 of 4 runs done, 4 failed, 0 missing" in out and "--retry-failed" in out
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     code, _, _ = kuaifair("study", "resume", "store")
     assert code == 1, "failures stay until they are asked for"
     code, _, _ = kuaifair("study", "resume", "store", "--retry-failed")
@@ -209,13 +209,13 @@ def test_worlds_are_made_again_only_if_their_data_are_the_same(store):
     with pytest.raises(ValueError, match=OWN):
         worlds_of_runs([run for run in runs if run.config.world == OWN])
     elsewhere = replace(runs[0], config=replace(runs[0].config, world="KuaiFair-Toy-v0"))
-    with pytest.raises(ArtifactError, match=r"in a test world of fingerprint .*; here KuaiFair-Toy-v0 is .* differ"):
+    with pytest.raises(ArtifactError, match=r"in another train world, .* \(Toy twin, twin\): .* differ. It needs"):
         worlds_of_runs([elsewhere])
 
 
 @pytest.fixture
 def verified_store(monkeypatch, tmp_path, kuaifair):
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     for seed in ("11", "15", "19"):
         arguments = ["--method", "a2c", "--steps", "256", "--n-envs", "8", "--seed", seed, "--no-progress"]
         assert kuaifair("train", "--env", "KuaiFair-Toy-v0", *arguments, "--output", tmp_path / "store" / seed)[0] == 0

@@ -13,7 +13,7 @@ from small_worlds import small_pair
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validated
 from hrl_policies.study import plan_run
-from hrl_policies.study.runner import build_policy
+from hrl_policies.study.loading import build_policy
 from hrl_policies.study.tuning import tunable
 from hrl_policies.zoo import load_settings, read_settings, search_space, worlds_with_settings
 from kuaifair_env.errors import ArtifactError

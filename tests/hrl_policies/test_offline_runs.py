@@ -25,9 +25,9 @@ from hrl_policies.study import (
     run_study,
     train,
 )
+from hrl_policies.study.loading import build_policy
 from hrl_policies.study.outputs import write_outputs
 from hrl_policies.study.records import read_table
-from hrl_policies.study.runner import build_policy
 from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo.methods import OfflineData
 from kuaifair_env.batch import SessionConfig

@@ -193,7 +193,7 @@ def test_a_resumed_run_goes_on_in_the_block_that_it_was_in(tmp_path):
     stopped = train(config, interrupted_pair(at=40), output=tmp_path / "run")
     before = stopped.policy.get_env().batch.simulator.started
     assert before > 30
-    from hrl_policies.study.runner import build_policy
+    from hrl_policies.study.loading import build_policy
 
     fresh = build_policy(config, small_pair(), seed_shift=stopped.steps_done)
     training.restore_checkpoint(fresh, tmp_path / "run.partial", stopped.steps_done)
@@ -210,7 +210,7 @@ def test_a_resumed_run_goes_on_in_the_block_that_it_was_in(tmp_path):
 
 def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
     stopped = train(td3(), interrupted_pair(at=40), output=tmp_path / "run")
-    from hrl_policies.study.runner import build_policy
+    from hrl_policies.study.loading import build_policy
 
     fresh = build_policy(td3(), small_pair())
     training.restore_checkpoint(fresh, tmp_path / "run.partial", 320)

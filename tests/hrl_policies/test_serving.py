@@ -20,7 +20,7 @@ from purifiers import WindowPurifier
 from small_worlds import small_pair
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-import hrl_policies.study.runner as runner
+import hrl_policies.study.loading as loading
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
 from dsrm.own_level import OwnScales
@@ -35,7 +35,7 @@ from hrl_policies.study import (
     train,
 )
 from hrl_policies.study.curves import draw_serving
-from hrl_policies.study.runner import build_policy
+from hrl_policies.study.loading import build_policy
 from hrl_policies.study.serving import sessions_like_its_own
 from hrl_policies.study.submission import read_submission
 from kuaifair_env import serve
@@ -138,7 +138,7 @@ def test_purified_agents_are_shown_purified_states():
 @pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
     """The id of the toy world stands for a smaller one here; files go to a folder of their own."""
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     monkeypatch.chdir(tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(kuaifair, monkeypatc
 
 KILLED = """
 import os, signal, sys
-import hrl_policies.study.runner as runner
+import hrl_policies.study.loading as loading
 from kuaifair_env.served_sessions import Service
 from small_worlds import small_pair
 from hrl_policies.cli.main import main
@@ -326,7 +326,7 @@ def killed(*arguments):
     return record_step(*arguments)
 
 Service.record_step = killed
-runner.load_worlds = lambda env_id, *rest: small_pair(name=env_id)
+loading.load_worlds = lambda env_id, *rest: small_pair(name=env_id)
 main(sys.argv[1:])
 """
 

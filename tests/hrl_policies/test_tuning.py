@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from small_worlds import small_pair
 
+import hrl_policies.study.loading as loading
 import hrl_policies.study.runner as runner
 import hrl_policies.study.tuning as tuning
 from dsrm.baselines import IPSPurifier
@@ -398,7 +399,7 @@ def no_test_world(monkeypatch, tmp_path):
         return world
 
     monkeypatch.setattr(registration, "make_world", make_world)
-    monkeypatch.setattr(runner, "load_worlds", lambda *rest: pytest.fail("tuning made both worlds"))
+    monkeypatch.setattr(loading, "load_worlds", lambda *rest: pytest.fail("tuning made both worlds"))
     monkeypatch.chdir(tmp_path)
     return SimpleNamespace(world=world)
 
@@ -421,7 +422,7 @@ def test_the_command_tunes_without_the_test_world_and_train_takes_what_it_found(
     folder = "tuning/KuaiFair-Toy-v0/a2c-len30-seed0"
     assert "(shipped)" in out and "3 trials, 0 without a score; R_cum of 5 validation users" in out
     assert f"--settings {folder}/best.yml" in out
-    monkeypatch.setattr(runner, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     train_it = ["train", "-m", "a2c", "-e", "KuaiFair-Toy-v0", "--no-progress", "-o", "run"]
     code, out, err = kuaifair(capsys, *train_it, "--settings", f"{folder}/best.yml")
     assert code == 0, err

@@ -30,7 +30,7 @@ from hrl_policies.study import (
     resume,
     train,
 )
-from hrl_policies.study.runner import purifier_of
+from hrl_policies.study.loading import purifier_of
 from hrl_policies.worlds import cached_purifier, load_worlds, session_seed
 from hrl_policies.zoo import load_settings
 from kuaifair_env.errors import ArtifactError
