@@ -28,6 +28,7 @@ from kuaifair_env.files import atomic_path, whole
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of
 from kuaifair_env.randomisation import RandomisationLike, WorldRandomisation
 from kuaifair_env.randomised_worlds import randomised
+from kuaifair_env.sb3_files import check_finite
 from kuaifair_env.world import World
 
 START = "start"
@@ -172,6 +173,7 @@ class GuardCallback(BaseCallback):
         """
         with whole(Path(path), "state of a guard", "train again"):
             _, parameters, stored = load_from_zip_file(Path(path), device="cpu", load_data=False)
+            check_finite(parameters, path)
             variables: dict[str, torch.Tensor] = dict(stored or {})
             units, evaluations, kept = (variables[name] for name in ("units", "evaluations", "kept"))
             self._start, self._best = (cast("Parameters | None", parameters[name]) for name in ("start", "best"))

@@ -48,5 +48,9 @@ class ArtifactError(KuaiFairError, ValueError):
     """A saved model, cache or run is corrupt, foreign, or of another version."""
 
 
+class SettingsError(ArtifactError):
+    """A file of settings that a user wrote is missing, cannot be read, or does not say what it has to."""
+
+
 class MismatchError(ArtifactError):
     """An agent, purifier or encoder was made for another world: other data, catalogue or embeddings."""

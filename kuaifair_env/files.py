@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ Shape = TypeVar("Shape")
 
 LOCK = ".lock"
 """File that a process holds while it works on a folder."""
+
+CHECKSUMS = "SHA256SUMS"
+"""File with the checksums of a folder's other files, as ``sha256sum`` writes and checks it."""
 
 _HEADER = "kuaifair"
 _CHECKSUM = "sha256"
@@ -86,6 +89,37 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes :data:`CHECKSUMS` into a folder of files."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    write_text_atomically(folder / CHECKSUMS, "".join(f"{file_hash(path)}  {path.name}\n" for path in files))
+
+
+def check_files(folder: Path, names: Iterable[str] | None, remedy: str) -> None:
+    """Checks files of a folder against :data:`CHECKSUMS`, and that none of those that it names is missing.
+
+    Args:
+        folder: The folder.
+        names: The files; those that are not there may have been optional. None takes all that are named.
+        remedy: What their owner can do.
+
+    Raises:
+        ArtifactError: If a file was altered or lost, or appeared, after the checksums were written.
+    """
+    path = folder / CHECKSUMS
+    with whole(path, "list of checksums", remedy):
+        lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        digests = {name: digest for digest, _, name in lines}
+        lost = [name for name in digests if not (folder / name).is_file()]
+        if lost:
+            raise ArtifactError(f"{folder / lost[0]} is missing, which {path} names; {remedy}")
+        for name in digests if names is None else names:
+            if (folder / name).exists() and file_hash(folder / name) != digests.get(name):
+                raise ArtifactError(
+                    f"{folder / name} was altered after it was written: its checksum is not that of {path}; {remedy}"
+                )
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:

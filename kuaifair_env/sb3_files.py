@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
@@ -22,19 +23,40 @@ def restore_parameters(model: Any, path: Path) -> None:
     from a stranger cannot run code. Settings come from elsewhere.
 
     Raises:
-        ArtifactError: If the file is missing, damaged, or of another method or size.
+        ArtifactError: If the file is missing, damaged, of another method or size, or holds NaN or infinity.
     """
     if not path.exists():
         raise ArtifactError(f"{path} is missing")
     try:
         _, parameters, variables = load_from_zip_file(path, device="cpu", load_data=False)
+        check_finite([parameters, variables], path)
         model.set_parameters(parameters, exact_match=True, device="cpu")
         for name, value in (variables or {}).items():
             if value is not None:
                 recursive_setattr(model, f"{name}.data", value.data)
+    except ArtifactError:
+        raise
     except Exception as error:
         # SB3, torch, zipfile and pickle raise a dozen different types here.
         raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+
+
+def check_finite(parameters: Any, source: Any) -> None:
+    """Checks that nested parameters hold neither NaN nor infinity.
+
+    Args:
+        parameters: Tensors, and dicts and lists of them; other things are passed over.
+        source: Where they come from, for the message.
+
+    Raises:
+        ArtifactError: If they do; names the tensor.
+    """
+    entries = enumerate(parameters) if isinstance(parameters, list) else parameters.items()
+    for name, value in entries:
+        if isinstance(value, (dict, list)):
+            check_finite(value, source)
+        elif isinstance(value, th.Tensor) and value.is_floating_point() and not th.isfinite(value).all():
+            raise ArtifactError(f"{source}: '{name}' holds NaN or infinity; train it again")
 
 
 def save_replay_buffer(buffer: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kuaifair_env.settings import WorldSettings
     from kuaifair_env.world import World
 
-SOME_FAILED = 1
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 

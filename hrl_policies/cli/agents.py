@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from hrl_policies.cli import (
+    FAILED,
     INTERRUPTED,
-    SOME_FAILED,
     AllowPartial,
     Clip,
     DataColumns,
@@ -225,7 +225,7 @@ def evaluate(
     for name in different:
         typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
     if different:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(FAILED)
     typer.echo("Reproduces result.json exactly.")
 
 

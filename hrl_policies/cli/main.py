@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hrl_policies.cli import BAD_INPUT, INTERRUPTED, OptionalEnv, Progress
+from hrl_policies.cli import BAD_INPUT, FAILED, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
 from hrl_policies.cli.ope import ope
 from hrl_policies.cli.purifiers import encode, pretrain, probe
@@ -26,7 +26,7 @@ from hrl_policies.cli.show import show
 from hrl_policies.cli.study import study_app
 from kuaifair_env.data.cache import CacheKind
 from kuaifair_env.data.published import DatasetName
-from kuaifair_env.errors import KuaiFairError
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError, SettingsError
 
 if TYPE_CHECKING:
     from hrl_policies.zoo import MethodSpec
@@ -40,6 +40,8 @@ _NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observ
 
 app = typer.Typer(
     help="Fair interactive recommendation: environments, agents and the controls they have to beat.",
+    epilog="Exit codes: 0 done; 1 a file, a download, data or a run failed; 2 the command line or a file of settings "
+    "is wrong; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -51,7 +53,7 @@ app.add_typer(study_app, name="study")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; bad input gives a message and exit code 2, never a traceback.
+    """Runs the command; a failure gives a message and the exit code that the help names, never a traceback.
 
     Args:
         arguments: What follows ``kuaifair``; None takes the command line. Set the environment variable
@@ -60,14 +62,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         app(args=words, prog_name="kuaifair", obj=f"kuaifair {shlex.join(words)}")
-    except (KuaiFairError, ValueError, TypeError, OSError) as error:
+    except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(BAD_INPUT)
+        Console(stderr=True, soft_wrap=True).print(
+            f"error: {_message(error)}", style="red", markup=False, highlight=False
+        )
+        sys.exit(_exit_code(error))
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted", style="yellow")
         sys.exit(INTERRUPTED)
+
+
+def _message(error: Exception) -> str:
+    """Returns what an error says; one that nobody raised on purpose also has its name."""
+    if isinstance(error, (KuaiFairError, ValueError, TypeError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where, for a report"
+
+
+def _exit_code(error: Exception) -> int:
+    """Returns 2 for what the command line or a file of settings says, 1 for files, data, downloads and faults."""
+    if isinstance(error, SettingsError):
+        return BAD_INPUT
+    of_files = isinstance(error, (ArtifactError, DataError))
+    return BAD_INPUT if isinstance(error, (KuaiFairError, ValueError, TypeError)) and not of_files else FAILED
 
 
 def _show_version(wanted: bool) -> None:

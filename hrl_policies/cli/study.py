@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from hrl_policies.cli import SOME_FAILED, DataDir
+from hrl_policies.cli import FAILED, DataDir
 
 if TYPE_CHECKING:
     from hrl_policies.study.config import RunConfig
@@ -40,6 +40,8 @@ class FigureForm(str, Enum):
     svg = "svg"
     pdf = "pdf"
 
+
+_MANY_RUNS = 500
 
 study_app = typer.Typer(
     help="Plan, run and resume studies: methods x worlds x horizons x seeds, from one YAML file.", no_args_is_help=True
@@ -280,7 +282,7 @@ def verify(
         typer.echo(str(verification))
         differ += not verification.agrees
     if differ:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @study_app.command()
@@ -303,9 +305,11 @@ def submit(
 
 def _read_plan(plan: str, quick: bool, data_dir: Path | None) -> tuple[StudySpec, list[RunConfig]]:
     from hrl_policies.study.checks import check_study
-    from hrl_policies.study.spec import read_study
+    from hrl_policies.study.spec import max_runs, read_study
 
     spec, problems = read_study(plan, quick)
+    if max_runs(spec) > _MANY_RUNS:
+        typer.echo(f"checking the settings of up to {max_runs(spec):,} runs", err=True)
     return spec, check_study(spec, problems, data_dir=data_dir, where=plan)
 
 
@@ -369,7 +373,7 @@ def _run_all(
         typer.echo(f"failed: {name}: {reason}")
     if result.failures:
         typer.echo(f"Tracebacks are in NAME.failed; try again with: kuaifair study resume {store} --retry-failed")
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:

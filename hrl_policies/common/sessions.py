@@ -24,6 +24,7 @@ from kuaifair_env.catalogue import check_catalogues
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.sb3 import KuaiFairVecEnv, world_beneath
+from kuaifair_env.sb3_files import check_finite
 from kuaifair_env.world import World
 
 SelfAmongItsItems = TypeVar("SelfAmongItsItems", bound="AmongItsItems")
@@ -72,15 +73,18 @@ class AmongItsItems(BaseAlgorithm):
         """Loads an agent; see Stable-Baselines3.
 
         Raises:
+            ArtifactError: If a parameter is NaN or infinite.
             MismatchError: If the environment's items are not those that the agent was trained on.
             ValueError: If the environment's spaces are others.
         """
         try:
-            return super().load(path, env, **kwargs)
+            agent = super().load(path, env, **kwargs)
         except ValueError:
             if env is not None:
                 check_catalogues(super().load(path, **kwargs).observation_space, env.observation_space)
             raise
+        check_finite(agent.get_parameters(), path)
+        return agent
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Sets the environment; see Stable-Baselines3.

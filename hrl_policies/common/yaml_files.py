@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import SettingsError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -17,8 +20,30 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=BaseModel)
 
 
+_MAX_SHOWN = 200
+"""Letters of a value that a message shows."""
+_MAX_ENTRIES = 1_000_000
+"""Entries of a file, those that aliases repeat included: a few lines of aliases of aliases stand for billions."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Loads plain data, refuses a key that is given twice, and reads ``1e-3`` as a number, as YAML 1.2 does."""
+    """Loads plain data and reads ``1e-3`` as a number, as YAML 1.2 does.
+
+    It refuses a key that is given twice, numbers that are not finite, and aliases that repeat too much.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _entries(node, {}) > _MAX_ENTRIES:
+            problem = f"it holds more than {_MAX_ENTRIES:,} entries, counting what its aliases repeat"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise yaml.MarkedYAMLError(problem=f"{node.value} is not a finite number", problem_mark=node.start_mark)
+        return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -32,9 +57,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z"), list("-+0123456789")
 )
+
+
+def _entries(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Returns how many nodes a node stands for; ``counted`` holds those that were counted, by identity."""
+    if id(node) not in counted:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = itertools.chain.from_iterable(inner) if isinstance(node, yaml.MappingNode) else inner
+        counted[id(node)] = 1 + sum(_entries(part, counted) for part in parts)
+    return counted[id(node)]
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -45,24 +80,30 @@ def parse_yaml(text: str, source: str) -> Any:
         source: Where it comes from, for error messages.
 
     Raises:
-        ArtifactError: If it is not valid YAML, or gives a key twice.
+        SettingsError: If it is not valid YAML, gives a key twice, or holds numbers that are not finite.
     """
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ArtifactError(f"{source} is not valid YAML: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise SettingsError(f"{source} is not valid YAML{where}: {error.problem or error.context}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{source} is not valid YAML: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: str | Path) -> Any:
     """Returns the plain data of a YAML file; see :func:`parse_yaml`.
 
     Raises:
-        ArtifactError: If it cannot be read, is not valid YAML, or gives a key twice.
+        SettingsError: If it cannot be read, is not valid YAML, or gives a key twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        raise SettingsError(f"{path} cannot be read: {error}") from error
     return parse_yaml(text, str(path))
 
 
@@ -75,7 +116,7 @@ def validated(model: type[Model], content: Any, source: str) -> Model:
         source: Where it comes from, for error messages.
 
     Raises:
-        ArtifactError: If it does not fit; the message holds all mistakes, one a line, and the known names where one is
+        SettingsError: If it does not fit; the message holds all mistakes, one a line, and the known names where one is
             unknown.
     """
     try:
@@ -83,7 +124,7 @@ def validated(model: type[Model], content: Any, source: str) -> Model:
     except ValidationError as error:
         lines = validation_problems(error, model)
         text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n- {line}" for line in lines)
-        raise ArtifactError(f"{source}:{text}") from error
+        raise SettingsError(f"{source}:{text}") from error
 
 
 def validation_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -96,7 +137,7 @@ def _problem_line(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if place and place[-1] == "[key]":
         place, kind = place[:-1], "invalid_key"
     where = ".".join(str(part) for part in place)
-    given = f", got {problem['input']!r}"
+    given = f", got {textwrap.shorten(repr(problem['input']), _MAX_SHOWN)}"
     if kind == "extra_forbidden":
         return f"{where} is unknown; there are {', '.join(_names_at(model, place[:-1]))}"
     if kind == "missing":

@@ -24,6 +24,7 @@ from hrl_policies.study.spec import (
     StudyMethod,
     StudySpec,
     TrainingSettings,
+    max_runs,
     planned_arguments,
     planned_runs,
     sweeps,
@@ -43,6 +44,8 @@ from kuaifair_env.replay import REPLAY_SLATE_SIZE
 from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.settings import DEFAULTS
 
+_MAX_RUNS = 20_000
+"""Runs of a study at most: to check so many takes a minute."""
 _TRIAL_WORLD = "KuaiFair-Toy-v0"
 _SWEPT_MODELS: tuple[type[BaseModel], ...] = (SessionSettings, TrainingSettings)
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -73,6 +76,9 @@ def check_study(
         StudyError: If anything is wrong; it lists everything.
     """
     own_worlds = worlds or {}
+    if max_runs(spec) > _MAX_RUNS:
+        too_many = f"it plans up to {max_runs(spec):,} runs, and a study has at most {_MAX_RUNS:,}; split it"
+        raise StudyError(where or f"the study {spec.name!r}", [*(problems or []), too_many])
     mistakes = [
         *(problems or []),
         *_own_data_problems(spec),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hrl_policies.zoo import MethodSettings, MethodSpec, load_settings, method, overridden
+from hrl_policies.zoo import MethodSettings, MethodSpec, check_hyperparameters, load_settings, method, overridden
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule, rule_text
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import DEFAULT_SEED
@@ -207,12 +207,14 @@ def plan_run(
         return RunConfig(**common)
     if settings is None:
         settings = load_settings(method_name, world)
+    hyperparameters = overridden(settings.hyperparameters, overrides or {})
+    check_hyperparameters(hyperparameters)
     return RunConfig(
         **common,
         policy=settings.policy,
         n_envs=settings.n_envs if n_envs is None else n_envs,
         total_steps=settings.total_steps if total_steps is None else total_steps,
-        hyperparameters=overridden(settings.hyperparameters, overrides or {}),
+        hyperparameters=hyperparameters,
         randomisation=randomisation_setting(randomisation) if spec.kind == "online" else None,
     )
 

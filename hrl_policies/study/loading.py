@@ -135,6 +135,7 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     if method(run.config.method).learns:
         from kuaifair_env.sb3_files import restore_parameters
 
+        run.check(MODEL)
         restore_parameters(policy, run.folder / MODEL)
         # Off-policy algorithms act at random in their first steps.
         policy.num_timesteps = run.steps_done
@@ -155,6 +156,7 @@ def purifier_of(run: StoredRun) -> StatePurifier | None:
         return purifier
     from dsrm.purifier import load_purifier
 
+    run.check(BELIEF)
     learned = load_purifier(path)
     if learned.describe() != purifier.describe():
         raise ArtifactError(f"{path} is not what the run's purifier learned; the folder holds files of two runs")

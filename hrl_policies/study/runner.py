@@ -187,6 +187,7 @@ def resume(
         check_same_worlds(stored, pair)
         pretrained, content = read_purifier(stored.config, path / PURIFIER)
         loaded = purifier_of(stored)
+        stored.check()
         policy = build_policy(stored.config, pair, loaded, seed_shift=stored.steps_done)
         restore_checkpoint(policy, path, stored.steps_done)
         run = _Run(stored.config, pair, pretrained, loaded, content, policy, stored.curve, stored.steps_done)

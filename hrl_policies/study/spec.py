@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ from hrl_policies.zoo import controls, load_settings, method
 from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
 from kuaifair_env.actions import Duplicates
 from kuaifair_env.data.own import TABLES
-from kuaifair_env.errors import ArtifactError, KuaiFairError
+from kuaifair_env.errors import ArtifactError, KuaiFairError, SettingsError
+from kuaifair_env.files import fits_checksum, with_checksum
 from kuaifair_env.metrics.fairness import DisparityMode
 from kuaifair_env.randomisation import describe_setting, randomisation_setting
 from kuaifair_env.registration import session_config
@@ -47,7 +49,7 @@ STUDY = "study.json"
 """File of a store that says what it is the store of."""
 
 _NOT_OF_A_STUDY = ("data_dir", "split", "encoder")
-_FORMAT = 2
+_FORMAT, _WITHOUT_CHECKSUM = 3, 2
 _PLANS = "plans"
 _FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
 T = TypeVar("T")
@@ -58,8 +60,10 @@ class StudyError(KuaiFairError, ValueError):
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{where} has {count}:\n" + "\n".join(f"- {problem}" for problem in problems))
+        lines = "".join(f"\n- {problem}" for problem in problems)
+        super().__init__(
+            f"{where}: {problems[0]}" if len(problems) == 1 else f"{where} has {len(problems)} problems:{lines}"
+        )
 
 
 def _folder_name(name: str) -> str:
@@ -285,7 +289,7 @@ def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[s
         The study, and what is wrong with the form of the file; what could not be read has its default.
 
     Raises:
-        ArtifactError: If there is no such study or file, or it is not YAML.
+        SettingsError: If there is no such study or file, or it is not YAML.
     """
     name = f"{plan}_quick" if quick else str(plan)
     if name in shipped_plans():
@@ -293,9 +297,9 @@ def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[s
         return parse_study(parse_yaml(text, name))
     if quick:
         small = [other.removesuffix("_quick") for other in shipped_plans() if other.endswith("_quick")]
-        raise ArtifactError(f"only shipped studies have a quick form: {', '.join(small)}; got {plan}")
+        raise SettingsError(f"only shipped studies have a quick form: {', '.join(small)}; got {plan}")
     if not Path(plan).is_file():
-        raise ArtifactError(f"there is no file {plan}, and no shipped study of that name: {shipped_plans()}")
+        raise SettingsError(f"there is no file {plan}, and no shipped study of that name: {shipped_plans()}")
     spec, problems = parse_study(read_yaml(plan))
     # Files of one's own are named as they are seen from the study's file.
     folder = Path(plan).resolve().parent
@@ -325,6 +329,13 @@ def parse_study(content: Any) -> tuple[StudySpec, list[str]]:
     placeholders = {"name": "study", "methods": ["random"], "worlds": ["study"]}
     spec = StudySpec.model_validate(placeholders | {name: value for name, value in right.items() if value})
     return spec.model_copy(update={name: () for name in ("methods", "worlds") if not right.get(name)}), problems
+
+
+def max_runs(spec: StudySpec) -> int:
+    """Returns how many runs a study plans at most: every combination for every method, with all seeds."""
+    seeds = max(len(spec.seeds), len(spec.control_seeds))
+    places = len(spec.worlds) * len(spec.max_lens) * len(spec.methods) * len(spec.purifiers)
+    return places * seeds * math.prod(len(values) for values in spec.sweep.values())
 
 
 def planned_runs(spec: StudySpec) -> list[RunConfig]:
@@ -426,7 +437,7 @@ def write_study(store: Path, spec: StudySpec, command: str) -> str:
                 f"{store} holds another study ({', '.join(different)} differ); use another store, or remove it"
             )
         return made_by
-    write_json(path, {"format": _FORMAT, "command": command, "study": study})
+    write_json(path, with_checksum({"format": _FORMAT, "command": command, "study": study}))
     return command
 
 
@@ -440,8 +451,8 @@ def read_study_file(store: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         raise ArtifactError(f"{store} is not the folder of a study: it holds no {STUDY}")
     content = read_json(path)
-    if content.get("format") != _FORMAT or not isinstance(content.get("study"), dict):
-        raise ArtifactError(
-            f"{path} is damaged, or of another version (format {content.get('format')}, this one reads {_FORMAT})"
-        )
+    version = content.get("format")
+    sound = fits_checksum(content) if version == _FORMAT else version == _WITHOUT_CHECKSUM and "sha256" not in content
+    if not sound or not isinstance(content.get("study"), dict):
+        raise ArtifactError(f"{path} is damaged, or of another version (format {version}, this one reads {_FORMAT})")
     return content["study"], str(content.get("command", ""))

@@ -3,6 +3,7 @@
 A finished run holds ``config.json``, ``versions.json``, ``provenance.json``, ``result.json``, ``sessions.csv``,
 ``timing.json``, ``log.txt``, for methods that learn ``learning_curve.csv`` and ``model.zip``, and
 ``purifier.safetensors`` where states were purified, with ``belief.safetensors`` where the purifier learned in training.
+``SHA256SUMS`` has the checksums of all of them.
 An interrupted run is called ``NAME.partial`` and holds ``progress.json`` (and ``replay.npz``, ``guard.zip``) instead of
 results.
 """
@@ -26,9 +27,11 @@ from pydantic import BaseModel
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.records import TRAIN_AGAIN, read_json, read_table, write_json, write_table
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import parse_as, whole
+from kuaifair_env.files import check_files, parse_as, whole, write_checksums
 
-FORMAT = 3
+FORMAT = 4
+_WITHOUT_CHECKSUMS = 3
+"""Format of runs whose folders have no ``SHA256SUMS``; they are read unchecked."""
 MODEL = "model.zip"
 SESSION_TABLE = "sessions.csv"
 PURIFIER = "purifier.safetensors"
@@ -42,6 +45,15 @@ LOG = "log.txt"
 TRACEBACK = "traceback.txt"
 
 _CURVE = "learning_curve.csv"
+_RECORDS = (
+    "config.json",
+    "versions.json",
+    "provenance.json",
+    "result.json",
+    "progress.json",
+    "timing.json",
+    _CURVE,
+)
 _PACKAGES = (
     "kuaifair",
     "numpy",
@@ -111,6 +123,7 @@ class StoredRun:
         curve: Rows of the learning curve so far: training sessions, or the losses of an offline method.
         steps_done: Training steps taken.
         timing: Seconds and machine; empty for an interrupted run.
+        has_checksums: Whether the folder says what its files have to be.
     """
 
     folder: Path
@@ -121,6 +134,7 @@ class StoredRun:
     curve: list[CurveRow]
     steps_done: int
     timing: dict[str, Any]
+    has_checksums: bool
 
     @property
     def complete(self) -> bool:
@@ -144,8 +158,18 @@ class StoredRun:
         figures: dict[str, float] = self.result["summary"]
         return figures
 
+    def check(self, *names: str) -> None:
+        """Checks files of the folder, all without names, against their checksums.
+
+        Raises:
+            ArtifactError: If one was altered after it was written.
+        """
+        if self.has_checksums:
+            check_files(self.folder, names or None, TRAIN_AGAIN)
+
     def sessions(self) -> list[dict[str, Any]]:
         """Returns the per-session records of the evaluation, one dict each; raw user ids may be text."""
+        self.check(SESSION_TABLE)
         return read_table(self.folder / SESSION_TABLE, ids=("user_id",))
 
 
@@ -227,6 +251,7 @@ def write_run(
         write_json(temporary / "timing.json", {**timing, "machine": machine()})
         rows = zip(*(column.tolist() for column in sessions.values()), strict=True)
         write_table(temporary / SESSION_TABLE, [dict(zip(sessions, row, strict=True)) for row in rows])
+        write_checksums(temporary)
 
 
 def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: int) -> None:
@@ -237,6 +262,7 @@ def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: in
     try:
         contents(temporary)
         write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
+        write_checksums(temporary)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -260,7 +286,9 @@ def load_run(folder: str | Path) -> StoredRun:
     if not result and not progress:
         raise ArtifactError(f"{path} is not a run folder: it holds neither result.json nor progress.json")
     version = (result or progress).get("format")
-    if version != FORMAT:
+    if version == FORMAT:
+        check_files(path, _RECORDS, TRAIN_AGAIN)
+    elif version != _WITHOUT_CHECKSUMS:
         raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
     with whole(path / "result.json", "result of a run", TRAIN_AGAIN):
         steps_done = parse_as(_Result, result).steps_done if result else 0
@@ -280,6 +308,7 @@ def load_run(folder: str | Path) -> StoredRun:
             curve=read_table(path / _CURVE, columns=("steps",)) if (path / _CURVE).exists() else [],
             steps_done=steps_done,
             timing=read_json(path / "timing.json") if result else {},
+            has_checksums=version == FORMAT,
         )
 
 

@@ -17,6 +17,7 @@ from hrl_policies.zoo.registry import (
 from hrl_policies.zoo.settings import (
     MethodSettings,
     SearchSpace,
+    check_hyperparameters,
     overridden,
     parse_overrides,
     read_settings,
@@ -30,6 +31,7 @@ __all__ = [
     "MethodSpec",
     "SearchSpace",
     "all_methods",
+    "check_hyperparameters",
     "controls",
     "learners",
     "load_settings",

@@ -35,6 +35,7 @@ except what it sets itself, which is what tells the two methods apart; ``NAME: n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,7 +46,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from hrl_policies.common.yaml_files import parse_yaml, read_yaml, validated, validation_problems
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import SettingsError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -172,7 +173,7 @@ def search_space(content: Mapping[str, Any], hyperparameters: Mapping[str, Any],
         source: Where it stands, for error messages.
 
     Raises:
-        ArtifactError: If a line is not of that form, names no shipped hyperparameter, or leaves out its shipped value;
+        SettingsError: If a line is not of that form, names no shipped hyperparameter, or leaves out its shipped value;
             the message holds all such lines.
     """
     problems = [
@@ -181,7 +182,7 @@ def search_space(content: Mapping[str, Any], hyperparameters: Mapping[str, Any],
         for problem in _line_problems(line, hyperparameters, name)
     ]
     if problems:
-        raise ArtifactError("\n".join(problems))
+        raise SettingsError("\n".join(problems))
     return {name: _dimension(line) for name, line in content.items()}
 
 
@@ -367,6 +368,27 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"a hyperparameter is given as name=value, got {text!r}")
         overrides[name.strip()] = parse_yaml(value, f"the value {value!r} of {name.strip()!r}")
     return overrides
+
+
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("batch_size", "buffer_size", "n_epochs", "n_steps"), 1),
+    **dict.fromkeys(("clip_range", "gae_lambda", "gamma", "learning_rate", "learning_starts", "tau"), 0),
+    **dict.fromkeys(("max_grad_norm", "vf_coef"), 0),
+}
+_MOST: dict[str, float] = dict.fromkeys(("gae_lambda", "gamma", "tau"), 1)
+
+
+def check_hyperparameters(hyperparameters: Mapping[str, Any]) -> None:
+    """Checks numbers that algorithms take and that no training can use, such as a ``gamma`` of 5.
+
+    Raises:
+        ValueError: If one is no number where there has to be one, or out of range.
+    """
+    for name, least in _LEAST.items():
+        value, most = hyperparameters.get(name, least), _MOST.get(name, math.inf)
+        if isinstance(value, str) or (isinstance(value, int | float) and not least <= value <= most):
+            limits = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+            raise ValueError(f"{name} must be a number {limits}, got {value!r}")
 
 
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

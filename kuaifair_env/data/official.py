@@ -214,7 +214,7 @@ def fetch(
 def _expected_hash(facts: OfficialDataset, sha256: str | None, check_sum: bool) -> str | None:
     if sha256 is not None:
         if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-            raise DataError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
+            raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
         return f"sha256:{sha256.lower()}"
     return f"md5:{facts.md5}" if check_sum else None
 

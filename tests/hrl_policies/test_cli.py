@@ -28,6 +28,7 @@ from hrl_policies.zoo import METHODS, MethodSettings, all_methods, load_settings
 from kuaifair_env.abandonment import TemperFairness
 from kuaifair_env.data import load_kuairand
 from kuaifair_env.data.cache import cached_entries
+from kuaifair_env.files import write_checksums
 from kuaifair_env.settings import SETTINGS
 
 ENV = ["--env", "KuaiFair-Toy-v0"]
@@ -137,6 +138,7 @@ def test_evaluate_says_when_a_result_does_not_come_out(kuaifair, tmp_path):
     content = json.loads(path.read_text())
     content["summary"]["len"] += 1.0
     path.write_text(json.dumps(content))
+    write_checksums(path.parent)
     code, out, _ = kuaifair("evaluate", "run", "--no-progress")
     assert code == 1 and "len: stored" in out
 

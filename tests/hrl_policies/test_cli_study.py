@@ -18,6 +18,7 @@ from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.submission import read_submission
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import write_checksums
 
 PLAN = """
 name: from the command line
@@ -227,6 +228,7 @@ def changed(path, **values):
     content = json.loads(path.read_text(encoding="utf-8"))
     (content["summary"] if "summary" in content else content["packages"]).update(values)
     path.write_text(json.dumps(content), encoding="utf-8")
+    write_checksums(path.parent)
 
 
 def test_verify_makes_runs_again_and_says_which_do_not_come_out(kuaifair, verified_store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -20,9 +21,18 @@ from kuaifair_env.errors import ArtifactError
 from kuaifair_env.registration import ENVIRONMENTS
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab é", max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("ab é", max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=3),
     max_leaves=8,
+)
+
+# Nine lines that stand for 10^8 entries.
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefgh")
 )
 
 
@@ -40,11 +50,16 @@ def test_scientific_notation_is_a_number(text):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3\n", "here is not valid YAML: the key 'a' is given twice\n"),
+        ("a: 1\nb: 2\na: 3\n", "here is not valid YAML (line 3, column 1): the key 'a' is given twice"),
         ("a:\n  b: 1\n  c: 2\n  'c': 3\n", "the key 'c' is given twice"),
         ("a: [", "here is not valid YAML"),
         ("!!python/object:os.system {}", "here is not valid YAML"),
-        ("[" * 1000, "here is not valid YAML"),
+        ("[" * 1000, "here is not valid YAML: it is nested too deeply"),
+        ("a: [1, .nan]", "here is not valid YAML (line 1, column 8): .nan is not a finite number"),
+        ("a: -.inf", "here is not valid YAML (line 1, column 4): -.inf is not a finite number"),
+        ("a: 1e999", "here is not valid YAML (line 1, column 4): 1e999 is not a finite number"),
+        ("a: &a [*a]", "here is not valid YAML"),
+        (BOMB, "here is not valid YAML (line 1, column 1): it holds more than 1,000,000 entries"),
     ],
 )
 def test_texts_that_are_refused(text, words):

@@ -36,6 +36,7 @@ from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import write_checksums
 from kuaifair_env.randomisation import Randomisation, SessionBlocks
 
 FILES = {
@@ -48,6 +49,7 @@ FILES = {
     "sessions.csv",
     "timing.json",
     "versions.json",
+    "SHA256SUMS",
 }
 
 
@@ -133,6 +135,7 @@ def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
     path = tmp_path / "run/config.json"
     earlier = {name: value for name, value in json.loads(path.read_text()).items() if name != "randomisation"}
     path.write_text(json.dumps(earlier))
+    write_checksums(path.parent)
     with pytest.raises(ArtifactError, match=r"config\.json .*of this version .*randomisation.*; train it again"):
         load_run(tmp_path / "run")
 
@@ -297,8 +300,10 @@ def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
     else:
         other = train(plan_run("td3", "small", total_steps=64, n_envs=4), small_pair())
         other.policy.save(model)
-    with pytest.raises(ArtifactError, match=r"model\.zip"):
-        load_policy(load_run(tmp_path / "run"), small_pair())
+    for _ in ("altered", "with checksums that fit"):
+        with pytest.raises(ArtifactError, match=r"model\.zip"):
+            load_policy(load_run(tmp_path / "run"), small_pair())
+        write_checksums(model.parent)
 
 
 def test_pickled_settings_in_a_model_file_are_never_read(tmp_path, monkeypatch):
@@ -331,13 +336,45 @@ def test_damaged_files_of_a_run_are_named(finished, name):
     cut = content[: content.rfind(b"\n", 0, -1) + 1] + b"7"
     for damage in (b"{", b"\xff\xfe\0", b"[" * 100_000, b"[]", b'"text"', b"a,b\n1\n", cut):
         path.write_bytes(damage)
-        with pytest.raises(ArtifactError, match=name):
-            EvaluatedRun.of_run(load_run(finished))
+        for _ in ("altered", "with checksums that fit"):
+            with pytest.raises(ArtifactError, match=name):
+                EvaluatedRun.of_run(load_run(finished))
+            write_checksums(finished)
+        path.write_bytes(content)
+        write_checksums(finished)
     path.unlink()
+    with pytest.raises(ArtifactError, match=name):
+        load_run(finished)
+    write_checksums(finished)
     if name != "learning_curve.csv":  # which controls do not have
         with pytest.raises(ArtifactError, match=r"result\.json" if name == "result.json" else name):
             EvaluatedRun.of_run(load_run(finished))
     path.write_bytes(content)
+    write_checksums(finished)
+
+
+def test_a_bit_that_changed_anywhere_in_a_run_is_noticed(finished):
+    pair = small_pair()
+    rng = np.random.default_rng(0)
+    for path in sorted(finished.iterdir()):
+        content = path.read_bytes()
+        for bit in rng.choice(8 * len(content), 15, replace=False):
+            altered = bytearray(content)
+            altered[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(altered)
+            with pytest.raises(ArtifactError, match=str(finished)):
+                load_run(finished).check()
+        path.write_bytes(content)
+    # What is read later is checked when it is read.
+    for name, read in (
+        ("model.zip", lambda run: load_policy(run, pair)),
+        ("sessions.csv", lambda run: run.sessions()),
+    ):
+        run, content = load_run(finished), (finished / name).read_bytes()
+        (finished / name).write_bytes(content + b"\n")
+        with pytest.raises(ArtifactError, match=rf"{name} was altered after it was written"):
+            read(run)
+        (finished / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -346,20 +383,24 @@ def test_files_of_a_run_with_other_content_are_refused_or_taken(finished, name):
     content = path.read_text()
     for wrong, *_ in wrong_contents(json.loads(content)):
         path.write_text(json.dumps(wrong))
+        write_checksums(finished)
         try:
             EvaluatedRun.of_run(load_run(finished))
         except ArtifactError as error:
             assert str(finished) in str(error)
     path.write_text(content)
+    write_checksums(finished)
 
 
 def test_a_table_that_lacks_sessions_is_refused(finished):
     path = finished / "sessions.csv"
     content = path.read_text()
     path.write_text("\n".join(content.splitlines()[:-3]) + "\n")
+    write_checksums(finished)
     with pytest.raises(ArtifactError, match=r"sessions\.csv .*it holds \d+ sessions, and \d+ were played"):
         EvaluatedRun.of_run(load_run(finished))
     path.write_text(content)
+    write_checksums(finished)
 
 
 def test_configurations_survive_json():

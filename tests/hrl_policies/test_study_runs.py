@@ -43,7 +43,7 @@ from hrl_policies.study.tables import result_tables
 from hrl_policies.zoo import METHODS
 from hrl_policies.zoo.registry import controls
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import locked_folder
+from kuaifair_env.files import locked_folder, write_checksums
 
 COMMAND = "kuaifair study run small.yml"
 
@@ -185,14 +185,17 @@ def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):
 def test_a_changed_run_is_an_error_and_not_a_result(copied):
     path = copied / "small/random-len10-k10-seed3/config.json"
     path.write_text(path.read_text().replace('"n_users": 15', '"n_users": 14'))
+    with pytest.raises(ArtifactError, match=r"config\.json was altered after it was written"):
+        run(study(), copied)
+    write_checksums(path.parent)
     with pytest.raises(ArtifactError, match=r"holds a run with another configuration \(n_users differ\)"):
         run(study(), copied)
 
 
 def test_runs_of_another_version_are_refused(copied):
     path = copied / "small/random-len10-k10-seed3/result.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
-    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 3"):
+    path.write_text(path.read_text().replace('"format": 4', '"format": 1'))
+    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 4"):
         run(study(), copied)
 
 

@@ -91,7 +91,7 @@ def test_all_mistakes_are_named_in_one_message():
         "'world_settings' holds 'planet'",
         f"'world_settings' do not fit {TOY}: {TOY} is synthetic, there are no real files behind it",
         "there is no file or folder /there/is/no/such/folder",
-        "a2c cannot be built with learning_rate=-1.0: Invalid learning rate",
+        "a2c cannot be built with learning_rate=-1.0: learning_rate must be a number of at least 0",
     ]
     found = problems_of(content)
     assert len(found) == len(expected), "\n".join(found)
@@ -121,6 +121,22 @@ def test_missing_settings_and_wrong_forms_are_named():
         ({"session": {"slate_size": 51}}, "small has at most 50 candidates, too few for slates of 51"),
         ({"session": {"repeats": "forbid"}}, "'repeats: forbid' needs 10 slates of 10 different items"),
         ({"methods": [{"name": "a2c", "set": {"n_stepz": 1}}]}, "a2c cannot be built with n_stepz=1"),
+        (
+            {"methods": [{"name": "a2c", "set": {"gamma": 5}}]},
+            "a2c cannot be built with gamma=5: gamma must be a number from 0 to 1, got 5",
+        ),
+        (
+            {"methods": [{"name": "a2c", "set": {"gamma": "nan"}}]},
+            "a2c cannot be built with gamma=nan: gamma must be a number from 0 to 1, got 'nan'",
+        ),
+        (
+            {"methods": [{"name": "a2c", "set": {"n_steps": 0}}]},
+            "a2c cannot be built with n_steps=0: n_steps must be a number of at least 1, got 0",
+        ),
+        (
+            {"sweep": {"gamma": [0.5] * 10_000, "vf_coef": [0.5] * 10**6}},
+            "it plans up to 60,000,000,000 runs, and a study has at most 20,000; split it",
+        ),
         ({"sweep": {"n_envs": [0]}}, "sweep.n_envs must be greater than or equal to 1, got 0"),
         (
             {"sweep": {"randomisation": [{"noise": -0.5}]}},

@@ -19,6 +19,7 @@ from dsrm.candidates import CandidatePurifier
 from dsrm.purifier import save_purifier
 from dsrm.wrappers import VecDSRM
 from hrl_policies.cli.main import main
+from hrl_policies.common.sessions import AmongItsItems
 from hrl_policies.hrl_ppo import HierarchicalPolicy, RankingPolicy
 from hrl_policies.study import PurifierIdentity, RunConfig, plan_run, train
 from hrl_policies.zoo import (
@@ -37,8 +38,10 @@ from hrl_policies.zoo import (
     search_space,
 )
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.observations import state_of
 from kuaifair_env.randomisation import Randomisation
+from kuaifair_env.sb3_files import restore_parameters
 
 HIERARCHICAL = [
     "dsrm-hrl",
@@ -167,12 +170,9 @@ def test_controls_are_evaluated_on_every_test_user(name):
     assert result.curve == []
 
 
-@pytest.mark.parametrize("name", learners())
-def test_shipped_settings_are_what_the_algorithm_takes(name):
-    settings = load_settings(name)
+def built(name):
+    """Returns a learner as it is shipped, untrained, in the small worlds."""
     spec = method(name)
-    # Offline methods count gradient steps, the others slates shown.
-    assert settings.total_steps >= (5_000 if spec.kind == "offline" else 40_000)
     config = plan_run(name, "small", purifier=PurifierIdentity("any", "0" * 16) if spec.purifier else None)
     from kuaifair_env.sb3 import KuaiFairVecEnv
 
@@ -180,8 +180,28 @@ def test_shipped_settings_are_what_the_algorithm_takes(name):
     env = KuaiFairVecEnv(pair.train, config.session, config.n_envs, seed=0)
     if spec.purifier == "candidates":
         env = VecDSRM(env, CandidatePurifier.closed_form(pair.train))
-    model = method(name).build(BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters))
+    return spec.build(BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters))
+
+
+@pytest.mark.parametrize("name", learners())
+def test_shipped_settings_are_what_the_algorithm_takes_and_its_file_must_hold_numbers(name, tmp_path):
+    settings = load_settings(name)
+    # Offline methods count gradient steps, the others slates shown.
+    assert settings.total_steps >= (5_000 if method(name).kind == "offline" else 40_000)
+    model, path = built(name), tmp_path / "model.zip"
     assert model.gamma == settings.hyperparameters["gamma"]
+
+    model.save(path)
+    restore_parameters(model, path)
+    weight = next(value for value in model.policy.state_dict().values() if value.is_floating_point())
+    for value in (float("nan"), float("inf")):
+        weight.view(-1)[0] = value
+        model.save(path)
+        with pytest.raises(ArtifactError, match=r"model\.zip: '.+' holds NaN or infinity"):
+            restore_parameters(model, path)
+        if isinstance(model, AmongItsItems):
+            with pytest.raises(ArtifactError, match=r"model\.zip: '.+' holds NaN or infinity"):
+                type(model).load(path)
 
 
 def test_agents_never_meet_users_of_the_test_world_in_training():
