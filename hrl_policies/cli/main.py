@@ -83,10 +83,10 @@ def _message(error: Exception) -> str:
 
 def _exit_code(error: Exception) -> int:
     """Returns 2 for what the command line or a file of settings says, 1 for files, data, downloads and faults."""
-    if isinstance(error, SettingsError):
-        return BAD_INPUT
-    of_files = isinstance(error, (ArtifactError, DataError))
-    return BAD_INPUT if isinstance(error, (KuaiFairError, ValueError, TypeError)) and not of_files else FAILED
+    if isinstance(error, ArtifactError):
+        return BAD_INPUT if isinstance(error, SettingsError) else FAILED
+    in_file = isinstance(error, DataError) and error.file is not None
+    return BAD_INPUT if isinstance(error, (KuaiFairError, ValueError, TypeError)) and not in_file else FAILED
 
 
 def _show_version(wanted: bool) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kuaifair_env.data.cache import cached
 from kuaifair_env.data.csv_columns import Column, check_unique, read_columns, row_error
 from kuaifair_env.data.dataset import InteractionData
+from kuaifair_env.data.download import download
 from kuaifair_env.data.encoding import (
     RawLog,
     build_log,
@@ -140,9 +141,6 @@ def load_cached(
     return cached(key, lambda: read(files), cache)
 
 
-_CHUNK = 1 << 18
-
-
 def fetch(
     name: str,
     folder: str | Path | None = None,
@@ -193,7 +191,10 @@ def fetch(
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target.parent, f".{facts.archive}-")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{facts.archive}-") as temporary:
-            arrived = _download(url, Path(temporary), facts, expected, retries, timeout, progress)
+            arrived = Path(temporary) / facts.archive
+            size = facts.size if expected == f"md5:{facts.md5}" else None
+            download(url, arrived, size=size, retries=retries, timeout=timeout, progress=progress)
+            _check_hash(arrived, expected, url)
             open_source(arrived, facts).require(facts.files)
             digest = file_hash(arrived)
             os.replace(arrived, target)
@@ -219,6 +220,16 @@ def _expected_hash(facts: OfficialDataset, sha256: str | None, check_sum: bool) 
     return f"md5:{facts.md5}" if check_sum else None
 
 
+def _check_hash(archive: Path, expected: str | None, url: str) -> None:
+    algorithm, digest = (expected or ":").split(":")
+    if expected is not None and (arrived := file_hash(archive, algorithm)) != digest:
+        raise DataError(
+            f"not the expected archive: its {algorithm.upper()} is {arrived}, not {digest}; if the publisher has a new "
+            "version, look at it and pass its SHA-256",
+            file=url,
+        )
+
+
 def _is_whole(archive: Path, facts: OfficialDataset, expected: str | None) -> bool:
     if expected is not None:
         algorithm, digest = expected.split(":")
@@ -228,36 +239,3 @@ def _is_whole(archive: Path, facts: OfficialDataset, expected: str | None) -> bo
     except DataError:
         return False
     return True
-
-
-def _download(
-    url: str,
-    folder: Path,
-    facts: OfficialDataset,
-    expected: str | None,
-    retries: int,
-    timeout: float,
-    progress: bool,
-) -> Path:
-    import pooch
-    from requests.exceptions import RequestException
-
-    source = pooch.create(
-        path=folder,
-        base_url=url.removesuffix(facts.archive),
-        registry={facts.archive: expected},
-        retry_if_failed=retries,
-    )
-    downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, timeout=timeout)
-    try:
-        return Path(source.fetch(facts.archive, downloader=downloader))
-    except RequestException as error:
-        raise DataError(
-            f"{url} could not be downloaded in {retries + 1} attempt(s): {error}; try later, or download "
-            "it with a browser and set KUAIFAIR_DATA to its folder"
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{url} is not the expected archive: {error}; if the publisher has a new version, look at it "
-            "and pass its SHA-256"
-        ) from error

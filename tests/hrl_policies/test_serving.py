@@ -41,6 +41,7 @@ from hrl_policies.study.submission import read_submission
 from kuaifair_env import serve
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError
+from kuaifair_env.files import write_checksums
 from kuaifair_env.served_sessions import Service
 
 OFF_POLICY = {"learning_starts": 16, "batch_size": 16, "buffer_size": 200}
@@ -270,7 +271,10 @@ def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path
     assert "give one control, or run folders" in err
     (tmp_path / "run/model.zip").write_bytes((tmp_path / "other/model.zip").read_bytes())
     code, _, err = kuaifair("serve", "run", *SERVE, "--orders", "1")
-    assert code == 2
+    assert code == 1 and "model.zip was altered after it was written" in err
+    write_checksums(tmp_path / "run")
+    code, _, err = kuaifair("serve", "run", *SERVE, "--orders", "1")
+    assert code == 1
     assert "belongs to another run: agent_hash was" in err
 
 

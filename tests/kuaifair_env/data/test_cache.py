@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import official_files as official
 import pytest
 from small_sets import build_in_a_process, make_data
 
+import kuaifair_env.data.download as downloads
 from kuaifair_env.data import (
     InteractionData,
     cache_dir,
@@ -260,6 +262,8 @@ class Server(ThreadingHTTPServer):
         self.content = content
         self.plan: list[str] = []
         self.requests = 0
+        self.ranges = False
+        self.began: list[int] = []
         self.released = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -281,10 +285,29 @@ class Handler(BaseHTTPRequestHandler):
         if manner == "overloaded":
             self.send_error(503)
             return
+        if manner == "circle":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            self.server.plan.insert(0, "circle")
+            return
         if manner == "wrong":
             content = b"<html>please log in</html>"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        begin = 0
+        if self.server.ranges and "Range" in self.headers:
+            begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+            content = content[begin:]
+        else:
+            self.send_response(200)
+        self.server.began.append(begin)
+        if manner in ("br", "gzip"):
+            self.send_header("Content-Encoding", manner)
+        if manner == "longer":
+            self.send_header("Content-Length", str(len(content) + 10))
+        elif manner != "endless":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if manner == "truncated":
             self.wfile.write(content[: len(content) // 2])
@@ -293,6 +316,14 @@ class Handler(BaseHTTPRequestHandler):
             for begin in range(0, len(content), 4096):
                 self.wfile.write(content[begin : begin + 4096])
                 self.server.released.wait(0.001)
+        elif manner == "drip":
+            for byte in content[:300]:
+                self.wfile.write(bytes([byte]))
+                self.server.released.wait(0.01)
+        elif manner == "endless":
+            with suppress(OSError):
+                while not self.server.released.is_set():
+                    self.wfile.write(bytes(1 << 16))
         elif manner == "stuck":
             self.wfile.write(content[:1000])
             self.wfile.flush()
@@ -309,7 +340,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     official.write_kuairand(tmp_path / "made")
     archive = official.pack_tar(tmp_path / "made", tmp_path / "made.tar.gz")
     served = Server(archive.read_bytes())
-    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)  # the wait between two attempts
+    monkeypatch.setattr(downloads, "_PAUSE", 0.0)
     yield served
     served.released.set()
     served.shutdown()
@@ -361,22 +392,66 @@ def test_a_whole_archive_is_not_downloaded_twice(server: Server, tmp_path: Path)
     ("manner", "words"),
     [
         ("truncated", "could not be downloaded"),
+        ("longer", "could not be downloaded"),
+        ("drip", "bytes came in"),
+        ("endless", "sends more than 1,000,000 bytes"),
+        ("circle", "could not be downloaded in 1 attempt.*infinite loop"),
+        ("br", "encoded as 'br', which was not asked for"),
+        ("gzip", "encoded as 'gzip', which was not asked for"),
         ("wrong", "not the expected archive"),
         ("gone", "404"),
         ("overloaded", "503"),
         ("stuck", "could not be downloaded"),
     ],
 )
-def test_a_bad_download_leaves_nothing(server: Server, tmp_path: Path, manner: str, words: str) -> None:
+def test_a_bad_download_leaves_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, words: str
+) -> None:
     folder = tmp_path / "data"
     server.plan = [manner]
+    monkeypatch.setattr(downloads, "MAX_SIZE", 1_000_000)
     with pytest.raises(DataError, match=words) as caught:
         get(server, folder, timeout=0.1)
-    assert ARCHIVE in str(caught.value)
+    assert caught.value.file is not None and ARCHIVE in caught.value.file
+    assert "\n" not in str(caught.value)
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("manner", ["truncated", "overloaded", "stuck", "wrong"])
+def test_an_attempt_goes_on_where_the_one_before_stopped(server: Server, tmp_path: Path) -> None:
+    server.plan, server.ranges = ["truncated", "stuck"], True
+    path = get(server, tmp_path, retries=2, timeout=0.1)
+    assert path.read_bytes() == server.content
+    first, second, third = server.began
+    assert first == 0 and second == len(server.content) // 2 and third == second + 1_000
+
+
+def test_a_size_that_is_known_before_is_held_against_what_the_server_announces(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"it has {len(server.content):,} bytes, not 47,432,272"):
+        fetch("kuairand", tmp_path, base_url=server.url, retries=0, progress=False, announce=lambda _: None)
+    assert list(tmp_path.iterdir()) == [tmp_path / "made", tmp_path / "made.tar.gz"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_download_that_is_stopped_leaves_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def stop(*_: object) -> Iterator[bytes]:
+        yield b"some"
+        raise error
+
+    monkeypatch.setattr(downloads, "_blocks", stop)
+    folder = tmp_path / "data"
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        get(server, folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_other_addresses_than_those_of_the_web_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="begins with http"):
+        fetch("kuairand", tmp_path, base_url="file:///etc", announce=lambda _: None)
+
+
+@pytest.mark.parametrize("manner", ["truncated", "overloaded", "stuck", "drip"])
 def test_a_failed_attempt_is_tried_again(server: Server, tmp_path: Path, manner: str) -> None:
     server.plan = [manner]
     path = get(server, tmp_path / "data", retries=1, timeout=0.1)
