@@ -539,7 +539,7 @@ def test_show_writes_a_page_of_one_session_and_names_what_does_not_fit(kuaifair,
     code, _, err = kuaifair("show", "greedy-ctr", "--user", "999999")
     assert code == 2 and err.startswith("error: user 999999 has no sessions in the test world")
     code, _, err = kuaifair("show", "greedy-ctr", "--beside", "oracle")
-    assert code == 1 and "differ in world, Max Len" in err and len(err.splitlines()) == 1
+    assert code == 2 and "differ in world, Max Len" in err and len(err.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- data sets
