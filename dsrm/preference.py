@@ -138,18 +138,19 @@ class LevelPrior:
         variance = max(scale**2 - self.explained**2, self.unexplained**2)
         return float(variance**0.5 / max(scale, _TINY))
 
-    def widths(self, evidence: Evidence) -> Tensor:
+    def widths(self, evidence: Evidence) -> FloatArray:
         """Returns by what standard deviations of levels are multiplied, ``float32 (B,)``: 1 before any answer."""
-        return 1.0 + self.widening * (1.0 - evidence.deviations[:, 0])
+        said: FloatArray = 1.0 - np.sqrt(evidence.covariances.numpy()[:, 0, 0])
+        return 1.0 + np.float32(self.widening) * said
 
     def widened(self, moments: Moments, evidence: Evidence) -> Moments:
         """Returns moments with wider levels."""
-        moments.deviations[:, 0] *= self.widths(evidence)
+        moments.deviations.numpy()[:, 0] *= self.widths(evidence)
         return moments
 
     def widened_draws(self, draws: Tensor, means: Tensor, evidence: Evidence) -> Tensor:
         """Returns draws ``(..., B, d + 1)`` whose levels are further from their means ``(B,)``."""
-        draws[..., 0] = means + self.widths(evidence) * (draws[..., 0] - means)
+        draws[..., 0] = means + torch.from_numpy(self.widths(evidence)) * (draws[..., 0] - means)
         return draws
 
 
