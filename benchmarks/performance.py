@@ -1,12 +1,14 @@
 """What the hot paths cost beside a bare matrix product, and whether one has become slower.
 
     python benchmarks/performance.py           # prints the table
-    python benchmarks/performance.py --check   # fails where a ratio is more than twice the one in performance.json
+    python benchmarks/performance.py --check   # fails where ratios are more than twice those in performance.json
     python benchmarks/performance.py --store   # makes today's ratios those of performance.json
 
-The product is (256, 64) x (64, 10,728) in float32. Product and calls take turns on one thread, in processor time, and
-the least of each counts, so that a machine that does other things too hardly moves a ratio. Where a ratio is above its
-limit all are measured again: only what is slow in three attempts fails.
+Machines differ in how fast they multiply, call small operations and read memory, so that there are three measures: a
+product of (256, 64) and (64, 10,728), a hundred sums of ten numbers, and a copy of (64, 10,728). Slow is what has become
+slower beside all three. Measures and calls take turns on one thread, in processor time, and the least of each counts, so
+that a machine that does other things too hardly moves a ratio. Where ratios are above their limits all are measured
+again: only what is slow in three attempts fails.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from belief_costs import item_features
 from env_speed import sb3_steps, simulator_steps, synthetic_world
@@ -32,6 +35,10 @@ from kuaifair_env.files import write_text_atomically
 BASELINE = Path(__file__).with_suffix(".json")
 FACTOR, ATTEMPTS, ROUNDS, SECONDS = 2.0, 3, 8, 0.05
 ITEMS, SESSIONS, SLATE = 10_000, 64, 10
+PRODUCT, SMALL, COPY = "products", "small sums", "copies"
+
+Ratios = dict[str, dict[str, float]]
+"""Times by call and measure."""
 
 
 def calls() -> dict[str, Callable[[], object]]:
@@ -70,10 +77,15 @@ def ppo_update() -> Callable[[], object]:
     return model.train
 
 
-def ratios(timed: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Returns the least time of each call, over rounds that alternate with the product, in products."""
-    factors = torch.randn(256, 64), torch.randn(64, 10_728)
-    everything = {"product": lambda: factors[0] @ factors[1]} | timed
+def ratios(timed: dict[str, Callable[[], object]]) -> Ratios:
+    """Returns the least time of each call, over rounds that alternate with the measures, in each of them."""
+    factors, numbers = (torch.randn(256, 64), torch.randn(64, 10_728)), np.zeros(10, np.float32)
+    measures = {
+        PRODUCT: lambda: factors[0] @ factors[1],
+        SMALL: lambda: [numbers + numbers for _ in range(100)],
+        COPY: lambda: factors[1].clone(),
+    }
+    everything: dict[str, Callable[[], object]] = measures | timed
     least = dict.fromkeys(everything, float("inf"))
     for _ in range(ROUNDS):
         for name, call in everything.items():
@@ -81,12 +93,25 @@ def ratios(timed: dict[str, Callable[[], object]]) -> dict[str, float]:
             while (start := time.process_time()) < end:
                 call()
                 least[name] = min(least[name], time.process_time() - start)
-    return {name: least[name] / least["product"] for name in timed}
+    return {name: {measure: least[name] / least[measure] for measure in measures} for name in timed}
 
 
-def table(now: dict[str, float], stored: dict[str, float]) -> str:
-    """Returns ratios beside those that are stored."""
-    lines = [f"{'':<42}{'now':>8}{'stored':>8}", *(f"{n:<42}{now[n]:>8.3g}{stored.get(n, 0):>8.3g}" for n in now)]
+def slower(now: Ratios, stored: Ratios) -> list[str]:
+    """Returns what has become more than ``FACTOR`` times as slow beside every measure."""
+    return [
+        name
+        for name, ratio in now.items()
+        if name in stored and all(ratio[measure] > FACTOR * limit for measure, limit in stored[name].items())
+    ]
+
+
+def table(now: Ratios, stored: Ratios) -> str:
+    """Returns ratios, and in brackets those that are stored."""
+    lines = [f"{'':<40}" + "".join(f"{measure:>22}" for measure in (PRODUCT, SMALL, COPY))]
+    for name, ratio in now.items():
+        before = stored.get(name, {})
+        cells = [f"{value:.3g} [{before.get(measure, float('nan')):.3g}]" for measure, value in ratio.items()]
+        lines.append(f"{name:<40}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -97,17 +122,17 @@ def main() -> None:
     arguments = parser.parse_args()
     single_threaded()
     timed = calls()
-    stored = json.loads(BASELINE.read_text("utf-8")) if BASELINE.exists() else {}
+    stored: Ratios = json.loads(BASELINE.read_text("utf-8")) if BASELINE.exists() else {}
     now, slow = ratios(timed), []
     for attempt in range(ATTEMPTS):
-        slow = [name for name, ratio in now.items() if ratio > FACTOR * stored.get(name, float("inf"))]
+        slow = slower(now, stored)
         if not (arguments.check and slow) or attempt == ATTEMPTS - 1:
             break
         again = ratios(timed)
-        now = {name: min(ratio, again[name]) for name, ratio in now.items()}
+        now = {name: {m: min(value, again[name][m]) for m, value in ratio.items()} for name, ratio in now.items()}
     print(table(now, stored))
     if arguments.store:
-        rounded = {name: float(f"{ratio:.3g}") for name, ratio in now.items()}
+        rounded = {name: {m: float(f"{value:.3g}") for m, value in ratio.items()} for name, ratio in now.items()}
         write_text_atomically(BASELINE, json.dumps(rounded, indent=2) + "\n")
     if arguments.check and slow:
         raise SystemExit(f"more than {FACTOR:g} times as slow as in {BASELINE.name}: {', '.join(slow)}")
