@@ -5,10 +5,10 @@
     python benchmarks/performance.py --store   # makes today's ratios those of performance.json
 
 Machines differ in how fast they multiply, call small operations and read memory, so that there are three measures: a
-product of (256, 64) and (64, 10,728), a hundred sums of ten numbers, and a copy of (64, 10,728). Slow is what is slower
-beside all three. Measures and calls take turns on one thread, in processor time, and the least of each counts, so that a
-machine that does other things too hardly moves a ratio. Where ratios are above their limits all are measured again: only
-what is slow in three attempts fails.
+product of (256, 64) and (64, 10,728), a hundred sums of ten numbers, and a copy of (64, 10,728). Slow is what is
+slower beside all three. Measures and calls take turns on one thread, in processor time, and the least of each counts,
+so that a machine that does other things too hardly moves a ratio. Where ratios are above their limits all are
+measured again: only what is slow in three attempts fails.
 """
 
 from __future__ import annotations
