@@ -15,6 +15,8 @@ from kuaifair_env.files import parse_as, whole, write_text_atomically
 
 TRAIN_AGAIN = "train it again"
 
+_FORMULA = re.compile(r"[=+\-@\t\r']")
+"""How a cell begins that a spreadsheet takes for a formula, or that :func:`plain_cell` has marked."""
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 
 
@@ -35,13 +37,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_as(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
 
 
+def plain_cell(value: Any) -> Any:
+    """Returns a cell of a CSV that no spreadsheet computes: text that begins like a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV atomically; numbers keep all their digits, and what a row does not have is left empty."""
     stream = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
     write_text_atomically(path, stream.getvalue())
 
 
@@ -63,8 +70,12 @@ def read_table(path: Path, ids: Sequence[str] = (), columns: Sequence[str] = ())
             if reader.fieldnames and name not in reader.fieldnames:
                 raise ValueError(f"it lacks the column '{name}'")
         as_text = {name for name in ids if not all(_INTEGER.fullmatch(row[name]) for row in rows)}
-        read = dict.fromkeys(ids, int) | dict.fromkeys(as_text, str)
+        read = dict.fromkeys(ids, int) | dict.fromkeys(as_text, _text)
         return [{name: read.get(name, _number)(text) for name, text in row.items()} for row in rows]
+
+
+def _text(cell: str) -> str:
+    return cell.removeprefix("'") if _FORMULA.match(cell[1:]) else cell
 
 
 def _number(text: str) -> float:

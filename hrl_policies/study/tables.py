@@ -20,7 +20,7 @@ import numpy as np
 from hrl_policies.study import labels
 from hrl_policies.study.config import unusual_settings
 from hrl_policies.study.labels import RunRecord, Variant
-from hrl_policies.study.records import write_table
+from hrl_policies.study.records import plain_cell, write_table
 from hrl_policies.study.statistics import student_interval
 from kuaifair_env.abandonment import leave_rule, rule_text
 from kuaifair_env.fingerprint import WorldFingerprint
@@ -59,6 +59,7 @@ _LATEX = {
     "µ": r"$\mu$",
     "²": r"$^2$",
 }
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _LATEX_SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
 _LEADING_NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -195,11 +196,11 @@ class ResultTable:
         """Returns the table as Markdown."""
         rule = "|" + " --- |" * self._left + " ---: |" * (len(self.header) - self._left)
         header, *rows = (
-            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
+            "| " + " | ".join(_no_tags(str(cell)).replace("|", "\\|") for cell in row) + " |"
             for row in (self.full_header(), *self.rows)
         )
-        notes = [f"- {note}" for note in self.notes]
-        return "\n".join([f"### {self.title}", "", header, rule, *rows, "", *notes, ""])
+        notes = [f"- {_no_tags(note)}" for note in self.notes]
+        return "\n".join([f"### {_no_tags(self.title)}", "", header, rule, *rows, "", *notes, ""])
 
     def text(self) -> str:
         """Returns title and aligned rows as plain text, without notes; groups of columns stand one below another."""
@@ -245,7 +246,7 @@ class ResultTable:
             for column in _csv_columns(title, [row[place] for row in self.rows])
         ]
         stream = io.StringIO()
-        stream.writelines(f"# {note}\n" for note in (self.title, *self.notes))
+        stream.writelines(f"# {' '.join(note.split())}\n" for note in (self.title, *self.notes))
         csv.writer(stream, lineterminator="\n").writerows(zip(*columns, strict=True))
         return stream.getvalue()
 
@@ -285,10 +286,24 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[Cell]], columns: Seq
     return [aligned[0], "-" * len(aligned[0]), *aligned[1:]]
 
 
+def _no_tags(text: str) -> str:
+    """Returns text in which Markdown finds no HTML."""
+    return _TAG.sub("&lt;", text)
+
+
+def _csv_text(cell: str) -> str:
+    """Returns text that no spreadsheet computes; a number stays one."""
+    try:
+        float(cell)
+    except ValueError:
+        return cell if cell == MISSING else str(plain_cell(cell))
+    return cell
+
+
 def _csv_columns(title: str, cells: Sequence[Cell]) -> Iterator[list[str]]:
     """Yields a column, and behind it those with the ends of intervals and with spreads, if any; titles come first."""
-    texts = [repr(float(cell.value)) if isinstance(cell, Measured) else cell for cell in cells]
-    yield [title, *("" if text == MISSING else text for text in texts)]
+    texts = [repr(float(cell.value)) if isinstance(cell, Measured) else _csv_text(cell) for cell in cells]
+    yield [plain_cell(title), *("" if text == MISSING else text for text in texts)]
     for part in ("low", "high", "spread"):
         values = [getattr(cell, part, None) for cell in cells]
         if any(value is not None for value in values):

@@ -33,11 +33,12 @@ from kuaifair_env.data.schema import (
     Users,
 )
 from kuaifair_env.data.tables import LogColumns, Table, read_tables
-from kuaifair_env.data.times import Times, one_unit, read_times, time_column
+from kuaifair_env.data.times import Times, exact_limit, one_unit, read_times, time_column
 from kuaifair_env.errors import DataError
 
 PositivesOnly = Literal["train", "test", "both"]
 
+_FEW_MOMENTS = 50
 _NAME_IDS = "; name your columns with columns={'user': ..., 'item': ...}"
 
 
@@ -260,10 +261,11 @@ def _ids(frame: pd.DataFrame, name: str, where: str) -> IdArray:
         return _mixed_ids(series, name, where)
     if types.is_float_dtype(series):
         numbers = series.to_numpy(dtype=np.float64)
-        wrong = ~np.isfinite(numbers) | (numbers != np.rint(numbers)) | (np.abs(numbers) > 2**53)
+        wrong = ~np.isfinite(numbers) | (numbers != np.rint(numbers)) | (np.abs(numbers) >= exact_limit(series))
         if wrong.any():
             raise DataError(
-                f"ids must be integers or text; row {_first(wrong)} of the {where} has {numbers[wrong][0]}",
+                f"ids must be integers or text; row {_first(wrong)} of the {where} has {numbers[wrong][0]} in a column "
+                f"of {series.dtype}, which holds no larger integers exactly than {exact_limit(series) - 1:,}",
                 column=name,
             )
         return numbers.astype(np.int64)
@@ -445,6 +447,7 @@ def _check_disjoint(
     """Refuses a test log that agents would see: timed rows in both, or a test log that is all in train."""
     untimed_test = test
     if timed:
+        _check_units(train, test, sizes)
         known = {
             which: log.times < log.times.max() if report[which]["rows_without_time"] else np.ones(len(log), np.bool_)
             for which, log in (("train", train), ("test", test))
@@ -463,6 +466,22 @@ def _check_disjoint(
     if shared == len(untimed_test):
         which = "row without time" if timed else "row"
         raise DataError(f"every {which} of the test log is in the training log too; split the log in two")
+
+
+def _check_units(train: InteractionLog, test: InteractionLog, sizes: tuple[int, int]) -> None:
+    """Refuses logs that are the same rows with times of two units, which do not tell by themselves what they are."""
+    for factor in (10**3, 10**6, 10**9):
+        for fine, coarse, words in ((test, train, "test"), (train, test, "training")):
+            largest = int(coarse.times.max())
+            if largest < _FEW_MOMENTS or not 0.1 <= int(fine.times.max()) / largest / factor <= 10:
+                continue
+            scaled = replace(fine, times=fine.times // factor)
+            shared = count_shared_rows(coarse, scaled, ("users", "items", "times"), *sizes)
+            if 2 * shared > min(len(train), len(test)):
+                raise DataError(
+                    f"{shared:,} rows are in both logs, if times of the {words} log are divided by {factor:,}; give "
+                    "both logs times of one unit, and split the log so that no row is in both"
+                )
 
 
 def _coverage(total: int, logs: Mapping[str, InteractionLog], what: str) -> dict[str, int]:

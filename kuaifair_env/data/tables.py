@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ SplitRule = Literal["time", "user"]
 
 _INTEGER = r"-?(?:0|[1-9]\d{0,17})"
 _SEPARATORS = ("\t", ",", ";")
+_BLOCK = 1 << 20
 _PARQUET = (".parquet", ".pq")
 _NO_TIME = "the log has no column of times to split by; name it with columns={'time': ...}"
 
@@ -148,10 +150,29 @@ def read_header(path: str | Path) -> pd.DataFrame:
 
 def _text_header(file: Path) -> tuple[pd.Index[Any], str]:
     """Returns the columns of a text file, and what separates them."""
+    _check_text(file)
     # The fast parser reads a line of any separator as one field of the header.
     (first_line,) = pd.read_csv(file, sep="\x00", nrows=0, encoding="utf-8-sig").columns
     separator = max(_SEPARATORS, key=first_line.count)
     return pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns, separator
+
+
+def _check_text(file: Path) -> None:
+    """Refuses what is no table of text: a first line that does not end, or NUL bytes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if file.suffix not in ("", ".csv", ".tsv", ".txt", ".gz"):
+        return
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        block = stream.read(_BLOCK)
+        if len(block) == _BLOCK and b"\n" not in block and b"\r" not in block:
+            raise ValueError(f"its first line has more than {_BLOCK:,} bytes")
+        while block:
+            if b"\0" in block:
+                raise ValueError("it holds NUL bytes, which no text in UTF-8 has")
+            block = stream.read(_BLOCK)
 
 
 @contextmanager
@@ -165,8 +186,12 @@ def _table_errors(file: Path) -> Iterator[None]:
         raise DataError(
             "reading Parquet needs pyarrow: pip install 'kuaifair[parquet]', or write the table as CSV", file=file
         ) from error
-    except (ValueError, OSError, EOFError) as error:  # pandas' parser errors are ValueErrors
-        raise DataError(f"cannot be read as a table with a header: {error}", file=file) from error
+    except MemoryError as error:
+        raise DataError("is larger than the memory, or says so of itself", file=file) from error
+    except (ArithmeticError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # The readers' own errors are among them.
+        problem = " ".join(str(error).split())
+        raise DataError(f"cannot be read as a table with a header: {problem}", file=file) from error
 
 
 def split_log(

@@ -22,8 +22,8 @@ _TIME_WORDS = {*TIME_NAMES, "when", "day", "moment", "unixtime", "created", "upd
 _DURATION_WORDS = {"watch", "watched", "play", "played", "dwell", "stay", "spent", "duration", "listen", "read", "view"}
 _UNITS = (("seconds", 1.0), ("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 _EPOCH = (5e8, 4e9)  # 1985 to 2096, in seconds since 1970
-_EXACT = 2**53
-_EXACT_SINGLE = 2**24
+_DIGITS = {"float16": 11, "float32": 24, "float[pyarrow]": 24, "halffloat[pyarrow]": 11}
+"""Binary digits of kinds of floats; others have 53."""
 _FEW = 10
 _ISO_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _ZONE = re.compile(r":.*(?:Z|[+-]\d{2}:?\d{2})$")
@@ -116,8 +116,8 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
         values = np.asarray(series.to_numpy(dtype=np.int64, na_value=0))
     else:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-        single = series.dtype.name.lower() in ("float16", "float32", "float[pyarrow]")
-        wrong = np.isinf(values) | (np.abs(values) > (_EXACT_SINGLE if single else _EXACT))
+        single = series.dtype.name.lower() in _DIGITS
+        wrong = np.isinf(values) | (np.abs(values) >= exact_limit(series))
         if wrong.any():
             row = int(np.argmax(wrong))
             remedy = "read times as 64-bit numbers" if single else "read it as 'Int64'"
@@ -127,9 +127,27 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
                 column=name,
             )
         values = np.where(missing, 0.0, values)
+    _check_one_unit(values, missing, where, name)
     kind = _kind_of_numbers(values[~missing])
     second = next((factor for unit, factor in _UNITS if kind.startswith(f"{unit} ")), 1.0)
     return Times(kind, values, missing, _precision(values[~missing], second))
+
+
+def exact_limit(series: pd.Series[Any]) -> int:
+    """Returns the integer from which on a column of floats may hold another integer than was written."""
+    return 2 ** int(_DIGITS.get(series.dtype.name.lower(), 53))
+
+
+def _check_one_unit(values: NDArray[Any], missing: BoolArray, where: str, name: str) -> None:
+    """Refuses a column in which some times since 1970 are of one unit and some of another."""
+    units: dict[str, int] = {}
+    for unit, factor in _UNITS:
+        rows = np.flatnonzero(~missing & (values >= _EPOCH[0] * factor) & (values <= _EPOCH[1] * factor))
+        if len(rows):
+            units[unit] = int(rows[0])
+    if len(units) > 1:
+        told = " and ".join(f"row {row} in {unit}" for unit, row in units.items())
+        raise DataError(f"times of the {where} are of several units since 1970: {told}; bring them to one", column=name)
 
 
 def one_unit(times: Mapping[str, Times | None]) -> dict[str, tuple[NDArray[np.int64] | None, BoolArray | None]]:

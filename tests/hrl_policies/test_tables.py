@@ -21,6 +21,7 @@ from small_worlds import small_pair
 from studies import CONTROLS, OWN, pairs, runs_of
 
 from hrl_policies.study import RunRecord, plan_run, result_tables, stored_records, train, write_records
+from hrl_policies.study.records import read_table, write_table
 from hrl_policies.study.results import comparisons
 from hrl_policies.study.store import stored_runs
 from hrl_policies.study.tables import MISSING, SUFFIXES, Measured, ResultTable, Span, escape_latex
@@ -83,6 +84,20 @@ def test_csv_comes_back_as_numbers_with_all_digits():
     assert frame["Max Len 30: AD"].isna().tolist() == [False, True]
     assert "Max Len 30: AD low" not in frame and "Max Len 50: Len spread" not in frame
     assert GROUPED.csv().splitlines()[:3] == ["# Results & more", "# 50 % of #1", "# Made by: x_y"]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1", "<script>alert(1)</script>", r"\input{x}"])
+def test_no_name_is_a_formula_html_or_latex(name, tmp_path):
+    table = replace(GROUPED, rows=((name, *GROUPED.rows[0][1:]),), notes=(f"{name}\n=1",))
+    cells = [cell for row in csv.reader(io.StringIO(table.csv())) for cell in row]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
+    assert "<script" not in table.markdown() and r"\input" not in table.latex()
+    # Raw user ids of sessions come back as they were.
+    write_table(tmp_path / "ids.csv", [{"user_id": text} for text in (name, f"'{name}", "a", "'a")])
+    lines = (tmp_path / "ids.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[1].lstrip('"').startswith("'") == (name[0] not in "<\\")
+    read = [row["user_id"] for row in read_table(tmp_path / "ids.csv", ids=("user_id",))]
+    assert read == [name, f"'{name}", "a", "'a"]
 
 
 def test_latex_is_well_formed():

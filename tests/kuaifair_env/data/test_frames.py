@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kuaifair_env.data import InteractionData, LogColumns, Provenance, groups_of, popularity_groups
 from kuaifair_env.data.encoding import MAX_CATEGORIES, encode_features, tag_matrix
-from kuaifair_env.data.tables import split_log
+from kuaifair_env.data.tables import read_table, split_log
 from kuaifair_env.errors import DataError
 
 
@@ -496,6 +499,55 @@ def test_rows_of_both_logs_are_found_beside_rows_without_time() -> None:
         InteractionData.from_frames(train, later)
     with pytest.raises(DataError, match="every row"):
         InteractionData.from_frames(train, test.assign(time=np.nan))
+
+
+def test_a_log_that_is_the_other_in_another_unit_is_refused_where_times_do_not_say_what_they_are() -> None:
+    since_start = np.arange(60)
+    for one, two in ((1, 1000), (1000, 1), (1, 10**6)):
+        first, second = timed_log(since_start * one), timed_log(since_start * two)
+        with pytest.raises(DataError, match=r"rows are in both logs, if times of the (test|training) log are divided"):
+            InteractionData.from_frames(first.iloc[1:], second.iloc[1:])
+    mixed = timed_log(np.where(since_start < 30, MOMENTS, MOMENTS * 1000))
+    with pytest.raises(DataError, match="of several units since 1970: row 0 in seconds and row 30 in milliseconds"):
+        InteractionData.from_frames(mixed, timed_log(MOMENTS + 10**6))
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(np.float32, 2**24), (np.float64, 2**53)])
+def test_ids_that_floats_do_not_tell_apart_are_refused(kind: type, limit: int) -> None:
+    log = timed_log(MOMENTS)
+    with pytest.raises(DataError, match=rf"holds no larger integers exactly than {limit - 1:,}"):
+        InteractionData.from_frames(log.assign(item_id=(limit + log.item_id).astype(kind)), timed_log(MOMENTS + 10**6))
+
+
+def damaged_csv(text: bytes) -> dict[str, bytes]:
+    return {
+        "NUL bytes": text.replace(b"\n40", b"\n4\x000"),
+        "more than 1,048,576 bytes": b"x" * (3 << 20) + text,
+        "Error tokenizing": text + b"1,2,3,4,5,6,7\n",
+    }
+
+
+@pytest.mark.parametrize("problem", damaged_csv(b""))
+def test_text_that_is_no_table_is_one_line(tmp_path: Path, problem: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(damaged_csv(train_frame().to_csv(index=False).encode())[problem])
+    with pytest.raises(DataError, match=problem) as caught:
+        InteractionData.from_frames(path, test_frame())
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_of_which_a_bit_changed_is_refused_or_read(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    train_frame().to_parquet(path)
+    content = path.read_bytes()
+    # Footer and headers of pages, which say how much there is to read, are the last part.
+    for bit in np.random.default_rng(0).choice(8 * len(content), 200, replace=False):
+        altered = bytearray(content)
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        with suppress(DataError):
+            read_table(path)
 
 
 @pytest.mark.parametrize("kind", ["float32", "Float32"])
