@@ -67,7 +67,7 @@ def pretrained_folder(name: str | Path) -> Path:
     """
     if str(name) in pretrained_agents():
         return Path(str(resources.files(__package__).joinpath(str(name))))
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     raise ArtifactError(
         f"there is no run folder {name}, and no agent of that name comes with the package; it has "

@@ -278,6 +278,11 @@ def load_run(folder: str | Path) -> StoredRun:
         ArtifactError: If the folder does not hold a run, or one of another format.
     """
     path = Path(folder)
+    if path.is_file():
+        raise ArtifactError(
+            f"{path} is a file, and a run is a folder; a model file alone is not loaded, as what is pickled in it "
+            "could execute code"
+        )
     if not path.is_dir():
         raise ArtifactError(f"there is no run folder {path}")
     result, progress = (

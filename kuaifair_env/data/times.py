@@ -135,7 +135,7 @@ def read_times(series: pd.Series[Any], where: str) -> Times | None:
 
 def exact_limit(series: pd.Series[Any]) -> int:
     """Returns the integer from which on a column of floats may hold another integer than was written."""
-    return 2 ** int(_DIGITS.get(series.dtype.name.lower(), 53))
+    return 1 << _DIGITS.get(series.dtype.name.lower(), 53)
 
 
 def _check_one_unit(values: NDArray[Any], missing: BoolArray, where: str, name: str) -> None:

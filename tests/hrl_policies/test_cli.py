@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+import zipfile
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import get_args
 
 import official_files as official
@@ -263,6 +267,30 @@ def test_bad_input_is_explained_without_a_traceback(kuaifair, arguments, words):
     assert code == (1 if words.startswith("no run folder") else 2)
     assert words in err
     assert "Traceback" not in out + err
+
+
+@dataclass(frozen=True)
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    path: str
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "ope", "show", "train --resume", "serve"])
+def test_a_model_file_of_a_stranger_is_refused_and_not_unpickled(kuaifair, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    content = pickle.dumps(Touches(str(tmp_path / "executed")))
+    with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+        archive.writestr("policy.pth", content)
+        archive.writestr("data", json.dumps({"policy": {":serialized:": base64.b64encode(content).decode()}}))
+    code, _, err = kuaifair(*command.split(), "agent.zip")
+    assert code in (1, 2) and "agent.zip" in err and "folder" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(content)
+    assert (tmp_path / "executed").exists()
 
 
 def test_tracebacks_are_there_for_those_who_ask(monkeypatch):
