@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -89,11 +89,13 @@ class KuaiFairEnv(FixedSettings, gym.Env[Any, Any]):
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, world: World, config: SessionConfig | None = None, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+        # SyncVectorEnv writes its autoreset mode into what it finds here (before Gymnasium 1.4).
+        self.metadata = dict(self.metadata)
         self.config = SessionConfig() if config is None else config
         self.world = world
         self.batch = SessionBatch(world, self.config, 1)
