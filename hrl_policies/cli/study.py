@@ -390,7 +390,7 @@ def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
         f"worlds: {', '.join(spec.worlds)}",
         f"Max Len: {', '.join(map(str, spec.max_lens))}; slates of {' or '.join(map(str, sizes))}; "
         f"leave rule {rule_text(leave_rule(SessionConfig.of_settings(spec.session.given()).leave))}",
-        f"evaluated on {runs[0].user_count:,} users, {spec.episodes_per_user} session(s) each",
+        f"evaluated on up to {runs[0].user_count:,} users, {spec.episodes_per_user} session(s) each",
     ]
     for variant, group in rows.items():
         config = group[0]
