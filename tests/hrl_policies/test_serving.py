@@ -200,6 +200,9 @@ def test_a_run_folder_with_anothers_belief_is_refused(tmp_path):
     config = plan_run("a2c", "small", total_steps=64, n_envs=4, purifier=identity, session=SESSION)
     train(config, pair, purifier=prior, output=tmp_path / "run")
     other.replace(tmp_path / "run/belief.safetensors")
+    with pytest.raises(ArtifactError, match=r"belief\.safetensors was altered after it was written"):
+        purifier_of(load_run(tmp_path / "run"))
+    write_checksums(tmp_path / "run")
     with pytest.raises(ArtifactError, match="files of two runs"):
         purifier_of(load_run(tmp_path / "run"))
 
