@@ -145,10 +145,19 @@ def leave_what_rl_zoo3_leaves():
 def test_examples_that_pages_show_whole_are_tested_here():
     shown = [path for page in PAGES for path in SNIPPET.findall(page.read_text(encoding="utf-8"))]
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert len(shown) == 6
+    assert len(shown) == 8
     for path in shown:
         called = f'example("{Path(path).stem}")' if path.endswith(".py") else Path(path).name
         assert (ROOT / path).is_file() and called in tests
+
+
+def words_of(text):
+    """Returns the lines of an output without what differs from run to run: numbers, hashes and marks."""
+    return {" ".join(re.findall(r"[A-Za-z_]+", re.sub(r"[0-9a-f-]{9,}", "", line))) for line in text.splitlines()}
+
+
+def printed_before(name):
+    return words_of((EXAMPLES / "outputs" / name).read_text(encoding="utf-8"))
 
 
 def example(name):
@@ -164,6 +173,7 @@ def test_quickstart_shows_a_session_and_evaluates_agent_and_control(capsys):
     out = capsys.readouterr().out
     assert "A2C" in out and "QuotaGreedy" in out
     assert out.count("violation_rate") == 2
+    assert words_of(out) == printed_before("quickstart.txt")
 
 
 @pytest.mark.slow
@@ -180,6 +190,7 @@ def test_own_logs_become_a_trained_and_evaluated_agent(capsys, tmp_path, quick_p
     module.main(*files, steps=512)
     out = capsys.readouterr().out
     assert "World('MyShop-v0'" in out and "A2C, purified" in out and out.count("violation_rate") == 2
+    assert words_of(out) == printed_before("own_logs.txt")
 
 
 def test_from_a_csv_file_to_an_evaluated_agent_takes_25_lines():
