@@ -314,7 +314,7 @@ def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
     code, out, _ = kuaifair(*TRAIN, "-o", "run", "--set", "n_steps=4")
     assert code == 130 and "after 80 of 256 steps" in out and "--resume run.partial" in out
     code, _, err = kuaifair("evaluate", "run.partial")
-    assert code == 1 and "was interrupted" in err
+    assert code == 2 and "was interrupted" in err
     monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     code, out, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
     assert code == 0, err
