@@ -145,7 +145,7 @@ def leave_what_rl_zoo3_leaves():
 def test_examples_that_pages_show_whole_are_tested_here():
     shown = [path for page in PAGES for path in SNIPPET.findall(page.read_text(encoding="utf-8"))]
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert len(shown) == 8
+    assert len(shown) == 9
     for path in shown:
         called = f'example("{Path(path).stem}")' if path.endswith(".py") else Path(path).name
         assert (ROOT / path).is_file() and called in tests
@@ -203,7 +203,7 @@ def test_from_a_csv_file_to_an_evaluated_agent_takes_25_lines():
 def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(capsys, quick_purifiers):
     example("wrap_any_sb3_agent").main(320)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("A2C", "PPO"))]
-    assert len(rows) == 8
+    assert len(rows) == 8 and words_of("\n".join(rows)) < printed_before("wrap_any_sb3_agent.txt")
     numbers = {(row[:6].strip(), row[6:24].strip()): row[24:].split() for row in rows}
     for agent in ("A2C", "PPO"):
         assert numbers[agent, "raw"] == numbers[agent, "identity"]
