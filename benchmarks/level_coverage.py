@@ -30,6 +30,7 @@ from dsrm.preference_sessions import PreferenceSessions
 from hrl_policies.study.runner import single_threaded
 from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.store import machine
+from kuaifair_env.intervals import rate_interval
 
 SEEDS, ROWS = range(8), 8_192
 INSIDE = float(norm.ppf(0.9))
@@ -74,7 +75,9 @@ def main() -> None:
     ):
         found = np.stack([coverages(source, model, level, seed) for seed in SEEDS])
         for column, repeats in enumerate(("allowed", "forbidden")):
-            cells = " | ".join(cell(student_interval(values), decimals=3) for values in found[:, column].T)
+            level_share, taste_share, misses = found[:, column].T
+            intervals = [rate_interval(share[:, None]) for share in (level_share, taste_share)]
+            cells = " | ".join(cell(interval, decimals=3) for interval in (*intervals, student_interval(misses)))
             lines.append(f"| {name} | {repeats} | {cells} |")
     page = [
         f"# How often 80 % intervals hold, by how evidence is summed up: {pair.name}",
