@@ -27,9 +27,9 @@ from preference_tasks import (
 )
 from worlds import cell
 
-from hrl_policies.study.statistics import holm, student_interval
+from hrl_policies.study.statistics import holm
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.intervals import Estimate, crossed_difference, interval_of
+from kuaifair_env.intervals import Estimate, crossed_difference, interval_of, rate_interval
 
 METRICS = {"log loss": -1, "AUC": 1}
 """Measures, and the sign of what is better."""
@@ -224,7 +224,7 @@ def _coverage_table(measurements: Measurements) -> list[str]:
         lines.append(f"| {model} | {' | '.join(cells)} |")
     if len(measurements.seeds) > 1:
         of_held_out = measurements.coverage(sessions[0], METHOD)
-        intervals = ", ".join(cell(student_interval(column), decimals=3) for column in of_held_out.T)
+        intervals = ", ".join(cell(rate_interval(column[:, None]), decimals=3) for column in of_held_out.T)
         lines += ["", f"Diffusion, {sessions[0]}, with 95 % intervals over seeds: {intervals}."]
     return lines
 

@@ -513,7 +513,7 @@ def test_the_progress_bar_goes_to_stderr(server: Server, tmp_path: Path, capsys:
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown data set"):
         fetch("netflix", tmp_path)
-    with pytest.raises(DataError, match="64 hexadecimal"):
+    with pytest.raises(ValueError, match="64 hexadecimal"):
         fetch("kuairand", tmp_path, sha256="abc")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
