@@ -175,6 +175,7 @@ def fetch(
 
     Raises:
         DataError: When the archive cannot be had, or is not the right one; nothing is left behind then.
+        ValueError: If ``sha256`` is not one.
     """
     facts = dataset(name)
     expected = _expected_hash(facts, sha256, check_sum)
