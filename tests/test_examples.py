@@ -210,6 +210,19 @@ def test_any_sb3_agent_trains_on_purified_states_and_identity_changes_nothing(ca
         assert numbers[agent, "raw"] != numbers[agent, "DSRM (profile)"]
 
 
+@pytest.mark.slow
+def test_a_belief_says_how_sure_it_is_and_stands_beside_controls(capsys, quick_purifiers):
+    example("belief_and_coverage").main()
+    out = capsys.readouterr().out
+    assert words_of(out) == printed_before("belief_and_coverage.txt")
+    rows = {line[:30].strip(): line[22:].split() for line in out.splitlines()}
+    for belief in ("closed form", "gaussian"):
+        error, level, tastes = map(float, rows[next(row for row in rows if row.startswith(belief))])
+        assert 0 < error < 2 and 0.6 < level < 0.95 and 0.7 < tastes < 0.9
+    earned = {name: float(figures[-2]) for name, figures in rows.items() if name.startswith(("Quota", "BeliefQuota"))}
+    assert len(earned) == 3 and min(earned, key=lambda name: earned[name]) == "QuotaGreedy"
+
+
 @pytest.mark.parametrize("name", ["cleanrl_ppo", "skrl_ppo", "offline_d3rlpy"])
 def test_other_ways_of_learning_train_on_the_environment(name, capsys):
     library = name.rpartition("_")[2] if name.startswith("offline") else name.partition("_")[0]
