@@ -1,11 +1,11 @@
-"""R_cum by fitted Q evaluation beside the true R_cum, in the toy; writes a section of ope_checks.md.
+"""R_cum by fitted Q evaluation beside the true R_cum, where it is known; writes a section of ope_checks.md.
 
-python benchmarks/ope_fqe.py --results docs/results
+python benchmarks/ope_fqe.py KuaiFair-Toy-v0 --results docs/results
+python benchmarks/ope_fqe.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import cell, open_worlds, write_section
+from worlds import argument_parser, cell, open_worlds, write_section
 
 from hrl_policies.controls import Control, GreedyCTR, QuotaGreedy, RandomSlates, SessionQuota
 from hrl_policies.ope import SupportWarning, fitted_q_evaluation, log_sessions
@@ -46,15 +46,17 @@ class Mixture(Control):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--episodes", type=int, default=3, help="sessions of each user, logged and for the truth")
-    parser.add_argument("--results", type=Path, help="folder for the page; without, it is printed")
+    parser.add_argument("--users", type=int, default=400, help="users of the test world, if it has so many")
     arguments = parser.parse_args()
     single_threaded()
     warnings.simplefilter("ignore", SupportWarning)
-    pair = open_worlds("KuaiFair-Toy-v0")
+    pair = open_worlds(arguments.world, arguments.data)
     world, scorer = pair.test, pair.scorer
     popular = world.groups.popular
+    n_users = min(arguments.users, len(world.users))
+    played = {"episodes_per_user": arguments.episodes, "n_users": n_users}
     env = KuaiFairVecEnv(world, SessionConfig(action_mode="slate"), 256, seed=0)
     targets = {
         "RandomSlates": RandomSlates(),
@@ -66,9 +68,9 @@ def main() -> None:
     for title, target in targets.items():
         random = [RandomSlates(), RandomSlates(popular), RandomSlates(~popular)]
         behaviour = Mixture([*random, GreedyCTR(scorer), QuotaGreedy(scorer)])
-        log = log_sessions(behaviour, target, env, episodes_per_user=arguments.episodes)
+        log = log_sessions(behaviour, target, env, **played)
         result = fitted_q_evaluation(log)
-        truth = evaluate(target, env, episodes_per_user=arguments.episodes, seed=1).engagement.cumulative_reward
+        truth = evaluate(target, env, seed=1, **played).engagement.cumulative_reward
         error = result.interval.estimate - truth
         inside = result.interval.low <= truth <= result.interval.high
         lines.append(
@@ -77,9 +79,9 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     page = [
-        "# R_cum by fitted Q evaluation, in the toy",
+        f"# R_cum by fitted Q evaluation: {pair.name}",
         "",
-        f"Logged: {arguments.episodes} sessions of each of {len(world.users)} users, whole, with leaving. The "
+        f"Logged: {arguments.episodes} sessions of each of {n_users} users, whole, with leaving. The "
         "behaviour policy draws for each slate one of RandomSlates (of all items, popular ones, long-tail ones), "
         f"GreedyCTR and QuotaGreedy. Truth: the policy's own {arguments.episodes} sessions of each user, with another "
         "seed. Brackets: "
@@ -93,7 +95,8 @@ def main() -> None:
         "and for policies far from what was logged intervals are wide: an order of magnitude, no comparison of "
         "policies.",
         "",
-        f"Made by: python benchmarks/ope_fqe.py --episodes {arguments.episodes} --results docs/results.",
+        f"Made by: python benchmarks/ope_fqe.py {arguments.world} --episodes {arguments.episodes} --users "
+        f"{arguments.users} --results docs/results.",
     ]
     write_section(arguments.results, "ope_checks.md", "\n".join(page))
 
