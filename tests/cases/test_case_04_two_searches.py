@@ -40,4 +40,4 @@ def test_case_04_a_second_search_in_a_folder_is_refused_and_leaves_the_first_alo
         assert "Traceback" not in output
     finally:
         first.kill()
-    assert second.returncode == 2 and "another process" in told
+    assert second.returncode == 1 and "another process" in told
