@@ -29,6 +29,7 @@ from kuaifair_env.synthetic.config import twin_config
 
 FACTOR = 2.0
 """By how much an estimate may be wrong, either way."""
+_MIN_SHARE_DONE = 0.02
 
 _PRODUCTS = 200
 _REPEATS = 5
@@ -261,8 +262,11 @@ class StudyProgress(StudyCallback):
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the end, if the runs that are left go as those that have ended; None while none has."""
-        if not self._work_done:
+        """Seconds until the end, if the runs that are left go as those that have ended; None while these say little.
+
+        A control takes longer to load its world than to act, which says nothing of how long a training takes.
+        """
+        if self._work_done <= _MIN_SHARE_DONE * (self._work_done + self._work_left):
             return None
         left = self._work_left * self._seconds_done / self._work_done
         return left / max(1, min(self.workers, len(self._work)))

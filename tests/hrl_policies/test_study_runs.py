@@ -461,6 +461,15 @@ def test_time_left_follows_from_work_done_and_from_the_number_of_workers():
     assert progress.summary() == "8 of 10 runs done, 2 failed" and not progress.running
 
 
+def test_controls_that_take_seconds_to_load_say_nothing_of_trainings():
+    progress = StudyProgress(workers=1)
+    progress.on_study_start({"control": 0.01, "first": 50.0, "second": 50.0}, 0, 0)
+    progress.on_task_end("control", 30.0, "")
+    assert progress.summary() == "1 of 3 runs done, 2 left"
+    progress.on_task_end("first", 100.0, "")
+    assert progress.seconds_left == pytest.approx(50.0 * 130.0 / 50.01)
+
+
 def test_without_a_terminal_every_run_is_a_plain_line():
     out = io.StringIO()
     with progress_for(Console(file=out, width=40), 1) as progress:
