@@ -145,7 +145,7 @@ def leave_what_rl_zoo3_leaves():
 def test_examples_that_pages_show_whole_are_tested_here():
     shown = [path for page in PAGES for path in SNIPPET.findall(page.read_text(encoding="utf-8"))]
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert len(shown) == 9
+    assert len(shown) == 11
     for path in shown:
         called = f'example("{Path(path).stem}")' if path.endswith(".py") else Path(path).name
         assert (ROOT / path).is_file() and called in tests

@@ -48,7 +48,7 @@ def test_students_interval_is_scipys(level):
 def test_mean_interval_is_scipys(level):
     lengths = np.random.default_rng(1).gamma(4.0, 5.0, 80)
     reference = stats.bootstrap(
-        (lengths,), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", rng=7
+        (lengths,), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", random_state=7
     ).confidence_interval
     mine = mean_interval(lengths, level=level, resamples=20_000)
     assert mine.estimate == pytest.approx(lengths.mean())
@@ -58,7 +58,7 @@ def test_mean_interval_is_scipys(level):
 
 def test_any_statistic_can_be_bootstrapped():
     scores = np.random.default_rng(3).normal(size=101)
-    reference = stats.bootstrap((scores,), np.median, n_resamples=20_000, method="percentile", rng=1)
+    reference = stats.bootstrap((scores,), np.median, n_resamples=20_000, method="percentile", random_state=1)
     mine = bootstrap(lambda x: np.median(x, axis=-1), scores, resamples=20_000)
     assert mine.estimate == pytest.approx(np.median(scores))
     close(mine, *reference.confidence_interval, within=0.05)
@@ -242,7 +242,7 @@ def test_stratified_interval_of_one_task_is_scipys():
         lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
         n_resamples=20_000,
         method="percentile",
-        rng=2,
+        random_state=2,
     ).confidence_interval
     mine = stratified_interval(scores[:, None], resamples=20_000)
     assert mine.estimate == pytest.approx(stats.trim_mean(scores, 0.25))
