@@ -48,7 +48,7 @@ class TastePrior:
         mixture = _mixture(parts, seed).fit(tastes.astype(np.float64))
         arrays = (mixture.weights_, mixture.means_, mixture.covariances_)
         # Contiguous as those of a file are, so that a model that is read again gives the same bits.
-        return cls(slopes, size, *(np.ascontiguousarray(array, np.float32) for array in arrays))
+        return cls(np.ascontiguousarray(slopes), size, *(np.ascontiguousarray(array, np.float32) for array in arrays))
 
     def log_density(self, tastes: FloatArray) -> float:
         """Returns the mean log density of ``(n, d)`` tastes in units of ``size``."""
