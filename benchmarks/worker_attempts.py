@@ -305,8 +305,8 @@ def page(setting: Setting, sections: Mapping[str, tuple[list[str], list[str]]], 
             "and other users.",
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
             f"test world {setting.pair.test.fingerprint}.",
-            f"- Made by: python benchmarks/worker_attempts.py {arguments.world}"
-            f"{' --data DATA' if arguments.data else ''} --store STORE --results docs/results.",
+            f"- Made by: python benchmarks/worker_attempts.py {arguments.world}{' --data DATA' if arguments.data else ''} "
+            f"--repeats {' '.join(sections)} --store STORE --results docs/results.",
         ]
     )
 
