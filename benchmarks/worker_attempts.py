@@ -282,7 +282,7 @@ def serving_rows(setting: Setting, store: Path) -> Iterator[str]:
 
 def page(setting: Setting, sections: Mapping[str, tuple[list[str], list[str]]], arguments: Namespace) -> str:
     """Returns the page of a world."""
-    data = setting.pair.test.data
+    data, option = setting.pair.test.data, " --data DATA" if arguments.data else ""
     lines = [f"# {setting.pair.name}", ""]
     for repeats, (frozen, serving) in sections.items():
         lines += [f"## Repeats {repeats}, frozen", "", *frozen, "", f"## Repeats {repeats}, serving", "", *serving, ""]
@@ -305,8 +305,8 @@ def page(setting: Setting, sections: Mapping[str, tuple[list[str], list[str]]], 
             "and other users.",
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
             f"test world {setting.pair.test.fingerprint}.",
-            f"- Made by: python benchmarks/worker_attempts.py {arguments.world}{' --data DATA' if arguments.data else ''} "
-            f"--repeats {' '.join(sections)} --store STORE --results docs/results.",
+            f"- Made by: python benchmarks/worker_attempts.py {arguments.world}{option} --repeats "
+            f"{' '.join(sections)} --store STORE --results docs/results.",
         ]
     )
 
