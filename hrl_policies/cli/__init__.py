@@ -74,6 +74,20 @@ NUsers = Annotated[
 ]
 EpisodesPerUser = Annotated[int | None, typer.Option(min=1, help="Sessions of each user (default 1).")]
 PurifierFile = Annotated[Path, typer.Option("--output", "-o", help="File to write (.safetensors).")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Load a .zip that Stable-Baselines3's own save wrote, by its own loader. It EXECUTES what is pickled in "
+        "the file: whoever wrote it runs code on your machine. Needs --method and --env.",
+    ),
+]
+TrustedMethod = Annotated[
+    str | None, typer.Option("--method", "-m", help="With --trust: the method whose algorithm and modes the .zip has.")
+]
+TrustedPurifier = Annotated[
+    Path | None, typer.Option("--purifier", help="With --trust: file of the purifier whose states the agent observes.")
+]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 
 

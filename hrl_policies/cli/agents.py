@@ -32,6 +32,9 @@ from hrl_policies.cli import (
     PositiveFeedback,
     Progress,
     TestData,
+    Trust,
+    TrustedMethod,
+    TrustedPurifier,
     Users,
     data_settings,
     env_kwargs,
@@ -186,7 +189,7 @@ def train(
 
 def evaluate(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder, or with --trust a .zip.")],
     users: Users = None,
     n_users: NUsers = None,
     episodes_per_user: EpisodesPerUser = None,
@@ -194,6 +197,11 @@ def evaluate(
         int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
     ] = None,
     ranking: Annotated[bool, typer.Option(help="Measure R-NDCG by true expected feedback too.")] = False,
+    trust: Trust = False,
+    method: TrustedMethod = None,
+    env: OptionalEnv = None,
+    env_settings: EnvKwargs = None,
+    purifier: TrustedPurifier = None,
     data: OwnData = None,
     test_data: TestData = None,
     items_data: ItemsData = None,
@@ -205,17 +213,33 @@ def evaluate(
 
     With --users, --n-users, --episodes-per-user or --seed it is evaluated on other sessions instead. A run on your own
     data finds them where they were; if they have moved, say where with --data.
+
+    Example: kuaifair evaluate runs/a2c-11 --n-users 200
+
+    Example: kuaifair evaluate agent.zip --trust --method ppo --env KuaiFair-Toy-v0 --env-kwargs max_len=20
     """
     from hrl_policies import study
+    from hrl_policies.study.loading import load_trusted, read_purifier, worlds_of
 
-    stored, worlds = open_run(run, data, test_data, items_data, columns, data_dir)
     options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if users is not None or n_users is not None:
         changes |= {"users": user_ids(users), "n_users": n_users}
+    tables = (data, test_data, items_data, columns)
+    measured: dict[str, Any] = {"ranking": ranking, "progress": progress}
+    if trust:
+        config = replace(planned(method, env, tables, {}, {}, env_settings, purifier), **changes)
+        study.single_threaded()
+        worlds, states = worlds_of(config, None, data_dir), read_purifier(config, purifier)[0]
+        policy = load_trusted(run, config, worlds, states)
+        typer.echo(study.evaluate_run(config, policy, worlds, states, **measured).table())
+        return
+    if any(value is not None for value in (method, env, env_settings, purifier)):
+        raise ValueError("--method, --env, --env-kwargs and --purifier go with --trust; a run folder says what it is")
+    stored, worlds = open_run(run, *tables, data_dir)
     config = replace(stored.config, **changes)
     result = study.evaluate_run(
-        config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), ranking=ranking, progress=progress
+        config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), **measured
     )
     _show_results(config, result, str(context.obj))
     if changes:
@@ -334,6 +358,44 @@ def open_run(
         register_own_data(stored.config.world, data, test_data, items_data, columns, None, before)
     register_data_of(stored)
     return stored, worlds_of(stored.config, None, data_dir)
+
+
+def planned(
+    method: str | None,
+    env: str | None,
+    tables: tuple[Path | None, Path | None, Path | None, str | None],
+    sessions: dict[str, Any],
+    world: dict[str, Any],
+    env_settings: list[str] | None,
+    purifier: Path | None,
+) -> RunConfig:
+    """Returns the configuration of an agent without a run folder: a control, or a file that is trusted.
+
+    Args:
+        method: Its method.
+        env: Environment id.
+        tables: Own data: --data, --test-data, --items-data and --columns.
+        sessions: Settings of sessions.
+        world: Settings of worlds.
+        env_settings: More of both, as ``--env-kwargs`` gives them.
+        purifier: File of its purifier.
+
+    Raises:
+        ValueError: If the method or the id is missing, or a setting is not valid.
+    """
+    from hrl_policies.study import PurifierIdentity, plan_run
+
+    if method is None or env is None:
+        raise ValueError("--trust needs --method and --env: a .zip says neither by what nor for what it was trained")
+    register_own_data(env, *tables, None)
+    more_of_sessions, more_of_world = env_kwargs(env_settings)
+    return plan_run(
+        method,
+        env,
+        session=session_config(env, sessions | more_of_sessions),
+        world_settings=world | more_of_world,
+        purifier=None if purifier is None else PurifierIdentity.of_file(purifier),
+    )
 
 
 def _world_settings(settings: WorldSettings, response: ResponseKind, taste: str | None) -> WorldSettings:

@@ -20,13 +20,13 @@ from hrl_policies.cli import (
     OwnData,
     Progress,
     TestData,
-    env_kwargs,
+    Trust,
+    TrustedMethod,
+    TrustedPurifier,
     leave_option,
-    register_own_data,
     user_ids,
 )
-from hrl_policies.cli.agents import open_run
-from kuaifair_env.batch import SessionConfig
+from hrl_policies.cli.agents import open_run, planned
 from kuaifair_env.origins import Source
 from kuaifair_env.simulator import Repeats
 
@@ -50,7 +50,10 @@ def serve(
     context: typer.Context,
     agents: Annotated[
         list[str],
-        typer.Argument(help="A finished run folder (or several that differ in their seed), or the name of a control."),
+        typer.Argument(
+            help="A finished run folder (or several that differ in their seed), the name of a control, or with --trust "
+            "a .zip."
+        ),
     ],
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that are served in each order.")] = 20_000,
     orders: Annotated[int, typer.Option(min=1, help="In how many orders of the users.")] = 5,
@@ -59,6 +62,9 @@ def serve(
     fixed_weights: Annotated[
         bool, typer.Option("--fixed-weights", help="Keep an agent's networks; only a belief that it sees learns.")
     ] = False,
+    trust: Trust = False,
+    method_name: TrustedMethod = None,
+    purifier: TrustedPurifier = None,
     users: Annotated[
         str | None, typer.Option(help="Raw ids of the users to serve, 3,7,12, instead of 80 % of the test world's.")
     ] = None,
@@ -101,18 +107,26 @@ def serve(
     given = {"max_len": max_len, "leave": None if leave is None else leave_option(leave), "repeats": repeats}
     world = {"source": source, "allow_partial": allow_partial or None}
     tables = (data, test_data, items_data, columns)
-    if all(Path(agent).is_dir() for agent in agents):
+    if not trust and (method_name is not None or purifier is not None):
+        raise ValueError("--method and --purifier go with --trust, which loads a .zip")
+    if not trust and all(Path(agent).is_dir() or Path(agent).suffix == ".zip" for agent in agents):
         if env is not None or env_settings or _given(given | world):
-            raise ValueError("a run folder says in which environment it was trained; leave those options out")
+            raise ValueError(
+                "a run folder says in which environment it was trained: leave those options out; a .zip needs --trust"
+            )
         opened = [open_run(Path(agent), *tables, data_dir) for agent in agents]
         configs, builds = _of_runs(opened, n_envs)
     elif len(agents) > 1:
-        raise ValueError(f"give one control, or run folders that differ in their seed; got {', '.join(agents)}")
-    elif env is None:
+        raise ValueError(
+            f"give one control, one .zip, or run folders that differ in their seed; got {', '.join(agents)}"
+        )
+    elif env is None and not trust:
         raise ValueError(f"{agents[0]} is no run folder; a control of that name needs --env (see `kuaifair envs`)")
     else:
-        register_own_data(env, *tables, None)
-        configs, builds = _of_control(_planned(agents[0], env, given, world, env_settings), data_dir, n_envs)
+        file = Path(agents[0]) if trust else None
+        acts_as = method_name if trust else agents[0]
+        configs = [planned(acts_as, env, tables, _given(given), _given(world), env_settings, purifier)]
+        builds = [_of_plan(configs[0], file, purifier, data_dir, n_envs)]
     plan = ServingPlan(
         orders=tuple(range(order, order + orders)),
         sessions=sessions,
@@ -146,26 +160,15 @@ def _of_runs(opened: list[tuple[StoredRun, WorldPair]], n_envs: int) -> tuple[li
     return configs, [trained_agent(run, worlds, n_envs) for run, worlds in opened]
 
 
-def _of_control(config: RunConfig, data_dir: Path | None, n_envs: int) -> tuple[list[RunConfig], list[Build]]:
-    from hrl_policies.study.loading import worlds_of
-    from hrl_policies.study.serving import untrained_agent
+def _of_plan(config: RunConfig, file: Path | None, purifier: Path | None, data_dir: Path | None, n_envs: int) -> Build:
+    """Returns what builds a control, or the agent of a file that is trusted."""
+    from hrl_policies.study.loading import read_purifier, worlds_of
+    from hrl_policies.study.serving import trusted_agent, untrained_agent
 
-    return [config], [untrained_agent(config, worlds_of(config, None, data_dir), n_envs)]
-
-
-def _planned(
-    name: str, env: str, sessions: dict[str, Any], world: dict[str, Any], env_settings: list[str] | None
-) -> RunConfig:
-    """Returns the configuration of a control; what is None keeps its default."""
-    from hrl_policies.study import plan_run
-
-    more_of_sessions, more_of_world = env_kwargs(env_settings)
-    return plan_run(
-        name,
-        env,
-        session=SessionConfig.of_settings(_given(sessions) | more_of_sessions),
-        world_settings=_given(world) | more_of_world,
-    )
+    worlds = worlds_of(config, None, data_dir)
+    if file is None:
+        return untrained_agent(config, worlds, n_envs)
+    return trusted_agent(file, config, worlds, read_purifier(config, purifier)[0], n_envs)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,39 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
     return policy
 
 
+def load_trusted(path: Path, config: RunConfig, worlds: WorldPair, purifier: StatePurifier | None = None) -> Any:
+    """Returns the model in a ``.zip`` that Stable-Baselines3's ``save`` wrote, over training sessions of its own.
+
+    Stable-Baselines3's loader executes what is pickled in the file, so whoever wrote it must be trusted.
+
+    Args:
+        path: The file.
+        config: How the agent was trained: the algorithm of its method reads the file.
+        worlds: Worlds like those that it was trained in.
+        purifier: Purifier of the states that it observes.
+
+    Raises:
+        ArtifactError: If it cannot be read, was trained on other observations, actions or items, or holds NaN.
+        ValueError: If the method is a control.
+    """
+    from kuaifair_env.sb3_files import check_finite
+
+    if not method(config.method).learns:
+        raise ValueError(f"{config.method} is a control and has no file; --method names what the agent was trained by")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is no file; --trust is for a .zip, and run folders are loaded without it")
+    untrained = build_policy(config, worlds, purifier)
+    try:
+        model = type(untrained).load(path, env=untrained.get_env(), device="cpu")
+    except Exception as error:
+        # Whatever the pickles in the file do.
+        raise ArtifactError(
+            f"{path} does not hold {config.method} as it acts here: {' '.join(str(error).split())}"
+        ) from error
+    check_finite(model.get_parameters(), path)
+    return model
+
+
 def purifier_of(run: StoredRun) -> StatePurifier | None:
     """Returns the purifier of a run folder, with what it learned in training, or None.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import RunConfig, run_folder
 from hrl_policies.study.curves import draw_serving
-from hrl_policies.study.loading import build_policy, load_policy, purifier_of
+from hrl_policies.study.loading import build_policy, load_policy, load_trusted, purifier_of
 from hrl_policies.study.records import write_json, write_table
 from hrl_policies.study.store import StoredRun, versions
 from hrl_policies.worlds import WorldPair, purified_sessions
@@ -63,6 +63,19 @@ def trained_agent(run: StoredRun, worlds: WorldPair, n_envs: int) -> Build:
 
     def build() -> tuple[Any, VecEnv]:
         policy = load_policy(replace(run, config=config), worlds)
+        return policy, sessions_like_its_own(policy, config, worlds, purifier, n_envs)
+
+    return build
+
+
+def trusted_agent(
+    path: Path, config: RunConfig, worlds: WorldPair, purifier: StatePurifier | None, n_envs: int
+) -> Build:
+    """Returns what loads an agent by :func:`~hrl_policies.study.loading.load_trusted`, whose arguments these are."""
+    config = replace(config, n_envs=n_envs)
+
+    def build() -> tuple[Any, VecEnv]:
+        policy = load_trusted(path, config, worlds, purifier)
         return policy, sessions_like_its_own(policy, config, worlds, purifier, n_envs)
 
     return build

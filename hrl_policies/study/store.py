@@ -281,7 +281,7 @@ def load_run(folder: str | Path) -> StoredRun:
     if path.is_file():
         raise ArtifactError(
             f"{path} is a file, and a run is a folder; a model file alone is not loaded, as what is pickled in it "
-            "could execute code"
+            "could execute code (kuaifair evaluate and serve take it with --trust)"
         )
     if not path.is_dir():
         raise ArtifactError(f"there is no run folder {path}")
