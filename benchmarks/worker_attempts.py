@@ -15,7 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,12 +40,16 @@ from hrl_policies.zoo.settings import shipped_settings
 from kuaifair_env import SessionConfig, evaluate, serve
 from kuaifair_env.files import write_text_atomically
 from kuaifair_env.intervals import crossed_mean, interval_of
+from kuaifair_env.randomisation import Randomisation
+from kuaifair_env.randomised_worlds import estimated_randomisation
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 SEEDS = (11, 15, 19)
-REPORTING, CHOOSING = SEED_LIMIT - 7, SEED_LIMIT - 8
-REPORTED_SESSIONS, CHOSEN_SESSIONS, SESSIONS_PER_UNIT = 768, 384, 16
+REPORTED = (SEED_LIMIT - 7, 768)
+"""Seed and number of the sessions of the training world that attempts are compared in."""
+CHOOSING, CHOSEN_SESSIONS, SESSIONS_PER_UNIT = SEED_LIMIT - 8, 384, 16
 IMITATION_STEPS, IMITATION_EVERY, IMITATION_EPOCHS, STATES_PER_BATCH = 800, 4, 6, 512
+SHARES = (1.0, 0.5, 0.25, 0.0)
 BONUSES = (-0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
 GENERATIONS, DIRECTIONS, SESSIONS_OF_A_SEARCH, NOISE = 12, 6, 128, 0.05
 SERVING_ORDERS = 3
@@ -75,23 +79,42 @@ class LinearRanker(CandidateRanker):
 
 @dataclass(frozen=True)
 class Setting:
-    """A world, and what agents in it start from."""
+    """A world, what agents in it start from, and how far training users deviate: a share of the default scales."""
 
     pair: WorldPair
     config: SessionConfig
     start: CandidatePurifier
     steps: int | None
+    share: float = 1.0
+
+    @property
+    def randomisation(self) -> Randomisation | None:
+        """How far training users deviate."""
+        if not self.share:
+            return None
+        scales = estimated_randomisation(self.pair.train)
+        deviations = {name: self.share * scale for name, scale in asdict(scales).items() if "block" not in name}
+        return replace(scales, **deviations)
 
     def agent(self, seed: int) -> HierarchicalPPO:
         """Returns DSRM-HRL before its training, over training sessions."""
         settings = shipped_settings("dsrm-hrl", self.pair.name)
         hyperparameters = {name: value for name, value in settings.hyperparameters.items() if name != "guard"}
-        env = training_sessions(self.pair.train, self.config, settings.n_envs, seed, purifier=self.start)
+        env = training_sessions(
+            self.pair.train,
+            self.config,
+            settings.n_envs,
+            seed,
+            randomisation=self.randomisation,
+            purifier=self.start,
+        )
         return HierarchicalPPO(settings.policy, env, seed=seed, device="cpu", click_scorer=None, **hyperparameters)
 
     def in_training(self, agent: HierarchicalPPO, seed: int, n_sessions: int) -> Values:
         """Returns mean R_cum of units of sessions of the training world that share deviations, frozen."""
-        sessions = validation_sessions(self.pair.train, self.config, seed, purifier=self.start)
+        sessions = validation_sessions(
+            self.pair.train, self.config, seed, randomisation=self.randomisation, purifier=self.start
+        )
         n_users = min(n_sessions, len(self.pair.train.users))
         result = evaluate(agent, sessions, episodes_per_user=n_sessions // n_users, n_users=n_users, seed=seed)
         rewards = np.asarray(result.sessions.return_, np.float64)
@@ -230,27 +253,74 @@ def attempt(name: str, setting: Setting, seed: int, place: Path) -> dict[str, An
 
 
 def _evaluated(setting: Setting, agent: HierarchicalPPO) -> dict[str, Any]:
-    training = setting.in_training(agent, REPORTING, REPORTED_SESSIONS)
+    training = setting.in_training(agent, *REPORTED)
     return {"training": training.tolist(), "test": setting.in_test(agent).tolist()}
 
 
 def frozen_rows(setting: Setting, store: Path) -> Iterator[str]:
     """Yields the lines of the table of frozen agents."""
-    reference = store / "start.json"
-    if not reference.exists():
-        write_text_atomically(reference, json.dumps(_evaluated(setting, setting.agent(SEEDS[0]))))
-    start = {name: np.asarray(values) for name, values in json.loads(reference.read_text(encoding="utf-8")).items()}
+    start = _start(setting, store)
     yield "| attempt | trained on | training world: R_cum less the start's | test world: R_cum less the start's | s |"
     yield "|---|---|---:|---:|---:|"
     yield f"| none: the start | | {start['training'].mean():.2f} | {start['test'].mean():.2f} | |"
     for name in ATTEMPTS:
-        runs = [attempt(name, setting, seed, store / f"{name.replace(' ', '-')}-{seed}.json") for seed in SEEDS]
-        cells = []
-        for world in ("training", "test"):
-            differences = np.stack([np.asarray(run[world]) - start[world] for run in runs])
-            cells.append(cell(interval_of(crossed_mean(differences)), sign=True))
+        runs, cells = _compared(name, setting, start, store)
         trained = ", ".join(dict.fromkeys(run["trained"] for run in runs))
         yield f"| {name} | {trained} | {' | '.join(cells)} | {np.mean([run['seconds'] for run in runs]):.0f} |"
+
+
+def _start(setting: Setting, store: Path) -> dict[str, Values]:
+    """Returns what the start earns in both worlds, from the store if it was made before."""
+    reference = store / "start.json"
+    if not reference.exists():
+        write_text_atomically(reference, json.dumps(_evaluated(setting, setting.agent(SEEDS[0]))))
+    return {name: np.asarray(values) for name, values in json.loads(reference.read_text(encoding="utf-8")).items()}
+
+
+def _compared(
+    name: str, setting: Setting, start: Mapping[str, Values], store: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns what an attempt gave with all seeds, and its differences to the start in both worlds."""
+    runs = [attempt(name, setting, seed, store / f"{name.replace(' ', '-')}-{seed}.json") for seed in SEEDS]
+    stacked = {world: np.stack([np.asarray(run[world]) for run in runs]) for world in ("training", "test")}
+    return runs, [_difference(rewards - start[world]) for world, rewards in stacked.items()]
+
+
+def _difference(differences: Values) -> str:
+    return cell(interval_of(crossed_mean(differences)), sign=True)
+
+
+def deviation_rows(setting: Setting, store: Path) -> Iterator[str]:
+    """Yields the lines of the table of worlds whose users deviate less: what exploration and PPO are worth there."""
+    titles = " | ".join(f"bonus {bonus:+g}" for bonus in BONUSES)
+    yield f"| deviations of training users | the start | {titles} | PPO | PPO, in the test world |"
+    yield "|---|---:|" + "---:|" * (len(BONUSES) + 2)
+    for share in SHARES:
+        of_share, place = replace(setting, share=share), store if share == 1.0 else store / f"share-{share:g}"
+        place.mkdir(exist_ok=True)
+        start = _start(of_share, place)
+        _, of_ppo = _compared("PPO", of_share, start, place)
+        bonuses = _bonuses(of_share, place, "training", start)
+        yield f"| {share:g} | {start['training'].mean():.2f} | {' | '.join(bonuses + of_ppo)} |"
+    start = _start(setting, store)
+    bonuses = _bonuses(setting, store, "test", start)
+    yield f"| the test world | {start['test'].mean():.2f} | {' | '.join(bonuses)} | | |"
+
+
+def _bonuses(setting: Setting, store: Path, world: str, start: Mapping[str, Values]) -> list[str]:
+    """Returns what each bonus for what is uncertain earns over the start, from the store if it was made before."""
+    place = store / f"bonuses-{world}.json"
+    if not place.exists():
+        agent = setting.agent(SEEDS[0])
+        policy = cast(RankingPolicy, agent.policy)
+        worker, rewards = policy.worker, {}
+        for bonus in BONUSES:
+            policy.worker = _with_bonus(worker, bonus)
+            played = setting.in_test(agent) if world == "test" else setting.in_training(agent, *REPORTED)
+            rewards[f"{bonus:g}"] = played.tolist()
+        write_text_atomically(place, json.dumps(rewards))
+    stored = json.loads(place.read_text(encoding="utf-8"))
+    return [_difference(np.asarray(stored[f"{bonus:g}"])[None] - start[world]) for bonus in BONUSES]
 
 
 def serving_rows(setting: Setting, store: Path) -> Iterator[str]:
@@ -276,16 +346,16 @@ def serving_rows(setting: Setting, store: Path) -> Iterator[str]:
     yield "| networks | orders | R_cum | less the first row |"
     yield "|---|---:|---:|---:|"
     yield f"| stay at their start | {SERVING_ORDERS} | {stay.mean():.2f} | |"
-    difference = cell(interval_of(crossed_mean(learned - stay)), sign=True)
-    yield f"| PPO on what is served | {SERVING_ORDERS} | {learned.mean():.2f} | {difference} |"
+    yield f"| PPO on what is served | {SERVING_ORDERS} | {learned.mean():.2f} | {_difference(learned - stay)} |"
 
 
-def page(setting: Setting, sections: Mapping[str, tuple[list[str], list[str]]], arguments: Namespace) -> str:
+def page(setting: Setting, sections: Mapping[str, Mapping[str, list[str]]], arguments: Namespace) -> str:
     """Returns the page of a world."""
     data, option = setting.pair.test.data, " --data DATA" if arguments.data else ""
     lines = [f"# {setting.pair.name}", ""]
-    for repeats, (frozen, serving) in sections.items():
-        lines += [f"## Repeats {repeats}, frozen", "", *frozen, "", f"## Repeats {repeats}, serving", "", *serving, ""]
+    for repeats, tables in sections.items():
+        for title, table in tables.items():
+            lines += [f"## Repeats {repeats}, {title}", "", *table, ""]
     return "\n".join(
         [
             *lines,
@@ -297,10 +367,13 @@ def page(setting: Setting, sections: Mapping[str, tuple[list[str], list[str]]], 
             "*A bonus*: a multiple of the belief's spread of a candidate, falling to 0 at Max Len, chosen among "
             f"{', '.join(f'{bonus:g}' for bonus in BONUSES)}. *Direct search*: linear functions of a candidate's "
             "features and of the clock, by R_cum of sessions alone.",
-            f"- Training world: {REPORTED_SESSIONS} sessions that nothing was chosen by, deviations shared by "
+            f"- Training world: {REPORTED[1]} sessions that nothing was chosen by, deviations shared by "
             f"{SESSIONS_PER_UNIT} sessions each. Test world: {len(users_of(setting.pair)):,} users, once each. "
             "Brackets: 95 % intervals of the mean for other seeds and other users or deviations. s: processor seconds "
             "of a training.",
+            "- Training users who deviate less: every scale of the randomisation times a share, in training and in "
+            "evaluation; R_cum of each row's own world, less its start's. 1 is the training world of all other tables, "
+            "0 the response model of the log. A bonus has one row of sessions, as nothing is trained.",
             f"- Serving: the same users, {N_ENVS} at a time; the belief learns in both rows. Brackets: other orders "
             "and other users.",
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
@@ -320,14 +393,18 @@ def main() -> None:
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
     start = cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
-    sections = {}
+    sections: dict[str, dict[str, list[str]]] = {}
     for repeats in arguments.repeats:
         setting = Setting(
             pair, SessionConfig(action_mode="slate", repeats=repeats), start, cast("int | None", arguments.steps)
         )
         store = arguments.store / short_name(arguments.world) / repeats
         store.mkdir(parents=True, exist_ok=True)
-        sections[repeats] = (list(frozen_rows(setting, store)), list(serving_rows(setting, store)))
+        sections[repeats] = {
+            "frozen": list(frozen_rows(setting, store)),
+            "frozen, training users who deviate less": list(deviation_rows(setting, store)),
+            "serving": list(serving_rows(setting, store)),
+        }
     write_section(arguments.results, "worker_attempts.md", page(setting, sections, arguments))
 
 
