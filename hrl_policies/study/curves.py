@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,7 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
 
     def draw(axis: Axes, task: Task, figure: str) -> None:
         for variant, runs in shown[task].items():
-            steps, values = on_common_steps(runs, figure)
-            if len(values) > 1:
-                ends = values.min(axis=0), values.max(axis=0)
-                axis.fill_between(steps, *ends, color=look[variant.title].colour, alpha=0.15, linewidth=0)
-            _draw_line(axis, steps, values.mean(axis=0), look[variant.title], variant.title)
+            _draw_seeds(axis, *on_common_steps(runs, figure), look[variant.title], variant.title)
         axis.set_ylabel(FIGURE_TITLES[figure])
         axis.set_xlabel("training steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -87,17 +83,72 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
     return True
 
 
+def draw_training_rewards(path: str | Path, comparison: Comparison, max_len: int) -> bool:
+    """Draws R_cum of training sessions over the sessions and over the processor seconds of training.
+
+    Lines and bands are those of :func:`draw_learning_curves`, which has the arguments and errors too. Seconds are those
+    of a run shared out evenly over its steps; runs of which they are not known have lines over sessions alone.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    shown = {task: _with_curves(comparison, task) for task in comparison.tasks_at(max_len)}
+    shown = {task: curves for task, curves in shown.items() if curves}
+    if not shown:
+        return False
+    look = looks(list(dict.fromkeys(variant.title for curves in shown.values() for variant in curves)))
+
+    def draw(axis: Axes, task: Task, figure: str) -> None:
+        for variant, runs in shown[task].items():
+            if figure == "sessions" or all("training_cpu_seconds" in run.run.timing for run in runs):
+                _draw_seeds(
+                    axis, *_on_common_places(runs, _PLACES[figure], "r_cum"), look[variant.title], variant.title
+                )
+        axis.set_ylabel("R_cum")
+        axis.set_xlabel("training sessions" if figure == "sessions" else "processor seconds of training")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    caption = (
+        f"R_cum of training sessions, Max Len {max_len}, with exploration, over sessions and over processor seconds of "
+        "training: means of the training seeds, with bands from the lowest to the highest."
+    )
+    legend = "line: mean of seeds\nband: all seeds"
+    draw_task_panels(path, comparison, list(shown), list(_PLACES), (4.2, 3.2), draw, legend, caption)
+    return True
+
+
 def on_common_steps(runs: Sequence[EvaluatedRun], figure: str) -> tuple[Values, Values]:
     """Returns a column of the curves of several seeds at the same steps, those that all of them reached.
 
     Returns:
         Steps ``float64 (n,)`` and values ``float64 (S, n)``, interpolated linearly.
     """
-    steps = [np.asarray([point["steps"] for point in run.run.curve], np.float64) for run in runs]
+    return _on_common_places(runs, _steps, figure)
+
+
+def _on_common_places(
+    runs: Sequence[EvaluatedRun], places: Callable[[EvaluatedRun], Values], figure: str
+) -> tuple[Values, Values]:
+    at = [places(run) for run in runs]
     values = [np.asarray([point[figure] for point in run.run.curve], np.float64) for run in runs]
-    first, last = max(one[0] for one in steps), min(one[-1] for one in steps)
+    first, last = max(one[0] for one in at), min(one[-1] for one in at)
     common = np.linspace(first, last, _CURVE_POINTS)
-    return common, np.stack([np.interp(common, at, value) for at, value in zip(steps, values, strict=True)])
+    return common, np.stack([np.interp(common, one, value) for one, value in zip(at, values, strict=True)])
+
+
+def _steps(run: EvaluatedRun) -> Values:
+    return np.asarray([point["steps"] for point in run.run.curve], np.float64)
+
+
+def _sessions(run: EvaluatedRun) -> Values:
+    return np.cumsum([point["sessions"] for point in run.run.curve], dtype=np.float64)
+
+
+def _seconds(run: EvaluatedRun) -> Values:
+    return _steps(run) / run.run.result["steps_done"] * float(run.run.timing["training_cpu_seconds"])
+
+
+_PLACES: Mapping[str, Callable[[EvaluatedRun], Values]] = {"sessions": _sessions, "seconds": _seconds}
 
 
 def draw_serving(path: str | Path, agents: Mapping[str, Sequence[ServingResult]]) -> None:
@@ -120,11 +171,7 @@ def draw_serving(path: str | Path, agents: Mapping[str, Sequence[ServingResult]]
     for axis, (name, title) in zip(axes.ravel(), titles.items(), strict=True):
         for agent, results in agents.items():
             curves = [result.curve() for result in results]
-            values = np.stack([curve[name] for curve in curves])
-            if len(values) > 1:
-                ends = values.min(axis=0), values.max(axis=0)
-                axis.fill_between(curves[0]["sessions"], *ends, color=look[agent].colour, alpha=0.15, linewidth=0)
-            _draw_line(axis, curves[0]["sessions"], values.mean(axis=0), look[agent], agent)
+            _draw_seeds(axis, curves[0]["sessions"], np.stack([curve[name] for curve in curves]), look[agent], agent)
         axis.set_ylabel(title)
         axis.set_xlabel("sessions served")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -182,6 +229,13 @@ def _with_curves(comparison: Comparison, task: Task) -> dict[Variant, tuple[Eval
         for variant, runs in cells.items()
         if runs and all(len(run.run.session_curve) >= _MIN_POINTS for run in runs)
     }
+
+
+def _draw_seeds(axis: Axes, x: Values, values: Values, look: Look, label: str) -> None:
+    """Draws the mean of several curves and, where there are several, a band from the lowest to the highest."""
+    if len(values) > 1:
+        axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
+    _draw_line(axis, x, values.mean(axis=0), look, label)
 
 
 def _draw_line(axis: Axes, x: Values, y: Values, look: Look, label: str, *, drawstyle: str = "default") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hrl_policies.study.comparisons import difference_table, score_table
-from hrl_policies.study.curves import draw_learning_curves, draw_profiles
+from hrl_policies.study.curves import draw_learning_curves, draw_profiles, draw_training_rewards
 from hrl_policies.study.figures import draw_length_and_reward, draw_pareto, draw_purification_gain, draw_results
 from hrl_policies.study.labels import PROPOSED, RunRecord
 from hrl_policies.study.loading import check_same_worlds, open_worlds, purifier_of, register_data_of
@@ -83,6 +83,7 @@ def _draw_group(folder: Path, group: Comparison, ending: str) -> list[Path]:
         for name, draw in (
             ("fig_3_purification_gain", draw_purification_gain),
             ("fig_7_learning_curves", draw_learning_curves),
+            ("training_rewards", draw_training_rewards),
             ("length_and_reward", draw_length_and_reward),
             ("pareto", draw_pareto),
         ):

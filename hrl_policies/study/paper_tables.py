@@ -375,7 +375,8 @@ def cost_table(comparison: Comparison, command: str, *, compare: bool = False) -
     return ResultTable(
         title="Training time",
         header=("world", "Max Len", "repeats", "method", "seeds", "steps", "sessions", "peak MiB", "seconds",
-                f"s per {PAPER_EPISODES:,} sessions", *(["paper (another machine)"] if compare else []), "machine"),
+                f"s per {PAPER_EPISODES:,} sessions", f"processor s per {PAPER_EPISODES:,} sessions",
+                *(["paper (another machine)"] if compare else []), "machine"),
         rows=tuple(rows),
         notes=(
             comparison.provenance,
@@ -389,6 +390,7 @@ def _cost_cells(runs: Sequence[EvaluatedRun]) -> list[Cell]:
     seconds = [float(run.run.timing["training_seconds"]) for run in runs]
     sessions = [sum(point["sessions"] for point in run.run.session_curve) for run in runs]
     # Older runs and some systems do not tell their peak memory.
+    cpu_seconds = [float(run.run.timing.get("training_cpu_seconds", np.nan)) for run in runs]
     memories = [run.run.timing.get("peak_memory_mib") for run in runs]
     peaks = [float(memory) for memory in memories if memory is not None]
     offline = min(sessions) < 1
@@ -398,7 +400,12 @@ def _cost_cells(runs: Sequence[EvaluatedRun]) -> list[Cell]:
         MISSING if offline else f"{np.mean(sessions):.0f}",
         Measured(max(peaks), 0) if peaks else MISSING,
         _mean_seconds(seconds),
-        MISSING if offline else _mean_seconds([s * PAPER_EPISODES / n for s, n in zip(seconds, sessions, strict=True)]),
+        *[
+            MISSING
+            if offline or np.isnan(times).any()
+            else _mean_seconds([s * PAPER_EPISODES / n for s, n in zip(times, sessions, strict=True)])
+            for times in (seconds, cpu_seconds)
+        ],
     ]
 
 
@@ -413,7 +420,8 @@ def _cost_notes(machines: Sequence[str], resumed: int, compare: bool) -> list[st
     notes = [f"Machine {number}: {machine}." for number, machine in enumerate(machines, 1)]
     notes += [
         "seconds: wall time of training alone, without pretraining of a purifier and evaluation, mean over seeds "
-        f"with its 95 % Student interval; the next column scales each run to {PAPER_EPISODES:,} training sessions. "
+        f"with its 95 % Student interval; the next columns scale each run to {PAPER_EPISODES:,} training sessions, in "
+        "wall time and in processor time, which other programs on the machine hardly change. "
         f"sessions counts those that ended during training; {MISSING} where there were none, as offline.",
         "peak MiB: the largest resident memory of a run's process, its worlds included; largest of the seeds.",
         "Compare times within a machine, and only of runs that had it to themselves.",

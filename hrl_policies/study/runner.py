@@ -240,12 +240,12 @@ def partial_folder(target: Path) -> Path:
 def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:
     config, resumed_at = run.config, run.steps_done
     learns = method(config.method).learns
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     interrupted = learns and _learn(run, progress)
     if run.guard is not None and not interrupted:
         # Deviations of the training world taught a belief its scales; the guard evaluated the agent without them.
         run.purifier = run.pretrained
-    training = time.perf_counter() - start
+    training, training_cpu = time.perf_counter() - start, time.process_time() - cpu_start
     start = time.perf_counter()
     evaluation = None
     try:
@@ -262,7 +262,12 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
             write_partial(target, contents, run.steps_done)
         else:
             log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
-            timing = {"training_seconds": training, "evaluation_seconds": seconds, "peak_memory_mib": memory.mib()}
+            timing = {
+                "training_seconds": training,
+                "training_cpu_seconds": training_cpu,
+                "evaluation_seconds": seconds,
+                "peak_memory_mib": memory.mib(),
+            }
             guarded = {}
             if run.guard is not None:
                 guarded, timing["guard_cpu_seconds"] = {"guard": run.guard.describe()}, run.guard.seconds

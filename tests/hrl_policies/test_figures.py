@@ -17,6 +17,7 @@ from studies import CONTROLS, LIKE_THE_PAPERS, OWN, pairs
 from hrl_policies.study.curves import (
     draw_learning_curves,
     draw_profiles,
+    draw_training_rewards,
     on_common_steps,
 )
 from hrl_policies.study.figures import draw_pareto, draw_purification_gain, looks, pareto_front
@@ -83,7 +84,7 @@ def test_seeds_are_brought_to_the_same_steps(comparison):
 def test_every_figure_has_a_file_of_its_own(runs, drawn, tmp_path):
     assert set(drawn) == {
         "fig_3_purification_gain_len8", "fig_7_learning_curves_len8", "length_and_reward_len8", "pareto_len8",
-        "profiles",
+        "profiles", "training_rewards_len8",
         f"results_{LIKE_THE_PAPERS}_len8_allow", f"results_{OWN}_len8_allow",
     }  # fmt: skip
     controls = [run for run in runs if run.config.method == "random" and run.config.world == OWN]
@@ -124,6 +125,18 @@ def test_learning_curves_are_labelled_by_method(drawn):
     assert "Random" not in words
 
 
+def test_rewards_of_training_are_drawn_over_sessions_and_seconds_that_are_known(drawn, runs, tmp_path):
+    words = words_of(drawn["training_rewards_len8"])
+    assert {"A2C", "A2C + ips", "R_cum", "training sessions", "processor seconds of training"} <= set(words)
+    a2c = [run for run in runs if run.config.method == "a2c" and run.config.session.max_len == 8]
+    older = [replace(run, timing={"training_seconds": 1.0}) for run in a2c]
+    for name, chosen in (("known", a2c), ("older", older)):
+        (group,) = comparisons(chosen)
+        assert draw_training_rewards(tmp_path / f"{name}.svg", group, 8)
+    sizes = {name: (tmp_path / f"{name}.svg").read_text("utf-8").count("<path") for name in ("known", "older")}
+    assert sizes["older"] < sizes["known"]
+
+
 def test_purification_is_shown_for_methods_with_several_states_only(drawn):
     words = words_of(drawn["fig_3_purification_gain_len8"])
     assert {"raw states", "ips", "A2C"} <= set(words)
@@ -158,6 +171,7 @@ def test_where_there_is_nothing_to_draw_nothing_is_written(runs, tmp_path):
     path = tmp_path / "a.png"
     assert not draw_learning_curves(path, controls, 8)
     assert not draw_purification_gain(path, controls, 8)
+    assert not draw_training_rewards(path, controls, 8)
     assert not draw_profiles(path, controls)
     assert not draw_pareto(path, controls, 99)
     assert not path.exists()

@@ -210,6 +210,11 @@ def test_training_times_are_scaled_to_the_same_number_of_sessions(runs, comparis
     row = next(row for row in table.rows if row[:4] == (TWIN, "30", "allow", "HRL"))
     by_title = dict(zip(table.header, row, strict=True))
     assert by_title["s per 20,000 sessions"].value == pytest.approx(np.mean(rates))
+    cpu = [
+        run.timing["training_cpu_seconds"] * rate / run.timing["training_seconds"]
+        for run, rate in zip(chosen, rates, strict=True)
+    ]
+    assert by_title["processor s per 20,000 sessions"].value == pytest.approx(np.mean(cpu))
     assert by_title["seconds"].value == pytest.approx(np.mean([run.timing["training_seconds"] for run in chosen]))
     assert by_title["paper (another machine)"].value == 8_462.525
     assert by_title["machine"] == "1" and f"Machine 1: {chosen[0].timing['machine']}." in table.notes
