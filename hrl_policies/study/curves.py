@@ -145,7 +145,7 @@ def _sessions(run: EvaluatedRun) -> Values:
 
 
 def _seconds(run: EvaluatedRun) -> Values:
-    return _steps(run) / run.run.result["steps_done"] * float(run.run.timing["training_cpu_seconds"])
+    return _steps(run) * (float(run.run.timing["training_cpu_seconds"]) / run.run.steps_done)
 
 
 _PLACES: Mapping[str, Callable[[EvaluatedRun], Values]] = {"sessions": _sessions, "seconds": _seconds}
