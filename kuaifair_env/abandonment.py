@@ -447,7 +447,7 @@ def _with_parameters(rule: LeaveRule, name: str, parameters: Mapping[str, Any]) 
     unknown = [parameter for parameter in parameters if parameter not in known]
     if unknown:
         takes = ", ".join(known) or "nothing"
-        raise ValueError(f"the leave rule {name!r} has no parameter {', '.join(unknown)}; it takes {takes}")
+        raise ValueError(f"the leave rule {name!r} has no parameter {', '.join(map(str, unknown))}; it takes {takes}")
     # A rule with parameters is a dataclass.
     return replace(rule, **parameters) if parameters else rule  # type: ignore[type-var]
 

@@ -46,6 +46,7 @@ _CHECKSUM = "sha256"
 # What unfit content makes this library and those beneath it raise.
 _MISFITS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     BadZipFile,
     EOFError,

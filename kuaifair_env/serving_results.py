@@ -177,7 +177,9 @@ class ServingResult:
                 for name, described in content["evaluations"].items()
             }
             settings = parse_as(ServingSettings, content["settings"])
-            return cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
+            result = cls(settings, evaluations["served"], evaluations.get("before"), evaluations.get("after"))
+            result.summary()  # columns that do not fit each other have no figures
+            return result
 
     def _provenance(self) -> str:
         settings = self.settings

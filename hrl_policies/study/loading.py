@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrl_policies.study.config import PurifierIdentity, RunConfig
+from hrl_policies.study.records import TRAIN_AGAIN
 from hrl_policies.study.store import BELIEF, MODEL, PURIFIER, StoredRun
 from hrl_policies.worlds import SEED_LIMIT, WorldPair, load_worlds, session_seed, training_sessions
 from hrl_policies.zoo import BuildContext, method
 from kuaifair_env.data.own import OwnTables
 from kuaifair_env.errors import ArtifactError, DataError
+from kuaifair_env.files import whole
 from kuaifair_env.fingerprint import WorldFingerprint
 from kuaifair_env.origins import OwnOrigin
 from kuaifair_env.registration import ENVIRONMENTS, register_origin
@@ -131,7 +133,9 @@ def load_policy(run: StoredRun, worlds: WorldPair) -> Any:
         ArtifactError: If the data has changed, or the model file is damaged.
     """
     check_same_worlds(run, worlds)
-    policy = build_policy(run.config, worlds, purifier_of(run))
+    purifier = purifier_of(run)
+    with whole(run.folder / "config.json", "configuration of a run", TRAIN_AGAIN):
+        policy = build_policy(run.config, worlds, purifier)
     if method(run.config.method).learns:
         from kuaifair_env.sb3_files import restore_parameters
 

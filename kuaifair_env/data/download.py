@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kuaifair_env.errors import DataError
 
@@ -21,10 +22,32 @@ _MIN_RATE = 1_000.0
 """Bytes a second: a server that sends less for as long as the time-out counts as failed."""
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
+_FAILURES = (ArithmeticError, HTTPException, OSError, ValueError)
+"""What Python's client raises over answers that are none, or break off."""
 
 
 class _AttemptError(Exception):
     """An attempt failed, and the next one may not."""
+
+    @classmethod
+    def over(cls, error: Exception) -> _AttemptError:
+        """Returns what another error says, in one line without control characters: a server may have written it."""
+        said = " ".join(str(error).split())[:200]
+        return cls("".join(letter for letter in said if letter.isprintable()) or type(error).__name__)
+
+
+class _Redirections(HTTPRedirectHandler):
+    """Follows redirections within HTTP, without reading what comes with them, which need not end."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def download(
@@ -45,8 +68,7 @@ def download(
         OSError: If it cannot be written.
         ValueError: If the address is of another kind.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"an address begins with http:// or https://, got {url!r}")
+    _check_address(url)
     target.touch()
     for attempt in range(retries + 1):
         try:
@@ -59,6 +81,21 @@ def download(
                     file=url,
                 ) from error
         time.sleep(_PAUSE)
+
+
+def _check_address(url: str) -> None:
+    """Refuses what is no address of HTTP.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    try:
+        address = urlsplit(url)
+        valid = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # of a port or a host
+        valid = False
+    if not (valid and url.isascii() and url.isprintable() and " " not in url):
+        raise ValueError(f"an address begins with http:// or https:// and is of ASCII without blanks, got {url!r}")
 
 
 def _attempt(url: str, target: Path, size: int | None, timeout: float, progress: bool) -> None:
@@ -90,13 +127,13 @@ def _answer(url: str, there: int, timeout: float, target: Path) -> HTTPResponse:
     headers = {"Accept-Encoding": "identity", "User-Agent": "kuaifair"}
     headers |= {"Range": f"bytes={there}-"} if there else {}
     try:
-        response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=timeout)
+        response: HTTPResponse = build_opener(_Redirections).open(Request(url, headers=headers), timeout=timeout)
     except HTTPError as error:
         if error.code == _RANGE_NOT_SATISFIABLE:
             target.write_bytes(b"")
-        raise _AttemptError(" ".join(str(error).split())) from error
-    except (OSError, HTTPException) as error:
-        raise _AttemptError(str(error) or type(error).__name__) from error
+        raise _AttemptError.over(error) from error
+    except _FAILURES as error:
+        raise _AttemptError.over(error) from error
     return response
 
 
@@ -121,8 +158,8 @@ def _blocks(response: HTTPResponse, timeout: float) -> Iterator[bytes]:
     while True:
         try:
             block = response.read1(_CHUNK)
-        except (OSError, HTTPException) as error:
-            raise _AttemptError(str(error) or type(error).__name__) from error
+        except _FAILURES as error:
+            raise _AttemptError.over(error) from error
         if not block:
             return
         yield block

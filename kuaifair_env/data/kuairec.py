@@ -31,7 +31,7 @@ from kuaifair_env.data.official import (
 )
 from kuaifair_env.data.published import DAILY_NUMBERS, KUAIREC, UNKNOWN_CODE
 from kuaifair_env.data.schema import Catalogue, InteractionLog
-from kuaifair_env.data.sources import SourceFiles, open_source, provenance_of
+from kuaifair_env.data.sources import READ_ERRORS, SourceFiles, open_source, provenance_of
 from kuaifair_env.errors import DataError
 
 _DAILY = "item_daily_features.csv"
@@ -181,8 +181,12 @@ def _read_captions(files: SourceFiles, ids: NDArray[np.int64]) -> tuple[pd.Serie
     categories = np.full(len(ids), UNKNOWN_CODE, np.int64)
     place = {int(item): row for row, item in enumerate(ids)}
     counts = {"captions": 0, "captions_with_line_breaks": 0, "captions_unreadable": 0}
-    with files.open(_CAPTIONS) as raw:
-        text = raw.read().decode("utf-8-sig", errors="replace")
+    try:
+        with files.open(_CAPTIONS) as raw:
+            text = raw.read().decode("utf-8-sig", errors="replace")
+    except READ_ERRORS as error:
+        label = files.label(_CAPTIONS)
+        raise DataError(f"cannot be read ({error}); it is truncated or damaged", file=label) from error
     pending: list[str] = []
     lines = iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     header = next(csv.reader(io.StringIO(next(lines))), [])

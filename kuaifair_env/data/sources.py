@@ -115,7 +115,8 @@ class ArchiveFiles(SourceFiles):
             members = [member for member in self._list() if not PurePosixPath(member).name.startswith("._")]
         except READ_ERRORS as error:
             raise DataError(
-                f"not a whole archive ({error or type(error).__name__}); download it again", file=self.path
+                f"not a whole archive ({' '.join(str(error).split()) or type(error).__name__}); download it again",
+                file=self.path,
             ) from error
         # Of two members of one name the shorter path counts.
         return {PurePosixPath(member).name: member for member in sorted(members, key=len, reverse=True)}

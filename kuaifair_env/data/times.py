@@ -206,7 +206,8 @@ def _of_text(series: pd.Series[Any], where: str) -> pd.Series[Any]:
                 column=str(series.name),
             ) from None
     if types.is_integer_dtype(parsed):
-        parsed = parsed.astype("Int64")  # stays exact beside missing values
+        # Stays exact beside missing values.
+        parsed = parsed.astype("UInt64" if types.is_unsigned_integer_dtype(parsed) else "Int64")
     return parsed.reindex(values.index)
 
 

@@ -289,6 +289,15 @@ def test_a_run_is_not_judged_in_another_world(tmp_path):
         train(a2c(), small_pair(name="other"))
 
 
+def test_settings_that_the_method_does_not_take_are_those_of_a_damaged_run(tmp_path):
+    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    path.write_text(path.read_text().replace('"n_steps"', '"__class__"'), encoding="utf-8")
+    write_checksums(path.parent)
+    with pytest.raises(ArtifactError, match=r"config\.json is not a whole configuration .*no hyperparameter __class__"):
+        load_policy(load_run(tmp_path / "run"), small_pair())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
 def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
     train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")

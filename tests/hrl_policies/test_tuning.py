@@ -181,9 +181,12 @@ def test_a_folder_belongs_to_one_search(world, quick, tmp_path):
     (tmp_path / "other/best.yml").write_text("precious")
     with pytest.raises(ArtifactError, match="holds no search"):
         tune(PLAN, world, 1, tmp_path / "other")
-    (tmp_path / "search/trials.jsonl").write_text("no journal\n{}\n")
-    with pytest.raises(ArtifactError, match="is not a whole journal of trials"):
-        tune(PLAN, world, 1, tmp_path / "search")
+    lines = (tmp_path / "search/trials.jsonl").read_text().splitlines()
+    unknown = "\n".join([*lines, json.dumps(json.loads(lines[-1]) | {"op_code": 99}), ""])
+    for journal in ("no journal\n{}\n", unknown):
+        (tmp_path / "search/trials.jsonl").write_text(journal)
+        with pytest.raises(ArtifactError, match="is not a whole journal of trials"):
+            tune(PLAN, world, 1, tmp_path / "search")
 
 
 def test_a_trial_that_fails_counts_and_says_why_but_the_first_must_work(world, monkeypatch, tmp_path):

@@ -271,6 +271,7 @@ def test_a_rule_is_written_as_name_text_or_mapping():
         ({"rule": ["temper"]}, "no leave rule is called"),
         ({"ad_bound": 0.2}, "a leave rule as a mapping says which"),
         ({}, "says which"),
+        ({"rule": "temper", 1: 2}, "'temper' has no parameter 1; it takes"),
         ("", "choose from"),
     ],
 )

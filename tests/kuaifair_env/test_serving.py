@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from copy import deepcopy
 from dataclasses import replace
@@ -24,7 +25,7 @@ from kuaifair_env import LearnsWhileServing, ServedStep, SessionConfig, evaluate
 from kuaifair_env.agent_view import world_for_agents
 from kuaifair_env.checkpoints import NotPlainError, decode, encode
 from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError
-from kuaifair_env.files import with_checksum
+from kuaifair_env.files import file_hash, with_checksum
 from kuaifair_env.intervals import crossed_mean
 from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.randomised_worlds import randomised
@@ -574,6 +575,7 @@ def test_a_finished_service_is_read_again(tmp_path):
     assert results[1].served.fairness == results[0].served.fairness
     with pytest.raises(ArtifactError, match="another run: order was 0 there and is 1 here"):
         serve(ItemCounts(), vec_env(world), sessions=20, order=1, folder=tmp_path)
+    sessions = (tmp_path / "sessions.npz").read_bytes()
     (tmp_path / "sessions.npz").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"sessions\.npz was altered"):
         ServingResult.load(tmp_path)
@@ -581,6 +583,15 @@ def test_a_finished_service_is_read_again(tmp_path):
     (tmp_path / "result.json").write_text(content.replace('"order": 0', '"order": 1'))
     with pytest.raises(ArtifactError, match=r"result\.json was altered"):
         ServingResult.load(tmp_path)
+    with np.load(io.BytesIO(sessions)) as stored:
+        arrays = dict(stored)
+    for column, values in (("length", np.zeros(0, np.int64)), ("return_", np.full(20, np.nan))):
+        np.savez(tmp_path / "sessions.npz", **arrays | {f"served.{column}": values})
+        forged = json.loads(content) | {"sessions": file_hash(tmp_path / "sessions.npz")}
+        del forged["sha256"]
+        (tmp_path / "result.json").write_text(json.dumps(with_checksum(forged)))
+        with pytest.raises(ArtifactError, match="not a whole result"):
+            ServingResult.load(tmp_path)
     for junk in (b"\xff\xfe\x00", b"[]", b"{}"):
         (tmp_path / "result.json").write_bytes(junk)
         with pytest.raises(ArtifactError, match="not a whole result"):

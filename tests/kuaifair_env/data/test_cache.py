@@ -291,6 +291,18 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.server.plan.insert(0, "circle")
             return
+        if manner.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", manner.removeprefix("to "))
+            self.send_header("Content-Length", "9" * 20)
+            self.end_headers()
+            with suppress(OSError):
+                while not self.server.released.is_set():
+                    self.wfile.write(bytes(1 << 16))
+            return
+        if manner.startswith("status "):
+            self.wfile.write(manner.removeprefix("status ").encode() + b"\r\n\r\n")
+            return
         if manner == "wrong":
             content = b"<html>please log in</html>"
         begin = 0
@@ -400,6 +412,13 @@ def test_a_whole_archive_is_not_downloaded_twice(server: Server, tmp_path: Path)
         ("gzip", "encoded as 'gzip', which was not asked for"),
         ("wrong", "not the expected archive"),
         ("gone", "404"),
+        ("to /files/elsewhere", "404"),
+        ("to http://[", "could not be downloaded in 1 attempt"),
+        ("to ftp://a/b", "an address begins with http"),
+        ("to file:///etc/passwd", "could not be downloaded in 1 attempt"),
+        ("status HTTP/1.1 \x1b[2J", "1 attempt"),
+        ("status HTTP/1.1 " + 3_000 * "x", "1 attempt"),
+        ("status HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + 99 * "f", "1 attempt"),
         ("overloaded", "503"),
         ("stuck", "could not be downloaded"),
     ],
@@ -413,8 +432,18 @@ def test_a_bad_download_leaves_nothing(
     with pytest.raises(DataError, match=words) as caught:
         get(server, folder, timeout=0.1)
     assert caught.value.file is not None and ARCHIVE in caught.value.file
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://a", "http://", "http://[::1", "http://a:b", "http://a:99999", "http://a\n", "http://a b", "http://é", ""],
+)
+def test_what_is_no_address_is_refused_before_anything_is_asked(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match="an address begins with http:// or https://") as caught:
+        downloads.download(url, tmp_path / "a")
+    assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
 
 
 def test_an_attempt_goes_on_where_the_one_before_stopped(server: Server, tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ BAD = [
     (lambda f: f.assign(watch_ratio=[0, np.inf, 2.0, 0, 1]), "row 1 .* inf", "watch_ratio"),
     (lambda f: f.assign(time=["a", "b", "c", "d", "e"]), "numbers or datetimes", "time"),
     (lambda f: f.assign(time=[1.0, np.inf, 2, 3, 4]), "row 1 .* inf", "time"),
+    (lambda f: f.assign(time=["1", None, "3", str(2**63), "5"]), "64 signed bits", "time"),
 ]
 
 

@@ -236,16 +236,23 @@ def test_truncated_archives_are_refused_and_leave_no_cache(tmp_path: Path, folde
     assert not list((tmp_path / "cache").rglob("*"))
 
 
-def test_a_damaged_member_is_refused(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["big_matrix.csv", "kuairec_caption_category.csv"])
+def test_a_damaged_member_is_refused(tmp_path: Path, folder: Path, name: str) -> None:
     archive = official.pack_zip(folder, tmp_path / "KuaiRec.zip")
     content = bytearray(archive.read_bytes())
-    place = content.index(b"big_matrix.csv") + 200
+    place = content.index(name.encode()) + 200
     content[place : place + 40] = bytes(40)
     archive.write_bytes(bytes(content))
     with pytest.raises(DataError, match="damaged") as caught:
         load_kuairec(archive, cache=tmp_path / "cache")
-    assert "big_matrix.csv" in str(caught.value)
+    assert name in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*"))
+
+
+def test_a_text_is_no_archive(folder: Path) -> None:
+    with pytest.raises(DataError, match="not a whole archive") as caught:
+        read_kuairec(folder / "big_matrix.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_gz_file_names_the_line_that_cannot_be_read(tmp_path: Path, folder: Path) -> None:
