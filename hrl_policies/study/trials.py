@@ -1,22 +1,23 @@
 """The trials of a search, stored by Optuna in a journal: what to try next, and what came of it.
 
-The journal is a text file of JSON lines; nothing in it is executed when it is read. The sampler is seeded anew for
-every trial, from the seed and the number of trials before it, so that a search which was interrupted goes on with the
-trials that it would have made.
+The journal is a text file of JSON lines with checksums; nothing in it is executed when it is read. The sampler is
+seeded anew for every trial, from the seed and the number of trials before it, so that a search which was interrupted
+goes on with the trials that it would have made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from kuaifair_env.errors import ArtifactError, KuaiFairError
-from kuaifair_env.files import whole
+from kuaifair_env.files import fits_checksum, parse_as, whole, with_checksum
 
 if TYPE_CHECKING:
     import optuna
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _STUDY = "kuaifair"
 _PLAN, _VALUES, _SECONDS, _ERROR = "plan", "values", "seconds", "error"
+_LINE = "line"
+_REMEDY = "choose another output folder"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,48 @@ class Proposal:
     number: int
     values: Mapping[str, Any]
     trial: optuna.Trial
+
+
+class _Records:
+    """Backend of Optuna's journal storage: a file of JSON lines, each with its number and a checksum.
+
+    The last line of a process that was killed while it wrote is dropped. Methods are those of Optuna's
+    ``BaseJournalBackend``.
+
+    Args:
+        path: The file, made if it is not there.
+
+    Raises:
+        ArtifactError: If a line is not what was written; names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        *lines, torn = content.split(b"\n")
+        if torn:
+            os.truncate(path, len(content) - len(torn))
+        self._path = path
+        self._logs: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            with whole(f"{path}, line {number},", "record of a search", _REMEDY):
+                log = parse_as(dict[str, Any], json.loads(line.decode("utf-8")))
+                if log[_LINE] != number or not fits_checksum(log):
+                    raise ValueError("its checksum does not fit")
+                self._logs.append(log)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yields the records from a number on."""
+        yield from self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Writes records."""
+        new = [with_checksum({_LINE: len(self._logs) + place, **log}) for place, log in enumerate(logs, 1)]
+        with self._path.open("ab") as stream:
+            stream.write("".join(f"{json.dumps(log)}\n" for log in new).encode("utf-8"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._logs += new
 
 
 class TrialJournal:
@@ -120,15 +165,12 @@ class TrialJournal:
 
     def _opened(self, path: Path) -> optuna.Study:
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
-        with whole(path, "journal of trials", "choose another output folder"):
-            storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        records = _Records(path)
+        with whole(path, "journal of trials", _REMEDY):
             study: optuna.Study = self._optuna.create_study(
-                storage=storage,
+                storage=JournalStorage(cast(Any, records)),
                 study_name=_STUDY,
                 direction="maximize",
                 pruner=self._optuna.pruners.NopPruner(),
@@ -162,14 +204,3 @@ def import_optuna() -> Any:
     except ImportError as error:
         raise KuaiFairError("tuning needs Optuna; install it with: pip install 'kuaifair[tune]'") from error
     return optuna
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Takes out the last line of a journal whose writer was killed in the middle of it."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(whole)

@@ -39,7 +39,15 @@ from hrl_policies.zoo import MethodSettings, learners, load_settings, method, ov
 from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.files import LOCK, locked_folder, parse_as, whole, write_text_atomically
+from kuaifair_env.files import (
+    LOCK,
+    fits_checksum,
+    locked_folder,
+    parse_as,
+    whole,
+    with_checksum,
+    write_text_atomically,
+)
 from kuaifair_env.splits import evaluation_users
 from kuaifair_env.world import World
 
@@ -425,7 +433,9 @@ def _write_confirmation(search: TuningResult, runs: Sequence[ConfirmationRun]) -
         }
         for run in runs
     ]
-    write_table(search.folder / CONFIRMATION, rows)
+    # The checksum is of cells as they are read: texts.
+    sealed = [with_checksum({name: str(value) for name, value in row.items()}) | row for row in rows]
+    write_table(search.folder / CONFIRMATION, sealed)
 
 
 def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationRun]:
@@ -436,6 +446,9 @@ def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationR
         whole(path, "table of runs", "remove it, and its runs are made again"),
         path.open(encoding="utf-8", newline="") as stream,
     ):
+        rows = list(csv.DictReader(stream))
+        if not all(fits_checksum(row) for row in rows):
+            raise ValueError("its checksums do not fit")
         runs = [
             ConfirmationRun(
                 side="found" if row["settings"] == "found" else "start",
@@ -445,7 +458,7 @@ def _read_confirmation(folder: Path) -> dict[tuple[str, int, int], ConfirmationR
                 score=float(row[CRITERION]),
                 seconds=float(row["seconds"]),
             )
-            for row in csv.DictReader(stream)
+            for row in rows
         ]
         return {run.identity: run for run in runs}
 

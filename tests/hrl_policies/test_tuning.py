@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from damage import with_bits_flipped
 from small_worlds import small_pair
 
 import hrl_policies.study.loading as loading
@@ -34,6 +35,7 @@ from hrl_policies.study.tuning import (
 )
 from hrl_policies.zoo import load_settings, read_settings
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.files import with_checksum
 
 pytest.importorskip("optuna")
 
@@ -181,12 +183,37 @@ def test_a_folder_belongs_to_one_search(world, quick, tmp_path):
     (tmp_path / "other/best.yml").write_text("precious")
     with pytest.raises(ArtifactError, match="holds no search"):
         tune(PLAN, world, 1, tmp_path / "other")
-    lines = (tmp_path / "search/trials.jsonl").read_text().splitlines()
-    unknown = "\n".join([*lines, json.dumps(json.loads(lines[-1]) | {"op_code": 99}), ""])
-    for journal in ("no journal\n{}\n", unknown):
-        (tmp_path / "search/trials.jsonl").write_text(journal)
-        with pytest.raises(ArtifactError, match="is not a whole journal of trials"):
+    path = tmp_path / "search/trials.jsonl"
+    *lines, last = path.read_text().splitlines()
+    unknown = json.dumps(with_checksum(json.loads(last) | {"op_code": 99}))
+    for journal, words in (
+        ("no journal\n{}\n", "line 1, is not a whole record of a search"),
+        ("\n".join([*lines, unknown, ""]), "is not a whole journal of trials"),
+    ):
+        path.write_text(journal)
+        with pytest.raises(ArtifactError, match=words):
             tune(PLAN, world, 1, tmp_path / "search")
+
+
+def test_a_bit_that_changed_in_the_journal_of_a_search_is_noticed(world, quick, tmp_path):
+    expected = outcome(tune(PLAN, world, 3, tmp_path / "search"))
+    path = tmp_path / "search/trials.jsonl"
+    whole = path.read_bytes()
+    # The end of the last line is another matter: without it the line counts as half-written.
+    line_ends = [place for place, byte in enumerate(whole[:-1]) if byte == ord("\n")]
+    bits = [8 * line_ends[0], 8 * line_ends[-1], *np.random.default_rng(0).integers(8 * len(whole) - 8, size=100)]
+    for bit in with_bits_flipped(path, bits):
+        try:
+            # A number may be written 1e-05 or 1E-05.
+            assert outcome(tune(PLAN, world, 3, tmp_path / "search")) == expected
+        except ArtifactError as error:  # noqa: PERF203
+            line = whole[: bit // 8].count(b"\n") + 1
+            assert str(error).startswith(f"{path}, line {line}, is not a whole record") and "\n" not in str(error)
+    lines = whole.splitlines(keepends=True)
+    for altered in ([*lines[:4], *lines[5:]], [*lines[:4], lines[5], lines[4], *lines[6:]], [*lines[:4], *lines[3:]]):
+        path.write_bytes(b"".join(altered))
+        with pytest.raises(ArtifactError, match=r"trials\.jsonl, line 5, is not a whole record"):
+            tune(PLAN, world, 3, tmp_path / "search")
 
 
 def test_a_trial_that_fails_counts_and_says_why_but_the_first_must_work(world, monkeypatch, tmp_path):
@@ -357,9 +384,9 @@ def test_an_interrupted_confirmation_goes_on_and_a_damaged_one_is_refused(world,
     assert (tmp_path / "search/confirmed.yml").read_text() == kept
     assert len(confirm(search, world, 4).runs) == 8 and len(fake.runs) == 8
     path = tmp_path / "search/confirmation.csv"
-    path.write_text(path.read_text().replace("seed", "sowing"))
-    with pytest.raises(ArtifactError, match=r"confirmation\.csv is not a whole table of runs"):
-        confirm(search, world, 3)
+    for _ in with_bits_flipped(path, np.random.default_rng(0).integers(8 * path.stat().st_size - 8, size=50)):
+        with pytest.raises(ArtifactError, match=r"confirmation\.csv is not a whole table of runs"):
+            confirm(search, world, 3)
 
 
 def test_a_search_that_found_nothing_better_has_nothing_to_confirm(world, monkeypatch, tmp_path):

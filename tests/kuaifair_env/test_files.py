@@ -8,7 +8,15 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from damage import contents, same, try_damaged_bytes, try_foreign_files, try_wrong_settings, try_wrong_tensors
+from damage import (
+    contents,
+    same,
+    try_damaged_bytes,
+    try_foreign_files,
+    try_wrong_settings,
+    try_wrong_tensors,
+    with_bits_flipped,
+)
 
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import (
@@ -119,18 +127,6 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.safe_open", refuse)
     with pytest.raises(ArtifactError, match=r"cake\.safetensors cannot be read: Permission denied"):
         open_artifact(path, family=CAKES).__enter__()
-
-
-def with_bits_flipped(path, bits):
-    """Yields bit by bit while it is flipped in the file, which is written in place: truncating it takes a disk 4 ms."""
-    content = path.read_bytes()
-    with path.open("r+b", buffering=0) as stream:
-        for bit in bits:
-            for byte in (content[bit // 8] ^ 1 << bit % 8, content[bit // 8]):
-                stream.seek(bit // 8)
-                stream.write(bytes([byte]))
-                if byte != content[bit // 8]:
-                    yield bit
 
 
 def test_any_bit_that_changed_in_an_artifact_is_noticed_or_changes_nothing(tmp_path):

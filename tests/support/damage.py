@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,18 @@ def contents(path: Path, family: Family) -> tuple[str, dict[str, Any], dict[str,
     """Returns kind, tensors and settings of a file."""
     with open_artifact(path, family=family) as (kind, tensors, settings):
         return kind, tensors, settings
+
+
+def with_bits_flipped(path: Path, bits: Iterable[int]) -> Iterator[int]:
+    """Yields bit by bit while it is flipped in the file, which is written in place: truncating it takes a disk 4 ms."""
+    content = path.read_bytes()
+    with path.open("r+b", buffering=0) as stream:
+        for bit in bits:
+            for byte in (content[bit // 8] ^ 1 << bit % 8, content[bit // 8]):
+                stream.seek(bit // 8)
+                stream.write(bytes([byte]))
+                if byte != content[bit // 8]:
+                    yield bit
 
 
 def needs_error(load: Load, path: Path, damage: str) -> None:
