@@ -49,7 +49,7 @@ STUDY = "study.json"
 """File of a store that says what it is the store of."""
 
 _NOT_OF_A_STUDY = ("data_dir", "split", "encoder")
-_FORMAT, _WITHOUT_CHECKSUM = 3, 2
+_FORMAT = 3
 _PLANS = "plans"
 _FOLDER_NAME = re.compile(r"\w[\w .+=-]*")
 T = TypeVar("T")
@@ -451,8 +451,10 @@ def read_study_file(store: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         raise ArtifactError(f"{store} is not the folder of a study: it holds no {STUDY}")
     content = read_json(path)
-    version = content.get("format")
-    sound = fits_checksum(content) if version == _FORMAT else version == _WITHOUT_CHECKSUM and "sha256" not in content
-    if not sound or not isinstance(content.get("study"), dict):
-        raise ArtifactError(f"{path} is damaged, or of another version (format {version}, this one reads {_FORMAT})")
+    if content.get("format") != _FORMAT:
+        raise ArtifactError(
+            f"{path} is of format {content.get('format')}; this version reads format {_FORMAT}: run the study again"
+        )
+    if not fits_checksum(content) or not isinstance(content.get("study"), dict):
+        raise ArtifactError(f"{path} was altered after it was written: its checksum does not fit; run the study again")
     return content["study"], str(content.get("command", ""))

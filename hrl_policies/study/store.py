@@ -294,7 +294,7 @@ def load_run(folder: str | Path) -> StoredRun:
     if version == FORMAT:
         check_files(path, _RECORDS, TRAIN_AGAIN)
     elif version != _WITHOUT_CHECKSUMS:
-        raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}")
+        raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}: {TRAIN_AGAIN}")
     with whole(path / "result.json", "result of a run", TRAIN_AGAIN):
         steps_done = parse_as(_Result, result).steps_done if result else 0
     with whole(path / "progress.json", "state of a run", TRAIN_AGAIN):

@@ -195,8 +195,15 @@ def test_a_changed_run_is_an_error_and_not_a_result(copied):
 def test_runs_of_another_version_are_refused(copied):
     path = copied / "small/random-len10-k10-seed3/result.json"
     path.write_text(path.read_text().replace('"format": 4', '"format": 1'))
-    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 4"):
+    with pytest.raises(ArtifactError, match="has run format 1; this version reads format 4: train it again"):
         run(study(), copied)
+    path = copied / "study.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    for number, words in ((3, "was altered after it was written"), (2, "reads format 3: run the study again")):
+        path.write_text(json.dumps(content | {"format": number}))
+        with pytest.raises(ArtifactError, match=words):
+            run(study(), copied)
 
 
 def test_swept_parameters_make_rows_and_swept_sessions_make_tables(tmp_path):
