@@ -121,7 +121,7 @@ def artifacts(folder: Path) -> Callable[[Draws, Path], None]:
     from hrl_policies.zoo.settings import shipped_settings
     from kuaifair_env.checkpoints import CheckpointFolder, decode
     from kuaifair_env.data import load_data, save_data
-    from kuaifair_env.files import RESPONSES, open_artifact, save_artifact, whole
+    from kuaifair_env.files import RESPONSES, open_artifact, save_artifact, whole, with_checksum
     from kuaifair_env.response.fitting import load_response
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -210,9 +210,8 @@ def artifacts(folder: Path) -> Callable[[Draws, Path], None]:
         lines = (folder / "journal.log").read_text("utf-8").splitlines()
         for _ in range(1 + draws.below(3)):
             place = draws.below(len(lines))
-            lines[place] = (
-                json.dumps(mutated_tree(draws, json.loads(lines[place]))) if draws.chance(80) else str(draws.scalar())
-            )
+            record = mutated_tree(draws, json.loads(lines[place])) if draws.chance(80) else draws.scalar()
+            lines[place] = json.dumps(with_checksum(record)) if isinstance(record, dict) else str(record)
         (scratch / "journal.log").write_bytes(
             mutated_bytes(draws, "\n".join([*lines, ""]).encode("utf-8", "replace"), 2)
         )
