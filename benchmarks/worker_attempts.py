@@ -15,7 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,11 +90,7 @@ class Setting:
     @property
     def randomisation(self) -> Randomisation | None:
         """How far training users deviate."""
-        if not self.share:
-            return None
-        scales = estimated_randomisation(self.pair.train)
-        deviations = {name: self.share * scale for name, scale in asdict(scales).items() if "block" not in name}
-        return replace(scales, **deviations)
+        return estimated_randomisation(self.pair.train).scaled(self.share) if self.share else None
 
     def agent(self, seed: int) -> HierarchicalPPO:
         """Returns DSRM-HRL before its training, over training sessions."""

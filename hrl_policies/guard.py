@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,8 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import DEFAULT_SEED, evaluate
 from kuaifair_env.files import atomic_path, whole
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of
-from kuaifair_env.randomisation import RandomisationLike, WorldRandomisation
-from kuaifair_env.randomised_worlds import randomised
+from kuaifair_env.randomisation import Randomisation, RandomisationLike, WorldRandomisation
+from kuaifair_env.randomised_worlds import estimated_randomisation, randomised
 from kuaifair_env.sb3_files import check_finite
 from kuaifair_env.world import World
 
@@ -47,6 +47,8 @@ class GuardSettings(BaseModel):
         n_sessions: Validation sessions of each evaluation, at most: all evaluations together play at most about a
             quarter of the slates of training.
         level: Coverage of the interval that a gain has to show, all evaluations together.
+        shares: How far users of validation sessions deviate, as shares of what users deviate by in training; a gain has
+            to show with each of them, in an equal part of the sessions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -54,6 +56,7 @@ class GuardSettings(BaseModel):
     n_evaluations: Annotated[int, Field(ge=1)] = 2
     n_sessions: Annotated[int, Field(ge=2 * _SESSIONS_PER_UNIT)] = 384
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    shares: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1, strict=False)] = (1.0, 0.0)
 
 
 class Evaluation(NamedTuple):
@@ -61,7 +64,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         timesteps: Steps of training before.
-        difference: Mean of R_cum less that of the starting point.
+        difference: Mean of R_cum less that of the starting point, where sessions are of several kinds in those with the
+            lowest lower bound.
         low: Lower bound of the difference.
         high: Upper bound.
     """
@@ -83,6 +87,9 @@ class GuardCallback(BaseCallback):
     together (Bonferroni), so that an agent that learned nothing ends elsewhere than at its start in at most
     ``(1 - level) / 2`` of all trainings.
 
+    With ``other_eval_envs`` a gain has to show in each kind of sessions. What earns more among users who deviate far
+    from the log, such as exploration, may earn less among users who do not, and training cannot know which it meets.
+
     The logger gets ``guard/difference``, ``guard/low``, ``guard/high`` and, at the end, ``guard/kept`` (steps, 0 for
     the start). Evaluations leave training as it was. Training that is stopped before its end decides nothing; it may go
     on (``reset_num_timesteps=False``) with the same callback or, from a checkpoint, with what :meth:`load` read.
@@ -92,6 +99,7 @@ class GuardCallback(BaseCallback):
     Args:
         eval_env: Validation sessions, in any form that ``evaluate`` takes: of the training world, with other seeds than
             the sessions that are played in training. :func:`validation_sessions` makes some.
+        other_eval_envs: Validation sessions of other kinds, likewise.
         n_evaluations: See :class:`GuardSettings`.
         n_users: Number of users to evaluate on, chosen by a hash of their ids; None takes all.
         n_eval_episodes: Sessions of each user.
@@ -113,6 +121,7 @@ class GuardCallback(BaseCallback):
         self,
         eval_env: Any,
         *,
+        other_eval_envs: Sequence[Any] = (),
         n_evaluations: int = 2,
         n_users: int | None = None,
         n_eval_episodes: int = 1,
@@ -124,7 +133,7 @@ class GuardCallback(BaseCallback):
         super().__init__(verbose=verbose)
         if min(n_evaluations, sessions_per_unit, n_eval_episodes) < 1:
             raise ValueError("n_evaluations, n_eval_episodes and sessions_per_unit must be at least 1")
-        self.eval_env = eval_env
+        self.eval_envs = (eval_env, *other_eval_envs)
         self.n_evaluations = n_evaluations
         self.n_users, self.n_eval_episodes = n_users, n_eval_episodes
         self.sessions_per_unit = sessions_per_unit
@@ -135,16 +144,16 @@ class GuardCallback(BaseCallback):
         self.seconds = 0.0
         self._began_at = 0
         self._start: Parameters | None = None
-        self._start_units = np.zeros(0)
+        self._start_units: list[NDArray[np.float64]] = []
         self._best: Parameters | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Returns what was evaluated and kept, JSON-able."""
+        """Returns what was evaluated and kept, JSON-able; ``start_r_cum`` is that of the first kind of sessions."""
         return {
             "kept": self.kept,
             "level": self.level,
-            "sessions": len(self._start_units) * self.sessions_per_unit,
-            "start_r_cum": float(self._start_units.mean()),
+            "sessions": sum(map(len, self._start_units)) * self.sessions_per_unit,
+            "start_r_cum": float(self._start_units[0].mean()),
             "evaluations": [evaluation._asdict() for evaluation in self.evaluations],
         }
 
@@ -157,7 +166,7 @@ class GuardCallback(BaseCallback):
         parameters = {"start": self._start, "best": self._best}
         kept = math.nan if self.kept is None else 0 if isinstance(self.kept, str) else self.kept
         variables = {
-            "units": torch.from_numpy(self._start_units),
+            "units": [torch.from_numpy(units) for units in self._start_units],
             "evaluations": torch.tensor(self.evaluations, dtype=torch.float64),
             "kept": torch.tensor(kept, dtype=torch.float64),
             "began_at": torch.tensor(self._began_at),
@@ -174,23 +183,24 @@ class GuardCallback(BaseCallback):
         with whole(Path(path), "state of a guard", "train again"):
             _, parameters, stored = load_from_zip_file(Path(path), device="cpu", load_data=False)
             check_finite(parameters, path)
-            variables: dict[str, torch.Tensor] = dict(stored or {})
+            variables: dict[str, Any] = dict(stored or {})
             units, evaluations, kept = (variables[name] for name in ("units", "evaluations", "kept"))
             self._start, self._best = (cast("Parameters | None", parameters[name]) for name in ("start", "best"))
-            self._start_units = units.numpy()
+            self._start_units = [each.numpy() for each in units]
             self.evaluations = [Evaluation(int(row[0]), *row[1:]) for row in evaluations.tolist()]
             self.kept = None if math.isnan(kept) else int(kept) or START
             self._began_at = int(variables["began_at"])
 
     def _init_callback(self) -> None:
         # Fails before the training where the agent cannot act in these sessions.
-        check_agent(self.model, played(self.eval_env, 1))
+        for env in self.eval_envs:
+            check_agent(self.model, played(env, 1))
 
     def _on_training_start(self) -> None:
         if self._start is not None and self.num_timesteps and self.kept is None:
             return  # goes on
         self.evaluations, self.kept, self._best, self._began_at = [], None, None, self.num_timesteps
-        self._start, self._start_units = deepcopy(self.model.get_parameters()), self._units()
+        self._start, self._start_units = deepcopy(self.model.get_parameters()), self._all_units()
 
     def _on_rollout_start(self) -> None:
         done, steps = len(self.evaluations), self._total_timesteps() - self._began_at
@@ -213,7 +223,8 @@ class GuardCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         """Evaluates the agent as it is, and holds its parameters if it is the best so far."""
-        interval = self._interval(self._units() - self._start_units)
+        pairs = zip(self._all_units(), self._start_units, strict=True)
+        interval = min((self._interval(units - start) for units, start in pairs), key=lambda each: each.low)
         evaluation = Evaluation(self.num_timesteps, interval.estimate, interval.low, interval.high)
         if evaluation.difference > max((earlier.difference for earlier in self.evaluations), default=-math.inf):
             self._best = deepcopy(self.model.get_parameters())
@@ -240,15 +251,17 @@ class GuardCallback(BaseCallback):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
-    def _units(self) -> NDArray[np.float64]:
-        """Returns mean R_cum of each unit of validation sessions, ``(n,)``."""
+    def _all_units(self) -> list[NDArray[np.float64]]:
+        """Returns mean R_cum of each unit of validation sessions, ``(n,)`` for each kind."""
         before = time.process_time()
-        result = evaluate(
-            self.model, self.eval_env, episodes_per_user=self.n_eval_episodes, n_users=self.n_users, seed=self.seed
-        )
+        units = [self._units(env) for env in self.eval_envs]
+        self.seconds += time.process_time() - before
+        return units
+
+    def _units(self, env: Any) -> NDArray[np.float64]:
+        result = evaluate(self.model, env, episodes_per_user=self.n_eval_episodes, n_users=self.n_users, seed=self.seed)
         returns = np.asarray(result.sessions.return_, np.float64)
         n_units = max(len(returns) // self.sessions_per_unit, 2)
-        self.seconds += time.process_time() - before
         return np.asarray([unit.mean() for unit in np.array_split(returns, n_units)])
 
     def _interval(self, differences: NDArray[np.float64]) -> Interval:
@@ -272,7 +285,7 @@ def guard_of_run(
         settings: See :class:`GuardSettings`.
         world: The training world.
         config: How sessions run.
-        randomisation: How far users deviate in training; they deviate as far in validation.
+        randomisation: How far users deviate in training.
         purifier: The purifier of observed states, as pretrained.
         seed: The training seed.
         total_steps: Steps of training.
@@ -283,11 +296,16 @@ def guard_of_run(
     chosen = validated(GuardSettings, settings, "guard")
     # Sessions shorter than Max Len make evaluations cheaper than planned.
     slates = _SHARE_OF_TRAINING * total_steps / (chosen.n_evaluations + 1)
-    n_sessions = int(np.clip(slates / config.max_len, 2 * _SESSIONS_PER_UNIT, chosen.n_sessions))
-    n_users = min(n_sessions, len(world.users))
     validation_seed = SEED_LIMIT - 1 - seed
+    kinds = dict.fromkeys(_scaled(world, randomisation, share) for share in chosen.shares)
+    n_sessions = int(max(min(slates / config.max_len, chosen.n_sessions) / len(kinds), 2 * _SESSIONS_PER_UNIT))
+    n_users = min(n_sessions, len(world.users))
+    eval_env, *others = (
+        validation_sessions(world, config, validation_seed, randomisation=kind, purifier=purifier) for kind in kinds
+    )
     return GuardCallback(
-        validation_sessions(world, config, validation_seed, randomisation=randomisation, purifier=purifier),
+        eval_env,
+        other_eval_envs=others,
         n_evaluations=chosen.n_evaluations,
         n_users=n_users,
         n_eval_episodes=round(n_sessions / n_users),
@@ -295,6 +313,13 @@ def guard_of_run(
         level=chosen.level,
         seed=validation_seed,
     )
+
+
+def _scaled(world: World, randomisation: RandomisationLike, share: float) -> Randomisation | None:
+    """Returns a share of the deviations of a training world, or None where there are none."""
+    if randomisation is None or share == 0.0:
+        return None
+    return (estimated_randomisation(world) if randomisation == "auto" else randomisation).scaled(share)
 
 
 def validation_sessions(

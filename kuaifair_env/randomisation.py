@@ -16,7 +16,7 @@ started in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -74,6 +74,11 @@ class Randomisation:
             raise ValueError(
                 f"randomisation needs 1 <= min_block <= max_block, got {self.min_block} and {self.max_block}"
             )
+
+    def scaled(self, share: float) -> Randomisation:
+        """Returns deviations of a share of these standard deviations, in blocks of the same lengths."""
+        deviations = {name: share * value for name, value in asdict(self).items() if "block" not in name}
+        return replace(self, **deviations)
 
     def offset_deviations(self, exposures: IntArray) -> FloatArray:
         """Returns ``float32 (N,)``, the standard deviation of each item's shared offset, from training exposures."""

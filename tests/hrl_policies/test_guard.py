@@ -116,8 +116,23 @@ def test_an_agent_that_gained_keeps_its_gain(seed):
     after = evaluate(model, other, seed=5).engagement.cumulative_reward
     assert after > before + 0.5 * best.difference > before + 0.2
     # The kept agent has in the same sessions what the guard says that it gains there.
-    now = evaluate(model, callback.eval_env, episodes_per_user=3, seed=callback.seed).engagement.cumulative_reward
+    now = evaluate(model, callback.eval_envs[0], episodes_per_user=3, seed=callback.seed).engagement.cumulative_reward
     assert now - callback.describe()["start_r_cum"] == pytest.approx(best.difference)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_gain_that_is_a_loss_among_other_users_is_not_kept(seed):
+    train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)
+    model = A2C("MlpPolicy", train_env, seed=seed, device="cpu", learning_rate=0.01)
+    start = parameters(model)
+    same_users, others = (KuaiFairVecEnv(small_world(table), QUERIES, 40, 2) for table in (TABLE, 0.9 - TABLE))
+    gained = GuardCallback(same_users, n_evaluations=3, n_eval_episodes=3)
+    both = GuardCallback(same_users, other_eval_envs=[others], n_evaluations=3, n_eval_episodes=3)
+    model.learn(4_000, callback=[gained, both])
+    assert gained.kept != START
+    assert both.kept == START and max(evaluation.difference for evaluation in both.evaluations) < 0
+    assert both.describe()["start_r_cum"] == gained.describe()["start_r_cum"]
+    assert same(parameters(model), start)
 
 
 def test_an_agent_that_did_not_move_has_no_difference_and_stays():
@@ -141,9 +156,9 @@ def test_the_best_evaluation_counts_and_not_the_last():
 
     def units():
         seen.append(parameters(model))
-        return np.full(10, next(gains)) + 0.1 * np.arange(10) * (len(seen) > 1)
+        return [np.full(10, next(gains)) + 0.1 * np.arange(10) * (len(seen) > 1)]
 
-    callback._units = units
+    callback._all_units = units
     model.learn(192, callback=callback)
     steps = [evaluation.timesteps for evaluation in callback.evaluations]
     assert steps == [64, 128, 192] and callback.kept == 64
@@ -165,10 +180,10 @@ def test_validation_meets_other_deviations_than_training_and_many_of_them():
 def test_small_trainings_have_small_guards():
     def sessions(steps):
         made = guard_of_run({}, TRAIN, SLATES, randomisation="auto", purifier=PURIFIER, seed=11, total_steps=steps)
-        return made.n_users * made.n_eval_episodes
+        return [len(made.eval_envs), made.n_users * made.n_eval_episodes]
 
-    assert sessions(100) == 32
-    assert sessions(10**6) == 400, "each of 40 users as often as comes closest to 384 sessions"
+    assert sessions(100) == [2, 32], "users who deviate as in training, and users who do not"
+    assert sessions(10**6) == [2, 200], "each of 40 users as often as comes closest to 384 / 2 sessions"
     with pytest.raises(ArtifactError, match=r"guard: n_session is unknown; there are level, n_evaluations, n_sessions"):
         guard_of_run({"n_session": 3}, TRAIN, SLATES, randomisation=None, purifier=PURIFIER, seed=11, total_steps=100)
 
