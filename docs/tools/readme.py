@@ -3,7 +3,8 @@
     python docs/tools/readme.py
 
 The tables are made of docs/results/claims_kuairand.csv.gz (frozen) and preference_services_kuairand.csv.gz beside
-it (serving). The address is ``Repository`` of pyproject.toml: change it there, then run this.
+it (serving); differences are those of the pages beside the records. The address is ``Repository`` of pyproject.toml:
+change it there, then run this.
 """
 
 from __future__ import annotations
@@ -39,8 +40,23 @@ SERVED = {
 }
 """Rows of the serving table, by what the benchmark calls them."""
 REPEATS = ("allow", "forbid")
+PARTS = (
+    ("training", "BeliefQuota, items by features", None),
+    ("a manager that sees the session", "DSRM-HRL, constant z", None),
+    ("the belief: HRL on observed states in its place", "HRL", None),
+    (
+        "item features, and scales fitted to the log",
+        None,
+        ("closed form, fitted scales, item features", "closed form", 1),
+    ),
+    ("memory of the user's session", None, ("none", "closed form", -1)),
+    ("the closed form: diffusion in its place", None, ("diffusion", "closed form", -1)),
+)
+"""What is taken away; the method that is left, on the page of claims; or row, column and sign on that of services."""
 
 _BLOCK = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
+_PARTS_BLOCK = re.compile(r"(<!-- parts:[^\n]*-->\n).*?(<!-- /parts -->)", re.DOTALL)
+_INTERVAL = re.compile(r"[+-]\d+\.\d+")
 _ADDRESS = re.compile(r"https?://\S+?(?=/(?:blob|tree|raw)/main/| kuaifair && cd)")
 
 Figures = dict[tuple[str, str], list[float]]
@@ -93,10 +109,53 @@ def _cell(values: list[float]) -> str:
     return f"{mean:.2f} ± {half:.2f}"
 
 
+def parts() -> str:
+    """Returns what each part contributes: R_cum with it less R_cum without it."""
+    claims, services = (path.with_name(path.name.replace(".csv.gz", ".md")) for path in (FROZEN, SERVING))
+    differences = _rows(claims, "### DSRM-HRL minus each other method")
+    lines = [
+        "| what is taken away | frozen, repeats allowed | forbidden | serving, repeats allowed | forbidden |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for title, left, service in PARTS:
+        cells = []
+        for protocol in ("frozen", "serving"):
+            for repeats in REPEATS:
+                found = ""
+                if left is not None and protocol == "frozen":
+                    rows = [row for row in differences if (row["method"], row["repeats"]) == (left, repeats)]
+                    found = rows[0]["R_cum: difference"] if rows else ""
+                elif service is not None:
+                    name, column, sign = service
+                    rows = _rows(services, f"## Repeats {repeats}, {protocol}")
+                    row = next(row for row in rows if row["users' own part"] == name)
+                    found = _signed(row[f"minus {column}"], sign)
+                cells.append(found)
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(page: Path, heading: str) -> list[dict[str, str]]:
+    """Returns the rows of the first table under a heading, without bold."""
+    text = page.read_text(encoding="utf-8").partition(f"{heading}\n")[2].replace("**", "")
+    lines = [line for line in text.partition("\n#")[0].splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _signed(difference: str, sign: int) -> str:
+    """Returns a difference with its interval, or the opposite one."""
+    if sign > 0:
+        return difference
+    estimate, low, high = (-float(number) for number in _INTERVAL.findall(difference))
+    return f"{estimate:+.2f} [{high:+.2f}, {low:+.2f}]".replace("-0.00", "+0.00")
+
+
 def filled(page: str) -> str:
     """Returns a page with the tables as they are now, and links to where the repository is now."""
     tables = results()
     page = _BLOCK.sub(lambda match: f"{match.group(1)}{tables}\n\n{match.group(2)}", page)
+    page = _PARTS_BLOCK.sub(lambda match: f"{match.group(1)}{parts()}\n\n{match.group(2)}", page)
     return _ADDRESS.sub(address(), page)
 
 
