@@ -7,8 +7,8 @@
 
 Where the world is an environment, ``kuaifair study run FILE`` does the same on all cores. What the store holds is not
 run again. ``kuaifair study tables`` and ``report`` make more of it. With ``--base`` a page of all rows and of their
-differences to that method is printed, and written where results go, with all runs in a ``.csv.gz``. ``--stored`` makes
-it of the runs that are done, and lists those that are not.
+differences to that method is printed, and written where results go, with learning curves, and all runs in a
+``.csv.gz``. ``--stored`` makes it of the runs that are done, and lists those that are not.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from hrl_policies.study import (
     run_study,
     single_threaded,
 )
+from hrl_policies.study.curves import draw_learning_curves, draw_training_rewards
 from hrl_policies.study.outputs import study_tables, write_outputs
 from hrl_policies.study.progress import progress_for
+from hrl_policies.study.results import comparisons
 from hrl_policies.study.store import StoredRun, state_of, stored_runs
 from hrl_policies.study.tables import result_tables, write_records
 from hrl_policies.study.tuning import validation_pair
@@ -64,6 +66,20 @@ def guard_table(runs: Sequence[StoredRun]) -> list[str]:
             f"| {guard['start_r_cum']:.2f} | {half} | {end} | {guard['kept']} |"
         )
     return ["\n".join([*lines, ""])]
+
+
+def curve_figures(runs: Sequence[StoredRun], results: Path | None, stem: str) -> list[str]:
+    """Draws learning curves beside a page, and returns what shows them there; nothing if there is nothing to draw."""
+    if results is None:
+        return []
+    lines = []
+    for name, draw in (("curves", draw_training_rewards), ("fig_7", draw_learning_curves)):
+        for group in comparisons(runs):
+            path = results / f"{stem}_{name}.png"
+            if draw(path, group, max(task.max_len for task in group.tasks)):
+                lines += [f"![Learning curves]({path.name})", ""]
+    title = ["### Learning curves", "", "Training sessions, with exploration and with users who deviate (*auto*).", ""]
+    return ["\n".join([*title, *lines])] if lines else []
 
 
 def list_of_missing(missing: Sequence[RunConfig]) -> list[str]:
@@ -127,8 +143,9 @@ def main() -> None:
         tables = study_tables(stored_runs(store), base=arguments.base, command=command)
         differences = [table.markdown() for name, table in tables.items() if name.startswith("differences")]
         page = [table.markdown() for table in result_tables(records, command)] + differences
-        page += guard_table(stored_runs(store)) + list_of_missing(missing)
         stem = f"{spec.name}_{short_name(arguments.world)}"
+        page += curve_figures(stored_runs(store), arguments.results, stem)
+        page += guard_table(stored_runs(store)) + list_of_missing(missing)
         write_page(arguments.results, f"{stem}.md", "\n".join(page))
         if arguments.results is not None:
             write_records(arguments.results / f"{stem}.csv.gz", records)

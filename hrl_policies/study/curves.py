@@ -89,7 +89,7 @@ def draw_training_rewards(path: str | Path, comparison: Comparison, max_len: int
     Lines and bands are those of :func:`draw_learning_curves`, which has the arguments and errors too. Seconds are those
     of a run shared out evenly over its steps; runs of which they are not known have lines over sessions alone.
     """
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     shown = {task: _with_curves(comparison, task) for task in comparison.tasks_at(max_len)}
     shown = {task: curves for task, curves in shown.items() if curves}
@@ -107,6 +107,7 @@ def draw_training_rewards(path: str | Path, comparison: Comparison, max_len: int
         axis.set_xlabel("training sessions" if figure == "sessions" else "processor seconds of training")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
 
     caption = (
         f"R_cum of training sessions, Max Len {max_len}, with exploration, over sessions and over processor seconds of "
