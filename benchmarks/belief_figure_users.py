@@ -37,6 +37,7 @@ from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.fair_counts import fair_counts_now
 from kuaifair_env.files import save_figure
+from kuaifair_env.intervals import rate_interval
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.simulator import FixedSessions
 
@@ -160,7 +161,7 @@ def state_rows(probes: ProbeSet, states: Mapping[str, FloatArray]) -> list[str]:
         cells: list[str] = []
         for each, raw in zip(values, first, strict=True):
             gain = "" if each is raw else cell(student_interval(each - raw), sign=True, decimals=3)
-            cells += [cell(student_interval(each), decimals=3), gain]
+            cells += [cell(rate_interval(each[None]), decimals=3), gain]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     popularity, interest = (by_chance(one) for one in labels.values())
     return [*rows, f"| by chance | {popularity:.3f} | | {interest:.3f} | |"]
@@ -255,7 +256,7 @@ def sampler_rows(found: Sampled, times: Mapping[int, Clock]) -> list[str]:
     for title, by_steps in found.items():
         finest = by_steps[STEPS[-1]]
         for steps, one in by_steps.items():
-            covered = " | ".join(cell(student_interval(column)) for column in one.coverage.T)
+            covered = " | ".join(cell(rate_interval(column[:, None])) for column in one.coverage.T)
             spread = cell(student_interval(one.spread / finest.spread))
             cost = times[steps].row() if title == next(iter(found)) else " | "
             error = cell(student_interval(one.error), decimals=3)

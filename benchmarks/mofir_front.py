@@ -29,6 +29,7 @@ from hrl_policies.study.statistics import student_interval
 from hrl_policies.study.tables import Measured, ResultTable
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.intervals import rate_interval
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.world import World
 
@@ -69,11 +70,16 @@ def measured(values: list[float], digits: int = 3) -> Measured:
     return Measured.of_interval(student_interval(np.asarray(values)), digits)
 
 
+def share(values: list[float]) -> Measured:
+    """Returns a mean share with its 95 % Wilson interval over seeds."""
+    return Measured.of_interval(rate_interval(np.asarray(values)[:, None]), 3) if len(values) > 1 else measured(values)
+
+
 def table(split: str, fronts: list[list[FrontPoint]], others: list[tuple[str, float, float]]) -> ResultTable:
     """Returns the table of one world."""
     areas = [hypervolume([(point.clicks, point.tail_share) for point in front]) for front in fronts]
     rows = [
-        (weight, measured(clicks), measured(tails), measured(rewards, 2))
+        (weight, share(clicks), share(tails), measured(rewards, 2))
         for weight, clicks, tails, rewards in mean_front(fronts)
     ]
     random = next((clicks, tail) for name, clicks, tail in others if name == "random")
@@ -127,8 +133,8 @@ def main() -> None:
             )
     command = f"python benchmarks/mofir_front.py {arguments.world} --store STORE --results RESULTS"
     texts.append(
-        f"{USERS:,} users, Max Len 30; brackets: 95 % Student interval over training seeds "
-        f"{', '.join(map(str, arguments.seeds))}. The weight that MOFIR acts with unless told otherwise is the one of "
+        f"{USERS:,} users, Max Len 30; brackets: 95 % interval over training seeds "
+        f"{', '.join(map(str, arguments.seeds))}, Wilson's for clicks and long-tail share, else Student's. The weight that MOFIR acts with unless told otherwise is the one of "
         f"largest R_cum over users of the training world. Made by: `{command}`."
     )
     write_page(arguments.results, "mofir_front.md", "\n\n".join(texts))
