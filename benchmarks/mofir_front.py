@@ -134,7 +134,8 @@ def main() -> None:
     command = f"python benchmarks/mofir_front.py {arguments.world} --store STORE --results RESULTS"
     texts.append(
         f"{USERS:,} users, Max Len 30; brackets: 95 % interval over training seeds "
-        f"{', '.join(map(str, arguments.seeds))}, Wilson's for clicks and long-tail share, else Student's. The weight that MOFIR acts with unless told otherwise is the one of "
+        f"{', '.join(map(str, arguments.seeds))}, Wilson's for clicks and long-tail share, else Student's. The weight "
+        "that MOFIR acts with unless told otherwise is the one of "
         f"largest R_cum over users of the training world. Made by: `{command}`."
     )
     write_page(arguments.results, "mofir_front.md", "\n\n".join(texts))
