@@ -31,7 +31,7 @@ from kuaifair_env.files import folder_size, write_text_atomically
 
 TABLE = Path(__file__).resolve().parents[1] / "hrl_policies/study/plans/costs.json"
 WORLDS = ("KuaiFair-Toy-v0", "KuaiFair-KuaiRandTwin-v0")
-PURIFIERS = ("profile", "tce", "rce", "bod", "cdae", "diffrec")
+PURIFIERS = ("profile", "candidates", "tce", "rce", "bod", "cdae", "diffrec")
 SHORT, LONG = 1_024, 5_120
 # Gradient steps of an offline method, each of which costs as much as many slates.
 OFFLINE = {SHORT: 64, LONG: 512}
