@@ -15,8 +15,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+
+from twin_files import write_official
+
 from kuaifair_env.synthetic.config import twin_config
-from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.twin import generate_twin
 
 READ = """

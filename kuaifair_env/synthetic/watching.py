@@ -1,4 +1,4 @@
-"""Draws when a twin's users watch, and KuaiRand play times."""
+"""Draws when a twin's users watch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.synthetic.config import Layout, QuantileDistribution, numbers
+from kuaifair_env.synthetic.config import Layout, numbers
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -77,45 +77,3 @@ def _drawn(rng: np.random.Generator, shares: tuple[float, ...], rows: int) -> ND
     table = np.searchsorted(edges / edges[-1], (np.arange(4096) + 0.5) / 4096, side="right")
     drawn: NDArray[np.int64] = table[rng.integers(0, 4096, rows, np.uint16)]
     return drawn
-
-
-# KuaiRand-Pure: a click is 7 s of play or the whole video, a long view 18 s or the whole video.
-_CLICK_MS, LONG_VIEW_MS = 7_000, 18_000
-_ZERO_PLAY = 0.17  # of the exposures that are no click
-_SKIPPED_MS = QuantileDistribution(
-    (0.0005, 0.05, 0.25, 0.50, 0.75, 0.95, 0.9995), (60, 863, 1379, 2133, 3647, 6069, 6990), "log"
-)
-# Play ratio of long views, by duration: shorter videos are watched to their end and again.
-_LONG_RATIO = QuantileDistribution(
-    (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 0.9999),
-    (0.45, 0.6, 0.9, 1.0, 1.05, 1.15, 1.35, 2.2, 24.0),
-    "log",
-)
-_LONG_MS_DISTRIBUTION = QuantileDistribution(
-    (0.001, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99),
-    (18_500, 22_000, 27_000, 42_000, 75_000, 145_000, 240_000, 330_000, 600_000),
-    "log",
-)
-
-
-def play_times(
-    rng: np.random.Generator, clicks: NDArray[np.bool_], long_views: NDArray[np.bool_], durations: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Draws KuaiRand play times: 7 s or the whole video for clicks, 18 s or the whole one for long views.
-
-    Args:
-        rng: Source of randomness.
-        clicks: ``(R,)`` clicks.
-        long_views: ``(R,)`` long views, all of them clicks.
-        durations: ``(R,)`` durations in milliseconds, 0 where unknown.
-    """
-    rows = len(clicks)
-    known = np.where(durations > 0, durations, np.iinfo(np.int32).max)
-    whole, long_from = np.minimum(known, _CLICK_MS), np.minimum(known, LONG_VIEW_MS)
-    play = np.minimum(_SKIPPED_MS.at(rng.standard_normal(rows)), whole - 1)
-    play[rng.random(rows) < _ZERO_PLAY] = 0.0
-    glimpse = whole + rng.random(rows) * (long_from - whole)
-    longest = _LONG_MS_DISTRIBUTION.at(rng.standard_normal(rows))
-    finished = np.maximum(np.minimum(longest, known * _LONG_RATIO.at(rng.standard_normal(rows))), long_from)
-    drawn = np.where(clicks, np.where(long_views, finished, glimpse), play)
-    return np.asarray(np.floor(drawn), np.int64)

@@ -20,6 +20,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
+from twin_files import write_official
 
 from hrl_policies.controls import RandomSlates
 from kuaifair_env import (
@@ -45,7 +46,6 @@ from kuaifair_env.registration import register_ids
 from kuaifair_env.response.known import TwinResponse
 from kuaifair_env.settings import SETTINGS, Settings, WorldSettings
 from kuaifair_env.synthetic.config import twin_config
-from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.truth import build_world
 from kuaifair_env.synthetic.twin import generate_twin
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from twin_files import write_official
 from twin_measures import PANEL
 
 from kuaifair_env.batch import SessionBatch, SessionConfig
@@ -18,7 +19,6 @@ from kuaifair_env.response.fitting import fit_response, load_response
 from kuaifair_env.response.graded import GradedResponse
 from kuaifair_env.response.known import ObservedResponse, TwinResponse
 from kuaifair_env.synthetic.config import KUAIRAND, TOY, twin_config
-from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.twin import generate_twin
 from kuaifair_env.world import build_world
 

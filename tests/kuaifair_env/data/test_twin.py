@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import chisquare, kstest, norm
+from twin_files import play_times
 
 from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, TOY, QuantileDistribution, twin_config
 from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
 from kuaifair_env.synthetic.twin import draw_test, draw_train, generate_twin, load_twin
-from kuaifair_env.synthetic.watching import calendars, play_times
+from kuaifair_env.synthetic.watching import calendars
 
 # ---------------------------------------------------------------- the same twin everywhere
 

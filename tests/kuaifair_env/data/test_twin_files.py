@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import twin_files
+from twin_files import LONG_VIEW_MS, write_official
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.kuairand import read_kuairand
 from kuaifair_env.data.kuairec import read_kuairec
 from kuaifair_env.errors import DataError
-from kuaifair_env.synthetic import files as twin_files
-from kuaifair_env.synthetic.files import write_official
 from kuaifair_env.synthetic.twin import Twin
-from kuaifair_env.synthetic.watching import LONG_VIEW_MS
 
 KUAIREC_FILES = {
     "big_matrix.csv": "user_id video_id play_duration video_duration time date timestamp watch_ratio",

@@ -14,6 +14,7 @@ import pytest
 from scipy.special import logit
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
+from twin_files import play_times
 from twin_measures import (
     TWICE,
     Row,
@@ -37,7 +38,6 @@ from kuaifair_env.synthetic.choices import behaviours, chosen_truth
 from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, twin_config
 from kuaifair_env.synthetic.truth import TwinWorld, build_world
 from kuaifair_env.synthetic.twin import Twin, generate_twin
-from kuaifair_env.synthetic.watching import play_times
 
 APRIL_25 = 1_650_816_000_000  # midnight in Beijing
 
