@@ -51,6 +51,7 @@ from dsrm.purifier import (
     Target,
     WorldKey,
     condition_size,
+    save_purifier,
 )
 from dsrm.targets import (
     ExampleSource,
@@ -218,8 +219,8 @@ def pretrain(
     Args:
         world: The training world.
         config: What to make; None makes the method's purifier.
-        checkpoint: File to which training is written after each round and from which it goes on after a kill; it is
-            removed at the end. None writes nothing.
+        checkpoint: File to which training is written after each round and from which it goes on after a kill; remove
+            it when the purifier is saved. None writes nothing.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -252,6 +253,19 @@ def pretrain(
     if config.mode == "regression":
         return _train_regression(world, config, checkpoint, progress)
     return _train_dsrm(world, config, checkpoint, progress)
+
+
+def pretrain_file(path: str | Path, world: World, config: PretrainConfig, *, progress: bool = False) -> StatePurifier:
+    """Pretrains a purifier and saves it; a call that was killed at any moment goes on from ``PATH.partial``.
+
+    Arguments and errors are those of :func:`pretrain`.
+    """
+    target = Path(path)
+    checkpoint = target.with_name(target.name + ".partial")
+    purifier = pretrain(world, config, checkpoint=checkpoint, progress=progress)
+    save_purifier(purifier, target)
+    checkpoint.unlink(missing_ok=True)
+    return purifier
 
 
 def fitted_scorer(world: World, item_quality: ItemQuality) -> ClickScorer:

@@ -112,7 +112,7 @@ def train_denoiser(
 
     A tenth of the users of the ``source`` is kept aside for early stopping. A round's examples and batches follow from
     seed and round, so that training can go on after any round and gives the same weights. ``checkpoint`` is written
-    after each round and removed at the end; ``label`` names the training in it, and in the progress bar.
+    after each round; ``label`` names the training in it, and in the progress bar.
 
     Returns:
         The network with the averaged weights of the best round, and a JSON-able report of users, losses and settings.
@@ -167,8 +167,6 @@ def train_denoiser(
             callback=after_round,
         )
         bar.total = trainer.rounds
-    if path is not None:
-        path.unlink(missing_ok=True)
     report = counts | trainer.report() | {"training": asdict(config)}
     return TrainedDenoiser(best, rounds.condition, rounds.state), report
 

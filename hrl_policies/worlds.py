@@ -131,8 +131,8 @@ def cached_purifier(
     Raises:
         ValueError: If the mode is unknown, or the world is not a training world.
     """
-    from dsrm.pretraining import PretrainConfig, pretrain
-    from dsrm.purifier import MODES, WorldKey, load_purifier, save_purifier
+    from dsrm.pretraining import PretrainConfig, pretrain_file
+    from dsrm.purifier import MODES, WorldKey, load_purifier
 
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -147,10 +147,7 @@ def cached_purifier(
         except ArtifactError as error:
             announce_rebuilt(error)
             path.unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config = PretrainConfig(mode=mode, seed=seed)
-    checkpoint = path.with_name(path.name + ".partial")
-    save_purifier(pretrain(world, config, checkpoint=checkpoint, progress=progress), path)
+    pretrain_file(path, world, PretrainConfig(mode=mode, seed=seed), progress=progress)
     return path
 
 

@@ -6,10 +6,10 @@ Nothing that is read back can execute code.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import file_hash, fits_checksum, whole, with_checksum
+from kuaifair_env.files import file_hash, fits_checksum, remove_folder, temporary_beside, whole, with_checksum
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -165,26 +165,23 @@ class CheckpointFolder:
         """
         arrays: dict[str, Any] = {}
         encoded = encode(dict(state), arrays, "state")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=self.folder))
-        try:
+        path = self.folder / f"{_PREFIX}{number:09d}"
+        with temporary_beside(path) as temporary:
+            temporary.mkdir()
             save_agent(temporary / _AGENT)
             np.savez(temporary / _ARRAYS, **arrays)
             header = {
                 "format": _FORMAT,
                 "version": _VERSION,
                 "identity": self._identity,
-                "files": {path: file_hash(temporary / path) for path in _files(temporary)},
+                "files": {name: file_hash(temporary / name) for name in _files(temporary)},
                 "state": encoded,
             }
             (temporary / _STATE).write_text(json.dumps(with_checksum(header)), encoding="utf-8")
             older = self._complete()
-            temporary.rename(self.folder / f"{_PREFIX}{number:09d}")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        for path in older:
-            shutil.rmtree(path)
+            os.replace(temporary, path)
+        for old in older:
+            remove_folder(old)
 
     def read(self) -> tuple[Any, Mapping[str, NDArray[Any]], Path] | None:
         """Returns the newest checkpoint: its state as :func:`decode` takes it, and where its agent is; None if none.

@@ -7,12 +7,16 @@ these and of the tensors. Nothing that is loaded can execute code, and a file th
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +45,9 @@ LOCK = ".lock"
 CHECKSUMS = "SHA256SUMS"
 """File with the checksums of a folder's other files, as ``sha256sum`` writes and checks it."""
 
+# A temporary name says who took it.
+_OWNER = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
+_STALE = 86_400.0
 _HEADER = "kuaifair"
 _CHECKSUM = "sha256"
 # What unfit content makes this library and those beneath it raise.
@@ -77,19 +84,71 @@ def file_hash(path: str | Path, algorithm: str = "sha256") -> str:
 
 
 @contextmanager
+def temporary_beside(path: str | Path) -> Iterator[Path]:
+    """Gives an unused name beside ``path``, in a folder that is made if need be; whatever has it is removed at the end.
+
+    What killed processes have left under such names of ``path`` is removed first. An error of the system that names no
+    file, or this one, names ``path``.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if _abandoned(leftover):
+            _remove(leftover)
+    temporary = target.with_name(f".{target.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    except OSError as error:
+        if error.errno is not None and Path(error.filename or temporary).is_relative_to(temporary):
+            error.filename = str(target)
+        raise
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` to write to; it takes the place of ``path`` if all goes well.
 
     A reader sees the old file or the new one, never a part; after an error nothing is left behind.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with temporary_beside(path) as temporary:
         yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, path)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder, if it is there, so that a kill leaves the whole of it or none."""
+    with temporary_beside(path) as temporary, suppress(FileNotFoundError):
+        os.replace(path, temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path) -> bool:
+    """Says whether the process that took a temporary name has ended, or nobody touched what has the name for a day."""
+    owner = _OWNER.fullmatch(path.name)
+    if owner is not None and owner["machine"] == _machine() and sys.platform != "win32":
+        try:
+            os.kill(int(owner["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > _STALE
+    return False
+
+
+def _machine() -> str:
+    """Returns a short hash of this machine's name: processes of several machines may write to a folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def write_checksums(folder: Path) -> None:
@@ -148,17 +207,6 @@ def locked_folder(folder: Path, work: str) -> Iterator[None]:
         raise ArtifactError(f"another process works on the {work} in {folder}; wait for it, or stop it") from None
     with lock:
         yield
-
-
-def remove_stale(folder: str | Path, prefix: str, age: float = 86_400.0) -> None:
-    """Removes what a killed process left behind: folders of a temporary name that nobody touched for a day.
-
-    ``prefix`` is how the temporary names in ``folder`` begin; ``age`` is in seconds without change.
-    """
-    for path in Path(folder).glob(f"{prefix}*"):
-        with suppress(OSError):
-            if path.is_dir() and time.time() - path.stat().st_mtime > age:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def folder_size(folder: str | Path) -> int:

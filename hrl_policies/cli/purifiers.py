@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 EncoderKind = Literal["mean", "transformer"]
 ProbeWindows = Literal["log", "short", "policy"]
 
-_CHECKPOINT = ".partial"
-
 
 def pretrain(
     env: Env,
@@ -95,26 +93,23 @@ def pretrain(
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")
 
-    from dsrm.pretraining import PretrainConfig, noise_like
-    from dsrm.pretraining import pretrain as fit
+    from dsrm.pretraining import PretrainConfig, noise_like, pretrain_file
     from dsrm.purifier import load_purifier, purifier_hash, save_purifier
     from hrl_policies.study import single_threaded
 
     single_threaded()
     world = open_world(env, "train", settings, data_dir, item_term)
     start = time.perf_counter()
-    output.parent.mkdir(parents=True, exist_ok=True)
     purifier: StatePurifier
     if like is not None:
         purifier = noise_like(load_purifier(like), world, seed)
+        save_purifier(purifier, output)
     else:
         config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, item_quality=item_quality)
         sizes = {name: size for name, size in (("rounds", rounds), ("examples", examples)) if size is not None}
         if sizes:
             config = replace(config, training=replace(config.rounds_and_batches, **sizes))
-        checkpoint = output.with_name(output.name + _CHECKPOINT)
-        purifier = fit(world, config, checkpoint=checkpoint, progress=progress)
-    save_purifier(purifier, output)
+        purifier = pretrain_file(output, world, config, progress=progress)
     _report(purifier, output, purifier_hash(output), time.perf_counter() - start)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from kuaifair_env.actions import SlateSpace
 from kuaifair_env.data.schema import BoolArray, FloatArray
 from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
-from kuaifair_env.files import whole
+from kuaifair_env.files import temporary_beside, whole
 
 if TYPE_CHECKING:
     import torch
@@ -328,9 +326,7 @@ def _write_folder(
     storage = import_module("minari.dataset.minari_storage").MinariStorage
     if target.exists():
         raise ArtifactError(f"{target} exists already; choose another folder, or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with temporary_beside(target) as temporary:
         dataset = storage.new(
             temporary,
             observation_space=transitions.observation_space,
@@ -342,8 +338,6 @@ def _write_folder(
         dataset.update_metadata(identity | _metadata(transitions))
         dataset.update_episodes(buffers)
         os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _minari() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ from hrl_policies.study.store import (
     load_run,
     machine,
     need_free,
+    partial_folder,
+    remove_partial,
     versions,
     write_contents,
     write_partial,
@@ -173,6 +174,8 @@ def resume(
     from hrl_policies.study.training import restore_checkpoint
 
     path = Path(folder)
+    if path.name.endswith(PARTIAL):
+        partial_folder(path.with_name(path.name.removesuffix(PARTIAL)))
     stored = load_run(path)
     if stored.complete or not path.name.endswith(PARTIAL):
         raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
@@ -196,7 +199,7 @@ def resume(
             run.guard.load(path / GUARD)
         result = _finish(run, target, progress, log, memory)
     if result.complete:
-        shutil.rmtree(path)
+        remove_partial(path)
     return result
 
 
@@ -230,11 +233,6 @@ def evaluate_run(
         ranking=ranking,
         progress=progress,
     )
-
-
-def partial_folder(target: Path) -> Path:
-    """Returns the name of the folder of an interrupted run."""
-    return target.with_name(target.name + PARTIAL)
 
 
 def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory: PeakMemory) -> RunResult:

@@ -14,11 +14,12 @@ from hrl_policies.study.engines import Engine, InProcessEngine, Task, WorkerPool
 from hrl_policies.study.labels import RunRecord
 from hrl_policies.study.loading import open_worlds
 from hrl_policies.study.progress import StudyCallback, work_of
-from hrl_policies.study.runner import partial_folder, resume, train
+from hrl_policies.study.runner import resume, train
 from hrl_policies.study.store import (
     check_same_config,
     forget_failure,
     load_run,
+    partial_folder,
     read_failure,
     reason_of,
     remove_leftovers,

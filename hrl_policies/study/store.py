@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pydantic import BaseModel
 from hrl_policies.study.config import RunConfig
 from hrl_policies.study.records import TRAIN_AGAIN, read_json, read_table, write_json, write_table
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import check_files, parse_as, whole, write_checksums
+from kuaifair_env.files import check_files, parse_as, remove_folder, temporary_beside, whole, write_checksums
 
 FORMAT = 4
 _WITHOUT_CHECKSUMS = 3
@@ -183,14 +182,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         ArtifactError: If ``path`` exists already.
     """
     need_free(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with temporary_beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
         need_free(path)
         os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def need_free(path: Path) -> None:
@@ -256,19 +252,36 @@ def write_run(
 
 def write_partial(folder: Path, contents: Callable[[Path], None], steps_done: int) -> None:
     """Writes an interrupted run in place of an earlier state of the same run."""
-    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    earlier = _earlier(folder)
+    with temporary_beside(folder) as temporary:
+        temporary.mkdir()
         contents(temporary)
         write_json(temporary / "progress.json", {"format": FORMAT, "steps_done": steps_done})
         write_checksums(temporary)
         if folder.exists():
-            os.replace(folder, old)
+            remove_folder(earlier)
+            os.replace(folder, earlier)
         os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    remove_folder(earlier)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes an interrupted run that has been finished."""
+    remove_folder(_earlier(folder))
+    remove_folder(folder)
+
+
+def partial_folder(target: Path) -> Path:
+    """Returns the name of the folder of an interrupted run, and puts an earlier state there if no later one came."""
+    folder = target.with_name(target.name + PARTIAL)
+    if not folder.exists() and _earlier(folder).exists():
+        os.replace(_earlier(folder), folder)
+    return folder
+
+
+def _earlier(folder: Path) -> Path:
+    """Returns where the state of an interrupted run is while a later one takes its place."""
+    return folder.with_name(f".{folder.name}.earlier")
 
 
 def load_run(folder: str | Path) -> StoredRun:
@@ -393,7 +406,7 @@ def read_failure(folder: Path) -> str:
 
 def forget_failure(folder: Path) -> None:
     """Removes the record of a failure, if there is one."""
-    shutil.rmtree(failed_folder(folder), ignore_errors=True)
+    remove_folder(failed_folder(folder))
 
 
 def reason_of(traceback: str) -> str:

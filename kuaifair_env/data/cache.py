@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,7 +25,15 @@ from numpy.typing import NDArray
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, NegativeSampling, Provenance, Users
 from kuaifair_env.errors import ArtifactError, DataError
-from kuaifair_env.files import file_hash, fits_checksum, folder_size, remove_stale, whole, with_checksum
+from kuaifair_env.files import (
+    file_hash,
+    fits_checksum,
+    folder_size,
+    remove_folder,
+    temporary_beside,
+    whole,
+    with_checksum,
+)
 from kuaifair_env.progress import announce_rebuilt
 
 CACHE_VARIABLE = "KUAIFAIR_CACHE"
@@ -146,7 +153,7 @@ def cached(
             return load_data(target, _ALWAYS_HASHED)
         except ArtifactError as error:
             announce_rebuilt(error)
-            _set_aside(target)
+            remove_folder(target)
     data = build()
     _store(data, target, key_parts, keep_existing=True)
     try:
@@ -336,10 +343,8 @@ def _open_array(folder: Path, name: str, entry: Mapping[str, Any], hashed_up_to:
 
 
 def _store(data: InteractionData, target: Path, key: Mapping[str, Any], keep_existing: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target.parent, f".{target.name}-")
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
+    with temporary_beside(target) as temporary:
+        temporary.mkdir()
         _write(data, temporary, key)
         while True:
             try:
@@ -350,19 +355,7 @@ def _store(data: InteractionData, target: Path, key: Mapping[str, Any], keep_exi
                     raise
             if keep_existing and _is_data(target):
                 return
-            _set_aside(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _set_aside(target: Path) -> None:
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-    try:
-        os.rename(target, aside / "old")
-    except FileNotFoundError:
-        pass
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(target)
 
 
 def _is_data(folder: Path) -> bool:

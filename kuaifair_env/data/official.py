@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +29,7 @@ from kuaifair_env.data.published import UNKNOWN_CODE, USER_CATEGORIES, USER_NUMB
 from kuaifair_env.data.schema import InteractionLog, Users
 from kuaifair_env.data.sources import SourceFiles, download_folder, find_source, open_source
 from kuaifair_env.errors import DataError
-from kuaifair_env.files import file_hash, remove_stale, write_text_atomically
+from kuaifair_env.files import file_hash, temporary_beside, write_text_atomically
 
 
 def read_users(files: SourceFiles, name: str) -> Users:
@@ -189,26 +188,25 @@ def fetch(
     url = f"{(base_url or facts.url).rstrip('/')}/{facts.archive}"
     announce(f"downloading {url} ({facts.size / 1e6:.0f} MB)")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(target.parent, f".{facts.archive}-")
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{facts.archive}-") as temporary:
-            arrived = Path(temporary) / facts.archive
+        with temporary_beside(target) as temporary:
+            temporary.mkdir()
+            arrived = temporary / facts.archive
             size = facts.size if expected == f"md5:{facts.md5}" else None
             download(url, arrived, size=size, retries=retries, timeout=timeout, progress=progress)
             _check_hash(arrived, expected, url)
             open_source(arrived, facts).require(facts.files)
             digest = file_hash(arrived)
+            note = {
+                "url": url,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "size": arrived.stat().st_size,
+                "sha256": digest,
+                "checked_against": expected or "nothing but its files",
+            }
+            write_text_atomically(target.with_name(f"{facts.archive}.json"), json.dumps(note, indent=1) + "\n")
             os.replace(arrived, target)
     except OSError as error:
-        raise DataError(f"cannot be written: {error}", file=target) from error
-    note = {
-        "url": url,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "size": target.stat().st_size,
-        "sha256": digest,
-        "checked_against": expected or "nothing but its files",
-    }
-    write_text_atomically(target.with_name(f"{facts.archive}.json"), json.dumps(note, indent=1) + "\n")
+        raise DataError(f"cannot be written: {error.strerror or error}", file=target) from error
     announce(f"{target}: {target.stat().st_size:,} bytes, SHA-256 {digest}")
     return target
 

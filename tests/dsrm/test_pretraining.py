@@ -18,7 +18,7 @@ from dsrm import training
 from dsrm.baselines import IdentityPurifier
 from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig, distil
-from dsrm.pretraining import PretrainConfig, example_source, noise_like, pretrain
+from dsrm.pretraining import PretrainConfig, example_source, noise_like, pretrain, pretrain_file
 from dsrm.probe_data import KINDS, SHORT, draw_counts_and_rates, draw_states, probe_set
 from dsrm.probes import RAW, probe, purified_states, report_table
 from dsrm.purifier import BELIEF_MODES, MODES, load_purifier, propensity_weights, save_purifier
@@ -206,10 +206,17 @@ def test_the_same_seed_gives_the_same_bytes_and_a_killed_run_goes_on_to_them(pur
     assert checkpoint.exists()
     with pytest.raises(ArtifactError, match="another training"):
         pretrain(TRAIN, quick_config(seed=5), checkpoint=checkpoint)
-    save_purifier(pretrain(TRAIN, quick_config(), checkpoint=checkpoint), tmp_path / "resumed")
+    resumed = tmp_path / "resumed"
+    save_purifier(pretrain(TRAIN, quick_config(), checkpoint=checkpoint), resumed)
     assert rounds == [1, 2, 3]
-    assert not checkpoint.exists()
-    assert (tmp_path / "whole").read_bytes() == (tmp_path / "resumed").read_bytes()
+    assert (tmp_path / "whole").read_bytes() == resumed.read_bytes()
+    # Killed before the purifier was saved: the rounds are not trained again.
+    resumed.unlink()
+    checkpoint.rename(tmp_path / "resumed.partial")
+    pretrain_file(resumed, TRAIN, quick_config())
+    assert rounds == [1, 2, 3]
+    assert (tmp_path / "whole").read_bytes() == resumed.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed", "whole"]
 
 
 def test_no_held_out_user_is_learnt_from_and_calibration_users_are_never_evaluated():

@@ -32,6 +32,7 @@ from hrl_policies.study.config import RunConfig
 from hrl_policies.study.progress import PeakMemory
 from hrl_policies.study.records import read_table
 from hrl_policies.study.results import EvaluatedRun
+from hrl_policies.study.store import write_partial
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.abandonment import CategoryBoredom, TemperFairness
 from kuaifair_env.batch import SessionConfig
@@ -260,6 +261,29 @@ def test_a_kill_in_the_middle_leaves_no_run_folder(tmp_path):
         load_run(tmp_path / "run")
     train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
     assert load_run(tmp_path / "run").complete
+
+
+def test_an_interrupted_run_outlives_a_kill_while_a_later_state_takes_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "run"
+    folder = tmp_path / "run.partial"
+    stopped = train(a2c(), interrupted_pair(at=5), output=target)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replace_path = os.replace
+
+    def killed(source, goal):
+        if goal == folder:
+            raise KeyboardInterrupt
+        replace_path(source, goal)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        write_partial(folder, lambda path: None, stopped.steps_done + 8)
+    assert not folder.exists()
+    with pytest.raises(ArtifactError, match="holds an interrupted run; resume it"):
+        train(a2c(), small_pair(), output=target)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert resume(folder, small_pair()).complete
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import multiprocessing
+import os
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from kuaifair_env.files import (
     locked_folder,
     open_artifact,
     save_artifact,
+    temporary_beside,
     write_checksums,
     write_text_atomically,
 )
@@ -198,6 +203,40 @@ def test_a_folder_is_locked_for_others_until_its_holder_is_done(tmp_path):
         pass
     with locked_folder(tmp_path / "new", "search"):
         pass
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_what_others_write_stays(tmp_path):
+    def write_and_wait(moments):
+        with temporary_beside(tmp_path / "a[1].txt") as temporary:
+            temporary.mkdir()
+            (temporary / "part").write_text("half")
+            moments.send(temporary.name)
+            moments.recv()
+
+    here, there = multiprocessing.Pipe()
+    writers = [multiprocessing.get_context("fork").Process(target=write_and_wait, args=(there,)) for _ in range(2)]
+    names = []
+    for writer in writers:
+        writer.start()
+        names.append(here.recv())
+    writers[0].kill()
+    writers[0].join()
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    write_text_atomically(tmp_path / "a[1].txt", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].txt", names[1]}
+    here.send("go on")
+    writers[1].join()
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].txt"}
+
+
+def test_an_error_of_the_system_names_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*page\.html'$"):
+        write_text_atomically(tmp_path / "page.html", "text")
+    assert not list(tmp_path.iterdir())
 
 
 def test_text_is_compressed_by_its_name_and_to_the_same_bytes(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from kuaifair_env.data.published import DAILY_NUMBERS, STATISTICS, UNKNOWN_CODE
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.data.sources import PROVENANCE_FILE
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import temporary_beside
 from kuaifair_env.synthetic.choices import behaviours
 from kuaifair_env.synthetic.config import QuantileDistribution
 from kuaifair_env.synthetic.truth import stream
@@ -441,9 +440,8 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
     target = Path(folder) / _FOLDERS[twin.config.layout]
     if target.exists():
         raise DataError("this folder exists already; name another one or remove it first", file=target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
+    with temporary_beside(target) as temporary:
+        temporary.mkdir()
         files = kuairec_files(twin) if twin.config.layout == "kuairec" else kuairand_files(twin)
         for name, parts in files.items():
             write_parts(temporary / name, parts)
@@ -454,8 +452,6 @@ def write_official(twin: Twin, folder: str | Path) -> Path:
         text = json.dumps(provenance, indent=1, allow_nan=False) + "\n"
         (temporary / PROVENANCE_FILE).write_text(text, encoding="utf-8")
         temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

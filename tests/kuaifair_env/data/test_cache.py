@@ -89,14 +89,14 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
-    old, young = tmp_path / ".set-old", tmp_path / ".set-young"
+def test_what_a_killed_process_of_another_machine_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    old, young = tmp_path / ".set.00000000-1-0000000a.tmp", tmp_path / ".set.00000000-1-0000000b.tmp"
     for folder in (old, young):
         folder.mkdir()
         (folder / "part.npy").write_bytes(b"x")
     os.utime(old, (0, 0))
     save_data(make_data(), tmp_path / "set")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-young", "set"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "set"]
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
