@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -415,7 +416,7 @@ def _report_run(result: RunResult, command: str) -> None:
 
     if result.evaluation is None:
         typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
-        typer.echo(f"Go on with: kuaifair train --resume {result.folder}")
+        typer.echo(f"Go on with: kuaifair train --resume {shlex.quote(str(result.folder))}")
         raise typer.Exit(INTERRUPTED)
     _show_results(result.config, result.evaluation, command)
     if result.steps_done:

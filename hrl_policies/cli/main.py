@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
+import signal
 import sys
 import textwrap
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Context
+from typer.core import TyperGroup
 
 from hrl_policies.cli import BAD_INPUT, FAILED, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import evaluate, train, tune
@@ -38,10 +45,23 @@ _WIDTH = 118
 _COLUMNS = ("name", "title", "kind", "acts by", "purifier")
 _NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observation_mode", "purifier", "sees")
 
+
+class _Commands(TyperGroup):
+    """The commands; where Ctrl-C stops one that says nothing of its own, one line says how to go on."""
+
+    def invoke(self, context: Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted. The same command goes on from what is written, or begins anew.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Fair interactive recommendation: environments, agents and the controls they have to beat.",
     epilog="Exit codes: 0 done; 1 a file, a download, data or a run failed; 2 the command line or a file of settings "
-    "is wrong; 130 interrupted.",
+    "is wrong; 130 interrupted, by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -60,8 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ``KUAIFAIR_TRACEBACK`` to see where an error comes from.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=words, prog_name="kuaifair", obj=f"kuaifair {shlex.join(words)}")
+        with _interrupted_by_sigterm():
+            app(args=words, prog_name="kuaifair", obj=f"kuaifair {shlex.join(words)}")
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -69,9 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"error: {_message(error)}", style="red", markup=False, highlight=False
         )
         sys.exit(_exit_code(error))
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted", style="yellow")
-        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Makes SIGTERM, which schedulers and containers send, end a command as Ctrl-C does: what is done is kept."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _message(error: Exception) -> str:

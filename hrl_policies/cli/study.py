@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from hrl_policies.cli import FAILED, DataDir
+from hrl_policies.cli import FAILED, INTERRUPTED, DataDir
 
 if TYPE_CHECKING:
     from hrl_policies.study.config import RunConfig
@@ -130,7 +130,7 @@ def status(store: _Study) -> None:
             typer.echo(f"failed: {name}: {reason_of(read_failure(store / name))}")
     if count["missing"] or count["failed"]:
         retry = " --retry-failed" if count["failed"] else ""
-        typer.echo(f"Go on with: kuaifair study resume {store}{retry}")
+        typer.echo(f"Go on with: kuaifair study resume {shlex.quote(str(store))}{retry}")
 
 
 @study_app.command()
@@ -361,8 +361,8 @@ def _run_all(
                 retry_failed=retry_failed,
             )
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted. Go on with: kuaifair study resume {store}")
-        raise
+        typer.echo(f"Interrupted. Go on with: kuaifair study resume {shlex.quote(str(store))}")
+        raise typer.Exit(INTERRUPTED) from None
     files = write_outputs(store, result.records, result.reasons, command)
     if result.records:
         for table in result_tables(result.records, command):
@@ -372,7 +372,8 @@ def _run_all(
     for name, reason in result.reasons.items():
         typer.echo(f"failed: {name}: {reason}")
     if result.failures:
-        typer.echo(f"Tracebacks are in NAME.failed; try again with: kuaifair study resume {store} --retry-failed")
+        again = f"kuaifair study resume {shlex.quote(str(store))} --retry-failed"
+        typer.echo(f"Tracebacks are in NAME.failed; try again with: {again}")
         raise typer.Exit(FAILED)
 
 

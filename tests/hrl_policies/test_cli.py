@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -376,9 +378,10 @@ def test_an_unknown_environment_is_explained(kuaifair):
 
 
 @pytest.mark.usefixtures("small_worlds")
-def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch, number):
     def worlds(env_id, *rest):
-        pair = interrupted_pair(at=10)
+        pair = interrupted_pair(at=10, number=number)
         return type(pair)(env_id, pair.train, pair.test)
 
     monkeypatch.setattr(loading, "load_worlds", worlds)
@@ -390,6 +393,24 @@ def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch):
     code, out, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
     assert code == 0, err
     assert load_run(tmp_path / "run").result["resumed_at"] == 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "arguments", [("pretrain", "-e", "KuaiFair-Toy-v0", "-o", "p.safetensors"), ("data", "fetch", "kuairand")]
+)
+def test_a_command_that_is_stopped_says_how_to_go_on(kuaifair, monkeypatch, arguments, number):
+    handlers = signal.getsignal(signal.SIGTERM)
+
+    def stopped(*rest, **options):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("hrl_policies.cli.purifiers.open_world", stopped)
+    monkeypatch.setattr("kuaifair_env.data.official.fetch", stopped)
+    code, _, err = kuaifair(*arguments)
+    assert code == 130
+    assert err == "Interrupted. The same command goes on from what is written, or begins anew.\n"
+    assert signal.getsignal(signal.SIGTERM) is handlers
 
 
 def test_every_method_has_a_line_that_lines_up_under_its_family(kuaifair):

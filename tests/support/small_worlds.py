@@ -93,23 +93,24 @@ def small_pair(table: Any = None, *, n_items: int = 50, name: str = "small", see
 
 
 class Interrupting(TableResponse):
-    """Presses Ctrl-C when users were asked for the given time."""
+    """Presses Ctrl-C, or sends another signal, when users were asked for the given time."""
 
-    def __init__(self, table: Any, at: int) -> None:
+    def __init__(self, table: Any, at: int, number: signal.Signals = signal.SIGINT) -> None:
         super().__init__(table)
         self.left = at
+        self.number = number
 
     def expected(self, users: Any, items: Any, history: Any = None) -> Any:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
         return super().expected(users, items, history)
 
 
-def interrupted_pair(at: int) -> WorldPair:
+def interrupted_pair(at: int, number: signal.Signals = signal.SIGINT) -> WorldPair:
     """The small worlds, in which training is interrupted."""
     pair = small_pair()
     # The fingerprints of the world and of the randomised one ask users once each.
-    train = replace(pair.train, response=Interrupting(pair.train.response.table, at + 2))
+    train = replace(pair.train, response=Interrupting(pair.train.response.table, at + 2, number))
     assert train.fingerprint
     return replace(pair, train=train)
