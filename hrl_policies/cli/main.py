@@ -21,7 +21,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer import Context
 from typer.core import TyperGroup
 
 from hrl_policies.cli import BAD_INPUT, FAILED, INTERRUPTED, OptionalEnv, Progress
@@ -49,7 +48,7 @@ _NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observ
 class _Commands(TyperGroup):
     """The commands; where Ctrl-C stops one that says nothing of its own, one line says how to go on."""
 
-    def invoke(self, context: Context) -> Any:
+    def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
