@@ -4,8 +4,9 @@
 
 Each command runs in a fork of this process, on files of its own. There every opening of a file for writing, write,
 making of a folder, renaming and removal is an event. Of the events of one kind and one ending that come from one place
-in the code, the first and the last are chosen. At each the process gets SIGKILL: before it, after it, and for a write
-also when half of its bytes have reached the file; or the disk is full from there on. Then the command is given again.
+in the code, the first and the last are chosen. At each the process gets SIGKILL: after it, for a write or a renaming
+before it too, and for a write also when half of its bytes have reached the file; or the disk is full from a write on.
+Then the command is given again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from kuaifair_env.files import write_text_atomically
 WORLD = "KuaiFair-Toy-v0"
 KILLS = ("before", "half", "after")
 FULL = "full"
+# What comes before the other events is what came after the ones before them.
+_HARMS = {"write": (*KILLS, FULL), "replace": ("before", "after"), "rename": ("before", "after")}
 _PACKAGES = ("kuaifair_env", "dsrm", "hrl_policies")
 # Where everything is written: the place of an event is in who calls these.
 _WRITERS = ("kuaifair_env/files.py", "hrl_policies/study/records.py")
@@ -80,17 +83,17 @@ class Command:
 
 _STOPPED = Command(_TRAIN, interrupted=True)
 COMMANDS = {
-    "train": Command(_TRAIN, cold=True),
     "train, stopped by Ctrl-C": _STOPPED,
     "train --resume": Command(("train", "--resume", "run.partial", "--no-progress"), after=(_STOPPED,)),
     "tune": Command(("tune", "a2c", *_SESSIONS, "--steps", "64", "--trials", "2", "--output", "search")),
     "serve": Command(
-        ("serve", "run", "--sessions", "60", "--orders", "1", "--n-envs", "8", "--no-progress", "--output", "served"),
+        ("serve", "run", "--sessions", "30", "--orders", "1", "--n-envs", "8", "--no-progress", "--output", "served"),
         after=(Command(_TRAIN),),
     ),
     "pretrain": Command(
         ("pretrain", "--env", WORLD, "--mode", "regression", "--rounds", "2", "--examples", "100", *_PURIFIER)
     ),
+    "train": Command(_TRAIN, cold=True),
     "study run": Command(("study", "run", "tiny.yml", "--workers", "1", "--output", "store")),
     "data fetch": Command(("data", "fetch", "kuairand", "--no-checksum", "--no-progress", "--folder", "archives")),
 }
@@ -385,7 +388,7 @@ def harm_command(command: Command, start: Path, harms: Sequence[str], most: int 
     places = chosen(ended.events)
     for place in places if most is None else places[:: max(len(places) // most, 1)]:
         for harm in harms:
-            if place[0] == "write" or harm not in ("half", FULL):
+            if harm in _HARMS.get(place[0], ("after",)):
                 outcome.harms[harm] += 1
                 _harm_once(command, start, place, harm, expected, outcome)
     return outcome

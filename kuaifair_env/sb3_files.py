@@ -62,7 +62,7 @@ def check_finite(parameters: Any, source: Any) -> None:
 def save_replay_buffer(buffer: Any, path: Path) -> None:
     """Writes what is in a replay buffer, as plain arrays."""
     filled = buffer.buffer_size if buffer.full else buffer.pos
-    arrays: dict[str, Any] = {name: array[:filled] for name, array in _buffer_arrays(buffer).items()}
+    arrays: dict[str, Any] = {name: array[:filled] for name, array in buffer_arrays(buffer).items()}
     np.savez(path, position=buffer.pos, full=buffer.full, **arrays)
 
 
@@ -74,12 +74,12 @@ def restore_replay_buffer(buffer: Any, path: Path) -> None:
     """
     with whole(path, "replay buffer", "train again"), np.load(path, allow_pickle=False) as arrays:
         filled = len(arrays["rewards"])
-        for name, array in _buffer_arrays(buffer).items():
+        for name, array in buffer_arrays(buffer).items():
             array[:filled] = arrays[name]
         buffer.pos, buffer.full = int(arrays["position"]), bool(arrays["full"])
 
 
-def _buffer_arrays(buffer: Any) -> dict[str, NDArray[Any]]:
+def buffer_arrays(buffer: Any) -> dict[str, NDArray[Any]]:
     """Returns what a replay buffer holds: Stable-Baselines3's arrays, and the columns of a slate buffer."""
     arrays: dict[str, NDArray[Any]] = {}
     for name in _BUFFER_ARRAYS:

@@ -114,6 +114,8 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     """Returns what an error says; one that nobody raised on purpose also has its name."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {str(error) or 'some of it could not be had'}"
     if isinstance(error, (KuaiFairError, ValueError, TypeError, OSError)):
         return str(error)
     return f"{type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where, for a report"

@@ -39,6 +39,8 @@ _OTHER_BYTES = 12_000
 # Resets the largest resident size of a process; see proc_pid_clear_refs(5).
 _RESET, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 _STATUS = Path("/proc/self/status")
+_MACHINE = Path("/proc/meminfo")
+_CONTAINER, _CONTAINER_FILES = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
 _KIB, _MIB = 2**10, 2**20
 # What the process held at most before the object was made may exceed by so much what it holds then.
 _SLACK = 8 * _MIB
@@ -176,14 +178,32 @@ class PeakMemory:
         return round(peak / _MIB, 1)
 
 
+def available_memory() -> int | None:
+    """Returns the bytes that the machine, or the container of this process, has left; None where neither tells."""
+    left = [size for size in (_field(_MACHINE, "MemAvailable"), _left_in_container()) if size is not None]
+    return min(left, default=None)
+
+
+def _left_in_container() -> int | None:
+    try:
+        most, used = ((_CONTAINER / name).read_text(encoding="ascii").strip() for name in _CONTAINER_FILES)
+    except OSError:
+        return None
+    return None if most == "max" else int(most) - int(used)
+
+
 def _peak() -> int | None:
     size = _status("VmHWM")
     return _peak_of_process() if size is None else size
 
 
 def _status(name: str) -> int | None:
+    return _field(_STATUS, name)
+
+
+def _field(path: Path, name: str) -> int | None:
     try:
-        text = _STATUS.read_text(encoding="ascii")
+        text = path.read_text(encoding="ascii")
     except OSError:
         return None
     sizes = (int(line.split()[1]) * _KIB for line in text.splitlines() if line.startswith(f"{name}:"))

@@ -347,12 +347,19 @@ def _run_provenance(run: _Run) -> dict[str, Any]:
 def _learn(run: _Run, progress: bool) -> bool:
     """Trains; returns whether it was interrupted."""
     from hrl_policies.common.offline import OfflineAlgorithm
-    from hrl_policies.study.training import LossCurveCallback, SessionCurveCallback, purifying_wrapper, stops_cleanly
+    from hrl_policies.study.training import (
+        LossCurveCallback,
+        SessionCurveCallback,
+        need_memory,
+        purifying_wrapper,
+        stops_cleanly,
+    )
 
     config, model = run.config, run.policy
     steps = config.total_steps - run.steps_done
     if steps <= 0:
         return False
+    need_memory(model)
     # What learns in a model of the log plays sessions there, although it is offline.
     kind = LossCurveCallback if isinstance(model, OfflineAlgorithm) else SessionCurveCallback
     callback = kind(config.total_steps, run.curve, progress, f"{config.method}, seed {config.seed}")

@@ -18,12 +18,13 @@ from stable_baselines3.common.vec_env import unwrap_vec_wrapper
 from tqdm import tqdm
 
 from dsrm.wrappers import VecDSRM
+from hrl_policies.study.progress import available_memory, size
 from hrl_policies.study.records import read_json, write_json
 from hrl_policies.study.store import BELIEF, MODEL, CurveRow
 from kuaifair_env.files import parse_as, whole
 from kuaifair_env.metrics import signed_gap
 from kuaifair_env.sb3 import KuaiFairVecEnv
-from kuaifair_env.sb3_files import restore_parameters, restore_replay_buffer, save_replay_buffer
+from kuaifair_env.sb3_files import buffer_arrays, restore_parameters, restore_replay_buffer, save_replay_buffer
 
 REPLAY = "replay.npz"
 SESSIONS = "sessions.json"
@@ -147,6 +148,23 @@ def stops_cleanly(callback: LearningCurveCallback) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def need_memory(model: Any) -> None:
+    """Checks that the replay buffer of a model, which takes memory only as it fills, will find it.
+
+    Raises:
+        MemoryError: If it is larger than what is left; says how large.
+    """
+    buffer, left = getattr(model, "replay_buffer", None), available_memory()
+    if not isinstance(model, OffPolicyAlgorithm) or buffer is None or left is None:
+        return
+    needed = sum(array.nbytes for array in buffer_arrays(buffer).values())
+    if needed > left:
+        raise MemoryError(
+            f"a replay buffer of {model.buffer_size:,} transitions takes {size(needed)} and {size(left)} are left; "
+            "give a smaller buffer_size"
+        )
 
 
 def save_model(model: Any, folder: Path) -> None:

@@ -543,6 +543,22 @@ def test_what_was_freed_before_does_not_count(forgetful):
     assert PeakMemory().mib() < grown - 150
 
 
+@pytest.mark.parametrize("container", [None, "max", 1_000_000])
+def test_a_replay_buffer_larger_than_what_memory_is_left_is_refused_before_training(tmp_path, monkeypatch, container):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9999999 kB\nMemAvailable: {100 if container is None else 10**6} kB\n")
+    monkeypatch.setattr(progress, "_MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(progress, "_CONTAINER", tmp_path)
+    if container is not None:
+        (tmp_path / "memory.max").write_text(f"{container}\n")
+        (tmp_path / "memory.current").write_text("900000\n")
+    if container == "max":
+        assert train(td3(), small_pair()).complete
+        return
+    with pytest.raises(MemoryError, match=r"^a replay buffer of .* transitions takes .* and (98|100) KiB are left; "):
+        train(td3(), small_pair(), output=tmp_path / "run")
+    assert not list(tmp_path.glob("*run*"))
+
+
 def test_elsewhere_a_peak_below_an_earlier_one_is_not_known(remembering):
     allocate(2 * LARGE)
     peak = PeakMemory()
