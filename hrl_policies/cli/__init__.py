@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -88,7 +89,14 @@ TrustedMethod = Annotated[
 TrustedPurifier = Annotated[
     Path | None, typer.Option("--purifier", help="With --trust: file of the purifier whose states the agent observes.")
 ]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
+Progress = Annotated[
+    bool,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Show progress bars, in a terminal.",
+        callback=lambda wanted: wanted and sys.stderr.isatty(),
+    ),
+]
 
 
 def data_settings(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -375,6 +378,46 @@ def test_tracebacks_are_there_for_those_who_ask(monkeypatch):
 def test_an_unknown_environment_is_explained(kuaifair):
     code, _, err = kuaifair("train", "-m", "random", "-e", "KuaiFair-Nowhere-v0", "-o", "never-written")
     assert code == 2 and "no environment is called 'KuaiFair-Nowhere-v0'; there are" in err
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_names_of_any_language_go_into_pipes_that_know_ascii_alone_and_clocks_may_go_back(tmp_path, monkeypatch):
+    seconds = iter(range(10**9, 0, -3_600))
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
+    monkeypatch.setenv("COLUMNS", "20")
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    for command in ([*TRAIN, "-o", "ein Lauf für 2"], ["evaluate", "ein Lauf für 2"]):
+        with pytest.raises(SystemExit) as ended:
+            main([word for word in command if word != "--no-progress"])
+        assert not ended.value.code
+    out, err = ("" if stream.flush() else stream.buffer.getvalue().decode() for stream in streams.values())
+    assert "Run folder: ein Lauf für 2" in out and "f\\xfcr" in out and "Reproduces result.json exactly." in out
+    assert all(sign.isprintable() or sign == "\n" for sign in out + err)
+    timing = load_run(tmp_path / "ein Lauf für 2").timing
+    assert min(timing["training_seconds"], timing["evaluation_seconds"]) >= 0.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "fetch", "kuairand", "--retries", "0"),
+        ("train", "-m", "random", "-e", "KuaiFair-Toy-v0"),
+        ("pretrain", "-e", "KuaiFair-Toy-v0", "-m", "ips", "-o", "p.safetensors"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_named_in_one_line(kuaifair, tmp_path, monkeypatch, arguments):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path / "file" / "cache"))
+    code, _, err = kuaifair(*arguments)
+    assert code == 1
+    assert re.fullmatch(
+        rf"error: .*{re.escape(str(tmp_path / 'file'))}.*Not a directory.*\n|"
+        rf"error: .*Not a directory: '{re.escape(str(tmp_path / 'file'))}.*'\n",
+        err,
+    ), err
 
 
 @pytest.mark.usefixtures("small_worlds")
