@@ -14,7 +14,6 @@ from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import BoolArray, Catalogue, FloatArray, IdArray, InteractionLog
 from kuaifair_env.errors import ArtifactError, DataError
 from kuaifair_env.files import Family, open_artifact, save_artifact, take_tensors
-from kuaifair_env.neighbours import rows_with_neighbours
 from kuaifair_env.progress import announce, announce_rebuilt
 
 if TYPE_CHECKING:
@@ -139,6 +138,14 @@ def separated(vectors: NDArray[np.floating[Any]], item_ids: IdArray) -> FloatArr
         f"embeddings of dimension {dimension} cannot tell {n_items} items apart; {2 * dimension + 6} are enough: "
         f"embedding_dim={2 * dimension + 6} in gym.make and make_world, dimension in item_embeddings"
     )
+
+
+def rows_with_neighbours(vectors: Matrix, distance: float) -> NDArray[np.int64]:
+    """Returns the increasing rows of the vectors that have another one within a distance, inclusive."""
+    from scipy.spatial import KDTree
+
+    distances, _ = KDTree(vectors).query(vectors, k=2, distance_upper_bound=np.nextafter(distance, np.inf))
+    return np.flatnonzero(np.isfinite(np.asarray(distances)[:, 1]))
 
 
 def unit_rows(vectors: NDArray[Floats]) -> NDArray[Floats]:

@@ -10,13 +10,19 @@ from helpers import small_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kuaifair_env import neighbours
 from kuaifair_env.actions import EmbeddingActions
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog
-from kuaifair_env.embeddings import EMBEDDINGS, _co_exposure, cached_embeddings, item_embeddings, separated, unit_rows
+from kuaifair_env.embeddings import (
+    EMBEDDINGS,
+    _co_exposure,
+    cached_embeddings,
+    item_embeddings,
+    rows_with_neighbours,
+    separated,
+    unit_rows,
+)
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import open_artifact
-from kuaifair_env.neighbours import rows_with_neighbours
 from kuaifair_env.registration import ENVIRONMENTS, make_world
 
 TOY = "KuaiFair-Toy-v0"
@@ -103,7 +109,7 @@ def neighbours_by_brute_force(units, distance):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_close_vectors_are_found_wherever_they_lie(data):
-    """Duplicates, chains of near vectors, dense balls and spread vectors, in cells of any size."""
+    """Duplicates, chains of near vectors, dense balls and spread vectors."""
     dimension, distance = data.draw(st.sampled_from([1, 2, 3, 8, 64])), data.draw(st.sampled_from([0.005, 0.02, 0.3]))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     size = data.draw(st.integers(1, 60))
@@ -120,32 +126,8 @@ def test_close_vectors_are_found_wherever_they_lie(data):
     }
     chosen = data.draw(st.lists(st.sampled_from(sorted(parts)), min_size=1, max_size=3))
     units = unit_rows(rng.permutation(np.concatenate([parts[name] for name in chosen])))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_SMALL_CELL", data.draw(st.integers(1, 50)))
-        patch.setattr(neighbours, "_SAMPLE", data.draw(st.integers(1, 50)))
-        patch.setattr(neighbours, "_ROWS_AT_ONCE", data.draw(st.integers(1, 20)))
-        patch.setattr(neighbours, "_COLUMNS_AT_ONCE", data.draw(st.integers(1, 20)))
-        found = rows_with_neighbours(units, distance)
+    found = rows_with_neighbours(units, distance)
     np.testing.assert_array_equal(found, neighbours_by_brute_force(units, distance))
-
-
-def test_the_search_for_close_vectors_compares_few_of_them_where_they_are_spread(monkeypatch):
-    """Not the square of their number: five times the vectors need less than ten times the inner products."""
-    compared = []
-    mark = neighbours._Search._mark
-    monkeypatch.setattr(
-        neighbours._Search,
-        "_mark",
-        lambda self, products, *rest: (compared.append(products.size), mark(self, products, *rest)),
-    )
-    monkeypatch.setattr(neighbours, "_SMALL_CELL", 256)
-    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 64)
-    totals = []
-    for size in (4_000, 20_000):
-        compared.clear()
-        rows_with_neighbours(unit_rows(np.random.default_rng(0).normal(size=(size, 16))), 0.02)
-        totals.append(sum(compared))
-    assert totals[1] < 10 * totals[0]
 
 
 def test_actions_choose_the_same_slates_in_a_batch_of_any_size():
