@@ -1,18 +1,15 @@
-"""The commands around one agent: ``kuaifair train``, ``evaluate`` and ``tune``."""
+"""``kuaifair train`` and ``tune``: agents that learn."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 
 from hrl_policies.cli import (
-    FAILED,
     INTERRUPTED,
     AllowPartial,
     Clip,
@@ -33,9 +30,6 @@ from hrl_policies.cli import (
     PositiveFeedback,
     Progress,
     TestData,
-    Trust,
-    TrustedMethod,
-    TrustedPurifier,
     Users,
     data_settings,
     env_kwargs,
@@ -44,15 +38,14 @@ from hrl_policies.cli import (
     register_own_data,
     user_ids,
 )
+from hrl_policies.cli.runs import show_results
 from kuaifair_env.registration import session_config
 from kuaifair_env.response.fitting import ResponseKind
 from kuaifair_env.simulator import InitialHistory, Repeats
 
 if TYPE_CHECKING:
-    from hrl_policies.study import RunConfig, RunResult, StoredRun
+    from hrl_policies.study import RunResult
     from hrl_policies.study.tuning import Confirmation, TuningResult
-    from hrl_policies.worlds import WorldPair
-    from kuaifair_env.evaluation import EvaluationResult
     from kuaifair_env.settings import WorldSettings
 
 _SHOWN_TRIALS = 5
@@ -188,72 +181,6 @@ def train(
     )
 
 
-def evaluate(
-    context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A finished run folder, or with --trust a .zip.")],
-    users: Users = None,
-    n_users: NUsers = None,
-    episodes_per_user: EpisodesPerUser = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the sessions' randomness, instead of the run's.")
-    ] = None,
-    ranking: Annotated[bool, typer.Option(help="Measure R-NDCG by true expected feedback too.")] = False,
-    trust: Trust = False,
-    method: TrustedMethod = None,
-    env: OptionalEnv = None,
-    env_settings: EnvKwargs = None,
-    purifier: TrustedPurifier = None,
-    data: OwnData = None,
-    test_data: TestData = None,
-    items_data: ItemsData = None,
-    columns: DataColumns = None,
-    data_dir: DataDir = None,
-    progress: Progress = True,
-) -> None:
-    """Evaluate the model of a run again, and say whether the stored result comes out.
-
-    With --users, --n-users, --episodes-per-user or --seed it is evaluated on other sessions instead. A run on your own
-    data finds them where they were; if they have moved, say where with --data.
-
-    Example: kuaifair evaluate runs/a2c-11 --n-users 200
-
-    Example: kuaifair evaluate agent.zip --trust --method ppo --env KuaiFair-Toy-v0 --env-kwargs max_len=20
-    """
-    from hrl_policies import study
-    from hrl_policies.study.loading import load_trusted, read_purifier, worlds_of
-
-    options = {"episodes_per_user": episodes_per_user, "evaluation_seed": seed}
-    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if users is not None or n_users is not None:
-        changes |= {"users": user_ids(users), "n_users": n_users}
-    tables = (data, test_data, items_data, columns)
-    measured: dict[str, Any] = {"ranking": ranking, "progress": progress}
-    if trust:
-        config = replace(planned(method, env, tables, {}, {}, env_settings, purifier), **changes)
-        study.single_threaded()
-        worlds, states = worlds_of(config, None, data_dir), read_purifier(config, purifier)[0]
-        policy = load_trusted(run, config, worlds, states)
-        typer.echo(study.evaluate_run(config, policy, worlds, states, **measured).table())
-        return
-    if any(value is not None for value in (method, env, env_settings, purifier)):
-        raise ValueError("--method, --env, --env-kwargs and --purifier go with --trust; a run folder says what it is")
-    stored, worlds = open_run(run, *tables, data_dir)
-    config = replace(stored.config, **changes)
-    result = study.evaluate_run(
-        config, study.load_policy(stored, worlds), worlds, study.purifier_of(stored), **measured
-    )
-    _show_results(config, result, str(context.obj))
-    if changes:
-        return
-    now = result.summary()
-    different = [name for name, value in stored.summary.items() if name in now and now[name] != value]
-    for name in different:
-        typer.echo(f"{name}: stored {stored.summary[name]!r}, now {float(now[name])!r}")
-    if different:
-        raise typer.Exit(FAILED)
-    typer.echo("Reproduces result.json exactly.")
-
-
 def tune(
     method: Annotated[str, typer.Argument(help="Name of a method; see `kuaifair methods`.")],
     env: Env,
@@ -330,75 +257,6 @@ def tune(
         typer.echo("\n".join(_confirmation_lines(confirmation)))
 
 
-def open_run(
-    folder: Path,
-    data: Path | None,
-    test_data: Path | None,
-    items_data: Path | None,
-    columns: str | None,
-    data_dir: Path | None,
-) -> tuple[StoredRun, WorldPair]:
-    """Reads a finished run and makes its worlds; arguments are the options of these names.
-
-    A folder may also be the name of an agent that comes with the package.
-
-    Raises:
-        ArtifactError: If it is no run, or its data are gone.
-        ValueError: If it was interrupted.
-    """
-    from hrl_policies import study
-    from hrl_policies.pretrained import pretrained_folder
-    from hrl_policies.study.loading import register_data_of, worlds_of
-
-    stored = study.load_run(pretrained_folder(folder))
-    if not stored.complete:
-        raise ValueError(f"{folder} was interrupted; go on with: kuaifair train --resume {folder}")
-    study.single_threaded()
-    if data is not None:
-        before = stored.provenance["test"]["data"].get("settings", {}).get("tables")
-        register_own_data(stored.config.world, data, test_data, items_data, columns, None, before)
-    register_data_of(stored)
-    return stored, worlds_of(stored.config, None, data_dir)
-
-
-def planned(
-    method: str | None,
-    env: str | None,
-    tables: tuple[Path | None, Path | None, Path | None, str | None],
-    sessions: dict[str, Any],
-    world: dict[str, Any],
-    env_settings: list[str] | None,
-    purifier: Path | None,
-) -> RunConfig:
-    """Returns the configuration of an agent without a run folder: a control, or a file that is trusted.
-
-    Args:
-        method: Its method.
-        env: Environment id.
-        tables: Own data: --data, --test-data, --items-data and --columns.
-        sessions: Settings of sessions.
-        world: Settings of worlds.
-        env_settings: More of both, as ``--env-kwargs`` gives them.
-        purifier: File of its purifier.
-
-    Raises:
-        ValueError: If the method or the id is missing, or a setting is not valid.
-    """
-    from hrl_policies.study import PurifierIdentity, plan_run
-
-    if method is None or env is None:
-        raise ValueError("--trust needs --method and --env: a .zip says neither by what nor for what it was trained")
-    register_own_data(env, *tables, None)
-    more_of_sessions, more_of_world = env_kwargs(env_settings)
-    return plan_run(
-        method,
-        env,
-        session=session_config(env, sessions | more_of_sessions),
-        world_settings=world | more_of_world,
-        purifier=None if purifier is None else PurifierIdentity.of_file(purifier),
-    )
-
-
 def _world_settings(settings: WorldSettings, response: ResponseKind, taste: str | None) -> WorldSettings:
     settings["response"] = response
     if taste in ("measured", "strong"):
@@ -418,17 +276,10 @@ def _report_run(result: RunResult, command: str) -> None:
         typer.echo(f"Interrupted after {result.steps_done:,} of {result.config.total_steps:,} steps.")
         typer.echo(f"Go on with: kuaifair train --resume {shlex.quote(str(result.folder))}")
         raise typer.Exit(INTERRUPTED)
-    _show_results(result.config, result.evaluation, command)
+    show_results(result.config, result.evaluation, command)
     if result.steps_done:
         typer.echo(f"Trained {result.steps_done:,} steps in {result.training_seconds:.0f} s ({machine()}).")
     typer.echo(f"Run folder: {result.folder}")
-
-
-def _show_results(config: RunConfig, evaluation: EvaluationResult, command: str) -> None:
-    from hrl_policies.study import RunRecord, result_tables
-
-    for table in result_tables([RunRecord.of_evaluation(config, evaluation)], command):
-        table.show(Console())
 
 
 def _search_lines(result: TuningResult) -> list[str]:

@@ -24,11 +24,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hrl_policies.cli import BAD_INPUT, FAILED, INTERRUPTED, OptionalEnv, Progress
-from hrl_policies.cli.agents import evaluate, train, tune
-from hrl_policies.cli.ope import ope
+from hrl_policies.cli.agents import train, tune
 from hrl_policies.cli.purifiers import encode, pretrain, probe
+from hrl_policies.cli.runs import evaluate, ope, show
 from hrl_policies.cli.serve import serve
-from hrl_policies.cli.show import show
 from hrl_policies.cli.study import study_app
 from kuaifair_env.data.cache import CacheKind
 from kuaifair_env.data.published import DatasetName

@@ -26,7 +26,7 @@ from hrl_policies.cli import (
     leave_option,
     user_ids,
 )
-from hrl_policies.cli.agents import open_run, planned
+from hrl_policies.cli.runs import open_run, planned
 from kuaifair_env.origins import Source
 from kuaifair_env.simulator import Repeats
 
