@@ -500,9 +500,13 @@ def downloads(folder: Path) -> Callable[[Draws, Path], None]:
                 "http://a/é b",
             )
         )
-        module.download(
-            url if draws.chance(20) else "http://a/b", target, size=size, retries=draws.below(3), timeout=3.0
-        )
+        url = url if draws.chance(20) else "http://a/b"
+        try:
+            module.download(url, target, size=size, retries=draws.below(3), timeout=3.0)
+        except ValueError as error:
+            if url != "http://a/b" and str(error).startswith("an address begins"):
+                return
+            raise
         assert size is None or target.stat().st_size == size, "a file of another size was taken"
 
     return run
