@@ -80,7 +80,7 @@ def mutated_bytes(draws: Draws, content: bytes, changes: int = 4) -> bytes:
 def mutated_text(draws: Draws, text: str, separator: str = ",") -> str:
     """Returns a table of text with other cells, columns, lines or bytes."""
     rows = [line.split(separator) for line in text.splitlines()]
-    for _ in range(draws.below(5)):
+    for _ in range(draws.below(4)):
         row, kind = draws.of(rows), draws.below(7)
         place = draws.below(len(row))
         if kind <= 2:

@@ -5,8 +5,9 @@
     python benchmarks/mutants.py metrics --folder mutants --again        # those that survived, on changed tests
     python benchmarks/mutants.py table --folder mutants
 
-Every mutant runs the tests of its area in a fork of a process that has imported other libraries, but nothing of this
-project, up to the first test that fails. Annotations, docstrings and texts of errors are not changed. Linux alone.
+Every mutant runs those tests of its area that call the changed function, up to the first that fails, in a fork of a
+process that has imported other libraries but nothing of this project. Annotations and what is raised are not changed.
+Linux alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -66,6 +68,56 @@ class Mutant:
     operator: str
     occurrence: int
     change: str
+
+    @property
+    def line(self) -> int:
+        """The line that is changed."""
+        return int(self.change.split()[0].lstrip("-").split(",")[0])
+
+
+class Calls:
+    """A plugin of pytest that writes which functions each test calls, by file and first line.
+
+    What is called before a test proper (imports, fixtures that several tests share) counts for all tests.
+
+    Args:
+        paths: Files whose functions count.
+        record: File to write: function -> tests in the order of their duration, or None for all tests.
+    """
+
+    def __init__(self, paths: tuple[str, ...], record: Path) -> None:
+        self._files = {str(ROOT / path): path for path in paths}
+        self._record = record
+        self._called: dict[str, dict[str, float] | None] = {}
+        self._test: dict[str, float] | None = None
+        sys.setprofile(self._note)
+
+    def _note(self, frame: Any, event: str, _: Any) -> None:
+        path = self._files.get(frame.f_code.co_filename) if event == "call" else None
+        if path is None:
+            return
+        name = f"{path}:{frame.f_code.co_firstlineno}"
+        if self._test is None:
+            self._called[name] = None
+        elif (tests := self._called.setdefault(name, {})) is not None:
+            tests.update(self._test)
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        self._test = {item.nodeid: 0.0}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        for tests in self._called.values():
+            if report.when == "call" and tests is not None and report.nodeid in tests:
+                tests[report.nodeid] = report.duration
+        self._test = None
+
+    def pytest_sessionfinish(self) -> None:
+        sys.setprofile(None)
+        ordered = {
+            name: tests if tests is None else sorted(tests, key=lambda test: (test.partition("::")[0], tests[test]))
+            for name, tests in self._called.items()
+        }
+        self._record.write_text(json.dumps(ordered), "utf-8")
 
 
 class Mutated(SourceFileLoader):
@@ -147,20 +199,36 @@ def mutated_source(path: str, operator: str, occurrence: int) -> str:
     return MutationVisitor.mutate_code(source, get_operator(operator)(), occurrence) or source
 
 
-def passes(tests: tuple[str, ...], path: str | None, source: str | None, seconds: float) -> bool:
-    """Returns whether tests pass in a fork, with the source of a file replaced, in so much processor time."""
+def passes(
+    tests: Sequence[str], seconds: float, mutated: Mutated | None = None, plugins: Callable[[], list[Any]] = list
+) -> bool:
+    """Returns whether tests pass in a fork, with a module mutated, in so much processor time."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1), os.dup2(silent, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-        if path is not None:
-            sys.meta_path.insert(0, Mutated(ROOT / path, source or ""))
+        sys.meta_path[:0] = [] if mutated is None else [mutated]
         import pytest
 
-        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests])))
+        os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests], plugins())))
     return os.waitpid(child, 0)[1] == 0
+
+
+def tests_of(mutant: Mutant, called: dict[str, list[str] | None], everything: Sequence[str]) -> Sequence[str]:
+    """Returns the tests that may notice a fault; none where no test calls the function."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse((ROOT / mutant.path).read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.body[0].lineno <= mutant.line <= (node.end_lineno or 0)
+    ]
+    if not functions:
+        return everything
+    function = max(functions, key=lambda node: node.lineno)
+    first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+    tests = called.get(f"{mutant.path}:{first}", [])
+    return everything if tests is None else tests
 
 
 def prepare() -> None:
@@ -169,7 +237,6 @@ def prepare() -> None:
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MPLBACKEND="Agg")
     for name in LIBRARIES:
         importlib.import_module(name)
-    sys.dont_write_bytecode = True
     assert not any(name.split(".")[0] in ("kuaifair_env", "dsrm", "hrl_policies") for name in sys.modules)
 
 
@@ -185,22 +252,23 @@ def run(area: str, folder: Path, sample: int, seed: int, again: bool) -> None:
         content = {"places": places, "seed": seed}
     prepare()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    if not passes(tests, None, None, 600.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    calls = folder / "calls.json"
+    if not passes(tests, 600.0, plugins=lambda: [Calls(paths, calls)]):
         raise SystemExit(f"the tests of {area} fail without any fault")
+    called = json.loads(calls.read_text("utf-8"))
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     print(f"{area}: {len(chosen)} mutants; tests take {seconds:.0f} s of processor time", flush=True)
     survived = []
     for number, mutant in enumerate(chosen, 1):
         start = time.monotonic()
-        source = mutated_source(mutant.path, mutant.operator, mutant.occurrence)
-        alive = passes(tests, mutant.path, source, 3.0 * seconds + 10.0)
+        mutated = Mutated(ROOT / mutant.path, mutated_source(mutant.path, mutant.operator, mutant.occurrence))
+        chosen_tests = tests_of(mutant, called, tests)
+        alive = not chosen_tests or passes(chosen_tests, 3.0 * seconds + 10.0, mutated)
         survived += [mutant] if alive else []
-        print(
-            f"{number} {time.monotonic() - start:.0f} s {'SURVIVED' if alive else 'killed'} {mutant.path} {mutant.change}",
-            flush=True,
-        )
+        outcome = "SURVIVED" if alive else "killed"
+        print(f"{number} {time.monotonic() - start:.0f} s {outcome} {mutant.path} {mutant.change}", flush=True)
         done = {"tried": content["tried"] if again else number, "survived": [asdict(other) for other in survived]}
-        folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(content | done, indent=1), "utf-8")
 
 

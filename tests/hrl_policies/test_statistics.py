@@ -25,7 +25,7 @@ from hrl_policies.study.statistics import (
     stratified_interval,
     student_interval,
 )
-from kuaifair_env.intervals import Interval, rate_interval
+from kuaifair_env.intervals import Interval, crossed_mean, rate_interval
 
 values = st.floats(-100, 100, allow_subnormal=False)
 
@@ -149,6 +149,20 @@ def test_a_rate_in_which_all_users_agree_is_still_not_certain():
     assert (alike.low, alike.high) == (found.low, found.high)
 
 
+def test_where_few_users_make_up_a_rate_its_interval_has_their_degrees_of_freedom():
+    """Its ends are p with |rate - p| = t sqrt(p (1 - p) / n); t is that of a variance of values of such kurtosis."""
+    table = np.zeros((3, 40))
+    table[:, 0], table[:, 1], table[0, 2:10] = 0.9, 0.5, 0.1
+    users, estimate = table.mean(axis=0), crossed_mean(table)
+    freedom = 2 * 40 / (stats.kurtosis(users, fisher=False) - 1) * (estimate.variance / (users.var(ddof=1) / 40)) ** 2
+    assert freedom < estimate.freedom
+    found = rate_interval(table)
+    trials = found.estimate * (1 - found.estimate) / estimate.variance
+    for end in (found.low, found.high):
+        expected = stats.t.ppf(0.975, freedom) * np.sqrt(end * (1 - end) / trials)
+        assert abs(found.estimate - end) == pytest.approx(expected)
+
+
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(0, 1)))
 def test_a_rates_interval_lies_inside_zero_and_one_and_is_never_empty(table):
     found = rate_interval(table)
@@ -268,6 +282,14 @@ def test_certain_and_undecided_improvement():
     # Of 25 pairs, though not independent ones, each won: no more than Wilson's interval of as many trials allows.
     assert 0.5 < certain.low < stats.binomtest(25, 25).proportion_ci(method="wilson").low
     assert never.high == pytest.approx(1 - certain.low)
+    # Where all pairs are won, the end is as far as the variance of U there and Student's quantile put it.
+    p = certain.low
+    variance = p * (1 - p) * (1 + 4 * ((1 - p) / (2 - p) + p / (1 + p))) / 25
+    assert 1 - p == pytest.approx(stats.t.ppf(0.975, 5 + 5 - 2) * np.sqrt(variance), rel=1e-6)
+    two_tasks = probability_of_improvement(np.tile(high[:2], 2), np.tile(low[:3], 2))
+    p = two_tasks.low
+    variance = p * (1 - p) * (1 + 1.5 * ((1 - p) / (2 - p) + p / (1 + p))) / (4 * 3)
+    assert 1 - p == pytest.approx(stats.t.ppf(0.975, (2 + 3 - 2) * 2) * np.sqrt(variance), rel=1e-6)
     tied = probability_of_improvement(np.ones((4, 1)), np.ones((4, 1)))
     assert tied.estimate == 0.5 and tied.low == pytest.approx(1 - tied.high) and tied.low < 0.3
 
@@ -387,6 +409,7 @@ def test_rounding_does_not_hide_a_tie():
     ("call", "message"),
     [
         (lambda: holm(np.array([0.5, 1.2])), "lie in"),
+        (lambda: holm(np.array([0.5, -0.2])), "lie in"),
         (lambda: holm(np.array([np.nan])), "lie in"),
         (lambda: holm(np.ones((2, 2))), "one list"),
         (lambda: sign_flip_test(np.array([])), "non-empty"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import FrozenInstanceError, asdict, dataclass, field
 
 import numpy as np
 import pytest
@@ -204,6 +204,28 @@ def test_rules_by_name_and_their_errors():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             TemperFairness(**settings)
+    for settings in ({"window": 0}, {"threshold": -1}):
+        with pytest.raises(ValueError, match="window must be at least 1 and threshold at least 0"):
+            CategoryBoredom(**settings)
+    for rule in (TemperFairness(), CategoryBoredom(), NeverLeave()):
+        with pytest.raises(FrozenInstanceError):
+            rule.window = 3
+
+
+def test_a_rule_of_ones_own_is_described_by_its_name():
+    class Own:
+        def bind(self, batch_size, slate_size, max_len, world):
+            raise NotImplementedError
+
+    assert describe_rule(Own()) == {"rule": "Own"}
+
+
+def test_users_who_never_leave_have_temper_left_at_the_end():
+    bound = NeverLeave().bind(1, 1, 5, NO_FACTS)
+    bound.reset(np.array([0]), np.array([0]))
+    for step in range(1, 6):
+        decision = bound.update(np.zeros((1, 1), int), np.zeros(1), np.zeros(1), np.array([step]))
+        assert (decision.temper[0], bool(decision.leaves[0])) == (6 - step, False)
 
 
 UNIT = st.floats(0, 1)

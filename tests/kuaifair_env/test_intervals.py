@@ -23,6 +23,8 @@ def test_one_row_and_one_column_are_students_one_sample_test():
         ends = reference.confidence_interval(0.9)
         assert found.value - found.half_width(0.9) == pytest.approx(ends.low)
         assert found.value + found.half_width(0.9) == pytest.approx(ends.high)
+        assert found.half_width() == pytest.approx(found.half_width(0.95))
+        assert found.quantile() == pytest.approx(stats.t.ppf(0.975, 11))
 
 
 def test_where_users_do_not_matter_a_difference_is_welchs_test():
