@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -369,7 +370,7 @@ def command(folder: Path) -> Callable[[Draws, Path], None]:
             code = end.code
         finally:
             os.chdir(before)
-        said = errors.getvalue()
+        said = re.sub("INFO: Instrumenting.*\n", "", errors.getvalue())
         assert code in (0, 1, 2, None), f"exit code {code} of {arguments}: {said[-500:]}"
         assert "Traceback" not in said and "for a report" not in said, f"{arguments}: {said[-500:]}"
         lines = said.strip().splitlines()

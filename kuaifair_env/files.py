@@ -301,7 +301,7 @@ def whole(source: str | Path, title: str, remedy: str) -> Iterator[None]:
     except OSError as error:
         raise ArtifactError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     except _MISFITS as error:
-        raise ArtifactError(f"{source} is not a whole {title} ({_problem(error)}); {remedy}") from error
+        raise ArtifactError(f"{source} is not a whole {title} ({problem_of(error)}); {remedy}") from error
 
 
 def parse_as(shape: type[Shape], content: Any) -> Shape:
@@ -351,7 +351,7 @@ def fits_checksum(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
     return bool(content.get(_CHECKSUM) == _digest(content, tensors or {}))
 
 
-def _problem(error: BaseException) -> str:
+def problem_of(error: BaseException) -> str:
     """Returns what an error says in one line."""
     from pydantic import ValidationError
 

@@ -303,11 +303,13 @@ def read_study(plan: str | Path, quick: bool = False) -> tuple[StudySpec, list[s
     spec, problems = parse_study(read_yaml(plan))
     # Files of one's own are named as they are seen from the study's file.
     folder = Path(plan).resolve().parent
-    own = {
-        name: {key: str(folder / value) if key in TABLES and value else value for key, value in tables.items()}
-        for name, tables in spec.own_data.items()
-    }
+    own = {name: tables | _files_from(folder, tables) for name, tables in spec.own_data.items()}
     return spec.model_copy(update={"own_data": own}), problems
+
+
+def _files_from(folder: Path, tables: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the files among tables of one's own, as they are seen from a folder."""
+    return {key: str(folder / name) for key in TABLES if isinstance(name := tables.get(key), str) and name}
 
 
 def parse_study(content: Any) -> tuple[StudySpec, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.errors import DataError
+from kuaifair_env.files import parse_as, problem_of
 
 MIN_TEST_EXPOSURES = 20
 """Test-log exposures that an item needs to be a candidate, where nothing else is said."""
@@ -67,7 +68,7 @@ class OwnTables:
         """Reads what :meth:`as_dict` wrote, or what a user did.
 
         Raises:
-            DataError: If a key is missing or unknown.
+            DataError: If a key is missing or unknown, or its value of another type.
         """
         known = [column.name for column in fields(cls)]
         unknown = sorted(set(content) - set(known))
@@ -75,7 +76,10 @@ class OwnTables:
             raise DataError(
                 f"a data set of one's own has 'data' and maybe {', '.join(known[1:])}; got {', '.join(content)}"
             )
-        return cls(**content)
+        try:
+            return parse_as(cls, dict(content))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a data set of one's own: {problem_of(error)}") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what differs from the defaults, JSON-able."""

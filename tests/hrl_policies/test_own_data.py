@@ -118,3 +118,21 @@ session: {slate_size: 4}
     broken = spec.model_copy(update={"own_data": {"MyShop-v0": {"data": str(folder / "none.csv")}}})
     with pytest.raises(StudyError, match=r"the world MyShop-v0: .*no such file"):
         check_study(broken)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "data: {}",
+        "data: null",
+        "data: 5",
+        "data: 2024-01-31",
+        "data: a.csv, test_share: x",
+        "data: a.csv, columns: [1]",
+    ],
+)
+def test_a_study_whose_worlds_are_described_by_other_things_is_refused(tmp_path, tables):
+    path = tmp_path / "study.yml"
+    path.write_text(f"name: shops\nmethods: [random]\nworlds: [{{name: Nowhere-v0, {tables}}}]\n", encoding="utf-8")
+    with pytest.raises(StudyError, match=r"the world Nowhere-v0: a data set of one's own: "):
+        check_study(*read_study(path))

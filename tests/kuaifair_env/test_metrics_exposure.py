@@ -142,6 +142,7 @@ def test_even_popularity_is_log_n_bits_and_rarer_items_are_newer():
 def test_long_tail_measures_of_three_lists():
     assert long_tail_share(np.array([0, 2, 5]), np.array([5, 4, 5])) == pytest.approx(0.5)
     assert long_tail_share(np.array([0, 2]), 4) == pytest.approx(0.25)
+    assert long_tail_share(np.array([0, 1]), 1) == pytest.approx(0.5)
     assert long_tail_count(np.array([0, 2, 5])) == pytest.approx(7 / 3)
 
 
@@ -219,6 +220,7 @@ def test_ndcg_is_one_for_the_ideal_slate_and_zero_where_nothing_helps():
     ideal = top_gains(np.array([[0.1, 0.9, 0.5], [0.0, 0.0, 0.0]]), 2)
     assert ideal.tolist() == [[0.9, 0.5], [0.0, 0.0]]
     assert ndcg(ideal, ideal).tolist() == [1.0, 0.0]
+    assert top_gains(np.array([[0.1, 0.9, 0.5]]), 3).tolist() == [[0.9, 0.5, 0.1]]
 
 
 def test_hit_rate_and_reciprocal_rank_of_four_slates():

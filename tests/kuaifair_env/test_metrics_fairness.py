@@ -115,6 +115,8 @@ def test_exposure_measures_of_five_items_by_hand():
 def test_the_sign_is_lost_in_ad_and_kept_in_the_gap():
     assert signed_gap(popular_share(COUNTS, ~POPULAR)) == pytest.approx(-0.6)
     assert absolute_difference(COUNTS, ~POPULAR) == pytest.approx(absolute_difference(COUNTS, POPULAR))
+    for of_all, everything in ((1.0, np.ones(5, bool)), (0.0, np.zeros(5, bool))):
+        assert (popular_share(COUNTS, everything), absolute_difference(COUNTS, everything)) == (of_all, 1.0)
 
 
 def test_random_slates_have_ad_of_point_six_but_treat_items_alike():
@@ -198,6 +200,8 @@ def test_violation_rate_is_a_share():
         lambda: item_exposure_gap(COUNTS, np.ones(5, bool)),
         lambda: coverage_gap(COUNTS, np.zeros(5, bool)),
         lambda: disparate_treatment_ratio(COUNTS, np.zeros(5), POPULAR),
+        lambda: disparate_treatment_ratio(COUNTS, POPULAR.astype(float), POPULAR),
+        lambda: disparate_treatment_ratio(COUNTS, POPULAR.astype(float), ~POPULAR),
         lambda: disparate_treatment_ratio(COUNTS, np.ones(4), POPULAR),
         lambda: disparate_treatment_ratio(COUNTS, np.full(5, np.nan), POPULAR),
         lambda: violation_rate(np.array([], bool)),
@@ -263,6 +267,8 @@ def test_a_refused_batch_is_not_half_counted():
             statistics.add(np.array(items), np.array(users), np.array([True]))
     with pytest.raises(ValueError, match="need items"):
         statistics.add(np.array([[0, 1]]), np.array([0, 1]), np.array([True]))
+    with pytest.raises(ValueError, match="need items"):
+        statistics.add(np.array([[0, 1]]), np.array([0]), np.array([True, True]))
     assert statistics.report() == before
 
 
