@@ -50,6 +50,7 @@ _HARMS = {"write": (*KILLS, FULL), "replace": ("before", "after"), "rename": ("b
 _PACKAGES = ("kuaifair_env", "dsrm", "hrl_policies")
 # Where everything is written: the place of an event is in who calls these.
 _WRITERS = ("kuaifair_env/files.py", "hrl_policies/study/records.py")
+_NAMED = r"No space left on device: '.+'$|: cannot be written: No space left on device$"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}-\d+-[0-9a-f]{8}\.tmp")
 _INTERRUPTED_STEP = 6
 _SESSIONS = ("--env", WORLD, "--max-len", "10", "--no-progress")
@@ -261,9 +262,7 @@ def _run_here(command: Command, folder: Path, events: Events, notes: Path, inter
     try:
         os.chdir(folder)
         os.environ |= {"KUAIFAIR_CACHE": str(folder / "cache"), "KUAIFAIR_QUIET": "1"}
-        descriptor = os.open(notes / "text", os.O_CREAT | os.O_WRONLY)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = (notes / "text").open("w", encoding="utf-8")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _make_smaller(interrupted)
         from hrl_policies.cli.main import main
@@ -275,7 +274,6 @@ def _run_here(command: Command, folder: Path, events: Events, notes: Path, inter
         except SystemExit as error:
             code = int(error.code or 0)
         sys.stdout.flush()
-        sys.stderr.flush()
         content = {"events": list(events.seen.items()), "modules": sorted(sys.modules)}
         os.write(os.open(notes / "events.json", os.O_CREAT | os.O_WRONLY), json.dumps(content).encode())
     finally:
@@ -318,7 +316,8 @@ def files_of(folder: Path) -> dict[str, Any]:
     """Returns what a command determines of the files of a folder, by name.
 
     Left out: times, logs, and whatever holds them (a table, the report, checksums of these), the journal of a search,
-    which keeps trials that were cut off, pickled settings of models, and locks.
+    which keeps trials that were cut off, pickled settings of models, locks, and the checkpoint of a purifier that has
+    been saved.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -326,7 +325,7 @@ def files_of(folder: Path) -> dict[str, Any]:
         content: Any = path.read_bytes()
         if path.name in ("timing.json", "log.txt", "report.html", "trials.jsonl") or "table_4" in path.name:
             content = b""
-        elif path.name == ".lock":
+        elif path.name == ".lock" or (path.suffix == ".partial" and path.with_suffix("").exists()):
             continue
         elif path.name == "model.zip":
             with zipfile.ZipFile(path) as archive:
@@ -412,7 +411,7 @@ def _harm_once(
 
     if harm == FULL:
         lines = harmed.text.rstrip("\n").split("\n")
-        if harmed.code != 1 or "No space left on device" not in lines[-1] or "Traceback" in harmed.text:
+        if harmed.code != 1 or not re.search(_NAMED, lines[-1]) or "Traceback" in harmed.text:
             fault(f"ended with {harmed.code}: {harmed.text[-300:]!r}")
         left = [path.name for path in folder.rglob("*.tmp")]
         if left:
@@ -505,6 +504,7 @@ def main() -> None:
             rows.append(row(name, outcome))
             faults += outcome.faults
             print(rows[-1], flush=True)
+    most = "" if arguments.most is None else f" --most {arguments.most}"
     text = "\n".join(
         [
             "### Commands harmed at their writes, and given again",
@@ -514,7 +514,7 @@ def main() -> None:
             *rows,
             "",
             *(f"- {fault}" for fault in faults),
-            f"Made by: `python benchmarks/faults.py --results RESULTS` ({machine()}).",
+            f"Made by: `python benchmarks/faults.py{most} --results RESULTS` ({machine()}).",
         ]
     )
     print(text)

@@ -97,13 +97,22 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
             _remove(leftover)
     temporary = target.with_name(f".{target.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-    except OSError as error:
-        if error.errno is not None and Path(error.filename or temporary).is_relative_to(temporary):
-            error.filename = str(target)
-        raise
+        with naming(target, temporary):
+            yield temporary
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Has an error of the system that names no file, as of a full disk, or what is below ``temporary``, name a path."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno is not None and (named is None or (temporary and Path(named).is_relative_to(temporary))):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from kuaifair_env.errors import ArtifactError, KuaiFairError
-from kuaifair_env.files import fits_checksum, parse_as, whole, with_checksum
+from kuaifair_env.files import fits_checksum, naming, parse_as, whole, with_checksum
 
 if TYPE_CHECKING:
     import optuna
@@ -92,7 +92,7 @@ class _Records:
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes records."""
         new = [with_checksum({_LINE: len(self._logs) + place, **log}) for place, log in enumerate(logs, 1)]
-        with self._path.open("ab") as stream:
+        with naming(self._path), self._path.open("ab") as stream:
             stream.write("".join(f"{json.dumps(log)}\n" for log in new).encode("utf-8"))
             stream.flush()
             os.fsync(stream.fileno())

@@ -321,6 +321,18 @@ def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_p
     assert report.different == () and report.leftovers == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("data fetch", 4), pytest.param("train, stopped by Ctrl-C", 2, marks=pytest.mark.slow)]
+)
+def test_a_command_harmed_at_its_writes_and_given_again_leaves_the_same_files(tmp_path, name, most):
+    faults = benchmark("faults")
+    with faults.mirror() as address:
+        command, start = faults.prepared(name, tmp_path, address)
+        outcome = faults.harm_command(command, start, (*faults.KILLS, faults.FULL), most)
+    assert outcome.faults == []
+    assert sum(outcome.harms.values()) > most and outcome.harms["before"]
+
+
 def test_worlds_of_ones_own_may_have_an_item_term(tmp_path):
     pair = small_pair()
     result, _ = run(study(item_term="log", methods=["quota-greedy"]), tmp_path, worlds={"small": pair})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -163,6 +164,18 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(world, quick, monke
     rows = [[{**row, "seconds": ""} for row in table(tmp_path / name)] for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) == 13
     assert (tmp_path / "whole/best.yml").read_text() == (tmp_path / "parts/best.yml").read_text()
+
+
+def test_a_full_disk_names_the_journal_and_the_search_goes_on_afterwards(world, quick, monkeypatch, tmp_path):
+    tune(PLAN, world, 1, tmp_path / "search")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device: '.*trials\.jsonl'$"):
+        patch.setattr(os, "fsync", full)
+        tune(PLAN, world, 2, tmp_path / "search")
+    assert len(tune(PLAN, world, 2, tmp_path / "search").trials) == 2
 
 
 def test_more_trials_extend_a_search_and_fewer_change_nothing(world, quick, tmp_path):
