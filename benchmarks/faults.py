@@ -316,8 +316,7 @@ def files_of(folder: Path) -> dict[str, Any]:
     """Returns what a command determines of the files of a folder, by name.
 
     Left out: times, logs, and whatever holds them (a table, the report, checksums of these), the journal of a search,
-    which keeps trials that were cut off, pickled settings of models, locks, and the checkpoint of a purifier that has
-    been saved.
+    which keeps trials that were cut off, pickled settings of models, locks, and NAME.partial beside a whole NAME.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -325,7 +324,9 @@ def files_of(folder: Path) -> dict[str, Any]:
         content: Any = path.read_bytes()
         if path.name in ("timing.json", "log.txt", "report.html", "trials.jsonl") or "table_4" in path.name:
             content = b""
-        elif path.name == ".lock" or (path.suffix == ".partial" and path.with_suffix("").exists()):
+        elif path.name == ".lock" or any(
+            place.suffix == ".partial" and place.with_suffix("").exists() for place in (path, path.parent)
+        ):
             continue
         elif path.name == "model.zip":
             with zipfile.ZipFile(path) as archive:

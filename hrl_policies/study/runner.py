@@ -174,13 +174,14 @@ def resume(
     from hrl_policies.study.training import restore_checkpoint
 
     path = Path(folder)
-    if path.name.endswith(PARTIAL):
-        partial_folder(path.with_name(path.name.removesuffix(PARTIAL)))
-    stored = load_run(path)
-    if stored.complete or not path.name.endswith(PARTIAL):
-        raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
     target = path.with_name(path.name.removesuffix(PARTIAL))
-    need_free(target)
+    if target != path:
+        partial_folder(target)
+        if target.exists():
+            raise ArtifactError(f"{target} exists already: if it is this run, remove {path}")
+    stored = load_run(path)
+    if stored.complete or target == path:
+        raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
     log, memory = RunLog(stored.config), PeakMemory()
     log.lines.append(f"resumed after {stored.steps_done:,} steps")
     with log.recording():

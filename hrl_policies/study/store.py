@@ -416,11 +416,14 @@ def reason_of(traceback: str) -> str:
 
 
 def remove_leftovers(store: Path, runs: Iterable[str]) -> None:
-    """Removes the temporary folders of runs (by name) that were killed while they were written.
+    """Removes what runs (by name) that were killed have left: temporary folders, and the state before their end.
 
     Only whoever holds the store's lock may do so.
     """
     known = set(runs)
+    for run in known:
+        if (store / run).exists() and partial_folder(store / run).exists():
+            remove_partial(partial_folder(store / run))
     for parent in {Path(run).parent for run in known}:
         for path in (store / parent).glob(".*.tmp"):
             name = path.name[1:].removesuffix(".tmp").rpartition(".")[0].removesuffix(FAILED)

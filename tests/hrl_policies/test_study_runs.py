@@ -166,6 +166,10 @@ def test_leftovers_of_killed_runs_are_removed_and_strangers_stay(tmp_path):
     (tmp_path / "small/.somebody-else.00ff00ff.tmp").mkdir(parents=True)
     run(study(methods=["random"]), tmp_path)
     assert [path.name for path in tmp_path.rglob("*.tmp")] == [".somebody-else.00ff00ff.tmp"]
+    # Killed between the end of a run and the removal of its earlier state.
+    (tmp_path / "small/random-len10-k10-seed3.partial").mkdir()
+    run(study(methods=["random"]), tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_store_belongs_to_one_study_and_to_one_process_at_a_time(copied):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import math
 import os
@@ -167,10 +168,11 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(world, quick, monke
 
 
 def test_a_full_disk_names_the_journal_and_the_search_goes_on_afterwards(world, quick, monkeypatch, tmp_path):
-    tune(PLAN, world, 1, tmp_path / "search")
+    writes = itertools.count()
 
     def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if next(writes) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device: '.*trials\.jsonl'$"):
         patch.setattr(os, "fsync", full)
