@@ -46,21 +46,6 @@ class PopularityGroups:
         low, high = scaled.min(), scaled.max()
         return np.asarray((scaled - low) / (high - low), np.float32)
 
-    def lookup(self, item_ids: IdArray) -> BoolArray:
-        """Returns whether each of some items is popular, for raw ids of any shape.
-
-        Raises:
-            DataError: When an id is not a candidate.
-        """
-        ids = np.asarray(item_ids)
-        order = np.argsort(self.item_ids)
-        place = np.minimum(np.searchsorted(self.item_ids, ids, sorter=order), len(order) - 1)
-        rows = order[place]
-        unknown = self.item_ids[rows] != ids
-        if unknown.any():
-            raise DataError(f"item id {ids[unknown].flat[0]} is not among the {len(self)} candidates")
-        return self.popular[rows]
-
     def describe(self) -> dict[str, Any]:
         """Returns source, sizes and the exposure that each group holds, JSON-able."""
         total = float(self.counts.sum())
