@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import gymnasium as gym
@@ -632,6 +633,16 @@ def test_sb3s_wrappers_play_the_sessions_of_every_vec_env_beneath(name, mode):
             shapes = {key: value.shape[1:] for key, value in leaves(observation).items()}
             assert shapes == {key: space.shape for key, space in leaves(env.observation_space).items()}
     wrapped[-1].close()
+
+
+def test_sessions_in_threads_are_those_of_the_main_thread():
+    def play(seed):
+        env = KuaiFairEnv(WORLD, SLATES)
+        env.reset(seed=seed)
+        return [env.step(np.arange(start, start + 5))[1] for start in (0, 5, 10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(play, range(8))) == [play(seed) for seed in range(8)]
 
 
 def leaves(observation):
