@@ -190,12 +190,10 @@ PARTS = {part.__name__: part for part in (step, serve, reset, load)}
 
 
 def section(part: str, rows: list[tuple[str, ...]]) -> str:
-    """Returns the section of a part."""
-    made_by = f"`python benchmarks/endurance.py {part} --results RESULTS` ({machine()})"
-    return (
-        ResultTable((PARTS[part].__doc__ or "").rstrip("."), HEADER, tuple(rows)).markdown()
-        + f"\nMade by: {made_by}.\n"
-    )
+    """Returns the section of a part, as a page of its own."""
+    made_by = f"Made by: `python benchmarks/endurance.py {part} --results RESULTS` ({machine()})."
+    table = ResultTable((PARTS[part].__doc__ or "").rstrip("."), HEADER, tuple(rows), (made_by,)).markdown()
+    return table.removeprefix("##").replace("\n\n\n", "\n\n")
 
 
 def main() -> None:
