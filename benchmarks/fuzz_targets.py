@@ -208,10 +208,11 @@ def artifacts(folder: Path) -> Callable[[Draws, Path], None]:
         folders[name](scratch / name)
 
     def of_journal(draws: Draws, scratch: Path) -> None:
-        lines = (folder / "journal.log").read_text("utf-8").splitlines()
+        whole_lines = (folder / "journal.log").read_text("utf-8").splitlines()
+        lines = list(whole_lines)
         for _ in range(1 + draws.below(3)):
             place = draws.below(len(lines))
-            record = mutated_tree(draws, json.loads(lines[place])) if draws.chance(80) else draws.scalar()
+            record = mutated_tree(draws, json.loads(whole_lines[place])) if draws.chance(80) else draws.scalar()
             lines[place] = json.dumps(with_checksum(record)) if isinstance(record, dict) else str(record)
         (scratch / "journal.log").write_bytes(
             mutated_bytes(draws, "\n".join([*lines, ""]).encode("utf-8", "replace"), 2)

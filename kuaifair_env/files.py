@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
 
@@ -60,6 +61,8 @@ _MISFITS = (
     LookupError,
     MemoryError,
     RuntimeError,
+    SyntaxError,
+    TokenError,
     TypeError,
     ValueError,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
 from kuaifair_env.errors import ArtifactError
-from kuaifair_env.files import whole
+from kuaifair_env.files import problem_of, whole
 
 _BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -37,8 +38,10 @@ def restore_parameters(model: Any, path: Path) -> None:
     except ArtifactError:
         raise
     except Exception as error:
-        # SB3, torch, zipfile and pickle raise a dozen different types here.
-        raise ArtifactError(f"{path} does not hold the parameters of this model: {error}") from error
+        # SB3, torch, zipfile and pickle raise a dozen different types here. Torch's advice would execute the file.
+        foreign = isinstance(error, UnpicklingError)
+        problem = "it holds other things than tensors, or is damaged" if foreign else problem_of(error)
+        raise ArtifactError(f"{path} does not hold the parameters of this model: {problem}") from error
 
 
 def check_finite(parameters: Any, source: Any) -> None:

@@ -120,7 +120,9 @@ class TrialJournal:
         self._optuna = import_optuna()
         self._space, self._first, self._seed = space, first, seed
         self._study = self._opened(path)
-        self._check_plan(path, json.loads(json.dumps(plan)))
+        with whole(path, "journal of trials", _REMEDY):
+            self._check_plan(path, json.loads(json.dumps(plan)))
+            self.finished()  # whether all trials can be read
         # Trials that were begun and never finished are made again.
         for trial in self._in_state("RUNNING"):
             self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from kuaifair_env.data.encoding import MISSING_WORDS
-from kuaifair_env.data.times import read_times, time_column
+from kuaifair_env.data.times import exact_limit, read_times, time_column
 from kuaifair_env.errors import DataError
 from kuaifair_env.files import file_hash
 
@@ -276,7 +276,10 @@ def _plain_integers(series: Any) -> bool:
     """Whether a column holds integers, or text that is nothing else."""
     if not isinstance(series, pd.Series) or types.is_bool_dtype(series):
         return False
+    if types.is_integer_dtype(series):
+        return not series.isna().any() and (series.empty or bool(series.max() <= np.iinfo(np.int64).max))
     if types.is_numeric_dtype(series):
-        return True
+        numbers = series.to_numpy(na_value=np.nan)
+        return bool(((np.abs(numbers) < exact_limit(series)) & (numbers == np.rint(numbers))).all())
     distinct = pd.Series(series.unique())
     return bool(distinct.map(lambda value: isinstance(value, str)).all() and distinct.str.fullmatch(_INTEGER).all())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import zipfile
 from dataclasses import asdict, replace
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -322,7 +325,7 @@ def test_settings_that_the_method_does_not_take_are_those_of_a_damaged_run(tmp_p
         load_policy(load_run(tmp_path / "run"), small_pair())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "no tensors"])
 def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
     train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
     model = tmp_path / "run/model.zip"
@@ -330,12 +333,19 @@ def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
         model.unlink()
     elif damage == "truncated":
         model.write_bytes(model.read_bytes()[:1000])
+    elif damage == "no tensors":
+        with zipfile.ZipFile(model) as stored:
+            members = {name: stored.read(name) for name in stored.namelist()}
+        with zipfile.ZipFile(model, "w") as altered:
+            for name, content in (members | {"policy.pth": pickle.dumps(PurePath("x"))}).items():
+                altered.writestr(name, content)
     else:
         other = train(plan_run("td3", "small", total_steps=64, n_envs=4), small_pair())
         other.policy.save(model)
     for _ in ("altered", "with checksums that fit"):
-        with pytest.raises(ArtifactError, match=r"model\.zip"):
+        with pytest.raises(ArtifactError, match=r"model\.zip") as caught:
             load_policy(load_run(tmp_path / "run"), small_pair())
+        assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
         write_checksums(model.parent)
 
 

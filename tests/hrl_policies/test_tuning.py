@@ -188,6 +188,14 @@ def test_more_trials_extend_a_search_and_fewer_change_nothing(world, quick, tmp_
     assert len(quick) == 6
 
 
+def _with(record, name, value):
+    """A record of a journal with an attribute of the search or of a trial replaced, or under another name."""
+    for attributes in (record.get("user_attr", {}),):
+        if name in attributes:
+            attributes["other" if value is None else name] = attributes.pop(name) if value is None else value
+    return record
+
+
 def test_a_folder_belongs_to_one_search(world, quick, tmp_path):
     tune(PLAN, world, 1, tmp_path / "search")
     with pytest.raises(ArtifactError, match=r"another search \(episodes_per_user, seed differ\)"):
@@ -201,9 +209,13 @@ def test_a_folder_belongs_to_one_search(world, quick, tmp_path):
     path = tmp_path / "search/trials.jsonl"
     *lines, last = path.read_text().splitlines()
     unknown = json.dumps(with_checksum(json.loads(last) | {"op_code": 99}))
+    of_lists = [json.dumps(with_checksum(_with(json.loads(line), "plan", [1]))) for line in lines]
+    without_time = [json.dumps(with_checksum(_with(json.loads(line), "seconds", None))) for line in [*lines, last]]
     for journal, words in (
         ("no journal\n{}\n", "line 1, is not a whole record of a search"),
         ("\n".join([*lines, unknown, ""]), "is not a whole journal of trials"),
+        ("\n".join([*of_lists, last, ""]), "is not a whole journal of trials"),
+        ("\n".join([*without_time, ""]), "is not a whole journal of trials .*it lacks 'seconds'"),
     ):
         path.write_text(journal)
         with pytest.raises(ArtifactError, match=words):

@@ -31,6 +31,7 @@ from kuaifair_env.files import (
     open_artifact,
     save_artifact,
     temporary_beside,
+    whole,
     write_checksums,
     write_text_atomically,
 )
@@ -246,3 +247,13 @@ def test_text_is_compressed_by_its_name_and_to_the_same_bytes(tmp_path):
     assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()).decode("utf-8") == text
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
     assert (tmp_path / "c.csv").read_bytes() == text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': (", b"{'descr': '<f4', 'fortran_order': False, 'shape': 5", b"(", b"\x00"]
+)
+def test_an_array_whose_header_is_damaged_is_no_whole_file(tmp_path, header):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ArtifactError, match=r"a\.npy is not a whole array"), whole(path, "array", "make it again"):
+        np.load(path, allow_pickle=False)

@@ -708,6 +708,23 @@ def test_files_are_read_as_the_frames_that_they_hold(tmp_path) -> None:  # type:
         InteractionData.from_frames(tmp_path / "train.parquet", tmp_path / "test.csv")
 
 
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([7.0, 7.5, 7, 7, 40], "row 1 .* 7.5"),
+        ([7.0, np.nan, 7, 7, 40], "no id in row 1"),
+        ([7.0, np.inf, 7, 7, 40], "row 1"),
+        (np.array([7, 7, 7, 7, 2**63], np.uint64), "64 signed bits"),
+        (pd.array([7, None, 7, 7, 40], "Int64"), "no id in row 1"),
+    ],
+)
+def test_ids_in_parquet_are_no_other_integers_than_they_were(tmp_path: Path, ids: object, words: str) -> None:
+    pytest.importorskip("pyarrow")
+    train_frame().assign(user_id=ids).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=words):
+        InteractionData.from_frames(tmp_path / "train.parquet", test_frame())
+
+
 def test_parquet_holds_the_same_as_csv(tmp_path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("pyarrow")
     train_frame().to_parquet(tmp_path / "train.parquet")
