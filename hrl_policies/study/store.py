@@ -29,8 +29,6 @@ from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import check_files, parse_as, remove_folder, temporary_beside, whole, write_checksums
 
 FORMAT = 4
-_WITHOUT_CHECKSUMS = 3
-"""Format of runs whose folders have no ``SHA256SUMS``; they are read unchecked."""
 MODEL = "model.zip"
 SESSION_TABLE = "sessions.csv"
 PURIFIER = "purifier.safetensors"
@@ -122,7 +120,6 @@ class StoredRun:
         curve: Rows of the learning curve so far: training sessions, or the losses of an offline method.
         steps_done: Training steps taken.
         timing: Seconds and machine; empty for an interrupted run.
-        has_checksums: Whether the folder says what its files have to be.
     """
 
     folder: Path
@@ -133,7 +130,6 @@ class StoredRun:
     curve: list[CurveRow]
     steps_done: int
     timing: dict[str, Any]
-    has_checksums: bool
 
     @property
     def complete(self) -> bool:
@@ -163,8 +159,7 @@ class StoredRun:
         Raises:
             ArtifactError: If one was altered after it was written.
         """
-        if self.has_checksums:
-            check_files(self.folder, names or None, TRAIN_AGAIN)
+        check_files(self.folder, names or None, TRAIN_AGAIN)
 
     def sessions(self) -> list[dict[str, Any]]:
         """Returns the per-session records of the evaluation, one dict each; raw user ids may be text."""
@@ -304,10 +299,9 @@ def load_run(folder: str | Path) -> StoredRun:
     if not result and not progress:
         raise ArtifactError(f"{path} is not a run folder: it holds neither result.json nor progress.json")
     version = (result or progress).get("format")
-    if version == FORMAT:
-        check_files(path, _RECORDS, TRAIN_AGAIN)
-    elif version != _WITHOUT_CHECKSUMS:
+    if version != FORMAT:
         raise ArtifactError(f"{path} has run format {version}; this version reads format {FORMAT}: {TRAIN_AGAIN}")
+    check_files(path, _RECORDS, TRAIN_AGAIN)
     with whole(path / "result.json", "result of a run", TRAIN_AGAIN):
         steps_done = parse_as(_Result, result).steps_done if result else 0
     with whole(path / "progress.json", "state of a run", TRAIN_AGAIN):
@@ -326,7 +320,6 @@ def load_run(folder: str | Path) -> StoredRun:
             curve=read_table(path / _CURVE, columns=("steps",)) if (path / _CURVE).exists() else [],
             steps_done=steps_done,
             timing=read_json(path / "timing.json") if result else {},
-            has_checksums=version == FORMAT,
         )
 
 
