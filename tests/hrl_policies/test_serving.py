@@ -271,7 +271,7 @@ def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path
     assert "two of the runs have the same seed" in err
     code, _, err = kuaifair("serve", "run", "session-quota", *SERVE)
     assert code == 2
-    assert "give one control, or run folders" in err
+    assert "give one control, one .zip, or run folders" in err
     (tmp_path / "run/model.zip").write_bytes((tmp_path / "other/model.zip").read_bytes())
     code, _, err = kuaifair("serve", "run", *SERVE, "--orders", "1")
     assert code == 1 and "model.zip was altered after it was written" in err
