@@ -189,8 +189,8 @@ def notes(worlds: WorldPair, arguments: Namespace) -> list[str]:
         f"world: {min(1_000, len(worlds.train.users) // 5):,} users of the training world, fitted on the log that "
         "agents read, without deviations. Frozen, one session each, repeats allowed, Max Len 30, slates of 10. ± is "
         "half the 95 % Student interval for other training seeds; of the paper the spread that it prints.",
-        "- All agents train with deviations of users (*auto*), which the paper does not have. Ranks are among methods that the "
-        "paper has; the others are controls and variants.",
+        "- All agents train with deviations of users (*auto*), which the paper does not have. Ranks are among methods "
+        "that the paper has; the others are controls and variants.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprints "
         f"{worlds.train.fingerprint} (training) and {worlds.test.fingerprint} (test). The paper's simulators were not "
         "released.",
