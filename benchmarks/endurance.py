@@ -4,9 +4,10 @@
 
 Resident memory, open files and threads are those of Linux' ``/proc``, after a collection and with the pages given back
 that the allocator keeps for itself (``malloc_trim``): without that, freed pieces between others look like growth. The
-first fifth of each part is warm-up. The slope is that of a line through the samples after it; its interval takes their errors as independent, which they are not
-quite, as memory grows in pieces. A part fails where memory grew by more than 20 MB with the whole interval above 1 KiB
-an operation, or where more files are open, or more threads run, than after the warm-up.
+first fifth of each part is warm-up. The slope is that of a line through the samples after it; its interval takes their
+errors as independent, which they are not quite, as memory grows in pieces. A part fails where memory grew by more than
+20 MB with the whole interval above 1 KiB an operation, or where more files are open, or more threads run, than after
+the warm-up.
 """
 
 from __future__ import annotations
