@@ -89,7 +89,8 @@ class Meter:
         samples = np.array(self.samples)
         operations, memory, files, threads = samples[samples[:, 0] >= WARM_UP * self.operations].T
         line = linregress(operations, memory)
-        half = t.ppf(0.975, len(operations) - 2) * line.stderr
+        # Memory that never changes has no error either.
+        half = t.ppf(0.975, len(operations) - 2) * line.stderr if np.ptp(memory) else 0.0
         low, high = line.slope - half, line.slope + half
         grows = low > MAX_SLOPE and memory[-1] - memory[0] > MAX_GROWTH
         return (
