@@ -42,7 +42,7 @@ SERVED = {
 REPEATS = ("allow", "forbid")
 PARTS = (
     ("training", "BeliefQuota, items by features", None),
-    ("a manager that sees the session", "DSRM-HRL, constant z", None),
+    ("the manager: half popular, half not in every slate", "DSRM-HRL, constant z", None),
     ("the belief: HRL on observed states in its place", "HRL", None),
     (
         "item features, and scales fitted to the log",
