@@ -57,11 +57,9 @@ def draw_learning_curves(path: str | Path, comparison: Comparison, max_len: int)
     """
     from matplotlib.ticker import EngFormatter
 
-    shown = {task: _with_curves(comparison, task) for task in comparison.tasks_at(max_len)}
-    shown = {task: curves for task, curves in shown.items() if curves}
+    shown, look = _all_curves(comparison, max_len)
     if not shown:
         return False
-    look = looks(list(dict.fromkeys(variant.title for curves in shown.values() for variant in curves)))
 
     def draw(axis: Axes, task: Task, figure: str) -> None:
         for variant, runs in shown[task].items():
@@ -91,11 +89,9 @@ def draw_training_rewards(path: str | Path, comparison: Comparison, max_len: int
     """
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    shown = {task: _with_curves(comparison, task) for task in comparison.tasks_at(max_len)}
-    shown = {task: curves for task, curves in shown.items() if curves}
+    shown, look = _all_curves(comparison, max_len)
     if not shown:
         return False
-    look = looks(list(dict.fromkeys(variant.title for curves in shown.values() for variant in curves)))
 
     def draw(axis: Axes, task: Task, figure: str) -> None:
         for variant, runs in shown[task].items():
@@ -221,6 +217,15 @@ def draw_profiles(path: str | Path, comparison: Comparison) -> bool:
     )
     save_figure(figure, path, f"{caption} {comparison.provenance}")
     return True
+
+
+def _all_curves(
+    comparison: Comparison, max_len: int
+) -> tuple[dict[Task, dict[Variant, tuple[EvaluatedRun, ...]]], Mapping[str, Look]]:
+    """Returns the runs with curves by task and variant, and how the lines of each variant look."""
+    found = {task: _with_curves(comparison, task) for task in comparison.tasks_at(max_len)}
+    shown = {task: curves for task, curves in found.items() if curves}
+    return shown, looks(list(dict.fromkeys(variant.title for curves in shown.values() for variant in curves)))
 
 
 def _with_curves(comparison: Comparison, task: Task) -> dict[Variant, tuple[EvaluatedRun, ...]]:
