@@ -99,6 +99,12 @@ COMMANDS = {
     "data fetch": Command(("data", "fetch", "kuairand", "--no-checksum", "--no-progress", "--folder", "archives")),
 }
 
+_EXPLAINED = """An event is an opening of a file for writing, a write, a new folder, a renaming or a removal, in the
+smallest form of a command. Of the events of one kind, one ending and one place in the code the first and the last are chosen;
+of these every n-th is tried where a number is given. A kill comes after an event, before a write or a renaming, and
+halfway through a write. Then the command is given again: the same bytes, or a line that says that the work is done or
+which folder to resume, and nothing else left behind. [study_kills.md](study_kills.md): a study on two processes."""
+
 Place = tuple[str, str, int]
 """An event: its kind, the name of its file, and how many of this kind and file came before it."""
 
@@ -316,7 +322,7 @@ def files_of(folder: Path) -> dict[str, Any]:
     """Returns what a command determines of the files of a folder, by name.
 
     Left out: times, logs, and whatever holds them (a table, the report, checksums of these), the journal of a search,
-    which keeps trials that were cut off, pickled settings of models, locks, and NAME.partial beside a whole NAME.
+    which keeps trials that were cut off, pickled settings of models, and locks.
     """
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -324,9 +330,7 @@ def files_of(folder: Path) -> dict[str, Any]:
         content: Any = path.read_bytes()
         if path.name in ("timing.json", "log.txt", "report.html", "trials.jsonl") or "table_4" in path.name:
             content = b""
-        elif path.name == ".lock" or any(
-            place.suffix == ".partial" and place.with_suffix("").exists() for place in (path, path.parent)
-        ):
+        elif path.name == ".lock":
             continue
         elif path.name == "model.zip":
             with zipfile.ZipFile(path) as archive:
@@ -347,12 +351,16 @@ class Outcome:
 
     Attributes:
         events: Its writes, renamings, ....
+        chosen: Of these, the first and the last of each kind, ending and place in the code.
+        tried: Of these, those at which harm was done.
         harms: How many of each kind were done.
         refusals: After how many the same command was refused in a line.
         faults: What is not as promised.
     """
 
     events: int
+    chosen: int
+    tried: int
     harms: Counter[str] = field(default_factory=Counter)
     refusals: int = 0
     faults: list[str] = field(default_factory=list)
@@ -384,9 +392,10 @@ def harm_command(command: Command, start: Path, harms: Sequence[str], most: int 
         undisturbed = _copied(start, "undisturbed")
         run(command, undisturbed, peaceful=True)
         expected.append(files_of(undisturbed))
-    outcome = Outcome(len(ended.events))
     places = chosen(ended.events)
-    for place in places if most is None else places[:: max(len(places) // most, 1)]:
+    tried = places if most is None else places[:: max(len(places) // most, 1)]
+    outcome = Outcome(len(ended.events), len(places), len(tried))
+    for place in tried:
         for harm in harms:
             if harm in _HARMS.get(place[0], ("after",)):
                 outcome.harms[harm] += 1
@@ -488,7 +497,8 @@ def row(name: str, outcome: Outcome) -> str:
     harms = outcome.harms
     verdict = "the same bytes" if not outcome.faults else f"{len(outcome.faults)} FAULTS"
     kills = sum(harms[kind] for kind in KILLS)
-    return f"| `{name}` | {outcome.events} | {kills} | {harms[FULL]} | {outcome.refusals} | {verdict} |"
+    counts = (outcome.events, outcome.chosen, outcome.tried, kills, harms[FULL], outcome.refusals)
+    return f"| `{name}` | {' | '.join(map(str, counts))} | {verdict} |"
 
 
 def main() -> None:
@@ -510,11 +520,14 @@ def main() -> None:
         [
             "### Commands harmed at their writes, and given again",
             "",
-            "| command | events | kills | full disks | then refused in a line | else |",
-            "|---|---|---|---|---|---|",
+            "| command | events | chosen | tried | kills | full disks | then refused in a line | else |",
+            "|---|---:|---:|---:|---:|---:|---:|---|",
             *rows,
             "",
             *(f"- {fault}" for fault in faults),
+            *([""] if faults else []),
+            _EXPLAINED,
+            "",
             f"Made by: `python benchmarks/faults.py{most} --results RESULTS` ({machine()}).",
         ]
     )

@@ -51,6 +51,7 @@ from dsrm.purifier import (
     Target,
     WorldKey,
     condition_size,
+    pretraining_checkpoint,
     save_purifier,
 )
 from dsrm.targets import (
@@ -260,10 +261,9 @@ def pretrain_file(path: str | Path, world: World, config: PretrainConfig, *, pro
 
     Arguments and errors are those of :func:`pretrain`.
     """
-    target = Path(path)
-    checkpoint = target.with_name(target.name + ".partial")
+    checkpoint = pretraining_checkpoint(path)
     purifier = pretrain(world, config, checkpoint=checkpoint, progress=progress)
-    save_purifier(purifier, target)
+    save_purifier(purifier, path)
     checkpoint.unlink(missing_ok=True)
     return purifier
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -410,6 +411,20 @@ def load_purifier(path: str | Path) -> StatePurifier:
         module, name = _CLASSES[kind]
         purifier_class: type[BasePurifier] = getattr(import_module(module), name)
         return purifier_class.restore(tensors, settings)
+
+
+def pretraining_checkpoint(path: str | Path) -> Path:
+    """Returns where the pretraining of a purifier is kept until the purifier has its file."""
+    return Path(path).with_name(Path(path).name + ".partial")
+
+
+def forget_pretraining(path: str | Path) -> None:
+    """Removes the checkpoint that a kill left beside a purifier's file; beside anything else it stays."""
+    checkpoint = pretraining_checkpoint(path)
+    with suppress(ArtifactError):
+        if checkpoint.exists():
+            load_purifier(path)
+            checkpoint.unlink(missing_ok=True)
 
 
 def purifier_hash(path: str | Path) -> str:

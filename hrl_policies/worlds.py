@@ -132,7 +132,7 @@ def cached_purifier(
         ValueError: If the mode is unknown, or the world is not a training world.
     """
     from dsrm.pretraining import PretrainConfig, pretrain_file
-    from dsrm.purifier import MODES, WorldKey, load_purifier
+    from dsrm.purifier import MODES, WorldKey, forget_pretraining, load_purifier
 
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -143,6 +143,7 @@ def cached_purifier(
     if path.exists():
         try:
             load_purifier(path)
+            forget_pretraining(path)
             return path
         except ArtifactError as error:
             announce_rebuilt(error)

@@ -131,7 +131,6 @@ def train(
             raise ValueError(
                 "--resume takes method, environment, purifier, settings and output from the run; leave them out"
             )
-        study.load_run(resume)
         study.single_threaded()
         _report_run(study.resume(resume, data_dir=data_dir, progress=progress), command)
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dsrm.purifier import ItemQuality, Mode, Target
+from dsrm.purifier import ItemQuality, Mode, Target, forget_pretraining
 from hrl_policies.cli import (
     AllowPartial,
     Clip,
@@ -89,6 +89,7 @@ def pretrain(
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
     base = data_settings(source, allow_partial, positive, feedback, clip)
     settings: WorldSettings = {**base, **world_kwargs(env_settings)}
+    forget_pretraining(output)
     need_new_file(output)
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")

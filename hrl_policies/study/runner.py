@@ -169,19 +169,19 @@ def resume(
         progress: See :func:`train`.
 
     Raises:
-        ArtifactError: If the folder is not an interrupted run, or the data has changed.
+        ArtifactError: If the folder is not an interrupted run, the run is finished, or the data has changed.
     """
-    from hrl_policies.study.training import restore_checkpoint
-
     path = Path(folder)
     target = path.with_name(path.name.removesuffix(PARTIAL))
     if target != path:
         partial_folder(target)
         if target.exists():
-            raise ArtifactError(f"{target} exists already: if it is this run, remove {path}")
+            raise ArtifactError(_forget_finished(path, target))
     stored = load_run(path)
     if stored.complete or target == path:
         raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
+    from hrl_policies.study.training import restore_checkpoint
+
     log, memory = RunLog(stored.config), PeakMemory()
     log.lines.append(f"resumed after {stored.steps_done:,} steps")
     with log.recording():
@@ -202,6 +202,19 @@ def resume(
     if result.complete:
         remove_partial(path)
     return result
+
+
+def _forget_finished(path: Path, target: Path) -> str:
+    """Removes the earlier state of a run, if it was resumed to its end; returns why it is not resumed."""
+    finished = load_run(target)
+    if path.exists():
+        stored = load_run(path)
+        resumed = finished.config.as_dict(), finished.result.get("resumed_at")
+        if resumed != (stored.config.as_dict(), stored.steps_done):
+            return f"{target} exists already, and is not what became of {path}: rename or remove one of them"
+        finished.check()
+    remove_partial(path)
+    return f"{target} exists already: the run is finished, and {path} is no longer needed, nor there"
 
 
 def evaluate_run(

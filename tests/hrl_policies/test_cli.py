@@ -589,6 +589,17 @@ def test_pretrain_reports_what_it_made_and_probe_measures_it(kuaifair, tmp_path)
 
 
 @pytest.mark.usefixtures("worlds_of_taste")
+def test_what_a_kill_left_beside_a_purifier_goes_with_the_next_call_and_what_others_put_there_stays(kuaifair, tmp_path):
+    save_purifier(NoisePurifier(0.25), tmp_path / "made.safetensors")
+    (tmp_path / "download").touch()
+    for name, stays in (("made.safetensors", False), ("download", True)):
+        (tmp_path / f"{name}.partial").touch()
+        code, _, err = kuaifair("pretrain", *ENV, "--output", name, *QUICK)
+        assert code == 1 and f"{name} exists already" in err
+        assert (tmp_path / f"{name}.partial").exists() == stays
+
+
+@pytest.mark.usefixtures("worlds_of_taste")
 def test_a_noise_control_takes_its_size_from_a_purifier(kuaifair):
     kuaifair("pretrain", *ENV, "--mode", "ips", "-o", "ips.safetensors")
     code, out, err = kuaifair(

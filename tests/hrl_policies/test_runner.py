@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import zipfile
@@ -193,6 +194,25 @@ def test_ctrl_c_keeps_the_model_and_resume_goes_on(tmp_path, config):
     steps = [row["steps"] for row in stored.curve]
     assert steps == sorted(steps) and steps[-1] <= stored.steps_done
     assert evaluate_run(stored.config, load_policy(stored, small_pair()), small_pair()).summary() == stored.summary
+
+
+def test_what_a_kill_left_of_a_run_that_was_resumed_to_its_end_goes_with_the_next_call(tmp_path):
+    partial = tmp_path / "run.partial"
+    train(a2c(), interrupted_pair(at=5), output=tmp_path / "run")
+    shutil.copytree(partial, tmp_path / "kept")
+    resume(partial, small_pair())
+    for present in (True, False):
+        if present:
+            shutil.copytree(tmp_path / "kept", partial)
+        with pytest.raises(ArtifactError, match=r"run exists already: the run is finished, .* nor there"):
+            resume(partial, small_pair())
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
+    # Two runs that have nothing to do with each other but their names.
+    train(a2c(seed=12), interrupted_pair(at=5), output=tmp_path / "other")
+    (tmp_path / "other.partial").rename(partial)
+    with pytest.raises(ArtifactError, match=r"run exists already, and is not what became of .*: rename or remove one"):
+        resume(partial, small_pair())
+    assert load_run(partial).config.seed == 12
 
 
 def test_a_resumed_run_goes_on_in_the_block_that_it_was_in(tmp_path):

@@ -133,6 +133,14 @@ def test_the_second_call_takes_the_file_of_the_first(pretrained, tmp_path):
     assert len(pretrained) == 1
 
 
+def test_what_a_kill_left_beside_a_file_of_the_cache_goes_with_the_next_call(pretrained, tmp_path):
+    world = small_pair().train
+    path = cached_purifier(world, "ips", folder=tmp_path)
+    path.with_name(path.name + ".partial").touch()
+    cached_purifier(world, "ips", folder=tmp_path)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 def test_other_users_other_modes_and_other_seeds_have_files_of_their_own(pretrained, tmp_path):
     """A search leaves its validation users out: what was trained on all users must not be handed to it."""
     world = small_pair().train
