@@ -100,10 +100,11 @@ COMMANDS = {
 }
 
 _EXPLAINED = """An event is an opening of a file for writing, a write, a new folder, a renaming or a removal, in the
-smallest form of a command. Of the events of one kind, one ending and one place in the code the first and the last are chosen;
-of these every n-th is tried where a number is given. A kill comes after an event, before a write or a renaming, and
-halfway through a write. Then the command is given again: the same bytes, or a line that says that the work is done or
-which folder to resume, and nothing else left behind. [study_kills.md](study_kills.md): a study on two processes."""
+smallest form of a command. Of the events of one kind, one ending and one place in the code the first and the last are
+chosen; of these every n-th is tried where a number is given. A kill comes after an event, before a write or a
+renaming, and halfway through a write. Then the command is given again: the same bytes, or a line that says that the
+work is done or which folder to resume, and nothing else left behind. [study_kills.md](study_kills.md): a study on two
+processes."""
 
 Place = tuple[str, str, int]
 """An event: its kind, the name of its file, and how many of this kind and file came before it."""
