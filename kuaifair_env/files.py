@@ -7,6 +7,7 @@ these and of the tensors. Nothing that is loaded can execute code, and a file th
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
 import hashlib
@@ -129,6 +130,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def need_writable(path: str | Path) -> None:
+    """Checks that a file or folder can be made or replaced, before there is work to lose; makes nothing.
+
+    Raises:
+        ArtifactError: If it cannot.
+    """
+    target = Path(path)
+    while not target.parent.exists():
+        target = target.parent
+    try:
+        if not target.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with temporary_beside(target) as temporary:
+            temporary.touch()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}; choose another output folder") from error
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder, if it is there, so that a kill leaves the whole of it or none."""
     with temporary_beside(path) as temporary, suppress(FileNotFoundError):
@@ -210,8 +229,9 @@ def locked_folder(folder: Path, work: str) -> Iterator[None]:
         work: What is done there, for the message.
 
     Raises:
-        ArtifactError: If another process works there.
+        ArtifactError: If another process works there, or it cannot be written.
     """
+    need_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / LOCK).acquire(blocking=False)

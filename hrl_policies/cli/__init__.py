@@ -256,9 +256,11 @@ def need_new_file(path: Path) -> None:
     """Checks that a file may be written.
 
     Raises:
-        ArtifactError: If it exists.
+        ArtifactError: If it exists, or cannot be made.
     """
     from kuaifair_env.errors import ArtifactError
+    from kuaifair_env.files import need_writable
 
     if path.exists():
         raise ArtifactError(f"{path} exists already; choose another file, or remove it")
+    need_writable(path)

@@ -18,6 +18,7 @@ from hrl_policies.worlds import WorldPair, load_worlds
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import raw_id
+from kuaifair_env.files import need_writable
 
 if TYPE_CHECKING:
     from dsrm.purifier import Mode
@@ -77,6 +78,7 @@ def run_demo(console: Console, *, seed: int, steps: int | None, output: Path | N
     Returns:
         The records behind the table, in its order.
     """
+    need_writable((output or Path()) / DEMO_FIGURE)
     console.print(_INTRODUCTION)
     with _phase(console, 1, "making the training world and the test world", progress):
         worlds = load_worlds(DEMO_ENV)

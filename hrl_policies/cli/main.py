@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 TRACEBACK_VARIABLE = "KUAIFAIR_TRACEBACK"
 
+_UNWRITABLE = (errno.EACCES, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 _WIDTH = 118
 _COLUMNS = ("name", "title", "kind", "acts by", "purifier")
 _NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observation_mode", "purifier", "sees")
@@ -116,8 +118,21 @@ def _message(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"not enough memory: {str(error) or 'some of it could not be had'}"
     if isinstance(error, (KuaiFairError, ValueError, TypeError, OSError)):
-        return str(error)
+        return f"{error}{_remedy(error)}"
     return f"{type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where, for a report"
+
+
+def _remedy(error: Exception) -> str:
+    """Returns what to do where the folder of the cache cannot be written; it is empty for all else."""
+    from kuaifair_env.data.cache import CACHE_VARIABLE, cache_dir
+
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError) or cause.errno not in _UNWRITABLE or cause.filename is None:
+        return ""
+    place, cache = Path(os.fsdecode(cause.filename)), cache_dir()
+    # What is missing is made from the top.
+    of_cache = place.is_relative_to(cache) or (cache.is_relative_to(place) and place.is_absolute())
+    return f"; set {CACHE_VARIABLE} to a folder that can be written" if of_cache else ""
 
 
 def _exit_code(error: Exception) -> int:

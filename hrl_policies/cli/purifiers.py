@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # The choices of dsrm.encoder, whose import takes a second.
 EncoderKind = Literal["mean", "transformer"]
 ProbeWindows = Literal["log", "short", "policy"]
+_PROBES = "probes.json"
 
 
 def pretrain(
@@ -170,8 +171,10 @@ def probe(
     from dsrm.probes import purified_states, report_table
     from dsrm.purifier import load_purifier
     from hrl_policies.study import single_threaded
-    from kuaifair_env.files import write_text_atomically
+    from kuaifair_env.files import need_writable, write_text_atomically
 
+    if output is not None:
+        need_writable(output / _PROBES)
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
     base = data_settings(source, allow_partial, positive, feedback, clip)
     settings: WorldSettings = {**base, **world_kwargs(env_settings)}
@@ -193,7 +196,7 @@ def probe(
         if figures:
             content["counts_and_rates_r2"] = draw_counts_and_rates(output / "counts_and_rates.png", world.data)
             draw_states(output / "states.png", probes, states)
-        write_text_atomically(output / "probes.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_text_atomically(output / _PROBES, json.dumps(content, indent=1, sort_keys=True) + "\n")
         typer.echo(f"written to {output}")
 
 

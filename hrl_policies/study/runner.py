@@ -42,6 +42,7 @@ from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import EvaluationResult, evaluate
+from kuaifair_env.files import need_writable
 from kuaifair_env.randomised_worlds import randomised
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def train(
     target = None if output is None else Path(output)
     if target is not None:
         need_free(target)
+        need_writable(target)
         if partial_folder(target).exists():
             raise ArtifactError(
                 f"{partial_folder(target)} holds an interrupted run; resume it (kuaifair train --resume), or remove it"
@@ -180,6 +182,7 @@ def resume(
     stored = load_run(path)
     if stored.complete or target == path:
         raise ArtifactError(f"{path} is not an interrupted run; those end in {PARTIAL}")
+    need_writable(target)
     from hrl_policies.study.training import restore_checkpoint
 
     log, memory = RunLog(stored.config), PeakMemory()

@@ -34,7 +34,7 @@ from kuaifair_env.abandonment import LEAVE_RULES, leave_rule
 from kuaifair_env.actions import Duplicates
 from kuaifair_env.data.own import TABLES
 from kuaifair_env.errors import ArtifactError, KuaiFairError, SettingsError
-from kuaifair_env.files import fits_checksum, with_checksum
+from kuaifair_env.files import fits_checksum, need_writable, with_checksum
 from kuaifair_env.metrics.fairness import DisparityMode
 from kuaifair_env.randomisation import describe_setting, randomisation_setting
 from kuaifair_env.registration import session_config
@@ -427,7 +427,7 @@ def write_study(store: Path, spec: StudySpec, command: str) -> str:
     """Writes what a store is the store of, once, and returns the command that made it in the first place.
 
     Raises:
-        ArtifactError: If the store holds another study.
+        ArtifactError: If the store holds another study, or cannot be written.
     """
     path, study = store / STUDY, spec.model_dump(mode="json")
     if path.exists():
@@ -439,6 +439,7 @@ def write_study(store: Path, spec: StudySpec, command: str) -> str:
                 f"{store} holds another study ({', '.join(different)} differ); use another store, or remove it"
             )
         return made_by
+    need_writable(path)
     write_json(path, with_checksum({"format": _FORMAT, "command": command, "study": study}))
     return command
 

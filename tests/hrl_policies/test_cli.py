@@ -400,24 +400,73 @@ def test_names_of_any_language_go_into_pipes_that_know_ascii_alone_and_clocks_ma
     assert min(timing["training_seconds"], timing["evaluation_seconds"]) >= 0.0
 
 
+@pytest.mark.parametrize("variable", ["KUAIFAIR_CACHE", "HOME"])
 @pytest.mark.parametrize(
     "arguments",
     [
         ("data", "fetch", "kuairand", "--retries", "0"),
         ("train", "-m", "random", "-e", "KuaiFair-Toy-v0"),
         ("pretrain", "-e", "KuaiFair-Toy-v0", "-m", "ips", "-o", "p.safetensors"),
+        ("demo", "--no-progress"),
     ],
+    ids=lambda words: words[0],
 )
-def test_a_cache_that_cannot_be_written_is_named_in_one_line(kuaifair, tmp_path, monkeypatch, arguments):
+def test_a_cache_that_cannot_be_written_is_named_in_one_line(kuaifair, tmp_path, monkeypatch, arguments, variable):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("KUAIFAIR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
     code, _, err = kuaifair(*arguments)
     assert code == 1
-    assert re.fullmatch(
-        rf"error: .*{re.escape(str(tmp_path / 'file'))}.*Not a directory.*\n|"
-        rf"error: .*Not a directory: '{re.escape(str(tmp_path / 'file'))}.*'\n",
-        err,
-    ), err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "file") in line
+    assert line.endswith("; set KUAIFAIR_CACHE to a folder that can be written"), line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="nobody can write to Linux's /proc, root included")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo",),
+        TRAIN,
+        (*TRAIN, "-o", "run"),
+        ("pretrain", *ENV, "-m", "ips", "-o", "purifier.safetensors"),
+        ("encode", *ENV, "-o", "encoder.safetensors"),
+        ("probe", "purifier.safetensors", *ENV, "-o", "probes"),
+        ("tune", "a2c", *ENV, "--trials", "1"),
+        ("serve", "random", *ENV),
+        ("study", "run", "PLAN"),
+    ],
+    ids=lambda words: words[0] if words[-1] != "run" else "train --output",
+)
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(
+    kuaifair, small_worlds, tmp_path, monkeypatch, arguments
+):
+    (tmp_path / "plan.yml").write_text(
+        "name: plan\nmethods: [random]\nworlds: [KuaiFair-Toy-v0]\nmax_lens: [9]\nseeds: [1]\n"
+    )
+    save_purifier(NoisePurifier(0.25), tmp_path / "purifier.safetensors")
+    monkeypatch.setattr(registration, "make_world", lambda *rest, **others: small_pair().train)
+
+    def work(*rest, **others):
+        raise AssertionError("the work has begun")
+
+    for place in (
+        "hrl_policies.cli.demo.load_worlds",
+        "hrl_policies.study.runner._finish",
+        "dsrm.pretraining.pretrain",
+        "dsrm.encoder.pretrain_encoder",
+        "dsrm.probe_data.probe_set",
+        "kuaifair_env.serving._sessions_of",
+    ):
+        monkeypatch.setattr(place, work)
+    monkeypatch.chdir("/proc")
+    given = [str(tmp_path / "plan.yml") if word == "PLAN" else word for word in arguments]
+    code, _, err = kuaifair(*given)
+    assert code == 1, err
+    assert re.fullmatch(r"error: \S+ cannot be written: .*; choose another output folder\n", err), err
 
 
 @pytest.mark.usefixtures("small_worlds")
