@@ -48,8 +48,9 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "tests/kuaifair_env/test_simulator.py",
             "tests/kuaifair_env/test_world.py",
-            "tests/dsrm/test_windows.py",
+            "tests/dsrm/test_diffusion.py",
             "tests/kuaifair_env/test_serving.py",
+            "tests/dsrm/test_pretraining.py",
         ),
     ),
     "belief": (("dsrm/belief.py", "dsrm/own_level.py"), ("tests/dsrm/test_belief.py",)),
