@@ -209,6 +209,11 @@ def test_held_out_users_do_not_depend_on_the_order_or_the_rest_of_the_data():
     assert np.isin(data.users.ids[again], chosen[:20]).all()
 
 
+@pytest.mark.parametrize(("users", "held_out"), [(1, 0), (61, 30), (2_001, 1_000), (4_900, 1_000), (6_004, 1_200)])
+def test_a_fifth_of_the_users_is_held_out_and_up_to_half_where_that_makes_fewer_than_a_thousand(users, held_out):
+    assert len(held_out_users(small_data(n_users=users, rows_per_user=1))) == held_out
+
+
 def test_the_users_of_every_split_are_pinned():
     ids = np.arange(0, 1000, 10)
     chosen = {salt: ids[chosen_users(ids, 3, salt)].tolist() for salt in SALTS}
