@@ -244,15 +244,20 @@ def prepare() -> None:
 
 
 def run(area: str, folder: Path, sample: int, seed: int, again: bool) -> None:
-    """Tries mutants of an area and keeps what became of each."""
+    """Tries mutants of an area and keeps what became of each; goes on where the same draw was stopped."""
     paths, tests = AREAS[area]
     record = folder / f"{area.replace(' ', '-')}.json"
+    content = json.loads(record.read_text("utf-8")) if record.exists() else {"tried": 0, "survived": []}
+    survived = [Mutant(**mutant) for mutant in content["survived"]]
+    tried = content["tried"]
     if again:
-        content = json.loads(record.read_text("utf-8"))
-        chosen = [Mutant(**mutant) for mutant in content["survived"]]
+        chosen, survived = survived, []
     else:
-        chosen, places = drawn_mutants(paths, sample, seed)
-        content = {"places": places, "seed": seed}
+        drawn, places = drawn_mutants(paths, sample, seed)
+        draw = {"places": places, "seed": seed}
+        if content | draw != content:
+            tried, survived = 0, []
+        chosen, content = drawn[tried:], draw
     prepare()
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,7 +267,6 @@ def run(area: str, folder: Path, sample: int, seed: int, again: bool) -> None:
     called = json.loads(calls.read_text("utf-8"))
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     print(f"{area}: {len(chosen)} mutants; tests take {seconds:.0f} s of processor time", flush=True)
-    survived = []
     for number, mutant in enumerate(chosen, 1):
         start = time.monotonic()
         mutated = Mutated(ROOT / mutant.path, mutated_source(mutant.path, mutant.operator, mutant.occurrence))
@@ -271,7 +275,11 @@ def run(area: str, folder: Path, sample: int, seed: int, again: bool) -> None:
         survived += [mutant] if alive else []
         outcome = "SURVIVED" if alive else "killed"
         print(f"{number} {time.monotonic() - start:.0f} s {outcome} {mutant.path} {mutant.change}", flush=True)
-        done = {"tried": content["tried"] if again else number, "survived": [asdict(other) for other in survived]}
+        left = chosen[number:] if again else []
+        done = {
+            "tried": tried if again else tried + number,
+            "survived": [asdict(other) for other in survived + left],
+        }
         record.write_text(json.dumps(content | done, indent=1), "utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
 from dsrm.item_sites import posterior_offsets
-from dsrm.own_level import OwnLevel, OwnScales
-from dsrm.shared_level import SharedLevel, SharedScales
+from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
+from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.randomisation import offset_shape
 
@@ -147,6 +148,9 @@ def test_a_few_warm_steps_after_each_slate_stay_close_to_the_mode(scales, repeat
         warm.update(base.float())
         exact.converge(base)
         assert (warm.logits() - exact.logits()).abs().max() < 0.01
+        spreads = [level.variances(torch.from_numpy(items)).double().sqrt() for level in (warm, exact)]
+        # The curvature is that before the steps.
+        torch.testing.assert_close(*spreads, rtol=0.6 if scales == WIDE else 0.1, atol=0.0)
 
 
 def test_order_of_the_evidence_does_not_matter():
@@ -242,6 +246,15 @@ def test_matched_moments_are_those_of_brute_force_however_wide_the_prior(scale):
         mean, variance = offset_moments(scale, *case)
         assert level.logits().item() == pytest.approx(mean, abs=0.005)
         assert level.variances(torch.zeros(1, 1, dtype=torch.int64)).item() == pytest.approx(variance, rel=0.02)
+
+
+def test_matched_moments_without_evidence_are_those_of_the_prior():
+    features = features_of(20, 8)
+    level, base = OwnLevel(features, 2), torch.zeros(2, 20, dtype=torch.float64)
+    level.match_moments(base)
+    assert (level.logits() == 0).all()
+    items = torch.arange(18).expand(2, -1)
+    assert level.variances(items).numpy() == pytest.approx(0.5**2 + 1.0 + 0.7**2)
 
 
 @pytest.mark.parametrize(("scale", "tolerance"), [(0.5, 0.005), (1.0, 0.01), (3.0, 0.06)])
@@ -353,6 +366,105 @@ def test_shared_level_learns_what_all_users_share_and_own_scales_shrink():
     assert belief.course[-1].scales.own == belief.own_scales
 
 
+def own_moments(squares: list[float], determined: list[float]) -> OwnMoments:
+    return OwnMoments(*(torch.tensor(part, dtype=torch.float64) for part in (squares, determined)))
+
+
+def test_own_scales_are_a_fixed_point_of_what_sessions_say_of_which_older_ones_count_less():
+    """MacKay's: squares over determined parameters, as if the prior had determined one of its first size itself."""
+    first = np.asarray([0.5, 1.0, 0.7])
+    belief = Belief(items_of())
+    assert belief.course == [(0, BeliefScales())]
+    belief.move(own_moments([0, 0, 0], [0, 0, 0]))
+    assert astuple(belief.own_scales) == pytest.approx(first, rel=1e-12)
+    said = [
+        ([3.0, 40.0, 2.0], [5.0, 20.0, 9.0]),
+        ([1.0, 70.0, 0.5], [7.0, 10.0, 4.0]),
+        ([2.0, 5.0, 6.0], [1.0, 3.0, 8.0]),
+    ]
+    belief.remember(own_moments(*said[0]), 3)
+    belief.remember(own_moments(*said[1]), 50)
+    belief.move(own_moments(*said[2]))
+    kept = np.asarray([(1 - 1 / 200) ** 50, 1.0, 1.0])
+    squares, determined = (kept @ np.asarray([part[place] for part in said]) for place in (0, 1))
+    expected = np.sqrt((squares + PRIOR_PARAMETERS * first**2) / (determined + PRIOR_PARAMETERS))
+    assert astuple(belief.own_scales) == pytest.approx(expected, rel=1e-12)
+    assert belief.sessions == 53
+    assert [then.sessions for then in belief.course] == [0, 0, 53]
+    belief.move(None)
+    assert astuple(belief.own_scales) == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_fifth_step_moves_the_shared_level_and_each_tenth_the_scales():
+    belief = Belief(items_of())
+    sessions = SessionBeliefs(belief, 2)
+    sessions.start(torch.arange(2), torch.zeros(2, 60))
+    everybody, moved, rescaled = torch.ones(2, dtype=torch.bool), [], []
+    rng = np.random.default_rng(0)
+    for step in range(1, 31):
+        sessions.logits()
+        before = belief.shared.mean.clone(), belief.own_scales
+        items = torch.from_numpy(np.stack([rng.permutation(60)[:10] for _ in range(2)]))
+        clicks = torch.from_numpy(rng.random((2, 10)) < 0.7)
+        # Nobody who still runs says anything of the scales at the last step.
+        sessions.learn(items, clicks, everybody, everybody if step == 30 else ~everybody)
+        sessions.observe(torch.arange(2), items, clicks)
+        moved += [step] if not torch.equal(belief.shared.mean, before[0]) else []
+        rescaled += [step] if belief.own_scales != before[1] else []
+        assert belief.steps == step
+    assert moved == [5, 10, 15, 20, 25, 30] and len(belief.course) == 7
+    assert rescaled == [10, 20]
+
+
+def played(sessions: SessionBeliefs, rng: np.random.Generator, n_steps: int) -> tuple[np.ndarray, ...]:
+    """Shows random slates of forty items; returns how often each was shown and clicked, and log-odds."""
+    rows = torch.arange(3)
+    shows, clicks = np.zeros((3, 60)), np.zeros((3, 60))
+    for _ in range(n_steps):
+        sessions.logits()
+        items = np.stack([rng.permutation(40)[:6] for _ in range(3)])
+        clicked = rng.random(items.shape) < 0.5
+        sessions.observe(rows, torch.from_numpy(items), torch.from_numpy(clicked))
+        np.add.at(shows, (np.arange(3)[:, None], items), 1)
+        np.add.at(clicks, (np.arange(3)[:, None], items), clicked)
+    return shows, clicks, sessions.logits()
+
+
+def test_parts_of_log_odds_are_what_was_counted_and_add_up():
+    belief = Belief(items_of())
+    serve_sessions(belief, 20, 0, OwnScales(0.3, 0.3, 0.3), np.linspace(-1, 1, 60))
+    sessions = SessionBeliefs(belief, 3)
+    prior = torch.randn(3, 60, generator=torch.Generator().manual_seed(0))
+    sessions.start(torch.arange(3), prior)
+    shows, clicks, logits = played(sessions, np.random.default_rng(1), 8)
+    everything = torch.arange(60).expand(3, -1)
+    parts = sessions.explain(everything)
+    np.testing.assert_array_equal(parts.shows, shows)
+    np.testing.assert_array_equal(parts.clicks, clicks)
+    assert torch.equal(parts.prior, prior)
+    assert (parts.offset[shows == 0] == 0).all()
+    level = sessions.moments().means[:, :1]
+    whole = parts.prior + parts.shared + level + parts.taste + parts.offset
+    torch.testing.assert_close(whole, logits, atol=1e-5, rtol=0)
+    totals = sessions.own.totals()
+    assert (totals[0].tolist(), totals[1].tolist()) == ([48.0] * 3, clicks.sum(axis=1).tolist())
+
+
+def test_restored_sessions_go_on_to_the_same_numbers():
+    belief = Belief(items_of())
+    one, two = SessionBeliefs(belief, 3), SessionBeliefs(belief, 3)
+    one.start(torch.arange(3), torch.zeros(3, 60), torch.ones(3, 2))
+    played(one, np.random.default_rng(1), 3)
+    two.restore(one.tensors())
+    torch.testing.assert_close(two.evidence().contexts, torch.ones(3, 2))
+    for sessions in (one, two):
+        sessions.observe(torch.arange(3), torch.full((3, 1), 50), torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(two.logits(), one.logits(), atol=1e-6, rtol=0)
+    everything = torch.arange(60).expand(3, -1)
+    for there, here in zip(two.explain(everything), one.explain(everything), strict=True):
+        torch.testing.assert_close(there, here, atol=1e-5, rtol=0)
+
+
 def test_only_sessions_that_count_are_learned_from_and_nothing_is_kept_of_them():
     belief = Belief(items_of())
     sessions = SessionBeliefs(belief, 2)
@@ -409,8 +521,10 @@ def test_a_saved_belief_goes_on_to_the_same_numbers(tmp_path):
     assert torch.equal(one.shared.mean, two.shared.mean)
     assert one.scales == two.scales
     assert one.course == two.course
-    with pytest.raises(ArtifactError, match="other items"):
-        Belief(items_of(61)).load(tmp_path / "belief.safetensors")
+    others = [items_of(61), *(replace(items_of(), data_hash=name) for name in ("another", "zero"))]
+    for items in others:
+        with pytest.raises(ArtifactError, match="other items"):
+            Belief(items).load(tmp_path / "belief.safetensors")
 
 
 def test_offsets_take_what_other_preferences_leave_unexplained():

@@ -22,11 +22,12 @@ from dsrm.targets import (
     policy_windows,
     sample_windows,
 )
+from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import PADDING, HistoryWindow
 from kuaifair_env.splits import calibration_users
-from kuaifair_env.world import initial_history
+from kuaifair_env.world import HISTORY_LENGTH, initial_history
 
 TRAIN, TEST = taste_worlds()
 BUILDER = ConditionBuilder.of_world(TRAIN)
@@ -160,6 +161,47 @@ def test_policies_range_from_shunning_to_seeking_popular_items_and_some_follow_t
     own = (slates * states).sum(axis=1)
     others = (slates * np.roll(states, 4 * 7 + 1, axis=0)).sum(axis=1)
     assert own.mean() > others.mean() + 0.05
+
+
+def test_one_user_is_played_like_many():
+    window = policy_windows(TRAIN, TRAIN.users[:1], np.random.default_rng(0))
+    assert window.items.shape == (1, 30) and (window.items != PADDING).all()
+
+
+def test_tastes_and_popularity_weigh_as_much_as_their_ranges_say():
+    """Of two kinds of items the user's are rare, and the others two standard deviations more popular.
+
+    The user's have cosine 1 and the others 0: the others are shown where ``a < 2 b``, with ``a`` uniform from 0 to 8
+    and ``b`` from -1.5 to 1.5, which are 9/96 of all sessions.
+    """
+    n_users, n_items = len(TRAIN.data.users), len(TRAIN.data.items)
+    liked = np.arange(n_items) % 2 == 0
+    users = np.repeat(np.arange(n_users), 3 * n_items // 2)
+    items = np.tile(np.concatenate([np.flatnonzero(~liked), np.arange(n_items)]), n_users)
+    log = InteractionLog.sorted(users, items, liked[items])
+    data = replace(TRAIN.data, train=log)
+    world = replace(
+        TRAIN,
+        data=data,
+        users=np.arange(n_users),
+        response=type(TRAIN.response)(np.tile(liked, (n_users, 1))),
+        embeddings=(np.sqrt(8) * np.eye(8)[np.where(liked, 0, 1)]).astype(np.float32),
+        initial_history=initial_history(log, n_users, 10),
+        groups=popularity_groups(log.exposures(n_items), data.items.ids),
+    )
+    draws = 5 * n_users
+    window = policy_windows(world, np.repeat(world.users, 5), np.random.default_rng(0))
+    chance = 9 / 96
+    others = (~liked[window.items]).mean(axis=1) > 0.5
+    assert others.mean() == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / draws) + 0.005)
+
+
+def test_windows_reach_as_far_back_as_the_histories_of_a_world():
+    assert WindowSettings().max_length == HISTORY_LENGTH
+    log = log_of([HISTORY_LENGTH + 9])
+    rows = np.zeros(3_000, np.int64)
+    lengths = (sample_windows(log, 1, rows, np.random.default_rng(0)).items != PADDING).sum(axis=1)
+    assert (lengths.min(), lengths.max()) == (WindowSettings().min_length, HISTORY_LENGTH)
 
 
 def test_settings_of_windows_that_make_no_sense_are_refused():

@@ -220,6 +220,22 @@ def test_uniforms_are_uniform_and_the_stream_is_pinned():
     assert abs(np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]) < 0.01
     # SplitMix64 seeded with 0 is published to begin with this word.
     assert seeding.mix(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
+    # So that a seed means the same sessions in all versions.
+    assert seeding.derive(np.arange(2, dtype=np.uint64), np.asarray([0, 3])).tolist() == [
+        0x2D0F28C7E7E786B2,
+        0x31F6C0CAFB925D54,
+    ]
+
+
+def test_keys_of_text_are_those_of_its_letters_alone():
+    ids = np.asarray(["", "a", "b", "ab", "ba", "aa", "Ü9_"])
+    keys = seeding.id_keys(ids)
+    assert keys.dtype == np.int64 and len(set(keys.tolist())) == len(ids)
+    for width in (3, 4, 40):
+        np.testing.assert_array_equal(seeding.id_keys(ids.astype(f"<U{width}")), keys)
+    for place in range(len(ids)):
+        assert seeding.id_keys(ids[[place]].astype(f"<U{max(len(ids[place]), 1)}")) == keys[place]
+    assert seeding.id_keys(np.asarray([7, -1])).tolist() == [7, -1]
 
 
 def test_forbidding_repeats_masks_what_was_shown():

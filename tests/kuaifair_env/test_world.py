@@ -197,7 +197,15 @@ def test_conformity_puts_the_herd_back_into_the_twins_test_world():
     assert herding.true_preference is not None
 
 
-SALTS = (splits.HELD_OUT, splits.FOLDS, splits.EVALUATION, splits.CALIBRATION, splits.EARLY_STOPPING, splits.SERVING)
+SALTS = (
+    splits.HELD_OUT,
+    splits.FOLDS,
+    splits.EVALUATION,
+    splits.CALIBRATION,
+    splits.EARLY_STOPPING,
+    splits.SERVING,
+    splits.HALVES,
+)
 
 
 def test_held_out_users_do_not_depend_on_the_order_or_the_rest_of_the_data():
@@ -227,7 +235,28 @@ PINNED = {
     5: [270, 660, 750],
     7: [140, 350, 610],
     8: [260, 350, 760],
+    9: [300, 460, 740],
 }
+
+
+def word_of(key: int, counter: int) -> int:
+    """SplitMix64 as published, in whole numbers: what a generator seeded with a key draws after ``counter`` others."""
+    state = (key + (counter + 1) * 0x9E3779B97F4A7C15) % 2**64
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+    return state ^ state >> 31
+
+
+def test_folds_and_early_stopping_are_remainders_of_a_published_hash():
+    data = small_data(n_users=200)
+    ids = data.users.ids.tolist()
+    _, stopping = early_stopping_split(data, np.arange(200))
+    assert data.users.ids[stopping].tolist() == [number for number in ids if word_of(number, 7) % 10 == 0]
+    assert user_folds(data, 5).tolist() == [word_of(number, 1) % 5 for number in ids]
+    # Among seven users nobody's hash may end in 0: then the first of each ten stops training.
+    learning, stopping = early_stopping_split(data, np.arange(5, 12))
+    assert not any(word_of(number, 7) % 10 == 0 for number in ids[5:12])
+    assert (learning.tolist(), stopping.tolist()) == ([6, 7, 8, 9, 10, 11], [5])
 
 
 def test_splits_are_independent_of_each_other():
