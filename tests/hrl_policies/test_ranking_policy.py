@@ -245,6 +245,63 @@ def test_slates_keep_to_the_bound_and_never_repeat_where_that_is_forbidden(leave
                 seen[row] = set()
 
 
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("leave", ["personal", "temper"])
+def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(leave, size):
+    """Written out; untrained the manager asks by them alone, less K log-odds for the risk, over its temperature."""
+    policy = agent(slate_size=size, leave=leave, hierarchy={"manager_temperature": 0.5}).policy
+    env = sessions(slate_size=size, leave=leave)
+    observation = env.reset()
+    for _ in range(3):
+        observation, _, _, _ = env.step(policy.predict(observation)[0])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.worker.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        actions = policy.act(observation)
+        scores = policy.worker.logits(actions.features, actions.session, actions.present).double().numpy()
+        asked = policy.manager.logits(actions.session, actions.numbers, actions.worths).numpy()
+        _, entropies, _ = policy.evaluate_manager(actions, torch.arange(10))
+    for row in range(10):
+        popular = POPULAR[observation["candidates"][row]]
+        groups = [-np.sort(-scores[row][present]) for present in (popular, ~popular)]
+        totals = np.asarray([groups[0][:count].sum() + groups[1][: size - count].sum() for count in range(size + 1)])
+        allowed, risks = observation["counts"][row].T[0] > 0.5, observation["counts"][row].T[1]
+        below = totals - totals[allowed].max()
+        np.testing.assert_allclose(actions.worths[row][allowed], below[allowed], atol=1e-4)
+        read = np.column_stack([risks, np.arange(size + 1) / size, np.maximum(below / size, -5.0), allowed])
+        np.testing.assert_allclose(actions.numbers[row][allowed], read[allowed], atol=1e-4)
+        odds = np.where(allowed, (below - size * risks) / 0.5, -np.inf)
+        np.testing.assert_allclose(asked[row][allowed], odds[allowed], atol=1e-3)
+        assert (asked[row][~allowed] < -1e20).all()
+        chances = np.exp(odds - odds.max()) / np.exp(odds - odds.max()).sum()
+        assert float(entropies[row]) == pytest.approx(-np.sum(chances * np.log(np.maximum(chances, 1e-300))), abs=1e-3)
+    assert (observation["counts"][..., 1].std() > 0) == (leave == "personal")
+
+
+def test_both_levels_draw_unless_they_are_told_not_to():
+    hierarchy = {"start_temperature": 1.0, "manager_temperature": 2.0}
+    policy = agent(leave="never", hierarchy=hierarchy).policy
+    observation = sessions(leave="never").reset()
+    drawn, sure = [policy.act(observation) for _ in range(12)], policy.act(observation, deterministic=True)
+    for name in ("slates", "manager_actions"):
+        assert len({getattr(actions, name).numpy().tobytes() for actions in drawn}) > 6
+        assert torch.equal(getattr(policy.act(observation, deterministic=True), name), getattr(sure, name))
+
+
+@pytest.mark.parametrize(("size", "half"), [(3, 1), (6, 3)])
+def test_a_constant_manager_asks_for_half_a_slate_where_nothing_is_said(size, half):
+    settings = {"slate_size": size, "leave": "never"}
+    slates, _ = agent(hierarchy={"manager": "constant"}, **settings).predict(sessions(**settings).reset())
+    assert (POPULAR[slates].sum(axis=1) == half).all()
+
+
+@pytest.mark.parametrize("name", ["start_temperature", "manager_temperature", "interval", "width"])
+def test_settings_of_nothing_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        agent(hierarchy={name: 0.0 if "temperature" in name else 0})
+
+
 def test_a_constant_manager_asks_for_the_same_number_where_it_may():
     model = agent(hierarchy={"manager": "constant", "constant": 2}, leave="never")
     slates, _ = model.predict(sessions(leave="never").reset())

@@ -418,4 +418,6 @@ def test_mistakes_are_explained():
         buffer.note(shown._replace(items=shown.items[:, 1:]))
     with pytest.raises(TypeError, match="DummyVecEnv has none"):
         executed_slates(make_vec_env("CartPole-v1", 2), [{}, {}])
+    with pytest.raises(TypeError, match="DummyVecEnv has none"):
+        executed_slates(make_vec_env("CartPole-v1", 2), 2 * [{"items": slates[0]}])
     assert isinstance(make_vec_env("CartPole-v1", 2), DummyVecEnv)
