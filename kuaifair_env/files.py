@@ -131,12 +131,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def need_writable(path: str | Path) -> None:
-    """Checks that a file or folder can be made or replaced, before there is work to lose; makes nothing.
+    """Checks that a file can be made, or written into a folder, before there is work to lose; makes nothing.
 
     Raises:
         ArtifactError: If it cannot.
     """
-    target = Path(path)
+    target = Path(path) / LOCK if Path(path).is_dir() else Path(path)
     while not target.parent.exists():
         target = target.parent
     try:

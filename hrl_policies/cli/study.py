@@ -402,7 +402,7 @@ def _plan_lines(spec: StudySpec, runs: Sequence[RunConfig]) -> list[str]:
 
 
 def _estimate_lines(runs: Sequence[RunConfig], workers: int) -> list[str]:
-    from hrl_policies.study.progress import FACTOR, duration, estimate_study, size
+    from hrl_policies.study.progress import FACTOR, available_memory, duration, estimate_study, size
 
     estimate = estimate_study(runs)
     low, high = (estimate.wall_seconds(workers) * factor for factor in (1 / FACTOR, FACTOR))
@@ -410,6 +410,14 @@ def _estimate_lines(runs: Sequence[RunConfig], workers: int) -> list[str]:
         f"Estimate, not a promise: {duration(low)} to {duration(high)} with {workers} worker(s) that have a core "
         f"each, and {size(estimate.bytes)} of disk; making the worlds, once, is not counted."
     ]
+    at_once, left = min(workers, len(runs)), available_memory()
+    needed = at_once * estimate.memory
+    lines.append(
+        f"Memory: about {size(estimate.memory)} for each of {at_once} worker(s), with the largest replay buffer and a "
+        f"world of the size of KuaiRand-Pure's{'' if left is None else f'; {size(left)} are left here'}."
+    )
+    if left is not None and needed > left:
+        lines.append(f"That is not enough for {size(needed)}: take fewer workers, or a smaller buffer_size.")
     if estimate.guessed:
         lines.append(f"Never measured, taken for the median of their kind: {', '.join(estimate.guessed)}.")
     return lines

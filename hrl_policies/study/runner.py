@@ -97,6 +97,7 @@ class _Run:
     curve: list[CurveRow]
     steps_done: int = 0
     guard: GuardCallback | None = None
+    shortage: MemoryError | None = None
 
 
 def single_threaded() -> None:
@@ -119,8 +120,8 @@ def train(
 ) -> RunResult:
     """Trains a method (controls have nothing to train), evaluates it on held-out users and writes the run folder.
 
-    The same configuration, versions and platform give the same bytes, timings aside. Ctrl-C ends training cleanly:
-    the folder ``OUTPUT.partial`` then holds the model, and :func:`resume` goes on.
+    The same configuration, versions and platform give the same bytes, timings aside. Ctrl-C ends training cleanly, and
+    so does a lack of memory: the folder ``OUTPUT.partial`` then holds the model, and :func:`resume` goes on.
 
     Args:
         config: What to run; see :func:`hrl_policies.study.config.plan_run`.
@@ -133,6 +134,7 @@ def train(
     Raises:
         ArtifactError: If the folder exists already, or the purifier's file is not the one that is named.
         DataError: If the worlds cannot be made.
+        MemoryError: If memory does not suffice.
         ValueError: If a setting is not valid.
     """
     target = None if output is None else Path(output)
@@ -275,6 +277,11 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
         if evaluation is None:
             target = partial_folder(target)
             write_partial(target, contents, run.steps_done)
+            if run.shortage is not None:
+                raise MemoryError(
+                    f"{run.shortage or 'some of it could not be had'}; {target} keeps the {run.steps_done:,} steps "
+                    "that were trained: kuaifair train --resume goes on"
+                )
         else:
             log.lines.append(f"finished: {training:.1f} s of training, {seconds:.1f} s of evaluation")
             timing = {
@@ -382,12 +389,17 @@ def _learn(run: _Run, progress: bool) -> bool:
     callback = kind(config.total_steps, run.curve, progress, f"{config.method}, seed {config.seed}")
     with stops_cleanly(callback):
         callbacks = [callback] if run.guard is None else [callback, run.guard]
-        model.learn(steps, callback=callbacks, log_interval=None, reset_num_timesteps=run.steps_done == 0)
+        try:
+            model.learn(steps, callback=callbacks, log_interval=None, reset_num_timesteps=run.steps_done == 0)
+        except MemoryError as error:
+            if model.num_timesteps == run.steps_done:
+                raise
+            run.shortage = error
     run.curve, run.steps_done = callback.curve, int(model.num_timesteps)
     around = purifying_wrapper(model)
     if around is not None:
         run.purifier = around.learned()
-    return callback.stop_requested
+    return callback.stop_requested or run.shortage is not None
 
 
 class RunLog:

@@ -14,7 +14,7 @@ from hrl_policies.study.engines import Engine, InProcessEngine, Task, WorkerPool
 from hrl_policies.study.labels import RunRecord
 from hrl_policies.study.loading import open_worlds
 from hrl_policies.study.progress import StudyCallback, work_of
-from hrl_policies.study.runner import resume, train
+from hrl_policies.study.runner import RunResult, resume, train
 from hrl_policies.study.store import (
     check_same_config,
     forget_failure,
@@ -23,6 +23,7 @@ from hrl_policies.study.store import (
     read_failure,
     reason_of,
     remove_leftovers,
+    remove_partial,
     state_of,
     write_failure,
 )
@@ -300,7 +301,7 @@ class RunTask:
                 check_same_config(load_run(partial), config)
                 result = resume(partial, pair)
             else:
-                result = train(config, pair, purifier=self.purifier, output=folder)
+                result = self._begin(pair)
         except Exception:
             # A worker that was thought dead may have finished the same run meanwhile.
             if not folder.exists():
@@ -308,3 +309,11 @@ class RunTask:
             return
         if not result.complete:
             raise KeyboardInterrupt
+
+    def _begin(self, pair: WorldPair) -> RunResult:
+        try:
+            return train(self.config, pair, purifier=self.purifier, output=self.folder)
+        except MemoryError:
+            # Tried again it begins anew, to the bytes that it would have ended in.
+            remove_partial(partial_folder(Path(self.folder)))
+            raise

@@ -129,25 +129,30 @@ class LossCurveCallback(LearningCurveCallback):
 
 @contextmanager
 def stops_cleanly(callback: LearningCurveCallback) -> Iterator[None]:
-    """Makes the first Ctrl-C end training after the current step; the second interrupts at once.
+    """Makes the first Ctrl-C or SIGTERM end training after the current step; the second interrupts at once.
 
-    It does nothing where Ctrl-C is ignored, as in the workers of a study, and outside the main thread, where signals
-    cannot be caught.
+    A signal that is ignored, as Ctrl-C in the workers of a study and in the background of a shell script, or that ends
+    the process, as SIGTERM where the command has no handler of its own, stays so. Outside the main thread, where
+    signals cannot be caught, nothing is done.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
-        return
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def request(number: int, frame: FrameType | None) -> None:
         callback.stop_requested = True
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, request)
+    for number in before:
+        signal.signal(number, request)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def need_memory(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +28,7 @@ import pytest
 from small_worlds import interrupted_pair, small_pair, taste_worlds
 from stable_baselines3 import A2C, PPO, TD3
 
+import hrl_policies.study.engines as engines
 import hrl_policies.study.loading as loading
 import kuaifair_env
 import kuaifair_env.registration as registration
@@ -400,6 +403,43 @@ def test_names_of_any_language_go_into_pipes_that_know_ascii_alone_and_clocks_ma
     assert min(timing["training_seconds"], timing["evaluation_seconds"]) >= 0.0
 
 
+@pytest.mark.usefixtures("small_worlds")
+@pytest.mark.parametrize(
+    ("arguments", "same", "timed"),
+    [
+        (["tune", "a2c", *ENV, "--steps", "64", "--trials", "2", "--no-progress"], "best.yml", "trials.csv"),
+        (["serve", "session-quota", *ENV, "--sessions", "30", "--orders", "1", "--n-envs", "8"], "curve.csv", None),
+        (["study", "run", "../plan.yml"], "*/*/sessions.csv", "*/*/timing.json"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_a_clock_that_goes_back_changes_no_result_and_no_duration(
+    kuaifair, tmp_path, monkeypatch, arguments, same, timed
+):
+    monkeypatch.setattr(registration, "make_world", lambda *rest, **others: small_pair().train)
+    monkeypatch.setattr(engines, "LocalEngine", lambda count: engines.InProcessEngine())
+    (tmp_path / "plan.yml").write_text(
+        "name: plan\nmethods: [{name: a2c, steps: 64}]\nworlds: [KuaiFair-Toy-v0]\nmax_lens: [9]\nseeds: [1]\n"
+    )
+    seconds = iter(range(10**9, 0, -3_600))
+    folders = [tmp_path / "forwards", tmp_path / "backwards"]
+    for folder in folders:
+        if folder.name == "backwards":
+            monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+            monkeypatch.setattr(time, "time_ns", lambda: next(seconds) * 10**9)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        code, _, err = kuaifair(*arguments, "--output", ".")
+        assert code == 0, err
+    contents = [[path.read_bytes() for path in sorted(folder.glob(same))] for folder in folders]
+    assert contents[0] == contents[1] != []
+    for path in [] if timed is None else folders[1].glob(timed):
+        text = path.read_text()
+        rows = [json.loads(text)] if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
+        durations = [float(value) for row in rows for name, value in row.items() if name.endswith("seconds")]
+        assert durations and min(durations) >= 0.0
+
+
 @pytest.mark.parametrize("variable", ["KUAIFAIR_CACHE", "HOME"])
 @pytest.mark.parametrize(
     "arguments",
@@ -470,8 +510,17 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(
 
 
 @pytest.mark.usefixtures("small_worlds")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "ctrl_c"),
+    [
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_IGN),  # as in the background of a shell script
+    ],
+)
+def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch, request, number, ctrl_c):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, ctrl_c)))
+
     def worlds(env_id, *rest):
         pair = interrupted_pair(at=10, number=number)
         return type(pair)(env_id, pair.train, pair.test)
@@ -485,6 +534,24 @@ def test_interrupted_training_can_be_resumed(kuaifair, tmp_path, monkeypatch, nu
     code, out, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
     assert code == 0, err
     assert load_run(tmp_path / "run").result["resumed_at"] == 80
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_training_for_which_memory_does_not_suffice_is_kept(kuaifair, tmp_path, monkeypatch):
+    shortage = MemoryError("Unable to allocate 9 TiB")
+    monkeypatch.setattr(
+        loading, "load_worlds", lambda env_id, *rest: replace(interrupted_pair(10, shortage), name=env_id)
+    )
+    code, _, err = kuaifair(*TRAIN, "-o", "run", "--set", "n_steps=4")
+    assert code == 1
+    assert err == (
+        "error: not enough memory: Unable to allocate 9 TiB; run.partial keeps the 72 steps that were trained: "
+        "kuaifair train --resume goes on\n"
+    )
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    code, _, err = kuaifair("train", "--resume", "run.partial", "--no-progress")
+    assert code == 0, err
+    assert load_run(tmp_path / "run").result["resumed_at"] == 72 and not (tmp_path / "run.partial").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -851,6 +918,25 @@ def test_fetch_then_info_then_check(kuaifair, tmp_path):
     code, out, _ = kuaifair("data", "info")
     assert code == 0 and archive.name in out and "kuaifair data fetch kuairec" in out
     assert kuaifair("data", "check", archive)[0] == 0
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("fault", ["a closed port", "no network"])
+def test_a_server_that_cannot_be_reached_is_one_line_and_leaves_nothing(kuaifair, tmp_path, monkeypatch, fault):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    if fault == "no network":
+
+        def unknown(*rest, **others):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        address = "mirror.invalid"
+    fetch = ["data", "fetch", "kuairand", "--retries", "0", "--no-progress", "--folder", tmp_path / "made"]
+    code, _, err = kuaifair(*fetch, "--base-url", f"http://{address}")
+    assert code == 1 and len(err.splitlines()) == 1
+    assert err.startswith(f"error: http://{address}/KuaiRand-Pure.tar.gz: could not be downloaded in 1 attempt(s): ")
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_worlds import small_pair
+from small_worlds import interrupted_pair, small_pair
 from studies import OWN, raising_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.loading as loading
+import hrl_policies.study.progress as progress
 from hrl_policies.study.engines import InProcessEngine, LocalEngine
 from hrl_policies.study.outputs import worlds_of_runs
 from hrl_policies.study.store import stored_runs
@@ -52,6 +54,21 @@ def test_plan_says_what_would_run_and_what_it_would_cost(kuaifair, tmp_path):
 
 
 @pytest.mark.usefixtures("small_worlds")
+def test_plan_says_how_much_memory_the_largest_run_takes_and_whether_there_is_as_much(kuaifair, monkeypatch, tmp_path):
+    monkeypatch.setattr(progress, "available_memory", lambda: 20 * 2**30)
+    for size, enough in ((100_000, True), (20_000_000, False)):
+        method = f"{{name: td3, steps: 128, set: {{buffer_size: {size}}}}}"
+        (tmp_path / "plan.yml").write_text(PLAN.replace("random", method))
+        code, out, err = kuaifair("study", "plan", "plan.yml", "--workers", "2")
+        assert code == 0, err
+        words = " ".join(out.split())
+        found = re.search(r"Memory: about ([\d.]+) GiB for each of 2 worker\(s\).*; 20.0 GiB are left here", words)
+        # Two states and an action of at least 8 numbers, in 4 bytes each.
+        assert found and float(found[1]) * 2**30 > 24 * 4 * size
+        assert ("not enough" in words) != enough
+
+
+@pytest.mark.usefixtures("small_worlds")
 def test_run_status_and_resume(kuaifair, tmp_path):
     code, out, err = kuaifair(*RUN)
     assert code == 0, err
@@ -86,6 +103,23 @@ def test_failed_runs_end_with_a_code_and_a_way_on(kuaifair, monkeypatch, tmp_pat
     assert code == 1, "failures stay until they are asked for"
     code, _, _ = kuaifair("study", "resume", "store", "--retry-failed")
     assert code == 0 and not list(tmp_path.rglob("*.failed"))
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_a_run_for_which_memory_does_not_suffice_ends_in_the_same_bytes_later(kuaifair, monkeypatch, tmp_path):
+    pairs = iter([interrupted_pair(3, MemoryError("Unable to allocate 9 TiB"))])
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: replace(next(pairs, small_pair()), name=env_id))
+    code, out, err = kuaifair(*RUN)
+    assert code == 1 and err == ""
+    (line,) = (line for line in out.splitlines() if line.startswith("failed: "))
+    assert line.startswith("failed: KuaiFair-Toy-v0/a2c-") and line.endswith("MemoryError: Unable to allocate 9 TiB")
+    assert kuaifair(*RUN, "--retry-failed")[0] == 0
+    assert kuaifair(*RUN[:-1], "undisturbed")[0] == 0
+    for name in ("result.json", "sessions.csv", "learning_curve.csv", "provenance.json"):
+        first, second = (
+            sorted(tmp_path.glob(f"{store}/KuaiFair-Toy-v0/*/{name}")) for store in ("store", "undisturbed")
+        )
+        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] != []
 
 
 @pytest.mark.usefixtures("small_worlds")

@@ -508,9 +508,11 @@ def test_a_seed_gives_the_same_sessions_in_every_process_and_without_an_import(c
 
 
 @pytest.mark.slow
-def test_subprocesses_play_what_this_process_plays():
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_subprocesses_play_what_this_process_plays(method):
     here = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3)
-    there = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3, vec_env_cls=SubprocVecEnv)
+    start = {"start_method": method}
+    there = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3, vec_env_cls=SubprocVecEnv, vec_env_kwargs=start)
     vector = gym.make_vec(TOY, num_envs=2, vectorization_mode="async")
     try:
         first = here.reset()

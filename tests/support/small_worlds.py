@@ -93,21 +93,23 @@ def small_pair(table: Any = None, *, n_items: int = 50, name: str = "small", see
 
 
 class Interrupting(TableResponse):
-    """Presses Ctrl-C, or sends another signal, when users were asked for the given time."""
+    """Presses Ctrl-C, sends another signal, or raises, when users were asked for the given time."""
 
-    def __init__(self, table: Any, at: int, number: signal.Signals = signal.SIGINT) -> None:
+    def __init__(self, table: Any, at: int, number: signal.Signals | Exception = signal.SIGINT) -> None:
         super().__init__(table)
         self.left = at
         self.number = number
 
     def expected(self, users: Any, items: Any, history: Any = None) -> Any:
         self.left -= 1
+        if self.left == 0 and isinstance(self.number, Exception):
+            raise self.number
         if self.left == 0:
             os.kill(os.getpid(), self.number)
         return super().expected(users, items, history)
 
 
-def interrupted_pair(at: int, number: signal.Signals = signal.SIGINT) -> WorldPair:
+def interrupted_pair(at: int, number: signal.Signals | Exception = signal.SIGINT) -> WorldPair:
     """The small worlds, in which training is interrupted."""
     pair = small_pair()
     # The fingerprints of the world and of the randomised one ask users once each.

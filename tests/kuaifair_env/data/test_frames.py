@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from contextlib import suppress
 from pathlib import Path
 
@@ -533,6 +534,29 @@ def test_text_that_is_no_table_is_one_line(tmp_path: Path, problem: str) -> None
     with pytest.raises(DataError, match=problem) as caught:
         InteractionData.from_frames(path, test_frame())
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["CRLF", "a byte order mark", "both", "line breaks within fields"])
+def test_forms_of_text_that_other_programs_write_hold_the_same(tmp_path: Path, form: str) -> None:
+    train = train_frame()
+    if form == "line breaks within fields":
+        train = train.assign(note='as "they"\nsay,\r\nor not')
+    text = train.to_csv(index=False).encode()
+    if form in ("CRLF", "both"):
+        text = text.replace(b"\n", b"\r\n")
+    if form in ("a byte order mark", "both"):
+        text = codecs.BOM_UTF8 + text
+    (tmp_path / "train.csv").write_bytes(text)
+    read = InteractionData.from_frames(tmp_path / "train.csv", test_frame())
+    assert read.data_hash == InteractionData.from_frames(train_frame(), test_frame()).data_hash
+
+
+def test_ids_with_line_breaks_are_whole(tmp_path: Path) -> None:
+    frames = [frame.assign(item_id="item\n" + frame.item_id.astype(str)) for frame in (train_frame(), test_frame())]
+    paths = [tmp_path / "train.csv", tmp_path / "test.csv"]
+    for frame, path in zip(frames, paths, strict=True):
+        frame.to_csv(path, index=False)
+    assert InteractionData.from_frames(*paths).data_hash == InteractionData.from_frames(*frames).data_hash
 
 
 def test_a_parquet_file_of_which_a_bit_changed_is_refused_or_read(tmp_path: Path) -> None:
