@@ -3,6 +3,10 @@
 An embedding action ranks items by inner product, so that its length changes nothing. An ordinary actor, a tanh over
 ``d`` components, does not know that: it saturates in a corner of the box within a few updates, where its gradient
 vanishes. Here the actor gives vectors of length 1, and critics see directions with components of order one.
+
+Where the state lies among the items' embeddings the actor begins at it, the query of a recommender without learning,
+and learns what to add. A random direction of 64 dimensions is near no item in particular: slates of such queries differ
+by little but chance, and tell a critic next to nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.noise import ActionNoise
@@ -18,6 +23,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from kuaifair_env.observations import StateSpace
 
 
 def directions(actions: Tensor) -> Tensor:
@@ -30,8 +37,28 @@ def directions(actions: Tensor) -> Tensor:
     return scaled
 
 
+_STEP = 0.05
+"""How much of its network's output an actor adds to the state.
+
+Adam moves each of a last layer's weights by the learning rate, whatever the gradient, and 256 of them meet in a
+component: at 1 a few updates turn the query as far as exploration reaches, before a critic has seen any of it.
+"""
+
+
+def begins_with_query(observation_space: spaces.Space[Any], dimension: int) -> bool:
+    """Returns whether observations begin with a state among item embeddings of ``dimension`` components.
+
+    A state may end with the session clock.
+    """
+    return isinstance(observation_space, StateSpace) and observation_space.shape[0] in (dimension, dimension + 1)
+
+
 class UnitNormActor(Actor):
-    """``mu(s)``, a vector of length 1; arguments as ``Actor``'s."""
+    """``mu(s)``, a vector of length 1; arguments as ``Actor``'s.
+
+    It is the direction of ``s / |s| + c f(s)`` with a network ``f`` and a small ``c``, where the state is a query
+    (:func:`begins_with_query`), and that of ``f(s)`` elsewhere.
+    """
 
     def __init__(
         self,
@@ -47,22 +74,67 @@ class UnitNormActor(Actor):
             observation_space, action_space, net_arch, features_extractor, features_dim, activation_fn, normalize_images
         )
         self.mu = nn.Sequential(*create_mlp(features_dim, action_space.shape[0], net_arch, activation_fn))
+        self.from_state = begins_with_query(observation_space, action_space.shape[0])
 
     def forward(self, obs: Tensor) -> Tensor:
         """Returns actions ``(B, d)`` of length 1."""
-        return normalize(super().forward(obs), dim=1)
+        features = self.extract_features(obs, self.features_extractor)
+        query = self.mu(features)
+        if self.from_state:
+            query = _STEP * query + normalize(features[:, : query.shape[1]], dim=1)
+        return normalize(query, dim=1)
 
 
 class UnitNormCritic(ContinuousCritic):
-    """Critics ``Q(s, a)`` of the direction of ``a`` alone; arguments as ``ContinuousCritic``'s."""
+    """Critics ``Q(s, a)`` of the direction of ``a`` alone; arguments as ``ContinuousCritic``'s.
+
+    Where the state is a query (:func:`begins_with_query`) they see its product with the action too, component by
+    component: what the two have in common is what a slate fits a user by, and a network of sums learns no products from
+    rewards as noisy as these.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        share_features_extractor: bool = True,
+    ) -> None:
+        from_state = begins_with_query(observation_space, action_space.shape[0])
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim + (action_space.shape[0] if from_state else 0),
+            activation_fn,
+            normalize_images,
+            n_critics,
+            share_features_extractor,
+        )
+        self.from_state = from_state
 
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """Returns the value of every critic, ``(B, 1)`` each."""
-        return super().forward(obs, directions(actions))
+        inputs = self._inputs(obs, actions)
+        return tuple(network(inputs) for network in self.q_networks)
 
     def q1_forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Returns the first critic's values, ``(B, 1)``."""
-        return super().q1_forward(obs, directions(actions))
+        values: Tensor = self.q_networks[0](self._inputs(obs, actions))
+        return values
+
+    def _inputs(self, obs: Tensor, actions: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        queries = directions(actions)
+        products = [queries * directions(features[:, : queries.shape[1]])] if self.from_state else []
+        return torch.cat([features, *products, queries], dim=1)
 
 
 class UnitNormPolicy(TD3Policy):

@@ -12,9 +12,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.utils import set_random_seed
 
-from hrl_policies.unit_norm import QueryNoise, UnitNormPolicy, directions
+from hrl_policies.unit_norm import QueryNoise, UnitNormPolicy, begins_with_query, directions
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
+from kuaifair_env.observations import StateSpace
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 D = 64
@@ -47,6 +48,44 @@ def test_critics_see_directions_with_components_of_order_one():
     for value, expected in zip(made.critic(states, actions), plain(states, scaled), strict=True):
         torch.testing.assert_close(value, expected)
     torch.testing.assert_close(made.critic.q1_forward(states, 3.0 * actions), plain.q1_forward(states, scaled))
+
+
+def query_policy(clock: int = 0) -> UnitNormPolicy:
+    torch.manual_seed(0)
+    space = StateSpace(-8.0, 8.0, (D + clock,))
+    return UnitNormPolicy(space, spaces.Box(-1, 1, (D,)), lambda _: 1e-3, net_arch=[32])
+
+
+@pytest.mark.parametrize("clock", [0, 1])
+def test_where_the_state_is_a_query_the_actor_begins_at_it(clock):
+    made, states = query_policy(clock), 3.0 * torch.randn(20, D + clock)
+    actions = made.actor(states).detach()
+    torch.testing.assert_close(actions.norm(dim=1), torch.ones(20))
+    assert float(torch.cosine_similarity(actions, states[:, :D]).min()) > 0.9
+    # Nobody has clicked yet: there is no direction to begin at, and still a query.
+    torch.testing.assert_close(made.actor(torch.zeros(1, D + clock)).norm(), torch.tensor(1.0))
+
+
+def test_other_vectors_are_no_query():
+    for space in (spaces.Box(-8.0, 8.0, (D,)), StateSpace(-8.0, 8.0, (D + 2,))):
+        assert not begins_with_query(space, D)
+
+
+def test_critics_see_what_state_and_action_have_in_common():
+    """With all weights on the products a critic is the cosine of state and action, whatever the lengths of both."""
+    made, states, actions = query_policy(1), torch.randn(20, D + 1), torch.randn(20, D)
+    for network in made.critic.q_networks:
+        first, last = network[0], network[-1]
+        with torch.no_grad():
+            for layer in (first, last):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            first.weight[0, D + 1 : 2 * D + 1] = 1.0 / D
+            first.bias[0], last.weight[0, 0], last.bias[0] = 1.0, 1.0, -1.0
+    cosines = torch.cosine_similarity(states[:, :D], actions)[:, None]
+    for value in made.critic(5.0 * states, 3.0 * actions):
+        torch.testing.assert_close(value, cosines, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(made.critic.q1_forward(states, actions), cosines, atol=1e-5, rtol=1e-4)
 
 
 def test_noise_has_no_mean_and_every_length_up_to_the_largest():
