@@ -41,7 +41,12 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "leave rules": (("kuaifair_env/abandonment.py",), ("tests/kuaifair_env/test_abandonment.py",)),
     "slate distribution": (
         ("hrl_policies/common/slates.py", "hrl_policies/hrl_ppo/ranking.py"),
-        ("tests/hrl_policies/test_slates.py", "tests/hrl_policies/test_ranking_policy.py"),
+        (
+            "tests/hrl_policies/test_slates.py",
+            "tests/hrl_policies/test_ranking_policy.py",
+            # Training, which takes most of the time.
+            "--deselect=tests/hrl_policies/test_ranking_policy.py::test_a_manager_learns_what_users_do_not_tolerate",
+        ),
     ),
     "samplers": (
         ("kuaifair_env/seeding.py", "kuaifair_env/splits.py", "kuaifair_env/served_sessions.py", "dsrm/targets.py"),
