@@ -61,8 +61,7 @@ have next to nothing in common. Three differences matter most.
   a quota earns about the same, QuotaGreedy as much as a belief. Evaluated on other feedback they part, by what they
   remember of the session.
 
-The place of a method with one seed among its neighbours says little. No method was given the session's clock; DSRM-HRL
-has its own.
+The place of a method with one seed among its neighbours says little. All agents see the session's clock.
 """
 
 Figures = Mapping[str, Sequence[float]]
@@ -190,8 +189,8 @@ def notes(worlds: WorldPair, arguments: Namespace) -> list[str]:
         f"world: {min(1_000, len(worlds.train.users) // 5):,} users of the training world, fitted on the log that "
         "agents read, without deviations. Frozen, one session each, repeats allowed, Max Len 30, slates of 10. ± is "
         "half the 95 % Student interval for other training seeds; of the paper the spread that it prints.",
-        "- All agents train with deviations of users (*auto*), which the paper does not have. Ranks are among methods "
-        "that the paper has; the others are controls and variants.",
+        "- All agents that learn in sessions train with deviations of users, drawn anew for each session, which the "
+        "paper does not have. Ranks are among methods that the paper has; the others are controls and variants.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprints "
         f"{worlds.train.fingerprint} (training) and {worlds.test.fingerprint} (test). The paper's simulators were not "
         "released.",

