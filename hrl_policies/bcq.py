@@ -351,7 +351,7 @@ class BCQ(OfflineAlgorithm):
         weight = self.minimum_weight
         mixed = weight * values.amin(dim=1) + (1.0 - weight) * values.amax(dim=1)
         best = mixed.view(-1, self.target_samples).amax(dim=1, keepdim=True)
-        return batch.rewards + self.gamma * batch.not_terminated * best
+        return batch.rewards + self.gamma * batch.not_terminated * self.possible(best)
 
     def _standard_normal(self, shape: tuple[int, int], noise: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=noise).to(self.device)
@@ -466,6 +466,7 @@ class DiscreteBCQ(OfflineAlgorithm):
         shown = online.topk(slots, dim=1).indices
         after = policy.values_target.score_items(states, policy.embeddings, shown).mean(dim=1, keepdim=True)
         rewards = batch.rewards if batch.slot_rewards is None else batch.slot_rewards
+        after = self.possible(after)
         return rewards + self.gamma * batch.not_terminated * after, float(allowed.sum(dim=1).float().mean())
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -119,6 +119,7 @@ class OfflineAlgorithm(AmongItsItems):
         self.batch_size, self.tau, self.gamma = batch_size, tau, gamma
         self.transitions: LoggedTransitions | None = None
         self._tensors: TensorBatch | None = None
+        self._returns = (-np.inf, np.inf)
         if env is None and transitions is not None:
             # Stable-Baselines3 has only checked the action space of an environment.
             if not isinstance(transitions.action_space, self.supported_action_spaces):
@@ -179,6 +180,18 @@ class OfflineAlgorithm(AmongItsItems):
             self._tensor(~transitions.terminated[:, None]).float(),
             None if transitions.slot_rewards is None else self._tensor(transitions.slot_rewards),
         )
+        rewards = transitions.rewards if transitions.slot_rewards is None else transitions.slot_rewards
+        low, high = min(0.0, float(rewards.min(initial=0.0))), max(0.0, float(rewards.max(initial=0.0)))
+        horizon = 1.0 / (1.0 - self.gamma) if self.gamma < 1.0 else np.inf
+        self._returns = (low * horizon if low else 0.0, high * horizon if high else 0.0)
+
+    def possible(self, values: Tensor) -> Tensor:
+        """Returns values limited to what logged rewards can sum up to, discounted.
+
+        A maximum over actions that the log does not have feeds on its own errors: without a limit values grow to
+        thousands of times the largest return.
+        """
+        return values.clamp(*self._returns)
 
     def learn(
         self: SelfOffline,
@@ -284,7 +297,7 @@ class OfflineAlgorithm(AmongItsItems):
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "transitions", "_tensors", "_initial_transitions"]
+        return [*super()._excluded_save_params(), "transitions", "_tensors", "_returns", "_initial_transitions"]
 
 
 class _GradientStepsBar(ProgressBarCallback):

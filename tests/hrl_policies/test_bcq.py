@@ -144,8 +144,23 @@ def test_targets_are_the_softened_minimum_of_the_best_proposal():
             action = model.policy.propose(state, latent[None], target=True)
             values = [float(value.detach()) for value in model.policy.critic_target(state, action)]
             best = max(best, 0.75 * min(values) + 0.25 * max(values))
+        # No session earns less than nothing, or more than the best slate of the log for ever.
+        best = np.clip(best, 0.0, model.transitions.rewards.max() / (1 - 0.9))
         expected = float(batch.rewards[row]) + (0.0 if row in (2, 4) else 0.9 * best)
         assert float(found[row]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bcq", "discrete"])
+@pytest.mark.parametrize(
+    ("gamma", "reward", "low", "high"), [(0.9, 0.5, 0, 5), (0.5, -0.5, -1, 0), (1.0, 1.0, 0, np.inf)]
+)
+def test_targets_lie_within_what_a_session_can_earn(kind, gamma, reward, low, high):
+    model = made(kind, gamma=gamma)
+    data = model.transitions
+    slots = None if data.slot_rewards is None else np.full_like(data.slot_rewards, reward)
+    model.set_transitions(replace(data, rewards=np.full_like(data.rewards, reward), slot_rewards=slots))
+    values = torch.tensor([-1e6, -0.3, 0.3, 1e6])
+    np.testing.assert_allclose(model.possible(values), np.clip(values, low, high), rtol=1e-6)
 
 
 def test_an_action_is_the_best_of_the_proposals_and_depends_on_its_own_state():
