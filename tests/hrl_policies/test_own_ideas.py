@@ -21,7 +21,6 @@ from hrl_policies.dorl import DORL
 from hrl_policies.mofir import MOFIR
 from hrl_policies.preference_front import preference_front, preference_grid
 from hrl_policies.sac4ir import SAC4IR
-from hrl_policies.unit_norm import UnitNormPolicy
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import FeatureTable
 from kuaifair_env.evaluation import evaluate
@@ -62,7 +61,7 @@ def test_bcq_stays_with_an_expert_whom_td3_leaves_for_what_it_knows_nothing_of()
             seed=seed,
             device="cpu",
         ).learn(300, log_interval=None)
-        free = TD3(UnitNormPolicy, env, gamma=0.9, learning_rate=1e-3, policy_kwargs=SMALL, seed=seed, device="cpu")
+        free = TD3("MlpPolicy", env, gamma=0.9, learning_rate=1e-3, policy_kwargs=SMALL, seed=seed, device="cpu")
         free.replay_buffer = log.to_replay_buffer("cpu")
         free.set_logger(configure(None, []))
         free.train(300, 100)
