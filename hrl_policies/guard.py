@@ -332,8 +332,8 @@ def validation_sessions(
 ) -> VecEnv:
     """Returns sessions of a training world for validation, in which nothing is learned.
 
-    Users deviate as in :func:`~hrl_policies.worlds.training_sessions`, but what they share is drawn anew for every 16
-    sessions, so that those of one evaluation hold many draws of it.
+    Users deviate as in :func:`~hrl_policies.worlds.training_sessions`, but what they share is drawn anew for every
+    session, so that those of one evaluation hold many draws of it.
 
     Args:
         world: The training world.
@@ -344,7 +344,6 @@ def validation_sessions(
     """
     deviating = randomised(world, randomisation, seed)
     if deviating.randomisation is not None:
-        blocks = {"min_block": _SESSIONS_PER_UNIT, "max_block": _SESSIONS_PER_UNIT}
-        scales = replace(deviating.randomisation.scales, **blocks)
+        scales = replace(deviating.randomisation.scales, min_block=1, max_block=1)
         deviating = replace(deviating, randomisation=WorldRandomisation(scales, seed))
     return purified_sessions(deviating, config, _N_ENVS, seed, purifier)

@@ -8,9 +8,10 @@ and learns to trust them more than feedback. So training users also have deviati
 - (b) of the session: a level and a vector. The log misjudges tastes.
 - (c) independent noise of each pair of user and item.
 
-What is shared is drawn anew for each block of sessions. Drawn for each session it would be one more part of (b), drawn
-once it would be learned by heart. Sessions are counted in the order of starting, and each keeps the block that it
-started in.
+What is shared is drawn anew for each block of sessions, by default for each session: an agent that remembers no other
+session cannot tell longer blocks apart, and learns what the last one had in common. Drawn once it would be learned by
+heart. Longer blocks are for agents that learn something of all users while they train. Sessions are counted in the
+order of starting, and each keeps the block that it started in.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Randomisation:
     own_level: float = 0.5
     own_vector: float = 0.5
     noise: float = 0.5
-    min_block: int = 64
-    max_block: int = 5_000
+    min_block: int = 1
+    max_block: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -185,11 +186,10 @@ class SessionRandomisation:
             array.setflags(write=False)  # checkpoints hold what can change
         self._key = np.uint64(seeding.stream_key(randomisation.seed))
         self._session_blocks = SessionBlocks(randomisation)
-        self._shared: dict[int, FloatArray] = {}
         self.blocks = np.zeros(batch_size, np.int64)
         self._levels = np.zeros(batch_size, np.float32)
         self._vectors = np.zeros((batch_size, self._directions.shape[1]), np.float32)
-        self._pair_keys = np.zeros(batch_size, np.uint64)
+        self._offset_keys, self._pair_keys = np.zeros((2, batch_size), np.uint64)
 
     def reset(self, rows: IntArray, users: IntArray, keys: seeding.Keys, numbers: IntArray) -> None:
         """Starts sessions in the given rows.
@@ -201,13 +201,15 @@ class SessionRandomisation:
             numbers: ``int (n,)``, how many sessions started before each.
         """
         self.blocks[rows] = self._session_blocks.of_sessions(numbers)
+        shared = seeding.derive(self._stream(_BLOCKS), self.blocks[rows])
         own = seeding.derive(keys ^ self._stream(_SESSIONS), 0)
-        self._levels[rows] = self._scales.own_level * seeding.row_normals(own, 1, _OWN_LEVEL)[:, 0]
-        vectors = seeding.row_normals(own, self._vectors.shape[1], _OWN_VECTOR)
-        self._vectors[rows] = np.float32(self._scales.own_vector) * vectors
+        self._offset_keys[rows] = seeding.derive(shared, _OFFSETS)
         self._pair_keys[rows] = seeding.derive(self._stream(_PAIRS), users)
-        oldest = self.blocks.min()
-        self._shared = {block: shared for block, shared in self._shared.items() if block >= oldest}
+        self._levels[rows] = self._scales.own_level * seeding.row_normals(own, 1, _OWN_LEVEL)[:, 0]
+        dimension = self._vectors.shape[1]
+        vectors = np.float32(self._scales.vector) * seeding.row_normals(shared, dimension, _SHARED_VECTOR)
+        vectors += np.float32(self._scales.own_vector) * seeding.row_normals(own, dimension, _OWN_VECTOR)
+        self._vectors[rows] = vectors
 
     def response(self, base: ResponseModel) -> ResponseModel:
         """Returns what the users of all sessions do, given a model of what they do without deviations.
@@ -220,35 +222,21 @@ class SessionRandomisation:
 
     def of_items(self, items: IntArray) -> FloatArray:
         """Returns the deviations of ``items (B, K)``, ``float32 (B, K)`` in log-odds."""
-        total = np.empty(items.shape, np.float32)
-        for block in set(self.blocks.tolist()):
-            rows = self.blocks == block
-            total[rows] = self._of_block(block)[items[rows]]
-        total += self._levels[:, None]
-        total += np.matmul(self._directions[items], self._vectors[:, :, None])[..., 0]
-        return self._with_noise(total, items)
+        total = np.matmul(self._directions[items], self._vectors[:, :, None])[..., 0]
+        return self._with_draws_of_items(total, items)
 
     def of_catalogue(self, n_items: int) -> FloatArray:
         """Returns the deviations of items ``0 .. n_items - 1``, ``float32 (B, n_items)`` in log-odds."""
-        total = self._vectors @ self._directions[:n_items].T + self._levels[:, None]
-        for block in set(self.blocks.tolist()):
-            total[self.blocks == block] += self._of_block(block)[:n_items]
-        return self._with_noise(total, np.arange(n_items)[None, :])
+        total = self._vectors @ self._directions[:n_items].T
+        return self._with_draws_of_items(total, np.arange(n_items)[None, :])
 
-    def _of_block(self, block: int) -> FloatArray:
-        """Returns ``float32 (N,)``, what is shared in a block."""
-        if block not in self._shared:
-            key = seeding.derive(self._stream(_BLOCKS), block)
-            offsets = seeding.row_normals(key, len(self._deviations), _OFFSETS)[0]
-            vector = seeding.row_normals(key, self._directions.shape[1], _SHARED_VECTOR)[0]
-            self._shared[block] = self._deviations * offsets + self._directions @ (
-                np.float32(self._scales.vector) * vector
-            )
-        return self._shared[block]
-
-    def _with_noise(self, total: FloatArray, items: IntArray) -> FloatArray:
+    def _with_draws_of_items(self, total: FloatArray, items: IntArray) -> FloatArray:
+        total += self._levels[:, None]
+        counters = items.astype(np.uint64)
+        if self._scales.offset:
+            total += self._deviations[items] * seeding.normals(self._offset_keys[:, None], counters)
         if self._scales.noise:
-            total += np.float32(self._scales.noise) * seeding.normals(self._pair_keys[:, None], items.astype(np.uint64))
+            total += np.float32(self._scales.noise) * seeding.normals(self._pair_keys[:, None], counters)
         return total
 
     def _stream(self, number: int) -> seeding.Keys:

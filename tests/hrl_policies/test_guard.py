@@ -25,6 +25,7 @@ from hrl_policies.study import evaluate_run, load_policy, load_run, plan_run, re
 from hrl_policies.study.config import PurifierIdentity
 from hrl_policies.worlds import purified_sessions, training_sessions
 from kuaifair_env import ArtifactError, SessionConfig, evaluate, serve
+from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 # Users love every third item, which the log does not tell.
@@ -170,13 +171,14 @@ def test_the_best_evaluation_counts_and_not_the_last():
 
 
 def test_validation_meets_other_deviations_than_training_and_many_of_them():
-    training = training_sessions(TRAIN, SLATES, 8, 0).unwrapped
-    validation = validation_sessions(TRAIN, SLATES, 99).unwrapped
+    scales = Randomisation(offset=0.5, min_block=64, max_block=5_000)
+    training = training_sessions(TRAIN, SLATES, 8, 0, randomisation=scales).unwrapped
+    validation = validation_sessions(TRAIN, SLATES, 99, randomisation=scales).unwrapped
     ours, theirs = (env.world.randomisation for env in (validation, training))
     assert ours.seed != theirs.seed
-    assert replace(ours.scales, min_block=64, max_block=5_000) == theirs.scales
+    assert theirs.scales == scales and ours.scales == replace(scales, min_block=1, max_block=1)
     validation.reset()
-    assert len(set(validation.batch.blocks.tolist())) == 128 // 16
+    assert len(set(validation.batch.blocks.tolist())) == 128
     assert validation_sessions(TRAIN, SLATES, 99, randomisation=None).unwrapped.world is TRAIN
 
 
