@@ -55,7 +55,7 @@ def randomised(world: World, randomisation: RandomisationLike = "auto", seed: in
 def estimated_randomisation(world: World, folder: str | Path | None = None) -> Randomisation:
     """Returns scales from a world's training log: those of :func:`log_disagreement`, at least the default ones.
 
-    They are kept in the cache.
+    What the log says is kept in the cache, the defaults are not.
 
     Args:
         world: The world; its response model and test log are not read.
@@ -67,13 +67,12 @@ def estimated_randomisation(world: World, folder: str | Path | None = None) -> R
     if path.exists():
         try:
             with open_artifact(path, _KIND, SCALES) as (_, _, settings):
-                return parse_as(Randomisation, settings)
+                return at_least(parse_as(Randomisation, settings), Randomisation())
         except ArtifactError as error:
             announce_rebuilt(error)
     measured = log_disagreement(world.data.train, world.data.users.ids, directions)
-    scales = at_least(measured, Randomisation())
-    save_artifact(path, _KIND, {}, asdict(scales), SCALES)
-    return scales
+    save_artifact(path, _KIND, {}, asdict(measured), SCALES)
+    return at_least(measured, Randomisation())
 
 
 def at_least(scales: Randomisation, floor: Randomisation) -> Randomisation:
