@@ -279,6 +279,36 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
     assert (observation["counts"][..., 1].std() > 0) == (leave == "personal")
 
 
+def test_networks_read_what_they_rank_beside_its_session():
+    """Their first layers are those of networks over both at once, of which the session's part is computed once."""
+    policy = agent(leave="personal").policy
+    worker, manager = policy.worker, policy.manager
+    env = sessions(leave="personal")
+    env.reset()
+    observation, _, _, _ = env.step(np.tile(np.arange(K), (10, 1)))
+
+    def added(level, first, features):
+        session = (actions.session / level.session_scales)[:, None].expand(-1, features.shape[1], -1)
+        weights = torch.cat([first.weight, level.of_session.weight], dim=1)
+        return level.rest(torch.cat([features, session], dim=2) @ weights.T + first.bias)[..., 0]
+
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        actions = policy.act(observation)
+        of_candidates = added(worker, worker.of_candidate, actions.features / worker.scales)
+        of_counts = added(manager, manager.of_count, actions.numbers)
+        logits = worker.logits(actions.features, actions.session, actions.present)
+        asked = manager.logits(actions.session, actions.numbers, actions.worths) * manager.temperature
+    believed = actions.features[..., CANDIDATE_FEATURES.index("logit")]
+    worths = actions.worths - manager.price.detach() * torch.from_numpy(observation["counts"][..., 1])
+    assert actions.present.all()
+    assert (actions.worths > -1e20).all(), "users with bounds of their own allow all numbers"
+    torch.testing.assert_close(logits, believed + of_candidates, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(asked, worths + of_counts, atol=1e-4, rtol=1e-4)
+    assert min(of_candidates.std(), of_counts.std()) > 0.01
+
+
 def test_both_levels_draw_unless_they_are_told_not_to():
     hierarchy = {"start_temperature": 1.0, "manager_temperature": 2.0}
     policy = agent(leave="never", hierarchy=hierarchy).policy

@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers import small_world
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm import VecDSRM
-from hrl_policies.common.slates import QuotaSlateDistribution, SlateDistribution, SlateReplayBuffer, executed_slates
+from hrl_policies.common.slates import (
+    QuotaSlateDistribution,
+    SlateDistribution,
+    SlateReplayBuffer,
+    executed_slates,
+    slate_shape,
+)
 from hrl_policies.study.training import restore_checkpoint, save_checkpoint
 from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
@@ -258,6 +265,34 @@ def test_slates_larger_than_the_catalogue_are_refused(size):
         SlateDistribution(logits(), size)
 
 
+SHAPES = [
+    (spaces.Discrete(5), (5, 1)),
+    (spaces.MultiDiscrete([5, 5]), (5, 2)),
+    (spaces.MultiDiscrete([3, 3, 3]), (3, 3)),
+]
+
+
+@pytest.mark.parametrize(("space", "shape"), SHAPES, ids=str)
+def test_items_and_slots_are_those_of_the_actions(space, shape):
+    assert slate_shape(space) == shape
+
+
+NO_ITEMS = [
+    spaces.Discrete(5, start=1),
+    spaces.MultiDiscrete([5, 4]),
+    spaces.MultiDiscrete([4, 5]),
+    spaces.MultiDiscrete([2, 2, 2]),
+    spaces.MultiDiscrete([[5, 5], [5, 5]]),
+    spaces.MultiBinary(5),
+]
+
+
+@pytest.mark.parametrize("space", NO_ITEMS, ids=str)
+def test_actions_that_name_no_distinct_items_are_refused(space):
+    with pytest.raises(ValueError, match="this agent names items"):
+        slate_shape(space)
+
+
 # ---------------------------------------------------------------- replay buffer
 
 SLATE_SIZE, N_ITEMS = 6, 50
@@ -349,6 +384,29 @@ def test_only_users_who_left_end_the_value_of_what_follows(leave, ends):
     assert drawn.observations.shape == (4000, 8)
 
 
+def test_states_and_rewards_are_normalised_when_they_are_drawn_and_feedback_is_not():
+    env = VecNormalize(sessions(), clip_obs=1e3)
+    buffer = SlateReplayBuffer(400, env.observation_space, env.action_space, "cpu", env.num_envs)
+    env.reset()
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        last = env.get_original_obs()
+        slates = np.stack([rng.choice(N_ITEMS, SLATE_SIZE, replace=False) for _ in range(4)])
+        _, _, done, infos = env.step(slates)
+        buffer.note(executed_slates(env, infos))
+        buffer.add(last, env.get_original_obs(), slates, env.get_original_reward(), done, infos)
+    torch.manual_seed(0)
+    drawn = buffer.sample(100, env)
+    torch.manual_seed(0)
+    plain = buffer.sample(100)
+    mean, deviation = env.obs_rms.mean, np.sqrt(env.obs_rms.var + env.epsilon)
+    for name in ("observations", "next_observations"):
+        expected = (getattr(plain, name).numpy() - mean) / deviation
+        np.testing.assert_allclose(getattr(drawn, name), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(drawn.rewards, plain.rewards / np.sqrt(env.ret_rms.var + env.epsilon), rtol=1e-5)
+    assert torch.equal(drawn.feedback, plain.feedback) and torch.equal(drawn.items, plain.items)
+
+
 def test_a_checkpoint_brings_back_every_column(tmp_path):
     model = slate_td3().learn(200)
     save_checkpoint(model, tmp_path)
@@ -416,6 +474,14 @@ def test_mistakes_are_explained():
         buffer.note(shown, {"more": reward})
     with pytest.raises(ValueError, match=r"items must have shape \(4, 6\), got \(4, 5\)"):
         buffer.note(shown._replace(items=shown.items[:, 1:]))
+    env = sessions(observation_mode="history")
+    buffer = SlateReplayBuffer(10, env.observation_space, env.action_space, n_envs=4)
+    seen = env.reset()
+    after, reward, done, infos = env.step(slates)
+    buffer.note(executed_slates(env, infos))
+    buffer.add(seen, after, slates, reward, done, infos)
+    with pytest.raises(ValueError, match="of a dict only the state is kept"):
+        buffer.sample(3, VecNormalize(env, norm_obs_keys=["state"]))
     with pytest.raises(TypeError, match="DummyVecEnv has none"):
         executed_slates(make_vec_env("CartPole-v1", 2), [{}, {}])
     with pytest.raises(TypeError, match="DummyVecEnv has none"):
