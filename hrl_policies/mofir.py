@@ -23,13 +23,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
-from torch.nn import functional
 from typing_extensions import Unpack
 
 from hrl_policies.common.sessions import AmongItsItems, OffPolicyArguments, purified_like, sessions_given
 from hrl_policies.common.slates import SlateReplayBuffer, SlateReplaySamples, executed_slates, state_space
 from hrl_policies.preference_front import preference_front, preference_grid
-from hrl_policies.unit_norm import UnitNormActor, directions
+from hrl_policies.unit_norm import UnitNormActor, begins_with_query, critic_inputs
 from kuaifair_env.observations import state_of
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import evaluation_users
@@ -39,18 +38,23 @@ OBJECTIVES = ("clicks", "tail_share")
 
 
 class ConditionedActor(UnitNormActor):
-    """``mu(s, w)``, a unit vector; its features hold the preference too."""
+    """``mu(s, w)``, a unit vector; its features hold the preference too.
+
+    Preferences ask for queries far from each other, so that it may go further from the state than ``UnitNormActor``.
+    """
+
+    step = 0.3
 
     def forward(self, obs: Tensor, preferences: Tensor) -> Tensor:  # type: ignore[override]
         """Returns unit vectors ``(B, d)`` for states and preferences ``(B, 2)``."""
         features = self.extract_features(obs, self.features_extractor)
-        return functional.normalize(self.mu(torch.cat([features, preferences], dim=1)), dim=1)
+        return self.direction(features, self.mu(torch.cat([features, preferences], dim=1)))
 
 
 class VectorCritics(BaseModel):
     """One critic or two, each ``Q(s, a, w)`` in two dimensions; arguments as ``ContinuousCritic``'s.
 
-    They see the direction of an action alone, with components of order one as the state's.
+    They see :func:`~hrl_policies.unit_norm.critic_inputs` and preferences.
     """
 
     features_extractor: BaseFeaturesExtractor
@@ -71,7 +75,8 @@ class VectorCritics(BaseModel):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
-        inputs = features_dim + action_space.shape[0] + len(OBJECTIVES)
+        self.from_state = begins_with_query(observation_space, action_space.shape[0])
+        inputs = features_dim + (2 if self.from_state else 1) * action_space.shape[0] + len(OBJECTIVES)
         self.share_features_extractor = share_features_extractor
         self.networks = nn.ModuleList(
             nn.Sequential(*create_mlp(inputs, len(OBJECTIVES), net_arch, activation_fn)) for _ in range(n_critics)
@@ -80,7 +85,7 @@ class VectorCritics(BaseModel):
     def forward(self, obs: Tensor, actions: Tensor, preferences: Tensor) -> Tensor:
         """Returns values ``(critics, B, 2)``."""
         features = self.extract_features(obs, self.features_extractor)
-        inputs = torch.cat([features, directions(actions), preferences], dim=1)
+        inputs = torch.cat([critic_inputs(features, actions, self.from_state), preferences], dim=1)
         return torch.stack([network(inputs) for network in self.networks])
 
 
@@ -216,7 +221,8 @@ class MOFIR(AmongItsItems, TD3):
         batch_size: Transitions of an update.
         gamma: Discount.
         epsilon: Share of random actions after the start, and at the end of training.
-        action_noise_std: Deviation of Gaussian noise on each component of all other queries, which have length 1.
+        exploration_noise: Largest length, about, of Gaussian noise on all other queries, which have length 1; lengths
+            are uniform (:class:`~hrl_policies.unit_norm.QueryNoise`).
         twin: Two critics, of which targets take the one with the smaller ``w . Q``, as in TD3; False is the original.
         scalar_weight: Weight, at the end of training, of the loss ``(w . y - w . Q)^2`` beside ``|y - Q|^2``; it grows
             from 0 in proportion to the steps taken.
@@ -250,7 +256,7 @@ class MOFIR(AmongItsItems, TD3):
         batch_size: int = 256,
         gamma: float = 0.99,
         epsilon: tuple[float, float] | list[float] = (0.2, 0.1),
-        action_noise_std: float = 0.1,
+        exploration_noise: float = 0.7,
         twin: bool = False,
         scalar_weight: float = 0.0,
         policy_delay: int = 1,
@@ -262,8 +268,8 @@ class MOFIR(AmongItsItems, TD3):
     ) -> None:
         if len(epsilon) != 2 or not all(0 <= value <= 1 for value in epsilon):
             raise ValueError(f"epsilon is (share at the start, share at the end), each in 0..1, got {epsilon}")
-        if not (action_noise_std >= 0 and scalar_weight >= 0 and target_policy_noise >= 0):
-            raise ValueError("action_noise_std, scalar_weight and target_policy_noise must not be negative")
+        if not (exploration_noise >= 0 and scalar_weight >= 0 and target_policy_noise >= 0):
+            raise ValueError("exploration_noise, scalar_weight and target_policy_noise must not be negative")
         if validation_users < 1 or grid_size < 2:
             raise ValueError(
                 f"need at least 1 validation user and 2 preferences, got {validation_users} and {grid_size}"
@@ -272,7 +278,7 @@ class MOFIR(AmongItsItems, TD3):
         self.validation_users, self.grid_size = validation_users, grid_size
         self.critic_learning_rate = critic_learning_rate
         self.epsilon = (float(epsilon[0]), float(epsilon[1]))
-        self.action_noise_std, self.scalar_weight = action_noise_std, scalar_weight
+        self.exploration_noise, self.scalar_weight = exploration_noise, scalar_weight
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -436,7 +442,8 @@ class MOFIR(AmongItsItems, TD3):
         size = cast(spaces.Box, self.action_space).shape[0]
         queries = self._rng.standard_normal((n_envs, size))
         if self.num_timesteps >= learning_starts:
-            noise = self.action_noise_std * self._rng.standard_normal((n_envs, size))
+            lengths = self.exploration_noise * self._rng.random((n_envs, 1))
+            noise = lengths / size**0.5 * self._rng.standard_normal((n_envs, size))
             chosen = self.policy.scale_action(self.predict(self._last_obs, preference=self._preferences)[0])
             first, last = self.epsilon
             share = last + (first - last) * self._current_progress_remaining

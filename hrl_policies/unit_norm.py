@@ -11,7 +11,7 @@ by little but chance, and tell a critic next to nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,14 +37,6 @@ def directions(actions: Tensor) -> Tensor:
     return scaled
 
 
-_STEP = 0.05
-"""How much of its network's output an actor adds to the state.
-
-Adam moves each of a last layer's weights by the learning rate, whatever the gradient, and 256 of them meet in a
-component: at 1 a few updates turn the query as far as exploration reaches, before a critic has seen any of it.
-"""
-
-
 def begins_with_query(observation_space: spaces.Space[Any], dimension: int) -> bool:
     """Returns whether observations begin with a state among item embeddings of ``dimension`` components.
 
@@ -58,7 +50,14 @@ class UnitNormActor(Actor):
 
     It is the direction of ``s / |s| + c f(s)`` with a network ``f`` and a small ``c``, where the state is a query
     (:func:`begins_with_query`), and that of ``f(s)`` elsewhere.
+
+    Attributes:
+        step: ``c``. Adam moves each of a last layer's weights by the learning rate, whatever the gradient, and 256 of
+            them meet in a component: at 1 a few updates turn the query as far as exploration reaches, before a critic
+            has seen any of it.
     """
+
+    step: ClassVar[float] = 0.05
 
     def __init__(
         self,
@@ -79,19 +78,34 @@ class UnitNormActor(Actor):
     def forward(self, obs: Tensor) -> Tensor:
         """Returns actions ``(B, d)`` of length 1."""
         features = self.extract_features(obs, self.features_extractor)
-        query = self.mu(features)
+        return self.direction(features, self.mu(features))
+
+    def direction(self, features: Tensor, output: Tensor) -> Tensor:
+        """Returns actions ``(B, d)`` of length 1, of states and what a network adds to them, ``(B, d)``."""
         if self.from_state:
-            query = _STEP * query + normalize(features[:, : query.shape[1]], dim=1)
-        return normalize(query, dim=1)
+            output = self.step * output + normalize(features[:, : output.shape[1]], dim=1)
+        return normalize(output, dim=1)
 
 
-class UnitNormCritic(ContinuousCritic):
-    """Critics ``Q(s, a)`` of the direction of ``a`` alone; arguments as ``ContinuousCritic``'s.
+def critic_inputs(features: Tensor, actions: Tensor, from_state: bool) -> Tensor:
+    """Returns what critics see of states and the directions of actions.
 
     Where the state is a query (:func:`begins_with_query`) they see its product with the action too, component by
     component: what the two have in common is what a slate fits a user by, and a network of sums learns no products from
     rewards as noisy as these.
+
+    Args:
+        features: ``(B, n)``, which begin with the state.
+        actions: ``(B, d)``.
+        from_state: Whether the state is a query.
     """
+    queries = directions(actions)
+    products = [queries * directions(features[:, : queries.shape[1]])] if from_state else []
+    return torch.cat([features, *products, queries], dim=1)
+
+
+class UnitNormCritic(ContinuousCritic):
+    """Critics ``Q(s, a)`` of :func:`critic_inputs`; arguments as ``ContinuousCritic``'s."""
 
     def __init__(
         self,
@@ -132,9 +146,7 @@ class UnitNormCritic(ContinuousCritic):
     def _inputs(self, obs: Tensor, actions: Tensor) -> Tensor:
         with torch.set_grad_enabled(not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
-        queries = directions(actions)
-        products = [queries * directions(features[:, : queries.shape[1]])] if self.from_state else []
-        return torch.cat([features, *products, queries], dim=1)
+        return critic_inputs(features, actions, self.from_state)
 
 
 class UnitNormPolicy(TD3Policy):

@@ -57,6 +57,8 @@ def learnt() -> MOFIR:
         batch_size=128,
         buffer_size=20_000,
         learning_rate=1e-3,
+        gradient_steps=2,
+        exploration_noise=2.0,  # half of the catalogue lies far from where sessions begin
         policy_kwargs={"net_arch": [64, 64]},
     )
     return model.learn(6_000)
@@ -146,8 +148,10 @@ def test_targets_are_those_of_a_computation_by_hand(twin):
         with torch.no_grad():
             after = batch.next_observations[of : of + 1]
             action = model.actor_target(after, w[None])
+            # The state lies among the items' embeddings, so that critics see how far it is a query's.
+            product = 8**0.5 * action * 8**0.5 * after / after.norm()
             values = [
-                network(torch.cat([after, 8**0.5 * action, w[None]], dim=1))[0]
+                network(torch.cat([after, product, 8**0.5 * action, w[None]], dim=1))[0]
                 for network in model.critic_target.networks
             ]
         assert len(values) == 1 + twin
@@ -290,7 +294,7 @@ def test_what_is_no_preference_is_refused(preference):
     ("changes", "message"),
     [
         ({"epsilon": (0.2, 1.5)}, "epsilon"),
-        ({"action_noise_std": -1.0}, "must not be negative"),
+        ({"exploration_noise": -1.0}, "must not be negative"),
         ({"grid_size": 1}, "2 preferences"),
         ({"preference": (0, 0)}, "not all 0"),
     ],
