@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import small_world
 from scipy.special import expit
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
 from dsrm.item_sites import posterior_offsets
 from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
+from kuaifair_env.data.schema import FeatureTable
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.randomisation import offset_shape
 
@@ -327,6 +329,26 @@ def items_of(n_items: int = 60, dimension: int = 8) -> BeliefItems:
     embeddings = features_of(n_items, dimension, dtype=torch.float32)[:, 1:].numpy()
     ids = np.arange(n_items)
     return BeliefItems("data", ids, embeddings, ids, np.zeros((n_items, 0), np.float32))
+
+
+def test_features_of_candidates_have_length_one_whatever_their_units():
+    """Of columns that differ between candidates alone, and an outlier counts for three deviations."""
+    world = small_world(candidates=40)
+
+    def read(values: np.ndarray) -> np.ndarray:
+        features = FeatureTable(values.astype(np.float32), ("one", "two", "alike"))
+        items = replace(world.data.items, features=features)
+        return BeliefItems.of_world(replace(world, data=replace(world.data, items=items))).features
+
+    values = np.random.default_rng(0).uniform(size=(50, 3))
+    values[:40, 2] = 7.0
+    features = read(values)
+    assert features.shape == (40, 2 + world.tags.shape[1])
+    assert features.mean(axis=0) == pytest.approx(0.0, abs=1e-5)
+    assert (features**2).sum(axis=1).mean() == pytest.approx(1.0, abs=1e-4)
+    np.testing.assert_allclose(read(1_000.0 * values - 50.0), features, atol=1e-4)
+    values[0, 0] = 1e6
+    assert read(values)[0, 0] == read(values).max() == pytest.approx(3.0 / np.sqrt(features.shape[1]), rel=1e-5)
 
 
 def serve_sessions(belief: Belief, n_sessions: int, seed: int, own: OwnScales, shared: np.ndarray) -> None:
