@@ -309,6 +309,17 @@ def test_networks_read_what_they_rank_beside_its_session():
     assert min(of_candidates.std(), of_counts.std()) > 0.01
 
 
+def test_values_may_be_of_any_size():
+    """What a whole session returns is more than the one at which layers of tanh end."""
+    policy = agent().policy
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(5.0)
+        values = policy.act(sessions().reset()).values
+    assert values.shape == (10, 3)
+    assert (values.abs() > 10.0).all()
+
+
 def test_both_levels_draw_unless_they_are_told_not_to():
     hierarchy = {"start_temperature": 1.0, "manager_temperature": 2.0}
     policy = agent(leave="never", hierarchy=hierarchy).policy
