@@ -22,9 +22,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,6 +36,7 @@ from kuaifair_env.errors import ArtifactError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pydantic import TypeAdapter
 
 
 Tensors = dict[str, NDArray[Any]]
@@ -342,9 +344,16 @@ def parse_as(shape: type[Shape], content: Any) -> Shape:
     Raises:
         ValueError: If it does not fit.
     """
+    parsed: Shape = _adapter(cast("Any", shape)).validate_json(json.dumps(content), strict=True)
+    return parsed
+
+
+@lru_cache(maxsize=128)
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    """Returns what reads a type; making it takes as long as reading a small file."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(shape).validate_json(json.dumps(content), strict=True)
+    return TypeAdapter(shape)
 
 
 def take_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int | None, ...]]) -> Tensors:

@@ -7,16 +7,23 @@ from purifiers import learning_config, quick_config
 from small_worlds import taste_worlds
 
 from dsrm.pretraining import pretrain
-from dsrm.purifier import BELIEF_MODES, MODES, Mode, StatePurifier
+from dsrm.purifier import Mode, StatePurifier
 
 SEEDS = (0, 1, 2)
 
 
+class Pretrained(dict[Mode, StatePurifier]):
+    """Purifiers by mode, each of which is made when it is first asked for."""
+
+    def __missing__(self, mode: Mode) -> StatePurifier:
+        self[mode] = pretrain(taste_worlds()[0], quick_config(mode))
+        return self[mode]
+
+
 @pytest.fixture(scope="session")
 def purifiers() -> dict[Mode, StatePurifier]:
-    """One purifier of single states of each mode; they have learned next to nothing."""
-    train, _ = taste_worlds()
-    return {mode: pretrain(train, quick_config(mode)) for mode in MODES if mode not in BELIEF_MODES}
+    """One purifier of each mode; they have learned next to nothing, and nobody changes them."""
+    return Pretrained()
 
 
 @pytest.fixture(scope="session")

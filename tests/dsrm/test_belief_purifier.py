@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from helpers import small_world
-from purifiers import quick_config
+from logged_worlds import logged_pair
 from sb3_contrib import RecurrentPPO
 from small_worlds import taste_worlds
 from stable_baselines3 import A2C, PPO, SAC, TD3
@@ -35,6 +35,7 @@ from dsrm.wrappers import DSRMObservationWrapper, DSRMVectorWrapper, VecDSRM
 from hrl_policies.worlds import WorldPair
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.popularity import log_popularity
+from kuaifair_env.data.schema import FeatureTable
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.env import KuaiFairEnv
 from kuaifair_env.errors import ArtifactError, MismatchError
@@ -211,8 +212,8 @@ def test_what_all_users_share_is_learned_as_a_belief_that_is_fed_by_hand():
     assert vec(8).belief.sessions == 0
 
 
-def test_states_hold_the_moments_of_preference_models_that_read_the_log(tmp_path):
-    given = pretrain(TRAIN, quick_config("gaussian"))
+def test_states_hold_the_moments_of_preference_models_that_read_the_log(purifiers, tmp_path):
+    given = purifiers["gaussian"]
     assert isinstance(given, BeliefPurifier)
     save_purifier(given, tmp_path / "belief.safetensors")
     env = VecDSRM(KuaiFairVecEnv(TEST, CONFIG, 4, seed=3), tmp_path / "belief.safetensors")
@@ -459,12 +460,16 @@ def test_beliefs_judge_items_by_their_features_too():
 
 
 def test_candidates_judge_items_by_features_that_explain_the_log():
-    world = make_world("KuaiFair-Toy-v0", split="train")
-    assert explained_share(world) < 0.1  # the toy's features are noise
-    assert pretrain(world, PretrainConfig(mode="candidates")).report["item_quality"] == "log"
-    # Now a feature is each item's own click rate.
+    appeal = np.random.default_rng(0).uniform(0.05, 0.95, 250)
+    world = logged_pair(np.tile(appeal, (40, 1)), rows_per_user=200).train
     log, items = world.data.train, world.data.items
     shown, clicked = (np.bincount(log.items, weights, len(items)) for weights in (None, log.clicks))
-    rates = np.column_stack([(clicked + 1.0) / (shown + 2.0)] * 2).astype(np.float32)
-    telling = replace(items, features=replace(items.features, values=rates, names=("rate", "again")))
-    assert explained_share(replace(world, data=replace(world.data, items=telling))) > 0.5
+    rates = (clicked + 1.0) / (shown + 2.0)
+    noise = np.random.default_rng(0).normal(size=len(items))
+    # Features are noise, or each item's own click rate.
+    for values, explains in ((noise, False), (rates, True)):
+        table = FeatureTable(np.column_stack([values] * 2).astype(np.float32), ("one", "again"))
+        told = replace(world, data=replace(world.data, items=replace(items, features=table)))
+        assert explained_share(told) > 0.5 if explains else explained_share(told) < 0.1
+        report = pretrain(told, PretrainConfig(mode="candidates")).report
+        assert report["item_quality"] == ("features" if explains else "log")

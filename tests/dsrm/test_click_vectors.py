@@ -154,7 +154,7 @@ def test_items_that_change_places_do_not_move_a_state():
 @pytest.fixture(scope="module")
 def learned():
     return {
-        mode: [ClickVectorPurifier.fit(TRAIN, dataclasses.replace(CONFIGS[mode], seed=seed)) for seed in range(3)]
+        mode: [ClickVectorPurifier.fit(TRAIN, dataclasses.replace(CONFIGS[mode], seed=seed)) for seed in range(2)]
         for mode in MODES
     }
 
@@ -246,14 +246,15 @@ def test_states_have_the_dimension_of_the_embeddings(mode, dimension):
     assert states.shape == (40, dimension) and np.isfinite(states).all()
 
 
-def test_held_out_users_are_not_learned_from(learned):
-    config = CONFIGS["cdae"]
+def test_held_out_users_are_not_learned_from():
+    config = dataclasses.replace(CONFIGS["cdae"], steps=10)
     train = TRAIN.data.train
     rows = np.isin(train.users, TEST.users)
     changed = dataclasses.replace(train, clicks=np.where(rows, ~train.clicks, train.clicks))
     world = dataclasses.replace(TRAIN, data=dataclasses.replace(TRAIN.data, train=changed))
     network, report = train_click_vectors(world, config)
-    for name, value in learned["cdae"][0]._model.state_dict().items():
+    plain, _ = train_click_vectors(TRAIN, config)
+    for name, value in plain.state_dict().items():
         np.testing.assert_array_equal(network.state_dict()[name], value)
     assert report["training_users"] + report["validation_users"] == len(TRAIN.users)
 

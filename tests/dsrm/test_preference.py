@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_world
-from purifiers import quick_config
 from scipy.stats import multivariate_normal, norm
 from small_worlds import taste_worlds
 from torch import Tensor
@@ -38,7 +37,6 @@ from dsrm.preference_sessions import (
     whitened,
 )
 from dsrm.preference_student import distil_preference
-from dsrm.pretraining import pretrain
 from dsrm.purifier import BELIEF_MODES, STATISTICS, load_purifier, save_purifier
 from dsrm.targets import Examples
 from dsrm.training import TrainingConfig, top_heavy_objective, train_denoiser
@@ -235,19 +233,22 @@ def test_levels_are_widened_by_as_much_as_they_miss():
 
 @pytest.mark.parametrize("kind", range(3))
 def test_draws_are_as_wide_as_moments_say(kind):
-    known = evidence(3, 2)
+    known = evidence(500, 2)
     plain = [fitted(2, 1), fitted(2, 3), tiny_networks(2)][kind]
     before = plain.moments(known)
     prior = plain.prior if isinstance(plain, DiffusionPreference) else plain
     prior.level = dataclasses.replace(prior.level, widening=0.5)
-    after, draws = plain.moments(known), plain.samples(known, 4_000, seed=0)
+    after, draws = plain.moments(known), plain.samples(known, 32, seed=0)
     torch.testing.assert_close(after.means, before.means)
     torch.testing.assert_close(after.deviations[:, 1:], before.deviations[:, 1:])
     widths = 1.0 + 0.5 * (1.0 - known.deviations[:, 0])
     torch.testing.assert_close(after.deviations[:, 0], widths * before.deviations[:, 0])
     of_normal = prior.moments(known)
-    torch.testing.assert_close(draws[..., 0].mean(dim=0), of_normal.means[:, 0], atol=0.04, rtol=0)
-    torch.testing.assert_close(draws[..., 0].std(dim=0), of_normal.deviations[:, 0], atol=0.0, rtol=0.05)
+    standard_draws = (draws[..., 0] - of_normal.means[:, 0]) / of_normal.deviations[:, 0]
+    # Sessions that say little and those that say much: levels of these are widened most.
+    for rows in (widths < widths.median(), widths >= widths.median()):
+        assert float(standard_draws[:, rows].mean()) == pytest.approx(0.0, abs=0.06)
+        assert float(standard_draws[:, rows].std()) == pytest.approx(1.0, abs=0.025)
 
 
 def test_one_part_takes_a_short_way_to_the_same_posterior():
@@ -437,9 +438,9 @@ def test_users_without_tastes_have_preferences_too():
 
 
 @pytest.mark.parametrize("mode", [mode for mode in BELIEF_MODES if mode != "candidates"])  # dicts: test_ranking_policy
-def test_every_belief_is_fitted_kept_in_a_file_and_shown_to_agents(mode, tmp_path):
-    world, test_world = taste_worlds()
-    purifier = pretrain(world, quick_config(mode))
+def test_every_belief_is_fitted_kept_in_a_file_and_shown_to_agents(purifiers, mode, tmp_path):
+    _, test_world = taste_worlds()
+    purifier = purifiers[mode]
     assert isinstance(purifier, BeliefPurifier)
     path = tmp_path / "belief.safetensors"
     save_purifier(purifier, path)
@@ -457,9 +458,9 @@ def test_every_belief_is_fitted_kept_in_a_file_and_shown_to_agents(mode, tmp_pat
     assert np.ptp(states[0], axis=0).max() > 0.1
 
 
-def test_controls_rank_by_any_model():
-    world, test_world = taste_worlds()
-    purifier = pretrain(world, quick_config("gaussian"))
+def test_controls_rank_by_any_model(purifiers):
+    _, test_world = taste_worlds()
+    purifier = purifiers["gaussian"]
     env = KuaiFairVecEnv(test_world, SessionConfig(max_len=6, slate_size=4, action_mode="slate"), 20, seed=0)
     closed, fitted_model = (
         evaluate(BeliefQuota(purifier.scorer, preference=model), env).sessions.return_

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
+import importlib
 import sys
 
 import numpy as np
@@ -324,8 +324,16 @@ def test_unknown_names_are_refused(bad):
 
 
 def test_the_package_s_function_is_not_hidden_by_a_module_of_its_name():
-    code = "from dsrm import PretrainConfig, pretrain; assert callable(pretrain)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "dsrm"}
+    try:
+        for name in before:
+            del sys.modules[name]
+        fresh = importlib.import_module("dsrm")
+        assert fresh.PretrainConfig is not PretrainConfig and callable(fresh.pretrain)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "dsrm"]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 # ---------------------------------------------------------------- probes of states whose content is known

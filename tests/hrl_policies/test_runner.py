@@ -59,18 +59,26 @@ FILES = {
 
 
 def a2c(**settings):
-    given = {"total_steps": 2_000, "n_envs": 8, "seed": 11} | settings
+    given = {"total_steps": 640, "n_envs": 8, "seed": 11} | settings
     return plan_run("a2c", "small", overrides={"n_steps": 8}, **given)
 
 
 def td3(**settings):
     overrides = {"learning_starts": 64, "batch_size": 32, "buffer_size": 2_000, "gradient_steps": 1}
-    return plan_run("td3", "small", overrides=overrides, n_envs=8, **({"total_steps": 800} | settings))
+    return plan_run("td3", "small", overrides=overrides, n_envs=8, **({"total_steps": 400} | settings))
 
 
 def item_agent(name):
     overrides = {"learning_starts": 64, "batch_size": 32, "buffer_size": 2_000, "gradient_steps": 1}
-    return plan_run(name, "small", overrides=overrides, n_envs=8, total_steps=800)
+    return plan_run(name, "small", overrides=overrides, n_envs=8, total_steps=400)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run, which tests leave as it was."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(a2c(total_steps=128), small_pair(), output=folder)
+    return folder
 
 
 def test_a_run_folder_holds_everything(tmp_path, monkeypatch):
@@ -78,7 +86,7 @@ def test_a_run_folder_holds_everything(tmp_path, monkeypatch):
     result = train(a2c(), small_pair(), output=tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     stored = load_run(tmp_path / "run")
-    assert stored.complete and stored.steps_done == result.steps_done >= 2_000
+    assert stored.complete and stored.steps_done == result.steps_done >= 640
     assert stored.config.as_dict() == a2c().as_dict()
     assert stored.summary == result.evaluation.summary()
     assert stored.provenance["test"]["data"]["hash"] == small_pair().test.data.data_hash
@@ -104,7 +112,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, confi
 
 
 def test_the_curve_counts_every_training_session_once(tmp_path):
-    result = train(a2c(total_steps=6_000, randomisation="none"), small_pair(0.5))
+    result = train(a2c(total_steps=3_000, randomisation="none"), small_pair(0.5))
     curve = result.curve
     assert [row["steps"] for row in curve] == sorted({row["steps"] for row in curve})
     assert all(row["sessions"] >= 50 for row in curve[:-1])
@@ -159,12 +167,12 @@ def test_agents_learn_what_pays():
         "batch_size": 128,
         "n_epochs": 10,
         "n_steps": 16,
-        "learning_rate": 0.00091,
+        "learning_rate": 0.002,
         "gamma": 0.9,
         "gae_lambda": 0.95,
         "policy_kwargs.log_std_init": -1.0,
     }
-    config = plan_run("ppo", "small", total_steps=16_000, n_envs=16, overrides=settings)
+    config = plan_run("ppo", "small", total_steps=8_000, n_envs=16, overrides=settings)
     result = train(config, pair)
     assert result.curve[0]["r_each"] < 0.6
     assert result.evaluation.engagement.reward_per_step > 0.9
@@ -253,8 +261,7 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
 
 @pytest.mark.parametrize("name", ["sac", "sac4ir"])
 def test_sac_keeps_its_entropy_weight(tmp_path, name):
-    config = plan_run(name, "small", total_steps=400, n_envs=8, overrides={"learning_starts": 64, "batch_size": 32})
-    trained = train(config, small_pair(), output=tmp_path / "run")
+    trained = train(item_agent(name), small_pair(), output=tmp_path / "run")
     loaded = load_policy(load_run(tmp_path / "run"), small_pair())
     assert loaded.log_ent_coef.item() == trained.policy.log_ent_coef.item() != 0.0
 
@@ -327,17 +334,16 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / "run/result.json").read_bytes() == before
 
 
-def test_a_run_is_not_judged_in_another_world(tmp_path):
-    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
-    stored = load_run(tmp_path / "run")
+def test_a_run_is_not_judged_in_another_world(finished):
+    stored = load_run(finished)
     with pytest.raises(ArtifactError, match=r"another train world, fingerprint .*: data, .* differ"):
         load_policy(stored, small_pair(seed=1))
     with pytest.raises(ValueError, match="wants the worlds 'small'"):
         train(a2c(), small_pair(name="other"))
 
 
-def test_settings_that_the_method_does_not_take_are_those_of_a_damaged_run(tmp_path):
-    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+def test_settings_that_the_method_does_not_take_are_those_of_a_damaged_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run/config.json"
     path.write_text(path.read_text().replace('"n_steps"', '"__class__"'), encoding="utf-8")
     write_checksums(path.parent)
@@ -346,8 +352,8 @@ def test_settings_that_the_method_does_not_take_are_those_of_a_damaged_run(tmp_p
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "no tensors"])
-def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
-    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+def test_damaged_models_are_refused_without_running_them(finished, tmp_path, damage):
+    shutil.copytree(finished, tmp_path / "run")
     model = tmp_path / "run/model.zip"
     if damage == "missing":
         model.unlink()
@@ -369,9 +375,9 @@ def test_damaged_models_are_refused_without_running_them(tmp_path, damage):
         write_checksums(model.parent)
 
 
-def test_pickled_settings_in_a_model_file_are_never_read(tmp_path, monkeypatch):
+def test_pickled_settings_in_a_model_file_are_never_read(finished, tmp_path, monkeypatch):
     """A model file from a stranger must not run code: nothing may be unpickled while it is loaded."""
-    train(a2c(total_steps=128), small_pair(), output=tmp_path / "run")
+    shutil.copytree(finished, tmp_path / "run")
     import cloudpickle
 
     def refuse(*arguments, **settings):
@@ -379,14 +385,6 @@ def test_pickled_settings_in_a_model_file_are_never_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cloudpickle, "loads", refuse)
     load_policy(load_run(tmp_path / "run"), small_pair())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a run, which tests leave as it was."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(a2c(total_steps=128), small_pair(), output=folder)
-    return folder
 
 
 NAMES = ["config.json", "result.json", "provenance.json", "versions.json", "timing.json"]
