@@ -246,9 +246,12 @@ def test_slates_keep_to_the_bound_and_never_repeat_where_that_is_forbidden(leave
 
 
 @pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize("leave", ["personal", "temper"])
-def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(leave, size):
-    """Written out; untrained the manager asks by them alone, less K log-odds for the risk, over its temperature."""
+@pytest.mark.parametrize(("leave", "spread"), [("personal", 0.3), ("temper", 0.3), ("personal", 10.0)])
+def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(leave, spread, size):
+    """Written out; untrained the manager asks by them alone, less K log-odds for the risk, over its temperature.
+
+    Its network reads log-odds below the best per item of a slate, and of those no more than five.
+    """
     policy = agent(slate_size=size, leave=leave, hierarchy={"manager_temperature": 0.5}).policy
     env = sessions(slate_size=size, leave=leave)
     observation = env.reset()
@@ -257,7 +260,7 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in policy.worker.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(spread * torch.randn_like(parameter))
         actions = policy.act(observation)
         scores = policy.worker.logits(actions.features, actions.session, actions.present).double().numpy()
         asked = policy.manager.logits(actions.session, actions.numbers, actions.worths).numpy()
@@ -268,7 +271,7 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
         totals = np.asarray([groups[0][:count].sum() + groups[1][: size - count].sum() for count in range(size + 1)])
         allowed, risks = observation["counts"][row].T[0] > 0.5, observation["counts"][row].T[1]
         below = totals - totals[allowed].max()
-        np.testing.assert_allclose(actions.worths[row][allowed], below[allowed], atol=1e-4)
+        np.testing.assert_allclose(actions.worths[row][allowed], below[allowed], rtol=1e-5, atol=1e-4)
         read = np.column_stack([risks, np.arange(size + 1) / size, np.maximum(below / size, -5.0), allowed])
         np.testing.assert_allclose(actions.numbers[row][allowed], read[allowed], atol=1e-4)
         odds = np.where(allowed, (below - size * risks) / 0.5, -np.inf)
@@ -276,6 +279,8 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
         assert (asked[row][~allowed] < -1e20).all()
         chances = np.exp(odds - odds.max()) / np.exp(odds - odds.max()).sum()
         assert float(entropies[row]) == pytest.approx(-np.sum(chances * np.log(np.maximum(chances, 1e-300))), abs=1e-3)
+    far = torch.from_numpy(observation["counts"][..., 0] > 0.5) & (actions.worths < -5 * size)
+    assert spread < 1 or far.any()
     assert (observation["counts"][..., 1].std() > 0) == (leave == "personal")
 
 
