@@ -104,4 +104,4 @@ def test_two_kernels_of_linear_algebra_agree(tmp_path):
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **results())
+    np.savez(sys.argv[1], **results(sessions=slice(64)))

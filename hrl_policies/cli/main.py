@@ -14,6 +14,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from hrl_policies.cli import BAD_INPUT, FAILED, INTERRUPTED, OptionalEnv, Progress
 from hrl_policies.cli.agents import train, tune
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _interrupted_by_sigterm():
-            app(args=words, prog_name="kuaifair", obj=f"kuaifair {shlex.join(words)}")
+            _command()(args=words, prog_name="kuaifair", obj=f"kuaifair {shlex.join(words)}")
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -93,6 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"error: {_message(error)}", style="red", markup=False, highlight=False
         )
         sys.exit(_exit_code(error))
+
+
+@lru_cache(maxsize=1)
+def _command() -> Any:
+    """Returns what Typer makes of the groups above; programs that call :func:`main` often wait for it once."""
+    return get_command(app)
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -209,7 +213,7 @@ def worlds_with_settings(name: str) -> list[str]:
 
 def load_plugins() -> None:
     """Imports the plugins that are installed, each once; one that fails is warned about and leaves nothing behind."""
-    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for point in _installed_plugins(_places()):
         key = (point.name, point.value)
         if key in _tried:
             continue
@@ -227,6 +231,21 @@ def load_plugins() -> None:
                 f"the plugin {point.name!r}{package} ({point.value}) was left out: {type(error).__name__}: {error}",
                 stacklevel=2,
             )
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Returns where packages may be installed, and when something last was there."""
+    found = []
+    for place in sys.path:
+        with suppress(OSError):
+            found.append((place, os.stat(place or ".").st_mtime_ns))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def _installed_plugins(places: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    """Returns the plugins that are installed in these places; asking each package takes 30 ms and more."""
+    return tuple(metadata.entry_points(group=ENTRY_POINT_GROUP))
 
 
 def make_training_env(

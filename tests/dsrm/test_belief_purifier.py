@@ -260,7 +260,9 @@ AGENTS = {
     "ppo": lambda env: PPO("MlpPolicy", env, n_steps=8, batch_size=32, n_epochs=2, **deepcopy(SMALL)),
     "td3": lambda env: TD3("MlpPolicy", env, **deepcopy(OFF_POLICY)),
     "sac": lambda env: SAC("MlpPolicy", env, **deepcopy(OFF_POLICY)),
-    "recurrent-ppo": lambda env: RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=32, **deepcopy(SMALL)),
+    "recurrent-ppo": lambda env: RecurrentPPO(
+        "MlpLstmPolicy", env, n_steps=8, batch_size=32, n_epochs=2, **deepcopy(SMALL)
+    ),
 }
 
 

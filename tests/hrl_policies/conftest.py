@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import pytest
+from filelock import FileLock
+from small_worlds import small_pair, taste_worlds
 from studies import write_comparison_store, write_report_store
 
+import hrl_policies.study.loading as loading
+import kuaifair_env.registration as registration
 from hrl_policies.cli.main import main
 from hrl_policies.study.results import comparisons
 from hrl_policies.study.store import stored_runs
@@ -12,8 +19,16 @@ from hrl_policies.study.store import stored_runs
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """The folder of A2C, HRL and controls in two worlds at two horizons."""
-    return write_comparison_store(tmp_path_factory.mktemp("study"))
+    """The folder of A2C, HRL and controls in two worlds at two horizons, which processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "comparison.lock"):
+        if not (folder / "comparison").exists():
+            (folder / "comparison.partial").mkdir()
+            write_comparison_store(folder / "comparison.partial")
+            (folder / "comparison.partial").rename(folder / "comparison")
+    return folder / "comparison/store"
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +59,27 @@ def kuaifair(capsys):
         return exit_.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture
+def small_worlds(monkeypatch, tmp_path):
+    """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
+    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def worlds_of_taste(monkeypatch, tmp_path):
+    """Toy is the worlds of taste here, with some of the test users; files go to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    train, test = taste_worlds()
+    worlds = {"train": train, "test": replace(test, users=test.users[:40])}
+    monkeypatch.setattr(registration, "make_world", lambda env_id, split, **rest: worlds[split])
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache, no data elsewhere, and lines long enough for paths."""
+    monkeypatch.setenv("KUAIFAIR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("KUAIFAIR_DATA", raising=False)

@@ -14,6 +14,7 @@ from studies import OWN, raising_pair
 
 import hrl_policies.study.engines as engines
 import hrl_policies.study.loading as loading
+import hrl_policies.study.outputs as outputs
 import hrl_policies.study.progress as progress
 from hrl_policies.study.engines import InProcessEngine, LocalEngine
 from hrl_policies.study.outputs import worlds_of_runs
@@ -35,9 +36,10 @@ RUN = ["study", "run", "plan.yml", "--output", "store"]
 
 @pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
-    """The id of the toy world stands for a smaller one, and the pool for this process."""
+    """The id of the toy world stands for a smaller one, and the pool for this process; figures are not drawn."""
     monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     monkeypatch.setattr(engines, "LocalEngine", lambda count: LocalEngine(count) and InProcessEngine())
+    monkeypatch.setattr(outputs, "draw_study", lambda *rest: [])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.yml").write_text(PLAN)
 

@@ -84,11 +84,11 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("harm", ["reversed rewards", "huge steps"])
-def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm):
+@pytest.mark.parametrize(("harm", "seeds"), [("reversed rewards", 2), ("huge steps", 1)])
+def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm, seeds):
     kind, rate = (Ungrateful, 0.01) if harm == "reversed rewards" else (HierarchicalPPO, 1.0)
     last = []
-    for seed in range(3):
+    for seed in range(seeds):
         env = training_sessions(KNOWN, SLATES, 8, seed, purifier=OF_KNOWN, randomisation=None)
         model = ranking(seed, kind, env, learning_rate=rate, target_kl=None, hierarchy={"start_temperature": 2.0})
         start = parameters(model)
@@ -106,7 +106,7 @@ def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm):
 
 def test_an_agent_that_gained_keeps_its_gain():
     measured, elsewhere = [], []
-    for seed in range(4):
+    for seed in range(3):
         train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)
         model = A2C("MlpPolicy", train_env, seed=seed, device="cpu", learning_rate=0.01)
         other = KuaiFairVecEnv(small_world(TABLE), QUERIES, 40, 1)
@@ -124,7 +124,7 @@ def test_an_agent_that_gained_keeps_its_gain():
     assert np.mean(elsewhere) > 0.5 * np.mean(measured) > 0.1, (measured, elsewhere)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_gain_that_is_a_loss_among_other_users_is_not_kept(seed):
     train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)
     model = A2C("MlpPolicy", train_env, seed=seed, device="cpu", learning_rate=0.01)

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from small_worlds import small_pair
 
+import hrl_policies.study.outputs as outputs
 import hrl_policies.study.training as training
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
@@ -42,7 +44,7 @@ METHODS = list(SMALL)
 
 
 def config(name: str, overrides=None, **settings):
-    given = {"total_steps": 60, "n_envs": 3, "seed": 11} | settings
+    given = {"total_steps": 40, "n_envs": 3, "seed": 11} | settings
     return plan_run(name, "small", overrides=SMALL[name] | (overrides or {}), **given)
 
 
@@ -50,9 +52,9 @@ def config(name: str, overrides=None, **settings):
 def test_a_run_writes_its_losses_as_its_curve_and_its_policy_is_found_again(name, tmp_path):
     pair = small_pair()
     result = train(config(name), pair, output=tmp_path / "run")
-    assert result.steps_done == result.policy.num_timesteps == 60
+    assert result.steps_done == result.policy.num_timesteps == 40
     curve = read_table(tmp_path / "run" / "learning_curve.csv")
-    assert [row["steps"] for row in curve] == list(range(1, 61))
+    assert [row["steps"] for row in curve] == list(range(1, 41))
     loss = "critic_loss" if name == "bcq" else "behaviour_loss"
     assert curve == result.curve and all(np.isfinite(row[loss]) for row in curve)
     stored = load_run(tmp_path / "run")
@@ -82,13 +84,13 @@ def test_an_interrupted_run_goes_on(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training.LossCurveCallback, "_collect", press)
     first = train(config(name), small_pair(), output=tmp_path / "run")
-    assert not first.complete and 20 <= first.steps_done < 60
+    assert not first.complete and 20 <= first.steps_done < 40
     stored = load_run(tmp_path / "run.partial")
     assert stored.steps_done == first.steps_done and not (tmp_path / "run.partial" / "replay.npz").exists()
     monkeypatch.setattr(training.LossCurveCallback, "_collect", noted)
     last = resume(tmp_path / "run.partial", small_pair())
-    assert last.complete and last.steps_done == 60
-    assert [row["steps"] for row in last.curve] == list(range(1, 61))
+    assert last.complete and last.steps_done == 40
+    assert [row["steps"] for row in last.curve] == list(range(1, 41))
     assert not (tmp_path / "run.partial").exists() and load_run(tmp_path / "run").result["resumed_at"] >= 20
 
 
@@ -112,8 +114,9 @@ def test_a_resumed_run_starts_from_the_parameters_it_was_left_with(tmp_path, mon
 
 
 def test_methods_that_play_no_training_sessions_run_beside_others_and_are_tabulated_drawn_and_reported(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(outputs, "draw_study", partial(outputs.draw_study, formats=("svg",)))
     play = {"policy_kwargs.net_arch": [16], "n_steps": 2}
     plans = [config("bcq"), config("bcq-discrete")]
     plans += [plan_run("a2c", "small", seed=11, total_steps=2_560, n_envs=64, overrides=play)]
@@ -126,7 +129,7 @@ def test_methods_that_play_no_training_sessions_run_beside_others_and_are_tabula
     offline = next(row for row in rows if ",BCQ," in row)
     titles = next(row for row in rows if row.startswith("world,")).split(",")
     found = dict(zip(titles, offline.split(","), strict=False))
-    assert found["steps"] == "60" and found["sessions"] == "" and float(found["seconds"]) >= 0.0
+    assert found["steps"] == "40" and found["sessions"] == "" and float(found["seconds"]) >= 0.0
     curves = re.findall(r"<!-- (.*?) -->", written["fig_7_learning_curves_len30.svg"].read_text("utf-8"))
     assert "A2C" in curves and not any("BCQ" in words for words in curves)
 
@@ -185,10 +188,10 @@ def test_what_cannot_be_learned_from_is_explained():
     with pytest.raises(DataError, match="env_behaviour"):
         train(config("bcq"), only)
     overrides = {"data.source": "env_behaviour", "data.transitions": 100}
-    assert train(config("bcq", overrides), only).complete
+    assert train(config("bcq", overrides, total_steps=5), only).complete
     clock = SessionConfig(session_clock=True)
-    assert train(config("bcq", overrides, session=clock), pair).complete
-    assert train(config("bcq", session=clock), pair).complete
+    assert train(config("bcq", overrides, session=clock, total_steps=5), pair).complete
+    assert train(config("bcq", session=clock, total_steps=5), pair).complete
     history = SessionConfig(observation_mode="history")
     with pytest.raises(ValueError, match="observe"):
         train(config("bcq", session=history), pair)

@@ -112,7 +112,7 @@ session: {slate_size: 4}
     spec, problems = read_study(folder / "study.yml")
     assert spec.worlds == ("MyShop-v0",) and spec.own_data["MyShop-v0"]["data"] == str(folder / "train.csv")
     runs = check_study(spec, problems)
-    result = run_study(runs, folder / "store", engine=LocalEngine(2))
+    result = run_study(runs, folder / "store", engine=LocalEngine(1))
     assert not result.failures
     assert [record.config.world for record in result.records] == ["MyShop-v0"]
     broken = spec.model_copy(update={"own_data": {"MyShop-v0": {"data": str(folder / "none.csv")}}})

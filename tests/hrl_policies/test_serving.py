@@ -21,6 +21,7 @@ from small_worlds import small_pair
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import hrl_policies.study.loading as loading
+import hrl_policies.study.serving as study_serving
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
 from dsrm.own_level import OwnScales
@@ -143,11 +144,17 @@ def small_worlds(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Curves are not drawn; ``test_a_control_serves_in_several_orders_and_is_written_down`` looks at one."""
+    monkeypatch.setattr(study_serving, "draw_serving", lambda *rest: None)
+
+
 SERVE = ["--sessions", "40", "--n-envs", "4", "--no-progress"]
 TOY = ["--env", "KuaiFair-Toy-v0"]
 
 
-@pytest.mark.usefixtures("small_worlds")
+@pytest.mark.usefixtures("small_worlds", "undrawn")
 def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifair, tmp_path):
     save_purifier(BeliefPurifier.closed_form(small_pair().train), "prior.safetensors")
     session = ["--max-len", "4", "--slate-size", "3", "--steps", "320", "--n-envs", "8", "--no-progress"]
@@ -165,7 +172,7 @@ def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifa
     learnings = {"--frozen": "frozen", "--fixed-weights": "posterior", "--progress": "gradient and posterior"}
     for option, learning in learnings.items():
         folder = f"out{len(learning)}"
-        code, _, err = kuaifair("serve", "run", *SERVE, option, "--orders", "2", "-o", folder)
+        code, _, err = kuaifair("serve", "run", *SERVE, option, "--orders", "1", "-o", folder)
         assert code == 0, err
         summary = json.loads(Path(folder, "summary.json").read_text())
         assert (summary["learning"], summary["sessions"]) == (learning, 40)
@@ -246,7 +253,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     assert code == 0 and "out.json is what out holds" in out, err
 
 
-@pytest.mark.usefixtures("small_worlds")
+@pytest.mark.usefixtures("small_worlds", "undrawn")
 def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path):
     train = ["train", "-m", "a2c", *TOY, "--steps", "64", "--n-envs", "8", "-o", "run", "--no-progress"]
     assert kuaifair(*train)[0] == 0
@@ -300,7 +307,7 @@ def test_mistakes_are_explained(kuaifair, tmp_path, arguments, words):
     assert "Traceback" not in out + err
 
 
-@pytest.mark.usefixtures("small_worlds")
+@pytest.mark.usefixtures("small_worlds", "undrawn")
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(kuaifair, monkeypatch, tmp_path):
     command = ["serve", "session-quota", *TOY, *SERVE, "--orders", "2", "--max-len", "8"]
     assert kuaifair(*command, "-o", "whole")[0] == 0
@@ -319,6 +326,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(kuaifair, monkeypatc
 KILLED = """
 import os, signal, sys
 import hrl_policies.study.loading as loading
+import hrl_policies.study.serving as study_serving
 from kuaifair_env.served_sessions import Service
 from small_worlds import small_pair
 from hrl_policies.cli.main import main
@@ -358,7 +366,7 @@ def test_curves_of_several_agents_are_drawn_alike(tmp_path):
     results = {}
     for name in ("session-quota", "quota-greedy"):
         agent, sessions = agent_and_sessions(name)
-        results[name] = [serve(agent, sessions, sessions=60, order=order, evaluate_others=False) for order in range(2)]
+        results[name] = [serve(agent, sessions, sessions=40, order=order, evaluate_others=False) for order in range(2)]
     for path in (tmp_path / "one.svg", tmp_path / "two.svg"):
         draw_serving(path, results)
     drawn = (tmp_path / "one.svg").read_bytes()

@@ -302,7 +302,7 @@ def test_purifiers_of_methods_are_pretrained_without_the_validation_users(world,
 
     monkeypatch.setattr(tuning, "cached_purifier", cached)
     plan = TuningPlan("flat", "small", total_steps=64, episodes_per_user=1)
-    result = tune(plan, world, 2, tmp_path / "search")
+    result = tune(plan, world, 1, tmp_path / "search")
     (used, mode, folder), *_ = given
     assert mode == "profile" and folder == tmp_path / "search"
     np.testing.assert_array_equal(used.users, validation_pair(world, "small").train.users)

@@ -102,7 +102,7 @@ def test_noise_has_no_mean_and_every_length_up_to_the_largest():
 def test_they_learn_within_stable_baselines3_what_pays(algorithm, tmp_path):
     """The best slates hold popular items alone, which are clicked in 9 cases of 10; random ones earn .42."""
     pair, noise = front_pair(), NormalActionNoise(np.zeros(8), np.full(8, 0.2))
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         agent = algorithm(
             UnitNormPolicy,
             KuaiFairVecEnv(pair.train, NEVER, 16, seed=seed),

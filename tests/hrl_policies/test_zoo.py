@@ -415,7 +415,7 @@ def installed(own_registry, monkeypatch):
             monkeypatch.setattr(sys, "meta_path", [Finder(module, effect), *sys.meta_path])
             monkeypatch.delitem(sys.modules, module, raising=False)
             points.append(metadata.EntryPoint(name, module, registry.ENTRY_POINT_GROUP))
-        monkeypatch.setattr(metadata, "entry_points", lambda group: points if group == "kuaifair.methods" else [])
+        monkeypatch.setattr(registry, "_installed_plugins", lambda places: points)
         return imported
 
     return install

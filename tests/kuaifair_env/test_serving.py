@@ -453,7 +453,10 @@ AGENTS = {
     "frozen": (lambda env: RandomSlates(seed=2), CONFIG),
     "a2c": (lambda env: algorithm(A2C, env, n_steps=4, learning_rate=0.01, **SMALL), EMBEDDING),
     "ppo": (lambda env: algorithm(PPO, env, n_steps=4, batch_size=16, n_epochs=2, **SMALL), EMBEDDING),
-    "recurrent-ppo": (lambda env: algorithm(RecurrentPPO, env, n_steps=4, batch_size=16, **SMALL_LSTM), EMBEDDING),
+    "recurrent-ppo": (
+        lambda env: algorithm(RecurrentPPO, env, n_steps=4, batch_size=16, n_epochs=2, **SMALL_LSTM),
+        EMBEDDING,
+    ),
     "sac": (lambda env: algorithm(SAC, env, **OFF_POLICY), EMBEDDING),
     "td3": (
         lambda env: algorithm(TD3, env, action_noise=NormalActionNoise(np.zeros(8), np.full(8, 0.3)), **OFF_POLICY),

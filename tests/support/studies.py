@@ -238,3 +238,21 @@ class RecordingCallback(StudyCallback):
 
     def on_task_end(self, name: str, seconds: float, error: str) -> None:
         self.errors[name] = error
+
+
+# What is typed after `kuaifair`.
+ENV = ["--env", "KuaiFair-Toy-v0"]
+
+
+TRAIN = [
+    "train",
+    "--method",
+    "a2c",
+    "--env",
+    "KuaiFair-Toy-v0",
+    "--steps",
+    "256",
+    "--n-envs",
+    "8",
+    "--no-progress",
+]

@@ -343,7 +343,7 @@ def test_presets_by_name():
         twin_config("Toy", taste_strength="weak")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10_000),
     n_users=st.integers(1, 40),
