@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -458,7 +459,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}{size}, {platform.system()}, {python}"
 
 
+@lru_cache(maxsize=len(_PACKAGES))
 def _version(package: str) -> str | None:
+    """Returns the version of a package as it was when first asked for, which is that of what was imported."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -35,7 +35,7 @@ def test_case_02_evaluation_leaves_the_statistics_of_normalisation_alone(normali
     agent, env = normalised
     count, before = env.obs_rms.count, env.obs_rms.mean.copy()
     try:
-        evaluate(agent, env)
+        evaluate(agent, env, n_users=20)
         assert env.training, "the flag must be as it was"
         assert env.obs_rms.count == count
         np.testing.assert_array_equal(env.obs_rms.mean, before)
@@ -45,7 +45,7 @@ def test_case_02_evaluation_leaves_the_statistics_of_normalisation_alone(normali
 
 def test_case_02_results_do_not_depend_on_the_number_of_sessions_at_once(normalised):
     agent, env = normalised
-    first, second = (evaluate(agent, like(env, n_envs)).summary() for n_envs in (8, 64))
+    first, second = (evaluate(agent, like(env, n_envs), n_users=40).summary() for n_envs in (8, 40))
     assert first["r_cum"] == pytest.approx(second["r_cum"])
 
 
@@ -53,7 +53,7 @@ def test_case_03_an_agent_that_needs_masks_can_be_evaluated():
     settings = {"action_mode": "item", "repeats": "forbid"}
     train = make_sb3(ID, 4, seed=1, **settings)
     agent = MaskablePPO("MlpPolicy", train, n_steps=8, batch_size=16, n_epochs=1, seed=0).learn(32)
-    result = evaluate(agent, make_sb3(ID, 4, seed=1, split="test", **settings))
+    result = evaluate(agent, make_sb3(ID, 4, seed=1, split="test", **settings), n_users=8)
     assert result.engagement.length > 0
 
 

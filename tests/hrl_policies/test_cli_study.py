@@ -194,9 +194,11 @@ def test_tables_are_written_where_asked(kuaifair, store, tmp_path):
 
 
 def test_figures_are_written_where_asked(kuaifair, store, tmp_path):
-    code, out, err = kuaifair("study", "figures", store / OWN, "--format", "svg", "-o", tmp_path)
+    for run in (store / OWN).glob("*-len30-*"):
+        shutil.copytree(run, tmp_path / "runs" / run.name)
+    code, out, err = kuaifair("study", "figures", tmp_path / "runs", "--format", "svg", "-o", tmp_path / "figures")
     assert code == 0, err
-    assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg"}
     assert "pareto_len30.svg" in out
 
 

@@ -66,7 +66,7 @@ def test_every_agent_s_figures_are_those_of_evaluate_and_reach_the_logger(kind):
 
 
 def test_an_agent_learns_the_same_with_the_callback_as_without():
-    plain, watched_model = a2c().learn(400), a2c().learn(400, callback=watched())
+    plain, watched_model = a2c().learn(160), a2c().learn(160, callback=watched())
     ours, theirs = watched_model.policy.state_dict(), plain.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

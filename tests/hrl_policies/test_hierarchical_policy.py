@@ -205,7 +205,7 @@ def test_predictions_carry_the_manager_s_action_and_renew_it_in_new_sessions():
 
 def test_evaluation_does_not_depend_on_the_batch_where_actions_hold():
     model = trained({"interval": 4, "weights": "quota"}, steps=256, manager_learning_rate=0.05)
-    results = [evaluate(model, sessions(n), PARITY.user_ids) for n in (3, 40)]
+    results = [evaluate(model, sessions(n), PARITY.user_ids[:12]) for n in (3, 40)]
     np.testing.assert_array_equal(results[0].sessions.return_, results[1].sessions.return_)
 
 

@@ -45,7 +45,7 @@ from kuaifair_env.errors import ArtifactError
 from kuaifair_env.files import write_checksums
 from kuaifair_env.served_sessions import Service
 
-OFF_POLICY = {"learning_starts": 16, "batch_size": 16, "buffer_size": 200}
+OFF_POLICY = {"learning_starts": 16, "batch_size": 16, "buffer_size": 200, "gradient_steps": 1}
 ON_POLICY = {"n_steps": 8, "batch_size": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "hrl": ON_POLICY,

@@ -392,6 +392,7 @@ def test_a_pool_outlives_tasks_that_raise_and_processes_that_die(tmp_path, monke
     assert started.count("killed once") == started.count("killed always") == 2
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_are_reported_and_not_started_for_ever(tmp_path):
     with pytest.raises(RuntimeError, match=r"do not start, 3 in a row; see what they printed.*EXIT\(7\)"):
         run_tasks(LocalEngine(1), [Writes("one", str(tmp_path))], Unloadable())

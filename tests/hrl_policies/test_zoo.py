@@ -128,9 +128,8 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
         own = CandidatePurifier.closed_form(small_pair().train) if method(name).purifier == "candidates" else None
         save_purifier(own or IPSPurifier(), tmp_path / "p.safetensors")
         purifier = PurifierIdentity.of_file(tmp_path / "p.safetensors")
-    config = plan_run(
-        name, "small", total_steps=32, n_envs=4, overrides={"n_steps": 8, "batch_size": 16}, purifier=purifier
-    )
+    overrides, session = {"n_steps": 8, "batch_size": 16}, SessionConfig(max_len=8)
+    config = plan_run(name, "small", total_steps=32, n_envs=4, overrides=overrides, purifier=purifier, session=session)
     result = train(config, small_pair(), purifier=purifier and tmp_path / "p.safetensors")
     assert result.steps_done >= 32
     assert result.evaluation.config["action_mode"] == "slate"

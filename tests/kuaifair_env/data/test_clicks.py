@@ -132,15 +132,13 @@ def test_a_layout_has_only_the_feedback_that_it_logs():
 
 def test_files_of_a_twin_hold_every_choice(toy, panel, tmp_path):
     folder = write_official(toy, tmp_path)
-    for positive in ("long_view", SEVERAL):
-        twin = generate_twin(replace(TOY, clicks=kuairand_clicks(positive)))
-        assert read_kuairand(folder, positive=positive).data_hash == twin.data.data_hash
+    twin = generate_twin(replace(TOY, clicks=kuairand_clicks(SEVERAL)))
+    assert read_kuairand(folder, positive=SEVERAL).data_hash == twin.data.data_hash
     with pytest.raises(DataError, match="whoever reads"):
         write_official(twin, tmp_path / "other")
     folder = write_official(panel, tmp_path)
-    for settings in KUAIREC_CHOICES[1::4]:
-        twin = generate_twin(replace(PANEL, clicks=kuairec_clicks(**settings)))
-        assert read_kuairec(folder, **settings).data_hash == twin.data.data_hash
+    twin = generate_twin(replace(PANEL, clicks=kuairec_clicks(**KUAIREC_CHOICES[-1])))
+    assert read_kuairec(folder, **KUAIREC_CHOICES[-1]).data_hash == twin.data.data_hash
 
 
 @pytest.mark.parametrize(
