@@ -158,6 +158,7 @@ TOY = ["--env", "KuaiFair-Toy-v0"]
 def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifair, tmp_path):
     save_purifier(BeliefPurifier.closed_form(small_pair().train), "prior.safetensors")
     session = ["--max-len", "4", "--slate-size", "3", "--steps", "320", "--n-envs", "8", "--no-progress"]
+    session += ["--randomisation", "{min_block: 200, max_block: 200}"]
     purified = ["--purifier", "prior.safetensors", "--set", "n_steps=4"]
     code, _, err = kuaifair("train", "-m", "a2c", *TOY, *session, *purified, "-o", "run")
     assert code == 0, err
