@@ -16,7 +16,7 @@ from hypothesis import settings  # noqa: E402
 # A shell ignores Ctrl-C for commands that it runs in the background, and Python then installs no handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("fixed")
 
 

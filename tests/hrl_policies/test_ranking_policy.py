@@ -79,7 +79,7 @@ def test_untrained_it_shows_the_slates_of_belief_quota(repeats, leave):
 @pytest.mark.parametrize("repeats", REPEATS)
 def test_untrained_it_shows_the_slates_of_belief_quota_after_a_service(repeats):
     control = belief_quota()
-    serve(control, KuaiFairVecEnv(WORLD, config(repeats=repeats), 10, seed=0), sessions=120, evaluate_others=False)
+    serve(control, KuaiFairVecEnv(WORLD, config(repeats=repeats), 10, seed=0), sessions=80, evaluate_others=False)
     assert control.belief.steps > 20
     learned = sessions(repeats=repeats, purifier=PURIFIER.with_learned(control.belief, WORLD))
     played_beside(agent(repeats=repeats), learned, control, 12)
@@ -231,7 +231,7 @@ def test_slates_keep_to_the_bound_and_never_repeat_where_that_is_forbidden(leave
         env = sessions(repeats=repeats, leave=leave, max_len=12)
         observation = env.reset()
         seen = [set() for _ in range(env.num_envs)]
-        for _ in range(30):
+        for _ in range(16):
             slates, _ = model.predict(observation, deterministic=deterministic)
             for row, slate in enumerate(slates):
                 assert len(set(slate)) == K
