@@ -217,10 +217,10 @@ class MOFIR(AmongItsItems, TD3):
         learning_rate: Learning rate of the actor; a number or a schedule.
         critic_learning_rate: Learning rate of the critics.
         buffer_size: Transitions kept, over all sessions.
-        learning_starts: Steps of random actions before learning starts.
+        learning_starts: Steps before updates begin; they are explored as later ones.
         batch_size: Transitions of an update.
         gamma: Discount.
-        epsilon: Share of random actions after the start, and at the end of training.
+        epsilon: Share of random actions at the start, and at the end of training.
         exploration_noise: Largest length, about, of Gaussian noise on all other queries, which have length 1; lengths
             are uniform (:class:`~hrl_policies.unit_norm.QueryNoise`).
         twin: Two critics, of which targets take the one with the smaller ``w . Q``, as in TD3; False is the original.
@@ -440,14 +440,12 @@ class MOFIR(AmongItsItems, TD3):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns actions as executed, and as stored: for each session's preference, some of them random."""
         size = cast(spaces.Box, self.action_space).shape[0]
-        queries = self._rng.standard_normal((n_envs, size))
-        if self.num_timesteps >= learning_starts:
-            lengths = self.exploration_noise * self._rng.random((n_envs, 1))
-            noise = lengths / size**0.5 * self._rng.standard_normal((n_envs, size))
-            chosen = self.policy.scale_action(self.predict(self._last_obs, preference=self._preferences)[0])
-            first, last = self.epsilon
-            share = last + (first - last) * self._current_progress_remaining
-            queries = np.where(self._rng.random((n_envs, 1)) < share, queries, chosen + noise)
+        chosen = self.policy.scale_action(self.predict(self._last_obs, preference=self._preferences)[0])
+        lengths = self.exploration_noise * self._rng.random((n_envs, 1))
+        noise = lengths / size**0.5 * self._rng.standard_normal((n_envs, size))
+        first, last = self.epsilon
+        is_random = self._rng.random((n_envs, 1)) < last + (first - last) * self._current_progress_remaining
+        queries = np.where(is_random, self._rng.standard_normal((n_envs, size)), chosen + noise)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         scaled = queries.astype(np.float32)
         return self.policy.unscale_action(scaled), scaled

@@ -58,7 +58,8 @@ def learnt() -> MOFIR:
         buffer_size=20_000,
         learning_rate=1e-3,
         gradient_steps=2,
-        exploration_noise=2.0,  # half of the catalogue lies far from where sessions begin
+        epsilon=(1.0, 0.0),  # half of the catalogue lies far from where sessions begin
+        exploration_noise=2.0,
         policy_kwargs={"net_arch": [64, 64]},
     )
     return model.learn(6_000)
