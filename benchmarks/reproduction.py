@@ -44,7 +44,7 @@ EXPLANATIONS: Mapping[str, str] = {
     "dnair": "more than half of its slates break the bound, as in the paper (AD .56)",
     "bcq": "it imitates logged slates, which do not keep the bound; the paper's nearly does (AD .30)",
     "td3": "it begins at the state; most of its slates break the bound",
-    "mofir": "it learns nothing of use here: slates of one group, as in the paper (AD .81)",
+    "mofir": "whatever its preference, nearly all of its slates break the bound, as in the paper (AD .81)",
     "sac4ir": "ahead where fewer of its slates break the bound; without debiasing, which its search took away",
     "a2c": "the paper's shows popular items alone (AD .92); here both groups, most slates inside the bound",
     "dorl": "it learns in a model of the log, where the log is right; the paper's shows popular items alone (AD .95)",

@@ -136,8 +136,8 @@ def parts() -> str:
 
 
 def _rows(page: Path, heading: str) -> list[dict[str, str]]:
-    """Returns the rows of the first table under a heading, without bold."""
-    text = page.read_text(encoding="utf-8").partition(f"{heading}\n")[2].replace("**", "")
+    """Returns the rows of the first table under a heading, or one that begins so, without bold."""
+    text = page.read_text(encoding="utf-8").partition(heading)[2].replace("**", "")
     lines = [line for line in text.partition("\n#")[0].splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return [dict(zip(header, row, strict=True)) for row in rows]
