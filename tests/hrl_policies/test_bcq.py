@@ -83,11 +83,14 @@ def queries(count: int = 2_000, dimension: int = 16, length: float = 1.0) -> Log
     return LoggedTransitions(states, actions, np.zeros(count, np.float32), states, ends, ~ends, wide, box)
 
 
-def test_the_action_model_tells_queries_apart_though_their_components_are_small():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_action_model_tells_queries_apart_though_their_components_are_small(seed):
     """Queries have length 1. A model that decodes their mean errs by all of their variance, and draws do not differ."""
     data = queries()
     nets = {"net_arch": [8], "action_net_arch": [48, 48]}
-    model = BCQ("BCQPolicy", None, data, learning_rate=5e-3, target_samples=1, policy_kwargs=nets, seed=0, device="cpu")
+    model = BCQ(
+        "BCQPolicy", None, data, learning_rate=5e-3, target_samples=1, policy_kwargs=nets, seed=seed, device="cpu"
+    )
     model.learn(300, log_interval=None)
     states, logged = torch.from_numpy(data.observations[:500]), torch.from_numpy(data.actions[:500])
     vae, noise = model.policy.vae, torch.Generator().manual_seed(0)
