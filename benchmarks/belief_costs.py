@@ -88,14 +88,14 @@ def own_level_row(shows: int, dimension: int, n_sessions: int, n_items: int = IT
         clicks = torch.rand(items.shape, generator=generator) < torch.sigmoid(truth.gather(1, items))
         timed = step >= steps - STEPS
         for clock, call in (
-            (observing, lambda items=items, clicks=clicks: warm.observe(rows, items, clicks)),
+            (observing, lambda items=items, clicks=clicks: warm.observe(rows, items, clicks, base)),
             (updating, lambda: warm.update(base)),
             (scoring, warm.logits),
         ):
             clock.time(call) if timed else call()
         if timed and step % 10 == 0:
             rescaling.time(lambda: (warm.moments(rows), warm.rescale(warm.scales)))
-        exact.observe(checked, items[checked], clicks[checked])
+        exact.observe(checked, items[checked], clicks[checked], base)
         if timed and step % 5 == 0:
             padded = torch.zeros(CHECKED, n_items, dtype=torch.float64)
             padded[checked] = base[checked].double()
@@ -166,7 +166,7 @@ def _posterior(
     level = OwnLevel(features, 1, scales)
     for item, (shown, clicked) in enumerate(zip(shows, clicks, strict=True)):
         for answer in range(shown):
-            level.observe(torch.arange(1), torch.tensor([[item]]), torch.tensor([[answer < clicked]]))
+            level.observe(torch.arange(1), torch.tensor([[item]]), torch.tensor([[answer < clicked]]), base)
     level.converge(base)
     return level
 

@@ -64,7 +64,7 @@ def task_of(tastes: FloatArray, size: float, columns: Tensor, shows: int) -> Pre
     base = torch.full_like(truth, BASE)
     items = torch.from_numpy(rng.integers(len(columns), size=(len(users), shows)))
     clicks = torch.from_numpy(rng.random(items.shape)) < truth.gather(1, items)
-    own.observe(torch.from_numpy(users), items, clicks)
+    own.observe(torch.from_numpy(users), items, clicks, base)
     own.converge(base)
     asked = torch.from_numpy(rng.integers(len(columns), size=(len(users), ASKED)))
     contexts = torch.zeros(len(users), context_size(tastes.shape[1]))

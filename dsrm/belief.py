@@ -11,7 +11,7 @@ platform leaves unclicked says something else than what a user skips of an agent
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
+from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
 from dsrm.preference import ClosedForm, Evidence, Moments, PreferenceModel
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FloatArray
@@ -40,7 +40,7 @@ from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
 
-BELIEFS = Family("kuaifair-belief", 3, "belief", "serve again")
+BELIEFS = Family("kuaifair-belief", 4, "belief", "serve again")
 
 NOISE: dict[Repeats, float] = {"allow": 0.5, "forbid": 0.3}
 """Spread of Thompson sampling's draws of item offsets while serving, in posterior standard deviations.
@@ -50,9 +50,12 @@ Where no item comes back within a session, a draw that misleads costs more than 
 
 _ALSO = "also."
 _OF_SHARED = ("weights", "values", "mean", "deviation", "coefficients")
+_OF_OWN = ("squares", "determined", "steady")
 _EMBEDDING_TOLERANCE = 1e-3
 _STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
 _MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
+_FIRST_USERS = 20.0
+"""Weight of the first share of steady users when it is re-estimated, in users."""
 _SESSIONS_REMEMBERED = 200
 """Over how many sessions own scales are estimated: they shrink as the shared part learns what the log misjudges."""
 
@@ -64,7 +67,7 @@ class BeliefScales:
     They begin wide: the training log agrees with itself and cannot show how far it is from what users do now.
     """
 
-    own: OwnScales = field(default_factory=OwnScales)
+    own: OwnScales = field(default_factory=lambda: OwnScales(steady=STEADY))
     shared: SharedScales = field(default_factory=SharedScales)
 
 
@@ -149,6 +152,7 @@ class Belief:
         self.sessions = 0
         self.course: list[ScalesThen] = [ScalesThen(0, self._first)]
         self._squares = torch.zeros(3, dtype=torch.float64)
+        self._steady = torch.zeros(2, dtype=torch.float64)  # users taken as steady, of how many
         self._determined = torch.zeros(3, dtype=torch.float64)
         self.steps = 0
         self.block = 0
@@ -168,6 +172,7 @@ class Belief:
         memory = (1.0 - 1.0 / _SESSIONS_REMEMBERED) ** sessions
         self._squares = memory * self._squares + moments.squares
         self._determined = memory * self._determined + moments.determined
+        self._steady = memory * self._steady + moments.users()
         self.sessions += sessions
 
     def move(self, running: OwnMoments | None) -> None:
@@ -179,10 +184,14 @@ class Belief:
         """
         self.shared.update(reestimate=running is not None)
         if running is not None:
-            first = torch.tensor(astuple(self._first.own), dtype=torch.float64) ** 2
+            own = self._first.own
+            first = torch.tensor([own.intercept, own.taste, own.offset], dtype=torch.float64) ** 2
             numerator = self._squares + running.squares + PRIOR_PARAMETERS * first
             estimate = numerator / (self._determined + running.determined + PRIOR_PARAMETERS)
-            self.own_scales = OwnScales(*estimate.clamp(min=0.0).sqrt().tolist())
+            intercept, taste, offset = estimate.clamp(min=0.0).sqrt().tolist()
+            steady, sessions = (self._steady + running.users()).tolist()
+            share = (steady + _FIRST_USERS * own.steady_share) / (sessions + _FIRST_USERS)
+            self.own_scales = OwnScales(intercept, taste, offset, own.steady, share)
         self.course.append(ScalesThen(self.sessions, self.scales))
 
     def save(self, path: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -211,6 +220,7 @@ class Belief:
             **{name: getattr(self.shared, name).numpy() for name in _OF_SHARED},
             "squares": self._squares.numpy(),
             "determined": self._determined.numpy(),
+            "steady": self._steady.numpy(),
             "ids": self.items.ids,
             "embeddings": self.items.embeddings,
             "features": self.items.features,
@@ -240,7 +250,7 @@ class Belief:
             ValueError: If something is missing or does not fit; nothing has changed then.
         """
         shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
-        take_tensors(tensors, shapes | {"ids": (None,), "squares": (3,), "determined": (3,)})
+        take_tensors(tensors, shapes | {"ids": (None,), "squares": (3,), "determined": (3,), "steady": (2,)})
         of_items = {name: tensors[name] for name in ("ids", "embeddings", "features")}
         if not self.items.same_as(replace(self.items, data_hash=settings["data_hash"], **of_items)):
             raise ArtifactError(f"{source} holds a belief about other items than these, or with other columns")
@@ -249,11 +259,11 @@ class Belief:
         course = [ScalesThen(*entry) for entry in parse_as(list[tuple[int, BeliefScales]], settings["course"])]
         first = course[0].scales
         counters = [parse_as(int, settings[name]) for name in ("sessions", "steps", "block")]
-        learned = {name: torch.from_numpy(tensors[name].copy()) for name in (*_OF_SHARED, "squares", "determined")}
+        learned = {name: torch.from_numpy(tensors[name].copy()) for name in (*_OF_SHARED, *_OF_OWN)}
         self.course, self._first, self.own_scales = course, first, scales.own
         self.sessions, self.steps, self.block = counters
         self.shared.restore(scales.shared, first.shared, learned)
-        self._squares, self._determined = learned["squares"], learned["determined"]
+        self._squares, self._determined, self._steady = (learned[name] for name in _OF_OWN)
 
 
 class LogitParts(NamedTuple):
@@ -321,7 +331,7 @@ class SessionBeliefs:
 
     def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
         """Adds answers to slates that an agent showed; see :meth:`OwnLevel.observe`."""
-        self.own.observe(rows, items, clicks)
+        self.own.observe(rows, items, clicks, self._base)
 
     def update(self, converged: bool = False) -> Moments:
         """Moves what is known of the users to all evidence so far.

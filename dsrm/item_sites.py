@@ -13,9 +13,13 @@ from torch.nn.functional import softplus
 _OFFSET_STEPS, _MAX_OFFSET_STEPS = 6, 100
 _MIN_PRECISION = 1e-6
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_LEAST = 1e-6
+"""Probability below which no answer is taken to be."""
+_FEW_NODES = torch.linspace(-5.0, 5.0, 21, dtype=torch.float64)
+"""Evenly spaced, in deviations of a prior: up to deviations of 3 the sum of a logistic function is near its integral."""
 
 
-def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float, start: Tensor) -> Tensor:
+def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, start: Tensor) -> Tensor:
     """Returns the posterior modes of offsets given everything else.
 
     An offset's mode ``x`` solves ``x = variance (clicks - shows sigmoid(logits + x))``, whose right-hand side falls in
@@ -25,7 +29,7 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: f
         logits: ``(B, M)``, log-odds without the offsets.
         shows: ``(B, M)``, how often each item was shown.
         clicks: ``(B, M)``, how often it was clicked.
-        variance: Of the prior.
+        variance: Of the prior, ``(B, 1)``.
         start: ``(B, M)``, where to begin.
     """
     tolerance = torch.finfo(logits.dtype).eps ** 0.5  # of a step that is quadratic: what is left is its square
@@ -42,7 +46,7 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: f
     return _bracketed_offsets(logits, shows, clicks, variance, tolerance)
 
 
-def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float, tolerance: float) -> Tensor:
+def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, tolerance: float) -> Tensor:
     """Returns what :func:`posterior_offsets` does by Newton's method in brackets, halved where it is slow."""
     low, high = variance * (clicks - shows), variance * clicks
     upper, offsets, last_change = high, (low + high) / 2, high - low
@@ -59,9 +63,24 @@ def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: 
     return offsets
 
 
-def linear_weights(curvatures: Tensor, variance: float) -> Tensor:
+def linear_weights(curvatures: Tensor, variance: Tensor) -> Tensor:
     """Returns the precision with which items speak of the linear part: 1 / (1 / curvature + variance)."""
     return curvatures / (1.0 + variance * curvatures)
+
+
+def click_probability(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float) -> Tensor:
+    """Returns the probability of another click on items, given earlier answers and a normal prior of their offsets.
+
+    Args:
+        logits: ``(M,)``, log-odds without the offsets.
+        shows: ``(M,)``, how often each item was shown before.
+        clicks: ``(M,)``, how often it was clicked.
+        variance: Of the prior.
+    """
+    nodes = _FEW_NODES.to(logits.dtype)
+    points = logits[:, None] + variance**0.5 * nodes
+    log_density = clicks[:, None] * points - shows[:, None] * softplus(points) - nodes**2 / 2
+    return (torch.softmax(log_density, dim=-1) * torch.sigmoid(points)).sum(-1).clamp(_LEAST, 1.0 - _LEAST)
 
 
 def matched_sites(

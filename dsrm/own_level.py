@@ -8,20 +8,21 @@ matrix to invert has ``d + 1`` rows whatever the number of shown items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dsrm.item_sites import linear_weights, matched_sites, posterior_offsets
+from dsrm.item_sites import click_probability, linear_weights, matched_sites, posterior_offsets
 from kuaifair_env.checks import need_number
 
 _FIRST_WIDTH = 32
 _OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
-_OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages")
+_OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages", "_odds")
 _WARM_STEPS, _MAX_STEPS = 8, 100
 _CLOSE = 0.005
 """Log-odds that warm steps may leave between a posterior and its mode."""
@@ -35,6 +36,8 @@ _CHANGED_ITEMS = 12
 """Items whose curvature is brought up to date at each warm step."""
 _REBUILD_AFTER = 16
 """Warm steps after which a session's inverse is computed anew, so that neither age nor rounding adds up."""
+STEADY = 3.0
+"""Standard deviation of the offsets of steady users: most items they either click or skip nine times out of ten."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,26 @@ class OwnScales:
         intercept: Of ``b_u``, by which a user clicks more than predicted whatever is shown.
         taste: Of each component of ``w_u``, the user's vector over unit item embeddings.
         offset: Of ``delta_ui``, the liking of one item that embeddings do not explain.
+        steady: Of ``delta_ui`` instead while a session's repeated answers make it likely that the user answers the same
+            item nearly always alike (:data:`STEADY`); there are no such users where it is not above ``offset``.
+        steady_share: Share of such users before any answer, in (0, 1).
     """
 
     intercept: float = 0.5
     taste: float = 1.0
     offset: float = 0.7
+    steady: float = 0.0
+    steady_share: float = 0.05
 
     def __post_init__(self) -> None:
-        need_number("[0, inf)", intercept=self.intercept, taste=self.taste, offset=self.offset)
+        need_number("[0, inf)", intercept=self.intercept, taste=self.taste, offset=self.offset, steady=self.steady)
+        need_number("(0, 1)", steady_share=self.steady_share)
 
 
 class OwnMoments(NamedTuple):
     """What sessions say about the scales of their priors, for the fixed point of the marginal likelihood.
+
+    What is said of offsets is of users who are not taken as steady.
 
     The fixed point is a variance of ``squares / determined`` (MacKay, "Bayesian interpolation", Neural Computation
     4(3), 1992).
@@ -66,10 +77,18 @@ class OwnMoments(NamedTuple):
             sessions.
         determined: ``float64 (3,)``, 1 - posterior variance / prior variance, summed alike: how many parameters the
             evidence determines.
+        steady: Expected number of steady users.
+        sessions: Number of sessions.
     """
 
     squares: Tensor
     determined: Tensor
+    steady: float
+    sessions: int
+
+    def users(self) -> Tensor:
+        """Returns ``float64 (2,)``, how many users are taken as steady, and of how many."""
+        return torch.tensor([self.steady, self.sessions], dtype=torch.float64)
 
 
 class ItemAnswers(NamedTuple):
@@ -114,6 +133,7 @@ class OwnLevel:
         self._features = features
         self._slots = torch.full((n_sessions, n_items), -1, dtype=torch.int32)
         self._counts = torch.zeros(n_sessions, dtype=torch.int64)
+        self._odds = features.new_zeros(n_sessions)
         self._set_scales(OwnScales() if scales is None else scales)
         self._means = features.new_zeros(n_sessions, size)
         self._inverses = torch.eye(size, dtype=features.dtype).repeat(n_sessions, 1, 1)
@@ -136,12 +156,23 @@ class OwnLevel:
         self.scales = scales
         self._widths = torch.full_like(self._features[0], scales.taste)
         self._widths[0] = scales.intercept
-        self._variance = scales.offset**2
+        self._set_variances()
+
+    def _set_variances(self) -> None:
+        """Gives each session the prior variance of its offsets, ``(B, 1)``."""
+        if self.scales.steady > self.scales.offset:
+            self._steady = self._odds > math.log(1.0 / self.scales.steady_share - 1.0)
+        else:
+            self._steady = torch.zeros_like(self._odds, dtype=torch.bool)
+        deviations = torch.full_like(self._odds, self.scales.offset)
+        self._variances = deviations.masked_fill_(self._steady, self.scales.steady).square_()[:, None]
 
     def start(self, rows: Tensor) -> None:
         """Starts new sessions, without evidence, in the given rows, ``int64 (n,)``."""
         self._slots[rows] = -1
         self._counts[rows] = 0
+        self._odds[rows] = 0.0
+        self._set_variances()
         self._means[rows] = 0.0
         self._inverses[rows] = torch.eye(self._means.shape[1], dtype=self._means.dtype)
         self._ages[rows] = 0
@@ -155,13 +186,14 @@ class OwnLevel:
         self._means *= torch.where(self._widths > 0, before / self._widths.clamp(min=_TINY), 0.0)
         self._rebuild(torch.arange(len(self._counts)), max(int(self._counts.max()), 1))
 
-    def observe(self, rows: Tensor, items: Tensor, clicks: Tensor) -> None:
+    def observe(self, rows: Tensor, items: Tensor, clicks: Tensor, base: Tensor) -> None:
         """Adds answers to what is known; posteriors move with the next :meth:`update`.
 
         Args:
             rows: ``int64 (n,)``, sessions, each once.
             items: ``int64 (n, K)``, shown items, none twice in a row.
             clicks: ``(n, K)``, whether each was clicked.
+            base: ``(B, N)``, log-odds of a click without the own part.
         """
         places = rows[:, None]
         slots = self._slots[places, items].to(torch.int64)
@@ -177,8 +209,39 @@ class OwnLevel:
         # A new item's prediction starts at the posterior before its answer.
         scaled = (self._widths * self._means[rows])[:, None, :]
         self._linear[places, slots] = (self._features[items] * scaled).sum(-1)
+        if self.scales.steady > self.scales.offset and not new.all():
+            self._compare(rows, slots, clicks, base[places, items])
         self._shows[places, slots] += 1
         self._clicks[places, slots] += clicks.to(self._clicks.dtype)
+
+    def _compare(self, rows: Tensor, slots: Tensor, clicks: Tensor, base: Tensor) -> None:
+        """Asks of each repeated answer whether a steady user would sooner have given it.
+
+        The odds are a product of ratios of predictions made before their answers. While answers are as the usual prior
+        predicts, they are a martingale that starts at 1: a share of 1 in 20 at most ever sees odds of 20, however long
+        sessions are (Ville's inequality; Grünwald, de Heide and Koolen, "Safe testing", JRSS B 86(5), 2024).
+
+        Args:
+            rows: ``int64 (n,)``.
+            slots: ``int64 (n, K)``.
+            clicks: ``(n, K)``, the answers.
+            base: ``(n, K)``, log-odds of a click without the own part.
+        """
+        places = rows[:, None]
+        shows, clicked = self._shows[places, slots], self._clicks[places, slots]
+        again = shows > 0
+        logits = (base + self._linear[places, slots])[again]
+        before, answers = (shows[again], clicked[again]), clicks[again]
+        usual, steady = (
+            click_probability(logits, *before, scale**2) for scale in (self.scales.offset, self.scales.steady)
+        )
+        ratios = torch.where(answers, steady / usual, (1.0 - steady) / (1.0 - usual)).log_()
+        self._odds[rows] += torch.zeros_like(base).masked_scatter_(again, ratios).sum(1)
+        known = self._steady
+        self._set_variances()
+        changed = torch.nonzero(self._steady != known)[:, 0]
+        if len(changed):
+            self._rebuild(changed, max(int(self._counts.max()), 1))
 
     def update(self, base: Tensor) -> None:
         """Moves all posteriors towards their modes by a few warm-started steps.
@@ -213,13 +276,13 @@ class OwnLevel:
         for sweep in range(sweeps + 1):
             self._curvatures[:, :width] = precisions
             self._rebuild(torch.arange(len(shows)), width)
-            remaining = 1.0 / (1.0 + self._variance * precisions)
+            remaining = 1.0 / (1.0 + self._variances * precisions)
             self._means = (((shifts * remaining)[:, None, :] @ scaled) @ self._inverses)[:, 0]
             linear = self._predicted(features, self._means)
-            offsets = self._variance * remaining * (shifts - precisions * linear)
+            offsets = self._variances * remaining * (shifts - precisions * linear)
             if sweep == sweeps:
                 break
-            spread = remaining**2 * ((scaled @ self._inverses) * scaled).sum(-1) + self._variance * remaining
+            spread = remaining**2 * ((scaled @ self._inverses) * scaled).sum(-1) + self._variances * remaining
             spread = torch.where(shown & (spread > _TINY), spread, 1.0)
             matched = matched_sites(prior, shows, clicks, linear + offsets, spread, precisions, shifts)
             precisions, shifts = (torch.where(shown, site, 0.0) for site in matched)
@@ -263,7 +326,7 @@ class OwnLevel:
         """Returns ``(B, width)``, the posterior modes of ``delta_ui`` of the shown items given ``b_u`` and ``w_u``."""
         width = max(int(self._counts.max()), 1)
         # An offset explains the share of an answer that the linear part leaves.
-        gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[:, :width])
+        gains = 1.0 - 1.0 / (1.0 + self._variances * self._curvatures[:, :width])
         linear = (preferences[:, None, :] @ self._rows[:, :width].mT)[:, 0]
         offsets = self._offsets[:, :width] - gains * (linear - self._linear[:, :width])
         return torch.where(self._shows[:, :width] > 0, offsets, 0.0)
@@ -301,8 +364,8 @@ class OwnLevel:
         linear = ((scaled @ self._inverses) * scaled).sum(-1)
         slots = self._slots.gather(1, items).to(torch.int64)
         curvatures = self._curvatures.gather(1, slots.clamp(min=0))
-        remaining = 1.0 / (1.0 + self._variance * torch.where(slots < 0, 0.0, curvatures))
-        return remaining**2 * linear + self._variance * remaining
+        remaining = 1.0 / (1.0 + self._variances * torch.where(slots < 0, 0.0, curvatures))
+        return remaining**2 * linear + self._variances * remaining
 
     def moments(self, rows: Tensor) -> OwnMoments:
         """Returns what the sessions in some rows say about the scales of their priors."""
@@ -310,15 +373,19 @@ class OwnLevel:
         squares = (self._widths * self._means[rows]) ** 2
         determined = 1.0 - self._inverses[rows].diagonal(dim1=1, dim2=2)
         # The variance of an offset is what its own evidence leaves, and what the linear part adds to that.
-        gains = 1.0 - 1.0 / (1.0 + self._variance * self._curvatures[rows, :width])
+        gains = 1.0 - 1.0 / (1.0 + self._variances[rows] * self._curvatures[rows, :width])
         features = self._rows[rows, :width]
         added = (features * gains[..., None] ** 2).mT @ features * self._inverses[rows]
-        added = (added @ self._widths) @ self._widths / max(self._variance, _TINY)
+        added = (added @ self._widths) @ self._widths / self._variances[rows, 0].clamp(min=_TINY)
+        usual = ~self._steady[rows]
+        offsets = ((self._offsets[rows] ** 2).sum(1), gains.sum(1) - added)
         sums = [
-            [squares[:, 0].sum(), squares[:, 1:].sum(), (self._offsets[rows] ** 2).sum()],
-            [determined[:, 0].sum(), determined[:, 1:].sum(), gains.sum() - added.sum()],
+            [squares[:, 0].sum(), squares[:, 1:].sum(), offsets[0][usual].sum()],
+            [determined[:, 0].sum(), determined[:, 1:].sum(), offsets[1][usual].sum()],
         ]
-        return OwnMoments(*torch.tensor(sums, dtype=torch.float64))
+        of_scales = torch.tensor(sums, dtype=torch.float64)
+        odds = self._odds[rows].double() - math.log(1.0 / self.scales.steady_share - 1.0)
+        return OwnMoments(of_scales[0], of_scales[1], float(torch.sigmoid(odds).sum()), len(rows))
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the current sessions, by name; :meth:`restore` takes it."""
@@ -330,6 +397,7 @@ class OwnLevel:
         for name in (*_OF_SESSIONS, *_OF_ITEMS):
             if name != "_rows":
                 setattr(self, name, tensors[name.removeprefix("_")].clone())
+        self._set_variances()
         self._rows = self._features[self._items] * (self._shows > 0)[..., None]
 
     def _climb(self, base: Tensor, max_steps: int, exact: bool) -> None:
@@ -338,9 +406,13 @@ class OwnLevel:
         shows, clicks, features = self._shows[:, :width], self._clicks[:, :width], self._rows[:, :width]
         prior = base.gather(1, self._items[:, :width])
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
-        offsets = posterior_offsets(prior + linear, shows, clicks, self._variance, self._offsets[:, :width])
+        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width])
         tolerance = torch.finfo(linear.dtype).eps
-        enough = tolerance if exact else _CLOSE**2 / (sum(scale**2 for scale in astuple(self.scales)) + _TINY)
+        enough = (
+            tolerance
+            if exact
+            else _CLOSE**2 / ((self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2) + _TINY)
+        )
         last_gain = torch.full_like(self._widths[:1], _TINY)
         for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
@@ -359,7 +431,7 @@ class OwnLevel:
                 length = self._step_lengths(prior, linear, offsets, shows, clicks, direction, along, far)
                 direction, along = length * direction, length * along
             linear, self._means = linear + along, self._means + direction
-            offsets = posterior_offsets(prior + linear, shows, clicks, self._variance, offsets)
+            offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets)
             if near:  # what the last step left is far smaller than the step
                 break
         self._linear[:, :width], self._offsets[:, :width] = linear, offsets
@@ -384,7 +456,7 @@ class OwnLevel:
         length = torch.ones_like(value)[:, None]
         for _ in range(_MAX_HALVINGS):
             logits = torch.addcmul(prior + linear, length, along)
-            moved = posterior_offsets(logits, shows, clicks, self._variance, offsets)
+            moved = posterior_offsets(logits, shows, clicks, self._variances, offsets)
             reached = self._objective(logits, shows, clicks, moved, torch.addcmul(self._means, length, direction))
             worse = far & (reached < lowest)
             if not worse.any():
@@ -400,7 +472,7 @@ class OwnLevel:
     def _objective(self, logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
         """Returns ``(B,)``, the log posterior up to a constant, given log-odds without the offsets."""
         logits = logits + offsets
-        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * max(self._variance, _TINY))
+        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * self._variances.clamp(min=_TINY))
         return fit.sum(1) - (means**2).sum(1) / 2
 
     def _follow_curvature(self, curvatures: Tensor, exact: bool) -> None:
@@ -411,7 +483,7 @@ class OwnLevel:
             known.copy_(curvatures)
             self._rebuild(torch.arange(len(known)), width)
             return
-        change = linear_weights(curvatures, self._variance) - linear_weights(known, self._variance)
+        change = linear_weights(curvatures, self._variances) - linear_weights(known, self._variances)
         places = change.abs().topk(min(_CHANGED_ITEMS, width), dim=1).indices
         known.scatter_(1, places, curvatures.gather(1, places))
         change = change.gather(1, places)[..., None]
@@ -428,7 +500,7 @@ class OwnLevel:
 
     def _rebuild(self, rows: Tensor, width: int) -> None:
         scaled = self._rows[rows, :width] * self._widths
-        weights = linear_weights(self._curvatures[rows, :width], self._variance)
+        weights = linear_weights(self._curvatures[rows, :width], self._variances[rows])
         precision = (scaled * weights[..., None]).mT @ scaled
         precision += torch.eye(precision.shape[1], dtype=precision.dtype)
         self._inverses[rows] = torch.cholesky_inverse(torch.linalg.cholesky(precision))

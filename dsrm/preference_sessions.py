@@ -275,7 +275,7 @@ class PreferenceSessions:
             np.put_along_axis(shown, slate, True, axis=1)
             items = torch.from_numpy(np.asarray(slate, np.int64))
             clicks = torch.from_numpy(rng.random(items.shape, np.float32)) < torch.sigmoid(truth.gather(1, items))
-            own.observe(torch.arange(len(users)), items, clicks)
+            own.observe(torch.arange(len(users)), items, clicks, torch.from_numpy(prior))
             own.update(torch.from_numpy(prior))
         evidence = Evidence(
             torch.cat([some.contexts for some in found]),

@@ -39,7 +39,7 @@ def results(dtype: torch.dtype = torch.float32, sessions: slice = slice(None)) -
     level = OwnLevel(features, len(base))
     for step in range(3):
         items = torch.from_numpy(shown[:, step])
-        level.observe(torch.arange(len(base)), items, torch.from_numpy(clicks[:, step]))
+        level.observe(torch.arange(len(base)), items, torch.from_numpy(clicks[:, step]), base)
         level.converge(base)
     slates = torch.from_numpy(shown[:, 0])
     in_front = torch.from_numpy(np.argsort(~popular[shown[:, 0]], axis=1, kind="stable"))

@@ -13,8 +13,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
-from dsrm.item_sites import posterior_offsets
-from dsrm.own_level import OwnLevel, OwnMoments, OwnScales
+from dsrm.item_sites import click_probability, posterior_offsets
+from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FeatureTable
 from kuaifair_env.errors import ArtifactError
@@ -43,7 +43,7 @@ def level_with(
         for turn in rng.permutation(shows[row].max()):
             items = rng.permutation(np.flatnonzero(shows[row] > turn))
             clicked = torch.tensor([[bool(answers[item][turn]) for item in items]])
-            level.observe(torch.tensor([row]), torch.from_numpy(items)[None], clicked)
+            level.observe(torch.tensor([row]), torch.from_numpy(items)[None], clicked, base)
     level.converge(base)
     return level
 
@@ -146,7 +146,7 @@ def test_a_few_warm_steps_after_each_slate_stay_close_to_the_mode(scales, repeat
         if step % 5 == 0:  # as the shared level moves
             base = base + 0.1 * torch.from_numpy(rng.normal(size=n_items))
         for level in (warm, exact):
-            level.observe(rows, torch.from_numpy(items), clicks)
+            level.observe(rows, torch.from_numpy(items), clicks, base)
         warm.update(base.float())
         exact.converge(base)
         assert (warm.logits() - exact.logits()).abs().max() < 0.01
@@ -173,7 +173,7 @@ def test_without_evidence_the_posterior_is_the_prior_and_a_session_starts_anew()
     level.update(base)
     assert (level.logits() == 0).all()
     assert level.variances(items)[:, :-2].numpy() == pytest.approx(0.5**2 + 1.0 + 0.7**2)
-    level.observe(torch.tensor([1]), torch.tensor([[3]]), torch.tensor([[True]]))
+    level.observe(torch.tensor([1]), torch.tensor([[3]]), torch.tensor([[True]]), base)
     level.update(base)
     assert (level.logits()[0] == 0).all()
     assert level.logits()[1, 3] > level.logits()[1].abs()[torch.arange(20) != 3].max()
@@ -389,7 +389,7 @@ def test_shared_level_learns_what_all_users_share_and_own_scales_shrink():
 
 
 def own_moments(squares: list[float], determined: list[float]) -> OwnMoments:
-    return OwnMoments(*(torch.tensor(part, dtype=torch.float64) for part in (squares, determined)))
+    return OwnMoments(*(torch.tensor(part, dtype=torch.float64) for part in (squares, determined)), 0.0, 0)
 
 
 def test_own_scales_are_a_fixed_point_of_what_sessions_say_of_which_older_ones_count_less():
@@ -398,7 +398,7 @@ def test_own_scales_are_a_fixed_point_of_what_sessions_say_of_which_older_ones_c
     belief = Belief(items_of())
     assert belief.course == [(0, BeliefScales())]
     belief.move(own_moments([0, 0, 0], [0, 0, 0]))
-    assert astuple(belief.own_scales) == pytest.approx(first, rel=1e-12)
+    assert astuple(belief.own_scales)[:3] == pytest.approx(first, rel=1e-12)
     said = [
         ([3.0, 40.0, 2.0], [5.0, 20.0, 9.0]),
         ([1.0, 70.0, 0.5], [7.0, 10.0, 4.0]),
@@ -410,11 +410,11 @@ def test_own_scales_are_a_fixed_point_of_what_sessions_say_of_which_older_ones_c
     kept = np.asarray([(1 - 1 / 200) ** 50, 1.0, 1.0])
     squares, determined = (kept @ np.asarray([part[place] for part in said]) for place in (0, 1))
     expected = np.sqrt((squares + PRIOR_PARAMETERS * first**2) / (determined + PRIOR_PARAMETERS))
-    assert astuple(belief.own_scales) == pytest.approx(expected, rel=1e-12)
+    assert astuple(belief.own_scales)[:3] == pytest.approx(expected, rel=1e-12)
     assert belief.sessions == 53
     assert [then.sessions for then in belief.course] == [0, 0, 53]
     belief.move(None)
-    assert astuple(belief.own_scales) == pytest.approx(expected, rel=1e-12)
+    assert astuple(belief.own_scales)[:3] == pytest.approx(expected, rel=1e-12)
 
 
 def test_each_fifth_step_moves_the_shared_level_and_each_tenth_the_scales():
@@ -515,7 +515,7 @@ def test_a_belief_without_columns_and_own_part_counts_clicks_of_items():
         sessions.observe(torch.arange(1), shown, torch.tensor([[True, False]]))
     assert logits[0, 0] > 1.5 and logits[0, 1] < -1.5
     assert logits[0, 2:].abs().max() < 0.5
-    assert belief.own_scales == scales.own
+    assert astuple(belief.own_scales) == pytest.approx(astuple(scales.own))
 
 
 def test_answers_against_all_expectation_do_not_let_scales_diverge():
@@ -549,6 +549,95 @@ def test_a_saved_belief_goes_on_to_the_same_numbers(tmp_path):
             Belief(items).load(tmp_path / "belief.safetensors")
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.7, 3.0])
+def test_another_click_is_as_probable_as_by_brute_force(scale):
+    counts = [(1, 0), (1, 1), (3, 0), (3, 2), (3, 3), (6, 6)]
+    bases = np.linspace(-3.0, 3.0, 7)
+    grid = np.linspace(-8.0, 8.0, 4001)
+    for shows, clicks in counts:
+        points = bases[:, None] + scale * grid
+        weights = np.exp(clicks * points - shows * np.logaddexp(0, points) - grid**2 / 2)
+        expected = (weights * expit(points)).sum(1) / weights.sum(1)
+        given = (torch.full((7,), float(count), dtype=torch.float64) for count in (shows, clicks))
+        found = click_probability(torch.from_numpy(bases), *given, scale**2)
+        assert found.numpy() == pytest.approx(expected, abs=2e-3)
+
+
+def taken_as_steady(steady_users: bool, n_slates: int, seed: int = 0) -> float:
+    """Share of 400 users taken as steady after some slates from forty items."""
+    rng = np.random.default_rng(seed)
+    scales = OwnScales(0.5, 1.0, 0.7, STEADY)
+    features, base = features_of(40, 8, dtype=torch.float32), torch.from_numpy(rng.normal(-1.0, 1.0, (400, 40)))
+    own = np.column_stack([0.5 * rng.normal(size=(400, 1)), rng.normal(size=(400, 8))]) @ features.numpy().T
+    chance = expit(base.numpy() + own + 0.7 * rng.normal(size=(400, 40)))
+    always = rng.random(chance.shape) < chance
+    base, level = base.float(), OwnLevel(features, 400, scales)
+    for _ in range(n_slates):
+        # The most promising ones and some others, as agents show them.
+        scores = (base + level.logits()).numpy() + rng.gumbel(size=(400, 40))
+        items = np.argsort(-scores, axis=1)[:, :10]
+        given = always if steady_users else rng.random(chance.shape) < chance
+        clicks = torch.from_numpy(np.take_along_axis(given, items, axis=1))
+        level.observe(torch.arange(400), torch.from_numpy(items), clicks, base)
+        level.update(base)
+    return level.moments(torch.arange(400)).steady / 400
+
+
+def test_users_who_answer_an_item_always_alike_are_noticed_and_others_seldom_are():
+    assert taken_as_steady(True, 3) > 0.2
+    assert taken_as_steady(True, 8) > 0.9
+    assert max(taken_as_steady(False, 3, seed) for seed in range(3)) < 0.08
+    assert max(taken_as_steady(False, 15, seed) for seed in range(3)) < 0.03
+
+
+def test_the_share_of_steady_users_is_learned_from_those_who_were_served():
+    belief, plain = Belief(items_of()), Belief(items_of(), BeliefScales(own=OwnScales()))
+    first = belief.own_scales.steady_share
+    for steady, sessions in ((38.0, 40), (0.0, 400)):
+        told = OwnMoments(torch.zeros(3).double(), torch.zeros(3).double(), steady, sessions)
+        for one in (belief, plain):
+            one.remember(told, sessions)
+            one.move(own_moments([0, 0, 0], [0, 0, 0]))
+        if steady:
+            assert belief.own_scales.steady_share == pytest.approx((38 + 20 * first) / 60)
+    # Who was served before the last 200 hardly counts.
+    assert belief.own_scales.steady_share < first
+    assert belief.own_scales.steady == STEADY and plain.own_scales.steady == 0.0
+
+
+def test_of_a_steady_user_the_posterior_is_that_of_wide_offsets_and_the_next_session_starts_as_usual():
+    features, base = features_of(20, 8), torch.full((2, 20), -1.0, dtype=torch.float64)
+    usual, wide, level = (
+        OwnLevel(features, 2, scales) for scales in (OwnScales(), OwnScales(offset=STEADY), OwnScales(steady=STEADY))
+    )
+    items, everybody = torch.arange(10).expand(2, -1), torch.arange(2)
+    # The first user clicks the first half again and again, the second whatever chance has it.
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        clicks = torch.stack([torch.arange(10) < 5, torch.from_numpy(rng.random(10) < 0.3)])
+        for one in (usual, wide, level):
+            one.observe(everybody, items, clicks, base)
+            one.converge(base)
+    torch.testing.assert_close(level.logits()[0], wide.logits()[0])
+    torch.testing.assert_close(level.logits()[1], usual.logits()[1])
+    torch.testing.assert_close(level.variances(items)[0], wide.variances(items)[0])
+    level.start(torch.tensor([0]))
+    level.observe(torch.tensor([0]), items[:1], clicks[:1], base)
+    usual.start(torch.tensor([0]))
+    usual.observe(torch.tensor([0]), items[:1], clicks[:1], base)
+    for one in (usual, level):
+        one.converge(base)
+    torch.testing.assert_close(level.logits(), usual.logits())
+
+
+def test_where_no_item_comes_back_nobody_is_taken_as_steady():
+    rng = np.random.default_rng(4)
+    features, base = features_of(60, 8), torch.from_numpy(rng.normal(size=(2, 60)))
+    shows, clicks = np.ones((2, 60), np.int64), (rng.random((2, 60)) < 0.5).astype(np.int64)
+    one, two = (level_with(features, base, shows, clicks, scales) for scales in (OwnScales(), OwnScales(steady=STEADY)))
+    assert torch.equal(one.logits(), two.logits())
+
+
 def test_offsets_take_what_other_preferences_leave_unexplained():
     rng = np.random.default_rng(3)
     features = torch.from_numpy(np.c_[np.ones(20), rng.normal(size=(20, 4))])
@@ -556,7 +645,7 @@ def test_offsets_take_what_other_preferences_leave_unexplained():
     rows = torch.arange(2)
     for _ in range(5):
         items = torch.from_numpy(np.stack([rng.choice(20, 6, replace=False) for _ in range(2)]))
-        level.observe(rows, items, torch.from_numpy(rng.random((2, 6)) < 0.4))
+        level.observe(rows, items, torch.from_numpy(rng.random((2, 6)) < 0.4), torch.zeros(2, 20))
     base = torch.from_numpy(rng.normal(size=(2, 20)))
     level.converge(base)
     modes = level.widths * level.means

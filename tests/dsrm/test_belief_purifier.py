@@ -80,7 +80,7 @@ def entries_by_hand(belief: Belief, user: int, slates: list[tuple[np.ndarray, np
     state = observed_states(TEST, TEST.initial_history.take(np.asarray([user])))
     prior = torch.from_numpy(purifier().scorer.score(state)).double()
     for shown, clicks in slates:
-        own.observe(torch.tensor([0]), torch.from_numpy(shown[None]), torch.from_numpy(clicks[None]))
+        own.observe(torch.tensor([0]), torch.from_numpy(shown[None]), torch.from_numpy(clicks[None]), prior)
     own.converge(prior + belief.shared.mean)
     means = (own.widths * own.means)[0].numpy()
     deviations = (own.widths * own.covariances.diagonal(dim1=1, dim2=2).sqrt())[0].numpy()
