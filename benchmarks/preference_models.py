@@ -85,7 +85,7 @@ class Models:
         )
         config = PreferenceConfig(kind, seed, schedule.kind, schedule.levels, *size, *training)
         fitted = fit_preference(self.source, config)
-        key, scales = WorldKey.of_world(self._pair.train), BeliefScales(own=fitted.scales)
+        key, scales = WorldKey.of_world(self._pair.train), BeliefScales.of_users(fitted.scales)
         return BeliefPurifier(self._pair.scorer, fitted.model, scales, key, fitted.report)
 
 

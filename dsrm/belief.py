@@ -70,6 +70,11 @@ class BeliefScales:
     own: OwnScales = field(default_factory=lambda: OwnScales(steady=STEADY))
     shared: SharedScales = field(default_factory=SharedScales)
 
+    @classmethod
+    def of_users(cls, own: OwnScales) -> BeliefScales:
+        """Returns scales with a fitted own part; a log seldom tells how steady users are, so some are taken to be."""
+        return cls(own=replace(own, steady=STEADY))
+
 
 class ScalesThen(NamedTuple):
     """The scales after a number of sessions."""

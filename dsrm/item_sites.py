@@ -16,7 +16,7 @@ _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _LEAST = 1e-6
 """Probability below which no answer is taken to be."""
 _FEW_NODES = torch.linspace(-5.0, 5.0, 21, dtype=torch.float64)
-"""Evenly spaced, in deviations of a prior: up to deviations of 3 the sum of a logistic function is near its integral."""
+"""Evenly spaced, in deviations of a prior: to deviations of 3 the sum of a logistic function is near its integral."""
 
 
 def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, start: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from dsrm.diffusion import (
 )
 from dsrm.item_term import explained_share, fit_item_term
 from dsrm.model import DSRM, SPREAD_SAMPLES, DistillationConfig, DSRMConfig, TrainedDenoiser, distil
-from dsrm.own_level import STEADY, OwnScales
 from dsrm.preference_sessions import PreferenceSessions
 from dsrm.preference_student import STUDENT
 from dsrm.preference_training import PreferenceConfig, PreferenceKind, fit_preference
@@ -298,7 +297,9 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
     sessions = PreferenceSessions(world, scorer)
     if config.mode == "candidates":
         tolerance = TolerancePrior.fit(world, scorer)
-        return CandidatePurifier(scorer, None, _for_beliefs(sessions.scales), key, provenance, tolerance=tolerance)
+        return CandidatePurifier(
+            scorer, None, BeliefScales.of_users(sessions.scales), key, provenance, tolerance=tolerance
+        )
     schedule = config.noise_schedule()
     fitted = fit_preference(
         sessions,
@@ -315,12 +316,7 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
         checkpoint=checkpoint,
         progress=progress,
     )
-    return BeliefPurifier(scorer, fitted.model, _for_beliefs(fitted.scales), key, provenance | fitted.report)
-
-
-def _for_beliefs(own: OwnScales) -> BeliefScales:
-    """Returns where a belief begins: with fitted scales, which know of no steady users, and with these."""
-    return BeliefScales(own=replace(own, steady=STEADY))
+    return BeliefPurifier(scorer, fitted.model, BeliefScales.of_users(fitted.scales), key, provenance | fitted.report)
 
 
 def noise_like(purifier: StatePurifier, world: World, seed: int = 0) -> NoisePurifier:
