@@ -348,6 +348,13 @@ class SessionBeliefs:
         Returns:
             Mean and spread of the users' own parts.
         """
+        self.move(converged)
+        self._moments = self._preference.moments(self.evidence())
+        self._offsets = self.own.offsets_at(self._moments.means)
+        return self._moments
+
+    def move(self, converged: bool = False) -> None:
+        """Does what :meth:`update` does for the closed form alone, of which the next answers are predicted."""
         if self._shared_mean is not self._belief.shared.mean:
             self._shared_mean = self._belief.shared.mean
             torch.add(self._prior, self._shared_mean, out=self._base)
@@ -355,9 +362,6 @@ class SessionBeliefs:
             self.own.converge(self._base)
         else:
             self.own.update(self._base)
-        self._moments = self._preference.moments(self.evidence())
-        self._offsets = self.own.offsets_at(self._moments.means)
-        return self._moments
 
     def logits(self, converged: bool = False, out: Tensor | None = None) -> Tensor:
         """Returns ``float32 (B, N)``, the posterior log-odds of a click on every item; see :meth:`update`.

@@ -73,6 +73,8 @@ class SessionEvidence:
         shape = (len(steps), n_slates, slate_size)
         items, clicks = window.items.reshape(shape).astype(np.int64), window.clicks.reshape(shape)
         for back in range(n_slates, 0, -1):
+            if back < n_slates:  # steady users are known by what was predicted of their next answers
+                self.beliefs.move()
             rows = np.flatnonzero(behind >= back)
             shown, clicked = torch.from_numpy(items[rows, -back]), torch.from_numpy(clicks[rows, -back])
             self.beliefs.observe(torch.from_numpy(rows), shown, clicked)
