@@ -209,6 +209,8 @@ def test_a_cache_that_cannot_be_written_is_named_in_one_line(kuaifair, tmp_path,
     for name in ("KUAIFAIR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "file"))
+    # A command of its own has no worlds in memory, which tests before this one may have left there.
+    monkeypatch.setattr(registration, "_cached_world", registration._cached_world.__wrapped__)
     code, _, err = kuaifair(*arguments)
     assert code == 1
     (line,) = err.splitlines()
