@@ -57,7 +57,7 @@ class OwnScales:
     taste: float = 1.0
     offset: float = 0.7
     steady: float = 0.0
-    steady_share: float = 0.05
+    steady_share: float = 0.25
 
     def __post_init__(self) -> None:
         need_number("[0, inf)", intercept=self.intercept, taste=self.taste, offset=self.offset, steady=self.steady)
@@ -218,8 +218,9 @@ class OwnLevel:
         """Asks of each repeated answer whether a steady user would sooner have given it.
 
         The odds are a product of ratios of predictions made before their answers. While answers are as the usual prior
-        predicts, they are a martingale that starts at 1: a share of 1 in 20 at most ever sees odds of 20, however long
-        sessions are (Ville's inequality; Grünwald, de Heide and Koolen, "Safe testing", JRSS B 86(5), 2024).
+        predicts, they are a martingale that starts at 1: one user in three at most ever sees odds of 3, however long
+        sessions are, and most of these for a few slates (Ville's inequality; Grünwald, de Heide and Koolen, "Safe
+        testing", JRSS B 86(5), 2024).
 
         Args:
             rows: ``int64 (n,)``.

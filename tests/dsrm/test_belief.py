@@ -584,10 +584,10 @@ def taken_as_steady(steady_users: bool, n_slates: int, seed: int = 0) -> float:
 
 
 def test_users_who_answer_an_item_always_alike_are_noticed_and_others_seldom_are():
-    assert taken_as_steady(True, 3) > 0.2
-    assert taken_as_steady(True, 8) > 0.9
-    assert max(taken_as_steady(False, 3, seed) for seed in range(3)) < 0.08
-    assert max(taken_as_steady(False, 15, seed) for seed in range(3)) < 0.03
+    assert taken_as_steady(True, 3) > 0.5
+    assert taken_as_steady(True, 8) > 0.95
+    assert max(taken_as_steady(False, 3, seed) for seed in range(3)) < OwnScales().steady_share
+    assert max(taken_as_steady(False, 15, seed) for seed in range(3)) < 0.08
 
 
 def test_the_share_of_steady_users_is_learned_from_those_who_were_served():
