@@ -108,9 +108,9 @@ def main() -> None:
             "",
             "The rule is `belief-quota-features`, DSRM-HRL before its training; SessionQuota has its click scorer. "
             f"{USERS:,} users, or all of the test world if there are fewer, the same random numbers for all rows of a "
-            "world; differences are paired, with 95 % intervals over users. The share was chosen in the first two worlds, "
-            "in which no result is reported, as a large one that costs nothing there. The twins, the toy and partial "
-            "KuaiRand-Pure answer by chance each time; in partial KuaiRec an answer is that of the small matrix each time.",
+            "world; differences are paired, with 95 % intervals over users. The share was chosen in the first two "
+            "worlds, in which no result is reported, as a large one that costs nothing there. The twins, the toy and "
+            "partial KuaiRand-Pure answer by chance each time; in partial KuaiRec answers are the small matrix's.",
             "",
             f"Made by: `python benchmarks/steady_users.py --data DATA --results RESULTS`, evaluation seed {SEED}.",
         ]
