@@ -88,6 +88,14 @@ def build_belief_quota_of_features(context: BuildContext) -> Any:
     return BeliefQuota(start.scorer, seed=context.seed, scales=start.scales)
 
 
+def build_session_quota_of_features(context: BuildContext) -> Any:
+    """Builds the control that knows of items what DSRM-HRL knows before it serves, and counts clicks and skips."""
+    from dsrm.pretraining import PretrainConfig, pretrain
+
+    start = cast(Any, pretrain(context.worlds.train, PretrainConfig(mode="candidates")))
+    return _controls().SessionQuota(start.scorer)
+
+
 def build_item_quota(context: BuildContext) -> Any:
     """Builds the control that ranks by an offset for each item, which all users share."""
     from hrl_policies.belief_controls import ItemQuota
@@ -361,6 +369,12 @@ _TABLE: tuple[MethodSpec, ...] = (
         "session-quota", "SessionQuota", "QuotaGreedy that counts clicks and skips in log context and session",
         lambda context: _controls().SessionQuota(context.worlds.scorer),
         sees=f"training log, observed state, window, {_GROUPS}, {_BOUND}",
+    ),
+    _control(
+        "session-quota-features", "SessionQuota, items by features",
+        "the same with items estimated from their features too, as DSRM-HRL does",
+        build_session_quota_of_features,
+        sees=f"training log, item features, observed state, window, {_GROUPS}, {_BOUND}",
     ),
     _control(
         "item-quota", "ItemQuota", "best fair slate by an offset for each item, learned while serving",

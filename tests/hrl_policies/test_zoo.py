@@ -86,6 +86,7 @@ def test_the_zoo_holds_what_the_readme_names():
         "tolerance-quota",
         "mean-tolerance-quota",
         "session-quota",
+        "session-quota-features",
         "item-quota",
         "belief-quota",
         "belief-quota-features",
