@@ -55,6 +55,7 @@ _STALE = 86_400.0
 _HEADER = "kuaifair"
 _CHECKSUM = "sha256"
 # What unfit content makes this library and those beneath it raise.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MISFITS = (
     ArithmeticError,
     AssertionError,
@@ -333,6 +334,8 @@ def whole(source: str | Path, title: str, remedy: str) -> Iterator[None]:
     except ArtifactError:
         raise
     except OSError as error:
+        if error.errno in _OF_WRITING:  # the body writes too
+            raise
         raise ArtifactError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     except _MISFITS as error:
         raise ArtifactError(f"{source} is not a whole {title} ({problem_of(error)}); {remedy}") from error

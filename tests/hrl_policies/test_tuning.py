@@ -167,11 +167,12 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(world, quick, monke
     assert (tmp_path / "whole/best.yml").read_text() == (tmp_path / "parts/best.yml").read_text()
 
 
-def test_a_full_disk_names_the_journal_and_the_search_goes_on_afterwards(world, quick, monkeypatch, tmp_path):
+@pytest.mark.parametrize("write", [0, 1, 4])
+def test_a_full_disk_names_the_journal_and_the_search_goes_on_afterwards(world, quick, monkeypatch, tmp_path, write):
     writes = itertools.count()
 
     def full(descriptor):
-        if next(writes) == 4:
+        if next(writes) == write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device: '.*trials\.jsonl'$"):
