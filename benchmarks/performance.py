@@ -63,7 +63,7 @@ def belief_session() -> Callable[[], object]:
     def session() -> None:
         level.start(rows)
         for items in slates:
-            level.observe(rows, items, items % 3 == 0)
+            level.observe(rows, items, items % 3 == 0, base)
             level.update(base)
 
     return session

@@ -303,7 +303,7 @@ def real_tasks(pair: WorldPair, scales: OwnScales, further: bool = False) -> Ite
     contexts = torch.from_numpy(LogContexts(world).summarise(window))
     columns = item_columns(belief_items)
     corrected = prior + shared_correction(prior, rows, FIRST_ROWS, belief_items).mean
-    known = _observed(OwnLevel(columns, len(items), scales), items[:, :FIRST_ROWS], clicks[:, :FIRST_ROWS])
+    known = _observed(OwnLevel(columns, len(items), scales), items[:, :FIRST_ROWS], clicks[:, :FIRST_ROWS], corrected)
     above = _estimated_scales(known, corrected, belief_items, scales)
     for regime, base, all_scales in ((REAL, prior, (scales, OwnScales())), (SHARED, corrected, (above,))):
         for first, last in pairwise(STAGES):
@@ -315,7 +315,9 @@ def real_tasks(pair: WorldPair, scales: OwnScales, further: bool = False) -> Ite
             truth = torch.from_numpy(clicks[some, first:last].astype(np.float32))
             tasks = []
             for chosen in all_scales:
-                own = _observed(OwnLevel(columns, len(some), chosen), items[some, :first], clicks[some, :first])
+                own = _observed(
+                    OwnLevel(columns, len(some), chosen), items[some, :first], clicks[some, :first], base[some]
+                )
                 own.converge(base[some])
                 known_of = (rows.users[some], own, contexts[some], base[some])
                 tasks.append(PredictionTask.of_level(*known_of, wanted, truth, asked))
@@ -343,11 +345,12 @@ def _all_rows(rows: RandomRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return items, clicks
 
 
-def _observed(own: OwnLevel, items: NDArray[np.int64], clicks: NDArray[np.bool_]) -> OwnLevel:
+def _observed(own: OwnLevel, items: NDArray[np.int64], clicks: NDArray[np.bool_], base: Tensor) -> OwnLevel:
     """Adds rows to what is known, one of each user at a time: an item may come twice."""
     for place in range(items.shape[1]):
         one = slice(place, place + 1)
-        own.observe(torch.arange(len(items)), torch.from_numpy(items[:, one]), torch.from_numpy(clicks[:, one]))
+        shown, clicked = torch.from_numpy(items[:, one]), torch.from_numpy(clicks[:, one])
+        own.observe(torch.arange(len(items)), shown, clicked, base)
     return own
 
 

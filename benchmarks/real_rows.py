@@ -140,7 +140,7 @@ def personal_correction(base: Tensor, rows: RandomRows, count: int, items: Belie
     features = torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1)
     level = OwnLevel(features, len(rows.users), OwnScales(0.5, taste, 0.7))
     shown, clicks = (torch.from_numpy(array[:, :count]) for array in (rows.items, rows.clicks))
-    level.observe(torch.arange(len(rows.users)), shown, clicks)
+    level.observe(torch.arange(len(rows.users)), shown, clicks, base)
     level.converge(base)
     return level.logits()
 

@@ -68,18 +68,21 @@ def linear_weights(curvatures: Tensor, variance: Tensor) -> Tensor:
     return curvatures / (1.0 + variance * curvatures)
 
 
-def click_probability(logits: Tensor, shows: Tensor, clicks: Tensor, variance: float) -> Tensor:
-    """Returns the probability of another click on items, given earlier answers and a normal prior of their offsets.
+def click_probabilities(logits: Tensor, shows: Tensor, clicks: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Returns the probabilities of another click on items, given earlier answers and normal priors of their offsets.
 
     Args:
         logits: ``(M,)``, log-odds without the offsets.
         shows: ``(M,)``, how often each item was shown before.
         clicks: ``(M,)``, how often it was clicked.
-        variance: Of the prior.
+        scales: Standard deviations of the priors.
+
+    Returns:
+        ``(len(scales), M)``.
     """
     nodes = _FEW_NODES.to(logits.dtype)
-    points = logits[:, None] + variance**0.5 * nodes
-    log_density = clicks[:, None] * points - shows[:, None] * softplus(points) - nodes**2 / 2
+    points = logits[:, None] + logits.new_tensor(scales)[:, None, None] * nodes
+    log_density = torch.addcmul(clicks[:, None] * points, shows[:, None], softplus(points), value=-1) - nodes**2 / 2
     return (torch.softmax(log_density, dim=-1) * torch.sigmoid(points)).sum(-1).clamp(_LEAST, 1.0 - _LEAST)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dsrm.item_sites import click_probability, linear_weights, matched_sites, posterior_offsets
+from dsrm.item_sites import click_probabilities, linear_weights, matched_sites, posterior_offsets
 from kuaifair_env.checks import need_number
 
 _FIRST_WIDTH = 32
@@ -233,9 +233,7 @@ class OwnLevel:
         again = shows > 0
         logits = (base + self._linear[places, slots])[again]
         before, answers = (shows[again], clicked[again]), clicks[again]
-        usual, steady = (
-            click_probability(logits, *before, scale**2) for scale in (self.scales.offset, self.scales.steady)
-        )
+        usual, steady = click_probabilities(logits, *before, (self.scales.offset, self.scales.steady))
         ratios = torch.where(answers, steady / usual, (1.0 - steady) / (1.0 - usual)).log_()
         self._odds[rows] += torch.zeros_like(base).masked_scatter_(again, ratios).sum(1)
         known = self._steady

@@ -13,7 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
-from dsrm.item_sites import click_probability, posterior_offsets
+from dsrm.item_sites import click_probabilities, posterior_offsets
 from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
 from kuaifair_env.data.schema import FeatureTable
@@ -559,7 +559,7 @@ def test_another_click_is_as_probable_as_by_brute_force(scale):
         weights = np.exp(clicks * points - shows * np.logaddexp(0, points) - grid**2 / 2)
         expected = (weights * expit(points)).sum(1) / weights.sum(1)
         given = (torch.full((7,), float(count), dtype=torch.float64) for count in (shows, clicks))
-        found = click_probability(torch.from_numpy(bases), *given, scale**2)
+        found = click_probabilities(torch.from_numpy(bases), *given, (0.1, scale))[1]
         assert found.numpy() == pytest.approx(expected, abs=2e-3)
 
 
