@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import small_world
 from purifiers import quick_config
+from sklearn.metrics import f1_score
 from small_worlds import taste_worlds
 
 import dsrm
@@ -20,7 +21,7 @@ from dsrm.diffusion import SamplerConfig
 from dsrm.model import DistillationConfig, distil
 from dsrm.pretraining import PretrainConfig, example_source, noise_like, pretrain, pretrain_file
 from dsrm.probe_data import KINDS, SHORT, draw_counts_and_rates, draw_states, probe_set
-from dsrm.probes import RAW, probe, purified_states, report_table
+from dsrm.probes import RAW, macro_f1, probe, purified_states, report_table
 from dsrm.purifier import BELIEF_MODES, MODES, load_purifier, propensity_weights, save_purifier
 from dsrm.targets import UnbiasedTargets, sample_windows
 from kuaifair_env.errors import ArtifactError, DataError
@@ -376,6 +377,16 @@ def test_each_probe_finds_what_is_there_and_nothing_where_nothing_is(measures):
     assert measures["centroid"]["auc"].value > 0.7 > 0.55 > measures["noise"]["auc"].value > 0.45
     assert measures["noise"]["effective_rank"].value == pytest.approx(8, abs=0.4)
     assert measures["centroid"]["effective_rank"].value < 4.5
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 5, 30])
+def test_macro_f1_is_that_of_the_reference_library(n_classes):
+    """Classes that are guessed alone do not count; one that is never guessed has an F1 of 0."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        truth, predicted = 2 * rng.integers(0, n_classes, 40), rng.integers(0, 2 * n_classes + 1, 40)
+        expected = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0.0)
+        assert macro_f1(truth, predicted) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_identity_is_recognised(measures):
