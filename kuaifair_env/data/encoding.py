@@ -272,20 +272,23 @@ def _categories(name: str, series: pd.Series[Any], what: str) -> list[tuple[str,
                 f"{what} holds {type(value).__name__} objects; give numbers or text (lists only as 'tags')",
                 column=name,
             )
-    text = known.astype(str)
-    lists = np.fromiter(map(looks_like_list, text), np.bool_, len(text))
+    # Each value is looked at once, however many rows have it.
+    places, texts = pd.factorize(known.astype(str).to_numpy(dtype=object))
+    lists = np.fromiter(map(looks_like_list, texts), np.bool_, len(texts))[places]
     if len(lists) and lists.mean() > _SHARE_OF_LISTS:
         raise DataError(
             f"{what} looks like a list: {known[lists].iloc[0]!r}; name it with columns={{'tags': '{name}'}} if "
             "it holds the items' tags, or turn it into one column per value",
             column=name,
         )
-    counts = text.value_counts()
-    ranked = sorted(counts.index, key=lambda value: (-int(counts[value]), value))
+    counts = np.bincount(places, minlength=len(texts))
+    ranked = sorted(range(len(texts)), key=lambda place: (-counts[place], texts[place]))
     frequent = ranked[:MAX_CATEGORIES] if len(ranked) > MAX_CATEGORIES + 1 else ranked
+    code_of = np.full(len(texts), len(frequent))
+    code_of[frequent] = np.arange(len(frequent))
     codes = np.full(len(series), len(frequent), np.int64)
-    codes[~missing] = text.map({value: code for code, value in enumerate(frequent)}).fillna(len(frequent)).to_numpy()
-    encoded = [(f"{name}={value}", (codes == code).astype(np.float32)) for code, value in enumerate(frequent)]
+    codes[~missing] = code_of[places]
+    encoded = [(f"{name}={texts[place]}", (codes == code).astype(np.float32)) for code, place in enumerate(frequent)]
     other = (codes == len(frequent)) & ~missing
     return [
         *encoded,
