@@ -43,7 +43,14 @@ from kuaifair_env.batch import EpisodeRecords, SessionBatch, SessionConfig
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.schema import InteractionLog, Provenance
 from kuaifair_env.env import KuaiFairEnv
-from kuaifair_env.errors import ArtifactError, DataError, HiddenTruthError, KuaiFairError, MismatchError
+from kuaifair_env.errors import (
+    ArtifactError,
+    DataError,
+    HiddenTruthError,
+    KuaiFairError,
+    MismatchError,
+    TrainingError,
+)
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.lazy_names import lazy_names
 from kuaifair_env.observations import StateSpace
@@ -112,6 +119,7 @@ __all__ = [
     "Setting",
     "StateSpace",
     "TemperFairness",
+    "TrainingError",
     "TwinFallbackWarning",
     "World",
     "WorldFacts",

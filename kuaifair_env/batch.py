@@ -41,6 +41,8 @@ from kuaifair_env.world import World
 
 AUTO_SLATE_SIZE = 10
 _NO_ROWS = np.zeros(0, np.int64)
+# Each has objects of its own in some forms of the environment; more would take minutes until memory is short.
+_MOST_SESSIONS = 1_000_000
 _RUNNING_TOTALS = ("_returns", "_popular", "_violations")
 
 # What ``info["session"]`` calls columns of EpisodeRecords; the others keep their names.
@@ -230,7 +232,7 @@ class SessionBatch:
     Args:
         world: Users, items and their response.
         config: How sessions run.
-        batch_size: Number of concurrent sessions ``B``.
+        batch_size: Number of concurrent sessions ``B``, at most a million.
 
     Attributes:
         outcome: What the last step did, or None before the first.
@@ -239,6 +241,8 @@ class SessionBatch:
     """
 
     def __init__(self, world: World, config: SessionConfig, batch_size: int) -> None:
+        if batch_size > _MOST_SESSIONS:
+            raise ValueError(f"{batch_size:,} sessions at once are more than {_MOST_SESSIONS:,}")
         self.world = world
         self.config = config
         self.batch_size = batch_size

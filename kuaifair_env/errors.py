@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# What torch says where a processor's memory or that of a GPU does not suffice.
+_SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
 
 class KuaiFairError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -40,8 +43,22 @@ class DataError(KuaiFairError, ValueError):
         super().__init__(f"{where}: {problem}" if where else problem)
 
 
+def lack_of_memory(error: BaseException) -> MemoryError | None:
+    """Returns what an error says of memory that could not be had, or None; torch says it with a ``RuntimeError``."""
+    if isinstance(error, MemoryError):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and any(words in text for words in _SHORTAGES):
+        return MemoryError(text)
+    return None
+
+
 class HiddenTruthError(KuaiFairError):
     """An agent asked for what only the users of a world know."""
+
+
+class TrainingError(KuaiFairError, ValueError):
+    """Training diverged: what was learned is NaN or infinite."""
 
 
 class ArtifactError(KuaiFairError, ValueError):

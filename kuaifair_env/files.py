@@ -127,7 +127,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` to write to; it takes the place of ``path`` if all goes well.
 
     A reader sees the old file or the new one, never a part; after an error nothing is left behind.
+
+    Raises:
+        ArtifactError: If ``path`` is a device, a pipe or a socket, whose place no file should take.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ArtifactError(f"{path} is no file, and no file takes its place; choose another name")
     with temporary_beside(path) as temporary:
         yield temporary
         os.replace(temporary, path)
@@ -140,7 +145,7 @@ def need_writable(path: str | Path) -> None:
         ArtifactError: If it cannot.
     """
     target = Path(path) / LOCK if Path(path).is_dir() else Path(path)
-    while not target.parent.exists():
+    while not os.path.lexists(target.parent):
         target = target.parent
     try:
         if not target.parent.is_dir():
@@ -206,6 +211,8 @@ def check_files(folder: Path, names: Iterable[str] | None, remedy: str) -> None:
     with whole(path, "list of checksums", remedy):
         lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
         digests = {name: digest for digest, _, name in lines}
+        if not all(digests):
+            raise ValueError("a line names no file")
         lost = [name for name in digests if not (folder / name).is_file()]
         if lost:
             raise ArtifactError(f"{folder / lost[0]} is missing, which {path} names; {remedy}")
@@ -242,6 +249,38 @@ def locked_folder(folder: Path, work: str) -> Iterator[None]:
         raise ArtifactError(f"another process works on the {work} in {folder}; wait for it, or stop it") from None
     with lock:
         yield
+
+
+@contextmanager
+def claimed(path: str | Path) -> Iterator[None]:
+    """Keeps a second process from making the same file or folder at the same time, until the body ends.
+
+    The lock is a hidden file beside ``path``, which the system lets go of when its holder dies. Folders that are made
+    for it and stay empty go with it.
+
+    Raises:
+        ArtifactError: If another process makes it, or it cannot be written.
+    """
+    target = Path(path)
+    need_writable(target)
+    made = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = target.parent / f".{target.name}{LOCK}"
+    try:
+        lock = FileLock(place).acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(f"another process makes {target}; wait for it, or choose another output") from None
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no file that is open
+                    place.unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def folder_size(folder: str | Path) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -249,18 +252,20 @@ def user_ids(text: str | None) -> tuple[int | str, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else tuple(parts)
+    return tuple(map(int, parts)) if all(re.fullmatch("-?[0-9]+", part) for part in parts) else tuple(parts)
 
 
-def need_new_file(path: Path) -> None:
-    """Checks that a file may be written.
+@contextmanager
+def new_file(path: Path) -> Iterator[None]:
+    """Keeps other processes from making the file that the body makes.
 
     Raises:
-        ArtifactError: If it exists, or cannot be made.
+        ArtifactError: If it exists, another process makes it, or it cannot be made.
     """
     from kuaifair_env.errors import ArtifactError
-    from kuaifair_env.files import need_writable
+    from kuaifair_env.files import claimed
 
-    if path.exists():
-        raise ArtifactError(f"{path} exists already; choose another file, or remove it")
-    need_writable(path)
+    with claimed(path):
+        if os.path.lexists(path):
+            raise ArtifactError(f"{path} exists already; choose another file, or remove it")
+        yield

@@ -123,7 +123,9 @@ def train(
     from hrl_policies import study, zoo
     from hrl_policies.common.yaml_files import parse_yaml
     from hrl_policies.study.loading import open_worlds
+    from hrl_policies.study.store import PARTIAL
     from hrl_policies.worlds import cached_purifier
+    from kuaifair_env.files import claimed
 
     command = str(context.obj)
     if resume is not None:
@@ -132,7 +134,9 @@ def train(
                 "--resume takes method, environment, purifier, settings and output from the run; leave them out"
             )
         study.single_threaded()
-        _report_run(study.resume(resume, data_dir=data_dir, progress=progress), command)
+        with claimed(resume.parent / resume.name.removesuffix(PARTIAL)):
+            resumed = study.resume(resume, data_dir=data_dir, progress=progress)
+        _report_run(resumed, command)
         return
     if method is None or env is None:
         raise ValueError("give --method and --env (see `kuaifair methods` and `kuaifair envs`), or --resume")
@@ -175,9 +179,9 @@ def train(
     config = study.plan_run(method, env, purifier=identity, **planned)
     study.single_threaded()
     folder = output or Path("runs") / study.run_folder(config)
-    _report_run(
-        study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress), command
-    )
+    with claimed(folder):
+        result = study.train(config, worlds, purifier=purifier, output=folder, data_dir=data_dir, progress=progress)
+    _report_run(result, command)
 
 
 def tune(

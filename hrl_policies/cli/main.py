@@ -34,7 +34,14 @@ from hrl_policies.cli.serve import serve
 from hrl_policies.cli.study import study_app
 from kuaifair_env.data.cache import CacheKind
 from kuaifair_env.data.published import DatasetName
-from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError, SettingsError
+from kuaifair_env.errors import (
+    ArtifactError,
+    DataError,
+    KuaiFairError,
+    SettingsError,
+    TrainingError,
+    lack_of_memory,
+)
 
 if TYPE_CHECKING:
     from hrl_policies.zoo import MethodSpec
@@ -43,6 +50,8 @@ if TYPE_CHECKING:
 TRACEBACK_VARIABLE = "KUAIFAIR_TRACEBACK"
 
 _UNWRITABLE = (errno.EACCES, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+# What Python, NumPy and torch say of counts that are beyond them.
+_OVERFLOWS = ("Maximum allowed", "array is too big", "too large to convert", "Overflow when unpacking")
 _WIDTH = 118
 _COLUMNS = ("name", "title", "kind", "acts by", "purifier")
 _NAMES = ("name", "title", "family", "reference", "kind", "action_mode", "observation_mode", "purifier", "sees")
@@ -123,11 +132,21 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     """Returns what an error says; one that nobody raised on purpose also has its name."""
-    if isinstance(error, MemoryError):
-        return f"not enough memory: {str(error) or 'some of it could not be had'}"
+    shortage = lack_of_memory(error)
+    if shortage is not None:
+        return f"not enough memory: {str(shortage) or 'some of it could not be had'}"
+    if _too_large(error):
+        return f"a number is too large for this machine: {error}"
     if isinstance(error, (KuaiFairError, ValueError, TypeError, OSError)):
         return f"{error}{_remedy(error)}"
     return f"{type(error).__name__}: {error}; {TRACEBACK_VARIABLE}=1 shows where, for a report"
+
+
+def _too_large(error: Exception) -> bool:
+    """Says whether an error is of NumPy or torch over a count or a seed that no machine can have."""
+    return isinstance(error, (OverflowError, RuntimeError, ValueError)) and any(
+        words in str(error) for words in _OVERFLOWS
+    )
 
 
 def _remedy(error: Exception) -> str:
@@ -147,8 +166,9 @@ def _exit_code(error: Exception) -> int:
     """Returns 2 for what the command line or a file of settings says, 1 for files, data, downloads and faults."""
     if isinstance(error, ArtifactError):
         return BAD_INPUT if isinstance(error, SettingsError) else FAILED
-    in_file = isinstance(error, DataError) and error.file is not None
-    return BAD_INPUT if isinstance(error, (KuaiFairError, ValueError, TypeError)) and not in_file else FAILED
+    if isinstance(error, TrainingError) or (isinstance(error, DataError) and error.file is not None):
+        return FAILED
+    return BAD_INPUT if isinstance(error, (KuaiFairError, ValueError, TypeError)) or _too_large(error) else FAILED
 
 
 def _show_version(wanted: bool) -> None:

@@ -28,7 +28,7 @@ from hrl_policies.cli import (
     PurifierFile,
     TestData,
     data_settings,
-    need_new_file,
+    new_file,
     open_world,
     register_own_data,
     world_kwargs,
@@ -91,27 +91,26 @@ def pretrain(
     base = data_settings(source, allow_partial, positive, feedback, clip)
     settings: WorldSettings = {**base, **world_kwargs(env_settings)}
     forget_pretraining(output)
-    need_new_file(output)
     if like is not None and mode != "noise":
         raise ValueError("--like is for --mode noise")
+    with new_file(output):
+        from dsrm.pretraining import PretrainConfig, noise_like, pretrain_file
+        from dsrm.purifier import load_purifier, purifier_hash, save_purifier
+        from hrl_policies.study import single_threaded
 
-    from dsrm.pretraining import PretrainConfig, noise_like, pretrain_file
-    from dsrm.purifier import load_purifier, purifier_hash, save_purifier
-    from hrl_policies.study import single_threaded
-
-    single_threaded()
-    world = open_world(env, "train", settings, data_dir, item_term)
-    start = time.perf_counter()
-    purifier: StatePurifier
-    if like is not None:
-        purifier = noise_like(load_purifier(like), world, seed)
-        save_purifier(purifier, output)
-    else:
-        config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, item_quality=item_quality)
-        sizes = {name: size for name, size in (("rounds", rounds), ("examples", examples)) if size is not None}
-        if sizes:
-            config = replace(config, training=replace(config.rounds_and_batches, **sizes))
-        purifier = pretrain_file(output, world, config, progress=progress)
+        single_threaded()
+        world = open_world(env, "train", settings, data_dir, item_term)
+        start = time.perf_counter()
+        purifier: StatePurifier
+        if like is not None:
+            purifier = noise_like(load_purifier(like), world, seed)
+            save_purifier(purifier, output)
+        else:
+            config = PretrainConfig(mode=mode, target=target, seed=seed, levels=levels, item_quality=item_quality)
+            sizes = {name: size for name, size in (("rounds", rounds), ("examples", examples)) if size is not None}
+            if sizes:
+                config = replace(config, training=replace(config.rounds_and_batches, **sizes))
+            purifier = pretrain_file(output, world, config, progress=progress)
     _report(purifier, output, purifier_hash(output), time.perf_counter() - start)
 
 
@@ -229,20 +228,19 @@ def encode(
     positive = register_own_data(env, data, test_data, items_data, columns, positive)
     base = data_settings(source, allow_partial, positive, feedback, clip)
     settings: WorldSettings = {**base, **world_kwargs(env_settings)}
-    need_new_file(output)
+    with new_file(output):
+        from dsrm.encoder import EncoderConfig, pretrain_encoder
+        from hrl_policies.study import single_threaded
 
-    from dsrm.encoder import EncoderConfig, pretrain_encoder
-    from hrl_policies.study import single_threaded
-
-    single_threaded()
-    config = EncoderConfig(kind, log_q=logq, seed=seed)
-    if steps is not None:
-        config = replace(config, steps=steps)
-    encoder = pretrain_encoder(
-        open_world(env, "train", settings, data_dir),
-        config,
-        progress,
-    )
-    encoder.save(output)
+        single_threaded()
+        config = EncoderConfig(kind, log_q=logq, seed=seed)
+        if steps is not None:
+            config = replace(config, steps=steps)
+        encoder = pretrain_encoder(
+            open_world(env, "train", settings, data_dir),
+            config,
+            progress,
+        )
+        encoder.save(output)
     losses = encoder.report["validation_losses"]
     typer.echo(f"validation loss {losses[0]} (untrained) to {min(losses)}; test log unread; written to {output}")

@@ -98,7 +98,7 @@ def serve(
     Example: kuaifair serve runs/a2c-11 runs/a2c-12 runs/a2c-13
     """
     from hrl_policies.study import run_folder, single_threaded
-    from hrl_policies.study.serving import ServingPlan, serve_in_orders, write_serving
+    from hrl_policies.study.serving import ServingPlan, need_service_folder, serve_in_orders, write_serving
     from hrl_policies.zoo import method
     from kuaifair_env.evaluation import DEFAULT_SEED
 
@@ -140,6 +140,8 @@ def serve(
     how = "-frozen" if frozen else "-fixed-weights" if fixed_weights else ""
     folder = output or Path("serving") / name.with_name(name.name + how)
     results: list[ServingResult] = []
+    if len(configs) > 1 and not any(folder.glob("seed-*")):
+        need_service_folder(folder)
     try:
         for config, build in zip(configs, builds, strict=True):
             place = folder / f"seed-{config.seed}" if len(configs) > 1 else folder

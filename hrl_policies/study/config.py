@@ -19,6 +19,8 @@ from kuaifair_env.settings import DEFAULTS
 from kuaifair_env.splits import EVALUATION_USERS
 
 _MAX_SLUG = 60
+# Everything is evaluated at once in memory: more would be found out only after the training.
+_MOST_EPISODES = 10_000
 
 STUDY_SEEDS = (11, 15, 19)
 """Training seeds of a study, those of the paper's code base."""
@@ -103,6 +105,8 @@ class RunConfig:
             raise ValueError(
                 f"users and episodes_per_user must be at least 1, got {self.user_count}, {self.episodes_per_user}"
             )
+        if self.episodes_per_user > _MOST_EPISODES:
+            raise ValueError(f"episodes_per_user must be at most {_MOST_EPISODES:,}, got {self.episodes_per_user:,}")
         if spec.learns and (self.total_steps < 1 or self.n_envs < 1):
             raise ValueError(
                 f"{self.method} trains: total_steps and n_envs must be at least 1, "

@@ -40,7 +40,7 @@ from hrl_policies.study.store import (
 from hrl_policies.worlds import WorldPair, purified_sessions
 from hrl_policies.zoo import method
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.errors import ArtifactError
+from kuaifair_env.errors import ArtifactError, TrainingError, lack_of_memory
 from kuaifair_env.evaluation import EvaluationResult, evaluate
 from kuaifair_env.files import need_writable
 from kuaifair_env.randomised_worlds import randomised
@@ -135,6 +135,7 @@ def train(
         ArtifactError: If the folder exists already, or the purifier's file is not the one that is named.
         DataError: If the worlds cannot be made.
         MemoryError: If memory does not suffice.
+        TrainingError: If training diverges.
         ValueError: If a setting is not valid.
     """
     target = None if output is None else Path(output)
@@ -268,9 +269,10 @@ def _finish(run: _Run, target: Path | None, progress: bool, log: RunLog, memory:
     try:
         if not interrupted:
             evaluation = evaluate_run(config, run.policy, run.worlds, run.purifier, progress=progress)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError) as error:
         if not learns:
             raise
+        run.shortage = error if isinstance(error, MemoryError) else None
     seconds = time.perf_counter() - start
     if target is not None:
         contents = _contents(run, checkpoint=evaluation is None)
@@ -391,15 +393,38 @@ def _learn(run: _Run, progress: bool) -> bool:
         callbacks = [callback] if run.guard is None else [callback, run.guard]
         try:
             model.learn(steps, callback=callbacks, log_interval=None, reset_num_timesteps=run.steps_done == 0)
-        except MemoryError as error:
-            if model.num_timesteps == run.steps_done:
+        except Exception as error:
+            shortage = lack_of_memory(error)
+            if shortage is None:
+                _need_finite(config.method, model, error)
                 raise
-            run.shortage = error
+            if model.num_timesteps == run.steps_done:
+                raise shortage from error
+            run.shortage = shortage
+    _need_finite(config.method, model)
     run.curve, run.steps_done = callback.curve, int(model.num_timesteps)
     around = purifying_wrapper(model)
     if around is not None:
         run.purifier = around.learned()
     return callback.stop_requested or run.shortage is not None
+
+
+def _need_finite(name: str, model: Any, cause: Exception | None = None) -> None:
+    """Checks that what was learned can be used.
+
+    Raises:
+        TrainingError: If it holds NaN or infinity.
+    """
+    from kuaifair_env.sb3_files import check_finite
+
+    try:
+        check_finite(model.get_parameters(), name)
+    except ArtifactError as error:
+        tensor = str(error).partition(": ")[2].partition(";")[0]
+        raise TrainingError(
+            f"the training of {name} diverged after {model.num_timesteps:,} steps: {tensor}; a smaller learning_rate "
+            "may help"
+        ) from cause or error
 
 
 class RunLog:

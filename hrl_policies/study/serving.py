@@ -14,6 +14,7 @@ from hrl_policies.study.records import write_json, write_table
 from hrl_policies.study.store import StoredRun, versions
 from hrl_policies.worlds import WorldPair, purified_sessions
 from hrl_policies.zoo import method
+from kuaifair_env.errors import ArtifactError
 from kuaifair_env.evaluation import DEFAULT_SEED
 from kuaifair_env.serving import CHECKPOINT_EVERY, SESSIONS, serve
 from kuaifair_env.serving_results import ServingResult, ServingSummary
@@ -126,8 +127,9 @@ def serve_in_orders(build: Build, plan: ServingPlan, folder: Path, *, progress: 
         progress: Whether to show progress bars.
 
     Raises:
-        ArtifactError: If a folder holds another service.
+        ArtifactError: If a folder holds another service, or something else.
     """
+    need_service_folder(folder)
     results = []
     for order in plan.orders:
         agent, env = build()
@@ -147,6 +149,16 @@ def serve_in_orders(build: Build, plan: ServingPlan, folder: Path, *, progress: 
             )
         )
     return results
+
+
+def need_service_folder(folder: Path) -> None:
+    """Checks that a folder is empty, holds a service, or is not there: a service has files of the names of a run's.
+
+    Raises:
+        ArtifactError: If it holds something else.
+    """
+    if any(folder.glob("[!.]*")) and not any(folder.glob("order-*")):
+        raise ArtifactError(f"{folder} exists already and holds no service; choose another output folder")
 
 
 def write_serving(folder: Path, title: str, results: Sequence[ServingResult], command: str) -> ServingSummary:

@@ -191,7 +191,7 @@ def need_free(path: Path) -> None:
     Raises:
         ArtifactError: If there is.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise ArtifactError(f"{path} exists already; choose another output folder, or remove it")
 
 

@@ -38,7 +38,7 @@ from hrl_policies.worlds import WorldPair, cached_purifier
 from hrl_policies.zoo import MethodSettings, learners, load_settings, method, overridden
 from hrl_policies.zoo.settings import Interval, setting
 from kuaifair_env.batch import SessionConfig
-from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError
+from kuaifair_env.errors import ArtifactError, DataError, KuaiFairError, TrainingError
 from kuaifair_env.files import (
     LOCK,
     fits_checksum,
@@ -212,9 +212,9 @@ def _try(plan: TuningPlan, pair: WorldPair, purifier: Path | None, journal: Tria
     try:
         score = _score(plan, pair, purifier, proposal, progress)
     except ValueError as error:
-        # The method refuses these values, or diverges: torch and Gymnasium say so with a ValueError. Errors of data
-        # and files, and any in the first trial, are no fault of the values.
-        if isinstance(error, KuaiFairError) or proposal.number == 0:
+        # The method refuses these values, or diverges. Errors of data and files, and any in the first trial, are no
+        # fault of the values.
+        if proposal.number == 0 or (isinstance(error, KuaiFairError) and not isinstance(error, TrainingError)):
             raise
         problem = str(error)
     journal.record(proposal, score, time.perf_counter() - start, problem)

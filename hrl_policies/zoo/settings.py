@@ -359,13 +359,15 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """Turns ``name=value`` texts into hyperparameters; values are YAML, dots go into nested settings.
 
     Raises:
-        ValueError: If a text is not of that form.
+        ValueError: If a text is not of that form, or a name is given twice.
     """
     overrides: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"a hyperparameter is given as name=value, got {text!r}")
+        if name.strip() in overrides:
+            raise ValueError(f"the hyperparameter {name.strip()} is given twice")
         overrides[name.strip()] = parse_yaml(value, f"the value {value!r} of {name.strip()!r}")
     return overrides
 
@@ -375,7 +377,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("clip_range", "gae_lambda", "gamma", "learning_rate", "learning_starts", "tau"), 0),
     **dict.fromkeys(("max_grad_norm", "vf_coef"), 0),
 }
-_MOST: dict[str, float] = dict.fromkeys(("gae_lambda", "gamma", "tau"), 1)
+_MOST: dict[str, float] = {**dict.fromkeys(("gae_lambda", "gamma", "tau"), 1), "learning_rate": 10}
 
 
 def check_hyperparameters(hyperparameters: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import official_files as official
 import pytest
 from small_worlds import interrupted_pair, small_pair
+from stable_baselines3 import A2C
 from studies import ENV, TRAIN
 
 import hrl_policies.study.engines as engines
@@ -32,6 +33,7 @@ from dsrm.baselines import NoisePurifier
 from dsrm.purifier import save_purifier
 from hrl_policies.cli.main import main
 from hrl_policies.study import load_run
+from kuaifair_env.files import claimed
 
 QUICK = ["--rounds", "1", "--examples", "500", "--no-progress"]
 
@@ -79,6 +81,12 @@ for arguments in {MISTAKES}:
         ([*TRAIN, "--leave", "never-ever"], "no leave rule is called 'never-ever'"),
         ([*TRAIN, "--set", "gamma"], "name=value"),
         ([*TRAIN, "--set", "gama=1"], "A2C has no hyperparameter gama"),
+        ([*TRAIN, "--set", "gamma=0.9", "--set", "gamma=0.8"], "gamma is given twice"),
+        ([*TRAIN, "--set", "learning_rate=1e300"], "learning_rate must be a number from 0 to"),
+        ([*TRAIN, "--set", "n_steps=1" + "0" * 30], "a number is too large"),
+        ([*TRAIN, "--max-len", "1" + "0" * 30], "a number is too large"),
+        ([*TRAIN, "--episodes-per-user", "10001"], "episodes_per_user must be at most 10,000"),
+        ([*TRAIN, "--n-envs", "1" + "0" * 12], "sessions at once"),
         ([*TRAIN, "--slate-size", "51"], "slate_size"),
         ([*TRAIN, "--slate-size", "3", "--leave", "temper:window=1"], "too small to measure"),
         ([*TRAIN, "--taste", "sweet"], "--taste is"),
@@ -308,6 +316,48 @@ def test_training_for_which_memory_does_not_suffice_is_kept(kuaifair, tmp_path, 
     assert load_run(tmp_path / "run").result["resumed_at"] == 72 and not (tmp_path / "run.partial").exists()
 
 
+@pytest.mark.usefixtures("small_worlds")
+@pytest.mark.parametrize("noticed", [True, False], ids=["in training", "at its end"])
+def test_a_training_that_diverges_is_one_line_and_leaves_no_run(kuaifair, tmp_path, monkeypatch, noticed):
+    def learn(model, steps, **rest):
+        model.num_timesteps = steps
+        model.policy.log_std.data.fill_(float("nan"))
+        return model
+
+    if not noticed:
+        monkeypatch.setattr(A2C, "learn", learn)
+    settings = ["--set", "learning_rate=9.9", "--set", "max_grad_norm=1e30", "--steps", "2048"]
+    code, _, err = kuaifair(*TRAIN, *settings, "-o", "run")
+    assert code == 1 and err.startswith("error: the training of a2c diverged after ") and len(err.splitlines()) == 1
+    assert err.endswith(" holds NaN or infinity; a smaller learning_rate may help\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_memory_that_torch_cannot_have_ends_like_any_other_lack_of_memory(kuaifair, tmp_path, monkeypatch):
+    code, _, err = kuaifair(*TRAIN, "-o", "run", "--set", "policy_kwargs.net_arch=[100000000000]")
+    assert code == 1 and err.startswith("error: not enough memory: ") and len(err.splitlines()) == 1
+    shortage = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    monkeypatch.setattr(
+        loading, "load_worlds", lambda env_id, *rest: replace(interrupted_pair(10, shortage), name=env_id)
+    )
+    code, _, err = kuaifair(*TRAIN, "-o", "run", "--set", "n_steps=4")
+    assert code == 1 and "run.partial keeps the 72 steps" in err and (tmp_path / "run.partial").is_dir()
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_a_training_outlives_a_lack_of_memory_in_its_evaluation(kuaifair, tmp_path, monkeypatch):
+    def short(*rest, **others):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hrl_policies.study.runner.evaluate", short)
+        code, _, err = kuaifair(*TRAIN, "-o", "run")
+    assert code == 1 and "run.partial keeps the 256 steps that were trained" in err
+    assert kuaifair("train", "--resume", "run.partial", "--no-progress")[0] == 0
+    assert load_run(tmp_path / "run").result["steps_done"] == 256
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "arguments", [("pretrain", "-e", "KuaiFair-Toy-v0", "-o", "p.safetensors"), ("data", "fetch", "kuairand")]
@@ -329,6 +379,45 @@ def test_a_command_that_is_stopped_says_how_to_go_on(kuaifair, monkeypatch, argu
 def test_an_unknown_method_is_explained(kuaifair):
     code, _, err = kuaifair("methods", "a3c")
     assert code == 2 and "no method is called 'a3c'; there are a2c" in err
+
+
+@pytest.mark.usefixtures("small_worlds", "worlds_of_taste")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*TRAIN, "-o", "made"),
+        ("train", "--resume", "made.partial"),
+        ("pretrain", *ENV, "-o", "made"),
+        ("encode", *ENV, "-o", "made"),
+    ],
+    ids=["train", "train --resume", "pretrain", "encode"],
+)
+def test_what_another_process_makes_is_not_made_at_the_same_time(kuaifair, tmp_path, arguments):
+    with claimed(tmp_path / "made"):
+        code, _, err = kuaifair(*arguments)
+        assert code == 1
+        assert err == "error: another process makes made; wait for it, or choose another output\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_worlds")
+def test_outputs_take_the_place_of_nothing_that_they_are_not(kuaifair, tmp_path):
+    assert kuaifair("train", "-m", "random", *ENV, "-o", "run")[0] == 0
+    run = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "nowhere").symlink_to(tmp_path / "never-made")
+    os.mkfifo(tmp_path / "pipe")
+    for arguments, words in (
+        (["serve", "random", *ENV, "--sessions", "8", "--orders", "1", "-o", "run"], "run exists already and holds no"),
+        ([*TRAIN, "-o", "nowhere"], "nowhere exists already"),
+        ([*TRAIN, "-o", "nowhere/run"], "nowhere/run cannot be written: Not a directory"),
+        (["pretrain", *ENV, "-m", "ips", "-o", "nowhere"], "nowhere exists already"),
+        (["show", "run", "-o", "pipe"], "pipe is no file"),
+    ):
+        code, _, err = kuaifair(*arguments)
+        assert code == 1 and err.startswith(f"error: {words}") and len(err.splitlines()) == 1, err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == run
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "nowhere").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nowhere", "pipe", "run"]
 
 
 @pytest.mark.usefixtures("worlds_of_taste")
