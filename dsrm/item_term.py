@@ -35,7 +35,6 @@ _FOLDS = 5
 _PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _MAX_WEIGHT = 500.0
 _MAX_COSINE = 0.9
-_BINS = 255
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,8 @@ def _cross_predicted(features: NDArray[np.float64], logits: Vector, shown: Vecto
         outside = fold == number
         inside = ~outside & (shown > 0)
         weights = np.minimum(shown[inside], _MAX_WEIGHT)
-        predicted[outside] = tree_predictions(features[inside], logits[inside], weights, features[outside], seed)
+        model = _trees(seed).fit(features[inside], logits[inside], sample_weight=weights)
+        predicted[outside] = model.predict(features[outside])
     return predicted
 
 
@@ -278,8 +278,8 @@ def shrunk_rates(
     """
     shown, clicked = _counts(log, len(features))
     seen = shown > 0
-    predicted = tree_predictions(features[seen], clicked[seen] / shown[seen], shown[seen], features, seed)
-    predicted = np.clip(predicted, 1e-3, 1.0 - 1e-3)
+    model = _trees(seed).fit(features[seen], clicked[seen] / shown[seen], sample_weight=shown[seen])
+    predicted = np.clip(model.predict(features), 1e-3, 1.0 - 1e-3)
     return [(clicked + prior * predicted) / (shown + prior) for prior in priors]
 
 
@@ -338,30 +338,10 @@ def _user_parts(log: InteractionLog, parts: int, seed: int) -> NDArray[np.int64]
     return np.asarray((np.random.default_rng(seed).permutation(len(users)) % parts)[row])
 
 
-def tree_predictions(
-    features: NDArray[np.float64], targets: Vector, weights: Vector, wanted: NDArray[np.float64], seed: int
-) -> Vector:
-    """Fits boosted trees to weighted rows, and returns what they predict for other rows.
-
-    Features of many values are handed over as numbers of their bins, which hold equal weight. The trees are those of
-    scikit-learn 1.9, which finds the same bins edge by edge and spends most of its time on them.
-
-    Args:
-        features: Features of the rows to learn from, ``(N, P)``.
-        targets: What is to be predicted, ``(N,)``.
-        weights: Weights above 0, ``(N,)``.
-        wanted: Features of the rows to predict for, ``(L, P)``.
-        seed: Seed of the trees.
-    """
+def _trees(seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    learned, asked = features.copy(), wanted.copy()
-    for column, values in enumerate(features.T):
-        edges = _bin_edges(values, weights)
-        if edges is not None:
-            learned[:, column] = np.searchsorted(edges, values)
-            asked[:, column] = np.searchsorted(edges, wanted[:, column])
-    trees = HistGradientBoostingRegressor(
+    return HistGradientBoostingRegressor(
         max_iter=200,
         learning_rate=0.03,
         max_leaf_nodes=8,
@@ -369,20 +349,3 @@ def tree_predictions(
         l2_regularization=5.0,
         random_state=seed,
     )
-    return np.asarray(trees.fit(learned, targets, sample_weight=weights).predict(asked))
-
-
-def _bin_edges(values: Vector, weights: Vector) -> Vector | None:
-    """Returns where bins of equal weight end, each edge a part of the bin below it, or None where values are few."""
-    order = np.argsort(values)
-    ordered, total = values[order], np.cumsum(weights[order])
-    if np.count_nonzero(np.diff(ordered)) < _BINS:
-        return None
-    ranks = np.linspace(0, 100, _BINS + 1)[1:-1] / 100 * total[-1]
-    at = np.searchsorted(total, ranks)
-    # Where an edge falls between two values, it lies halfway.
-    after = np.minimum(at + (total[at] - ranks <= np.finfo(np.float64).eps), len(values) - 1)
-    edges = np.unique((ordered[at] + ordered[after]) / 2)
-    # A heavy value may leave the bin beside it empty, which then belongs to the next one.
-    filled = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1) > 0
-    return np.asarray(edges[filled[:-1]])

@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import sklearn
-from sklearn.ensemble import HistGradientBoostingRegressor
 from small_worlds import N_ITEMS, taste_worlds
 
 from dsrm.encoder import Encoder, EncoderConfig, pretrain_encoder
@@ -18,7 +16,6 @@ from dsrm.item_term import (
     prior_losses,
     shrunk_rates,
     smoothed_logits,
-    tree_predictions,
     user_corrected_logits,
     with_item_term,
     without_item_term,
@@ -204,27 +201,6 @@ def test_user_correction_sees_that_an_item_was_shown_to_people_who_click_everyth
     corrected = user_corrected_logits(log, len(data.users), N_ITEMS)
     assert raw[0] - raw[1] > 2.0
     assert abs(corrected[0] - corrected[1]) < 0.5 * (raw[0] - raw[1])
-
-
-@pytest.mark.skipif(
-    tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9), reason="older releases have bins of equal counts"
-)
-@pytest.mark.parametrize(
-    ("n", "digits", "spread"), [(300, 9, 0.5), (700, 2, 1.0), (600, 9, 4.0), (200, 9, 1.0)], ids=str
-)
-def test_trees_over_own_bins_are_those_of_the_reference_library(n, digits, spread):
-    """Ties, weights that fill several bins alone, rows of values never seen, and too few values for bins."""
-    rng = np.random.default_rng(n)
-    features, wanted = (rng.normal(size=(rows, 3)).round(digits) for rows in (n, 400))
-    features[:, 2], wanted[:, 2] = features[:, 2] > 0, wanted[:, 2] > 0
-    targets = features[:, 0] + np.sin(3 * features[:, 1]) + rng.normal(size=n)
-    weights = rng.lognormal(0, spread, n)
-    reference = HistGradientBoostingRegressor(
-        max_iter=200, learning_rate=0.03, max_leaf_nodes=8, min_samples_leaf=50, l2_regularization=5.0, random_state=0
-    ).fit(features, targets, sample_weight=weights)
-    assert reference.predict(wanted).std() > 0.1
-    found = tree_predictions(features, targets, weights, wanted, seed=0)
-    np.testing.assert_allclose(found, reference.predict(wanted), atol=1e-9)
 
 
 def test_calibration_shrinks_rare_items_to_the_prediction_and_frequent_ones_to_their_own_rate():
