@@ -28,6 +28,7 @@ METHODS = {
     "dsrm-hrl": "**DSRM-HRL**",
     "belief-quota": "BeliefQuota (a belief in closed form, nothing trained)",
     "session-quota": "SessionQuota (counts a session's clicks, nothing trained)",
+    "session-quota-features": "SessionQuota with DSRM-HRL's view of items",
     "hrl": "HRL: two levels on observed states",
     "item-quota": "ItemQuota (a number for each item)",
     "quota-greedy": "QuotaGreedy (half popular, half not, by predicted clicks)",

@@ -55,8 +55,10 @@ def serve(
             "a .zip."
         ),
     ],
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions that are served in each order.")] = 20_000,
-    orders: Annotated[int, typer.Option(min=1, help="In how many orders of the users.")] = 5,
+    sessions: Annotated[
+        int, typer.Option(min=1, max=100_000_000, help="Sessions that are served in each order.")
+    ] = 20_000,
+    orders: Annotated[int, typer.Option(min=1, max=10_000, help="In how many orders of the users.")] = 5,
     order: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     frozen: Annotated[bool, typer.Option("--frozen", help="Act, but learn nothing.")] = False,
     fixed_weights: Annotated[

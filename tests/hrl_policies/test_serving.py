@@ -297,6 +297,8 @@ def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path
         (["nobody", *TOY], "no method is called 'nobody'"),
         (["run", *TOY], "leave those options out"),
         (["session-quota", *TOY, "--env-kwargs", "order=3"], "no setting 'order'"),
+        (["session-quota", *TOY, "--sessions", str(10**15)], "--sessions"),
+        (["session-quota", *TOY, "--orders", str(10**12)], "--orders"),
     ],
 )
 @pytest.mark.usefixtures("small_worlds")
