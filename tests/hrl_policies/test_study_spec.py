@@ -91,7 +91,7 @@ def test_all_mistakes_are_named_in_one_message():
         "'world_settings' holds 'planet'",
         f"'world_settings' do not fit {TOY}: {TOY} is synthetic, there are no real files behind it",
         "there is no file or folder /there/is/no/such/folder",
-        "a2c cannot be built with learning_rate=-1.0: learning_rate must be a number of at least 0",
+        "a2c cannot be built with learning_rate=-1.0: learning_rate must be a number from 0 to 10, got -1.0",
     ]
     found = problems_of(content)
     assert len(found) == len(expected), "\n".join(found)
