@@ -22,7 +22,7 @@ from kuaifair_env.checks import need_number
 
 _FIRST_WIDTH = 32
 _OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
-_OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages", "_odds")
+_OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages", "_log_odds")
 _WARM_STEPS, _MAX_STEPS = 8, 100
 _CLOSE = 0.005
 """Log-odds that warm steps may leave between a posterior and its mode."""
@@ -133,7 +133,7 @@ class OwnLevel:
         self._features = features
         self._slots = torch.full((n_sessions, n_items), -1, dtype=torch.int32)
         self._counts = torch.zeros(n_sessions, dtype=torch.int64)
-        self._odds = features.new_zeros(n_sessions)
+        self._log_odds = features.new_zeros(n_sessions)
         self._set_scales(OwnScales() if scales is None else scales)
         self._means = features.new_zeros(n_sessions, size)
         self._inverses = torch.eye(size, dtype=features.dtype).repeat(n_sessions, 1, 1)
@@ -161,17 +161,17 @@ class OwnLevel:
     def _set_variances(self) -> None:
         """Gives each session the prior variance of its offsets, ``(B, 1)``."""
         if self.scales.steady > self.scales.offset:
-            self._steady = self._odds > math.log(1.0 / self.scales.steady_share - 1.0)
+            self._steady = self._log_odds > math.log(1.0 / self.scales.steady_share - 1.0)
         else:
-            self._steady = torch.zeros_like(self._odds, dtype=torch.bool)
-        deviations = torch.full_like(self._odds, self.scales.offset)
+            self._steady = torch.zeros_like(self._log_odds, dtype=torch.bool)
+        deviations = torch.full_like(self._log_odds, self.scales.offset)
         self._variances = deviations.masked_fill_(self._steady, self.scales.steady).square_()[:, None]
 
     def start(self, rows: Tensor) -> None:
         """Starts new sessions, without evidence, in the given rows, ``int64 (n,)``."""
         self._slots[rows] = -1
         self._counts[rows] = 0
-        self._odds[rows] = 0.0
+        self._log_odds[rows] = 0.0
         self._set_variances()
         self._means[rows] = 0.0
         self._inverses[rows] = torch.eye(self._means.shape[1], dtype=self._means.dtype)
@@ -235,7 +235,7 @@ class OwnLevel:
         before, answers = (shows[again], clicked[again]), clicks[again]
         usual, steady = click_probabilities(logits, *before, (self.scales.offset, self.scales.steady))
         ratios = torch.where(answers, steady / usual, (1.0 - steady) / (1.0 - usual)).log_()
-        self._odds[rows] += torch.zeros_like(base).masked_scatter_(again, ratios).sum(1)
+        self._log_odds[rows] += torch.zeros_like(base).masked_scatter_(again, ratios).sum(1)
         known = self._steady
         self._set_variances()
         changed = torch.nonzero(self._steady != known)[:, 0]
@@ -383,8 +383,9 @@ class OwnLevel:
             [determined[:, 0].sum(), determined[:, 1:].sum(), offsets[1][usual].sum()],
         ]
         of_scales = torch.tensor(sums, dtype=torch.float64)
-        odds = self._odds[rows].double() - math.log(1.0 / self.scales.steady_share - 1.0)
-        return OwnMoments(of_scales[0], of_scales[1], float(torch.sigmoid(odds).sum()), len(rows))
+        against = math.log(1.0 / self.scales.steady_share - 1.0)
+        steady = float(torch.sigmoid(self._log_odds[rows].double() - against).sum())
+        return OwnMoments(of_scales[0], of_scales[1], steady, len(rows))
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all that is known of the current sessions, by name; :meth:`restore` takes it."""
@@ -407,11 +408,8 @@ class OwnLevel:
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
         offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width])
         tolerance = torch.finfo(linear.dtype).eps
-        enough = (
-            tolerance
-            if exact
-            else _CLOSE**2 / ((self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2) + _TINY)
-        )
+        spread = self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2
+        enough = tolerance if exact else _CLOSE**2 / (spread + _TINY)
         last_gain = torch.full_like(self._widths[:1], _TINY)
         for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
