@@ -382,7 +382,7 @@ def harm_command(command: Command, start: Path, harms: Sequence[str], most: int 
         command: The command.
         start: Folder with the files that it finds; scratch folders are made beside it.
         harms: Of :data:`KILLS` and :data:`FULL`.
-        most: How many events at most; None takes all that are chosen.
+        most: About how many events, at least one of each kind; None takes all that are chosen.
     """
     peaceful = _copied(start, "peaceful")
     ended = run(command, peaceful)
@@ -394,7 +394,7 @@ def harm_command(command: Command, start: Path, harms: Sequence[str], most: int 
         run(command, undisturbed, peaceful=True)
         expected.append(files_of(undisturbed))
     places = chosen(ended.events)
-    tried = places if most is None else places[:: max(len(places) // most, 1)]
+    tried = places if most is None else _some(places, most)
     outcome = Outcome(len(ended.events), len(places), len(tried))
     for place in tried:
         for harm in harms:
@@ -402,6 +402,14 @@ def harm_command(command: Command, start: Path, harms: Sequence[str], most: int 
                 outcome.harms[harm] += 1
                 _harm_once(command, start, place, harm, expected, outcome)
     return outcome
+
+
+def _some(places: Sequence[Place], most: int) -> list[Place]:
+    kinds: dict[str, list[Place]] = {}
+    for place in places:
+        kinds.setdefault(place[0], []).append(place)
+    step = max(len(places) // most, 1)
+    return [place for group in kinds.values() for place in group[::step]]
 
 
 def _need_end(ended: Ended) -> None:
@@ -505,7 +513,9 @@ def row(name: str, outcome: Outcome) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", action="append", choices=COMMANDS, help="all by default")
-    parser.add_argument("--most", type=int, help="events of each command, instead of all that are chosen")
+    parser.add_argument(
+        "--most", type=int, help="about how many events of each command, instead of all that are chosen"
+    )
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     rows, faults = [], []
