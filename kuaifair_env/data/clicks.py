@@ -92,7 +92,7 @@ def kuairec_clicks(
         DataError: If it is none.
     """
     chosen = {WATCH_RATIO: 1.0} if positive is None else positive
-    if isinstance(chosen, str) or set(chosen) != {WATCH_RATIO}:
+    if not isinstance(chosen, Mapping) or set(chosen) != {WATCH_RATIO}:
         raise DataError(f"a click of KuaiRec is positive={{'watch_ratio': threshold}}, got {positive!r}")
     threshold = _number("the threshold of positive={'watch_ratio': ...}", chosen[WATCH_RATIO])
     if feedback not in get_args(FeedbackKind):
@@ -123,8 +123,7 @@ def kuairand_clicks(
     if feedback != "click" or clip is not None:
         raise DataError("feedback='watch_ratio' and clip are settings of KuaiRec; KuaiRand takes weights of columns")
     chosen = {positive: 1.0} if isinstance(positive, str) else {"is_click": 1.0} if positive is None else positive
-    unknown = sorted(set(chosen) - set(get_args(Behaviour)))
-    if unknown or not chosen:
+    if not isinstance(chosen, Mapping) or not chosen or set(chosen) - set(get_args(Behaviour)):
         raise DataError(
             f"a click of KuaiRand is a column or weights of several, of {', '.join(get_args(Behaviour))}; "
             f"got {positive!r}"

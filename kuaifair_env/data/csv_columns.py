@@ -32,7 +32,7 @@ class Column:
 
     Attributes:
         name: Name in the header.
-        kind: ``"integer"``, ``"number"`` (finite) or ``"text"``.
+        kind: ``"integer"``, ``"number"`` (finite), ``"code"`` (a whole number, read as a float) or ``"text"``.
         missing_ok: Whether cells may be empty; never for integers.
         low: Smallest value.
         high: Largest value.
@@ -40,7 +40,7 @@ class Column:
     """
 
     name: str
-    kind: Literal["integer", "number", "text"] = "number"
+    kind: Literal["integer", "number", "code", "text"] = "number"
     missing_ok: bool = False
     low: float = -math.inf
     high: float = math.inf
@@ -58,8 +58,10 @@ class Column:
             value = float(cell)
         except ValueError:
             return f"{cell!r} is not a number"
-        if not math.isfinite(value) or (self.kind == "integer" and abs(value) > _LARGEST_INTEGER):
+        if not math.isfinite(value) or (self.kind != "number" and abs(value) > _LARGEST_INTEGER):
             return f"{cell!r} is too large or not finite"
+        if self.kind == "code" and not value.is_integer():
+            return f"{cell!r} is not a code, which is a whole number"
         if not self.low <= value <= self.high:
             return f"{cell} is out of range; {self.meaning or f'it must lie in {self.low:g}..{self.high:g}'}"
         return None
@@ -68,10 +70,12 @@ class Column:
         """Returns whether any value of a parsed chunk breaks the rules."""
         if self.kind == "text":
             return not self.missing_ok and bool(pd.isna(values).any())
-        if self.kind == "number":
+        if self.kind in ("number", "code"):
             if bool(np.isinf(values).any()) or (not self.missing_ok and bool(np.isnan(values).any())):
                 return True
             values = values[~np.isnan(values)] if self.missing_ok else values
+            if self.kind == "code" and not bool(((values % 1 == 0) & (np.abs(values) <= _LARGEST_INTEGER)).all()):
+                return True
         return len(values) > 0 and not (self.low <= values.min() and values.max() <= self.high)
 
 
@@ -196,7 +200,7 @@ class _Tally(io.BufferedIOBase):
 
 
 def _chunks(stream: io.BufferedIOBase, columns: Sequence[Column], chunk_rows: int) -> Iterator[pd.DataFrame]:
-    kinds = {"integer": "int64", "number": "float64", "text": "object"}
+    kinds = {"integer": "int64", "number": "float64", "code": "float64", "text": "object"}
     return cast(
         "Iterator[pd.DataFrame]",
         pd.read_csv(

@@ -372,7 +372,7 @@ def _read_items(
 ) -> tuple[Catalogue, dict[str, Any]]:
     columns = [
         *(Column(number, missing_ok=True, low=0) for number in _BASIC_NUMBERS),
-        *(Column(code, missing_ok=True) for code in _BASIC_CODES),
+        *(Column(code, "code", missing_ok=True) for code in _BASIC_CODES),
         *(Column(text, "text", missing_ok=True) for text in (*_BASIC_TEXTS, "tag")),
     ]
     table = _read_videos(files, [version.basic], columns, wanted).table

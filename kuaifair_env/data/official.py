@@ -41,7 +41,7 @@ def read_users(files: SourceFiles, name: str) -> Users:
         Column("user_id", "integer", low=0),
         Column("user_active_degree", "text", missing_ok=True),
         *(Column(number, missing_ok=True) for number in USER_NUMBERS),
-        *(Column(category, missing_ok=True) for category in USER_CATEGORIES),
+        *(Column(category, "code", missing_ok=True) for category in USER_CATEGORIES),
     ]
     table = read_columns(files, name, columns)
     ids = table.pop("user_id")

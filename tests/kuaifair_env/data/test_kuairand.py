@@ -116,6 +116,8 @@ BAD = [
     ("video_features_statistic_pure.csv", "show_user_num", "many", "not a number"),
     ("video_features_statistic_pure.csv", "video_id", "77", "id 77 is not in video_features_basic_pure.csv"),
     ("user_features_pure.csv", "fans_user_num", "x", "not a number"),
+    ("user_features_pure.csv", "onehot_feat1", "1.5", "not a code"),
+    ("user_features_pure.csv", "onehot_feat1", "1e300", "too large"),
 ]
 
 
