@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -79,21 +79,24 @@ def build_belief_quota(context: BuildContext) -> Any:
     return BeliefQuota(context.worlds.scorer, seed=context.seed)
 
 
+def _candidates(context: BuildContext) -> Any:
+    """Returns the purifier that DSRM-HRL starts from: its click scorer, which goes by item features, and its scales."""
+    from dsrm.pretraining import PretrainConfig, pretrain
+
+    return pretrain(context.worlds.train, PretrainConfig(mode="candidates"))
+
+
 def build_belief_quota_of_features(context: BuildContext) -> Any:
     """Builds the control that does what DSRM-HRL does before it is trained."""
-    from dsrm.pretraining import PretrainConfig, pretrain
     from hrl_policies.belief_controls import BeliefQuota
 
-    start = cast(Any, pretrain(context.worlds.train, PretrainConfig(mode="candidates")))
+    start = _candidates(context)
     return BeliefQuota(start.scorer, seed=context.seed, scales=start.scales)
 
 
 def build_session_quota_of_features(context: BuildContext) -> Any:
     """Builds the control that knows of items what DSRM-HRL knows before it serves, and counts clicks and skips."""
-    from dsrm.pretraining import PretrainConfig, pretrain
-
-    start = cast(Any, pretrain(context.worlds.train, PretrainConfig(mode="candidates")))
-    return _controls().SessionQuota(start.scorer)
+    return _controls().SessionQuota(_candidates(context).scorer)
 
 
 def build_item_quota(context: BuildContext) -> Any:
