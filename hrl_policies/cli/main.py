@@ -75,6 +75,7 @@ app = typer.Typer(
     "is wrong; 130 interrupted, by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 for command in (train, evaluate, ope, show, serve, pretrain, probe, encode, tune):
     app.command()(command)

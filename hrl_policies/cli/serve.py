@@ -100,7 +100,13 @@ def serve(
     Example: kuaifair serve runs/a2c-11 runs/a2c-12 runs/a2c-13
     """
     from hrl_policies.study import run_folder, single_threaded
-    from hrl_policies.study.serving import ServingPlan, need_service_folder, serve_in_orders, write_serving
+    from hrl_policies.study.serving import (
+        ServingPlan,
+        need_control,
+        need_service_folder,
+        serve_in_orders,
+        write_serving,
+    )
     from hrl_policies.zoo import method
     from kuaifair_env.evaluation import DEFAULT_SEED
 
@@ -125,6 +131,8 @@ def serve(
     elif env is None and not trust:
         raise ValueError(f"{agents[0]} is no run folder; a control of that name needs --env (see `kuaifair envs`)")
     else:
+        if env is not None and not trust:
+            need_control(agents[0], env)
         file = Path(agents[0]) if trust else None
         acts_as = method_name if trust else agents[0]
         configs = [planned(acts_as, env, tables, _given(given), _given(world), env_settings, purifier)]

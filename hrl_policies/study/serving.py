@@ -82,17 +82,26 @@ def trusted_agent(
     return build
 
 
+def need_control(name: str, env: str) -> None:
+    """Checks that a method needs no training.
+
+    Raises:
+        ValueError: If it has to be trained, with the command that does, or is not known.
+    """
+    if method(name).learns:
+        raise ValueError(
+            f"{name} has to be trained before it serves: kuaifair train --method {name} --env {env}, then give the run "
+            "folder"
+        )
+
+
 def untrained_agent(config: RunConfig, worlds: WorldPair, n_envs: int) -> Build:
     """Returns what builds a control, which needs no training.
 
     Raises:
         ValueError: If the method has to be trained.
     """
-    if method(config.method).learns:
-        raise ValueError(
-            f"{config.method} has to be trained before it serves: kuaifair train --method {config.method} --env "
-            f"{config.world}, then give the run folder"
-        )
+    need_control(config.method, config.world)
 
     def build() -> tuple[Any, VecEnv]:
         return build_policy(config, worlds), purified_sessions(worlds.test, config.session, n_envs, 0, None)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hrl_policies.common.yaml_files import validated
+from hrl_policies.worlds import cached_purifier
 from hrl_policies.zoo.registry import BuildContext, Builder, MethodSpec, add_method
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def build_belief_quota(context: BuildContext) -> Any:
 
 def _candidates(context: BuildContext) -> Any:
     """Returns the purifier that DSRM-HRL starts from: its click scorer, which goes by item features, and its scales."""
-    from dsrm.pretraining import PretrainConfig, pretrain
+    from dsrm.purifier import load_purifier
 
-    return pretrain(context.worlds.train, PretrainConfig(mode="candidates"))
+    return load_purifier(cached_purifier(context.worlds.train, "candidates"))
 
 
 def build_belief_quota_of_features(context: BuildContext) -> Any:

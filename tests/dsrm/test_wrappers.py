@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -366,3 +367,22 @@ def test_the_session_clock_follows_the_purified_state(config):
         np.testing.assert_array_equal(clocked_states[:, :-1], states)
         np.testing.assert_allclose(clocked_states[:, -1], step / 4)
         states, clocked_states = state_of(plain.step(choice)[0]), state_of(env.step(choice)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_purified_environments_in_other_processes_play_what_this_process_plays(saved, method):
+    spec = DSRMObservationWrapper(gym.make("KuaiFair-Toy-v0", max_len=5), str(saved)).spec
+    makers = [partial(gym.make, spec)] * 2
+    here, there = DummyVecEnv(makers), SubprocVecEnv(makers, start_method=method)
+    try:
+        for env in (here, there):
+            env.seed(3)
+        np.testing.assert_array_equal(here.reset(), there.reset())
+        for action in np.random.default_rng(5).uniform(-1, 1, (12, 2, *here.action_space.shape)).astype(np.float32):
+            (state, reward, done, _), (other, *rest, _) = here.step(action), there.step(action)
+            np.testing.assert_array_equal(state, other)
+            np.testing.assert_allclose(reward, rest[0], rtol=1e-6)
+            np.testing.assert_array_equal(done, rest[1])
+    finally:
+        there.close()

@@ -293,6 +293,7 @@ def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path
     ("arguments", "words"),
     [
         (["a2c", *TOY], "has to be trained before it serves: kuaifair train --method a2c"),
+        (["dsrm-hrl", *TOY], "has to be trained before it serves: kuaifair train --method dsrm-hrl"),
         (["session-quota"], "session-quota is no run folder; a control of that name needs --env"),
         (["nobody", *TOY], "no method is called 'nobody'"),
         (["run", *TOY], "leave those options out"),

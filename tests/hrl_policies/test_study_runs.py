@@ -321,9 +321,9 @@ def benchmark(name):
 @pytest.mark.slow
 def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path):
     kills = benchmark("study_kills")
-    plan = kills.write_plan(tmp_path, learners=4, seeds=1, max_lens=(30,))
+    plan = kills.write_plan(tmp_path, learners=2, seeds=1, max_lens=(10,))
     report = kills.compare(plan, tmp_path, kills=2, rng=np.random.default_rng(0), workers=1)
-    assert report.runs == 4 + len(controls()) and report.kills == 2
+    assert report.runs == 2 + len(controls()) and report.kills == 2
     assert report.different == () and report.leftovers == ()
 
 

@@ -38,6 +38,7 @@ from hrl_policies.zoo import (
     search_space,
 )
 from kuaifair_env.batch import SessionConfig
+from kuaifair_env.data.cache import cache_dir
 from kuaifair_env.errors import ArtifactError
 from kuaifair_env.observations import state_of
 from kuaifair_env.randomisation import Randomisation
@@ -162,12 +163,22 @@ def test_a2c_with_fairness_earns_less_for_unfair_slates_and_is_evaluated_by_clic
 
 
 @pytest.mark.parametrize("name", controls())
+@pytest.mark.usefixtures("own_cache")
 def test_controls_are_evaluated_on_every_test_user(name):
     pair = small_pair()
     result = train(plan_run(name, "small"), pair)
     np.testing.assert_array_equal(result.evaluation.sessions.user_ids, pair.test.user_ids)
     assert result.policy.privileged == method(name).privileged
     assert result.curve == []
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_controls_with_dsrm_hrl_s_view_of_items_fit_it_once():
+    found = []
+    for name in ("session-quota-features", "belief-quota-features"):
+        train(plan_run(name, "small"), small_pair())
+        found.append([(path.name, path.stat().st_mtime_ns) for path in (cache_dir() / "purifiers").iterdir()])
+    assert len(found[0]) == 1 and found[0] == found[1]
 
 
 def built(name):

@@ -513,7 +513,7 @@ def test_subprocesses_play_what_this_process_plays(method):
     here = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3)
     start = {"start_method": method}
     there = make_vec_env(f"kuaifair_env:{TOY}", 2, seed=3, vec_env_cls=SubprocVecEnv, vec_env_kwargs=start)
-    vector = gym.make_vec(TOY, num_envs=2, vectorization_mode="async")
+    vector = gym.make_vec(TOY, num_envs=2, vectorization_mode="async", vector_kwargs={"context": method})
     try:
         first = here.reset()
         np.testing.assert_array_equal(first, there.reset())
