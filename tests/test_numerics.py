@@ -92,6 +92,7 @@ def test_one_thread_and_two_agree(usual, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_two_kernels_of_linear_algebra_agree(tmp_path):
     found = []
     for name, settings in KERNELS.items():

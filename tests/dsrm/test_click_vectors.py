@@ -166,6 +166,7 @@ def windows_of_one_tag(count=3):
     return HistoryWindow(items.astype(np.int32), np.ones(items.shape, np.bool_))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_other_items_of_the_clicked_tag_come_first(learned, mode):
     window, tags = windows_of_one_tag(), TEST.data.items.tags[24:]
@@ -182,6 +183,7 @@ def test_other_items_of_the_clicked_tag_come_first(learned, mode):
         assert np.mean(ahead) > 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_states_point_to_the_clicked_tag(learned, mode):
     window, tags = windows_of_one_tag(), TEST.data.items.tags
@@ -194,6 +196,7 @@ def test_states_point_to_the_clicked_tag(learned, mode):
     assert np.mean(right) >= 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_state_has_the_size_of_an_observed_one_and_nothing_clicked_is_the_zero_state(learned, mode):
     purifier = learned[mode][0]
@@ -211,8 +214,8 @@ def test_a_state_has_the_size_of_an_observed_one_and_nothing_clicked_is_the_zero
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_state_depends_on_its_row_alone_and_not_on_skips_or_places(learned, mode):
-    purifier = learned[mode][0]
+def test_a_state_depends_on_its_row_alone_and_not_on_skips_or_places(mode):
+    purifier = ClickVectorPurifier.fit(TRAIN, dataclasses.replace(CONFIGS[mode], steps=3))
     purifier.bind(TEST)
     window = TEST.initial_history.take(TEST.users[:40])
     states = observed_states(TEST, window)

@@ -431,6 +431,7 @@ def test_the_training_world_and_unknown_windows_are_refused(probes):
         probe(probes, {"mine": probes.states})
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_drawn_and_do_not_change_from_run_to_run(probes, tmp_path):
     few = probe_set(TEST, max_users=40)
     states = purified_states(few, TEST, {"identity": IdentityPurifier()})

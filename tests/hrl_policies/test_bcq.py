@@ -83,6 +83,7 @@ def queries(count: int = 2_000, dimension: int = 16, length: float = 1.0) -> Log
     return LoggedTransitions(states, actions, np.zeros(count, np.float32), states, ends, ~ends, wide, box)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_action_model_tells_queries_apart_though_their_components_are_small(seed):
     """Queries have length 1. A model that decodes their mean errs by all of their variance, and draws do not differ."""

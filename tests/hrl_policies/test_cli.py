@@ -386,6 +386,7 @@ def test_encode_says_how_far_it_came(kuaifair, tmp_path):
     assert "validation loss" in out and (tmp_path / "e.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds")
 def test_the_demo_shows_agents_beside_controls_and_says_what_that_means(kuaifair, tmp_path, monkeypatch):
     import hrl_policies.cli.demo as demo

@@ -104,6 +104,7 @@ def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm, seeds):
         assert np.mean(last) < -0.05
 
 
+@pytest.mark.slow
 def test_an_agent_that_gained_keeps_its_gain():
     measured, elsewhere = [], []
     for seed in range(3):

@@ -65,6 +65,11 @@ def learnt() -> MOFIR:
     return model.learn(6_000)
 
 
+@pytest.fixture(scope="module")
+def brief() -> MOFIR:
+    return agent().learn(160)
+
+
 def randomness():
     slates = replace(NEVER, action_mode="slate")
     return evaluate(RandomSlates(seed=0), sessions(24, slates, 1))
@@ -73,6 +78,7 @@ def randomness():
 # Learning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_its_area(learnt):
     front = preference_front(learnt, sessions(24, seed=1))
     clicks, tail = ([getattr(point, name) for point in front] for name in ("clicks", "tail_share"))
@@ -89,6 +95,7 @@ def test_preferences_reach_the_ends_of_a_known_front_and_beat_random_slates_on_i
         assert point.clicks <= 0.9 - 0.3 * point.tail_share + 0.04
 
 
+@pytest.mark.slow
 def test_balanced_preferences_show_good_items_of_the_long_tail(learnt):
     """Half for half, .6 clicks and all of the tail are worth .8, and popular items alone .45."""
     env = sessions(24, seed=1)
@@ -98,6 +105,7 @@ def test_balanced_preferences_show_good_items_of_the_long_tail(learnt):
     assert (KIND[env.batch.outcome.items] == 1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_default_preference_is_the_best_of_the_training_world(learnt):
     front = preference_front(learnt, sessions(24, seed=1), preference_grid(3), users=PAIR.train.user_ids)
     best = max(front, key=lambda point: point.cumulative_reward)
@@ -221,20 +229,20 @@ def test_learning_rates_of_actor_and_critic_are_their_own():
 # Stable-Baselines3 ----------------------------------------------------------------------------------------------
 
 
-def test_saving_keeps_networks_optimisers_and_the_default_preference(learnt, tmp_path):
-    learnt.save(tmp_path / "model.zip")
+def test_saving_keeps_networks_optimisers_and_the_default_preference(brief, tmp_path):
+    brief.save(tmp_path / "model.zip")
     alone = MOFIR.load(tmp_path / "model.zip", device="cpu")
-    assert alone.preference == learnt.preference
+    assert alone.preference == brief.preference
     seen = sessions(12, seed=5).reset()
     for preference in (None, (0.2, 0.8), np.random.default_rng(0).dirichlet((1, 1), 12)):
         np.testing.assert_array_equal(
-            alone.predict(seen, preference=preference)[0], learnt.predict(seen, preference=preference)[0]
+            alone.predict(seen, preference=preference)[0], brief.predict(seen, preference=preference)[0]
         )
     again = MOFIR.load(tmp_path / "model.zip", env=sessions(16), device="cpu")
-    state, other = learnt.critic.optimizer.state_dict()["state"], again.critic.optimizer.state_dict()["state"]
+    state, other = brief.critic.optimizer.state_dict()["state"], again.critic.optimizer.state_dict()["state"]
     assert all(torch.equal(state[key]["exp_avg"], other[key]["exp_avg"]) for key in state)
     again.learn(1024, reset_num_timesteps=False)
-    assert again.num_timesteps == learnt.num_timesteps + 1024
+    assert again.num_timesteps == brief.num_timesteps + 1024
 
 
 def test_a_model_that_was_saved_and_trains_on_draws_other_preferences_than_at_its_start(tmp_path):
@@ -274,15 +282,15 @@ def test_every_form_of_sessions_will_do(make, tmp_path):
         env.step(model.predict(observation)[0])
 
 
-def test_single_observations_and_batches_are_answered_alike(learnt):
+def test_single_observations_and_batches_are_answered_alike(brief):
     seen = sessions(5, seed=7).reset()
     weights = np.asarray([[1, 0], [0, 1], [1, 1], [3, 1], [1, 3]], float)
-    batch, _ = learnt.predict(seen, preference=weights)
+    batch, _ = brief.predict(seen, preference=weights)
     for row in range(5):
-        alone, _ = learnt.predict(seen[row], preference=weights[row])
+        alone, _ = brief.predict(seen[row], preference=weights[row])
         np.testing.assert_allclose(alone, batch[row], atol=1e-6)
     with pytest.raises(ValueError, match="5 observations need as many preferences or one, got 2"):
-        learnt.predict(seen, preference=weights[:2])
+        brief.predict(seen, preference=weights[:2])
 
 
 @pytest.mark.parametrize("preference", [(1,), (1, 2, 3), (0, 0), (-1, 2), (np.nan, 1), 0.5])
@@ -336,8 +344,8 @@ def test_a_grid_goes_from_clicks_alone_to_fairness_alone():
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_a_front_is_drawn_the_same_every_time(learnt, tmp_path, ending):
-    front = preference_front(learnt, sessions(24, seed=1), [(1, 0), (0.5, 0.5)])
+def test_a_front_is_drawn_the_same_every_time(brief, tmp_path, ending):
+    front = preference_front(brief, sessions(24, seed=1), [(1, 0), (0.5, 0.5)])
     for name in ("a", "b"):
         draw_preference_front(tmp_path / f"{name}.{ending}", front, [("Random", 0.42, 0.8)], title="small world")
     drawn = (tmp_path / f"a.{ending}").read_bytes()
@@ -345,7 +353,7 @@ def test_a_front_is_drawn_the_same_every_time(learnt, tmp_path, ending):
     assert drawn.startswith(b"\x89PNG") if ending == "png" else b"<svg" in drawn
 
 
-def test_drawings_that_make_no_sense_are_refused(learnt, tmp_path):
+def test_drawings_that_make_no_sense_are_refused(brief, tmp_path):
     with pytest.raises(ValueError, match="no preferences to draw"):
         draw_preference_front(tmp_path / "a.png", [])
     point = FrontPoint((1.0, 0.0), 0.5, 0.5, 5.0, randomness())

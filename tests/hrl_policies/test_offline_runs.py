@@ -113,6 +113,7 @@ def test_a_resumed_run_starts_from_the_parameters_it_was_left_with(tmp_path, mon
     assert torch.equal(moments, model.policy.critic_optimizer.state_dict()["state"][0]["exp_avg"])
 
 
+@pytest.mark.slow
 def test_methods_that_play_no_training_sessions_run_beside_others_and_are_tabulated_drawn_and_reported(
     tmp_path, monkeypatch
 ):

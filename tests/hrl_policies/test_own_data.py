@@ -96,6 +96,7 @@ def test_a_file_that_describes_ones_own_data_may_ask_for_a_replay(shop_files, ca
     assert command(*run, "--slate-size", 12, "--env-kwargs", "min_candidates=12", "--output", folder / "other") == 0
 
 
+@pytest.mark.slow
 def test_a_study_names_worlds_of_ones_own_and_its_workers_know_them(shop_files):
     folder, _ = shop_files
     (folder / "study.yml").write_text(

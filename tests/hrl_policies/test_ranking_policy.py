@@ -518,6 +518,7 @@ def test_nothing_is_inferred_where_the_bound_is_known():
     assert COUNT_FEATURES == ("allowed", "risk")
 
 
+@pytest.mark.slow
 def test_a_manager_learns_what_users_do_not_tolerate():
     """The best items are popular, and users leave early who are shown nothing else."""
     appeal = np.where(POPULAR, 0.7, 0.5)

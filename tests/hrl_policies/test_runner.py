@@ -153,6 +153,7 @@ def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
         load_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_agents_learn_what_pays():
     """One item in two is always liked: an agent that learns leaves chance (.5) far behind."""
     from kuaifair_env.embeddings import item_embeddings

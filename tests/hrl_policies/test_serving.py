@@ -254,6 +254,7 @@ def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_pa
     assert code == 0 and "out.json is what out holds" in out, err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds", "undrawn")
 def test_a_trained_agent_goes_on_learning_unless_it_is_frozen(kuaifair, tmp_path):
     train = ["train", "-m", "a2c", *TOY, "--steps", "64", "--n-envs", "8", "-o", "run", "--no-progress"]

@@ -327,9 +327,8 @@ def test_a_study_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_p
     assert report.different == () and report.leftovers == ()
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("data fetch", 4), pytest.param("train, stopped by Ctrl-C", 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most"), [("data fetch", 4), ("train, stopped by Ctrl-C", 2)])
 def test_a_command_harmed_at_its_writes_and_given_again_leaves_the_same_files(tmp_path, name, most):
     faults = benchmark("faults")
     with faults.mirror() as address:

@@ -98,6 +98,7 @@ def test_noise_has_no_mean_and_every_length_up_to_the_largest():
         QueryNoise(D, -1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [TD3, DDPG])
 def test_they_learn_within_stable_baselines3_what_pays(algorithm, tmp_path):
     """The best slates hold popular items alone, which are clicked in 9 cases of 10; random ones earn .42."""
