@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class TableResponse:
         return {"kind": "table"}
 
 
+@cache
 def small_data(
     n_users: int = 40, n_items: int = 50, rows_per_user: int = 60, n_tags: int = 5, seed: int = 0
 ) -> InteractionData:
@@ -91,8 +93,14 @@ def small_world(
         data=data,
         n_items=count,
         groups=popularity_groups(data.train.exposures(n_items)[:count], data.items.ids[:count]),
-        embeddings=item_embeddings(data.train, n_users, data.items, dimension),
+        embeddings=_embeddings(n_users, n_items, seed, dimension).copy(),
         response=TableResponse(np.broadcast_to(table, (n_users, n_items))),
         users=np.arange(n_users),
         initial_history=initial_history(data.train, n_users, history_length),
     )
+
+
+@cache
+def _embeddings(n_users: int, n_items: int, seed: int, dimension: int) -> Any:
+    data = small_data(n_users, n_items, seed=seed)
+    return item_embeddings(data.train, n_users, data.items, dimension)
