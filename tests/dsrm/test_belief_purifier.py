@@ -461,6 +461,7 @@ def test_beliefs_judge_items_by_their_features_too():
         PretrainConfig(mode="profile", item_quality="features")
 
 
+@pytest.mark.slow
 def test_candidates_judge_items_by_features_that_explain_the_log():
     appeal = np.random.default_rng(0).uniform(0.05, 0.95, 250)
     world = logged_pair(np.tile(appeal, (40, 1)), rows_per_user=200).train

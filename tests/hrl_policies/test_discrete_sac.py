@@ -177,9 +177,8 @@ def test_scores_of_some_items_are_those_among_all(head):
 # Slates ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("head", "steps"), [pytest.param("embedding", 6_000, marks=pytest.mark.slow), ("linear", 3_000)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "steps"), [("embedding", 6_000), ("linear", 3_000)])
 def test_what_pays_is_learnt_and_random_slates_are_left_behind(head, steps):
     """The best slates of the world, and no others, hold odd items alone; random ones earn half of that."""
     model = agent(

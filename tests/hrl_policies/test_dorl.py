@@ -77,6 +77,7 @@ def everything(response, world):
 # World model ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_world_model_finds_the_click_probabilities_behind_a_log():
     """A user's level and two kinds of items, which users like in opposite ways: 4 probabilities for 60 x 30 pairs."""
     liked = (np.arange(60)[:, None] + np.arange(30)) % 2

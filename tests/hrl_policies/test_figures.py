@@ -177,6 +177,7 @@ def test_where_there_is_nothing_to_draw_nothing_is_written(runs, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_worlds_add_counts_and_states(runs, tmp_path):
     purified = next(run for run in runs if run.config.purifier is not None)
     written = draw_study(tmp_path, [purified], ("png",), worlds=[pairs()[LIKE_THE_PAPERS]])

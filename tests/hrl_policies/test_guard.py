@@ -194,6 +194,7 @@ def test_small_trainings_have_small_guards():
         guard_of_run({"n_session": 3}, TRAIN, SLATES, randomisation=None, purifier=PURIFIER, seed=11, total_steps=100)
 
 
+@pytest.mark.slow
 def test_training_that_stops_early_decides_nothing_and_goes_on_from_a_file(tmp_path):
     model, callback = ranking(), guard(n_evaluations=4)
     model.learn(256, callback=[StopAfter(16), callback])
@@ -273,6 +274,7 @@ def test_a_run_of_the_method_says_which_parameters_it_kept(tmp_path, purifier):
     assert (tmp_path / "unguarded/belief.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_ends_in_the_same_bytes_each_time(tmp_path, purifier):
     config = run_of(purifier)
     pair = interrupted_pair(at=40)

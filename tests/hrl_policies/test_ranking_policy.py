@@ -414,6 +414,7 @@ def test_a_loaded_agent_acts_as_the_saved_one_bit_by_bit(tmp_path):
     assert torch.equal(one.manager_log_probs, two.manager_log_probs) and torch.equal(one.values, two.values)
 
 
+@pytest.mark.slow
 def test_a_service_that_was_stopped_goes_on_with_the_same_numbers(tmp_path):
     whole = serve(agent(n=10), sessions(), sessions=60, evaluate_others=False)
 

@@ -78,7 +78,7 @@ def interrupted_at(call: int, function: Any) -> Any:
     return interrupted
 
 
-SLOW = ("dnair", "sac4ir")
+SLOW = ("dnair", "mofir", "sac4ir")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,7 @@ SERVE = ["--sessions", "40", "--n-envs", "4", "--no-progress"]
 TOY = ["--env", "KuaiFair-Toy-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds", "undrawn")
 def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifair, tmp_path):
     save_purifier(BeliefPurifier.closed_form(small_pair().train), "prior.safetensors")

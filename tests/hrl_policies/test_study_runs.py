@@ -116,6 +116,7 @@ def test_a_study_leaves_runs_logs_and_records(finished):
     assert sorted(methods) == ["a2c", "a2c", "quota-greedy", "random"]
 
 
+@pytest.mark.slow
 def test_what_is_made_of_a_studys_runs_is_the_same_every_time(copied, finished, monkeypatch):
     _, result, _ = finished
     paths = write_outputs(copied, result.records, result.reasons, COMMAND)

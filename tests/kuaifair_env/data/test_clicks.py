@@ -134,6 +134,7 @@ def test_a_layout_has_only_the_feedback_that_it_logs():
         twin_config("KuaiRec", clicks=kuairand_clicks())
 
 
+@pytest.mark.slow
 def test_files_of_a_twin_hold_every_choice(toy, panel, tmp_path):
     folder = write_official(toy, tmp_path)
     twin = generate_twin(replace(TOY, clicks=kuairand_clicks(SEVERAL)))
