@@ -15,7 +15,7 @@ from dsrm.diffusion import Denoiser, DenoiserConfig, NoiseSchedule
 from dsrm.model import DenoiserPurifier, TrainedDenoiser
 from dsrm.purifier import BasePurifier, WorldKey, WorldPurifier, observed_bound, state_space
 from kuaifair_env import seeding
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.files import Tensors, parse_as, take_tensors
 from kuaifair_env.observations import StateObserver
@@ -73,7 +73,7 @@ class NoisePurifier(BasePurifier):
 
     def __init__(self, scale: float, seed: int = 0) -> None:
         need_number("[0, inf)", scale=scale)
-        need_whole(0, seed=seed)
+        need_seed(seed)
         self._scale = float(scale)
         self._seed = int(seed)
 

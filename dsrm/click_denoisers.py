@@ -16,7 +16,7 @@ from torch.nn import functional
 from dsrm.encoder import window_tensors
 from dsrm.purifier import WorldKey, WorldPurifier
 from dsrm.targets import logged_users, sample_windows
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.errors import DataError, MismatchError
 from kuaifair_env.files import Tensors, parse_as
@@ -62,7 +62,7 @@ class ClickModelConfig:
         if self.loss not in DENOISING_LOSSES:
             raise ValueError(f"loss must be one of {DENOISING_LOSSES}, got {self.loss!r}")
         need_whole(1, dimension=self.dimension, steps=self.steps, batch_size=self.batch_size)
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         need_number("(0, inf)", learning_rate=self.learning_rate)
         need_number("[0, 1)", drop_rate=self.drop_rate)
 

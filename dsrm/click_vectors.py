@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsrm.diffusion import level_sinusoids
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed, need_whole
 from kuaifair_env.data.schema import FloatArray
 
 _TIME_SIZE = 10
@@ -43,7 +43,7 @@ class ClickVectorConfig:
 
     def __post_init__(self) -> None:
         need_whole(1, top=self.top, hidden=self.hidden, steps=self.steps, batch_size=self.batch_size)
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         need_number("(0, inf)", learning_rate=self.learning_rate)
 
 

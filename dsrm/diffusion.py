@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kuaifair_env import seeding
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed, need_whole
 from kuaifair_env.data.schema import FloatArray
 
 ScheduleKind = Literal["linear", "cosine", "vp"]
@@ -285,7 +285,7 @@ class SamplerConfig:
         if self.spacing not in get_args(Spacing):
             raise ValueError(f"spacing must be one of {get_args(Spacing)}, got {self.spacing!r}")
         need_whole(1, steps=self.steps, samples=self.samples)
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         if self.level is not None:
             need_whole(1, level=self.level)
         need_number("[0, 1]", eta=self.eta)

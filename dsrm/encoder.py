@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsrm.training import show_round
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed, need_whole
 from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.embeddings import item_embeddings, separated
 from kuaifair_env.errors import DataError, MismatchError
@@ -69,7 +69,7 @@ class EncoderConfig:
             raise ValueError(f"an encoder is one of {get_args(EncoderKind)}, got {self.kind!r}")
         need_whole(1, dimension=self.dimension, negatives=self.negatives, steps=self.steps, batch_size=self.batch_size)
         need_whole(1, check_every=self.check_every, patience=self.patience)
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         need_number("(0, inf)", temperature=self.temperature, learning_rate=self.learning_rate)
         if self.dimension % _HEADS and self.kind == "transformer":
             raise ValueError(f"a transformer's dimension is a multiple of {_HEADS}, got {self.dimension}")

@@ -19,7 +19,7 @@ from dsrm.preference_networks import DiffusionPreference, RegressionPreference, 
 from dsrm.preference_sessions import PreferenceSessions, whitened
 from dsrm.preference_student import distil_preference
 from dsrm.training import TrainingConfig, regression_objective, top_heavy_objective, train_denoiser
-from kuaifair_env.checks import need_whole
+from kuaifair_env.checks import need_seed, need_whole
 
 PreferenceKind = Literal["diffusion", "gaussian", "mixture", "regression"]
 
@@ -53,7 +53,7 @@ class PreferenceConfig:
     student: DistillationConfig
 
     def __post_init__(self) -> None:
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         need_whole(1, levels=self.levels, width=self.width, blocks=self.blocks)
 
 

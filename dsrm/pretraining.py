@@ -74,7 +74,7 @@ from dsrm.training import (
     top_heavy_objective,
     train_denoiser,
 )
-from kuaifair_env.checks import need_number, need_whole
+from kuaifair_env.checks import need_number, need_seed, need_whole
 from kuaifair_env.data.schema import FloatArray
 from kuaifair_env.observations import observed_states
 from kuaifair_env.response.base import HistoryWindow
@@ -168,7 +168,7 @@ class PretrainConfig:
             raise ValueError(f"item_quality must be one of {get_args(ItemQuality)} or None, got {self.item_quality!r}")
         if self.item_quality == "features" and self.mode not in BELIEF_MODES:
             raise ValueError(f"item_quality is for beliefs ({', '.join(BELIEF_MODES)}); {self.mode} estimates no items")
-        need_whole(0, seed=self.seed)
+        need_seed(self.seed)
         for name in ("width", "blocks"):
             if getattr(self, name) is not None:
                 need_whole(1, **{name: getattr(self, name)})

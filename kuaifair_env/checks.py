@@ -17,6 +17,17 @@ def need_whole(least: int, /, **numbers: Any) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
 
 
+def need_seed(seed: Any) -> None:
+    """Checks that a seed is one that NumPy, torch and Stable-Baselines3 all take: 0 to 2^32 - 1.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    need_whole(0, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be at most 4294967295 (2^32 - 1), got {seed}")
+
+
 def need_number(interval: str, /, **numbers: Any) -> None:
     """Checks that settings, by name, lie in an interval; NaN lies in none, infinity in none that is open there.
 

@@ -369,6 +369,9 @@ def whole(source: str | Path, title: str, remedy: str) -> Iterator[None]:
         ArtifactError: Instead of any error of a library beneath.
     """
     try:
+        path = Path(source)
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
+            raise ArtifactError(f"{source} is not a file, and no {title}; {remedy}")
         yield
     except ArtifactError:
         raise

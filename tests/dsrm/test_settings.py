@@ -64,6 +64,13 @@ def test_a_number_that_makes_no_sense_is_refused_by_name(cls, name, kind):
             cls(**REQUIRED.get(cls, {}) | {name: number})
 
 
+@pytest.mark.parametrize("cls", sorted({cls for cls, name, _ in numerical() if name == "seed"}, key=str))
+def test_a_seed_that_no_library_takes_is_refused_before_the_work(cls):
+    assert cls(**REQUIRED.get(cls, {}) | {"seed": 2**32 - 1}).seed == 2**32 - 1
+    with pytest.raises(ValueError, match="seed must be at most 4294967295"):
+        cls(**REQUIRED.get(cls, {}) | {"seed": 2**32})
+
+
 def test_all_configurations_are_tried():
     assert {"SamplerConfig", "TrainingConfig", "PretrainConfig", "OwnScales"} <= {
         cls.__name__ for cls in configurations()

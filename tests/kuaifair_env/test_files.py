@@ -249,6 +249,15 @@ def test_text_is_compressed_by_its_name_and_to_the_same_bytes(tmp_path):
     assert (tmp_path / "c.csv").read_bytes() == text.encode("utf-8")
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(ArtifactError, match=r"pipe is not a file, and no array"),
+        whole(tmp_path / "pipe", "array", "x"),
+    ):
+        pytest.fail("nobody writes to it")
+
+
 @pytest.mark.parametrize(
     "header", [b"{'descr': (", b"{'descr': '<f4', 'fortran_order': False, 'shape': 5", b"(", b"\x00"]
 )
