@@ -75,7 +75,6 @@ app = typer.Typer(
     "is wrong; 130 interrupted, by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
 )
 for command in (train, evaluate, ope, show, serve, pretrain, probe, encode, tune):
     app.command()(command)
@@ -110,7 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @lru_cache(maxsize=1)
 def _command() -> Any:
     """Returns what Typer makes of the groups above; programs that call :func:`main` often wait for it once."""
-    return get_command(app)
+    command = get_command(app)
+    _join_lines(command)
+    return command
+
+
+def _join_lines(command: Any) -> None:
+    """Lets paragraphs of help flow, which Typer breaks where docstrings do."""
+    if command.help:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+    for part in getattr(command, "commands", {}).values():
+        _join_lines(part)
 
 
 @contextmanager
