@@ -406,6 +406,7 @@ class Stops(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a2c", "function"])
 def test_a_belief_learns_while_serving_and_goes_on_after_a_stop(kind, tmp_path):
     def agent() -> Any:

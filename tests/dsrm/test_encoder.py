@@ -54,6 +54,7 @@ def auc(world):
     return within_user_auc(place, log.clicks[rows], scores).mean
 
 
+@pytest.mark.slow
 def test_a_mean_encoder_ranks_unbiased_feedback_of_users_it_never_saw_better_than_the_svd():
     # This log is mostly herding, so little of taste can be read off it: the SVD's mean reaches an AUC of .552.
     gains = []

@@ -437,6 +437,7 @@ def test_users_without_tastes_have_preferences_too():
     assert np.isfinite(examples.conditions).all() and np.isfinite(examples.targets).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [mode for mode in BELIEF_MODES if mode != "candidates"])  # dicts: test_ranking_policy
 def test_every_belief_is_fitted_kept_in_a_file_and_shown_to_agents(purifiers, mode, tmp_path):
     _, test_world = taste_worlds()

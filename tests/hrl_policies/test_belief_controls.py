@@ -81,6 +81,7 @@ def logits(control: BeliefQuota, batch: SessionBatch) -> torch.Tensor:
     return control._evidence.beliefs.logits(converged=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", ["allow", "forbid"])
 def test_the_session_is_worth_something_and_serving_more(world, scorer, repeats):
     env = vec_env(world, 40, replace(CONFIG, repeats=repeats))

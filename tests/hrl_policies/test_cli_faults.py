@@ -162,6 +162,7 @@ def test_names_of_any_language_go_into_pipes_that_know_ascii_alone_and_clocks_ma
     assert min(timing["training_seconds"], timing["evaluation_seconds"]) >= 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds")
 @pytest.mark.parametrize(
     ("arguments", "same", "timed"),

@@ -290,6 +290,7 @@ def test_verify_makes_runs_again_and_says_which_do_not_come_out(kuaifair, verifi
     ]
 
 
+@pytest.mark.slow
 def test_verify_compares_with_an_interval_where_versions_differ(kuaifair, verified_store):
     for run in stored_runs(verified_store):
         changed(run.folder / "versions.json", numpy="0.1")

@@ -163,6 +163,7 @@ def test_one_slot_in_twenty_is_random_in_training_and_none_in_evaluation():
     np.testing.assert_array_equal(still.predict(seen)[0], still.predict(seen, deterministic=True)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"candidates": N}, {"candidates": 0}, KUAISIM], ids=["near", "all", "kuaisim"])
 def test_what_pays_is_learnt_and_random_slates_are_left_behind(settings):
     """The best slates of the world, and no others, hold odd items alone; random ones earn half of that."""

@@ -100,6 +100,7 @@ def test_every_figure_has_a_file_of_its_own(runs, drawn, tmp_path):
         assert width >= 400 and height >= 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
 def test_equal_runs_give_equal_bytes_that_say_what_they_are_made_from(runs, tmp_path, form):
     (small,) = comparisons([run for run in runs if run.config.method in CONTROLS and run.config.world == OWN])
@@ -125,6 +126,7 @@ def test_learning_curves_are_labelled_by_method(drawn):
     assert "Random" not in words
 
 
+@pytest.mark.slow
 def test_rewards_of_training_are_drawn_over_sessions_and_seconds_that_are_known(drawn, runs, tmp_path):
     words = words_of(drawn["training_rewards_len8"])
     assert {"A2C", "A2C + ips", "R_cum", "training sessions", "processor seconds of training"} <= set(words)

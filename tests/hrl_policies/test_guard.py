@@ -84,6 +84,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("harm", "seeds"), [("reversed rewards", 2), ("huge steps", 1)])
 def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm, seeds):
     kind, rate = (Ungrateful, 0.01) if harm == "reversed rewards" else (HierarchicalPPO, 1.0)
@@ -125,6 +126,7 @@ def test_an_agent_that_gained_keeps_its_gain():
     assert np.mean(elsewhere) > 0.5 * np.mean(measured) > 0.1, (measured, elsewhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_gain_that_is_a_loss_among_other_users_is_not_kept(seed):
     train_env = KuaiFairVecEnv(replace(small_world(TABLE), split="train"), QUERIES, 8, seed)

@@ -385,6 +385,7 @@ def test_a_run_keeps_its_default_preference(tmp_path):
     np.testing.assert_array_equal(restored.predict(seen)[0], result.policy.predict(seen)[0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_its_preferences(tmp_path, monkeypatch):
     from hrl_policies.study import training
 

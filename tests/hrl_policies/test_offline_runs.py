@@ -64,6 +64,7 @@ def test_a_run_writes_its_losses_as_its_curve_and_its_policy_is_found_again(name
     assert result.evaluation.config["action_mode"] == mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name, tmp_path):
     for folder, plan in (("one", config(name)), ("two", config(name)), ("other", config(name, seed=15))):
@@ -135,6 +136,7 @@ def test_methods_that_play_no_training_sessions_run_beside_others_and_are_tabula
     assert "A2C" in curves and not any("BCQ" in words for words in curves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_purified_runs_learn_from_the_purified_log(name, tmp_path):
     purifier = IPSPurifier()

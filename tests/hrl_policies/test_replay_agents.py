@@ -97,6 +97,7 @@ def test_maskable_ppo_shows_single_items(pair):
     np.testing.assert_array_equal(result.sessions.length[order], np.minimum(8 + np.arange(TESTED), 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [("a2c", {"n_steps": 8}), ("sac4ir", {"learning_starts": 8}), ("dnair", {"learning_starts": 8})],

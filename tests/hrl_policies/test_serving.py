@@ -78,12 +78,8 @@ def interrupted_at(call: int, function: Any) -> Any:
     return interrupted
 
 
-SLOW = ("dnair", "mofir", "sac4ir")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETTINGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_methods_learn_while_they_serve_and_go_on_after_a_stop(name, tmp_path, monkeypatch):
     whole, sessions = agent_and_sessions(name)
     before = [parameter.clone() for parameter in whole.policy.parameters()]
@@ -104,6 +100,7 @@ def test_methods_learn_while_they_serve_and_go_on_after_a_stop(name, tmp_path, m
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_belief_goes_on_after_a_stop(tmp_path, monkeypatch):
     agent, sessions = agent_and_sessions("belief-quota")
     expected = serve(agent, sessions, sessions=80)
@@ -180,6 +177,7 @@ def test_an_agent_that_sees_a_belief_is_trained_kept_evaluated_and_serves(kuaifa
         assert (summary["learning"], summary["sessions"]) == (learning, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
@@ -368,6 +366,7 @@ def test_a_killed_service_goes_on_to_the_same_numbers(tmp_path):
     assert whole["runs"] == killed["runs"]
 
 
+@pytest.mark.slow
 def test_curves_of_several_agents_are_drawn_alike(tmp_path):
     results = {}
     for name in ("session-quota", "quota-greedy"):

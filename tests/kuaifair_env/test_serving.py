@@ -474,6 +474,7 @@ def trained_agent(kind: str, world: World) -> tuple[Any, Any]:
     return agent, config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(AGENTS))
 def test_a_service_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path):
     world = small_world()
