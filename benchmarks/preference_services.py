@@ -10,6 +10,7 @@ that it lacks are trained as :func:`dsrm.pretrain` does.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -300,6 +301,7 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
     tested = sum(difference.adjusted is not None for difference in all_differences.values())
     data = pair.test.data
     option = " --data DATA" if arguments.data else ""
+    some = "" if len(arguments.rows) == len(ROWS) else f" --rows {shlex.join(arguments.rows)}"
     return "\n".join(
         [
             *lines,
@@ -325,8 +327,8 @@ def page(pair: WorldPair, panels: Panels, arguments: Namespace) -> str:
             f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the "
             f"test world {pair.test.fingerprint}.",
             f"- Made by: python benchmarks/preference_services.py {arguments.world}{option} --seeds "
-            f"{' '.join(map(str, arguments.seeds))} --few {arguments.few} --store STORE --results "
-            "docs/results.",
+            f"{' '.join(map(str, arguments.seeds))} --few {arguments.few}{some} --store STORE "
+            "--results docs/results.",
         ]
     )
 
