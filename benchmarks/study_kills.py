@@ -28,7 +28,7 @@ WORLD = "KuaiFair-Toy-v0"
 COMPARED = ("result.json", "sessions.csv", "learning_curve.csv", "config.json", "provenance.json")
 PLAN = """name: study-kills
 methods:
-  - controls
+  {controls}
   - {{name: a2c, steps: 128, set: {{n_steps: 2}}}}
 worlds: [{world}]
 max_lens: [{max_lens}]
@@ -58,12 +58,15 @@ class Report:
     leftovers: tuple[str, ...]
 
 
-def write_plan(folder: Path, learners: int, seeds: int, max_lens: tuple[int, ...]) -> Path:
-    """Writes a study of A2C with ``learners`` seeds and all controls with ``seeds`` seeds, for each horizon."""
+def write_plan(
+    folder: Path, learners: int, seeds: int, max_lens: tuple[int, ...], controls: tuple[str, ...] = ("controls",)
+) -> Path:
+    """Writes a study of A2C with ``learners`` seeds and of controls with ``seeds`` seeds, for each horizon."""
     path = folder / "study_kills.yml"
     path.write_text(
         PLAN.format(
             world=WORLD,
+            controls="\n  ".join(f"- {name}" for name in controls),
             max_lens=", ".join(map(str, max_lens)),
             seeds=", ".join(map(str, range(learners))),
             control_seeds=", ".join(map(str, range(seeds))),
