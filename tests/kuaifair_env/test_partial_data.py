@@ -101,11 +101,15 @@ def test_partial_kuairand_popularity_agrees_with_the_platform(kuairand: Interact
 
 
 @pytest.mark.slow
-def test_partial_kuairec_draws_negatives_by_its_distribution(folder: Path, kuairec: InteractionData) -> None:
-    data = kuairec
+def test_partial_kuairec_draws_negatives_by_its_distribution(
+    adapters: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    data = adapters.partial_kuairec(folder, cache=tmp_path)
     assert (len(data.users), len(data.items)) == (7_176, 10_728)
+    assert data.train.clicks.mean() == pytest.approx(0.073, abs=0.0005)
     assert data.report["train"]["repeated_pairs"] == 0
     assert data.report["test_pairs_in_train"] == 0
+    np.testing.assert_array_equal(np.diff(data.train.offsets(7_176)), 1_612)
     positives = pd.read_csv(folder / "kuairec_partial" / "big_matrix_wr_ge2.csv.gz").drop_duplicates()
     drawn = data.train.take(~data.train.clicks)
     keys = set((positives.user_id * 10_728 + positives.video_id).tolist())
