@@ -77,6 +77,8 @@ class CandidatePurifier(BeliefPurifier):
     | ``candidates`` | ``int64 (C,)`` | the best popular items by the posterior mean of their log-odds, then the best others, best first; -1 where a group has no more that may be shown |
     | ``features`` | ``float32 (C, 12)`` | :data:`CANDIDATE_FEATURES` of each |
     | ``counts`` | ``float32 (K + 1, 2)`` | for each number of popular items in a slate: whether the leave rule allows it and the groups can fill it; by what chance the user does not tolerate it (:class:`~dsrm.tolerance_belief.ToleranceBelief`) |
+    | ``joint_risks`` | ``float32 (K + 1, K + 1)`` | by what chance the user tolerates neither of two numbers |
+    | ``slates_left`` | ``float32 (1,)`` | for how many slates after the next one the user will stay, where what it tells of the user can be made use of; elsewhere 0 |
     | ``state`` | ``float32 (10,)`` | :data:`SESSION_FEATURES` |
 
     Features of candidates: ``logit`` is the posterior mean of all parts together, with Thompson sampling's draw of the
@@ -220,6 +222,8 @@ class RunningCandidates(RunningBeliefs):
             "candidates": np.where(np.isneginf(values), _NONE, candidates),
             "features": features,
             "counts": self._count_features(allowed),
+            "joint_risks": self._tolerance.joint_risks().astype(np.float32),
+            "slates_left": self._slates_left(values),
         }
         return dict(self._shown)
 
@@ -313,10 +317,18 @@ class RunningCandidates(RunningBeliefs):
         fair = np.where(fair.any(axis=1, keepdims=True), fair, possible)
         return np.stack([fair, self._tolerance.risks()], axis=2, dtype=np.float32)
 
+    def _slates_left(self, values: FloatArray) -> FloatArray:
+        best = np.sort(values, axis=1)[:, -self.batch.config.items_per_slate :]
+        click_rates = torch.sigmoid(torch.from_numpy(best)).mean(dim=1).numpy()
+        simulator = self.batch.simulator
+        left = self._tolerance.slates_left(simulator.temper, click_rates)
+        possible = self.batch.config.max_len - simulator.steps - 1
+        return np.minimum(left, possible).clip(0.0, BOUND)[:, None].astype(np.float32)
+
 
 def candidate_space(world: World, config: SessionConfig) -> spaces.Dict:
     """Returns the space of a :class:`CandidatePurifier`'s observations."""
-    n_candidates = sum(_group_sizes(world, config))
+    n_candidates, n_counts = sum(_group_sizes(world, config)), config.items_per_slate + 1
 
     def features(*shape: int) -> spaces.Box:
         return spaces.Box(-BOUND, BOUND, shape, np.float32)
@@ -326,7 +338,9 @@ def candidate_space(world: World, config: SessionConfig) -> spaces.Dict:
             "state": features(len(SESSION_FEATURES)),
             "candidates": spaces.Box(_NONE, world.n_items - 1, (n_candidates,), np.int64),
             "features": features(n_candidates, len(CANDIDATE_FEATURES)),
-            "counts": features(config.items_per_slate + 1, len(COUNT_FEATURES)),
+            "counts": features(n_counts, len(COUNT_FEATURES)),
+            "joint_risks": features(n_counts, n_counts),
+            "slates_left": features(1),
         }
     )
 

@@ -149,6 +149,32 @@ class ToleranceBelief:
             return np.zeros((len(self.weights), len(self._punished)))
         return self.weights @ self._punished.T
 
+    def joint_risks(self) -> NDArray[np.float64]:
+        """Returns ``(B, K + 1, K + 1)``, by what chance slates with either number of popular items are both punished.
+
+        This is what the answer to one slate says of another: given that ``n`` popular items were punished, ``m`` are
+        with chance ``joint[n, m] / risk[n]``.
+        """
+        n_counts = len(self._punished)
+        if not self._informative:
+            return np.zeros((len(self.weights), n_counts, n_counts))
+        both = (self._punished[:, None] * self._punished).reshape(n_counts**2, -1)
+        return (self.weights @ both.T).reshape(-1, n_counts, n_counts)
+
+    def slates_left(self, temper: NDArray[np.float64], click_rates: FloatArray) -> NDArray[np.float64]:
+        """Returns how many slates users will stay for after the next, ``(B,)``, if none is punished.
+
+        Nothing is to be inferred for them where the bound is known: then it is 0.
+
+        Args:
+            temper: ``(B,)``, what is left of it; follows from clicks and punishments.
+            click_rates: ``(B,)``, share of a slate that is clicked.
+        """
+        if not self._informative:
+            return np.zeros(len(temper))
+        left: NDArray[np.float64] = np.maximum((temper - 1.0) / (2.0 - click_rates) - 1.0, 0.0)
+        return left
+
     def _punishes(self, popular_shares: NDArray[np.float64]) -> BoolArray:
         """Says which shares on the grid do not tolerate given popular shares ``(n,)``, ``bool (n, grid)``."""
         return violates(slate_disparity(popular_shares[:, None], "personal", self._shares), self._bound)

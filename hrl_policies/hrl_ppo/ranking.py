@@ -72,6 +72,8 @@ class RankingActions(LevelActions):
         numbers: ``float32 (B, K + 1, G)``, what the manager reads of each number of popular items.
         worths: ``float32 (B, K + 1)``, summed log-odds of the best slate with each number, less those of the best of
             all; masked where a number is not allowed.
+        information: ``float32 (B, K + 1)``, log-odds that all later slates together gain by what a slate with each
+            number tells of the user's tolerance.
     """
 
     slots: Tensor
@@ -80,6 +82,7 @@ class RankingActions(LevelActions):
     session: Tensor
     numbers: Tensor
     worths: Tensor
+    information: Tensor
 
 
 class CandidateRanker(nn.Module):
@@ -132,6 +135,9 @@ class CountRanker(nn.Module):
     takes ``2 - r``, so that more clicks save temper too: a punishment is worth ``K r / 2`` clicks. One unit of log-odds
     is ``r (1 - r)`` clicks, which makes ``K / (2 (1 - r))`` units of it: ``K`` where half of all items are clicked.
 
+    A slate also tells whether its number is tolerated. What later slates gain by that is added: a step is looked ahead
+    (:meth:`information`), as a knowledge gradient does (Frazier, Powell and Dayanik, 2008).
+
     Args:
         width: Width of hidden layers.
         slate_size: Items ``K`` of a slate.
@@ -153,11 +159,36 @@ class CountRanker(nn.Module):
         _zero_last(self.rest)
         self.critic = nn.Sequential(*create_mlp(n_session + n_inputs * (slate_size + 1), 1, [width, width], nn.Tanh))
 
-    def logits(self, session: Tensor, numbers: Tensor, worths: Tensor) -> Tensor:
+    def logits(self, session: Tensor, numbers: Tensor, worths: Tensor, information: Tensor) -> Tensor:
         """Returns the log-odds of each number of popular items, ``(B, K + 1)``."""
         hidden = self.of_count(numbers) + self.of_session(session / self.session_scales)[:, None]
-        worths = worths - self.price * numbers[..., _RISK_READ] + self.rest(hidden)[..., 0]
+        worths = worths - self.price * numbers[..., _RISK_READ] + information + self.rest(hidden)[..., 0]
         return torch.where(worths > MASKED / 2, worths / self.temperature, MASKED)
+
+    def information(self, worths: Tensor, risks: Tensor, joint_risks: Tensor, slates_left: Tensor) -> Tensor:
+        """Returns what is gained later by knowing whether a number of popular items is tolerated, ``(B, K + 1)``.
+
+        That is how much better the best slate of a known answer is than the best one now, on average over both answers,
+        for all slates that are left. Never negative; 0 where nothing is left, or no answer changes what is best.
+
+        Args:
+            worths: ``(B, K + 1)``, of numbers; masked where one is not allowed.
+            risks: ``(B, K + 1)``, by what chance each is not tolerated.
+            joint_risks: ``(B, K + 1, K + 1)``, by what chance neither of two is.
+            slates_left: ``(B, 1)``, after this one.
+        """
+        price = self.price.detach().to(torch.float64)
+        worths, risks, joint_risks = (tensor.to(torch.float64) for tensor in (worths, risks, joint_risks))
+        allowed = (worths > MASKED / 2)[:, None]
+
+        def best(chance: Tensor, punished: Tensor) -> Tensor:
+            """By each answer, times its chance: of ``(B, n)`` and ``(B, n, K + 1)``, ``(B, n)``."""
+            worth = chance[..., None] * worths[:, None] - price * punished
+            return torch.where(allowed, worth, MASKED).max(dim=2).values
+
+        now = best(torch.ones_like(risks[:, :1]), risks[:, None])
+        then = best(risks, joint_risks) + best(1.0 - risks, risks[:, None] - joint_risks)
+        return (slates_left * (then - now).clamp_min(0.0)).to(torch.float32)
 
     def value(self, session: Tensor, numbers: Tensor) -> Tensor:
         """Returns ``V_h``, ``float32 (B,)``."""
@@ -169,8 +200,9 @@ class RankingPolicy(TwoLevelPolicy):
     """Manager and worker over the candidates that a belief shows (:class:`dsrm.candidates.CandidatePurifier`).
 
     The manager chooses how many items of a slate are popular, of the numbers that the leave rule allows and all of them
-    where nobody knows. Its log-odds are those of the best slate with each number and what its network adds, over a
-    temperature. The worker ranks the candidates of each group by the belief's log-odds and what its network adds.
+    where nobody knows. Its log-odds are those of the best slate with each number, less a price for the risk that the
+    user does not tolerate it, with what the answer is worth later, and what its network adds, over a temperature. The
+    worker ranks the candidates of each group by the belief's log-odds and what its network adds.
     Slates thus stay inside the bound by construction.
 
     Args:
@@ -241,7 +273,11 @@ class RankingPolicy(TwoLevelPolicy):
         logits = self.worker.logits(features, session, present)
         popular = features[..., _POPULAR] > 0.5
         numbers, worths = self._worths(logits, popular, counts)
-        asked, manager_log_probs = self._ask(session, numbers, worths, deterministic)
+        joint_risks, slates_left = (
+            torch.as_tensor(observation[name], device=self.device) for name in ("joint_risks", "slates_left")
+        )
+        information = self.manager.information(worths, counts[..., _RISK], joint_risks, slates_left)
+        asked, manager_log_probs = self._ask(session, numbers, worths, information, deterministic)
         possible = None
         if manager_state is not None:
             possible = worths.gather(1, manager_state.actions.to(torch.int64))[:, 0] > MASKED / 2
@@ -268,6 +304,7 @@ class RankingPolicy(TwoLevelPolicy):
             session=session,
             numbers=numbers,
             worths=worths,
+            information=information,
         )
 
     def evaluate_worker(self, actions: RankingActions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -281,7 +318,8 @@ class RankingPolicy(TwoLevelPolicy):
     def evaluate_manager(self, actions: RankingActions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`~hrl_policies.hrl_ppo.levels.TwoLevelPolicy`."""
         session, numbers = actions.session[rows], actions.numbers[rows]
-        logs = self.manager.logits(session, numbers, actions.worths[rows]).log_softmax(dim=1)
+        odds = self.manager.logits(session, numbers, actions.worths[rows], actions.information[rows])
+        logs = odds.log_softmax(dim=1)
         asked = actions.manager_actions[rows].to(torch.int64)
         entropy = -(logs.exp() * logs.clamp_min(MASKED / 10)).sum(dim=1)
         return logs.gather(1, asked)[:, 0], entropy, self.manager.value(session, numbers)
@@ -321,13 +359,15 @@ class RankingPolicy(TwoLevelPolicy):
         )
         return read, below
 
-    def _ask(self, session: Tensor, numbers: Tensor, worths: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+    def _ask(
+        self, session: Tensor, numbers: Tensor, worths: Tensor, information: Tensor, deterministic: bool
+    ) -> tuple[Tensor, Tensor]:
         """Returns the manager's numbers as if it decided everywhere, ``int64 (B,)``, and their log-probabilities."""
         if not self.manager_learns:
             distance = (torch.arange(self.slate_size + 1, device=worths.device) - self._constant).abs()
             distance = torch.where(worths > MASKED / 2, distance, 2 * self.slate_size)
             return distance.argmin(dim=1), worths.new_zeros(len(worths))
-        logs = self.manager.logits(session, numbers, worths).log_softmax(dim=1)
+        logs = self.manager.logits(session, numbers, worths, information).log_softmax(dim=1)
         asked = logs.argmax(dim=1) if deterministic else torch.multinomial(logs.exp(), 1)[:, 0]
         return asked, logs.gather(1, asked[:, None])[:, 0]
 
