@@ -28,6 +28,7 @@ from hrl_policies.worlds import purified_sessions, training_sessions
 from kuaifair_env import ArtifactError, SessionConfig, evaluate, serve
 from kuaifair_env.agent_view import sessions_for_agents
 from kuaifair_env.sb3 import KuaiFairVecEnv
+from kuaifair_env.world import World
 
 K = 4
 # Users love every third item, which the log does not tell.
@@ -186,7 +187,8 @@ def test_log_probabilities_of_slates_are_exact():
         actions = policy.act(observation)
     logits = policy.worker.logits(actions.features, actions.session, actions.present).detach()
     logits = logits / policy.worker.temperature.detach()
-    manager = policy.manager.logits(actions.session, actions.numbers, actions.worths).log_softmax(dim=1).detach()
+    odds = policy.manager.logits(actions.session, actions.numbers, actions.worths, actions.information)
+    manager = odds.log_softmax(dim=1).detach()
     popular = POPULAR[observation["candidates"]] & (observation["candidates"] >= 0)
     tail = ~POPULAR[observation["candidates"]] & (observation["candidates"] >= 0)
     for row in range(10):
@@ -248,7 +250,7 @@ def test_slates_keep_to_the_bound_and_never_repeat_where_that_is_forbidden(leave
 @pytest.mark.parametrize("size", [4, 5])
 @pytest.mark.parametrize(("leave", "spread"), [("personal", 0.3), ("temper", 0.3), ("personal", 10.0)])
 def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(leave, spread, size):
-    """Written out; untrained the manager asks by them alone, less K log-odds for the risk, over its temperature.
+    """Written out; untrained the manager asks by them, less K log-odds for the risk, and by what an answer is worth.
 
     Its network reads log-odds below the best per item of a slate, and of those no more than five.
     """
@@ -263,7 +265,7 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
             parameter.add_(spread * torch.randn_like(parameter))
         actions = policy.act(observation)
         scores = policy.worker.logits(actions.features, actions.session, actions.present).double().numpy()
-        asked = policy.manager.logits(actions.session, actions.numbers, actions.worths).numpy()
+        asked = policy.manager.logits(actions.session, actions.numbers, actions.worths, actions.information).numpy()
         _, entropies, _ = policy.evaluate_manager(actions, torch.arange(10))
     for row in range(10):
         popular = POPULAR[observation["candidates"][row]]
@@ -274,7 +276,7 @@ def test_numbers_of_popular_items_are_worth_the_log_odds_of_their_best_slates(le
         np.testing.assert_allclose(actions.worths[row][allowed], below[allowed], rtol=1e-5, atol=1e-4)
         read = np.column_stack([risks, np.arange(size + 1) / size, np.maximum(below / size, -5.0), allowed])
         np.testing.assert_allclose(actions.numbers[row][allowed], read[allowed], atol=1e-4)
-        odds = np.where(allowed, (below - size * risks) / 0.5, -np.inf)
+        odds = np.where(allowed, (below - size * risks + actions.information[row].numpy()) / 0.5, -np.inf)
         np.testing.assert_allclose(asked[row][allowed], odds[allowed], atol=1e-3)
         assert (asked[row][~allowed] < -1e20).all()
         chances = np.exp(odds - odds.max()) / np.exp(odds - odds.max()).sum()
@@ -304,9 +306,11 @@ def test_networks_read_what_they_rank_beside_its_session():
         of_candidates = added(worker, worker.of_candidate, actions.features / worker.scales)
         of_counts = added(manager, manager.of_count, actions.numbers)
         logits = worker.logits(actions.features, actions.session, actions.present)
-        asked = manager.logits(actions.session, actions.numbers, actions.worths) * manager.temperature
+        asked = manager.logits(actions.session, actions.numbers, actions.worths, actions.information)
+        asked = asked * manager.temperature
     believed = actions.features[..., CANDIDATE_FEATURES.index("logit")]
     worths = actions.worths - manager.price.detach() * torch.from_numpy(observation["counts"][..., 1])
+    worths = worths + actions.information
     assert actions.present.all()
     assert (actions.worths > -1e20).all(), "users with bounds of their own allow all numbers"
     torch.testing.assert_close(logits, believed + of_candidates, atol=1e-4, rtol=1e-4)
@@ -516,7 +520,91 @@ def test_nothing_is_inferred_where_the_bound_is_known():
     belief.start(np.arange(3), np.full(3, 0.5, np.float32))
     belief.observe(np.full(3, 0.9), np.ones(3, np.bool_))
     assert not belief.risks().any()
+    assert not belief.joint_risks().any()
+    assert not belief.slates_left(np.full(3, 9.0), np.full(3, 0.5, np.float32)).any()
     assert COUNT_FEATURES == ("allowed", "risk")
+    env = sessions()
+    assert not agent().policy.act(env.reset()).information.any()
+
+
+def test_users_stay_for_the_slates_that_their_temper_allows():
+    """A slate of which half is clicked takes 1.5; they leave below 1, and the next slate is not counted."""
+    belief = ToleranceBelief(SessionConfig(leave="personal", action_mode="slate"), 3, TolerancePrior.normal())
+    left = belief.slates_left(np.asarray([16.0, 4.0, 1.5]), np.full(3, 0.5, np.float32))
+    np.testing.assert_allclose(left, [9.0, 1.0, 0.0])
+    env = sessions(leave="personal", max_len=8)
+    observation = env.reset()
+    assert (observation["slates_left"] > 0).all()
+    assert (observation["slates_left"] <= 7).all(), "a session ends at Max Len"
+
+
+def test_what_two_slates_tell_together_is_that_of_tolerances_drawn_from_the_belief():
+    config = SessionConfig(leave="personal", action_mode="slate", slate_size=10)
+    belief = ToleranceBelief(config, 1, TolerancePrior.normal())
+    belief.start(np.arange(1), np.asarray([0.4], np.float32))
+    shares = np.linspace(0.1, 0.9, belief.weights.shape[1])
+    drawn = np.random.default_rng(0).choice(shares, 20_000, p=belief.weights[0])
+    punished = np.abs(np.arange(11) / 10 - drawn[:, None]) >= 0.3 - 1e-9
+    joint = punished.T.astype(float) @ punished / len(drawn)
+    np.testing.assert_allclose(belief.joint_risks()[0], joint, atol=0.015)
+    np.testing.assert_allclose(np.diag(belief.joint_risks()[0]), belief.risks()[0])
+
+
+def test_an_answer_is_worth_what_the_best_slate_gains_by_it_in_all_slates_that_are_left():
+    """Written out: for each number of popular items the users who would be punished, and those who would not."""
+    policy, env = agent(leave="personal").policy, sessions(leave="personal")
+    observation = env.reset()
+    shares = np.linspace(0.1, 0.9, 81)
+    for _ in range(3):
+        weights = env._observations.running._tolerance.weights
+        punished = np.abs(np.arange(K + 1)[:, None] / K - shares) >= 0.3 - 1e-9
+        actions = policy.act(observation)
+        for row in range(len(weights)):
+            worths = actions.worths[row].double().numpy()
+            now = (worths - K * punished @ weights[row]).max()
+            for number in range(K + 1):
+                answers = [weights[row] * (punished[number] == answer) for answer in (False, True)]
+                then = sum((worths * chance.sum() - K * punished @ chance).max() for chance in answers)
+                gain = float(observation["slates_left"][row, 0]) * (then - now)
+                assert float(actions.information[row, number]) == pytest.approx(gain, abs=1e-3)
+        assert actions.information.max() > 0.1
+        observation, _, _, _ = env.step(policy.predict(observation)[0])
+
+
+def test_looking_ahead_finds_out_who_tolerates_what_most_users_do_not(monkeypatch):
+    """Popular items are liked better, half of a slate suits everybody, and two users of five tolerate all ten.
+
+    A slate of ten is not worth its risk for its own clicks alone: an agent that does not look ahead never finds them.
+    """
+    tolerated = np.where(np.arange(40) % 5 < 2, 0.75, 0.25)
+    first = np.arange(60) < 12
+    world = logged_pair(
+        np.tile(np.where(first, 0.65, 0.4), (40, 1)), rows_per_user=400, shown=np.where(first, 2.0, 1.0)
+    ).train
+    np.testing.assert_array_equal(world.groups.popular, first)
+    monkeypatch.setattr(World, "tolerated_shares", property(lambda _: tolerated))
+    purifier = CandidatePurifier.closed_form(world)
+    purifier.tolerance = TolerancePrior(0.0, 0.0, tuple(np.sort(tolerated)))
+    gains = []
+    for seed in range(3):
+        env = purified_sessions(world, config(leave="personal", slate_size=10, max_len=20), 40, seed, purifier)
+        model = HierarchicalPPO("RankingPolicy", env, n_steps=8, batch_size=32, seed=seed, device="cpu")
+        found, without = (
+            evaluate(some, env, episodes_per_user=2, seed=seed).sessions for some in (model, _Myopic(model))
+        )
+        gains.append((found.return_ - without.return_).mean())
+    assert min(gains) > 0.1
+
+
+class _Myopic:
+    """An agent that believes each slate to be its session's last."""
+
+    def __init__(self, agent):
+        self._agent = agent
+
+    def predict(self, observation, *arguments, **settings):
+        last = observation | {"slates_left": np.zeros_like(observation["slates_left"])}
+        return self._agent.predict(last, *arguments, **settings)
 
 
 @pytest.mark.slow
