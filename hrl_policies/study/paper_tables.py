@@ -23,6 +23,7 @@ from hrl_policies.study.results import Comparison, EvaluatedRun, figure_interval
 from hrl_policies.study.statistics import stratified_interval, student_interval
 from hrl_policies.study.tables import COLUMNS, MISSING, Cell, Column, Measured, ResultTable, Span
 from hrl_policies.worlds import WorldPair
+from kuaifair_env.data.encoding import count_distinct
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
 from kuaifair_env.world import World
 
@@ -326,7 +327,7 @@ def world_table(pairs: Sequence[WorldPair], command: str, *, compare: bool = Fal
 def _world_row(name: str, world: World) -> tuple[Cell, ...]:
     log = world.data.train if world.split == "train" else world.data.test
     users, items = len(np.unique(log.users)), len(np.unique(log.items))
-    seen_pairs = len(np.unique(log.users.astype(np.int64) * (int(log.items.max(initial=0)) + 1) + log.items))
+    seen_pairs = count_distinct(log.users.astype(np.int64) * (int(log.items.max(initial=0)) + 1) + log.items)
     return (
         world_title(name, world.data.provenance.origin),
         world.split,
