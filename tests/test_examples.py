@@ -58,7 +58,7 @@ def quick_purifiers(monkeypatch, purifier_folder):
         short = replace(
             config,
             training=TrainingConfig(rounds=1, examples=2_000, validation_examples=500),
-            distillation=DistillationConfig(steps=20),
+            distillation=DistillationConfig(conditions=500, steps=20),
         )
         return pretrain(world, short, **settings)
 
