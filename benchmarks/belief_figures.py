@@ -1,6 +1,6 @@
 """Figures 2, 3, 4 and 6 of the paper for the belief, and the numbers behind them; writes belief_figures_WORLD.md.
 
-    python benchmarks/belief_figures.py kuairand --data ../shared/data --store STORE --results docs/results
+    python benchmarks/belief_figures.py kuairand --data DATA --store STORE --results docs/results
 
 What the store holds is not made again; its models and the belief that served are those of preferences.py.
 """

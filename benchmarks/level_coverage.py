@@ -1,4 +1,4 @@
-"""Why intervals of users' levels come out narrow, and what widens them; writes level_coverage_WORLD.md.
+"""Why intervals of users' levels come out narrow, and what widens them; writes a section of preferences.md.
 
     python benchmarks/level_coverage.py KuaiFair-KuaiRandTwin-v0 --results docs/results
 

@@ -1,6 +1,6 @@
 """First slates by the random log and by the simulator, on partial KuaiRand-Pure; writes ope_kuairand.md.
 
-    python benchmarks/ope_main_table.py --data ../shared/data --store STORE --results docs/results
+    python benchmarks/ope_main_table.py --data DATA --store STORE --results docs/results
 
 Controls and agents of the main table. Agents are untrained, or trained for a few steps with one seed, and the table
 says so: estimates and simulator are compared on the same policies, not methods with each other. Runs that the store

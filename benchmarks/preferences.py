@@ -1,7 +1,7 @@
 """Preference models on the same evidence: log loss, ranking and coverage; writes preferences_WORLD.md and .csv.gz.
 
     python benchmarks/preferences.py KuaiFair-KuaiRandTwin-v0 --store STORE --results docs/results
-    python benchmarks/preferences.py kuairand --data ../shared/data --store STORE --results docs/results
+    python benchmarks/preferences.py kuairand --data DATA --store STORE --results docs/results
 
 What is known of a user is the same for all models, and so are the items whose answers they predict. Seeds that the
 store holds are not trained again; the page is made of all that it holds.

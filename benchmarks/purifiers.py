@@ -1,7 +1,7 @@
 """Every purifier and control on held-out users; writes the sections of worlds in docs/results/purification.md.
 
     python benchmarks/purifiers.py KuaiFair-KuaiRecTwin-v0 --store runs/purifiers --results docs/results
-    python benchmarks/purifiers.py kuairand --data ../shared/data --store runs/purifiers --results docs/results
+    python benchmarks/purifiers.py kuairand --data DATA --store runs/purifiers --results docs/results
     python benchmarks/purifiers.py KuaiRand --conformity 1.5 --taste strong --modes profile regression ips paper \
         linear_debias --store runs/purifiers --results docs/results
 

@@ -1,6 +1,6 @@
 """What beliefs are worth on real random exposures, with no response model in between; writes real_rows_kuairand.md.
 
-    python benchmarks/real_rows.py --data ../shared/data --results docs/results
+    python benchmarks/real_rows.py --data DATA --results docs/results
 
 First: how well the first random rows of held-out users predict their later ones. Then services in the world of real
 answers, where each user can be shown only what the platform showed this user at random.

@@ -1,6 +1,6 @@
 """What every control earns among logged answers only; writes replay_kuairand.md.
 
-    python benchmarks/replay.py --data ../shared/data --results docs/results
+    python benchmarks/replay.py --data DATA --results docs/results
 
 Everybody with at least 30 candidates, four slates of five and nobody leaves: 20 answers for each user. Then everybody,
 and the users that the environment id has, under the usual leave rule. ``PriorAndMean`` is the ranking of the trial that

@@ -1,6 +1,6 @@
 """How much personal taste can be modelled in a test world: ablations of the factor model on partial KuaiRand-Pure.
 
-    python benchmarks/response_models.py ../shared/data
+    python benchmarks/response_models.py DATA
 
 Every line is fitted on the same rows of the random log and evaluated on the same fifth of it that no fit has seen:
 within-user AUC with a 95 % bootstrap interval over users, its paired gain over item quality alone, AUC, log loss,

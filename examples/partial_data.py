@@ -3,7 +3,7 @@
 The folders hold parts of KuaiRand-Pure and KuaiRec (both CC BY-SA 4.0; Gao et al., CIKM 2022), which come with no
 release of this project. Whatever is computed from them is a result on *partial KuaiRand-Pure* or *partial KuaiRec*.
 
-    python examples/partial_data.py ../shared/data
+    python examples/partial_data.py DATA
 
 Both adapters are also models of how to bring logs of any origin: read them into DataFrames, say where they come from,
 and call ``InteractionData.from_frames``.
