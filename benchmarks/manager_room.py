@@ -124,23 +124,34 @@ class Myopic:
         return self._agent.predict({**observation, "slates_left": last}, *arguments, **settings)
 
 
-def personal_rows(start: CandidatePurifier, pair: WorldPair, config: SessionConfig, arguments: Namespace) -> list[Row]:
-    """Returns all rows of leave rule ``personal``; the constant of the training world comes first."""
-    in_training = [
-        evaluated(
-            f"training world, {count}", QuotaOf(start, constant(count)), pair.train, config, arguments.choice_users
-        )
-        for count in COUNTS
+def of_constants(start: CandidatePurifier, world: World, config: SessionConfig, n_users: int) -> list[Row]:
+    """Returns the rows of all constants."""
+    return [
+        evaluated(f"{count} popular items", QuotaOf(start, constant(count)), world, config, n_users) for count in COUNTS
     ]
-    chosen = COUNTS[int(np.argmax([row.rewards.mean() for row in in_training]))]
-    n_users = arguments.users
+
+
+def training_rows(start: CandidatePurifier, pair: WorldPair, config: SessionConfig, n_users: int) -> list[Row]:
+    """Returns rows of the training world, where all is chosen that is chosen: the best constant comes first."""
+    best = max(of_constants(start, pair.train, config, n_users), key=lambda row: float(row.rewards.mean()))
     agent = untrained(start, pair, config)
-    constants = [
-        evaluated(f"{count} popular items", QuotaOf(start, constant(count)), pair.test, config, n_users)
-        for count in COUNTS
+    return [
+        best,
+        evaluated("known tolerance †", QuotaOf(start, tolerated), pair.train, config, n_users),
+        evaluated(MYOPIC, Myopic(agent), pair.train, config, n_users, start),
+        evaluated(UNTRAINED, agent, pair.train, config, n_users, start),
+        evaluated(ORACLE, Oracle(), pair.train, config, n_users),
     ]
+
+
+def personal_rows(
+    start: CandidatePurifier, pair: WorldPair, config: SessionConfig, n_users: int, chosen: str
+) -> list[Row]:
+    """Returns all rows of leave rule ``personal`` in the test world; the constant of the training world comes first."""
+    agent = untrained(start, pair, config)
+    constants = of_constants(start, pair.test, config, n_users)
     best = max(constants, key=lambda row: float(row.rewards.mean()))
-    reference = constants[COUNTS.index(chosen)]
+    reference = next(row for row in constants if row.name == chosen)
     rows = [
         Row(f"{reference.name}: best constant of the training world", *_figures(reference)),
         *(Row(f"{row.name}{', best in the test world' if row is best else ''}", *_figures(row)) for row in constants),
@@ -211,9 +222,11 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
     sections, sentences = [], []
     for repeats in ("allow", "forbid"):
         config = SessionConfig(action_mode="slate", leave="personal", repeats=cast(Any, repeats))
-        rows = personal_rows(start, pair, config, arguments)
+        in_training = training_rows(start, pair, config, arguments.choice_users)
+        rows = personal_rows(start, pair, config, arguments.users, in_training[0].name)
         sentences.append(summary(repeats, rows))
         sections += [f"## Leave rule `personal`, repeats {repeats}", "", *table(rows), ""]
+        sections += ["In the training world:", "", *table(in_training), ""]
     drift = [f"## Drift {DRIFT:g}, repeats allow", "", *_drift(start, pair, arguments.users), ""]
     data = pair.test.data
     lines = [
