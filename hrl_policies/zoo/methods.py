@@ -391,7 +391,7 @@ _TABLE: tuple[MethodSpec, ...] = (
     ),
     _control(
         "belief-quota-features", "BeliefQuota, items by features",
-        "the same with items estimated from their features too: DSRM-HRL before its training",
+        "the same with items by features and scales fitted: DSRM-HRL before training, where the bound is known",
         build_belief_quota_of_features,
         sees="training log, item features, feedback of the session, and of all users while serving, "
         f"{_GROUPS}, {_BOUND}",
