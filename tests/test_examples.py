@@ -325,7 +325,8 @@ def test_controls_are_evaluated_under_a_leave_rule_of_ones_own(capsys):
 
 
 @pytest.mark.slow
-def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, tmp_path):
+def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, tmp_path, monkeypatch):
+    from hrl_policies.study import outputs
     from hrl_policies.study.spec import read_study
 
     module = example("reproduce_paper")
@@ -340,6 +341,7 @@ def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, 
     out = capsys.readouterr().out
     assert "QuotaGreedy" in out and "Made by: python examples/reproduce_paper.py quick" in out
     tables = (tmp_path / "paper/tables.md").read_bytes()
+    monkeypatch.setattr(outputs, "draw_study", lambda *rest: [])  # drawn above, and twice in test_figures
     again = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
     assert len(again.records) == 8 and (tmp_path / "paper/tables.md").read_bytes() == tables
     with pytest.raises(SystemExit, match="say quick or full"):

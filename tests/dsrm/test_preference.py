@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -134,6 +135,7 @@ def exact_taste(known: KnownPreferences) -> Tensor:
     return ((fits[0] * means[0] + fits[1] * means[1]) / (fits[0] + fits[1])).float()
 
 
+@cache
 def trained(seed: int) -> DiffusionPreference:
     schedule = NoiseSchedule.make("cosine", 100)
     shape = DenoiserConfig(1, 6, "velocity", width=64, blocks=2)
