@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuaifair_env.data.popularity import log_popularity
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog, among
 from kuaifair_env.embeddings import item_embeddings, unit_rows
 from kuaifair_env.errors import DataError
 from kuaifair_env.pooling import mean_embeddings
@@ -301,12 +301,12 @@ def _draw_negatives(
 ) -> tuple[NDArray[np.int64], BoolArray]:
     """Draws for each user one candidate that the user never clicked, and marks where one was drawn in time."""
     width = len(world.data.items)
-    clicked = np.unique(log.users[log.clicks].astype(np.int64) * width + log.items[log.clicks])
+    clicked = np.sort(log.users[log.clicks].astype(np.int64) * width + log.items[log.clicks])
     drawn = np.zeros(len(users), np.int64)
     missing = np.arange(len(users))
     for _ in range(_NEGATIVE_DRAWS):
         drawn[missing] = rng.integers(world.n_items, size=len(missing))
-        missing = missing[np.isin(users[missing].astype(np.int64) * width + drawn[missing], clicked)]
+        missing = missing[among(users[missing].astype(np.int64) * width + drawn[missing], clicked)]
         if not len(missing):
             break
     valid = np.ones(len(users), np.bool_)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog
+from kuaifair_env.data.schema import BoolArray, FloatArray, IntArray, InteractionLog, among
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import BernoulliFeedback, History
 from kuaifair_env.response.calibration import auc
@@ -306,8 +306,7 @@ def _negatives(
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     users = log.users[rng.choice(positives, count)].astype(np.int64)
     drawn = rng.integers(items, size=count)
-    seen = np.unique(log.users.astype(np.int64) * items + log.items)
-    free = ~np.isin(users * items + drawn, seen)
+    free = ~among(users * items + drawn, np.sort(log.users.astype(np.int64) * items + log.items))
     return users[free], drawn[free]
 
 

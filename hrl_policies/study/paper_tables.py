@@ -23,7 +23,7 @@ from hrl_policies.study.results import Comparison, EvaluatedRun, figure_interval
 from hrl_policies.study.statistics import stratified_interval, student_interval
 from hrl_policies.study.tables import COLUMNS, MISSING, Cell, Column, Measured, ResultTable, Span
 from hrl_policies.worlds import WorldPair
-from kuaifair_env.data.encoding import count_distinct
+from kuaifair_env.data.schema import count_distinct
 from kuaifair_env.metrics import implied_violation_rate, length_floor_and_ceiling
 from kuaifair_env.world import World
 

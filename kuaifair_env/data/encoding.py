@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from kuaifair_env.data.schema import BoolArray, FeatureTable, InteractionLog
+from kuaifair_env.data.schema import BoolArray, FeatureTable, InteractionLog, count_distinct
 from kuaifair_env.errors import DataError
 from kuaifair_env.seeding import mix
 
@@ -129,15 +129,6 @@ def build_log(raw: RawLog, positives_only: bool = False) -> tuple[InteractionLog
         "rows_out_of_order": backwards,
         "repeated_pairs": n_rows - count_distinct(_pair_keys(log.users, log.items)),
     }
-
-
-def count_distinct(keys: NDArray[np.int64]) -> int:
-    """Returns how many different integers there are, ``keys`` being ``(R,)``.
-
-    They are sorted: ``np.unique`` hashes, and takes some seventy times as long for the pairs of a large log.
-    """
-    ordered = np.sort(keys)
-    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ordered) > 0)
 
 
 def pairs_met(first: InteractionLog, second: InteractionLog, n_users: int, n_items: int) -> BoolArray:

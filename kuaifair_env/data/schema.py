@@ -278,6 +278,26 @@ def raw_id(value: Any) -> int | str:
     return str(value) if isinstance(value, str) else int(value)
 
 
+def count_distinct(keys: NDArray[np.int64]) -> int:
+    """Returns how many different integers there are, ``keys`` being ``(R,)``.
+
+    They are sorted: ``np.unique`` hashes, and takes some seventy times as long for the pairs of a large log.
+    """
+    ordered = np.sort(keys)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ordered) > 0)
+
+
+def among(keys: NDArray[np.int64], pool: NDArray[np.int64]) -> BoolArray:
+    """Marks which of ``keys``, ``(R,)``, occur in a sorted ``pool``, ``(P,)``, whose repeats do no harm.
+
+    ``np.isin`` would hash the whole pool at every call.
+    """
+    if not len(pool):
+        return np.zeros(len(keys), np.bool_)
+    places = np.minimum(np.searchsorted(pool, keys), len(pool) - 1)
+    return np.asarray(pool[places] == keys)
+
+
 def _distinct_keys(ids: IdArray, what: str) -> NDArray[np.int64]:
     keys = seeding.id_keys(ids)
     if len(np.unique(keys)) < len(keys):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kuaifair_env.data.schema import BoolArray, InteractionLog, NegativeSampling
+from kuaifair_env.data.schema import BoolArray, InteractionLog, NegativeSampling, among
 from kuaifair_env.errors import DataError
 from kuaifair_env.response.base import PADDING, HistoryWindow
 
@@ -139,10 +139,10 @@ def _with_negatives(
     if not len(pairs):
         raise DataError("a log of positives only needs at least one positive")
     drawn = _drawn_pairs(pairs, n_items, sampling, rng)
-    is_positive = np.isin(drawn, pairs)
+    is_positive = among(drawn, pairs)
     if known is not None:
         known_pairs = known.users[known.clicks].astype(np.int64) * n_items + known.items[known.clicks]
-        is_positive |= np.isin(drawn, known_pairs)
+        is_positive |= among(drawn, np.sort(known_pairs))
     negatives = drawn[~is_positive]
     users, items = np.divmod(np.concatenate([pairs, negatives]), n_items)
     rows = LabelledRows(

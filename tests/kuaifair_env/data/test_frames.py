@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kuaifair_env.data import InteractionData, LogColumns, Provenance, groups_of, popularity_groups
 from kuaifair_env.data.encoding import MAX_CATEGORIES, encode_features, tag_matrix
+from kuaifair_env.data.schema import among, count_distinct
 from kuaifair_env.data.tables import read_table, split_log
 from kuaifair_env.errors import DataError
 
@@ -781,3 +782,12 @@ def test_a_split_log_says_so() -> None:
     np.testing.assert_array_equal(np.bincount(by_user.test.users), counts - np.round(counts * 0.8))
     with pytest.raises(DataError, match="column of times"):
         InteractionData.from_log(log.drop(columns="time"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 400])
+def test_integers_are_counted_and_found_as_numpy_does(size):
+    rng = np.random.default_rng(size)
+    keys, pool = (rng.integers(-(2**40), 2**40, 100)[rng.integers(0, 100, count)] for count in (300, size))
+    assert count_distinct(pool) == len(set(pool.tolist()))
+    pool = np.concatenate([pool, keys[:size:2]])
+    np.testing.assert_array_equal(among(keys, np.sort(pool)), np.isin(keys, pool))
