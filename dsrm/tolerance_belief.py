@@ -162,9 +162,9 @@ class ToleranceBelief:
         return (self.weights @ both.T).reshape(-1, n_counts, n_counts)
 
     def slates_left(self, temper: NDArray[np.float64], click_rates: FloatArray) -> NDArray[np.float64]:
-        """Returns how many slates users will stay for after the next, ``(B,)``, if none is punished.
+        """Returns how many slates users will stay for after the next if none is punished, ``(B,)``.
 
-        Nothing is to be inferred for them where the bound is known: then it is 0.
+        It is 0 where the bound is known, since no slate has anything to tell about it.
 
         Args:
             temper: ``(B,)``, what is left of it; follows from clicks and punishments.
