@@ -56,8 +56,8 @@ agree no more than chance may have it. Three differences matter most.
 - *Worlds.* In the paper's simulators .7 to .9 of what is shown is clicked, here .2 to .5; sessions are shorter, and
   more is lost by a slate that breaks the bound.
 - *The bound.* Most of our order follows the violation rate. The paper has no rule with a quota; of what has to learn a
-  bound from shorter sessions only SAC4IR (one seed) and A2C with a fairness reward are ahead of QuotaGreedy, in two
-  worlds; in one world nothing is.
+  bound from shorter sessions only SAC4IR and A2C with a fairness reward earn more than QuotaGreedy on average, in two
+  worlds and within what other seeds may change; in one world nothing does.
 - *One world or two.* Where agents are evaluated in the world of their own log, the log is never wrong: every rule with
   a quota earns about the same, QuotaGreedy as much as a belief. Evaluated on other feedback they part, by what they
   remember of the session.
