@@ -62,7 +62,7 @@ agree no more than chance may have it. Three differences matter most.
   a quota earns about the same, QuotaGreedy as much as a belief. Evaluated on other feedback they part, by what they
   remember of the session.
 
-The place of a method with one seed among its neighbours says little. All agents see the session's clock.
+The place of a method with two or three seeds among its neighbours says little. All agents see the session's clock.
 """
 
 Figures = Mapping[str, Sequence[float]]
