@@ -110,8 +110,10 @@ def own_level_row(shows: int, dimension: int, n_sessions: int, n_items: int = IT
 def shared_level_row(n_items: int, dimension: int, n_features: int = 0) -> str:
     """Returns the row of one size: times of an update after every item was shown, per step (a fifth of an update)."""
     generator = torch.Generator().manual_seed(0)
-    columns = item_features(n_items, dimension + n_features, generator)
-    level = SharedLevel(columns, dimension, torch.full((n_items,), 0.5), SharedScales())
+    vectors, features = item_features(n_items, dimension + n_features, generator)[:, 1:].split(
+        [dimension, n_features], 1
+    )
+    level = SharedLevel({"vector": vectors, "features": features}, torch.full((n_items,), 0.5), SharedScales())
     clock = Clock()
     for update in range(STEPS):
         items = torch.randint(n_items, (5 * SESSIONS * SLATE,), generator=generator)

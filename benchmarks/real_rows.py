@@ -116,10 +116,9 @@ def shared_correction(base: Tensor, rows: RandomRows, count: int, items: BeliefI
         count: How many rows of each user are read.
         items: Columns of the shared vector.
     """
-    columns = torch.from_numpy(np.concatenate([items.embeddings, items.features], axis=1))
-    columns = torch.cat([torch.ones(len(columns), 1), columns], dim=1)
+    columns = {"vector": torch.from_numpy(items.embeddings), "features": torch.from_numpy(items.features)}
     deviations = torch.from_numpy(offset_shape(items.exposures).astype(np.float32))
-    level = SharedLevel(columns, items.embeddings.shape[1], deviations, SharedScales())
+    level = SharedLevel(columns, deviations, SharedScales())
     shown = torch.from_numpy(rows.items[:, :count])
     clicks = torch.from_numpy(rows.clicks[:, :count]).float().reshape(-1)
     before, shown = base.gather(1, shown).reshape(-1), shown.reshape(-1)

@@ -40,7 +40,7 @@ from kuaifair_env.files import write_text_atomically
 
 CONTROLS = ("quota-greedy", "session-quota", "item-quota", "belief-quota", "oracle")
 LEARNS_NOTHING = ("quota-greedy", "session-quota", "quality-oracle", "oracle")
-LOW, HIGH = "quota-greedy", "oracle"
+LOW, HIGH, FLOOR = "quota-greedy", "oracle", "belief-quota"
 USERS, N_ENVS = 1_000, 64
 COURSE = "course.json"
 COURSE_AT = (0, 50, 125, 250, 500, 1_000)
@@ -51,6 +51,7 @@ SCALES = {
     "shared vector": ("shared", "vector"),
     "shared features": ("shared", "features"),
     "shared offset": ("shared", "offset"),
+    "shared log": ("shared", "log"),
 }
 
 
@@ -156,8 +157,8 @@ def serving_table(found: Sequence[Services]) -> list[str]:
     part = _part(found)
     lines = [
         f"| agent | learning | orders | R_cum, all sessions | first {part:,} | last {part:,} | Len | AD "
-        "| violation rate | share of the way | other users, frozen: before, after |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| violation rate | share of the way | more than BeliefQuota | other users, frozen: before, after |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found:
         rows = [result.summary() for result in one.serving]
@@ -168,7 +169,7 @@ def serving_table(found: Sequence[Services]) -> list[str]:
         lines.append(
             f"| {one.title} | {one.serving[0].settings.learning} | {len(rows)} | {_over_orders(rewards)} "
             f"| {_over_orders(first)} | {_over_orders(last)} | {means[0]:.2f} | {means[1]:.3f} | {means[2]:.3f} "
-            f"| {_over_orders((rewards - low) / (high - low))} | {_others(rows)} |"
+            f"| {_over_orders((rewards - low) / (high - low))} | {_more(one, by_name.get(FLOOR))} | {_others(rows)} |"
         )
     return lines
 
@@ -210,6 +211,16 @@ def course_table(one: Services) -> list[str]:
         cells = [np.mean([row[level][name] for row in then]) for level, name in SCALES.values()]
         lines.append(f"| {sessions:,} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
     return lines
+
+
+def _more(one: Services, floor: Services | None) -> str:
+    """Returns by how much an agent that learns is ahead of another control that does, paired by order."""
+    if floor is None or one.name in (FLOOR, *LEARNS_NOTHING):
+        return ""
+    rewards = [[each.served.engagement.cumulative_reward for each in who.serving] for who in (one, floor)]
+    shared = min(len(of_orders) for of_orders in rewards)
+    more = np.subtract(*(of_orders[:shared] for of_orders in rewards))
+    return cell(student_interval(more), sign=True) if shared > 1 else f"{more[0]:+.2f}"
 
 
 def _others(rows: Sequence[Mapping[str, float]]) -> str:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsrm.click_scorer import ClickScorer
 from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
 from dsrm.preference import ClosedForm, Evidence, Moments, PreferenceModel
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
@@ -40,7 +41,7 @@ from kuaifair_env.randomisation import offset_shape
 from kuaifair_env.simulator import Repeats
 from kuaifair_env.world import World
 
-BELIEFS = Family("kuaifair-belief", 4, "belief", "serve again")
+BELIEFS = Family("kuaifair-belief", 5, "belief", "serve again")
 
 NOISE: dict[Repeats, float] = {"allow": 0.5, "forbid": 0.3}
 """Spread of Thompson sampling's draws of item offsets while serving, in posterior standard deviations.
@@ -51,6 +52,7 @@ Where no item comes back within a session, a draw that misleads costs more than 
 _ALSO = "also."
 _OF_SHARED = ("weights", "values", "mean", "deviation", "coefficients")
 _OF_OWN = ("squares", "determined", "steady")
+_COLUMNS = ("embeddings", "features", "log")
 _EMBEDDING_TOLERANCE = 1e-3
 _STEPS_PER_UPDATE, _STEPS_PER_SCALES = 5, 10
 _MAX_STEP, _MIN_WEIGHT = 4.0, 1e-6
@@ -93,6 +95,8 @@ class BeliefItems:
         embeddings: ``float32 (N, d)``, unit agent-side embeddings of the candidates, in both levels; ``d`` may be 0.
         exposures: ``int64 (N,)``, how often each was shown in the training log.
         features: ``float32 (N, m)``, standardised item features in the shared level; ``m`` may be 0.
+        log: ``float32 (N, 3)``, what the training log says of each, in the shared level: the item's part of the prior's
+            log-odds, its log exposures, both standardised, and their product; ``(N, 0)`` where the prior is not known.
     """
 
     data_hash: str
@@ -100,26 +104,35 @@ class BeliefItems:
     embeddings: FloatArray
     exposures: NDArray[np.int64]
     features: FloatArray
+    log: FloatArray
 
     @classmethod
-    def of_world(cls, world: World) -> BeliefItems:
-        """Reads the items of a world; its response and its test log are not read."""
+    def of_world(cls, world: World, scorer: ClickScorer | None = None) -> BeliefItems:
+        """Reads the items of a world; its response and its test log are not read.
+
+        Args:
+            world: The world.
+            scorer: The prior of the belief, for :attr:`log`.
+        """
         n_items = world.n_items
         embeddings = world.embeddings[:n_items] if world.item_term is None else world.embeddings[:n_items, :-1]
         ids = world.data.items.keys[:n_items]
-        return cls(world.data.data_hash, ids, unit_rows(embeddings), world.exposures, _standardised(world))
+        said = np.zeros((n_items, 0), np.float32)
+        if scorer is not None:
+            said = _said_by_log(world.exposures, scorer.item_scores)
+        return cls(world.data.data_hash, ids, unit_rows(embeddings), world.exposures, _features(world), said)
 
     def without_columns(self) -> BeliefItems:
-        """Returns the items without embeddings and features: each then is known by its offset alone."""
+        """Returns the items without columns for vectors to run over: each then is known by its offset alone."""
         empty = np.zeros((len(self.embeddings), 0), np.float32)
-        return replace(self, embeddings=empty, features=empty)
+        return replace(self, embeddings=empty, features=empty, log=empty)
 
     def same_as(self, other: BeliefItems) -> bool:
         """Says whether these are the same items in the same order, with the same columns."""
         return (
             self.data_hash == other.data_hash
             and np.array_equal(self.ids, other.ids)
-            and all(_alike(getattr(self, name), getattr(other, name)) for name in ("embeddings", "features"))
+            and all(_alike(getattr(self, name), getattr(other, name)) for name in _COLUMNS)
         )
 
 
@@ -132,6 +145,9 @@ class Belief:
     Args:
         items: What is known of the items.
         scales: Where the scales begin.
+
+    Raises:
+        ValueError: If the scales have the log weighed, and the items do not hold what it says.
 
     Attributes:
         items: The items.
@@ -146,10 +162,16 @@ class Belief:
     def __init__(self, items: BeliefItems, scales: BeliefScales | None = None) -> None:
         self._first = BeliefScales() if scales is None else scales
         self.items = items
-        columns = torch.from_numpy(np.concatenate([items.embeddings, items.features], axis=1))
+        columns = {"vector": items.embeddings, "features": items.features}
+        if self._first.shared.log > 0:
+            if not items.log.shape[1]:
+                raise ValueError(
+                    f"a scale of {self._first.shared.log} for what the log says needs items that hold it: give "
+                    "BeliefItems.of_world the click scorer too"
+                )
+            columns["log"] = items.log
         self.shared = SharedLevel(
-            torch.cat([torch.ones(len(columns), 1), columns], dim=1),
-            items.embeddings.shape[1],
+            {name: torch.from_numpy(group) for name, group in columns.items()},
             torch.from_numpy(offset_shape(items.exposures).astype(np.float32)),
             self._first.shared,
         )
@@ -227,8 +249,7 @@ class Belief:
             "determined": self._determined.numpy(),
             "steady": self._steady.numpy(),
             "ids": self.items.ids,
-            "embeddings": self.items.embeddings,
-            "features": self.items.features,
+            **{name: getattr(self.items, name) for name in _COLUMNS},
         }
 
     def settings(self) -> dict[str, Any]:
@@ -254,9 +275,9 @@ class Belief:
             ArtifactError: If the belief is about other items.
             ValueError: If something is missing or does not fit; nothing has changed then.
         """
-        shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("embeddings", "features"), (None, None))
+        shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(_COLUMNS, (None, None))
         take_tensors(tensors, shapes | {"ids": (None,), "squares": (3,), "determined": (3,), "steady": (2,)})
-        of_items = {name: tensors[name] for name in ("ids", "embeddings", "features")}
+        of_items = {name: tensors[name] for name in ("ids", *_COLUMNS)}
         if not self.items.same_as(replace(self.items, data_hash=settings["data_hash"], **of_items)):
             raise ArtifactError(f"{source} holds a belief about other items than these, or with other columns")
         take_tensors(tensors, {name: tuple(getattr(self.shared, name).shape) for name in _OF_SHARED})
@@ -467,10 +488,23 @@ def _alike(one: FloatArray, two: FloatArray) -> bool:
     return one.shape == two.shape and bool(np.allclose(one, two, atol=_EMBEDDING_TOLERANCE))
 
 
-def _standardised(world: World) -> FloatArray:
+def _features(world: World) -> FloatArray:
     """Returns features and tags of the candidates, ``float32 (N, m)``, standardised and then over ``sqrt(m)``."""
     features = world.data.items.features.values[: world.n_items]
-    columns = np.concatenate([features, world.tags], axis=1, dtype=np.float64)
-    columns = columns[:, columns.std(axis=0) > 1e-6]
-    standard = np.clip((columns - columns.mean(axis=0)) / columns.std(axis=0), -3.0, 3.0)
+    standard = _standardised(np.concatenate([features, world.tags], axis=1, dtype=np.float64))
+    standard = standard[:, standard.any(axis=0)]
     return np.asarray(standard / np.sqrt(max(standard.shape[1], 1)), np.float32)
+
+
+def _said_by_log(exposures: NDArray[np.int64], scores: FloatArray) -> FloatArray:
+    """Returns the columns of :attr:`BeliefItems.log`."""
+    score, exposed = _standardised(np.stack([scores, np.log1p(exposures)], axis=1).astype(np.float64)).T
+    return np.stack([score, exposed, score * exposed], axis=1).astype(np.float32)
+
+
+def _standardised(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns columns in deviations from their mean, three at most; one that is the same throughout becomes 0."""
+    deviations = columns.std(axis=0)
+    differ = deviations > 1e-6
+    standard = (columns - columns.mean(axis=0)) / np.where(differ, deviations, 1.0)
+    return np.asarray(np.where(differ, np.clip(standard, -3.0, 3.0), 0.0))

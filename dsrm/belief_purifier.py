@@ -133,7 +133,7 @@ class BeliefPurifier(BasePurifier):
 
     def belief(self, world: World) -> Belief:
         """Returns a belief about a world's items: at its prior, or with what was learned of all users."""
-        belief = Belief(BeliefItems.of_world(world), self.scales)
+        belief = Belief(BeliefItems.of_world(world, self.scorer), self.scales)
         tensors, settings = self._learned
         if tensors:
             belief.restore(tensors, settings, "the purifier")

@@ -54,6 +54,7 @@ from dsrm.purifier import (
     pretraining_checkpoint,
     save_purifier,
 )
+from dsrm.shared_level import SharedScales
 from dsrm.targets import (
     ExampleSource,
     LiteralTargets,
@@ -82,6 +83,8 @@ from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users
 from kuaifair_env.world import World
 
 _ENOUGH_EXPLAINED = 1.0 / 3.0
+_TRUST_IN_LOG = 0.25
+"""Of a column of :attr:`dsrm.belief.BeliefItems.log`, in log-odds; chosen by services of KuaiRand twin, seed 1."""
 _RICH_MODES = ("belief", "profile", "unbiased", "paired")
 """Diffusion models on rich conditions, whose states are drawn from noise."""
 _PREFERENCES: dict[str, PreferenceKind] = {
@@ -297,9 +300,8 @@ def _fit_belief(world: World, config: PretrainConfig, checkpoint: str | Path | N
     sessions = PreferenceSessions(world, scorer)
     if config.mode == "candidates":
         tolerance = TolerancePrior.fit(world, scorer)
-        return CandidatePurifier(
-            scorer, None, BeliefScales.of_users(sessions.scales), key, provenance, tolerance=tolerance
-        )
+        scales = replace(BeliefScales.of_users(sessions.scales), shared=SharedScales(log=_TRUST_IN_LOG))
+        return CandidatePurifier(scorer, None, scales, key, provenance, tolerance=tolerance)
     schedule = config.noise_schedule()
     fitted = fit_preference(
         sessions,

@@ -1,14 +1,15 @@
 """The shared level of a belief: what the training log misjudges about the items, learned from all users served.
 
 The log-odds of a click hold ``b + g . x_i + delta_i`` for every user, with Gaussian priors on ``b``, ``g`` and the
-offsets. An answer enters as a Gaussian observation of that term, so two sums per item are all that is kept, and the
-posterior follows from them in closed form.
+offsets. ``x_i`` are columns in groups, each with a scale of its own. An answer enters as a Gaussian observation of that
+term, so two sums per item are all that is kept, and the posterior follows from them in closed form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -29,24 +30,27 @@ class SharedScales:
             :class:`~dsrm.belief.Belief`, :func:`kuaifair_env.randomisation.offset_shape` of its training exposures).
         features: Of each component of ``g`` over standardised item features.
         intercept: Of ``b``.
+        log: Of each component of ``g`` over what the training log says of an item
+            (:attr:`dsrm.belief.BeliefItems.log`): how far it is to be trusted. 0 takes the log at its word but for what
+            embeddings, features and offsets tell.
     """
 
     vector: float = 1.0
     offset: float = 1.0
     features: float = 0.2
     intercept: float = 1.0
+    log: float = 0.0
 
     def __post_init__(self) -> None:
         need_number("[0, inf)", vector=self.vector, offset=self.offset)
-        need_number("[0, inf)", features=self.features, intercept=self.intercept)
+        need_number("[0, inf)", features=self.features, intercept=self.intercept, log=self.log)
 
 
 class SharedLevel:
     """The posterior of ``b``, ``g`` and all offsets, given sums over answers.
 
     Args:
-        columns: ``(N, p)``: ones, unit item embeddings, standardised item features.
-        n_embedding: How many columns are embeddings ``d``.
+        columns: ``(N, m)`` each, what ``g`` runs over, by the name of its scale. A column of ones comes first.
         deviations: ``(N,)``, prior standard deviations of the offsets.
         scales: Of the priors, where re-estimation begins.
 
@@ -59,15 +63,13 @@ class SharedLevel:
         values: ``float64 (N,)``, summed precision times observation.
     """
 
-    def __init__(self, columns: Tensor, n_embedding: int, deviations: Tensor, scales: SharedScales) -> None:
-        size = columns.shape[1]
-        self._columns = columns
+    def __init__(self, columns: Mapping[str, Tensor], deviations: Tensor, scales: SharedScales) -> None:
+        ones = torch.ones_like(deviations)[:, None]
+        self._columns = torch.cat([ones, *columns.values()], dim=1)
         self._deviations = deviations
         self._first = scales
-        self._groups = {
-            "vector": slice(1, 1 + n_embedding),
-            "features": slice(1 + n_embedding, size),
-        }
+        ends = accumulate((group.shape[1] for group in columns.values()), initial=1)
+        self._groups = {name: slice(*bounds) for name, bounds in zip(columns, pairwise(ends), strict=True)}
         self.scales = scales
         self.start_anew()
 
@@ -134,7 +136,7 @@ class SharedLevel:
             name: _scale(getattr(self._first, name), squares[group].sum(), determined[group].sum())
             for name, group in self._groups.items()
         }
-        return SharedScales(intercept=self._first.intercept, **values)
+        return replace(self._first, **values)
 
     def _widths(self) -> Tensor:
         widths = torch.full((self._columns.shape[1],), self.scales.intercept, dtype=self._columns.dtype)

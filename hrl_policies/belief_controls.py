@@ -131,7 +131,7 @@ class BeliefQuota(GreedyCTR):
         self._evidence.restore(tensors)
 
     def _items(self, world: World) -> BeliefItems:
-        return BeliefItems.of_world(world)
+        return BeliefItems.of_world(world, self._scorer)
 
 
 class ItemQuota(BeliefQuota):

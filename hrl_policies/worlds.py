@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 2**31
 _SEED_STRIDE = 1_000_003
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True)

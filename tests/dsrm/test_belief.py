@@ -13,6 +13,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
+from dsrm.click_scorer import ClickScorer
 from dsrm.item_sites import click_probabilities, posterior_offsets
 from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
 from dsrm.shared_level import PRIOR_PARAMETERS, SharedLevel, SharedScales
@@ -287,17 +288,17 @@ def test_matched_moments_of_several_items_are_close_to_brute_force(scale, tolera
 def test_shared_posterior_is_that_of_the_dense_gaussian_model():
     rng = np.random.default_rng(0)
     n_items, dimension = 40, 6
-    columns = features_of(n_items, dimension)
+    columns, said = features_of(n_items, dimension), rng.normal(size=(n_items, 3))
     deviations = torch.from_numpy(offset_shape(rng.integers(0, 500, n_items)))
-    scales = SharedScales(vector=0.8, offset=1.3, intercept=0.6)
-    level = SharedLevel(columns, dimension, deviations, scales)
+    scales = SharedScales(vector=0.8, offset=1.3, intercept=0.6, log=0.25)
+    level = SharedLevel({"vector": columns[:, 1:], "log": torch.from_numpy(said)}, deviations, scales)
     items = rng.integers(0, n_items - 10, 300)
     weights, values = rng.uniform(0.05, 0.25, 300), rng.normal(size=300)
     for part in np.array_split(rng.permutation(300), 7):
         level.add(*(torch.from_numpy(array[part]) for array in (items, weights, values)))
     level.update(reestimate=False)
-    prior = np.r_[0.6, np.full(dimension, 0.8), 1.3 * deviations.numpy()] ** 2
-    design = np.column_stack([columns.numpy(), np.eye(n_items)])
+    prior = np.r_[0.6, np.full(dimension, 0.8), np.full(3, 0.25), 1.3 * deviations.numpy()] ** 2
+    design = np.column_stack([columns.numpy(), said, np.eye(n_items)])
     shown = design[items]
     precision = np.diag(1 / prior) + shown.T @ (shown * weights[:, None])
     point = np.linalg.solve(precision, shown.T @ (weights * values))
@@ -315,7 +316,7 @@ def test_shared_scales_are_found_from_wide_ones():
         columns = features_of(n_items, dimension, seed)
         deviations = torch.full((n_items,), 0.5, dtype=torch.float64)
         truth = columns[:, 1:].numpy() @ (0.3 * rng.normal(size=dimension)) + 0.2 * rng.normal(size=n_items)
-        level = SharedLevel(columns, dimension, deviations, SharedScales())
+        level = SharedLevel({"vector": columns[:, 1:]}, deviations, SharedScales())
         items = np.repeat(np.arange(n_items), 40)
         answers = truth[items] + rng.normal(size=len(items)) / np.sqrt(0.2)
         level.add(*(torch.from_numpy(array) for array in (items, np.full(len(items), 0.2), answers)))
@@ -328,7 +329,8 @@ def test_shared_scales_are_found_from_wide_ones():
 def items_of(n_items: int = 60, dimension: int = 8) -> BeliefItems:
     embeddings = features_of(n_items, dimension, dtype=torch.float32)[:, 1:].numpy()
     ids = np.arange(n_items)
-    return BeliefItems("data", ids, embeddings, ids, np.zeros((n_items, 0), np.float32))
+    none = np.zeros((n_items, 0), np.float32)
+    return BeliefItems("data", ids, embeddings, ids, none, none)
 
 
 def test_features_of_candidates_have_length_one_whatever_their_units():
@@ -351,8 +353,50 @@ def test_features_of_candidates_have_length_one_whatever_their_units():
     assert read(values)[0, 0] == read(values).max() == pytest.approx(3.0 / np.sqrt(features.shape[1]), rel=1e-5)
 
 
-def serve_sessions(belief: Belief, n_sessions: int, seed: int, own: OwnScales, shared: np.ndarray) -> None:
-    """Sessions of random slates whose users follow the belief's own model."""
+def test_what_a_log_says_of_items_is_score_exposures_and_both_together():
+    world = small_world(candidates=40)
+    scorer = ClickScorer.fit(world)
+    score, exposed, both = BeliefItems.of_world(world, scorer).log.T
+    assert np.corrcoef(score, scorer.item_scores)[0, 1] > 0.95
+    assert np.corrcoef(exposed, np.log1p(world.exposures))[0, 1] > 0.95
+    for column in (score, exposed):
+        assert np.abs(column).max() <= 3.0
+        assert (column.mean(), column.std()) == pytest.approx((0.0, 1.0), abs=0.1)
+    np.testing.assert_allclose(both, score * exposed, rtol=1e-5)
+    alike = replace(scorer, item_scores=np.full_like(scorer.item_scores, -1.0))
+    assert not BeliefItems.of_world(world, alike).log[:, [0, 2]].any()
+    assert BeliefItems.of_world(world).log.shape == (40, 0)
+    with pytest.raises(ValueError, match="click scorer"):
+        Belief(BeliefItems.of_world(world), BeliefScales(shared=SharedScales(log=0.25)))
+
+
+def test_a_belief_learns_from_some_items_how_far_the_log_is_to_be_trusted_about_others():
+    """The log makes three times too much of the differences between items; half of the items are never shown."""
+    errors: dict[float, list[float]] = {0.0: [], 0.25: []}
+    for seed in range(3):
+        scores = np.random.default_rng(seed).normal(size=60)
+        said = np.zeros((60, 3), np.float32)
+        said[:, 0] = scores
+        for scale, found in errors.items():
+            belief = Belief(replace(items_of(), log=said), BeliefScales(shared=SharedScales(log=scale)))
+            for block in range(3):
+                shown = np.arange(30)
+                serve_sessions(belief, 50, 100 * seed + block, OwnScales(0.1, 0.1, 0.1), -2 / 3 * scores, shown)
+            wrong = belief.shared.mean.numpy()[30:] + 2 / 3 * scores[30:]
+            found.append(float(wrong.std()))
+    assert np.mean(errors[0.25]) < np.mean(errors[0.0]) / 2
+    assert max(errors[0.25]) < min(errors[0.0])
+
+
+def serve_sessions(
+    belief: Belief,
+    n_sessions: int,
+    seed: int,
+    own: OwnScales,
+    shared: np.ndarray,
+    shown_items: np.ndarray | None = None,
+) -> None:
+    """Sessions of random slates, of some items or all, whose users follow the belief's own model."""
     rng = np.random.default_rng(seed)
     items, rows = belief.items, torch.arange(n_sessions)
     n_items = len(items.embeddings)
@@ -365,7 +409,10 @@ def serve_sessions(belief: Belief, n_sessions: int, seed: int, own: OwnScales, s
     everybody = torch.ones(n_sessions, dtype=torch.bool)
     for step in range(12):
         sessions.logits()
-        slates = np.argsort(rng.random((n_sessions, n_items)), axis=1)[:, :10]
+        order = rng.random((n_sessions, n_items))
+        if shown_items is not None:
+            order[:, np.setdiff1d(np.arange(n_items), shown_items)] = 2.0
+        slates = np.argsort(order, axis=1)[:, :10]
         clicks = rng.random(slates.shape) < expit(np.take_along_axis(truth, slates, axis=1))
         shown = torch.from_numpy(slates), torch.from_numpy(clicks)
         sessions.learn(*shown, everybody, everybody if step == 11 else ~everybody)
