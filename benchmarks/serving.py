@@ -7,8 +7,8 @@
 
 Everybody serves 1,000 users of the test world, or all if there are fewer, once each, in several orders; or, with
 ``--sessions``, 80 % of its users as often as that takes. Methods that learn are trained first, in the training world
-with the zoo's settings; those whose state is a belief serve with networks that learn, and with networks that stay. What
-the store holds is not done again.
+with the zoo's settings; those whose state is a belief serve with networks that learn, and with networks that stay,
+unless their guard kept the start, and networks stay anyhow. What the store holds is not done again.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
         "One seed says nothing about how much seeds differ: intervals are over orders alone.",
         "- A run folder holds no replay buffer: that of TD3 begins empty. Where the guard of a run kept its start, "
-        "networks stay as they are in both rows.",
+        "networks stay as they are, and the belief alone learns.",
     ]
     return [
         f"- {len(found[0].serving[0]):,} sessions of users of the test world: {served}, {N_ENVS} at a time; Max Len "
@@ -313,7 +313,7 @@ def main() -> None:
     for name in names:
         print(name, flush=True)
         found.append(services(name, pair, arguments, gradients=True))
-        if method(name).learns and method(name).purifier:
+        if method(name).purifier and found[-1].serving[0].settings.learning != "posterior":
             found.append(services(name, pair, arguments, gradients=False))
     stem = f"serving_{short_name(arguments.world)}_{arguments.repeats}"
     stem += f"_{arguments.sessions}" if arguments.sessions else ""
