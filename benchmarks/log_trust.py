@@ -131,7 +131,7 @@ def records(found: Iterable[Services]) -> str:
     lines = ["world,repeats,scale,order,r_cum"]
     for one in found:
         lines += [
-            f"{title(one.world)},{one.repeats},{one.scale:g},{order},{mean:.4f}"
+            f'"{title(one.world)}",{one.repeats},{one.scale:g},{order},{mean:.4f}'
             for order, mean in enumerate(one.of_orders)
         ]
     return "\n".join(lines) + "\n"

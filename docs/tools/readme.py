@@ -2,9 +2,9 @@
 
     python docs/tools/readme.py
 
-The tables are made of docs/results/claims_kuairand.csv.gz (frozen) and preference_services_kuairand.csv.gz beside
-it (serving); differences are those of the pages beside the records. The address is ``Repository`` of pyproject.toml:
-change it there, then run this.
+The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of log_trust.csv.gz and
+preference_services_kuairand.csv.gz beside it (serving); differences are those of the pages beside the records. The
+address is ``Repository`` of pyproject.toml: change it there, then run this.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from scipy.special import stdtrit
 
 README, SUMMARY = ROOT / "README.md", ROOT / "docs" / "results" / "summary.md"
 FROZEN, SERVING = (ROOT / "docs" / "results" / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
+TRUST = ROOT / "docs" / "results" / "log_trust.csv.gz"
 METHODS = {
     "oracle": "Oracle (knows each user)",
     "quality-oracle": "QualityOracle (knows each item, and no user)",
@@ -36,11 +37,15 @@ METHODS = {
 }
 """Rows of the frozen table, by method."""
 SERVED = {
-    "closed form, fitted scales, item features": "**DSRM-HRL**, networks at their start",
+    "0.25": "**DSRM-HRL**, networks at their start",
     "closed form": "BeliefQuota",
 }
-"""Rows of the serving table, by what the benchmark calls them."""
+"""Rows of the serving table, by what the benchmarks call them: a scale, or a row."""
 REPEATS = ("allow", "forbid")
+Service = tuple[str, str, int]
+
+WORLD = "partial KuaiRand-Pure"
+WEIGHED: Service = ("log weighed", "log at its word", 1)
 PARTS = (
     ("training", "BeliefQuota, items by features", None),
     ("the manager: half popular, half not in every slate", "DSRM-HRL, constant z", None),
@@ -50,10 +55,12 @@ PARTS = (
         None,
         ("closed form, fitted scales, item features", "closed form", 1),
     ),
+    ("weighing what the log says of items", None, WEIGHED),
     ("memory of the user's session", None, ("none", "closed form", -1)),
     ("the closed form: diffusion in its place", None, ("diffusion", "closed form", -1)),
 )
-"""What is taken away; the method that is left, on the page of claims; or row, column and sign on that of services."""
+"""What is taken away; the method that is left, on the page of claims; or row, column and sign on that of services, or
+:data:`WEIGHED`."""
 
 _BLOCK = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 _PARTS_BLOCK = re.compile(r"(<!-- parts:[^\n]*-->\n).*?(<!-- /parts -->)", re.DOTALL)
@@ -66,7 +73,9 @@ Figures = dict[tuple[str, str], list[float]]
 def results() -> str:
     """Returns both tables."""
     frozen = _figures(FROZEN, "method", {})
-    served = _figures(SERVING, "row", {"regime": "serving"})
+    served = (
+        _figures(SERVING, "row", {"regime": "serving"})["r_cum"] | _figures(TRUST, "scale", {"world": WORLD})["r_cum"]
+    )
     lines = [
         "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | repeats forbidden | violation rate |",
         "|---|---:|---:|---:|---:|",
@@ -83,8 +92,8 @@ def results() -> str:
         "|---|---:|---:|---:|",
     ]
     for name, title in SERVED.items():
-        cells = [_cell(served["r_cum"][name, repeats]) for repeats in REPEATS]
-        lines.append(f"| {title} | {len(served['r_cum'][name, 'allow'])} | {' | '.join(cells)} |")
+        cells = [_cell(served[name, repeats]) for repeats in REPEATS]
+        lines.append(f"| {title} | {len(served[name, 'allow'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -94,7 +103,7 @@ def _figures(path: Path, row: str, wanted: dict[str, str]) -> dict[str, Figures]
     with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
         for line in csv.DictReader(stream):
             if all(line[name] == value for name, value in wanted.items()):
-                for name in ("r_cum", "violation_rate"):
+                for name in ("r_cum", "violation_rate") if "violation_rate" in line else ("r_cum",):
                     figures[name][line[row], line["repeats"]].append(float(line[name]))
     return figures
 
@@ -112,28 +121,41 @@ def _cell(values: list[float]) -> str:
 
 def parts() -> str:
     """Returns what each part contributes: R_cum with it less R_cum without it."""
-    claims, services = (path.with_name(path.name.replace(".csv.gz", ".md")) for path in (FROZEN, SERVING))
-    differences = _rows(claims, "### DSRM-HRL minus each other method")
     lines = [
         "| what is taken away | frozen, repeats allowed | forbidden | serving, repeats allowed | forbidden |",
         "|---|---:|---:|---:|---:|",
     ]
     for title, left, service in PARTS:
-        cells = []
-        for protocol in ("frozen", "serving"):
-            for repeats in REPEATS:
-                found = ""
-                if left is not None and protocol == "frozen":
-                    rows = [row for row in differences if (row["method"], row["repeats"]) == (left, repeats)]
-                    found = rows[0]["R_cum: difference"] if rows else ""
-                elif service is not None:
-                    name, column, sign = service
-                    rows = _rows(services, f"## Repeats {repeats}, {protocol}")
-                    row = next(row for row in rows if row["users' own part"] == name)
-                    found = _signed(row[f"minus {column}"], sign)
-                cells.append(found)
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        frozen = [_frozen_part(left, service, repeats) for repeats in REPEATS]
+        serving = ["" if service is None else _served_part(service, repeats) for repeats in REPEATS]
+        lines.append(f"| {title} | {' | '.join(frozen + serving)} |")
     return "\n".join(lines)
+
+
+def _frozen_part(left: str | None, service: Service | None, repeats: str) -> str:
+    if left is not None:
+        rows = _rows(_page_of(FROZEN), "### DSRM-HRL minus each other method")
+        return next(
+            (row["R_cum: difference"] for row in rows if (row["method"], row["repeats"]) == (left, repeats)), ""
+        )
+    return "" if service is None or service == WEIGHED else _of_services(service, repeats, "frozen")
+
+
+def _served_part(service: Service, repeats: str) -> str:
+    if service != WEIGHED:
+        return _of_services(service, repeats, "serving")
+    rows = _rows(_page_of(TRUST), "## Serving in other worlds")
+    return next(row["difference"] for row in rows if (row["world"], row["repeats"]) == (WORLD, repeats))
+
+
+def _of_services(service: Service, repeats: str, protocol: str) -> str:
+    name, column, sign = service
+    rows = _rows(_page_of(SERVING), f"## Repeats {repeats}, {protocol}")
+    return _signed(next(row[f"minus {column}"] for row in rows if row["users' own part"] == name), sign)
+
+
+def _page_of(records: Path) -> Path:
+    return records.with_name(records.name.replace(".csv.gz", ".md"))
 
 
 def _rows(page: Path, heading: str) -> list[dict[str, str]]:
