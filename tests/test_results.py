@@ -93,6 +93,22 @@ def test_services_are_the_means_of_their_records(path):
         assert all(is_printed(row[title], mean.loc[key, column]) for title, column in columns.items()), key
 
 
+def test_services_that_weigh_the_log_are_the_means_of_their_records():
+    groups = pd.read_csv(RESULTS / "log_trust.csv.gz").groupby(["world", "repeats", "scale"]).r_cum
+    count, mean = groups.size(), groups.mean()
+    columns = {"log at its word": 0.0, "log weighed": 0.25} | {
+        f"scale {scale:g}": scale for scale in (0, 0.1, 0.25, 0.5)
+    }
+    compared = 0
+    for row in rows(page("log_trust.md")):
+        for column in row.keys() & columns.keys():
+            key = (row.get("world", "KuaiRand twin, seed 1"), row["repeats"], columns[column])
+            assert is_printed(row[column], mean[key]), key
+            assert count[key] == int(row.get("orders", 5))
+            compared += 1
+    assert compared == len(mean)
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("preferences_*.csv.gz")), ids=lambda path: path.name)
 def test_predictions_are_the_means_of_their_records(path):
     records = pd.read_csv(path, dtype={"shows": str}, keep_default_na=False)
