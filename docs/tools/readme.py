@@ -2,8 +2,8 @@
 
     python docs/tools/readme.py
 
-The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of log_trust.csv.gz and
-preference_services_kuairand.csv.gz beside it (serving); differences are those of the pages beside the records. The
+The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of log_trust.csv.gz and the pages
+serving_kuairand_allow.md and serving_kuairand_forbid.md beside it (serving); differences are those of the pages. The
 address is ``Repository`` of pyproject.toml: change it there, then run this.
 """
 
@@ -21,8 +21,9 @@ from repository import ROOT, address
 from scipy.special import stdtrit
 
 README, SUMMARY = ROOT / "README.md", ROOT / "docs" / "results" / "summary.md"
-FROZEN, SERVING = (ROOT / "docs" / "results" / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
-TRUST = ROOT / "docs" / "results" / "log_trust.csv.gz"
+RESULTS = ROOT / "docs" / "results"
+FROZEN, SERVING = (RESULTS / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
+TRUST, SHIPPED = RESULTS / "log_trust.csv.gz", "0.25"
 METHODS = {
     "oracle": "Oracle (knows each user)",
     "quality-oracle": "QualityOracle (knows each item, and no user)",
@@ -37,10 +38,17 @@ METHODS = {
 }
 """Rows of the frozen table, by method."""
 SERVED = {
-    "0.25": "**DSRM-HRL**, networks at their start",
-    "closed form": "BeliefQuota",
+    "Oracle": "Oracle",
+    "QualityOracle": "QualityOracle",
+    None: "**DSRM-HRL**, networks at their start",
+    "BeliefQuota": "BeliefQuota",
+    "ItemQuota": "ItemQuota",
+    "SessionQuota": "SessionQuota",
+    "HRL": "HRL, learning by gradient",
+    "QuotaGreedy": "QuotaGreedy",
+    "A2C + fairness": "A2C with a fairness reward, learning by gradient",
 }
-"""Rows of the serving table, by what the benchmarks call them: a scale, or a row."""
+"""Rows of the serving table, by what the pages of services call them; None is what :data:`TRUST` has."""
 REPEATS = ("allow", "forbid")
 Service = tuple[str, str, int]
 
@@ -73,9 +81,6 @@ Figures = dict[tuple[str, str], list[float]]
 def results() -> str:
     """Returns both tables."""
     frozen = _figures(FROZEN, "method", {})
-    served = (
-        _figures(SERVING, "row", {"regime": "serving"})["r_cum"] | _figures(TRUST, "scale", {"world": WORLD})["r_cum"]
-    )
     lines = [
         "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | repeats forbidden | violation rate |",
         "|---|---:|---:|---:|---:|",
@@ -91,10 +96,24 @@ def results() -> str:
         "| partial KuaiRand-Pure, serving 1,000 users | orders | R_cum, repeats allowed | repeats forbidden |",
         "|---|---:|---:|---:|",
     ]
-    for name, title in SERVED.items():
-        cells = [_cell(served[name, repeats]) for repeats in REPEATS]
-        lines.append(f"| {title} | {len(served[name, 'allow'])} | {' | '.join(cells)} |")
+    for agent, title in SERVED.items():
+        found = [_served(agent, repeats) for repeats in REPEATS]
+        orders = ", ".join(dict.fromkeys(count for count, _ in found if count))
+        lines.append(f"| {title} | {orders} | {' | '.join(cell for _, cell in found)} |")
     return "\n".join(lines)
+
+
+def _served(agent: str | None, repeats: str) -> tuple[str, str]:
+    """Returns the number of orders and R_cum of an agent that serves; both empty where it was not run."""
+    if agent is None:
+        values = _figures(TRUST, "scale", {"world": WORLD})["r_cum"][SHIPPED, repeats]
+        return str(len(values)), _cell(values)
+    rows = _rows(RESULTS / f"serving_kuairand_{repeats}.md", "### Serving")
+    row = next((row for row in rows if row["agent"].removesuffix(" †") == agent), None)
+    if row is None:
+        return "", ""
+    estimate, *interval = map(float, re.findall(r"\d+\.\d+", row["R_cum, all sessions"]))
+    return row["orders"], f"{estimate:.2f}" + (f" ± {(interval[1] - interval[0]) / 2:.2f}" if interval else "")
 
 
 def _figures(path: Path, row: str, wanted: dict[str, str]) -> dict[str, Figures]:
