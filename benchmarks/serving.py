@@ -92,10 +92,11 @@ def services(name: str, pair: WorldPair, arguments: Namespace, gradients: bool) 
     """Trains a method if it learns, has it serve in every order, and evaluates it as it was."""
     mode = method(name).purifier
     purifier = cached_purifier(pair.train, mode) if mode else None
+    clock = method(name).learns and mode is None  # beliefs have it in their state, and controls do not read it
     config = plan_run(
         name,
         pair.name,
-        session=SessionConfig(repeats=arguments.repeats),
+        session=SessionConfig(repeats=arguments.repeats, session_clock=clock),
         total_steps=arguments.steps,
         purifier=PurifierIdentity.of_file(purifier) if purifier else None,
     )
@@ -246,7 +247,8 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
     )
     of_training = [
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
-        "One seed says nothing about how much seeds differ: intervals are over orders alone.",
+        "One seed says nothing about how much seeds differ: intervals are over orders alone. All of them see the "
+        "session's clock.",
         "- A run folder holds no replay buffer: that of TD3 begins empty. Where the guard of a run kept its start, "
         "networks stay as they are, and the belief alone learns.",
     ]
