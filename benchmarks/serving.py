@@ -92,7 +92,7 @@ def services(name: str, pair: WorldPair, arguments: Namespace, gradients: bool) 
     """Trains a method if it learns, has it serve in every order, and evaluates it as it was."""
     mode = method(name).purifier
     purifier = cached_purifier(pair.train, mode) if mode else None
-    clock = method(name).learns and mode is None  # beliefs have it in their state, and controls do not read it
+    clock = method(name).learns and not mode  # beliefs have it in their state, and controls do not read it
     config = plan_run(
         name,
         pair.name,
