@@ -40,7 +40,8 @@ METHODS = {
 SERVED = {
     "Oracle": "Oracle",
     "QualityOracle": "QualityOracle",
-    None: "**DSRM-HRL**, networks at their start",
+    "DSRM-HRL": "**DSRM-HRL**",
+    None: "its rule without networks",
     "BeliefQuota": "BeliefQuota",
     "ItemQuota": "ItemQuota",
     "SessionQuota": "SessionQuota",
