@@ -31,8 +31,8 @@ class SharedScales:
         features: Of each component of ``g`` over standardised item features.
         intercept: Of ``b``.
         log: Of each component of ``g`` over what the training log says of an item
-            (:attr:`dsrm.belief.BeliefItems.log`): how far it is to be trusted. 0 takes the log at its word but for what
-            embeddings, features and offsets tell.
+            (:attr:`dsrm.belief.BeliefItems.log`): how far it is to be trusted, at most at its word. 0 takes it at its
+            word but for what embeddings, features and offsets tell.
     """
 
     vector: float = 1.0
@@ -50,7 +50,9 @@ class SharedLevel:
     """The posterior of ``b``, ``g`` and all offsets, given sums over answers.
 
     Args:
-        columns: ``(N, m)`` each, what ``g`` runs over, by the name of its scale. A column of ones comes first.
+        columns: ``(N, m)`` each, what ``g`` runs over, by the name of its scale; a column of ones comes before them. Of
+            those named ``log`` the first is the item's part of the prior: while its coefficient would be above 0, all
+            are left out.
         deviations: ``(N,)``, prior standard deviations of the offsets.
         scales: Of the priors, where re-estimation begins.
 
@@ -105,10 +107,11 @@ class SharedLevel:
         remaining = 1.0 / (1.0 + variances * weights)
         widths = self._widths()
         scaled = columns * widths
-        precision = scaled.T @ (scaled * (weights * remaining)[:, None])
-        precision += torch.eye(len(widths), dtype=dtype)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        standard = covariance @ (scaled.T @ (values * remaining))
+        covariance, standard = _regression(scaled, weights * remaining, values * remaining)
+        if "log" in self._groups and standard[self._groups["log"].start] > 0:  # it makes too little of differences
+            widths[self._groups["log"]] = 0.0
+            scaled = columns * widths
+            covariance, standard = _regression(scaled, weights * remaining, values * remaining)
         self.coefficients = widths * standard
         linear = self._columns @ self.coefficients
         offsets = variances * remaining * (values - weights * linear[seen])
@@ -143,6 +146,20 @@ class SharedLevel:
         for name, group in self._groups.items():
             widths[group] = getattr(self.scales, name)
         return widths
+
+
+def _regression(scaled: Tensor, weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the posterior covariance and mean of coefficients with standard normal priors.
+
+    Args:
+        scaled: ``(n, p)``, columns times the coefficients' scales.
+        weights: ``(n,)``, precisions.
+        values: ``(n,)``, precisions times observations.
+    """
+    precision = scaled.T @ (scaled * weights[:, None])
+    precision += torch.eye(scaled.shape[1], dtype=scaled.dtype)
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    return covariance, covariance @ (scaled.T @ values)
 
 
 def _scale(first: float, squares: Tensor, determined: Tensor) -> float:

@@ -285,7 +285,9 @@ def test_matched_moments_of_several_items_are_close_to_brute_force(scale, tolera
         assert level.logits()[0].numpy() == pytest.approx(mode, abs=1e-6)
 
 
-def test_shared_posterior_is_that_of_the_dense_gaussian_model():
+@pytest.mark.parametrize("overstates", [True, False])
+def test_shared_posterior_is_that_of_the_dense_gaussian_model(overstates):
+    """With the log's columns, where its differences are too large; without, where they are too small."""
     rng = np.random.default_rng(0)
     n_items, dimension = 40, 6
     columns, said = features_of(n_items, dimension), rng.normal(size=(n_items, 3))
@@ -293,11 +295,12 @@ def test_shared_posterior_is_that_of_the_dense_gaussian_model():
     scales = SharedScales(vector=0.8, offset=1.3, intercept=0.6, log=0.25)
     level = SharedLevel({"vector": columns[:, 1:], "log": torch.from_numpy(said)}, deviations, scales)
     items = rng.integers(0, n_items - 10, 300)
-    weights, values = rng.uniform(0.05, 0.25, 300), rng.normal(size=300)
+    weights = rng.uniform(0.05, 0.25, 300)
+    values = rng.normal(size=300) + (-said[items, 0] if overstates else said[items, 0])
     for part in np.array_split(rng.permutation(300), 7):
         level.add(*(torch.from_numpy(array[part]) for array in (items, weights, values)))
     level.update(reestimate=False)
-    prior = np.r_[0.6, np.full(dimension, 0.8), np.full(3, 0.25), 1.3 * deviations.numpy()] ** 2
+    prior = np.r_[0.6, np.full(dimension, 0.8), np.full(3, 0.25 if overstates else 1e-9), 1.3 * deviations.numpy()] ** 2
     design = np.column_stack([columns.numpy(), said, np.eye(n_items)])
     shown = design[items]
     precision = np.diag(1 / prior) + shown.T @ (shown * weights[:, None])
@@ -386,6 +389,20 @@ def test_a_belief_learns_from_some_items_how_far_the_log_is_to_be_trusted_about_
             found.append(float(wrong.std()))
     assert np.mean(errors[0.25]) < np.mean(errors[0.0]) / 2
     assert max(errors[0.25]) < min(errors[0.0])
+
+
+def test_the_log_is_trusted_at_its_word_at_most():
+    """The log makes too little of the differences between items: a belief does as if it took it at its word."""
+    scores = np.random.default_rng(0).normal(size=60)
+    said = np.zeros((60, 3), np.float32)
+    said[:, 0] = scores
+    means = []
+    for scale in (0.0, 0.25):
+        belief = Belief(replace(items_of(), log=said), BeliefScales(shared=SharedScales(log=scale)))
+        for block in range(3):
+            serve_sessions(belief, 50, block, OwnScales(0.1, 0.1, 0.1), scores, np.arange(30))
+        means.append(belief.shared.mean.numpy())
+    np.testing.assert_allclose(*means, atol=1e-5)
 
 
 def serve_sessions(
