@@ -87,7 +87,8 @@ def test_one_thread_and_two_agree(usual, threads):
     try:
         torch.set_num_threads(threads)
         with threadpool_limits(threads):
-            assert_equal(results(), usual)
+            few = slice(64)
+            assert_equal(results(sessions=few), {name: values[few] for name, values in usual.items()})
     finally:
         torch.set_num_threads(before)
 

@@ -110,9 +110,9 @@ def test_the_paper_s_letter_learns_what_popularity_should_cost_in_the_toy_s_trai
         model = HierarchicalPPO("HierarchicalPolicy", env, **LITERAL, seed=seed, device="cpu")
         model.learn(64 * model.n_steps)
         start = price(model)
-        model.learn(40_000, reset_num_timesteps=False)
+        model.learn(25_000, reset_num_timesteps=False)
         changes.append(np.log(price(model) / start))
-    # Single seeds fell by 9 % at least, others by a quarter.
+    # Single seeds fell by 13 % at least, others by a quarter.
     assert max(changes) < 0
     assert np.mean(changes) < np.log(0.93)
 
