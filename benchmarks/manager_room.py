@@ -42,6 +42,7 @@ COUNTS = range(2, 8)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 DRIFT, N_ENVS, SEED = 15.0, 128, 2603
 ORACLE, UNTRAINED = "Oracle †", "DSRM-HRL, untrained"
+GREEDY, BELIEF = "QuotaGreedy, items by features", "BeliefQuota, items by features"
 MYOPIC = "DSRM-HRL, untrained, without looking ahead"
 
 
@@ -159,7 +160,7 @@ def personal_rows(
         evaluated("known tolerance †", QuotaOf(start, tolerated), pair.test, config, n_users),
         evaluated(MYOPIC, Myopic(agent), pair.test, config, n_users, start),
         evaluated(UNTRAINED, agent, pair.test, config, n_users, start),
-        evaluated("QuotaGreedy", QuotaGreedy(start.scorer), pair.test, config, n_users),
+        evaluated(GREEDY, QuotaGreedy(start.scorer), pair.test, config, n_users),
         evaluated(ORACLE, Oracle(), pair.test, config, n_users),
     ]
     return rows
@@ -172,9 +173,9 @@ def _figures(row: Row) -> tuple[NDArray[np.float64], float, float]:
 def drift_rows(start: CandidatePurifier, pair: WorldPair, config: SessionConfig, n_users: int) -> list[Row]:
     """Returns the rows of sessions in which tastes drift."""
     return [
-        evaluated("BeliefQuota", BeliefQuota(start.scorer, scales=start.scales), pair.test, config, n_users),
+        evaluated(BELIEF, BeliefQuota(start.scorer, scales=start.scales), pair.test, config, n_users),
         evaluated(UNTRAINED, untrained(start, pair, config), pair.test, config, n_users, start),
-        evaluated("QuotaGreedy", QuotaGreedy(start.scorer), pair.test, config, n_users),
+        evaluated(GREEDY, QuotaGreedy(start.scorer), pair.test, config, n_users),
         evaluated(ORACLE, Oracle(), pair.test, config, n_users),
     ]
 
@@ -247,7 +248,7 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         "world.",
         "- DSRM-HRL's prior of tolerances is fitted to training users. A slate tells it whether its number of popular "
         "items is tolerated; looking ahead, it adds what later slates gain by that. Its belief has no forgetting "
-        "factor, so that under drift its start is BeliefQuota.",
+        "factor, so that under drift its start is `belief-quota-features`.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/manager_room.py {arguments.world} --users {arguments.users} --choice-users "

@@ -249,12 +249,12 @@ def notes(pair: WorldPair, found: Sequence[Services], arguments: Namespace) -> l
         f"- Trained with the zoo's settings in the randomised training world, seed 11, for so many steps: {trained}. "
         "One seed says nothing about how much seeds differ: intervals are over orders alone. All of them see the "
         "session's clock.",
-        "- A run folder holds no replay buffer: that of TD3 begins empty. Where the guard of a run kept its start, "
-        "networks stay as they are, and the belief alone learns.",
+        "- A run folder holds no replay buffer: it begins empty. Where the guard of a run kept its start, networks "
+        "stay as they are, and the belief alone learns.",
     ]
     return [
         f"- {len(found[0].serving[0]):,} sessions of users of the test world: {served}, {N_ENVS} at a time; Max Len "
-        f"30, K 10, repeats {arguments.repeats}. Frozen: {USERS:,} users, once each.",
+        f"30, K 10, repeats {arguments.repeats}. Frozen: {len(pair.test.users[:USERS]):,} users, once each.",
         *(of_training if trained else []),
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",

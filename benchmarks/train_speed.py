@@ -111,7 +111,7 @@ def page(spent: dict[str, list[Turn]], sessions: int, items: int, command: str) 
     """Returns the page."""
     base, base_steps, base_sessions = columns(spent["hrl"])
     lines = [
-        f"### Training time for {sessions:,} sessions, {items:,} candidates",
+        f"### Training time for {sessions:,} sessions or a few more, {items:,} candidates",
         "",
         "| method | processor seconds | sessions | user-steps a session | user-steps/s | time of HRL, a session | "
         "time of HRL, a user-step | paper, s (other hardware, other simulator) |",
@@ -130,7 +130,8 @@ def page(spent: dict[str, list[Turn]], sessions: int, items: int, command: str) 
         "",
         f"KuaiRec twin (synthetic), slates of 10, Max Len 30, 64 concurrent sessions, seed {SEED}, one thread. The "
         f"methods take {TURNS} turns; ratios are medians of turns [least, largest]. Users stay longer with some "
-        "methods than with others, and what training costs goes with the steps.",
+        "methods than with others, and what training costs goes with the steps. Making DSRM-HRL's purifier is not in "
+        "it.",
         "",
         f"Made by: `{command}` ({machine()}).",
     ]

@@ -45,9 +45,9 @@ SERVED = {
     "BeliefQuota": "BeliefQuota",
     "ItemQuota": "ItemQuota",
     "SessionQuota": "SessionQuota",
-    "HRL": "HRL, learning by gradient",
+    "HRL": "HRL, learning by gradient (one training seed)",
     "QuotaGreedy": "QuotaGreedy",
-    "A2C + fairness": "A2C with a fairness reward, learning by gradient",
+    "A2C + fairness": "A2C with a fairness reward, learning by gradient (one training seed)",
 }
 """Rows of the serving table, by what the pages of services call them; None is what :data:`TRUST` has."""
 REPEATS = ("allow", "forbid")
@@ -83,18 +83,20 @@ def results() -> str:
     """Returns both tables."""
     frozen = _figures(FROZEN, "method", {})
     lines = [
-        "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | repeats forbidden | violation rate |",
-        "|---|---:|---:|---:|---:|",
+        "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | violation rate | R_cum, repeats forbidden "
+        "| violation rate |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, title in METHODS.items():
-        cells = [_cell(frozen["r_cum"].get((name, repeats), [])) for repeats in REPEATS]
-        violations = statistics.fmean(frozen["violation_rate"][name, "allow"])
-        counts = [len(frozen["r_cum"].get((name, repeats), ())) for repeats in REPEATS]
-        seeds = ", ".join(dict.fromkeys(str(count) for count in counts if count))
-        lines.append(f"| {title} | {seeds} | {' | '.join(cells)} | {violations:.2f} |")
+        cells = [
+            f"{_cell(frozen['r_cum'][name, repeats])} | {statistics.fmean(frozen['violation_rate'][name, repeats]):.2f}"
+            for repeats in REPEATS
+        ]
+        seeds = ", ".join(dict.fromkeys(str(len(frozen["r_cum"][name, repeats])) for repeats in REPEATS))
+        lines.append(f"| {title} | {seeds} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| partial KuaiRand-Pure, serving 1,000 users | orders | R_cum, repeats allowed | repeats forbidden |",
+        "| partial KuaiRand-Pure, serving 1,000 users | orders | R_cum, repeats allowed | R_cum, repeats forbidden |",
         "|---|---:|---:|---:|",
     ]
     for agent, title in SERVED.items():
@@ -140,16 +142,21 @@ def _cell(values: list[float]) -> str:
 
 
 def parts() -> str:
-    """Returns what each part contributes: R_cum with it less R_cum without it."""
-    lines = [
-        "| what is taken away | frozen, repeats allowed | forbidden | serving, repeats allowed | forbidden |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for title, left, service in PARTS:
-        frozen = [_frozen_part(left, service, repeats) for repeats in REPEATS]
-        serving = ["" if service is None else _served_part(service, repeats) for repeats in REPEATS]
-        lines.append(f"| {title} | {' | '.join(frozen + serving)} |")
-    return "\n".join(lines)
+    """Returns what each part contributes, R_cum with it less R_cum without it: a table for each protocol."""
+    lines = []
+    for protocol in ("frozen", "serving"):
+        lines += ["", f"| {protocol}, taken away | repeats allowed | repeats forbidden |", "|---|---:|---:|"]
+        for title, left, service in PARTS:
+            cells = [_part(protocol, left, service, repeats) for repeats in REPEATS]
+            if any(cells):
+                lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:])
+
+
+def _part(protocol: str, left: str | None, service: Service | None, repeats: str) -> str:
+    if protocol == "frozen":
+        return _frozen_part(left, service, repeats)
+    return "" if service is None else _served_part(service, repeats)
 
 
 def _frozen_part(left: str | None, service: Service | None, repeats: str) -> str:
