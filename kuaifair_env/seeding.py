@@ -7,6 +7,7 @@ a thousand, on any platform, in any order. The mixing function is the finaliser 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _STEPS_AT_ONCE = 8
 _HALF_STEP = np.asarray(2.0**-54)
 
 
+@lru_cache(maxsize=4096)  # a batch of sessions names the same streams as the last one
 def stream_key(seed: int) -> np.uint64:
     """Returns the 64-bit key of the stream that a seed names."""
     return np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
