@@ -210,7 +210,7 @@ def course_table(one: Services) -> list[str]:
             for course in one.courses
         ]
         cells = [np.mean([row[level][name] for row in then]) for level, name in SCALES.values()]
-        lines.append(f"| {sessions:,} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        lines.append(f"| {min(sessions, len(one.serving[0])):,} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
     return lines
 
 
