@@ -27,6 +27,7 @@ from hrl_policies.common.slates import (
     SlateReplayBuffer,
     SlateReplaySamples,
     executed_slates,
+    item_masks,
     slate_shape,
     state_space,
 )
@@ -197,13 +198,7 @@ class ItemPolicy(BasePolicy):
         """Returns action masks as :meth:`choose` takes them; see :meth:`predict`."""
         if action_masks is None:
             return None
-        masks = np.atleast_2d(np.asarray(action_masks, np.bool_))
-        if masks.shape[1] not in (self.n_items, self.n_items * self.slate_size):
-            raise ValueError(f"action masks hold {self.n_items} items, got shape {masks.shape}")
-        masks = masks[:, : self.n_items]
-        if (np.count_nonzero(masks, axis=1) < self.slate_size).any():
-            raise ValueError(f"fewer than {self.slate_size} items are allowed; use a smaller slate or repeats='allow'")
-        return torch.as_tensor(masks, device=self.device)
+        return torch.as_tensor(item_masks(action_masks, self.n_items, self.slate_size), device=self.device)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         return self.choose(observation, deterministic)

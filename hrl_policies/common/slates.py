@@ -41,6 +41,27 @@ def slate_shape(action_space: spaces.Space[Any]) -> tuple[int, int]:
     )
 
 
+def item_masks(action_masks: NDArray[np.bool_], n_items: int, slate_size: int) -> NDArray[np.bool_]:
+    """Returns which items may be shown, ``bool (B, N)``.
+
+    Args:
+        action_masks: ``bool (B, N)`` or ``(N,)``; or such masks once for each slot, ``(B, K N)``, as sb3-contrib's
+            ``get_action_masks`` gives them.
+        n_items: Number of items ``N``.
+        slate_size: Items ``K`` of a slate.
+
+    Raises:
+        ValueError: If the masks do not fit, or allow fewer than ``K`` items.
+    """
+    masks = np.atleast_2d(np.asarray(action_masks, np.bool_))
+    if masks.shape[1] not in (n_items, n_items * slate_size):
+        raise ValueError(f"action masks hold {n_items} items, got shape {masks.shape}")
+    masks = masks[:, :n_items]
+    if (np.count_nonzero(masks, axis=1) < slate_size).any():
+        raise ValueError(f"fewer than {slate_size} items are allowed; use a smaller slate or repeats='allow'")
+    return masks
+
+
 class SlateDistribution:
     """The Plackett-Luce distribution over slates.
 

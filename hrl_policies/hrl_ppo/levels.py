@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from dsrm.click_scorer import ClickScorer
+from hrl_policies.common.slates import item_masks, slate_shape
 from kuaifair_env.observations import stack_observations, state_of
 from kuaifair_env.world import World
 
@@ -230,6 +231,9 @@ class TwoLevelPolicy(BasePolicy):
             episode_start: ``bool (B,)``, where a session begins.
             deterministic: Whether to take what is likeliest.
             action_masks: ``bool (B, N)``, items that may be shown; or such masks once for each slot, ``(B, K N)``.
+
+        Raises:
+            ValueError: If the masks do not fit, or allow fewer than ``K`` items.
         """
         self.set_training_mode(False)
         single = np.ndim(state_of(observation)) == 1
@@ -247,8 +251,7 @@ class TwoLevelPolicy(BasePolicy):
         """Returns action masks as :meth:`act` takes them; see :meth:`predict`."""
         if action_masks is None or not self.reads_masks:
             return None
-        n_items = int(cast(spaces.MultiDiscrete, self.action_space).nvec[0])
-        return torch.as_tensor(np.atleast_2d(action_masks)[:, :n_items], device=self.device)
+        return torch.as_tensor(item_masks(action_masks, *slate_shape(self.action_space)), device=self.device)
 
     def _manager_state(
         self, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[np.bool_] | None

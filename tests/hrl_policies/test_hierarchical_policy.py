@@ -90,6 +90,21 @@ def test_items_never_come_again_where_that_is_forbidden(hierarchy):
     assert (result.sessions.length == 8).all()
 
 
+def test_action_masks_that_do_not_fit_are_refused():
+    env = sessions(3, repeats="forbid", max_len=8)
+    model = agent({}, env=env, n_steps=16)
+    seen = env.reset()
+    only = np.zeros((3, 50), np.bool_)
+    only[:, :K] = True
+    for masks in (only, np.tile(only, (1, K))):
+        slates, _ = model.predict(seen, deterministic=True, action_masks=masks)
+        assert (np.sort(slates) == np.arange(K)).all()
+    with pytest.raises(ValueError, match=f"fewer than {K} items are allowed"):
+        model.predict(seen, action_masks=np.zeros((3, 50), np.bool_))
+    with pytest.raises(ValueError, match="action masks hold 50 items"):
+        model.predict(seen, action_masks=np.ones((3, 60), np.bool_))
+
+
 def test_a_constant_manager_never_changes():
     model = agent({"manager": "constant", "constant": 0.8})
     before = weights(model, "manager")
