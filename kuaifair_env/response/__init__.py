@@ -14,9 +14,7 @@ from kuaifair_env.response.factorised import FactorisedConfig, FactorisedRespons
 from kuaifair_env.response.fitting import (
     ResponseConfig,
     ResponseKind,
-    WorldResponses,
     fit_response,
-    fit_world_responses,
     load_response,
 )
 from kuaifair_env.response.inputs import InputConfig
@@ -46,11 +44,9 @@ __all__ = [
     "SequentialResponse",
     "SplitConfig",
     "TransformerShape",
-    "WorldResponses",
     "fit_factorised",
     "fit_response",
     "fit_sequential",
-    "fit_world_responses",
     "load_response",
     "observed_block",
 ]

@@ -57,14 +57,6 @@ class ResponseConfig:
             raise ValueError(f"context_share must lie within 0..1 (1 excluded), got {self.context_share}")
 
 
-@dataclass(frozen=True)
-class WorldResponses:
-    """The response models of the two worlds of a data set."""
-
-    train: FittedResponse
-    test: FittedResponse
-
-
 def fit_response(
     data: InteractionData,
     split: Split,
@@ -138,16 +130,6 @@ def _fit_graded(
     clicks = replace(data, train=rounded) if split == "train" else replace(data, test=rounded)
     inner = fit_response(clicks, split, kind, config=config, seed=seed)
     return GradedResponse.around(inner, log, largest, data.identity(log))
-
-
-def fit_world_responses(
-    data: InteractionData,
-    kind: ResponseKind = "auto",
-    *,
-    config: ResponseConfig | None = None,
-) -> WorldResponses:
-    """Fits both worlds' models; see :func:`fit_response`. They share neither rows that are fitted nor parameters."""
-    return WorldResponses(*(fit_response(data, split, kind, config=config) for split in get_args(Split)))
 
 
 def earlier_and_later(log: InteractionLog, n_users: int, share: float) -> tuple[InteractionLog | None, InteractionLog]:

@@ -28,7 +28,6 @@ from kuaifair_env.response import (
     SplitConfig,
     fit_factorised,
     fit_response,
-    fit_world_responses,
 )
 from kuaifair_env.response.calibration import (
     assess,
@@ -210,13 +209,16 @@ def test_rank_zero_fits_main_effects_alone(known_world):
 
 def test_each_world_is_fitted_on_its_own_log(known_world):
     data = known_world(n_users=200, rows_per_user=40).data
-    worlds = fit_world_responses(data, config=ResponseConfig(factorised=BRIEF))
-    assert worlds.test.describe()["context_rows"] == len(data.train)
-    assert worlds.test.describe()["fitted_on"]["logged_rows"] == len(data.test)
-    train = worlds.train.describe()
+    of_train, of_test = (
+        fit_response(data, split, config=ResponseConfig(factorised=BRIEF)) for split in ("train", "test")
+    )
+    test = of_test.describe()
+    assert test["context_rows"] == len(data.train)
+    assert test["fitted_on"]["logged_rows"] == len(data.test)
+    train = of_train.describe()
     assert train["context_rows"] + train["fitted_on"]["logged_rows"] == len(data.train)
-    assert isinstance(worlds.train, FactorisedResponse)
-    assert train["seed"] != worlds.test.describe()["seed"]
+    assert isinstance(of_train, FactorisedResponse)
+    assert train["seed"] != test["seed"]
 
 
 def test_a_fully_observed_test_log_is_looked_up(known_world):
