@@ -20,7 +20,7 @@ from kuaifair_env.embeddings import separated, unit_rows
 from kuaifair_env.errors import MismatchError
 from kuaifair_env.files import Family, Tensors, open_artifact, parse_as, save_artifact, take_tensors
 from kuaifair_env.pooling import embedding_sums
-from kuaifair_env.splits import CALIBRATION_SHARE, calibration_users, held_out_users
+from kuaifair_env.splits import calibration_users, held_out_users
 from kuaifair_env.world import World
 
 Vector = NDArray[np.float64]
@@ -35,6 +35,7 @@ _FOLDS = 5
 _PRIORS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 _MAX_WEIGHT = 500.0
 _MAX_COSINE = 0.9
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ def item_term_mode(name: str) -> ItemTermMode:
     raise ValueError(f"an item term is one of {ITEM_TERM_MODES}, got {name!r}")
 
 
-def fit_item_term(
-    world: World, mode: ItemTermMode, *, calibration_share: float = CALIBRATION_SHARE, seed: int = 0
-) -> ItemTerm:
+def fit_item_term(world: World, mode: ItemTermMode) -> ItemTerm:
     """Estimates the item term.
 
     Users of the test world take no part. Settings (trees, shrinkage) are fixed or chosen by cross-validation over
@@ -118,8 +117,6 @@ def fit_item_term(
     Args:
         world: Either world of a pair; its data and embeddings are read.
         mode: See :class:`ItemTerm`.
-        calibration_share: Share of the test log's users who are calibration users (``unbiased``).
-        seed: Seed of trees and folds.
 
     Raises:
         ValueError: If the mode is unknown, or nobody can calibrate.
@@ -144,16 +141,16 @@ def fit_item_term(
     elif mode == "ips":
         values = corrected
     elif mode == "features":
-        values = boosted_logits(features, corrected, shown, seed)
+        values = boosted_logits(features, corrected, shown)
     else:
-        users = calibration_users(data, calibration_share)
+        users = calibration_users(data)
         log = data.test.take(np.isin(data.test.users, users))
         features = np.column_stack([features, log_odds, corrected])
-        losses = prior_losses(features, log, seed)
+        losses = prior_losses(features, log)
         prior = min(losses, key=losses.__getitem__)
-        (rates,) = shrunk_rates(features, log, [prior], seed)
+        (rates,) = shrunk_rates(features, log, [prior])
         values = _logits(rates)
-        similarity = similarity_slope(world, features, log, prior, seed)
+        similarity = similarity_slope(world, features, log, prior)
         provenance |= {
             "test_log": f"{len(log):,} rows of {len(users):,} calibration users, who are never evaluated",
             "prior_rows": prior,
@@ -218,39 +215,38 @@ def user_corrected_logits(log: InteractionLog, n_users: int, n_items: int) -> Ve
     return _logits(np.clip(overall * observed / expected, 0.0, 1.0))
 
 
-def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector, seed: int) -> Vector:
+def boosted_logits(features: NDArray[np.float64], logits: Vector, shown: Vector) -> Vector:
     """Predicts log-odds from features, each item by trees that have not seen it, and shrinks towards its own value.
 
     ``logits`` are the log-odds from the log, unreliable where an item was hardly ``shown``.
     """
-    predicted = _cross_predicted(features, logits, shown, seed)
+    predicted = _cross_predicted(features, logits, shown)
     trust = shown / (shown + 5 * _PRIOR_ROWS)
     return trust * logits + (1.0 - trust) * predicted
 
 
-def explained_share(world: World, seed: int = 0) -> float:
+def explained_share(world: World) -> float:
     """Returns which share of the variance of items' log-odds in the training log their features explain.
 
     Items are predicted by trees that have not seen them, and count by their exposures.
 
     Args:
         world: Either world of a pair; users of the test world take no part.
-        seed: Seed of trees and folds.
     """
     features, logits, shown = _of_training_log(world)
     weights = np.minimum(shown, _MAX_WEIGHT)
-    unexplained = np.average((logits - _cross_predicted(features, logits, shown, seed)) ** 2, weights=weights)
+    unexplained = np.average((logits - _cross_predicted(features, logits, shown)) ** 2, weights=weights)
     return float(1.0 - unexplained / np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
 
 
-def _cross_predicted(features: NDArray[np.float64], logits: Vector, shown: Vector, seed: int) -> Vector:
-    fold = np.random.default_rng(seed).permutation(len(logits)) % _FOLDS
+def _cross_predicted(features: NDArray[np.float64], logits: Vector, shown: Vector) -> Vector:
+    fold = np.random.default_rng(_SEED).permutation(len(logits)) % _FOLDS
     predicted = np.empty(len(logits))
     for number in range(_FOLDS):
         outside = fold == number
         inside = ~outside & (shown > 0)
         weights = np.minimum(shown[inside], _MAX_WEIGHT)
-        model = _trees(seed).fit(features[inside], logits[inside], sample_weight=weights)
+        model = _trees().fit(features[inside], logits[inside], sample_weight=weights)
         predicted[outside] = model.predict(features[outside])
     return predicted
 
@@ -269,27 +265,25 @@ def _feature_columns(data: InteractionData, shown: Vector) -> NDArray[np.float64
     return np.concatenate([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
-def shrunk_rates(
-    features: NDArray[np.float64], log: InteractionLog, priors: Sequence[float], seed: int
-) -> list[Vector]:
+def shrunk_rates(features: NDArray[np.float64], log: InteractionLog, priors: Sequence[float]) -> list[Vector]:
     """Returns click rates of items from unbiased rows: their own, shrunk towards what trees predict from features.
 
     The prediction counts for ``prior`` rows; there are rates for each of the priors.
     """
     shown, clicked = _counts(log, len(features))
     seen = shown > 0
-    model = _trees(seed).fit(features[seen], clicked[seen] / shown[seen], sample_weight=shown[seen])
+    model = _trees().fit(features[seen], clicked[seen] / shown[seen], sample_weight=shown[seen])
     predicted = np.clip(model.predict(features), 1e-3, 1.0 - 1e-3)
     return [(clicked + prior * predicted) / (shown + prior) for prior in priors]
 
 
-def prior_losses(features: NDArray[np.float64], log: InteractionLog, seed: int) -> dict[float, float]:
+def prior_losses(features: NDArray[np.float64], log: InteractionLog) -> dict[float, float]:
     """Returns the log-loss of :func:`shrunk_rates` on users who were left out, by prior."""
-    fold = _user_parts(log, _FOLDS, seed)
+    fold = _user_parts(log, _FOLDS)
     losses = dict.fromkeys(_PRIORS, 0.0)
     for number in range(_FOLDS):
         outside = log.take(fold == number)
-        rates = shrunk_rates(features, log.take(fold != number), _PRIORS, seed)
+        rates = shrunk_rates(features, log.take(fold != number), _PRIORS)
         for prior, item_rates in zip(_PRIORS, rates, strict=True):
             p = np.clip(item_rates[outside.items], 1e-4, 1.0 - 1e-4)
             log_loss = -np.where(outside.clicks, np.log(p), np.log1p(-p)).sum()
@@ -297,9 +291,7 @@ def prior_losses(features: NDArray[np.float64], log: InteractionLog, seed: int) 
     return losses
 
 
-def similarity_slope(
-    world: World, features: NDArray[np.float64], log: InteractionLog, prior: float, seed: int
-) -> float:
+def similarity_slope(world: World, features: NDArray[np.float64], log: InteractionLog, prior: float) -> float:
     """Returns the log-odds per unit of ``cos(s~, e_i)`` given the item term, on calibration users' unbiased rows.
 
     Each half of the users is described by items calibrated on the other half, since an item's term would otherwise hold
@@ -307,10 +299,10 @@ def similarity_slope(
     """
     from sklearn.linear_model import LogisticRegression
 
-    half = _user_parts(log, 2, seed)
+    half = _user_parts(log, 2)
     item = np.empty(len(log))
     for number in range(2):
-        (rates,) = shrunk_rates(features, log.take(half != number), [prior], seed)
+        (rates,) = shrunk_rates(features, log.take(half != number), [prior])
         item[half == number] = _logits(rates)[log.items[half == number]]
     users, row = np.unique(log.users, return_inverse=True)
     window = world.initial_history.take(users)
@@ -332,13 +324,13 @@ def _logits(rates: Vector) -> Vector:
     return np.asarray(np.log(clipped / (1.0 - clipped)))
 
 
-def _user_parts(log: InteractionLog, parts: int, seed: int) -> NDArray[np.int64]:
+def _user_parts(log: InteractionLog, parts: int) -> NDArray[np.int64]:
     """Divides the users of a log at random, and returns the part of each row's user."""
     users, row = np.unique(log.users, return_inverse=True)
-    return np.asarray((np.random.default_rng(seed).permutation(len(users)) % parts)[row])
+    return np.asarray((np.random.default_rng(_SEED).permutation(len(users)) % parts)[row])
 
 
-def _trees(seed: int) -> Any:
+def _trees() -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     return HistGradientBoostingRegressor(
@@ -347,5 +339,5 @@ def _trees(seed: int) -> Any:
         max_leaf_nodes=8,
         min_samples_leaf=50,
         l2_regularization=5.0,
-        random_state=seed,
+        random_state=_SEED,
     )

@@ -30,7 +30,6 @@ from dsrm.targets import Examples
 from kuaifair_env.data.schema import FloatArray, IntArray
 from kuaifair_env.embeddings import unit_rows
 from kuaifair_env.observations import observed_states
-from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.randomised_worlds import estimated_randomisation
 from kuaifair_env.ranking import top_k
 from kuaifair_env.response.base import PADDING, HistoryWindow
@@ -50,6 +49,7 @@ _MEAN_ROOT = 2.0 / 3.0
 _SHARED_LEVEL = SharedScales().intercept
 _FROZEN_SHARE, _SERVING_SHARE = 0.3, 0.4
 _SCALE_ERROR = 0.2
+_CHOICE_STREAM = 5
 _POPULATION, _POPULATION_STREAM = 20_000, 23
 _WIDENED_ON, _WIDENED_ON_EACH, _LEVEL_STREAM, _MAX_WIDENING = 8_192, 64, 24, 2.0
 
@@ -69,15 +69,14 @@ class LoggedPreferences:
     tastes: FloatArray
 
     @classmethod
-    def of_world(cls, world: World, scorer: ClickScorer, seed: int = 0) -> LoggedPreferences:
+    def of_world(cls, world: World, scorer: ClickScorer) -> LoggedPreferences:
         """Projects what a response model says about users on the embeddings of the items, by ridge regression.
 
         Args:
             world: The training world, or a test world whose truth is to be compared with; its response is read.
             scorer: The click model.
-            seed: Seed of the choice of users and items where there are many.
         """
-        rng = np.random.default_rng([seed, 5])
+        rng = np.random.default_rng([0, _CHOICE_STREAM])  # chooses users and items where there are many
         users = np.sort(rng.permutation(world.users)[:_MAX_USERS])
         items = rng.permutation(world.n_items)[:_MAX_ITEMS]
         surprises = np.concatenate(
@@ -126,7 +125,6 @@ class PreferenceSessions:
     Args:
         world: The training world.
         scorer: The click model.
-        randomisation: Sizes of what the log misjudges; None estimates them from the world's log.
 
     Attributes:
         users: ``int64``, increasing rows of the users whose logs and tastes are known.
@@ -137,11 +135,11 @@ class PreferenceSessions:
         ValueError: If the world is not a training world.
     """
 
-    def __init__(self, world: World, scorer: ClickScorer, randomisation: Randomisation | None = None) -> None:
+    def __init__(self, world: World, scorer: ClickScorer) -> None:
         if world.split != "train":
             raise ValueError("preference models learn in the training world; the test world stays unseen")
         self._world, self._scorer = world, scorer
-        self._misjudged = estimated_randomisation(world) if randomisation is None else randomisation
+        self._misjudged = estimated_randomisation(world)
         self._logged = LoggedPreferences.of_world(world, scorer)
         self._contexts = LogContexts(world)
         self._columns = torch.from_numpy(item_columns(world))

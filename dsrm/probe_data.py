@@ -154,26 +154,25 @@ def draw_states(
     path: str | Path,
     probes: ProbeSet,
     states: Mapping[str, FloatArray],
-    seed: int = 0,
     popularity: str = "mean log-popularity of clicks",
 ) -> None:
     """Draws states by t-SNE, one row by popularity and one by interest (paper Fig. 4).
 
     Shades follow the popularity of what was clicked; interests have markers and shades of their own, so that the
-    picture reads without colour. Each of the ``states``, ``float32 (n, d)`` by name, has a column; ``seed`` chooses the
-    points and starts t-SNE; ``popularity`` says what the probe set's popularity is.
+    picture reads without colour. Each of the ``states``, ``float32 (n, d)`` by name, has a column; ``popularity`` says
+    what the probe set's popularity is.
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(probes), min(_MAX_POINTS, len(probes)), replace=False))
     perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
     figure = Figure((4.2 * len(states), 8.0))
     axes = figure.subplots(2, len(states), squeeze=False)
     for (name, vectors), (upper, lower) in zip(states.items(), axes.T, strict=True):
         centred = vectors[rows] - vectors[rows].mean(axis=0)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(centred)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(centred)
         shades = upper.scatter(*points.T, c=probes.popularity[rows], cmap="cividis", s=7, linewidths=0)
         upper.set_title(f"{name}: by popularity")
         figure.colorbar(shades, ax=upper, label=popularity)

@@ -33,13 +33,12 @@ class BeliefQuota(GreedyCTR):
     or in an evaluation. It may take any number of popular items that the leave rule does not punish.
 
     Where it may explore (``deterministic=False``, as in serving) each session ranks by a draw of the items' shared
-    offsets (Thompson sampling) whose spread is ``noise`` times that of the posterior.
+    offsets (Thompson sampling) whose spread is :data:`dsrm.belief.NOISE` times that of the posterior.
 
     In a randomised training world the shared level starts anew with each block (:mod:`kuaifair_env.randomisation`).
 
     Args:
         scorer: The click model.
-        noise: Spread of the draws in posterior standard deviations; None takes :data:`dsrm.belief.NOISE`.
         seed: Seed of the draws.
         scales: Where the scales of the belief begin.
         preference: Which distribution users' own parts have, given evidence; None takes the closed form.
@@ -49,7 +48,6 @@ class BeliefQuota(GreedyCTR):
         self,
         scorer: ClickScorer,
         *,
-        noise: float | None = None,
         seed: int = 0,
         scales: BeliefScales | None = None,
         preference: PreferenceModel | None = None,
@@ -57,7 +55,6 @@ class BeliefQuota(GreedyCTR):
         super().__init__(scorer)
         self._preference = preference
         self.seed = seed
-        self._noise = noise
         self._scales = scales
         self._generator = torch.Generator().manual_seed(seed)
         self._belief: Belief | None = None
@@ -78,6 +75,7 @@ class BeliefQuota(GreedyCTR):
                 "this control holds a belief about other items than those of these sessions; use a new one"
             )
         self._evidence = SessionEvidence(self._belief, self._scorer, batch, self._preference)
+        self._noise = NOISE[batch.config.repeats]
         self._draws = torch.zeros(batch.batch_size, batch.world.n_items)
 
     @property
@@ -106,8 +104,7 @@ class BeliefQuota(GreedyCTR):
             self._draws[torch.from_numpy(begun)] = torch.randn(shape, generator=self._generator)
         logits = self._evidence.beliefs.logits(converged=self._evidence.take())
         if self._explores:
-            noise = NOISE[batch.config.repeats] if self._noise is None else self._noise
-            logits.addcmul_(self.belief.shared.deviation, self._draws, value=noise)
+            logits.addcmul_(self.belief.shared.deviation, self._draws, value=self._noise)
         return best_slates(logits.numpy(), batch.world.groups.popular, self.counts(batch), batch.simulator.allowed)
 
     def counts(self, batch: SessionBatch) -> BoolArray:
@@ -141,12 +138,11 @@ class ItemQuota(BeliefQuota):
 
     Args:
         scorer: The click model.
-        noise: See :class:`BeliefQuota`.
         seed: Seed of the draws.
     """
 
-    def __init__(self, scorer: ClickScorer, *, noise: float | None = None, seed: int = 0) -> None:
-        super().__init__(scorer, noise=noise, seed=seed, scales=BeliefScales(own=OwnScales(0.0, 0.0, 0.0)))
+    def __init__(self, scorer: ClickScorer, *, seed: int = 0) -> None:
+        super().__init__(scorer, seed=seed, scales=BeliefScales(own=OwnScales(0.0, 0.0, 0.0)))
 
     def _items(self, world: World) -> BeliefItems:
         return BeliefItems.of_world(world).without_columns()

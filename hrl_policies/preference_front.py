@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kuaifair_env.evaluation import DEFAULT_SEED, EvaluationResult, evaluate
+from kuaifair_env.evaluation import EvaluationResult, evaluate
 
 Preference = tuple[float, float]
 
@@ -78,8 +78,6 @@ def preference_front(
     preferences: Sequence[Preference] | None = None,
     *,
     users: Any = None,
-    episodes_per_user: int = 1,
-    seed: int = DEFAULT_SEED,
 ) -> list[FrontPoint]:
     """Evaluates an agent once for every preference, always on the same users with the same random numbers.
 
@@ -87,16 +85,14 @@ def preference_front(
         agent: The agent.
         env: Sessions to evaluate in; see :func:`kuaifair_env.evaluation.evaluate`.
         preferences: Preferences to evaluate; None takes :func:`preference_grid`.
-        users: Raw user ids; None takes all.
-        episodes_per_user: Sessions of each user.
-        seed: Seed of the sessions' randomness.
+        users: Raw user ids, with one session each; None takes all.
 
     Returns:
         One point for each preference, in their order; some may be dominated by others.
     """
     front = []
     for preference in preference_grid() if preferences is None else preferences:
-        result = evaluate(FixedPreference(agent, preference), env, users, episodes_per_user, seed=seed)
+        result = evaluate(FixedPreference(agent, preference), env, users)
         engagement = result.engagement
         tail = (1.0 - result.fairness.signed_gap) / 2.0
         front.append(FrontPoint(preference, engagement.reward_per_step, tail, engagement.cumulative_reward, result))

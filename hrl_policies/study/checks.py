@@ -95,16 +95,14 @@ def check_study(
     return planned_runs(spec)
 
 
-def study_warnings(
-    spec: StudySpec, worlds: Mapping[str, WorldPair] | None = None, data_dir: str | Path | None = None
-) -> list[str]:
+def study_warnings(spec: StudySpec, data_dir: str | Path | None = None) -> list[str]:
     """Returns what a reader of the results must know: which worlds their synthetic twins stand in for."""
     if spec.world_settings.get("source", "auto") != "auto":
         return []
     return [
         f"{world}: the official files were not found, so the SYNTHETIC TWIN stands in; "
         f"get them with: kuaifair data fetch {official}"
-        for world, official in _official_worlds(spec, worlds or {})
+        for world, official in _official_worlds(spec, {})
         if find_source(official, data_dir or spec.data_dir) is None
     ]
 

@@ -109,7 +109,7 @@ class _BeliefRecorder:
 
 
 def observe_session(
-    policy: Any, env: Any, pair: WorldPair, user: int | str, *, title: str, seed: int, deterministic: bool = True
+    policy: Any, env: Any, pair: WorldPair, user: int | str, *, title: str, seed: int
 ) -> ObservedSession:
     """Plays one session and returns all that its page shows.
 
@@ -122,7 +122,6 @@ def observe_session(
         user: Raw id of a user of the environment's world.
         title: Name of the agent.
         seed: Seed of the session's randomness.
-        deterministic: Passed to ``predict``.
 
     Raises:
         DataError: If the user is unknown.
@@ -130,7 +129,7 @@ def observe_session(
     played_env = played(env, 1)
     agent = getattr(policy, "__self__", policy)
     check_agent(agent, played_env)
-    actor, world = Actor(policy, deterministic), played_env.world
+    actor, world = Actor(policy, deterministic=True), played_env.world
     sessions = FixedSessions.of_users(users_to_evaluate(world, [user]), 1, seed)
     with (
         playing_sessions_of(played_env, sessions) as [batch],

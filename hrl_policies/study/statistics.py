@@ -270,7 +270,7 @@ def holm(p_values: NDArray[Any]) -> Values:
     return adjusted
 
 
-def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int = 0) -> float:
+def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000) -> float:
     """Returns the two-sided p-value of a mean difference of 0, by flipping signs (Fisher, 1935).
 
     If neither method is better, each difference might as well have had the other sign. Up to 16 differences all
@@ -280,7 +280,6 @@ def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int 
     Args:
         differences: ``(n,)`` paired differences of independent units, such as users whom two controls met.
         draws: Random sign patterns for more than 16 differences.
-        seed: Seed of these patterns.
 
     Raises:
         ValueError: If there are no differences, or they are not finite.
@@ -292,7 +291,7 @@ def sign_flip_test(differences: NDArray[Any], *, draws: int = 20_000, seed: int 
     if n <= _EXACT_UP_TO:
         patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float((np.abs((2.0 * patterns - 1.0) @ values) >= threshold).mean())
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     extreme = 0
     for rows in _chunks(draws, n):
         signs = 2.0 * rng.integers(2, size=(rows, n)) - 1.0

@@ -84,7 +84,7 @@ def cache_dir(override: str | Path | None = None) -> Path:
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("kuaifair"))
 
 
-def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] | None = None) -> Path:
+def save_data(data: InteractionData, folder: str | Path) -> Path:
     """Writes a data set to a new folder, or in place of an older data set there.
 
     Everything is written beside the target and renamed at the end: a crash leaves no half-written folder
@@ -93,7 +93,6 @@ def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] 
     Args:
         data: The data set.
         folder: Where it goes; must be absent, empty, or hold a data set of this library.
-        key: What identifies the data among others, JSON-able; kept in the manifest.
 
     Returns:
         The folder.
@@ -105,7 +104,7 @@ def save_data(data: InteractionData, folder: str | Path, key: Mapping[str, Any] 
     ours = target.is_dir() and (not any(target.iterdir()) or (target / MANIFEST).exists())
     if target.exists() and not ours:
         raise ArtifactError(f"{target} holds something that is not a KuaiFair data set; it is left alone")
-    _store(data, target, key or {}, keep_existing=False)
+    _store(data, target, {}, keep_existing=False)
     return target
 
 

@@ -91,11 +91,11 @@ def test_while_serving_the_belief_around_an_agent_learns_what_that_of_the_contro
     model, control = agent(), belief_quota()
     env = sessions()
     played = KuaiFairVecEnv(WORLD, config(), 10, seed=0)
-    control._noise = 0.0
     env.learns = True
     env._observations.running._noise = 0.0
     observation, _ = env.reset(), played.reset()
     control.bind(sessions_for_agents(played.batch))
+    control._noise = 0.0
     for _ in range(25):
         slates, _ = model.predict(observation, deterministic=True)
         before = played.batch.simulator.steps.copy(), played.batch.blocks.copy()
