@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from preference_models import Models
 from preference_tasks import SERVED_SESSIONS, item_columns, served_belief, users_of
 from preferences import BELIEF_FILE
+from tolerances import ConstantQuota
 from worlds import argument_parser, cell, open_worlds, short_name, write_page
 
 import dsrm
@@ -180,25 +181,6 @@ def draw_items(path: Path, items: Items, about: str) -> None:
     save_figure(figure, path, about)
 
 
-class FixedQuota(GreedyCTR):
-    """The best slate with so many popular items by the click scorer on the observed state.
-
-    Args:
-        scorer: The click model.
-        popular: Number of popular items of a slate.
-    """
-
-    def __init__(self, scorer: ClickScorer, popular: int) -> None:
-        super().__init__(scorer)
-        self._counts = np.arange(SLATE + 1) == popular
-
-    def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:
-        """See :class:`~hrl_policies.controls.Control`."""
-        return best_slates(
-            self._scorer.score(states), batch.world.groups.popular, self._counts, batch.simulator.allowed
-        )
-
-
 class FixedBeliefQuota(BeliefQuota):
     """The best slate with so many popular items by a belief.
 
@@ -238,7 +220,7 @@ def evaluations(pair: WorldPair, models: Mapping[PreferenceKind, BeliefPurifier]
         env = KuaiFairVecEnv(world, SessionConfig(slate_size=SLATE, action_mode="slate"), N_ENVS, seed=0)
         return evaluate(control, env, users)
 
-    found = {"observed state": [played(FixedQuota(scorer, popular)) for popular in POPULAR]}
+    found = {"observed state": [played(ConstantQuota(scorer, popular)) for popular in POPULAR]}
     for name, (belief, preference) in beliefs.items():
         found[name] = [played(FixedBeliefQuota(scorer, popular, belief, preference)) for popular in POPULAR]
         print(name, [round(one.engagement.cumulative_reward, 2) for one in found[name]], flush=True)

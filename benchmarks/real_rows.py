@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from replay import PRIOR_EXPOSURES, WEIGHT, K, PriorAndMean, best_possible
+from replay import WEIGHT, K, PriorAndMean, best_possible, smoothed_log_odds
 from torch import Tensor
 from worlds import PARTIAL, cell, open_worlds, write_page
 
@@ -95,14 +95,6 @@ class RandomRows:
         """Returns how well scores ``(U, N)``, or ``(N,)``, rank each user's later rows."""
         users, items = self.later.users, self.later.items
         return within_user_auc(users, self.later.clicks, scores[items] if scores.ndim == 1 else scores[users, items])
-
-
-def smoothed_log_odds(log: InteractionLog, n_items: int) -> Scores:
-    """Returns ``float32 (N,)``, log-odds of a click on each item, shrunken towards the log's click rate."""
-    mean = log.clicks.mean()
-    clicks = log.click_counts(n_items)[:n_items] + PRIOR_EXPOSURES * mean
-    rates = clicks / (log.exposures(n_items)[:n_items] + PRIOR_EXPOSURES)
-    return np.asarray(np.log(rates / (1.0 - rates)), np.float32)
 
 
 def shared_correction(base: Tensor, rows: RandomRows, count: int, items: BeliefItems) -> SharedLevel:

@@ -31,7 +31,7 @@ from hrl_policies.worlds import WorldPair
 from hrl_policies.zoo import controls, method
 from kuaifair_env import EvaluationResult, SessionConfig, World, evaluate
 from kuaifair_env.batch import SessionBatch
-from kuaifair_env.data.schema import FloatArray
+from kuaifair_env.data.schema import FloatArray, InteractionLog
 from kuaifair_env.ranking import top_k
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.splits import EVALUATION_USERS
@@ -45,6 +45,13 @@ HEADER = (
 )
 
 
+def smoothed_log_odds(log: InteractionLog, n_items: int) -> FloatArray:
+    """Returns ``float32 (N,)``, log-odds of a click on each item, shrunken towards the log's click rate."""
+    clicks = log.click_counts(n_items)[:n_items] + PRIOR_EXPOSURES * log.clicks.mean()
+    rates = clicks / (log.exposures(n_items)[:n_items] + PRIOR_EXPOSURES)
+    return np.asarray(np.log(rates / (1.0 - rates)), np.float32)
+
+
 class PriorAndMean(Control):
     """Shrunken log-odds of a click on the item in the training log, plus 5 times its product with the state.
 
@@ -56,10 +63,7 @@ class PriorAndMean(Control):
 
     def __init__(self, world: World) -> None:
         super().__init__()
-        log, items = world.data.train, len(world.data.items)
-        clicks = log.click_counts(items) + PRIOR_EXPOSURES * log.clicks.mean()
-        rates = clicks / (log.exposures(items) + PRIOR_EXPOSURES)
-        self._prior = np.log(rates / (1 - rates))[: world.n_items].astype(np.float32)
+        self._prior = smoothed_log_odds(world.data.train, world.n_items)
         self._directions = world.embeddings[: world.n_items].T * np.float32(WEIGHT / world.dimension)
 
     def slates(self, states: FloatArray, batch: SessionBatch) -> NDArray[np.int64]:

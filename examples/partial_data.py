@@ -24,6 +24,7 @@ from kuaifair_env import DataError
 from kuaifair_env.data import InteractionData, Provenance, cached
 from kuaifair_env.data.clicks import Positive, kuairand_clicks, kuairec_clicks
 from kuaifair_env.files import file_hash
+from kuaifair_env.metrics import gini
 
 KUAIRAND_FOLDER, KUAIREC_FOLDER = "kuairand_pure_partial", "kuairec_partial"
 
@@ -196,8 +197,8 @@ def _build_kuairec(place: Path, hashes: dict[str, str], seed: int, share: float)
         f"{EXPOSURE_POWER}; never a pair of the small matrix",
         "order": "positives in file order, negatives at random among them",
         "train_positive_rate": round(float(train.click.mean()), 5),
-        "train_exposure_gini": round(_gini(exposures), 3),
-        "train_item_rate_gini": round(_gini(rates), 3),
+        "train_exposure_gini": round(gini(exposures), 3),
+        "train_item_rate_gini": round(gini(rates), 3),
         "share": share,
         "seed": seed,
     }
@@ -284,12 +285,6 @@ def _files(folder: str | Path, name: str, needed: tuple[str, ...]) -> tuple[Path
     if missing:
         raise DataError(f"missing: {', '.join(missing)}", file=place)
     return place, {file: file_hash(place / file) for file in needed}
-
-
-def _gini(values: NDArray[Any]) -> float:
-    ordered = np.sort(np.asarray(values, np.float64))
-    ranks = 2 * np.arange(1, len(ordered) + 1) - len(ordered) - 1
-    return float(ranks @ ordered / (len(ordered) * ordered.sum()))
 
 
 def main() -> None:
