@@ -15,8 +15,7 @@ from twin_files import play_times
 
 from kuaifair_env.synthetic.config import KUAIRAND, KUAIREC, TOY, QuantileDistribution, twin_config
 from kuaifair_env.synthetic.truth import build_world, distribution_by_rank
-from kuaifair_env.synthetic.twin import draw_test, draw_train, generate_twin, load_twin
-from kuaifair_env.synthetic.watching import calendars
+from kuaifair_env.synthetic.twin import calendars, draw_test, draw_train, generate_twin, load_twin
 
 # ---------------------------------------------------------------- the same twin everywhere
 
