@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ import gymnasium as gym
 import pandas as pd
 import pytest
 import yaml
+from helpers import module_of, registry_put_back, small_world
 from stable_baselines3 import A2C
 
 from dsrm import DSRMObservationWrapper, save_purifier
 from dsrm.baselines import IdentityPurifier
-from kuaifair_env import ENVIRONMENTS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -79,12 +79,8 @@ def made_smaller(code):
 @pytest.fixture(autouse=True)
 def own_worlds_are_forgotten():
     """Worlds that an example or a page registers are gone after the test."""
-    before, known = dict(ENVIRONMENTS), set(gym.registry)
-    yield
-    ENVIRONMENTS.clear()
-    ENVIRONMENTS.update(before)
-    for name in set(gym.registry) - known:
-        del gym.registry[name]
+    with registry_put_back():
+        yield
 
 
 @pytest.fixture
@@ -161,10 +157,7 @@ def printed_before(name):
 
 
 def example(name):
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLES / f"{name}.py")
 
 
 @pytest.mark.slow
@@ -298,7 +291,6 @@ def test_an_agent_of_ones_own_anneals_its_noise_and_is_an_sb3_algorithm(own_regi
 
 def test_a_leave_rule_of_ones_own_makes_users_leave_after_dull_slates_in_a_row():
     import numpy as np
-    from helpers import small_world
 
     bound = example("own_leave_rule").DullSlates(patience=2).bind(3, 10, 30, small_world())
     bound.reset(np.arange(3), np.arange(3))

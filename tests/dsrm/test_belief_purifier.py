@@ -14,13 +14,13 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from helpers import small_world
+from helpers import Stops, small_world
 from logged_worlds import logged_pair
 from sb3_contrib import RecurrentPPO
 from small_worlds import taste_worlds
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.env_checker import check_env as check_sb3
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from dsrm.baselines import IdentityPurifier
 from dsrm.belief import Belief, BeliefItems, BeliefScales
@@ -387,23 +387,6 @@ def test_what_a_belief_cannot_purify_is_refused_with_what_to_do():
         VecDSRM(vec(), purifier())
     with pytest.raises(TypeError, match="follows sessions from their start"):
         purifier().purify(np.zeros((1, D), np.float32), TEST.initial_history.take([0]))
-
-
-class Stops(VecEnvWrapper):
-    """Is interrupted at the step of this number."""
-
-    def __init__(self, venv: Any, step: int) -> None:
-        super().__init__(venv)
-        self._left = step
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        self._left -= 1
-        if self._left == 0:
-            raise KeyboardInterrupt
-        return self.venv.step_wait()
 
 
 @pytest.mark.slow

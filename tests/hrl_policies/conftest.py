@@ -63,7 +63,7 @@ def kuaifair(capsys):
 
 @pytest.fixture
 def small_worlds(monkeypatch, tmp_path):
-    """The id of the toy world stands for a smaller one here; runs go to a folder of their own."""
+    """The id of the toy world stands for a smaller one here; files go to a folder of their own."""
     monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     monkeypatch.chdir(tmp_path)
 

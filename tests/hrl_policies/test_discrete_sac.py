@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from helpers import small_world
+from hierarchical import PARITY, K, differing, weights
 from purifiers import WindowPurifier
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -27,9 +28,7 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.evaluation import evaluate
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
-K, N = 6, 50
-# Odd items are always clicked, even ones never: the best slates are known.
-PARITY = small_world(np.tile((np.arange(N) % 2).astype(float), (40, 1)))
+N = 50
 EVEN = small_world(0.8)
 
 
@@ -49,14 +48,6 @@ def agent(env=None, cls=SAC4IR, **settings):
         "seed": 0,
     } | settings
     return cls("SoftItemPolicy", sessions() if env is None else env, device="cpu", **given)
-
-
-def weights(model):
-    return {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
-
-
-def differing(before, after):
-    return sorted(name for name in before if not torch.equal(before[name], after[name]))
 
 
 # The mathematics ------------------------------------------------------------------------------------------------

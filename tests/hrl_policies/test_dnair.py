@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_data, small_world
+from hierarchical import PARITY, K, differing, sessions, weights
 from purifiers import WindowPurifier
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -21,18 +22,10 @@ from kuaifair_env import KuaiFairEnv
 from kuaifair_env.batch import SessionConfig
 from kuaifair_env.data.schema import InteractionLog
 from kuaifair_env.evaluation import evaluate
-from kuaifair_env.sb3 import KuaiFairVecEnv
 
-K, N = 6, 50
-# Odd items are always clicked, even ones never: the best slates are known.
-PARITY = small_world(np.tile((np.arange(N) % 2).astype(float), (40, 1)))
+N = 50
 EVEN = small_world(0.8)
 KUAISIM = {"mode": "kuaisim", "candidates": 0, "explore": 0.01}
-
-
-def sessions(n: int = 8, seed: int = 0, world=PARITY, **settings) -> KuaiFairVecEnv:
-    given = {"action_mode": "slate", "slate_size": K, "observation_mode": "history"} | settings
-    return KuaiFairVecEnv(world, SessionConfig(**given), n, seed=seed)
 
 
 def agent(env=None, **settings) -> DNaIR:
@@ -47,14 +40,6 @@ def agent(env=None, **settings) -> DNaIR:
         "seed": 0,
     } | settings
     return DNaIR("QItemPolicy", sessions() if env is None else env, device="cpu", **given)
-
-
-def weights(model):
-    return {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
-
-
-def differing(before, after):
-    return sorted(name for name in before if not torch.equal(before[name], after[name]))
 
 
 def values(net, states, policy):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import registry_put_back
 
 from hrl_policies.cli.main import main
 from hrl_policies.study import StudyError, check_study, load_run, read_study, run_study
 from hrl_policies.study.engines import LocalEngine
-from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.cache import CACHE_VARIABLE
 
 
@@ -25,16 +24,8 @@ def shop_files(tmp_path, monkeypatch):
         times = pd.Timestamp(f"2024-01-0{day}") + pd.to_timedelta(rng.integers(80_000, size=1_500), unit="s")
         frame = pd.DataFrame({"customer": [f"c{n:02}" for n in user], "sku": [f"s-{n}" for n in item]})
         frame.assign(stars=1 + 4 * liked, date=times).to_csv(tmp_path / f"{which}.csv", index=False)
-    before, known = dict(ENVIRONMENTS), set(gym.registry)
-
-    def forget():
-        ENVIRONMENTS.clear()
-        ENVIRONMENTS.update(before)
-        for env_id in set(gym.registry) - known:
-            del gym.registry[env_id]
-
-    yield tmp_path, forget
-    forget()
+    with registry_put_back() as forget:
+        yield tmp_path, forget
 
 
 COLUMNS = "user=customer,item=sku"

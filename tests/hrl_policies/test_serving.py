@@ -20,7 +20,6 @@ from purifiers import WindowPurifier
 from small_worlds import small_pair
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-import hrl_policies.study.loading as loading
 import hrl_policies.study.serving as study_serving
 from dsrm.belief import BeliefScales
 from dsrm.belief_purifier import BeliefPurifier
@@ -132,13 +131,6 @@ def test_purified_agents_are_shown_purified_states():
     agent = build_policy(config, pair, purifier)
     sessions = sessions_like_its_own(agent, config, pair, purifier, 4)
     assert serve(agent, sessions, sessions=20).settings.learning == "gradient"
-
-
-@pytest.fixture
-def small_worlds(monkeypatch, tmp_path):
-    """The id of the toy world stands for a smaller one here; files go to a folder of their own."""
-    monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import module_of
 from joblib import cpu_count
 from rich.console import Console
 from small_worlds import small_pair
@@ -309,13 +309,7 @@ def check_troubled_study(result, store, plain):
 
 
 def benchmark(name):
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return module_of(Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
 
 
 @pytest.mark.slow

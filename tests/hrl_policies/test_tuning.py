@@ -25,7 +25,6 @@ import hrl_policies.study.runner as runner
 import hrl_policies.study.tuning as tuning
 from dsrm.baselines import IPSPurifier
 from dsrm.purifier import save_purifier
-from hrl_policies.cli.main import main
 from hrl_policies.study import plan_run, train
 from hrl_policies.study.tuning import (
     TuningPlan,
@@ -465,31 +464,24 @@ def no_test_world(monkeypatch, tmp_path):
 COMMAND = ["tune", "a2c", "--env", "KuaiFair-Toy-v0", "--trials", "3", "--steps", "128", "--no-progress"]
 
 
-def kuaifair(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return exit_.value.code or 0, out, err
-
-
 def test_the_command_tunes_without_the_test_world_and_train_takes_what_it_found(
-    capsys, no_test_world, monkeypatch, tmp_path
+    kuaifair, no_test_world, monkeypatch, tmp_path
 ):
-    code, out, err = kuaifair(capsys, *COMMAND)
+    code, out, err = kuaifair(*COMMAND)
     assert code == 0, err
     folder = "tuning/KuaiFair-Toy-v0/a2c-len30-seed0"
     assert "(shipped)" in out and "3 trials, 0 without a score; R_cum of 5 validation users" in out
     assert f"--settings {folder}/best.yml" in out
     monkeypatch.setattr(loading, "load_worlds", lambda env_id, *rest: small_pair(name=env_id))
     train_it = ["train", "-m", "a2c", "-e", "KuaiFair-Toy-v0", "--no-progress", "-o", "run"]
-    code, out, err = kuaifair(capsys, *train_it, "--settings", f"{folder}/best.yml")
+    code, out, err = kuaifair(*train_it, "--settings", f"{folder}/best.yml")
     assert code == 0, err
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept["hyperparameters"] == dict(read_settings(f"{folder}/best.yml").hyperparameters)
     assert kept["total_steps"] == 128
 
 
-def test_ctrl_c_keeps_the_finished_trials_and_the_same_command_goes_on(capsys, no_test_world, monkeypatch):
+def test_ctrl_c_keeps_the_finished_trials_and_the_same_command_goes_on(kuaifair, no_test_world, monkeypatch):
     response = no_test_world.world.response
     original, calls = type(response).expected, []
 
@@ -501,13 +493,13 @@ def test_ctrl_c_keeps_the_finished_trials_and_the_same_command_goes_on(capsys, n
 
     monkeypatch.setattr(type(response), "expected", expected)
     stop = -1
-    kuaifair(capsys, *COMMAND[:5], "1", *COMMAND[6:], "-o", "whole")
+    kuaifair(*COMMAND[:5], "1", *COMMAND[6:], "-o", "whole")
     stop = len(calls) + 1
     calls.clear()
-    code, out, _ = kuaifair(capsys, *COMMAND, "-o", "search")
+    code, out, _ = kuaifair(*COMMAND, "-o", "search")
     assert code == 130 and "The same command goes on" in out
     assert len(table(Path("search"))) == 1
-    code, out, err = kuaifair(capsys, *COMMAND, "-o", "search")
+    code, out, err = kuaifair(*COMMAND, "-o", "search")
     assert code == 0, err
     rows = table(Path("search"))
     assert [row["number"] for row in rows] == ["0", "1", "2"] and all(row["r_cum"] for row in rows)
@@ -522,6 +514,6 @@ def test_ctrl_c_keeps_the_finished_trials_and_the_same_command_goes_on(capsys, n
         (["tune", "a2c", "-e", "KuaiFair-Toy-v0", "--trials", "0"], "--trials"),
     ],
 )
-def test_bad_input_is_explained_without_a_traceback(capsys, no_test_world, arguments, words):
-    code, out, err = kuaifair(capsys, *arguments)
+def test_bad_input_is_explained_without_a_traceback(kuaifair, no_test_world, arguments, words):
+    code, out, err = kuaifair(*arguments)
     assert code == 2 and words in err and "Traceback" not in out + err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import module_of
 
 from hrl_policies.controls import Oracle, RandomSlates
 from kuaifair_env import SessionConfig, evaluate
@@ -33,12 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def adapters() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("partial_data", ROOT / "examples" / "partial_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(ROOT / "examples" / "partial_data.py")
 
 
 @pytest.fixture(scope="module")

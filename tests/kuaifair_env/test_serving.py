@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from helpers import small_world
+from helpers import Stops, small_world
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import kuaifair_env
 from hrl_policies.controls import Oracle, RandomSlates
@@ -418,23 +417,6 @@ def test_single_environments_are_run_as_one_batch():
     assert result.settings.n_envs == 5
     assert isinstance(ItemCounts(), LearnsWhileServing)
     assert not isinstance(FirstItems(), LearnsWhileServing)
-
-
-class Stops(VecEnvWrapper):
-    """Is interrupted at the step of this number."""
-
-    def __init__(self, venv: Any, step: int) -> None:
-        super().__init__(venv)
-        self._left = step
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        self._left -= 1
-        if self._left == 0:
-            raise KeyboardInterrupt
-        return self.venv.step_wait()
 
 
 EMBEDDING = replace(CONFIG, action_mode="embedding")

@@ -1,13 +1,21 @@
-"""Small worlds whose answers are known."""
+"""Small worlds whose answers are known, and what tests of every package need: stops, scripts, a registry put back."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from kuaifair_env import ENVIRONMENTS
 from kuaifair_env.data.dataset import InteractionData
 from kuaifair_env.data.popularity import popularity_groups
 from kuaifair_env.data.schema import Catalogue, FeatureTable, InteractionLog, Provenance, Users
@@ -104,3 +112,48 @@ def small_world(
 def _embeddings(n_users: int, n_items: int, seed: int, dimension: int) -> Any:
     data = small_data(n_users, n_items, seed=seed)
     return item_embeddings(data.train, n_users, data.items, dimension)
+
+
+class Stops(VecEnvWrapper):
+    """Is interrupted at the step of this number."""
+
+    def __init__(self, venv: Any, step: int) -> None:
+        super().__init__(venv)
+        self._left = step
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+        return self.venv.step_wait()
+
+
+def module_of(path: Path) -> ModuleType:
+    """A module made anew from the script of a path, which no package holds."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def registry_put_back() -> Iterator[Callable[[], None]]:
+    """Ids that are registered within are gone after it, and whenever the function that it gives is called."""
+    before, known = dict(ENVIRONMENTS), set(gym.registry)
+
+    def forget() -> None:
+        ENVIRONMENTS.clear()
+        ENVIRONMENTS.update(before)
+        for env_id in set(gym.registry) - known:
+            del gym.registry[env_id]
+
+    try:
+        yield forget
+    finally:
+        forget()

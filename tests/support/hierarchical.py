@@ -1,4 +1,4 @@
-"""Small hierarchical agents, rollouts of them, and comparisons of their weights."""
+"""Small hierarchical agents, rollouts of them, sessions whose best slates are known, and comparisons of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kuaifair_env.batch import SessionConfig
 from kuaifair_env.sb3 import KuaiFairVecEnv
 
 K = 6
-# Odd items are always clicked, even ones never: rewards and clicks follow from the slate.
+# Odd items are always clicked, even ones never: rewards and clicks follow from the slate, and the best are known.
 PARITY = small_world(np.tile((np.arange(50) % 2).astype(float), (40, 1)))
 POPULAR = PARITY.groups.popular
 FORMS = ("simplex", "paper", "her4if", "quota")
