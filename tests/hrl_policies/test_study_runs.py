@@ -269,6 +269,8 @@ def cluster():
     folders = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "support")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        # By default its processes wait for all others, such as tests that run beside: minutes for what takes seconds.
+        patch.setenv("RAY_worker_niceness", "0")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield ray
         ray.shutdown()
