@@ -195,8 +195,8 @@ def main() -> None:
         "Student's, 95 %, over orders. Differences are paired by order and user, "
         "both in the interval; p is adjusted for all differences of the table (Holm).",
         "- A belief leaves the log's columns out while the log makes too little of the differences between items, as "
-        "in partial KuaiRec; that was put in after weighing had cost .19 [.10, .28] there, repeats allowed. *Log "
-        f"flattened*: in the world for settings, differences times {FLATTENED}.",
+        "in partial KuaiRec; that was put in after weighing had cost .19 [.10, .28] there, repeats allowed (this page "
+        f"at 996d2c7). *Log flattened*: in the world for settings, differences times {FLATTENED}.",
         f"- *{TWIN_FOR_SETTINGS}*: another draw of the synthetic twin, where settings are chosen and no result is "
         "reported; *KuaiRandTwin*: the draw that results are reported in.",
         "- Made by: python benchmarks/log_trust.py --data DATA --store STORE --results docs/results.",
