@@ -1,4 +1,4 @@
-"""What a manager can win over a constant quota where users tolerate different shares, and under drift.
+"""What a manager can win over a constant quota where users tolerate different shares.
 
     python benchmarks/manager_room.py kuairand --data DATA --results docs/results
     python benchmarks/manager_room.py KuaiFair-KuaiRandTwin-v0 --results docs/results
@@ -35,14 +35,13 @@ from kuaifair_env import EvaluationResult, SessionConfig, evaluate
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray
 from kuaifair_env.fair_counts import tolerated_counts_now, users_tolerance
-from kuaifair_env.response.known import ObservedResponse
 from kuaifair_env.world import World
 
 COUNTS = range(2, 8)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-DRIFT, N_ENVS, SEED = 15.0, 128, 2603
+N_ENVS, SEED = 128, 2603
 ORACLE, UNTRAINED = "Oracle †", "DSRM-HRL, untrained"
-GREEDY, BELIEF = "QuotaGreedy, items by features", "BeliefQuota, items by features"
+GREEDY = "QuotaGreedy, items by features"
 MYOPIC = "DSRM-HRL, untrained, without looking ahead"
 
 
@@ -170,16 +169,6 @@ def _figures(row: Row) -> tuple[NDArray[np.float64], float, float]:
     return row.rewards, row.violation_rate, row.length
 
 
-def drift_rows(start: CandidatePurifier, pair: WorldPair, config: SessionConfig, n_users: int) -> list[Row]:
-    """Returns the rows of sessions in which tastes drift."""
-    return [
-        evaluated(BELIEF, BeliefQuota(start.scorer, scales=start.scales), pair.test, config, n_users),
-        evaluated(UNTRAINED, untrained(start, pair, config), pair.test, config, n_users, start),
-        evaluated(GREEDY, QuotaGreedy(start.scorer), pair.test, config, n_users),
-        evaluated(ORACLE, Oracle(), pair.test, config, n_users),
-    ]
-
-
 def table(rows: list[Row]) -> Iterator[str]:
     """Yields the lines of a table; differences are to its first row."""
     first = rows[0]
@@ -228,7 +217,6 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         sentences.append(summary(repeats, rows))
         sections += [f"## Leave rule `personal`, repeats {repeats}", "", *table(rows), ""]
         sections += ["In the training world:", "", *table(in_training), ""]
-    drift = [f"## Drift {DRIFT:g}, repeats allow", "", *_drift(start, pair, arguments.users), ""]
     data = pair.test.data
     lines = [
         f"# {pair.name}",
@@ -239,7 +227,6 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         *distribution(pair),
         "",
         *sections,
-        *drift,
         "## Notes",
         "",
         f"- {arguments.users} users of the test world, one session each, seed {SEED}, Max Len 30, K 10; 95 % bootstrap "
@@ -247,20 +234,13 @@ def page(pair: WorldPair, start: CandidatePurifier, arguments: Namespace) -> str
         f"- The constant is chosen among {COUNTS[0]} to {COUNTS[-1]} on {arguments.choice_users} users of the training "
         "world.",
         "- DSRM-HRL's prior of tolerances is fitted to training users. A slate tells it whether its number of popular "
-        "items is tolerated; looking ahead, it adds what later slates gain by that. Its belief has no forgetting "
-        "factor, so that under drift its start is `belief-quota-features`.",
+        "items is tolerated; looking ahead, it adds what later slates gain by that.",
         f"- Data: {data.provenance.name} ({data.provenance.origin}), hash {data.data_hash}; fingerprint of the test "
         f"world {pair.test.fingerprint}.",
         f"- Made by: python benchmarks/manager_room.py {arguments.world} --users {arguments.users} --choice-users "
         f"{arguments.choice_users} --data DATA --results docs/results.",
     ]
     return "\n".join(lines)
-
-
-def _drift(start: CandidatePurifier, pair: WorldPair, n_users: int) -> list[str]:
-    if isinstance(pair.test.response, ObservedResponse):
-        return ["Not measured: answers are looked up, and there are no tastes that could drift."]
-    return list(table(drift_rows(start, pair, SessionConfig(action_mode="slate", drift=DRIFT), n_users)))
 
 
 def main() -> None:

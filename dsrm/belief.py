@@ -78,6 +78,18 @@ class BeliefScales:
         return cls(own=replace(own, steady=STEADY))
 
 
+def evidence_kept(drift: float | None) -> float:
+    """Returns the share of what answers say of a user that is left a slate later.
+
+    Of a taste that correlates by ``a`` with that of a slate before, an answer then explains ``a^2`` as much variance.
+
+    Args:
+        drift: Slates after which a taste correlates by .5 with that before (:class:`~kuaifair_env.drift.TasteDrift`);
+            None where tastes stay.
+    """
+    return 1.0 if drift is None else 0.5 ** (2.0 / drift)
+
+
 class ScalesThen(NamedTuple):
     """The scales after a number of sessions."""
 
@@ -323,14 +335,17 @@ class SessionBeliefs:
         belief: What all sessions share.
         n_sessions: Number of sessions ``B``.
         preference: Which distribution users' own parts have, given evidence.
+        kept: See :class:`~dsrm.own_level.OwnLevel`.
     """
 
-    def __init__(self, belief: Belief, n_sessions: int, preference: PreferenceModel | None = None) -> None:
+    def __init__(
+        self, belief: Belief, n_sessions: int, preference: PreferenceModel | None = None, kept: float = 1.0
+    ) -> None:
         self._belief = belief
         self._preference = ClosedForm() if preference is None else preference
         self._embeddings = embeddings = torch.from_numpy(belief.items.embeddings)
         self.own = OwnLevel(
-            torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions, belief.own_scales
+            torch.cat([torch.ones(len(embeddings), 1), embeddings], dim=1), n_sessions, belief.own_scales, kept
         )
         self._prior = torch.zeros(n_sessions, len(embeddings))
         self._contexts = torch.zeros(n_sessions, 0)

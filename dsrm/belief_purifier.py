@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dsrm.belief import Belief, BeliefItems, BeliefScales
+from dsrm.belief import Belief, BeliefItems, BeliefScales, evidence_kept
 from dsrm.click_scorer import ClickScorer, ScorerReport
 from dsrm.preference import ClosedForm, Moments, PreferenceModel, restore_preference
 from dsrm.purified_observations import SessionObservations
@@ -279,8 +279,9 @@ class RunningBeliefs:
         self.batch = batch
         self._belief = belief
         self._dimension = belief.items.embeddings.shape[1]
-        closed_form = isinstance(purifier.preference, ClosedForm)
-        self._evidence = SessionEvidence(belief, purifier.scorer, batch, None if closed_form else purifier.preference)
+        preference = None if isinstance(purifier.preference, ClosedForm) else purifier.preference
+        kept = evidence_kept(batch.config.drift)
+        self._evidence = SessionEvidence(belief, purifier.scorer, batch, preference, kept)
         self._similarity = similarity_coefficient(purifier.scorer, batch.world)
         n_sessions = batch.batch_size
         self._over = np.ones(n_sessions, np.bool_)

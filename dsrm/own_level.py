@@ -115,6 +115,8 @@ class OwnLevel:
         features: ``(N, d + 1)``, a column of ones and unit item embeddings; its dtype is computed in.
         n_sessions: Number of sessions ``B``.
         scales: Of the priors, the same for all sessions.
+        kept: Share of what answers count that is left after each later slate of their session, in (0, 1]: a forgetting
+            factor for users who change (West and Harrison, Bayesian Forecasting and Dynamic Models, 6.3).
 
     Attributes:
         scales: Of the priors now.
@@ -128,9 +130,10 @@ class OwnLevel:
     _offsets: Tensor
     _curvatures: Tensor
 
-    def __init__(self, features: Tensor, n_sessions: int, scales: OwnScales | None = None) -> None:
+    def __init__(self, features: Tensor, n_sessions: int, scales: OwnScales | None = None, kept: float = 1.0) -> None:
+        need_number("(0, 1]", kept=kept)
         n_items, size = features.shape
-        self._features = features
+        self._features, self._kept = features, kept
         self._slots = torch.full((n_sessions, n_items), -1, dtype=torch.int32)
         self._counts = torch.zeros(n_sessions, dtype=torch.int64)
         self._log_odds = features.new_zeros(n_sessions)
@@ -195,6 +198,8 @@ class OwnLevel:
             clicks: ``(n, K)``, whether each was clicked.
             base: ``(B, N)``, log-odds of a click without the own part.
         """
+        if self._kept < 1.0:
+            self._forget(rows)
         places = rows[:, None]
         slots = self._slots[places, items].to(torch.int64)
         new = slots < 0
@@ -213,6 +218,11 @@ class OwnLevel:
             self._compare(rows, slots, clicks, base[places, items])
         self._shows[places, slots] += 1
         self._clicks[places, slots] += clicks.to(self._clicks.dtype)
+
+    def _forget(self, rows: Tensor) -> None:
+        for counts in (self._shows, self._clicks):
+            counts[rows] *= self._kept
+        self._ages[rows] = _REBUILD_AFTER  # all curvatures change, not a few
 
     def _compare(self, rows: Tensor, slots: Tensor, clicks: Tensor, base: Tensor) -> None:
         """Asks of each repeated answer whether a steady user would sooner have given it.

@@ -29,6 +29,7 @@ class SessionEvidence:
         scorer: The click model.
         batch: The sessions.
         preference: Which distribution users' own parts have, given evidence.
+        kept: Share of what answers say of a user that is left after each later slate.
 
     Attributes:
         beliefs: About the users of the sessions.
@@ -37,9 +38,14 @@ class SessionEvidence:
     """
 
     def __init__(
-        self, belief: Belief, scorer: ClickScorer, batch: SessionBatch, preference: PreferenceModel | None = None
+        self,
+        belief: Belief,
+        scorer: ClickScorer,
+        batch: SessionBatch,
+        preference: PreferenceModel | None = None,
+        kept: float = 1.0,
     ) -> None:
-        self.beliefs = SessionBeliefs(belief, batch.batch_size, preference)
+        self.beliefs = SessionBeliefs(belief, batch.batch_size, preference, kept)
         self._contexts = None if preference is None else LogContexts(batch.world)
         self._scorer = scorer
         self._batch = batch

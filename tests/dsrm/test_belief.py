@@ -12,7 +12,7 @@ from helpers import small_world
 from scipy.special import expit
 from torch import Tensor
 
-from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs
+from dsrm.belief import Belief, BeliefItems, BeliefScales, SessionBeliefs, evidence_kept
 from dsrm.click_scorer import ClickScorer
 from dsrm.item_sites import click_probabilities, posterior_offsets
 from dsrm.own_level import STEADY, OwnLevel, OwnMoments, OwnScales
@@ -154,6 +154,50 @@ def test_a_few_warm_steps_after_each_slate_stay_close_to_the_mode(scales, repeat
         spreads = [level.variances(torch.from_numpy(items)).double().sqrt() for level in (warm, exact)]
         # The curvature is that before the steps.
         torch.testing.assert_close(*spreads, rtol=0.6 if scales == WIDE else 0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("scales", [OwnScales(), WIDE])
+def test_a_belief_that_forgets_counts_each_answer_less_with_every_later_slate(scales):
+    rng, kept = np.random.default_rng(2), 0.8
+    features, rows, base = features_of(30, 8), torch.arange(2), rng.normal(size=(2, 30))
+    level = OwnLevel(features, 2, scales, kept)
+    shows, clicks = np.zeros((2, 30)), np.zeros((2, 30))
+    for _ in range(12):
+        items = rng.random((2, 30)).argsort(axis=1)[:, :5]
+        clicked = rng.random(items.shape) < 0.4
+        level.observe(rows, torch.from_numpy(items), torch.from_numpy(clicked), torch.from_numpy(base))
+        level.update(torch.from_numpy(base))
+        for counts, counted in ((shows, np.ones_like(clicked)), (clicks, clicked)):
+            counts *= kept
+            counts[rows.numpy()[:, None], items] += counted
+        for row in range(2):
+            design, mode, covariance = dense_posterior(features, base[row], shows[row], clicks[row], scales)
+            assert level.logits()[row].numpy() == pytest.approx(design @ mode, abs=0.01)
+            spread = np.sqrt(np.einsum("ij,jk,ik->i", design, covariance, design))
+            found = level.variances(torch.arange(30).expand(2, -1))[row].sqrt().numpy()
+            assert found == pytest.approx(spread, rel=0.6 if scales == WIDE else 0.1)
+
+
+def test_a_user_who_turns_round_is_followed_sooner_by_a_belief_that_forgets():
+    features = torch.tensor([[1.0, 1.0]] * 20 + [[1.0, -1.0]] * 20, dtype=torch.float64)
+    base, rows = torch.zeros(1, 40, dtype=torch.float64), torch.tensor([0])
+    forgets, remembers = OwnLevel(features, 1, kept=0.8), OwnLevel(features, 1)
+    turned = {forgets: 15, remembers: 15}
+    for slate in range(15):
+        items = torch.cat([torch.arange(5), torch.arange(20, 25)])[None] + slate % 4 * 5
+        clicks = (items < 20) if slate < 8 else (items >= 20)
+        for level in turned:
+            level.observe(rows, items, clicks, base)
+            level.converge(base)
+            if level.means[0, 1] < 0:
+                turned[level] = min(turned[level], slate)
+    assert 8 <= turned[forgets] < turned[remembers]
+
+
+def test_what_is_kept_of_an_answer_is_the_variance_that_a_drifting_taste_shares_with_it():
+    assert evidence_kept(None) == 1.0
+    for slates in (1.0, 15.0):  # after so many slates the correlation is .5
+        assert evidence_kept(slates) ** slates == pytest.approx(0.5**2)
 
 
 def test_order_of_the_evidence_does_not_matter():

@@ -44,6 +44,7 @@ from kuaifair_env.observations import observed_states, state_of
 from kuaifair_env.randomisation import Randomisation
 from kuaifair_env.randomised_worlds import randomised
 from kuaifair_env.registration import make_world
+from kuaifair_env.response.factorised import FactorisedResponse
 from kuaifair_env.sb3 import KuaiFairVecEnv
 from kuaifair_env.serving import serve
 from kuaifair_env.vector_env import KuaiFairVectorEnv
@@ -72,11 +73,13 @@ def actions(rows: int, steps: int) -> np.ndarray:
     return np.random.default_rng(5).uniform(-1, 1, (steps, rows, D)).astype(np.float32)
 
 
-def entries_by_hand(belief: Belief, user: int, slates: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def entries_by_hand(
+    belief: Belief, user: int, slates: list[tuple[np.ndarray, np.ndarray]], kept: float = 1.0
+) -> np.ndarray:
     """Every entry of a state, in double precision, from all that one session showed."""
     items = BeliefItems.of_world(TEST)
     features = torch.from_numpy(np.column_stack([np.ones(len(items.ids)), items.embeddings]))
-    own = OwnLevel(features, 1, belief.own_scales)
+    own = OwnLevel(features, 1, belief.own_scales, kept)
     state = observed_states(TEST, TEST.initial_history.take(np.asarray([user])))
     prior = torch.from_numpy(purifier().scorer.score(state)).double()
     for shown, clicks in slates:
@@ -99,21 +102,33 @@ def entries_by_hand(belief: Belief, user: int, slates: list[tuple[np.ndarray, np
     )
 
 
-def test_every_entry_is_what_a_posterior_in_double_precision_says_last_states_too():
-    env, plan = vec(), actions(3, 12)
+def world_of_tastes() -> Any:
+    """Users of the test world whose tastes are vectors that may drift."""
+    rng = np.random.default_rng(0)
+    n_users, n_items = len(TEST.data.users), TEST.n_items
+    vectors = rng.normal(size=(n_users, 2)), rng.normal(size=(n_items, 2))
+    return replace(TEST, response=FactorisedResponse(0.0, np.zeros(n_users), np.zeros(n_items), *vectors))
+
+
+@pytest.mark.parametrize("drift", [None, 2.0])
+def test_every_entry_is_what_a_posterior_in_double_precision_says_last_states_too(drift):
+    world, kept = (TEST, 1.0) if drift is None else (world_of_tastes(), 0.5)
+    env, plan = vec(world=world, config=replace(CONFIG, drift=drift)), actions(3, 12)
     batch = env.unwrapped.batch
     states, seen, ended = env.reset(), [[], [], []], 0
     for choice in plan:
         users = batch.simulator.users.copy()
         for row in range(3):
-            np.testing.assert_allclose(states[row], entries_by_hand(env.belief, users[row], seen[row]), atol=CLOSE)
+            np.testing.assert_allclose(
+                states[row], entries_by_hand(env.belief, users[row], seen[row], kept), atol=CLOSE
+            )
         states, _, done, infos = env.step(choice)
         for row in range(3):
             seen[row].append((batch.outcome.items[row], batch.outcome.clicks[row]))
             if done[row]:
                 ended += 1
                 last = infos[row]["terminal_observation"]
-                np.testing.assert_allclose(last, entries_by_hand(env.belief, users[row], seen[row]), atol=CLOSE)
+                np.testing.assert_allclose(last, entries_by_hand(env.belief, users[row], seen[row], kept), atol=CLOSE)
                 seen[row] = []
     assert ended >= 3
 
