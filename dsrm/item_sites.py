@@ -19,7 +19,9 @@ _FEW_NODES = torch.linspace(-5.0, 5.0, 21, dtype=torch.float64)
 """Evenly spaced, in deviations of a prior: to deviations of 3 the sum of a logistic function is near its integral."""
 
 
-def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, start: Tensor) -> Tensor:
+def posterior_offsets(
+    logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, start: Tensor, tolerance: float | None = None
+) -> Tensor:
     """Returns the posterior modes of offsets given everything else.
 
     An offset's mode ``x`` solves ``x = variance (clicks - shows sigmoid(logits + x))``, whose right-hand side falls in
@@ -31,8 +33,9 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: T
         clicks: ``(B, M)``, how often it was clicked.
         variance: Of the prior, ``(B, 1)``.
         start: ``(B, M)``, where to begin.
+        tolerance: Largest step after which to stop; what is left is about its square. None leaves rounding alone.
     """
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5  # of a step that is quadratic: what is left is its square
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5 if tolerance is None else tolerance
     most, high = variance * shows, variance * clicks
     low, offsets = high - most, start
     for _ in range(_OFFSET_STEPS):
@@ -43,15 +46,16 @@ def posterior_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: T
         offsets = offsets.sub_(change)
         if change.abs_().max() <= tolerance:
             return offsets
-    return _bracketed_offsets(logits, shows, clicks, variance, tolerance)
+    slow = ~(change <= tolerance)
+    return offsets.masked_scatter_(slow, _bracketed_offsets(logits[slow], most[slow], high[slow], tolerance))
 
 
-def _bracketed_offsets(logits: Tensor, shows: Tensor, clicks: Tensor, variance: Tensor, tolerance: float) -> Tensor:
-    """Returns what :func:`posterior_offsets` does by Newton's method in brackets, halved where it is slow."""
-    low, high = variance * (clicks - shows), variance * clicks
-    upper, offsets, last_change = high, (low + high) / 2, high - low
+def _bracketed_offsets(logits: Tensor, most: Tensor, high: Tensor, tolerance: float) -> Tensor:
+    """Solves ``x = high - most sigmoid(logits + x)`` by Newton's method in brackets, halved where it is slow."""
+    low = high - most
+    upper, offsets, last_change = high, (low + high) / 2, most
     for _ in range(_MAX_OFFSET_STEPS):
-        slope = variance * shows * torch.sigmoid(logits + offsets)
+        slope = most * torch.sigmoid(logits + offsets)
         excess = offsets - upper + slope
         low, high = torch.where(excess < 0, offsets, low), torch.where(excess > 0, offsets, high)
         moved = offsets - excess / (1.0 + slope * torch.sigmoid(-logits - offsets))

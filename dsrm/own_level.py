@@ -28,9 +28,12 @@ _CLOSE = 0.005
 """Log-odds that warm steps may leave between a posterior and its mode."""
 _CONTRACTION = torch.tensor(0.1)
 _MAX_HALVINGS = 12
-_SURE_GAIN = 1 / 16
-"""Squared Newton decrement up to which a whole step gets closer to the mode, so that it is not checked (Boyd and
-Vandenberghe, Convex Optimization, 9.6): rounding would hide what small steps gain."""
+_SURE_GAIN = 1.0
+"""Squared Newton decrement of the objective, scaled to be self-concordant, up to which a whole step gets closer to the
+mode, so that it is not checked: 1.8 with the curvature of now (Boyd and Vandenberghe, Convex Optimization, 9.6)."""
+_STALE_GAIN = 0.25
+"""Squared Newton decrement, scaled alike, from which a session's curvature is computed anew after a warm step: with the
+curvature before it, a session whose answers surprise may stay far from its mode."""
 _TINY = 1e-12
 _CHANGED_ITEMS = 12
 """Items whose curvature is brought up to date at each warm step."""
@@ -411,34 +414,44 @@ class OwnLevel:
         self._rows = self._features[self._items] * (self._shows > 0)[..., None]
 
     def _climb(self, base: Tensor, max_steps: int, exact: bool) -> None:
-        """Newton's method; ``exact`` computes the curvature anew at each step, otherwise once and where it changed."""
+        """Newton's method; ``exact`` computes all curvature anew at each step, otherwise where it matters."""
         width = max(int(self._counts.max()), 1)
         shows, clicks, features = self._shows[:, :width], self._clicks[:, :width], self._rows[:, :width]
         prior = base.gather(1, self._items[:, :width])
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
-        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width])
         tolerance = torch.finfo(linear.dtype).eps
+        step = tolerance**0.5 if exact else _CLOSE
+        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width], step)
         spread = self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2
         enough = tolerance if exact else _CLOSE**2 / (spread + _TINY)
         last_gain = torch.full_like(self._widths[:1], _TINY)
-        for step in range(max_steps):
+        # Along any line the third derivative is at most the root of this times the second to the power of 3/2.
+        extent = self._variances[:, 0] + self.scales.intercept**2 + self.scales.taste**2
+        for number in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
             residuals = torch.addcmul(clicks, shows, probability, value=-1)
             gradient = (residuals[:, None, :] @ features)[:, 0] * self._widths - self._means
-            if exact or step == 0:
+            if exact or number == 0:
                 self._follow_curvature(_curvatures(shows, probability), exact)
             direction = (gradient[:, None, :] @ self._inverses)[:, 0]
             gain = (gradient * direction).sum(1)
+            if number and not exact:
+                stale = torch.nonzero(gain * extent > _STALE_GAIN)[:, 0]
+                if len(stale):
+                    self._curvatures[stale, :width] = _curvatures(shows[stale], probability[stale])
+                    self._rebuild(stale, width)
+                    direction = (gradient[:, None, :] @ self._inverses)[:, 0]
+                    gain = (gradient * direction).sum(1)
             # The next step would gain less than this one by about as much as this one does than the last.
             near = bool((gain * torch.minimum(gain / last_gain, _CONTRACTION) <= enough).all())
             last_gain = gain.clamp(min=_TINY)
             along = self._predicted(features, direction)
-            far = gain > _SURE_GAIN
+            far = gain * extent > _SURE_GAIN
             if bool(far.any()):
                 length = self._step_lengths(prior, linear, offsets, shows, clicks, direction, along, far)
                 direction, along = length * direction, length * along
             linear, self._means = linear + along, self._means + direction
-            offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets)
+            offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets, step)
             if near:  # what the last step left is far smaller than the step
                 break
         self._linear[:, :width], self._offsets[:, :width] = linear, offsets
