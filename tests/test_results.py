@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hrl_policies.study.statistics import interquartile_mean
 from hrl_policies.zoo import method
 
 ROOT = Path(__file__).parent.parent
@@ -125,23 +124,6 @@ def test_predictions_are_the_means_of_their_records(path):
                     assert is_printed(row[column], mean[key]), key
                     compared += 1
     assert compared >= 40
-
-
-def test_the_earlier_study_shows_its_records():
-    records = pd.read_csv(RESULTS / "paper.csv.gz")
-    records = records[records.study == "baselines"]
-    sections = re.search(r"## Table 2.*?\n(.*?)## Table 3", page("paper.md"), re.DOTALL).group(1)
-    shown = list(rows(sections))
-    assert len(shown) == 36
-    for row in shown:
-        (world,) = (title for title in row if title in ("partial KuaiRand-Pure", "KuaiRand twin"))
-        of_method = records[
-            (records.data == world) & (records.method.map(lambda name: method(name).title) == row[world])
-        ]
-        for max_len, column, figure in ((30, "R_cum", "r_cum"), (30, "Len", "len"), (50, "R_cum at 50", "r_cum")):
-            values = of_method[of_method.max_len == max_len][figure].to_numpy()
-            value = interquartile_mean(values) if len(values) > 3 else values.mean()
-            assert is_printed(row[column], value), (row, column)
 
 
 def test_purification_shows_its_records(monkeypatch):
