@@ -420,28 +420,26 @@ class OwnLevel:
         prior = base.gather(1, self._items[:, :width])
         linear = self._predicted(features, self._means) if exact else self._linear[:, :width]
         tolerance = torch.finfo(linear.dtype).eps
-        step = tolerance**0.5 if exact else _CLOSE
-        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width], step)
+        last_step = tolerance**0.5 if exact else _CLOSE  # of offsets
+        offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width], last_step)
         spread = self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2
         enough = tolerance if exact else _CLOSE**2 / (spread + _TINY)
         last_gain = torch.full_like(self._widths[:1], _TINY)
         # Along any line the third derivative is at most the root of this times the second to the power of 3/2.
         extent = self._variances[:, 0] + self.scales.intercept**2 + self.scales.taste**2
-        for number in range(max_steps):
+        for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
             residuals = torch.addcmul(clicks, shows, probability, value=-1)
             gradient = (residuals[:, None, :] @ features)[:, 0] * self._widths - self._means
-            if exact or number == 0:
+            if exact or step == 0:
                 self._follow_curvature(_curvatures(shows, probability), exact)
-            direction = (gradient[:, None, :] @ self._inverses)[:, 0]
-            gain = (gradient * direction).sum(1)
-            if number and not exact:
+            direction, gain = self._newton_step(gradient)
+            if step and not exact:
                 stale = torch.nonzero(gain * extent > _STALE_GAIN)[:, 0]
                 if len(stale):
                     self._curvatures[stale, :width] = _curvatures(shows[stale], probability[stale])
                     self._rebuild(stale, width)
-                    direction = (gradient[:, None, :] @ self._inverses)[:, 0]
-                    gain = (gradient * direction).sum(1)
+                    direction, gain = self._newton_step(gradient)
             # The next step would gain less than this one by about as much as this one does than the last.
             near = bool((gain * torch.minimum(gain / last_gain, _CONTRACTION) <= enough).all())
             last_gain = gain.clamp(min=_TINY)
@@ -451,13 +449,18 @@ class OwnLevel:
                 length = self._step_lengths(prior, linear, offsets, shows, clicks, direction, along, far)
                 direction, along = length * direction, length * along
             linear, self._means = linear + along, self._means + direction
-            offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets, step)
+            offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets, last_step)
             if near:  # what the last step left is far smaller than the step
                 break
         self._linear[:, :width], self._offsets[:, :width] = linear, offsets
         if exact:
             probability = torch.sigmoid(prior + linear + offsets)
             self._follow_curvature(_curvatures(shows, probability), exact)
+
+    def _newton_step(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the step ``(B, d + 1)`` with the curvature that is known, and its squared Newton decrement."""
+        direction = (gradient[:, None, :] @ self._inverses)[:, 0]
+        return direction, (gradient * direction).sum(1)
 
     def _step_lengths(
         self,

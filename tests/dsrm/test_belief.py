@@ -175,7 +175,7 @@ def test_users_who_surprise_are_followed_to_their_mode_too(seed):
             level.observe(rows, torch.from_numpy(items), clicks, base)
         warm.update(base.float())
         exact.converge(base)
-        assert (warm.logits() - exact.logits()).abs().max() < 0.01
+        assert (warm.logits() - exact.logits()).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("scales", [OwnScales(), WIDE])
