@@ -422,11 +422,10 @@ class OwnLevel:
         tolerance = torch.finfo(linear.dtype).eps
         last_step = tolerance**0.5 if exact else _CLOSE  # of offsets
         offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, self._offsets[:, :width], last_step)
-        spread = self.scales.intercept**2 + self.scales.taste**2 + self.scales.offset**2
-        enough = tolerance if exact else _CLOSE**2 / (spread + _TINY)
         last_gain = torch.full_like(self._widths[:1], _TINY)
         # Along any line the third derivative is at most the root of this times the second to the power of 3/2.
         extent = self._variances[:, 0] + self.scales.intercept**2 + self.scales.taste**2
+        enough = tolerance if exact else _CLOSE**2 / (extent + _TINY)
         for step in range(max_steps):
             probability = torch.sigmoid(prior + linear + offsets)
             residuals = torch.addcmul(clicks, shows, probability, value=-1)
