@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -58,7 +59,7 @@ def quick_purifiers(monkeypatch, purifier_folder):
         short = replace(
             config,
             training=TrainingConfig(rounds=1, examples=2_000, validation_examples=500),
-            distillation=DistillationConfig(conditions=500, steps=20),
+            distillation=DistillationConfig(conditions=100, steps=20),
         )
         return pretrain(world, short, **settings)
 
@@ -327,6 +328,8 @@ def test_the_papers_study_runs_from_python_and_goes_on_where_it_stopped(capsys, 
     short = tuple(entry.model_copy(update={"steps": None}) for entry in methods)
     changes = {"methods": short, "steps": 256, "seeds": (11,), "max_lens": (30,), "n_users": 20}
     small = spec.model_copy(update=changes)
+    # Half of the work: that each figure has both forms is seen in test_study_runs.
+    monkeypatch.setattr(outputs, "draw_study", partial(outputs.draw_study, formats=("svg",)))
     result = module.reproduce(small, tmp_path / "paper", "python examples/reproduce_paper.py quick")
     # Repeats allowed and forbidden.
     assert len(result.records) == 8 and not result.failures

@@ -18,9 +18,6 @@ from dsrm.purifier import MODES, PURIFIERS, load_purifier, save_purifier
 from dsrm.training import CHECKPOINTS
 from kuaifair_env.files import save_artifact
 
-TRAIN, _ = taste_worlds()
-
-
 # One mode of each class of purifiers, and of preference models.
 @pytest.mark.parametrize("mode", sorted(set(MODES) - {"paper", "unbiased", "paired", "rce", "bod"}))
 def test_purifiers(purifiers, mode, tmp_path):
@@ -36,7 +33,7 @@ def test_purifiers(purifiers, mode, tmp_path):
 def test_encoders(kind, tmp_path):
     path = tmp_path / "e.safetensors"
     config = EncoderConfig(kind, dimension=4, negatives=4, steps=1, batch_size=4)
-    pretrain_encoder(TRAIN, config).save(path)
+    pretrain_encoder(taste_worlds()[0], config).save(path)
     try_damaged_bytes(path, ENCODERS, Encoder.load, 8)
     try_foreign_files(path, ENCODERS, Encoder.load)
     try_wrong_settings(path, ENCODERS, Encoder.load)
@@ -78,13 +75,13 @@ def test_checkpoints_of_pretraining(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "show_round", stop)
-    config = quick_config("regression")
+    train, config = taste_worlds()[0], quick_config("regression")
     with pytest.raises(KeyboardInterrupt):
-        pretrain(TRAIN, config, checkpoint=path)
+        pretrain(train, config, checkpoint=path)
     whole = path.read_bytes()
 
     def load(path):
-        pretrain(TRAIN, config, checkpoint=path)
+        pretrain(train, config, checkpoint=path)
 
     for content in (b"", whole[:100], whole[:-1], whole[:-3] + b"\0\1\0"):
         path.write_bytes(content)

@@ -439,6 +439,7 @@ def test_what_a_log_says_of_items_is_score_exposures_and_both_together():
         Belief(BeliefItems.of_world(world), BeliefScales(shared=SharedScales(log=0.25)))
 
 
+@pytest.mark.slow
 def test_a_belief_learns_from_some_items_how_far_the_log_is_to_be_trusted_about_others():
     """The log makes three times too much of the differences between items; half of the items are never shown."""
     errors: dict[float, list[float]] = {0.0: [], 0.25: []}

@@ -281,6 +281,7 @@ AGENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", AGENTS)
 def test_agents_train_on_beliefs_and_do_the_same_when_both_are_loaded(kind, tmp_path):
     agent = AGENTS[kind](VecMonitor(vec(8, world=TRAIN, learns=True)))

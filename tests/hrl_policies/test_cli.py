@@ -355,6 +355,7 @@ def test_ope_estimates_the_first_slate_from_the_log_and_warns_where_it_is_not_ra
         assert message in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worlds_of_taste")
 def test_pretrain_reports_what_it_made_and_probe_measures_it(kuaifair, tmp_path):
     code, out, err = kuaifair("pretrain", *ENV, "--mode", "regression", "--output", "made/r.safetensors", *QUICK)

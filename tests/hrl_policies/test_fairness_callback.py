@@ -85,6 +85,7 @@ def test_the_best_model_is_the_one_with_the_best_score(score, tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["best_model.zip", "evaluations.csv"]
 
 
+@pytest.mark.slow
 def test_training_that_goes_on_evaluates_as_training_in_one_piece(tmp_path):
     whole = watched(best_model_save_path=tmp_path / "whole")
     a2c().learn(640, callback=whole)

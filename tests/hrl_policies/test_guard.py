@@ -256,6 +256,7 @@ def contents(folder) -> dict[str, bytes]:
     return found | {name: value.numpy().tobytes() for name, value in states["policy"].items()}
 
 
+@pytest.mark.slow
 def test_a_run_of_the_method_says_which_parameters_it_kept(tmp_path, purifier):
     config = run_of(purifier, learning_rate=1.0)
     train(config, small_pair(), purifier=purifier, output=tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hierarchical import (
     PARITY,
@@ -92,6 +93,7 @@ def test_a_resumed_agent_learns_from_a_rollout_what_the_saved_one_would(tmp_path
     assert differing(weights(model, "worker"), weights(fresh, "worker")), "optimisers that start anew do not"
 
 
+@pytest.mark.slow
 def test_training_resumed_twice_goes_the_same_way(tmp_path):
     trained().save(tmp_path / "model.zip")
     ends = []

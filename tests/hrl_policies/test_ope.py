@@ -383,6 +383,7 @@ def test_of_the_policy_that_played_fqe_is_what_was_logged():
     assert fitted_q_evaluation(own, resamples=2).interval.estimate == pytest.approx(log.mean_return, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_fqe_finds_what_the_other_policy_would_earn():
     """Nobody leaves, so that R_cum is known: five slates of .8. What was played earns half as much more as .2 does."""
     world, popular, tail = popular_and_tail()

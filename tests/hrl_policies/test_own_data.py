@@ -38,6 +38,7 @@ def command(*words):
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_a_run_on_ones_own_files_is_trained_and_found_again(shop_files, capsys):
     folder, forget = shop_files
     data = ["--data", folder / "train.csv", "--test-data", folder / "test.csv", "--columns", COLUMNS]

@@ -571,6 +571,7 @@ def test_an_answer_is_worth_what_the_best_slate_gains_by_it_in_all_slates_that_a
         observation, _, _, _ = env.step(policy.predict(observation)[0])
 
 
+@pytest.mark.slow
 def test_looking_ahead_finds_out_who_tolerates_what_most_users_do_not(monkeypatch):
     """Popular items are liked better, half of a slate suits everybody, and two users of five tolerate all ten.
 

@@ -102,6 +102,7 @@ def test_controls_have_no_model_and_no_curve(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"model.zip", "learning_curve.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [a2c(), td3()], ids=["a2c", "td3"])
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, config):
     for name, plan in (("one", config), ("two", config), ("other", replace(config, seed=15))):

@@ -494,6 +494,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_sessions_in_every_process_and_without_an_import(capsys):
     exec(TRAJECTORY, {})
     there = subprocess.run(

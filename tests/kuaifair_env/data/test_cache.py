@@ -238,6 +238,7 @@ def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest
     assert cache_dir().name == "kuaifair"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot rename a folder with open files")
 def test_processes_that_build_at_the_same_time_do_not_harm_each_other(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
