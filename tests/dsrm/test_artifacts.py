@@ -18,6 +18,7 @@ from dsrm.purifier import MODES, PURIFIERS, load_purifier, save_purifier
 from dsrm.training import CHECKPOINTS
 from kuaifair_env.files import save_artifact
 
+
 # One mode of each class of purifiers, and of preference models.
 @pytest.mark.parametrize("mode", sorted(set(MODES) - {"paper", "unbiased", "paired", "rce", "bod"}))
 def test_purifiers(purifiers, mode, tmp_path):

@@ -333,7 +333,7 @@ def test_users_of_two_kinds_get_what_they_like_though_the_log_showed_items_at_ra
 SLATE_SIZE = 10
 SESSION = SessionConfig(action_mode="slate", slate_size=SLATE_SIZE, observation_mode="history")
 SEEDS = (11, 15, 19)
-STEPS = 20_480
+STEPS = 14_336
 
 
 def best_slate_world():
