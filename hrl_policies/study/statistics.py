@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtri, stdtrit
 
 from kuaifair_env.intervals import Interval, crossed_mean, interval_of
@@ -177,6 +176,9 @@ def probability_of_improvement(first: NDArray[Any], second: NDArray[Any]) -> Int
     Raises:
         ValueError: Different tasks, fewer than two seeds, or values that are not finite.
     """
+    # A fifth of what every worker of a study would import.
+    from scipy.optimize import brentq
+
     x, y = _finite(first, 2), _finite(second, 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"both methods need the same tasks, got {x.shape[1]} and {y.shape[1]}")

@@ -18,9 +18,12 @@ from dsrm.purifier import MODES, PURIFIERS, load_purifier, save_purifier
 from dsrm.training import CHECKPOINTS
 from kuaifair_env.files import save_artifact
 
+# One mode of each class of purifiers, and of preference models; those with networks are files of many tensors.
+SLOW = {"belief", "belief_regression"}
+USED = sorted(set(MODES) - {"paper", "unbiased", "paired", "rce", "bod"})
 
-# One mode of each class of purifiers, and of preference models.
-@pytest.mark.parametrize("mode", sorted(set(MODES) - {"paper", "unbiased", "paired", "rce", "bod"}))
+
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in USED])
 def test_purifiers(purifiers, mode, tmp_path):
     path = tmp_path / "p.safetensors"
     save_purifier(purifiers[mode], path)

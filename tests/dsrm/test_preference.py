@@ -353,7 +353,7 @@ def models(dimension: int) -> list[PreferenceModel]:
     return [ClosedForm(), *parts, tiny_networks(dimension)]
 
 
-@pytest.mark.parametrize("dimension", [8, 64, 256])
+@pytest.mark.parametrize("dimension", [8, 64, pytest.param(256, marks=pytest.mark.slow)])
 def test_models_of_any_size_give_numbers(dimension):
     known = evidence(3, dimension, spread=0.1)
     for model in models(dimension):

@@ -109,6 +109,7 @@ def test_evaluation_learns_nothing_that_stays(world, scorer):
     assert control.belief.scales == BeliefScales()
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_many_sessions_run_at_a_time(world, scorer):
     means = [mean_return(evaluate(BeliefQuota(scorer), vec_env(world, size), episodes_per_user=3)) for size in (3, 40)]
     assert means[0] == pytest.approx(means[1], abs=0.1)

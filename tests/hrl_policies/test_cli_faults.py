@@ -54,6 +54,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_import_nothing_heavy():
     """How long people wait for help or for an error is a matter of imports."""
     code = f"""

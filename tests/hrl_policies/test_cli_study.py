@@ -193,6 +193,7 @@ def test_tables_are_written_where_asked(kuaifair, store, tmp_path):
     assert "interquartile mean" in (tmp_path / "table_2_overall.tex").read_text()
 
 
+@pytest.mark.slow
 def test_figures_are_written_where_asked(kuaifair, store, tmp_path):
     for run in (store / OWN).glob("*-len30-*"):
         shutil.copytree(run, tmp_path / "runs" / run.name)
@@ -272,6 +273,7 @@ def changed(path, **values):
     write_checksums(path.parent)
 
 
+@pytest.mark.slow
 def test_verify_makes_runs_again_and_says_which_do_not_come_out(kuaifair, verified_store):
     code, out, err = kuaifair("study", "verify", verified_store, "--sample", 2, "--seed", 1)
     assert code == 0, err

@@ -71,6 +71,7 @@ def test_an_agent_learns_the_same_with_the_callback_as_without():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["r_cum", "violation_rate"])
 def test_the_best_model_is_the_one_with_the_best_score(score, tmp_path):
     callback = watched(score=score, best_model_save_path=tmp_path)
@@ -119,6 +120,7 @@ class Count(BaseCallback):
         return True
 
 
+@pytest.mark.slow
 def test_other_callbacks_are_called_as_by_eval_callback():
     new_best, after = Count(), Count()
     callback = watched(callback_on_new_best=new_best, callback_after_eval=after)

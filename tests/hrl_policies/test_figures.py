@@ -81,6 +81,7 @@ def test_seeds_are_brought_to_the_same_steps(comparison):
     assert values == pytest.approx(np.stack([0.3 * steps + k for k in range(3)]))
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_file_of_its_own(runs, drawn, tmp_path):
     assert set(drawn) == {
         "fig_3_purification_gain_len8", "fig_7_learning_curves_len8", "length_and_reward_len8", "pareto_len8",
@@ -113,6 +114,7 @@ def test_equal_runs_give_equal_bytes_that_say_what_they_are_made_from(runs, tmp_
         assert matplotlib.__version__.encode() not in first.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fig_7_learning_curves_len8", "fig_3_purification_gain_len8"])
 def test_every_figure_of_len_shows_floor_and_ceiling(drawn, name):
     assert {"floor of Len", "ceiling of Len", "KuaiRecTwin (own), Max Len 8, repeats allowed"} <= set(
@@ -120,6 +122,7 @@ def test_every_figure_of_len_shows_floor_and_ceiling(drawn, name):
     )
 
 
+@pytest.mark.slow
 def test_learning_curves_are_labelled_by_method(drawn):
     words = words_of(drawn["fig_7_learning_curves_len8"])
     assert {"A2C", "A2C + ips", "Len", "AD", "violation rate", "training steps"} <= set(words)
@@ -139,6 +142,7 @@ def test_rewards_of_training_are_drawn_over_sessions_and_seconds_that_are_known(
     assert sizes["older"] < sizes["known"]
 
 
+@pytest.mark.slow
 def test_purification_is_shown_for_methods_with_several_states_only(drawn):
     words = words_of(drawn["fig_3_purification_gain_len8"])
     assert {"raw states", "ips", "A2C"} <= set(words)
@@ -156,12 +160,14 @@ def test_swept_settings_are_not_taken_for_states(runs, tmp_path):
     assert not any("gamma" in words for words in words_of(tmp_path / "a.svg"))
 
 
+@pytest.mark.slow
 def test_the_frontier_is_drawn_between_groups_and_between_items(drawn):
     words = set(words_of(drawn["pareto_len8"]))
     assert {"Oracle †", "HRL", "frontier of means"} <= words
     assert any("1 - AD" in word for word in words) and any("1 - Gini" in word for word in words)
 
 
+@pytest.mark.slow
 def test_profiles_leave_out_what_was_run_once(drawn):
     words = words_of(drawn["profiles"])
     assert {"A2C", "2 tasks"} <= set(words)

@@ -149,6 +149,7 @@ def test_an_agent_that_did_not_move_has_no_difference_and_stays():
     assert all(evaluation[1:] == (0.0, 0.0, 0.0) for evaluation in callback.evaluations)
 
 
+@pytest.mark.slow
 def test_the_guard_leaves_training_as_it_was():
     plain = ranking().learn(128)
     guarded, callback, held = ranking(), guard(), {}

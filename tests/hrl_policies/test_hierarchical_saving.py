@@ -141,6 +141,7 @@ def test_running_sessions_keep_their_popular_share_from_rollout_to_rollout():
         share[["episode" in info for info in played["infos"]]] = 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     same = [weights(trained({"memory": True}, seed=seed, env=sessions(seed=seed))) for seed in (1, 1, 2)]
     assert not differing(same[0], same[1])

@@ -163,7 +163,7 @@ def test_worlds_are_rows_horizons_are_groups_and_methods_come_in_the_order_of_th
         "15 held-out users",
         "the user's own logs",
         "11, 15, 19",
-        "A2C 480",
+        "A2C 256",
         "Made by: kuaifair x",
     ):
         assert part in text

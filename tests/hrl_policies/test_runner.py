@@ -180,6 +180,7 @@ def test_agents_learn_what_pays():
     assert result.evaluation.engagement.reward_per_step > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [a2c(), td3(), item_agent("sac4ir"), item_agent("dnair")],
@@ -261,6 +262,7 @@ def test_a_resumed_model_is_the_one_that_was_stopped(tmp_path):
     np.testing.assert_array_equal(*(state[0]["exp_avg"].numpy() for state in optimisers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sac", "sac4ir"])
 def test_sac_keeps_its_entropy_weight(tmp_path, name):
     trained = train(item_agent(name), small_pair(), output=tmp_path / "run")
@@ -499,6 +501,7 @@ def test_a_study_has_every_run_once_and_controls_with_one_seed():
     assert {run.session.max_len for run in runs} == {20, 30}
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pair = {"small": small_pair()}
     first = run_study(study()[:3], tmp_path, pair).records

@@ -206,6 +206,7 @@ def test_a_run_folder_with_anothers_belief_is_refused(tmp_path):
         purifier_of(load_run(tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds")
 def test_a_control_serves_in_several_orders_and_is_written_down(kuaifair, tmp_path):
     command = ["serve", "session-quota", *TOY, *SERVE, "--orders", "3", "--max-len", "8", "-o", "out"]

@@ -212,7 +212,7 @@ def test_every_table_carries_its_provenance(records):
         "50 candidates",
         "15 held-out users",
         "11, 15, 19",
-        "A2C 480",
+        "A2C 256",
         "Made by: kuaifair something --seed 11",
     ):
         assert part in text

@@ -533,6 +533,7 @@ def test_a_learner_without_settings_is_explained(installed):
         assert "bare" not in learners()
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_found_and_left_alone_until_it_is_asked_for(tmp_path):
     (tmp_path / "kuaifair_addon.py").write_text(
         "from dataclasses import replace\n"

@@ -55,6 +55,7 @@ def kuairand(adapters: ModuleType, folder: Path, tmp_path_factory: pytest.TempPa
     return adapters.partial_kuairand(folder, cache=tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_partial_kuairand_has_the_published_counts(
     adapters: ModuleType, folder: Path, kuairand: InteractionData
 ) -> None:
@@ -75,6 +76,7 @@ def test_partial_kuairand_has_the_published_counts(
     assert np.median(data.items.shown) == pytest.approx(3_922, rel=0.01)
 
 
+@pytest.mark.slow
 def test_partial_kuairand_keeps_the_order_of_exposures(folder: Path, kuairand: InteractionData) -> None:
     data = kuairand
     early = pd.read_csv(folder / "kuairand_pure_partial" / "exposures_standard_to_4_24.csv.gz")
@@ -86,6 +88,7 @@ def test_partial_kuairand_keeps_the_order_of_exposures(folder: Path, kuairand: I
         np.testing.assert_array_equal(data.train.clicks[begin : begin + len(known)], known.is_click)
 
 
+@pytest.mark.slow
 def test_partial_kuairand_popularity_agrees_with_the_platform(kuairand: InteractionData) -> None:
     data = kuairand
     candidates = np.flatnonzero(data.test.exposures(len(data.items)))

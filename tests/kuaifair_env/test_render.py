@@ -136,5 +136,6 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_importing_is_light_and_matplotlib_comes_with_the_first_picture_and_pyplot_never():
     subprocess.run([sys.executable, "-c", LIGHT], check=True)

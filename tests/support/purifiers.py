@@ -52,7 +52,7 @@ def quick_config(mode: Mode = "profile", **settings: Any) -> PretrainConfig:
 
 
 def learning_config(mode: Mode, seed: int) -> PretrainConfig:
-    """A purifier that has learned tastes in the worlds of ``training_worlds``, in a second."""
+    """A purifier that has learned tastes in the worlds of ``taste_worlds``, in two seconds."""
     return PretrainConfig(
         mode,
         seed=seed,
@@ -69,5 +69,5 @@ def learning_config(mode: Mode, seed: int) -> PretrainConfig:
         calibration_share=0.45,
         exclude_share=0.0,
         windows=WindowSettings(policy_share=0.0),
-        distillation=DistillationConfig(conditions=3_000, width=64, steps=600, batch_size=128),
+        distillation=DistillationConfig(conditions=1_000, width=64, steps=300, batch_size=128),
     )

@@ -62,7 +62,7 @@ def write_report_store(folder: Path, store: Path) -> Path:
     """Copies the runs of one world, and adds an interrupted run and a failed one."""
     shutil.copytree(store / OWN, folder / OWN)
     stopped = a2c(OWN, 23, SessionConfig())
-    result = train(stopped, interrupted_pair(at=40), output=folder / run_folder(stopped))
+    result = train(stopped, interrupted_pair(at=20), output=folder / run_folder(stopped))
     assert not result.complete
     failed = folder / OWN / "td3-len30-k10-seed11.failed"
     failed.mkdir()
@@ -79,7 +79,7 @@ def a2c(world: str, seed: int, session: SessionConfig, purifier: PurifierIdentit
         world,
         seed=seed,
         session=session,
-        total_steps=480,
+        total_steps=256,
         n_envs=8,
         overrides={"n_steps": 8},
         purifier=purifier,

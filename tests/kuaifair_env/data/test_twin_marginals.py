@@ -72,6 +72,7 @@ def test_kuairand_truth_has_the_published_distributions_of_click_rates():
     check("KuaiRand twin, truth", rows)
 
 
+@pytest.mark.slow
 def test_kuairec_truth_has_the_published_rate_at_every_watch_ratio_and_room_for_the_papers_rewards():
     world = build_world(KUAIREC)
     users = world.panel_users[::3]
@@ -563,6 +564,7 @@ def test_kuairec_watch_ratios_and_tables(kuairec):
 # ---------------------------------------------------------------- the stronger setting
 
 
+@pytest.mark.slow
 def test_strong_taste_is_the_same_world_with_more_to_gain_from_knowing_a_user():
     measured, strong = (build_world(twin_config("KuaiRand", taste_strength=level)) for level in ("measured", "strong"))
     rng = np.random.default_rng(0)
