@@ -273,6 +273,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(
     assert re.fullmatch(r"error: \S+ cannot be written: .*; choose another output folder\n", err), err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_worlds")
 @pytest.mark.parametrize(
     ("number", "ctrl_c"),

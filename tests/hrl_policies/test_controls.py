@@ -111,6 +111,7 @@ def test_random_slates_are_uniform_over_items_and_distinct(world):
     assert not np.array_equal(slates[:400], slates[400:800]), "sessions without numbers draw anew at each call"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["random", "pop", "tail", "greedy", "quota", "tolerance", "mean tolerance", "quality", "oracle"]
 )

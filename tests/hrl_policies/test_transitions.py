@@ -354,6 +354,7 @@ def minari(tmp_path, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["embedding", "slate", "item", "collected"])
 @pytest.mark.parametrize("by", ["id", "path"])
 def test_minari_gives_back_what_it_was_given(minari, tmp_path, kind, by):

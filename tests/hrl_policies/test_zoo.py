@@ -107,6 +107,7 @@ def test_agents_train_and_are_evaluated_on_every_test_user(name):
     assert result.evaluation.config["action_mode"] == "embedding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_agents_that_name_items_train_on_purified_states_and_are_evaluated(name, tmp_path):
     save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
@@ -121,6 +122,7 @@ def test_agents_that_name_items_train_on_purified_states_and_are_evaluated(name,
     assert result.policy.policy.head == "embedding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HIERARCHICAL)
 def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path):
     purifier = None
@@ -139,6 +141,7 @@ def test_hierarchical_methods_learn_on_the_states_that_are_theirs(name, tmp_path
     assert isinstance(result.policy.policy, form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["td3", "sac4ir", "dnair", "hrl", "flat", "dorl", "mofir"])
 def test_agents_of_every_kind_learn_with_the_session_clock_on_purified_states(name, tmp_path):
     save_purifier(IPSPurifier(), tmp_path / "p.safetensors")
@@ -194,6 +197,7 @@ def built(name):
     return spec.build(BuildContext(pair, config.session, 11, env, config.policy, config.hyperparameters))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", learners())
 def test_shipped_settings_are_what_the_algorithm_takes_and_its_file_must_hold_numbers(name, tmp_path):
     settings = load_settings(name)

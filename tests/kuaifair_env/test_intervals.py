@@ -152,6 +152,7 @@ def test_false_claims_are_as_rare_as_they_say(seeds, seed_sds, interaction_sd, f
     assert 0.03 <= share <= 0.07
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_sd"), [((10, 10), 0.3), ((5, 5), 0.1)])
 def test_false_claims_are_rare_with_users_who_favour_a_method_under_every_seed(seeds, seed_sd):
     assert 0.03 <= share_of_false_claims(1_000, seeds, (seed_sd, seed_sd), 2.0) <= 0.07

@@ -312,6 +312,7 @@ def log_made_with(scales: Randomisation, world: World, seed: int) -> Interaction
     return replace(log, clicks=rng.random(len(log)) < sigmoid(logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "margin"),
     [("offset", 0.8, 0.2), ("vector", 0.7, 0.15), ("own_level", 0.6, 0.15), ("own_vector", 0.9, 0.3)],
