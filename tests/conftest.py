@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 
 # Imports make some hundred thousand objects that stay. Garbage is first collected when all are there, and without them.
 gc.disable()
@@ -28,11 +27,6 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_finish():
-    if "torch" in sys.modules:
-        from hrl_policies.study import single_threaded
-
-        # As in the commands: optimizers import no compiler, which takes each process of pytest-xdist two seconds.
-        single_threaded()
     gc.freeze()
     gc.enable()
 

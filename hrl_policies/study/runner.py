@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hrl_policies.study.config import RunConfig
@@ -104,43 +101,12 @@ class _Run:
 
 
 def single_threaded() -> None:
-    """Gives torch and BLAS one thread: more cost time with arrays of this size, and ruin it when cores are shared.
-
-    Torch's compiler is imported when somebody compiles, no longer when the first optimizer is made.
-    """
+    """Gives torch and BLAS one thread: more cost time with arrays of this size, and ruin it when cores are shared."""
     import torch
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
     threadpool_limits(limits=1, user_api="blas")
-    if _LateCompiler.NAME not in sys.modules:
-        sys.modules[_LateCompiler.NAME] = torch._dynamo = _LateCompiler(_LateCompiler.NAME)
-
-
-class _LateCompiler(ModuleType):
-    """Stands for ``torch._dynamo`` until somebody compiles.
-
-    Optimizers import that package, 800 modules that take two seconds, only to say that they are not to be compiled. It
-    answers that, and gets whatever else is asked of it from the package, which then takes its place.
-    """
-
-    NAME = "torch._dynamo"
-
-    def graph_break(self, msg: str = "") -> None:
-        """Ends a compiled part; nothing is compiled yet."""
-
-    def disable(self, fn: Callable[..., Any] | None = None, recursive: bool = True, **options: Any) -> Any:
-        """Returns the function as it is, if it is one of torch's own, which is asked for without a wrapper."""
-        if fn is not None and options == {"wrapping": False}:
-            return fn
-        return self.__getattr__("disable")(fn, recursive, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":
-            raise AttributeError(name)
-        if sys.modules.get(self.NAME) is self:
-            del sys.modules[self.NAME]
-        return getattr(import_module(self.NAME), name)
 
 
 def train(

@@ -319,35 +319,6 @@ def test_single_threaded_holds_for_blas_too():
     assert counts and set(counts) == {1}
 
 
-COMPILED = """
-import sys
-import torch
-from hrl_policies.study import single_threaded
-
-single_threaded()
-weight = torch.nn.Parameter(torch.ones(3))
-optimizer = torch.optim.SGD([weight], lr=0.5)
-weight.sum().backward()
-optimizer.step()
-print(weight.tolist(), "torch._dynamo.eval_frame" in sys.modules)
-captured = []
-double = torch.compile(lambda x: 2 * x, backend=lambda graph, inputs: captured.append(graph) or graph.forward)
-print(double(torch.ones(2)).tolist(), len(captured), torch._dynamo is sys.modules["torch._dynamo"])
-optimizer.step()
-print(weight.tolist(), torch._dynamo.config.__name__)
-"""
-
-
-@pytest.mark.slow
-def test_training_imports_no_compiler_and_whoever_compiles_has_it():
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.splitlines() == [
-        "[0.5, 0.5, 0.5] False",
-        "[2.0, 2.0] 1 True",
-        "[0.0, 0.0, 0.0] torch._dynamo.config",
-    ]
-
-
 def test_a_subclass_that_hands_arguments_on_keeps_the_hyperparameters_of_its_base():
     from stable_baselines3 import A2C
 
