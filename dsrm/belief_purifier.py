@@ -269,6 +269,8 @@ class BeliefObservations(SessionObservations):
 class RunningBeliefs:
     """What is known of ``B`` running sessions, and what all users share of it.
 
+    Where tastes drift it forgets as fast (:func:`~dsrm.belief.evidence_kept`), by the rate in the sessions' settings.
+
     Args:
         purifier: The purifier.
         belief: What all sessions share.
