@@ -17,16 +17,15 @@ from typing import Any, cast
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from manager_room import GREEDY, ORACLE, SEED, UNTRAINED, Row, evaluated, table, untrained
-from worlds import argument_parser, open_worlds, write_section
+from worlds import argument_parser, open_worlds, start_of_dsrm_hrl, write_section
 
 from dsrm.belief import evidence_kept
 from dsrm.candidates import CandidatePurifier
-from dsrm.purifier import load_purifier
 from dsrm.session_evidence import SessionEvidence
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.controls import Oracle, QuotaGreedy
 from hrl_policies.study import single_threaded
-from hrl_policies.worlds import WorldPair, cached_purifier
+from hrl_policies.worlds import WorldPair
 from kuaifair_env import SessionConfig
 from kuaifair_env.batch import SessionBatch
 
@@ -97,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
-    start = cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
+    start = start_of_dsrm_hrl(pair)
     write_section(arguments.results, "drift.md", page(pair, start, arguments))
 
 

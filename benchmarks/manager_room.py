@@ -21,16 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds import argument_parser, cell, open_worlds, write_section
+from worlds import argument_parser, cell, open_worlds, start_of_dsrm_hrl, write_section
 
 from dsrm.candidates import CandidatePurifier
-from dsrm.purifier import load_purifier
 from hrl_policies.belief_controls import BeliefQuota
 from hrl_policies.controls import Oracle, QuotaGreedy
 from hrl_policies.hrl_ppo import HierarchicalPPO
 from hrl_policies.study import single_threaded
 from hrl_policies.study.statistics import mean_interval
-from hrl_policies.worlds import WorldPair, cached_purifier, purified_sessions
+from hrl_policies.worlds import WorldPair, purified_sessions
 from kuaifair_env import EvaluationResult, SessionConfig, evaluate
 from kuaifair_env.batch import SessionBatch
 from kuaifair_env.data.schema import BoolArray
@@ -250,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
-    start = cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
+    start = start_of_dsrm_hrl(pair)
     write_section(arguments.results, "manager_room.md", page(pair, start, arguments))
 
 

@@ -27,15 +27,14 @@ from numpy.typing import NDArray
 from serving import N_ENVS, users_of
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from worlds import argument_parser, cell, open_worlds, short_name, write_section
+from worlds import argument_parser, cell, open_worlds, short_name, start_of_dsrm_hrl, write_section
 
 from dsrm.candidates import CANDIDATE_FEATURES, SESSION_FEATURES, CandidatePurifier
-from dsrm.purifier import load_purifier
 from hrl_policies.guard import validation_sessions
 from hrl_policies.hrl_ppo import HierarchicalPPO, RankingPolicy
 from hrl_policies.hrl_ppo.ranking import CandidateRanker
 from hrl_policies.study import single_threaded
-from hrl_policies.worlds import SEED_LIMIT, WorldPair, cached_purifier, purified_sessions, training_sessions
+from hrl_policies.worlds import SEED_LIMIT, WorldPair, purified_sessions, training_sessions
 from hrl_policies.zoo.settings import shipped_settings
 from kuaifair_env import SessionConfig, evaluate, serve
 from kuaifair_env.files import write_text_atomically
@@ -388,7 +387,7 @@ def main() -> None:
     arguments = parser.parse_args()
     single_threaded()
     pair = open_worlds(arguments.world, arguments.data)
-    start = cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
+    start = start_of_dsrm_hrl(pair)
     sections: dict[str, dict[str, list[str]]] = {}
     for repeats in arguments.repeats:
         setting = Setting(

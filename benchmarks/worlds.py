@@ -7,14 +7,16 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import numpy as np
 from partial_data import KUAIRAND_FOLDER, KUAIREC_FOLDER, partial_kuairand, partial_kuairec
 
-from hrl_policies.worlds import WorldPair, load_worlds
+from dsrm.candidates import CandidatePurifier
+from dsrm.purifier import load_purifier
+from hrl_policies.worlds import WorldPair, cached_purifier, load_worlds
 from kuaifair_env.data import InteractionData
 from kuaifair_env.embeddings import cached_embeddings
 from kuaifair_env.files import write_text_atomically
@@ -54,6 +56,11 @@ def open_worlds(name: str, data: Path | None = None) -> WorldPair:
     if name == "kuairec":
         return worlds_of_data(PARTIAL[name], partial_kuairec(data / KUAIREC_FOLDER))
     return replay_worlds(PARTIAL[name], partial_kuairand(data / KUAIRAND_FOLDER), name.endswith("-all"))
+
+
+def start_of_dsrm_hrl(pair: WorldPair) -> CandidatePurifier:
+    """Returns DSRM-HRL's purifier, which its agent starts from; it is made once and kept in the cache."""
+    return cast(CandidatePurifier, load_purifier(cached_purifier(pair.train, "candidates")))
 
 
 def worlds_of_data(name: str, data: InteractionData) -> WorldPair:
