@@ -212,7 +212,7 @@ class RunningCandidates(RunningBeliefs):
         logits = beliefs.logits(converged=self._evidence.take(), out=self._scores)
         if explores:
             logits.addcmul_(self._belief.shared.deviation, self._draws, value=self._noise)
-        popular_taste = popular_share(logits[:, self._taste_items], self._taste_popular).numpy()
+        popular_taste = popular_share(logits.index_select(1, self._taste_items), self._taste_popular).numpy()
         self._tolerance.start(begun, popular_taste[begun])
         allowed = self.batch.simulator.allowed
         candidates, values = self._best(logits, allowed)

@@ -24,7 +24,7 @@ _FIRST_WIDTH = 32
 _OF_ITEMS = ("_items", "_rows", "_shows", "_clicks", "_linear", "_offsets", "_curvatures")
 _OF_SESSIONS = ("_slots", "_counts", "_means", "_inverses", "_ages", "_log_odds")
 _WARM_STEPS, _MAX_STEPS = 8, 100
-_CLOSE = 0.005
+_CLOSE = 0.01
 """Log-odds that warm steps may leave between a posterior and its mode."""
 _CONTRACTION = torch.tensor(0.1)
 _MAX_HALVINGS = 12
@@ -251,9 +251,7 @@ class OwnLevel:
         self._log_odds[rows] += torch.zeros_like(base).masked_scatter_(again, ratios).sum(1)
         known = self._steady
         self._set_variances()
-        changed = torch.nonzero(self._steady != known)[:, 0]
-        if len(changed):
-            self._rebuild(changed, max(int(self._counts.max()), 1))
+        self._ages[self._steady != known] = _REBUILD_AFTER  # all weights change, not a few
 
     def update(self, base: Tensor) -> None:
         """Moves all posteriors towards their modes by a few warm-started steps.
@@ -443,10 +441,11 @@ class OwnLevel:
             near = bool((gain * torch.minimum(gain / last_gain, _CONTRACTION) <= enough).all())
             last_gain = gain.clamp(min=_TINY)
             along = self._predicted(features, direction)
-            far = gain * extent > _SURE_GAIN
-            if bool(far.any()):
-                length = self._step_lengths(prior, linear, offsets, shows, clicks, direction, along, far)
-                direction, along = length * direction, length * along
+            far = torch.nonzero(gain * extent > _SURE_GAIN)[:, 0]
+            if len(far):
+                lengths = self._step_lengths(far, prior + linear, offsets, along, direction)
+                direction[far] *= lengths
+                along[far] *= lengths
             linear, self._means = linear + along, self._means + direction
             offsets = posterior_offsets(prior + linear, shows, clicks, self._variances, offsets, last_step)
             if near:  # what the last step left is far smaller than the step
@@ -461,26 +460,28 @@ class OwnLevel:
         direction = (gradient[:, None, :] @ self._inverses)[:, 0]
         return direction, (gradient * direction).sum(1)
 
-    def _step_lengths(
-        self,
-        prior: Tensor,
-        linear: Tensor,
-        offsets: Tensor,
-        shows: Tensor,
-        clicks: Tensor,
-        direction: Tensor,
-        along: Tensor,
-        far: Tensor,
-    ) -> Tensor:
-        """Returns ``(B, 1)``, by how much of a step each session that is ``far`` from its mode gets closer to it."""
-        value = self._objective(prior + linear, shows, clicks, offsets, self._means)
+    def _step_lengths(self, far: Tensor, logits: Tensor, offsets: Tensor, along: Tensor, direction: Tensor) -> Tensor:
+        """Returns ``(n, 1)``, by how much of a step sessions that are far from their mode get closer to it.
+
+        Args:
+            far: ``int64 (n,)``, their rows.
+            logits: ``(B, width)``, log-odds without the offsets, before the step.
+            offsets: ``(B, width)``, before the step.
+            along: ``(B, width)``, what a whole step adds to ``logits``.
+            direction: ``(B, d + 1)``, a whole step.
+        """
+        width = logits.shape[1]
+        shows, clicks, variances = self._shows[far, :width], self._clicks[far, :width], self._variances[far]
+        logits, offsets, along = logits[far], offsets[far], along[far]
+        means, direction = self._means[far], direction[far]
+        value = _objective(logits, shows, clicks, offsets, means, variances)
         lowest = value - 4 * torch.finfo(value.dtype).eps * (1.0 + value.abs())
         length = torch.ones_like(value)[:, None]
         for _ in range(_MAX_HALVINGS):
-            logits = torch.addcmul(prior + linear, length, along)
-            moved = posterior_offsets(logits, shows, clicks, self._variances, offsets)
-            reached = self._objective(logits, shows, clicks, moved, torch.addcmul(self._means, length, direction))
-            worse = far & (reached < lowest)
+            moved = torch.addcmul(logits, length, along)
+            offsets = posterior_offsets(moved, shows, clicks, variances, offsets)
+            reached = _objective(moved, shows, clicks, offsets, torch.addcmul(means, length, direction), variances)
+            worse = reached < lowest
             if not worse.any():
                 return length
             length = torch.where(worse[:, None], length / 2, length)
@@ -491,12 +492,6 @@ class OwnLevel:
         # A product with rows in front is twice as fast as one with columns behind.
         return ((self._widths * means)[:, None, :] @ features.mT)[:, 0]
 
-    def _objective(self, logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
-        """Returns ``(B,)``, the log posterior up to a constant, given log-odds without the offsets."""
-        logits = logits + offsets
-        fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * self._variances.clamp(min=_TINY))
-        return fit.sum(1) - (means**2).sum(1) / 2
-
     def _follow_curvature(self, curvatures: Tensor, exact: bool) -> None:
         """Brings the inverses up to date with curvatures ``n p (1 - p)`` of the shown items, ``(B, width)``."""
         width = curvatures.shape[1]
@@ -505,6 +500,9 @@ class OwnLevel:
             known.copy_(curvatures)
             self._rebuild(torch.arange(len(known)), width)
             return
+        self._ages += 1
+        old = torch.nonzero(self._ages > _REBUILD_AFTER)[:, 0]
+        known[old] = curvatures[old]
         change = linear_weights(curvatures, self._variances) - linear_weights(known, self._variances)
         places = change.abs().topk(min(_CHANGED_ITEMS, width), dim=1).indices
         known.scatter_(1, places, curvatures.gather(1, places))
@@ -514,10 +512,7 @@ class OwnLevel:
         solved = scaled @ self._inverses
         inner = torch.eye(places.shape[1], dtype=change.dtype) + change * (solved @ scaled.mT)
         self._inverses.baddbmm_(solved.mT, torch.linalg.solve(inner, change * solved), alpha=-1)
-        self._ages += 1
-        old = torch.nonzero(self._ages > _REBUILD_AFTER)[:, 0]
         if len(old):
-            known[old] = curvatures[old]
             self._rebuild(old, width)
 
     def _rebuild(self, rows: Tensor, width: int) -> None:
@@ -532,3 +527,12 @@ class OwnLevel:
 def _curvatures(shows: Tensor, probability: Tensor) -> Tensor:
     """Returns ``n p (1 - p)``."""
     return shows * torch.addcmul(probability, probability, probability, value=-1)
+
+
+def _objective(
+    logits: Tensor, shows: Tensor, clicks: Tensor, offsets: Tensor, means: Tensor, variances: Tensor
+) -> Tensor:
+    """Returns ``(B,)``, the log posterior up to a constant, given log-odds without the offsets."""
+    logits = logits + offsets
+    fit = clicks * logits - shows * softplus(logits) - offsets**2 / (2 * variances.clamp(min=_TINY))
+    return fit.sum(1) - (means**2).sum(1) / 2

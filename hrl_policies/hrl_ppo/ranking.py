@@ -104,7 +104,7 @@ class CandidateRanker(nn.Module):
         # The first layer of a network over both, of which the session's part is computed once for all candidates.
         self.of_candidate = nn.Linear(len(CANDIDATE_FEATURES), width)
         self.of_session = nn.Linear(n_session, width, bias=False)
-        self.rest = nn.Sequential(nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         _zero_last(self.rest)
         self.critic = nn.Sequential(*create_mlp(n_session + 1, 1, [width, width], nn.Tanh))
         self.cost_critic = nn.Sequential(*create_mlp(n_session + 1, 1, [width, width], nn.Tanh))
@@ -155,7 +155,7 @@ class CountRanker(nn.Module):
         n_inputs = len(COUNT_FEATURES) - 1 + _COUNT_INPUTS
         self.of_count = nn.Linear(n_inputs, width)
         self.of_session = nn.Linear(n_session, width, bias=False)
-        self.rest = nn.Sequential(nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         _zero_last(self.rest)
         self.critic = nn.Sequential(*create_mlp(n_session + n_inputs * (slate_size + 1), 1, [width, width], nn.Tanh))
 

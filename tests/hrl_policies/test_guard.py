@@ -95,9 +95,9 @@ def test_an_agent_that_was_harmed_ends_as_it_started_bit_by_bit(harm, seeds):
         start = parameters(model)
         validation = validation_sessions(KNOWN, SLATES, 99, purifier=OF_KNOWN, randomisation=None)
         callback = GuardCallback(validation, sessions_per_unit=4, n_eval_episodes=2)
-        model.learn(512, callback=callback)
+        model.learn(1024, callback=callback)
         assert callback.kept == START
-        assert [evaluation.timesteps for evaluation in callback.evaluations] == [256, 512]
+        assert [evaluation.timesteps for evaluation in callback.evaluations] == [512, 1024]
         # Optimisers too: at the start they remember nothing.
         assert same(parameters(model), start)
         last.append(callback.evaluations[-1].difference)
