@@ -2,9 +2,9 @@
 
     python docs/tools/readme.py
 
-The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of log_trust.csv.gz and the pages
-serving_kuairand_allow.md and serving_kuairand_forbid.md beside it (serving); differences are those of the pages. The
-address is ``Repository`` of pyproject.toml: change it there, then run this.
+The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of the pages serving_kuairand_allow.md and
+serving_kuairand_forbid.md beside it (serving); differences are those of the pages. The address is ``Repository`` of
+pyproject.toml: change it there, then run this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from scipy.special import stdtrit
 README, SUMMARY = ROOT / "README.md", ROOT / "docs" / "results" / "summary.md"
 RESULTS = ROOT / "docs" / "results"
 FROZEN, SERVING = (RESULTS / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
-TRUST, SHIPPED = RESULTS / "log_trust.csv.gz", "0.25"
 METHODS = {
     "oracle": "Oracle (knows each user)",
     "quality-oracle": "QualityOracle (knows each item, and no user)",
@@ -41,7 +40,7 @@ SERVED = {
     "Oracle": "Oracle",
     "QualityOracle": "QualityOracle",
     "DSRM-HRL": "**DSRM-HRL**",
-    None: "its rule without networks",
+    "BeliefQuota, items by features": "its rule without networks",
     "BeliefQuota": "BeliefQuota",
     "ItemQuota": "ItemQuota",
     "SessionQuota": "SessionQuota",
@@ -49,7 +48,7 @@ SERVED = {
     "QuotaGreedy": "QuotaGreedy",
     "A2C + fairness": "A2C with a fairness reward, learning by gradient (one training seed)",
 }
-"""Rows of the serving table, by what the pages of services call them; None is what :data:`TRUST` has."""
+"""Rows of the serving table, by what the pages of services call them."""
 REPEATS = ("allow", "forbid")
 Service = tuple[str, str, int]
 
@@ -81,7 +80,7 @@ Figures = dict[tuple[str, str], list[float]]
 
 def results() -> str:
     """Returns both tables."""
-    frozen = _figures(FROZEN, "method", {})
+    frozen = _frozen()
     lines = [
         "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | violation rate | R_cum, repeats forbidden "
         "| violation rate |",
@@ -106,11 +105,8 @@ def results() -> str:
     return "\n".join(lines)
 
 
-def _served(agent: str | None, repeats: str) -> tuple[str, str]:
+def _served(agent: str, repeats: str) -> tuple[str, str]:
     """Returns the number of orders and R_cum of an agent that serves; both empty where it was not run."""
-    if agent is None:
-        values = _figures(TRUST, "scale", {"world": WORLD})["r_cum"][SHIPPED, repeats]
-        return str(len(values)), _cell(values)
     rows = _rows(RESULTS / f"serving_kuairand_{repeats}.md", "### Serving")
     row = next((row for row in rows if row["agent"].removesuffix(" †") == agent), None)
     if row is None:
@@ -119,14 +115,13 @@ def _served(agent: str | None, repeats: str) -> tuple[str, str]:
     return row["orders"], f"{estimate:.2f}" + (f" ± {(interval[1] - interval[0]) / 2:.2f}" if interval else "")
 
 
-def _figures(path: Path, row: str, wanted: dict[str, str]) -> dict[str, Figures]:
-    """Returns figures of a table by column, then by row and repeats; one for each seed or order."""
+def _frozen() -> dict[str, Figures]:
+    """Returns frozen figures by column, then by method and repeats; one for each seed."""
     figures: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
+    with gzip.open(FROZEN, "rt", encoding="utf-8", newline="") as stream:
         for line in csv.DictReader(stream):
-            if all(line[name] == value for name, value in wanted.items()):
-                for name in ("r_cum", "violation_rate") if "violation_rate" in line else ("r_cum",):
-                    figures[name][line[row], line["repeats"]].append(float(line[name]))
+            for name in ("r_cum", "violation_rate"):
+                figures[name][line["method"], line["repeats"]].append(float(line[name]))
     return figures
 
 
@@ -171,7 +166,7 @@ def _frozen_part(left: str | None, service: Service | None, repeats: str) -> str
 def _served_part(service: Service, repeats: str) -> str:
     if service != WEIGHED:
         return _of_services(service, repeats, "serving")
-    rows = _rows(_page_of(TRUST), "## Serving in other worlds")
+    rows = _rows(RESULTS / "log_trust.md", "## Serving in other worlds")
     return next(row["difference"] for row in rows if (row["world"], row["repeats"]) == (WORLD, repeats))
 
 
