@@ -2,9 +2,9 @@
 
     python docs/tools/readme.py
 
-The tables are made of docs/results/claims_kuairand.csv.gz (frozen), and of the pages serving_kuairand_allow.md and
-serving_kuairand_forbid.md beside it (serving); differences are those of the pages. The address is ``Repository`` of
-pyproject.toml: change it there, then run this.
+The tables are made of docs/results/claims_kuairand.csv.gz and baselines_kuairand.csv.gz (frozen), and of the pages
+serving_kuairand_allow.md and serving_kuairand_forbid.md beside them (serving); differences are those of the pages. The
+address is ``Repository`` of pyproject.toml: change it there, then run this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from scipy.special import stdtrit
 
 README, SUMMARY = ROOT / "README.md", ROOT / "docs" / "results" / "summary.md"
 RESULTS = ROOT / "docs" / "results"
-FROZEN, SERVING = (RESULTS / f"{name}_kuairand.csv.gz" for name in ("claims", "preference_services"))
+FROZEN, BASELINES, SERVING = (
+    RESULTS / f"{name}_kuairand.csv.gz" for name in ("claims", "baselines", "preference_services")
+)
 METHODS = {
     "oracle": "Oracle (knows each user)",
     "quality-oracle": "QualityOracle (knows each item, and no user)",
@@ -35,7 +37,18 @@ METHODS = {
     "quota-greedy": "QuotaGreedy (half popular, half not, by predicted clicks)",
     "a2c+fair": "A2C with a fairness reward",
 }
-"""Rows of the frozen table, by method."""
+"""Rows of the frozen table of :data:`FROZEN`, by method."""
+OTHERS = {
+    "sac4ir": "SAC4IR",
+    "a2c": "A2C",
+    "bcq": "BCQ",
+    "dnair": "DNaIR",
+    "td3": "TD3",
+    "dorl": "DORL",
+    "flat": "FLAT: one level on purified states",
+    "mofir": "MOFIR",
+}
+"""Rows after these, of :data:`BASELINES`."""
 SERVED = {
     "Oracle": "Oracle",
     "QualityOracle": "QualityOracle",
@@ -80,19 +93,12 @@ Figures = dict[tuple[str, str], list[float]]
 
 def results() -> str:
     """Returns both tables."""
-    frozen = _frozen()
     lines = [
         "| partial KuaiRand-Pure, frozen | seeds | R_cum, repeats allowed | violation rate | R_cum, repeats forbidden "
         "| violation rate |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, title in METHODS.items():
-        cells = [
-            f"{_cell(frozen['r_cum'][name, repeats])} | {statistics.fmean(frozen['violation_rate'][name, repeats]):.2f}"
-            for repeats in REPEATS
-        ]
-        seeds = ", ".join(dict.fromkeys(str(len(frozen["r_cum"][name, repeats])) for repeats in REPEATS))
-        lines.append(f"| {title} | {seeds} | {' | '.join(cells)} |")
+    lines += [*_frozen_rows(FROZEN, METHODS), *_frozen_rows(BASELINES, OTHERS)]
     lines += [
         "",
         "| partial KuaiRand-Pure, serving 1,000 users | orders | R_cum, repeats allowed | R_cum, repeats forbidden |",
@@ -115,14 +121,20 @@ def _served(agent: str, repeats: str) -> tuple[str, str]:
     return row["orders"], f"{estimate:.2f}" + (f" ± {(interval[1] - interval[0]) / 2:.2f}" if interval else "")
 
 
-def _frozen() -> dict[str, Figures]:
-    """Returns frozen figures by column, then by method and repeats; one for each seed."""
+def _frozen_rows(path: Path, methods: dict[str, str]) -> list[str]:
+    """Returns the rows of some methods in the frozen table."""
     figures: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
-    with gzip.open(FROZEN, "rt", encoding="utf-8", newline="") as stream:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
         for line in csv.DictReader(stream):
             for name in ("r_cum", "violation_rate"):
                 figures[name][line["method"], line["repeats"]].append(float(line[name]))
-    return figures
+    rows = []
+    for name, title in methods.items():
+        rewards, rates = ([figures[figure][name, repeats] for repeats in REPEATS] for figure in figures)
+        seeds = ", ".join(dict.fromkeys(str(len(values)) for values in rewards))
+        cells = [f"{_cell(r)} | {statistics.fmean(v):.2f}" for r, v in zip(rewards, rates, strict=True)]
+        rows.append(f"| {title} | {seeds} | {' | '.join(cells)} |")
+    return rows
 
 
 def _cell(values: list[float]) -> str:
