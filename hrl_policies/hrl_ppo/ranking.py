@@ -102,6 +102,7 @@ class CandidateRanker(nn.Module):
         self.register_buffer("session_scales", _scales(SESSION_FEATURES))
         n_session = len(SESSION_FEATURES)
         # The first layer of a network over both, of which the session's part is computed once for all candidates.
+        # ReLU: over all candidates, tanh takes longer than the layers' products.
         self.of_candidate = nn.Linear(len(CANDIDATE_FEATURES), width)
         self.of_session = nn.Linear(n_session, width, bias=False)
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
