@@ -521,7 +521,7 @@ def save_figure(figure: Figure, path: str | Path, about: str = "") -> None:
 
 
 def _reduce_colours(path: Path) -> None:
-    """Rewrites a PNG with a palette of 256 colours, a third of its size; its texts and resolution stay."""
+    """Rewrites a PNG with a palette of 128 colours, a third of its size or less; its texts and resolution stay."""
     from PIL import Image, PngImagePlugin
 
     with Image.open(path) as image:
@@ -529,5 +529,5 @@ def _reduce_colours(path: Path) -> None:
         for name, text in image.info.items():
             if isinstance(name, str) and isinstance(text, str):
                 texts.add_text(name, text)
-        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
         palette.save(path, "PNG", optimize=True, pnginfo=texts, dpi=image.info["dpi"])
