@@ -287,10 +287,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(503)
             return
         if manner == "circle":
+            self.server.plan.insert(0, "circle")  # before the answer, which the next request may follow at once
             self.send_response(302)
             self.send_header("Location", self.path)
             self.end_headers()
-            self.server.plan.insert(0, "circle")
             return
         if manner.startswith("to "):
             self.send_response(302)
