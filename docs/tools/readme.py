@@ -130,9 +130,11 @@ def _frozen_rows(path: Path, methods: dict[str, str]) -> list[str]:
                 figures[name][line["method"], line["repeats"]].append(float(line[name]))
     rows = []
     for name, title in methods.items():
-        rewards, rates = ([figures[figure][name, repeats] for repeats in REPEATS] for figure in figures)
-        seeds = ", ".join(dict.fromkeys(str(len(values)) for values in rewards))
-        cells = [f"{_cell(r)} | {statistics.fmean(v):.2f}" for r, v in zip(rewards, rates, strict=True)]
+        keys = [(name, repeats) for repeats in REPEATS]
+        seeds = ", ".join(dict.fromkeys(str(len(figures["r_cum"][key])) for key in keys))
+        cells = [
+            f"{_cell(figures['r_cum'][key])} | {statistics.fmean(figures['violation_rate'][key]):.2f}" for key in keys
+        ]
         rows.append(f"| {title} | {seeds} | {' | '.join(cells)} |")
     return rows
 
