@@ -277,8 +277,9 @@ def page(pair: WorldPair, found: Sequence[Services], arguments: Namespace, pictu
         "",
         *serving_table(found),
         "",
-        "Brackets: Student's 95 % interval over orders of the users. Agents that learn nothing do the same in every "
-        "order, so that one is played. Other users: those whom the service does not meet, first order.",
+        "Brackets: Student's 95 % interval over orders of the users; differences are over the orders that both served. "
+        "Agents that learn nothing do the same in every order, so that one is played. Other users: those whom the "
+        "service does not meet, first order.",
         "",
         f"![Curves over sessions served]({picture})",
         "",
